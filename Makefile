@@ -1,0 +1,48 @@
+# `make demo` and `make test` need Python 3.11 to 3.13 with pip, and set up the rest in a virtual environment of their own.
+# Another Python: make PYTHON=python3.12 ...   Another place: make VENV=/path ...
+
+VENV ?= .venv
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c "$(SUPPORTED)" >/dev/null 2>&1 && echo $$p && break; done)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test test-slow lint format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
+
+demo: $(STAMP)  ## Train a reward model and a policy on embedded data, in about three minutes; see runs/demo
+	$(BIN)/lit-rlhf demo
+
+test: lint  ## Lint, types, layers and the default test suite
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(STAMP)  ## Learning curves and other tests that take minutes each
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
+
+lint: $(STAMP)  ## Style, format, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# Made once, and again when the dependencies change. A half-made environment has no stamp, and is finished then.
+# Where Python lacks the venv module (Debian splits it off), pip fetches virtualenv, used from a directory of its own.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "lit_rlhf needs Python 3.11, 3.12 or 3.13 on the PATH, or make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv \
+		&& PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV) && rm -rf $(VENV)-bootstrap; }
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Runs on real input and comparisons with other systems; not part of the installed package."""

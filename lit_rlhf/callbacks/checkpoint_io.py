@@ -1,0 +1,200 @@
+"""Checkpoint files that are whole or not there: written beside their place, synced, moved over in one step."""
+
+import os
+import pickle
+import shutil
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+
+from lit_rlhf.errors import CheckpointError
+
+COMPLETE_MARKER = ".complete"
+"""Written last into a checkpoint that is a directory (sharded strategies): without it the directory is torn."""
+
+_TEMPORARY = ".tmp"
+_HOST = socket.gethostname().replace(".", "_")
+_DAY = 24 * 3600.0
+_UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint so that a kill, a power cut or a full disk leaves the last good file untouched.
+
+    The bytes go to a temporary file in the same directory and are synced to disk, read back (structure and types, not
+    the tensors) as `torch.load(weights_only=True)` will, and replace the old file in one step; then the directory is
+    synced. Loads with `weights_only=True` unless told otherwise. Remote paths (`s3://`) are left to the base class.
+
+    Use it as `Trainer(plugins=[AtomicCheckpointIO()])`; `IterationCheckpoint` installs it by itself.
+
+    Raises:
+        CheckpointError: The file can't be written or wouldn't load again (on saving), or is missing or torn (on loading).
+
+    Example:
+        >>> import tempfile
+        >>> io, path = AtomicCheckpointIO(), Path(tempfile.mkdtemp()) / "a.ckpt"
+        >>> io.save_checkpoint({"step": 3}, path)
+        >>> io.load_checkpoint(path)
+        {'step': 3}
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`, whole or not at all."""
+        if storage_options is not None or _is_remote(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_files(target.parent)
+        with _temporary_beside(target) as temporary:
+            _write(checkpoint, temporary, target)
+            _check_loads_again(temporary, target)
+            temporary.replace(target)
+        _sync_directory(target.parent)
+
+    def load_checkpoint(
+        self,
+        path: _PATH,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint; with `weights_only=None` nothing but tensors and plain values is unpickled."""
+        if not _is_remote(path) and not Path(path).exists():
+            raise CheckpointError(f"There is no checkpoint at {path}. Give --ckpt_path an existing file, or 'last'.")
+        try:
+            return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
+        except _UNREADABLE as error:
+            raise CheckpointError(
+                f"The checkpoint {path} can't be read: {_first_line(error)} It is torn, or was not written by this library. "
+                "With IterationCheckpoint among trainer.callbacks, --ckpt_path last takes the newest one that is whole."
+            ) from error
+
+
+def checkpoint_problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint file or directory, or None where it loads completely.
+
+    Files are checked to the last byte (the archive's checksums, which `torch.load` doesn't look at), and unpickled
+    without their tensors.
+
+    Example:
+        >>> checkpoint_problem(Path("/nowhere/iteration-00000001.ckpt"))
+        'it does not exist'
+    """
+    if path.is_dir():
+        return None if (path / COMPLETE_MARKER).exists() else f"it has no {COMPLETE_MARKER}: writing it was interrupted"
+    if not path.exists():
+        return "it does not exist"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            return f"the checksum of its part {damaged} is wrong"
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except _UNREADABLE as error:
+        return _first_line(error)
+    return None
+
+
+def mark_complete(directory: Path) -> None:
+    """Record that all parts of a checkpoint directory are written."""
+    with (directory / COMPLETE_MARKER).open("wb") as file:
+        os.fsync(file.fileno())
+    _sync_directory(directory)
+
+
+def remove_stale_files(directory: Path) -> None:
+    """Remove temporary files that processes which are no more left in a directory."""
+    for file in directory.glob(f".*{_TEMPORARY}"):
+        host, _, pid = file.name.removesuffix(_TEMPORARY).rpartition(".")[2].rpartition("-")
+        if not pid.isdigit():
+            continue
+        dead = host == _HOST and not _is_alive(int(pid))
+        if dead or time.time() - file.lstat().st_mtime > _DAY:
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary_beside(target: Path) -> Iterator[Path]:
+    temporary = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}{_TEMPORARY}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        free = shutil.disk_usage(target.parent).free / 2**20
+        raise CheckpointError(
+            f"The checkpoint {target} can't be written: {error.strerror or error}. {free:.0f} MiB are free there; this one "
+            f"needs about {_mebibytes(checkpoint):.0f}. Checkpoints written before are untouched: make room (a lower "
+            "keep_last) or set dirpath to another disk, and go on with --ckpt_path last."
+        ) from error
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise _not_plain(target, error) from error
+
+
+def _check_loads_again(temporary: Path, target: Path) -> None:
+    try:
+        torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
+    except _UNREADABLE as error:
+        raise _not_plain(target, error) from error
+
+
+def _not_plain(target: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {target} would not load again with weights_only=True: {_last_line(error)} State (extra_state of the "
+        "module, state_dict of callbacks and data, hyper-parameters) must be tensors and plain numbers, strings, lists and "
+        "dicts."
+    )
+
+
+def _mebibytes(value: object) -> float:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size() / 2**20
+    if isinstance(value, dict):
+        return sum(map(_mebibytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_mebibytes, value))
+    return 0.0
+
+
+def _sync_directory(directory: Path) -> None:
+    # A rename is on disk once its directory is.
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_remote(path: _PATH) -> bool:
+    return "://" in str(path)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".") + "."

@@ -1,0 +1,5 @@
+"""The command line: `lit-rlhf COMMAND ...`, the same as `python -m lit_rlhf`."""
+
+from lit_rlhf.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,63 @@
+"""Dispatch of the command line. Heavy imports wait until a command is known, so that help answers at once."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lit_rlhf import __version__
+from lit_rlhf.errors import LitRLHFError
+
+COMMANDS = {
+    "fit": ("lit_rlhf.cli.training", "Train: lit-rlhf fit -c configs/reward/lora.yaml [--key value ...]"),
+    "validate": ("lit_rlhf.cli.training", "Evaluate on the validation set of a configuration"),
+    "test": ("lit_rlhf.cli.training", "Evaluate on its test set"),
+    "predict": ("lit_rlhf.cli.training", "Scores or completions for its prediction set"),
+    "export": ("lit_rlhf.cli.export", "Turn a checkpoint into a directory that transformers loads"),
+    "score": ("lit_rlhf.cli.score", "Score completions with a reward model"),
+    "generate": ("lit_rlhf.cli.generate", "Sample completions from a policy"),
+    "demo": ("lit_rlhf.cli.demo", "SFT, reward model and PPO on a synthetic world, in about three minutes on a CPU"),
+}
+"""Each command's module, whose `run(args)` gets the whole command line, and its line in the help."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        args: The command line without the program's name; default: that of this process.
+
+    Raises:
+        SystemExit: With status 2 after an error that the user can mend, whose message goes to standard error.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())  # noqa: T201
+        return
+    if words[0] == "--version":
+        print(f"lit-rlhf {__version__}")  # noqa: T201
+        return
+    if words[0] not in COMMANDS:
+        print(f"lit-rlhf: no command {words[0]!r}.\n\n{usage()}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2)
+    try:
+        import_module(COMMANDS[words[0]][0]).run(words)
+    except LitRLHFError as error:
+        print(f"\nlit-rlhf {words[0]}: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from error
+
+
+def usage() -> str:
+    """The help of `lit-rlhf` itself."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Align language models with human preferences, as PyTorch Lightning components.",
+            "",
+            "usage: lit-rlhf COMMAND [options]        lit-rlhf COMMAND --help        lit-rlhf --version",
+            "",
+            *lines,
+            "",
+            "Options of a class:  lit-rlhf fit --model.help PPOPolicyModule   lit-rlhf fit --data.help PreferenceDataModule",
+        ]
+    )

@@ -1,0 +1,21 @@
+"""Errors that are meant for the person who runs the library (layer L0).
+
+Each message says what was wrong, where (file, row, column, option, with the values seen) and the way out. The command
+line prints these without a traceback.
+"""
+
+
+class LitRLHFError(ValueError):
+    """Base of all errors that a user can mend."""
+
+
+class ConfigurationError(LitRLHFError):
+    """An option, or a combination of options, that would be ignored or would train something else than asked."""
+
+
+class DataError(LitRLHFError):
+    """A row, a column or a file that can't be used as it stands."""
+
+
+class CheckpointError(LitRLHFError):
+    """A checkpoint, an export or an adapter that is torn, incomplete or made for something else."""

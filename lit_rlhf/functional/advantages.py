@@ -1,0 +1,190 @@
+"""Advantage estimates: with a critic, from a group of samples of one prompt, or from a baseline; no gradient flows."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.masking import at_least_float32
+
+
+class AdvantageEstimate(NamedTuple):
+    """Advantages, and the returns that values are fitted to."""
+
+    advantages: Float[Tensor, "sequences time"]
+    returns: Float[Tensor, "sequences time"]
+
+
+def gae(
+    rewards: Float[Tensor, "sequences time"],
+    values: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    gamma: float = 1.0,
+    lam: float = 0.95,
+) -> AdvantageEstimate:
+    r"""Generalized advantage estimation (arXiv:1506.02438).
+
+    $\delta_t=R_t+\gamma V_{t+1}-V_t,\quad A_t=\sum_k(\gamma\lambda)^k\delta_{t+k},\quad \text{returns}=A+V$, where
+    t + 1 is the next token that counts and the value after the last is 0. Whiten the advantages afterwards, not the
+    returns.
+
+    Args:
+        rewards: (N, T).
+        values: (N, T): of the state *before* each token.
+        mask: (N, T), any pattern: padding is left out, and so are tokens in between that the policy did not write.
+        gamma: Discount in [0, 1]; below 1 changes the objective.
+        lam: In [0, 1]: 1 = returns minus values (unbiased), 0 = one-step errors (low variance, biased by the critic).
+
+    Returns:
+        Advantages and returns, (N, T), 0 where masked.
+
+    Example:
+        >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
+        >>> gae(rewards, values, torch.tensor([[True, True]]), lam=1.0).advantages
+        tensor([[0.5000, 0.5000]])
+    """
+    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
+    advantages = torch.zeros_like(rewards)
+    next_value = torch.zeros_like(rewards[:, 0])
+    running = torch.zeros_like(next_value)
+    for t in reversed(range(rewards.shape[1])):
+        counts = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        running = torch.where(counts, delta + gamma * lam * running, running)
+        next_value = torch.where(counts, values[:, t], next_value)
+        advantages[:, t] = torch.where(counts, running, 0.0)
+    return AdvantageEstimate(advantages, advantages + values)
+
+
+def discounted_returns(
+    rewards: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"], gamma: float = 1.0
+) -> Float[Tensor, "sequences time"]:
+    r"""Reward to go, $G_t=\sum_{s\ge t}\gamma^{s-t}R_s$ over the tokens that count; 0 where masked.
+
+    Args:
+        rewards: (N, T).
+        mask: (N, T).
+        gamma: Discount per token that counts, in [0, 1]; below 1 changes the objective.
+
+    Example:
+        >>> discounted_returns(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, True]]), gamma=0.5)
+        tensor([[2., 2.]])
+    """
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, lam=1.0).returns
+
+
+def leave_one_out(scores: Float[Tensor, " sequences"], num_samples: int) -> Float[Tensor, " sequences"]:
+    r"""$A_i = R_i - \frac{1}{G-1}\sum_{j\ne i} R_j$ over the samples of a prompt (RLOO, arXiv:2402.14740).
+
+    The baseline of a sample doesn't depend on it, so the policy gradient is unbiased.
+
+    Args:
+        scores: (N,), samples of a prompt as neighbours.
+        num_samples: G, 2 or more.
+
+    Raises:
+        ConfigurationError: G is below 2 or does not divide N.
+
+    Example:
+        >>> leave_one_out(torch.tensor([1.0, 0.0, 0.0]), 3)
+        tensor([ 1.0000, -0.5000, -0.5000])
+    """
+    groups = _groups(scores, num_samples, at_least=2)
+    return ((groups - groups.mean(-1, keepdim=True)) * (num_samples / (num_samples - 1))).flatten()
+
+
+def group_centered(scores: Float[Tensor, " sequences"], num_samples: int) -> Float[Tensor, " sequences"]:
+    r"""$A_i = R_i - \frac1G\sum_j R_j$, without dividing by the standard deviation (Dr. GRPO, arXiv:2503.20783).
+
+    The mean includes the sample itself, so the expected gradient is (G - 1)/G of the true one: with a KL term in the
+    *loss* the effective coefficient is beta * G / (G - 1).
+
+    Args:
+        scores: (N,), samples of a prompt as neighbours.
+        num_samples: G, 2 or more.
+
+    Raises:
+        ConfigurationError: G is below 2 or does not divide N.
+
+    Example:
+        >>> group_centered(torch.tensor([1.0, 0.0]), 2)
+        tensor([ 0.5000, -0.5000])
+    """
+    groups = _groups(scores, num_samples, at_least=2)
+    return (groups - groups.mean(-1, keepdim=True)).flatten()
+
+
+def group_normalized(
+    scores: Float[Tensor, " sequences"], num_samples: int, eps: float = 1e-4
+) -> Float[Tensor, " sequences"]:
+    r"""$A_i = (R_i - \text{mean})/(\text{std} + \epsilon)$ over the samples of a prompt (GRPO, arXiv:2402.03300).
+
+    The standard deviation is the unbiased one (divided by G - 1). Dividing by it weighs prompts by how sure the policy
+    is, and makes a KL term in the loss count relative to it.
+
+    Args:
+        scores: (N,), samples of a prompt as neighbours.
+        num_samples: G, 2 or more.
+        eps: Above 0; groups whose scores differ by less are held back instead of blown up. Equal scores give 0.
+
+    Raises:
+        ConfigurationError: G is below 2 or does not divide N.
+
+    Example:
+        >>> group_normalized(torch.tensor([1.0, 0.0]), 2, eps=1e-9)
+        tensor([ 0.7071, -0.7071])
+    """
+    groups = _groups(scores, num_samples, at_least=2)
+    centred = groups - groups.mean(-1, keepdim=True)
+    return (centred / (groups.std(-1, keepdim=True) + eps)).flatten()
+
+
+def greedy_baseline(
+    scores: Float[Tensor, " sequences"], greedy_scores: Float[Tensor, " prompts"]
+) -> Float[Tensor, " sequences"]:
+    """Score minus the score of the prompt's greedy completion (ReMax, arXiv:2310.10505).
+
+    Unbiased with a token sum; with losses divided by each sequence's length it is not, since the length depends on
+    later actions and this baseline is not the mean.
+
+    Args:
+        scores: (N,), the N / B samples of a prompt as neighbours.
+        greedy_scores: (B,).
+
+    Example:
+        >>> greedy_baseline(torch.tensor([1.0, 0.0]), torch.tensor([0.25]))
+        tensor([ 0.7500, -0.2500])
+    """
+    groups = _groups(scores, len(scores) // max(len(greedy_scores), 1), at_least=1)
+    return (groups - greedy_scores[:, None]).flatten()
+
+
+def spread_over_tokens(
+    advantages: Float[Tensor, " sequences"], mask: Bool[Tensor, "sequences time"]
+) -> Float[Tensor, "sequences time"]:
+    """Give every token of a sequence the sequence's advantage; 0 where masked."""
+    return torch.where(mask, advantages[:, None], 0.0)
+
+
+def equal_groups(scores: Float[Tensor, " sequences"], num_samples: int) -> Bool[Tensor, " prompts"]:
+    """Whether all samples of a prompt have the same score, so that the prompt teaches nothing (DAPO drops those).
+
+    Example:
+        >>> equal_groups(torch.tensor([1.0, 1.0, 0.0, 1.0]), 2)
+        tensor([ True, False])
+    """
+    groups = _groups(scores, num_samples, at_least=1)
+    return groups.amax(-1) == groups.amin(-1)
+
+
+def _groups(scores: Tensor, num_samples: int, at_least: int) -> Tensor:
+    """(B, G) from (N,), at least float32."""
+    if num_samples < at_least:
+        raise ConfigurationError(
+            f"num_samples={num_samples}: an advantage within a group needs {at_least} or more samples of each prompt."
+        )
+    if len(scores) % num_samples:
+        raise ConfigurationError(f"{len(scores)} scores can't be divided into groups of num_samples={num_samples}.")
+    return at_least_float32(scores).view(-1, num_samples)

@@ -1,0 +1,152 @@
+"""The branched batch: where each branch's tokens lie, which token predicts which, and what attends to what.
+
+A row is `prompt ++ branch_1 ++ ... ++ branch_K`, right-padded. `branch_ids` say to which part a token belongs: 0 is the
+prompt, 1..K a branch, -1 padding. Axes: B rows, L positions, K branches, T tokens of the longest branch, N = B * K.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class BranchLayout(NamedTuple):
+    """Indices into a branched row, one line per branch."""
+
+    index: Int[Tensor, "rows branches time"]
+    """Position of the branch's t-th token (0 where masked)."""
+    source: Int[Tensor, "rows branches time"]
+    """Position whose hidden state predicts that token: the one before it, or the prompt's last for the first token."""
+    mask: Bool[Tensor, "rows branches time"]
+    """Whether the token exists."""
+    last: Int[Tensor, "rows branches"]
+    """Position of the branch's last token (0 where the branch is empty)."""
+
+
+class ExpandedRows(NamedTuple):
+    """The same branches as ordinary rows `prompt ++ branch`, right-padded."""
+
+    input_ids: Int[Tensor, "sequences length"]
+    position_ids: Int[Tensor, "sequences length"]
+    mask: Bool[Tensor, "sequences length"]
+    branch_ids: Int[Tensor, "sequences length"]
+    """0 = prompt, 1 = the branch, -1 = padding: a branched batch with one branch a row."""
+
+
+class PackedRows(NamedTuple):
+    """The three tensors of a branched batch."""
+
+    input_ids: Int[Tensor, "rows length"]
+    branch_ids: Int[Tensor, "rows length"]
+    position_ids: Int[Tensor, "rows length"]
+
+
+def branch_layout(branch_ids: Int[Tensor, "rows length"], num_branches: int) -> BranchLayout:
+    """Find the tokens of each branch and the positions that predict them.
+
+    Args:
+        branch_ids: (B, L); the parts of a row are contiguous and in order.
+        num_branches: K; branches that a row lacks come out empty.
+
+    Returns:
+        Indices of shape (B, K, T) and (B, K), with T the length of the longest branch (at least 1).
+
+    Example:
+        >>> layout = branch_layout(torch.tensor([[0, 0, 1, 1, 2, -1]]), 2)
+        >>> layout.index.tolist(), layout.source.tolist()
+        ([[[2, 3], [4, 0]]], [[[1, 2], [1, 0]]])
+    """
+    wanted = torch.arange(1, num_branches + 1, device=branch_ids.device)
+    member = branch_ids[:, None, :] == wanted[None, :, None]  # (B, K, L)
+    lengths = member.sum(-1)
+    start = member.int().argmax(-1)
+    steps = torch.arange(max(int(lengths.max()) if lengths.numel() else 0, 1), device=branch_ids.device)
+    mask = steps < lengths[..., None]
+    index = (start[..., None] + steps) * mask
+    prompt_last = (branch_ids == 0).sum(-1) - 1
+    first = steps == 0
+    source = torch.where(first, prompt_last[:, None, None], index - 1).clamp_min(0) * mask
+    last = (start + lengths - 1) * (lengths > 0)
+    return BranchLayout(index, source, mask, last)
+
+
+def branch_attention_mask(branch_ids: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows 1 length length"]:
+    """Token i attends to j when j <= i and j belongs to the prompt or to i's own branch (True = attends).
+
+    Padding attends to padding and the prompt alone, so that no row of the mask is empty and no softmax gives nan.
+    """
+    length = branch_ids.shape[-1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()
+    same = branch_ids[:, :, None] == branch_ids[:, None, :]
+    prompt = (branch_ids == 0)[:, None, :]
+    return (causal & (same | prompt))[:, None]
+
+
+def expand_branches(
+    input_ids: Int[Tensor, "rows length"],
+    branch_ids: Int[Tensor, "rows length"],
+    num_branches: int,
+    pad_token_id: int = 0,
+) -> ExpandedRows:
+    """Lay each branch out as a row of its own, with its own copy of the prompt.
+
+    Returns:
+        N = B * K rows, sequence n = row * K + branch, right-padded to the longest.
+    """
+    layout = branch_layout(branch_ids, num_branches)
+    rows, branches, width = layout.index.shape
+    prompt_lengths = (branch_ids == 0).sum(-1)
+    lengths = layout.mask.sum(-1)
+    longest = int((prompt_lengths[:, None] + lengths).max())
+    steps = torch.arange(longest, device=branch_ids.device)
+    in_prompt = (steps < prompt_lengths[:, None])[:, None, :].expand(rows, branches, longest)
+    offset = steps - prompt_lengths[:, None, None]  # (B, 1, longest)
+    in_branch = (offset >= 0) & (offset < lengths[..., None])
+    pick = layout.index.gather(-1, offset.clamp(0, width - 1).expand(rows, branches, longest))
+    index = torch.where(in_prompt, steps, pick)
+    mask = in_prompt | in_branch
+    tokens = input_ids[:, None, :].expand(rows, branches, -1).gather(-1, index * mask)
+    flat = rows * branches
+    return ExpandedRows(
+        input_ids=torch.where(mask, tokens, pad_token_id).reshape(flat, longest),
+        position_ids=steps.expand(flat, longest),
+        mask=mask.reshape(flat, longest),
+        branch_ids=torch.where(in_prompt, 0, torch.where(in_branch, 1, -1)).reshape(flat, longest),
+    )
+
+
+def pack_branches(
+    prompt_ids: Int[Tensor, "rows prompt"],
+    prompt_mask: Bool[Tensor, "rows prompt"],
+    tokens: Int[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    pad_token_id: int = 0,
+) -> PackedRows:
+    """Join prompts and their completions to branched rows: the inverse of `expand_branches`.
+
+    Args:
+        prompt_ids: (B, P), right-padded.
+        prompt_mask: (B, P).
+        tokens: (N, T), the K = N / B completions of a prompt as neighbours, right-padded.
+        mask: (N, T).
+        pad_token_id: What padding is filled with; it is never read.
+    """
+    rows = prompt_ids.shape[0]
+    branches = tokens.shape[0] // max(rows, 1)
+    wide_mask = torch.cat([prompt_mask, mask.view(rows, -1)], dim=-1)
+    wide_ids = torch.cat([prompt_ids, tokens.view(rows, -1)], dim=-1)
+    which = torch.arange(1, branches + 1, device=tokens.device).repeat_interleave(tokens.shape[1])
+    wide_branch = torch.cat([torch.zeros_like(prompt_ids), which.expand(rows, -1)], dim=-1)
+    within = torch.arange(tokens.shape[1], device=tokens.device).repeat(branches)
+    prompt_lengths = prompt_mask.sum(-1, keepdim=True)
+    prompt_positions = torch.arange(prompt_ids.shape[1], device=tokens.device).expand(rows, -1)
+    wide_position = torch.cat([prompt_positions, prompt_lengths + within], dim=-1)
+    # A stable sort by "is padding" moves the tokens that count to the front and keeps their order.
+    order = (~wide_mask).int().argsort(dim=-1, stable=True)[:, : int(wide_mask.sum(-1).max())]
+    kept = wide_mask.gather(-1, order)
+    return PackedRows(
+        input_ids=torch.where(kept, wide_ids.gather(-1, order), pad_token_id),
+        branch_ids=torch.where(kept, wide_branch.gather(-1, order), -1),
+        position_ids=torch.where(kept, wide_position.gather(-1, order), 0),
+    )

@@ -1,0 +1,302 @@
+"""Log-probs and entropies of tokens, from logits or straight from hidden states without storing logits."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.masking import at_least_float32
+
+LogitFunction = Callable[[Tensor], Tensor]
+"""Hidden states (n, h) to logits (n, vocabulary)."""
+
+# Logits of one chunk. On a CPU they should stay in the cache between the passes over them; a GPU wants large products.
+_CHUNK_ELEMENTS_CPU = 1 << 22
+_CHUNK_ELEMENTS_ACCELERATOR = 1 << 26
+
+
+class TokenLogprobs(NamedTuple):
+    """What `chunked_logprobs` returns."""
+
+    logprobs: Float[Tensor, " tokens"]
+    entropy: Float[Tensor, " tokens"] | None
+
+
+def token_logprobs(
+    logits: Float[Tensor, "*shape vocabulary"], tokens: Int[Tensor, "*shape"], temperature: float = 1.0
+) -> Float[Tensor, "*shape"]:
+    """Log-probs of tokens under softmax(logits / temperature), in nats and at least float32.
+
+    Args:
+        logits: (..., V).
+        tokens: (...), in [0, V).
+        temperature: Above 0. That of sampling, if the log-probs are to be those of the distribution sampled from.
+
+    Example:
+        >>> token_logprobs(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp()
+        tensor([0.5000])
+    """
+    scaled = _tempered(logits, temperature)
+    return scaled.gather(-1, tokens[..., None]).squeeze(-1) - scaled.logsumexp(-1)
+
+
+def token_entropy(logits: Float[Tensor, "*shape vocabulary"], temperature: float = 1.0) -> Float[Tensor, "*shape"]:
+    r"""Entropy $-\sum_v p_v \ln p_v$ of softmax(logits / temperature), in nats; logits of -inf add nothing.
+
+    Example:
+        >>> token_entropy(torch.tensor([0.0, 0.0, -float("inf")])).exp()
+        tensor(2.)
+    """
+    logprobs = _tempered(logits, temperature).log_softmax(-1)
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
+
+
+def chunked_logprobs(
+    hidden: Float[Tensor, "tokens width"],
+    head: Float[Tensor, "vocabulary width"] | LogitFunction,
+    tokens: Int[Tensor, " tokens"],
+    *,
+    bias: Float[Tensor, " vocabulary"] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    with_entropy: bool = False,
+    entropy_grad: bool = False,
+    chunk_size: int | None = None,
+) -> TokenLogprobs:
+    r"""Log-probs of tokens from hidden states, a chunk of tokens at a time: the logits of a batch never exist.
+
+    With raw logits $a = hW^\top + b$, scale $s$ and cap $c$, the logits are $z = c\tanh(sa/c)/\tau$ (or $z = sa/\tau$).
+    Products are in the dtype of the weights, softmax and results in float32 (float64 for float64 weights).
+
+    A weight gets the fast path: with a frozen one, $\partial \log p/\partial h$ is formed in the forward pass and kept
+    (the size of `hidden`), so that the backward pass is one product less and touches no logits; a trained one, or a
+    differentiable entropy, has its logits recomputed chunk by chunk. No gradient is computed for a frozen weight.
+    A callable is run under activation checkpointing, once per chunk in either pass; with sharded parameters gather
+    them before, since ranks differ in the number of chunks.
+
+    Args:
+        hidden: (n, h) states that predict the tokens: only those that are needed.
+        head: The weight (V, h) of the LM head, or a function from (m, h) to logits (m, V).
+        tokens: (n,).
+        bias: (V,), with a weight.
+        temperature: Above 0; divides the logits.
+        softcap: Above 0; bounds the logits to (-softcap, softcap) before the temperature. None: no bound.
+        logit_scale: Multiplies the raw logits, before the cap.
+        with_entropy: Return the entropy too, detached unless `entropy_grad`.
+        entropy_grad: Whether the entropy carries a gradient, for an entropy bonus; costs recomputation.
+        chunk_size: Tokens in a chunk; bounds memory to a few times chunk_size * V numbers. Default: by the device.
+
+    Returns:
+        Log-probs (n,) in nats, and the entropy (n,) or None.
+
+    Raises:
+        ConfigurationError: An option is out of range, or a bias comes with a callable.
+
+    Example:
+        >>> hidden, weight = torch.randn(5, 4), torch.randn(9, 4)
+        >>> tokens = torch.arange(5)
+        >>> out = chunked_logprobs(hidden, weight, tokens, chunk_size=2)
+        >>> torch.allclose(out.logprobs, token_logprobs(hidden @ weight.T, tokens), atol=1e-5)
+        True
+    """
+    _refuse_bad_options(temperature, softcap, chunk_size, bias, head)
+    if not isinstance(head, Tensor):
+        size = chunk_size or 1024
+        shape = _Shape(temperature, softcap, logit_scale, size, with_entropy, entropy_grad)
+        return _checkpointed(hidden, head, tokens, shape)
+    hidden, weight = _compute_dtype(hidden, head)
+    bias = None if bias is None else bias.to(weight.dtype)
+    if chunk_size is None:
+        budget = _CHUNK_ELEMENTS_CPU if hidden.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+        chunk_size = max(budget // weight.shape[0], 16)
+    shape = _Shape(temperature, softcap, logit_scale, chunk_size, with_entropy, entropy_grad)
+    trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
+    keep_slopes = torch.is_grad_enabled() and hidden.requires_grad and not trains_head and not entropy_grad
+    with _without_autocast(hidden):
+        logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, bias, tokens, shape, keep_slopes)  # type: ignore[no-untyped-call]
+    if entropy is not None and not entropy_grad:
+        entropy = entropy.detach()
+    return TokenLogprobs(logprobs, entropy)
+
+
+class _Shape(NamedTuple):
+    """How logits come from raw products, and how much at a time."""
+
+    temperature: float
+    softcap: float | None
+    logit_scale: float
+    chunk_size: int
+    with_entropy: bool
+    entropy_grad: bool
+
+    def logits(self, raw: Tensor) -> Tensor:
+        """Out of place; at least float32."""
+        logits = at_least_float32(raw)
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        if self.softcap is not None:
+            logits = (logits / self.softcap).tanh() * self.softcap
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+    def scale_gradient(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """In place: from the gradient of the logits to that of the raw products."""
+        factor = self.logit_scale / self.temperature
+        if self.softcap is not None:
+            gradient *= 1 - (logits * (self.temperature / self.softcap)).square()
+        return gradient if factor == 1.0 else gradient.mul_(factor)
+
+    def chunks(self, count: int) -> list[slice]:
+        return [slice(start, start + self.chunk_size) for start in range(0, count, self.chunk_size)]
+
+
+class _ChunkedLogprobs(Function):
+    """The path for a weight; the gradient is written out by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        shape: _Shape,
+        keep_slopes: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        logprobs = torch.empty(tokens.shape, dtype=dtype, device=hidden.device)
+        normalizer = torch.empty_like(logprobs)
+        entropy = torch.empty_like(logprobs) if shape.with_entropy else None
+        slopes = torch.empty_like(hidden) if keep_slopes else None
+        for chunk in shape.chunks(len(tokens)):
+            picks = tokens[chunk, None]
+            logits = shape.logits(_product(hidden[chunk], weight, bias))
+            normalizer[chunk] = logits.logsumexp(-1)
+            logprobs[chunk] = logits.gather(-1, picks).squeeze(-1) - normalizer[chunk]
+            if entropy is None and slopes is None:
+                continue
+            probs = (logits - normalizer[chunk, None]).exp_()
+            if entropy is not None:
+                entropy[chunk] = normalizer[chunk] - _row_dot(probs, logits)
+            if slopes is not None:
+                slope = probs.neg_().scatter_add_(-1, picks, torch.ones_like(picks, dtype=dtype))
+                slopes[chunk] = shape.scale_gradient(slope, logits).to(weight.dtype) @ weight
+        ctx.shape, ctx.keeps_slopes = shape, keep_slopes
+        if keep_slopes:
+            ctx.save_for_backward(slopes)
+        else:
+            ctx.save_for_backward(hidden, weight, bias, tokens, normalizer, entropy)
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.keeps_slopes:
+            (slopes,) = ctx.saved_tensors
+            grad_hidden = None if grad_logprobs is None else (slopes * grad_logprobs[:, None]).to(slopes.dtype)
+            return grad_hidden, None, None, None, None, None
+        if grad_logprobs is None and grad_entropy is None:
+            return None, None, None, None, None, None
+        return *_recomputed_gradients(ctx, grad_logprobs, grad_entropy), None, None, None
+
+
+def _recomputed_gradients(
+    ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    hidden, weight, bias, tokens, normalizer, entropy = ctx.saved_tensors
+    shape: _Shape = ctx.shape
+    grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+    # Chunks are summed in float32: bfloat16 would lose the small ones.
+    grad_weight = torch.zeros_like(weight, dtype=normalizer.dtype) if ctx.needs_input_grad[1] else None
+    grad_bias = torch.zeros_like(bias, dtype=normalizer.dtype) if ctx.needs_input_grad[2] else None
+    for chunk in shape.chunks(len(tokens)):
+        logits = shape.logits(_product(hidden[chunk], weight, bias))
+        log_probs = logits - normalizer[chunk, None]
+        probs = log_probs.exp()
+        gradient = torch.zeros_like(probs)
+        if grad_logprobs is not None:
+            upstream = grad_logprobs[chunk, None]
+            gradient.addcmul_(probs, upstream, value=-1).scatter_add_(-1, tokens[chunk, None], upstream)
+        if grad_entropy is not None:
+            # dH/dz = -p (log p + H)
+            gradient.addcmul_(probs.mul_(log_probs + entropy[chunk, None]), grad_entropy[chunk, None], value=-1)
+        gradient = shape.scale_gradient(gradient, logits)
+        if grad_bias is not None:
+            grad_bias += gradient.sum(0)
+        gradient = gradient.to(weight.dtype)
+        if grad_hidden is not None:
+            grad_hidden[chunk] = gradient @ weight
+        if grad_weight is not None:
+            grad_weight += gradient.T @ hidden[chunk]
+    return (
+        grad_hidden,
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None if grad_bias is None else grad_bias.to(weight.dtype),
+    )
+
+
+def _checkpointed(hidden: Tensor, head: LogitFunction, tokens: Tensor, shape: _Shape) -> TokenLogprobs:
+    def run(states: Tensor, picks: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = shape.logits(head(states))
+        entropy = None
+        if shape.with_entropy:
+            entropy = token_entropy(logits if shape.entropy_grad else logits.detach())
+        return token_logprobs(logits, picks), entropy
+
+    # An empty batch still goes through the head once, so that its parameters get their (zero) gradients.
+    chunks = shape.chunks(len(tokens)) or [slice(0, 0)]
+    if torch.is_grad_enabled():
+        parts = [checkpoint(run, hidden[chunk], tokens[chunk], use_reentrant=False) for chunk in chunks]
+    else:
+        parts = [run(hidden[chunk], tokens[chunk]) for chunk in chunks]
+    entropies = [part[1] for part in parts if part[1] is not None]
+    return TokenLogprobs(torch.cat([part[0] for part in parts]), torch.cat(entropies) if entropies else None)
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """The dtypes are settled by then; the meta device, which only checks shapes and devices, knows no autocast."""
+    kind = tensor.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
+def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What a linear layer would compute in: autocast's dtype where that is on, else the weight's."""
+    kind = hidden.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        return hidden.to(dtype), weight.to(dtype)
+    return hidden.to(weight.dtype), weight
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.nn.functional.linear(hidden, weight, bias)
+
+
+def _row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products of each row, without an array of the products."""
+    return torch.bmm(a[:, None, :], b[:, :, None]).flatten()
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    logits = at_least_float32(logits)
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def _refuse_bad_options(
+    temperature: float, softcap: float | None, chunk_size: int | None, bias: Tensor | None, head: Tensor | LogitFunction
+) -> None:
+    if not temperature > 0:
+        raise ConfigurationError(f"temperature={temperature} must be above 0: log-probs of greedy sampling are all 0.")
+    if softcap is not None and not softcap > 0:
+        raise ConfigurationError(f"softcap={softcap} must be above 0; None leaves logits unbounded.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ConfigurationError(f"chunk_size={chunk_size} must be 1 or more; None chooses it by the device.")
+    if bias is not None and not isinstance(head, Tensor):
+        raise ConfigurationError("bias belongs to a head given as a weight; a callable adds its own.")

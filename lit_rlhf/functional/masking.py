@@ -1,0 +1,241 @@
+"""Masks and statistics under masks. True = counts; the library stores no other polarity.
+
+Masked entries may hold anything, nan and infinity included: they are replaced, never multiplied by zero, so neither a
+value nor a gradient of theirs gets out.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lit_rlhf.errors import DataError
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations: all that is needed to merge statistics of parts exactly."""
+
+    n: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased variance, 0 for fewer than two entries."""
+        return self.m2 / (self.n - 1).clamp_min(1)
+
+    @property
+    def std(self) -> Tensor:
+        """Square root of `variance`."""
+        return self.variance.sqrt()
+
+
+class Padded(NamedTuple):
+    """Right-padded rows."""
+
+    values: Shaped[Tensor, "sequences time"]
+    mask: Bool[Tensor, "sequences time"]
+
+
+class Truncation(NamedTuple):
+    """Where sequences end."""
+
+    mask: Bool[Tensor, "sequences time"]
+    finished: Bool[Tensor, " sequences"]
+    """Whether a stop token was found."""
+
+
+def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Cast half precision to float32 and leave float32 and float64 alone."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def masked_sum(
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None
+) -> Float[Tensor, "..."]:
+    """Sum of the entries that count, over all axes or one.
+
+    Example:
+        >>> float(masked_sum(torch.tensor([1.0, float("nan")]), torch.tensor([True, False])))
+        1.0
+    """
+    kept = torch.where(mask, x, 0.0)
+    return kept.sum() if dim is None else kept.sum(dim)
+
+
+def masked_mean(
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None
+) -> Float[Tensor, "..."]:
+    """Mean of the entries that count, over all axes or one; 0 where none counts.
+
+    Example:
+        >>> masked_mean(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[True, True], [False, False]]), dim=-1)
+        tensor([2., 0.])
+    """
+    count = mask.sum() if dim is None else mask.sum(dim)
+    return masked_sum(x, mask, dim) / count.clamp_min(1)
+
+
+def masked_var(
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None, correction: int = 1
+) -> Float[Tensor, "..."]:
+    """Variance of the entries that count, over all axes or one; 0 where no more than `correction` count.
+
+    Args:
+        x: Any shape.
+        mask: The same shape.
+        dim: The axis, or all.
+        correction: 1 = unbiased (divide by n - 1), 0 = of the population.
+    """
+    mean = masked_mean(x, mask, dim)
+    count = mask.sum() if dim is None else mask.sum(dim)
+    centred = x - (mean if dim is None else mean.unsqueeze(dim))
+    total = masked_sum(centred.square(), mask, dim)
+    return total / (count - correction).clamp_min(1)
+
+
+def masked_moments(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Moments:
+    """Count, mean and sum of squared deviations of the entries that count, as scalars."""
+    x = at_least_float32(x)
+    mean = masked_mean(x, mask)
+    return Moments(mask.sum().to(x.dtype), mean, masked_sum((x - mean).square(), mask))
+
+
+def merge_moments(parts: Moments) -> Moments:
+    r"""Merge statistics along the first axis: of ranks, of batches, or of what was seen before and what is new.
+
+    $n=\sum_i n_i,\; \mu=\sum_i n_i\mu_i/n,\; M=\sum_i M_i + n_i(\mu_i-\mu)^2$ (Chan, Golub and LeVeque 1979), which
+    does not cancel as a sum of squares would.
+
+    Args:
+        parts: Fields of shape (parts, ...).
+
+    Example:
+        >>> low = masked_moments(torch.tensor([1.0, 2.0]), torch.tensor([True, True]))
+        >>> high = masked_moments(torch.tensor([6.0]), torch.tensor([True]))
+        >>> merged = merge_moments(Moments(*(torch.stack(pair) for pair in zip(low, high))))
+        >>> [round(float(value), 4) for value in merged]
+        [3.0, 3.0, 14.0]
+    """
+    n = parts.n.sum(0)
+    mean = (parts.n * parts.mean).sum(0) / n.clamp_min(1)
+    m2 = (parts.m2 + parts.n * (parts.mean - mean).square()).sum(0)
+    return Moments(n, mean, m2)
+
+
+def whiten(
+    x: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    *,
+    center: bool = True,
+    moments: Moments | None = None,
+    eps: float = 1e-8,
+) -> Float[Tensor, "*shape"]:
+    """Scale the entries that count to standard deviation 1 and, unless told otherwise, mean 0; masked entries become 0.
+
+    Args:
+        x: Any shape.
+        mask: The same shape.
+        center: Whether the mean of the result is 0; if not, it stays what it was.
+        moments: Statistics to use instead of those of `x`: of the batches of all ranks, merged.
+        eps: Added to the variance; equal entries come out as 0 (or as the mean).
+
+    Example:
+        >>> whiten(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False]))
+        tensor([-0.7071,  0.7071,  0.0000])
+    """
+    stats = masked_moments(x, mask) if moments is None else moments
+    white = (x - stats.mean) * (stats.variance + eps).rsqrt()
+    if not center:
+        white = white + stats.mean
+    return torch.where(mask, white, 0.0).to(x.dtype)
+
+
+def length_mask(lengths: Int[Tensor, "*rows"], width: int) -> Bool[Tensor, "*rows width"]:
+    """True at the first `lengths` positions of each row.
+
+    Example:
+        >>> length_mask(torch.tensor([2, 0]), 3).tolist()
+        [[True, True, False], [False, False, False]]
+    """
+    return torch.arange(width, device=lengths.device) < lengths[..., None]
+
+
+def last_index(mask: Bool[Tensor, "sequences time"]) -> Int[Tensor, " sequences"]:
+    """Position of the last entry that counts, 0 in rows without any."""
+    return (mask * torch.arange(mask.shape[-1], device=mask.device)).amax(-1)
+
+
+def last_value(x: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]) -> Float[Tensor, " sequences"]:
+    """The last entry that counts, 0 in rows without any.
+
+    Example:
+        >>> last_value(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]]))
+        tensor([2.])
+    """
+    picked = x.gather(-1, last_index(mask)[:, None]).squeeze(-1)
+    return torch.where(mask.any(-1), picked, 0.0)
+
+
+def truncate_at_stop(
+    tokens: Int[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"], stop_token_ids: Sequence[int]
+) -> Truncation:
+    """End each sequence with its first stop token, which still counts.
+
+    Example:
+        >>> cut = truncate_at_stop(torch.tensor([[5, 2, 7], [5, 6, 7]]), torch.ones(2, 3, dtype=torch.bool), [2])
+        >>> cut.mask.tolist(), cut.finished.tolist()
+        ([[True, True, False], [True, True, True]], [True, False])
+    """
+    stops = torch.tensor(list(stop_token_ids), dtype=tokens.dtype, device=tokens.device)
+    stop = torch.isin(tokens, stops) & mask
+    stops_before = stop.cumsum(-1) - stop.int()
+    return Truncation(mask & (stops_before == 0), stop.any(-1))
+
+
+def pad_sequences(sequences: Sequence[Tensor], value: int, width: int | None = None) -> Padded:
+    """Lay sequences of different lengths out as right-padded rows.
+
+    Args:
+        sequences: Tensors of one axis, of one type.
+        value: What padding is filled with.
+        width: Width of the result; default: the longest sequence, at least 1.
+
+    Raises:
+        DataError: A sequence is longer than `width`.
+
+    Example:
+        >>> pad_sequences([torch.tensor([1, 2]), torch.tensor([3])], 0).values.tolist()
+        [[1, 2], [3, 0]]
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    longest = max(lengths, default=0)
+    if width is None:
+        width = max(longest, 1)
+    elif longest > width:
+        raise DataError(
+            f"sequence {lengths.index(longest)} has {longest} entries, more than width={width}: truncate it first."
+        )
+    rows = [pad(sequence, (0, width - len(sequence)), value=value) for sequence in sequences]
+    values = torch.stack(rows) if rows else torch.full((0, width), value)
+    return Padded(values, length_mask(torch.tensor(lengths, dtype=torch.int64, device=values.device), width))
+
+
+def align_left(x: Shaped[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"], value: int) -> Padded:
+    """Move the entries that count to the front of their rows, in order: left padding becomes right padding.
+
+    Args:
+        x: (N, T).
+        mask: (N, T), any pattern.
+        value: What is put behind them.
+
+    Example:
+        >>> align_left(torch.tensor([[0, 7, 8]]), torch.tensor([[False, True, True]]), -1).values.tolist()
+        [[7, 8, -1]]
+    """
+    order = (~mask).int().argsort(dim=-1, stable=True)
+    kept = mask.gather(-1, order)
+    return Padded(torch.where(kept, x.gather(-1, order), value).to(x.dtype), kept)

@@ -1,0 +1,61 @@
+"""Elementary functions that stay finite, with finite gradients, where the textbook form overflows (layer L1)."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+_EXP_LIMIT = 30.0
+
+
+def bounded_exp(x: Float[Tensor, "*shape"], limit: float = _EXP_LIMIT) -> Float[Tensor, "*shape"]:
+    """Exponential that goes on as its tangent above `limit`: finite, and its slope is never 0 there as a clamp's is.
+
+    Args:
+        x: Any shape.
+        limit: Where the tangent takes over; e^30 is about 1e13.
+
+    Example:
+        >>> bounded_exp(torch.tensor([0.0, 1000.0]), limit=1.0).tolist()
+        [1.0, 2718.281982421875]
+    """
+    return x.clamp_max(limit).exp() * (1 + (x - limit).clamp_min(0))
+
+
+def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    r"""$\log(1 - e^x)$ for x < 0, without cancellation at either end.
+
+    At x = 0 the value would be minus infinity; x is clamped to the largest number below 0 at which it is not.
+
+    Example:
+        >>> log1mexp(torch.tensor([-0.6931472])).item()
+        -0.6931471824645996
+    """
+    x = x.clamp_max(-torch.finfo(x.dtype).eps)
+    small = x > -math.log(2)
+    # Each branch of a `where` must have a finite gradient on the entries that it doesn't give, too.
+    near_zero = (-torch.expm1(torch.where(small, x, -math.log(2)))).log()
+    far = torch.log1p(-torch.where(small, -math.log(2), x).exp())
+    return torch.where(small, near_zero, far)
+
+
+def per_token(logprobs: Float[Tensor, "*shape"], lengths: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Mean log-prob of a completion's tokens from their sum; an empty completion has 0.
+
+    Example:
+        >>> per_token(torch.tensor([-6.0, 0.0]), torch.tensor([3, 0])).tolist()
+        [-2.0, 0.0]
+    """
+    return logprobs / lengths.clamp_min(1)
+
+
+def ranks_descending(values: Float[Tensor, "rows branches"]) -> Int[Tensor, "rows branches"]:
+    """Rank of each entry of a row, 1 for the largest; ties in the order of their columns.
+
+    Example:
+        >>> ranks_descending(torch.tensor([[0.1, 0.7, 0.2]])).tolist()
+        [[3, 1, 2]]
+    """
+    order = values.argsort(dim=-1, descending=True, stable=True)
+    return order.argsort(dim=-1) + 1

@@ -1,0 +1,248 @@
+"""Ratios, surrogates and value losses of policy optimization, unreduced: (N, T) in, (N, T) out."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lit_rlhf.functional.masking import masked_mean, masked_sum
+
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are held to this size, in nats, so that no ratio overflows; gradients beyond it are 0."""
+
+
+def log_ratio(
+    logprobs: Float[Tensor, "sequences time"],
+    old_logprobs: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+) -> Float[Tensor, "sequences time"]:
+    r"""$\log\pi_t - \log\pi_{old,t}$, 0 where masked, whatever stands there."""
+    return torch.where(mask, logprobs - old_logprobs, 0.0)
+
+
+def token_ratio(
+    logprobs: Float[Tensor, "sequences time"],
+    old_logprobs: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+) -> Float[Tensor, "sequences time"]:
+    r"""Importance ratio $\rho_t=\pi_t/\pi_{old,t}$ of each token, 1 where masked (PPO, arXiv:1707.06347).
+
+    Args:
+        logprobs: (N, T) of the current policy, differentiable.
+        old_logprobs: (N, T) of the policy that sampled.
+        mask: (N, T).
+
+    Example:
+        >>> token_ratio(torch.tensor([[-1.0]]), torch.tensor([[-1.0]]), torch.tensor([[True]]))
+        tensor([[1.]])
+    """
+    return _exp(log_ratio(logprobs, old_logprobs, mask))
+
+
+def prefix_ratio(
+    logprobs: Float[Tensor, "sequences time"],
+    old_logprobs: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+) -> Float[Tensor, "sequences time"]:
+    r"""Importance ratio $\rho_{\le t}=\prod_{s\le t}\pi_s/\pi_{old,s}$ of a sequence up to each token."""
+    return _exp(log_ratio(logprobs, old_logprobs, mask).cumsum(-1))
+
+
+def sequence_ratio(
+    logprobs: Float[Tensor, "sequences time"],
+    old_logprobs: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    *,
+    length_normalized: bool = True,
+) -> Float[Tensor, "sequences time"]:
+    r"""Importance ratio of whole sequences at each of their tokens (GSPO's token form, arXiv:2507.18071).
+
+    The value is $s=(\prod_t \rho_t)^{1/n}$, or the product itself, everywhere; the gradient at token t is
+    $s\nabla\log\pi_t$ (straight-through). So a token mean over each sequence has the gradient of s with normalization,
+    a token sum without, and advantages may differ by token.
+
+    Args:
+        logprobs: (N, T), differentiable.
+        old_logprobs: (N, T).
+        mask: (N, T).
+        length_normalized: The geometric mean over tokens (GSPO) instead of the product.
+    """
+    change = log_ratio(logprobs, old_logprobs, mask)
+    pooled = masked_mean(change, mask, dim=-1) if length_normalized else masked_sum(change, mask, dim=-1)
+    ratio = _exp(pooled.detach())[:, None]
+    return ratio * (change - change.detach()).exp()
+
+
+def clipped_surrogate(
+    ratio: Float[Tensor, "sequences time"],
+    advantages: Float[Tensor, "sequences time"],
+    low: float = 0.2,
+    high: float = 0.2,
+    dual: float | None = None,
+) -> Float[Tensor, "sequences time"]:
+    r"""PPO's $-\min(\rho A,\ \mathrm{clip}(\rho, 1-\epsilon_{low}, 1+\epsilon_{high})A)$ (arXiv:1707.06347).
+
+    With `high` above `low` this is DAPO's clip-higher (arXiv:2503.14476); with `dual` c the objective of a negative
+    advantage is bounded below by $cA$ (arXiv:1912.09729); with a sequence ratio it is GSPO's.
+
+    Args:
+        ratio: (N, T).
+        advantages: (N, T).
+        low: How far below 1 the ratio still has a gradient; in (0, 1], typically 0.2.
+        high: How far above 1; above 0, typically 0.2 to 0.3.
+        dual: Above 1, typically 3; None leaves the loss of a negative advantage unbounded in the ratio.
+
+    Example:
+        >>> clipped_surrogate(torch.tensor([[1.5, 1.5]]), torch.tensor([[1.0, -1.0]]))
+        tensor([[-1.2000,  1.5000]])
+    """
+    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    if dual is not None:
+        objective = torch.where(advantages < 0, torch.maximum(objective, dual * advantages), objective)
+    return -objective
+
+
+def weight_clipped_surrogate(
+    ratio: Float[Tensor, "sequences time"],
+    logprobs: Float[Tensor, "sequences time"],
+    advantages: Float[Tensor, "sequences time"],
+    low: float | None = None,
+    high: float = 4.0,
+) -> Float[Tensor, "sequences time"]:
+    r"""CISPO's $-\mathrm{sg}[\mathrm{clip}(\rho, 1-\epsilon_{low}, 1+\epsilon_{high})]\,A\log\pi$ (arXiv:2506.13585).
+
+    The weight is bounded but no token loses its gradient.
+
+    Args:
+        ratio: (N, T); its gradient is not used.
+        logprobs: (N, T), differentiable.
+        advantages: (N, T).
+        low: In (0, 1]; None (the paper's experiments) leaves the weight unbounded below.
+        high: Above 0: the weight is at most 1 + high.
+    """
+    weight = ratio.detach().clamp(None if low is None else 1 - low, 1 + high)
+    return -weight * advantages * logprobs
+
+
+def reinforce_loss(
+    logprobs: Float[Tensor, "sequences time"], advantages: Float[Tensor, "sequences time"]
+) -> Float[Tensor, "sequences time"]:
+    r"""$-A_t\log\pi_t$, whose gradient is the policy gradient for samples of the current policy (Williams 1992)."""
+    return -advantages * logprobs
+
+
+def clipped_value_loss(
+    values: Float[Tensor, "sequences time"],
+    old_values: Float[Tensor, "sequences time"],
+    returns: Float[Tensor, "sequences time"],
+    clip: float | None = 0.2,
+) -> Float[Tensor, "sequences time"]:
+    r"""$\tfrac12\max((V-R)^2,\ (V_{old}+\mathrm{clip}(V-V_{old},\pm\epsilon)-R)^2)$, PPO's value loss.
+
+    Args:
+        values: (N, T), differentiable.
+        old_values: (N, T) when the rollout was collected.
+        returns: (N, T).
+        clip: Above 0, in units of reward: a value moves no further than this per rollout, typically 0.2 for rewards of
+            order 1. None: plain squared error.
+
+    Example:
+        >>> clipped_value_loss(torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[1.0]]))
+        tensor([[0.3200]])
+    """
+    error = (values - returns).square()
+    if clip is not None:
+        error = torch.maximum(error, (_clip_value(values, old_values, clip) - returns).square())
+    return 0.5 * error
+
+
+def value_clip_fraction(
+    values: Float[Tensor, "sequences time"],
+    old_values: Float[Tensor, "sequences time"],
+    returns: Float[Tensor, "sequences time"],
+    clip: float,
+) -> Float[Tensor, "sequences time"]:
+    """1 where the clipped error is the larger one, so that the value has no gradient; else 0."""
+    clipped = (_clip_value(values, old_values, clip) - returns).square()
+    return (clipped > (values - returns).square()).to(values.dtype)
+
+
+def low_clip_fraction(
+    ratio: Float[Tensor, "sequences time"], advantages: Float[Tensor, "sequences time"], low: float
+) -> Float[Tensor, "sequences time"]:
+    """1 where a negative advantage has pushed the ratio below 1 - low, so that it has no gradient; else 0."""
+    return ((ratio < 1 - low) & (advantages < 0)).to(ratio.dtype)
+
+
+def high_clip_fraction(
+    ratio: Float[Tensor, "sequences time"], advantages: Float[Tensor, "sequences time"], high: float
+) -> Float[Tensor, "sequences time"]:
+    """1 where a positive advantage has pushed the ratio above 1 + high, so that it has no gradient; else 0."""
+    return ((ratio > 1 + high) & (advantages > 0)).to(ratio.dtype)
+
+
+def approx_kl(
+    logprobs: Float[Tensor, "sequences time"],
+    old_logprobs: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+) -> Float[Tensor, "sequences time"]:
+    r"""$\rho_t - 1 - \log\rho_t$: how far the policy has moved since it sampled, in nats per token.
+
+    An estimate of $KL(\pi_{old}\|\pi)$: unbiased and never negative. Some code logs the mean of $\tfrac12(\log\rho)^2$
+    under this name.
+
+    Returns:
+        (N, T), 0 where masked.
+    """
+    change = log_ratio(logprobs, old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.expm1(change) - change
+
+
+def truncated_importance_weights(
+    logprobs: Float[Tensor, "sequences time"],
+    engine_logprobs: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    cap: float = 2.0,
+) -> Float[Tensor, "sequences time"]:
+    r"""Detached $\min(\pi_{train}/\pi_{engine}, c)$ per token, a weight for losses if the engine's log-probs differ.
+
+    Args:
+        logprobs: (N, T) of the sampling policy, by the training forward.
+        engine_logprobs: (N, T) of the same tokens, by the engine that sampled them.
+        mask: (N, T).
+        cap: Above 0, typically 2; a larger one is less biased and of higher variance.
+
+    Returns:
+        (N, T), 1 where masked.
+    """
+    return token_ratio(logprobs, engine_logprobs, mask).detach().clamp_max(cap)
+
+
+def masked_importance_weights(
+    logprobs: Float[Tensor, "sequences time"],
+    engine_logprobs: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    low: float = 0.5,
+    high: float = 2.0,
+) -> Float[Tensor, "sequences time"]:
+    r"""Detached $\pi_{train}/\pi_{engine}$ per token, 0 outside [low, high]: tokens that differ too much are dropped.
+
+    Args:
+        logprobs: (N, T) of the sampling policy, by the training forward.
+        engine_logprobs: (N, T) of the same tokens, by the engine that sampled them.
+        mask: (N, T).
+        low: In (0, 1).
+        high: Above 1.
+
+    Returns:
+        (N, T), 1 where masked.
+    """
+    ratio = token_ratio(logprobs, engine_logprobs, mask).detach()
+    return torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)
+
+
+def _exp(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _clip_value(values: Tensor, old_values: Tensor, clip: float) -> Tensor:
+    return old_values + (values - old_values).clamp(-clip, clip)

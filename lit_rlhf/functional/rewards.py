@@ -1,0 +1,160 @@
+"""From scores of sequences to rewards of tokens: where the score sits, the KL penalty, length, a missing end.
+
+In order: the reward model's score is normalized and clipped, penalties are subtracted, and the KL term comes last, on
+top of what was clipped. Clipping or scaling after the KL term would change the objective that is optimized.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lit_rlhf.functional.kl import k1
+from lit_rlhf.functional.masking import Moments, last_index, masked_moments, masked_sum, merge_moments
+
+
+def place_at_end(
+    scores: Float[Tensor, " sequences"], mask: Bool[Tensor, "sequences time"]
+) -> Float[Tensor, "sequences time"]:
+    """Put each score at the last token of its response, which is EOS where there is one; 0 elsewhere.
+
+    A response without tokens has no place for its score: its row is 0.
+
+    Example:
+        >>> place_at_end(torch.tensor([3.0]), torch.tensor([[True, True, False]]))
+        tensor([[0., 3., 0.]])
+    """
+    steps = torch.arange(mask.shape[-1], device=mask.device)
+    at_end = (steps == last_index(mask)[:, None]) & mask
+    return torch.where(at_end, scores[:, None], 0.0)
+
+
+def kl_shaped_rewards(
+    scores: Float[Tensor, " sequences"],
+    old_logprobs: Float[Tensor, "sequences time"],
+    ref_logprobs: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    coef: float,
+) -> Float[Tensor, "sequences time"]:
+    r"""$R_t = -\beta(\log\pi_{old,t} - \log\pi_{ref,t}) + [t = \text{last}]\, r$ (arXiv:1909.08593).
+
+    The KL is that of the policy that sampled, estimated by k1 per token: the only placement and estimator for which
+    the optimum of the expected return is $\pi_{ref}e^{r/\beta}/Z$.
+
+    Args:
+        scores: (N,).
+        old_logprobs: (N, T), without gradient.
+        ref_logprobs: (N, T).
+        mask: (N, T).
+        coef: beta, in units of reward per nat; 0 or more. Larger stays closer to the reference.
+
+    Returns:
+        (N, T), 0 where masked.
+
+    Example:
+        >>> logprobs, ref = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-2.0, -1.0]])
+        >>> kl_shaped_rewards(torch.tensor([1.0]), logprobs, ref, torch.tensor([[True, True]]), 0.1)
+        tensor([[-0.1000,  1.0000]])
+    """
+    penalty = torch.where(mask, k1(old_logprobs, ref_logprobs), 0.0)
+    return place_at_end(scores, mask) - coef * penalty
+
+
+def kl_penalized_scores(
+    scores: Float[Tensor, " sequences"],
+    old_logprobs: Float[Tensor, "sequences time"],
+    ref_logprobs: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    coef: float,
+) -> Float[Tensor, " sequences"]:
+    r"""$r - \beta\sum_t(\log\pi_{old,t} - \log\pi_{ref,t})$: the same KL term, on whole sequences.
+
+    Args:
+        scores: (N,).
+        old_logprobs: (N, T), without gradient.
+        ref_logprobs: (N, T).
+        mask: (N, T).
+        coef: beta, 0 or more.
+    """
+    return scores - coef * masked_sum(k1(old_logprobs, ref_logprobs), mask, dim=-1)
+
+
+def missing_eos_penalty(
+    scores: Float[Tensor, " sequences"], finished: Bool[Tensor, " sequences"], penalty: float
+) -> Float[Tensor, " sequences"]:
+    """Subtract a penalty, in units of reward, from the score of each response that was cut at the length limit.
+
+    Example:
+        >>> missing_eos_penalty(torch.tensor([1.0, 1.0]), torch.tensor([True, False]), 0.5)
+        tensor([1.0000, 0.5000])
+    """
+    return torch.where(finished, scores, scores - penalty)
+
+
+def missing_eos_score(
+    scores: Float[Tensor, " sequences"], finished: Bool[Tensor, " sequences"], value: float
+) -> Float[Tensor, " sequences"]:
+    """Replace the score of each response that was cut at the length limit by a fixed one (arXiv:2403.17031: -1).
+
+    The reward model has seen complete responses only, so its score of a cut one means little.
+    """
+    return torch.where(finished, scores, value)
+
+
+def normalize_scores(
+    scores: Float[Tensor, " sequences"], mean: float | Tensor, std: float | Tensor, eps: float = 1e-8
+) -> Float[Tensor, " sequences"]:
+    """(scores - mean) / std, with a standard deviation of no less than `eps`.
+
+    Scores of a reward model are known up to a constant: with mean and standard deviation of the reference's responses,
+    the KL coefficient means the same for every reward model. Dividing by a *changing* standard deviation changes the
+    objective as training goes on.
+    """
+    deviation = torch.as_tensor(std, dtype=scores.dtype, device=scores.device).clamp_min(eps)
+    return (scores - mean) / deviation
+
+
+def no_moments(like: Float[Tensor, "..."]) -> Moments:
+    """Running statistics of nothing seen so far, of the dtype and on the device of a tensor."""
+    zero = like.new_zeros(())
+    return Moments(zero, zero, zero)
+
+
+def update_moments(moments: Moments, scores: Float[Tensor, " sequences"]) -> Moments:
+    """Running statistics after further scores; those of one batch or of many give the same result.
+
+    Example:
+        >>> moments = update_moments(no_moments(torch.zeros(())), torch.tensor([1.0, 3.0]))
+        >>> float(moments.mean), float(moments.variance)
+        (2.0, 2.0)
+    """
+    new = masked_moments(scores, torch.ones_like(scores, dtype=torch.bool))
+    pairs = zip(moments, new, strict=True)
+    return merge_moments(Moments(*(torch.stack([old, fresh.to(old.dtype)]) for old, fresh in pairs)))
+
+
+def clip_scores(scores: Float[Tensor, " sequences"], limit: float) -> Float[Tensor, " sequences"]:
+    """Hold scores to [-limit, limit]; limit above 0, in units of reward. Changes the objective where it bites."""
+    return scores.clamp(-limit, limit)
+
+
+def length_penalty(lengths: Int[Tensor, " sequences"], coef: float) -> Float[Tensor, " sequences"]:
+    """-coef * length, to add to scores: the price of a token, in units of reward."""
+    return -coef * lengths.float()
+
+
+def overlong_penalty(lengths: Int[Tensor, " sequences"], max_length: int, buffer: int) -> Float[Tensor, " sequences"]:
+    r"""DAPO's soft punishment, to add to scores: 0 up to $L_{max}-L_{cache}$ tokens, then linear to -1 at $L_{max}$.
+
+    See arXiv:2503.14476.
+
+    Args:
+        lengths: (N,) tokens of each response.
+        max_length: $L_{max}$; longer responses get -1.
+        buffer: $L_{cache}$, in (0, max_length]; a longer one punishes earlier and more gently.
+
+    Example:
+        >>> overlong_penalty(torch.tensor([6, 9, 10, 12]), max_length=10, buffer=4)
+        tensor([ 0.0000, -0.7500, -1.0000, -1.0000])
+    """
+    room = (max_length - buffer - lengths).float() / buffer
+    return room.clamp(-1.0, 0.0)

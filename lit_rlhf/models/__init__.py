@@ -1,0 +1,27 @@
+"""One decoder, many roles: loading, adapters, heads, the branched forward, critics and exports."""
+
+from lit_rlhf.models.backbone import Backbone, evaluating
+from lit_rlhf.models.critics import Critic, RewardSource, ValueAdapter, ValueHead, ValueModel
+from lit_rlhf.models.export import export_policy, export_reward
+from lit_rlhf.models.heads import ScalarHead
+from lit_rlhf.models.reward_models import load_reward_model
+from lit_rlhf.models.specs import LoraSpec, ModelSpec
+from lit_rlhf.models.tokenizers import load_tokenizer, tokenizer_fingerprint
+
+__all__ = [
+    "Backbone",
+    "Critic",
+    "LoraSpec",
+    "ModelSpec",
+    "RewardSource",
+    "ScalarHead",
+    "ValueAdapter",
+    "ValueHead",
+    "ValueModel",
+    "evaluating",
+    "export_policy",
+    "export_reward",
+    "load_reward_model",
+    "load_tokenizer",
+    "tokenizer_fingerprint",
+]

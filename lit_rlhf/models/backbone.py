@@ -1,0 +1,391 @@
+"""One decoder, many roles."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models.adapters import RoleAdapters
+from lit_rlhf.models.branched import BranchRunner, BranchStates
+from lit_rlhf.models.checks import check_backbone
+from lit_rlhf.models.heads import ScalarHead
+from lit_rlhf.models.lm_head import LMHead
+from lit_rlhf.models.loading import DTYPES, load_model
+from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
+from lit_rlhf.models.tokenizers import pad_token_id
+from lit_rlhf.types import BranchedBatch, BranchOutput
+
+ROLES = ("policy", "reference", "reward", "value")
+
+
+class Backbone(nn.Module):
+    """A transformers decoder that plays policy, reference, reward and value model.
+
+    A role is an adapter on the one base, a scalar head, or both; a role without an adapter is the base itself. With
+    full fine-tuning the model itself is the policy, and other roles live in backbones of their own.
+
+    Args:
+        spec: What to load and how.
+        lm_head: Whether log-probs and logits will be asked for. Without, the trunk alone is loaded: a reward or value
+            model of its own has no unused parameters, which distributed strategies refuse.
+        trainable: Whether the base may be trained where `spec.lora` is None; False for references and loaded rewards.
+
+    Raises:
+        ConfigurationError: The spec can't be met; the message names the option.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    heads: nn.ModuleDict
+
+    def __init__(self, spec: ModelSpec, *, lm_head: bool = True, trainable: bool = True) -> None:
+        super().__init__()
+        _refuse_bad_spec(spec, trainable)
+        model, tokenizer = load_model(spec, lm_head=lm_head)
+        self._assemble(spec, model, tokenizer, lm_head=lm_head, trainable=trainable)
+
+    @classmethod
+    def wrap(
+        cls,
+        spec: ModelSpec,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        lm_head: bool = True,
+        trainable: bool = True,
+    ) -> "Backbone":
+        """A backbone around a model that is loaded already."""
+        backbone = cls.__new__(cls)
+        nn.Module.__init__(backbone)
+        backbone._assemble(spec, model, tokenizer, lm_head=lm_head, trainable=trainable)
+        return backbone
+
+    def _assemble(
+        self,
+        spec: ModelSpec,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        lm_head: bool,
+        trainable: bool,
+    ) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.model = model
+        self.heads = nn.ModuleDict()
+        self.frozen = not trainable
+        self.score_mean, self.score_std = 0.0, 1.0  # of a loaded reward model's scores on held-out data
+        self.score_skip_id: int | None = None  # scores are read before a trailing token of this id, if set
+        config = model.config.get_text_config()
+        self.hidden_size: int = config.hidden_size
+        self.pad_token_id = pad_token_id(tokenizer)
+        self.eos_token_ids = _eos_token_ids(model, tokenizer)
+        self.has_lora = spec.lora is not None or spec.adapter is not None
+        if self.has_lora or self.frozen:
+            model.requires_grad_(False)
+        self._lm_head = LMHead(model) if lm_head else None
+        self._adapters = RoleAdapters(model, self.decoder, model.base_model_prefix, spec.init_seed)
+        self._runner = BranchRunner(self.decoder, config, spec.attention, spec.branching)
+        if spec.gradient_checkpointing:
+            self._checkpoint_layers()
+        self.train()
+        check_backbone(self)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The trunk, adapters injected: called as a transformers `*Model`, it returns the last hidden state."""
+        trunk: nn.Module = self.model.base_model
+        return trunk
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings live."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Roles that have an adapter."""
+        return tuple(self._adapters.configs)
+
+    # -- roles --------------------------------------------------------------------------------------------------------
+
+    def add_adapter(
+        self,
+        role: str,
+        *,
+        lora: LoraSpec | None = None,
+        path: str | None = None,
+        copy_from: str | None = None,
+        trainable: bool = True,
+    ) -> None:
+        """Give a role an adapter: fresh (the identity), read from a directory, or copied from another role.
+
+        The policy of a spec with `adapter` starts from that adapter, and a frozen copy becomes the role "reference".
+
+        Args:
+            role: "policy", "reference", "reward", "value", or a name of your own.
+            lora: Shape of a fresh adapter; default: `spec.lora`.
+            path: Directory that peft or this library wrote. A scalar head in it becomes the role's head.
+            copy_from: Role to copy.
+            trainable: Whether its weights get gradients; settled here for good.
+
+        Raises:
+            ConfigurationError: The base is being trained, the role has an adapter, there is no such role to copy.
+            CheckpointError: The directory doesn't fit the base.
+        """
+        if any(parameter.requires_grad for name, parameter in self.model.named_parameters() if ".lora_" not in name):
+            raise ConfigurationError(
+                f"No adapter {role!r} can stand on a base that is trained in full. Set lora, or load the base with trainable=False."
+            )
+        if copy_from is not None:
+            self._require(copy_from, self.adapters, "adapter")
+            self._adapters.copy(role, copy_from, trainable=trainable)
+        elif path is not None:
+            self._load_adapter(role, path, trainable)
+        elif role == "policy" and self.spec.adapter is not None:
+            self._load_adapter(role, self.spec.adapter, trainable)
+            self._adapters.copy("reference", role, trainable=False)
+        else:
+            self._adapters.add(role, lora or self.spec.lora or LoraSpec(), trainable=trainable)
+
+    def add_head(
+        self,
+        role: str,
+        *,
+        copy_from: str | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        trainable: bool = True,
+    ) -> None:
+        r"""Give a role a float32 scalar head.
+
+        A fresh head of the role "reward" is drawn with $\sigma = 1/\sqrt{h + 1}$ (arXiv:1909.08593); any other starts at 0,
+        so that a value head on the policy's states gives no gradient to the policy before it has learned something.
+
+        Args:
+            role: Name of the head.
+            copy_from: Head to copy.
+            state: `{"weight": (h,)}` of a head of another backbone.
+            trainable: Whether its weight gets gradients.
+        """
+        if role in self.heads:
+            raise ConfigurationError(f"There is a head for the role {role!r} already.")
+        if copy_from is not None:
+            self._require(copy_from, self.heads, "head")
+            state = self.heads[copy_from].state_dict()
+        std = ScalarHead.reward_std(self.hidden_size) if role == "reward" else 0.0
+        head = ScalarHead(self.hidden_size, std, self.spec.init_seed, role, self.device)
+        if state is not None:
+            head.weight.data.copy_(state["weight"].reshape(-1))
+        self.heads[role] = head.requires_grad_(trainable)
+
+    def use_role(self, role: str | None) -> AbstractContextManager[None]:
+        """Switch to a role's adapter, or with None or a role without one to the base, for the time of a `with`.
+
+        Nests, restores on exceptions and leaves `requires_grad` and training flags alone.
+
+        Raises:
+            ConfigurationError: No such role; or the reference of a model that is itself being trained.
+        """
+        if role is None or role in self._adapters.configs:
+            return self._adapters.use(role)
+        self._require(role, (*ROLES, *self.heads), "role")
+        if role == "reference" and not (self.has_lora or self.frozen):
+            raise ConfigurationError(
+                "A model trained in full is no longer its own reference. Keep `frozen_copy()` of it and call that."
+            )
+        return self._adapters.use(None)
+
+    def frozen_copy(self, dtype: DTypeName | None = None) -> "Backbone":
+        """A deep copy without gradients, in eval mode, as it is now.
+
+        Args:
+            dtype: Of the copy's base weights; default: as they are. "bfloat16" halves a float32 reference.
+        """
+        twin = copy.deepcopy(self, {id(self.tokenizer): self.tokenizer})
+        twin.requires_grad_(False)
+        twin.zero_grad(set_to_none=True)
+        twin.frozen = True
+        if dtype is not None:
+            for name, parameter in twin.model.named_parameters():
+                if ".lora_" not in name and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(DTYPES[dtype])
+        return twin.eval()
+
+    def adapted_layers(self, role: str) -> list[nn.Module]:
+        """peft's layers that a role's adapter changes."""
+        return list(self._adapters.layers(role).values())
+
+    def save_adapter(
+        self, role: str, directory: Path, *, base: str | None, task: str, head: Tensor | None = None
+    ) -> None:
+        """Write a role's adapter as peft does; see `export_policy` and `export_reward`."""
+        self._require(role, self.adapters, "adapter")
+        self._adapters.save(role, directory, base=base, task=task, head=head)
+
+    # -- computing ----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        batch: BranchedBatch,
+        *,
+        num_branches: int,
+        role: str | None = "policy",
+        logprobs: bool = False,
+        entropy: bool = False,
+        values: str | None = None,
+        scores: str | None = None,
+        temperature: float = 1.0,
+        entropy_grad: bool = False,
+    ) -> BranchOutput:
+        """Evaluate the branches of a batch under a role; N = B * K sequences, T tokens of the longest.
+
+        Args:
+            batch: Rows of prompts with K branches each.
+            num_branches: K.
+            role: Whose adapter is on.
+            logprobs: Log-probs of the branches' tokens; only their positions go through the LM head.
+            entropy: Entropy of the next-token distribution at each of them.
+            values: Name of the head to apply at the state before each token.
+            scores: Name of the head to apply at each branch's last token.
+            temperature: Divides the logits.
+            entropy_grad: Whether the entropy carries a gradient.
+        """
+        with self.use_role(role):
+            states = self._runner(batch, num_branches)
+        wanted = _positions(states.mask)
+        size = states.mask.shape
+        picked = states.hidden[states.source.flatten()[wanted]] if logprobs or entropy or values else None
+        result: dict[str, Tensor] = {}
+        if picked is not None and (logprobs or entropy):
+            tokens = states.tokens.flatten()[wanted]
+            found = self._require_lm_head().logprobs(
+                picked, tokens, temperature=temperature, entropy=entropy, entropy_grad=entropy_grad
+            )
+            result["logprobs"] = _spread(found.logprobs, wanted, size)
+            if found.entropy is not None:
+                result["entropy"] = _spread(found.entropy, wanted, size)
+        if picked is not None and values is not None:
+            result["values"] = _spread(self._head(values)(picked), wanted, size)
+        if scores is not None:
+            result["scores"] = self._head(scores)(states.hidden[self._scored_positions(states)])
+        return BranchOutput(mask=states.mask, **result)
+
+    def states(self, batch: BranchedBatch, *, num_branches: int, role: str | None = "policy") -> BranchStates:
+        """Hidden states of a batch under a role, and where the branches lie in them."""
+        with self.use_role(role):
+            return self._runner(batch, num_branches)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (..., V) in float32 of hidden states (..., h), scaled and capped as the config says."""
+        return self._require_lm_head().logits(hidden)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """As in torch, but 8-bit layers on CPU stay in training mode.
+
+        In eval mode bitsandbytes computes them otherwise (with 8-bit activations), and a policy's log-probs would differ
+        between rollout and update.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, bnb.nn.Linear8bitLt) and module.weight.device.type == "cpu":
+                module.training = True
+        return self
+
+    # -- inner parts --------------------------------------------------------------------------------------------------
+
+    def _load_adapter(self, role: str, path: str, trainable: bool) -> None:
+        extra = self._adapters.load(role, path, trainable=trainable)
+        head = extra.pop("score.weight", None)
+        if head is not None:
+            self.add_head(role, state={"weight": head}, trainable=trainable)
+        if extra:
+            raise ConfigurationError(f"The adapter {path!r} holds tensors of no layer: {sorted(extra)[:5]}.")
+
+    def _scored_positions(self, states: BranchStates) -> Tensor:
+        if self.score_skip_id is None:
+            return states.last
+        steps = torch.arange(states.mask.shape[1], device=states.mask.device)
+        kept = ((states.mask & (states.tokens != self.score_skip_id)) * (steps + 1)).amax(-1)  # tokens up to the scored one
+        before = states.source.gather(1, kept.clamp_max(len(steps) - 1)[:, None]).squeeze(1)
+        return torch.where(kept == states.mask.sum(-1), states.last, before)
+
+    def _checkpoint_layers(self) -> None:
+        layers = [module for module in self.decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise ConfigurationError(
+                f"gradient_checkpointing: {type(self.decoder).__name__} has no layers that can be recomputed. Set it to false."
+            )
+        for layer in layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(  # noqa: SLF001 - what transformers sets itself
+                checkpoint, use_reentrant=False, preserve_rng_state=self._draws(), context_fn=self._recompute_contexts
+            )
+
+    def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        # Backward runs when another role may be on, or none: recompute under the one of the forward.
+        return nullcontext(), self._adapters.use(self._adapters.active)
+
+    def _draws(self) -> bool:
+        return self.spec.lora is not None and self.spec.lora.dropout > 0.0
+
+    def _head(self, name: str) -> nn.Module:
+        self._require(name, self.heads, "head")
+        return self.heads[name]
+
+    def _require_lm_head(self) -> LMHead:
+        if self._lm_head is None:
+            raise ConfigurationError("This backbone was loaded without its LM head (lm_head=False): it has no log-probs.")
+        return self._lm_head
+
+    @staticmethod
+    def _require(name: str, known: Any, what: str) -> None:
+        if name not in known:
+            raise ConfigurationError(f"There is no {what} {name!r}; there are {sorted(known)}.")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the time of a `with`; each submodule's own flag is restored, so frozen parts stay in eval mode."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+def _positions(mask: Tensor) -> Tensor:
+    if mask.is_meta:  # how many there are can't be known: all
+        return torch.arange(mask.numel(), device=mask.device)
+    return mask.flatten().nonzero().squeeze(-1)
+
+
+def _spread(values: Tensor, positions: Tensor, size: torch.Size) -> Tensor:
+    return values.new_zeros(size.numel()).index_copy(0, positions, values).view(size)
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return tuple(sorted(found))
+
+
+def _refuse_bad_spec(spec: ModelSpec, trainable: bool) -> None:
+    if spec.quantization != "none" and spec.lora is None and spec.adapter is None and trainable:
+        raise ConfigurationError(
+            f"quantization={spec.quantization!r} without lora: quantized weights can't be trained. Add lora: {{rank: 16}}, or set "
+            "quantization: none."
+        )

@@ -1,0 +1,201 @@
+"""The branched forward: hidden states of prompts with K branches, in one of two ways with the same result.
+
+- **shared**: one row per prompt, all branches behind it, under a mask; the prompt is computed once.
+- **expanded**: K ordinary rows per prompt, for attention kernels and decoders that take no such mask.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.branches import BranchLayout, branch_attention_mask, branch_layout, expand_branches
+from lit_rlhf.models.specs import Branching
+from lit_rlhf.types import BranchedBatch
+
+_MASKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+class BranchStates(NamedTuple):
+    """Hidden states and where in them the branches lie; N = B * K."""
+
+    hidden: Tensor  # (rows * length, h)
+    source: Tensor  # (N, T) index of the state that predicts each token
+    last: Tensor  # (N,) index of the state at each branch's last token
+    mask: Tensor  # (N, T) bool
+    tokens: Tensor  # (N, T) int64, 0 where masked
+
+
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs of a decoder's forward.
+
+    Attributes:
+        per_token: Of the linear layers, for one token.
+        per_pair: Of attention, for one query and one key in all layers.
+        causal_share: Share of the pairs that the kernel computes in plain causal attention.
+    """
+
+    per_token: float
+    per_pair: float
+    causal_share: float
+
+    def shared(self, rows: int, length: int) -> float:
+        """Of B rows under a mask, which makes kernels compute all pairs."""
+        return rows * length * (self.per_token + length * self.per_pair)
+
+    def expanded(self, sequences: int, length: int) -> float:
+        """Of N plain causal rows."""
+        return sequences * length * (self.per_token + length * self.per_pair * self.causal_share)
+
+    @staticmethod
+    def of(trunk: nn.Module, config: PretrainedConfig, attention: str) -> "Costs":
+        """Count them from the linear layers and the config."""
+        weights = 0
+        for module in trunk.modules():
+            if isinstance(module, Conv1D):
+                weights += module.nx * module.nf
+            elif isinstance(module, nn.Linear):
+                weights += module.in_features * module.out_features
+        width = config.num_attention_heads * (getattr(config, "head_dim", None) or _head_dim(config))
+        return Costs(2.0 * weights, 4.0 * width * config.num_hidden_layers, 1.0 if attention == "eager" else 0.5)
+
+
+class BranchRunner:
+    """Runs a trunk over branched batches.
+
+    Args:
+        trunk: The transformers `*Model`, adapters injected.
+        config: Its text config.
+        attention: The attention implementation.
+        branching: "shared", "expanded", or "auto": the one with fewer FLOPs for each batch.
+
+    Raises:
+        ConfigurationError: "shared" is asked of a decoder or kernel that can't take the mask.
+    """
+
+    def __init__(self, trunk: nn.Module, config: PretrainedConfig, attention: str, branching: Branching) -> None:
+        self.trunk = trunk
+        self.branching = branching
+        self.takes_positions = "position_ids" in inspect.signature(_forward_of(trunk)).parameters
+        self.obstacle = self._find_obstacle(config, attention)
+        self.window = _window(config)
+        self.additive_mask = attention == "eager"
+        self.costs = Costs.of(trunk, config, attention)
+        if branching == "shared":
+            self.require_shared()
+
+    def require_shared(self, reason: str | None = None) -> None:
+        """Raise if the shared way can't run, or from now on can't for a reason found elsewhere."""
+        self.obstacle = self.obstacle or reason
+        if self.obstacle and self.branching == "shared":
+            raise ConfigurationError(f"branching='shared' can't run: {self.obstacle}. Set branching='auto' or 'expanded'.")
+
+    def __call__(self, batch: BranchedBatch, num_branches: int) -> BranchStates:
+        """Hidden states of a batch; K = `num_branches`."""
+        layout = layout_of(batch["branch_ids"], num_branches)
+        if self.shares(batch["branch_ids"], layout):
+            return self.shared(batch, layout)
+        return self.expanded(batch, layout, num_branches)
+
+    def shares(self, branch_ids: Tensor, layout: BranchLayout) -> bool:
+        """Whether a batch runs the shared way."""
+        rows, branches, _ = layout.mask.shape
+        length = branch_ids.shape[1]
+        if self.branching == "expanded" or self.obstacle or (self.window is not None and length > self.window):
+            if self.branching == "shared":
+                raise ConfigurationError(
+                    f"branching='shared' can't run: a row has {length} tokens, more than the sliding window of {self.window}. "
+                    "Set branching='auto'."
+                )
+            return False
+        if self.branching == "shared" or branch_ids.is_meta:
+            return True
+        if branches == 1:
+            return False  # an ordinary causal row already, and without a mask its kernel is the faster
+        longest = int(((branch_ids == 0).sum(-1)[:, None] + layout.mask.sum(-1)).max())
+        return self.costs.shared(rows, length) <= self.costs.expanded(rows * branches, longest)
+
+    def shared(self, batch: BranchedBatch, layout: BranchLayout) -> BranchStates:
+        """One row per prompt."""
+        branch_ids = batch["branch_ids"]
+        mask = branch_attention_mask(branch_ids)
+        if self.additive_mask:
+            mask = self._additive(mask)
+        output = self.trunk(
+            input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], use_cache=False
+        )
+        return _gather(output.last_hidden_state, batch["input_ids"], layout)
+
+    def expanded(self, batch: BranchedBatch, layout: BranchLayout, num_branches: int) -> BranchStates:
+        """K rows per prompt. Padding is on the right, so that causal attention never sees it and no mask is needed."""
+        input_ids, branch_ids = batch["input_ids"], batch["branch_ids"]
+        if num_branches == 1 or branch_ids.is_meta:
+            rows, own = input_ids, layout
+        else:
+            expanded = expand_branches(input_ids, branch_ids, num_branches)
+            rows, own = expanded.input_ids, layout_of(expanded.branch_ids, 1)
+        return _gather(self.trunk(input_ids=rows, use_cache=False).last_hidden_state, rows, own)
+
+    def _additive(self, mask: Tensor) -> Tensor:
+        dtype = next(p.dtype for p in self.trunk.parameters() if p.is_floating_point())
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+    def _find_obstacle(self, config: PretrainedConfig, attention: str) -> str | None:
+        if attention not in ("sdpa", "eager"):
+            return f"attention={attention!r} takes no mask of its own (sdpa and eager do)"
+        if not self.takes_positions:
+            return f"{type(self.trunk).__name__} takes no position_ids, and branches need them"
+        others = set(getattr(config, "layer_types", None) or []) - _MASKABLE_LAYERS
+        if others:
+            return f"{type(self.trunk).__name__} has layers of the kind {sorted(others)}, which no mask tells branches apart in"
+        return None
+
+
+def layout_of(branch_ids: Tensor, num_branches: int) -> BranchLayout:
+    """`branch_layout`, and on the meta device, where no lengths can be known, a layout of the largest size."""
+    if not branch_ids.is_meta:
+        return branch_layout(branch_ids, num_branches)
+    shape = (branch_ids.shape[0], num_branches, branch_ids.shape[1])
+    index = branch_ids.new_empty(shape)
+    return BranchLayout(index, index, index > 0, index[..., 0])
+
+
+def _gather(hidden: Tensor, input_ids: Tensor, layout: BranchLayout) -> BranchStates:
+    rows, length, width = hidden.shape
+    sequences = layout.mask.shape[0] * layout.mask.shape[1]
+    offset = torch.arange(rows, device=input_ids.device)[:, None] * length
+    tokens = input_ids.gather(1, layout.index.flatten(1)).view(sequences, -1) * layout.mask.view(sequences, -1)
+    return BranchStates(
+        hidden=hidden.reshape(rows * length, width),
+        source=(layout.source.flatten(1) + offset).view(sequences, -1),
+        last=(layout.last + offset).view(sequences),
+        mask=layout.mask.view(sequences, -1),
+        tokens=tokens,
+    )
+
+
+def _window(config: PretrainedConfig) -> int | None:
+    """The longest row that no layer's window cuts; None if there is no window."""
+    kinds = set(getattr(config, "layer_types", None) or [])
+    windows = []
+    sliding = getattr(config, "sliding_window", None)
+    if sliding and ("sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True))):
+        windows.append(int(sliding))
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and ("chunked_attention" in kinds or not kinds):
+        windows.append(int(chunk))
+    return min(windows, default=None)
+
+
+def _head_dim(config: PretrainedConfig) -> int:
+    return int(config.hidden_size) // int(config.num_attention_heads)
+
+
+def _forward_of(trunk: nn.Module) -> object:
+    return inspect.unwrap(type(trunk).forward)

@@ -1,0 +1,133 @@
+"""What an export holds beside weights: a record of itself, a model card, and a directory that appears whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from lit_rlhf import __version__
+from lit_rlhf.errors import CheckpointError
+
+RECORD = "lit_rlhf.json"
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What an export says of itself, in `lit_rlhf.json`.
+
+    Attributes:
+        kind: A policy or a reward model.
+        form: A whole model or an adapter.
+        base: The model it was trained from; an adapter needs it.
+        tokenizer: Fingerprint of its tokenizer.
+        score_mean: Of the scores on held-out data: subtract it, then divide by `score_std`.
+        score_std: See `score_mean`.
+    """
+
+    kind: Literal["policy", "reward"]
+    form: Literal["model", "adapter"]
+    base: str | None
+    tokenizer: str
+    score_mean: float = 0.0
+    score_std: float = 1.0
+
+    def write(self, directory: Path) -> None:
+        """Write it, with the library's version."""
+        text = json.dumps({**asdict(self), "version": __version__}, indent=2)
+        (directory / RECORD).write_text(text + "\n", encoding="utf-8")
+        (directory / "README.md").write_text(model_card(self), encoding="utf-8")
+
+
+def read_record(directory: Path) -> Mapping[str, object]:
+    """The record of an export; empty where there is none."""
+    file = directory / RECORD
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} can't be read, the export may be torn: {error}. Export it anew.") from error
+    return dict(record)
+
+
+def model_card(record: ExportRecord) -> str:
+    """Text of the export's README.md."""
+    header = ["---", "library_name: " + ("peft" if record.form == "adapter" else "transformers"), "tags:", "- lit_rlhf"]
+    if record.base is not None and not Path(record.base).is_absolute():
+        header.append(f"base_model: {record.base}")
+    base = record.base or "a randomly initialised model"
+    what = "Reward model" if record.kind == "reward" else "Policy"
+    body = [f"# {what}", "", f"Trained from {base} with lit_rlhf {__version__}.", "", "## Use", "", "```python", _usage(record), "```"]
+    if record.kind == "reward":
+        body += [
+            "",
+            "The score is read at the last token, so texts end with the EOS token if they did in training. Padding is on the "
+            "right, with the pad token of the tokenizer here.",
+            "",
+            f"Scores on held-out data had mean {record.score_mean:.6g} and standard deviation {record.score_std:.6g}; only their "
+            "differences between answers to one prompt mean something.",
+        ]
+    return "\n".join([*header, "---", "", *body]) + "\n"
+
+
+def _usage(record: ExportRecord) -> str:
+    auto = "AutoModelForSequenceClassification" if record.kind == "reward" else "AutoModelForCausalLM"
+    lines = [f"from transformers import {auto}, AutoTokenizer", "", 'tokenizer = AutoTokenizer.from_pretrained("<this directory>")']
+    if record.form == "model":
+        return "\n".join([*lines, f'model = {auto}.from_pretrained("<this directory>")'])
+    extra = ", num_labels=1" if record.kind == "reward" else ""
+    lines.insert(0, "from peft import PeftModel")
+    lines += [
+        f'base = {auto}.from_pretrained("{record.base or "<the base>"}"{extra})',
+        'model = PeftModel.from_pretrained(base, "<this directory>")',
+    ]
+    if record.kind == "reward":
+        lines.append("model.config.pad_token_id = tokenizer.pad_token_id")
+    return "\n".join(lines)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Yield a directory to write to, and move it to `path` when all is written and on disk; on an error nothing is left.
+
+    An earlier export at `path` is replaced.
+
+    Raises:
+        CheckpointError: `path` holds something else.
+    """
+    if path.exists() and not (path / RECORD).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists and is no export of lit_rlhf. Choose another path, or delete it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        _replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = path.parent / f".{path.name}.old-{os.getpid()}"
+    path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

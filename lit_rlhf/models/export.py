@@ -1,0 +1,183 @@
+"""Exports that other tools load: sequence classifiers, causal language models, peft adapters."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.cards import ExportRecord, whole_directory
+from lit_rlhf.models.loading import DTYPES, quiet
+from lit_rlhf.models.merging import merged_state
+from lit_rlhf.models.tokenizers import tokenizer_fingerprint
+
+_PAD = "<|pad|>"  # given to tokenizers that have no token which never ends a text
+
+
+def export_reward(
+    backbone: Backbone,
+    path: str | Path,
+    *,
+    merge: bool,
+    score_mean: float = 0.0,
+    score_std: float = 1.0,
+    role: str | None = "reward",
+    head: str = "reward",
+) -> None:
+    """Write a reward model: an `AutoModelForSequenceClassification`, or a peft adapter with its head.
+
+    transformers reads the score at the last token that isn't the pad token. The export's pad token is therefore one that
+    never ends a text; where the tokenizer has none (pad equals EOS), one is chosen or added.
+
+    Args:
+        backbone: What was trained.
+        path: Directory to write; an earlier export there is replaced, once the new one is complete.
+        merge: Merge the adapter into the weights (a quantized base into a dequantized copy). Without, an adapter is
+            written as such; a model without adapter is always written whole.
+        score_mean: Mean of the scores on held-out data, recorded for normalisation.
+        score_std: Their standard deviation.
+        role: Whose adapter scores.
+        head: Name of the scalar head.
+
+    Raises:
+        ConfigurationError: There is no such head, or the architecture has no sequence classifier in transformers.
+        CheckpointError: The path holds something that isn't an export.
+    """
+    if head not in backbone.heads:
+        raise ConfigurationError(f"There is no head {head!r} to export; there are {sorted(backbone.heads)}.")
+    weight: Tensor = backbone.heads[head].weight.detach().cpu()[None]
+    as_adapter = not merge and role in backbone.adapters
+    tokenizer = copy.deepcopy(backbone.tokenizer)
+    rows = backbone.model.get_input_embeddings().weight.shape[0]
+    pad = _never_last(tokenizer, set(backbone.eos_token_ids), rows, may_grow=not as_adapter)
+    with whole_directory(Path(path)) as directory:
+        if as_adapter:
+            _save_adapter(backbone, str(role), directory, "SEQ_CLS", weight)
+        else:
+            config = _float_config(backbone, num_labels=1, pad_token_id=pad)
+            config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+            _save_whole(AutoModelForSequenceClassification, config, backbone, role, directory, {"score.weight": weight})
+        tokenizer.save_pretrained(directory)
+        _record(backbone, "reward", as_adapter, tokenizer, score_mean, score_std).write(directory)
+
+
+def export_policy(backbone: Backbone, path: str | Path, *, merge: bool, role: str | None = "policy") -> None:
+    """Write a policy: an `AutoModelForCausalLM`, or a peft adapter.
+
+    Args:
+        backbone: What was trained.
+        path: Directory to write; an earlier export there is replaced, once the new one is complete.
+        merge: As in `export_reward`.
+        role: Whose adapter.
+
+    Raises:
+        CheckpointError: The path holds something that isn't an export.
+    """
+    as_adapter = not merge and role in backbone.adapters
+    with whole_directory(Path(path)) as directory:
+        if as_adapter:
+            _save_adapter(backbone, str(role), directory, "CAUSAL_LM", None)
+        else:
+            _save_whole(AutoModelForCausalLM, _float_config(backbone), backbone, role, directory, {})
+        backbone.tokenizer.save_pretrained(directory)
+        _record(backbone, "policy", as_adapter, backbone.tokenizer, 0.0, 1.0).write(directory)
+
+
+def _save_adapter(backbone: Backbone, role: str, directory: Path, task: str, head: Tensor | None) -> None:
+    backbone.save_adapter(role, directory, base=_base_name(backbone), task=task, head=head)
+
+
+def _save_whole(
+    auto_class: Any,
+    config: PretrainedConfig,
+    backbone: Backbone,
+    role: str | None,
+    directory: Path,
+    extra: dict[str, Tensor],
+) -> None:
+    try:
+        with torch.device("meta"), quiet():
+            shell = auto_class.from_config(config, dtype=DTYPES[backbone.spec.dtype])
+    except ValueError as error:
+        raise ConfigurationError(f"transformers has no {auto_class.__name__} for {config.model_type!r}: {error}") from error
+    state = _renamed(merged_state(backbone, role), backbone, shell.base_model_prefix) | extra
+    wanted = set(shell.state_dict())
+    state = {name: value for name, value in state.items() if name in wanted}
+    missing = sorted(wanted - set(state))
+    if missing:
+        raise ConfigurationError(f"{type(shell).__name__} has weights that the backbone lacks: {missing[:5]}. It can't be exported.")
+    _grow(state, shell, config.vocab_size)
+    theirs = getattr(backbone.model, "generation_config", None)
+    if theirs is not None and shell.can_generate():
+        shell.generation_config = copy.deepcopy(theirs)
+    with quiet():
+        shell.save_pretrained(directory, state_dict=state)
+
+
+def _renamed(state: dict[str, Tensor], backbone: Backbone, prefix: str) -> dict[str, Tensor]:
+    if backbone.decoder is backbone.model:  # loaded without LM head: its names lack the trunk's
+        return {f"{prefix}.{name}": value for name, value in state.items()}
+    return state
+
+
+def _grow(state: dict[str, Tensor], shell: Any, rows: int) -> None:
+    """Append rows of zeros to the embeddings for an added pad token; nothing ever reads them."""
+    for name, module in shell.named_modules():
+        key = f"{name}.weight"
+        if module is shell.get_input_embeddings() and state[key].shape[0] < rows:
+            missing = rows - state[key].shape[0]
+            state[key] = torch.cat([state[key], state[key].new_zeros(missing, state[key].shape[1])])
+
+
+def _never_last(tokenizer: PreTrainedTokenizerBase, eos: set[int], rows: int, *, may_grow: bool) -> int:
+    """Settle the tokenizer's pad token on one that never ends a text; returns its id."""
+    others = [tokenizer.unk_token_id, *sorted(tokenizer.added_tokens_decoder), tokenizer.bos_token_id]
+    for candidate in (tokenizer.pad_token_id, *others):
+        special = candidate is not None and candidate in (*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder)
+        if candidate is not None and special and candidate not in eos:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidate)
+            return int(candidate)
+    if len(tokenizer) >= rows and not may_grow:
+        raise ConfigurationError(
+            "The tokenizer has no special token beside EOS, and the base's embeddings have no room for one, so an adapter's scores "
+            "couldn't be padded. Export with merge=True."
+        )
+    tokenizer.add_special_tokens({"pad_token": _PAD})
+    assert isinstance(tokenizer.pad_token_id, int)
+    return tokenizer.pad_token_id
+
+
+def _float_config(backbone: Backbone, pad_token_id: int | None = None, **changes: Any) -> PretrainedConfig:
+    config: PretrainedConfig = copy.deepcopy(backbone.model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config._attn_implementation = None  # noqa: SLF001 - ours is not registered with whoever loads the export
+    for name, value in changes.items():
+        setattr(config, name, value)
+    if pad_token_id is not None:
+        config.get_text_config().pad_token_id = pad_token_id
+        config.get_text_config().vocab_size = max(config.get_text_config().vocab_size, pad_token_id + 1)
+    return config
+
+
+def _base_name(backbone: Backbone) -> str | None:
+    name = backbone.spec.name
+    if name is not None and Path(name).is_dir():
+        return str(Path(name).resolve())
+    return name
+
+
+def _record(
+    backbone: Backbone, kind: Any, as_adapter: bool, tokenizer: PreTrainedTokenizerBase, mean: float, std: float
+) -> ExportRecord:
+    form: Any = "adapter" if as_adapter else "model"
+    return ExportRecord(kind, form, _base_name(backbone), tokenizer_fingerprint(tokenizer), mean, std)

@@ -1,0 +1,57 @@
+"""The LM head with what architectures do to logits: a scale, a soft cap, a bias."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs
+
+
+class LMHead:
+    r"""Logits $c \tanh(s\,(W h + b) / c)$ of hidden states, with scale s and soft cap c where the config has them.
+
+    Args:
+        model: A causal language model. Known: `final_logit_softcapping` (Gemma), `logit_scale` (Cohere),
+            `logits_scaling` (Granite), a bias.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        module = model.get_output_embeddings()
+        if not isinstance(module, nn.Linear):
+            raise ConfigurationError(
+                f"{type(model).__name__} has no linear LM head: it isn't a causal language model that can act as a policy."
+            )
+        config = model.config.get_text_config()
+        self.module = module
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        scale = getattr(config, "logit_scale", None)
+        divisor = getattr(config, "logits_scaling", None)
+        self.scale = float(scale if scale is not None else 1.0) / float(divisor if divisor is not None else 1.0)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., h) to (..., V) in float32."""
+        weight = self.module.weight
+        logits = F.linear(hidden.to(weight.dtype), weight, self.module.bias).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+    def logprobs(
+        self, hidden: Tensor, tokens: Tensor, *, temperature: float, entropy: bool, entropy_grad: bool
+    ) -> TokenLogprobs:
+        """Log-probs (n,), and entropy, of tokens (n,) from states (n, h); logits exist for a chunk at a time only."""
+        return chunked_logprobs(
+            hidden,
+            self.module.weight,
+            tokens,
+            bias=self.module.bias,
+            temperature=temperature,
+            softcap=self.softcap,
+            logit_scale=self.scale,
+            with_entropy=entropy,
+            entropy_grad=entropy_grad,
+        )

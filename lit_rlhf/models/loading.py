@@ -1,0 +1,208 @@
+"""From a `ModelSpec` to a transformers decoder: weights, dtype, quantization, attention; dropout off."""
+
+import difflib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models.attention import use_grouped_attention
+from lit_rlhf.models.specs import ModelSpec
+from lit_rlhf.models.tokenizers import from_hub, load_tokenizer
+from lit_rlhf.seeding import stable_hash
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(spec: ModelSpec, *, lm_head: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load or initialise a decoder and its tokenizer as the spec says.
+
+    Args:
+        spec: What to load.
+        lm_head: Load a causal language model; else the trunk alone, which `logits` can't be asked of.
+
+    Returns:
+        The model, with dropout off and 4-bit layers that train on CPU, and the tokenizer.
+
+    Raises:
+        ConfigurationError: Neither or both of `name` and `config`; no tokenizer; a directory that doesn't exist; a model
+            type that transformers doesn't know; a vocabulary smaller than the tokenizer's.
+    """
+    tokenizer = _tokenizer(spec)
+    config = _config(spec, tokenizer)
+    disable_dropout(config)
+    model = _pretrained(spec, config, lm_head) if spec.name is not None else _initialised(spec, config, lm_head)
+    _check_vocabulary(model, tokenizer, spec)
+    prepare_modules(model)
+    if spec.attention == "sdpa":
+        use_grouped_attention(model)
+    return model, tokenizer
+
+
+def prepare_modules(model: nn.Module) -> None:
+    """Switch dropout modules off and keep 4-bit layers from packing their weights on CPU.
+
+    On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights in place at the first inference; from then on no gradient
+    flows through the layer, in training mode either.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def disable_dropout(config: PretrainedConfig) -> None:
+    """Set every dropout rate of a config to 0: a policy's ratio to itself must be 1, a reward a function of its text."""
+    for part in (config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            rate = isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop"))
+            if rate:
+                setattr(part, name, 0.0)
+
+
+def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig | None:
+    """What transformers needs to quantize at loading."""
+    if spec.quantization == "none":
+        return None
+    if spec.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=DTYPES[spec.dtype]
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' load reports and progress bars, which say what we check ourselves, off the terminal."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators for code of others that draws from them, and put them back."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    if (spec.name is None) == (spec.config is None):
+        given = "both" if spec.name is not None else "neither"
+        raise ConfigurationError(
+            f"A model needs either `name` (a directory or hub id) or `config` (random initialisation); {given} is given."
+        )
+    name = spec.tokenizer or spec.name
+    if name is None:
+        raise ConfigurationError(
+            "A model from `config` has no tokenizer of its own: set `tokenizer` to a directory or hub id of one."
+        )
+    revision = spec.revision if spec.tokenizer is None else None
+    return load_tokenizer(name, revision=revision, trust_remote_code=spec.trust_remote_code)
+
+
+def _config(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    if spec.name is not None:
+        name = spec.name
+        config: PretrainedConfig = from_hub(
+            lambda: AutoConfig.from_pretrained(
+                name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            ),
+            name,
+            "model",
+        )
+        return config
+    return _config_from_options(dict(spec.config or {}), tokenizer)
+
+
+def _config_from_options(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    model_type = options.pop("model_type", None)
+    try:
+        defaults = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"config.model_type={model_type!r} is no model that transformers knows. Give one like 'llama', 'qwen3' or 'gpt2'."
+        ) from error
+    known = set(vars(defaults)) | set(getattr(defaults, "attribute_map", {}))
+    for key in options:
+        if key not in known and not hasattr(defaults, key):
+            near = difflib.get_close_matches(key, known, n=1)
+            advice = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigurationError(f"config.{key} is no option of the model type {model_type!r}.{advice}")
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **ids, **options})
+
+
+def _pretrained(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> PreTrainedModel:
+    assert spec.name is not None
+    return pretrained(AutoModelForCausalLM if lm_head else AutoModel, spec.name, spec, config)
+
+
+def pretrained(auto_class: Any, name: str, spec: ModelSpec, config: PretrainedConfig) -> PreTrainedModel:
+    """`from_pretrained` of an auto class, with the spec's dtype, quantization and attention."""
+    with quiet():
+        model: PreTrainedModel = from_hub(
+            lambda: auto_class.from_pretrained(
+                name,
+                config=config,
+                revision=spec.revision if name == spec.name else None,
+                dtype=DTYPES[spec.dtype],
+                quantization_config=quantization_config(spec),
+                attn_implementation=spec.attention,
+                trust_remote_code=spec.trust_remote_code,
+            ),
+            name,
+            "model",
+        )
+    return model
+
+
+def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> PreTrainedModel:
+    auto_class = AutoModelForCausalLM if lm_head else AutoModel
+    with seeded(stable_hash(spec.init_seed, "model")):
+        try:
+            model: PreTrainedModel = auto_class.from_config(
+                config, dtype=DTYPES[spec.dtype], attn_implementation=spec.attention
+            )
+        except (ValueError, ImportError) as error:
+            raise ConfigurationError(f"Can't build a model of config {spec.config}: {error}") from error
+    if spec.quantization == "none":
+        return model
+    # bitsandbytes quantizes as weights are loaded, so they make a detour over the disk.
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        return pretrained(auto_class, directory, spec, config)
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
+    rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if tokens > rows:
+        raise ConfigurationError(
+            f"The tokenizer {spec.tokenizer or spec.name!r} has {tokens} tokens, but the model embeds only {rows}. Use the "
+            "model's own tokenizer, or resize its embeddings and save it anew."
+        )

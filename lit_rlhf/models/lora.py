@@ -1,0 +1,101 @@
+"""LoRA layers that compute in the base's dtype and add in place, for peft's layers to be switched to.
+
+peft's forward casts the input to the adapter's float32, multiplies there and casts back: on a bfloat16 base that is a
+float32 copy of every input kept for backward and several passes over every output. Here the small matrices are cast
+instead and the low-rank product is accumulated by the matrix product itself. Weights stay float32, and so do gradients.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from peft.tuners import lora
+from peft.tuners.lora import bnb as lora_bnb
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_rlhf.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    _Layer = nn.Module
+else:
+    _Layer = object
+
+
+class _RoleLayer(_Layer):
+    """The forward of one adapted linear layer: the base alone, or with the adapter of the active role."""
+
+    base_layer: nn.Module
+    lora_A: nn.ModuleDict  # noqa: N815 - peft's name
+    lora_B: nn.ModuleDict  # noqa: N815
+    lora_dropout: nn.ModuleDict
+    scaling: dict[str, float]
+    in_place = True
+    _active_adapter: list[str]
+    _disable_adapters: bool
+    _cast: "dict[str, tuple[Tensor, Tensor]]"  # casts kept while a role is on and weights can't change
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        result: Tensor = self.base_layer(x)
+        if self._disable_adapters:
+            return result
+        name = self._active_adapter[0]
+        if name not in self.scaling:  # the adapter of this role leaves this layer out
+            return result
+        down, up = self._matrices(name, result.dtype)
+        hidden = F.linear(self.lora_dropout[name](x).to(result.dtype), down).view(-1, down.shape[0])
+        flat = result.view(-1, up.shape[1])
+        if self.in_place:
+            flat.addmm_(hidden, up, alpha=self.scaling[name])
+        else:
+            flat = torch.addmm(flat, hidden, up, alpha=self.scaling[name])
+        return flat.view(result.shape)
+
+    def _matrices(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        if torch.is_grad_enabled() or down.dtype == dtype:
+            return down.to(dtype), up.to(dtype).t()
+        if name not in self._cast:
+            self._cast[name] = (down.to(dtype), up.to(dtype).t())
+        return self._cast[name]
+
+
+class RoleLinear(_RoleLayer, lora.Linear):  # type: ignore[misc]
+    """On a linear layer in float."""
+
+
+class RoleLinear4bit(_RoleLayer, lora_bnb.Linear4bit):  # type: ignore[misc]
+    """On a bitsandbytes layer of 4 bits."""
+
+    in_place = False  # its output is a view made inside an autograd function
+
+
+class RoleLinear8bit(_RoleLayer, lora_bnb.Linear8bitLt):  # type: ignore[misc]
+    """On a bitsandbytes layer of 8 bits."""
+
+    in_place = False
+
+
+_LAYERS: dict[type, type[_RoleLayer]] = {
+    lora.Linear: RoleLinear,
+    lora_bnb.Linear4bit: RoleLinear4bit,
+    lora_bnb.Linear8bitLt: RoleLinear8bit,
+}
+
+
+def adopt(layer: nn.Module, name: str) -> None:
+    """Give a layer that peft injected the forward above; it stays an instance of peft's class.
+
+    Raises:
+        ConfigurationError: peft adapted something else than a linear layer.
+    """
+    if isinstance(layer, _RoleLayer):
+        return
+    ours = _LAYERS.get(type(layer))
+    if ours is None:
+        raise ConfigurationError(
+            f"lora.target_modules matches {name!r}, which is no linear layer ({type(layer).__name__} in peft). Name linear "
+            "layers of the decoder, or use 'all-linear'."
+        )
+    layer.__class__ = ours
+    layer._cast = {}  # type: ignore[assignment]  # noqa: SLF001

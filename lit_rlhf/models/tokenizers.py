@@ -1,0 +1,109 @@
+"""Loading tokenizers and telling them apart."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lit_rlhf.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, padding on the right.
+
+    Args:
+        name: Directory or hub id.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run code that comes with the tokenizer.
+
+    Raises:
+        ConfigurationError: There is no such directory, or it holds no tokenizer.
+    """
+    tokenizer: PreTrainedTokenizerBase = from_hub(
+        lambda: AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, padding_side="right"
+        ),
+        name,
+        "tokenizer",
+    )
+    return tokenizer
+
+
+def from_hub(load: Callable[[], T], name: str, what: str) -> T:
+    """Call a `from_pretrained`, turning its errors into ones that name the option and the way out.
+
+    Args:
+        load: Loads.
+        name: Directory or hub id that it loads.
+        what: "model" or "tokenizer".
+    """
+    require_directory(name, what)
+    try:
+        return load()
+    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ConfigurationError(_hint(name, what, reason)) from error
+
+
+def require_directory(name: str, what: str) -> None:
+    """Refuse a path that doesn't exist before transformers takes it for a hub id.
+
+    Raises:
+        ConfigurationError: `name` reads as a path and there is no such directory.
+    """
+    path = Path(name)
+    reads_as_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if reads_as_path and not path.is_dir():
+        raise ConfigurationError(
+            f"The {what} directory {name!r} doesn't exist (looked in {Path.cwd()}). Give the path of a directory that "
+            "`save_pretrained` or `lit-rlhf export` wrote, or a hub id like 'org/name'."
+        )
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """An id to fill padding with: the pad token's, else EOS, else 0. Masks go by length, so no value of it can be wrong."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash what decides the ids of a text: vocabulary, merges, normalisation, special tokens and chat template.
+
+    Padding and truncation settings, which tokenizers change as they are used, and the directory it came from don't count.
+
+    Returns:
+        64 hexadecimal digits, equal before and after `save_pretrained`.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    core: object
+    if backend is not None:
+        core = json.loads(backend.to_str())
+        core.pop("truncation", None)
+        core.pop("padding", None)
+    else:  # a tokenizer in pure Python, as some hub models bring
+        core = [type(tokenizer).__name__, tokenizer.get_vocab()]
+    specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    parts = [core, specials, tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _hint(name: str, what: str, reason: str) -> str:
+    path = Path(name)
+    if path.is_dir():
+        wanted = "config.json" if what == "model" else "tokenizer.json"
+        files = sorted(file.name for file in path.iterdir())[:12]
+        advice = f"The directory holds {files}."
+        if wanted not in files:
+            advice += f" {wanted} is missing: was the {what} saved there?"
+    else:
+        advice = "No such directory; taken for a hub id, which needs the network, or the model in the local cache."
+    return f"Can't load the {what} {name!r}. {advice} The cause: {reason}"

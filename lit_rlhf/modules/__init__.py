@@ -1,0 +1,17 @@
+"""LightningModules: orchestration only; the mathematics is in `functional`."""
+
+from lit_rlhf.modules.acting import ActingModule
+from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.policy import PolicyModule
+from lit_rlhf.modules.ppo import PPOPolicyModule
+from lit_rlhf.modules.reward import RewardModelModule
+from lit_rlhf.modules.supervised import SupervisedModule
+
+__all__ = [
+    "ActingModule",
+    "PPOPolicyModule",
+    "PolicyModule",
+    "RLHFModule",
+    "RewardModelModule",
+    "SupervisedModule",
+]

@@ -1,0 +1,182 @@
+"""What every LightningModule of the library shares: building the backbone, optimizers, and checkpoints that are small and complete."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.models import Backbone, ModelSpec, tokenizer_fingerprint
+from lit_rlhf.objectives import Reduction
+
+CHECKPOINT_KEY = "lit_rlhf"
+
+
+class RLHFModule(LightningModule):
+    """Base of the library's modules: one `Backbone`, one optimizer, checkpoints of the trainable weights.
+
+    Args:
+        backbone: The model and how it is loaded, quantized and adapted.
+        optimizer: Called with parameter groups; default `torch.optim.AdamW` at the learning rate `default_lr` of the module.
+        lr_scheduler: Called with the optimizer; stepped once per optimizer step. Default: a constant rate.
+        seed: Seed of everything the module draws itself (rollouts, minibatch order); no global generator is used.
+    """
+
+    default_lr = 1e-5
+    needs_lm_head = True
+    """Whether log-probs are asked for; a head that is never used would be an unused parameter to DDP."""
+    backbone: Backbone
+
+    def __init__(
+        self,
+        backbone: ModelSpec,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self._keep_plain_hyperparameters()
+        self.spec = backbone
+        self.optimizer_factory = optimizer
+        self.lr_scheduler_factory = lr_scheduler
+        self.seed = seed
+        self.strict_loading = False  # checkpoints hold trainable weights alone; on_load_checkpoint checks completeness
+
+    # -- building -----------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the backbone on this process's device; called by Lightning before each stage, so idempotent."""
+        if "backbone" in self._modules:
+            return
+        self.backbone = Backbone(self.spec, lm_head=self.needs_lm_head)
+        self.configure_roles()
+
+    def configure_roles(self) -> None:
+        """Add the adapters and heads that the module trains; a subclass's own parts belong here."""
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would train wrongly, before any work starts."""
+        precision = str(self.trainer.precision)
+        if precision in ("bf16-true", "16-true"):
+            raise ConfigurationError(
+                f"trainer.precision={precision!r} casts heads, adapters and running statistics to half precision. Set "
+                "model.init_args.backbone.dtype: bfloat16 (weights of the base) and trainer.precision: 32-true instead."
+            )
+
+    def on_fit_start(self) -> None:
+        """Compare the tokenizer of the data with the model's."""
+        self._check_tokenizer()
+
+    def _check_tokenizer(self) -> None:
+        theirs = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_fingerprint", None)
+        if theirs is not None and theirs != tokenizer_fingerprint(self.backbone.tokenizer):
+            raise ConfigurationError(
+                f"The data were tokenized with another tokenizer (data.init_args.tokenizer) than the model's "
+                f"({self.spec.tokenizer or self.spec.name}): token ids would mean other words. Point both at the same directory."
+            )
+
+    # -- optimization -------------------------------------------------------------------------------------------------
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer; each has `params` and `name`. Only trainable parameters, in a fixed order."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "name": "model"}]
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over `parameter_groups`, with a schedule in optimizer steps where one is given."""
+        groups = [group for group in self.parameter_groups() if group["params"]]
+        if not groups:
+            raise ConfigurationError("Nothing to train: every parameter of the model is frozen. Add backbone.lora.")
+        optimizer = self._make_optimizer(groups)
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        scheduler = self.lr_scheduler_factory(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _make_optimizer(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
+        if self.optimizer_factory is None:
+            return torch.optim.AdamW(groups, lr=self.default_lr, betas=(0.9, 0.95), weight_decay=0.0)
+        return self.optimizer_factory(groups)
+
+    def reduce_loss(self, loss: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
+        """Reduce an unreduced loss with a denominator counted over all ranks.
+
+        Strategies average gradients over ranks, so the local share is multiplied by their number: the average then is
+        the global numerator over the global denominator, however unevenly the tokens lie.
+        """
+        denominator = self.sum_over_ranks(reduction.denominator(mask)).clamp_min(1)
+        return reduction.numerator(loss, mask) * self._world_size / denominator
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """All-reduce a tensor that needs no gradient."""
+        if self._world_size == 1:
+            return value
+        reduced = self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    @property
+    def _world_size(self) -> int:
+        return self._trainer.world_size if self._trainer is not None else 1
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters a checkpoint must hold."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def extra_state(self) -> dict[str, Any]:
+        """State beside weights that a checkpoint must hold: plain numbers, strings, lists, dicts and tensors."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `extra_state` gave."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trainable weights and the module's own state."""
+        trainable = set(self.trainable_names())
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        checkpoint[CHECKPOINT_KEY] = {"class": type(self).__qualname__, "state": self.extra_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this class and complete, then restore the module's own state."""
+        ours = checkpoint.get(CHECKPOINT_KEY)
+        if ours is None:
+            raise CheckpointError("This checkpoint was not written by lit_rlhf: it has no record of the module's class and state.")
+        if ours["class"] != type(self).__qualname__:
+            raise CheckpointError(
+                f"The checkpoint was written by {ours['class']}, the model is {type(self).__qualname__}. Give --ckpt_path a "
+                f"checkpoint of a {type(self).__qualname__}, or set model.class_path to {ours['class']}."
+            )
+        self.configure_model()
+        wanted, found = set(self.trainable_names()), set(checkpoint["state_dict"])
+        missing, unexpected = sorted(wanted - found), sorted(found - wanted)
+        if missing or unexpected:
+            raise CheckpointError(
+                f"The checkpoint doesn't fit the model: {len(missing)} trainable parameters are missing "
+                f"(first: {missing[:3]}), {len(unexpected)} are not of this model (first: {unexpected[:3]}). Were backbone, "
+                "lora or value other when it was written?"
+            )
+        self.load_extra_state(ours["state"])
+
+    def _keep_plain_hyperparameters(self) -> None:
+        # Under LightningCLI the hyper-parameters are the parsed config (plain). From Python they are live objects, which a
+        # checkpoint that loads with weights_only=True can't hold: dataclasses become dicts, other objects go.
+        for name, value in list(self.hparams.items()):
+            if is_dataclass(value) and not isinstance(value, type):
+                self.hparams[name] = asdict(value)
+            elif isinstance(value, nn.Module) or not _is_plain(value):
+                del self.hparams[name]
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float | bool)

@@ -1,0 +1,77 @@
+"""Means of what an iteration logs, reduced over ranks once."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.functional.kl import k1
+from lit_rlhf.functional.masking import masked_mean, masked_sum
+from lit_rlhf.types import Rollout
+
+
+class Means:
+    """Sums and counts by name; everything added is reduced over ranks in one collective.
+
+    Example:
+        >>> means = Means()
+        >>> means.add("x", torch.tensor([1.0, 3.0]))
+        >>> means.compute()
+        {'x': 2.0}
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
+        """Add the entries of a tensor, those alone where `mask` is set if it has the tensor's shape."""
+        value = value.detach().double()
+        if mask is not None and mask.shape == value.shape:
+            total, count = masked_sum(value, mask), mask.sum().double()
+        else:
+            total, count = value.sum(), torch.full((), value.numel(), dtype=torch.float64, device=value.device)
+        self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
+        self._counts[name] = self._counts.get(name, torch.zeros_like(count)) + count
+
+    def add_all(self, metrics: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
+        """Add several tensors; `mask` applies to those of its shape."""
+        for name, value in metrics.items():
+            self.add(name, value, mask)
+
+    def compute(
+        self, sum_over_ranks: Callable[[Tensor], Tensor] | None = None, device: torch.device | None = None
+    ) -> dict[str, float]:
+        """Mean of each name; all ranks must have added the same names."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        rows = torch.stack([torch.stack([self._sums[n].to(device), self._counts[n].to(device)]) for n in names])
+        if sum_over_ranks is not None:
+            rows = sum_over_ranks(rows)
+        return {name: total / max(count, 1.0) for name, (total, count) in zip(names, rows.tolist(), strict=True)}
+
+
+def rollout_metrics(rollout: Rollout, kl_coef: float) -> dict[str, float]:
+    """What TRL's PPO logs of a rollout, under the same names; per-sequence sums in nats."""
+    assert rollout.ref_logprobs is not None
+    mask = rollout.response_mask
+    kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
+    lengths = mask.sum(-1).float()
+    metrics = {
+        "objective/scores": rollout.scores.mean(),
+        "objective/kl": kl.mean(),
+        "objective/non_score_reward": -kl_coef * kl.mean(),
+        "objective/rlhf_reward": rollout.scores.mean() - kl_coef * kl.mean(),
+        "objective/entropy": -masked_sum(rollout.old_logprobs, mask, dim=-1).mean(),
+        "objective/scores_std": rollout.scores.std(unbiased=False),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": (~rollout.finished).float().mean(),
+        "val/num_eos_tokens": rollout.finished.float().sum(),
+    }
+    if rollout.engine_logprobs is not None:
+        gap = (rollout.engine_logprobs - rollout.old_logprobs).abs()
+        metrics["sampling/sampling_logp_difference/mean"] = masked_mean(gap, mask)
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,58 @@
+"""Phases of an iteration (rollout, reward, reference, update): timed once here, watched by progress bar and timer."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+PhaseListener = Callable[[str, int, int], None]
+"""Called with the phase's name, how many steps of it are done and how many there are (0 when not known)."""
+
+
+class Phases:
+    """Seconds spent in each phase since `reset`, and listeners that are told of progress.
+
+    Example:
+        >>> phases = Phases()
+        >>> with phases("rollout"):
+        ...     pass
+        >>> list(phases.seconds)
+        ['rollout']
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.listeners: list[PhaseListener] = []
+
+    @contextmanager
+    def __call__(self, name: str, total: int = 0) -> Iterator[Callable[[], None]]:
+        """Time a phase; yields a function to call after each of its `total` steps."""
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            self._tell(name, done, total)
+
+        self._tell(name, 0, total)
+        start = _now()
+        try:
+            yield advance
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
+
+    def reset(self) -> None:
+        """Forget the seconds; an iteration begins."""
+        self.seconds.clear()
+
+    def _tell(self, name: str, done: int, total: int) -> None:
+        for listener in self.listeners:
+            listener(name, done, total)
+
+
+def _now() -> float:
+    # Work on an accelerator is asynchronous; without this a phase would be charged for its predecessor's kernels.
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

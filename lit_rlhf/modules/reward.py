@@ -1,0 +1,138 @@
+"""Reward modelling: a scalar that reproduces human preferences."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lit_rlhf.metrics import CalibrationError, LengthCorrelation, MeanAndStd, PreferenceAccuracy, RewardMargin
+from lit_rlhf.models import ModelSpec, export_reward
+from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.objectives import BradleyTerry, RewardLoss
+from lit_rlhf.types import BranchedBatch, BranchOutput, num_branches
+
+
+class RewardModelModule(RLHFModule):
+    r"""Fit $r(x, y)$ so that $P(y_w \succ y_l) = \sigma(r(x, y_w) - r(x, y_l))$ (Bradley–Terry; arXiv:2009.01325).
+
+    A prompt with K branches is one row and the prompt is computed once; each branch is scored at its last token by a
+    float32 head. The loss is injected, so margins, soft labels, rankings and regression need no other module.
+
+    Logs TRL's `accuracy, margin, min_reward, mean_reward, max_reward` and, in validation, the calibration error of
+    $\sigma(\text{margin})$ and the correlation of reward and length.
+
+    Args:
+        backbone: The model and how it is loaded, quantized and adapted.
+        loss: The unreduced loss of the branches' scores; default `BradleyTerry()`.
+        optimizer: Called with parameter groups; default AdamW(lr=1e-5), which suits full fine-tuning; LoRA wants about 1e-4.
+        lr_scheduler: Called with the optimizer, stepped once per optimizer step.
+        seed: Seed of the scalar head's initial weights.
+    """
+
+    default_lr = 1e-5
+    needs_lm_head = False
+
+    def __init__(
+        self,
+        backbone: ModelSpec,
+        loss: RewardLoss | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, seed)
+        self.loss = loss or BradleyTerry()
+        self.score_mean, self.score_std = 0.0, 1.0
+        self.accuracy = PreferenceAccuracy()
+        self.margin = RewardMargin()
+        self.calibration_error = CalibrationError()
+        self.length_correlation = LengthCorrelation()
+        self.score_stats = MeanAndStd()
+
+    def configure_roles(self) -> None:
+        """Train the adapter `reward` where a LoRA is given, else the model; always with a scalar head."""
+        if self.backbone.has_lora:
+            self.backbone.add_adapter("reward", path=self.spec.adapter)
+        if "reward" not in self.backbone.heads:  # an adapter directory may bring one
+            self.backbone.add_head("reward")
+
+    def forward(self, batch: BranchedBatch) -> BranchOutput:
+        """Scores of all branches, (B * K,)."""
+        out: BranchOutput = self.backbone(batch, num_branches=num_branches(batch), role="reward", scores="reward")
+        return out
+
+    def training_step(self, batch: BranchedBatch, batch_idx: int) -> Tensor:
+        """One optimizer step's loss: the mean over the prompts of the batch."""
+        scores, _ = self._scores(batch)
+        output = self.loss(scores, batch)
+        loss = output.loss.mean()
+        rows = len(batch["input_ids"])
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=rows)
+        metrics = {f"train/{name}": value.mean() for name, value in output.metrics.items()}
+        detached = scores.detach()
+        metrics |= {
+            "train/min_reward": detached.min(),
+            "train/mean_reward": detached.mean(),
+            "train/max_reward": detached.max(),
+        }
+        self.log_dict(metrics, sync_dist=True, batch_size=rows)
+        return loss
+
+    def validation_step(self, batch: BranchedBatch, batch_idx: int) -> None:
+        """Accumulate loss, accuracy, margin, calibration and length correlation."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: BranchedBatch, batch_idx: int) -> None:
+        """The same on the test set."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Scores of the branches, (B, K)."""
+        scores, _ = self._scores(batch)
+        return {"scores": scores}
+
+    def export(self, path: Path, merge: bool = True) -> None:
+        """Write the reward model for other tools; see `models.export_reward`."""
+        export_reward(self.backbone, path, merge=merge, score_mean=self.score_mean, score_std=self.score_std)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Mean and standard deviation of the scores seen in the last validation."""
+        return {"score_mean": self.score_mean, "score_std": self.score_std}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the score statistics."""
+        self.score_mean, self.score_std = state["score_mean"], state["score_std"]
+
+    def _scores(self, batch: BranchedBatch) -> tuple[Tensor, Tensor]:
+        out = self(batch)
+        assert out.scores is not None
+        shape = (len(batch["input_ids"]), -1)
+        return out.scores.view(shape), out.mask.sum(-1).view(shape)
+
+    def _evaluate(self, batch: BranchedBatch, stage: str) -> None:
+        scores, lengths = self._scores(batch)
+        rows = len(batch["input_ids"])
+        self.log(f"{stage}/loss", self.loss(scores, batch).loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows)
+        exists = lengths > 0
+        self.score_stats.update(scores[exists])
+        self.length_correlation.update(scores[exists], lengths[exists].float())
+        self.log(f"{stage}/length_correlation", self.length_correlation, batch_size=rows)
+        if "score" in batch:  # ranked lists and scalar labels have no one chosen answer
+            return
+        chosen, rejected = scores[:, 0], scores[:, 1]
+        p_chosen = batch.get("p_chosen")
+        self.accuracy.update(chosen, rejected, p_chosen)
+        self.margin.update(chosen, rejected)
+        self.calibration_error.update(chosen, rejected, p_chosen)
+        self.log(f"{stage}/accuracy", self.accuracy, prog_bar=True, batch_size=rows)
+        self.log(f"{stage}/margin", self.margin, batch_size=rows)
+        self.log(f"{stage}/calibration_error", self.calibration_error, batch_size=rows)
+
+    def on_validation_epoch_end(self) -> None:
+        """Remember mean and deviation of the scores, with which an export lets others normalise them."""
+        mean, std = self.score_stats.compute().tolist()
+        self.score_stats.reset()
+        if not self.trainer.sanity_checking:
+            self.score_mean, self.score_std = mean, std

@@ -1,0 +1,47 @@
+"""Statistics over the batches of all processes, for the losses that look at more than one example (layer L2)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def num_ranks() -> int:
+    """Processes that train together; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum of a tensor over processes, without gradient."""
+    value = value.detach()
+    if num_ranks() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes, this one's with gradient.
+
+    Strategies average gradients over processes and each computes the loss of all rows, so a row's gradient, which only its
+    own process has, is multiplied by their number. All processes must have equally many rows.
+    """
+    world = num_ranks()
+    if world == 1:
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(world)]
+    dist.all_gather(gathered, rows.detach().contiguous())
+    gathered[dist.get_rank()] = rows * world - rows.detach() * (world - 1)
+    return torch.cat(gathered)
+
+
+def own_rows(gathered: Tensor) -> Tensor:
+    """This process's part of what `gather_rows` gave."""
+    world = num_ranks()
+    return gathered if world == 1 else gathered.chunk(world)[dist.get_rank()]
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over the rows of all processes, without gradient; rows weigh the same unless told otherwise."""
+    weights = torch.ones_like(values) if weights is None else weights.to(values.dtype)
+    total, count = sum_over_ranks(torch.stack([(values * weights).sum(), weights.sum()]))
+    return total / count

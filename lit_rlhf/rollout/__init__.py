@@ -1,0 +1,7 @@
+"""Sampling completions from a policy."""
+
+from lit_rlhf.rollout.base import RolloutEngine, Sampling
+from lit_rlhf.rollout.hf import HFEngine
+from lit_rlhf.rollout.native import NativeEngine
+
+__all__ = ["HFEngine", "NativeEngine", "RolloutEngine", "Sampling"]

@@ -1,0 +1,144 @@
+"""What a rollout engine is given and what it must give back."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.models import Backbone
+from lit_rlhf.types import Generation
+
+
+@dataclass
+class Sampling:
+    r"""How tokens are drawn: from $\mathrm{softmax}(z / \tau)$ over the vocabulary, truncated where asked for.
+
+    Attributes:
+        max_new_tokens: Most tokens that a completion may have, EOS included; at least 1.
+        temperature: $\tau \ge 0$: 1 is the model itself, lower is more alike, 0 takes the likeliest token (greedy).
+        top_k: Keep the k likeliest tokens; 0 keeps all.
+        top_p: Keep the fewest likeliest tokens whose probabilities sum to at least p, in (0, 1] (arXiv:1904.09751).
+        min_new_tokens: EOS and stop tokens can't be drawn before this many tokens.
+        stop_token_ids: Tokens that end a completion besides EOS.
+
+    Raises:
+        ConfigurationError: A value out of its range.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+    stop_token_ids: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        _require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or larger")
+        _require(self.top_k >= 0, "top_k", self.top_k, "0 (all tokens) or larger")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        fits = 0 <= self.min_new_tokens <= self.max_new_tokens
+        _require(fits, "min_new_tokens", self.min_new_tokens, f"from 0 to max_new_tokens={self.max_new_tokens}")
+        _require(all(token >= 0 for token in self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "token ids")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken and nothing is drawn."""
+        return self.temperature == 0
+
+    @property
+    def truncated(self) -> bool:
+        r"""Whether tokens come from another distribution than $\mathrm{softmax}(z / \tau)$ over the whole vocabulary.
+
+        Losses that compare log-probs with those of a training forward must refuse such rollouts.
+        """
+        return self.greedy or self.top_k > 0 or self.top_p < 1 or self.min_new_tokens > 0
+
+
+class RolloutEngine(ABC):
+    """Samples completions of prompts from a role of a backbone."""
+
+    @abstractmethod
+    def generate(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int = 1,
+        role: str = "policy",
+    ) -> Generation:
+        """Sample completions; nothing of the backbone is changed and no gradient is recorded.
+
+        Args:
+            backbone: The model.
+            prompt_ids: (B, P), right-padded.
+            prompt_mask: (B, P) bool.
+            sampling: How tokens are drawn.
+            seeds: (N,) int64, N = B * num_samples: one seed per completion, on which alone its randomness depends.
+            num_samples: Completions of each prompt, which become neighbours in the result.
+            role: Whose distribution is sampled.
+
+        Returns:
+            N completions in the order of the prompts.
+        """
+
+
+def check_request(
+    backbone: Backbone, prompt_ids: Tensor, prompt_mask: Tensor, sampling: Sampling, seeds: Tensor, num_samples: int
+) -> None:
+    """Refuse what no engine can serve, before any work.
+
+    Raises:
+        ConfigurationError: Prompts that aren't right-padded; another number of seeds than sequences; a prompt and its
+            completion that exceed the model's context.
+        DataError: A prompt without tokens.
+    """
+    rows, wanted = prompt_ids.shape[0], prompt_ids.shape[0] * num_samples
+    if num_samples < 1 or seeds.shape != (wanted,):
+        raise ConfigurationError(
+            f"{rows} prompts with num_samples={num_samples} need {wanted} seeds, one per completion; got a tensor of shape "
+            f"{tuple(seeds.shape)}."
+        )
+    mask = prompt_mask.bool()
+    if mask.shape != prompt_ids.shape or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ConfigurationError(
+            f"Rollouts take right-padded prompts: ids of shape {tuple(prompt_ids.shape)} came with a mask of shape "
+            f"{tuple(mask.shape)} that is not a run of ones followed by zeros in each row. Load the tokenizer with "
+            "padding_side='right'."
+        )
+    lengths = mask.sum(-1)
+    if rows and int(lengths.min()) == 0:
+        raise DataError(
+            f"Prompt {int(lengths.argmin())} of the batch has no tokens, so nothing can be predicted from it. Give every "
+            "prompt at least a BOS token, or drop empty prompts from the data."
+        )
+    context = context_length(backbone)
+    longest = int(lengths.max()) if rows else 0
+    if context is not None and longest + sampling.max_new_tokens > context:
+        raise ConfigurationError(
+            f"A prompt of {longest} tokens (number {int(lengths.argmax())} of the batch) and "
+            f"max_new_tokens={sampling.max_new_tokens} need {longest + sampling.max_new_tokens} positions; the model has "
+            f"{context}. Shorten prompts (max_prompt_length of the data) or lower max_new_tokens."
+        )
+
+
+def context_length(backbone: Backbone) -> int | None:
+    """Most positions that the model has, where its config tells."""
+    value = getattr(backbone.decoder.config, "max_position_embeddings", None)
+    return int(value) if value else None
+
+
+def end_tokens(backbone: Backbone, sampling: Sampling, device: torch.device) -> Tensor:
+    """The ids that end a completion: EOS and the stop tokens, sorted, each once."""
+    ids = sorted({*backbone.eos_token_ids, *sampling.stop_token_ids})
+    return torch.tensor(ids, dtype=torch.int64, device=device)
+
+
+def _require(condition: bool, name: str, value: object, range_: str) -> None:
+    if not condition:
+        raise ConfigurationError(f"Sampling.{name}={value!r} is out of range: it must be {range_}.")

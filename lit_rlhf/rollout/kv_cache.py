@@ -1,0 +1,267 @@
+"""Keys and values of a decode: each prompt's once for all its samples, and an attention that reads them in place."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from lit_rlhf.errors import ConfigurationError
+
+_NAME = "lit_rlhf_decode"
+_ROOM = 32
+_current: ContextVar["DecodeCache"] = ContextVar("current_decode_cache")
+
+
+class Grid(NamedTuple):
+    """Where the rows of a ragged batch stand in a rectangle of prompts by samples."""
+
+    fill: Tensor
+    """(cells,) the row in each cell, prompt by prompt; cells without one repeat some row."""
+    cell: Tensor
+    """(rows,) the cell of each row."""
+
+
+class KeyValues(NamedTuple):
+    """Keys (n, heads, positions, dim) and values (n, heads, positions, value dim)."""
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, layer: object, rows: int) -> "KeyValues":
+        """What a prefill has left in a layer of a transformers cache.
+
+        Raises:
+            ConfigurationError: The model keeps something else there than keys and values of each row's positions.
+        """
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dim() == 4 and keys.shape[0] == rows:
+            return cls(keys, values)
+        raise ConfigurationError(
+            f"The model caches {type(layer).__name__}, not keys and values of every position, which is what NativeEngine "
+            "decodes from. Use lit_rlhf.rollout.HFEngine for this model."
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["KeyValues"]) -> "KeyValues":
+        """Rows of several."""
+        return parts[0] if len(parts) == 1 else cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def roomier(self) -> "KeyValues":
+        """The same with room for more positions behind."""
+        return KeyValues(*(torch.cat([x, x.new_zeros(*x.shape[:2], _ROOM, x.shape[3])], dim=2) for x in self))
+
+    def select(self, rows: Tensor) -> "KeyValues":
+        """Some of the rows."""
+        return KeyValues(self.keys[rows], self.values[rows])
+
+
+class DecodeLayer(CacheLayerMixin):
+    """Keys and values of one layer: those of the prompts, and those that each row has generated.
+
+    A row's own part has room for more positions than are filled, so that a step writes one slot and copies nothing.
+
+    Args:
+        prompts: Keys and values of B prompts.
+        num_samples: Rows per prompt. With one, the row's own part begins with its prompt.
+    """
+
+    is_sliding = False
+
+    def __init__(self, prompts: KeyValues, num_samples: int) -> None:
+        super().__init__()
+        self.is_initialized = True
+        self.shared: KeyValues | None = None
+        self.filled = prompts.keys.shape[2]
+        self.own = prompts
+        if num_samples > 1:
+            self.shared, self.filled = prompts, 0
+            self.own = KeyValues(*(x[:, :, :0].repeat_interleave(num_samples, dim=0) for x in prompts))
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the layer is made from a prefill."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Store one more position of each row and hand it back: `attend` reads the others in place."""
+        if self.filled == self.own.keys.shape[2]:
+            self.own = self.own.roomier()
+        self.own.keys[:, :, self.filled] = key_states[:, :, 0]
+        self.own.values[:, :, self.filled] = value_states[:, :, 0]
+        self.filled += 1
+        return key_states, value_states
+
+    def attend(self, query: Tensor, bias: Tensor | None, grid: Grid | None, scale: float, cap: float | None) -> Tensor:
+        r"""$\mathrm{softmax}(s\,q k^\top + b)\,v$ of one query a row, over its prompt and what it has generated.
+
+        Heads that share keys and values stand beside each other as the rows of one matrix product, and so do the samples of
+        one prompt.
+
+        Args:
+            query: (rows, query heads, 1, dim).
+            bias: (prompts, 1, 1, P) float32: -inf where a prompt is padded.
+            grid: Where rows stand among the prompts, unless each prompt has all its samples, in order.
+            scale: $s$.
+            cap: The model squashes its scores to this range.
+
+        Returns:
+            (rows, query heads, value dim).
+        """
+        rows, heads, _, dim = query.shape
+        query = query.reshape(rows, self.own.keys.shape[1], -1, dim)
+        # The product is taken with the whole buffer, which is contiguous, and cut afterwards: that is twice as fast.
+        own = _scores(query, self.own.keys, scale, cap)[..., : self.filled]
+        if self.shared is None:
+            if bias is not None:
+                own[..., : bias.shape[-1]] += bias
+            out = own.softmax(-1).to(query.dtype) @ self.own.values[:, :, : self.filled]
+            return out.view(rows, heads, -1)
+        prompt = _scores(_by_prompt(query, len(self.shared.keys), grid), self.shared.keys, scale, cap)
+        prompt = prompt if bias is None else prompt + bias
+        width = prompt.shape[-1]
+        probs = torch.cat([_by_row(prompt, query, grid), own], dim=-1).softmax(-1).to(query.dtype)
+        shared = _by_prompt(probs[..., :width], len(self.shared.keys), grid) @ self.shared.values
+        out = _by_row(shared, query, grid) + probs[..., width:] @ self.own.values[:, :, : self.filled]
+        return out.view(rows, heads, -1)
+
+    def select(self, rows: Tensor, prompts: Tensor) -> None:
+        """Keep some rows and prompts."""
+        self.own = self.own.select(rows)
+        self.shared = self.shared and self.shared.select(prompts)
+
+    def get_seq_length(self) -> int:
+        """Positions per row, padding of prompts included."""
+        return self.filled + (self.shared.keys.shape[2] if self.shared is not None else 0)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As transformers asks for it."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """There is no limit."""
+        return -1
+
+
+class DecodeCache(Cache):
+    """The cache of a batch that is being decoded; pass it as `past_key_values` within `attending`.
+
+    All live rows have generated the same number of tokens, so own parts need no mask, whatever the prompts' lengths.
+
+    Args:
+        prompts: Keys and values of B right-padded prompts, one per layer of the decoder.
+        lengths: (B,) of the prompts.
+        num_samples: Rows per prompt; the rows of a prompt are neighbours.
+    """
+
+    layers: list[DecodeLayer]
+
+    def __init__(self, prompts: Sequence[KeyValues], lengths: Tensor, num_samples: int) -> None:
+        super().__init__(layers=[DecodeLayer(layer, num_samples) for layer in prompts])
+        self.lengths = lengths
+        self.prompt_of_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(num_samples)
+        self.width = int(lengths.max())
+        self._place()
+
+    @property
+    def positions(self) -> Tensor:
+        """(rows,) position of each row's next token, before its step."""
+        generated = self.layers[0].get_seq_length() - self.width
+        return self.lengths[self.prompt_of_row] + generated
+
+    def select(self, rows: Tensor) -> None:
+        """Let all other rows leave, and the prompts that none is left of.
+
+        Args:
+            rows: (m,) ascending indices of current rows.
+        """
+        prompts, self.prompt_of_row = self.prompt_of_row[rows].unique_consecutive(return_inverse=True)
+        self.lengths = self.lengths[prompts]
+        for layer in self.layers:
+            layer.select(rows, prompts)
+        self._place()
+
+    def attend(self, layer: int, query: Tensor, scale: float, cap: float | None) -> Tensor:
+        """See `DecodeLayer.attend`."""
+        return self.layers[layer].attend(query, self.bias, self.grid, scale, cap)
+
+    def _place(self) -> None:
+        steps = torch.arange(self.width, device=self.lengths.device)
+        padding = steps >= self.lengths[:, None]
+        self.bias: Tensor | None = None
+        if bool(padding.any()):
+            self.bias = torch.zeros_like(padding, dtype=torch.float32).masked_fill_(padding, -torch.inf)[:, None, None]
+        self.grid = _grid(self.prompt_of_row, len(self.lengths))
+
+
+@contextmanager
+def attending(decoder: nn.Module, cache: DecodeCache) -> Iterator[None]:
+    """Let all attention layers of a decoder read a cache, and put their own attention back at the end."""
+    configs = {id(c): c for c in (getattr(m, "config", None) for m in decoder.modules()) if hasattr(c, "_attn_implementation")}
+    before = {key: config._attn_implementation for key, config in configs.items()}  # noqa: SLF001
+    token = _current.set(cache)
+    try:
+        for config in configs.values():
+            config._attn_implementation = _NAME  # noqa: SLF001
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]  # noqa: SLF001
+        _current.reset(token)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,  # noqa: ARG001 - what `update` gave back; the cache holds it by now
+    value: Tensor,  # noqa: ARG001
+    attention_mask: Tensor | None,  # noqa: ARG001
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    for name in ("s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ConfigurationError(
+                f"{type(module).__name__} wants {name!r} in its attention, which NativeEngine's decode doesn't know. "
+                "Use lit_rlhf.rollout.HFEngine for this model."
+            )
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out = _current.get().attend(module.layer_idx, query, scale, softcap)
+    return out[:, None], None
+
+
+AttentionInterface.register(_NAME, _attention)
+
+
+def _grid(prompt_of_row: Tensor, prompts: int) -> Grid | None:
+    counts = prompt_of_row.bincount(minlength=prompts)
+    width = int(counts.max())
+    if width * prompts == len(prompt_of_row):
+        return None
+    rows = torch.arange(len(prompt_of_row), device=prompt_of_row.device)
+    slot = rows - (counts.cumsum(0) - counts)[prompt_of_row]
+    cell = prompt_of_row * width + slot
+    return Grid(rows.new_zeros(width * prompts).index_copy_(0, cell, rows), cell)
+
+
+def _by_prompt(x: Tensor, prompts: int, grid: Grid | None) -> Tensor:
+    """(rows, heads, g, d) -> (prompts, heads, samples * g, d)."""
+    x = x if grid is None else x[grid.fill]
+    _, heads, group, dim = x.shape
+    return x.view(prompts, -1, heads, group, dim).transpose(1, 2).reshape(prompts, heads, -1, dim)
+
+
+def _by_row(x: Tensor, like: Tensor, grid: Grid | None) -> Tensor:
+    """(prompts, heads, samples * g, d) -> (rows, heads, g, d), with heads and g of `like`."""
+    heads, group = like.shape[1:3]
+    x = x.unflatten(2, (-1, group)).transpose(1, 2).reshape(-1, heads, group, x.shape[-1])
+    return x if grid is None else x[grid.cell]
+
+
+def _scores(query: Tensor, keys: Tensor, scale: float, cap: float | None) -> Tensor:
+    scores = (query @ keys.transpose(2, 3)).float() * scale
+    return scores if cap is None else (scores / cap).tanh() * cap

@@ -1,0 +1,182 @@
+"""Generation with the policy's own weights, in this process."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import Backbone
+from lit_rlhf.models.backbone import evaluating
+from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
+from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, attending
+from lit_rlhf.rollout.sampling import draw_tokens
+from lit_rlhf.seeding import uniforms
+from lit_rlhf.types import Generation
+
+_PREFILL_TOKENS = 8192
+_WORTH_LEAVING = 8
+
+
+class NativeEngine(RolloutEngine):
+    """The default engine: no copy of the weights, nothing to synchronise, and log-probs that need no second pass.
+
+    A prompt is computed once for all its samples, and its keys and values are stored once. Rows that have finished leave
+    the batch. A token is drawn by inverse CDF from one uniform number that depends on the row's seed and the step alone, so
+    a completion is the same whatever else is in the batch (but where rounding, which depends on the batch's shape, moves
+    the boundary between two tokens across that number).
+
+    Args:
+        max_batch_size: Most sequences that are decoded at a time; more are decoded one batch after another, prompts of
+            similar length together. Memory grows with it: keys and values of every layer, and two float32 numbers per
+            token of the vocabulary. None decodes all at once.
+
+    Raises:
+        ConfigurationError: The size is below 1.
+    """
+
+    def __init__(self, max_batch_size: int | None = None) -> None:
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ConfigurationError(f"NativeEngine.max_batch_size={max_batch_size} must be at least 1, or null for no limit.")
+        self.max_batch_size = max_batch_size
+
+    @torch.no_grad()
+    def generate(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int = 1,
+        role: str = "policy",
+    ) -> Generation:
+        """See `RolloutEngine.generate`.
+
+        Raises:
+            ConfigurationError: The model's attention can't be decoded here (`HFEngine` can), or a prompt and its completion
+                exceed its context or its sliding window.
+            FloatingPointError: The model gave log-probs that are not finite.
+        """
+        check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
+        lengths = prompt_mask.sum(-1)
+        _check_model(backbone, int(lengths.max()) + sampling.max_new_tokens)
+        rows = _Rows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device)
+        with evaluating(backbone), backbone.use_role(role):
+            for prompts, samples in self._batches(lengths, num_samples):
+                ids = prompt_ids[prompts, : int(lengths[prompts].max())]
+                batch = (prompts[:, None] * num_samples + samples).flatten()
+                _decode(backbone, ids, lengths[prompts], batch, seeds[batch], sampling, rows)
+        return rows.generation()
+
+    def _batches(self, lengths: Tensor, num_samples: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Prompts (b,) and samples of each (k,) that are decoded together, with b * k within the limit."""
+        samples = torch.arange(num_samples, device=lengths.device)
+        if self.max_batch_size is None or len(lengths) * num_samples <= self.max_batch_size:
+            yield torch.arange(len(lengths), device=lengths.device), samples
+            return
+        for prompts in lengths.argsort(stable=True).split(max(self.max_batch_size // num_samples, 1)):
+            for part in samples.split(self.max_batch_size):
+                yield prompts, part
+
+
+class _Rows:
+    """What has been generated, in the order of the request."""
+
+    def __init__(self, rows: int, steps: int, pad: int, device: torch.device) -> None:
+        self.pad = pad
+        self.tokens = torch.full((rows, steps), pad, dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros(rows, steps, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def append(self, rows: Tensor, live: Tensor, step: int, tokens: Tensor, logprobs: Tensor) -> None:
+        self.tokens[rows, step] = torch.where(live, tokens, self.pad)
+        self.logprobs[rows, step] = torch.where(live, logprobs, 0.0)
+        self.lengths[rows] += live
+
+    def finish(self, rows: Tensor, ended: Tensor) -> None:
+        self.finished[rows] |= ended
+
+    def generation(self) -> Generation:
+        mask = torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
+        if not bool(self.logprobs.isfinite().all()):
+            row = int((~self.logprobs.isfinite()).any(-1).nonzero()[0])
+            raise FloatingPointError(
+                f"The model gave log-probs that are not finite while generating sequence {row}: its weights have diverged or "
+                "overflow in their dtype. Lower the learning rate, clip gradients, or load it in bfloat16 or float32."
+            )
+        width = max(int(self.lengths.max()), 1) if len(self.lengths) else 1
+        return Generation(self.tokens[:, :width], mask[:, :width], self.finished, self.logprobs[:, :width])
+
+
+def _decode(
+    backbone: Backbone, ids: Tensor, lengths: Tensor, rows: Tensor, seeds: Tensor, sampling: Sampling, out: _Rows
+) -> None:
+    """Complete a batch of prompts, each with the same number of samples, which are neighbours in `rows`."""
+    hidden, cache = _prefill(backbone, ids, lengths, len(rows) // len(ids))
+    ends = end_tokens(backbone, sampling, ids.device)
+    live = torch.ones_like(rows, dtype=torch.bool)
+    logits = backbone.logits(hidden)[cache.prompt_of_row]
+    with attending(backbone.decoder, cache):
+        for step in range(sampling.max_new_tokens):
+            banned = ends if step < sampling.min_new_tokens else None
+            tokens, logprobs = draw_tokens(logits, uniforms(seeds, step), sampling, banned)
+            out.append(rows, live, step, tokens, logprobs)
+            ended = live & torch.isin(tokens, ends)
+            out.finish(rows, ended)
+            live = live & ~ended
+            staying = int(live.sum())
+            if staying == 0 or step + 1 == sampling.max_new_tokens:
+                return
+            # Leaving costs a copy of the others' keys and values: about what a step of an eighth of the rows costs.
+            if (len(live) - staying) * _WORTH_LEAVING >= len(live):
+                stay = live.nonzero()[:, 0]
+                cache.select(stay)
+                rows, seeds, tokens, live = rows[stay], seeds[stay], tokens[stay], live[stay]
+            logits = _step(backbone, tokens, cache)
+
+
+def _step(backbone: Backbone, tokens: Tensor, cache: DecodeCache) -> Tensor:
+    output = backbone.decoder(
+        input_ids=tokens[:, None], position_ids=cache.positions[:, None], past_key_values=cache, use_cache=True
+    )
+    return backbone.logits(output.last_hidden_state[:, 0])
+
+
+def _prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int) -> tuple[Tensor, DecodeCache]:
+    """Last hidden states (b, h) of right-padded prompts and a cache to go on from, one prompt computed for all samples.
+
+    Padding stands behind the tokens, so that causal attention never sees it and no mask is needed.
+    """
+    size = max(_PREFILL_TOKENS // ids.shape[1], 1)
+    states: list[Tensor] = []
+    layers: list[list[KeyValues]] = []
+    for part, ends in zip(ids.split(size), (lengths - 1).split(size), strict=True):
+        cache = DynamicCache()
+        positions = torch.arange(part.shape[1], device=ids.device)[None]
+        output = backbone.decoder(input_ids=part, position_ids=positions, past_key_values=cache, use_cache=True)
+        states.append(output.last_hidden_state[torch.arange(len(part), device=ids.device), ends])
+        layers.append([KeyValues.of(layer, len(part)) for layer in cache.layers])
+    joined = [KeyValues.join(parts) for parts in zip(*layers, strict=True)]
+    return torch.cat(states), DecodeCache(joined, lengths, num_samples)
+
+
+def _check_model(backbone: Backbone, longest: int) -> None:
+    config = backbone.decoder.config
+    name = type(backbone.decoder).__name__
+    way_out = "Use lit_rlhf.rollout.HFEngine for this model."
+    if not getattr(backbone.decoder, "_supports_attention_backend", False):
+        raise ConfigurationError(f"{name} lets no attention function be chosen, which NativeEngine's decode needs. {way_out}")
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if kinds or getattr(config, "num_kv_shared_layers", None):
+        what = f"layers of the kind {sorted(kinds)}" if kinds else "layers that share keys and values"
+        raise ConfigurationError(f"{name} has {what}, which NativeEngine can't decode. {way_out}")
+    window = getattr(config, "sliding_window", None)
+    if window is not None and longest > window and getattr(config, "use_sliding_window", True):
+        raise ConfigurationError(
+            f"The longest prompt and max_new_tokens make {longest} positions, more than the sliding window of {window} of {name}, "
+            f"which NativeEngine's decode doesn't apply. Shorten them. Or: {way_out[0].lower()}{way_out[1:]}"
+        )

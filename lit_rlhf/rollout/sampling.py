@@ -1,0 +1,111 @@
+r"""Drawing tokens from logits by inverse CDF: one uniform number a row instead of noise for the whole vocabulary."""
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.rollout.base import Sampling
+
+_BLOCK = 128
+_CANDIDATES = 1024
+
+
+def draw_tokens(
+    logits: Tensor, uniforms: Tensor, sampling: Sampling, banned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Draw one token a row and say how likely it was.
+
+    Args:
+        logits: (n, V) float32, of the model; may be overwritten.
+        uniforms: (n,) float64 in [0, 1).
+        sampling: Temperature, top-k, top-p; with temperature 0 the likeliest token is taken.
+        banned: (m,) ids that can't be drawn now.
+
+    Returns:
+        Tokens (n,) int64, and their log-probs (n,) float32 under the distribution they were drawn from: tempered,
+        truncated and renormalised. Greedy choices are given the log-probs of the model at temperature 1, for those of the
+        distribution they come from are all 0.
+
+    Example:
+        >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
+        >>> tokens, logprobs = draw_tokens(logits, torch.tensor([0.6], dtype=torch.float64), Sampling())
+        >>> tokens.item(), round(logprobs.exp().item(), 4)
+        (1, 0.25)
+    """
+    if banned is not None and banned.numel():
+        logits[:, banned] = -torch.inf
+    if sampling.greedy:
+        probs = torch.softmax(logits, dim=-1)
+        tokens = logits.argmax(-1)
+    else:
+        probs = torch.softmax(truncate_logits(logits, sampling), dim=-1)
+        tokens = inverse_cdf(probs, uniforms)
+    return tokens, probs.gather(-1, tokens[:, None])[:, 0].log()
+
+
+def truncate_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Divide by the temperature, then cut what top-k and after it top-p leave out to -inf.
+
+    Tokens as likely as the last one kept are kept too, so that the result doesn't depend on how a sort breaks ties.
+
+    Args:
+        logits: (n, V) float32; may be overwritten.
+        sampling: With a temperature above 0.
+    """
+    if sampling.temperature != 1:
+        logits = logits.div_(sampling.temperature)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        floor = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill_(logits < floor, -torch.inf)
+    if sampling.top_p < 1:
+        logits = logits.masked_fill_(logits < _nucleus_floor(logits, sampling.top_p), -torch.inf)
+    return logits
+
+
+def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    r"""The index $i$ with $\sum_{j<i} w_j \le u \sum_j w_j < \sum_{j \le i} w_j$, for each row.
+
+    The sum over the vocabulary runs in two levels, of which float64 carries the outer one: a running float32 sum of tens
+    of thousands of terms drifts, and would give the last tokens too much or too little. An index of weight 0 is never
+    returned.
+
+    Args:
+        weights: (n, V) float32, not negative; they needn't sum to 1.
+        uniforms: (n,) float64 in [0, 1).
+
+    Example:
+        >>> weights = torch.tensor([[1.0, 0.0, 3.0]]).expand(3, -1)
+        >>> inverse_cdf(weights, torch.tensor([0.0, 0.24, 0.26], dtype=torch.float64)).tolist()
+        [0, 0, 2]
+    """
+    size = weights.shape[-1]
+    whole = size - size % _BLOCK
+    sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1) if whole else weights.new_zeros(len(weights), 0)
+    if whole < size:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
+    outer = sums.double().cumsum(-1)
+    target = uniforms[:, None] * outer[:, -1:]
+    block = _first_above(outer, target)
+    # Not below 0, where rounding could lead to a leading token of weight 0.
+    rest = (target - (outer - sums.double()).gather(-1, block)).clamp_min(0)
+    index = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
+    inside = weights.gather(-1, index.clamp_max(size - 1)).double() * (index < size)
+    return (block * _BLOCK + _first_above(inside.cumsum(-1), rest))[:, 0]
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    # Where rounding puts the target at or past the end, the last index that has any weight.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.searchsorted(cumulative, target, right=True).minimum(last)
+
+
+def _nucleus_floor(logits: Tensor, top_p: float) -> Tensor:
+    log_total = logits.logsumexp(-1, keepdim=True)
+    size = logits.shape[-1]
+    # Nuclei are small as a rule; sorting the whole vocabulary costs fifty times as much.
+    for count in (min(_CANDIDATES, size), size):
+        top = logits.topk(count, dim=-1).values
+        cumulative = (top - log_total).double().exp().cumsum(-1)
+        if count == size or bool((cumulative[:, -1] >= top_p).all()):
+            break
+    kept = (cumulative < top_p).sum(-1, keepdim=True).clamp_max(size - 1)
+    return top.gather(-1, kept)

@@ -1,0 +1,211 @@
+"""A small world of short reviews whose utility is known exactly, so that learning from preferences can be checked.
+
+A prompt names a topic (`review of the hotel :`); a text is a row of sentences that judge aspects of a topic
+(`the view was not very good .`) or tell something beside the point (`we went there on monday .`). What a reader gets from a
+text is a number, `World.utility`; raters, data sets and the tokenizer are in `lit_rlhf.testing.world_data`.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+TOPICS: Mapping[str, tuple[str, ...]] = {
+    "film": ("plot", "cast", "music", "ending"),
+    "hotel": ("room", "staff", "view", "breakfast"),
+    "phone": ("screen", "battery", "camera", "price"),
+    "restaurant": ("food", "service", "menu", "decor"),
+    "book": ("story", "style", "cover", "characters"),
+    "concert": ("band", "sound", "crowd", "hall"),
+}
+"""The aspects of each topic, the weightiest first."""
+
+ADJECTIVES: Mapping[str, float] = {
+    "superb": 2.0, "lovely": 1.6, "great": 1.3, "good": 1.0, "pleasant": 0.8, "decent": 0.5,
+    "mediocre": -0.5, "dull": -0.8, "poor": -1.0, "bad": -1.3, "dreadful": -1.6, "awful": -2.0,
+}  # fmt: skip
+"""What an adjective is worth on any topic."""
+
+TASTES: Mapping[str, tuple[float, ...]] = {
+    "loud": (-0.6, -1.5, 0.9, -1.2, 0.0, 1.5),
+    "quiet": (0.3, 1.5, -0.6, 1.2, 0.6, -1.5),
+    "light": (-0.6, 0.9, 1.5, 0.6, -0.9, 0.0),
+    "dark": (1.2, -1.2, -1.5, 0.3, 0.9, -0.3),
+}
+"""Adjectives whose worth depends on the topic, in the order of `TOPICS`."""
+
+INTENSIFIERS: Mapping[str, float] = {"very": 1.5, "rather": 0.6}
+ASIDES: tuple[str, ...] = (
+    "we went there on monday",
+    "my sister came with us",
+    "it rained all day",
+    "i read about it before",
+)  # fmt: skip
+"""Sentences that say nothing about the topic."""
+
+OPENINGS: tuple[str, ...] = ("review of the", "my thoughts on the", "about the", "notes on that", "a word on the")
+KINDS: tuple[str, ...] = ("old", "new", "small", "big", "famous", "strange", "local", "cheap")
+"""What prompts are made of beside the topic; it changes nothing."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A sentence that says something of an aspect."""
+
+    aspect: str
+    adjective: str
+    strength: float
+    """Factor on the adjective's worth: of the intensifier, and below zero when negated."""
+
+
+@dataclass(frozen=True)
+class World:
+    r"""The utility of a text for a prompt, and the best that can be reached.
+
+    With `w` the worth of an adjective on the prompt's topic, `s` the factor of intensifier and negation and `a` the weight
+    of the aspect, a text of `n` words with `m` sentences that can't be understood is worth
+
+    .. math:: u = S \tanh\Big(\frac{1}{S} \sum_j a_j s_j w_j\Big) - c\,n - p\,m
+
+    An aspect counts when it is first judged and an adjective when it is first used; what repeats them adds nothing and
+    costs words. So the best text names several aspects in several ways and stops: neither repetition nor length pays.
+
+    Attributes:
+        saturation: S; praise (or blame) beyond it adds little.
+        word_cost: c, per word; the full stops count.
+        nonsense_cost: p, per sentence outside the grammar.
+        negation: Factor of `not`, below zero.
+        aspect_weights: The weights of a topic's aspects in order; an aspect of another topic has `foreign_weight`.
+        foreign_weight: See there.
+        max_words: Longest text considered by `best_utility`.
+    """
+
+    saturation: float = 6.0
+    word_cost: float = 0.04
+    nonsense_cost: float = 1.0
+    negation: float = -0.6
+    aspect_weights: tuple[float, ...] = (1.25, 1.0, 0.75, 0.5)
+    foreign_weight: float = 0.1
+    max_words: int = 27
+    _best: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+
+    def utility(self, prompt: str, text: str) -> float:
+        """What a text is worth to someone who gave the prompt.
+
+        Example:
+            >>> world = World()
+            >>> good, bad = "the room was superb .", "the room was awful ."
+            >>> world.utility("review of the hotel :", good) > world.utility("review of the hotel :", bad)
+            True
+        """
+        topic = topic_of(prompt)
+        total, nonsense = 0.0, 0
+        aspects: set[str] = set()
+        adjectives: set[str] = set()
+        for sentence in sentences_of(text):
+            judgement = self.read(sentence)
+            if judgement is None:
+                nonsense += sentence not in ASIDES
+            else:
+                if judgement.aspect not in aspects and judgement.adjective not in adjectives:
+                    total += self.weight(topic, judgement.aspect) * judgement.strength * worth(topic, judgement.adjective)
+                aspects.add(judgement.aspect)
+                adjectives.add(judgement.adjective)
+        gained = self.saturation * math.tanh(total / self.saturation)
+        return gained - self.word_cost * len(text.split()) - self.nonsense_cost * nonsense
+
+    def utilities(self, prompts: Iterable[str], texts: Iterable[str]) -> list[float]:
+        """`utility` of each pair."""
+        return [self.utility(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def read(self, sentence: str) -> Judgement | None:
+        """What a sentence (without its full stop) says of an aspect; None for an aside and for nonsense.
+
+        The grammar: `the ASPECT was [not] [very|rather] ADJECTIVE` and `i found the ASPECT [very|rather] ADJECTIVE`.
+        """
+        match sentence.split():
+            case ["the", aspect, "was", "not", *rest]:
+                factor = self.negation
+            case ["the", aspect, "was", *rest] | ["i", "found", "the", aspect, *rest]:
+                factor = 1.0
+            case _:
+                return None
+        if len(rest) == 2 and rest[0] in INTENSIFIERS:
+            factor *= INTENSIFIERS[rest[0]]
+            rest = rest[1:]
+        known = len(rest) == 1 and (rest[0] in ADJECTIVES or rest[0] in TASTES) and aspect in _ALL_ASPECTS
+        return Judgement(aspect, rest[0], factor) if known else None
+
+    def weight(self, topic: str, aspect: str) -> float:
+        """How much an aspect counts on a topic."""
+        own = TOPICS[topic]
+        return self.aspect_weights[own.index(aspect)] if aspect in own else self.foreign_weight
+
+    def best_utility(self, prompt: str) -> float:
+        """The highest utility any text of at most `max_words` words has for a prompt; an exhaustive search.
+
+        Asides, nonsense, aspects of other topics and the longer form `i found` only cost, so the best text is a row of
+        `the ASPECT was ... .` with different aspects and adjectives. With k aspects at most k adjectives are used, so of
+        the judgements of one length only the k strongest can matter. Whatever remains is tried.
+        """
+        topic = topic_of(prompt)
+        if topic not in self._best:
+            self._best[topic] = max(self._candidates(topic))
+        return self._best[topic]
+
+    def gold_max(self, prompts: Sequence[str]) -> float:
+        """Mean of `best_utility` over prompts."""
+        return sum(map(self.best_utility, prompts)) / len(prompts)
+
+    def _candidates(self, topic: str) -> Iterator[float]:
+        weights = [self.weight(topic, aspect) for aspect in TOPICS[topic]]
+        for choice in product([None, *self._strongest(topic)], repeat=len(weights)):
+            taken = [one for one in choice if one is not None]
+            words = sum(length for _, _, length in taken)
+            if words > self.max_words or len({adjective for adjective, _, _ in taken}) < len(taken):
+                continue
+            total = sum(weight * one[1] for weight, one in zip(weights, choice, strict=True) if one is not None)
+            yield self.saturation * math.tanh(total / self.saturation) - self.word_cost * words
+
+    def _strongest(self, topic: str) -> list[tuple[str, float, int]]:
+        """(adjective, value, words) of the judgements that the best text can be made of."""
+        shortest = len("the ASPECT was ADJECTIVE .".split())
+        by_length: dict[int, list[tuple[str, float, int]]] = {}
+        for adjective in (*ADJECTIVES, *TASTES):
+            for negated, (word, scale) in product((False, True), (("", 1.0), *INTENSIFIERS.items())):
+                value = worth(topic, adjective) * scale * (self.negation if negated else 1.0)
+                length = shortest + negated + bool(word)
+                by_length.setdefault(length, []).append((adjective, value, length))
+        kept: list[tuple[str, float, int]] = []
+        for ways in by_length.values():
+            best = {adjective: (adjective, value, length) for adjective, value, length in sorted(ways, key=lambda way: way[1])}
+            strongest = sorted(best.values(), key=lambda way: -way[1])[: len(TOPICS[topic])]
+            kept += [way for way in strongest if way[1] > 0]
+        return kept
+
+
+_ALL_ASPECTS = frozenset(aspect for aspects in TOPICS.values() for aspect in aspects)
+
+
+def worth(topic: str, adjective: str) -> float:
+    """What an adjective is worth on a topic, before intensifiers and negation."""
+    if adjective in TASTES:
+        return TASTES[adjective][list(TOPICS).index(topic)]
+    return ADJECTIVES[adjective]
+
+
+def topic_of(prompt: str) -> str:
+    """The topic a prompt names.
+
+    Raises:
+        ValueError: It names none.
+    """
+    for word in prompt.split():
+        if word in TOPICS:
+            return word
+    raise ValueError(f"prompt {prompt!r} names none of the topics {', '.join(TOPICS)}")
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text without their full stops; an unfinished last one is one too."""
+    return [sentence for part in text.split(".") if (sentence := " ".join(part.split()))]

@@ -1,0 +1,152 @@
+"""What people in the small world of reviews write, prefer and ask: rows for data sets, and a tokenizer.
+
+Everything is a function of a seed. Rows are plain dictionaries with the columns that the DataModules read.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from lit_rlhf.testing.world import ADJECTIVES, ASIDES, INTENSIFIERS, KINDS, OPENINGS, TASTES, TOPICS, World, topic_of, worth
+
+END, PAD, UNKNOWN = "<end>", "<pad>", "<unk>"
+
+
+@dataclass(frozen=True)
+class Writers:
+    """People who write without trying to please: praise and blame in even shares, some of it beside the point.
+
+    Attributes:
+        sentences: Probabilities of writing 1, 2, 3, ... sentences.
+        aside: Probability that a sentence is an aside.
+        foreign: Probability that a judged aspect belongs to another topic.
+        negated: Probability of `not` where the form allows it.
+        intensified: Probability of an intensifier.
+        found: Probability of the form `i found the ...`.
+        mood: Spread of how much a writer likes the thing at hand; a mood m makes an adjective of worth w more likely by
+            exp(m w). 0 draws all adjectives alike.
+    """
+
+    sentences: tuple[float, ...] = (0.2, 0.35, 0.3, 0.15)
+    aside: float = 0.15
+    foreign: float = 0.15
+    negated: float = 0.15
+    intensified: float = 0.4
+    found: float = 0.25
+    mood: float = 1.0
+
+    def write(self, prompt: str, rng: random.Random) -> str:
+        """One review."""
+        topic, mood = topic_of(prompt), rng.gauss(0.0, self.mood)
+        words = [*ADJECTIVES, *TASTES]
+        likely = dict(zip(words, (math.exp(mood * worth(topic, word)) for word in words), strict=True))
+        number = rng.choices(range(1, len(self.sentences) + 1), self.sentences)[0]
+        return " ".join(f"{self._sentence(topic, likely, rng)} ." for _ in range(number))
+
+    def _sentence(self, topic: str, likely: Mapping[str, float], rng: random.Random) -> str:
+        if rng.random() < self.aside:
+            return rng.choice(ASIDES)
+        if rng.random() < self.foreign:
+            topic = rng.choice([other for other in TOPICS if other != topic])
+        words = rng.choices(list(likely), list(likely.values()))
+        if rng.random() < self.intensified:
+            words.insert(0, rng.choice(list(INTENSIFIERS)))
+        aspect = rng.choice(TOPICS[topic])
+        if rng.random() < self.found:
+            return " ".join(("i found the", aspect, *words))
+        if rng.random() < self.negated:
+            words.insert(0, "not")
+        return " ".join(("the", aspect, "was", *words))
+
+
+@dataclass(frozen=True)
+class Raters:
+    r"""Bradley-Terry raters: the better text wins with probability :math:`\sigma((u_1 - u_2) / T)`.
+
+    Attributes:
+        temperature: T, in units of utility; higher means noisier choices.
+    """
+
+    temperature: float = 0.7
+
+    def p_first(self, first: float, second: float) -> float:
+        """Probability that a text of utility `first` is preferred to one of utility `second`."""
+        return 1 / (1 + math.exp((second - first) / self.temperature))
+
+
+@dataclass(frozen=True)
+class WorldData:
+    """Data sets of a world.
+
+    Attributes:
+        world: Gives the utilities.
+        writers: Write demonstrations and the texts of pairs.
+        raters: Choose between the texts of a pair.
+        seed: Everything is a function of it and of the arguments.
+    """
+
+    world: World = World()
+    writers: Writers = Writers()
+    raters: Raters = Raters()
+    seed: int = 0
+
+    def prompts(self, number: int, split: str = "train") -> list[dict[str, str]]:
+        """Rows with `prompt`."""
+        rng = self._rng("prompts", split)
+        return [{"prompt": _prompt(rng)} for _ in range(number)]
+
+    def demonstrations(self, number: int, split: str = "train") -> list[dict[str, str]]:
+        """Rows with `prompt` and `completion`."""
+        rng = self._rng("demonstrations", split)
+        prompts = [_prompt(rng) for _ in range(number)]
+        return [{"prompt": prompt, "completion": self.writers.write(prompt, rng)} for prompt in prompts]
+
+    def pairs(self, number: int, split: str = "train") -> list[dict[str, str | float]]:
+        """Rows with `prompt`, `chosen`, `rejected` (different texts, one noisy choice) and `utility_margin` (unknown to raters)."""
+        rng = self._rng("pairs", split)
+        rows: list[dict[str, str | float]] = []
+        while len(rows) < number:
+            prompt = _prompt(rng)
+            first, second = self.writers.write(prompt, rng), self.writers.write(prompt, rng)
+            if first == second:
+                continue
+            one, two = self.world.utility(prompt, first), self.world.utility(prompt, second)
+            if rng.random() >= self.raters.p_first(one, two):
+                first, second, one, two = second, first, two, one
+            rows.append({"prompt": prompt, "chosen": first, "rejected": second, "utility_margin": one - two})
+        return rows
+
+    def _rng(self, purpose: str, split: str) -> random.Random:
+        return random.Random(f"{self.seed}/{purpose}/{split}")  # seeding by a string is stable over versions and processes
+
+
+def bayes_accuracy(pairs: Sequence[Mapping[str, str | float]]) -> float:
+    """Accuracy of the true utility on pairs with their noisy choices: what no reward model can beat but by luck.
+
+    Example:
+        >>> bayes_accuracy([{"utility_margin": 1.0}, {"utility_margin": -0.5}])
+        0.5
+    """
+    margins = [float(row["utility_margin"]) for row in pairs]
+    return sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins)
+
+
+def world_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word of the world; texts come back with single spaces."""
+    said = [f"the {aspect}" for aspects in TOPICS.values() for aspect in aspects]
+    lines = (*OPENINGS, *KINDS, *TOPICS, *said, *ASIDES, *ADJECTIVES, *TASTES, *INTENSIFIERS, "i found the was not . :")
+    words = dict.fromkeys(word for line in lines for word in line.split())
+    vocabulary = {word: index for index, word in enumerate((PAD, END, UNKNOWN, *words))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+
+
+def _prompt(rng: random.Random) -> str:
+    return f"{rng.choice(OPENINGS)} {rng.choice(KINDS)} {rng.choice(list(TOPICS))} :"

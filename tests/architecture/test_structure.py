@@ -1,0 +1,140 @@
+"""The shape of the package: what imports what, how large things are, and that the public names are documented."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+import lit_rlhf
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "lit_rlhf"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+ALL_FILES = sorted(path for folder in ("lit_rlhf", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+MODULES = sorted(info.name for info in pkgutil.walk_packages(lit_rlhf.__path__, "lit_rlhf."))
+LAYER_0 = {"lit_rlhf.types", "lit_rlhf.errors", "lit_rlhf.seeding"}
+PURE = {"collections", "dataclasses", "functools", "itertools", "jaxtyping", "math", "torch", "typing"}
+MAX_FILE, MAX_FUNCTION = 400, 60
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_files_are_found() -> None:
+    assert len(SOURCES) > 20
+    assert len(ALL_FILES) > len(SOURCES)
+    assert len(MODULES) > 20
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_imports(module: str) -> None:
+    importlib.import_module(module)
+
+
+def test_the_package_reaches_its_type_checker() -> None:
+    assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=_name)
+def test_files_are_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_FILE, f"{_name(path)} has {lines} lines"
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def _code_lines(text: str) -> set[int]:
+    """Numbers of the lines that hold code: neither blank, comment nor docstring."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(StringIO(text).readline):
+        if token.type not in skipped:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return lines
+
+
+def test_code_lines_leave_out_docstrings_comments_and_blanks() -> None:
+    text = 'def f(\n    x,\n):\n    """Doc.\n\n    More.\n    """\n    # why\n\n    y = """a\nb"""\n    return y\n'
+    assert _code_lines(text) == {1, 2, 3, 10, 11, 12}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    code = _code_lines(text)
+    long = {
+        node.name: size
+        for node in _functions(ast.parse(text))
+        if (size := sum(node.lineno <= line <= (node.end_lineno or 0) for line in code)) > MAX_FUNCTION
+    }
+    assert not long, f"{_name(path)}: {long} lines of code"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])
+def test_public_names_are_documented(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert (loaded.__doc__ or "").strip(". \n"), f"{module} has no docstring"
+    for name in getattr(loaded, "__all__", ()):
+        value = getattr(loaded, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            # Own text: neither inherited nor the signature that `dataclass` writes.
+            text = vars(value).get("__doc__") or "" if inspect.isclass(value) else value.__doc__ or ""
+            assert text.strip(), f"{module}.{name} has no docstring"
+            assert not text.startswith(f"{name}("), f"{module}.{name} has no docstring of its own"
+
+
+@pytest.mark.parametrize("package", sorted({name for name in MODULES if name.count(".") == 1} - LAYER_0))
+def test_packages_say_what_is_public(package: str) -> None:
+    loaded = importlib.import_module(package)
+    if hasattr(loaded, "__path__"):
+        assert loaded.__all__, f"{package} has no __all__"
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "functional").rglob("*.py")), ids=_name)
+def test_functional_imports_torch_and_little_else(path: Path) -> None:
+    foreign = {
+        name
+        for name in _imports(path)
+        if name.split(".")[0] not in PURE and name not in LAYER_0 and not name.startswith("lit_rlhf.functional")
+    }
+    assert not foreign, f"{_name(path)} imports {sorted(foreign)}"
+
+
+def test_layers_hold() -> None:
+    """The contracts of pyproject.toml; in a process of its own, as the linter changes logging and the import path."""
+    code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_dependencies_have_two_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    for requirement in [*project["dependencies"], *extras]:
+        bounds = {bound.rstrip("0123456789.").strip() for bound in requirement.replace("]", "],").split(",")}
+        assert any(bound.endswith(">=") for bound in bounds), requirement
+        assert any(bound == "<" for bound in bounds), requirement

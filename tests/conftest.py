@@ -1,0 +1,91 @@
+"""Fixtures for all tests: offline, seeded, with the environment put back afterwards.
+
+Nothing of lit_rlhf is imported here at module level: jaxtyping's plugin must see `lit_rlhf.functional` imported first
+by a test to check its shapes at run time.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before torch is imported: two test processes on two cores, one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+_LOOPBACK = ("localhost", "127.", "::1", "0.0.0.0", "::ffff:127.")
+
+
+class NetworkBlockedError(RuntimeError):
+    """A test wanted to leave the machine. Not an OSError, so that no client takes it for a network that is down."""
+
+
+def _refuse_remote(host: object) -> None:
+    name = host.decode() if isinstance(host, bytes) else host
+    local = name in (None, "", socket.gethostname()) or (isinstance(name, str) and name.startswith(_LOOPBACK))
+    if not local:
+        message = f"tests run offline, but something wanted to reach {name!r}"
+        raise NetworkBlockedError(message)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection and name look-up that leaves this machine; Unix sockets and loopback pass."""
+    getaddrinfo = socket.getaddrinfo
+
+    def checked_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_remote(host)
+        return getaddrinfo(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", checked_getaddrinfo)
+    for method in ("connect", "connect_ex"):
+        original = getattr(socket.socket, method)
+
+        def checked(self: socket.socket, address: Any, _original: Any = original) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                _refuse_remote(address[0])
+            return _original(self, address)
+
+        monkeypatch.setattr(socket.socket, method, checked)
+
+
+@pytest.fixture(autouse=True)
+def restore_env() -> Iterator[None]:
+    """Put the environment variables back: Lightning sets some (seeds, ranks, ports)."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seed torch's global generator, which tests (but never the library) draw from."""
+    import torch
+
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny llama and its tokenizer. Read only: all tests of the session share it."""
+    from lit_rlhf.testing import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama whose tokenizer gives the same text other ids: none of its special tokens and bytes agree."""
+    from lit_rlhf.testing import make_tokenizer, write_tiny_model
+
+    tokenizer = make_tokenizer(merges=("i n", "o n"), specials_last=True)
+    return write_tiny_model(tmp_path_factory.mktemp("other-model"), seed=1, tokenizer=tokenizer)

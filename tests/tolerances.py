@@ -1,0 +1,6 @@
+"""The tolerances of numeric tests, in one place: a test names what it compares, never a number of its own."""
+
+FP32 = {"rtol": 1e-5, "atol": 1e-6}  # the same arithmetic in another order
+FP32_MODEL = {"rtol": 1e-4, "atol": 1e-4}  # through a whole decoder
+FP64 = {"rtol": 1e-10, "atol": 1e-12}
+BF16 = {"rtol": 2e-2, "atol": 2e-2}  # eight bits of mantissa
