@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import socket
 import time
@@ -73,7 +74,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
         except _UNREADABLE as error:
             raise CheckpointError(
-                f"The checkpoint {path} can't be read: {_first_line(error)} It is torn, or was not written by this library. "
+                f"The checkpoint {path} can't be read: {_reason(error)} It is torn, or was not written by this library. "
                 "With IterationCheckpoint among trainer.callbacks, --ckpt_path last takes the newest one that is whole."
             ) from error
 
@@ -99,7 +100,7 @@ def checkpoint_problem(path: Path) -> str | None:
             return f"the checksum of its part {damaged} is wrong"
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except _UNREADABLE as error:
-        return _first_line(error)
+        return _reason(error)
     return None
 
 
@@ -156,7 +157,7 @@ def _check_loads_again(temporary: Path, target: Path) -> None:
 
 def _not_plain(target: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"The checkpoint {target} would not load again with weights_only=True: {_last_line(error)} State (extra_state of the "
+        f"The checkpoint {target} would not load again with weights_only=True: {_reason(error)} State (extra_state of the "
         "module, state_dict of callbacks and data, hyper-parameters) must be tensors and plain numbers, strings, lists and "
         "dicts."
     )
@@ -195,6 +196,8 @@ def _is_remote(path: _PATH) -> bool:
     return "://" in str(path)
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__).rstrip(".") + "."
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    if (forbidden := re.search(r"Unsupported global: GLOBAL (\S+)", text)) is not None:
+        return f"it holds an object of type {forbidden[1]}."
+    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".") + "."

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lit_rlhf import __version__
+from lit_rlhf.cli.help import training_help
 from lit_rlhf.errors import LitRLHFError
 
+TRAINING = "lit_rlhf.cli.training"
+
 COMMANDS = {
-    "fit": ("lit_rlhf.cli.training", "Train: lit-rlhf fit -c configs/reward/lora.yaml [--key value ...]"),
-    "validate": ("lit_rlhf.cli.training", "Evaluate on the validation set of a configuration"),
-    "test": ("lit_rlhf.cli.training", "Evaluate on its test set"),
-    "predict": ("lit_rlhf.cli.training", "Scores or completions for its prediction set"),
+    "fit": (TRAINING, "Train as a configuration says"),
+    "validate": (TRAINING, "Evaluate on the validation set of a configuration"),
+    "test": (TRAINING, "Evaluate on its test set"),
+    "predict": (TRAINING, "Scores or completions for its prediction set"),
     "export": ("lit_rlhf.cli.export", "Turn a checkpoint into a directory that transformers loads"),
     "score": ("lit_rlhf.cli.score", "Score completions with a reward model"),
     "generate": ("lit_rlhf.cli.generate", "Sample completions from a policy"),
@@ -39,8 +42,12 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[0] not in COMMANDS:
         print(f"lit-rlhf: no command {words[0]!r}.\n\n{usage()}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2)
+    module, what = COMMANDS[words[0]]
+    if module == TRAINING and any(word in ("-h", "--help") for word in words[1:]):
+        print(training_help(words[0], what))  # noqa: T201
+        return
     try:
-        import_module(COMMANDS[words[0]][0]).run(words)
+        import_module(module).run(words)
     except LitRLHFError as error:
         print(f"\nlit-rlhf {words[0]}: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
@@ -58,6 +65,6 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "Options of a class:  lit-rlhf fit --model.help PPOPolicyModule   lit-rlhf fit --data.help PreferenceDataModule",
+            "Options of a class: lit-rlhf fit --model.help PPOPolicyModule, lit-rlhf fit --data.help PreferenceDataModule",
         ]
     )

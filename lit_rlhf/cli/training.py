@@ -1,6 +1,7 @@
 """`lit-rlhf fit | validate | test | predict`: LightningCLI in subclass mode."""
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -9,8 +10,6 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
-
-HELP = {"-h", "--help"}
 
 
 class TrainingCLI(LightningCLI):
@@ -24,8 +23,9 @@ class TrainingCLI(LightningCLI):
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    if not HELP & set(words):
-        _import_components()
+    own_command_line = list(words) == sys.argv[1:]
+    words = ["--help" if word == "--help-all" else word for word in words]
+    _import_components()
     warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck.*")
     TrainingCLI(
         model_class=LightningModule,
@@ -38,14 +38,8 @@ def run(words: Sequence[str]) -> None:
         trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0, "use_distributed_sampler": False},
         parser_kwargs={"default_env": False},
         # Only what was passed in code: children of a multi-process run read their own command line.
-        args=None if list(words) == _argv() else list(words),
+        args=None if own_command_line and words == sys.argv[1:] else words,
     )
-
-
-def _argv() -> list[str]:
-    import sys
-
-    return sys.argv[1:]
 
 
 def _import_components() -> None:

@@ -1,1 +1,58 @@
-"""."""
+"""Data: sources, formats, and a DataModule per kind of data. Usable under any trainer; no policy code comes with it.
+
+A row's way: a `Source` reads it, a `Format` turns it into `Record`s, an `Encoder` tokenizes them, the cache keeps the
+tokens, a sampler orders them, a collator pads them to a branched batch (`lit_rlhf.types`).
+"""
+
+from lit_rlhf.data.base import BranchedDataModule
+from lit_rlhf.data.conversions import AsChat, ChosenOf, PairsFromRanking, PromptsOf, UnpairedFromPairs
+from lit_rlhf.data.datamodules import (
+    DemonstrationDataModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    RankedDataModule,
+    UnpairedDataModule,
+)
+from lit_rlhf.data.formats import (
+    Conversation,
+    Demonstration,
+    ExplicitPrompt,
+    Format,
+    ImplicitPrompt,
+    PlainText,
+    PromptOnly,
+    Ranked,
+    Unpaired,
+)
+from lit_rlhf.data.records import InvalidRowError, Record
+from lit_rlhf.data.sources import DirectorySource, FileSource, HubSource, RowsSource, Source
+
+__all__ = [
+    "AsChat",
+    "BranchedDataModule",
+    "ChosenOf",
+    "Conversation",
+    "Demonstration",
+    "DemonstrationDataModule",
+    "DirectorySource",
+    "ExplicitPrompt",
+    "FileSource",
+    "Format",
+    "HubSource",
+    "ImplicitPrompt",
+    "InvalidRowError",
+    "PairsFromRanking",
+    "PlainText",
+    "PreferenceDataModule",
+    "PromptDataModule",
+    "PromptOnly",
+    "PromptsOf",
+    "Ranked",
+    "RankedDataModule",
+    "Record",
+    "RowsSource",
+    "Source",
+    "Unpaired",
+    "UnpairedDataModule",
+    "UnpairedFromPairs",
+]

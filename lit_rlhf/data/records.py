@@ -52,8 +52,9 @@ class Record:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     def prompt_key(self) -> str:
-        """The prompt as one string, equal for equal prompts: what splits go by."""
-        return self.prompt if isinstance(self.prompt, str) else json.dumps(list(self.prompt), sort_keys=True)
+        """What splits go by: the prompt as one string, equal for equal prompts; of text without prompt, the text."""
+        text = self.prompt or self.completions
+        return text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=list)
 
 
 def read_value(row: Row, column: str) -> Any:

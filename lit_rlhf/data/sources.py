@@ -45,8 +45,7 @@ class Source(ABC):
 class FileSource(Source):
     """Rows of files: JSONL, JSON (an array of objects), CSV, TSV or Parquet, by suffix; text files may be gzipped.
 
-    CSV and TSV need a header line, and all their values are text. Row numbers in messages count from 1, so in a JSONL
-    file they are line numbers.
+    CSV and TSV need a header line, and all their values are text. Rows are counted from 1 in messages.
 
     Args:
         path: A file, or several, read one after the other.
@@ -111,8 +110,10 @@ class FileSource(Source):
                 else:
                     file.seek(0)
                     yield from _read_jsonl(path, file)
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-            raise DataError(f"{path} can't be read as {self.encoding} text: {error}. Set `encoding`.") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no {self.encoding} text: {error}. Set `encoding`.") from error
+        except (OSError, EOFError) as error:
+            raise DataError(f"{path} can't be read: {error}.") from error
 
 
 class DirectorySource(Source):
@@ -144,7 +145,7 @@ class DirectorySource(Source):
         """Hash the bytes of the Arrow files."""
         files = sorted(file for file in self.path.rglob("*.arrow") if not file.name.startswith("cache-"))
         if not files:
-            raise DataError(f"{self.path} holds no Arrow files; was it written by `save_to_disk`? For files use FileSource.")
+            raise DataError(f"{self.path} holds no Arrow files: did `save_to_disk` write it? Files: see FileSource.")
         return _hash_files(files, [*(str(file.relative_to(self.path)) for file in files), str(self.split)])
 
     def __str__(self) -> str:
@@ -170,16 +171,24 @@ class HubSource(Source):
 
     def load(self) -> Iterable[Mapping[str, Any]]:
         """Download, or take from the local cache of the `datasets` library."""
+        return _pick_split(self._load(), None, str(self))
+
+    def fingerprint(self) -> str:
+        """Hash the bytes of the Arrow files that the `datasets` library keeps, and the name of the split."""
+        loaded = self._load()
+        files = [Path(file["filename"]) for file in loaded.cache_files]
+        return _hash_files(files, [self.split]) if files else super().fingerprint()
+
+    def _load(self) -> Any:
         import datasets  # noqa: PLC0415  (see above)
 
         try:
-            loaded = datasets.load_dataset(self.name, self.config, split=self.split, revision=self.revision)
+            return datasets.load_dataset(self.name, self.config, split=self.split, revision=self.revision)
         except Exception as error:
             raise DataError(
-                f"Can't load the data set {self}: {' '.join(str(error).split())[:400]}. Is the name right, and is the hub "
-                "(or the local cache, when offline) reachable? Files on this machine are read by FileSource."
+                f"Can't load the data set {self}: {' '.join(str(error).split())[:400]}. Is the name right, and is the "
+                "hub (or the local cache, when offline) reachable? Files on this machine are read by FileSource."
             ) from error
-        return _pick_split(loaded, None, str(self))
 
     def __str__(self) -> str:
         """Name, configuration, revision and split."""

@@ -1,6 +1,7 @@
 r"""Losses of ranked or scored lists of completions (layer L1): pure, unreduced.
 
-Axes: rows x branches. A boolean mask says which branches exist; what the others hold is never read. A row with fewer than
+Axes: rows x branches. A boolean mask says which branches exist; what the others hold is never read. A row with fewer
+    than
 two branches that exist has no ranking: its ranking loss is 0 (terms of single completions, as NCA's, remain).
 """
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from lit_rlhf.functional.numerics import per_token, ranks_descending
+from lit_rlhf.functional.reward_losses import plackett_luce_loss
 
 Lists = Float[Tensor, "rows branches"]
 Mask = Bool[Tensor, "rows branches"]
@@ -20,21 +22,21 @@ _MISSING = -1e30
 
 
 def plackett_luce_dpo_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.1) -> Rows:
-    r"""$-\sum_{k=1}^{K-1}\log\frac{e^{\beta u_{(k)}}}{\sum_{j \ge k} e^{\beta u_{(j)}}}$ (DPO of rankings, arXiv:2305.18290 A.3).
+    r"""$-\sum_k\log\frac{e^{\beta u_{(k)}}}{\sum_{j\ge k}e^{\beta u_{(j)}}}$: DPO of rankings (arXiv:2305.18290, A.3).
 
     Args:
         logratios: u, log-ratios to the reference.
-        scores: Higher is better; only their order counts, ties in the order of the columns.
+        scores: Higher is better; only their order counts, and ties share their denominator.
         mask: Which branches exist.
         beta: Strength of the KL penalty to the reference.
 
     Example:
-        >>> plackett_luce_dpo_loss(torch.zeros(1, 3), torch.tensor([[3.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool))
+        >>> plackett_luce_dpo_loss(
+        ...     torch.zeros(1, 3), torch.tensor([[3.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool)
+        ... )
         tensor([1.7918])
     """
-    logits, exists = _by_score(beta * logratios, scores, mask)
-    remaining = logits.flip(-1).logcumsumexp(-1).flip(-1)  # over the branches from the k-th on
-    return torch.where(exists, remaining - logits, 0.0).sum(-1)
+    return plackett_luce_loss(beta * logratios, scores, mask)
 
 
 def info_nca_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.01, temperature: float = 1.0) -> Rows:
@@ -53,7 +55,7 @@ def info_nca_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.0
 
 
 def nca_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.01, temperature: float = 1.0) -> Rows:
-    r"""$-\sum_i[q_i\log\sigma(\beta u_i) + \frac1K\log\sigma(-\beta u_i)]$ with q as in `info_nca_loss` (arXiv:2402.05369).
+    r"""$-\sum_i[q_i\log\sigma(\beta u_i) + \frac1K\log\sigma(-\beta u_i)]$, q as in `info_nca_loss` (arXiv:2402.05369).
 
     Args:
         logratios: u.
@@ -71,8 +73,8 @@ def nca_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.01, te
 def lipo_lambda_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.05) -> Rows:
     r"""$\sum_{\psi_i > \psi_j}\Delta_{ij}\log(1 + e^{-(s_i - s_j)})$, $s = \beta u$ (LiPO-lambda, arXiv:2402.01878).
 
-    $\Delta_{ij} = |2^{\psi_i} - 2^{\psi_j}| \cdot |\frac{1}{\log(1 + \tau_i)} - \frac{1}{\log(1 + \tau_j)}|$ with $\tau$ the
-    rank by s, 1 the highest; it carries no gradient.
+    $\Delta_{ij} = |2^{\psi_i} - 2^{\psi_j}| \cdot |\frac{1}{\log(1 + \tau_i)} - \frac{1}{\log(1 + \tau_j)}|$ with
+    $\tau$ the rank by s, 1 the highest; it carries no gradient.
 
     Args:
         logratios: u.
@@ -87,12 +89,14 @@ def lipo_lambda_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 
     return (_better(scores, mask) * weight * softplus(-_differences(s))).sum((-2, -1))
 
 
-def pro_loss(logprobs: Lists, lengths: Shaped[Tensor, "rows branches"], scores: Lists, mask: Mask, sft_weight: float = 0.05) -> Rows:
-    r"""$\sum_{k<K}-\log\frac{e^{p_kT_k}}{e^{p_kT_k} + \sum_{i>k}e^{p_i(r_k - r_i)}} + b(K-1)^2 NLL(y_1)$ (PRO, arXiv:2306.17492).
+def pro_loss(
+    logprobs: Lists, lengths: Shaped[Tensor, "rows branches"], scores: Lists, mask: Mask, sft_weight: float = 0.05
+) -> Rows:
+    r"""$\sum_{k<K}-\log\frac{e^{p_kT_k}}{e^{p_kT_k} + \sum_{i>k}e^{p_i(r_k - r_i)}} + b(K-1)^2 NLL(y_1)$.
 
-    p is the mean log-prob per token, completions are in the order of their scores r, and $T_k = \max_{i>k}(r_k - r_i)$.
-    The likelihood is that of the best completion, summed over tokens. A tie of all that is left has $T_k = 0$: its term is a
-    constant.
+    Preference ranking optimization, arXiv:2306.17492. p is the mean log-prob per token, completions are in the order of
+    their scores r, and $T_k = \max_{i>k}(r_k - r_i)$. The likelihood is that of the best completion, summed over
+    tokens. A tie of all that is left has $T_k = 0$: its term is a constant.
 
     Args:
         logprobs: Log-probs summed over tokens; no reference.

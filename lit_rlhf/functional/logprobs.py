@@ -1,7 +1,6 @@
 """Log-probs and entropies of tokens, from logits or straight from hidden states without storing logits."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +118,9 @@ def chunked_logprobs(
     shape = _Shape(temperature, softcap, logit_scale, chunk_size, with_entropy, entropy_grad)
     trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     keep_slopes = torch.is_grad_enabled() and hidden.requires_grad and not trains_head and not entropy_grad
-    with _without_autocast(hidden):
+    # The dtypes are settled now. The meta device, which checks shapes and devices, knows no autocast.
+    kind = hidden.device.type
+    with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
         logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, bias, tokens, shape, keep_slopes)  # type: ignore[no-untyped-call]
     if entropy is not None and not entropy_grad:
         entropy = entropy.detach()
@@ -258,12 +259,6 @@ def _checkpointed(hidden: Tensor, head: LogitFunction, tokens: Tensor, shape: _S
         parts = [run(hidden[chunk], tokens[chunk]) for chunk in chunks]
     entropies = [part[1] for part in parts if part[1] is not None]
     return TokenLogprobs(torch.cat([part[0] for part in parts]), torch.cat(entropies) if entropies else None)
-
-
-def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """The dtypes are settled by then; the meta device, which only checks shapes and devices, knows no autocast."""
-    kind = tensor.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,8 +92,9 @@ def masked_var(
     """
     mean = masked_mean(x, mask, dim)
     count = mask.sum() if dim is None else mask.sum(dim)
-    centred = x - (mean if dim is None else mean.unsqueeze(dim))
-    total = masked_sum(centred.square(), mask, dim)
+    # Replaced before squaring: the square's gradient at nan or infinity is nan even where nothing comes back.
+    centred = torch.where(mask, x - (mean if dim is None else mean.unsqueeze(dim)), 0.0)
+    total = centred.square().sum() if dim is None else centred.square().sum(dim)
     return total / (count - correction).clamp_min(1)
 
 

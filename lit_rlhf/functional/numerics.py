@@ -17,8 +17,8 @@ def bounded_exp(x: Float[Tensor, "*shape"], limit: float = _EXP_LIMIT) -> Float[
         limit: Where the tangent takes over; e^30 is about 1e13.
 
     Example:
-        >>> bounded_exp(torch.tensor([0.0, 1000.0]), limit=1.0).tolist()
-        [1.0, 2718.281982421875]
+        >>> bounded_exp(torch.tensor([0.0, 1001.0]), limit=0.0).tolist()
+        [1.0, 1002.0]
     """
     return x.clamp_max(limit).exp() * (1 + (x - limit).clamp_min(0))
 
@@ -59,3 +59,13 @@ def ranks_descending(values: Float[Tensor, "rows branches"]) -> Int[Tensor, "row
     """
     order = values.argsort(dim=-1, descending=True, stable=True)
     return order.argsort(dim=-1) + 1
+
+
+def log_collision(logits: Float[Tensor, "*shape vocabulary"]) -> Float[Tensor, "*shape"]:
+    r"""$\log\sum_v\pi(v)^2$ of $\pi = \mathrm{softmax}$ of the logits: log of the chance that two draws agree.
+
+    Example:
+        >>> log_collision(torch.zeros(4)).exp().item()
+        0.25
+    """
+    return (2 * logits.log_softmax(-1)).logsumexp(-1)

@@ -22,7 +22,7 @@ def kto_loss(
 ) -> Examples:
     r"""$\lambda_D(1 - \sigma(\beta u - \beta z_0))$ if desirable, $\lambda_U(1 - \sigma(\beta z_0 - \beta u))$ if not.
 
-    Kahneman–Tversky optimization, arXiv:2402.01306.
+    Kahneman-Tversky optimization, arXiv:2402.01306.
 
     Args:
         logratios: u.
@@ -41,9 +41,9 @@ def kto_loss(
 
 
 def kto_reference_point(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    r"""$z_0 = \max(0, \mathrm{sg}\,\frac1m\sum_j u(x_j, y'_j))$ with y' the completion of another prompt (arXiv:2402.01306).
+    r"""$z_0 = \max(0, \mathrm{sg}\,\frac1m\sum_j u(x_j, y'_j))$ with y' the completion of another prompt.
 
-    An estimate of $KL(\pi\|\pi_{ref})$; 0 where there is nothing to average.
+    KTO, arXiv:2402.01306. An estimate of $KL(\pi\|\pi_{ref})$; 0 where there is nothing to average.
 
     Args:
         total: Sum of the mismatched completions' log-ratios, over all ranks.
@@ -98,7 +98,8 @@ def dro_v_loss(logratios: Examples, scores: Examples, values: Examples, tau: flo
 def npo_loss(logratios: Examples, beta: float = 0.1) -> Examples:
     r"""$-\frac2\beta\log\sigma(-\beta u)$ (negative preference optimization, arXiv:2404.05868).
 
-    Unlearning: as beta goes to 0 it becomes gradient ascent on the likelihood. Unbounded drift without a term that retains.
+    Unlearning: as beta goes to 0 it becomes gradient ascent on the likelihood. Unbounded drift without a term that
+        retains.
 
     Args:
         logratios: u of completions to unlearn.

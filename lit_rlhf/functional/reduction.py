@@ -38,6 +38,7 @@ def token_mean(loss: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequen
     r"""$\sum_{i,t} \ell_{it} / \sum_i n_i$: every token weighs the same (DAPO, arXiv:2503.14476; PPO).
 
     Example:
+        >>> import torch
         >>> loss, mask = torch.tensor([[1.0, 1.0], [4.0, 0.0]]), torch.tensor([[True, True], [True, False]])
         >>> float(token_mean(loss, mask).value), float(sequence_mean(loss, mask).value)
         (2.0, 2.5)

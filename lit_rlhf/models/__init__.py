@@ -1,6 +1,13 @@
 """One decoder, many roles: loading, adapters, heads, the branched forward, critics and exports."""
 
+import logging
+
+# Said at import by bitsandbytes on every CPU without an optional package that fetches kernels from a hub at run time.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+# ruff: noqa: E402
 from lit_rlhf.models.backbone import Backbone, evaluating
+from lit_rlhf.models.checkpoints import load_checkpoint_backbone, read_checkpoint
 from lit_rlhf.models.critics import Critic, RewardSource, ValueAdapter, ValueHead, ValueModel
 from lit_rlhf.models.export import export_policy, export_reward
 from lit_rlhf.models.heads import ScalarHead
@@ -21,7 +28,9 @@ __all__ = [
     "evaluating",
     "export_policy",
     "export_reward",
+    "load_checkpoint_backbone",
     "load_reward_model",
     "load_tokenizer",
+    "read_checkpoint",
     "tokenizer_fingerprint",
 ]

@@ -4,6 +4,9 @@ from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.modules.ppo import PPOPolicyModule
+from lit_rlhf.modules.preference import (
+    PreferenceModule,
+)
 from lit_rlhf.modules.reward import RewardModelModule
 from lit_rlhf.modules.supervised import SupervisedModule
 
@@ -11,6 +14,7 @@ __all__ = [
     "ActingModule",
     "PPOPolicyModule",
     "PolicyModule",
+    "PreferenceModule",
     "RLHFModule",
     "RewardModelModule",
     "SupervisedModule",

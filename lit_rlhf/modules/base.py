@@ -1,5 +1,6 @@
 """What every LightningModule of the library shares: building the backbone, optimizers, and checkpoints that are small and complete."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -40,7 +41,9 @@ class RLHFModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")  # removed in the next line
+            self.save_hyperparameters()
         self._keep_plain_hyperparameters()
         self.spec = backbone
         self.optimizer_factory = optimizer

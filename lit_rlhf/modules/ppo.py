@@ -130,4 +130,4 @@ class PPOPolicyModule(PolicyModule):
 
 def _of_value(name: str) -> bool:
     """Whether a parameter belongs to the value function alone: its own model, or the adapter and head called `value`."""
-    return name.startswith("value.") or ".value." in name
+    return name.startswith("value.") or any(f".{part}.value." in name for part in ("lora_A", "lora_B", "heads"))

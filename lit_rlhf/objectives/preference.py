@@ -3,14 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.numerics import per_token
+from lit_rlhf.objectives.checks import check_option
 from lit_rlhf.types import LossOutput, SequenceStats
+
+Batch = Mapping[str, Any]
+"""One of the batches of `lit_rlhf.types`: to a type checker a TypedDict is no mapping to tensors."""
 
 Statistic = Literal["tokens", "kl", "collision", "value"]
 """What a loss may need beside summed log-probs: log-probs by token (of both models), $KL(\\pi_{ref}\\|\\pi)$ over the
@@ -43,7 +47,7 @@ class PreferenceLoss(nn.Module, ABC):
     """What it needs beside summed log-probs and lengths."""
 
     @abstractmethod
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Mapping[str, Tensor]) -> LossOutput:
+    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
         """The unreduced loss.
 
         Args:
@@ -52,16 +56,15 @@ class PreferenceLoss(nn.Module, ABC):
             batch: The loader's batch, for labels, scores and weights.
 
         Returns:
-            A loss per row and metrics without gradient, keyed by TRL's names.
+            A loss per row, and metrics per row without gradient, keyed by TRL's names; nan where a metric doesn't
+            concern a row.
         """
 
-    def __call__(
-        self, policy: SequenceStats, reference: SequenceStats | None, batch: Mapping[str, Tensor]
-    ) -> LossOutput:
+    def __call__(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
         """`forward`, typed."""
         return cast("LossOutput", super().__call__(policy, reference, batch))
 
-    def check(self, batch: Mapping[str, Tensor]) -> None:
+    def check(self, batch: Batch) -> None:
         """Refuse a batch whose columns are missing or out of range; called while the batch is on CPU.
 
         Raises:
@@ -88,24 +91,29 @@ class WeightedSum(PreferenceLoss):
         weights: One number per term; default: 1 each.
 
     Raises:
-        ConfigurationError: No losses, as many weights as losses are not given, or terms that take batches of other kinds.
+        ConfigurationError: No losses, as many weights as losses are not given, or terms that take batches of other
+            kinds.
     """
 
     def __init__(self, losses: list[PreferenceLoss], weights: list[float] | None = None) -> None:
         super().__init__()
         self.weights = [1.0] * len(losses) if weights is None else list(weights)
         if not losses or len(self.weights) != len(losses):
-            raise ConfigurationError(f"WeightedSum has {len(losses)} losses and {len(self.weights)} weights; give one of each or more.")
+            raise ConfigurationError(
+                f"WeightedSum has {len(losses)} losses and {len(self.weights)} weights; give one of each or more."
+            )
         self.losses = nn.ModuleList(losses)
         kinds = {loss.num_branches for loss in losses} - {None}
         if len(kinds) > 1:
-            raise ConfigurationError(f"WeightedSum: its losses take batches of {sorted(map(str, kinds))} branches; one batch has one K.")
+            raise ConfigurationError(
+                f"WeightedSum: its losses take batches of {sorted(map(str, kinds))} branches; one batch has one K."
+            )
         self.num_branches = next(iter(kinds), None)
         self.needs_reference = any(loss.needs_reference for loss in losses)
         self.needs_mismatched = any(loss.needs_mismatched for loss in losses)
         self.statistics = frozenset[Statistic]().union(*(loss.statistics for loss in losses))
 
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Mapping[str, Tensor]) -> LossOutput:
+    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
         """The weighted sum of the terms."""
         outputs = [loss(policy, reference, batch) for loss in self.losses]
         total = torch.stack([weight * out.loss for weight, out in zip(self.weights, outputs, strict=True)]).sum(0)
@@ -114,7 +122,7 @@ class WeightedSum(PreferenceLoss):
             metrics |= {f"loss/{type(loss).__name__}": out.loss.detach()} | dict(out.metrics)
         return LossOutput(total, metrics)
 
-    def check(self, batch: Mapping[str, Tensor]) -> None:
+    def check(self, batch: Batch) -> None:
         """Each term's own check."""
         for loss in self.losses:
             cast("PreferenceLoss", loss).check(batch)
@@ -135,7 +143,7 @@ class NLL(PreferenceLoss):
         super().__init__()
         self.length_normalize = length_normalize
 
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Mapping[str, Tensor]) -> LossOutput:  # noqa: ARG002
+    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:  # noqa: ARG002
         """The negative log-likelihood of one branch of each row."""
         best = torch.zeros_like(policy.lengths[:, 0])
         if "score" in batch and batch["score"].dim() == 2:
@@ -149,14 +157,13 @@ class NLL(PreferenceLoss):
         return LossOutput(nll, {"nll_loss": nll.detach()})
 
 
-# -- checks of options and batches ----------------------------------------------------------------------------------------
+# -- checks of options and batches ------------------------------------------------------------------------------------
 
 
 def require_positive(owner: object, **options: float) -> None:
     """Refuse options that are not above 0."""
     for name, value in options.items():
-        if not value > 0:
-            raise ConfigurationError(f"{type(owner).__name__}: {name}={value} must be above 0.")
+        check_option(value > 0, owner, name, value, "above 0")
 
 
 def require_within(owner: object, low: float, high: float, closed: str = "[]", **options: float) -> None:
@@ -164,46 +171,43 @@ def require_within(owner: object, low: float, high: float, closed: str = "[]", *
     for name, value in options.items():
         above = value >= low if closed[0] == "[" else value > low
         below = value <= high if closed[1] == "]" else value < high
-        if not (above and below):
-            raise ConfigurationError(
-                f"{type(owner).__name__}: {name}={value} must lie in {closed[0]}{low:g}, {high:g}{closed[1]}."
-            )
+        check_option(above and below, owner, name, value, f"in {closed[0]}{low:g}, {high:g}{closed[1]}")
 
 
-def require_columns(owner: object, batch: Mapping[str, Tensor], names: Sequence[str]) -> None:
+def require_columns(owner: object, batch: Batch, names: Sequence[str]) -> None:
     """Refuse a batch that lacks columns."""
     missing = [name for name in names if name not in batch]
     if missing:
         raise DataError(
-            f"{type(owner).__name__} needs {', '.join(missing)} in the batch, which has {', '.join(sorted(batch))}. Give the data "
-            "set that column, or choose a loss that doesn't need it."
+            f"{type(owner).__name__} needs {', '.join(missing)} in the batch, which has {', '.join(sorted(batch))}. "
+            "Give the data set that column, or choose a loss that doesn't need it."
         )
 
 
-def require_finite(owner: object, batch: Mapping[str, Tensor], name: str, mask: Tensor | None = None) -> None:
+def require_finite(owner: object, batch: Batch, name: str, mask: Tensor | None = None) -> None:
     """Refuse scores that are nan or infinite where a completion exists."""
     bad = ~torch.isfinite(batch[name])
     if mask is not None:
         bad &= mask
     if bad.any():
         raise DataError(
-            f"{type(owner).__name__}: {name} is not finite in {int(bad.sum())} places of the batch; the first: {_first(bad, batch)}. "
-            "Every completion needs a score; drop or mend those rows."
+            f"{type(owner).__name__}: {name} is not finite in {int(bad.sum())} places of the batch; the first: "
+            f"{_first(bad, batch)}. Every completion needs a score; drop or mend those rows."
         )
 
 
-def require_probabilities(owner: object, batch: Mapping[str, Tensor], name: str) -> None:
+def require_probabilities(owner: object, batch: Batch, name: str) -> None:
     """Refuse soft labels outside [0, 1] (nan included)."""
     values = batch[name]
     bad = ~((values >= 0) & (values <= 1))
     if bad.any():
         raise DataError(
-            f"{type(owner).__name__}: {name}={float(values[bad][0])} is no probability ({int(bad.sum())} of {len(values)} in the "
-            f"batch; the first: {_first(bad, batch)}). Soft labels must lie in [0, 1]."
+            f"{type(owner).__name__}: {name}={float(values[bad][0])} is no probability ({int(bad.sum())} of "
+            f"{len(values)} in the batch; the first: {_first(bad, batch)}). Soft labels must lie in [0, 1]."
         )
 
 
-def _first(bad: Tensor, batch: Mapping[str, Tensor]) -> str:
+def _first(bad: Tensor, batch: Batch) -> str:
     place = bad.nonzero()[0].tolist()
     row = f"row {int(batch['index'][place[0]])} of the data" if "index" in batch else f"row {place[0]} of the batch"
     return row if len(place) == 1 else f"{row}, completion {place[1]}"

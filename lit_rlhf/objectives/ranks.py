@@ -22,8 +22,8 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def gather_rows(rows: Tensor) -> Tensor:
     """Rows of all processes, this one's with gradient.
 
-    Strategies average gradients over processes and each computes the loss of all rows, so a row's gradient, which only its
-    own process has, is multiplied by their number. All processes must have equally many rows.
+    Strategies average gradients over processes and each computes the loss of all rows, so a row's gradient, which only
+    its own process has, is multiplied by their number. All processes must have equally many rows.
     """
     world = num_ranks()
     if world == 1:
@@ -44,4 +44,5 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean over the rows of all processes, without gradient; rows weigh the same unless told otherwise."""
     weights = torch.ones_like(values) if weights is None else weights.to(values.dtype)
     total, count = sum_over_ranks(torch.stack([(values * weights).sum(), weights.sum()]))
-    return total / count
+    mean: Tensor = total / count
+    return mean

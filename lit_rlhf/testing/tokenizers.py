@@ -86,7 +86,6 @@ def _wrap(core: Tokenizer, specials: list[str], *, bos: bool, **tokens: str) -> 
         eos_token=EOS,
         extra_special_tokens=[SYSTEM, USER, ASSISTANT],
         chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
         model_max_length=512,
         **tokens,
     )

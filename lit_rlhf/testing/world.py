@@ -27,10 +27,8 @@ ADJECTIVES: Mapping[str, float] = {
 """What an adjective is worth on any topic."""
 
 TASTES: Mapping[str, tuple[float, ...]] = {
-    "loud": (-0.6, -1.5, 0.9, -1.2, 0.0, 1.5),
-    "quiet": (0.3, 1.5, -0.6, 1.2, 0.6, -1.5),
-    "light": (-0.6, 0.9, 1.5, 0.6, -0.9, 0.0),
-    "dark": (1.2, -1.2, -1.5, 0.3, 0.9, -0.3),
+    "loud": (0.9, -1.2, 0.9, -1.2, -0.9, 1.2),
+    "quiet": (-0.9, 1.2, -0.9, 1.2, 0.9, -1.2),
 }
 """Adjectives whose worth depends on the topic, in the order of `TOPICS`."""
 

@@ -29,6 +29,7 @@ class Writers:
         negated: Probability of `not` where the form allows it.
         intensified: Probability of an intensifier.
         found: Probability of the form `i found the ...`.
+        repeating: Probability that a sentence pays no heed to what was said before; else aspect and adjective are new.
         mood: Spread of how much a writer likes the thing at hand; a mood m makes an adjective of worth w more likely by
             exp(m w). 0 draws all adjectives alike.
     """
@@ -37,8 +38,9 @@ class Writers:
     aside: float = 0.15
     foreign: float = 0.15
     negated: float = 0.15
-    intensified: float = 0.4
+    intensified: float = 0.35
     found: float = 0.25
+    repeating: float = 0.15
     mood: float = 1.0
 
     def write(self, prompt: str, rng: random.Random) -> str:
@@ -47,17 +49,22 @@ class Writers:
         words = [*ADJECTIVES, *TASTES]
         likely = dict(zip(words, (math.exp(mood * worth(topic, word)) for word in words), strict=True))
         number = rng.choices(range(1, len(self.sentences) + 1), self.sentences)[0]
-        return " ".join(f"{self._sentence(topic, likely, rng)} ." for _ in range(number))
+        said: set[str] = set()
+        return " ".join(f"{self._sentence(topic, likely, said, rng)} ." for _ in range(number))
 
-    def _sentence(self, topic: str, likely: Mapping[str, float], rng: random.Random) -> str:
+    def _sentence(self, topic: str, likely: Mapping[str, float], said: set[str], rng: random.Random) -> str:
         if rng.random() < self.aside:
             return rng.choice(ASIDES)
         if rng.random() < self.foreign:
             topic = rng.choice([other for other in TOPICS if other != topic])
-        words = rng.choices(list(likely), list(likely.values()))
+        old = set() if rng.random() < self.repeating else said
+        new = [aspect for aspect in TOPICS[topic] if aspect not in old]
+        aspect = rng.choice(new)
+        fresh = {word: share for word, share in likely.items() if word not in old}
+        words = rng.choices(list(fresh), list(fresh.values()))
+        said.update((aspect, *words))
         if rng.random() < self.intensified:
             words.insert(0, rng.choice(list(INTENSIFIERS)))
-        aspect = rng.choice(TOPICS[topic])
         if rng.random() < self.found:
             return " ".join(("i found the", aspect, *words))
         if rng.random() < self.negated:

@@ -11,7 +11,9 @@ Pairs = Float[Tensor, " pairs"]
 
 
 def nca_pair_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.01) -> Pairs:
-    r"""$-\log\sigma(\beta u_w) - \frac12\log\sigma(-\beta u_w) - \frac12\log\sigma(-\beta u_l)$ (NCA, arXiv:2402.05369).
+    r"""$-\log\sigma(\beta u_w) - \frac12\log\sigma(-\beta u_w) - \frac12\log\sigma(-\beta u_l)$.
+
+    Noise contrastive alignment of pairs, arXiv:2402.05369.
 
     Args:
         chosen: Log-ratios of the chosen completions.
@@ -69,9 +71,7 @@ def cal_dpo_loss(chosen: Pairs, rejected: Pairs, beta: float = 1e-3) -> Pairs:
     return softplus(-(chosen - rejected)) + 0.5 * calibration
 
 
-def sppo_loss(
-    chosen: Pairs, rejected: Pairs, p_chosen: Float[Tensor, "..."] | float = 1.0, eta: float = 1e3
-) -> Pairs:
+def sppo_loss(chosen: Pairs, rejected: Pairs, p_chosen: Float[Tensor, "..."] | float = 1.0, eta: float = 1e3) -> Pairs:
     r"""$\frac12[(u_w - \eta(p - \frac12))^2 + (u_l - \eta(\frac12 - p))^2]$ (SPPO, arXiv:2405.00675).
 
     The log-ratio regressed on the win rate, in place of $\log Z$ the constant $\eta/2$: the multiplicative-weights step

@@ -1,7 +1,7 @@
 r"""f-DPO: the implicit reward of each divergence (layer L1).
 
-For a penalty $\beta D_f(\pi \| \pi_{ref})$ the implicit reward is $\beta f'(\pi/\pi_{ref})$ (arXiv:2309.16240). The functions
-map the log-ratio u to $f'(e^u)$; `dpo_loss` of the mapped log-ratios is the f-DPO loss.
+For a penalty $\beta D_f(\pi \| \pi_{ref})$ the implicit reward is $\beta f'(\pi/\pi_{ref})$ (arXiv:2309.16240). The
+functions map the log-ratio u to $f'(e^u)$; `dpo_loss` of the mapped log-ratios is the f-DPO loss.
 """
 
 import math
@@ -27,7 +27,7 @@ def forward_kl_score(logratios: Float[Tensor, "*shape"]) -> Float[Tensor, "*shap
 
 
 def jensen_shannon_score(logratios: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    r"""$f'(e^u) = \log\frac{2e^u}{1 + e^u}$ of the Jensen–Shannon divergence.
+    r"""$f'(e^u) = \log\frac{2e^u}{1 + e^u}$ of the Jensen-Shannon divergence.
 
     Example:
         >>> import torch

@@ -91,9 +91,10 @@ def gpo_squared_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.1) -> Pairs
 
 
 def exo_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.1, label_smoothing: float = 1e-3) -> Pairs:
-    r"""$q\log\frac{q}{1-\epsilon} + (1-q)\log\frac{1-q}{\epsilon}$ with $q = \sigma(\beta h)$ (EXO-pref, arXiv:2402.00856).
+    r"""$q\log\frac{q}{1-\epsilon} + (1-q)\log\frac{1-q}{\epsilon}$ with $q = \sigma(\beta h)$.
 
-    The KL divergence of the policy's preference from the smoothed label: the reverse of cDPO's.
+    EXO-pref, arXiv:2402.00856: the KL divergence of the policy's preference from the smoothed label: the reverse of
+    cDPO's.
 
     Args:
         chosen: Log-ratios of the chosen completions.

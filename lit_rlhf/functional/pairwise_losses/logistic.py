@@ -5,7 +5,7 @@ sequence included); w = chosen, l = rejected; $h = u_w - u_l$; n = number of tok
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -30,7 +30,9 @@ def dpo_loss(chosen: Pairs, rejected: Pairs, beta: float | Tensor = 0.1) -> Pair
     return softplus(-beta * (chosen - rejected))
 
 
-def soft_label_dpo_loss(chosen: Pairs, rejected: Pairs, p_chosen: Float[Tensor, "..."] | float, beta: float = 0.1) -> Pairs:
+def soft_label_dpo_loss(
+    chosen: Pairs, rejected: Pairs, p_chosen: Float[Tensor, "..."] | float, beta: float = 0.1
+) -> Pairs:
     r"""$-p\log\sigma(\beta h) - (1 - p)\log\sigma(-\beta h)$: DPO where p is the probability that the label is right.
 
     Args:
@@ -63,10 +65,10 @@ def conservative_dpo_loss(chosen: Pairs, rejected: Pairs, label_smoothing: float
 
 
 def robust_dpo_loss(chosen: Pairs, rejected: Pairs, label_smoothing: float, beta: float = 0.1) -> Pairs:
-    r"""$\frac{-(1-\epsilon)\log\sigma(\beta h) + \epsilon\log\sigma(-\beta h)}{1 - 2\epsilon}$ (rDPO, arXiv:2403.00409).
+    r"""$\frac{-(1-\epsilon)\log\sigma(\beta h) + \epsilon\log\sigma(-\beta h)}{1 - 2\epsilon}$.
 
-    Its expectation over labels flipped with probability $\epsilon$ is the DPO loss of the true labels. A single pair's
-    loss may be negative, and is unbounded below as h goes to minus infinity.
+    rDPO, arXiv:2403.00409. Its expectation over labels flipped with probability $\epsilon$ is the DPO loss of the true
+    labels. A single pair's loss may be negative, and is unbounded below as h goes to minus infinity.
 
     Args:
         chosen: Log-ratios of the chosen completions.
@@ -79,9 +81,16 @@ def robust_dpo_loss(chosen: Pairs, rejected: Pairs, label_smoothing: float, beta
 
 
 def length_regularized_dpo_loss(
-    chosen: Pairs, rejected: Pairs, chosen_lengths: Lengths, rejected_lengths: Lengths, beta: float = 0.1, alpha: float = 0.01
+    chosen: Pairs,
+    rejected: Pairs,
+    chosen_lengths: Lengths,
+    rejected_lengths: Lengths,
+    beta: float = 0.1,
+    alpha: float = 0.01,
 ) -> Pairs:
-    r"""$-\log\sigma(\beta h + \alpha(n_w - n_l))$ (R-DPO, arXiv:2403.19159): the optimum is that of reward $r - \alpha n$.
+    r"""$-\log\sigma(\beta h + \alpha(n_w - n_l))$ (R-DPO, arXiv:2403.19159).
+
+    The optimum is that of the reward $r - \alpha n$.
 
     Args:
         chosen: Log-ratios of the chosen completions.
@@ -110,7 +119,7 @@ def length_normalized_dpo_loss(
 
 
 def length_desensitized_logprobs(
-    token_logprobs: Float[Tensor, "rows branches time"], mask: Float[Tensor, "rows branches time"], alpha: float = 0.5
+    token_logprobs: Float[Tensor, "rows branches time"], mask: Shaped[Tensor, "rows branches time"], alpha: float = 0.5
 ) -> Float[Tensor, "rows branches"]:
     r"""Sum of log-probs where tokens beyond the row's shortest branch weigh $\alpha$ (LD-DPO, arXiv:2409.06411).
 
@@ -141,9 +150,7 @@ def dpop_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.3, penalty: float 
     return softplus(-beta * (chosen - rejected - penalty * (-chosen).clamp_min(0)))
 
 
-def tdpo_loss(
-    chosen: Pairs, rejected: Pairs, chosen_kl: Pairs, rejected_kl: Pairs, beta: float = 0.1
-) -> Pairs:
+def tdpo_loss(chosen: Pairs, rejected: Pairs, chosen_kl: Pairs, rejected_kl: Pairs, beta: float = 0.1) -> Pairs:
     r"""$-\log\sigma(\beta(h - (D_l - D_w)))$ (TDPO1, arXiv:2404.11999).
 
     Args:
@@ -174,9 +181,7 @@ def tdpo2_loss(
     return softplus(-beta * (chosen - rejected - alpha * (rejected_kl - chosen_kl.detach())))
 
 
-def rpo_loss(
-    chosen: Pairs, rejected: Pairs, chosen_nll: Pairs, beta: float = 0.1, alpha: float = 1.0
-) -> Pairs:
+def rpo_loss(chosen: Pairs, rejected: Pairs, chosen_nll: Pairs, beta: float = 0.1, alpha: float = 1.0) -> Pairs:
     r"""$-\log\sigma(\beta h) + \alpha\,NLL(y_w)$ (RPO, arXiv:2404.19733 and 2405.16436).
 
     Args:
@@ -208,9 +213,9 @@ def on_policy_weight(
     chosen_lengths: Lengths,
     rejected_lengths: Lengths,
 ) -> Pairs:
-    r"""WPO's weight of a pair, $\min(1, w(y_w)w(y_l))$ with $w(y) = \exp\frac1n\sum_t\log\frac{\pi(y_t)}{\sum_v\pi(v)^2}$.
+    r"""$\min(1, w(y_w)w(y_l))$ with $w(y) = \exp\frac1n\sum_t\log\frac{\pi(y_t)}{\sum_v\pi(v)^2}$.
 
-    See arXiv:2406.11827. Carries no gradient; the cap at 1 is TRL's.
+    WPO's weight of a pair, arXiv:2406.11827. It carries no gradient; the cap at 1 is TRL's.
 
     Args:
         chosen_logprobs: Summed log-probs of the chosen completions under the policy.
@@ -225,7 +230,9 @@ def on_policy_weight(
     return (chosen + rejected).detach().exp().clamp_max(1)
 
 
-def dynamic_beta(gap: Float[Tensor, ""], threshold: float, beta: float = 0.1, alpha: float = 0.6) -> Float[Tensor, ""]:
+def dynamic_beta(
+    gap: Float[Tensor, ""], threshold: Float[Tensor, ""] | float, beta: float = 0.1, alpha: float = 0.6
+) -> Float[Tensor, ""]:
     r"""$\max(10^{-3}, \beta_0(1 + \alpha(\bar h - M_0)))$ without gradient (beta-DPO, arXiv:2407.08639).
 
     Args:
@@ -237,12 +244,12 @@ def dynamic_beta(gap: Float[Tensor, ""], threshold: float, beta: float = 0.1, al
     return (beta * (1 + alpha * (gap.detach() - threshold))).clamp_min(1e-3)
 
 
-def gap_log_weights(gaps: Pairs, mean: float, std: float) -> Pairs:
-    r"""$-\frac12((h - M_0)/\sigma)^2$: log of the weight by which beta-DPO samples the pairs it keeps (arXiv:2407.08639).
+def gap_log_weights(gaps: Pairs, mean: Float[Tensor, ""], std: Float[Tensor, ""]) -> Pairs:
+    r"""$-\frac12((h - M_0)/\sigma)^2$: log of the weight by which beta-DPO (arXiv:2407.08639) samples what it keeps.
 
     Args:
         gaps: Log-ratio gaps h of a batch.
         mean: $M_0$, their running mean.
         std: $\sigma$, their running standard deviation; where it is 0 all pairs weigh the same.
     """
-    return -0.5 * ((gaps.detach() - mean) / std).square() if std > 0 else torch.zeros_like(gaps)
+    return -0.5 * ((gaps.detach() - mean) / torch.where(std > 0, std, torch.inf)).square()

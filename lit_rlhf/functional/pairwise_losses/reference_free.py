@@ -14,7 +14,12 @@ Lengths = Int[Tensor, " pairs"]
 
 
 def simpo_loss(
-    chosen: Pairs, rejected: Pairs, chosen_lengths: Lengths, rejected_lengths: Lengths, beta: float = 2.0, gamma: float = 1.0
+    chosen: Pairs,
+    rejected: Pairs,
+    chosen_lengths: Lengths,
+    rejected_lengths: Lengths,
+    beta: float = 2.0,
+    gamma: float = 1.0,
 ) -> Pairs:
     r"""$-\log\sigma(\beta(l_w/n_w - l_l/n_l) - \gamma)$ (SimPO, arXiv:2405.14734).
 
@@ -34,8 +39,8 @@ def alphapo_loss(
     rejected: Pairs,
     chosen_lengths: Lengths,
     rejected_lengths: Lengths,
-    beta: float = 2.5,
-    gamma: float = 0.25,
+    beta: float = 2.0,
+    gamma: float = 1.0,
     alpha: float = 0.25,
 ) -> Pairs:
     r"""SimPO with reward $(1 - p^{-\alpha})/\alpha$, $p = e^{l/n}$ (AlphaPO, arXiv:2501.03884).
@@ -49,10 +54,9 @@ def alphapo_loss(
         gamma: Margin asked for, in units of reward.
         alpha: Shape of the reward: 0 is SimPO; positive bends it down where p is small.
     """
-    chosen, rejected = alpha_reward(per_token(chosen, chosen_lengths), alpha), alpha_reward(
-        per_token(rejected, rejected_lengths), alpha
-    )
-    return softplus(gamma - beta * (chosen - rejected))
+    better = alpha_reward(per_token(chosen, chosen_lengths), alpha)
+    worse = alpha_reward(per_token(rejected, rejected_lengths), alpha)
+    return softplus(gamma - beta * (better - worse))
 
 
 def alpha_reward(mean_logprobs: Pairs, alpha: float) -> Pairs:
@@ -65,9 +69,7 @@ def alpha_reward(mean_logprobs: Pairs, alpha: float) -> Pairs:
     return mean_logprobs if alpha == 0 else (1 - bounded_exp(-alpha * mean_logprobs)) / alpha
 
 
-def cpo_loss(
-    chosen: Pairs, rejected: Pairs, chosen_nll: Pairs, beta: float = 0.1, alpha: float = 1.0
-) -> Pairs:
+def cpo_loss(chosen: Pairs, rejected: Pairs, chosen_nll: Pairs, beta: float = 0.1, alpha: float = 1.0) -> Pairs:
     r"""$-\log\sigma(\beta(l_w - l_l)) + \alpha\,NLL(y_w)$ (CPO, arXiv:2401.08417).
 
     Args:
@@ -99,8 +101,8 @@ def orpo_loss(
 ) -> Pairs:
     r"""$-\frac{l_w}{n_w} - \lambda\log\sigma\left(\log\frac{odds(y_w)}{odds(y_l)}\right)$ (ORPO, arXiv:2403.07691).
 
-    The odds are of the mean token probability $P = e^{l/n}$. The likelihood is of the completion alone; the authors' code
-    and TRL take the prompt in, too.
+    The odds are of the mean token probability $P = e^{l/n}$. The likelihood is of the completion alone; the authors'
+    code and TRL take the prompt in, too.
 
     Args:
         chosen: Summed log-probs of the chosen completions.

@@ -1,14 +1,13 @@
 """What all pairwise losses share: the view of a batch as pairs, implicit rewards and metrics."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.numerics import per_token
-from lit_rlhf.objectives.preference import PreferenceLoss, PreferenceStats, Statistic, require_positive
+from lit_rlhf.objectives.preference import Batch, PreferenceLoss, PreferenceStats, Statistic, require_positive
 from lit_rlhf.types import LossOutput, SequenceStats
 
 
@@ -22,9 +21,11 @@ class Completion:
 
     @property
     def logratios(self) -> Tensor:
-        """u = log pi - log pi_ref of the whole completion."""
+        """U = log pi - log pi_ref of the whole completion."""
         if self.ref_logprobs is None:
-            raise ConfigurationError("This loss needs a reference, but none was given: call it with the reference's statistics.")
+            raise ConfigurationError(
+                "This loss needs a reference, but none was given: call it with the reference's statistics."
+            )
         return self.logprobs - self.ref_logprobs
 
     @property
@@ -41,13 +42,15 @@ class Pairs:
     rejected: Completion
     policy: SequenceStats
     reference: SequenceStats | None
-    batch: Mapping[str, Tensor]
+    batch: Batch
 
     def statistic(self, name: Statistic) -> tuple[Tensor, Tensor]:
         """A statistic over the vocabulary, of the chosen and of the rejected completions."""
         value = getattr(self.policy, name) if isinstance(self.policy, PreferenceStats) else None
         if value is None:
-            raise ConfigurationError(f"This loss needs the statistic {name!r} of the policy, which `PreferenceModule` computes for it.")
+            raise ConfigurationError(
+                f"This loss needs the statistic {name!r} of the policy, which `PreferenceModule` computes for it."
+            )
         return value[:, 0], value[:, 1]
 
 
@@ -75,7 +78,7 @@ class PairwiseLoss(PreferenceLoss):
         r"""The implicit reward that is logged: $\beta u$."""
         return self.beta * completion.logratios
 
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Mapping[str, Tensor]) -> LossOutput:
+    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
         """The loss of each pair, and metrics."""
         pairs = self.pairs(policy, reference, batch)
         loss = self.pair_loss(pairs)
@@ -90,15 +93,17 @@ class PairwiseLoss(PreferenceLoss):
         }
         return LossOutput(loss, metrics)
 
-    def pairs(self, policy: SequenceStats, reference: SequenceStats | None, batch: Mapping[str, Tensor]) -> Pairs:
+    def pairs(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> Pairs:
         """The batch as pairs."""
         if policy.logprobs.shape[-1] != 2:
             raise DataError(
-                f"{type(self).__name__} compares two completions of a prompt, but the batch has {policy.logprobs.shape[-1]}. Use "
-                "PreferenceDataModule, or a listwise or pointwise loss."
+                f"{type(self).__name__} compares two completions of a prompt, but the batch has "
+                f"{policy.logprobs.shape[-1]}. Use PreferenceDataModule, or a listwise or pointwise loss."
             )
         sides = [
-            Completion(policy.logprobs[:, k], policy.lengths[:, k], None if reference is None else reference.logprobs[:, k])
+            Completion(
+                policy.logprobs[:, k], policy.lengths[:, k], None if reference is None else reference.logprobs[:, k]
+            )
             for k in (0, 1)
         ]
         return Pairs(sides[0], sides[1], policy, reference, batch)

@@ -1,0 +1,242 @@
+"""Checkpoints counted in iterations, from which a killed run goes on as if nothing had happened."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoint_problem, mark_complete, remove_stale_files
+from lit_rlhf.callbacks.lightning_internals import (
+    EpochMeans,
+    add_epoch_means,
+    epoch_means,
+    is_accumulating,
+    is_last_batch,
+    is_stopping,
+    iterations_done,
+    silence_noise,
+    will_validate,
+)
+from lit_rlhf.errors import CheckpointError, ConfigurationError
+
+SaveListener = Callable[[Trainer, Path], None]
+"""Called on every rank after a checkpoint is on disk."""
+
+_KEY = "lit_rlhf.IterationCheckpoint"
+_NAME = re.compile(r"^iteration-(\d+)\.ckpt$")
+
+
+class IterationCheckpoint(ModelCheckpoint):
+    """Saves the run every few iterations, between iterations only, and finds the newest checkpoint that is whole.
+
+    An iteration is a training batch: a whole rollout and its updates for policies, a batch of rows for supervised,
+    reward and preference modules. After each `every_n_iterations` of them, and when training ends or is told to stop, the
+    file `iteration-<n>.ckpt` is written atomically (`AtomicCheckpointIO` is installed unless another IO was chosen).
+    Where validation or the epoch's end follow the batch, it is saved after those, so that a resumed run neither skips nor
+    repeats them. While gradients accumulate it waits, and after an exception it saves nothing: a policy in the middle of its
+    updates is no state to go on from.
+
+    `trainer.fit(ckpt_path="last")`, on the command line `--ckpt_path last`, goes on from the newest checkpoint in
+    `dirpath` that loads completely. It says so when one had to be passed over, or when there is none and training starts anew.
+
+    Args:
+        dirpath: Directory of this run's checkpoints; fixed, so that a restarted run finds it. A relative one is relative
+            to the working directory.
+        every_n_iterations: At most this many iterations are lost by a kill.
+        keep_last: How many checkpoints to keep, at least 2, lest a damaged file be the only one.
+
+    Raises:
+        ConfigurationError: An option is out of range, or a run starts anew in a directory that holds another's checkpoints.
+        CheckpointError: A checkpoint can't be written, none of those in `dirpath` loads, or the number of processes is
+            another than when it was written.
+    """
+
+    def __init__(self, dirpath: str, every_n_iterations: int = 10, keep_last: int = 2) -> None:
+        if every_n_iterations < 1:
+            raise ConfigurationError(f"every_n_iterations={every_n_iterations} must be at least 1.")
+        if keep_last < 2:
+            raise ConfigurationError(f"keep_last={keep_last}: at least 2, lest a damaged file be the only checkpoint.")
+        # Every trigger of the base class is off: it counts optimizer steps, and knows no iterations.
+        super().__init__(dirpath=dirpath, save_top_k=0, every_n_train_steps=0, every_n_epochs=0)
+        self.every_n_iterations = every_n_iterations
+        self.keep_last = keep_last
+        self.listeners: list[SaveListener] = []
+        self.last_saved = 0
+        self._due = False
+        self._means_before: EpochMeans = {}
+
+    @property
+    def state_key(self) -> str:
+        """One per run, whatever the options, so that they may change on resume."""
+        return type(self).__qualname__
+
+    @property
+    def directory(self) -> Path:
+        """Where the checkpoints are."""
+        return Path(str(self.dirpath))
+
+    # -- before training ----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Install atomic writing and move behind all other callbacks, whose state is saved with the run."""
+        super().setup(trainer, pl_module, stage)
+        silence_noise()
+        if stage != "fit":
+            return
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if trainer.is_global_zero and self.directory.is_dir():
+            remove_stale_files(self.directory)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to mix two runs in one directory; set aside checkpoints of iterations that will be redone."""
+        self.last_saved = iterations_done(trainer)
+        self._due = False
+        later = [path for number, path in self._checkpoints() if number > self.last_saved]
+        trainer.strategy.barrier("IterationCheckpoint.on_train_start")  # all have looked before rank 0 moves files
+        if trainer.fast_dev_run or not later:
+            return
+        if trainer.ckpt_path is None:
+            raise ConfigurationError(
+                f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path last to go "
+                "on from there, or set IterationCheckpoint's dirpath to another directory for a new run."
+            )
+        rank_zero_warn(
+            f"The run goes on from iteration {self.last_saved} ({trainer.ckpt_path}); checkpoints of later iterations in "
+            f"{self.dirpath} are renamed to *.abandoned: {', '.join(path.name for path in later)}."
+        )
+        if trainer.is_global_zero:
+            for path in later:
+                path.rename(_free_name(path.with_name(path.name + ".abandoned")))
+
+    # -- when to save -------------------------------------------------------------------------------------------------
+
+    def request(self) -> None:
+        """Save at the next boundary, due or not; every rank must ask."""
+        self._due = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save here, unless validation or the end of the epoch come first."""
+        if self._means_before:
+            add_epoch_means(trainer, self._means_before)
+            self._means_before = {}
+        stopping = is_stopping(trainer)
+        self._due |= stopping or iterations_done(trainer) % self.every_n_iterations == 0
+        if is_last_batch(trainer) or (will_validate(trainer) and not stopping):
+            return
+        self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after a validation within an epoch."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not is_last_batch(trainer):
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after an epoch and the validation at its end."""
+        self._save_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what the last regular checkpoint missed."""
+        self.request()
+        self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        iteration = iterations_done(trainer)
+        if not self._due or trainer.fast_dev_run or is_accumulating(trainer):
+            return
+        self._due = False
+        if iteration != self.last_saved:
+            self._save(trainer, iteration)
+
+    # -- saving and finding -------------------------------------------------------------------------------------------
+
+    def _save(self, trainer: Trainer, iteration: int) -> None:
+        path = self.directory / f"iteration-{iteration:08d}.ckpt"
+        if trainer.is_global_zero and path.is_dir():
+            shutil.rmtree(path)  # torn parts of a sharded one must not mix with new parts
+        trainer.strategy.barrier("IterationCheckpoint.save")
+        self.last_saved = iteration
+        self.last_model_path = self.best_model_path = str(path)
+        self._save_checkpoint(trainer, str(path))
+        if trainer.is_global_zero:
+            if path.is_dir():
+                mark_complete(path)
+            for number, old in self._checkpoints()[self.keep_last :]:
+                if number < iteration:
+                    trainer.strategy.remove_checkpoint(old)
+        trainer.strategy.barrier("IterationCheckpoint.saved")
+        for listener in self.listeners:
+            listener(trainer, path)
+
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        paths = self.directory.iterdir() if self.directory.is_dir() else []
+        numbered = [(int(match[1]), path) for path in paths if (match := _NAME.match(path.name)) is not None]
+        return sorted(numbered, reverse=True)
+
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        # What Lightning asks of each ModelCheckpoint for ckpt_path="last"; it then takes the newest of all.
+        silence_noise()
+        torn: list[str] = []
+        for _, path in self._checkpoints():
+            problem = checkpoint_problem(path)
+            if problem is None:
+                if torn:
+                    rank_zero_warn(f"Passed over {'; '.join(torn)} Going on from {path.name} instead.")
+                return {str(path)}
+            torn.append(f"{path.name}: {problem}")
+        if torn:
+            raise CheckpointError(
+                f"None of the checkpoints in {self.dirpath} loads: {'; '.join(torn)} Restore one, or move them away to start anew."
+            )
+        rank_zero_warn(f"ckpt_path='last': there is no checkpoint in {self.dirpath} yet, so training starts anew.")
+        return set()
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what is on disk is the state; see `on_save_checkpoint`."""
+        return {}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Record the run's position, its number of processes and the running means of the epoch, of each process."""
+        means: list[EpochMeans] = [epoch_means(trainer)]
+        if trainer.world_size > 1:
+            means = [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(means, epoch_means(trainer))
+        checkpoint[_KEY] = {
+            "iteration": iterations_done(trainer),
+            "world_size": trainer.world_size,
+            "epoch_means": means,
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check the number of processes and take up the running means."""
+        ours = checkpoint.get(_KEY)
+        if trainer.state.fn != TrainerFn.FITTING or ours is None:
+            return
+        if ours["world_size"] != trainer.world_size:
+            raise CheckpointError(
+                f"The checkpoint {trainer.ckpt_path} was written by {ours['world_size']} processes and this run has "
+                f"{trainer.world_size}: batches would be other ones than those still to come. Start {ours['world_size']} "
+                "processes (trainer.devices, trainer.num_nodes), or export the model and start a new run from it."
+            )
+        self._means_before = ours["epoch_means"][trainer.global_rank]
+        rank_zero_info(f"Going on after iteration {ours['iteration']}.")
+
+
+def _free_name(path: Path) -> Path:
+    free, count = path, 1
+    while free.exists():
+        free, count = path.with_name(f"{path.name}.{count}"), count + 1
+    return free

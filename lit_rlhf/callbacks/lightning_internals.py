@@ -1,0 +1,95 @@
+"""The one place that touches private parts of Lightning's loops (2.6; the upper bound in pyproject.toml guards it)."""
+# ruff: noqa: SLF001
+
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+EpochMeans = dict[str, dict[str, Tensor]]
+"""Running sums of what is logged per epoch: key of Lightning's result collection -> name of the state -> value."""
+
+_STATES = ("value", "cumulated_batch_size")
+
+# Said of choices that this library makes for its users, or of what its own parts take care of.
+_NOISE = (
+    r".*no pre-optimization state was saved.*",  # ModelCheckpoint in manual optimization: after the step is what we want
+    r".*your dataloader is not resumable.*",  # the position is in the DataModule's state
+    r".*module\(s\) in eval mode at the start of training.*",  # frozen reference and reward models
+    r".*there is no last checkpoint available.*",  # IterationCheckpoint says it better
+    r".*does not have many workers which may be a bottleneck.*",  # loaders serve tokenized rows; workers gain nothing
+)
+
+
+def silence_noise() -> None:
+    """Ignore Lightning's warnings about what the library does on purpose."""
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def iterations_done(trainer: Trainer) -> int:
+    """Training batches completed in the whole run, those before a resume included."""
+    return trainer.fit_loop.total_batch_idx + 1
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Whether gradients of this batch wait for more batches (`accumulate_grad_batches`): no checkpoint holds those."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def is_last_batch(trainer: Trainer) -> bool:
+    """Whether the epoch ends with this batch."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def will_validate(trainer: Trainer) -> bool:
+    """Whether validation runs right after this batch."""
+    loop = trainer.fit_loop
+    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def is_stopping(trainer: Trainer) -> bool:
+    """Whether training ends after this batch because something asked for it (a time limit, early stopping)."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
+
+
+def current_metrics(trainer: Trainer) -> dict[str, float]:
+    """What loggers will be given at this point: of the step in a training step's hooks, of the epoch in epoch hooks.
+
+    All ranks must call it: metrics of an epoch are reduced when they are first asked for.
+    """
+    metrics: dict[str, Any] = trainer._logger_connector.metrics["log"]
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def epoch_means(trainer: Trainer) -> EpochMeans:
+    """This process's running sums of training metrics that are logged per epoch; empty between epochs."""
+    loop = trainer.fit_loop
+    if loop.epoch_progress.current.processed == loop.epoch_progress.current.ready:
+        return {}
+    means: EpochMeans = {}
+    for key, metric in loop.epoch_loop._results.items():
+        if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset:
+            means[key] = {name: getattr(metric, name).detach().cpu() for name in _STATES if hasattr(metric, name)}
+    return means
+
+
+def add_epoch_means(trainer: Trainer, before: EpochMeans) -> None:
+    """Add running sums from before a resume to those of the first batch after it.
+
+    A sum of two numbers doesn't depend on their order, so the result is that of an uninterrupted run to the last bit.
+    """
+    for key, metric in trainer.fit_loop.epoch_loop._results.items():
+        saved = before.get(key)
+        if saved is None:
+            continue
+        for name, value in saved.items():
+            old, new = value.to(metric.value.device), getattr(metric, name)
+            if metric.meta.is_max_reduction or metric.meta.is_min_reduction:
+                combine = torch.maximum if metric.meta.is_max_reduction else torch.minimum
+                setattr(metric, name, combine(old, new))
+            else:
+                setattr(metric, name, old + new)
+        metric._computed = None

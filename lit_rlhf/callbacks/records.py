@@ -1,0 +1,120 @@
+"""Files of JSON lines that belong to a run: appended to, and cut back to where a checkpoint was written."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+
+class JsonLines:
+    """A file with one JSON object per line; every line is handed to the system at once, so a kill loses none.
+
+    Args:
+        path: The file; its directory is made when the first line is written.
+
+    Example:
+        >>> import tempfile
+        >>> lines = JsonLines(Path(tempfile.mkdtemp()) / "run.jsonl")
+        >>> lines.append([{"a": 1}])
+        >>> size = lines.sync()
+        >>> lines.append([{"a": 2}])
+        >>> lines.cut(size)
+        >>> lines.path.read_text()
+        '{"a": 1}\\n'
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows at the end."""
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.write(text.encode())
+
+    def sync(self) -> int:
+        """Bring what was written to disk; returns the size in bytes."""
+        if not self.path.exists():
+            return 0
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        return self.path.stat().st_size
+
+    def cut(self, size: int) -> None:
+        """Forget what was written after the file had `size` bytes."""
+        if self.path.exists():
+            os.truncate(self.path, size)
+        if self.size < size:
+            rank_zero_warn(f"{self.path} has {self.size} bytes, and had {size} at the checkpoint: its earlier lines are lost.")
+
+    def set_aside(self) -> None:
+        """Rename the file of another run out of the way, under the first free name `<stem>-<n><suffix>`."""
+        if not self.path.exists():
+            return
+        count = 1
+        while (other := self.path.with_name(f"{self.path.stem}-{count}{self.path.suffix}")).exists():
+            count += 1
+        self.path.rename(other)
+        rank_zero_info(f"{self.path} is of an earlier run and is now {other.name}.")
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+
+class RecordingCallback(Callback):
+    """Base of callbacks that write a `JsonLines` file, on rank 0; a resumed run goes on where its checkpoint was written.
+
+    Lines of iterations that a resumed run will do again are cut off, so that the finished file is that of an uninterrupted
+    run. A file that is there when a run starts anew is renamed, never overwritten.
+
+    Args:
+        dirpath: Directory of the file; fixed, if runs are to be resumed. Default: the logger's directory, else the
+            trainer's `default_root_dir`; a logger that counts versions gives a resumed run a new one.
+        filename: Name of the file.
+    """
+
+    def __init__(self, dirpath: str | None, filename: str) -> None:
+        self.dirpath = dirpath
+        self.filename = filename
+        self.lines: JsonLines | None = None
+        self._size_at_checkpoint: int | None = None
+
+    @property
+    def state_key(self) -> str:
+        """One per file name."""
+        return f"{type(self).__qualname__}[{self.filename}]"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out where the file is; every rank takes part."""
+        directory = self.dirpath or trainer.log_dir or trainer.default_root_dir
+        self.lines = JsonLines(Path(trainer.strategy.broadcast(directory)) / self.filename) if stage == "fit" else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Cut the file back to the checkpoint, or set another run's aside."""
+        if self.lines is None or not trainer.is_global_zero:
+            return
+        if self._size_at_checkpoint is None:
+            self.lines.set_aside()
+        else:
+            self.lines.cut(self._size_at_checkpoint)
+        self._size_at_checkpoint = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The file's size; its lines are on disk before a checkpoint says so."""
+        return {} if self.lines is None else {"size": self.lines.sync()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember where to cut."""
+        self._size_at_checkpoint = state_dict["size"]
+
+    def write(self, trainer: Trainer, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows, on rank 0."""
+        if self.lines is not None and trainer.is_global_zero:
+            self.lines.append(rows)

@@ -1,0 +1,35 @@
+"""`lit-rlhf export`: from a checkpoint to a directory that other tools load."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from lit_rlhf.models import export_policy, export_reward, load_checkpoint_backbone
+
+
+def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = None) -> None:
+    """Export a trained model.
+
+    A reward model becomes an `AutoModelForSequenceClassification`, a policy an `AutoModelForCausalLM`; without merging, a
+    LoRA becomes a peft adapter directory. Tokenizer, chat template and model card come with it.
+
+    Args:
+        ckpt_path: A checkpoint written by `lit-rlhf fit`.
+        output: Directory to write; an earlier export there is replaced once the new one is complete.
+        merge: Merge the adapter into the weights; a 4-bit base is dequantized into a copy first.
+        role: "policy" or "reward"; default: the one that was trained.
+    """
+    backbone = load_checkpoint_backbone(ckpt_path)
+    is_reward = role == "reward" or (role is None and "reward" in backbone.heads and "policy" not in backbone.adapters)
+    if is_reward:
+        mean, std = backbone.score_mean, backbone.score_std
+        export_reward(backbone, output, merge=merge, score_mean=mean, score_std=std)
+    else:
+        export_policy(backbone, output, merge=merge)
+    print(f"Wrote {output}")  # noqa: T201
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it."""
+    auto_cli(export, args=list(words[1:]), prog="lit-rlhf export")

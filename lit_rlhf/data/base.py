@@ -1,0 +1,366 @@
+"""The DataModule that all others are kinds of."""
+
+import logging
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from lit_rlhf.data.cache import Entry, TokenCache, cache_root, code_version, content_key, describe_class
+from lit_rlhf.data.collate import BranchedCollator
+from lit_rlhf.data.encoding import Encoder
+from lit_rlhf.data.formats import Format
+from lit_rlhf.data.loaders import ResumableLoader
+from lit_rlhf.data.preparation import InvalidPolicy, LengthPolicy, Preparation, Report, Shape
+from lit_rlhf.data.records import Record, Row
+from lit_rlhf.data.resuming import STATE_VERSION, batches_in_flight, check_state
+from lit_rlhf.data.rows import TokenizedRows
+from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, Position, even_batch_size
+from lit_rlhf.data.sources import Source
+from lit_rlhf.data.tokenizers import load_tokenizer, tokenizer_fingerprint
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.seeding import generator
+
+_log = logging.getLogger(__name__)
+
+
+class BranchedDataModule(LightningDataModule, ABC):
+    """Reads, splits, tokenizes once and batches data of one kind; works under a Trainer and without one.
+
+    Without a Trainer:
+
+        data.prepare_data()
+        data.setup("fit")
+        for batch in data.train_dataloader(): ...   # each pass is an epoch, with an order of its own
+
+    A data set of one's own needs one method, `records`, or a `Format`:
+
+        class Answers(PreferenceDataModule):
+            def records(self, row):
+                best, worst = row["answers"][0], row["answers"][-1]
+                return [Record(row["question"], (best["body"], worst["body"]))]
+
+    Args:
+        train: Rows to train on.
+        val: Rows to validate on.
+        test: Rows to test and to predict on.
+        tokenizer: Directory or hub id of the model's tokenizer, or from Python the tokenizer.
+        format: How rows become records. None: what the kind of data reads by default.
+        val_fraction: Where `val` is None, the share of the training prompts that is kept for validation. The side is
+            decided by a hash of the prompt, so a prompt never stands on both. 0 keeps none.
+        split_seed: Other seeds keep other prompts. Leave it when the seed of the run changes, or validation data leak.
+        max_prompt_length: Most tokens of a prompt. None: no limit.
+        max_completion_length: Most tokens of a completion, EOS included. None: no limit.
+        too_long: Rows over a limit are left out and counted (drop), cut (truncate: prompts from the left, completions
+            from the right), or end the run (error).
+        invalid: Rows that can't be used (empty completion, identical pair, missing column, number out of range) are
+            left out and counted (drop), or end the run (error). Counts are logged either way.
+        batch_size: Prompts per batch and process.
+        eval_batch_size: The same for validation, test and prediction. None: `batch_size`. Changed by a few where
+            processes would else have unequal numbers of batches.
+        bucket_batches: Among how many batches rows are sorted by length. More: less padding, less random batches.
+            None: 50, and for prompts to roll out from 1, which is no sorting.
+        drop_last: Leave out the rows that fill no batch, other ones in each epoch.
+        pad_to_multiple_of: The width of a batch is rounded up to a multiple of this; 8 or 64 suit GPUs.
+        num_workers: Processes that load batches. Batches don't depend on it.
+        seed: Of the order of the rows.
+        cache_dir: Where tokenized rows are kept. None: the environment variable LIT_RLHF_CACHE, else ~/.cache/lit_rlhf.
+
+    Raises:
+        ConfigurationError: Options that contradict each other.
+    """
+
+    shape: ClassVar[Shape]
+    default_format: ClassVar[Format]
+    default_bucket_batches: ClassVar[int] = 50
+
+    def __init__(
+        self,
+        train: Source | None = None,
+        val: Source | None = None,
+        test: Source | None = None,
+        *,
+        tokenizer: str | PreTrainedTokenizerBase,
+        format: Format | None = None,  # noqa: A002  (what it is; the builtin is never called here)
+        val_fraction: float = 0.0,
+        split_seed: int = 0,
+        max_prompt_length: int | None = None,
+        max_completion_length: int | None = None,
+        too_long: LengthPolicy = "drop",
+        invalid: InvalidPolicy = "drop",
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        bucket_batches: int | None = None,
+        drop_last: bool = True,
+        pad_to_multiple_of: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        names_of_subclass = set(vars(self))
+        super().__init__()
+        self.save_hyperparameters(logger=False)  # logger: `seed` and `batch_size` are names of the module's too
+        self._keep_plain_hyperparameters()
+        self.sources = {"train": train, "val": val, "test": test}
+        self.format = format if format is not None else self.default_format
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.max_prompt_length, self.max_completion_length = max_prompt_length, max_completion_length
+        self.too_long, self.invalid = too_long, invalid
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.bucket_batches = bucket_batches if bucket_batches is not None else self.default_bucket_batches
+        self.drop_last, self.pad_to_multiple_of = drop_last, pad_to_multiple_of
+        self.num_workers, self.seed, self.cache_dir = num_workers, seed, cache_dir
+        self.reports: dict[str, Report] = {}
+        self.rows: dict[str, TokenizedRows] = {}
+        self._tokenizer_option = tokenizer
+        self._keys: dict[str, str] = {}
+        self._position = Position()
+        self._own_names = frozenset(vars(self)) - names_of_subclass
+        self.check_options()
+
+    # -- what kinds of data define ------------------------------------------------------------------------------------
+
+    def records(self, row: Row) -> list[Record]:
+        """Turn a raw row into records; override this for a data set of your own.
+
+        Raises:
+            InvalidRowError: The row can't be used.
+        """
+        return self.format(row)
+
+    @abstractmethod
+    def collator(self) -> BranchedCollator:
+        """What makes batches of rows."""
+
+    def check_options(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            ConfigurationError: They do.
+        """
+        if not any(self.sources.values()):
+            raise ConfigurationError("No data: set at least one of the data options `train`, `val` and `test`.")
+        if not 0.0 <= self.val_fraction < 1.0:
+            raise ConfigurationError(f"val_fraction is {self.val_fraction}; it must be at least 0 and below 1.")
+        if self.val_fraction > 0 and (self.sources["val"] is not None or self.sources["train"] is None):
+            raise ConfigurationError(
+                f"val_fraction is {self.val_fraction}, which splits `train` where `val` is not set; `train` is "
+                f"{self.sources['train']}, `val` is {self.sources['val']}. Leave out val_fraction, or mend these."
+            )
+        for name in ("batch_size", "eval_batch_size", "bucket_batches", "pad_to_multiple_of"):
+            self._check_positive(name)
+        for name in ("max_prompt_length", "max_completion_length"):
+            self._check_positive(name)
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and value < 1:
+            raise ConfigurationError(f"The data option {name} is {value}; it must be 1 or more.")
+
+    # -- preparing ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded when it is first asked for."""
+        option = self._tokenizer_option
+        return load_tokenizer(option) if isinstance(option, str) else option
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Equal for tokenizers that give the same ids; modules compare it with their model's."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    @property
+    def dataset_hash(self) -> str:
+        """A hash of the training rows as they are used: source, format, tokenizer, limits and split."""
+        split = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
+        return content_key({"rows": self._key("train"), "split": split})
+
+    def prepare_data(self) -> None:
+        """Tokenize every source that is not in the cache yet; Lightning calls this in one process per node."""
+        for name, source in self.sources.items():
+            if source is not None:
+                self._entry(name, verify=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the tokenized rows that a stage needs: fit, validate, test or predict. None: all there are."""
+        if stage == "validate" and self.sources["val"] is None and self.val_fraction == 0:
+            raise ConfigurationError("There is nothing to validate on. Set the data option `val` or `val_fraction`.")
+        wanted = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
+        needed = {wanted[stage]} if stage else set()
+        for name in ("train", "val", "test"):
+            if self.sources[name] is not None:
+                self.rows[name] = TokenizedRows(self._entry(name, verify=False))
+            elif name in needed and not (name == "val" and self.val_fraction > 0):
+                raise ConfigurationError(f"Stage {stage!r} needs the data option `{name}`, which is not set.")
+        if self.val_fraction > 0:
+            self._split()
+
+    def _split(self) -> None:
+        rows = self.rows["train"]
+        train, val = rows.split(self.val_fraction, self.split_seed)
+        if len(train) == 0 or len(val) == 0:
+            raise DataError(
+                f"val_fraction {self.val_fraction} splits the {len(rows)} rows of {self.sources['train']} into "
+                f"{len(train)} to train on and {len(val)} to validate on: their prompts are too few. Give more rows, "
+                "another val_fraction or split_seed, or a source for `val`."
+            )
+        self.rows |= {"train": train, "val": val}
+
+    def _entry(self, name: str, *, verify: bool) -> Entry:
+        encoder = Encoder(
+            self.tokenizer, self.max_prompt_length, self.max_completion_length, truncate=self.too_long == "truncate"
+        )
+        source = self._source(name)
+        preparation = Preparation(source, self.records, encoder, self.shape, self.invalid, self.too_long)
+        cache = TokenCache(cache_root(self.cache_dir))
+        entry = cache.get_or_build(
+            self._key(name), lambda: preparation, lambda: preparation.report.to_json(), verify=verify
+        )
+        if name not in self.reports:
+            self.reports[name] = Report.from_json(entry.meta)
+            _say(self.reports[name])
+        return entry
+
+    def _key(self, name: str) -> str:
+        if name not in self._keys:
+            parts = {
+                "code": code_version(),
+                "source": self._source(name).fingerprint(),
+                "module": describe_class(type(self)),
+                "options": self._options_of_subclass(),
+                "format": self.format,
+                "shape": self.shape,
+                "tokenizer": self.tokenizer_fingerprint,
+                "limits": [self.max_prompt_length, self.max_completion_length, self.too_long, self.invalid],
+            }
+            self._keys[name] = content_key(parts)
+        return self._keys[name]
+
+    def _options_of_subclass(self) -> dict[str, Any]:
+        # What a subclass keeps on itself may decide what its `records` gives, so it counts for the cache.
+        ours = self._own_names | {"_own_names", "trainer", "tokenizer", "tokenizer_fingerprint"}
+        return {name: value for name, value in vars(self).items() if name not in ours}
+
+    def _source(self, name: str) -> Source:
+        source = self.sources[name]
+        if source is None:
+            raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
+        return source
+
+    # -- loaders ------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled batches, from the position that was restored, if one was."""
+        rows = self._rows("train", "fit")
+        if self._overfits():
+            return DataLoader(rows, batch_size=self.batch_size, **self._loader_options())
+        replicas, rank = self._replicas()
+        sampler = LengthBucketSampler(
+            rows.lengths,
+            self.batch_size,
+            num_replicas=replicas,
+            rank=rank,
+            seed=self.seed,
+            bucket_batches=self.bucket_batches,
+            drop_last=self.drop_last,
+            position=self._position,
+        )
+        return ResumableLoader(rows, batch_size=self.batch_size, sampler=sampler, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Validation rows in order; an empty list where no validation data were asked for."""
+        if self.sources["val"] is None and self.val_fraction == 0:
+            return []
+        return self._evaluation_loader(self._rows("val", "fit"))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test rows in order."""
+        return self._evaluation_loader(self._rows("test", "test"))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Test rows in order; `index` in a batch says which."""
+        return self._evaluation_loader(self._rows("test", "predict"))
+
+    def _evaluation_loader(self, rows: TokenizedRows) -> DataLoader[Any]:
+        replicas, rank = self._replicas()
+        size = even_batch_size(len(rows), self.eval_batch_size or self.batch_size, replicas)
+        if self._overfits():
+            return DataLoader(rows, batch_size=size, **self._loader_options())
+        sampler = EvaluationSampler(len(rows), num_replicas=replicas, rank=rank)
+        return DataLoader(rows, batch_size=size, sampler=sampler, **self._loader_options())
+
+    def _overfits(self) -> bool:
+        # With overfit_batches, Lightning wants sequential loaders, and spreads them over processes itself.
+        return self.trainer is not None and self.trainer.overfit_batches > 0
+
+    def _loader_options(self) -> dict[str, Any]:
+        cuda = torch.cuda.is_available()
+        if self.trainer is not None:
+            cuda = isinstance(self.trainer.accelerator, CUDAAccelerator)
+        return {
+            "collate_fn": self.collator(),
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": cuda,
+            # At each pass a loader draws a seed for its workers: from a generator of its own, not from the global one.
+            "generator": generator(self.seed, "loader"),
+        }
+
+    def _replicas(self) -> tuple[int, int]:
+        options = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        return (1, 0) if options is None else (int(options["num_replicas"]), int(options["rank"]))
+
+    def _rows(self, name: str, stage: str) -> TokenizedRows:
+        if name not in self.rows:
+            raise ConfigurationError(f"The {name} rows are not open: call prepare_data() and setup({stage!r}) first.")
+        return self.rows[name]
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training data: plain values, the same on each process."""
+        if self.sources["train"] is None:
+            return {}
+        return {
+            "version": STATE_VERSION,
+            "dataset_hash": self.dataset_hash,
+            "order": self._order(),
+            "epoch": self._position.epoch,
+            "batches_done": max(self._position.batches_done - batches_in_flight(self.trainer), 0),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a position. A Trainer that validates, tests or predicts has no use for one.
+
+        Raises:
+            CheckpointError: The position was made with other data, or within another order of them.
+        """
+        if not state_dict or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
+            return
+        check_state(state_dict, dataset_hash=self.dataset_hash, order=self._order(), source=str(self.sources["train"]))
+        self._position.restore(int(state_dict["epoch"]), int(state_dict["batches_done"]))
+        self._position.restored = True
+
+    def _order(self) -> str:
+        rows_per_step = self.batch_size * self._replicas()[0]
+        buckets = f"bucket_batches {self.bucket_batches}, drop_last {self.drop_last}"
+        return f"{rows_per_step} rows per step, seed {self.seed}, {buckets}"
+
+    def _keep_plain_hyperparameters(self) -> None:
+        # From Python, sources and tokenizers are live objects, which a checkpoint can't hold; from YAML they are plain.
+        for name, value in list(self.hparams.items()):
+            if isinstance(value, Source | Format | PreTrainedTokenizerBase):
+                del self.hparams[name]
+
+
+@rank_zero_only
+def _say(report: Report) -> None:
+    _log.log(logging.WARNING if report.reasons or report.cut_prompts else logging.INFO, "%s", report.summary())

@@ -1,0 +1,251 @@
+"""A content-addressed cache of tokenized rows: directories of the `datasets` library, written whole or not at all."""
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_rlhf.errors import DataError
+
+CACHE_VARIABLE = "LIT_RLHF_CACHE"
+DEFAULT_CACHE = "~/.cache/lit_rlhf"
+_MARKER = "complete.json"
+_BUILDING = ".lit_rlhf-building-"
+_STALE_SECONDS = 24 * 3600
+_CHUNK = 1000
+_OURS = ("lit_rlhf", "lightning", "torch", "builtins", "abc", "typing")
+
+
+def cache_root(option: str | None) -> Path:
+    """Where the cache lies: the option, else the environment variable LIT_RLHF_CACHE, else ~/.cache/lit_rlhf."""
+    return Path(option or os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished directory of the cache.
+
+    Args:
+        path: The directory.
+        meta: What was stored with the rows.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+
+    def open(self) -> Any:
+        """Memory-map the rows: a `datasets.Dataset`."""
+        import datasets  # noqa: PLC0415  (a second of start-up that --help shall not pay)
+
+        return datasets.load_from_disk(str(self.path))
+
+
+class TokenCache:
+    """Keeps tokenized rows by key.
+
+    An entry is written to a directory of its own beside its final place, flushed to the disk, marked complete and then
+    renamed, so another process sees all of it or nothing. An entry whose marker, file sizes or checksums don't match is
+    built anew.
+
+    Args:
+        root: Directory of all entries; made if it is missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def get_or_build(
+        self,
+        key: str,
+        rows: Callable[[], Iterable[Mapping[str, Any]]],
+        meta: Callable[[], dict[str, Any]],
+        *,
+        verify: bool = True,
+    ) -> Entry:
+        """Take an entry, or make it.
+
+        Args:
+            key: Names the content.
+            rows: Gives the rows, where they must be made.
+            meta: Gives what is stored with them, called after the last row.
+            verify: Compare the checksums of an entry that is there, not only sizes.
+
+        Raises:
+            DataError: The cache can't be written (no space, no permission).
+        """
+        entry = self.find(key, verify=verify)
+        if entry is not None:
+            return entry
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._remove_stale()
+            with tempfile.TemporaryDirectory(dir=self.root, prefix=_BUILDING, ignore_cleanup_errors=True) as parent:
+                fresh = Path(parent) / "rows"
+                _write_rows(fresh, rows())
+                _write_marker(fresh, meta())
+                self._publish(fresh, self.root / key)
+        except OSError as error:
+            raise DataError(
+                f"Can't write the cache of tokenized rows in {self.root}: {error}. Make room there, or point the data "
+                f"option `cache_dir` or the environment variable {CACHE_VARIABLE} to another place. What was there "
+                "before is unharmed."
+            ) from error
+        found = self.find(key, verify=False)
+        assert found is not None
+        return found
+
+    def find(self, key: str, *, verify: bool) -> Entry | None:
+        """Look an entry up.
+
+        Args:
+            key: Names the content.
+            verify: Compare checksums too, not only sizes.
+        """
+        path = self.root / key
+        try:
+            marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
+            sound = all(_matches(path / name, facts, verify=verify) for name, facts in marker["files"].items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return Entry(path, marker["meta"]) if sound else None
+
+    def _publish(self, fresh: Path, final: Path) -> None:
+        try:
+            fresh.rename(final)
+        except OSError:
+            # Another process was faster, or a damaged entry is in the way.
+            if self.find(final.name, verify=True) is not None:
+                return
+            final.rename(fresh.parent / "damaged")
+            fresh.rename(final)
+        _flush(self.root)
+
+    def _remove_stale(self) -> None:
+        for path in self.root.glob(f"{_BUILDING}*"):
+            with contextlib.suppress(OSError):
+                if path.is_dir() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def content_key(parts: Mapping[str, Any]) -> str:
+    """Hash what decides the content of an entry; values are described by `describe`."""
+    return hashlib.sha256(json.dumps(describe(dict(parts)), sort_keys=True).encode()).hexdigest()
+
+
+def describe(value: Any) -> Any:
+    """A value as plain JSON: objects by class, attributes and, for classes outside of lit_rlhf, source code.
+
+    Source code counts, so that an edited format or an edited DataModule never meets the rows of its old self.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [describe(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, type) or inspect.isroutine(value):
+        return [f"{value.__module__}.{value.__qualname__}", _source(value)]
+    return {"class": describe_class(type(value)), "state": describe(getattr(value, "__dict__", repr(value)))}
+
+
+def describe_class(kind: type) -> list[str]:
+    """The name of a class, and the source of those of its bases that are not the library's."""
+    theirs = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _OURS]
+    return [f"{kind.__module__}.{kind.__qualname__}", *(_source(base) for base in theirs)]
+
+
+def code_version() -> str:
+    """A hash of the code that turns rows into tokens: whoever changes it makes the cache anew."""
+    digest = hashlib.sha256()
+    for name in ("records", "formats", "conversions", "encoding", "tokenizers", "preparation", "cache"):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def _source(code: Any) -> str:
+    try:
+        return inspect.getsource(code)
+    except (OSError, TypeError):
+        return ""
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    import datasets  # noqa: PLC0415  (see above)
+    import pyarrow as pa  # noqa: PLC0415
+
+    ids = pa.list_(pa.int32())
+    schema = pa.schema(
+        [
+            ("row", pa.int64()),
+            ("prompt_key", pa.int64()),
+            ("length", pa.int32()),
+            ("prompt_ids", ids),
+            ("completion_ids", pa.list_(ids)),
+            ("extras", pa.string()),
+        ]
+    )
+    stream = path.parent / "stream.arrow"
+    with pa.OSFile(str(stream), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for chunk in _chunks(rows):
+            writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+    with _without_progress_bars():
+        datasets.Dataset.from_file(str(stream)).save_to_disk(str(path))
+
+
+def _chunks(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    chunk: list[Mapping[str, Any]] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    import datasets  # noqa: PLC0415  (see above)
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _write_marker(path: Path, meta: dict[str, Any]) -> None:
+    files = {file.name: {"size": file.stat().st_size, "sha256": _checksum(file)} for file in sorted(path.iterdir())}
+    for name in files:
+        _flush(path / name)
+    marker = path / _MARKER
+    marker.write_text(json.dumps({"files": files, "meta": meta}), encoding="utf-8")
+    _flush(marker)
+    _flush(path)
+
+
+def _matches(file: Path, facts: Mapping[str, Any], *, verify: bool) -> bool:
+    return file.stat().st_size == facts["size"] and (not verify or _checksum(file) == facts["sha256"])
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

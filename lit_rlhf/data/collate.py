@@ -1,0 +1,132 @@
+"""Collators: tokenized rows to padded batches. They only pad, and hold nothing but the pad id, for workers' sake."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.data.rows import TokenizedRow
+from lit_rlhf.types import BranchedBatch, DemonstrationBatch, PreferenceBatch, PromptBatch, RankedBatch, UnpairedBatch
+
+Rows = Sequence[TokenizedRow]
+
+
+@dataclass(frozen=True)
+class BranchedCollator:
+    """Lays rows out as `prompt ++ branch_1 ++ ... ++ branch_K`, padded on the right.
+
+    Args:
+        pad_id: What `input_ids` are padded with; masks go by `branch_ids`, so any id will do.
+        pad_to_multiple_of: The width of a batch is rounded up to a multiple of this: 8 or 64 suit GPUs, 1 adds nothing.
+
+    Example:
+        >>> row = {"prompt_ids": [5, 6], "completion_ids": [[7], [8, 9]]}
+        >>> batch = BranchedCollator(pad_id=0, pad_to_multiple_of=4).layout([row])
+        >>> batch["input_ids"].tolist(), batch["branch_ids"].tolist(), batch["position_ids"].tolist()
+        ([[5, 6, 7, 8, 9, 0, 0, 0]], [[0, 0, 1, 2, 2, -1, -1, -1]], [[0, 1, 2, 2, 3, 0, 0, 0]])
+    """
+
+    pad_id: int
+    pad_to_multiple_of: int = 1
+
+    def layout(self, rows: Sequence[Any]) -> BranchedBatch:
+        """The three tensors of every batch, (B, L)."""
+        lines = [_line(row) for row in rows]
+        step = self.pad_to_multiple_of
+        width = -(-max(len(ids) for ids, _, _ in lines) // step) * step
+        ids, branches, positions = zip(*lines, strict=True)
+        return {
+            "input_ids": _pad(ids, width, self.pad_id),
+            "branch_ids": _pad(branches, width, -1),
+            "position_ids": _pad(positions, width, 0),
+        }
+
+
+@dataclass(frozen=True)
+class PreferenceCollator(BranchedCollator):
+    """Pairs: K = 2, with `margin` and `p_chosen` where the data have them."""
+
+    def __call__(self, rows: Rows) -> PreferenceBatch:
+        """Collate."""
+        batch = PreferenceBatch(**self.layout(rows), index=_index(rows))
+        if "margin" in rows[0]["fields"]:
+            batch["margin"] = _numbers(rows, "margin")
+        if "p_chosen" in rows[0]["fields"]:
+            batch["p_chosen"] = _numbers(rows, "p_chosen")
+        return batch
+
+
+@dataclass(frozen=True)
+class DemonstrationCollator(BranchedCollator):
+    """Answers to imitate: K = 1."""
+
+    def __call__(self, rows: Rows) -> DemonstrationBatch:
+        """Collate."""
+        return {**self.layout(rows), "index": _index(rows)}
+
+
+@dataclass(frozen=True)
+class PromptCollator(BranchedCollator):
+    """Prompts: K = 0, with the data set's further columns as lists."""
+
+    def __call__(self, rows: Rows) -> PromptBatch:
+        """Collate."""
+        columns = {name: [row["columns"][name] for row in rows] for name in rows[0]["columns"]}
+        return {**self.layout(rows), "index": _index(rows), "columns": columns}
+
+
+@dataclass(frozen=True)
+class RankedCollator(BranchedCollator):
+    """Rankings: K is the largest number of completions in the batch; `branch_mask` says which exist."""
+
+    def __call__(self, rows: Rows) -> RankedBatch:
+        """Collate."""
+        scores = [row["fields"]["score"] for row in rows]
+        most = max(len(values) for values in scores)
+        mask = [[place < len(values) for place in range(most)] for values in scores]
+        padded = [[*values, *[0.0] * (most - len(values))] for values in scores]
+        return {
+            **self.layout(rows),
+            "index": _index(rows),
+            "score": torch.tensor(padded, dtype=torch.float32),
+            "branch_mask": torch.tensor(mask, dtype=torch.bool),
+        }
+
+
+@dataclass(frozen=True)
+class UnpairedCollator(BranchedCollator):
+    """Single completions: K = 1, with `label` or `score`."""
+
+    def __call__(self, rows: Rows) -> UnpairedBatch:
+        """Collate."""
+        batch = UnpairedBatch(**self.layout(rows), index=_index(rows))
+        if "label" in rows[0]["fields"]:
+            batch["label"] = torch.tensor([row["fields"]["label"] for row in rows], dtype=torch.bool)
+        if "score" in rows[0]["fields"]:
+            batch["score"] = _numbers(rows, "score")
+        return batch
+
+
+def _line(row: Any) -> tuple[list[int], list[int], list[int]]:
+    prompt = row["prompt_ids"]
+    start = len(prompt)
+    ids, branches, positions = list(prompt), [0] * start, list(range(start))
+    for branch, completion in enumerate(row["completion_ids"], start=1):
+        ids += completion
+        branches += [branch] * len(completion)
+        positions += range(start, start + len(completion))
+    return ids, branches, positions
+
+
+def _pad(lines: Sequence[list[int]], width: int, value: int) -> Tensor:
+    return torch.tensor([line + [value] * (width - len(line)) for line in lines], dtype=torch.int64)
+
+
+def _index(rows: Rows) -> Tensor:
+    return torch.tensor([row["index"] for row in rows], dtype=torch.int64)
+
+
+def _numbers(rows: Rows, name: str) -> Tensor:
+    return torch.tensor([row["fields"][name] for row in rows], dtype=torch.float32)

@@ -1,0 +1,103 @@
+"""One DataModule for each kind of data."""
+
+from typing import ClassVar
+
+from lit_rlhf.data.base import BranchedDataModule
+from lit_rlhf.data.collate import (
+    BranchedCollator,
+    DemonstrationCollator,
+    PreferenceCollator,
+    PromptCollator,
+    RankedCollator,
+    UnpairedCollator,
+)
+from lit_rlhf.data.formats import Demonstration, ExplicitPrompt, Format, PromptOnly, Ranked, Unpaired
+from lit_rlhf.data.preparation import Shape
+from lit_rlhf.data.tokenizers import pad_token_id
+from lit_rlhf.errors import ConfigurationError
+
+
+class PreferenceDataModule(BranchedDataModule):
+    """Pairs of completions, one preferred: batches are `PreferenceBatch`es. For reward models, DPO and their kin.
+
+    Arguments are those of `BranchedDataModule`; the default format is `ExplicitPrompt`.
+    """
+
+    shape: ClassVar[Shape] = Shape((2, 2))
+    default_format: ClassVar[Format] = ExplicitPrompt()
+
+    def collator(self) -> BranchedCollator:
+        """Makes `PreferenceBatch`es."""
+        return PreferenceCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+
+class DemonstrationDataModule(BranchedDataModule):
+    """Answers to imitate: batches are `DemonstrationBatch`es. For supervised fine-tuning.
+
+    Arguments are those of `BranchedDataModule`; the default format is `Demonstration`.
+    """
+
+    shape: ClassVar[Shape] = Shape((1, 1))
+    default_format: ClassVar[Format] = Demonstration()
+
+    def collator(self) -> BranchedCollator:
+        """Makes `DemonstrationBatch`es."""
+        return DemonstrationCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+
+class PromptDataModule(BranchedDataModule):
+    """Prompts to roll out from: batches are `PromptBatch`es, each one iteration of a policy module.
+
+    Arguments are those of `BranchedDataModule`; the default format is `PromptOnly`. There are no completions, so
+    `max_completion_length` is refused: the length of a rollout is the policy module's.
+
+    Raises:
+        ConfigurationError: `max_completion_length` is set.
+    """
+
+    shape: ClassVar[Shape] = Shape((0, 0))
+    default_format: ClassVar[Format] = PromptOnly()
+    default_bucket_batches: ClassVar[int] = 1
+
+    def collator(self) -> BranchedCollator:
+        """Makes `PromptBatch`es."""
+        return PromptCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+    def check_options(self) -> None:
+        """Refuse a length of completions too."""
+        super().check_options()
+        if self.max_completion_length is not None:
+            raise ConfigurationError(
+                f"max_completion_length is {self.max_completion_length}, but prompts have no completions. Leave it "
+                "out; the length of a rollout is set in the module (sampling.max_new_tokens)."
+            )
+
+
+class RankedDataModule(BranchedDataModule):
+    """Two or more completions of a prompt with scores: batches are `RankedBatch`es. For listwise losses.
+
+    Arguments are those of `BranchedDataModule`; the default format is `Ranked`. As pairs, for pairwise losses, rankings
+    are read by `PreferenceDataModule` with the format `PairsFromRanking(Ranked())`.
+    """
+
+    shape: ClassVar[Shape] = Shape((2, None), one_of=("score",))
+    default_format: ClassVar[Format] = Ranked()
+
+    def collator(self) -> BranchedCollator:
+        """Makes `RankedBatch`es."""
+        return RankedCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+
+class UnpairedDataModule(BranchedDataModule):
+    """Single completions with a label or a score: batches are `UnpairedBatch`es. For KTO and pointwise losses.
+
+    Arguments are those of `BranchedDataModule`; the default format is `Unpaired`. Pairs are read with the format
+    `UnpairedFromPairs(ExplicitPrompt())`.
+    """
+
+    shape: ClassVar[Shape] = Shape((1, 1), one_of=("label", "score"))
+    default_format: ClassVar[Format] = Unpaired()
+
+    def collator(self) -> BranchedCollator:
+        """Makes `UnpairedBatch`es."""
+        return UnpairedCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)

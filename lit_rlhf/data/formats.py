@@ -1,0 +1,327 @@
+"""Formats: how a raw row becomes canonical records.
+
+A format of your own is a subclass with one method:
+
+    class Ratings(Format):
+        def __call__(self, row):
+            good, bad = sorted(row["answers"], key=lambda answer: -answer["stars"])[:2]
+            return [Record(prompt=row["question"], completions=(good["text"], bad["text"]))]
+
+Column values are plain text or messages (`[{"role": "user", "content": "..."}]`) and each format takes both; messages
+are rendered with the tokenizer's chat template.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_rlhf.data.records import (
+    FieldValue,
+    InvalidRowError,
+    Record,
+    Row,
+    Text,
+    check_number,
+    check_text,
+    read_bool,
+    read_number,
+    read_text,
+    read_value,
+)
+
+TRANSCRIPT_MARKER = "\n\nAssistant:"
+"""What comes before each answer in the transcripts of HH-RLHF (arXiv 2204.05862)."""
+
+
+class Format(ABC):
+    """Turns a raw row into records."""
+
+    @abstractmethod
+    def __call__(self, row: Row) -> list[Record]:
+        """Convert a row.
+
+        Raises:
+            InvalidRowError: The row can't be used.
+        """
+
+
+@dataclass(frozen=True)
+class ExplicitPrompt(Format):
+    """Pairs with the prompt in a column of its own.
+
+    Args:
+        prompt: Column of the prompt.
+        chosen: Column of the answer that was preferred.
+        rejected: Column of the other one.
+        margin: Column that says by how much, in units of reward; read when the data have it. None: never read.
+        p_chosen: Column with the probability, from 0 to 1, that a rater prefers `chosen`; read when the data have it.
+    """
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    margin: str | None = "margin"
+    p_chosen: str | None = "p_chosen"
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with two completions.
+
+        Example:
+            >>> ExplicitPrompt()({"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"})[0].completions
+            (' 4', ' 5')
+        """
+        prompt = read_prompt(row, self.prompt)
+        pair = (read_completion(row, self.chosen, prompt), read_completion(row, self.rejected, prompt))
+        return [Record(prompt, pair, _pair_fields(row, self.margin, self.p_chosen))]
+
+
+@dataclass(frozen=True)
+class ImplicitPrompt(Format):
+    """Pairs of whole transcripts that begin alike, as in HH-RLHF (arXiv 2204.05862).
+
+    Of text, the prompt is everything up to and including the last marker of `chosen`; of messages, all but the last.
+    `rejected` must begin with the same prompt: a pair that diverges earlier is invalid, never cut to fit.
+
+    Args:
+        chosen: Column of the transcript that was preferred.
+        rejected: Column of the other one.
+        marker: What stands before an answer.
+        margin: See `ExplicitPrompt`.
+        p_chosen: See `ExplicitPrompt`.
+    """
+
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    marker: str = TRANSCRIPT_MARKER
+    margin: str | None = "margin"
+    p_chosen: str | None = "p_chosen"
+
+    def __call__(self, row: Row) -> list[Record]:
+        r"""One record with two completions.
+
+        Example:
+            >>> turn = "\n\nHuman: hi\n\nAssistant:"
+            >>> ImplicitPrompt()({"chosen": turn + " hello", "rejected": turn + " go"})[0].completions
+            (' hello', ' go')
+        """
+        chosen, rejected = read_text(row, self.chosen), read_text(row, self.rejected)
+        cut = self._cut(chosen)
+        prompt = chosen[:cut]
+        if type(chosen) is not type(rejected) or rejected[:cut] != prompt:
+            raise InvalidRowError(
+                "chosen and rejected have different prompts",
+                f"{self.rejected!r} doesn't begin with the prompt of {self.chosen!r}, which ends in {prompt[-60:]!r}",
+            )
+        return [Record(prompt, (chosen[cut:], rejected[cut:]), _pair_fields(row, self.margin, self.p_chosen))]
+
+    def _cut(self, chosen: Text) -> int:
+        if not isinstance(chosen, str):
+            if len(chosen) < 2 or chosen[-1]["role"] != "assistant":
+                raise InvalidRowError(
+                    f"column {self.chosen!r} doesn't end in an answer",
+                    f"its roles are {[turn['role'] for turn in chosen]}, the last must be 'assistant', after a prompt",
+                )
+            return len(chosen) - 1
+        start = chosen.rfind(self.marker)
+        if start < 0:
+            raise InvalidRowError(
+                f"column {self.chosen!r} has no answer",
+                f"the marker {self.marker!r} is not in it; set `marker`, or use ExplicitPrompt",
+            )
+        return start + len(self.marker)
+
+
+@dataclass(frozen=True)
+class Demonstration(Format):
+    """A prompt and the answer to imitate.
+
+    Args:
+        prompt: Column of the prompt.
+        completion: Column of the answer.
+    """
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with one completion."""
+        prompt = read_prompt(row, self.prompt)
+        return [Record(prompt, (read_completion(row, self.completion, prompt),))]
+
+
+@dataclass(frozen=True)
+class Conversation(Format):
+    """A conversation whose last turn, the assistant's, is to be imitated.
+
+    Args:
+        messages: Column of the turns, the last of them the assistant's.
+    """
+
+    messages: str = "messages"
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with one completion: the last turn."""
+        turns = read_text(row, self.messages)
+        if isinstance(turns, str) or len(turns) < 2 or turns[-1]["role"] != "assistant":
+            raise InvalidRowError(
+                f"column {self.messages!r} is no conversation with an answer",
+                "it must be a list of messages, the last with the role 'assistant', after at least one other",
+            )
+        return [Record(turns[:-1], (turns[-1:],))]
+
+
+@dataclass(frozen=True)
+class PlainText(Format):
+    """Text to imitate from its first token on; the prompt is the tokenizer's start token alone.
+
+    Args:
+        text: Column of the text.
+    """
+
+    text: str = "text"
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with an empty prompt and one completion."""
+        text = read_text(row, self.text)
+        if not isinstance(text, str):
+            raise InvalidRowError(f"column {self.text!r} is no plain text", "it holds messages: use Conversation")
+        return [Record("", (text,))]
+
+
+@dataclass(frozen=True)
+class PromptOnly(Format):
+    """Prompts to roll out from, with further columns for rewards that need them (a reference answer, a topic).
+
+    Args:
+        prompt: Column of the prompt.
+        columns: Which further columns are carried to the rewards. None: all of them.
+    """
+
+    prompt: str = "prompt"
+    columns: list[str] | None = None
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record without completions."""
+        names = [name for name in row if name != self.prompt] if self.columns is None else self.columns
+        kept = {name: row[name] if self.columns is None else read_value(row, name) for name in names}
+        return [Record(read_prompt(row, self.prompt), columns=kept)]
+
+
+@dataclass(frozen=True)
+class Ranked(Format):
+    """Several completions of a prompt with a score each, or with ranks.
+
+    Args:
+        prompt: Column of the prompt.
+        completions: Column with the list of completions.
+        scores: Column with the list of their scores; higher is better.
+        ranks: Column with the list of their ranks, 1 being the best, instead of scores; a rank r becomes the score -r.
+    """
+
+    prompt: str = "prompt"
+    completions: str = "completions"
+    scores: str = "scores"
+    ranks: str | None = None
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with K completions and the field `score` of K numbers."""
+        prompt = read_prompt(row, self.prompt)
+        answers = _read_list(row, self.completions)
+        column, sign = (self.scores, 1.0) if self.ranks is None else (self.ranks, -1.0)
+        scores = tuple(sign * check_number(value, column) for value in _read_list(row, column))
+        if len(scores) != len(answers):
+            raise InvalidRowError(
+                f"columns {self.completions!r} and {column!r} differ in length",
+                f"{len(answers)} completions, {len(scores)} values",
+            )
+        completions = tuple(check_completion(answer, self.completions, prompt) for answer in answers)
+        return [Record(prompt, completions, {"score": scores})]
+
+
+@dataclass(frozen=True)
+class Unpaired(Format):
+    """Single completions that are desirable or not, or have a score.
+
+    Args:
+        prompt: Column of the prompt.
+        completion: Column of the completion.
+        label: Column with true (desirable) or false.
+        score: Column with a number, instead of `label`; higher is better.
+        low: Smallest score that is valid.
+        high: Largest score that is valid.
+    """
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+    label: str = "label"
+    score: str | None = None
+    low: float = float("-inf")
+    high: float = float("inf")
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with one completion and the field `label` or `score`."""
+        prompt = read_prompt(row, self.prompt)
+        fields: dict[str, FieldValue] = (
+            {"label": read_bool(row, self.label)}
+            if self.score is None
+            else {"score": read_number(row, self.score, self.low, self.high)}
+        )
+        return [Record(prompt, (read_completion(row, self.completion, prompt),), fields)]
+
+
+def read_prompt(row: Row, column: str) -> Text:
+    """A prompt that is not empty.
+
+    Raises:
+        InvalidRowError: It is empty, or no text.
+    """
+    prompt = read_text(row, column)
+    if isinstance(prompt, str) and not prompt:
+        raise InvalidRowError("empty prompt", f"column {column!r} is empty (text without prompts: use PlainText)")
+    return prompt
+
+
+def read_completion(row: Row, column: str, prompt: Text) -> Text:
+    """A completion of the same kind as its prompt, see `check_completion`."""
+    return check_completion(read_value(row, column), column, prompt)
+
+
+def check_completion(value: Any, column: str, prompt: Text) -> Text:
+    """Refuse a completion that doesn't fit its prompt; plain text after messages becomes the assistant's turn.
+
+    Raises:
+        InvalidRowError: Messages after plain text, or messages that repeat the prompt.
+    """
+    text = check_text(value, column)
+    if isinstance(prompt, str):
+        if not isinstance(text, str):
+            raise InvalidRowError(
+                "prompt and completion differ in kind",
+                f"the prompt is plain text, column {column!r} holds messages. If they are whole conversations, use "
+                "ImplicitPrompt or Conversation; if the prompt is a user's turn, give it as messages",
+            )
+        return text
+    if isinstance(text, str):
+        return [{"role": "assistant", "content": text}]
+    if list(text[: len(prompt)]) == list(prompt):
+        raise InvalidRowError(
+            "completion repeats the prompt", f"column {column!r} holds the whole conversation; use ImplicitPrompt"
+        )
+    return text
+
+
+def _pair_fields(row: Row, margin: str | None, p_chosen: str | None) -> dict[str, FieldValue]:
+    fields: dict[str, FieldValue] = {}
+    if margin is not None and margin in row:
+        fields["margin"] = read_number(row, margin)
+    if p_chosen is not None and p_chosen in row:
+        fields["p_chosen"] = read_number(row, p_chosen, 0.0, 1.0)
+    return fields
+
+
+def _read_list(row: Row, column: str) -> Sequence[Any]:
+    value = read_value(row, column)
+    if not isinstance(value, list | tuple) or len(value) < 2:
+        raise InvalidRowError(f"column {column!r} is no list of two or more", f"got {type(value).__name__}")
+    return value

@@ -1,0 +1,199 @@
+"""Which rows a process sees, in which order: a function of (seed, epoch), the same for every split over processes.
+
+Samplers give single rows, whose consecutive `batch_size` make a batch, and are `DistributedSampler`s: Lightning and
+Fabric then leave them alone, with `use_distributed_sampler` on or off, and tell them the epoch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DistributedSampler
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.seeding import generator
+
+
+@dataclass
+class Position:
+    """How far a run through the data has come.
+
+    Args:
+        epoch: Which permutation is used.
+        batches_done: Batches of the epoch that were handed out, the same on each process.
+        start: The batch that the next pass begins at, once: set when a position is restored.
+        restored: Whether a DataModule restored it; a loader's own state then doesn't count.
+    """
+
+    epoch: int = 0
+    batches_done: int = 0
+    start: int = 0
+    restored: bool = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; going to the one that is under way changes nothing."""
+        if epoch != self.epoch:
+            self.epoch, self.batches_done, self.start = epoch, 0, 0
+
+    def restore(self, epoch: int, batches_done: int) -> None:
+        """Go to a batch of an epoch."""
+        self.epoch, self.batches_done, self.start = epoch, batches_done, batches_done
+
+    def begin(self) -> int:
+        """The batch that a pass begins at; the pass after it begins at 0."""
+        start, self.start = self.start, 0
+        return start
+
+
+class LengthBucketSampler(DistributedSampler[int]):
+    """Shuffles rows, brings rows of like length together, and deals global batches to processes.
+
+    An epoch's rows are permuted and cut into buckets of `bucket_batches` global batches; each bucket is sorted by
+    length and cut into global batches; these are shuffled. Of each global batch (`batch_size * num_replicas` rows)
+    rank r takes every `num_replicas`-th row from r on: all ranks have equally many batches, and their b-th batches
+    together are the b-th batch of one process with the global batch size.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows per batch and process.
+        num_replicas: Processes.
+        rank: Which of them this is.
+        seed: Other seeds, other orders.
+        bucket_batches: Global batches per bucket. More: less padding, less random batches. 1: no sorting by length.
+        drop_last: Leave out the rows that fill no global batch, other ones in each epoch. False: deal them as a last,
+            smaller batch, if there is one for each process.
+        position: Shared with whoever restores it.
+
+    Raises:
+        ConfigurationError: There are too few rows for one batch.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        bucket_batches: int = 50,
+        drop_last: bool = True,
+        position: Position | None = None,
+    ) -> None:
+        # DistributedSampler's own __init__ would set an epoch of its own beside the position's.
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.seed = seed
+        self.bucket_batches = bucket_batches
+        self.drop_last = drop_last
+        self.position = position if position is not None else Position()
+        self.global_batch_size = batch_size * num_replicas
+        self.full_batches, rest = divmod(len(self.lengths), self.global_batch_size)
+        self.left_over = 0 if drop_last or rest < num_replicas else rest
+        if self.num_batches == 0:
+            raise ConfigurationError(
+                f"{len(self.lengths)} rows don't fill one batch: batch_size {batch_size} on {num_replicas} process(es) "
+                f"takes {self.global_batch_size}. Lower batch_size, set drop_last: false, or give more rows."
+            )
+
+    @property
+    def num_batches(self) -> int:
+        """Batches per epoch and process."""
+        return self.full_batches + (self.left_over > 0)
+
+    def __len__(self) -> int:
+        """Rows per epoch of this process, those before a restored position included."""
+        return self.full_batches * self.batch_size + len(range(self.rank, self.left_over, self.num_replicas))
+
+    def __iter__(self) -> Iterator[int]:
+        """This process's rows of the current epoch, from the position on."""
+        rows = self.order(self.position.epoch)
+        return iter(rows[self.position.begin() * self.batch_size :])
+
+    def order(self, epoch: int) -> list[int]:
+        """This process's rows of an epoch."""
+        rng = generator(self.seed, "order", epoch)
+        permutation = torch.randperm(len(self.lengths), generator=rng).numpy()
+        used = self.full_batches * self.global_batch_size
+        rows, rest = permutation[:used], permutation[used : used + self.left_over]
+        span = self.bucket_batches * self.global_batch_size
+        if self.bucket_batches > 1:
+            buckets = [rows[start : start + span] for start in range(0, used, span)]
+            rows = np.concatenate([self._sorted(bucket) for bucket in buckets]) if buckets else rows
+        batches = rows.reshape(self.full_batches, self.global_batch_size)
+        batches = batches[torch.randperm(self.full_batches, generator=rng).numpy()]
+        mine: list[int] = batches[:, self.rank :: self.num_replicas].ravel().tolist()
+        return mine + [int(row) for row in rest[self.rank :: self.num_replicas]]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by trainers at the start of an epoch."""
+        self.position.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the pass stands; the same on each process."""
+        return {"epoch": self.position.epoch, "batches_done": self.position.batches_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.position.restore(int(state["epoch"]), int(state["batches_done"]))
+
+    def _sorted(self, rows: np.ndarray) -> np.ndarray:
+        # Stable: ties stay in the order of the permutation, on every platform.
+        return rows[np.argsort(-self.lengths[rows], kind="stable")]
+
+
+class EvaluationSampler(DistributedSampler[int]):
+    """All rows once, in order; rank r takes every `num_replicas`-th from r on.
+
+    Args:
+        num_rows: Rows of the split.
+        num_replicas: Processes.
+        rank: Which of them this is.
+
+    Raises:
+        ConfigurationError: There are fewer rows than processes.
+    """
+
+    def __init__(self, num_rows: int, *, num_replicas: int = 1, rank: int = 0) -> None:
+        if num_rows < num_replicas:
+            raise ConfigurationError(
+                f"{num_rows} row(s) can't be evaluated by {num_replicas} processes. Give more rows, or use fewer "
+                "processes."
+            )
+        self.num_rows = num_rows
+        self.num_replicas = num_replicas
+        self.rank = rank
+
+    def __iter__(self) -> Iterator[int]:
+        """This process's rows."""
+        return iter(range(self.rank, self.num_rows, self.num_replicas))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.num_rows, self.num_replicas))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: the order never changes."""
+
+
+def even_batch_size(num_rows: int, batch_size: int, num_replicas: int) -> int:
+    """The batch size nearest to the one asked for with which all processes have equally many evaluation batches.
+
+    No row is repeated and none left out, so metrics are exact; with unequal counts the process with more batches
+    would wait for the others for ever where a forward pass talks to them (FSDP2).
+
+    Example:
+        >>> even_batch_size(9, batch_size=4, num_replicas=2)  # with 4, ranks of 5 and 4 rows have 2 and 1 batches
+        3
+    """
+    sizes = chain(range(batch_size, 0, -1), range(batch_size + 1, num_rows + 1))
+    return next(size for size in sizes if _is_even(num_rows, size, num_replicas))
+
+
+def _is_even(num_rows: int, batch_size: int, num_replicas: int) -> bool:
+    rest = num_rows % (batch_size * num_replicas)
+    return rest == 0 or rest >= num_replicas

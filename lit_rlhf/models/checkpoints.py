@@ -1,0 +1,81 @@
+"""From a Lightning checkpoint of this library to a backbone, without the module that wrote it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.errors import CheckpointError
+from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.specs import LoraSpec, ModelSpec
+
+_PREFIX = "backbone."
+_ADAPTER = re.compile(r"\.lora_A\.(\w+)\.weight$")
+
+
+def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
+    """Rebuild the backbone of a checkpoint: base from its spec, adapters and heads as trained; frozen, in eval mode.
+
+    Args:
+        path: A `.ckpt` file that one of this library's modules wrote.
+        **overrides: Fields of `ModelSpec` to change, such as `dtype` or `name` (where the base has moved).
+
+    Raises:
+        CheckpointError: The file is torn, not of this library, or incomplete.
+    """
+    checkpoint = read_checkpoint(path)
+    spec = _spec(checkpoint, path)
+    state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_PREFIX)}
+    roles = sorted({match[1] for key in state if (match := _ADAPTER.search(key))})
+    heads = sorted(key.split(".")[1] for key in state if key.startswith("heads."))
+    backbone = Backbone(replace(spec, **overrides), lm_head="policy" in roles or "reward" not in heads, trainable=False)
+    for role in roles:
+        backbone.add_adapter(role, trainable=False)
+    for head in heads:
+        if head not in backbone.heads:
+            backbone.add_head(head, trainable=False)
+    _load(backbone, state, path)
+    ours = checkpoint["lit_rlhf"]["state"]
+    backbone.score_mean, backbone.score_std = float(ours.get("score_mean", 0.0)), float(ours.get("score_std", 1.0))
+    return backbone.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint with `weights_only=True`, on the CPU.
+
+    Raises:
+        CheckpointError: No such file, a torn one, or one of something else than this library.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"There is no checkpoint file {str(path)!r}.")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises errors of several kinds for torn files
+        raise CheckpointError(f"The checkpoint {str(path)!r} can't be read; it may be torn: {error}") from error
+    if "lit_rlhf" not in checkpoint or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{str(path)!r} is no checkpoint of lit_rlhf (it holds {sorted(checkpoint)[:8]}).")
+    return checkpoint
+
+
+def _spec(checkpoint: Mapping[str, Any], path: str | Path) -> ModelSpec:
+    fields = dict(checkpoint.get("hyper_parameters", {}).get("backbone") or {})
+    if not fields:
+        raise CheckpointError(f"The checkpoint {str(path)!r} doesn't say what its backbone was (hyper_parameters.backbone).")
+    if fields.get("lora"):
+        fields["lora"] = LoraSpec(**fields["lora"])
+    return ModelSpec(**fields)
+
+
+def _load(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path) -> None:
+    found = backbone.load_state_dict(dict(state), strict=False)
+    trained = {name for name, _ in backbone.named_parameters() if ".lora_" in name or name.startswith("heads.")}
+    missing = sorted(trained & set(found.missing_keys))
+    if missing or found.unexpected_keys:
+        raise CheckpointError(
+            f"The checkpoint {str(path)!r} doesn't fit the backbone it names: missing {missing[:3]}, unexpected "
+            f"{found.unexpected_keys[:3]}. Is the base the one it was trained on?"
+        )

@@ -1,0 +1,52 @@
+"""FSDP2: parameters divided over processes, and gathered for generation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models.backbone import Backbone
+
+
+def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
+    """Divide a backbone's parameters over the processes of a one-dimensional mesh, layer by layer.
+
+    Raises:
+        ConfigurationError: The base is quantized: bitsandbytes' packed weights can't be divided by row.
+    """
+    if backbone.spec.quantization != "none":
+        raise ConfigurationError(
+            f"backbone.quantization={backbone.spec.quantization!r} can't be sharded by ModelParallelStrategy: the packed weights "
+            "can't be divided by row. Use ddp (each process holds the small quantized base), or quantization: none."
+        )
+    for layer in _layers(backbone.decoder):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(backbone, mesh=mesh)
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Whole parameters on each process for the time of a `with`: for generation, step by step, without collectives.
+
+    Processes may then run different numbers of steps. Does nothing to modules that aren't sharded.
+    """
+    sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in sharded:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in sharded:
+            part.reshard()
+            part.set_reshard_after_forward(True, recurse=False)
+
+
+def _layers(decoder: nn.Module) -> Iterator[nn.Module]:
+    lists = [part for part in decoder.children() if isinstance(part, nn.ModuleList)]
+    if not lists:
+        raise ConfigurationError(f"{type(decoder).__name__} has no list of layers to shard by. Use ddp.")
+    yield from max(lists, key=len)

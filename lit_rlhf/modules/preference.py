@@ -1,0 +1,236 @@
+"""Direct alignment: a policy trained on preferences without a reward model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.functional.mismatch import add_mismatched_branches
+from lit_rlhf.models import Backbone, Critic, ModelSpec, ValueHead, evaluating, export_policy
+from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.vocabulary import vocabulary_statistics
+from lit_rlhf.objectives import DPO, PreferenceLoss, PreferenceStats
+from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, num_branches
+
+_VOCABULARY = {"kl", "collision"}
+
+
+class PreferenceModule(RLHFModule):
+    r"""Train a policy by a loss of its log-probs on labelled completions: DPO (arXiv:2305.18290) and its family.
+
+    A prompt with K completions is one row and the prompt is computed once. The loss is injected: pairs (K = 2), ranked
+    lists, single completions. The reference is the base with the adapter off, a frozen copy of the initial policy where
+    the model is trained in full, or precomputed in the batch as `ref_logprobs`. A column `weight` (B,), where there is
+    one, weighs the rows.
+
+    Logs TRL's `rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins, logps/chosen, logps/rejected`.
+
+    Args:
+        backbone: The initial policy and how it is loaded, quantized and adapted.
+        loss: The unreduced loss; default `DPO(beta=0.1)`.
+        reference: "live" computes the reference's log-probs at each step; "precomputed" takes them from the batch,
+            which saves the forward and, in full fine-tuning, the frozen copy; "auto" takes them from batches that have
+            them.
+        reference_dtype: Of the frozen copy in full fine-tuning; default: the policy's. "bfloat16" halves it, but the
+            first log-ratios are then not 0.
+        critic: Where the values come from of losses that learn one (`DROV`); default: a head on the policy's hidden
+            states.
+        optimizer: Called with parameter groups; default AdamW(lr=1e-6), which suits full fine-tuning; LoRA wants about
+            1e-5.
+        lr_scheduler: Called with the optimizer, stepped once per optimizer step.
+        seed: Kept for checkpoints; the module draws nothing.
+
+    Raises:
+        ConfigurationError: The loss needs of the reference what can't be precomputed.
+    """
+
+    default_lr = 1e-6
+    reference: Backbone
+
+    def __init__(
+        self,
+        backbone: ModelSpec,
+        loss: PreferenceLoss | None = None,
+        reference: Literal["auto", "live", "precomputed"] = "auto",
+        reference_dtype: DTypeName | None = None,
+        critic: Critic | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, seed)
+        self.loss = loss or DPO()
+        self.reference_source = reference
+        self.reference_dtype = reference_dtype
+        self.learns_value = "value" in self.loss.statistics
+        if self.learns_value:
+            self.critic = critic or ValueHead()
+        self._refuse_bad_options(critic)
+
+    def configure_roles(self) -> None:
+        """Adapter `policy` and the base as reference, or a trainable model and a frozen copy of it."""
+        if self.backbone.has_lora:
+            self.backbone.add_adapter("policy")
+        elif self.loss.needs_reference and self.reference_source != "precomputed":
+            self.reference = self.backbone.frozen_copy(self.reference_dtype)
+        if self.learns_value:
+            self.critic.attach(self.backbone, None)
+
+    # -- statistics ---------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: BranchedBatch) -> PreferenceStats:
+        """Summed log-probs and lengths (B, K) of the branches under the policy."""
+        return self._statistics(self.backbone, "policy", batch)
+
+    def reference_statistics(self, batch: BranchedBatch) -> SequenceStats:
+        """The same under the reference, live."""
+        model, role = self._reference_model()
+        with torch.no_grad(), evaluating(model):
+            return self._statistics(model, role, batch)
+
+    def loss_output(self, batch: BranchedBatch) -> LossOutput:
+        """The unreduced loss and metrics of a batch."""
+        if self.loss.needs_mismatched:
+            rows = add_mismatched_branches(batch["input_ids"], batch["branch_ids"], self.backbone.pad_token_id)
+            batch = cast("BranchedBatch", {**batch, **rows._asdict()})
+        if _VOCABULARY & self.loss.statistics:
+            policy, reference = self._vocabulary_statistics(batch)
+            return self.loss(policy, reference, batch)
+        return self.loss(self(batch), self._reference(batch) if self.loss.needs_reference else None, batch)
+
+    def reduce(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """Mean over the rows of the batch on all ranks, weighted by the column `weight` where there is one."""
+        weight: Tensor | None = batch.get("weight")
+        if weight is None:
+            return loss.mean()
+        total = self.sum_over_ranks(weight.sum())
+        return (loss * weight).sum() * self._world_size / total
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Check labels and scores while the batch is on CPU, where looking at them stalls nothing."""
+        if not self.trainer.predicting:
+            self.loss.check(batch)
+        return batch
+
+    def training_step(self, batch: BranchedBatch, batch_idx: int) -> Tensor:
+        """One optimizer step's loss: the mean over the prompts of the batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: BranchedBatch, batch_idx: int) -> None:
+        """Log loss and metrics on held-out preferences."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: BranchedBatch, batch_idx: int) -> None:
+        """The same on the test set."""
+        self._step(batch, "test")
+
+    def predict_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Log-probs under policy and reference, and lengths, (B, K) each."""
+        policy = self(batch)
+        result = {"logprobs": policy.logprobs, "lengths": policy.lengths}
+        if self.loss.needs_reference:
+            result["ref_logprobs"] = self._reference(batch).logprobs
+        return result
+
+    def export(self, path: Path, merge: bool = True) -> None:
+        """Write the policy for other tools; see `models.export_policy`."""
+        export_policy(self.backbone, path, merge=merge)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Running statistics of the loss."""
+        return {"loss": self.loss.running_state()}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self.loss.load_running_state(state["loss"])
+
+    # -- inner parts --------------------------------------------------------------------------------------------------
+
+    def _step(self, batch: BranchedBatch, stage: str) -> Tensor:
+        output = self.loss_output(batch)
+        loss = self.reduce(output.loss, cast("Mapping[str, Any]", batch))
+        rows = len(batch["input_ids"])
+        self.log(f"{stage}/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=rows)
+        for name, (mean, count) in self._row_means(output.metrics).items():
+            self.log(f"{stage}/{name}", mean, batch_size=count)
+        return loss
+
+    def _row_means(self, metrics: Mapping[str, Tensor]) -> dict[str, tuple[float, int]]:
+        """Mean over the rows of all ranks that a metric concerns, and their number; those that concern none are left out."""
+        if not metrics:
+            return {}
+        concerns = {name: ~value.isnan() for name, value in metrics.items()}
+        sums = [
+            torch.stack([value[concerns[name]].sum().double(), concerns[name].sum()]) for name, value in metrics.items()
+        ]
+        totals = self.sum_over_ranks(torch.stack(sums)).tolist()
+        return {name: (total / n, int(n)) for name, (total, n) in zip(metrics, totals, strict=True) if n > 0}
+
+    def _branches(self, batch: BranchedBatch) -> int:
+        if self.loss.num_branches is None:
+            return num_branches(batch)
+        return self.loss.num_branches + int(self.loss.needs_mismatched)
+
+    def _statistics(self, model: Backbone, role: str | None, batch: BranchedBatch) -> PreferenceStats:
+        branches = self._branches(batch)
+        policy = role == "policy"
+        on_policy = "value" if policy and self.learns_value and self.critic.head_on_policy else None
+        out = model(batch, num_branches=branches, role=role, logprobs=True, values=on_policy)
+        assert out.logprobs is not None
+        tokens, mask = (part.view(-1, branches, part.shape[-1]) for part in (out.logprobs, out.mask))
+        value = None
+        if policy and self.learns_value:
+            values = out.values if on_policy else self.critic.values(self.backbone, batch, branches)
+            value = values.view(tokens.shape)[:, 0, 0]  # at the state before the first token: that of the prompt
+        by_token = {"token_logprobs": tokens, "token_mask": mask} if "tokens" in self.loss.statistics else {}
+        return PreferenceStats(tokens.sum(-1), mask.sum(-1), value=value, **by_token)
+
+    def _vocabulary_statistics(self, batch: BranchedBatch) -> tuple[PreferenceStats, SequenceStats]:
+        branches = self._branches(batch)
+        model, role = self._reference_model()
+        with torch.no_grad(), evaluating(model):
+            ref_states = model.states(batch, num_branches=branches, role=role)
+        states = self.backbone.states(batch, num_branches=branches, role="policy")
+        found = vocabulary_statistics(self.backbone, states, model, ref_states)
+        shape = (-1, branches, found.logprobs.shape[-1])
+        mask = states.mask.view(shape)
+        logprobs, ref_logprobs, kl, collision = (part.view(shape) for part in found)
+        lengths = mask.sum(-1)
+        by_token = {"token_logprobs": logprobs, "token_mask": mask}
+        policy = PreferenceStats(logprobs.sum(-1), lengths, kl=kl.sum(-1), collision=collision.sum(-1), **by_token)
+        return policy, SequenceStats(ref_logprobs.sum(-1), lengths, ref_logprobs, mask)
+
+    def _reference(self, batch: BranchedBatch) -> SequenceStats:
+        given: Tensor | None = cast("Mapping[str, Any]", batch).get("ref_logprobs")
+        if self.reference_source == "live" or (self.reference_source == "auto" and given is None):
+            return self.reference_statistics(batch)
+        branches = self._branches(batch)
+        if given is None or given.shape[-1] != branches:
+            raise DataError(
+                f"reference={self.reference_source!r} needs `ref_logprobs` of {branches} completions a row in the batch, which has "
+                f"{'none' if given is None else given.shape[-1]}. Precompute them with the data module, or set reference='live'."
+            )
+        lengths = torch.zeros_like(given, dtype=torch.int64)  # unknown, and never asked for
+        return SequenceStats(given, lengths)
+
+    def _reference_model(self) -> tuple[Backbone, str | None]:
+        return (self.backbone, "reference") if self.backbone.has_lora else (self.reference, None)
+
+    def _refuse_bad_options(self, critic: Critic | None) -> None:
+        beyond = ({"tokens", *_VOCABULARY} & self.loss.statistics) or (
+            {"KTO's KL"} if self.loss.needs_mismatched else set()
+        )
+        if self.reference_source == "precomputed" and beyond:
+            raise ConfigurationError(
+                f"reference='precomputed' holds summed log-probs alone, but {type(self.loss).__name__} needs {sorted(beyond)} of the "
+                "reference. Set reference='live'."
+            )
+        if critic is not None and not self.learns_value:
+            raise ConfigurationError(f"critic is given, but {type(self.loss).__name__} learns no value: leave it out.")

@@ -1,0 +1,144 @@
+"""Surrogates of the policy gradient: the classes to inject. Ratio level times clip rule."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from lit_rlhf.functional.policy_losses import (
+    approx_kl,
+    clipped_surrogate,
+    high_clip_fraction,
+    low_clip_fraction,
+    reinforce_loss,
+    sequence_ratio,
+    token_ratio,
+    weight_clipped_surrogate,
+)
+from lit_rlhf.objectives.checks import check_option
+from lit_rlhf.types import LossOutput
+
+
+class Surrogate(ABC):
+    """An unreduced policy loss (N, T) and metrics (N, T), logged as masked means under TRL's names."""
+
+    on_policy_only: ClassVar[bool] = False
+    """Whether more than one optimizer step per rollout would follow a wrong gradient."""
+
+    @abstractmethod
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+        """Loss and metrics.
+
+        Args:
+            logprobs: (N, T) of the current policy, differentiable.
+            old_logprobs: (N, T) of the policy that sampled.
+            advantages: (N, T), no gradient.
+            mask: (N, T) bool.
+        """
+
+
+class ClippedSurrogate(Surrogate):
+    r"""PPO's $-\min(\rho_t A_t, \mathrm{clip}(\rho_t, 1-\epsilon_{low}, 1+\epsilon_{high})A_t)$ (arXiv:1707.06347).
+
+    Args:
+        low: In (0, 1]: how far below 1 a ratio still has a gradient. Larger takes larger steps; usually 0.2.
+        high: Above 0, the same upwards; DAPO sets 0.28, above `low`, to keep exploring (arXiv:2503.14476).
+        dual: Above 1, usually 3: bounds the loss of a negative advantage at `dual` times it (arXiv:1912.09729). None
+            leaves it unbounded in the ratio.
+
+    Raises:
+        ConfigurationError: An option is out of range.
+    """
+
+    def __init__(self, low: float = 0.2, high: float = 0.2, dual: float | None = None) -> None:
+        check_option(0 < low <= 1, self, "low", low, "in (0, 1]: ratios are clipped at 1 - low")
+        check_option(high > 0, self, "high", high, "above 0: ratios are clipped at 1 + high")
+        check_option(dual is None or dual > 1, self, "dual", dual, "above 1, or None")
+        self.low = float(low)
+        self.high = float(high)
+        self.dual = None if dual is None else float(dual)
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+        """See `functional.clipped_surrogate`, with the ratio of each token."""
+        ratio = token_ratio(logprobs, old_logprobs, mask)
+        loss = clipped_surrogate(ratio, advantages, self.low, self.high, self.dual)
+        clipping = _clip_metrics(ratio, advantages, self.low, self.high)
+        return LossOutput(loss, _drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
+
+
+class SequenceClipped(Surrogate):
+    r"""GSPO: the same clip on the geometric-mean ratio $s=(\prod_t\rho_t)^{1/n}$ of a sequence (arXiv:2507.18071).
+
+    Meant for `SequenceMean`, with which the gradient is that of s.
+
+    Args:
+        low: In (0, 1]. The ratio is a mean, so the range is about a thousand times narrower than PPO's.
+        high: Above 0.
+
+    Raises:
+        ConfigurationError: An option is out of range.
+    """
+
+    def __init__(self, low: float = 3e-4, high: float = 4e-4) -> None:
+        check_option(0 < low <= 1, self, "low", low, "in (0, 1]: ratios are clipped at 1 - low")
+        check_option(high > 0, self, "high", high, "above 0: ratios are clipped at 1 + high")
+        self.low = float(low)
+        self.high = float(high)
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+        """See `functional.clipped_surrogate`, with `functional.sequence_ratio`."""
+        ratio = sequence_ratio(logprobs, old_logprobs, mask)
+        loss = clipped_surrogate(ratio, advantages, self.low, self.high)
+        clipping = _clip_metrics(ratio, advantages, self.low, self.high)
+        return LossOutput(loss, _drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
+
+
+class WeightClipped(Surrogate):
+    r"""CISPO, $-\mathrm{sg}[\mathrm{clip}(\rho_t)]A_t\log\pi_t$: weights are bounded, no token loses its gradient.
+
+    See arXiv:2506.13585.
+
+    Args:
+        low: In (0, 1], or None (as in the paper's runs): weights are at least 1 - low.
+        high: Above 0: weights are at most 1 + high. Other libraries give the bound itself: their 5.0 is 4.0 here.
+
+    Raises:
+        ConfigurationError: An option is out of range.
+    """
+
+    def __init__(self, low: float | None = None, high: float = 4.0) -> None:
+        check_option(low is None or 0 < low <= 1, self, "low", low, "in (0, 1], or None: weights are at least 1 - low")
+        check_option(high > 0, self, "high", high, "above 0: weights are at most 1 + high")
+        self.low = None if low is None else float(low)
+        self.high = float(high)
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+        """See `functional.weight_clipped_surrogate`."""
+        ratio = token_ratio(logprobs, old_logprobs, mask)
+        loss = weight_clipped_surrogate(ratio, logprobs, advantages, self.low, self.high)
+        clipped = (ratio.detach() > 1 + self.high).to(ratio.dtype)
+        return LossOutput(loss, _drift_metrics(ratio, logprobs, old_logprobs, mask) | {"cispo_clip_ratio": clipped})
+
+
+class Reinforce(Surrogate):
+    r"""$-A_t\log\pi_t$ (Williams 1992): right for the first optimizer step after a rollout only."""
+
+    on_policy_only: ClassVar[bool] = True
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+        """See `functional.reinforce_loss`."""
+        ratio = token_ratio(logprobs, old_logprobs, mask)
+        return LossOutput(reinforce_loss(logprobs, advantages), _drift_metrics(ratio, logprobs, old_logprobs, mask))
+
+
+def _drift_metrics(ratio: Tensor, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    return {
+        "policy/approxkl_avg": approx_kl(logprobs.detach(), old_logprobs, mask),
+        "val/ratio": ratio.detach(),
+    }
+
+
+def _clip_metrics(ratio: Tensor, advantages: Tensor, low: float, high: float) -> dict[str, Tensor]:
+    below = low_clip_fraction(ratio.detach(), advantages, low)
+    above = high_clip_fraction(ratio.detach(), advantages, high)
+    return {"policy/clipfrac_avg": below + above, "clip_ratio/low_mean": below, "clip_ratio/high_mean": above}
