@@ -66,6 +66,14 @@ def restore_env() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_cache_at_home(
+    restore_env: None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Keep tokenized rows in the session's temporary directory, not in the home of whoever runs the tests."""
+    monkeypatch.setenv("LIT_RLHF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def seed() -> int:
     """Seed torch's global generator, which tests (but never the library) draw from."""
     import torch

@@ -1,1 +1,21 @@
-"""."""
+"""Lightning callbacks: exact checkpoints, samples, metrics, timing, progress, preemption, export."""
+
+from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO
+from lit_rlhf.callbacks.export import ExportModel
+from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
+from lit_rlhf.callbacks.metrics_file import MetricsFile
+from lit_rlhf.callbacks.preemption import Preemption
+from lit_rlhf.callbacks.progress import PhaseProgressBar
+from lit_rlhf.callbacks.samples import SampleTable
+from lit_rlhf.callbacks.timing import PhaseTimer
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "ExportModel",
+    "IterationCheckpoint",
+    "MetricsFile",
+    "PhaseProgressBar",
+    "PhaseTimer",
+    "Preemption",
+    "SampleTable",
+]

@@ -37,7 +37,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Use it as `Trainer(plugins=[AtomicCheckpointIO()])`; `IterationCheckpoint` installs it by itself.
 
     Raises:
-        CheckpointError: The file can't be written or wouldn't load again (on saving), or is missing or torn (on loading).
+        CheckpointError: The file can't be written or wouldn't load again (on saving), or is missing or torn (on
+            loading).
 
     Example:
         >>> import tempfile
@@ -74,8 +75,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
         except _UNREADABLE as error:
             raise CheckpointError(
-                f"The checkpoint {path} can't be read: {_reason(error)} It is torn, or was not written by this library. "
-                "With IterationCheckpoint among trainer.callbacks, --ckpt_path last takes the newest one that is whole."
+                f"The checkpoint {path} can't be read: {_reason(error)} It is torn, or was not written by this "
+                "library. With IterationCheckpoint among trainer.callbacks, --ckpt_path last takes the newest one that "
+                "is whole."
             ) from error
 
 
@@ -140,9 +142,9 @@ def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
     except OSError as error:
         free = shutil.disk_usage(target.parent).free / 2**20
         raise CheckpointError(
-            f"The checkpoint {target} can't be written: {error.strerror or error}. {free:.0f} MiB are free there; this one "
-            f"needs about {_mebibytes(checkpoint):.0f}. Checkpoints written before are untouched: make room (a lower "
-            "keep_last) or set dirpath to another disk, and go on with --ckpt_path last."
+            f"The checkpoint {target} can't be written: {error.strerror or error}. {free:.0f} MiB are free there; this "
+            f"one needs about {_mebibytes(checkpoint):.0f}. Checkpoints written before are untouched: make room (a "
+            "lower keep_last) or set dirpath to another disk, and go on with --ckpt_path last."
         ) from error
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise _not_plain(target, error) from error
@@ -157,9 +159,9 @@ def _check_loads_again(temporary: Path, target: Path) -> None:
 
 def _not_plain(target: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"The checkpoint {target} would not load again with weights_only=True: {_reason(error)} State (extra_state of the "
-        "module, state_dict of callbacks and data, hyper-parameters) must be tensors and plain numbers, strings, lists and "
-        "dicts."
+        f"The checkpoint {target} would not load again with weights_only=True: {_reason(error)} State (extra_state of "
+        "the module, state_dict of callbacks and data, hyper-parameters) must be tensors and plain numbers, strings, "
+        "lists and dicts."
     )
 
 

@@ -11,14 +11,16 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
 from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoint_problem, mark_complete, remove_stale_files
 from lit_rlhf.callbacks.lightning_internals import (
     EpochMeans,
     add_epoch_means,
+    call_last,
     epoch_means,
     is_accumulating,
+    is_dry_run,
     is_last_batch,
     is_stopping,
     iterations_done,
@@ -38,23 +40,25 @@ class IterationCheckpoint(ModelCheckpoint):
     """Saves the run every few iterations, between iterations only, and finds the newest checkpoint that is whole.
 
     An iteration is a training batch: a whole rollout and its updates for policies, a batch of rows for supervised,
-    reward and preference modules. After each `every_n_iterations` of them, and when training ends or is told to stop, the
-    file `iteration-<n>.ckpt` is written atomically (`AtomicCheckpointIO` is installed unless another IO was chosen).
-    Where validation or the epoch's end follow the batch, it is saved after those, so that a resumed run neither skips nor
-    repeats them. While gradients accumulate it waits, and after an exception it saves nothing: a policy in the middle of its
-    updates is no state to go on from.
+    reward and preference modules. After each `every_n_iterations` of them, and when training ends or is told to stop,
+    the file `iteration-<n>.ckpt` is written atomically (`AtomicCheckpointIO` is installed unless another IO was
+    chosen). Where validation or the epoch's end follow the batch, it is saved after those, so that a resumed run
+    neither skips nor repeats them. While gradients accumulate it waits, and after an exception it saves nothing: a
+    policy in the middle of its updates is no state to go on from.
 
     `trainer.fit(ckpt_path="last")`, on the command line `--ckpt_path last`, goes on from the newest checkpoint in
-    `dirpath` that loads completely. It says so when one had to be passed over, or when there is none and training starts anew.
+    `dirpath` that loads completely. It says so when one had to be passed over, or when there is none and training
+    starts anew.
 
     Args:
-        dirpath: Directory of this run's checkpoints; fixed, so that a restarted run finds it. A relative one is relative
-            to the working directory.
+        dirpath: Directory of this run's checkpoints; fixed, so that a restarted run finds it. A relative one is
+            relative to the working directory.
         every_n_iterations: At most this many iterations are lost by a kill.
         keep_last: How many checkpoints to keep, at least 2, lest a damaged file be the only one.
 
     Raises:
-        ConfigurationError: An option is out of range, or a run starts anew in a directory that holds another's checkpoints.
+        ConfigurationError: An option is out of range, or a run starts anew in a directory that holds another's
+            checkpoints.
         CheckpointError: A checkpoint can't be written, none of those in `dirpath` loads, or the number of processes is
             another than when it was written.
     """
@@ -91,7 +95,7 @@ class IterationCheckpoint(ModelCheckpoint):
         silence_noise()
         if stage != "fit":
             return
-        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self] + [self]
+        call_last(trainer, self)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if trainer.is_global_zero and self.directory.is_dir():
@@ -103,16 +107,16 @@ class IterationCheckpoint(ModelCheckpoint):
         self._due = False
         later = [path for number, path in self._checkpoints() if number > self.last_saved]
         trainer.strategy.barrier("IterationCheckpoint.on_train_start")  # all have looked before rank 0 moves files
-        if trainer.fast_dev_run or not later:
+        if is_dry_run(trainer) or not later:
             return
         if trainer.ckpt_path is None:
             raise ConfigurationError(
-                f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path last to go "
-                "on from there, or set IterationCheckpoint's dirpath to another directory for a new run."
+                f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path "
+                "last to go on from there, or set IterationCheckpoint's dirpath to another directory for a new run."
             )
         rank_zero_warn(
-            f"The run goes on from iteration {self.last_saved} ({trainer.ckpt_path}); checkpoints of later iterations in "
-            f"{self.dirpath} are renamed to *.abandoned: {', '.join(path.name for path in later)}."
+            f"The run goes on from iteration {self.last_saved} ({trainer.ckpt_path}); checkpoints of later iterations "
+            f"in {self.dirpath} are renamed to *.abandoned: {', '.join(path.name for path in later)}."
         )
         if trainer.is_global_zero:
             for path in later:
@@ -153,7 +157,7 @@ class IterationCheckpoint(ModelCheckpoint):
 
     def _save_if_due(self, trainer: Trainer) -> None:
         iteration = iterations_done(trainer)
-        if not self._due or trainer.fast_dev_run or is_accumulating(trainer):
+        if not self._due or is_dry_run(trainer) or is_accumulating(trainer):
             return
         self._due = False
         if iteration != self.last_saved:
@@ -197,7 +201,8 @@ class IterationCheckpoint(ModelCheckpoint):
             torn.append(f"{path.name}: {problem}")
         if torn:
             raise CheckpointError(
-                f"None of the checkpoints in {self.dirpath} loads: {'; '.join(torn)} Restore one, or move them away to start anew."
+                f"None of the checkpoints in {self.dirpath} loads: {'; '.join(torn)} Restore one, or move them away to "
+                "start anew."
             )
         rank_zero_warn(f"ckpt_path='last': there is no checkpoint in {self.dirpath} yet, so training starts anew.")
         return set()
@@ -228,8 +233,9 @@ class IterationCheckpoint(ModelCheckpoint):
         if ours["world_size"] != trainer.world_size:
             raise CheckpointError(
                 f"The checkpoint {trainer.ckpt_path} was written by {ours['world_size']} processes and this run has "
-                f"{trainer.world_size}: batches would be other ones than those still to come. Start {ours['world_size']} "
-                "processes (trainer.devices, trainer.num_nodes), or export the model and start a new run from it."
+                f"{trainer.world_size}: batches would be other ones than those still to come. Start "
+                f"{ours['world_size']} processes (trainer.devices, trainer.num_nodes), or export the model and start a "
+                "new run from it."
             )
         self._means_before = ours["epoch_means"][trainer.global_rank]
         rank_zero_info(f"Going on after iteration {ours['iteration']}.")

@@ -5,7 +5,7 @@ import warnings
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 EpochMeans = dict[str, dict[str, Tensor]]
@@ -15,11 +15,16 @@ _STATES = ("value", "cumulated_batch_size")
 
 # Said of choices that this library makes for its users, or of what its own parts take care of.
 _NOISE = (
-    r".*no pre-optimization state was saved.*",  # ModelCheckpoint in manual optimization: after the step is what we want
-    r".*your dataloader is not resumable.*",  # the position is in the DataModule's state
-    r".*module\(s\) in eval mode at the start of training.*",  # frozen reference and reward models
-    r".*there is no last checkpoint available.*",  # IterationCheckpoint says it better
-    r".*does not have many workers which may be a bottleneck.*",  # loaders serve tokenized rows; workers gain nothing
+    # ModelCheckpoint in manual optimization; weights after the step are what we want
+    r".*no pre-optimization state was saved.*",
+    # the position is in the DataModule's state
+    r".*your dataloader is not resumable.*",
+    # frozen reference and reward models
+    r".*module\(s\) in eval mode at the start of training.*",
+    # IterationCheckpoint says it better
+    r".*there is no last checkpoint available.*",
+    # loaders serve tokenized rows; workers gain nothing
+    r".*does not have many workers which may be a bottleneck.*",
 )
 
 
@@ -27,6 +32,23 @@ def silence_noise() -> None:
     """Ignore Lightning's warnings about what the library does on purpose."""
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The trainer's callbacks, in the order of their calls."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def call_last(trainer: Trainer, callback: Callback) -> None:
+    """Move a callback behind all others."""
+    others = [other for other in callbacks_of(trainer) if other is not callback]
+    trainer.callbacks = [*others, callback]  # type: ignore[attr-defined]
+
+
+def is_dry_run(trainer: Trainer) -> bool:
+    """Whether this is a `fast_dev_run`, which must leave nothing behind."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def iterations_done(trainer: Trainer) -> int:
@@ -67,7 +89,8 @@ def current_metrics(trainer: Trainer) -> dict[str, float]:
 def epoch_means(trainer: Trainer) -> EpochMeans:
     """This process's running sums of training metrics that are logged per epoch; empty between epochs."""
     loop = trainer.fit_loop
-    if loop.epoch_progress.current.processed == loop.epoch_progress.current.ready:
+    current: Any = loop.epoch_progress.current
+    if current.processed == current.ready:
         return {}
     means: EpochMeans = {}
     for key, metric in loop.epoch_loop._results.items():

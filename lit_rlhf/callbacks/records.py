@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
 
 class JsonLines:
-    """A file with one JSON object per line; every line is handed to the system at once, so a kill loses none.
+    r"""A file with one JSON object per line; every line is handed to the system at once, so a kill loses none.
 
     Args:
         path: The file; its directory is made when the first line is written.
@@ -24,7 +24,7 @@ class JsonLines:
         >>> lines.append([{"a": 2}])
         >>> lines.cut(size)
         >>> lines.path.read_text()
-        '{"a": 1}\\n'
+        '{"a": 1}\n'
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +50,9 @@ class JsonLines:
         if self.path.exists():
             os.truncate(self.path, size)
         if self.size < size:
-            rank_zero_warn(f"{self.path} has {self.size} bytes, and had {size} at the checkpoint: its earlier lines are lost.")
+            rank_zero_warn(
+                f"{self.path} has {self.size} bytes, and had {size} at the checkpoint: its earlier lines are lost."
+            )
 
     def set_aside(self) -> None:
         """Rename the file of another run out of the way, under the first free name `<stem>-<n><suffix>`."""
@@ -69,10 +71,10 @@ class JsonLines:
 
 
 class RecordingCallback(Callback):
-    """Base of callbacks that write a `JsonLines` file, on rank 0; a resumed run goes on where its checkpoint was written.
+    """Base of callbacks that write a `JsonLines` file, on rank 0; a resumed run goes on where its checkpoint was.
 
-    Lines of iterations that a resumed run will do again are cut off, so that the finished file is that of an uninterrupted
-    run. A file that is there when a run starts anew is renamed, never overwritten.
+    Lines of iterations that a resumed run will do again are cut off, so that the finished file is that of an
+    uninterrupted run. A file that is there when a run starts anew is renamed, never overwritten.
 
     Args:
         dirpath: Directory of the file; fixed, if runs are to be resumed. Default: the logger's directory, else the

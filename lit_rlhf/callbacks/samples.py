@@ -19,9 +19,10 @@ _COLUMNS = ("prompt", "response", "score", "finished")
 class SampleTable(RecordingCallback):
     """Keeps prompts, responses and scores of rollouts and validations.
 
-    All of them go to `samples.jsonl`: one line per sample with `iteration` (iterations done when it was drawn), `stage` (`train` or
-    `validation`), `prompt`, `response`, `score`, `finished`. The first few also go as a table to TensorBoard, Weights & Biases
-    and MLflow, where such a logger is in use. With several processes the samples of all of them are gathered.
+    All of them go to `samples.jsonl`: one line per sample with `iteration` (iterations done when it was drawn), `stage`
+    (`train` or `validation`), `prompt`, `response`, `score`, `finished`. The first few also go as a table to
+    TensorBoard, Weights & Biases and MLflow, where such a logger is in use. With several processes the samples of all
+    of them are gathered.
 
     Args:
         every_n_iterations: Show the training samples of every n-th iteration; validation is always shown.
@@ -52,8 +53,8 @@ class SampleTable(RecordingCallback):
         super().setup(trainer, pl_module, stage)
         if not hasattr(pl_module, "samples"):
             raise ConfigurationError(
-                f"SampleTable shows what a policy samples, and {type(pl_module).__name__} samples nothing. Remove it from "
-                "trainer.callbacks."
+                f"SampleTable shows what a policy samples, and {type(pl_module).__name__} samples nothing. Remove it "
+                "from trainer.callbacks."
             )
 
     def on_train_batch_end(
@@ -64,7 +65,13 @@ class SampleTable(RecordingCallback):
             self._keep(trainer, _samples(pl_module), "train")
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Collect this batch's samples."""
         if not trainer.sanity_checking:

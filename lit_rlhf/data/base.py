@@ -221,9 +221,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         source = self._source(name)
         preparation = Preparation(source, self.records, encoder, self.shape, self.invalid, self.too_long)
         cache = TokenCache(cache_root(self.cache_dir))
-        entry = cache.get_or_build(
-            self._key(name), lambda: preparation, lambda: preparation.report.to_json(), verify=verify
-        )
+        entry = cache.get_or_build(self._key(name), preparation, preparation.report.to_json, verify=verify)
         if name not in self.reports:
             self.reports[name] = Report.from_json(entry.meta)
             _say(self.reports[name])
@@ -299,7 +297,7 @@ class BranchedDataModule(LightningDataModule, ABC):
 
     def _overfits(self) -> bool:
         # With overfit_batches, Lightning wants sequential loaders, and spreads them over processes itself.
-        return self.trainer is not None and self.trainer.overfit_batches > 0
+        return getattr(self.trainer, "overfit_batches", 0) > 0
 
     def _loader_options(self) -> dict[str, Any]:
         cuda = torch.cuda.is_available()

@@ -65,7 +65,7 @@ class TokenCache:
     def get_or_build(
         self,
         key: str,
-        rows: Callable[[], Iterable[Mapping[str, Any]]],
+        rows: Iterable[Mapping[str, Any]],
         meta: Callable[[], dict[str, Any]],
         *,
         verify: bool = True,
@@ -74,7 +74,7 @@ class TokenCache:
 
         Args:
             key: Names the content.
-            rows: Gives the rows, where they must be made.
+            rows: The rows, gone through where they must be written.
             meta: Gives what is stored with them, called after the last row.
             verify: Compare the checksums of an entry that is there, not only sizes.
 
@@ -89,7 +89,7 @@ class TokenCache:
             self._remove_stale()
             with tempfile.TemporaryDirectory(dir=self.root, prefix=_BUILDING, ignore_cleanup_errors=True) as parent:
                 fresh = Path(parent) / "rows"
-                _write_rows(fresh, rows())
+                _write_rows(fresh, rows)
                 _write_marker(fresh, meta())
                 self._publish(fresh, self.root / key)
         except OSError as error:

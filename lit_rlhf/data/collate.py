@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class PreferenceCollator(BranchedCollator):
 
     def __call__(self, rows: Rows) -> PreferenceBatch:
         """Collate."""
-        batch = PreferenceBatch(**self.layout(rows), index=_index(rows))
+        batch = cast("PreferenceBatch", {**self.layout(rows), "index": _index(rows)})
         if "margin" in rows[0]["fields"]:
             batch["margin"] = _numbers(rows, "margin")
         if "p_chosen" in rows[0]["fields"]:
@@ -87,12 +87,10 @@ class RankedCollator(BranchedCollator):
         most = max(len(values) for values in scores)
         mask = [[place < len(values) for place in range(most)] for values in scores]
         padded = [[*values, *[0.0] * (most - len(values))] for values in scores]
-        return {
-            **self.layout(rows),
-            "index": _index(rows),
-            "score": torch.tensor(padded, dtype=torch.float32),
-            "branch_mask": torch.tensor(mask, dtype=torch.bool),
-        }
+        batch = cast("RankedBatch", {**self.layout(rows), "index": _index(rows)})
+        batch["score"] = torch.tensor(padded, dtype=torch.float32)
+        batch["branch_mask"] = torch.tensor(mask, dtype=torch.bool)
+        return batch
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class UnpairedCollator(BranchedCollator):
 
     def __call__(self, rows: Rows) -> UnpairedBatch:
         """Collate."""
-        batch = UnpairedBatch(**self.layout(rows), index=_index(rows))
+        batch = cast("UnpairedBatch", {**self.layout(rows), "index": _index(rows)})
         if "label" in rows[0]["fields"]:
             batch["label"] = torch.tensor([row["fields"]["label"] for row in rows], dtype=torch.bool)
         if "score" in rows[0]["fields"]:

@@ -12,7 +12,7 @@ prefix of the renderings' tokens, and the row is counted in `Encoder.cut_prompts
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
+from itertools import takewhile
 from typing import NamedTuple
 
 from jinja2 import TemplateError
@@ -97,6 +97,8 @@ class Encoder:
 
     def _chat(self, record: Record) -> Encoded:
         turns = _messages(record.prompt)
+        if record.completions and turns[-1]["role"] == "assistant":
+            raise InvalidRowError("prompt ends in an answer", "its last message has the role 'assistant'")
         prompt = self._render(turns, open_turn=True)
         self._check_generation_prompt(turns, prompt)
         wholes = [self._render([*turns, *_messages(completion)], open_turn=False) for completion in record.completions]
@@ -104,7 +106,7 @@ class Encoder:
             return self._join(prompt, [whole[len(prompt) :] for whole in wholes], special=False)
         self.cut_prompts += 1
         ids = text_ids(self.tokenizer, [prompt, *wholes], special=False)
-        length = len(commonprefix(ids))
+        length = _common_length(ids)
         if length == 0:
             raise InvalidRowError("chat template renders no common prompt", "prompt and conversation share no token")
         return Encoded(ids[0][:length], [whole[length:] for whole in ids[1:]])
@@ -114,8 +116,8 @@ class Encoder:
         goes_on = open_turn and turns[-1]["role"] == "assistant"
         if self.tokenizer.chat_template is None:
             raise ConfigurationError(
-                f"The rows hold messages, and the tokenizer {self.tokenizer.name_or_path!r} has no chat template to render "
-                "them with. Set tokenizer.chat_template, take the tokenizer of a chat model, or give plain-text columns."
+                f"The rows hold messages, and the tokenizer {self.tokenizer.name_or_path!r} has no chat template to "
+                "render them with. Set tokenizer.chat_template, take the tokenizer of a chat model, or give plain text."
             )
         try:
             text = self.tokenizer.apply_chat_template(
@@ -135,8 +137,8 @@ class Encoder:
         if prompt == self._render(turns, open_turn=False):
             raise ConfigurationError(
                 f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} has no generation prompt: with "
-                "add_generation_prompt it renders the same, so an answer would have no beginning. Give the tokenizer a template that "
-                "handles `add_generation_prompt`, or give plain-text columns."
+                "add_generation_prompt it renders the same, so an answer would have no beginning. Give the tokenizer a "
+                "template that handles `add_generation_prompt`, or give plain-text columns."
             )
         self._template_checked = True
 
@@ -165,6 +167,11 @@ class Encoder:
         if not self.truncate:
             raise TooLongError("completion too long", f"{len(ids)} tokens, max_completion_length is {limit}")
         return ids[:limit]
+
+
+def _common_length(lines: list[list[int]]) -> int:
+    alike = (len(set(column)) == 1 for column in zip(*lines, strict=False))
+    return sum(1 for _ in takewhile(bool, alike))
 
 
 def _messages(text: object) -> Sequence[Message]:

@@ -46,5 +46,5 @@ def batches_in_flight(trainer: Trainer | None) -> int:
     """
     if trainer is None or not trainer.training:
         return 0
-    progress = trainer.fit_loop.epoch_loop.batch_progress.current
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return int(max(progress.ready - progress.processed, 0))

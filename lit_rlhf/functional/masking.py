@@ -102,7 +102,8 @@ def masked_moments(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> 
     """Count, mean and sum of squared deviations of the entries that count, as scalars."""
     x = at_least_float32(x)
     mean = masked_mean(x, mask)
-    return Moments(mask.sum().to(x.dtype), mean, masked_sum((x - mean).square(), mask))
+    deviations = torch.where(mask, x - mean, 0.0)
+    return Moments(mask.sum().to(x.dtype), mean, deviations.square().sum())
 
 
 def merge_moments(parts: Moments) -> Moments:
@@ -149,7 +150,7 @@ def whiten(
         tensor([-0.7071,  0.7071,  0.0000])
     """
     stats = masked_moments(x, mask) if moments is None else moments
-    white = (x - stats.mean) * (stats.variance + eps).rsqrt()
+    white = torch.where(mask, x - stats.mean, 0.0) * (stats.variance + eps).rsqrt()
     if not center:
         white = white + stats.mean
     return torch.where(mask, white, 0.0).to(x.dtype)

@@ -169,7 +169,8 @@ def regression_loss(
     Returns:
         (B,), 0 where nothing was.
     """
-    return masked_mean((predictions - torch.where(mask, targets, 0.0)).square(), mask, dim=-1)
+    errors = torch.where(mask, predictions - targets, 0.0)
+    return masked_mean(errors.square(), mask, dim=-1)
 
 
 def gaussian_nll_loss(

@@ -1,4 +1,4 @@
-"""How well values predict returns, and how much scores follow length."""
+"""Means and variances: how scores spread, how well values predict returns, how much scores follow length."""
 
 import warnings
 
@@ -8,14 +8,85 @@ from torchmetrics import Metric
 from torchmetrics.regression import PearsonCorrCoef
 
 
-class ExplainedVariance(Metric):
+class _Moments(Metric):
+    """Means and sums of squared deviations of k series, merged as in Chan, Golub and LeVeque (1979).
+
+    Differences of sums of squares would lose all digits in float32 for numbers far from 0, and not every device has
+    float64.
+    """
+
+    full_state_update = True  # states of parts are merged in `_moments`, not by a sum
+    is_differentiable = False
+
+    count: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, num_series: int) -> None:
+        super().__init__()
+        self.num_series = num_series
+        self.add_state("count", torch.tensor(0), dist_reduce_fx=None)
+        self.add_state("mean", torch.zeros(num_series), dist_reduce_fx=None)
+        self.add_state("deviation", torch.zeros(num_series), dist_reduce_fx=None)
+
+    def _add(self, data: Tensor) -> None:
+        """Take in n numbers of each series, (k, n)."""
+        if not data.shape[-1]:
+            return
+        mean = data.mean(-1)
+        deviation = (data - mean[:, None]).square().sum(-1)
+        count = torch.stack([self.count, self.count.new_tensor(data.shape[-1])])
+        self.count, self.mean, self.deviation = _merge(
+            count, torch.stack([self.mean, mean]), torch.stack([self.deviation, deviation])
+        )
+
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Count (), means (k,) and sums of squared deviations (k,) over all ranks."""
+        # With several ranks each state has a leading axis of ranks.
+        shape = (-1, self.num_series)
+        return _merge(self.count.view(-1), self.mean.view(shape), self.deviation.view(shape))
+
+
+def _merge(count: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Join the counts (parts,), means (parts, k) and sums of squared deviations (parts, k)."""
+    total = count.sum()
+    weight = (count / total.clamp_min(1))[:, None]
+    grand = (weight * mean).sum(0)
+    between = (count[:, None] * (mean - grand).square()).sum(0)
+    return total, grand, deviation.sum(0) + between
+
+
+class MeanAndStd(_Moments):
+    """Mean and population standard deviation of all numbers seen.
+
+    Example:
+        >>> metric = MeanAndStd()
+        >>> metric.update(torch.tensor([1.0, 3.0]))
+        >>> metric.compute()
+        tensor([2., 1.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(num_series=1)
+
+    def update(self, values: Tensor) -> None:
+        """Take in numbers of any shape."""
+        self._add(values.detach().float().reshape(1, -1))
+
+    def compute(self) -> Tensor:
+        """(2,): mean and standard deviation; nan if nothing was seen."""
+        count, mean, deviation = self._moments()
+        result = torch.cat([mean, (deviation / count).sqrt()])
+        return torch.where(count > 0, result, torch.nan)
+
+
+class ExplainedVariance(_Moments):
     r"""The share of the variance of the returns that the values explain, over the tokens that count.
 
     $$\text{EV} = 1 - \frac{\operatorname{Var}[R - V]}{\operatorname{Var}[R]}$$
 
     1 is perfect, 0 no better than a constant, below 0 worse than a constant. An error that is the same everywhere does
-    not count. Means and squared deviations are merged as in Chan, Golub and LeVeque (1979): torchmetrics' class of this
-    name takes no mask, and subtracts sums of squares, which in float32 loses all digits for returns far from 0.
+    not count. (torchmetrics' class of this name takes no mask, and subtracts sums of squares.)
 
     Example:
         >>> metric = ExplainedVariance()
@@ -24,20 +95,10 @@ class ExplainedVariance(Metric):
         tensor(0.5556)
     """
 
-    full_state_update = True  # states of parts are merged in `compute`, not by a sum
-    is_differentiable = False
     higher_is_better = True
 
-    count: Tensor
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("count", torch.tensor(0), dist_reduce_fx=None)
-        # Of the errors and of the returns.
-        self.add_state("mean", torch.zeros(2), dist_reduce_fx=None)
-        self.add_state("deviation", torch.zeros(2), dist_reduce_fx=None)
+        super().__init__(num_series=2)  # errors, returns
 
     def update(self, values: Tensor, returns: Tensor, mask: Tensor | None = None) -> None:
         """Take in tokens.
@@ -49,31 +110,12 @@ class ExplainedVariance(Metric):
         """
         keep = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
         target = returns.detach()[keep].float()
-        if not target.numel():
-            return
-        data = torch.stack([target - values.detach()[keep].float(), target])
-        mean = data.mean(-1)
-        deviation = (data - mean[:, None]).square().sum(-1)
-        count = torch.stack([self.count, self.count.new_tensor(target.numel())])
-        self.count, self.mean, self.deviation = _merge(
-            count, torch.stack([self.mean, mean]), torch.stack([self.deviation, deviation])
-        )
+        self._add(torch.stack([target - values.detach()[keep].float(), target]))
 
     def compute(self) -> Tensor:
         """A scalar, at most 1; nan if the returns do not vary."""
-        # With several ranks each state has a leading axis of ranks.
-        _, _, deviation = _merge(self.count.view(-1), self.mean.view(-1, 2), self.deviation.view(-1, 2))
-        ratio = deviation[0] / deviation[1]
-        return torch.where(deviation[1] > 0, 1 - ratio, torch.nan)
-
-
-def _merge(count: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Join the counts (k,), means (k, 2) and sums of squared deviations (k, 2) of k parts."""
-    total = count.sum()
-    weight = (count / total.clamp_min(1))[:, None]
-    grand = (weight * mean).sum(0)
-    between = (count[:, None] * (mean - grand).square()).sum(0)
-    return total, grand, deviation.sum(0) + between
+        _, _, deviation = self._moments()
+        return torch.where(deviation[1] > 0, 1 - deviation[0] / deviation[1], torch.nan)
 
 
 class LengthCorrelation(PearsonCorrCoef):
@@ -111,35 +153,3 @@ class LengthCorrelation(PearsonCorrCoef):
             # That a new head scores everything alike is no news, and nan says it.
             warnings.filterwarnings("ignore", message="The variance of predictions or target", category=UserWarning)
             return super().compute()
-
-
-class MeanAndStd(Metric):
-    """Mean and population standard deviation of all numbers seen.
-
-    Example:
-        >>> metric = MeanAndStd()
-        >>> metric.update(torch.tensor([1.0, 3.0]))
-        >>> metric.compute()
-        tensor([2., 1.], dtype=torch.float64)
-    """
-
-    full_state_update = False
-    is_differentiable = False
-
-    sums: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, values: Tensor) -> None:
-        """Take in numbers of any shape."""
-        x = values.detach().double()
-        count = torch.full((), x.numel(), dtype=torch.float64, device=x.device)
-        self.sums += torch.stack([count, x.sum(), x.square().sum()])
-
-    def compute(self) -> Tensor:
-        """(2,): mean and standard deviation; nan if nothing was seen."""
-        count, total, squares = self.sums.unbind()
-        mean = total / count
-        return torch.stack([mean, (squares / count - mean.square()).clamp_min(0).sqrt()])

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.errors import DataError
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.models import ModelSpec, evaluating, export_policy
@@ -65,8 +65,7 @@ class ActingModule(RLHFModule):
         self.phases = Phases()
         self.samples: list[dict[str, Any]] = []
         """The last batch's prompts, responses and scores: what sample tables show."""
-        if num_samples < 1:
-            raise ConfigurationError(f"num_samples={num_samples}: at least one completion per prompt is needed.")
+        self.check("num_samples", lambda number: number >= 1, "at least 1")
 
     def configure_roles(self) -> None:
         """Adapter `policy` and the base as reference, or a trainable model and a frozen copy of it."""

@@ -1,7 +1,7 @@
 """What every LightningModule of the library shares: building the backbone, optimizers, and checkpoints that are small and complete."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -83,6 +83,16 @@ class RLHFModule(LightningModule):
                 f"The data were tokenized with another tokenizer (data.init_args.tokenizer) than the model's "
                 f"({self.spec.tokenizer or self.spec.name}): token ids would mean other words. Point both at the same directory."
             )
+
+    def check(self, name: str, fits: Callable[[Any], bool], range_: str) -> None:
+        """Refuse an option of the module that is out of its range.
+
+        Raises:
+            ConfigurationError: Names the option, its value and the range.
+        """
+        value = getattr(self, name)
+        if not fits(value):
+            raise ConfigurationError(f"{type(self).__name__}: {name}={value} must be {range_}.")
 
     # -- optimization -------------------------------------------------------------------------------------------------
 

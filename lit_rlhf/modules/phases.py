@@ -11,7 +11,7 @@ PhaseListener = Callable[[str, int, int], None]
 
 
 class Phases:
-    """Seconds spent in each phase since `reset`, and listeners that are told of progress.
+    """Seconds spent in each phase and tokens it worked on since `reset`, and listeners that are told of progress.
 
     Example:
         >>> phases = Phases()
@@ -23,6 +23,7 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.tokens: dict[str, int] = {}
         self.listeners: list[PhaseListener] = []
 
     @contextmanager
@@ -42,9 +43,14 @@ class Phases:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
 
+    def count(self, name: str, tokens: int) -> None:
+        """Add to the tokens, of all processes, that a phase generated (rollout) or computed (the others)."""
+        self.tokens[name] = self.tokens.get(name, 0) + tokens
+
     def reset(self) -> None:
-        """Forget the seconds; an iteration begins."""
+        """Forget seconds and tokens; an iteration begins."""
         self.seconds.clear()
+        self.tokens.clear()
 
     def _tell(self, name: str, done: int, total: int) -> None:
         for listener in self.listeners:

@@ -126,6 +126,7 @@ class PolicyModule(ActingModule):
         """One iteration on a batch of prompts."""
         self.phases.reset()
         rollout = self.estimate(self.shape_rewards(self.collect(batch)))
+        self.phases.count("rollout", int(rollout.response_mask.sum()))
         with self.phases("update", total=self.num_epochs * self.num_minibatches) as advance:
             for minibatch in self.schedule(rollout):
                 kl = self.update(minibatch)
@@ -177,6 +178,7 @@ class PolicyModule(ActingModule):
         The minibatch is that of all ranks, so its denominator is global; each rank takes its own share of the rows.
         """
         total = self.reduction.denominator(minibatch.response_mask).clamp_min(1)
+        self.phases.count("update", int(row_lengths(minibatch).sum()))
         stats = Means()
         microbatches = self._microbatches(minibatch)
         for i, micro in enumerate(microbatches):
@@ -185,7 +187,7 @@ class PolicyModule(ActingModule):
                 loss = self.reduction.numerator(output.loss, micro.response_mask) / total
                 self.manual_backward(loss * self._world_size)
             stats.add_all(output.metrics, micro.response_mask)
-        stats.add("grad_norm", self._optimizer_step())
+        stats.add("grad_norm", self.optimizer_step_on_minibatch())
         means = stats.compute(self.sum_over_ranks, self.device)
         self.means.add_all({name: torch.tensor(value) for name, value in means.items()})
         return means.get("policy/approxkl_avg", 0.0)
@@ -193,7 +195,6 @@ class PolicyModule(ActingModule):
     def finish_iteration(self, rollout: Rollout) -> None:
         """Log, move the KL coefficient, count the iteration."""
         metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value)
-        metrics |= {f"time/{name}": seconds for name, seconds in self.phases.seconds.items()}
         metrics |= {"iteration": self.iteration, "kl_coef": self.kl.value, "skipped_steps": self.skipped_steps}
         self.means = Means()
         self.log_dict({f"train/{name}": float(value) for name, value in metrics.items()}, batch_size=rollout.num_prompts)
@@ -218,7 +219,8 @@ class PolicyModule(ActingModule):
             return strategy.block_backward_sync()
         return nullcontext()
 
-    def _optimizer_step(self) -> Tensor:
+    def optimizer_step_on_minibatch(self) -> Tensor:
+        """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -256,6 +258,13 @@ class PolicyModule(ActingModule):
                 f"sampling.temperature={self.sampling.temperature}: greedy rollouts explore nothing and have no log-probs. "
                 "Use a temperature above 0 (1.0 samples the policy itself)."
             )
+        if self.sampling.min_new_tokens > 0:
+            raise ConfigurationError(
+                f"sampling.min_new_tokens={self.sampling.min_new_tokens} forbids tokens that the loss counts with. Reward length "
+                "instead, or set it in eval_sampling."
+            )
         for name in ("num_epochs", "num_minibatches", "microbatch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
+            self.check(name, lambda number: number >= 1, "at least 1")
+        self.check("max_grad_norm", lambda number: number >= 0, "0 (no clipping) or more")
+        self.check("target_kl", lambda number: number is None or number > 0, "above 0, or null")
+        self.check("missing_eos_penalty", lambda number: number >= 0, "0 or more")

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.advantages import gae
 from lit_rlhf.functional.masking import whiten
 from lit_rlhf.functional.policy_losses import clipped_value_loss, value_clip_fraction
@@ -64,9 +63,11 @@ class PPOPolicyModule(PolicyModule):
         self.entropy_coef = entropy_coef
         self.whiten_advantages = whiten_advantages
         self.critic_warmup = critic_warmup
-        for name, number in (("gamma", gamma), ("lam", lam)):
-            if not 0.0 <= number <= 1.0:
-                raise ConfigurationError(f"{name}={number} must lie in [0, 1].")
+        for name in ("gamma", "lam"):
+            self.check(name, lambda number: 0 <= number <= 1, "in [0, 1]")
+        for name in ("value_coef", "entropy_coef", "critic_warmup"):
+            self.check(name, lambda number: number >= 0, "0 or more")
+        self.check("value_clip", lambda number: number is None or number > 0, "above 0, or null for no clipping")
 
     def configure_roles(self) -> None:
         """Add the value function to the policy's roles."""
@@ -108,11 +109,10 @@ class PPOPolicyModule(PolicyModule):
         values = out.values if on_policy else self._values(minibatch)
         assert values is not None
         value_loss = clipped_value_loss(values, minibatch.values, minibatch.returns, self.value_clip)
-        policy_weight = 0.0 if self.iteration < self.critic_warmup else 1.0
-        loss = policy_weight * surrogate.loss + self.value_coef * value_loss
+        loss = surrogate.loss + self.value_coef * value_loss
         metrics = dict(surrogate.metrics)
         if out.entropy is not None:
-            loss = loss - policy_weight * self.entropy_coef * out.entropy
+            loss = loss - self.entropy_coef * out.entropy
             metrics["policy/entropy_avg"] = out.entropy
         metrics |= {
             "loss/policy_avg": surrogate.loss,
@@ -123,6 +123,16 @@ class PPOPolicyModule(PolicyModule):
                 values, minibatch.values, minibatch.returns, self.value_clip
             )
         return LossOutput(loss, metrics)
+
+    def optimizer_step_on_minibatch(self) -> Tensor:
+        """Leave the policy as it is while the critic warms up: no gradient means no decay and no momentum either."""
+        if self.iteration < self.critic_warmup:
+            optimizer = self.optimizers()
+            assert not isinstance(optimizer, list)
+            for group in optimizer.param_groups:
+                for parameter in group["params"] if group["name"] == "policy" else []:
+                    parameter.grad = None
+        return super().optimizer_step_on_minibatch()
 
     def _values(self, rollout: Rollout) -> Tensor:
         return self.value.values(self.backbone, self.branched(rollout), rollout.num_samples)

@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from itertools import product
 
 TOPICS: Mapping[str, tuple[str, ...]] = {
-    "film": ("plot", "cast", "music", "ending"),
-    "hotel": ("room", "staff", "view", "breakfast"),
-    "phone": ("screen", "battery", "camera", "price"),
-    "restaurant": ("food", "service", "menu", "decor"),
-    "book": ("story", "style", "cover", "characters"),
-    "concert": ("band", "sound", "crowd", "hall"),
+    "film": ("plot", "cast", "music"),
+    "hotel": ("room", "staff", "view"),
+    "phone": ("screen", "battery", "camera"),
+    "restaurant": ("food", "service", "menu"),
 }
 """The aspects of each topic, the weightiest first."""
 
@@ -27,8 +25,8 @@ ADJECTIVES: Mapping[str, float] = {
 """What an adjective is worth on any topic."""
 
 TASTES: Mapping[str, tuple[float, ...]] = {
-    "loud": (0.9, -1.2, 0.9, -1.2, -0.9, 1.2),
-    "quiet": (-0.9, 1.2, -0.9, 1.2, 0.9, -1.2),
+    "loud": (1.0, -1.2, 1.0, -1.2),
+    "quiet": (-1.0, 1.2, -1.0, 1.2),
 }
 """Adjectives whose worth depends on the topic, in the order of `TOPICS`."""
 
@@ -82,9 +80,9 @@ class World:
     word_cost: float = 0.04
     nonsense_cost: float = 1.0
     negation: float = -0.6
-    aspect_weights: tuple[float, ...] = (1.25, 1.0, 0.75, 0.5)
+    aspect_weights: tuple[float, ...] = (1.2, 1.0, 0.8)
     foreign_weight: float = 0.1
-    max_words: int = 27
+    max_words: int = 21
     _best: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def utility(self, prompt: str, text: str) -> float:

@@ -34,9 +34,9 @@ class Writers:
             exp(m w). 0 draws all adjectives alike.
     """
 
-    sentences: tuple[float, ...] = (0.2, 0.35, 0.3, 0.15)
+    sentences: tuple[float, ...] = (0.25, 0.4, 0.35)
     aside: float = 0.15
-    foreign: float = 0.15
+    foreign: float = 0.1
     negated: float = 0.15
     intensified: float = 0.35
     found: float = 0.25
@@ -80,7 +80,7 @@ class Raters:
         temperature: T, in units of utility; higher means noisier choices.
     """
 
-    temperature: float = 0.7
+    temperature: float = 0.5
 
     def p_first(self, first: float, second: float) -> float:
         """Probability that a text of utility `first` is preferred to one of utility `second`."""

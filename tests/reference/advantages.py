@@ -36,9 +36,7 @@ def group_normalized(scores: Sequence[float], num_samples: int, eps: float) -> l
     return out
 
 
-def kl_shaped(
-    score: float, logprobs: Sequence[float], ref_logprobs: Sequence[float], coef: float
-) -> list[float]:
+def kl_shaped(score: float, logprobs: Sequence[float], ref_logprobs: Sequence[float], coef: float) -> list[float]:
     """Of one sequence: the penalty at each token, the score at the last."""
     out = [-coef * (p - q) for p, q in zip(logprobs, ref_logprobs, strict=True)]
     if out:

@@ -16,9 +16,7 @@ def ragged_mask(lengths: Sequence[int] = LENGTHS, width: int | None = None) -> T
     return steps < torch.tensor(lengths)[:, None]
 
 
-def ragged(
-    mask: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.float64, garbage: float = float("nan")
-) -> Tensor:
+def ragged(mask: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.float64, garbage: float = float("nan")) -> Tensor:
     """Standard normal numbers where the mask is set, garbage elsewhere."""
     numbers = torch.randn(mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return torch.where(mask, numbers, garbage).to(dtype)

@@ -51,7 +51,9 @@ class Data(LightningDataModule):
         self.order = Order()
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        return _Loader(Rows(), batch_size=BATCH, sampler=self.order, num_workers=self.workers, generator=generator("loader"))
+        return _Loader(
+            Rows(), batch_size=BATCH, sampler=self.order, num_workers=self.workers, generator=generator("loader")
+        )
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         return DataLoader(Rows(), batch_size=4)
@@ -92,7 +94,13 @@ class Module(LightningModule):
             advance()
         loss = self.loss(batch)
         self.samples = [
-            {"iteration": self.iteration, "prompt": f"p{self.iteration}", "response": "r", "score": float(loss), "finished": True}
+            {
+                "iteration": self.iteration,
+                "prompt": f"p{self.iteration}",
+                "response": "r",
+                "score": float(loss),
+                "finished": True,
+            }
         ]
         self.log("train/loss", loss.detach(), batch_size=len(batch), on_step=True, on_epoch=True)
         self.log("train/most", loss.detach(), batch_size=len(batch), on_step=False, on_epoch=True, reduce_fx="max")

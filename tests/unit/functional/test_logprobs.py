@@ -126,7 +126,15 @@ def test_gradcheck(head_trains: bool, entropy_grad: bool) -> None:
 
     def run(h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
         out = chunked_logprobs(
-            h, w, tokens, bias=b, temperature=0.8, softcap=2.0, with_entropy=True, entropy_grad=entropy_grad, chunk_size=3
+            h,
+            w,
+            tokens,
+            bias=b,
+            temperature=0.8,
+            softcap=2.0,
+            with_entropy=True,
+            entropy_grad=entropy_grad,
+            chunk_size=3,
         )
         assert out.entropy is not None
         return (out.logprobs, out.entropy) if entropy_grad else (out.logprobs,)

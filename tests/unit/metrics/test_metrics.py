@@ -11,7 +11,14 @@ from torchmetrics import Metric
 from torchmetrics.classification import BinaryCalibrationError
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.metrics import CalibrationError, ExplainedVariance, LengthCorrelation, PreferenceAccuracy, RewardMargin
+from lit_rlhf.metrics import (
+    CalibrationError,
+    ExplainedVariance,
+    LengthCorrelation,
+    MeanAndStd,
+    PreferenceAccuracy,
+    RewardMargin,
+)
 from tests.reference import metrics as reference
 from tests.tolerances import BF16, FP32
 
@@ -36,6 +43,7 @@ CASES: dict[str, tuple[Callable[[], Metric], Callable[[], tuple[Tensor, ...]]]] 
     "accuracy": (PreferenceAccuracy, _pairs),
     "margin": (RewardMargin, lambda: _pairs()[:2]),
     "calibration": (CalibrationError, _pairs),
+    "mean and std": (MeanAndStd, lambda: (1000 + torch.randn(60),)),
     "explained variance": (ExplainedVariance, _tokens),
     "length correlation": (LengthCorrelation, _answers),
 }
@@ -94,7 +102,7 @@ def test_half_precision_inputs(name: str) -> None:
 
 
 # The others select by a mask, so that a shape depends on data.
-@pytest.mark.parametrize("name", ["accuracy", "margin", "calibration"])
+@pytest.mark.parametrize("name", ["accuracy", "margin", "calibration", "mean and std"])
 def test_no_state_is_left_on_another_device(name: str) -> None:
     make, draw = CASES[name]
     metric = make().to("meta")
@@ -214,6 +222,14 @@ def test_explained_variance_of_a_batch_with_nothing_that_counts() -> None:
     metric.update(values, returns, torch.zeros_like(mask))
     assert metric.compute().isnan()
     assert_close(_value(metric, values, returns, mask), _value(ExplainedVariance(), values, returns, mask), **FP32)
+
+
+def test_mean_and_std_match_float64() -> None:
+    numbers = 1000 + torch.randn(7, 30)
+    exact = numbers.double()
+    expected = torch.stack([exact.mean(), exact.std(correction=0)]).float()
+    assert_close(_value(MeanAndStd(), numbers, parts=7), expected, **FP32)
+    assert MeanAndStd()(torch.empty(0)).isnan().all()
 
 
 def test_length_correlation_matches_scipy() -> None:

@@ -1,0 +1,85 @@
+"""The model in the format of other tools, when training is over."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from lit_rlhf.callbacks.lightning_internals import is_dry_run
+from lit_rlhf.errors import ConfigurationError
+
+_EXPORTED = ("config.json", "adapter_config.json")
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """A module that writes itself for other tools."""
+
+    def export(self, path: Path, merge: bool = True) -> None:
+        """Write the model to a directory."""
+        ...
+
+
+class ExportModel(Callback):
+    """Writes the trained model as a `transformers` model or a peft adapter when training is over.
+
+    It is written beside its place and then moved over, so that a kill never leaves half an export. The last checkpoint
+    is written before: a run that is killed or runs out of disk while exporting is started again with `--ckpt_path
+    last`, finds itself done, and exports. An interrupted run exports nothing; `lit-rlhf export` makes one from any
+    checkpoint.
+
+    Args:
+        dirpath: Directory of the export. One from an earlier run is replaced.
+        merge: Merge LoRA into the weights; otherwise the adapter alone is written.
+
+    Raises:
+        ConfigurationError: The module can't be exported, its weights are sharded over processes, or `dirpath` holds
+            something that is no export.
+    """
+
+    def __init__(self, dirpath: str, merge: bool = True) -> None:
+        self.dirpath = dirpath
+        self.merge = merge
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what would fail, or destroy something, at the end."""
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, Exports):
+            raise ConfigurationError(
+                f"ExportModel: {type(pl_module).__name__} has no export method. Remove the callback."
+            )
+        if isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy):
+            raise ConfigurationError(
+                f"ExportModel writes from one process, and {type(trainer.strategy).__name__} shards weights over all. "
+                "Remove the callback and run `lit-rlhf export` on a checkpoint afterwards."
+            )
+        path = Path(self.dirpath)
+        if path.exists() and not any((path / name).exists() for name in _EXPORTED) and any(path.iterdir()):
+            raise ConfigurationError(
+                f"ExportModel: {path} holds files, and they are no exported model, which could be replaced. Choose "
+                "another dirpath."
+            )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export, on rank 0."""
+        if not trainer.is_global_zero or is_dry_run(trainer):
+            return
+        assert isinstance(pl_module, Exports)
+        path = Path(self.dirpath)
+        fresh, former = (
+            path.with_name(f".{path.name}.new-{os.getpid()}"),
+            path.with_name(f".{path.name}.old-{os.getpid()}"),
+        )
+        try:
+            pl_module.export(fresh, merge=self.merge)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        if path.exists():
+            path.rename(former)
+        fresh.rename(path)
+        shutil.rmtree(former, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""SIGTERM ends a run between iterations, with everything saved."""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+
+from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
+from lit_rlhf.callbacks.lightning_internals import callbacks_of
+from lit_rlhf.errors import ConfigurationError
+
+EXIT_CODE = 128 + signal.SIGTERM
+"""143, what supervisors (SLURM, Kubernetes, systemd) expect of a process that ended because of SIGTERM."""
+
+
+class Preemption(Callback):
+    """On SIGTERM, finishes the iteration, saves, and ends the process with exit code 143.
+
+    The signal only sets a flag. At the end of each iteration all processes agree whether any of them has it; then
+    `IterationCheckpoint` saves at its next boundary (after a validation that is due, and after accumulated gradients
+    are applied), and training ends by `SystemExit(143)`: loggers are closed, nothing of the iteration is lost, and
+    `--ckpt_path last` goes on from there. Without this callback Lightning ends the run at once and saves nothing.
+
+    The iteration must end within the time that the cluster grants between SIGTERM and SIGKILL (torchrun: 30 s;
+    Kubernetes: `terminationGracePeriodSeconds`; SLURM: `--signal=TERM@300`). Where it doesn't, the kill loses that
+        iteration and no more.
+
+    Raises:
+        ConfigurationError: There is no `IterationCheckpoint` among `trainer.callbacks`.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._agreed = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look for the checkpoint callback."""
+        if stage != "fit":
+            return
+        checkpoints = [callback for callback in callbacks_of(trainer) if isinstance(callback, IterationCheckpoint)]
+        if not checkpoints:
+            raise ConfigurationError("Preemption saves through IterationCheckpoint: add one to trainer.callbacks.")
+        self.received = self._agreed = False
+        if self._stop not in checkpoints[0].listeners:
+            checkpoints[0].listeners.append(self._stop)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signal over from Lightning, which puts the former handlers back when training is over."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Agree with the other processes, and ask for a checkpoint."""
+        if not self._agreed and trainer.strategy.reduce_boolean_decision(self.received, all=False):
+            self._agreed = True
+            for callback in callbacks_of(trainer):
+                if isinstance(callback, IterationCheckpoint):
+                    callback.request()
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self.received = True
+
+    def _stop(self, trainer: Trainer, path: Path) -> None:
+        if self._agreed:
+            rank_zero_warn(
+                f"SIGTERM: saved {path} and ending with exit code {EXIT_CODE}. --ckpt_path last goes on from there."
+            )
+            raise SIGTERMException(EXIT_CODE)

@@ -1,0 +1,134 @@
+"""Rewards made of rewards."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.rewards.base import Reward
+from lit_rlhf.types import Completions
+
+
+class WeightedSum(Reward):
+    r"""$\sum_i w_i r_i$ of named rewards.
+
+    `parts` holds each reward before weighting under its name, and the parts of a reward that has any as "name/part".
+
+    Args:
+        rewards: Rewards by name.
+        weights: Weight of each, by the same names; 1 for those left out.
+
+    Raises:
+        ConfigurationError: No rewards, or a weight for a name that isn't there.
+    """
+
+    def __init__(self, rewards: dict[str, Reward], weights: dict[str, float] | None = None) -> None:
+        super().__init__()
+        if not rewards:
+            raise ConfigurationError("WeightedSum.rewards is empty: name at least one reward.")
+        unknown = sorted(set(weights or {}) - set(rewards))
+        if unknown:
+            raise ConfigurationError(f"WeightedSum.weights names {unknown}; the rewards are {sorted(rewards)}.")
+        self.names = list(rewards)
+        self.weights = [float((weights or {}).get(name, 1.0)) for name in self.names]
+        self.rewards = nn.ModuleList(rewards.values())
+
+    def members(self) -> list[Reward]:
+        """The rewards, in the order of their names."""
+        return _rewards(self.rewards)
+
+    def score(self, completions: Completions) -> Tensor:
+        """(N,) float32."""
+        scores = score_members(self, self.names, completions)
+        return torch.stack([weight * part for weight, part in zip(self.weights, scores, strict=True)]).sum(0)
+
+
+class Ensemble(Reward):
+    """Several rewards of the same thing, such as reward models from different seeds, as one (arXiv:2310.02743).
+
+    Over-optimization finds what one model overrates by mistake; members that disagree show where that is. Different
+    pretrained bases help most (arXiv:2312.09244). Members must be on one scale: normalise each if they aren't. `parts` holds
+    each member under its number, and their standard deviation as "std". A subclass says in `combine` what becomes of them.
+
+    Args:
+        rewards: The members.
+
+    Raises:
+        ConfigurationError: Fewer than two members.
+    """
+
+    def __init__(self, rewards: list[Reward]) -> None:
+        super().__init__()
+        if len(rewards) < 2:
+            raise ConfigurationError(f"{type(self).__name__}.rewards has {len(rewards)} members; an ensemble needs at least 2.")
+        self.rewards = nn.ModuleList(rewards)
+
+    def members(self) -> list[Reward]:
+        """The members."""
+        return _rewards(self.rewards)
+
+    def score(self, completions: Completions) -> Tensor:
+        """(N,) float32."""
+        scores = torch.stack(score_members(self, [str(i) for i in range(len(self.rewards))], completions))
+        self.parts["std"] = scores.std(0, correction=0)
+        return self.combine(scores)
+
+    @abstractmethod
+    def combine(self, scores: Tensor) -> Tensor:
+        """(N,) from the members' scores (members, N)."""
+
+
+class EnsembleMean(Ensemble):
+    r"""$\frac{1}{M} \sum_m r_m$ of the members; see `Ensemble`."""
+
+    def combine(self, scores: Tensor) -> Tensor:
+        """The mean."""
+        return scores.mean(0)
+
+
+class EnsembleWorst(Ensemble):
+    r"""$\min_m r_m$: what the most critical member says, for each completion; see `Ensemble`."""
+
+    def combine(self, scores: Tensor) -> Tensor:
+        """The least."""
+        return scores.amin(0)
+
+
+class EnsembleUncertainty(Ensemble):
+    r"""$\frac{1}{M} \sum_m r_m - \lambda \,\mathrm{Var}_m\, r_m$: where members disagree, less (arXiv:2310.02743).
+
+    Args:
+        rewards: The members.
+        coefficient: $\lambda \ge 0$, in units of 1 over the reward; 0 is the mean. The variance is that of the members
+            themselves (over M, not M - 1).
+
+    Raises:
+        ConfigurationError: The coefficient is negative, which would seek disagreement.
+    """
+
+    def __init__(self, rewards: list[Reward], coefficient: float = 1.0) -> None:
+        super().__init__(rewards)
+        if coefficient < 0:
+            raise ConfigurationError(f"EnsembleUncertainty.coefficient={coefficient} would reward disagreement: give 0 or more.")
+        self.coefficient = coefficient
+
+    def combine(self, scores: Tensor) -> Tensor:
+        """Mean less a multiple of the variance."""
+        return scores.mean(0) - self.coefficient * scores.var(0, correction=0)
+
+
+def score_members(reward: Reward, names: list[str], completions: Completions) -> list[Tensor]:
+    """Score with every member and collect scores and their parts in `reward.parts`."""
+    reward.parts = {}
+    scores = []
+    for name, member in zip(names, reward.members(), strict=True):
+        score = member.score(completions).float()
+        reward.parts[name] = score
+        reward.parts.update({f"{name}/{part}": value for part, value in member.parts.items()})
+        scores.append(score)
+    return scores
+
+
+def _rewards(modules: nn.ModuleList) -> list[Reward]:
+    return [module for module in modules if isinstance(module, Reward)]

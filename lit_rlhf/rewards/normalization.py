@@ -1,0 +1,103 @@
+"""Bringing rewards to a scale."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.objectives.ranks import sum_over_ranks
+from lit_rlhf.rewards.base import Reward
+from lit_rlhf.types import Completions
+
+_LEAST_STD = 1e-8
+
+
+class NormalizedReward(Reward):
+    r"""$\mathrm{clip}((r - \mu) / \sigma, -c, c)$ of another reward.
+
+    It stands before the KL penalty: the policy module subtracts $\beta\,KL$ from what is returned here, so this rescales the
+    reward alone, and $\beta$ is in units of the normalised reward. To divide by $\sigma$ is therefore the same as to multiply
+    $\beta$ by it; a running $\sigma$ moves that trade-off during training, a fixed one doesn't. The penalty for a missing EOS
+    comes after it too.
+
+    Mean and deviation are fixed where they are given. Otherwise they are those of all scores seen so far, of all processes
+    (Welford's sums in float64): a batch is counted first and then normalised. Scores seen in eval mode, as in validation, are
+    normalised but not counted. They are part of `running_state`.
+
+    Args:
+        reward: The reward to normalise.
+        mean: $\mu$, fixed; give it together with `std`.
+        std: $\sigma > 0$, fixed.
+        center: Subtract $\mu$. Off, only the scale changes, and a reward keeps its sign.
+        clip: $c > 0$, in standard deviations; None clips nothing.
+
+    Raises:
+        ConfigurationError: Only one of mean and std, or a value out of its range.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        mean: float | None = None,
+        std: float | None = None,
+        center: bool = True,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ConfigurationError(
+                f"NormalizedReward has mean={mean} and std={std}: give both (fixed) or neither (running statistics)."
+            )
+        if std is not None and std <= 0:
+            raise ConfigurationError(f"NormalizedReward.std={std} must be larger than 0.")
+        if clip is not None and clip <= 0:
+            raise ConfigurationError(f"NormalizedReward.clip={clip} must be larger than 0, or null for no clipping.")
+        self.reward = reward
+        self.fixed = (mean, std) if mean is not None and std is not None else None
+        self.center = center
+        self.clip = clip
+        self.count, self.mean, self.squares = 0.0, 0.0, 0.0
+
+    def score(self, completions: Completions) -> Tensor:
+        """(N,) float32; `parts` holds the score before normalisation as "raw"."""
+        raw = self.reward.score(completions).float()
+        self.parts = {"raw": raw, **self.reward.parts}
+        if self.fixed is None and self.training:
+            self._count(raw)
+        mean, std = self.moments()
+        scores = (raw - mean) / std if self.center else raw / std
+        return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation in use; 0 and 1 before anything was counted, and 1 while all scores were alike."""
+        if self.fixed is not None:
+            return self.fixed
+        std = (self.squares / self.count) ** 0.5 if self.count else 0.0
+        return self.mean, std if std > _LEAST_STD else 1.0
+
+    def running_state(self) -> dict[str, Any]:
+        """Count, mean and sum of squared deviations, and what the inner reward has."""
+        own = [self.count, self.mean, self.squares]
+        return {**super().running_state(), **({} if self.fixed is not None else {"own": own})}
+
+    def load_running_state(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        super().load_running_state(state)
+        if "own" in state:
+            self.count, self.mean, self.squares = (float(value) for value in state["own"])
+
+    def _count(self, scores: Tensor) -> None:
+        scores = scores.detach().double()
+        count, total = sum_over_ranks(torch.stack([scores.new_tensor(float(len(scores))), scores.sum()])).tolist()
+        if count == 0:
+            return
+        mean = total / count
+        squares = float(sum_over_ranks((scores - mean).square().sum()))
+        # Chan's rule for the union of two samples.
+        everything = self.count + count
+        shift = mean - self.mean
+        self.squares += squares + shift**2 * self.count * count / everything
+        self.mean += shift * count / everything
+        self.count = everything

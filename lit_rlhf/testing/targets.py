@@ -1,0 +1,222 @@
+r"""The optima that preference losses claim, in closed form or as the root of one equation: nothing here calls a loss.
+
+Axes: Y completions. `reference` are probabilities, `rewards` those of Bradley-Terry raters. Derivations are in the
+docstrings; $\sigma$ is the logistic function and C, L stand for normalisers.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Function = Callable[[Tensor], Tensor]
+
+
+# -- tilts of the reference -----------------------------------------------------------------------------------------------
+
+
+def tilted(reference: Tensor, exponent: Tensor) -> Tensor:
+    r"""$\pi_{ref}e^{f}/Z$. With $f = r/\beta$ the optimum $\pi^*$ of $E_\pi r - \beta KL(\pi\|\pi_{ref})$.
+
+    Example:
+        >>> tilted(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 3.0]).log1p()).tolist()
+        [0.20000000298023224, 0.800000011920929]
+    """
+    return (reference.log() + exponent).softmax(-1)
+
+
+def soft_value(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    r"""$V^* = \beta\log\sum_y\pi_{ref}(y)e^{r(y)/\beta}$, the value of the optimum."""
+    return beta * (reference.log() + rewards / beta).logsumexp(-1)
+
+
+def win_rates(preferences: Tensor, mu: Tensor) -> Tensor:
+    r"""$P(y \succ \mu) = \sum_{y'}\mu(y')P(y \succ y')$ from preferences (Y, Y)."""
+    return preferences @ mu
+
+
+def tilted_per_token(reference: Tensor, lengths: Tensor, exponent: Tensor) -> Tensor:
+    r"""$\pi_{ref}e^{n(f + c)}$ with c for the sum to be 1: what losses of log-ratios per token reach."""
+    return _normalized(lambda c: reference * (lengths * (exponent + c)).exp(), -60.0, 60.0)
+
+
+# -- other divergences ----------------------------------------------------------------------------------------------------
+
+
+def forward_kl_optimum(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    r"""$\pi = \beta\pi_{ref}/(L - r)$: $f' = -1/t$, so $t = -1/s$ at $s = (r - L)/\beta$."""
+    top = float(rewards.max())
+    return _normalized(lambda c: beta * reference / (top + (-c).exp() - rewards), -40.0, 40.0)
+
+
+def jensen_shannon_optimum(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
+    r"""$\pi = \pi_{ref}\frac{e^s}{2 - e^s}$ at $s = (r - L)/\beta$, from $f' = \log\frac{2t}{1+t}$."""
+    top = rewards.max() / beta - torch.log(torch.tensor(2.0, dtype=rewards.dtype))
+
+    def policy(c: Tensor) -> Tensor:
+        s = (rewards / beta - top - (-c).exp()).exp()
+        return reference * s / (2 - s)
+
+    return _normalized(policy, -40.0, 40.0)
+
+
+def alpha_divergence_optimum(reference: Tensor, rewards: Tensor, beta: float, alpha: float) -> Tensor:
+    r"""$\pi = \pi_{ref}(1 - \alpha s)^{-1/\alpha}$ at $s = (r - L)/\beta$, from $f' = (1 - t^{-\alpha})/\alpha$."""
+    top = float(rewards.max()) / beta
+
+    def policy(c: Tensor) -> Tensor:
+        # L is written so that 1 - alpha s = alpha (e^-c + top - r / beta) > 0 for every completion.
+        return reference * (alpha * ((-c).exp() + top - rewards / beta)) ** (-1 / alpha)
+
+    return _normalized(policy, -40.0, 40.0)
+
+
+# -- margins of pairs -----------------------------------------------------------------------------------------------------
+
+
+def from_margins(reference: Tensor, margins: Tensor) -> Tensor:
+    r"""The policy whose log-ratios differ by the given margins $u(y_k) - u(y_{k+1})$, (Y - 1,), along a chain."""
+    log_ratios = torch.cat([margins.new_zeros(1), -margins.cumsum(0)])
+    return tilted(reference, log_ratios)
+
+
+def stationary_margin(slope: Function, p: Tensor, low: float = -60.0, high: float = 60.0) -> Tensor:
+    r"""The z at which $p\,\phi'(z) = (1-p)\,\phi'(-z)$: what a link settles at where raters prefer the first with chance p.
+
+    Args:
+        slope: $\phi'$, the link's derivative.
+        p: One probability per pair.
+        low: Where the expected loss falls.
+        high: Where it rises.
+    """
+    return _bisect(lambda z: p * slope(z) - (1 - p) * slope(-z), torch.full_like(p, low), torch.full_like(p, high))
+
+
+def smoothed_margin(p: Tensor, label_smoothing: float) -> Tensor:
+    r"""cDPO: $\mathrm{logit}((1-\epsilon)p + \epsilon(1-p))$."""
+    return torch.logit((1 - label_smoothing) * p + label_smoothing * (1 - p))
+
+
+def reverse_smoothed_margin(p: Tensor, label_smoothing: float) -> Tensor:
+    r"""EXO: $(2p - 1)\log\frac{1-\epsilon}{\epsilon}$, the log-odds q that minimise $E\,KL(q\|\text{label})$."""
+    return (2 * p - 1) * torch.logit(torch.tensor(1 - label_smoothing, dtype=p.dtype))
+
+
+def target_margin(p: Tensor, gamma: float) -> Tensor:
+    r"""SimPO's margin term: the z at which $p\,\sigma(\gamma - z) = (1-p)\,\sigma(\gamma + z)$.
+
+    $e^z = \frac{(2p-1) + \sqrt{(2p-1)^2 + 4p(1-p)e^{-2\gamma}}}{2(1-p)e^{-\gamma}}$.
+    """
+    bias = 2 * p - 1
+    shrink = torch.exp(torch.tensor(-gamma, dtype=p.dtype))
+    return ((bias + (bias.square() + 4 * p * (1 - p) * shrink.square()).sqrt()) / (2 * (1 - p) * shrink)).log()
+
+
+def descent_margin(slope: Function, p: Tensor, step: float = 1e-4) -> Tensor:
+    r"""The first stationary z on the way down from z = 0, where $p\,\phi'(z) - (1-p)\,\phi'(-z)$ has several roots."""
+
+    def rise(z: Tensor) -> Tensor:
+        return p * slope(z) - (1 - p) * slope(-z)
+
+    direction = -rise(torch.zeros_like(p)).sign()
+    z = torch.zeros_like(p)
+    for _ in range(200_000):
+        ahead = z + step * direction
+        moving = rise(ahead) * direction < 0
+        if not moving.any():
+            break
+        z = torch.where(moving, ahead, z)
+    ends = torch.stack([z, z + step * direction])
+    return _bisect(rise, ends.amin(0), ends.amax(0))
+
+
+# -- two completions ------------------------------------------------------------------------------------------------------
+
+
+def two_completions(stationarity: Function, low: float = -40.0, high: float = 40.0) -> Tensor:
+    r"""The policy over two completions whose logit $x = \log\pi_1/\pi_2$ is the root of a rising function of x."""
+    bounds = torch.tensor([low, high], dtype=torch.float64)
+    x = _bisect(stationarity, bounds[:1], bounds[1:])
+    return torch.cat([x, torch.zeros_like(x)]).softmax(-1)
+
+
+# -- losses of single completions -------------------------------------------------------------------------------------------
+
+
+def anchored_optimum(reference: Tensor, slope: Function, steps: int = 200) -> Tensor:
+    r"""The stationary policy of $\sum_y\phi_y(u(y))$: $\phi_y'(u) = \pi(y)\sum_{y'}\phi'_{y'}$, by damped Newton steps.
+
+    Args:
+        reference: (Y,).
+        slope: The derivatives $\phi'$ (Y,) as a function of all log-ratios u (Y,).
+        steps: At most so many.
+    """
+
+    def residual(logits: Tensor) -> Tensor:
+        log_policy = torch.cat([logits, logits.new_zeros(1)]).log_softmax(-1)
+        g = slope(log_policy - reference.log())
+        return (g - log_policy.exp() * g.sum())[:-1]
+
+    logits = (reference[:-1] / reference[-1]).log()
+    value = residual(logits)
+    for _ in range(steps):
+        if value.norm() < 1e-14:
+            break
+        jacobian = torch.autograd.functional.jacobian(residual, logits)
+        direction = torch.linalg.solve(jacobian, value)  # type: ignore[arg-type]
+        scale = 1.0
+        while scale > 1e-8 and residual(logits - scale * direction).norm() > value.norm():
+            scale /= 2
+        logits = logits - scale * direction
+        value = residual(logits)
+    return torch.cat([logits, logits.new_zeros(1)]).softmax(-1)
+
+
+def greedy(rewards: Tensor) -> Tensor:
+    """All on the completion with the highest reward: what losses without a finite optimum tend to."""
+    return torch.nn.functional.one_hot(rewards.argmax(), len(rewards)).to(rewards.dtype)
+
+
+# -- a tree of two steps --------------------------------------------------------------------------------------------------
+
+
+def desensitized_tree(reference: Tensor, rewards: Tensor, beta: float, alpha: float) -> Tensor:
+    r"""LD-DPO on `tabular.tree()`, compared along `DESENSITIZED_EDGES`.
+
+    Completions: one of a single token, then three each that start with the tokens 0 and 1. Those with one start are as long as
+    each other, so the second token's distribution is $\pi^*$'s; between the short one and the first of each start, the second
+    token counts $\alpha$ times: $u(end) - u(s) - \alpha u(0|s) = \Delta r/\beta$.
+    """
+    starts = [slice(1, 4), slice(4, 7)]
+    ref_root = torch.stack([reference[0], *(reference[part].sum() for part in starts)])
+    tilt = [rewards.new_zeros(())]
+    inner = []
+    for part in starts:
+        conditional = reference[part] / reference[part].sum()
+        policy = tilted(conditional, rewards[part] / beta)
+        inner.append(policy)
+        second = (policy[0] / conditional[0]).log()
+        tilt.append((rewards[part][0] - rewards[0]) / beta - alpha * second)
+    root = tilted(ref_root, torch.stack(tilt))
+    return torch.cat([root[:1], *(root[k + 1] * policy for k, policy in enumerate(inner))])
+
+
+DESENSITIZED_EDGES: Sequence[tuple[int, int]] = ((1, 2), (2, 3), (4, 5), (5, 6), (0, 1), (0, 4))
+
+
+# -- roots ----------------------------------------------------------------------------------------------------------------
+
+
+def _normalized(policy: Function, low: float, high: float) -> Tensor:
+    """The policy of a one-parameter family, growing in its parameter, that sums to 1."""
+    bounds = torch.tensor([low, high], dtype=torch.float64)
+    return policy(_bisect(lambda c: policy(c).sum(-1, keepdim=True) - 1, bounds[:1], bounds[1:]))
+
+
+def _bisect(rising: Function, low: Tensor, high: Tensor) -> Tensor:
+    """Roots of functions that are below 0 at `low` and above at `high`, elementwise."""
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = rising(middle) > 0
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (low + high) / 2
