@@ -24,7 +24,8 @@ COMPLETE_MARKER = ".complete"
 _TEMPORARY = ".tmp"
 _HOST = socket.gethostname().replace(".", "_")
 _DAY = 24 * 3600.0
-_UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile)
+# What torch raises for files that are cut off, overwritten, or of another kind.
+_UNREADABLE = (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -139,15 +140,24 @@ def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        cause = _cause_in_system(error)
         free = shutil.disk_usage(target.parent).free / 2**20
         raise CheckpointError(
-            f"The checkpoint {target} can't be written: {error.strerror or error}. {free:.0f} MiB are free there; this "
-            f"one needs about {_mebibytes(checkpoint):.0f}. Checkpoints written before are untouched: make room (a "
-            "lower keep_last) or set dirpath to another disk, and go on with --ckpt_path last."
+            f"The checkpoint {target} can't be written: {cause}. {free:.0f} MiB are free there; this one needs about "
+            f"{_mebibytes(checkpoint):.0f}. Checkpoints written before are untouched: make room (a lower keep_last) or "
+            "set dirpath to another disk, and go on with --ckpt_path last."
         ) from error
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise _not_plain(target, error) from error
+
+
+def _cause_in_system(error: BaseException) -> str:
+    # torch, closing its archive, hides what the system said behind an error about positions in the file.
+    at: BaseException | None = error
+    while at is not None and not isinstance(at, OSError):
+        at = at.__context__
+    return (at.strerror if at is not None else None) or str(error)
 
 
 def _check_loads_again(temporary: Path, target: Path) -> None:

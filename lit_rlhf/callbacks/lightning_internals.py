@@ -25,6 +25,8 @@ _NOISE = (
     r".*there is no last checkpoint available.*",
     # loaders serve tokenized rows; workers gain nothing
     r".*does not have many workers which may be a bottleneck.*",
+    # between Lightning 2.6 and torch 2.13
+    r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
 )
 
 

@@ -26,7 +26,8 @@ def run(words: Sequence[str]) -> None:
     own_command_line = list(words) == sys.argv[1:]
     words = ["--help" if word == "--help-all" else word for word in words]
     _import_components()
-    warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck.*")
+    # `main([...])` from Python is how tests and notebooks run a configuration; Lightning warns of any `args`.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
     TrainingCLI(
         model_class=LightningModule,
         datamodule_class=LightningDataModule,

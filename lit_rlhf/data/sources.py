@@ -274,7 +274,7 @@ def _read_csv(path: Path, file: TextIO, delimiter: str) -> Iterator[Mapping[str,
                 )
             yield row
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+        raise DataError(f"{path}, near line {reader.line_num + 1}: {error}.") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:

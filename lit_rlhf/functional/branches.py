@@ -14,7 +14,7 @@ from torch import Tensor
 class BranchLayout(NamedTuple):
     """Indices into a branched row, one line per branch."""
 
-    index: Int[Tensor, "rows branches time"]
+    index: Int[Tensor, "rows branches time"]  # type: ignore[assignment]  # in place of tuple.index
     """Position of the branch's t-th token (0 where masked)."""
     source: Int[Tensor, "rows branches time"]
     """Position whose hidden state predicts that token: the one before it, or the prompt's last for the first token."""

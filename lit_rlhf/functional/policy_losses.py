@@ -1,7 +1,7 @@
 """Ratios, surrogates and value losses of policy optimization, unreduced: (N, T) in, (N, T) out.
 
-Ratios take the mask and are 1 where it is not set. What has no mask (surrogates, value losses) is for a reduction that has
-one; give it finite numbers everywhere, such as the zeros that advantages and returns hold where masked.
+Ratios take the mask and are 1 where it is not set. What has no mask (surrogates, value losses) is for a reduction that
+has one; give it finite numbers everywhere, such as the zeros that advantages and returns hold where masked.
 """
 
 import torch

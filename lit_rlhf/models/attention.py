@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "lit_rlhf_sdpa"
+NAME = "lit_rlhf_grouped"
+
+
+def kernel_to_load(config: PretrainedConfig, attention: str) -> str:
+    """The implementation to load a model with before `use_grouped_attention`.
+
+    Models that cap the scores (Gemma 2) are refused SDPA by transformers, whose function can't; the one here can.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "eager" if attention == "sdpa" and capped else attention
 
 
 def use_grouped_attention(model: PreTrainedModel) -> None:

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models.adapters import RoleAdapters
 from lit_rlhf.models.branched import BranchRunner, BranchStates
+from lit_rlhf.models.cards import read_record
 from lit_rlhf.models.checks import check_backbone
 from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.lm_head import LMHead
@@ -84,7 +85,7 @@ class Backbone(nn.Module):
         self.heads = nn.ModuleDict()
         self.frozen = not trainable
         self.score_mean, self.score_std = 0.0, 1.0  # of a loaded reward model's scores on held-out data
-        self.score_skip_id: int | None = None  # scores are read before a trailing token of this id, if set
+        self.score_skip_ids: dict[str, int] = {}  # by head: scores are read before a trailing token of this id
         config = model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.pad_token_id = pad_token_id(tokenizer)
@@ -264,7 +265,7 @@ class Backbone(nn.Module):
             states = self._runner(batch, num_branches)
         wanted = _positions(states.mask)
         size = states.mask.shape
-        picked = states.hidden[states.source.flatten()[wanted]] if logprobs or entropy or values else None
+        picked = states.hidden.index_select(0, states.source.flatten()[wanted]) if logprobs or entropy or values else None
         result: dict[str, Tensor] = {}
         if picked is not None and (logprobs or entropy):
             tokens = states.tokens.flatten()[wanted]
@@ -277,7 +278,7 @@ class Backbone(nn.Module):
         if picked is not None and values is not None:
             result["values"] = _spread(self._head(values)(picked), wanted, size)
         if scores is not None:
-            result["scores"] = self._head(scores)(states.hidden[self._scored_positions(states)])
+            result["scores"] = self._head(scores)(states.hidden[self._scored_positions(states, scores)])
         return BranchOutput(mask=states.mask, **result)
 
     def states(self, batch: BranchedBatch, *, num_branches: int, role: str | None = "policy") -> BranchStates:
@@ -308,14 +309,18 @@ class Backbone(nn.Module):
         head = extra.pop("score.weight", None)
         if head is not None:
             self.add_head(role, state={"weight": head}, trainable=trainable)
+            if not read_record(Path(path)) and (Path(path) / "tokenizer_config.json").is_file():
+                # A reward model of others: transformers reads scores before trailing padding, which they let equal EOS.
+                self.score_skip_ids[role] = self.pad_token_id
         if extra:
             raise ConfigurationError(f"The adapter {path!r} holds tensors of no layer: {sorted(extra)[:5]}.")
 
-    def _scored_positions(self, states: BranchStates) -> Tensor:
-        if self.score_skip_id is None:
+    def _scored_positions(self, states: BranchStates, head: str) -> Tensor:
+        skipped = self.score_skip_ids.get(head)
+        if skipped is None:
             return states.last
         steps = torch.arange(states.mask.shape[1], device=states.mask.device)
-        kept = ((states.mask & (states.tokens != self.score_skip_id)) * (steps + 1)).amax(-1)  # tokens up to the scored one
+        kept = ((states.mask & (states.tokens != skipped)) * (steps + 1)).amax(-1)  # tokens up to the scored one
         before = states.source.gather(1, kept.clamp_max(len(steps) - 1)[:, None]).squeeze(1)
         return torch.where(kept == states.mask.sum(-1), states.last, before)
 

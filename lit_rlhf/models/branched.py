@@ -62,7 +62,8 @@ class Costs:
                 weights += module.nx * module.nf
             elif isinstance(module, nn.Linear):
                 weights += module.in_features * module.out_features
-        width = config.num_attention_heads * (getattr(config, "head_dim", None) or _head_dim(config))
+        heads = getattr(config, "num_attention_heads", None) or 0
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
         return Costs(2.0 * weights, 4.0 * width * config.num_hidden_layers, 1.0 if attention == "eager" else 0.5)
 
 
@@ -107,6 +108,8 @@ class BranchRunner:
         """Whether a batch runs the shared way."""
         rows, branches, _ = layout.mask.shape
         length = branch_ids.shape[1]
+        if branch_ids.is_meta:  # lengths of expanded rows can't be known there
+            return True
         if self.branching == "expanded" or self.obstacle or (self.window is not None and length > self.window):
             if self.branching == "shared":
                 raise ConfigurationError(
@@ -114,7 +117,7 @@ class BranchRunner:
                     "Set branching='auto'."
                 )
             return False
-        if self.branching == "shared" or branch_ids.is_meta:
+        if self.branching == "shared":
             return True
         if branches == 1:
             return False  # an ordinary causal row already, and without a mask its kernel is the faster
@@ -135,7 +138,7 @@ class BranchRunner:
     def expanded(self, batch: BranchedBatch, layout: BranchLayout, num_branches: int) -> BranchStates:
         """K rows per prompt. Padding is on the right, so that causal attention never sees it and no mask is needed."""
         input_ids, branch_ids = batch["input_ids"], batch["branch_ids"]
-        if num_branches == 1 or branch_ids.is_meta:
+        if num_branches == 1:
             rows, own = input_ids, layout
         else:
             expanded = expand_branches(input_ids, branch_ids, num_branches)
@@ -191,10 +194,6 @@ def _window(config: PretrainedConfig) -> int | None:
     if chunk and ("chunked_attention" in kinds or not kinds):
         windows.append(int(chunk))
     return min(windows, default=None)
-
-
-def _head_dim(config: PretrainedConfig) -> int:
-    return int(config.hidden_size) // int(config.num_attention_heads)
 
 
 def _forward_of(trunk: nn.Module) -> object:

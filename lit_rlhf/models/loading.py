@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models.attention import use_grouped_attention
+from lit_rlhf.models.attention import kernel_to_load, use_grouped_attention
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.models.tokenizers import from_hub, load_tokenizer
 from lit_rlhf.seeding import stable_hash
@@ -173,7 +173,7 @@ def pretrained(auto_class: Any, name: str, spec: ModelSpec, config: PretrainedCo
                 revision=spec.revision if name == spec.name else None,
                 dtype=DTYPES[spec.dtype],
                 quantization_config=quantization_config(spec),
-                attn_implementation=spec.attention,
+                attn_implementation=kernel_to_load(config, spec.attention),
                 trust_remote_code=spec.trust_remote_code,
             ),
             name,
@@ -187,7 +187,7 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
     with seeded(stable_hash(spec.init_seed, "model")):
         try:
             model: PreTrainedModel = auto_class.from_config(
-                config, dtype=DTYPES[spec.dtype], attn_implementation=spec.attention
+                config, dtype=DTYPES[spec.dtype], attn_implementation=kernel_to_load(config, spec.attention)
             )
         except (ValueError, ImportError) as error:
             raise ConfigurationError(f"Can't build a model of config {spec.config}: {error}") from error
@@ -195,7 +195,8 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
         return model
     # bitsandbytes quantizes as weights are loaded, so they make a detour over the disk.
     with tempfile.TemporaryDirectory() as directory:
-        model.save_pretrained(directory)
+        with quiet():
+            model.save_pretrained(directory)
         return pretrained(auto_class, directory, spec, config)
 
 

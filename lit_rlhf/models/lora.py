@@ -32,7 +32,7 @@ class _RoleLayer(_Layer):
     in_place = True
     _active_adapter: list[str]
     _disable_adapters: bool
-    _cast: "dict[str, tuple[Tensor, Tensor]]"  # casts kept while a role is on and weights can't change
+    _cast: "dict[str, tuple[Tensor, Tensor, tuple[int, int]]]"  # of inference, kept while a role is on
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -55,9 +55,11 @@ class _RoleLayer(_Layer):
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
         if torch.is_grad_enabled() or down.dtype == dtype:
             return down.to(dtype), up.to(dtype).t()
-        if name not in self._cast:
-            self._cast[name] = (down.to(dtype), up.to(dtype).t())
-        return self._cast[name]
+        versions = (down._version, up._version)  # noqa: SLF001 - an optimizer's step moves them
+        kept = self._cast.get(name)
+        if kept is None or kept[2] != versions:
+            kept = self._cast[name] = (down.to(dtype), up.to(dtype).t(), versions)
+        return kept[0], kept[1]
 
 
 class RoleLinear(_RoleLayer, lora.Linear):  # type: ignore[misc]

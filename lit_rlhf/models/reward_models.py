@@ -105,5 +105,7 @@ def _from_classifier(spec: ModelSpec) -> Backbone:
     tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)
     backbone = Backbone.wrap(spec, trunk, tokenizer, lm_head=False, trainable=False)
     backbone.add_head("reward", state={"weight": head.weight.detach()}, trainable=False)
-    backbone.score_skip_id = config.get_text_config().pad_token_id
+    pad = config.get_text_config().pad_token_id
+    if pad is not None:
+        backbone.score_skip_ids["reward"] = pad
     return backbone

@@ -113,12 +113,6 @@ class PreferenceModule(RLHFModule):
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Check labels and scores while the batch is on CPU, where looking at them stalls nothing."""
-        if not self.trainer.predicting:
-            self.loss.check(batch)
-        return batch
-
     def training_step(self, batch: BranchedBatch, batch_idx: int) -> Tensor:
         """One optimizer step's loss: the mean over the prompts of the batch."""
         return self._step(batch, "train")
@@ -154,6 +148,7 @@ class PreferenceModule(RLHFModule):
     # -- inner parts --------------------------------------------------------------------------------------------------
 
     def _step(self, batch: BranchedBatch, stage: str) -> Tensor:
+        self.loss.check(cast("Mapping[str, Tensor]", batch))
         output = self.loss_output(batch)
         loss = self.reduce(output.loss, cast("Mapping[str, Any]", batch))
         rows = len(batch["input_ids"])

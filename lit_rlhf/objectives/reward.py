@@ -227,7 +227,7 @@ def _ranking(loss: RewardLoss, scores: Tensor, batch: Batch) -> tuple[Tensor, Te
 
 
 def _pair_metrics(chosen: Tensor, rejected: Tensor, p_chosen: Tensor | None) -> dict[str, Tensor]:
-    """Accuracy is the probability that a rater agrees with the order of the scores; a tie of scores agrees with none."""
+    """Accuracy is the probability that a rater agrees with the order of the scores; a tie agrees with none."""
     margin = (chosen - rejected).detach()
     p = torch.ones_like(margin) if p_chosen is None else p_chosen
     right = torch.where(margin > 0, p, torch.where(margin < 0, 1 - p, 0.0))

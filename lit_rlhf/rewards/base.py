@@ -56,7 +56,7 @@ class Reward(nn.Module, ABC):
         return [module for module in self.children() if isinstance(module, Reward)]
 
     def running_state(self) -> dict[str, Any]:
-        """What scoring has changed and a checkpoint must hold, as plain numbers and lists; a reward's own goes under "own"."""
+        """What scoring has changed and a checkpoint must hold, as plain numbers, lists and dicts."""
         states = {str(i): reward.running_state() for i, reward in enumerate(self.members())}
         return {name: state for name, state in states.items() if state}
 
@@ -74,8 +74,8 @@ def read_column(completions: Completions, name: str, reader: str) -> list[Any]:
     """
     if name not in completions.columns:
         raise DataError(
-            f"{reader} reads the column {name!r}, but the prompts came with the columns {sorted(completions.columns)}. Name "
-            "another column, or let the data module carry it (format.columns)."
+            f"{reader} reads the column {name!r}, but the prompts came with the columns {sorted(completions.columns)}. "
+            "Name another column, or let the data module carry it (format.columns)."
         )
     return completions.columns[name]
 

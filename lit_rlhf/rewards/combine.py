@@ -48,8 +48,9 @@ class Ensemble(Reward):
     """Several rewards of the same thing, such as reward models from different seeds, as one (arXiv:2310.02743).
 
     Over-optimization finds what one model overrates by mistake; members that disagree show where that is. Different
-    pretrained bases help most (arXiv:2312.09244). Members must be on one scale: normalise each if they aren't. `parts` holds
-    each member under its number, and their standard deviation as "std". A subclass says in `combine` what becomes of them.
+    pretrained bases help most (arXiv:2312.09244). Members must be on one scale: normalise each if they aren't. `parts`
+    holds each member under its number, and their standard deviation as "std". A subclass says in `combine` what becomes
+    of them.
 
     Args:
         rewards: The members.
@@ -61,7 +62,9 @@ class Ensemble(Reward):
     def __init__(self, rewards: list[Reward]) -> None:
         super().__init__()
         if len(rewards) < 2:
-            raise ConfigurationError(f"{type(self).__name__}.rewards has {len(rewards)} members; an ensemble needs at least 2.")
+            raise ConfigurationError(
+                f"{type(self).__name__}.rewards has {len(rewards)} members; an ensemble needs at least 2."
+            )
         self.rewards = nn.ModuleList(rewards)
 
     def members(self) -> list[Reward]:
@@ -110,7 +113,9 @@ class EnsembleUncertainty(Ensemble):
     def __init__(self, rewards: list[Reward], coefficient: float = 1.0) -> None:
         super().__init__(rewards)
         if coefficient < 0:
-            raise ConfigurationError(f"EnsembleUncertainty.coefficient={coefficient} would reward disagreement: give 0 or more.")
+            raise ConfigurationError(
+                f"EnsembleUncertainty.coefficient={coefficient} would reward disagreement: give 0 or more."
+            )
         self.coefficient = coefficient
 
     def combine(self, scores: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ _GIVEN = ("prompts", "responses")
 class FunctionReward(Reward):
     """A Python function `f(prompts, responses, **columns)` that returns one number per response.
 
-    It is called with keyword arguments: the prompts (special tokens included) and responses (without) as lists of strings,
-    and those columns of the data set that it has parameters for, or all where it takes `**kwargs`.
+    It is called with keyword arguments: the prompts (special tokens included) and responses (without) as lists of
+    strings, and those columns of the data set that it has parameters for, or all where it takes `**kwargs`.
 
     Args:
         function: The function, or where it is: "package.module.function", or "path/to/file.py:function".
@@ -41,7 +41,7 @@ class FunctionReward(Reward):
         self.function = load_function(function) if isinstance(function, str) else function
         given = function if isinstance(function, str) else getattr(function, "__qualname__", type(function).__name__)
         self.name = name or given.rpartition(">.")[2] or given
-        self._parameters = _parameters(self.function)
+        self.wants = _parameters(self.function)
 
     def score(self, completions: Completions) -> Tensor:
         """(N,) float32.
@@ -50,23 +50,28 @@ class FunctionReward(Reward):
             ConfigurationError: It wants a column that isn't there.
             DataError: It returned another number of values, or one that isn't a finite number.
         """
+        arguments = self._arguments(completions)
         try:
-            values = self.function(**self._arguments(completions))
+            values = self.function(**arguments)
         except Exception as error:
             error.add_note(f"raised by the reward function {self.name!r}")
             raise
         return as_scores(self._checked(values, completions), completions)
 
     def _arguments(self, completions: Completions) -> dict[str, Any]:
-        known: dict[str, Any] = {**completions.columns, "prompts": completions.prompts, "responses": completions.responses}
-        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters)
-        wanted = [p for p in self._parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        known: dict[str, Any] = {
+            **completions.columns,
+            "prompts": completions.prompts,
+            "responses": completions.responses,
+        }
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.wants)
+        wanted = [p for p in self.wants if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         missing = [p.name for p in wanted if p.default is p.empty and p.name not in known]
         if missing:
             raise ConfigurationError(
-                f"The reward function {self.name!r} wants {missing}, but there are only prompts, responses and the columns "
-                f"{sorted(completions.columns)}. Rename its parameters, give them defaults, or let the data module carry these "
-                "columns (format.columns)."
+                f"The reward function {self.name!r} wants {missing}, but there are only prompts, responses and the "
+                f"columns {sorted(completions.columns)}. Rename its parameters, give them defaults, or let the data "
+                "module carry these columns (format.columns)."
             )
         return known if takes_all else {p.name: known[p.name] for p in wanted if p.name in known}
 
@@ -74,17 +79,22 @@ class FunctionReward(Reward):
         count = len(completions.responses)
         listed = values.tolist() if hasattr(values, "tolist") else values
         if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != count:
-            what = f"{len(listed)} values" if isinstance(listed, Sequence) and not isinstance(listed, str) else repr(listed)[:200]
+            what = (
+                f"{len(listed)} values"
+                if isinstance(listed, Sequence) and not isinstance(listed, str)
+                else repr(listed)[:200]
+            )
             raise DataError(
-                f"The reward function {self.name!r} returned {what} ({type(values).__name__}) for {count} responses. It must return "
-                "a list of one number per response, in their order."
+                f"The reward function {self.name!r} returned {what} ({type(values).__name__}) for {count} responses. "
+                "It must return a list of one number per response, in their order."
             )
         numbers = [_number(value) for value in listed]
         for i, number in enumerate(numbers):
             if not math.isfinite(number):
                 raise DataError(
-                    f"The reward function {self.name!r} returned {listed[i]!r} for response {i}, {completions.responses[i]!r}, to the "
-                    f"prompt {completions.prompts[i]!r}. A reward must be a finite number: clip or replace it there."
+                    f"The reward function {self.name!r} returned {listed[i]!r} for response {i}, "
+                    f"{completions.responses[i]!r}, to the prompt {completions.prompts[i]!r}. A reward must be a "
+                    "finite number: clip or replace it there."
                 )
         return numbers
 
@@ -103,8 +113,8 @@ def load_function(where: str) -> Callable[..., Any]:
         found: object = getattr(module, name)
     except (ImportError, AttributeError, ValueError, OSError) as error:
         raise ConfigurationError(
-            f"There is no function {where!r}: {error}. Give 'package.module.function' (the package must be installed or on "
-            "PYTHONPATH) or 'path/to/file.py:function'."
+            f"There is no function {where!r}: {error}. Give 'package.module.function' (the package must be installed "
+            "or on PYTHONPATH) or 'path/to/file.py:function'."
         ) from error
     if not callable(found):
         raise ConfigurationError(f"{where!r} is a {type(found).__name__}, not a function.")
@@ -120,7 +130,9 @@ def _number(value: object) -> float:
 
 def _from_file(path: Path) -> Any:
     if not path.is_file():
-        raise ConfigurationError(f"There is no file {str(path)!r} (looked in {Path.cwd()}) to take a reward function from.")
+        raise ConfigurationError(
+            f"There is no file {str(path)!r} (looked in {Path.cwd()}) to take a reward function from."
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -17,14 +17,14 @@ _LEAST_STD = 1e-8
 class NormalizedReward(Reward):
     r"""$\mathrm{clip}((r - \mu) / \sigma, -c, c)$ of another reward.
 
-    It stands before the KL penalty: the policy module subtracts $\beta\,KL$ from what is returned here, so this rescales the
-    reward alone, and $\beta$ is in units of the normalised reward. To divide by $\sigma$ is therefore the same as to multiply
-    $\beta$ by it; a running $\sigma$ moves that trade-off during training, a fixed one doesn't. The penalty for a missing EOS
-    comes after it too.
+    It stands before the KL penalty: the policy module subtracts $\beta\,KL$ from what is returned here, so this
+    rescales the reward alone, and $\beta$ is in units of the normalised reward. To divide by $\sigma$ is therefore the
+    same as to multiply $\beta$ by it; a running $\sigma$ moves that trade-off during training, a fixed one doesn't. The
+    penalty for a missing EOS comes after it too.
 
-    Mean and deviation are fixed where they are given. Otherwise they are those of all scores seen so far, of all processes
-    (Welford's sums in float64): a batch is counted first and then normalised. Scores seen in eval mode, as in validation, are
-    normalised but not counted. They are part of `running_state`.
+    Mean and deviation are fixed where they are given. Otherwise they are those of all scores seen so far, of all
+    processes (Welford's sums in float64): a batch is counted first and then normalised. Scores seen in eval mode, as in
+    validation, are normalised but not counted. They are part of `running_state`.
 
     Args:
         reward: The reward to normalise.
@@ -71,7 +71,7 @@ class NormalizedReward(Reward):
         return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
 
     def moments(self) -> tuple[float, float]:
-        """Mean and standard deviation in use; 0 and 1 before anything was counted, and 1 while all scores were alike."""
+        """Mean and standard deviation in use; 0 and 1 before anything was counted, and 1 while all are alike."""
         if self.fixed is not None:
             return self.fixed
         std = (self.squares / self.count) ** 0.5 if self.count else 0.0

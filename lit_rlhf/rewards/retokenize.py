@@ -26,7 +26,8 @@ class TokenRows(NamedTuple):
 def same_ids(policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase) -> bool:
     """Whether every id that the policy can emit means the same to the reward model.
 
-    Exports may have been given another pad token, or one more, since padding is told by the mask; nothing else may differ.
+    Exports may have been given another pad token, or one more, since padding is told by the mask; nothing else may
+    differ.
     """
     if tokenizer_fingerprint(policy) == tokenizer_fingerprint(reward):
         return True
@@ -39,8 +40,8 @@ class Retokenizer:
     """Writes the policy's tokens as text and reads it with the reward model's tokenizer.
 
     Plain prompts are read with the special tokens that the reward's tokenizer puts around text. A completion that has
-    finished ends in the reward's EOS. Where a column of the data set holds the conversation as messages, it is rendered by
-    the reward's chat template, with the completion as the assistant's answer.
+    finished ends in the reward's EOS. Where a column of the data set holds the conversation as messages, it is rendered
+    by the reward's chat template, with the completion as the assistant's answer.
 
     Args:
         policy: The policy's tokenizer.
@@ -48,7 +49,8 @@ class Retokenizer:
         conversation_column: Column with the messages of the prompt, `[{"role": .., "content": ..}, ..]`.
 
     Raises:
-        ConfigurationError: The reward's tokenizer has no EOS token, or no chat template where messages are to be rendered.
+        ConfigurationError: The reward's tokenizer has no EOS token, or no chat template where messages are to be
+            rendered.
     """
 
     def __init__(
@@ -59,34 +61,34 @@ class Retokenizer:
         self.conversation_column = conversation_column
         if reward.eos_token_id is None:
             raise ConfigurationError(
-                "The reward model's tokenizer isn't the policy's, and it has no EOS token to end completions with. Set its eos_token "
-                "and save it again."
+                "The reward model's tokenizer isn't the policy's, and it has no EOS token to end completions with. Set "
+                "its eos_token and save it again."
             )
         if conversation_column is not None and reward.chat_template is None:
             raise ConfigurationError(
-                f"conversation_column={conversation_column!r} is to be rendered with the reward model's chat template, and its "
-                "tokenizer has none."
+                f"conversation_column={conversation_column!r} is to be rendered with the reward model's chat template, "
+                "and its tokenizer has none."
             )
 
     def __call__(self, completions: Completions) -> TokenRows:
         """The same completions in the reward model's tokens.
 
         Raises:
-            ConfigurationError: Prompts hold the policy's own special tokens, which mean nothing to the reward model, and no
-                column with their messages is named.
+            ConfigurationError: Prompts hold the policy's own special tokens, which mean nothing to the reward model,
+                and no column with their messages is named.
             DataError: The column isn't there.
         """
         num_prompts = len(completions.prompt_ids)
         samples = len(completions.tokens) // max(num_prompts, 1)
         if self.conversation_column is None:
             texts = self._plain_prompts(completions)
-            prompts = [_without_eos(self._encode(text, special=True), self.reward.eos_token_id) for text in texts]
             special = True
         else:
             column = read_column(completions, self.conversation_column, "ModelReward.conversation_column")
             texts = [self._render(messages) for messages in column[::samples]]
-            prompts = [self._encode(text, special=False) for text in texts]
             special = False
+        start = self.reward.bos_token_id if self.reward.bos_token_id is not None else self.reward.eos_token_id
+        prompts = [self._encode(text, special=special) or [int(start)] for text in texts]
         ended = zip(completions.responses, completions.finished.tolist(), strict=True)
         tails = [
             self._continuation(texts[i // samples], prompts[i // samples], response, finished, special)
@@ -101,8 +103,9 @@ class Retokenizer:
             special = set(ids[1:].tolist()) & set(self.policy.all_special_ids)
             if special:
                 raise ConfigurationError(
-                    f"Prompt {i} holds the policy's special tokens {self.policy.convert_ids_to_tokens(sorted(special))}, which the "
-                    "reward model's tokenizer would read as other text. Name the column with the messages of the prompt: "
+                    f"Prompt {i} holds the policy's special tokens "
+                    f"{self.policy.convert_ids_to_tokens(sorted(special))}, which the reward model's tokenizer would "
+                    "read as other text. Name the column with the messages of the prompt: "
                     "reward.init_args.conversation_column (and let the data module carry it: format.columns)."
                 )
         return [str(self.policy.decode(ids, skip_special_tokens=True)) for ids in rows]
@@ -110,24 +113,25 @@ class Retokenizer:
     def _render(self, messages: Any) -> str:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
-            raise DataError(f"The column {self.conversation_column!r} holds {messages!r}, not a text or a list of messages.")
-        return str(self.reward.apply_chat_template([dict(t) for t in turns], tokenize=False, add_generation_prompt=True))
+            raise DataError(
+                f"The column {self.conversation_column!r} holds {messages!r}, not a text or a list of messages."
+            )
+        return str(
+            self.reward.apply_chat_template([dict(t) for t in turns], tokenize=False, add_generation_prompt=True)
+        )
 
-    def _continuation(self, prompt: str, prompt_ids: list[int], response: str, finished: bool, special: bool) -> list[int]:
+    def _continuation(
+        self, prompt: str, prompt_ids: list[int], response: str, finished: bool, special: bool
+    ) -> list[int]:
         joint = self._encode(prompt + response, special=special)
-        joint = _without_eos(joint, self.reward.eos_token_id) if special else joint
         goes_on = joint[: len(prompt_ids)] == prompt_ids
         ids = joint[len(prompt_ids) :] if goes_on else self._encode(response, special=False)
         return [*ids, int(self.reward.eos_token_id)] if finished or not ids else ids
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         ids = [int(index) for index in self.reward(text, add_special_tokens=special)["input_ids"]]
-        return ids or [int(self.reward.bos_token_id if self.reward.bos_token_id is not None else self.reward.eos_token_id)]
-
-
-def _without_eos(ids: list[int], eos: int) -> list[int]:
-    # Some tokenizers put EOS behind every text; a prompt goes on.
-    return ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+        # Some tokenizers put EOS behind every text; a prompt goes on, and a completion is given its own.
+        return ids[:-1] if special and ids and ids[-1] == self.reward.eos_token_id else ids
 
 
 def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.rewards.base import Reward, as_scores, read_column
 from lit_rlhf.types import Completions
 
-_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 
 
@@ -49,7 +49,9 @@ class LengthReward(Reward):
     ) -> None:
         super().__init__()
         if scale == 0:
-            raise ConfigurationError("LengthReward.scale=0 divides by 0: give how many units of length a reward of 1 is.")
+            raise ConfigurationError(
+                "LengthReward.scale=0 divides by 0: give how many units of length a reward of 1 is."
+            )
         self.target = target
         self.scale = scale
         self.unit = unit
@@ -119,11 +121,14 @@ class LexiconReward(TextReward):
         self.words = {word.lower(): weight for word, weight in given.items()}
         self.mean = mean
         if not self.words:
-            raise ConfigurationError("LexiconReward has no words: give `words`, a weight for each word, or a `file` of them.")
+            raise ConfigurationError(
+                "LexiconReward has no words: give `words`, a weight for each word, or a `file` of them."
+            )
         for word in self.words:
             if _WORD.fullmatch(word) is None:
                 raise ConfigurationError(
-                    f"LexiconReward: {word!r} is no single word, so it would never be found. Use PatternReward for phrases."
+                    f"LexiconReward: {word!r} is no single word, so it would never be found. Use PatternReward for "
+                    "phrases."
                 )
 
     def of_text(self, response: str) -> float:
@@ -136,8 +141,8 @@ class LexiconReward(TextReward):
 class ExactAnswerReward(Reward):
     r"""Whether the response's final answer is that of the data set, as in GSM8K (arXiv:2110.14168).
 
-    The final answer is the last match of `pattern`; where there is none, the last number in the text. Two answers that are
-    numbers are compared as numbers (`1,000.0` is `$1000`), all others as text without case and outer space.
+    The final answer is the last match of `pattern`; where there is none, the last number in the text. Two answers that
+    are numbers are compared as numbers (`1,000.0` is `$1000`), all others as text without case and outer space.
 
     Args:
         column: Column of the data set with the right answer, or a solution that ends in it.
@@ -169,7 +174,8 @@ class ExactAnswerReward(Reward):
         self.last_number = last_number
         if self.pattern.groups != 1:
             raise ConfigurationError(
-                f"ExactAnswerReward.pattern={pattern!r} has {self.pattern.groups} groups; it needs one, around the answer."
+                f"ExactAnswerReward.pattern={pattern!r} has {self.pattern.groups} groups; it needs one, around the "
+                "answer."
             )
 
     def score(self, completions: Completions) -> Tensor:

@@ -101,8 +101,8 @@ def check_request(
     rows, wanted = prompt_ids.shape[0], prompt_ids.shape[0] * num_samples
     if num_samples < 1 or seeds.shape != (wanted,):
         raise ConfigurationError(
-            f"{rows} prompts with num_samples={num_samples} need {wanted} seeds, one per completion; got a tensor of shape "
-            f"{tuple(seeds.shape)}."
+            f"{rows} prompts with num_samples={num_samples} need {wanted} seeds, one per completion; got a tensor of "
+            f"shape {tuple(seeds.shape)}."
         )
     mask = prompt_mask.bool()
     if mask.shape != prompt_ids.shape or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
@@ -114,16 +114,16 @@ def check_request(
     lengths = mask.sum(-1)
     if rows and int(lengths.min()) == 0:
         raise DataError(
-            f"Prompt {int(lengths.argmin())} of the batch has no tokens, so nothing can be predicted from it. Give every "
-            "prompt at least a BOS token, or drop empty prompts from the data."
+            f"Prompt {int(lengths.argmin())} of the batch has no tokens, so nothing can be predicted from it. Give "
+            "every prompt at least a BOS token, or drop empty prompts from the data."
         )
     context = context_length(backbone)
     longest = int(lengths.max()) if rows else 0
     if context is not None and longest + sampling.max_new_tokens > context:
         raise ConfigurationError(
             f"A prompt of {longest} tokens (number {int(lengths.argmax())} of the batch) and "
-            f"max_new_tokens={sampling.max_new_tokens} need {longest + sampling.max_new_tokens} positions; the model has "
-            f"{context}. Shorten prompts (max_prompt_length of the data) or lower max_new_tokens."
+            f"max_new_tokens={sampling.max_new_tokens} need {longest + sampling.max_new_tokens} positions; the model "
+            f"has {context}. Shorten prompts (max_prompt_length of the data) or lower max_new_tokens."
         )
 
 

@@ -20,9 +20,9 @@ from lit_rlhf.types import Generation
 class HFEngine(RolloutEngine):
     """`transformers.generate`, which knows every architecture's cache, at a third of `NativeEngine`'s speed.
 
-    Only the forward passes are transformers': tokens are drawn here, from each row's own seed, so a completion depends on
-    its seed and prompt alone and equals the one of `NativeEngine` up to rounding. The global generators aren't drawn from.
-    Padding goes on the left inside, and every prompt is computed once per sample.
+    Only the forward passes are transformers': tokens are drawn here, from each row's own seed, so a completion depends
+    on its seed and prompt alone and equals the one of `NativeEngine` up to rounding. The global generators aren't drawn
+    from. Padding goes on the left inside, and every prompt is computed once per sample.
     """
 
     @torch.no_grad()
@@ -47,9 +47,10 @@ class HFEngine(RolloutEngine):
             raise ConfigurationError(f"{type(backbone.model).__name__} can't generate: load a causal language model.")
         ids, mask = _left_padded(prompt_ids, prompt_mask.bool(), backbone.pad_token_id)
         ends = end_tokens(backbone, sampling, ids.device)
+        generate: Any = backbone.model.generate
         draw = _Draw(seeds, ids.shape[1], sampling, ends)
         with evaluating(backbone), backbone.use_role(role), _plain_config(backbone.model):
-            sequences = backbone.model.generate(
+            sequences: Tensor = generate(
                 ids.repeat_interleave(num_samples, dim=0),
                 attention_mask=mask.repeat_interleave(num_samples, dim=0).long(),
                 generation_config=_greedy(sampling, ends, backbone.pad_token_id),

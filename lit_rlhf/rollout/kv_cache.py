@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache
+from transformers import AttentionInterface, Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from lit_rlhf.errors import ConfigurationError
@@ -43,8 +43,8 @@ class KeyValues(NamedTuple):
         if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dim() == 4 and keys.shape[0] == rows:
             return cls(keys, values)
         raise ConfigurationError(
-            f"The model caches {type(layer).__name__}, not keys and values of every position, which is what NativeEngine "
-            "decodes from. Use lit_rlhf.rollout.HFEngine for this model."
+            f"The model caches {type(layer).__name__}, not keys and values of every position, which is what "
+            "NativeEngine decodes from. Use lit_rlhf.rollout.HFEngine for this model."
         )
 
     @classmethod
@@ -74,7 +74,7 @@ class DecodeLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, prompts: KeyValues, num_samples: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized = True
         self.shared: KeyValues | None = None
         self.filled = prompts.keys.shape[2]
@@ -86,7 +86,7 @@ class DecodeLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the layer is made from a prefill."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store one more position of each row and hand it back: `attend` reads the others in place."""
         if self.filled == self.own.keys.shape[2]:
             self.own = self.own.roomier()
@@ -98,8 +98,8 @@ class DecodeLayer(CacheLayerMixin):
     def attend(self, query: Tensor, bias: Tensor | None, grid: Grid | None, scale: float, cap: float | None) -> Tensor:
         r"""$\mathrm{softmax}(s\,q k^\top + b)\,v$ of one query a row, over its prompt and what it has generated.
 
-        Heads that share keys and values stand beside each other as the rows of one matrix product, and so do the samples of
-        one prompt.
+        Heads that share keys and values stand beside each other as the rows of one matrix product, and so do the
+        samples of one prompt.
 
         Args:
             query: (rows, query heads, 1, dim).
@@ -157,10 +157,9 @@ class DecodeCache(Cache):
         num_samples: Rows per prompt; the rows of a prompt are neighbours.
     """
 
-    layers: list[DecodeLayer]
-
     def __init__(self, prompts: Sequence[KeyValues], lengths: Tensor, num_samples: int) -> None:
-        super().__init__(layers=[DecodeLayer(layer, num_samples) for layer in prompts])
+        self.own_layers = [DecodeLayer(layer, num_samples) for layer in prompts]
+        super().__init__(layers=list(self.own_layers))
         self.lengths = lengths
         self.prompt_of_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(num_samples)
         self.width = int(lengths.max())
@@ -169,7 +168,7 @@ class DecodeCache(Cache):
     @property
     def positions(self) -> Tensor:
         """(rows,) position of each row's next token, before its step."""
-        generated = self.layers[0].get_seq_length() - self.width
+        generated = self.own_layers[0].get_seq_length() - self.width
         return self.lengths[self.prompt_of_row] + generated
 
     def select(self, rows: Tensor) -> None:
@@ -180,13 +179,13 @@ class DecodeCache(Cache):
         """
         prompts, self.prompt_of_row = self.prompt_of_row[rows].unique_consecutive(return_inverse=True)
         self.lengths = self.lengths[prompts]
-        for layer in self.layers:
+        for layer in self.own_layers:
             layer.select(rows, prompts)
         self._place()
 
     def attend(self, layer: int, query: Tensor, scale: float, cap: float | None) -> Tensor:
         """See `DecodeLayer.attend`."""
-        return self.layers[layer].attend(query, self.bias, self.grid, scale, cap)
+        return self.own_layers[layer].attend(query, self.bias, self.grid, scale, cap)
 
     def _place(self) -> None:
         steps = torch.arange(self.width, device=self.lengths.device)
@@ -200,7 +199,7 @@ class DecodeCache(Cache):
 @contextmanager
 def attending(decoder: nn.Module, cache: DecodeCache) -> Iterator[None]:
     """Let all attention layers of a decoder read a cache, and put their own attention back at the end."""
-    configs = {id(c): c for c in (getattr(m, "config", None) for m in decoder.modules()) if hasattr(c, "_attn_implementation")}
+    configs = {id(config): config for config in map(_config, decoder.modules()) if config is not None}
     before = {key: config._attn_implementation for key, config in configs.items()}  # noqa: SLF001
     token = _current.set(cache)
     try:
@@ -211,6 +210,11 @@ def attending(decoder: nn.Module, cache: DecodeCache) -> Iterator[None]:
         for key, config in configs.items():
             config._attn_implementation = before[key]  # noqa: SLF001
         _current.reset(token)
+
+
+def _config(module: nn.Module) -> PreTrainedConfig | None:
+    config = getattr(module, "config", None)
+    return config if isinstance(config, PreTrainedConfig) else None
 
 
 def _attention(
@@ -230,7 +234,7 @@ def _attention(
                 "Use lit_rlhf.rollout.HFEngine for this model."
             )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    out = _current.get().attend(module.layer_idx, query, scale, softcap)
+    out = _current.get().attend(cast("int", module.layer_idx), query, scale, softcap)
     return out[:, None], None
 
 

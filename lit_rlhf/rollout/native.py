@@ -22,10 +22,10 @@ _WORTH_LEAVING = 8
 class NativeEngine(RolloutEngine):
     """The default engine: no copy of the weights, nothing to synchronise, and log-probs that need no second pass.
 
-    A prompt is computed once for all its samples, and its keys and values are stored once. Rows that have finished leave
-    the batch. A token is drawn by inverse CDF from one uniform number that depends on the row's seed and the step alone, so
-    a completion is the same whatever else is in the batch (but where rounding, which depends on the batch's shape, moves
-    the boundary between two tokens across that number).
+    A prompt is computed once for all its samples, and its keys and values are stored once. Rows that have finished
+    leave the batch. A token is drawn by inverse CDF from one uniform number that depends on the row's seed and the step
+    alone, so a completion is the same whatever else is in the batch (but where rounding, which depends on the batch's
+    shape, moves the boundary between two tokens across that number).
 
     Args:
         max_batch_size: Most sequences that are decoded at a time; more are decoded one batch after another, prompts of
@@ -38,7 +38,9 @@ class NativeEngine(RolloutEngine):
 
     def __init__(self, max_batch_size: int | None = None) -> None:
         if max_batch_size is not None and max_batch_size < 1:
-            raise ConfigurationError(f"NativeEngine.max_batch_size={max_batch_size} must be at least 1, or null for no limit.")
+            raise ConfigurationError(
+                f"NativeEngine.max_batch_size={max_batch_size} must be at least 1, or null for no limit."
+            )
         self.max_batch_size = max_batch_size
 
     @torch.no_grad()
@@ -56,8 +58,8 @@ class NativeEngine(RolloutEngine):
         """See `RolloutEngine.generate`.
 
         Raises:
-            ConfigurationError: The model's attention can't be decoded here (`HFEngine` can), or a prompt and its completion
-                exceed its context or its sliding window.
+            ConfigurationError: The model's attention can't be decoded here (`HFEngine` can), or a prompt and its
+                completion exceed its context or its sliding window.
             FloatingPointError: The model gave log-probs that are not finite.
         """
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
@@ -105,8 +107,9 @@ class _Rows:
         if not bool(self.logprobs.isfinite().all()):
             row = int((~self.logprobs.isfinite()).any(-1).nonzero()[0])
             raise FloatingPointError(
-                f"The model gave log-probs that are not finite while generating sequence {row}: its weights have diverged or "
-                "overflow in their dtype. Lower the learning rate, clip gradients, or load it in bfloat16 or float32."
+                f"The model gave log-probs that are not finite while generating sequence {row}: its weights have "
+                "diverged or overflow in their dtype. Lower the learning rate, clip gradients, or load it in bfloat16 "
+                "or float32."
             )
         width = max(int(self.lengths.max()), 1) if len(self.lengths) else 1
         return Generation(self.tokens[:, :width], mask[:, :width], self.finished, self.logprobs[:, :width])
@@ -169,7 +172,9 @@ def _check_model(backbone: Backbone, longest: int) -> None:
     name = type(backbone.decoder).__name__
     way_out = "Use lit_rlhf.rollout.HFEngine for this model."
     if not getattr(backbone.decoder, "_supports_attention_backend", False):
-        raise ConfigurationError(f"{name} lets no attention function be chosen, which NativeEngine's decode needs. {way_out}")
+        raise ConfigurationError(
+            f"{name} lets no attention function be chosen, which NativeEngine's decode needs. {way_out}"
+        )
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if kinds or getattr(config, "num_kv_shared_layers", None):
         what = f"layers of the kind {sorted(kinds)}" if kinds else "layers that share keys and values"
@@ -177,6 +182,6 @@ def _check_model(backbone: Backbone, longest: int) -> None:
     window = getattr(config, "sliding_window", None)
     if window is not None and longest > window and getattr(config, "use_sliding_window", True):
         raise ConfigurationError(
-            f"The longest prompt and max_new_tokens make {longest} positions, more than the sliding window of {window} of {name}, "
-            f"which NativeEngine's decode doesn't apply. Shorten them. Or: {way_out[0].lower()}{way_out[1:]}"
+            f"The longest prompt and max_new_tokens make {longest} positions, more than the sliding window of {window} "
+            f"of {name}, which NativeEngine's decode doesn't apply. Shorten them. Or: {way_out[0].lower()}{way_out[1:]}"
         )

@@ -22,8 +22,8 @@ def draw_tokens(
 
     Returns:
         Tokens (n,) int64, and their log-probs (n,) float32 under the distribution they were drawn from: tempered,
-        truncated and renormalised. Greedy choices are given the log-probs of the model at temperature 1, for those of the
-        distribution they come from are all 0.
+        truncated and renormalised. Greedy choices are given the log-probs of the model at temperature 1, for those of
+        the distribution they come from are all 0.
 
     Example:
         >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
@@ -64,9 +64,9 @@ def truncate_logits(logits: Tensor, sampling: Sampling) -> Tensor:
 def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     r"""The index $i$ with $\sum_{j<i} w_j \le u \sum_j w_j < \sum_{j \le i} w_j$, for each row.
 
-    The sum over the vocabulary runs in two levels, of which float64 carries the outer one: a running float32 sum of tens
-    of thousands of terms drifts, and would give the last tokens too much or too little. An index of weight 0 is never
-    returned.
+    The sum over the vocabulary runs in two levels, of which float64 carries the outer one: a running float32 sum of
+    tens of thousands of terms drifts, and would give the last tokens too much or too little. An index of weight 0 is
+    never returned.
 
     Args:
         weights: (n, V) float32, not negative; they needn't sum to 1.

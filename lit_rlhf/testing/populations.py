@@ -83,10 +83,11 @@ def binary_labels(world: TabularWorld, p_desirable: Tensor, mu: Tensor | None = 
     return {**world.batch(rows), "label": labels, "weight": torch.cat([mu * p_desirable, mu * (1 - p_desirable)])}
 
 
-def undesirable(world: TabularWorld, mu: Tensor) -> Population:
-    """Completions to unlearn, drawn from mu."""
-    rows = [[y] for y in range(len(world.completions))]
-    return {**world.batch(rows), "label": torch.zeros(len(rows), dtype=torch.bool), "weight": mu}
+def undesirable(world: TabularWorld, completions: Sequence[int]) -> Population:
+    """These completions, each as often, to be unlearned."""
+    labels = torch.zeros(len(completions), dtype=torch.bool)
+    weight = torch.full((len(completions),), 1 / len(completions), dtype=torch.float64)
+    return {**world.batch([[y] for y in completions]), "label": labels, "weight": weight}
 
 
 def scalar_scores(world: TabularWorld, mu: Tensor | None = None) -> Population:
@@ -109,9 +110,11 @@ def rankings(world: TabularWorld, size: int) -> Population:
     return {**world.batch(rows), "score": score, "branch_mask": score > 0, "weight": weight / weight.sum()}
 
 
-def scored_pairs(world: TabularWorld, gap: float = 1.0) -> Population:
-    """Lists of two, the one that Bradley-Terry raters prefer scored `gap` and the other 0."""
-    batch = rated_pairs(world)
+def scored_pairs(
+    world: TabularWorld, gap: float = 1.0, edges: Sequence[tuple[int, int]] | None = None
+) -> Population:
+    """Lists of two, the one that Bradley-Terry raters prefer scored `gap` and the other 0; see `rated_pairs`."""
+    batch = rated_pairs(world, edges=edges)
     score = torch.tensor([[gap, 0.0]], dtype=torch.float64).expand(len(batch["weight"]), -1)
     return {**batch, "score": score, "branch_mask": torch.ones_like(score, dtype=torch.bool)}
 

@@ -47,6 +47,22 @@ def tiny_preferences(n: int, seed: int = 0) -> list[dict[str, str]]:
     ]
 
 
+def tiny_rankings(n: int, seed: int = 0, completions: int = 3) -> list[dict[str, object]]:
+    """Lists, with the columns `prompt`, `completions` and `scores`: kind words score above unkind ones.
+
+    Args:
+        n: Number of rows.
+        seed: Other seeds give other rows.
+        completions: Completions of each prompt.
+    """
+    rows: list[dict[str, object]] = []
+    for index in range(n):
+        answers = [f"{_answer((KIND, UNKIND)[k % 2], index, seed)} {k}" for k in range(completions)]
+        scores = [float(completions - k) - 2.0 * (k % 2) for k in range(completions)]
+        rows.append({"prompt": _prompt(index, seed), "completions": answers, "scores": scores})
+    return rows
+
+
 def tiny_demonstrations(n: int, seed: int = 0) -> list[dict[str, str]]:
     """Answers to imitate, with the columns `prompt` and `completion`: kind and unkind ones in equal shares.
 

@@ -112,7 +112,7 @@ def target_margin(p: Tensor, gamma: float) -> Tensor:
     return ((bias + (bias.square() + 4 * p * (1 - p) * shrink.square()).sqrt()) / (2 * (1 - p) * shrink)).log()
 
 
-def descent_margin(slope: Function, p: Tensor, step: float = 1e-4) -> Tensor:
+def descent_margin(slope: Function, p: Tensor, step: float = 1e-3) -> Tensor:
     r"""The first stationary z on the way down from z = 0, where $p\,\phi'(z) - (1-p)\,\phi'(-z)$ has several roots."""
 
     def rise(z: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def descent_margin(slope: Function, p: Tensor, step: float = 1e-4) -> Tensor:
 
     direction = -rise(torch.zeros_like(p)).sign()
     z = torch.zeros_like(p)
-    for _ in range(200_000):
+    for _ in range(20_000):
         ahead = z + step * direction
         moving = rise(ahead) * direction < 0
         if not moving.any():
@@ -144,7 +144,7 @@ def two_completions(stationarity: Function, low: float = -40.0, high: float = 40
 
 
 def anchored_optimum(reference: Tensor, slope: Function, steps: int = 200) -> Tensor:
-    r"""The stationary policy of $\sum_y\phi_y(u(y))$: $\phi_y'(u) = \pi(y)\sum_{y'}\phi'_{y'}$, by damped Newton steps.
+    r"""The stationary policy of $\sum_y\phi_y(u(y))$: $\phi_y'(u) = \pi(y)\sum_{y'}\phi'_{y'}$, by Levenberg-Marquardt steps.
 
     Args:
         reference: (Y,).
@@ -158,17 +158,15 @@ def anchored_optimum(reference: Tensor, slope: Function, steps: int = 200) -> Te
         return (g - log_policy.exp() * g.sum())[:-1]
 
     logits = (reference[:-1] / reference[-1]).log()
-    value = residual(logits)
+    damping = 1e-3
     for _ in range(steps):
+        value, jacobian = residual(logits), torch.autograd.functional.jacobian(residual, logits)
         if value.norm() < 1e-14:
             break
-        jacobian = torch.autograd.functional.jacobian(residual, logits)
-        direction = torch.linalg.solve(jacobian, value)  # type: ignore[arg-type]
-        scale = 1.0
-        while scale > 1e-8 and residual(logits - scale * direction).norm() > value.norm():
-            scale /= 2
-        logits = logits - scale * direction
-        value = residual(logits)
+        normal = jacobian.T @ jacobian + damping * torch.eye(len(logits), dtype=logits.dtype)
+        trial = logits - torch.linalg.solve(normal, jacobian.T @ value)
+        better = bool(residual(trial).norm() < value.norm())
+        logits, damping = (trial, damping / 5) if better else (logits, damping * 5)
     return torch.cat([logits, logits.new_zeros(1)]).softmax(-1)
 
 

@@ -98,7 +98,7 @@ class Module(LightningModule):
                 "iteration": self.iteration,
                 "prompt": f"p{self.iteration}",
                 "response": "r",
-                "score": float(loss),
+                "score": float(loss.detach()),
                 "finished": True,
             }
         ]

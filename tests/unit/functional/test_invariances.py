@@ -1,4 +1,4 @@
-"""What holds for every function of token batches: padding, gaps in it, row order, empty rows and devices change nothing."""
+"""What holds for every function of token batches: padding, row order, empty rows and devices change nothing."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
 """Group methods held to the true policy gradient by enumeration: every group of samples of a small world, exactly.
 
-A minibatch is one group of G sequences of the one prompt, so the expected loss is a sum over 7^G groups; its gradient is
-compared with that of E[r] - beta KL(policy || reference), written out over the 7 sequences.
+A minibatch is one group of G sequences of the one prompt, so the expected loss is a sum over 7^G groups; its gradient
+is compared with that of E[r] - beta KL(policy || reference), written out over the 7 sequences.
 """
 
 import itertools

@@ -85,9 +85,11 @@ def test_config_overrides_win() -> None:
 
 
 def test_command_writes_what_transformers_loads(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "model"
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "lit_rlhf.testing.tiny", str(target)]
+    root = tmp_path / "deep" / "data"
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "lit_rlhf.testing.tiny", str(root)]
     subprocess.run(command, check=True, capture_output=True)
+    target = root / "tiny-model"
+    assert {path.stem for path in root.glob("*.jsonl")} == {"demonstrations", "preferences", "prompts", "rankings"}
     tokenizer = AutoTokenizer.from_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(target)
     expected = make_tiny_model(make_tokenizer()).state_dict()

@@ -1,0 +1,199 @@
+"""Rewards by a trained reward model."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.functional.branches import pack_branches
+from lit_rlhf.models import Backbone, RewardSource, evaluating
+from lit_rlhf.models.specs import Attention, DTypeName, Quantization
+from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
+from lit_rlhf.rewards.trained import TrainedReward
+from lit_rlhf.types import BranchedBatch, Completions
+
+
+class _Place(NamedTuple):
+    """Where the reward model lives; the backbone in a tuple, so that the policy's doesn't become a submodule."""
+
+    backbone: tuple[Backbone]
+    role: str
+    mean: float
+    std: float
+    retokenizer: Retokenizer | None
+
+
+class ModelReward(Reward):
+    """The score of a reward model that `RewardModelModule` trained, or of a sequence classifier with one label.
+
+    It reads the policy's tokens where the tokenizers agree. Otherwise the completions are written as text and read with
+    the reward model's own tokenizer, never as foreign ids. All samples of a prompt are scored in one row that holds the
+    prompt once, rows of similar length together.
+
+    A reward model that was trained as an adapter on the policy's base is put on that base, under its own role: then
+    policy, reference and reward take the memory of one model.
+
+    Args:
+        path: An export (`lit-rlhf export`), a checkpoint (`.ckpt`) of `RewardModelModule`, or a classifier's directory
+            or hub id.
+        share_base: Put the adapter on the policy's base. None does so where it is possible; True raises where it isn't;
+            False loads a model of its own.
+        normalize: Subtract the mean of the scores on held-out data and divide by their deviation, as recorded in
+            training. Fixed numbers; see `NormalizedReward` for running ones and for where this stands to the KL
+            penalty.
+        batch_tokens: Most tokens that are scored at a time, padding included; a single prompt with its samples may
+            exceed it.
+        dtype: Of the weights of a model of its own; default: that of the checkpoint's spec, float32 for others.
+        quantization: The same for its linear layers.
+        attention: Kernel of a model of its own.
+        base: Base of an adapter, if it is no longer where the adapter says.
+        conversation_column: Only where the tokenizers differ: the column of the data set with the prompt's messages,
+            which the reward model's chat template then renders. None reads the prompt as plain text.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ConfigurationError: A number out of its range.
+    """
+
+    backbone: Backbone
+
+    def __init__(
+        self,
+        path: str,
+        share_base: bool | None = None,
+        normalize: bool = False,
+        batch_tokens: int = 8192,
+        dtype: DTypeName | None = None,
+        quantization: Quantization | None = None,
+        attention: Attention = "sdpa",
+        base: str | None = None,
+        conversation_column: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_tokens < 1:
+            raise ConfigurationError(f"ModelReward.batch_tokens={batch_tokens} must be at least 1.")
+        self.path = path
+        self.share_base = share_base
+        self.normalize = normalize
+        self.batch_tokens = batch_tokens
+        self.options: dict[str, Any] = {"attention": attention, "trust_remote_code": trust_remote_code}
+        self.options |= {k: v for k, v in (("dtype", dtype), ("quantization", quantization)) if v is not None}
+        self.base = base
+        self.conversation_column = conversation_column
+        self._place: _Place | None = None
+
+    def attach(self, backbone: Backbone) -> None:
+        """Load the reward model, on the policy's base or by itself, and compare the tokenizers.
+
+        Raises:
+            ConfigurationError: There is no such model, `share_base` is True and it can't be, or the tokenizers differ
+                in a way that text doesn't bridge.
+            CheckpointError: Files are torn or incomplete.
+        """
+        if self._place is not None:
+            return
+        trained = TrainedReward.read(self.path, self.base)
+        obstacle = trained.obstacle(backbone)
+        if self.share_base and obstacle is not None:
+            raise ConfigurationError(
+                f"ModelReward.share_base is true, but {self.path!r} can't stand on the policy's base: {obstacle}. Set "
+                "share_base: false."
+            )
+        share = obstacle is None if self.share_base is None else self.share_base
+        self._place = self._shared(trained, backbone) if share else self._own(trained, backbone)
+
+    def source(self) -> RewardSource | None:
+        """Where the reward model lives, once attached."""
+        place = self._place
+        return None if place is None else RewardSource(place.backbone[0], place.role, place.role)
+
+    @torch.no_grad()
+    def score(self, completions: Completions) -> Tensor:
+        """(N,) float32.
+
+        Raises:
+            ConfigurationError: Not attached; or a prompt with its completion is longer than the reward model's context.
+            DataError: A completion without tokens.
+        """
+        if self._place is None:
+            raise ConfigurationError(
+                "ModelReward has no model yet: call attach(backbone) with the policy's backbone first."
+            )
+        backbone, role = self._place.backbone[0], self._place.role
+        rows = self._rows(completions, self._place.retokenizer)
+        prompt_lengths, lengths = _check_lengths(rows, backbone, self.path)
+        count, samples = len(prompt_lengths), len(lengths) // len(prompt_lengths)
+        scores = torch.empty(count, samples, device=rows.tokens.device)
+        totals = prompt_lengths + lengths.view(count, -1).sum(-1)
+        with evaluating(backbone):
+            for part in _batches(totals, self.batch_tokens):
+                batch = _branched(rows, part, prompt_lengths, lengths.view(count, -1), backbone.pad_token_id)
+                found = backbone(batch, num_branches=samples, role=role, scores=role).scores
+                scores[part] = found.view(len(part), samples).float()
+        return (scores.flatten() - self._place.mean) / self._place.std
+
+    def _rows(self, completions: Completions, retokenizer: Retokenizer | None) -> TokenRows:
+        if retokenizer is not None:
+            return retokenizer(completions)
+        return TokenRows(
+            completions.prompt_ids, completions.prompt_mask.bool(), completions.tokens, completions.response_mask.bool()
+        )
+
+    def _shared(self, trained: TrainedReward, policy: Backbone) -> _Place:
+        role = next(name for name in _role_names() if name not in policy.adapters and name not in policy.heads)
+        trained.add_to(policy, role)
+        mean, std = trained.moments() if self.normalize else (0.0, 1.0)
+        return _Place((policy,), role, mean, std, None)
+
+    def _own(self, trained: TrainedReward, policy: Backbone) -> _Place:
+        self.backbone = trained.load(self.options).to(policy.device)
+        retokenizer = None
+        if not same_ids(policy.tokenizer, self.backbone.tokenizer):
+            retokenizer = Retokenizer(policy.tokenizer, self.backbone.tokenizer, self.conversation_column)
+        mean, std = (self.backbone.score_mean, self.backbone.score_std) if self.normalize else (0.0, 1.0)
+        return _Place((self.backbone,), "reward", mean, std, retokenizer)
+
+
+def _role_names() -> Iterator[str]:
+    yield "reward"
+    yield from (f"reward_{number}" for number in itertools.count(2))
+
+
+def _check_lengths(rows: TokenRows, backbone: Backbone, path: str) -> tuple[Tensor, Tensor]:
+    prompts, completions = rows.prompt_mask.sum(-1), rows.mask.sum(-1)
+    if bool((completions == 0).any()):
+        raise DataError(
+            f"Completion {int(completions.argmin())} of the batch has no tokens, so there is nothing to score."
+        )
+    longest = int((prompts[:, None] + completions.view(len(prompts), -1)).max())
+    context = getattr(backbone.decoder.config, "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise ConfigurationError(
+            f"A prompt with its completion has {longest} tokens; the reward model {path!r} reads {context}. Shorten "
+            "prompts (max_prompt_length of the data) or sampling.max_new_tokens."
+        )
+    return prompts, completions
+
+
+def _batches(totals: Tensor, budget: int) -> Iterator[Tensor]:
+    """Indices of prompts of similar length, the longest of a batch times their number within the budget."""
+    order = totals.argsort(descending=True, stable=True)
+    lengths = totals[order].tolist()
+    start = 0
+    while start < len(lengths):
+        size = max(budget // lengths[start], 1)
+        yield order[start : start + size]
+        start += size
+
+
+def _branched(rows: TokenRows, part: Tensor, prompt_lengths: Tensor, lengths: Tensor, pad: int) -> BranchedBatch:
+    width, length = int(prompt_lengths[part].max()), int(lengths[part].max())
+    tokens = rows.tokens.view(*lengths.shape, -1)[part, :, :length].flatten(0, 1)
+    mask = rows.mask.view(*lengths.shape, -1)[part, :, :length].flatten(0, 1)
+    packed = pack_branches(rows.prompt_ids[part, :width], rows.prompt_mask[part, :width], tokens, mask, pad)
+    return BranchedBatch(input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids)

@@ -1,0 +1,154 @@
+"""What kind of trained reward model lies at a path, and how it gets onto a backbone."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_rlhf.errors import CheckpointError
+from lit_rlhf.models import (
+    Backbone,
+    load_checkpoint_backbone,
+    load_reward_model,
+    load_tokenizer,
+    read_checkpoint,
+)
+from lit_rlhf.models.adapters import ADAPTER_WEIGHTS, read_adapter
+from lit_rlhf.models.cards import read_record
+from lit_rlhf.rewards.retokenize import same_ids
+
+_ADAPTER_KEY = ".lora_A.reward.weight"
+_PREFIX = "backbone.model."
+
+
+@dataclass(frozen=True)
+class TrainedReward:
+    """A reward model that hasn't been loaded yet.
+
+    Attributes:
+        path: Where it lies.
+        base: Name of the base of an adapter, as the user or the adapter tells it.
+        checkpoint: The content of a `.ckpt` file; None for directories and hub ids.
+        is_adapter: Whether it is an adapter, not a whole model.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    path: str
+    base: str | None
+    checkpoint: Mapping[str, Any] | None
+    is_adapter: bool
+
+    @classmethod
+    def read(cls, path: str, base: str | None) -> "TrainedReward":
+        """Look at a path.
+
+        Raises:
+            CheckpointError: A checkpoint that is torn, or not of a reward model.
+            ConfigurationError: There is nothing of that name.
+        """
+        if path.endswith(".ckpt") or Path(path).is_file():
+            checkpoint = read_checkpoint(path)
+            if "backbone.heads.reward.weight" not in checkpoint["state_dict"]:
+                raise CheckpointError(
+                    f"The checkpoint {path!r} of a {checkpoint['lit_rlhf'].get('class')} holds no reward model (no "
+                    "head 'reward'). Give one of RewardModelModule."
+                )
+            is_adapter = any(key.endswith(_ADAPTER_KEY) for key in checkpoint["state_dict"])
+            return cls(path, base or _spec(checkpoint, path).get("name"), checkpoint, is_adapter)
+        config = Path(path) / "adapter_config.json"
+        if not config.is_file():
+            return cls(path, None, None, is_adapter=False)
+        named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        return cls(path, base or named, None, is_adapter=True)
+
+    def obstacle(self, policy: Backbone) -> str | None:
+        """Why it can't be put on the policy's base; None if it can."""
+        if not self.is_adapter:
+            return "it is a whole model, not an adapter"
+        if not policy.has_lora:
+            return "the policy trains its base in full (backbone.lora is not set)"
+        if not self._same_base(policy):
+            ours = policy.spec.name or "a random initialisation"
+            return f"it was trained on {self.base or 'a random initialisation'}, and the policy's base is {ours}"
+        if not same_ids(policy.tokenizer, load_tokenizer(self._tokenizer())):
+            return "its tokenizer isn't the policy's"
+        return None
+
+    def add_to(self, policy: Backbone, role: str) -> None:
+        """Put adapter and head on the policy's backbone.
+
+        Raises:
+            CheckpointError: The adapter doesn't fit.
+        """
+        if self.checkpoint is None:
+            policy.add_adapter(role, path=self.path, trainable=False)
+        else:
+            with tempfile.TemporaryDirectory() as directory:
+                self._write_adapter(self.checkpoint, Path(directory))
+                policy.add_adapter(role, path=directory, trainable=False)
+        if role not in policy.heads:
+            raise CheckpointError(
+                f"The adapter {self.path!r} has no scalar head (score.weight): it is no reward model."
+            )
+
+    def load(self, options: Mapping[str, Any]) -> Backbone:
+        """Load it as a model of its own."""
+        if self.checkpoint is None:
+            return load_reward_model(self.path, base=self.base if self.is_adapter else None, **options)
+        overrides = {"name": self.base} if self.base is not None else {}
+        return load_checkpoint_backbone(self.path, **overrides, **options)
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation of its scores on held-out data; 0 and 1 where they weren't recorded."""
+        record = self.checkpoint["lit_rlhf"]["state"] if self.checkpoint is not None else read_record(Path(self.path))
+        return float(str(record.get("score_mean", 0.0))), float(str(record.get("score_std", 1.0)))
+
+    def _same_base(self, policy: Backbone) -> bool:
+        if self.base is not None or policy.spec.name is not None:
+            return (
+                self.base is not None and policy.spec.name is not None and _place(self.base) == _place(policy.spec.name)
+            )
+        ours = vars(policy.spec)
+        theirs = _spec(self.checkpoint or {}, self.path)
+        return all(ours[name] == theirs.get(name) for name in ("config", "init_seed", "tokenizer"))
+
+    def _tokenizer(self) -> str:
+        if self.checkpoint is None:
+            return self.path
+        spec = _spec(self.checkpoint, self.path)
+        return str(spec.get("tokenizer") or self.base)
+
+    def _write_adapter(self, checkpoint: Mapping[str, Any], directory: Path) -> None:
+        # In peft's layout, which is what backbones read; no second base is loaded for it.
+        state: dict[str, Tensor] = checkpoint["state_dict"]
+        tensors = {
+            "base_model.model." + key.removeprefix(_PREFIX).replace(".reward.weight", ".weight"): value.contiguous()
+            for key, value in state.items()
+            if key.startswith(_PREFIX) and ".reward.weight" in key
+        }
+        tensors["base_model.model.score.weight"] = state["backbone.heads.reward.weight"].reshape(1, -1).contiguous()
+        save_file(tensors, directory / ADAPTER_WEIGHTS)
+        spec = _spec(checkpoint, self.path)
+        if spec.get("adapter"):
+            config, _ = read_adapter(str(spec["adapter"]))
+        else:
+            lora = spec["lora"]
+            config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], use_rslora=lora["rslora"])
+        config.save_pretrained(str(directory))
+
+
+def _spec(checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    spec = checkpoint.get("hyper_parameters", {}).get("backbone")
+    if not isinstance(spec, Mapping):
+        raise CheckpointError(f"The checkpoint {path!r} doesn't say what its backbone was (hyper_parameters.backbone).")
+    return spec
+
+
+def _place(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

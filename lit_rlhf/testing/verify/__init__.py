@@ -1,0 +1,44 @@
+"""Every method against the optimum that it claims, by exact expectations in the tabular world.
+
+`verify()` gives the table; each row runs a method's own loss through `PreferenceModule` on all the data there could be.
+"""
+
+from collections.abc import Sequence
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.testing.verify.anchored import anchored_cases, degenerate_cases
+from lit_rlhf.testing.verify.exact import exact_cases
+from lit_rlhf.testing.verify.margins import divergence_cases, margin_cases
+from lit_rlhf.testing.verify.runner import Case, VerifyRow, verify_case
+from lit_rlhf.testing.verify.tilted import tilted_cases
+from lit_rlhf.testing.verify.two import corner_cases, two_completion_cases
+
+__all__ = ["Case", "VerifyRow", "all_cases", "verify", "verify_case"]
+
+
+def all_cases() -> dict[str, Case]:
+    """The cases by name: at least one for each loss with a known optimum."""
+    cases = [
+        *exact_cases(),
+        *tilted_cases(),
+        *divergence_cases(),
+        *margin_cases(),
+        *two_completion_cases(),
+        *corner_cases(),
+        *anchored_cases(),
+        *degenerate_cases(),
+    ]
+    return {case.method: case for case in cases}
+
+
+def verify(methods: Sequence[str] | None = None) -> list[VerifyRow]:
+    """The table: a row for each method, or for those named.
+
+    Raises:
+        ConfigurationError: There is no such method.
+    """
+    cases = all_cases()
+    unknown = sorted(set(methods or ()) - set(cases))
+    if unknown:
+        raise ConfigurationError(f"There is no method {unknown[0]!r} to verify; there are {sorted(cases)}.")
+    return [verify_case(cases[name]) for name in (methods or cases)]

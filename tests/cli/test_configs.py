@@ -1,0 +1,66 @@
+"""Every file of configs/ runs, from YAML through `main`, in the order in which a user would run them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_rlhf.cli import main
+from lit_rlhf.testing.tiny import write_tiny_world
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STAGES = ("sft", "reward", "preference", "policy")
+"""Policies need reward models, so those run first."""
+FILES = [path for stage in STAGES for path in sorted((CONFIGS / stage).glob("*.yaml"))]
+OVERLAYS = sorted((CONFIGS / "overlays").glob("*.yaml"))
+
+
+def test_there_are_configurations_and_no_others() -> None:
+    assert len(FILES) >= 8
+    assert {path.parent.name for path in CONFIGS.rglob("*.yaml")} == {*STAGES, "overlays"}
+
+
+@pytest.mark.parametrize("path", [*FILES, *OVERLAYS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_each_key_has_a_comment(path: Path) -> None:
+    """A comment behind it, or a class whose options follow; the file says how to run it."""
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    bare = [
+        line
+        for line in lines
+        if line.strip() and "#" not in line and not line.rstrip().endswith(":") and "class_path" not in line
+    ]
+    assert path.parent.name == "overlays" or not bare, f"{path.name}: no comment at {bare}"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with data/ as configs/ expect it; runs/ of one configuration serve the next."""
+    root = tmp_path_factory.mktemp("workplace")
+    write_tiny_world(root / "data")
+    return root
+
+
+def _reward_of(path: Path) -> Path | None:
+    """The configuration of the reward model that a policy's configuration names."""
+    reward = yaml.safe_load(path.read_text())["model"]["init_args"].get("reward", {}).get("init_args", {}).get("path")
+    return CONFIGS / "reward" / f"{Path(reward).parts[-2]}.yaml" if reward else None
+
+
+def _run(path: Path) -> None:
+    main(["fit", "-c", str(path), "-c", str(CONFIGS / "overlays" / "tiny.yaml"), "--data.cache_dir", "cache"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_configuration_runs(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    needed = _reward_of(path)
+    run = Path("runs", path.parent.name, path.stem)
+    if needed is not None and not Path("runs", "reward", needed.stem, "export").is_dir():
+        _run(needed)
+    if not (run / "export").is_dir():
+        _run(path)
+    assert (run / "export").is_dir()
+    assert list((run / "checkpoints").glob("*.ckpt"))
+    assert list((run / "logs").rglob("metrics.csv"))
+    assert path.parent.name != "policy" or list((run / "samples").glob("*.jsonl"))

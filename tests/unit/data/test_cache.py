@@ -1,0 +1,205 @@
+import errno
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from lit_rlhf.data import ExplicitPrompt, Format, PreferenceDataModule, Record, RowsSource
+from lit_rlhf.data.cache import TokenCache, cache_root, content_key, describe
+from lit_rlhf.errors import DataError
+from lit_rlhf.testing import make_tokenizer, tiny_preferences
+
+ROWS = [
+    {"row": n, "prompt_key": n, "length": n + 1, "prompt_ids": [n], "completion_ids": [[n, 1], [2]], "extras": "{}"}
+    for n in range(5)
+]
+
+
+def build(cache: TokenCache, key: str = "key", rows: Any = ROWS) -> list[dict[str, Any]]:
+    return cache.get_or_build(key, rows, lambda: {"n": len(ROWS)}).open().to_list()
+
+
+def refuse() -> Iterator[Mapping[str, Any]]:
+    pytest.fail("built again")
+    yield {}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> TokenCache:
+    return TokenCache(tmp_path / "root")
+
+
+def test_what_was_built_is_found(cache: TokenCache) -> None:
+    assert cache.find("key", verify=True) is None
+    assert build(cache) == ROWS
+    assert build(cache, rows=refuse()) == ROWS
+    found = cache.find("key", verify=True)
+    assert found is not None
+    assert found.meta == {"n": 5}
+    assert [path.name for path in cache.root.iterdir()] == ["key"]
+
+
+def truncate(path: Path) -> None:
+    file = next(path.glob("*.arrow"))
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    file = next(path.glob("*.arrow"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated": truncate,
+    "flipped bit": flip,
+    "no marker": lambda path: (path / "complete.json").unlink(),
+    "torn marker": lambda path: (path / "complete.json").write_text('{"files": {'),
+    "no rows": lambda path: next(path.glob("*.arrow")).unlink(),
+    "another marker": lambda path: (path / "complete.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_built_anew(cache: TokenCache, damage: str) -> None:
+    build(cache)
+    DAMAGES[damage](cache.root / "key")
+    assert build(cache) == ROWS
+    assert build(cache, rows=refuse()) == ROWS
+    assert [path.name for path in cache.root.iterdir()] == ["key"]
+
+
+def test_a_build_that_fails_leaves_nothing(cache: TokenCache) -> None:
+    def broken() -> Iterator[Mapping[str, Any]]:
+        yield ROWS[0]
+        raise DataError("row 2")
+
+    with pytest.raises(DataError, match="row 2"):
+        build(cache, rows=broken())
+    assert list(cache.root.iterdir()) == []
+
+
+def test_what_a_killed_build_left_is_never_taken_and_goes_after_a_day(cache: TokenCache) -> None:
+    build(cache)
+    (cache.root / "key").rename(cache.root / ".lit_rlhf-building-x")  # complete, but not yet in its place
+    other = cache.root / ".somebody-elses"
+    other.mkdir()
+    assert cache.find("key", verify=True) is None
+    old = time.time() - 25 * 3600
+    for path in (other, cache.root / ".lit_rlhf-building-x"):
+        os.utime(path, (old, old))
+    build(cache)
+    assert sorted(path.name for path in cache.root.iterdir()) == [".somebody-elses", "key"]
+
+
+def test_the_slower_of_two_builders_takes_the_others_entry(cache: TokenCache) -> None:
+    def slow() -> Iterator[Mapping[str, Any]]:
+        yield from ROWS[:2]
+        build(TokenCache(cache.root))  # another process finishes first
+        yield from ROWS[2:]
+
+    assert build(cache, rows=slow()) == ROWS
+    assert [path.name for path in cache.root.iterdir()] == ["key"]
+
+
+def test_a_full_disk_says_so_and_harms_nothing(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(cache, "old")
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lit_rlhf.data.cache._write_marker", full)
+    with pytest.raises(DataError, match=r"Can't write the cache .*root: .*No space left.*cache_dir.*LIT_RLHF_CACHE"):
+        build(cache, "new")
+    assert [path.name for path in cache.root.iterdir()] == ["old"]
+    assert build(cache, "old", rows=refuse()) == ROWS
+
+
+def test_the_root_is_the_option_then_the_variable_then_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LIT_RLHF_CACHE", "/variable")
+    assert cache_root("/option") == Path("/option")
+    assert cache_root(None) == Path("/variable")
+    monkeypatch.delenv("LIT_RLHF_CACHE")
+    assert cache_root(None) == tmp_path / ".cache" / "lit_rlhf"
+
+
+class Mine(Format):
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def __call__(self, row: Mapping[str, Any]) -> list[Record]:
+        return [Record(row["prompt"], (row[self.column], row["rejected"]))]
+
+
+class Edited(PreferenceDataModule):
+    def __init__(self, *args: Any, suffix: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.suffix = suffix
+
+    def records(self, row: Mapping[str, Any]) -> list[Record]:
+        return [Record(row["prompt"], (row["chosen"] + self.suffix, row["rejected"]))]
+
+
+class TestKeys:
+    def key(self, rows: int = 6, kind: type[PreferenceDataModule] = PreferenceDataModule, **options: Any) -> str:
+        options.setdefault("tokenizer", make_tokenizer())
+        return kind(RowsSource(tiny_preferences(rows)), **options).dataset_hash
+
+    def test_what_leaves_the_tokens_alone_leaves_the_key(self) -> None:
+        assert self.key() == self.key(batch_size=3, seed=4, num_workers=2, cache_dir="/elsewhere", bucket_batches=1)
+
+    def test_what_changes_the_tokens_changes_the_key(self) -> None:
+        options: list[dict[str, Any]] = [
+            {},
+            {"rows": 7},
+            {"tokenizer": make_tokenizer(merges=())},
+            {"tokenizer": make_tokenizer(bos=True)},
+            {"max_prompt_length": 50},
+            {"max_completion_length": 50},
+            {"too_long": "truncate"},
+            {"invalid": "error"},
+            {"format": ExplicitPrompt(margin=None)},
+            {"format": Mine("chosen")},
+            {"format": Mine("rejected")},
+            {"kind": Edited},
+            {"kind": Edited, "suffix": "!"},
+            {"val_fraction": 0.2},
+            {"val_fraction": 0.2, "split_seed": 1},
+        ]
+        keys = [self.key(**option) for option in options]
+        assert len(set(keys)) == len(keys)
+        assert self.key(format=Mine("chosen")) == self.key(format=Mine("chosen"))
+
+    def test_an_edited_template_changes_the_key(self) -> None:
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = "{{ messages }}"
+        assert self.key(tokenizer=tokenizer) != self.key()
+
+    def test_edited_source_code_changes_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = describe(Mine("a"))
+        monkeypatch.setattr("lit_rlhf.data.cache.inspect.getsource", lambda code: "edited")
+        assert describe(Mine("a")) != before
+        monkeypatch.undo()
+        assert describe(Mine("a")) == before
+
+    def test_edited_code_of_the_library_changes_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = self.key()
+        monkeypatch.setattr("lit_rlhf.data.base.code_version", lambda: "edited")
+        assert self.key() != before
+
+    def test_keys_are_stable_within_sets_and_nested_values(self) -> None:
+        assert content_key({"a": {2, 1}, "b": (1, [2])}) == content_key({"b": [1, (2,)], "a": {1, 2}})
+
+
+def test_a_cache_directory_can_be_given(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    module = PreferenceDataModule(
+        RowsSource(tiny_preferences(4)), tokenizer=tokenizer, cache_dir=str(tmp_path / "given")
+    )
+    module.prepare_data()
+    assert len(list((tmp_path / "given").iterdir())) == 1
