@@ -47,9 +47,9 @@ class JsonLines:
 
     def cut(self, size: int) -> None:
         """Forget what was written after the file had `size` bytes."""
-        if self.path.exists():
+        if self.size > size:
             os.truncate(self.path, size)
-        if self.size < size:
+        elif self.size < size:
             rank_zero_warn(
                 f"{self.path} has {self.size} bytes, and had {size} at the checkpoint: its earlier lines are lost."
             )

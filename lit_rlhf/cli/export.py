@@ -32,4 +32,4 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli(export, args=list(words[1:]), prog="lit-rlhf export")
+    auto_cli(export, as_positional=False, args=list(words[1:]), prog="lit-rlhf export")

@@ -1,6 +1,7 @@
 """The DataModule that all others are kinds of."""
 
 import logging
+import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any, ClassVar
@@ -191,6 +192,7 @@ class BranchedDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenized rows that a stage needs: fit, validate, test or predict. None: all there are."""
+        stage = TrainerFn(stage).value if stage else None
         if stage == "validate" and self.sources["val"] is None and self.val_fraction == 0:
             raise ConfigurationError("There is nothing to validate on. Set the data option `val` or `val_fraction`.")
         wanted = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
@@ -276,6 +278,8 @@ class BranchedDataModule(LightningDataModule, ABC):
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Validation rows in order; an empty list where no validation data were asked for."""
         if self.sources["val"] is None and self.val_fraction == 0:
+            # Lightning asks whether that was the intention; leaving `val` out says so.
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
             return []
         return self._evaluation_loader(self._rows("val", "fit"))
 

@@ -112,11 +112,9 @@ def chunked_logprobs(
         return _checkpointed(hidden, head, tokens, shape)
     hidden, weight = _compute_dtype(hidden, head)
     bias = None if bias is None else bias.to(weight.dtype)
-    if chunk_size is None:
-        budget = _CHUNK_ELEMENTS_CPU if hidden.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
-        chunk_size = max(budget // weight.shape[0], 16)
-    shape = _Shape(temperature, softcap, logit_scale, chunk_size, with_entropy, entropy_grad)
     trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
+    size = chunk_size or _chunk_size(weight, trains_head)
+    shape = _Shape(temperature, softcap, logit_scale, size, with_entropy, entropy_grad)
     keep_slopes = torch.is_grad_enabled() and hidden.requires_grad and not trains_head and not entropy_grad
     # The dtypes are settled now. The meta device, which checks shapes and devices, knows no autocast.
     kind = hidden.device.type
@@ -268,6 +266,12 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(kind)
         return hidden.to(dtype), weight.to(dtype)
     return hidden.to(weight.dtype), weight
+
+
+def _chunk_size(weight: Tensor, trains_head: bool) -> int:
+    budget = _CHUNK_ELEMENTS_CPU if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+    # Each chunk adds to the whole gradient of a trained head: fewer, larger ones.
+    return max(budget * (4 if trains_head and torch.is_grad_enabled() else 1) // weight.shape[0], 16)
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from lit_rlhf.functional.branches import PackedRows, branch_layout, pack_branche
 def add_mismatched_branches(
     input_ids: Int[Tensor, "rows length"], branch_ids: Int[Tensor, "rows length"], pad_token_id: int = 0
 ) -> PackedRows:
-    """Give each row of a batch with one branch a second one: the completion of the next row (of the first, to the last).
+    """Give each row of a batch with one branch a second one: the completion of the next row, or of the first.
 
     Args:
         input_ids: (B, L), rows `prompt ++ branch`.

@@ -12,6 +12,7 @@ from lit_rlhf.models.critics import Critic, RewardSource, ValueAdapter, ValueHea
 from lit_rlhf.models.export import export_policy, export_reward
 from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.reward_models import load_reward_model
+from lit_rlhf.models.sharding import gathered, shard
 from lit_rlhf.models.specs import LoraSpec, ModelSpec
 from lit_rlhf.models.tokenizers import load_tokenizer, tokenizer_fingerprint
 
@@ -28,9 +29,11 @@ __all__ = [
     "evaluating",
     "export_policy",
     "export_reward",
+    "gathered",
     "load_checkpoint_backbone",
     "load_reward_model",
     "load_tokenizer",
     "read_checkpoint",
+    "shard",
     "tokenizer_fingerprint",
 ]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs
@@ -26,9 +26,7 @@ class LMHead:
         config = model.config.get_text_config()
         self.module = module
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        scale = getattr(config, "logit_scale", None)
-        divisor = getattr(config, "logits_scaling", None)
-        self.scale = float(scale if scale is not None else 1.0) / float(divisor if divisor is not None else 1.0)
+        self.scale = _scale(config)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., h) to (..., V) in float32."""
@@ -55,3 +53,8 @@ class LMHead:
             with_entropy=entropy,
             entropy_grad=entropy_grad,
         )
+
+
+def _scale(config: PretrainedConfig) -> float:
+    multiplier, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return (1.0 if multiplier is None else float(multiplier)) / (1.0 if divisor is None else float(divisor))

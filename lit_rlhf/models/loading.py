@@ -8,6 +8,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models.attention import kernel_to_load, use_grouped_attention
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.models.tokenizers import from_hub, load_tokenizer
@@ -155,7 +156,10 @@ def _config_from_options(options: dict[str, Any], tokenizer: PreTrainedTokenizer
             advice = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigurationError(f"config.{key} is no option of the model type {model_type!r}.{advice}")
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **ids, **options})
+    try:
+        return AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **ids, **options})
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConfigurationError(f"Can't build a model of config {options}: {' '.join(str(error).split())}") from error
 
 
 def _pretrained(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> PreTrainedModel:
@@ -166,9 +170,11 @@ def _pretrained(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pre
 def pretrained(auto_class: Any, name: str, spec: ModelSpec, config: PretrainedConfig) -> PreTrainedModel:
     """`from_pretrained` of an auto class, with the spec's dtype, quantization and attention."""
     with quiet():
-        model: PreTrainedModel = from_hub(
+        model: PreTrainedModel
+        model, report = from_hub(
             lambda: auto_class.from_pretrained(
                 name,
+                output_loading_info=True,
                 config=config,
                 revision=spec.revision if name == spec.name else None,
                 dtype=DTYPES[spec.dtype],
@@ -178,6 +184,12 @@ def pretrained(auto_class: Any, name: str, spec: ModelSpec, config: PretrainedCo
             ),
             name,
             "model",
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"The weights of {name!r} are incomplete: {len(missing)} tensors are missing (first: {missing[:3]}), which "
+            f"transformers would fill with random numbers. Was it saved as another kind of model than {type(model).__name__}?"
         )
     return model
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models.backbone import Backbone
@@ -25,6 +25,10 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
     for layer in _layers(backbone.decoder):
         fully_shard(layer, mesh=mesh)
     fully_shard(backbone, mesh=mesh)
+    # FSDP2 settles who is the root at the first call that goes through its hooks; unsharding a layer before would make
+    # that layer a root of its own.
+    backbone.become_root = _nothing  # type: ignore[assignment]
+    register_fsdp_forward_method(backbone, "become_root")
 
 
 @contextmanager
@@ -34,6 +38,8 @@ def gathered(module: nn.Module) -> Iterator[None]:
     Processes may then run different numbers of steps. Does nothing to modules that aren't sharded.
     """
     sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    if sharded:
+        module.become_root()
     for part in sharded:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -50,3 +56,7 @@ def _layers(decoder: nn.Module) -> Iterator[nn.Module]:
     if not lists:
         raise ConfigurationError(f"{type(decoder).__name__} has no list of layers to shard by. Use ddp.")
     yield from max(lists, key=len)
+
+
+def _nothing() -> None:
+    """What `become_root` does, apart from FSDP2's hooks."""

@@ -6,11 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError
 
 T = TypeVar("T")
+
+# What from_pretrained raises for files that are missing, torn, of another kind or made for other sizes.
+_LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    ImportError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def load_tokenizer(
@@ -47,9 +62,13 @@ def from_hub(load: Callable[[], T], name: str, what: str) -> T:
     require_directory(name, what)
     try:
         return load()
-    except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ConfigurationError(_hint(name, what, reason)) from error
+    except torch.OutOfMemoryError:
+        raise
+    except _LOAD_ERRORS as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            reason = "it comes with code of its own, which runs with trust_remote_code=true alone. " + reason
+        raise ConfigurationError(_hint(name, what, reason[:400])) from error
 
 
 def require_directory(name: str, what: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_rlhf.errors import DataError
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_sum
-from lit_rlhf.models import ModelSpec, evaluating, export_policy
+from lit_rlhf.models import ModelSpec, evaluating, export_policy, gathered
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.rollouts import microbatch_indices, repeat_columns, rollout_batch, row_lengths
@@ -117,7 +117,7 @@ class ActingModule(RLHFModule):
         which = which + torch.arange(num_samples, device=which.device).repeat(len(batch["index"]))
         iteration = self.iteration if purpose == "rollout" else 0
         seeds = sample_seeds(self.seed, iteration, purpose, which)
-        with self.phases("rollout"):
+        with self.phases("rollout"), gathered(self.backbone):
             generation = self.engine.generate(
                 self.backbone, prompt_ids, prompt_mask, sampling=sampling, seeds=seeds, num_samples=num_samples
             )

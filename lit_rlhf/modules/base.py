@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.models import Backbone, ModelSpec, tokenizer_fingerprint
+from lit_rlhf.models import Backbone, ModelSpec, shard, tokenizer_fingerprint
 from lit_rlhf.objectives import Reduction
 
 CHECKPOINT_KEY = "lit_rlhf"
@@ -59,6 +59,10 @@ class RLHFModule(LightningModule):
             return
         self.backbone = Backbone(self.spec, lm_head=self.needs_lm_head)
         self.configure_roles()
+        mesh = self.device_mesh
+        if mesh is not None:
+            for part in [module for module in self.modules() if isinstance(module, Backbone)]:
+                shard(part, mesh["data_parallel"])
 
     def configure_roles(self) -> None:
         """Add the adapters and heads that the module trains; a subclass's own parts belong here."""

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
@@ -139,6 +140,9 @@ class PolicyModule(ActingModule):
     def collect(self, batch: PromptBatch) -> Rollout:
         """Sample completions, score them, and add what the losses need of frozen models; all ranks' together."""
         rollout = self.sample(batch, self.sampling, "rollout", self.num_samples)
+        parts = Means()
+        parts.add_all({f"rewards/{name}/mean": scores for name, scores in self.reward.parts.items()})
+        self._count_means(parts)
         with self.phases("reference"), evaluating(self.backbone):
             rollout = self.evaluate(rollout)
         return gather_rollout(rollout, self) if self._world_size > 1 else rollout
@@ -188,9 +192,7 @@ class PolicyModule(ActingModule):
                 self.manual_backward(loss * self._world_size)
             stats.add_all(output.metrics, micro.response_mask)
         stats.add("grad_norm", self.optimizer_step_on_minibatch())
-        means = stats.compute(self.sum_over_ranks, self.device)
-        self.means.add_all({name: torch.tensor(value) for name, value in means.items()})
-        return means.get("policy/approxkl_avg", 0.0)
+        return self._count_means(stats).get("policy/approxkl_avg", 0.0)
 
     def finish_iteration(self, rollout: Rollout) -> None:
         """Log, move the KL coefficient, count the iteration."""
@@ -202,6 +204,12 @@ class PolicyModule(ActingModule):
         self.log_dict({name: float(value) for name, value in shown.items()}, prog_bar=True, logger=False)
         self.kl.update(metrics["objective/kl"], len(rollout.tokens))
         self.iteration += 1
+
+    def _count_means(self, local: Means) -> dict[str, float]:
+        """Reduce means over ranks and count them among the iteration's."""
+        means = local.compute(self.sum_over_ranks, self.device)
+        self.means.add_all({name: torch.tensor(value) for name, value in means.items()})
+        return means
 
     # -- the optimizer step -------------------------------------------------------------------------------------------
 
@@ -226,6 +234,8 @@ class PolicyModule(ActingModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # Gradients are the same on all ranks after synchronisation, so all ranks agree whether to step.
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        if isinstance(norm, DTensor):  # under FSDP2
+            norm = norm.full_tensor()
         if torch.isfinite(norm):
             optimizer.step()
             if (scheduler := self.lr_schedulers()) is not None:
@@ -239,13 +249,19 @@ class PolicyModule(ActingModule):
 
     def extra_state(self) -> dict[str, Any]:
         """Iteration, KL coefficient, the reward's own state, skipped steps."""
-        return {"iteration": self.iteration, "kl": self.kl.state_dict(), "skipped_steps": self.skipped_steps}
+        return {
+            "iteration": self.iteration,
+            "kl": self.kl.state_dict(),
+            "reward": self.reward.running_state(),
+            "skipped_steps": self.skipped_steps,
+        }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.iteration = state["iteration"]
         self.skipped_steps = state["skipped_steps"]
         self.kl.load_state_dict(state["kl"])
+        self.reward.load_running_state(state["reward"])
 
     def _refuse_bad_options(self) -> None:
         if self.sampling.top_p < 1.0 or self.sampling.top_k > 0:

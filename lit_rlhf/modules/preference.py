@@ -158,13 +158,10 @@ class PreferenceModule(RLHFModule):
         return loss
 
     def _row_means(self, metrics: Mapping[str, Tensor]) -> dict[str, tuple[float, int]]:
-        """Mean over the rows of all ranks that a metric concerns, and their number; those that concern none are left out."""
+        """Mean over the rows of all ranks that a metric concerns, and their number; metrics of no row are left out."""
         if not metrics:
             return {}
-        concerns = {name: ~value.isnan() for name, value in metrics.items()}
-        sums = [
-            torch.stack([value[concerns[name]].sum().double(), concerns[name].sum()]) for name, value in metrics.items()
-        ]
+        sums = [torch.stack([value.double().nansum(), (~value.isnan()).sum()]) for value in metrics.values()]
         totals = self.sum_over_ranks(torch.stack(sums)).tolist()
         return {name: (total / n, int(n)) for name, (total, n) in zip(metrics, totals, strict=True) if n > 0}
 
@@ -209,8 +206,9 @@ class PreferenceModule(RLHFModule):
         branches = self._branches(batch)
         if given is None or given.shape[-1] != branches:
             raise DataError(
-                f"reference={self.reference_source!r} needs `ref_logprobs` of {branches} completions a row in the batch, which has "
-                f"{'none' if given is None else given.shape[-1]}. Precompute them with the data module, or set reference='live'."
+                f"reference={self.reference_source!r} needs `ref_logprobs` of {branches} completions a row in the batch, "
+                f"which has {'none' if given is None else given.shape[-1]}. Precompute them with the data module, or set "
+                "reference='live'."
             )
         lengths = torch.zeros_like(given, dtype=torch.int64)  # unknown, and never asked for
         return SequenceStats(given, lengths)
@@ -224,8 +222,8 @@ class PreferenceModule(RLHFModule):
         )
         if self.reference_source == "precomputed" and beyond:
             raise ConfigurationError(
-                f"reference='precomputed' holds summed log-probs alone, but {type(self.loss).__name__} needs {sorted(beyond)} of the "
-                "reference. Set reference='live'."
+                f"reference='precomputed' holds summed log-probs alone, but {type(self.loss).__name__} needs "
+                f"{sorted(beyond)} of the reference. Set reference='live'."
             )
         if critic is not None and not self.learns_value:
             raise ConfigurationError(f"critic is given, but {type(self.loss).__name__} learns no value: leave it out.")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -45,11 +46,15 @@ class RewardModelModule(RLHFModule):
         super().__init__(backbone, optimizer, lr_scheduler, seed)
         self.loss = loss or BradleyTerry()
         self.score_mean, self.score_std = 0.0, 1.0
-        self.accuracy = PreferenceAccuracy()
-        self.margin = RewardMargin()
-        self.calibration_error = CalibrationError()
-        self.length_correlation = LengthCorrelation()
-        self.score_stats = MeanAndStd()
+        self.metrics = torch.nn.ModuleDict(
+            {
+                "accuracy": PreferenceAccuracy(),
+                "margin": RewardMargin(),
+                "calibration_error": CalibrationError(),
+                "length_correlation": LengthCorrelation(),
+                "score": MeanAndStd(),
+            }
+        )
 
     def configure_roles(self) -> None:
         """Train the adapter `reward` where a LoRA is given, else the model; always with a scalar head."""
@@ -116,23 +121,22 @@ class RewardModelModule(RLHFModule):
         rows = len(batch["input_ids"])
         self.log(f"{stage}/loss", self.loss(scores, batch).loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows)
         exists = lengths > 0
-        self.score_stats.update(scores[exists])
-        self.length_correlation.update(scores[exists], lengths[exists].float())
-        self.log(f"{stage}/length_correlation", self.length_correlation, batch_size=rows)
-        if "score" in batch:  # ranked lists and scalar labels have no one chosen answer
-            return
-        chosen, rejected = scores[:, 0], scores[:, 1]
-        p_chosen = batch.get("p_chosen")
-        self.accuracy.update(chosen, rejected, p_chosen)
-        self.margin.update(chosen, rejected)
-        self.calibration_error.update(chosen, rejected, p_chosen)
-        self.log(f"{stage}/accuracy", self.accuracy, prog_bar=True, batch_size=rows)
-        self.log(f"{stage}/margin", self.margin, batch_size=rows)
-        self.log(f"{stage}/calibration_error", self.calibration_error, batch_size=rows)
+        self.metrics["score"].update(scores[exists])
+        self.metrics["length_correlation"].update(scores[exists], lengths[exists].float())
+        updated = ["length_correlation"]
+        if "score" not in batch:  # ranked lists and scalar labels have no one chosen answer
+            chosen, rejected, p_chosen = scores[:, 0], scores[:, 1], batch.get("p_chosen")
+            self.metrics["accuracy"].update(chosen, rejected, p_chosen)
+            self.metrics["margin"].update(chosen, rejected)
+            self.metrics["calibration_error"].update(chosen, rejected, p_chosen)
+            updated += ["accuracy", "margin", "calibration_error"]
+        for name in updated:
+            self.log(f"{stage}/{name}", self.metrics[name], prog_bar=name == "accuracy", batch_size=rows)
 
     def on_validation_epoch_end(self) -> None:
         """Remember mean and deviation of the scores, with which an export lets others normalise them."""
-        mean, std = self.score_stats.compute().tolist()
-        self.score_stats.reset()
+        stats = self.metrics["score"]
+        mean, std = stats.compute().tolist()
+        stats.reset()
         if not self.trainer.sanity_checking:
             self.score_mean, self.score_std = mean, std

@@ -1,4 +1,4 @@
-"""Statistics over the whole vocabulary at each token of a batch's branches, in chunks that are computed anew in backward."""
+"""Statistics over the whole vocabulary at each token of a batch's branches, in chunks computed anew in backward."""
 
 from typing import NamedTuple
 

@@ -157,7 +157,7 @@ class NLL(PreferenceLoss):
         return LossOutput(nll, {"nll_loss": nll.detach()})
 
 
-# -- checks of options and batches ------------------------------------------------------------------------------------
+# -- checks of options and batches -------------------------------------------------------------------------------------
 
 
 def require_positive(owner: object, **options: float) -> None:
@@ -186,6 +186,8 @@ def require_columns(owner: object, batch: Batch, names: Sequence[str]) -> None:
 
 def require_finite(owner: object, batch: Batch, name: str, mask: Tensor | None = None) -> None:
     """Refuse scores that are nan or infinite where a completion exists."""
+    if batch[name].is_meta:
+        return
     bad = ~torch.isfinite(batch[name])
     if mask is not None:
         bad &= mask
@@ -199,6 +201,8 @@ def require_finite(owner: object, batch: Batch, name: str, mask: Tensor | None =
 def require_probabilities(owner: object, batch: Batch, name: str) -> None:
     """Refuse soft labels outside [0, 1] (nan included)."""
     values = batch[name]
+    if values.is_meta:
+        return
     bad = ~((values >= 0) & (values <= 1))
     if bad.any():
         raise DataError(

@@ -110,9 +110,7 @@ def rankings(world: TabularWorld, size: int) -> Population:
     return {**world.batch(rows), "score": score, "branch_mask": score > 0, "weight": weight / weight.sum()}
 
 
-def scored_pairs(
-    world: TabularWorld, gap: float = 1.0, edges: Sequence[tuple[int, int]] | None = None
-) -> Population:
+def scored_pairs(world: TabularWorld, gap: float = 1.0, edges: Sequence[tuple[int, int]] | None = None) -> Population:
     """Lists of two, the one that Bradley-Terry raters prefer scored `gap` and the other 0; see `rated_pairs`."""
     batch = rated_pairs(world, edges=edges)
     score = torch.tensor([[gap, 0.0]], dtype=torch.float64).expand(len(batch["weight"]), -1)

@@ -1,7 +1,8 @@
-r"""Stationarity conditions of losses over two completions, derived by hand: each is $dE[L]/dx$ at the logit $x = \log\pi_1/\pi_2$.
+r"""Stationarity conditions of losses over two completions, derived by hand.
 
-The first completion is preferred with probability p. $\pi_1 = \sigma(x)$, $u_k = \log\pi_k/\pi_{ref,k}$, so
-$du_1/dx = \pi_2$, $du_2/dx = -\pi_1$, and $h = u_1 - u_2 = x - x_0$ has slope 1. Divide a condition by what you like that is
+Each is $dE[L]/dx$ at the logit $x = \log\pi_1/\pi_2$. The first completion is preferred with probability p. $\pi_1 =
+\sigma(x)$, $u_k = \log\pi_k/\pi_{ref,k}$, so $du_1/dx = \pi_2$, $du_2/dx = -\pi_1$, and $h = u_1 - u_2 = x - x_0$ has
+slope 1. Divide a condition by what you like that is
 positive: only its root counts.
 """
 
@@ -13,10 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TwoCompletions:
-    """Quantities at a logit.
+    r"""Quantities at a logit.
 
     Attributes:
-        x: $\\log\\pi_1/\\pi_2$, (1,).
+        x: $\log\pi_1/\pi_2$, (1,).
         reference: (2,).
         p: Probability that the first is preferred.
     """
@@ -89,7 +90,7 @@ def cal_dpo(s: TwoCompletions, beta: float) -> Tensor:
 
 
 def tdpo2(s: TwoCompletions, beta: float, alpha: float) -> Tensor:
-    r"""TDPO2: both completions share D, whose slope is $\pi_1 - \pi_{ref,1}$; its value cancels, the sg keeps its slope.
+    r"""TDPO2: both share D, whose slope is $\pi_1 - \pi_{ref,1}$; its value cancels, the sg keeps its slope.
 
     $-(p - \sigma(\beta h)) + \alpha(\pi_1 - \pi_{ref,1})(p\,\sigma(-\beta h) + (1-p)\,\sigma(\beta h))$.
     """

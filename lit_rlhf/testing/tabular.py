@@ -1,14 +1,15 @@
 """The tabular world: one prompt and a handful of completions, with a policy that can be any distribution over them.
 
-A `Backbone` around a decoder whose hidden state says which tokens it has seen, and whose LM head is a table of logits by
-state. Everything a module does (branched forward, roles, chunked log-probs, loss, reduction) runs as it does for a language
-model, in float64, and every expectation is a sum over all completions.
+A `Backbone` around a decoder whose hidden state says which tokens it has seen, and whose LM head is a table of logits
+by state. Everything a module does (branched forward, roles, chunked log-probs, loss, reduction) runs as it does for a
+language model, in float64, and every expectation is a sum over all completions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -33,7 +34,7 @@ class TabularConfig(PretrainedConfig):
 
     model_type = "lit_rlhf_tabular"
 
-    def __init__(self, vocab_size: int = 2, depth: int = 1, **kwargs: object) -> None:
+    def __init__(self, vocab_size: int = 2, depth: int = 1, **kwargs: Any) -> None:
         self.vocab_size = vocab_size
         self.depth = depth
         self.hidden_size = sum(vocab_size**d for d in range(depth + 1))
@@ -57,12 +58,16 @@ class PrefixTrunk(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        use_cache: bool = False,  # noqa: ARG002 - decoders are called with it
+        use_cache: bool = False,
     ) -> BaseModelOutputWithPast:
         """States of all positions, float64; what a position has seen is read off the mask, as attention does."""
         length = input_ids.shape[1]
         positions = torch.arange(length).expand(len(input_ids), -1) if position_ids is None else position_ids
-        sees = torch.ones(length, length, dtype=torch.bool).tril()[None] if attention_mask is None else attention_mask[:, 0]
+        sees = (
+            torch.ones(length, length, dtype=torch.bool).tril()[None]
+            if attention_mask is None
+            else attention_mask[:, 0]
+        )
         distance = (positions[:, :, None] - positions[:, None, :]).clamp(0, self.config.depth)
         digits = (input_ids + 1)[:, None, :] * self.config.vocab_size**distance
         state = (digits * (sees & (positions > 0)[:, None, :])).sum(-1).clamp_max(self.config.hidden_size - 1)
@@ -82,11 +87,13 @@ class TabularModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """For the device."""
-        return self.model.embed_tokens
+        embedding: nn.Module = self.model.embed_tokens
+        return embedding
 
     def get_output_embeddings(self) -> nn.Module:
         """The table."""
-        return self.lm_head
+        head: nn.Module = self.lm_head
+        return head
 
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> CausalLMOutputWithPast:
         """Logits of plain rows."""
@@ -123,7 +130,9 @@ class TabularWorld:
     def backbone(self, policy: Tensor | None = None) -> Backbone:
         """A backbone whose policy is the given distribution (Y,); default: the reference."""
         config = TabularConfig(self.vocab_size, self.depth)
-        backbone = Backbone.wrap(ModelSpec(config={}, branching="auto"), TabularModel(config), _tokenizer(self.vocab_size))
+        backbone = Backbone.wrap(
+            ModelSpec(config={}, branching="auto"), TabularModel(config), _tokenizer(self.vocab_size)
+        )
         self.set_policy(backbone, self.reference if policy is None else policy)
         return backbone
 
@@ -139,9 +148,11 @@ class TabularWorld:
     def policy(self, backbone: Backbone) -> Tensor:
         """The distribution (Y,) of a backbone's policy, by its own forward on all completions."""
         with torch.no_grad():
-            out = backbone(self.batch([range(len(self.completions))]), num_branches=len(self.completions), logprobs=True)
-        assert out.logprobs is not None
-        return out.logprobs.sum(-1).exp()
+            out = backbone(
+                self.batch([range(len(self.completions))]), num_branches=len(self.completions), logprobs=True
+            )
+        policy: Tensor = out.logprobs.sum(-1).exp()
+        return policy
 
     def batch(self, rows: Sequence[Sequence[int]]) -> BranchedBatch:
         """A branched batch of rows of completions, each named by its number."""

@@ -12,7 +12,7 @@ from torch import Tensor
 Function = Callable[[Tensor], Tensor]
 
 
-# -- tilts of the reference -----------------------------------------------------------------------------------------------
+# -- tilts of the reference --------------------------------------------------------------------------------------------
 
 
 def tilted(reference: Tensor, exponent: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def tilted_per_token(reference: Tensor, lengths: Tensor, exponent: Tensor) -> Te
     return _normalized(lambda c: reference * (lengths * (exponent + c)).exp(), -60.0, 60.0)
 
 
-# -- other divergences ----------------------------------------------------------------------------------------------------
+# -- other divergences -------------------------------------------------------------------------------------------------
 
 
 def forward_kl_optimum(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
@@ -71,7 +71,7 @@ def alpha_divergence_optimum(reference: Tensor, rewards: Tensor, beta: float, al
     return _normalized(policy, -40.0, 40.0)
 
 
-# -- margins of pairs -----------------------------------------------------------------------------------------------------
+# -- margins of pairs --------------------------------------------------------------------------------------------------
 
 
 def from_margins(reference: Tensor, margins: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def from_margins(reference: Tensor, margins: Tensor) -> Tensor:
 
 
 def stationary_margin(slope: Function, p: Tensor, low: float = -60.0, high: float = 60.0) -> Tensor:
-    r"""The z at which $p\,\phi'(z) = (1-p)\,\phi'(-z)$: what a link settles at where raters prefer the first with chance p.
+    r"""The z at which $p\,\phi'(z) = (1-p)\,\phi'(-z)$: what a link settles at where the first wins with chance p.
 
     Args:
         slope: $\phi'$, the link's derivative.
@@ -130,7 +130,7 @@ def descent_margin(slope: Function, p: Tensor, step: float = 1e-3) -> Tensor:
     return _bisect(rise, ends.amin(0), ends.amax(0))
 
 
-# -- two completions ------------------------------------------------------------------------------------------------------
+# -- two completions ---------------------------------------------------------------------------------------------------
 
 
 def two_completions(stationarity: Function, low: float = -40.0, high: float = 40.0) -> Tensor:
@@ -140,16 +140,18 @@ def two_completions(stationarity: Function, low: float = -40.0, high: float = 40
     return torch.cat([x, torch.zeros_like(x)]).softmax(-1)
 
 
-# -- losses of single completions -------------------------------------------------------------------------------------------
+# -- losses of single completions --------------------------------------------------------------------------------------
 
 
-def anchored_optimum(reference: Tensor, slope: Function, steps: int = 200) -> Tensor:
-    r"""The stationary policy of $\sum_y\phi_y(u(y))$: $\phi_y'(u) = \pi(y)\sum_{y'}\phi'_{y'}$, by Levenberg-Marquardt steps.
+def anchored_optimum(reference: Tensor, slope: Function, flow: int = 3000) -> Tensor:
+    r"""The stationary policy of $\sum_y\phi_y(u(y))$, where $\phi_y'(u) = \pi(y)\sum_{y'}\phi'_{y'}$.
+
+    Found by its own flow, then by Newton steps.
 
     Args:
         reference: (Y,).
         slope: The derivatives $\phi'$ (Y,) as a function of all log-ratios u (Y,).
-        steps: At most so many.
+        flow: Steps of the flow, to come near the root that training comes to.
     """
 
     def residual(logits: Tensor) -> Tensor:
@@ -158,15 +160,11 @@ def anchored_optimum(reference: Tensor, slope: Function, steps: int = 200) -> Te
         return (g - log_policy.exp() * g.sum())[:-1]
 
     logits = (reference[:-1] / reference[-1]).log()
-    damping = 1e-3
-    for _ in range(steps):
-        value, jacobian = residual(logits), torch.autograd.functional.jacobian(residual, logits)
-        if value.norm() < 1e-14:
-            break
-        normal = jacobian.T @ jacobian + damping * torch.eye(len(logits), dtype=logits.dtype)
-        trial = logits - torch.linalg.solve(normal, jacobian.T @ value)
-        better = bool(residual(trial).norm() < value.norm())
-        logits, damping = (trial, damping / 5) if better else (logits, damping * 5)
+    for _ in range(flow):
+        logits = logits - 2.0 * residual(logits)
+    for _ in range(8):
+        jacobian: Tensor = torch.autograd.functional.jacobian(residual, logits)
+        logits = logits - torch.linalg.solve(jacobian, residual(logits))
     return torch.cat([logits, logits.new_zeros(1)]).softmax(-1)
 
 
@@ -175,15 +173,16 @@ def greedy(rewards: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(rewards.argmax(), len(rewards)).to(rewards.dtype)
 
 
-# -- a tree of two steps --------------------------------------------------------------------------------------------------
+# -- a tree of two steps -----------------------------------------------------------------------------------------------
 
 
 def desensitized_tree(reference: Tensor, rewards: Tensor, beta: float, alpha: float) -> Tensor:
     r"""LD-DPO on `tabular.tree()`, compared along `DESENSITIZED_EDGES`.
 
-    Completions: one of a single token, then three each that start with the tokens 0 and 1. Those with one start are as long as
-    each other, so the second token's distribution is $\pi^*$'s; between the short one and the first of each start, the second
-    token counts $\alpha$ times: $u(end) - u(s) - \alpha u(0|s) = \Delta r/\beta$.
+    Completions: one of a single token, then three each that start with the tokens 0 and 1. Those with one start are as
+        long as
+    each other, so the second token's distribution is $\pi^*$'s; between the short one and the first of each start, the
+    second token counts $\alpha$ times: $u(end) - u(s) - \alpha u(0|s) = \Delta r/\beta$.
     """
     starts = [slice(1, 4), slice(4, 7)]
     ref_root = torch.stack([reference[0], *(reference[part].sum() for part in starts)])
@@ -202,7 +201,7 @@ def desensitized_tree(reference: Tensor, rewards: Tensor, beta: float, alpha: fl
 DESENSITIZED_EDGES: Sequence[tuple[int, int]] = ((1, 2), (2, 3), (4, 5), (5, 6), (0, 1), (0, 4))
 
 
-# -- roots ----------------------------------------------------------------------------------------------------------------
+# -- roots -------------------------------------------------------------------------------------------------------------
 
 
 def _normalized(policy: Function, low: float, high: float) -> Tensor:

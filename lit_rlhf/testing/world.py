@@ -81,7 +81,7 @@ class World:
     nonsense_cost: float = 1.0
     negation: float = -0.6
     aspect_weights: tuple[float, ...] = (1.2, 1.0, 0.8)
-    foreign_weight: float = 0.1
+    foreign_weight: float = 0.4
     max_words: int = 21
     _best: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 

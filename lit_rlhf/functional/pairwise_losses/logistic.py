@@ -100,7 +100,8 @@ def length_regularized_dpo_loss(
         beta: Strength of the KL penalty to the reference.
         alpha: Price of a token in units of reward; positive makes completions shorter.
     """
-    return softplus(-(beta * (chosen - rejected) + alpha * (chosen_lengths - rejected_lengths)))
+    excess = (chosen_lengths - rejected_lengths).to(chosen.dtype)
+    return softplus(-(beta * (chosen - rejected) + alpha * excess))
 
 
 def length_normalized_dpo_loss(
@@ -134,8 +135,8 @@ def length_desensitized_logprobs(
     """
     shared = mask.sum(-1).amin(-1)[:, None, None]
     steps = torch.arange(mask.shape[-1], device=mask.device)
-    weight = torch.where(steps < shared, 1.0, alpha).to(token_logprobs.dtype)
-    return (token_logprobs * mask * weight).sum(-1)
+    beyond = (steps >= shared).to(token_logprobs.dtype)
+    return (token_logprobs * mask * (1 - (1 - alpha) * beyond)).sum(-1)
 
 
 def dpop_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.3, penalty: float = 50.0) -> Pairs:

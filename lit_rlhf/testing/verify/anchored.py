@@ -1,6 +1,5 @@
 r"""Methods that hold each completion to a place of its own: stationary where $\phi_y'(u_y) = \pi(y)\sum\phi'$."""
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -9,7 +8,7 @@ from lit_rlhf import objectives as o
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import TabularWorld, bandit
-from lit_rlhf.testing.verify.runner import BETA, Case
+from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
 
 _ROOT = "phi'(u) = pi * sum phi'"
 
@@ -78,20 +77,18 @@ def degenerate_cases() -> list[Case]:
 
 
 def _shares(world: TabularWorld, mu: Tensor) -> tuple[Tensor, Tensor]:
-    """How often each completion is chosen, and how often rejected."""
+    """Shares of the completions among the chosen, and among the rejected: of two drawn from mu, either may win."""
     wins = targets.win_rates(data.preference_probabilities(world), mu)
-    return mu * wins, mu * (1 - wins)
+    return 2 * mu * wins, 2 * mu * (1 - wins)
 
 
 def _case(
     name: str,
     world: TabularWorld,
-    loss: Callable[[], o.PreferenceLoss],
+    loss: MakeLoss,
     population: data.Population,
     slope: targets.Function,
     follow: bool = False,
 ) -> Case:
     best = targets.anchored_optimum(world.reference, slope)
     return Case(name, _ROOT, world, loss, population, best, training="follow" if follow else "minimize")
-
-

@@ -8,7 +8,7 @@ from lit_rlhf import objectives as o
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import TabularWorld, bandit, tree
-from lit_rlhf.testing.verify.runner import BETA, Case
+from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
 
 PI_STAR = "pi* = ref exp(r/beta)"
 
@@ -22,12 +22,12 @@ def exact_cases() -> list[Case]:
     """Pairs on the tree, then what needs other data."""
     world, star = tree(), optimum(tree())
     pairs = data.rated_pairs(world)
-    smooth = {
+    smooth: dict[str, MakeLoss] = {
         "DPO": partial(o.DPO, BETA),
         "ReverseKLDPO": partial(o.ReverseKLDPO, BETA),
         "SavageGPO": partial(o.SavageGPO, BETA),
     }
-    stopped = {"WPO": partial(o.WPO, BETA), "BetaDPO (drop=0)": partial(o.BetaDPO, BETA, drop=0.0)}
+    stopped: dict[str, MakeLoss] = {"WPO": partial(o.WPO, BETA), "BetaDPO (drop=0)": partial(o.BetaDPO, BETA, drop=0.0)}
     return [
         *(Case(name, PI_STAR, world, loss, pairs, star) for name, loss in smooth.items()),
         *(Case(name, PI_STAR, world, loss, pairs, star, training="follow") for name, loss in stopped.items()),
@@ -39,7 +39,10 @@ def exact_cases() -> list[Case]:
 def _flat_cases() -> list[Case]:
     """On the bandit, where the divergences of both completions are the same state's; and sorted batches of one."""
     flat, few = bandit(), bandit(3)
-    sorted_losses = {"AOT (batches of one)": partial(o.AOT, BETA), "UnpairedAOT (batches of one)": partial(o.UnpairedAOT, BETA)}
+    sorted_losses: dict[str, MakeLoss] = {
+        "AOT (batches of one)": partial(o.AOT, BETA),
+        "UnpairedAOT (batches of one)": partial(o.UnpairedAOT, BETA),
+    }
     few_pairs = data.rated_pairs(few)
     return [
         Case("TDPO1 (bandit)", PI_STAR, flat, partial(o.TDPO1, BETA), data.rated_pairs(flat), optimum(flat)),

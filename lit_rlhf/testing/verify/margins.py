@@ -3,12 +3,13 @@
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import stationarity, targets
 from lit_rlhf.testing.tabular import bandit, tree
-from lit_rlhf.testing.verify.runner import BETA, Case
+from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
 
 _SMOOTHING = 0.15
 _GAMMA = 0.6
@@ -19,9 +20,14 @@ def divergence_cases() -> list[Case]:
     """f-DPO on the tree."""
     world = tree()
     ref, r = world.reference, world.rewards
-    rows = [
+    rows: list[tuple[str, str, MakeLoss, Tensor]] = [
         ("ForwardKLDPO", "beta ref/(L - r)", partial(o.ForwardKLDPO, BETA), targets.forward_kl_optimum(ref, r, BETA)),
-        ("JensenShannonDPO", "ref e^s/(2 - e^s)", partial(o.JensenShannonDPO, BETA), targets.jensen_shannon_optimum(ref, r, BETA)),
+        (
+            "JensenShannonDPO",
+            "ref e^s/(2 - e^s)",
+            partial(o.JensenShannonDPO, BETA),
+            targets.jensen_shannon_optimum(ref, r, BETA),
+        ),
         (
             "AlphaDivergenceDPO",
             "ref (1 - a s)^(-1/a)",
@@ -45,7 +51,7 @@ def margin_cases() -> list[Case]:
         )
         for tau in (0.5, 0.05)
     ]
-    rows = [
+    rows: list[tuple[str, str, MakeLoss, Tensor]] = [
         (
             "ConservativeDPO",
             "margins logit((1-e)p + e(1-p))",
@@ -76,10 +82,14 @@ def margin_cases() -> list[Case]:
     valley = Case(
         "DiscoPOP", "the valley next to z = 0", world, partial(o.DiscoPOP, BETA), pairs, disco[1], training="descend"
     )
-    return [*(Case(name, text, world, loss, pairs, best) for name, text, loss, best in rows), valley, _desensitized_case()]
+    return [
+        *(Case(name, text, world, loss, pairs, best) for name, text, loss, best in rows),
+        valley,
+        _desensitized_case(),
+    ]
 
 
-def _shaped(margins: torch.Tensor) -> torch.Tensor:
+def _shaped(margins: Tensor) -> Tensor:
     r"""AlphaPO's rewards are f' of the alpha divergence to the constant 1: margins fix them up to L."""
     rewards = torch.cat([margins.new_zeros(1), -margins.cumsum(0)])
     return targets.alpha_divergence_optimum(torch.ones_like(rewards), rewards, BETA, _ALPHA)

@@ -18,6 +18,7 @@ BETA = 0.5
 GRADIENT_TOLERANCE = 1e-6
 DISTANCE_TOLERANCE = 1e-3
 
+MakeLoss = Callable[[], PreferenceLoss]
 Training = Literal["minimize", "follow", "descend"]
 
 
@@ -53,8 +54,8 @@ class Case:
         make_loss: A fresh loss.
         population: Its data, weighted by probability.
         optimum: (Y,).
-        training: "minimize" where the loss is what its gradient says; "follow" where parts of it carry no gradient or are not
-            smooth; "descend" for small steps, where there is more than one valley.
+        training: "minimize" where the loss is what its gradient says; "follow" where parts of it carry no gradient or
+            are not smooth; "descend" for small steps, where there is more than one valley.
         kink: The optimum is a corner of the loss: its one-sided gradients must bracket 0.
         by_row: Evaluate each row as a batch of its own, for losses that sort the batch.
     """
@@ -62,7 +63,7 @@ class Case:
     method: str
     target: str
     world: TabularWorld
-    make_loss: Callable[[], PreferenceLoss]
+    make_loss: MakeLoss
     population: Population
     optimum: Tensor
     training: Training = "minimize"
@@ -93,14 +94,14 @@ def expected_loss(module: PreferenceModule, population: Population, by_row: bool
 
 
 def expected_gradient(case: Case, policy: Tensor) -> Tensor:
-    """Gradient of the expected loss by the logits of all states, at a policy; learned shifts and values at their best."""
+    """Gradient of the expected loss by the logits of all states, at a policy, with learned shifts and values fitted."""
     module = case.module()
     case.world.set_policy(module.backbone, policy)
     settle(module, case)
     module.zero_grad()
     expected_loss(module, case.population, case.by_row).backward()
     gradient = module.backbone.model.lm_head.weight.grad
-    assert gradient is not None
+    assert isinstance(gradient, Tensor)
     return gradient.detach().clone()
 
 
@@ -129,9 +130,9 @@ def train(case: Case) -> Tensor:
     if case.training == "minimize":
         _minimize(module, case, parameters)
     elif case.training == "follow":
-        _follow(module, case, parameters, rate=0.3, final=1e-5, steps=400)
+        _follow(module, case, parameters, rate=0.3, final=1e-5, steps=250)
     else:
-        _follow(module, case, parameters, rate=0.01, final=1e-5, steps=400)
+        _follow(module, case, parameters, rate=0.03, final=1e-5, steps=250)
     return case.world.policy(module.backbone)
 
 
@@ -146,7 +147,12 @@ def verify_case(case: Case) -> VerifyRow:
 
 def _minimize(module: PreferenceModule, case: Case, parameters: list[torch.nn.Parameter]) -> None:
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=300, tolerance_grad=1e-10, tolerance_change=1e-14, history_size=20, line_search_fn="strong_wolfe"
+        parameters,
+        max_iter=300,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-14,
+        history_size=20,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> float:

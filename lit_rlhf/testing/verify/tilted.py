@@ -3,12 +3,13 @@
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import tree
-from lit_rlhf.testing.verify.runner import BETA, Case
+from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
 
 _TOKEN_PRICE = 0.4
 _SPIN_SCALE = 0.7
@@ -21,7 +22,7 @@ def tilted_cases() -> list[Case]:
     pairs, uniform = data.rated_pairs(world), torch.ones_like(ref)
     wins = targets.win_rates(data.preference_probabilities(world), data.skewed(world)) / BETA
     priced = reward - _TOKEN_PRICE / BETA * lengths
-    rows = [
+    rows: list[tuple[str, str, MakeLoss, Tensor]] = [
         ("IPO", "ref exp(P(y>mu)/tau)", partial(o.IPO, BETA), targets.tilted(ref, wins)),
         ("SquaredGPO", "ref exp(2P(y>mu)/beta)", partial(o.SquaredGPO, BETA), targets.tilted(ref, 2 * wins)),
         ("ExponentialGPO", "ref exp(r/2beta)", partial(o.ExponentialGPO, BETA), targets.tilted(ref, reward / 2)),
@@ -46,7 +47,11 @@ def tilted_cases() -> list[Case]:
         ),
         ("CPO (alpha=0)", "exp(r/beta)", partial(o.CPO, BETA, 0.0), targets.tilted(uniform, reward)),
     ]
-    return [*(Case(name, text, world, loss, pairs, best) for name, text, loss, best in rows), *_imitating_cases(), _pro_case()]
+    return [
+        *(Case(name, text, world, loss, pairs, best) for name, text, loss, best in rows),
+        *_imitating_cases(),
+        _pro_case(),
+    ]
 
 
 def _imitating_cases() -> list[Case]:

@@ -12,7 +12,7 @@ from lit_rlhf.testing import stationarity as by_hand
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.stationarity import TwoCompletions
 from lit_rlhf.testing.tabular import bandit
-from lit_rlhf.testing.verify.runner import BETA, Case
+from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
 
 _ROOT = "root of dE/dx, 2 completions"
 
@@ -22,7 +22,7 @@ def two_completion_cases() -> list[Case]:
     world = bandit(2)
     pairs = data.rated_pairs(world, edges=[(0, 1)])
     both = partial(o.WeightedSum, [o.DPO(BETA), o.NLL()], [1.0, 0.5])
-    rows: list[tuple[str, Callable[[], o.PreferenceLoss], Tensor]] = [
+    rows: list[tuple[str, MakeLoss, Tensor]] = [
         ("RPO", partial(o.RPO, BETA, 0.5), _root(partial(by_hand.dpo_and_nll, beta=BETA, alpha=0.5))),
         ("WeightedSum (DPO + NLL)", both, _root(partial(by_hand.dpo_and_nll, beta=BETA, alpha=0.5))),
         ("CPO", partial(o.CPO, BETA, 0.5), _root(partial(by_hand.cpo, beta=BETA, alpha=0.5))),
@@ -49,8 +49,15 @@ def corner_cases() -> list[Case]:
     margin = torch.tensor([1.0], dtype=torch.float64)
     hinge = partial(Case, world=world, population=pairs, training="follow", kink=True)
     return [
-        hinge("RSOHinge", "h = 1/gamma", make_loss=partial(o.RSOHinge, 0.8), optimum=targets.from_margins(world.reference, margin / 0.8)),
-        hinge("SLiC", "l_w - l_l = delta", make_loss=o.SLiC, optimum=targets.from_margins(torch.ones(2).double(), margin)),
+        hinge(
+            "RSOHinge",
+            "h = 1/gamma",
+            make_loss=partial(o.RSOHinge, 0.8),
+            optimum=targets.from_margins(world.reference, margin / 0.8),
+        ),
+        hinge(
+            "SLiC", "l_w - l_l = delta", make_loss=o.SLiC, optimum=targets.from_margins(torch.ones(2).double(), margin)
+        ),
     ]
 
 

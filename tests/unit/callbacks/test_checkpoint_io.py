@@ -45,7 +45,7 @@ def test_file_is_synced_before_it_is_moved_and_the_directory_after(
     fsync, replace = os.fsync, Path.replace
 
     def spy_fsync(descriptor: int) -> None:
-        calls.append("sync " + ("directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"))
+        calls.append("sync " + ("directory" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "file"))
         fsync(descriptor)
 
     def spy_replace(self: Path, target: Path) -> Path:
@@ -168,7 +168,7 @@ def test_foreign_and_missing_files_are_named(tmp_path: Path) -> None:
 def test_objects_are_loaded_only_when_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "objects.ckpt"
     torch.save({"x": NotPlain()}, path)
-    with pytest.raises(CheckpointError, match="holds an object of type .*NotPlain"):
+    with pytest.raises(CheckpointError, match=r"holds an object of type .*NotPlain"):
         AtomicCheckpointIO().load_checkpoint(path)
     assert isinstance(AtomicCheckpointIO().load_checkpoint(path, weights_only=False)["x"], NotPlain)
 

@@ -107,7 +107,10 @@ class DataModuleContract:
 
     def test_no_prompt_stands_on_both_sides_of_a_split(self, make: Callable[..., BranchedDataModule]) -> None:
         module, raw = ready(make(val_fraction=0.3)), self.raw_rows()
-        sides = [{raw[module.rows[side][i]["row"]]["prompt"] for i in range(len(module.rows[side]))} for side in ("train", "val")]
+        sides = [
+            {raw[module.rows[side][i]["row"]]["prompt"] for i in range(len(module.rows[side]))}
+            for side in ("train", "val")
+        ]
         assert sides[0].isdisjoint(sides[1])
         assert sides[0] | sides[1] == set(PROMPTS)
         assert len(module.rows["train"]) + len(module.rows["val"]) == len(raw)
@@ -126,7 +129,9 @@ class DataModuleContract:
         assert equal(first, second)
         assert indices(first) != indices(other)
 
-    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # torch's loaders fork, from Python 3.12 on said aloud
+    @pytest.mark.filterwarnings(
+        "ignore:.*fork:DeprecationWarning"
+    )  # torch's loaders fork, from Python 3.12 on said aloud
     def test_workers_change_nothing(self, make: Callable[..., BranchedDataModule]) -> None:
         alone, helped = ready(make()), ready(make(num_workers=2))
         mine, theirs = alone.train_dataloader(), helped.train_dataloader()
@@ -200,7 +205,9 @@ class DataModuleContract:
     def test_the_collator_holds_no_tokenizer(self, make: Callable[..., BranchedDataModule]) -> None:
         assert len(pickle.dumps(ready(make()).collator())) < 300
 
-    def test_tokens_are_made_once(self, make: Callable[..., BranchedDataModule], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_tokens_are_made_once(
+        self, make: Callable[..., BranchedDataModule], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         first = ready(make())
         monkeypatch.setattr("lit_rlhf.data.base.Preparation.__iter__", lambda self: pytest.fail("tokenized again"))
         second = ready(make(batch_size=2, seed=5))

@@ -29,7 +29,13 @@ class TestPreferenceDataModule(DataModuleContract):
 
     def raw_rows(self) -> list[dict[str, Any]]:
         return [
-            {"prompt": p, "chosen": ANSWERS[n % 5], "rejected": ANSWERS[(n + 1) % 5], "margin": n / 2, "p_chosen": n / 40}
+            {
+                "prompt": p,
+                "chosen": ANSWERS[n % 5],
+                "rejected": ANSWERS[(n + 1) % 5],
+                "margin": n / 2,
+                "p_chosen": n / 40,
+            }
             for p, n in ROWS
         ]
 
@@ -136,7 +142,10 @@ class TestUnpairedDataModule(DataModuleContract):
             source, tokenizer=tokenizer, format=UnpairedFromPairs(ExplicitPrompt()), batch_size=2, bucket_batches=1
         )
         batch = next(iter(ready(module).train_dataloader()))
-        texts = {tokenizer.decode(ids[1:3]): label for ids, label in zip(batch["input_ids"], batch["label"].tolist(), strict=True)}
+        texts = {
+            tokenizer.decode(ids[1:3]): label
+            for ids, label in zip(batch["input_ids"], batch["label"].tolist(), strict=True)
+        }
         assert len(texts) == 2
         for line in range(2):
             branch = batch["input_ids"][line][batch["branch_ids"][line] == 1]

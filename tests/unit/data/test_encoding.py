@@ -69,8 +69,12 @@ class TestPlainText:
         core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
         core.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
-        plain, merging = (Encoder(tokenizer)(Record(prompt, (completion,))) for prompt, completion in (("q:", "b"), ("q:", " b")))
-        tokens = [[tokenizer.convert_ids_to_tokens(ids) for ids in (e.prompt, e.completions[0])] for e in (plain, merging)]
+        plain, merging = (
+            Encoder(tokenizer)(Record(prompt, (completion,))) for prompt, completion in (("q:", "b"), ("q:", " b"))
+        )
+        tokens = [
+            [tokenizer.convert_ids_to_tokens(ids) for ids in (e.prompt, e.completions[0])] for e in (plain, merging)
+        ]
         assert tokens == [[["▁", "q", ":"], ["b", "<eos>"]], [["▁", "q", ":"], ["▁", "b", "<eos>"]]]
 
     def test_text_without_prompt_starts_after_bos_or_eos(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -148,7 +152,9 @@ class TestConversations:
         assert texts(tokenizer, encoded) == ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])
         assert encoder.cut_prompts == 1
 
-    def test_a_prompt_that_ends_in_the_assistants_words_is_gone_on_with(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_a_prompt_that_ends_in_the_assistants_words_is_gone_on_with(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         plain = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}!{% endif %}"
         encoder = Encoder(template(tokenizer, plain))
         assert texts(tokenizer, encoder(Record([USER, GOOD])))[0] == "<|user|>hi<|assistant|>hello"
@@ -167,7 +173,9 @@ class TestConversations:
 
     def test_messages_that_the_template_refuses_are_invalid(self, tokenizer: PreTrainedTokenizerFast) -> None:
         encoder = Encoder(template(tokenizer, "{{ raise_exception('roles must alternate') }}"))
-        with pytest.raises(InvalidRowError, match=r"chat template refuses the messages: roles must alternate \(roles: \['user'\]"):
+        with pytest.raises(
+            InvalidRowError, match=r"chat template refuses the messages: roles must alternate \(roles: \['user'\]"
+        ):
             encoder(Record([USER]))
 
 

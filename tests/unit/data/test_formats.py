@@ -100,27 +100,49 @@ CASES: list[tuple[Format, dict[str, Any], list[Record]]] = [
 ]
 
 
-@pytest.mark.parametrize(("format_", "row", "records"), CASES, ids=[f"{n}-{type(c[0]).__name__}" for n, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("format_", "row", "records"), CASES, ids=[f"{n}-{type(c[0]).__name__}" for n, c in enumerate(CASES)]
+)
 def test_rows_become_records(format_: Format, row: dict[str, Any], records: list[Record]) -> None:
     assert format_(row) == records
 
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 BAD_CASES: list[tuple[Format, dict[str, Any], str]] = [
-    (ExplicitPrompt(), {"prompt": "p", "chosen": "a"}, r"no column 'rejected': the row's columns are \['chosen', 'prompt'\]"),
+    (
+        ExplicitPrompt(),
+        {"prompt": "p", "chosen": "a"},
+        r"no column 'rejected': the row's columns are \['chosen', 'prompt'\]",
+    ),
     (ExplicitPrompt(), {**PAIR, "chosen": None}, "no value in column 'chosen'"),
     (ExplicitPrompt(), {**PAIR, "chosen": 3}, "column 'chosen' is neither text nor messages: got int 3"),
     (ExplicitPrompt(), {**PAIR, "prompt": ""}, "empty prompt: column 'prompt' is empty"),
     (ExplicitPrompt(), {**PAIR, "prompt": []}, "column 'prompt' is neither text nor messages"),
     (ExplicitPrompt(), {**PAIR, "prompt": [{"from": "user"}]}, "column 'prompt' is neither text nor messages"),
-    (ExplicitPrompt(), {**PAIR, "chosen": [USER, GOOD]}, "prompt and completion differ in kind: .*'chosen' holds messages"),
-    (ExplicitPrompt(), {**PAIR, "prompt": [USER], "chosen": [USER, GOOD]}, "completion repeats the prompt: .*ImplicitPrompt"),
-    (ExplicitPrompt(), {**PAIR, "p_chosen": 1.1}, "column 'p_chosen' is out of range: got 1.1, it must be between 0 and 1"),
+    (
+        ExplicitPrompt(),
+        {**PAIR, "chosen": [USER, GOOD]},
+        "prompt and completion differ in kind: .*'chosen' holds messages",
+    ),
+    (
+        ExplicitPrompt(),
+        {**PAIR, "prompt": [USER], "chosen": [USER, GOOD]},
+        "completion repeats the prompt: .*ImplicitPrompt",
+    ),
+    (
+        ExplicitPrompt(),
+        {**PAIR, "p_chosen": 1.1},
+        "column 'p_chosen' is out of range: got 1.1, it must be between 0 and 1",
+    ),
     (ExplicitPrompt(), {**PAIR, "p_chosen": -0.1}, "column 'p_chosen' is out of range"),
     (ExplicitPrompt(), {**PAIR, "margin": "much"}, "column 'margin' is no number: got 'much'"),
     (ExplicitPrompt(), {**PAIR, "margin": float("nan")}, "column 'margin' is out of range: got nan, it must be finite"),
     (ExplicitPrompt(), {**PAIR, "margin": None}, "no value in column 'margin'"),
-    (ImplicitPrompt(), {"chosen": "a", "rejected": "b"}, r"column 'chosen' has no answer: the marker '\\n\\nAssistant:'"),
+    (
+        ImplicitPrompt(),
+        {"chosen": "a", "rejected": "b"},
+        r"column 'chosen' has no answer: the marker '\\n\\nAssistant:'",
+    ),
     (
         ImplicitPrompt(),
         {"chosen": TURN + " a", "rejected": TURN.replace("hi", "ho") + " a"},
@@ -132,16 +154,32 @@ BAD_CASES: list[tuple[Format, dict[str, Any], str]] = [
         "chosen and rejected have different prompts",
     ),
     (ImplicitPrompt(), {"chosen": [USER, GOOD], "rejected": "go"}, "chosen and rejected have different prompts"),
-    (ImplicitPrompt(), {"chosen": [USER], "rejected": [USER]}, r"column 'chosen' doesn't end in an answer: .*\['user'\]"),
+    (
+        ImplicitPrompt(),
+        {"chosen": [USER], "rejected": [USER]},
+        r"column 'chosen' doesn't end in an answer: .*\['user'\]",
+    ),
     (Conversation(), {"messages": [USER, GOOD, USER]}, "column 'messages' is no conversation with an answer"),
     (PlainText(), {"text": [USER]}, "column 'text' is no plain text"),
     (PromptOnly(columns=["x"]), {"prompt": "p"}, "no column 'x'"),
     (Ranked(), {"prompt": "p", "completions": ["a"], "scores": [1]}, "column 'completions' is no list of two or more"),
     (Ranked(), {"prompt": "p", "completions": "ab", "scores": [1, 2]}, "is no list of two or more: got str"),
-    (Ranked(), {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2, 3]}, "differ in length: 2 completions, 3 values"),
+    (
+        Ranked(),
+        {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2, 3]},
+        "differ in length: 2 completions, 3 values",
+    ),
     (Ranked(), {"prompt": "p", "completions": ["a", "b"], "scores": [1, None]}, "column 'scores' is no number"),
-    (Unpaired(), {"prompt": "p", "completion": "a", "label": 2}, "column 'label' is out of range: got 2, it must be true or"),
-    (Unpaired(score="s", low=0, high=4), {"prompt": "p", "completion": "a", "s": 5}, "'s' is out of range: .*between 0 and 4"),
+    (
+        Unpaired(),
+        {"prompt": "p", "completion": "a", "label": 2},
+        "column 'label' is out of range: got 2, it must be true or",
+    ),
+    (
+        Unpaired(score="s", low=0, high=4),
+        {"prompt": "p", "completion": "a", "s": 5},
+        "'s' is out of range: .*between 0 and 4",
+    ),
     (
         PairsFromRanking(Ranked()),
         {"prompt": "p", "completions": ["a", "b"], "scores": [1, 1]},

@@ -101,7 +101,9 @@ def test_another_epoch_forgets_the_position() -> None:
 
 
 def test_too_few_rows_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"7 rows don't fill one batch: batch_size 4 on 2 process\(es\) takes 8"):
+    with pytest.raises(
+        ConfigurationError, match=r"7 rows don't fill one batch: batch_size 4 on 2 process\(es\) takes 8"
+    ):
         LengthBucketSampler([1] * 7, 4, num_replicas=2)
     assert LengthBucketSampler([1] * 7, 4, num_replicas=2, drop_last=False).num_batches == 1
     with pytest.raises(ConfigurationError, match=r"1 row\(s\) can't be evaluated by 2 processes"):

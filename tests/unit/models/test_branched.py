@@ -1,5 +1,8 @@
 """The branched forward: shared rows, expanded rows and plain separate rows say the same."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -139,26 +142,17 @@ def test_costs_count_what_the_layers_do(make, model_dirs):
     assert gpt2._runner.costs.per_token == 2 * 2 * 12 * 32 * 32
 
 
-def test_a_sliding_window_is_respected(model_dirs, batch):
-    config = {"sliding_window": 4}
-    name = str(model_dirs["gemma2"])
-    plain = plain_model(model_dirs["gemma2"], **config)
+def test_a_sliding_window_is_respected(model_dirs, batch, tmp_path):
+    path = shutil.copytree(model_dirs["gemma2"], tmp_path / "windowed")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "sliding_window": 4}))
     with torch.no_grad():
-        theirs = separate_rows(plain, ROWS)
-        without = separate_rows(plain_model(model_dirs["gemma2"]), ROWS)
+        theirs, without = (separate_rows(plain_model(model), ROWS) for model in (path, model_dirs["gemma2"]))
     assert not torch.allclose(theirs.logprobs[1], without.logprobs[1], **FP32_MODEL)
-
-    backbone = Backbone(ModelSpec(name=name))
-    backbone.model.config.sliding_window = 4
-    for module in backbone.decoder.modules():
-        if getattr(module, "sliding_window", None):
-            module.sliding_window = 4
-    backbone._runner.window = 4
-    out = backbone(batch, num_branches=2, logprobs=True)
+    out = Backbone(ModelSpec(name=str(path)))(batch, num_branches=2, logprobs=True)
     torch.testing.assert_close(out.logprobs, padded(theirs.logprobs, 4), **FP32_MODEL)
-    backbone._runner.branching = "shared"
-    with pytest.raises(ConfigurationError, match="14 tokens, more than the sliding window of 4"):
-        backbone(batch, num_branches=2, logprobs=True)
+    with pytest.raises(ConfigurationError, match="a row has 12 tokens, more than the sliding window of 4"):
+        Backbone(ModelSpec(name=str(path), branching="shared"))(batch, num_branches=2, logprobs=True)
 
 
 def test_shared_is_refused_where_it_would_be_wrong(tiny_model_dir, batch):

@@ -1,0 +1,18 @@
+"""Rows to a file or to standard output."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
+    """Write rows as JSONL to a file, or to standard output where there is none."""
+    lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    if output is None:
+        sys.stdout.writelines(lines)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", encoding="utf-8") as file:
+        file.writelines(lines)

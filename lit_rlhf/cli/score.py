@@ -1,0 +1,64 @@
+"""`lit-rlhf score`: a reward model as a command."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+
+from lit_rlhf.cli.output import write_rows
+from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource
+from lit_rlhf.models import Backbone, evaluating, load_checkpoint_backbone, load_reward_model
+from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.types import DemonstrationBatch
+
+
+def score(
+    model: str,
+    data: str,
+    output: Path | None = None,
+    prompt_column: str = "prompt",
+    completion_column: str = "completion",
+    batch_size: int = 16,
+    dtype: DTypeName = "float32",
+) -> None:
+    """Score completions with a reward model.
+
+    Args:
+        model: An export, a checkpoint (.ckpt) of RewardModelModule, or a sequence classifier with one label.
+        data: JSONL, JSON, CSV or Parquet with a prompt and a completion in each row.
+        output: JSONL to write, the rows with a column `score`; default: standard output.
+        prompt_column: Column of the prompt.
+        completion_column: Column of the completion.
+        batch_size: Rows that are scored together.
+        dtype: Of the model's weights.
+    """
+    is_checkpoint = model.endswith(".ckpt")
+    backbone = load_checkpoint_backbone(model, dtype=dtype) if is_checkpoint else load_reward_model(model, dtype=dtype)
+    source = FileSource(data)
+    rows = DemonstrationDataModule(
+        test=source,
+        tokenizer=backbone.tokenizer,
+        format=Demonstration(prompt_column, completion_column),
+        invalid="error",
+        too_long="error",
+        batch_size=batch_size,
+    )
+    rows.prepare_data()
+    rows.setup("test")
+    scores: dict[int, float] = {}
+    for batch in rows.test_dataloader():
+        scores.update(zip(batch["index"].tolist(), _scores(backbone, batch).tolist(), strict=True))
+    write_rows(({**row, "score": scores[i]} for i, row in enumerate(source.load())), output)
+
+
+def _scores(backbone: Backbone, batch: DemonstrationBatch) -> torch.Tensor:
+    with torch.no_grad(), evaluating(backbone):
+        found = backbone(batch, num_branches=1, role="reward", scores="reward").scores
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it."""
+    auto_cli(score, as_positional=False, args=list(words[1:]), prog="lit-rlhf score")

@@ -1,0 +1,74 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from lit_rlhf.callbacks import ExportModel, IterationCheckpoint
+from lit_rlhf.errors import ConfigurationError
+from tests.unit.callbacks.standins import Data, Module, quiet_trainer
+
+
+class Exporting(Module):
+    fails = False
+
+    def export(self, path: Path, merge: bool = True) -> None:
+        path.mkdir(parents=True)
+        (path / "config.json").write_text(f"merge={merge} iteration={self.iteration}")
+        if self.fails:
+            raise OSError("No space left on device")
+
+
+def fit(tmp: Path, fails: bool = False, ckpt_path: str | None = None, **options: Any) -> Path:
+    target = tmp / "export"
+    module = Exporting()
+    module.fails = fails
+    callbacks = [ExportModel(str(target), merge=False), IterationCheckpoint(str(tmp / "checkpoints"))]
+    quiet_trainer(tmp, callbacks, **options).fit(module, datamodule=Data(), ckpt_path=ckpt_path)
+    return target
+
+
+def content(tmp: Path) -> list[str]:
+    return sorted(path.name for path in tmp.iterdir())
+
+
+def test_export_is_written_when_training_is_over(tmp_path: Path) -> None:
+    target = fit(tmp_path)
+    assert (target / "config.json").read_text() == "merge=False iteration=12"
+    assert content(tmp_path) == ["checkpoints", "export"]
+
+
+def test_a_former_export_is_replaced_and_other_directories_are_not(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    target.mkdir()
+    (target / "notes.txt").touch()
+    with pytest.raises(ConfigurationError, match="holds files, and they are no exported model"):
+        fit(tmp_path)
+    (target / "adapter_config.json").touch()
+    fit(tmp_path)
+    assert content(target) == ["config.json"]
+
+
+def test_a_failed_export_loses_nothing_and_is_made_up_for(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    target.mkdir()
+    (target / "config.json").write_text("former")
+    with pytest.raises(OSError, match="No space left"):
+        fit(tmp_path, fails=True)
+    assert (target / "config.json").read_text() == "former"
+    assert content(tmp_path) == ["checkpoints", "export"]
+    fit(tmp_path, ckpt_path="last")
+    assert (target / "config.json").read_text() == "merge=False iteration=12"
+
+
+def test_a_dry_run_exports_nothing(tmp_path: Path) -> None:
+    assert not fit(tmp_path, fast_dev_run=1).exists()
+
+
+def test_modules_and_strategies_that_cannot_export_are_refused(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, [ExportModel(str(tmp_path / "export"))])
+    with pytest.raises(ConfigurationError, match="Module has no export method"):
+        trainer.fit(Module(), datamodule=Data())
+    trainer._accelerator_connector.strategy = ModelParallelStrategy()
+    with pytest.raises(ConfigurationError, match="ModelParallelStrategy shards weights"):
+        ExportModel("x").setup(trainer, Exporting(), "fit")

@@ -1,0 +1,82 @@
+"""DataModules as LightningCLI makes them: sources and formats by class path, options by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule
+
+import lit_rlhf.data
+from lit_rlhf.data import BranchedDataModule
+from lit_rlhf.testing import tiny_preferences, write_jsonl
+
+KINDS = [name for name in lit_rlhf.data.__all__ if name.endswith("DataModule") and name != "BranchedDataModule"]
+
+
+def parse(config: dict[str, Any], tmp_path: Path) -> BranchedDataModule:
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": config}))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    return parser.instantiate(parser.parse_args([f"--config={tmp_path / 'data.yaml'}"])).data
+
+
+def test_a_module_from_yaml(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = write_jsonl(tmp_path / "pairs.jsonl", tiny_preferences(9))
+    module = parse(
+        {
+            "class_path": "lit_rlhf.data.PreferenceDataModule",
+            "init_args": {
+                "train": {"class_path": "lit_rlhf.data.FileSource", "init_args": {"path": str(path)}},
+                "tokenizer": str(tiny_model_dir),
+                "format": {
+                    "class_path": "lit_rlhf.data.AsChat",
+                    "init_args": {
+                        "format": {"class_path": "lit_rlhf.data.ExplicitPrompt", "init_args": {"margin": None}},
+                        "system": "be kind",
+                    },
+                },
+                "too_long": "truncate",
+                "batch_size": 3,
+            },
+        },
+        tmp_path,
+    )
+    module.prepare_data()
+    module.setup("fit")
+    batch = next(iter(module.train_dataloader()))
+    text = module.tokenizer.decode(batch["input_ids"][0][batch["branch_ids"][0] == 0])
+    assert text.startswith("<|system|>be kind<|user|>how was the")
+    assert text.endswith("<|assistant|>")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_explains_every_option(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(getattr(lit_rlhf.data, kind), "data")
+    text = parser.format_help()
+    for option, words in (
+        ("--data.train", "Rows to train on"),
+        ("--data.val_fraction", "the share of the training prompts"),
+        ("--data.too_long {drop,truncate,error}", "Rows over a limit"),
+        ("--data.tokenizer", "Directory or hub id of the model's tokenizer"),
+    ):
+        assert option in text
+        assert words in " ".join(text.split())
+
+
+def test_a_typo_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="max_promt_length"):
+        parse(
+            {
+                "class_path": "lit_rlhf.data.PromptDataModule",
+                "init_args": {
+                    "train": {"class_path": "lit_rlhf.data.FileSource", "init_args": {"path": "x.jsonl"}},
+                    "tokenizer": "x",
+                    "max_promt_length": 5,
+                },
+            },
+            tmp_path,
+        )

@@ -1,0 +1,359 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.functional.branches import pack_branches
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.rollout import NativeEngine, Sampling, native
+from lit_rlhf.types import BranchedBatch, Generation
+from tests.reference import rollout as reference
+from tests.reference.generations import LENGTHS, make_backbone, make_prompts, make_seeds, sequences
+from tests.tolerances import BF16, FP32_MODEL
+
+STOPS = list(range(60, 110))  # of 265 tokens: completions end after about five, each at another step
+VARIED = Sampling(max_new_tokens=16, stop_token_ids=STOPS)
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_model_dir: Path) -> Backbone:
+    return Backbone(ModelSpec(name=str(tiny_model_dir)))
+
+
+def generate(
+    backbone: Backbone, sampling: Sampling, num_samples: int = 1, engine: NativeEngine | None = None, role: str = "policy"
+) -> Generation:
+    ids, mask = make_prompts()
+    seeds = make_seeds(len(ids) * num_samples)
+    engine = engine or NativeEngine()
+    return engine.generate(backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=num_samples, role=role)
+
+
+def training_logprobs(backbone: Backbone, generation: Generation, temperature: float = 1.0) -> torch.Tensor:
+    ids, mask = make_prompts()
+    packed = pack_branches(ids, mask, generation.tokens, generation.mask)
+    batch = BranchedBatch(**packed._asdict())  # type: ignore[typeddict-item]
+    with torch.no_grad():
+        out = backbone(
+            batch, num_branches=len(generation.tokens) // len(ids), role="policy", logprobs=True, temperature=temperature
+        )
+    assert out.logprobs is not None
+    return out.logprobs
+
+
+# -- what is generated ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 0.0},
+        {"top_k": 10, "top_p": 0.8, "temperature": 1.3},
+        {"min_new_tokens": 4},
+    ],
+)
+def test_completions_equal_one_sequence_at_a_time_without_a_cache(
+    backbone: Backbone, options: dict[str, float], num_samples: int
+) -> None:
+    ids, mask = make_prompts()
+    sampling = Sampling(max_new_tokens=10, stop_token_ids=STOPS, **options)  # type: ignore[arg-type]
+    ours = generate(backbone, sampling, num_samples)
+    ends = [*backbone.eos_token_ids, *STOPS]
+    seeds = make_seeds(len(ids) * num_samples).tolist()
+    found = sequences(ours)
+    for row, seed in enumerate(seeds):
+        prompt = ids[row // num_samples][mask[row // num_samples]].tolist()
+        wanted = reference.complete(backbone.model, prompt, seed, 10, ends, **options)  # type: ignore[arg-type]
+        assert found[row] == (wanted.tokens, wanted.finished)
+        assert ours.logprobs is not None
+        torch.testing.assert_close(ours.logprobs[row][ours.mask[row]], torch.tensor(wanted.logprobs), **FP32_MODEL)
+    assert {finished for _, finished in found} == {True, False} or options.get("temperature") == 0
+
+
+def test_greedy_equals_transformers_greedy(backbone: Backbone) -> None:
+    ids, mask = make_prompts()
+    ours = generate(backbone, Sampling(max_new_tokens=12, temperature=0))
+    for row, length in enumerate(LENGTHS):
+        theirs = backbone.model.generate(ids[row : row + 1, :length], do_sample=False, max_new_tokens=12)
+        assert ours.tokens[row][ours.mask[row]].tolist() == theirs[0, length:].tolist()
+
+
+@pytest.mark.parametrize("num_samples", [1, 4])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_logprobs_equal_those_of_a_training_forward(backbone: Backbone, num_samples: int, temperature: float) -> None:
+    ours = generate(backbone, Sampling(max_new_tokens=16, temperature=temperature, stop_token_ids=STOPS), num_samples)
+    wanted = training_logprobs(backbone, ours, temperature)
+    assert ours.logprobs is not None
+    torch.testing.assert_close(ours.logprobs, wanted, **FP32_MODEL)
+
+
+def test_tokens_mask_and_logprobs_say_the_same_about_where_a_row_ends(backbone: Backbone) -> None:
+    ours = generate(backbone, VARIED, num_samples=4)
+    assert ours.logprobs is not None
+    lengths = ours.mask.sum(-1)
+    assert torch.equal(ours.mask, torch.arange(ours.mask.shape[1]) < lengths[:, None])
+    assert (ours.tokens[~ours.mask] == backbone.pad_token_id).all()
+    assert (ours.logprobs[~ours.mask] == 0).all()
+    assert (ours.logprobs[ours.mask] < 0).all()
+    assert ours.mask.shape[1] == lengths.max()
+    ends = torch.tensor([*backbone.eos_token_ids, *STOPS])
+    last = ours.tokens.gather(-1, lengths[:, None] - 1)[:, 0]
+    assert torch.equal(torch.isin(last, ends), ours.finished)
+    before_last = ours.mask & (torch.arange(ours.mask.shape[1]) < lengths[:, None] - 1)
+    assert not torch.isin(ours.tokens[before_last], ends).any()
+    assert (lengths[~ours.finished] == 16).all()
+    assert len(set(lengths.tolist())) > 4  # the test would show nothing if all rows ended at once
+
+
+def test_the_length_limit_leaves_rows_unfinished(backbone: Backbone) -> None:
+    ours = generate(backbone, Sampling(max_new_tokens=2))
+    assert ours.tokens.shape == (6, 2)
+    assert not ours.finished.any()
+
+
+def test_eos_ends_a_row_without_any_stop_token(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = generate(backbone, Sampling(max_new_tokens=6))
+    monkeypatch.setattr(backbone, "eos_token_ids", (int(plain.tokens[2, 3]),))
+    ours = generate(backbone, Sampling(max_new_tokens=6))
+    assert bool(ours.finished[2])
+    assert ours.mask[2].sum() <= 4
+
+
+def test_no_end_before_the_least_number_of_tokens(backbone: Backbone) -> None:
+    sampling = Sampling(max_new_tokens=8, min_new_tokens=5, stop_token_ids=STOPS)
+    assert generate(backbone, sampling, num_samples=4).mask.sum(-1).min() >= 6
+
+
+# -- what it must not depend on -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_a_completion_depends_on_its_prompt_and_seed_alone(backbone: Backbone, num_samples: int) -> None:
+    ids, mask = make_prompts()
+    seeds = make_seeds(6 * num_samples).view(6, -1)
+    together = sequences(generate(backbone, VARIED, num_samples))
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    moved = sequences(
+        NativeEngine().generate(
+            backbone, ids[order], mask[order], sampling=VARIED, seeds=seeds[order].flatten(), num_samples=num_samples
+        )
+    )
+    for place, prompt in enumerate(order.tolist()):
+        for sample in range(num_samples):
+            assert moved[place * num_samples + sample] == together[prompt * num_samples + sample]
+    for prompt, length in enumerate(LENGTHS):
+        alone = NativeEngine().generate(
+            backbone, ids[prompt : prompt + 1, :length], mask[prompt : prompt + 1, :length], sampling=VARIED,
+            seeds=seeds[prompt][-1:],
+        )  # fmt: skip
+        assert sequences(alone)[0] == together[prompt * num_samples + num_samples - 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7, 100])
+def test_splitting_the_batch_changes_nothing(backbone: Backbone, size: int) -> None:
+    whole, split = generate(backbone, VARIED, 3), generate(backbone, VARIED, 3, NativeEngine(max_batch_size=size))
+    assert sequences(split) == sequences(whole)
+    assert split.logprobs is not None
+    assert whole.logprobs is not None
+    torch.testing.assert_close(split.logprobs, whole.logprobs, **FP32_MODEL)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize("eagerness", [0, 1_000_000])
+def test_when_finished_rows_leave_changes_nothing(
+    backbone: Backbone, num_samples: int, eagerness: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = sequences(generate(backbone, VARIED, num_samples))
+    monkeypatch.setattr(native, "_WORTH_LEAVING", eagerness)  # 0: never; else as soon as one has finished
+    assert sequences(generate(backbone, VARIED, num_samples)) == usual
+
+
+def test_finished_rows_do_leave_the_batch(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    step = native._step
+    monkeypatch.setattr(native, "_step", lambda b, tokens, cache: (sizes.append(len(tokens)), step(b, tokens, cache))[1])
+    generate(backbone, VARIED, num_samples=8)
+    assert sizes[0] > 40
+    assert sizes[-1] < 10
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_size_of_prefill_parts_changes_nothing(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = sequences(generate(backbone, VARIED, 2))
+    monkeypatch.setattr(native, "_PREFILL_TOKENS", 15)  # two prompts at a time
+    assert sequences(generate(backbone, VARIED, 2)) == usual
+
+
+def test_padding_and_its_content_change_nothing(backbone: Backbone) -> None:
+    ids, mask = make_prompts()
+    wide_ids = torch.cat([torch.where(mask, ids, 250), torch.full((6, 5), 77)], dim=1)
+    wide_mask = torch.cat([mask, torch.zeros(6, 5, dtype=torch.bool)], dim=1)
+    wide = NativeEngine().generate(backbone, wide_ids, wide_mask, sampling=VARIED, seeds=make_seeds(6))
+    assert sequences(wide) == sequences(generate(backbone, VARIED))
+
+
+def test_generating_twice_gives_the_same_bits_and_draws_from_no_global_generator(backbone: Backbone) -> None:
+    before = torch.get_rng_state()
+    first, second = generate(backbone, VARIED, 3), generate(backbone, VARIED, 3)
+    assert torch.equal(first.tokens, second.tokens)
+    assert first.logprobs is not None
+    assert second.logprobs is not None
+    assert torch.equal(first.logprobs, second.logprobs)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_samples_of_one_prompt_differ_by_seed_and_agree_where_seeds_do(backbone: Backbone) -> None:
+    ids, mask = make_prompts()
+    seeds = torch.tensor([1, 2, 1] * 6)
+    ours = sequences(NativeEngine().generate(backbone, ids, mask, sampling=VARIED, seeds=seeds, num_samples=3))
+    assert all(ours[3 * prompt] == ours[3 * prompt + 2] for prompt in range(6))
+    assert sum(ours[3 * prompt] != ours[3 * prompt + 1] for prompt in range(6)) >= 5
+
+
+# -- what it must leave as it was -----------------------------------------------------------------------------------------
+
+
+def test_flags_attention_and_gradients_are_left_as_they_were(tiny_model_dir: Path) -> None:
+    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    backbone.train()
+    backbone.decoder.layers[0].eval()  # type: ignore[index, union-attr]
+    before = [(name, module.training) for name, module in backbone.named_modules()]
+    trained = [parameter.requires_grad for parameter in backbone.parameters()]
+    attention = backbone.decoder.config._attn_implementation  # type: ignore[union-attr]
+    ours = generate(backbone, VARIED)
+    assert [(name, module.training) for name, module in backbone.named_modules()] == before
+    assert [parameter.requires_grad for parameter in backbone.parameters()] == trained
+    assert backbone.decoder.config._attn_implementation == attention  # type: ignore[union-attr]
+    assert ours.logprobs is not None
+    assert not ours.logprobs.requires_grad
+    (torch.ones(6, requires_grad=True) * ours.logprobs.sum(-1)).sum().backward()  # no inference tensors
+
+
+def test_an_error_while_decoding_leaves_attention_and_flags_as_they_were(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone.train()
+    attention = backbone.decoder.config._attn_implementation  # type: ignore[union-attr]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(native, "_step", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generate(backbone, VARIED)
+    assert backbone.training
+    assert backbone.decoder.config._attn_implementation == attention  # type: ignore[union-attr]
+
+
+# -- roles, dtypes, architectures -----------------------------------------------------------------------------------------
+
+
+def test_a_role_samples_from_its_own_adapter(tiny_model_dir: Path) -> None:
+    backbone = Backbone(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
+    backbone.add_adapter("policy")
+    plain = generate(backbone, VARIED)
+    assert sequences(generate(backbone, VARIED, role="reference")) == sequences(plain)
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.5)
+    tuned = generate(backbone, VARIED)
+    assert sequences(tuned) != sequences(plain)
+    assert sequences(generate(backbone, VARIED, role="reference")) == sequences(plain)
+    assert tuned.logprobs is not None
+    torch.testing.assert_close(tuned.logprobs, training_logprobs(backbone, tuned), **FP32_MODEL)
+
+
+def test_bfloat16_logprobs_stay_near_those_of_a_training_forward(tiny_model_dir: Path) -> None:
+    backbone = Backbone(ModelSpec(name=str(tiny_model_dir), dtype="bfloat16"))
+    ours = generate(backbone, Sampling(max_new_tokens=12), 3)
+    assert ours.logprobs is not None
+    assert ours.logprobs.dtype == torch.float32
+    difference = (ours.logprobs - training_logprobs(backbone, ours))[ours.mask]
+    torch.testing.assert_close(difference.mean(), torch.tensor(0.0), **BF16)
+    assert difference.abs().max() < 0.5
+
+
+ARCHITECTURES = {
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gpt_neox": {"model_type": "gpt_neox", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "qwen3": {"model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8},
+    "gemma2": {
+        "model_type": "gemma2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
+        "num_key_value_heads": 2, "intermediate_size": 64,
+    },
+    "mistral": {"model_type": "mistral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "phi": {"model_type": "phi", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_other_architectures_give_the_logprobs_of_their_training_forward(tiny_model_dir: Path, name: str) -> None:
+    backbone = make_backbone(tiny_model_dir, **ARCHITECTURES[name])
+    ours = generate(backbone, VARIED, 2)
+    assert ours.logprobs is not None
+    torch.testing.assert_close(ours.logprobs, training_logprobs(backbone, ours), **FP32_MODEL)
+
+
+# -- what it refuses ------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_exceeds_the_context_is_refused_with_the_numbers(backbone: Backbone) -> None:
+    with pytest.raises(ConfigurationError, match=r"7 tokens .* max_new_tokens=506 need 513 positions; the model has 512"):
+        generate(backbone, Sampling(max_new_tokens=506))
+
+
+def test_left_padded_prompts_are_refused(backbone: Backbone) -> None:
+    ids, mask = make_prompts()
+    with pytest.raises(ConfigurationError, match="right-padded"):
+        NativeEngine().generate(backbone, ids.flip(1), mask.flip(1), sampling=Sampling(), seeds=make_seeds(6))
+
+
+def test_an_empty_prompt_is_refused_by_its_number(backbone: Backbone) -> None:
+    ids, mask = make_prompts()
+    mask[3] = False
+    with pytest.raises(DataError, match="Prompt 3 of the batch has no tokens"):
+        NativeEngine().generate(backbone, ids, mask, sampling=Sampling(), seeds=make_seeds(6))
+
+
+def test_another_number_of_seeds_is_refused(backbone: Backbone) -> None:
+    ids, mask = make_prompts()
+    with pytest.raises(ConfigurationError, match="6 prompts with num_samples=2 need 12 seeds"):
+        NativeEngine().generate(backbone, ids, mask, sampling=Sampling(), seeds=make_seeds(6), num_samples=2)
+
+
+def test_a_batch_size_below_one_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="max_batch_size=0"):
+        NativeEngine(max_batch_size=0)
+
+
+def test_weights_that_have_diverged_are_reported(tiny_model_dir: Path) -> None:
+    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    next(backbone.parameters()).data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite while generating sequence 0"):
+        generate(backbone, Sampling(max_new_tokens=3))
+
+
+def test_a_sliding_window_that_would_cut_is_refused(tiny_model_dir: Path) -> None:
+    backbone = make_backbone(tiny_model_dir, **ARCHITECTURES["mistral"], sliding_window=12)
+    with pytest.raises(ConfigurationError, match="make 13 positions, more than the sliding window of 12"):
+        generate(backbone, Sampling(max_new_tokens=6))
+    generate(backbone, Sampling(max_new_tokens=5))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4}, "no attention function be chosen"),
+        ({"model_type": "lfm2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}, r"layers of the kind \['conv'\]"),
+    ],
+)  # fmt: skip
+def test_architectures_it_cannot_decode_are_referred_to_the_other_engine(
+    tiny_model_dir: Path, config: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"{message}.*HFEngine"):
+        generate(make_backbone(tiny_model_dir, **config), Sampling(max_new_tokens=4))
