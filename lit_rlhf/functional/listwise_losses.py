@@ -66,7 +66,7 @@ def nca_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.01, te
     """
     target = _masked_softmax(scores / temperature, mask)
     count = mask.sum(-1, keepdim=True).clamp_min(1)
-    z = beta * logratios
+    z = beta * torch.where(mask, logratios, 0.0)
     return -((target * logsigmoid(z) + logsigmoid(-z) / count) * mask).sum(-1)
 
 
@@ -82,7 +82,7 @@ def lipo_lambda_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 
         mask: Which branches exist.
         beta: Strength of the KL penalty to the reference.
     """
-    s = beta * logratios
+    s, scores = beta * torch.where(mask, logratios, 0.0), torch.where(mask, scores, 0.0)
     rank = ranks_descending(s.detach().masked_fill(~mask, _MISSING)).to(s.dtype)
     discount = 1 / torch.log1p(rank)
     weight = _differences(scores.exp2()).abs() * _differences(discount).abs()
@@ -114,9 +114,9 @@ def pro_loss(
     positive = p * gap.amax(-1)
     against = (p[:, None, :] * gap).masked_fill(~rest, _MISSING)
     total = torch.cat([positive[..., None], against], dim=-1).logsumexp(-1)
-    count = exists.sum(-1)
+    others = (exists.sum(-1) - 1).clamp_min(0).to(p.dtype)
     ranking = torch.where(rest.any(-1), total - positive, 0.0).sum(-1)
-    return ranking + sft_weight * (count - 1).clamp_min(0).square() * -_best(logprobs, scores, mask)
+    return ranking + sft_weight * others.square() * -_best(logprobs, scores, mask)
 
 
 def rrhf_loss(
@@ -139,7 +139,7 @@ def rrhf_loss(
         length_power: a.
         rank_weight: w.
     """
-    p = logprobs / lengths.clamp_min(1) ** length_power
+    p = torch.where(mask, logprobs, 0.0) / lengths.clamp_min(1).to(logprobs.dtype) ** length_power
     ranking = (_better(scores, mask) * (-_differences(p)).clamp_min(0)).sum((-2, -1))
     return rank_weight * ranking - _best(per_token(logprobs, lengths), scores, mask)
 

@@ -67,7 +67,7 @@ class RoleAdapters:
         """Add an adapter that starts as the identity: A drawn by seed and name, B zero."""
         config = LoraConfig(
             r=spec.rank,
-            lora_alpha=spec.alpha,
+            lora_alpha=spec.alpha,  # type: ignore[arg-type]
             lora_dropout=spec.dropout,
             use_rslora=spec.rslora,
             target_modules=self._targets(spec.target_modules),
@@ -104,8 +104,8 @@ class RoleAdapters:
         wrong = [key for key in ours if key in weights and ours[key].shape != weights[key].shape]
         if missing or unexpected or wrong:
             raise CheckpointError(
-                f"The adapter {path!r} doesn't fit: missing {missing[:3]}, unexpected {unexpected[:3]}, of another shape "
-                f"{wrong[:3]} (first three each). Was it trained on another base, or is the file incomplete?"
+                f"The adapter {path!r} doesn't fit: missing {missing[:3]}, unexpected {unexpected[:3]}, of another "
+                f"shape {wrong[:3]} (first three each). Was it trained on another base, or is the file incomplete?"
             )
         for key, weight in ours.items():
             weight.data.copy_(weights[key])
@@ -129,7 +129,7 @@ class RoleAdapters:
             state[f"{_PREFIX}score.weight"] = head.detach().cpu()
             config.modules_to_save = ["score"]
         save_file({key: value.contiguous() for key, value in state.items()}, path / ADAPTER_WEIGHTS, {"format": "pt"})
-        config.save_pretrained(path)
+        config.save_pretrained(str(path))
 
     def parameters(self, name: str, part: str = "lora_") -> dict[str, nn.Parameter]:
         """An adapter's weights by their path in the trunk, without the adapter's name."""
@@ -186,14 +186,17 @@ class RoleAdapters:
             if not any(path == name or path.endswith(f".{name}") for path in self._linear):
                 known = sorted({path.rsplit(".", 1)[-1] for path in self._linear})
                 raise ConfigurationError(
-                    f"lora.target_modules: {name!r} names no linear layer of the decoder; there are {known}, or 'all-linear'."
+                    f"lora.target_modules: {name!r} names no linear layer of the decoder; there are {known}, or "
+                    "'all-linear'."
                 )
         return names
 
     def _condense(self, paths: set[str]) -> list[str]:
         # Last parts of the paths where they mean the same layers: what people write and peft's files hold.
         leaves = {path.rsplit(".", 1)[-1] for path in paths}
-        everything = [name for name, _ in self._model.named_modules() if ".lora_" not in name and ".base_layer" not in name]
+        everything = [
+            name for name, _ in self._model.named_modules() if ".lora_" not in name and ".base_layer" not in name
+        ]
         matched = {name for name in everything if name.rsplit(".", 1)[-1] in leaves}
         full = {f"{self._model_prefix}{path}" for path in paths}
         return sorted(leaves) if matched == full else sorted(full)
@@ -216,8 +219,8 @@ class RoleAdapters:
         unknown = sorted({key.rsplit(".", 2)[0] for key in weights} - set(self._linear))
         if unknown or not weights:
             raise CheckpointError(
-                f"The adapter {path!r} changes layers that the base doesn't have: {unknown[:3]} ({len(unknown)} of them). It "
-                "belongs to another base model; load that one."
+                f"The adapter {path!r} changes layers that the base doesn't have: {unknown[:3]} ({len(unknown)} of "
+                "them). It belongs to another base model; load that one."
             )
         for key, value in weights.items():
             layer, matrix, _ = key.rsplit(".", 2)
@@ -238,7 +241,9 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     directory = Path(path)
     for file in ("adapter_config.json", ADAPTER_WEIGHTS):
         if not (directory / file).is_file():
-            found = sorted(item.name for item in directory.iterdir())[:12] if directory.is_dir() else "no such directory"
+            found = (
+                sorted(item.name for item in directory.iterdir())[:12] if directory.is_dir() else "no such directory"
+            )
             raise CheckpointError(f"The adapter {path!r} has no file {file} (found: {found}).")
     try:
         config = PeftConfig.from_pretrained(path)
@@ -247,12 +252,13 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise CheckpointError(f"The adapter {path!r} can't be read, its files may be torn: {error}") from error
     if not isinstance(config, LoraConfig):
         raise CheckpointError(f"The adapter {path!r} is of the kind {config.peft_type}; only LoRA is supported.")
-    if config.modules_to_save == ["score"]:
+    if set(config.modules_to_save or []) <= {"score", "classifier"}:  # peft's names for the head of a classifier
         config.modules_to_save = None
     used = [option for option in _UNSUPPORTED if getattr(config, option, None)]
     if used or config.bias != "none":
         raise CheckpointError(
-            f"The adapter {path!r} uses {used or ['bias']} of peft, which roles don't support. Merge it into its base first."
+            f"The adapter {path!r} uses {used or ['bias']} of peft, which roles don't support. Merge it into its base "
+            "first."
         )
     config.inference_mode, config.init_lora_weights, config.task_type = False, True, None
     return config, state

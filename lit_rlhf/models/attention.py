@@ -1,9 +1,9 @@
 """Attention over grouped heads without copies of keys and values, registered with transformers by name.
 
-transformers repeats the keys and values of grouped heads wherever there is a mask. On CPU that costs more than it saves:
-SDPA takes the groups as they are. Its backward in bfloat16 is moreover about three times slower there than in float32
-(measured on SmolLM2-135M's shapes: 75 ms a layer against 27), so longer queries are computed in float32, in training and
-inference alike, so that both give the same numbers. On other devices transformers' own function is called.
+transformers repeats the keys and values of grouped heads wherever there is a mask. On CPU that costs more than it
+saves: SDPA takes the groups as they are. Its backward in bfloat16 is moreover about three times slower there than in
+float32 (measured on SmolLM2-135M's shapes: 75 ms a layer against 27), so longer queries are computed in float32, in
+training and inference alike, so that both give the same numbers. On other devices transformers' own function is called.
 """
 
 from typing import Any
@@ -62,7 +62,12 @@ def grouped_attention(
         (B, Q, heads, d), and None for the probabilities.
     """
     length = query.shape[2]
-    causal = attention_mask is None and length > 1 and (is_causal is None or is_causal) and getattr(module, "is_causal", True)
+    causal = (
+        attention_mask is None
+        and length > 1
+        and (is_causal is None or is_causal)
+        and getattr(module, "is_causal", True)
+    )
     if softcap is not None:
         return _capped(query, key, value, attention_mask, causal, scaling, softcap), None
     special = kwargs.get("position_bias") is not None or kwargs.get("cache") is not None

@@ -3,27 +3,25 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn.modules import Linear8bitLt
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models.adapters import RoleAdapters
-from lit_rlhf.models.branched import BranchRunner, BranchStates
+from lit_rlhf.models.branched import BranchRunner, BranchStates, spread
 from lit_rlhf.models.cards import read_record
 from lit_rlhf.models.checks import check_backbone
 from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.lm_head import LMHead
-from lit_rlhf.models.loading import DTYPES, load_model
+from lit_rlhf.models.loading import DTYPES, embeddings, load_model, refuse_unmeetable
+from lit_rlhf.models.recompute import recompute_layers
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
-from lit_rlhf.models.tokenizers import pad_token_id
+from lit_rlhf.models.tokenizers import eos_token_ids, pad_token_id
 from lit_rlhf.types import BranchedBatch, BranchOutput
 
 ROLES = ("policy", "reference", "reward", "value")
@@ -50,7 +48,7 @@ class Backbone(nn.Module):
 
     def __init__(self, spec: ModelSpec, *, lm_head: bool = True, trainable: bool = True) -> None:
         super().__init__()
-        _refuse_bad_spec(spec, trainable)
+        refuse_unmeetable(spec, trainable=trainable)
         model, tokenizer = load_model(spec, lm_head=lm_head)
         self._assemble(spec, model, tokenizer, lm_head=lm_head, trainable=trainable)
 
@@ -67,7 +65,7 @@ class Backbone(nn.Module):
         """A backbone around a model that is loaded already."""
         backbone = cls.__new__(cls)
         nn.Module.__init__(backbone)
-        backbone._assemble(spec, model, tokenizer, lm_head=lm_head, trainable=trainable)
+        backbone._assemble(spec, model, tokenizer, lm_head=lm_head, trainable=trainable)  # noqa: SLF001 - our own
         return backbone
 
     def _assemble(
@@ -89,7 +87,7 @@ class Backbone(nn.Module):
         config = model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.pad_token_id = pad_token_id(tokenizer)
-        self.eos_token_ids = _eos_token_ids(model, tokenizer)
+        self.eos_token_ids = eos_token_ids(model, tokenizer)
         self.has_lora = spec.lora is not None or spec.adapter is not None
         if self.has_lora or self.frozen:
             model.requires_grad_(False)
@@ -97,7 +95,8 @@ class Backbone(nn.Module):
         self._adapters = RoleAdapters(model, self.decoder, model.base_model_prefix, spec.init_seed)
         self._runner = BranchRunner(self.decoder, config, spec.attention, spec.branching)
         if spec.gradient_checkpointing:
-            self._checkpoint_layers()
+            draws = spec.lora is not None and spec.lora.dropout > 0.0
+            recompute_layers(self.decoder, self._recompute_contexts, draws=draws)
         self.train()
         check_backbone(self)
 
@@ -110,8 +109,7 @@ class Backbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the embeddings live."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return embeddings(self.model).device
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -146,7 +144,8 @@ class Backbone(nn.Module):
         """
         if any(parameter.requires_grad for name, parameter in self.model.named_parameters() if ".lora_" not in name):
             raise ConfigurationError(
-                f"No adapter {role!r} can stand on a base that is trained in full. Set lora, or load the base with trainable=False."
+                f"No adapter {role!r} can stand on a base that is trained in full. Set lora, or load the base with "
+                "trainable=False."
             )
         if copy_from is not None:
             self._require(copy_from, self.adapters, "adapter")
@@ -169,8 +168,8 @@ class Backbone(nn.Module):
     ) -> None:
         r"""Give a role a float32 scalar head.
 
-        A fresh head of the role "reward" is drawn with $\sigma = 1/\sqrt{h + 1}$ (arXiv:1909.08593); any other starts at 0,
-        so that a value head on the policy's states gives no gradient to the policy before it has learned something.
+        A fresh head of the role "reward" is drawn with $\sigma = 1/\sqrt{h + 1}$ (arXiv:1909.08593); others start at 0,
+        so that a value head on the policy's states gives the policy no gradient before it has learned something.
 
         Args:
             role: Name of the head.
@@ -223,7 +222,7 @@ class Backbone(nn.Module):
         return twin.eval()
 
     def adapted_layers(self, role: str) -> list[nn.Module]:
-        """peft's layers that a role's adapter changes."""
+        """Peft's layers that a role's adapter changes."""
         return list(self._adapters.layers(role).values())
 
     def save_adapter(
@@ -263,22 +262,25 @@ class Backbone(nn.Module):
         """
         with self.use_role(role):
             states = self._runner(batch, num_branches)
-        wanted = _positions(states.mask)
+        wanted = states.positions()
         size = states.mask.shape
-        picked = states.hidden.index_select(0, states.source.flatten()[wanted]) if logprobs or entropy or values else None
+        picked = (
+            states.hidden.index_select(0, states.source.flatten()[wanted]) if logprobs or entropy or values else None
+        )
         result: dict[str, Tensor] = {}
         if picked is not None and (logprobs or entropy):
             tokens = states.tokens.flatten()[wanted]
             found = self._require_lm_head().logprobs(
                 picked, tokens, temperature=temperature, entropy=entropy, entropy_grad=entropy_grad
             )
-            result["logprobs"] = _spread(found.logprobs, wanted, size)
+            result["logprobs"] = spread(found.logprobs, wanted, size)
             if found.entropy is not None:
-                result["entropy"] = _spread(found.entropy, wanted, size)
+                result["entropy"] = spread(found.entropy, wanted, size)
         if picked is not None and values is not None:
-            result["values"] = _spread(self._head(values)(picked), wanted, size)
+            result["values"] = spread(self._head(values)(picked), wanted, size)
         if scores is not None:
-            result["scores"] = self._head(scores)(states.hidden[self._scored_positions(states, scores)])
+            positions = states.last if (skipped := self.score_skip_ids.get(scores)) is None else states.before(skipped)
+            result["scores"] = self._head(scores)(states.hidden[positions])
         return BranchOutput(mask=states.mask, **result)
 
     def states(self, batch: BranchedBatch, *, num_branches: int, role: str | None = "policy") -> BranchStates:
@@ -293,12 +295,12 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> "Backbone":
         """As in torch, but 8-bit layers on CPU stay in training mode.
 
-        In eval mode bitsandbytes computes them otherwise (with 8-bit activations), and a policy's log-probs would differ
-        between rollout and update.
+        In eval mode bitsandbytes computes them otherwise (with 8-bit activations), and a policy's log-probs would
+        differ between rollout and update.
         """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, bnb.nn.Linear8bitLt) and module.weight.device.type == "cpu":
+            if isinstance(module, Linear8bitLt) and module.weight.device.type == "cpu":
                 module.training = True
         return self
 
@@ -315,33 +317,9 @@ class Backbone(nn.Module):
         if extra:
             raise ConfigurationError(f"The adapter {path!r} holds tensors of no layer: {sorted(extra)[:5]}.")
 
-    def _scored_positions(self, states: BranchStates, head: str) -> Tensor:
-        skipped = self.score_skip_ids.get(head)
-        if skipped is None:
-            return states.last
-        steps = torch.arange(states.mask.shape[1], device=states.mask.device)
-        kept = ((states.mask & (states.tokens != skipped)) * (steps + 1)).amax(-1)  # tokens up to the scored one
-        before = states.source.gather(1, kept.clamp_max(len(steps) - 1)[:, None]).squeeze(1)
-        return torch.where(kept == states.mask.sum(-1), states.last, before)
-
-    def _checkpoint_layers(self) -> None:
-        layers = [module for module in self.decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if not layers:
-            raise ConfigurationError(
-                f"gradient_checkpointing: {type(self.decoder).__name__} has no layers that can be recomputed. Set it to false."
-            )
-        for layer in layers:
-            layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(  # noqa: SLF001 - what transformers sets itself
-                checkpoint, use_reentrant=False, preserve_rng_state=self._draws(), context_fn=self._recompute_contexts
-            )
-
     def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         # Backward runs when another role may be on, or none: recompute under the one of the forward.
         return nullcontext(), self._adapters.use(self._adapters.active)
-
-    def _draws(self) -> bool:
-        return self.spec.lora is not None and self.spec.lora.dropout > 0.0
 
     def _head(self, name: str) -> nn.Module:
         self._require(name, self.heads, "head")
@@ -349,7 +327,9 @@ class Backbone(nn.Module):
 
     def _require_lm_head(self) -> LMHead:
         if self._lm_head is None:
-            raise ConfigurationError("This backbone was loaded without its LM head (lm_head=False): it has no log-probs.")
+            raise ConfigurationError(
+                "This backbone was loaded without its LM head (lm_head=False): it has no log-probs."
+            )
         return self._lm_head
 
     @staticmethod
@@ -368,29 +348,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, flag in flags:
             part.training = flag
-
-
-def _positions(mask: Tensor) -> Tensor:
-    if mask.is_meta:  # how many there are can't be known: all
-        return torch.arange(mask.numel(), device=mask.device)
-    return mask.flatten().nonzero().squeeze(-1)
-
-
-def _spread(values: Tensor, positions: Tensor, size: torch.Size) -> Tensor:
-    return values.new_zeros(size.numel()).index_copy(0, positions, values).view(size)
-
-
-def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    found: set[int] = set()
-    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    return tuple(sorted(found))
-
-
-def _refuse_bad_spec(spec: ModelSpec, trainable: bool) -> None:
-    if spec.quantization != "none" and spec.lora is None and spec.adapter is None and trainable:
-        raise ConfigurationError(
-            f"quantization={spec.quantization!r} without lora: quantized weights can't be trained. Add lora: {{rank: 16}}, or set "
-            "quantization: none."
-        )

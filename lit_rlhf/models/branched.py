@@ -5,6 +5,7 @@
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +30,24 @@ class BranchStates(NamedTuple):
     last: Tensor  # (N,) index of the state at each branch's last token
     mask: Tensor  # (N, T) bool
     tokens: Tensor  # (N, T) int64, 0 where masked
+
+    def positions(self) -> Tensor:
+        """Indices into (N * T) of the tokens that exist."""
+        if self.mask.is_meta:  # how many there are can't be known: all
+            return torch.arange(self.mask.numel(), device=self.mask.device)
+        return self.mask.flatten().nonzero().squeeze(-1)
+
+    def before(self, token_id: int) -> Tensor:
+        """(N,) index of the state at each branch's last token other than `token_id`, else at the prompt's last."""
+        steps = torch.arange(self.mask.shape[1], device=self.mask.device)
+        length = ((self.mask & (self.tokens != token_id)) * (steps + 1)).amax(-1)  # up to that token
+        inner = self.source.gather(1, length.clamp_max(len(steps) - 1)[:, None]).squeeze(1)
+        return torch.where(length == self.mask.sum(-1), self.last, inner)
+
+
+def spread(values: Tensor, positions: Tensor, size: torch.Size) -> Tensor:
+    """Lay numbers out at positions of a tensor of zeros."""
+    return values.new_zeros(size.numel()).index_copy(0, positions, values).view(size)
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,9 @@ class BranchRunner:
         """Raise if the shared way can't run, or from now on can't for a reason found elsewhere."""
         self.obstacle = self.obstacle or reason
         if self.obstacle and self.branching == "shared":
-            raise ConfigurationError(f"branching='shared' can't run: {self.obstacle}. Set branching='auto' or 'expanded'.")
+            raise ConfigurationError(
+                f"branching='shared' can't run: {self.obstacle}. Set branching='auto' or 'expanded'."
+            )
 
     def __call__(self, batch: BranchedBatch, num_branches: int) -> BranchStates:
         """Hidden states of a batch; K = `num_branches`."""
@@ -113,8 +134,8 @@ class BranchRunner:
         if self.branching == "expanded" or self.obstacle or (self.window is not None and length > self.window):
             if self.branching == "shared":
                 raise ConfigurationError(
-                    f"branching='shared' can't run: a row has {length} tokens, more than the sliding window of {self.window}. "
-                    "Set branching='auto'."
+                    f"branching='shared' can't run: a row has {length} tokens, more than the sliding window of "
+                    f"{self.window}. Set branching='auto'."
                 )
             return False
         if self.branching == "shared":
@@ -156,7 +177,7 @@ class BranchRunner:
             return f"{type(self.trunk).__name__} takes no position_ids, and branches need them"
         others = set(getattr(config, "layer_types", None) or []) - _MASKABLE_LAYERS
         if others:
-            return f"{type(self.trunk).__name__} has layers of the kind {sorted(others)}, which no mask tells branches apart in"
+            return f"{type(self.trunk).__name__} has layers {sorted(others)}, in which no mask tells branches apart"
         return None
 
 
@@ -196,5 +217,6 @@ def _window(config: PretrainedConfig) -> int | None:
     return min(windows, default=None)
 
 
-def _forward_of(trunk: nn.Module) -> object:
-    return inspect.unwrap(type(trunk).forward)
+def _forward_of(trunk: nn.Module) -> Callable[..., object]:
+    forward: Callable[..., object] = inspect.unwrap(type(trunk).forward)
+    return forward

@@ -1,4 +1,4 @@
-"""What an export holds beside weights: a record of itself, a model card, and a directory that appears whole or not at all."""
+"""What an export holds beside weights: a record of itself and a model card; and a directory that appears whole."""
 
 import json
 import os
@@ -61,22 +61,36 @@ def model_card(record: ExportRecord) -> str:
         header.append(f"base_model: {record.base}")
     base = record.base or "a randomly initialised model"
     what = "Reward model" if record.kind == "reward" else "Policy"
-    body = [f"# {what}", "", f"Trained from {base} with lit_rlhf {__version__}.", "", "## Use", "", "```python", _usage(record), "```"]
+    body = [
+        f"# {what}",
+        "",
+        f"Trained from {base} with lit_rlhf {__version__}.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        _usage(record),
+        "```",
+    ]
     if record.kind == "reward":
         body += [
             "",
-            "The score is read at the last token, so texts end with the EOS token if they did in training. Padding is on the "
-            "right, with the pad token of the tokenizer here.",
+            "The score is read at the last token, so texts end with the EOS token if they did in training.",
+            "Padding is on the right, with the pad token of the tokenizer here.",
             "",
-            f"Scores on held-out data had mean {record.score_mean:.6g} and standard deviation {record.score_std:.6g}; only their "
-            "differences between answers to one prompt mean something.",
+            f"Scores on held-out data had mean {record.score_mean:.6g} and standard deviation {record.score_std:.6g};",
+            "only their differences between answers to one prompt mean something.",
         ]
     return "\n".join([*header, "---", "", *body]) + "\n"
 
 
 def _usage(record: ExportRecord) -> str:
     auto = "AutoModelForSequenceClassification" if record.kind == "reward" else "AutoModelForCausalLM"
-    lines = [f"from transformers import {auto}, AutoTokenizer", "", 'tokenizer = AutoTokenizer.from_pretrained("<this directory>")']
+    lines = [
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("<this directory>")',
+    ]
     if record.form == "model":
         return "\n".join([*lines, f'model = {auto}.from_pretrained("<this directory>")'])
     extra = ", num_labels=1" if record.kind == "reward" else ""
@@ -92,7 +106,7 @@ def _usage(record: ExportRecord) -> str:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """Yield a directory to write to, and move it to `path` when all is written and on disk; on an error nothing is left.
+    """Yield a directory to write to, and move it to `path` when all is on disk; on an error nothing of it is left.
 
     An earlier export at `path` is replaced.
 

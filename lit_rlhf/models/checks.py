@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import branch_layout
+from lit_rlhf.models.loading import embeddings
 from lit_rlhf.types import BranchedBatch
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def check_backbone(backbone: "Backbone") -> None:
     if runner.obstacle is None and runner.branching != "expanded":
         branched = runner.shared(batch, layout)
         if not _close(branched.hidden[branched.last], rows.hidden[rows.last]):
-            runner.require_shared(f"{type(backbone.decoder).__name__} gives other states for a branch under a mask than for its own row")
+            runner.require_shared(
+                f"{type(backbone.decoder).__name__} gives other states for a branch under a mask than for its own row"
+            )
 
 
 def _check_logits(backbone: "Backbone", batch: BranchedBatch, hidden: Tensor) -> None:
@@ -45,14 +48,14 @@ def _check_logits(backbone: "Backbone", batch: BranchedBatch, hidden: Tensor) ->
     ours = backbone.logits(hidden[:2])
     if not _close(ours, theirs):
         raise ConfigurationError(
-            f"{type(backbone.model).__name__} computes logits from hidden states in a way that isn't known here (largest "
-            f"difference {float((ours - theirs).abs().max()):.3g}); log-probs would be wrong. Known are a linear head with "
-            "final_logit_softcapping, logit_scale and logits_scaling of the config."
+            f"{type(backbone.model).__name__} computes logits from hidden states in a way that isn't known here "
+            f"(largest difference {float((ours - theirs).abs().max()):.3g}); log-probs would be wrong. Known are a "
+            "linear head with final_logit_softcapping, logit_scale and logits_scaling of the config."
         )
 
 
 def _probe(backbone: "Backbone") -> BranchedBatch:
-    vocabulary = backbone.model.get_input_embeddings().weight.shape[0]
+    vocabulary = embeddings(backbone.model).shape[0]
     ids = torch.tensor([[1, 2, 3]], device=backbone.device) % vocabulary
     branch_ids = torch.tensor([[0, 1, 2]], device=backbone.device)
     positions = torch.tensor([[0, 1, 1]], device=backbone.device)

@@ -30,7 +30,7 @@ class RewardSource:
 
 
 class Critic(nn.Module, ABC):
-    """Predicts the return from each state of a sequence; where it lives, and what it starts from, is its own business."""
+    """Predicts the return from each state of a sequence; where it lives and what it starts from is its own business."""
 
     head_on_policy: bool = False
     """Whether values come from the policy's own pass: `backbone(batch, role="policy", values="value", ...)`."""
@@ -57,7 +57,7 @@ class ValueHead(Critic):
 
     head_on_policy = True
 
-    def attach(self, backbone: Backbone, reward_source: RewardSource | None) -> None:  # noqa: ARG002
+    def attach(self, backbone: Backbone, reward_source: RewardSource | None) -> None:
         """Add the head `value` to the policy's backbone."""
         backbone.add_head("value")
 
@@ -70,8 +70,8 @@ class ValueAdapter(Critic):
     """An adapter `value` with a head on the policy's base: a critic with features of its own for little memory.
 
     Args:
-        start: "reward" copies the reward adapter and its head, which must be on the same base; "fresh" starts as the base
-            with a head of 0; "auto" does the former where it can.
+        start: "reward" copies the reward adapter and its head, which must be on the same base; "fresh" starts as the
+            base with a head of 0; "auto" does the former where it can.
         lora: Shape of a fresh adapter; default: that of the policy.
     """
 
@@ -90,8 +90,8 @@ class ValueAdapter(Critic):
         here = source is not None and source.backbone is backbone and source.role in backbone.adapters
         if self.start == "reward" and not here:
             raise ConfigurationError(
-                "ValueAdapter(start='reward') needs a reward model that is an adapter on the policy's base. Use start='fresh', or "
-                "ValueModel, which starts from a reward model of its own."
+                "ValueAdapter(start='reward') needs a reward model that is an adapter on the policy's base. Use "
+                "start='fresh', or ValueModel, which starts from a reward model of its own."
             )
         if source is not None and here and self.start != "fresh":
             backbone.add_adapter("value", copy_from=source.role)
@@ -146,11 +146,11 @@ class ValueModel(Critic):
             raise ConfigurationError(f"ValueModel(start={self.start!r}) has nothing to start from: give it {missing}.")
         if tokenizer_fingerprint(self.backbone.tokenizer) != tokenizer_fingerprint(backbone.tokenizer):
             raise ConfigurationError(
-                "The critic's tokenizer isn't the policy's, so it can't read the policy's tokens. Use ValueHead or ValueAdapter, or "
-                "start ValueModel from a model with the policy's tokenizer."
+                "The critic's tokenizer isn't the policy's, so it can't read the policy's tokens. Use ValueHead or "
+                "ValueAdapter, or start ValueModel from a model with the policy's tokenizer."
             )
 
-    def values(self, backbone: Backbone, batch: BranchedBatch, num_branches: int) -> Tensor:  # noqa: ARG002
+    def values(self, backbone: Backbone, batch: BranchedBatch, num_branches: int) -> Tensor:
         """Values from a pass of the critic's own model."""
         return _values(self.backbone, batch, num_branches, "value")
 
@@ -175,7 +175,7 @@ class ValueModel(Critic):
             model.add_adapter("value", lora=lora)
         model.add_head("value")
         if self.dtype is not None and lora is None:
-            model.model.to(DTYPES[self.dtype])
+            nn.Module.to(model.model, DTYPES[self.dtype])
         return model
 
 

@@ -16,7 +16,7 @@ from transformers import (
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import ExportRecord, whole_directory
-from lit_rlhf.models.loading import DTYPES, quiet
+from lit_rlhf.models.loading import DTYPES, embeddings, quiet
 from lit_rlhf.models.merging import merged_state
 from lit_rlhf.models.tokenizers import tokenizer_fingerprint
 
@@ -35,8 +35,8 @@ def export_reward(
 ) -> None:
     """Write a reward model: an `AutoModelForSequenceClassification`, or a peft adapter with its head.
 
-    transformers reads the score at the last token that isn't the pad token. The export's pad token is therefore one that
-    never ends a text; where the tokenizer has none (pad equals EOS), one is chosen or added.
+    transformers reads the score at the last token that isn't the pad token. The export's pad token is therefore one
+    that never ends a text; where the tokenizer has none (pad equals EOS), one is chosen or added.
 
     Args:
         backbone: What was trained.
@@ -54,10 +54,10 @@ def export_reward(
     """
     if head not in backbone.heads:
         raise ConfigurationError(f"There is no head {head!r} to export; there are {sorted(backbone.heads)}.")
-    weight: Tensor = backbone.heads[head].weight.detach().cpu()[None]
+    weight = backbone.heads[head].get_parameter("weight").detach().cpu()[None]
     as_adapter = not merge and role in backbone.adapters
     tokenizer = copy.deepcopy(backbone.tokenizer)
-    rows = backbone.model.get_input_embeddings().weight.shape[0]
+    rows = embeddings(backbone.model).shape[0]
     pad = _never_last(tokenizer, set(backbone.eos_token_ids), rows, may_grow=not as_adapter)
     with whole_directory(Path(path)) as directory:
         if as_adapter:
@@ -108,13 +108,17 @@ def _save_whole(
         with torch.device("meta"), quiet():
             shell = auto_class.from_config(config, dtype=DTYPES[backbone.spec.dtype])
     except ValueError as error:
-        raise ConfigurationError(f"transformers has no {auto_class.__name__} for {config.model_type!r}: {error}") from error
+        raise ConfigurationError(
+            f"transformers has no {auto_class.__name__} for {config.model_type!r}: {error}"
+        ) from error
     state = _renamed(merged_state(backbone, role), backbone, shell.base_model_prefix) | extra
     wanted = set(shell.state_dict())
     state = {name: value for name, value in state.items() if name in wanted}
     missing = sorted(wanted - set(state))
     if missing:
-        raise ConfigurationError(f"{type(shell).__name__} has weights that the backbone lacks: {missing[:5]}. It can't be exported.")
+        raise ConfigurationError(
+            f"{type(shell).__name__} has weights that the backbone lacks: {missing[:5]}. It can't be exported."
+        )
     _grow(state, shell, config.vocab_size)
     theirs = getattr(backbone.model, "generation_config", None)
     if theirs is not None and shell.can_generate():
@@ -148,8 +152,8 @@ def _never_last(tokenizer: PreTrainedTokenizerBase, eos: set[int], rows: int, *,
             return int(candidate)
     if len(tokenizer) >= rows and not may_grow:
         raise ConfigurationError(
-            "The tokenizer has no special token beside EOS, and the base's embeddings have no room for one, so an adapter's scores "
-            "couldn't be padded. Export with merge=True."
+            "The tokenizer has no special token beside EOS, and the base's embeddings have no room for one, so batches "
+            "for an adapter couldn't be padded. Export with merge=True."
         )
     tokenizer.add_special_tokens({"pad_token": _PAD})
     assert isinstance(tokenizer.pad_token_id, int)

@@ -40,5 +40,5 @@ class ScalarHead(nn.Module):
 
     @staticmethod
     def reward_std(hidden_size: int) -> float:
-        r"""Initial $\sigma = 1/\sqrt{h + 1}$ of a reward head (arXiv:1909.08593), so that first scores are of order 1."""
+        r"""Initial $\sigma = 1/\sqrt{h + 1}$ of a reward head (arXiv:1909.08593): first scores are of order 1."""
         return float((hidden_size + 1) ** -0.5)

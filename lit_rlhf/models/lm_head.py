@@ -19,9 +19,9 @@ class LMHead:
 
     def __init__(self, model: PreTrainedModel) -> None:
         module = model.get_output_embeddings()
-        if not isinstance(module, nn.Linear):
+        if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
             raise ConfigurationError(
-                f"{type(model).__name__} has no linear LM head: it isn't a causal language model that can act as a policy."
+                f"{type(model).__name__} has no linear LM head in float: it can't act as a policy."
             )
         config = model.config.get_text_config()
         self.module = module

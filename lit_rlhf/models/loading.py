@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -41,8 +41,9 @@ def load_model(spec: ModelSpec, *, lm_head: bool = True) -> tuple[PreTrainedMode
         The model, with dropout off and 4-bit layers that train on CPU, and the tokenizer.
 
     Raises:
-        ConfigurationError: Neither or both of `name` and `config`; no tokenizer; a directory that doesn't exist; a model
-            type that transformers doesn't know; a vocabulary smaller than the tokenizer's.
+        ConfigurationError: Neither or both of `name` and `config`; no tokenizer; a directory that doesn't exist; a
+            model type that transformers doesn't know; a vocabulary smaller than the tokenizer's.
+        CheckpointError: Weights are missing in the files.
     """
     tokenizer = _tokenizer(spec)
     config = _config(spec, tokenizer)
@@ -55,6 +56,26 @@ def load_model(spec: ModelSpec, *, lm_head: bool = True) -> tuple[PreTrainedMode
     return model, tokenizer
 
 
+def refuse_unmeetable(spec: ModelSpec, *, trainable: bool) -> None:
+    """Refuse combinations of options that can't train.
+
+    Raises:
+        ConfigurationError: Quantized weights without an adapter to train.
+    """
+    if spec.quantization != "none" and spec.lora is None and spec.adapter is None and trainable:
+        raise ConfigurationError(
+            f"quantization={spec.quantization!r} without lora: quantized weights can't be trained. Add "
+            "lora: {rank: 16}, or set quantization: none."
+        )
+
+
+def embeddings(model: PreTrainedModel) -> Tensor:
+    """The input embeddings, (V, h)."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def prepare_modules(model: nn.Module) -> None:
     """Switch dropout modules off and keep 4-bit layers from packing their weights on CPU.
 
@@ -64,12 +85,12 @@ def prepare_modules(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif isinstance(module, bnb.nn.Linear4bit):
+        elif isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
 def disable_dropout(config: PretrainedConfig) -> None:
-    """Set every dropout rate of a config to 0: a policy's ratio to itself must be 1, a reward a function of its text."""
+    """Set every dropout rate of a config to 0: a policy's ratio to itself must be 1, a score depend on the text."""
     for part in (config, config.get_text_config()):
         for name, value in list(vars(part).items()):
             rate = isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop"))
@@ -116,7 +137,7 @@ def _tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     if (spec.name is None) == (spec.config is None):
         given = "both" if spec.name is not None else "neither"
         raise ConfigurationError(
-            f"A model needs either `name` (a directory or hub id) or `config` (random initialisation); {given} is given."
+            f"A model needs either `name` (directory or hub id) or `config` (random initialisation); {given} is given."
         )
     name = spec.tokenizer or spec.name
     if name is None:
@@ -131,9 +152,7 @@ def _config(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> PretrainedCo
     if spec.name is not None:
         name = spec.name
         config: PretrainedConfig = from_hub(
-            lambda: AutoConfig.from_pretrained(
-                name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-            ),
+            lambda: AutoConfig.from_pretrained(name, revision=spec.revision, trust_remote_code=spec.trust_remote_code),
             name,
             "model",
         )
@@ -147,7 +166,7 @@ def _config_from_options(options: dict[str, Any], tokenizer: PreTrainedTokenizer
         defaults = AutoConfig.for_model(model_type)
     except ValueError as error:
         raise ConfigurationError(
-            f"config.model_type={model_type!r} is no model that transformers knows. Give one like 'llama', 'qwen3' or 'gpt2'."
+            f"config.model_type={model_type!r} is no model that transformers knows. Give one like 'llama' or 'qwen3'."
         ) from error
     known = set(vars(defaults)) | set(getattr(defaults, "attribute_map", {}))
     for key in options:
@@ -189,13 +208,14 @@ def pretrained(auto_class: Any, name: str, spec: ModelSpec, config: PretrainedCo
     if missing:
         raise CheckpointError(
             f"The weights of {name!r} are incomplete: {len(missing)} tensors are missing (first: {missing[:3]}), which "
-            f"transformers would fill with random numbers. Was it saved as another kind of model than {type(model).__name__}?"
+            "transformers would fill with random numbers. Was it saved as another kind of model than "
+            f"{type(model).__name__}?"
         )
     return model
 
 
 def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> PreTrainedModel:
-    auto_class = AutoModelForCausalLM if lm_head else AutoModel
+    auto_class: Any = AutoModelForCausalLM if lm_head else AutoModel
     with seeded(stable_hash(spec.init_seed, "model")):
         try:
             model: PreTrainedModel = auto_class.from_config(
@@ -213,9 +233,9 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
-    rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    rows, tokens = embeddings(model).shape[0], len(tokenizer)
     if tokens > rows:
         raise ConfigurationError(
-            f"The tokenizer {spec.tokenizer or spec.name!r} has {tokens} tokens, but the model embeds only {rows}. Use the "
-            "model's own tokenizer, or resize its embeddings and save it anew."
+            f"The tokenizer {spec.tokenizer or spec.name!r} has {tokens} tokens, but the model embeds only {rows}. Use "
+            "the model's own tokenizer, or resize its embeddings and save it anew."
         )

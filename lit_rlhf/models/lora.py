@@ -52,7 +52,8 @@ class _RoleLayer(_Layer):
         return flat.view(result.shape)
 
     def _matrices(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        down: Tensor = self.lora_A[name].weight  # type: ignore[assignment]
+        up: Tensor = self.lora_B[name].weight  # type: ignore[assignment]
         if torch.is_grad_enabled() or down.dtype == dtype:
             return down.to(dtype), up.to(dtype).t()
         versions = (down._version, up._version)  # noqa: SLF001 - an optimizer's step moves them
@@ -96,8 +97,8 @@ def adopt(layer: nn.Module, name: str) -> None:
     ours = _LAYERS.get(type(layer))
     if ours is None:
         raise ConfigurationError(
-            f"lora.target_modules matches {name!r}, which is no linear layer ({type(layer).__name__} in peft). Name linear "
-            "layers of the decoder, or use 'all-linear'."
+            f"lora.target_modules matches {name!r}, which is no linear layer ({type(layer).__name__} in peft). Name "
+            "linear layers of the decoder, or use 'all-linear'."
         )
     layer.__class__ = ours
     layer._cast = {}  # type: ignore[assignment]  # noqa: SLF001

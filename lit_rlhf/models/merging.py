@@ -1,7 +1,10 @@
 """Weights of an export: the base in float with a role's adapter merged in, never touching the base itself."""
 
+from typing import Any
+
 import torch
-from peft.utils.integrations import dequantize_module_weight
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear8bitLt
 from torch import Tensor, nn
 
 from lit_rlhf.models.backbone import Backbone
@@ -25,16 +28,18 @@ def merged_state(backbone: Backbone, role: str | None) -> dict[str, Tensor]:
             continue
         prefix = path.replace(".base_layer", "")
         for name, value in _own_tensors(module):
+            tensor = value
             if name == "weight":
-                value = _weight(module, value, DTYPES[backbone.spec.dtype])
+                tensor = _float_weight(module, value, DTYPES[backbone.spec.dtype])
                 if module in adapted:
-                    value = value.float().add_(adapted[module].get_delta_weight(role).float()).to(value.dtype)
-            state[f"{prefix}.{name}" if prefix else name] = value.detach().cpu()
+                    delta = adapted[module].get_delta_weight(role)
+                    tensor = (tensor.float() + delta.float()).to(tensor.dtype)
+            state[f"{prefix}.{name}" if prefix else name] = tensor.detach().cpu()
     return state
 
 
-def _layers(backbone: Backbone, role: str | None) -> list[nn.Module]:
-    return list(backbone.adapted_layers(role)) if role in backbone.adapters else []
+def _layers(backbone: Backbone, role: str | None) -> list[Any]:
+    return list(backbone.adapted_layers(role)) if role is not None and role in backbone.adapters else []
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -46,9 +51,13 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(recurse=False), *buffers]
 
 
-def _weight(module: nn.Module, value: Tensor, dtype: torch.dtype) -> Tensor:
-    # Copies, so that what is merged in place is ours; float parameters that aren't adapted need none.
+def _float_weight(module: nn.Module, value: Tensor, dtype: torch.dtype) -> Tensor:
     if value.is_floating_point():
         return value
-    dequantized: Tensor = dequantize_module_weight(module)
+    weight: Any = module.weight
+    if isinstance(module, Linear8bitLt):
+        # Before the first forward the scales are with the weight, then with the layer's state.
+        scales = weight.SCB if module.state.SCB is None else module.state.SCB
+        return (value.float() * scales.float()[:, None] / 127).to(dtype)
+    dequantized: Tensor = dequantize_4bit(value.data, weight.quant_state)
     return dequantized.to(dtype)

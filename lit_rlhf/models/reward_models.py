@@ -41,7 +41,8 @@ def load_reward_model(
         trust_remote_code: Run code that comes with the model.
 
     Returns:
-        A backbone to be asked with `role="reward", scores="reward"`; `score_mean` and `score_std` as recorded, else 0 and 1.
+        A backbone to be asked with `role="reward", scores="reward"`; `score_mean` and `score_std` as recorded, else 0
+        and 1.
 
     Raises:
         ConfigurationError: No such directory; not a classifier of one label; not a causal decoder.
@@ -70,7 +71,9 @@ def _from_adapter(spec: ModelSpec, base: str | None) -> Backbone:
     config, _ = read_adapter(path)
     base = base or config.base_model_name_or_path
     if not base:
-        raise CheckpointError(f"The adapter {path!r} doesn't say which base it belongs to. Pass base=<directory or hub id>.")
+        raise CheckpointError(
+            f"The adapter {path!r} doesn't say which base it belongs to. Pass base=<directory or hub id>."
+        )
     backbone = Backbone(replace(spec, name=base), lm_head=False, trainable=False)
     backbone.add_adapter("reward", path=path, trainable=False)
     if "reward" not in backbone.heads:
@@ -86,17 +89,18 @@ def _from_classifier(spec: ModelSpec) -> Backbone:
     classes = config.architectures or []
     if not any(item.endswith("ForSequenceClassification") for item in classes):
         raise ConfigurationError(
-            f"{name!r} is no reward model: its config names {classes}, not a ...ForSequenceClassification. Export one with "
-            "`lit-rlhf export`, or train one with RewardModelModule."
+            f"{name!r} is no reward model: its config names {classes}, not a ...ForSequenceClassification. Export one "
+            "with `lit-rlhf export`, or train one with RewardModelModule."
         )
     if config.num_labels != 1:
         raise ConfigurationError(f"{name!r} classifies into {config.num_labels} labels; a reward model has 1.")
     disable_dropout(config)
     model = pretrained(AutoModelForSequenceClassification, name, spec, config)
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or head.bias is not None:
+    head: object = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
         raise ConfigurationError(
-            f"{type(model).__name__} isn't a causal decoder with a linear `score` head. Score with it through a callable reward."
+            f"{type(model).__name__} isn't a causal decoder with a linear `score` head. Score with it through a "
+            "callable reward."
         )
     prepare_modules(model)
     trunk: PreTrainedModel = model.base_model

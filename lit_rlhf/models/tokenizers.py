@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError
 
@@ -87,29 +87,37 @@ def require_directory(name: str, what: str) -> None:
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to fill padding with: the pad token's, else EOS, else 0. Masks go by length, so no value of it can be wrong."""
+    """An id to fill padding with: the pad token's, else EOS, else 0. Masks go by length, so any id does."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
     return 0
 
 
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end a text, as generation config, config and tokenizer name them."""
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return tuple(sorted(found))
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash what decides the ids of a text: vocabulary, merges, normalisation, special tokens and chat template.
 
-    Padding and truncation settings, which tokenizers change as they are used, and the directory it came from don't count.
+    Padding and truncation settings, which change as tokenizers are used, and where it was loaded from don't count.
 
     Returns:
         64 hexadecimal digits, equal before and after `save_pretrained`.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    core: object
     if backend is not None:
-        core = json.loads(backend.to_str())
+        core: dict[str, object] = json.loads(backend.to_str())
         core.pop("truncation", None)
         core.pop("padding", None)
     else:  # a tokenizer in pure Python, as some hub models bring
-        core = [type(tokenizer).__name__, tokenizer.get_vocab()]
+        core = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     parts = [core, specials, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec, shard, tokenizer_fingerprint
 from lit_rlhf.objectives import Reduction
+from lit_rlhf.seeding import stable_hash
 
 CHECKPOINT_KEY = "lit_rlhf"
 
@@ -25,7 +26,7 @@ class RLHFModule(LightningModule):
         backbone: The model and how it is loaded, quantized and adapted.
         optimizer: Called with parameter groups; default `torch.optim.AdamW` at the learning rate `default_lr` of the module.
         lr_scheduler: Called with the optimizer; stepped once per optimizer step. Default: a constant rate.
-        seed: Seed of everything the module draws itself (rollouts, minibatch order); no global generator is used.
+        seed: Seed of everything the module draws (rollouts, minibatch order, LoRA's dropout).
     """
 
     default_lr = 1e-5
@@ -97,6 +98,12 @@ class RLHFModule(LightningModule):
         value = getattr(self, name)
         if not fits(value):
             raise ConfigurationError(f"{type(self).__name__}: {name}={value} must be {range_}.")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout, the one thing that draws from torch's global generator, by iteration and process."""
+        if self.spec.lora is not None and self.spec.lora.dropout > 0.0:
+            iteration = self.trainer.fit_loop.total_batch_idx
+            torch.manual_seed(stable_hash(self.seed, iteration, "dropout", self.global_rank))
 
     # -- optimization -------------------------------------------------------------------------------------------------
 

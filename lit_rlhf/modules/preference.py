@@ -43,7 +43,7 @@ class PreferenceModule(RLHFModule):
         optimizer: Called with parameter groups; default AdamW(lr=1e-6), which suits full fine-tuning; LoRA wants about
             1e-5.
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
-        seed: Kept for checkpoints; the module draws nothing.
+        seed: Of LoRA's dropout, by iteration; the module draws nothing else.
 
     Raises:
         ConfigurationError: The loss needs of the reference what can't be precomputed.
@@ -95,6 +95,7 @@ class PreferenceModule(RLHFModule):
 
     def loss_output(self, batch: BranchedBatch) -> LossOutput:
         """The unreduced loss and metrics of a batch."""
+        self._require_branches(batch)
         if self.loss.needs_mismatched:
             rows = add_mismatched_branches(batch["input_ids"], batch["branch_ids"], self.backbone.pad_token_id)
             batch = cast("BranchedBatch", {**batch, **rows._asdict()})
@@ -169,6 +170,14 @@ class PreferenceModule(RLHFModule):
         if self.loss.num_branches is None:
             return num_branches(batch)
         return self.loss.num_branches + int(self.loss.needs_mismatched)
+
+    def _require_branches(self, batch: BranchedBatch) -> None:
+        wanted = self.loss.num_branches
+        if wanted is not None and not batch["branch_ids"].is_meta and num_branches(batch) != wanted:
+            raise DataError(
+                f"{type(self.loss).__name__} takes {wanted} completions of each prompt, but the batch has "
+                f"{num_branches(batch)}. Choose a loss for this data, or convert the data (data.init_args) to what it takes."
+            )
 
     def _statistics(self, model: Backbone, role: str | None, batch: BranchedBatch) -> PreferenceStats:
         branches = self._branches(batch)

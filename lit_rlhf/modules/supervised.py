@@ -21,7 +21,7 @@ class SupervisedModule(RLHFModule):
         reduction: How token losses become one number; default: mean over the tokens of the batch on all ranks.
         optimizer: Called with parameter groups; default AdamW(lr=2e-5).
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
-        seed: Kept for checkpoints; the module draws nothing.
+        seed: Of LoRA's dropout, by iteration; the module draws nothing else.
     """
 
     default_lr = 2e-5

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.functional.numerics import per_token
 from lit_rlhf.objectives.checks import check_option
 from lit_rlhf.types import LossOutput, SequenceStats
@@ -76,9 +76,19 @@ class PreferenceLoss(nn.Module, ABC):
         return {name: value.detach().cpu().clone() for name, value in self.named_buffers()}
 
     def load_running_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `running_state` gave."""
-        for name, value in self.named_buffers():
-            value.copy_(state[name])
+        """Restore what `running_state` gave.
+
+        Raises:
+            CheckpointError: It is the state of another loss.
+        """
+        buffers = dict(self.named_buffers())
+        if set(buffers) != set(state):
+            raise CheckpointError(
+                f"The checkpoint holds the running statistics {sorted(state)} of its loss, but {type(self).__name__} keeps "
+                f"{sorted(buffers)}. Set model.init_args.loss to the loss it was written with."
+            )
+        for name, value in buffers.items():
+            value.data = state[name].to(value.device)
 
 
 class WeightedSum(PreferenceLoss):

@@ -119,14 +119,14 @@ class DecodeLayer(CacheLayerMixin):
             if bias is not None:
                 own[..., : bias.shape[-1]] += bias
             out = own.softmax(-1).to(query.dtype) @ self.own.values[:, :, : self.filled]
-            return out.view(rows, heads, -1)
+            return out.reshape(rows, heads, -1)
         prompt = _scores(_by_prompt(query, len(self.shared.keys), grid), self.shared.keys, scale, cap)
         prompt = prompt if bias is None else prompt + bias
         width = prompt.shape[-1]
         probs = torch.cat([_by_row(prompt, query, grid), own], dim=-1).softmax(-1).to(query.dtype)
         shared = _by_prompt(probs[..., :width], len(self.shared.keys), grid) @ self.shared.values
         out = _by_row(shared, query, grid) + probs[..., width:] @ self.own.values[:, :, : self.filled]
-        return out.view(rows, heads, -1)
+        return out.reshape(rows, heads, -1)
 
     def select(self, rows: Tensor, prompts: Tensor) -> None:
         """Keep some rows and prompts."""
@@ -256,7 +256,7 @@ def _by_prompt(x: Tensor, prompts: int, grid: Grid | None) -> Tensor:
     """(rows, heads, g, d) -> (prompts, heads, samples * g, d)."""
     x = x if grid is None else x[grid.fill]
     _, heads, group, dim = x.shape
-    return x.view(prompts, -1, heads, group, dim).transpose(1, 2).reshape(prompts, heads, -1, dim)
+    return x.reshape(prompts, -1, heads, group, dim).transpose(1, 2).reshape(prompts, heads, -1, dim)
 
 
 def _by_row(x: Tensor, like: Tensor, grid: Grid | None) -> Tensor:

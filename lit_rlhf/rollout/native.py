@@ -112,7 +112,8 @@ class _Rows:
                 "or float32."
             )
         width = max(int(self.lengths.max()), 1) if len(self.lengths) else 1
-        return Generation(self.tokens[:, :width], mask[:, :width], self.finished, self.logprobs[:, :width])
+        tokens, mask, logprobs = (x[:, :width].contiguous() for x in (self.tokens, mask, self.logprobs))
+        return Generation(tokens, mask, self.finished, logprobs)
 
 
 def _decode(

@@ -89,12 +89,12 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     rest = (target - (outer - sums.double()).gather(-1, block)).clamp_min(0)
     index = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
     inside = weights.gather(-1, index.clamp_max(size - 1)).double() * (index < size)
-    return (block * _BLOCK + _first_above(inside.cumsum(-1), rest))[:, 0]
+    return (block * _BLOCK + _first_above(inside.cumsum(-1), rest))[:, 0].clamp_max(size - 1)
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    # Where rounding puts the target at or past the end, the last index that has any weight.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    # Where rounding puts the target at or past the end, the last index that has any weight; of NaNs, the last index.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).clamp_max(cumulative.shape[-1] - 1)
     return torch.searchsorted(cumulative, target, right=True).minimum(last)
 
 

@@ -7,15 +7,17 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Literal
 
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
+
+from lit_rlhf.seeding import stable_hash
+from lit_rlhf.testing.tokenizers import make_word_tokenizer
 
 from lit_rlhf.testing.world import ADJECTIVES, ASIDES, INTENSIFIERS, KINDS, OPENINGS, TASTES, TOPICS, World, topic_of, worth
 
-END, PAD, UNKNOWN = "<end>", "<pad>", "<unk>"
+Split = Literal["train", "heldout"]
 
 
 @dataclass(frozen=True)
@@ -103,23 +105,27 @@ class WorldData:
     raters: Raters = Raters()
     seed: int = 0
 
-    def prompts(self, number: int, split: str = "train") -> list[dict[str, str]]:
+    def prompts(self, number: int, split: Split = "train") -> list[dict[str, str]]:
         """Rows with `prompt`."""
-        rng = self._rng("prompts", split)
-        return [{"prompt": _prompt(rng)} for _ in range(number)]
+        rng, pool = self._rng("prompts", split), prompt_pool(split)
+        return [{"prompt": rng.choice(pool)} for _ in range(number)]
 
-    def demonstrations(self, number: int, split: str = "train") -> list[dict[str, str]]:
+    def demonstrations(self, number: int, split: Split = "train") -> list[dict[str, str]]:
         """Rows with `prompt` and `completion`."""
-        rng = self._rng("demonstrations", split)
-        prompts = [_prompt(rng) for _ in range(number)]
+        rng, pool = self._rng("demonstrations", split), prompt_pool(split)
+        prompts = rng.choices(pool, k=number)
         return [{"prompt": prompt, "completion": self.writers.write(prompt, rng)} for prompt in prompts]
 
-    def pairs(self, number: int, split: str = "train") -> list[dict[str, str | float]]:
-        """Rows with `prompt`, `chosen`, `rejected` (different texts, one noisy choice) and `utility_margin` (unknown to raters)."""
-        rng = self._rng("pairs", split)
+    def pairs(self, number: int, split: Split = "train") -> list[dict[str, str | float]]:
+        """Rows with `prompt`, `chosen`, `rejected` and `utility_margin`.
+
+        The texts differ and the choice between them is noisy; the margin, which is negative where the worse text was
+        chosen, is for evaluation.
+        """
+        rng, pool = self._rng("pairs", split), prompt_pool(split)
         rows: list[dict[str, str | float]] = []
         while len(rows) < number:
-            prompt = _prompt(rng)
+            prompt = rng.choice(pool)
             first, second = self.writers.write(prompt, rng), self.writers.write(prompt, rng)
             if first == second:
                 continue
@@ -129,8 +135,8 @@ class WorldData:
             rows.append({"prompt": prompt, "chosen": first, "rejected": second, "utility_margin": one - two})
         return rows
 
-    def _rng(self, purpose: str, split: str) -> random.Random:
-        return random.Random(f"{self.seed}/{purpose}/{split}")  # seeding by a string is stable over versions and processes
+    def _rng(self, purpose: str, split: Split) -> random.Random:
+        return random.Random(stable_hash(self.seed, purpose, split))
 
 
 def bayes_accuracy(pairs: Sequence[Mapping[str, str | float]]) -> float:
@@ -146,14 +152,17 @@ def bayes_accuracy(pairs: Sequence[Mapping[str, str | float]]) -> float:
 
 def world_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token per word of the world; texts come back with single spaces."""
-    said = [f"the {aspect}" for aspects in TOPICS.values() for aspect in aspects]
-    lines = (*OPENINGS, *KINDS, *TOPICS, *said, *ASIDES, *ADJECTIVES, *TASTES, *INTENSIFIERS, "i found the was not . :")
-    words = dict.fromkeys(word for line in lines for word in line.split())
-    vocabulary = {word: index for index, word in enumerate((PAD, END, UNKNOWN, *words))}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+    aspects = [aspect for own in TOPICS.values() for aspect in own]
+    lines = (*OPENINGS, *KINDS, *TOPICS, *aspects, *ASIDES, *ADJECTIVES, *TASTES, *INTENSIFIERS, "i found the was not . :")
+    return make_word_tokenizer(word for line in lines for word in line.split())
 
 
-def _prompt(rng: random.Random) -> str:
-    return f"{rng.choice(OPENINGS)} {rng.choice(KINDS)} {rng.choice(list(TOPICS))} :"
+def prompt_pool(split: Split) -> list[str]:
+    """The prompts of a side: "heldout" has a fifth of all there are, "train" the others.
+
+    Example:
+        >>> len(prompt_pool("train")) + len(prompt_pool("heldout"))
+        160
+    """
+    every = [f"{opening} {kind} {topic} :" for opening, kind, topic in product(OPENINGS, KINDS, TOPICS)]
+    return [prompt for prompt in every if (stable_hash(prompt) % 5 == 0) == (split == "heldout")]

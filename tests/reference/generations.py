@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.models.specs import Attention
 from lit_rlhf.types import Generation
 
 LENGTHS = (7, 3, 1, 5, 7, 2)
@@ -23,9 +24,11 @@ def make_seeds(count: int) -> Tensor:
     return torch.arange(count) * 7919 + 11
 
 
-def make_backbone(tokenizer: Path, **config: Any) -> Backbone:
+def make_backbone(tokenizer: Path, attention: Attention = "sdpa", **config: Any) -> Backbone:
     """A random model of some architecture."""
-    return Backbone(ModelSpec(config={"initializer_range": 0.2, **config}, tokenizer=str(tokenizer)))
+    return Backbone(
+        ModelSpec(config={"initializer_range": 0.2, **config}, tokenizer=str(tokenizer), attention=attention)
+    )
 
 
 def sequences(generation: Generation) -> list[tuple[list[int], bool]]:

@@ -132,7 +132,9 @@ class EXO(PairwiseLoss):
 class DiscoPOP(PairwiseLoss):
     r"""$(1-m)\log(1+e^{-z}) + m\,e^{-z}$, $m = \sigma(z/\tau)$: the loss a language model found (arXiv:2406.08414).
 
-    Not convex, and not calibrated.
+    Neither convex nor calibrated: at the default temperature the expected loss falls from z = 0 towards z = -0.12, the
+    wrong way, and full-batch training from the reference stays in that valley (`lit-rlhf verify` shows it); above about
+    0.2 it doesn't.
 
     Args:
         beta: Strength of the KL penalty; 0.05 in the paper.

@@ -20,7 +20,7 @@ class _SortedLoss(PairwiseLoss):
 
 
 class AOT(_SortedLoss):
-    r"""$-\log\sigma(\beta(\mathrm{sort}(l_w-l_l) - \mathrm{sort}(l^{ref}_w-l^{ref}_l)))$: AOT of paired data.
+    r"""$-\log\sigma(\beta(\mathrm{sort}(l_w-l_l) - \mathrm{sort}(l^{ref}_w-l^{ref}_l)))$ (AOT, arXiv:2406.05882).
 
     Sorted over the global batch (all processes; with accumulation each microbatch by itself), so the loss depends on
     the batch's size; with one pair it is DPO. TRL's old `aot_pair` is `UnpairedAOT`.
@@ -40,7 +40,9 @@ class AOT(_SortedLoss):
 
 
 class UnpairedAOT(_SortedLoss):
-    r"""$-\log\sigma(\beta(\mathrm{sort}(u_w) - \mathrm{sort}(u_l)))$: AOT that forgets which completions were paired.
+    r"""$-\log\sigma(\beta(\mathrm{sort}(u_w) - \mathrm{sort}(u_l)))$ (AOT, arXiv:2406.05882).
+
+    For data whose chosen and rejected completions are not paired, or for forgetting that they are.
 
     Args:
         beta: Strength of the penalty; 0.01 in the paper.

@@ -51,7 +51,9 @@ def test_layers_are_recomputed_and_store_less(make, batch):
         calls: list[int] = []
         backbone.decoder.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
             out = backbone(batch, num_branches=2, role="policy", logprobs=True).logprobs
         out.sum().backward()
         stored.append(sum(sizes))

@@ -144,8 +144,8 @@ def test_reward_adapter_loads_with_peft(make, tiny_model_dir, batch, tmp_path, q
     assert head.shape == (1, 32)
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
-def test_merging_a_quantized_base_keeps_the_scores_and_the_base(make, batch, tmp_path, quantization):
+@pytest.mark.parametrize("quantization", ["none", "nf4", "fp4", "int8"])
+def test_merging_keeps_the_scores_and_the_base(make, batch, tmp_path, quantization):
     backbone = reward_model(make, lora=LORA, quantization=quantization)
     before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
     ours = scores(backbone, batch)
@@ -211,7 +211,12 @@ def test_policy_generates_the_same_greedy_text(make, model_dirs, tmp_path, archi
 
 def test_full_policy_and_tied_weights(make, tiny_model_dir, tmp_path):
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True, "initializer_range": 0.2}
+    config |= {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
     backbone = Backbone(ModelSpec(config=config, tokenizer=str(tiny_model_dir)))
     export_policy(backbone, tmp_path / "out", merge=True)
     assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")

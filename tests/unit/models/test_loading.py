@@ -195,7 +195,9 @@ class TestRefused:
 
     def test_misspelt_config_option(self, tiny_model_dir):
         config = {**LLAMA, "hiden_size": 32}
-        self.refused("config.hiden_size is no option .* Did you mean 'hidden_size'", config=config, tokenizer=str(tiny_model_dir))
+        self.refused(
+            "config.hiden_size is no option .* Did you mean 'hidden_size'", config=config, tokenizer=str(tiny_model_dir)
+        )
 
     def test_impossible_config(self, tiny_model_dir):
         config = {**LLAMA, "num_attention_heads": 5}
@@ -208,7 +210,14 @@ class TestRefused:
     def test_remote_code(self, tiny_model_dir, tmp_path):
         path = shutil.copytree(tiny_model_dir, tmp_path / "remote")
         config = json.loads((path / "config.json").read_text())
-        config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+        config |= {
+            "model_type": "mine",
+            "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"},
+        }
         (path / "config.json").write_text(json.dumps(config))
         (path / "mine.py").write_text("raise SystemExit('remote code was run')")
-        self.refused("it comes with code of its own, which runs with trust_remote_code=true alone", name=str(path), tokenizer=str(tiny_model_dir))
+        self.refused(
+            "it comes with code of its own, which runs with trust_remote_code=true alone",
+            name=str(path),
+            tokenizer=str(tiny_model_dir),
+        )

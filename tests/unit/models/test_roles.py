@@ -12,7 +12,6 @@ from lit_rlhf.models import LoraSpec, evaluating
 from tests.tolerances import BF16, FP32, FP32_MODEL
 from tests.unit.models.conftest import LORA, gradients, shake
 
-
 # peft's, as it wraps a model of transformers 5.23
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -301,7 +300,13 @@ class TestAdapterFiles:
         self.refused(make, saved, "may be torn")
 
     def test_another_base(self, make, saved, tiny_model_dir):
-        config = {"model_type": "llama", "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+        config = {
+            "model_type": "llama",
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+        }
         options = {"name": None, "config": config, "tokenizer": str(tiny_model_dir)}
         self.refused(make, saved, "is of another base: .* fits a layer of width 64, ours has 96", **options)
 

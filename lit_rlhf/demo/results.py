@@ -1,0 +1,146 @@
+"""From the stages' results to the numbers of the summary."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.demo.stages import PolicyResult, RewardResult, Rows
+from lit_rlhf.metrics import CalibrationError, PreferenceAccuracy
+from lit_rlhf.testing.world import World
+from lit_rlhf.testing.world_data import bayes_accuracy
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Samples with their scores: the proxy's and the truth.
+
+    Attributes:
+        samples: Rows with `prompt` and `response`.
+        proxy: The reward model's scores, with mean 0 and deviation 1 on held-out human texts.
+        gold: The world's utilities.
+    """
+
+    samples: Rows
+    proxy: list[float]
+    gold: list[float]
+
+
+def judge(samples: Rows, world: World) -> Judged:
+    """Look up the utilities of samples."""
+    gold = world.utilities((row["prompt"] for row in samples), (row["response"] for row in samples))
+    return Judged(samples, [row["score"] for row in samples], gold)
+
+
+def reward_summary(result: RewardResult) -> dict[str, float]:
+    """Accuracy of the reward model, of perfect knowledge, and the calibration error."""
+    accuracy, calibration = PreferenceAccuracy(), CalibrationError()
+    zeros = torch.zeros_like(result.margins)
+    accuracy.update(result.margins, zeros)
+    calibration.update(result.margins, zeros)
+    found, best = float(accuracy.compute()), bayes_accuracy(result.pairs)
+    return {
+        "accuracy": found,
+        "bayes_accuracy": best,
+        "accuracy_ratio": found / best,
+        "calibration_error": float(calibration.compute()),
+    }
+
+
+def policy_summary(result: PolicyResult, world: World) -> dict[str, float]:
+    """Proxy and gold before and after, the best gold there is, the share of the gap closed, KL, and variety."""
+    before, after = judge(result.before, world), judge(result.after, world)
+    best = world.gold_max([row["prompt"] for row in result.after])
+    gold_before, gold_after = fmean(before.gold), fmean(after.gold)
+    return {
+        "reward_before": fmean(before.proxy),
+        "reward_after": fmean(after.proxy),
+        "gold_before": gold_before,
+        "gold_after": gold_after,
+        "gold_max": best,
+        "gap_closed": (gold_after - gold_before) / (best - gold_before),
+        "kl": result.kl_after,
+        "distinct_2_before": distinct_n((row["response"] for row in before.samples), 2),
+        "distinct_2_after": distinct_n((row["response"] for row in after.samples), 2),
+        "words_before": fmean(len(row["response"].split()) for row in before.samples),
+        "words_after": fmean(len(row["response"].split()) for row in after.samples),
+    }
+
+
+def curves(result: PolicyResult, world: World) -> dict[str, list[float]]:
+    """Per iteration: mean proxy and gold of its samples, and KL."""
+    groups: dict[int, Rows] = {}
+    for row in result.rollouts:
+        groups.setdefault(row["iteration"], []).append(row)
+    judged = [judge(groups[iteration], world) for iteration in sorted(groups)]
+    return {
+        "proxy": [fmean(group.proxy) for group in judged],
+        "gold": [fmean(group.gold) for group in judged],
+        "kl": [row["train/objective/kl"] for row in result.metrics],
+    }
+
+
+def reliability(margins: Tensor, num_bins: int = 10) -> list[tuple[float, float, int]]:
+    r"""Bins of pairs by confidence :math:`\sigma(|\Delta|)`: mean confidence, share of raters who agree, pairs.
+
+    Example:
+        >>> reliability(torch.tensor([0.1, -0.1, 3.0]), 2)[1]
+        (0.952..., 1.0, 1)
+    """
+    confidence = margins.abs().sigmoid()
+    agrees = (margins > 0).float()
+    which = ((confidence - 0.5) * 2 * num_bins).long().clamp_max(num_bins - 1)
+    rows = []
+    for number in range(num_bins):
+        inside = which == number
+        if inside.any():
+            rows.append((float(confidence[inside].mean()), float(agrees[inside].mean()), int(inside.sum())))
+    return rows
+
+
+def distinct_n(texts: Iterable[str], n: int) -> float:
+    """Share of different n-grams among all n-grams of the texts (arXiv:1510.03055): low where a policy repeats itself.
+
+    It falls with the number of texts, so compare equal numbers.
+
+    Example:
+        >>> distinct_n(["a b a b"], 2)
+        0.66...
+    """
+    counts: Counter[tuple[str, ...]] = Counter()
+    for text in texts:
+        words = text.split()
+        counts.update(zip(*(words[i:] for i in range(n)), strict=False))
+    return len(counts) / max(counts.total(), 1)
+
+
+def flatten(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in summary.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def examples(before: Judged, after: Judged, number: int) -> Sequence[dict[str, Any]]:
+    """Samples for the same prompts before and after, for people to read; the first of each different prompt."""
+    rows: dict[str, dict[str, Any]] = {}
+    for i, (old, new) in enumerate(zip(before.samples, after.samples, strict=True)):
+        rows.setdefault(
+            old["prompt"],
+            {
+                "prompt": old["prompt"],
+                "before": old["response"],
+                "gold_before": before.gold[i],
+                "after": new["response"],
+                "gold_after": after.gold[i],
+            },
+        )
+    return list(rows.values())[:number]

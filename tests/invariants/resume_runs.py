@@ -1,0 +1,259 @@
+"""Runs that kill themselves, and runs that go on from what is left. Not a test: `test_resume.py` starts it.
+
+    python resume_runs.py plan.json
+
+The plan is a list of runs, done one after another in processes of their own (forked, so that imports are paid once). A
+run with several processes has one per rank, joined by gloo under DDP, as torchrun would start them; when one dies the
+others are killed, as torchrun would. Writes the exit codes, negative for signals, to `<plan>.out`.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable, checkpoint_io
+from lit_rlhf.data import (
+    DemonstrationDataModule,
+    FileSource,
+    PreferenceDataModule,
+    PromptDataModule,
+)
+from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
+from lit_rlhf.modules import PPOPolicyModule, PreferenceModule, RewardModelModule, RLHFModule, SupervisedModule
+from lit_rlhf.modules.acting import ActingModule
+from lit_rlhf.modules.group import GRPOPolicyModule
+from lit_rlhf.objectives import AdaptiveKL, BetaDPO
+from lit_rlhf.rewards import LengthReward, NormalizedReward
+from lit_rlhf.rollout import Sampling
+
+EPOCHS, BATCHES = 2, 5
+ITERATIONS = EPOCHS * BATCHES
+
+POLICIES = ("ppo", "grpo")
+MODULES = ("sft", "reward", "dpo", *POLICIES)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_module(kind: str, model: Path) -> RLHFModule:
+    """Each with all the state that it can have: schedules, running moments, controllers, dropout."""
+    dropout = 0.0 if kind in POLICIES else 0.2
+    spec = ModelSpec(name=str(model), lora=LoraSpec(rank=2, dropout=dropout))
+
+    def optimizer(groups: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=3e-3)
+
+    def scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + 0.1 * step))
+
+    shared: dict[str, Any] = {"optimizer": optimizer, "lr_scheduler": scheduler, "seed": 5}
+    if kind == "sft":
+        return SupervisedModule(spec, **shared)
+    if kind == "reward":
+        return RewardModelModule(spec, **shared)
+    if kind == "dpo":
+        return PreferenceModule(spec, loss=BetaDPO(), **shared)
+    shared |= {
+        "reward": NormalizedReward(LengthReward(target=4.0, scale=2.0)),
+        "sampling": Sampling(max_new_tokens=6),
+        "kl": AdaptiveKL(init=0.1, target=0.01, horizon=10),
+        "num_epochs": 2,
+        "num_minibatches": 2,
+    }
+    if kind == "grpo":
+        return GRPOPolicyModule(spec, num_samples=3, **shared)
+    return PPOPolicyModule(spec, value=ValueAdapter(), critic_warmup=1, **shared)
+
+
+def make_data(kind: str, world: Path, ranks: int, workers: int) -> LightningDataModule:
+    """Five global batches of four rows an epoch, however many processes share them."""
+    module, name = {
+        "sft": (DemonstrationDataModule, "demonstrations"),
+        "reward": (PreferenceDataModule, "preferences"),
+        "dpo": (PreferenceDataModule, "preferences"),
+    }.get(kind, (PromptDataModule, "prompts"))
+    return module(
+        train=FileSource(str(world / f"{name}.jsonl")),
+        val=FileSource(str(world / f"{name}_val.jsonl")),
+        tokenizer=str(world / "tiny-model"),
+        batch_size=4 // ranks,
+        num_workers=workers,
+        seed=3,
+        cache_dir=str(world / "cache"),
+    )
+
+
+def arm(module: RLHFModule, point: str, iteration: int) -> None:
+    """Make the run kill itself at a point of an iteration (counted from 0)."""
+    if point in ("writing", "replaced"):
+        arm_checkpoint(point, iteration)
+        return
+    model_forward, calls = type(module).forward, 0
+
+    def now() -> bool:
+        return module.trainer.training and module.trainer.fit_loop.total_batch_idx == iteration
+
+    def on_phase(name: str, done: int, total: int) -> None:
+        if point == "minibatch" and now() and name == "update" and done == 1:
+            die()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += now()
+        if point == "step" and calls == 1 and now():
+            die()
+        return model_forward(module, *args, **kwargs)
+
+    if isinstance(module, ActingModule):
+        module.phases.listeners.append(on_phase)
+        if point == "rollout":
+            arm_rollout(module, now)
+    else:
+        module.forward = counted  # type: ignore[method-assign]
+
+
+def arm_rollout(module: ActingModule, now: Callable[[], bool]) -> None:
+    generate = module.engine.generate
+
+    def deadly(backbone: Any, *args: Any, **kwargs: Any) -> Any:
+        logits, calls = backbone.logits, 0
+
+        def third(hidden: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == 3 and now():
+                die()
+            return logits(hidden)
+
+        backbone.logits = third
+        try:
+            return generate(backbone, *args, **kwargs)
+        finally:
+            del backbone.logits
+
+    module.engine.generate = deadly  # type: ignore[method-assign]
+
+
+def arm_checkpoint(point: str, iteration: int) -> None:
+    """While the checkpoint of an iteration is being written, or right after it took its place."""
+    save, sync = torch.save, checkpoint_io._sync_directory
+    name = f"iteration-{iteration:08d}.ckpt"
+
+    def half(checkpoint: Any, file: Any) -> None:
+        save(checkpoint, file)
+        if name in file.name and point == "writing":
+            file.flush()
+            file.truncate(file.tell() // 2)
+            die()
+
+    def after(directory: Path) -> None:
+        sync(directory)
+        if point == "replaced" and (directory / name).exists():
+            die()
+
+    torch.save = half  # type: ignore[assignment]
+    checkpoint_io._sync_directory = after
+
+
+def train(run: dict[str, Any], rank: int) -> None:
+    """One process of one run."""
+    directory, world, ranks = Path(run["directory"]), Path(run["world"]), run["ranks"]
+    directory.mkdir(parents=True, exist_ok=True)
+    os.chdir(directory)
+    log = (directory / f"log-{rank}.txt").open("a", buffering=1)
+    sys.stdout = sys.stderr = log
+    os.dup2(log.fileno(), 2)
+    torch.set_num_threads(1)
+    torch.manual_seed(os.getpid())  # nothing may depend on the global generator
+    callbacks = [
+        IterationCheckpoint("checkpoints", every_n_iterations=2),
+        MetricsFile("records"),
+        *([SampleTable(dirpath="records")] if run["module"] in POLICIES else []),
+    ]
+    strategy: Any = SingleDeviceStrategy("cpu")
+    plugins: list[Any] = []
+    if ranks > 1:
+        strategy, plugins = DDPStrategy(process_group_backend="gloo"), [TorchElasticEnvironment()]
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=strategy,
+        plugins=plugins,
+        max_epochs=EPOCHS,
+        val_check_interval=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+    )
+    module = make_module(run["module"], world / "tiny-model")
+    kill = run.get("kill")
+    if kill is not None and rank == kill.get("rank", 0):
+        arm(module, kill["point"], kill["iteration"])
+    trainer.fit(module, datamodule=make_data(run["module"], world, ranks, run["workers"]), ckpt_path=run.get("ckpt_path"))
+
+
+def start(run: dict[str, Any], rank: int) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forking with threads, of which there are none yet
+        child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if run["ranks"] > 1:
+            os.environ |= {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(run["port"]),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(run["ranks"]),
+                "LOCAL_WORLD_SIZE": str(run["ranks"]),
+                "GROUP_RANK": "0",
+                "TORCHELASTIC_RUN_ID": "resume",
+            }
+        train(run, rank)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def finish(children: list[int]) -> list[int]:
+    """Exit codes; when one dies, the others are killed."""
+    codes = dict.fromkeys(children, 0)
+    while children:
+        child, status = os.wait()
+        children = [other for other in children if other != child]
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if codes[child] != 0:
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+    return list(codes.values())
+
+
+def main() -> None:
+    plan = Path(sys.argv[1])
+    codes = [finish([start(run, rank) for rank in range(run["ranks"])]) for run in json.loads(plan.read_text())]
+    plan.with_suffix(".out").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main()
