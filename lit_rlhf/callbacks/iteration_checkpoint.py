@@ -105,7 +105,7 @@ class IterationCheckpoint(ModelCheckpoint):
         """Refuse to mix two runs in one directory; set aside checkpoints of iterations that will be redone."""
         self.last_saved = iterations_done(trainer)
         self._due = False
-        later = [path for number, path in self._checkpoints() if number > self.last_saved]
+        later = [path for number, path in self.checkpoints() if number > self.last_saved]
         trainer.strategy.barrier("IterationCheckpoint.on_train_start")  # all have looked before rank 0 moves files
         if is_dry_run(trainer) or not later:
             return
@@ -176,14 +176,15 @@ class IterationCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero:
             if path.is_dir():
                 mark_complete(path)
-            for number, old in self._checkpoints()[self.keep_last :]:
+            for number, old in self.checkpoints()[self.keep_last :]:
                 if number < iteration:
                     trainer.strategy.remove_checkpoint(old)
         trainer.strategy.barrier("IterationCheckpoint.saved")
         for listener in self.listeners:
             listener(trainer, path)
 
-    def _checkpoints(self) -> list[tuple[int, Path]]:
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Iterations and paths of the checkpoints there are, the newest first."""
         paths = self.directory.iterdir() if self.directory.is_dir() else []
         numbered = [(int(match[1]), path) for path in paths if (match := _NAME.match(path.name)) is not None]
         return sorted(numbered, reverse=True)
@@ -192,7 +193,7 @@ class IterationCheckpoint(ModelCheckpoint):
         # What Lightning asks of each ModelCheckpoint for ckpt_path="last"; it then takes the newest of all.
         silence_noise()
         torn: list[str] = []
-        for _, path in self._checkpoints():
+        for _, path in self.checkpoints():
             problem = checkpoint_problem(path)
             if problem is None:
                 if torn:

@@ -1,6 +1,7 @@
 """The DataModule that all others are kinds of."""
 
 import logging
+import os
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -30,6 +31,13 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.seeding import generator
 
 _log = logging.getLogger(__name__)
+_STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {  # the source it can't do without, and those it opens
+    None: (None, ("train", "val", "test")),
+    "fit": ("train", ("train", "val")),
+    "validate": ("val", ("train", "val")),  # train: for what `val_fraction` keeps of it
+    "test": ("test", ("test",)),
+    "predict": ("test", ("test",)),
+}
 
 
 class BranchedDataModule(LightningDataModule, ABC):
@@ -193,16 +201,15 @@ class BranchedDataModule(LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenized rows that a stage needs: fit, validate, test or predict. None: all there are."""
         stage = TrainerFn(stage).value if stage else None
-        if stage == "validate" and self.sources["val"] is None and self.val_fraction == 0:
-            raise ConfigurationError("There is nothing to validate on. Set the data option `val` or `val_fraction`.")
-        wanted = {"fit": "train", "validate": "val", "test": "test", "predict": "test"}
-        needed = {wanted[stage]} if stage else set()
-        for name in ("train", "val", "test"):
+        needed, opened = _STAGES[stage]
+        splits = self.val_fraction > 0
+        if needed is not None and self.sources[needed] is None and not (needed == "val" and splits):
+            option = "`val` or `val_fraction`" if needed == "val" else f"`{needed}`"
+            raise ConfigurationError(f"Stage {stage!r} needs the data option {option}, which is not set.")
+        for name in opened:
             if self.sources[name] is not None:
                 self.rows[name] = TokenizedRows(self._entry(name, verify=False))
-            elif name in needed and not (name == "val" and self.val_fraction > 0):
-                raise ConfigurationError(f"Stage {stage!r} needs the data option `{name}`, which is not set.")
-        if self.val_fraction > 0:
+        if splits and "val" in opened:
             self._split()
 
     def _split(self) -> None:
@@ -304,6 +311,9 @@ class BranchedDataModule(LightningDataModule, ABC):
         return getattr(self.trainer, "overfit_batches", 0) > 0
 
     def _loader_options(self) -> dict[str, Any]:
+        if self.num_workers > 0:
+            # Workers only pad; without this, tokenizers warn at each fork that their threads are gone.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         cuda = torch.cuda.is_available()
         if self.trainer is not None:
             cuda = isinstance(self.trainer.accelerator, CUDAAccelerator)

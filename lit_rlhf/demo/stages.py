@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, OneCycleLR
+from torch.utils.data import DataLoader
 
 from lit_rlhf.callbacks import ExportModel, MetricsFile, PhaseProgressBar, SampleTable
 from lit_rlhf.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule, RowsSource
@@ -20,7 +22,7 @@ from lit_rlhf.modules import PPOPolicyModule, RewardModelModule, SupervisedModul
 from lit_rlhf.objectives import BradleyTerry, FixedKL
 from lit_rlhf.rewards import ModelReward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.testing.world_data import WorldData, world_tokenizer
+from lit_rlhf.testing.world_data import world_tokenizer
 
 Rows = list[dict[str, Any]]
 
@@ -35,7 +37,7 @@ class RewardResult:
     """
 
     pairs: Rows
-    margins: torch.Tensor
+    margins: Tensor
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,7 @@ class Stages:
             seed=self.seed,
         )
         self._trainer("reward").fit(module, datamodule=data)
-        margins = torch.empty(len(heldout))
-        with torch.no_grad(), evaluating(module.backbone):
-            for batch in data.val_dataloader():
-                scores = module(batch).scores.view(-1, 2)
-                margins[batch["index"]] = scores[:, 0] - scores[:, 1]
-        return RewardResult(heldout, margins)
+        return RewardResult(heldout, _margins(module, data))
 
     def policy(self) -> PolicyResult:
         """Train the policy against the reward model; sample held-out prompts before and after."""
@@ -175,7 +172,12 @@ class Stages:
             log_every_n_steps=1,
             use_distributed_sampler=False,
             default_root_dir=folder,
-            callbacks=[PhaseProgressBar(leave=True), *callbacks, MetricsFile(str(folder)), ExportModel(str(folder / "export"))],
+            callbacks=[
+                PhaseProgressBar(leave=True),
+                *callbacks,
+                MetricsFile(str(folder)),
+                ExportModel(str(folder / "export")),
+            ],
         )
 
 
@@ -184,7 +186,20 @@ def _adamw(lr: float) -> Callable[..., Optimizer]:
 
 
 def _warm_up_and_decay(lr: float, steps: int) -> Callable[..., OneCycleLR]:
-    return partial(OneCycleLR, max_lr=lr, total_steps=steps, pct_start=0.05, anneal_strategy="linear", cycle_momentum=False)
+    return partial(
+        OneCycleLR, max_lr=lr, total_steps=steps, pct_start=0.05, anneal_strategy="linear", cycle_momentum=False
+    )
+
+
+def _margins(module: RewardModelModule, data: PreferenceDataModule) -> Tensor:
+    loader = data.val_dataloader()
+    assert isinstance(loader, DataLoader)
+    margins: dict[int, Tensor] = {}
+    with torch.no_grad(), evaluating(module.backbone):
+        for batch in loader:
+            scores = module(batch).scores.view(-1, 2)
+            margins.update(zip(batch["index"].tolist(), scores[:, 0] - scores[:, 1], strict=True))
+    return torch.stack([margins[index] for index in range(len(margins))])
 
 
 def _judge(trainer: Trainer, module: PPOPolicyModule, data: PromptDataModule) -> tuple[Rows, float]:

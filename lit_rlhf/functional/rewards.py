@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import Moments, last_index, masked_moments, masked_sum, merge_moments
 
@@ -37,8 +38,8 @@ def kl_shaped_rewards(
 ) -> Float[Tensor, "sequences time"]:
     r"""$R_t = -\beta(\log\pi_{old,t} - \log\pi_{ref,t}) + [t = \text{last}]\, r$ (arXiv:1909.08593).
 
-    The KL is that of the policy that sampled, estimated by k1 per token: the only placement and estimator for which
-    the optimum of the expected return is $\pi_{ref}e^{r/\beta}/Z$.
+    The KL is that of the policy that sampled, estimated by k1 per token: the optimum of the expected return is then
+    $\pi_{ref}e^{r/\beta}/Z$. With k3 in its place it would be another one, or none.
 
     Args:
         scores: (N,).
@@ -152,9 +153,14 @@ def overlong_penalty(lengths: Int[Tensor, " sequences"], max_length: int, buffer
         max_length: $L_{max}$; longer responses get -1.
         buffer: $L_{cache}$, in (0, max_length]; a longer one punishes earlier and more gently.
 
+    Raises:
+        ConfigurationError: The buffer is out of range.
+
     Example:
         >>> overlong_penalty(torch.tensor([6, 9, 10, 12]), max_length=10, buffer=4)
         tensor([ 0.0000, -0.7500, -1.0000, -1.0000])
     """
+    if not 0 < buffer <= max_length:
+        raise ConfigurationError(f"buffer={buffer} must be above 0 and no more than max_length={max_length}.")
     room = (max_length - buffer - lengths).float() / buffer
     return room.clamp(-1.0, 0.0)

@@ -51,9 +51,13 @@ class _RoleLayer(_Layer):
             flat = torch.addmm(flat, hidden, up, alpha=self.scaling[name])
         return flat.view(result.shape)
 
+    @staticmethod
+    def _weight(matrices: nn.ModuleDict, name: str) -> Tensor:
+        weight: Tensor = matrices[name].weight  # type: ignore[assignment]
+        return weight
+
     def _matrices(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        down: Tensor = self.lora_A[name].weight  # type: ignore[assignment]
-        up: Tensor = self.lora_B[name].weight  # type: ignore[assignment]
+        down, up = self._weight(self.lora_A, name), self._weight(self.lora_B, name)
         if torch.is_grad_enabled() or down.dtype == dtype:
             return down.to(dtype), up.to(dtype).t()
         versions = (down._version, up._version)  # noqa: SLF001 - an optimizer's step moves them

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
@@ -103,7 +104,7 @@ def _from_classifier(spec: ModelSpec) -> Backbone:
             "callable reward."
         )
     prepare_modules(model)
-    trunk: PreTrainedModel = model.base_model
+    trunk = cast("PreTrainedModel", model.base_model)
     if spec.attention == "sdpa":
         use_grouped_attention(trunk)
     tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)

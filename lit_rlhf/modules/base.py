@@ -1,4 +1,4 @@
-"""What every LightningModule of the library shares: building the backbone, optimizers, and checkpoints that are small and complete."""
+"""What every module of the library shares: building the backbone, optimizers, checkpoints that are small and complete."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping

@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_rlhf.functional.advantages import gae
 from lit_rlhf.functional.masking import whiten
 from lit_rlhf.functional.policy_losses import clipped_value_loss, value_clip_fraction
-from lit_rlhf.models import Critic, ValueHead, evaluating
+from lit_rlhf.models import Critic, ValueHead
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.types import LossOutput, Rollout
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.branches import pack_branches
-from lit_rlhf.models import Backbone, RewardSource, evaluating
+from lit_rlhf.models import Backbone, RewardSource, evaluating, gathered
 from lit_rlhf.models.specs import Attention, DTypeName, Quantization
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
@@ -130,7 +130,8 @@ class ModelReward(Reward):
         count, samples = len(prompt_lengths), len(lengths) // len(prompt_lengths)
         scores = torch.empty(count, samples, device=rows.tokens.device)
         totals = prompt_lengths + lengths.view(count, -1).sum(-1)
-        with evaluating(backbone):
+        # Processes may have different numbers of batches, so sharded weights are gathered once, not in each forward.
+        with gathered(backbone), evaluating(backbone):
             for part in _batches(totals, self.batch_tokens):
                 batch = _branched(rows, part, prompt_lengths, lengths.view(count, -1), backbone.pad_token_id)
                 found = backbone(batch, num_branches=samples, role=role, scores=role).scores
@@ -171,7 +172,7 @@ def _check_lengths(rows: TokenRows, backbone: Backbone, path: str) -> tuple[Tens
             f"Completion {int(completions.argmin())} of the batch has no tokens, so there is nothing to score."
         )
     longest = int((prompts[:, None] + completions.view(len(prompts), -1)).max())
-    context = getattr(backbone.decoder.config, "max_position_embeddings", None)
+    context = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and longest > context:
         raise ConfigurationError(
             f"A prompt with its completion has {longest} tokens; the reward model {path!r} reads {context}. Shorten "

@@ -99,7 +99,7 @@ def check_request(
         DataError: A prompt without tokens.
     """
     rows, wanted = prompt_ids.shape[0], prompt_ids.shape[0] * num_samples
-    if num_samples < 1 or seeds.shape != (wanted,):
+    if wanted < 1 or seeds.shape != (wanted,):
         raise ConfigurationError(
             f"{rows} prompts with num_samples={num_samples} need {wanted} seeds, one per completion; got a tensor of "
             f"shape {tuple(seeds.shape)}."
@@ -112,13 +112,13 @@ def check_request(
             "padding_side='right'."
         )
     lengths = mask.sum(-1)
-    if rows and int(lengths.min()) == 0:
+    if int(lengths.min()) == 0:
         raise DataError(
             f"Prompt {int(lengths.argmin())} of the batch has no tokens, so nothing can be predicted from it. Give "
             "every prompt at least a BOS token, or drop empty prompts from the data."
         )
     context = context_length(backbone)
-    longest = int(lengths.max()) if rows else 0
+    longest = int(lengths.max())
     if context is not None and longest + sampling.max_new_tokens > context:
         raise ConfigurationError(
             f"A prompt of {longest} tokens (number {int(lengths.argmax())} of the batch) and "
@@ -129,7 +129,7 @@ def check_request(
 
 def context_length(backbone: Backbone) -> int | None:
     """Most positions that the model has, where its config tells."""
-    value = getattr(backbone.decoder.config, "max_position_embeddings", None)
+    value = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
     return int(value) if value else None
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import Backbone
-from lit_rlhf.models.backbone import evaluating
+from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.seeding import uniforms
@@ -49,7 +48,8 @@ class HFEngine(RolloutEngine):
         ends = end_tokens(backbone, sampling, ids.device)
         generate: Any = backbone.model.generate
         draw = _Draw(seeds, ids.shape[1], sampling, ends)
-        with evaluating(backbone), backbone.use_role(role), _plain_config(backbone.model):
+        plain = _plain_config(backbone.model)
+        with gathered(backbone), evaluating(backbone), backbone.use_role(role), plain:
             sequences: Tensor = generate(
                 ids.repeat_interleave(num_samples, dim=0),
                 attention_mask=mask.repeat_interleave(num_samples, dim=0).long(),

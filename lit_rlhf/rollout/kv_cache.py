@@ -113,7 +113,7 @@ class DecodeLayer(CacheLayerMixin):
         """
         rows, heads, _, dim = query.shape
         query = query.reshape(rows, self.own.keys.shape[1], -1, dim)
-        # The product is taken with the whole buffer, which is contiguous, and cut afterwards: that is twice as fast.
+        # The product is taken with the whole buffer, which is contiguous, and cut afterwards: on CPU that is twice as fast.
         own = _scores(query, self.own.keys, scale, cap)[..., : self.filled]
         if self.shared is None:
             if bias is not None:
@@ -131,7 +131,8 @@ class DecodeLayer(CacheLayerMixin):
     def select(self, rows: Tensor, prompts: Tensor) -> None:
         """Keep some rows and prompts."""
         self.own = self.own.select(rows)
-        self.shared = self.shared and self.shared.select(prompts)
+        if self.shared is not None and len(prompts) < len(self.shared.keys):
+            self.shared = self.shared.select(prompts)
 
     def get_seq_length(self) -> int:
         """Positions per row, padding of prompts included."""

@@ -7,8 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import Backbone
-from lit_rlhf.models.backbone import evaluating
+from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, attending
 from lit_rlhf.rollout.sampling import draw_tokens
@@ -66,7 +65,7 @@ class NativeEngine(RolloutEngine):
         lengths = prompt_mask.sum(-1)
         _check_model(backbone, int(lengths.max()) + sampling.max_new_tokens)
         rows = _Rows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device)
-        with evaluating(backbone), backbone.use_role(role):
+        with gathered(backbone), evaluating(backbone), backbone.use_role(role):
             for prompts, samples in self._batches(lengths, num_samples):
                 ids = prompt_ids[prompts, : int(lengths[prompts].max())]
                 batch = (prompts[:, None] * num_samples + samples).flatten()
@@ -169,7 +168,7 @@ def _prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int)
 
 
 def _check_model(backbone: Backbone, longest: int) -> None:
-    config = backbone.decoder.config
+    config = backbone.model.config.get_text_config()
     name = type(backbone.decoder).__name__
     way_out = "Use lit_rlhf.rollout.HFEngine for this model."
     if not getattr(backbone.decoder, "_supports_attention_backend", False):

@@ -64,9 +64,9 @@ def truncate_logits(logits: Tensor, sampling: Sampling) -> Tensor:
 def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     r"""The index $i$ with $\sum_{j<i} w_j \le u \sum_j w_j < \sum_{j \le i} w_j$, for each row.
 
-    The sum over the vocabulary runs in two levels, of which float64 carries the outer one: a running float32 sum of
-    tens of thousands of terms drifts, and would give the last tokens too much or too little. An index of weight 0 is
-    never returned.
+    The sum over the vocabulary runs in two levels, both cumulated in float64: in a cumulative sum of float32, tokens of a
+    probability below 6e-8 fall together, and where likely tokens stand before them most could never be drawn. An index of
+    weight 0 is never returned.
 
     Args:
         weights: (n, V) float32, not negative; they needn't sum to 1.

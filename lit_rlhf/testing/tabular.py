@@ -127,6 +127,11 @@ class TabularWorld:
         """Tokens of the longest completion."""
         return max(map(len, self.completions))
 
+    @cached_property
+    def final_states(self) -> Tensor:
+        """Number of the state in which each completion ends, (Y,)."""
+        return torch.tensor([self._number(y) for y in self.completions])
+
     def backbone(self, policy: Tensor | None = None) -> Backbone:
         """A backbone whose policy is the given distribution (Y,); default: the reference."""
         config = TabularConfig(self.vocab_size, self.depth)

@@ -143,7 +143,7 @@ def two_completions(stationarity: Function, low: float = -40.0, high: float = 40
 # -- losses of single completions --------------------------------------------------------------------------------------
 
 
-def anchored_optimum(reference: Tensor, slope: Function, flow: int = 3000) -> Tensor:
+def anchored_optimum(reference: Tensor, slope: Function, flow: int = 1000) -> Tensor:
     r"""The stationary policy of $\sum_y\phi_y(u(y))$, where $\phi_y'(u) = \pi(y)\sum_{y'}\phi'_{y'}$.
 
     Found by its own flow, then by Newton steps.

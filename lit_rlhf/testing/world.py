@@ -25,8 +25,8 @@ ADJECTIVES: Mapping[str, float] = {
 """What an adjective is worth on any topic."""
 
 TASTES: Mapping[str, tuple[float, ...]] = {
-    "loud": (1.0, -1.2, 1.0, -1.2),
-    "quiet": (-1.0, 1.2, -1.0, 1.2),
+    "loud": (1.0, -1.0, -1.0, -1.0),
+    "quiet": (-1.0, 1.0, 1.0, 1.0),
 }
 """Adjectives whose worth depends on the topic, in the order of `TOPICS`."""
 
@@ -42,6 +42,10 @@ ASIDES: tuple[str, ...] = (
 OPENINGS: tuple[str, ...] = ("review of the", "my thoughts on the", "about the", "notes on that", "a word on the")
 KINDS: tuple[str, ...] = ("old", "new", "small", "big", "famous", "strange", "local", "cheap")
 """What prompts are made of beside the topic; it changes nothing."""
+
+
+_ALL_ASPECTS = frozenset(aspect for aspects in TOPICS.values() for aspect in aspects)
+_Way = tuple[str, float, int]  # an adjective, what a judgement with it is worth, and the words of that sentence
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class World:
     word_cost: float = 0.04
     nonsense_cost: float = 1.0
     negation: float = -0.6
-    aspect_weights: tuple[float, ...] = (1.2, 1.0, 0.8)
-    foreign_weight: float = 0.4
+    aspect_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
+    foreign_weight: float = 0.5
     max_words: int = 21
     _best: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
@@ -103,10 +107,11 @@ class World:
             if judgement is None:
                 nonsense += sentence not in ASIDES
             else:
-                if judgement.aspect not in aspects and judgement.adjective not in adjectives:
-                    total += self.weight(topic, judgement.aspect) * judgement.strength * worth(topic, judgement.adjective)
-                aspects.add(judgement.aspect)
-                adjectives.add(judgement.adjective)
+                aspect, adjective = judgement.aspect, judgement.adjective
+                if aspect not in aspects and adjective not in adjectives:
+                    total += self.weight(topic, aspect) * judgement.strength * worth(topic, adjective)
+                aspects.add(aspect)
+                adjectives.add(adjective)
         gained = self.saturation * math.tanh(total / self.saturation)
         return gained - self.word_cost * len(text.split()) - self.nonsense_cost * nonsense
 
@@ -163,24 +168,21 @@ class World:
             total = sum(weight * one[1] for weight, one in zip(weights, choice, strict=True) if one is not None)
             yield self.saturation * math.tanh(total / self.saturation) - self.word_cost * words
 
-    def _strongest(self, topic: str) -> list[tuple[str, float, int]]:
-        """(adjective, value, words) of the judgements that the best text can be made of."""
-        shortest = len("the ASPECT was ADJECTIVE .".split())
-        by_length: dict[int, list[tuple[str, float, int]]] = {}
+    def _strongest(self, topic: str) -> list[_Way]:
+        """The judgements that the best text can be made of."""
+        shortest = len(("the", "ASPECT", "was", "ADJECTIVE", "."))
+        by_length: dict[int, list[_Way]] = {}
         for adjective in (*ADJECTIVES, *TASTES):
             for negated, (word, scale) in product((False, True), (("", 1.0), *INTENSIFIERS.items())):
                 value = worth(topic, adjective) * scale * (self.negation if negated else 1.0)
                 length = shortest + negated + bool(word)
                 by_length.setdefault(length, []).append((adjective, value, length))
-        kept: list[tuple[str, float, int]] = []
+        kept: list[_Way] = []
         for ways in by_length.values():
-            best = {adjective: (adjective, value, length) for adjective, value, length in sorted(ways, key=lambda way: way[1])}
-            strongest = sorted(best.values(), key=lambda way: -way[1])[: len(TOPICS[topic])]
-            kept += [way for way in strongest if way[1] > 0]
+            best = {way[0]: way for way in sorted(ways, key=_value)}  # of the ways to use an adjective, the last stays
+            strongest = sorted(best.values(), key=_value, reverse=True)[: len(TOPICS[topic])]
+            kept += [way for way in strongest if _value(way) > 0]
         return kept
-
-
-_ALL_ASPECTS = frozenset(aspect for aspects in TOPICS.values() for aspect in aspects)
 
 
 def worth(topic: str, adjective: str) -> float:
@@ -205,3 +207,7 @@ def topic_of(prompt: str) -> str:
 def sentences_of(text: str) -> list[str]:
     """The sentences of a text without their full stops; an unfinished last one is one too."""
     return [sentence for part in text.split(".") if (sentence := " ".join(part.split()))]
+
+
+def _value(way: _Way) -> float:
+    return way[1]

@@ -6,7 +6,7 @@ Everything is a function of a seed. Rows are plain dictionaries with the columns
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
@@ -14,8 +14,18 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.testing.tokenizers import make_word_tokenizer
-
-from lit_rlhf.testing.world import ADJECTIVES, ASIDES, INTENSIFIERS, KINDS, OPENINGS, TASTES, TOPICS, World, topic_of, worth
+from lit_rlhf.testing.world import (
+    ADJECTIVES,
+    ASIDES,
+    INTENSIFIERS,
+    KINDS,
+    OPENINGS,
+    TASTES,
+    TOPICS,
+    World,
+    topic_of,
+    worth,
+)
 
 Split = Literal["train", "heldout"]
 
@@ -36,13 +46,13 @@ class Writers:
             exp(m w). 0 draws all adjectives alike.
     """
 
-    sentences: tuple[float, ...] = (0.25, 0.4, 0.35)
+    sentences: tuple[float, ...] = (0.45, 0.35, 0.2)
     aside: float = 0.15
-    foreign: float = 0.1
+    foreign: float = 0.06
     negated: float = 0.15
     intensified: float = 0.35
     found: float = 0.25
-    repeating: float = 0.15
+    repeating: float = 0.1
     mood: float = 1.0
 
     def write(self, prompt: str, rng: random.Random) -> str:
@@ -100,9 +110,9 @@ class WorldData:
         seed: Everything is a function of it and of the arguments.
     """
 
-    world: World = World()
-    writers: Writers = Writers()
-    raters: Raters = Raters()
+    world: World = field(default_factory=World)
+    writers: Writers = field(default_factory=Writers)
+    raters: Raters = field(default_factory=Raters)
     seed: int = 0
 
     def prompts(self, number: int, split: Split = "train") -> list[dict[str, str]]:
@@ -136,7 +146,7 @@ class WorldData:
         return rows
 
     def _rng(self, purpose: str, split: Split) -> random.Random:
-        return random.Random(stable_hash(self.seed, purpose, split))
+        return random.Random(stable_hash(self.seed, purpose, split))  # noqa: S311  (no secrets)
 
 
 def bayes_accuracy(pairs: Sequence[Mapping[str, str | float]]) -> float:
@@ -153,7 +163,8 @@ def bayes_accuracy(pairs: Sequence[Mapping[str, str | float]]) -> float:
 def world_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token per word of the world; texts come back with single spaces."""
     aspects = [aspect for own in TOPICS.values() for aspect in own]
-    lines = (*OPENINGS, *KINDS, *TOPICS, *aspects, *ASIDES, *ADJECTIVES, *TASTES, *INTENSIFIERS, "i found the was not . :")
+    words = (*KINDS, *TOPICS, *aspects, *ADJECTIVES, *TASTES, *INTENSIFIERS)
+    lines = (*OPENINGS, *ASIDES, *words, "i found the was not . :")
     return make_word_tokenizer(word for line in lines for word in line.split())
 
 

@@ -20,7 +20,11 @@ KILLED = -signal.SIGKILL
 def write_world(root: Path) -> Path:
     """A tiny model, and rows of each kind."""
     write_tiny_model(root / "tiny-model")
-    for name, make in (("demonstrations", tiny_demonstrations), ("preferences", tiny_preferences), ("prompts", tiny_prompts)):
+    for name, make in (
+        ("demonstrations", tiny_demonstrations),
+        ("preferences", tiny_preferences),
+        ("prompts", tiny_prompts),
+    ):
         write_jsonl(root / f"{name}.jsonl", make(ROWS))
         write_jsonl(root / f"{name}_val.jsonl", make(VALIDATION_ROWS, seed=1))
     return root
@@ -28,7 +32,7 @@ def write_world(root: Path) -> Path:
 
 def run(directory: Path, world: Path, module: str, **options: Any) -> dict[str, Any]:
     """One run of a plan."""
-    defaults: dict[str, Any] = {"ranks": 1, "workers": 0, "port": _free_port()}
+    defaults: dict[str, Any] = {"ranks": 1, "strategy": "one", "workers": 0, "port": _free_port()}
     return {"directory": str(directory), "world": str(world), "module": module, **defaults, **options}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
 from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable, checkpoint_io
 from lit_rlhf.data import (
@@ -183,15 +183,16 @@ def train(run: dict[str, Any], rank: int) -> None:
         MetricsFile("records"),
         *([SampleTable(dirpath="records")] if run["module"] in POLICIES else []),
     ]
-    strategy: Any = SingleDeviceStrategy("cpu")
-    plugins: list[Any] = []
-    if ranks > 1:
-        strategy, plugins = DDPStrategy(process_group_backend="gloo"), [TorchElasticEnvironment()]
+    strategies: dict[str, Callable[[], Strategy]] = {
+        "one": lambda: SingleDeviceStrategy(torch.device("cpu")),
+        "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
+        "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1),
+    }
     trainer = Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy=strategy,
-        plugins=plugins,
+        strategy=strategies[run["strategy"]](),
+        plugins=[TorchElasticEnvironment()] if ranks > 1 else [],
         max_epochs=EPOCHS,
         val_check_interval=2,
         logger=False,
@@ -205,7 +206,9 @@ def train(run: dict[str, Any], rank: int) -> None:
     kill = run.get("kill")
     if kill is not None and rank == kill.get("rank", 0):
         arm(module, kill["point"], kill["iteration"])
-    trainer.fit(module, datamodule=make_data(run["module"], world, ranks, run["workers"]), ckpt_path=run.get("ckpt_path"))
+    trainer.fit(
+        module, datamodule=make_data(run["module"], world, ranks, run["workers"]), ckpt_path=run.get("ckpt_path")
+    )
 
 
 def start(run: dict[str, Any], rank: int) -> int:
@@ -229,7 +232,7 @@ def start(run: dict[str, Any], rank: int) -> int:
             }
         train(run, rank)
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a forked child must end here, whatever happens
         traceback.print_exc()
     finally:
         sys.stdout.flush()

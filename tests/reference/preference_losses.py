@@ -1,4 +1,4 @@
-"""Preference losses one example at a time in Python floats, from the papers' own forms: logs of probabilities written out."""
+"""Preference losses one example at a time in Python floats, in the papers' own forms."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ def nll_of_sigmoid(x: float) -> float:
     return -math.log(sigmoid(x))
 
 
-# -- pairs: uw, ul are log-ratios, lw, ll log-probs, nw, nl lengths -------------------------------------------------------
+# -- pairs: uw, ul are log-ratios, lw, ll log-probs, nw, nl lengths ----------------------------------------------------
 
 
 def dpo(uw: float, ul: float, beta: float) -> float:
@@ -96,7 +96,7 @@ def simpo(lw: float, ll: float, nw: int, nl: int, beta: float, gamma: float) -> 
 
 
 def alphapo(lw: float, ll: float, nw: int, nl: int, beta: float, gamma: float, alpha: float) -> float:
-    rw, rl = ((1 - math.exp(l / n) ** -alpha) / alpha for l, n in ((lw, nw), (ll, nl)))
+    rw, rl = ((1 - math.exp(x / n) ** -alpha) / alpha for x, n in ((lw, nw), (ll, nl)))
     return nll_of_sigmoid(beta * (rw - rl) - gamma)
 
 
@@ -146,7 +146,7 @@ def on_policy_weight(lw: float, ll: float, cw: float, cl: float, nw: int, nl: in
     return min(1.0, math.exp((lw - cw) / nw) * math.exp((ll - cl) / nl))
 
 
-# -- single completions ---------------------------------------------------------------------------------------------------
+# -- single completions ------------------------------------------------------------------------------------------------
 
 
 def kto(u: float, label: bool, z0: float, beta: float, desirable: float, undesirable: float) -> float:
@@ -171,7 +171,7 @@ def npo(u: float, beta: float) -> float:
     return -2 / beta * math.log(sigmoid(-beta * u))
 
 
-# -- lists: only the completions that exist, in any order -----------------------------------------------------------------
+# -- lists: only the completions that exist, in any order --------------------------------------------------------------
 
 
 def _ranked(values: Sequence[float], scores: Sequence[float]) -> list[tuple[float, float]]:
@@ -214,7 +214,7 @@ def lipo_lambda(u: Sequence[float], scores: Sequence[float], beta: float) -> flo
 
 
 def pro(logprobs: Sequence[float], lengths: Sequence[int], scores: Sequence[float], sft_weight: float) -> float:
-    order = _ranked([l / n for l, n in zip(logprobs, lengths, strict=True)], scores)
+    order = _ranked([x / n for x, n in zip(logprobs, lengths, strict=True)], scores)
     total = 0.0
     for k in range(len(order) - 1):
         p, r = order[k]
@@ -229,7 +229,7 @@ def pro(logprobs: Sequence[float], lengths: Sequence[int], scores: Sequence[floa
 def rrhf(
     logprobs: Sequence[float], lengths: Sequence[int], scores: Sequence[float], power: float, weight: float
 ) -> float:
-    p = [l / n**power for l, n in zip(logprobs, lengths, strict=True)]
+    p = [x / n**power for x, n in zip(logprobs, lengths, strict=True)]
     pairs = [(i, j) for i in range(len(p)) for j in range(len(p)) if scores[i] < scores[j]]
     best = max(range(len(scores)), key=lambda i: scores[i])
     return weight * sum(max(0.0, p[i] - p[j]) for i, j in pairs) - logprobs[best] / lengths[best]

@@ -1,24 +1,38 @@
 """Every method against the optimum that it claims, by exact expectations in the tabular world.
 
-`verify()` gives the table; each row runs a method's own loss through `PreferenceModule` on all the data there could be.
+`verify()` gives the table; each row runs a method through its module's own code on all the data there could be.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.testing.verify.anchored import anchored_cases, degenerate_cases
 from lit_rlhf.testing.verify.exact import exact_cases
 from lit_rlhf.testing.verify.margins import divergence_cases, margin_cases
+from lit_rlhf.testing.verify.policy import PolicyCase, policy_cases
+from lit_rlhf.testing.verify.preference import PreferenceCase
+from lit_rlhf.testing.verify.reward import RewardCase, reward_cases
 from lit_rlhf.testing.verify.runner import Case, VerifyRow, verify_case
 from lit_rlhf.testing.verify.tilted import tilted_cases
 from lit_rlhf.testing.verify.two import corner_cases, two_completion_cases
 
-__all__ = ["Case", "VerifyRow", "all_cases", "verify", "verify_case"]
+__all__ = [
+    "Case",
+    "PolicyCase",
+    "PreferenceCase",
+    "RewardCase",
+    "VerifyRow",
+    "all_cases",
+    "verify",
+    "verify_case",
+]
 
 
+@cache
 def all_cases() -> dict[str, Case]:
-    """The cases by name: at least one for each loss with a known optimum."""
-    cases = [
+    """The cases by name: at least one for each method of the library."""
+    cases: list[Case] = [
         *exact_cases(),
         *tilted_cases(),
         *divergence_cases(),
@@ -27,6 +41,8 @@ def all_cases() -> dict[str, Case]:
         *corner_cases(),
         *anchored_cases(),
         *degenerate_cases(),
+        *policy_cases(),
+        *reward_cases(),
     ]
     return {case.method: case for case in cases}
 

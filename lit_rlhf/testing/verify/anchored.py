@@ -8,12 +8,13 @@ from lit_rlhf import objectives as o
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import TabularWorld, bandit
-from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
+from lit_rlhf.testing.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.testing.verify.runner import BETA
 
 _ROOT = "phi'(u) = pi * sum phi'"
 
 
-def anchored_cases() -> list[Case]:
+def anchored_cases() -> list[PreferenceCase]:
     """On the bandit."""
     world = bandit()
     mu = data.skewed(world)
@@ -42,7 +43,7 @@ def anchored_cases() -> list[Case]:
     return [*cases, *_other_data_cases(world)]
 
 
-def _other_data_cases(world: TabularWorld) -> list[Case]:
+def _other_data_cases(world: TabularWorld) -> list[PreferenceCase]:
     mu, desirable = data.skewed(world), world.rewards.sigmoid()
     labels, quality = data.binary_labels(world, desirable), world.rewards.softmax(-1)
 
@@ -60,13 +61,13 @@ def _other_data_cases(world: TabularWorld) -> list[Case]:
     ]
 
 
-def degenerate_cases() -> list[Case]:
+def degenerate_cases() -> list[PreferenceCase]:
     """Losses that saturate: no finite optimum; over two completions all goes to the one more often desirable."""
     world = bandit(2)
     pairs, best = data.rated_pairs(world, edges=[(0, 1)]), targets.greedy(world.rewards)
     labels = data.binary_labels(world, world.rewards.sigmoid())
     unwanted = data.undesirable(world, [1])
-    greedy = partial(Case, target="greedy (no finite optimum)", world=world, optimum=best, training="follow")
+    greedy = partial(PreferenceCase, target="greedy (no finite optimum)", world=world, optimum=best, training="follow")
     return [
         greedy("APOZero", make_loss=partial(o.APOZero, BETA), population=pairs),
         greedy("APODown", make_loss=partial(o.APODown, BETA), population=pairs),
@@ -89,6 +90,6 @@ def _case(
     population: data.Population,
     slope: targets.Function,
     follow: bool = False,
-) -> Case:
+) -> PreferenceCase:
     best = targets.anchored_optimum(world.reference, slope)
-    return Case(name, _ROOT, world, loss, population, best, training="follow" if follow else "minimize")
+    return PreferenceCase(name, _ROOT, world, loss, population, best, training="follow" if follow else "minimize")

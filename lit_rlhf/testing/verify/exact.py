@@ -8,7 +8,8 @@ from lit_rlhf import objectives as o
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import TabularWorld, bandit, tree
-from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
+from lit_rlhf.testing.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.testing.verify.runner import BETA
 
 PI_STAR = "pi* = ref exp(r/beta)"
 
@@ -18,7 +19,7 @@ def optimum(world: TabularWorld) -> Tensor:
     return targets.tilted(world.reference, world.rewards / BETA)
 
 
-def exact_cases() -> list[Case]:
+def exact_cases() -> list[PreferenceCase]:
     """Pairs on the tree, then what needs other data."""
     world, star = tree(), optimum(tree())
     pairs = data.rated_pairs(world)
@@ -29,14 +30,14 @@ def exact_cases() -> list[Case]:
     }
     stopped: dict[str, MakeLoss] = {"WPO": partial(o.WPO, BETA), "BetaDPO (drop=0)": partial(o.BetaDPO, BETA, drop=0.0)}
     return [
-        *(Case(name, PI_STAR, world, loss, pairs, star) for name, loss in smooth.items()),
-        *(Case(name, PI_STAR, world, loss, pairs, star, training="follow") for name, loss in stopped.items()),
+        *(PreferenceCase(name, PI_STAR, world, loss, pairs, star) for name, loss in smooth.items()),
+        *(PreferenceCase(name, PI_STAR, world, loss, pairs, star, training="follow") for name, loss in stopped.items()),
         *_flat_cases(),
         *_other_data_cases(world, star),
     ]
 
 
-def _flat_cases() -> list[Case]:
+def _flat_cases() -> list[PreferenceCase]:
     """On the bandit, where the divergences of both completions are the same state's; and sorted batches of one."""
     flat, few = bandit(), bandit(3)
     sorted_losses: dict[str, MakeLoss] = {
@@ -45,20 +46,29 @@ def _flat_cases() -> list[Case]:
     }
     few_pairs = data.rated_pairs(few)
     return [
-        Case("TDPO1 (bandit)", PI_STAR, flat, partial(o.TDPO1, BETA), data.rated_pairs(flat), optimum(flat)),
-        *(Case(name, PI_STAR, few, loss, few_pairs, optimum(few), by_row=True) for name, loss in sorted_losses.items()),
-        Case("PlackettLuceDPO", PI_STAR, flat, partial(o.PlackettLuceDPO, BETA), data.rankings(flat, 3), optimum(flat)),
+        PreferenceCase("TDPO1 (bandit)", PI_STAR, flat, partial(o.TDPO1, BETA), data.rated_pairs(flat), optimum(flat)),
+        *(
+            PreferenceCase(name, PI_STAR, few, loss, few_pairs, optimum(few), by_row=True)
+            for name, loss in sorted_losses.items()
+        ),
+        PreferenceCase(
+            "PlackettLuceDPO", PI_STAR, flat, partial(o.PlackettLuceDPO, BETA), data.rankings(flat, 3), optimum(flat)
+        ),
     ]
 
 
-def _other_data_cases(world: TabularWorld, star: Tensor) -> list[Case]:
+def _other_data_cases(world: TabularWorld, star: Tensor) -> list[PreferenceCase]:
     flipped, labels = data.rated_pairs(world, flip=0.15), data.binary_labels(world, (world.rewards - 0.3).sigmoid())
     shifted = partial(o.BCO, BETA, learn_shift=True)
     return [
-        Case("SoftLabelDPO", PI_STAR, world, partial(o.SoftLabelDPO, BETA), data.soft_pairs(world), star),
-        Case("RobustDPO", PI_STAR, world, partial(o.RobustDPO, BETA, 0.15), flipped, star),
-        Case("DROV", PI_STAR, world, partial(o.DROV, BETA), data.scalar_scores(world), star, training="follow"),
-        Case("BCO (learned shift)", PI_STAR, world, shifted, labels, star),
-        Case("InfoNCA", PI_STAR, world, partial(o.InfoNCA, BETA), data.scored_list(world), star),
-        Case("LiPOLambda (pairs)", PI_STAR, world, partial(o.LiPOLambda, BETA), data.scored_pairs(world), star),
+        PreferenceCase("SoftLabelDPO", PI_STAR, world, partial(o.SoftLabelDPO, BETA), data.soft_pairs(world), star),
+        PreferenceCase("RobustDPO", PI_STAR, world, partial(o.RobustDPO, BETA, 0.15), flipped, star),
+        PreferenceCase(
+            "DROV", PI_STAR, world, partial(o.DROV, BETA), data.scalar_scores(world), star, training="follow"
+        ),
+        PreferenceCase("BCO (learned shift)", PI_STAR, world, shifted, labels, star),
+        PreferenceCase("InfoNCA", PI_STAR, world, partial(o.InfoNCA, BETA), data.scored_list(world), star),
+        PreferenceCase(
+            "LiPOLambda (pairs)", PI_STAR, world, partial(o.LiPOLambda, BETA), data.scored_pairs(world), star
+        ),
     ]

@@ -9,14 +9,15 @@ from lit_rlhf import objectives as o
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import stationarity, targets
 from lit_rlhf.testing.tabular import bandit, tree
-from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
+from lit_rlhf.testing.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.testing.verify.runner import BETA
 
 _SMOOTHING = 0.15
 _GAMMA = 0.6
 _ALPHA = 0.4
 
 
-def divergence_cases() -> list[Case]:
+def divergence_cases() -> list[PreferenceCase]:
     """f-DPO on the tree."""
     world = tree()
     ref, r = world.reference, world.rewards
@@ -36,10 +37,10 @@ def divergence_cases() -> list[Case]:
         ),
     ]
     pairs = data.rated_pairs(world)
-    return [Case(name, text, world, loss, pairs, best) for name, text, loss, best in rows]
+    return [PreferenceCase(name, text, world, loss, pairs, best) for name, text, loss, best in rows]
 
 
-def margin_cases() -> list[Case]:
+def margin_cases() -> list[PreferenceCase]:
     """Completions compared along a chain, so that each pair's margin can be met."""
     world = bandit()
     edges = data.chain(world)
@@ -79,11 +80,18 @@ def margin_cases() -> list[Case]:
         ),
     ]
     pairs = data.rated_pairs(world, edges=edges)
-    valley = Case(
-        "DiscoPOP", "the valley next to z = 0", world, partial(o.DiscoPOP, BETA), pairs, disco[1], training="descend"
+    valley = PreferenceCase(
+        "DiscoPOP",
+        "the valley next to z = 0",
+        world,
+        partial(o.DiscoPOP, BETA),
+        pairs,
+        disco[1],
+        training="descend",
+        rate=0.05,
     )
     return [
-        *(Case(name, text, world, loss, pairs, best) for name, text, loss, best in rows),
+        *(PreferenceCase(name, text, world, loss, pairs, best) for name, text, loss, best in rows),
         valley,
         _desensitized_case(),
     ]
@@ -95,9 +103,9 @@ def _shaped(margins: Tensor) -> Tensor:
     return targets.alpha_divergence_optimum(torch.ones_like(rewards), rewards, BETA, _ALPHA)
 
 
-def _desensitized_case() -> Case:
+def _desensitized_case() -> PreferenceCase:
     world = tree()
     best = targets.desensitized_tree(world.reference, world.rewards, BETA, _ALPHA)
     pairs = data.rated_pairs(world, edges=targets.DESENSITIZED_EDGES)
     loss = partial(o.LengthDesensitizedDPO, BETA, _ALPHA)
-    return Case("LengthDesensitizedDPO", "equations of a spanning tree", world, loss, pairs, best)
+    return PreferenceCase("LengthDesensitizedDPO", "equations of a spanning tree", world, loss, pairs, best)

@@ -1,25 +1,23 @@
-"""A method's exact expected gradient at its claimed optimum, and where training from the reference ends."""
+"""A method's exact expected gradient at its claimed optimum, and where training from the start ends."""
 
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_rlhf.models import ModelSpec
-from lit_rlhf.modules import PreferenceModule
-from lit_rlhf.objectives import PreferenceLoss
-from lit_rlhf.testing.populations import Population
+from lit_rlhf.modules import RLHFModule
 from lit_rlhf.testing.tabular import TabularWorld, total_variation
 
 BETA = 0.5
 GRADIENT_TOLERANCE = 1e-6
 DISTANCE_TOLERANCE = 1e-3
 
-MakeLoss = Callable[[], PreferenceLoss]
 Training = Literal["minimize", "follow", "descend"]
+"""How a case is trained: "minimize" where the gradient is that of the loss; "follow" where parts of the loss carry none, or
+the data move with the policy; "descend" where it has corners, or more than one valley."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,9 @@ class VerifyRow:
     Attributes:
         method: The class and what it was given.
         target: What it must reach.
-        gradient_norm: Norm of the expected gradient at the target, by logits.
-        distance: Total variation between the target and what training from the reference reached.
+        gradient_norm: Norm of the expected gradient at the target, by logits (of a reward model: by scores).
+        distance: Total variation between the target and what training from the reference reached; of reward models the
+            largest difference of centered scores.
         ok: Both are within tolerance.
         seconds: Wall time.
     """
@@ -43,136 +42,126 @@ class VerifyRow:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Case:
-    """A loss, all the data there could be, and the policy it must end in.
+class Case(ABC):
+    """A method in the tabular world, and what it must end in.
 
     Attributes:
         method: Name of the row.
         target: The optimum in words.
         world: The completions.
-        make_loss: A fresh loss.
-        population: Its data, weighted by probability.
         optimum: (Y,).
-        training: "minimize" where the loss is what its gradient says; "follow" where parts of it carry no gradient or
-            are not smooth; "descend" for small steps, where there is more than one valley.
+        training: See `Training`.
+        rate: First step size of "descend".
         kink: The optimum is a corner of the loss: its one-sided gradients must bracket 0.
-        by_row: Evaluate each row as a batch of its own, for losses that sort the batch.
+        settles: What is learned beside the policy is fitted before the gradient is taken.
     """
 
     method: str
     target: str
     world: TabularWorld
-    make_loss: MakeLoss
-    population: Population
     optimum: Tensor
     training: Training = "minimize"
+    rate: float = 0.3
     kink: bool = False
-    by_row: bool = False
+    settles: bool = True
 
-    def module(self) -> PreferenceModule:
-        """A module around the loss whose policy and reference are the world's reference."""
-        return tabular_module(PreferenceModule(ModelSpec(config={}), self.make_loss()), self.world)
+    @abstractmethod
+    def module(self) -> RLHFModule:
+        """A fresh module whose policy and reference are the world's reference."""
+
+    @abstractmethod
+    def expected_loss(self, module: RLHFModule) -> Tensor:
+        """A scalar whose gradient is that of the module's loss in expectation over all the data there could be."""
+
+    def write(self, module: RLHFModule, values: Tensor) -> None:
+        """Make (Y,) the module's policy."""
+        self.world.set_policy(module.backbone, values)
+
+    def read(self, module: RLHFModule) -> Tensor:
+        """The module's policy, (Y,)."""
+        return self.world.policy(module.backbone)
+
+    def table(self, module: RLHFModule) -> nn.Parameter:
+        """The parameters that are the policy."""
+        weight: nn.Parameter = module.backbone.model.lm_head.weight
+        return weight
+
+    def distance(self, reached: Tensor) -> float:
+        """How far training ended from the optimum."""
+        return total_variation(reached, self.optimum)
 
 
-def tabular_module(module: PreferenceModule, world: TabularWorld) -> PreferenceModule:
-    """Give a module that has no backbone yet a tabular one, and its roles."""
-    module.backbone = world.backbone()
-    module.configure_roles()
-    return module.train()
-
-
-def expected_loss(module: PreferenceModule, population: Population, by_row: bool = False) -> Tensor:
-    """The module's own loss of all data at once, or the mean of its losses of each datum."""
-    if not by_row:
-        return module.reduce(module.loss_output(population).loss, population)  # type: ignore[arg-type]
-    total = torch.zeros((), dtype=torch.float64)
-    for row, weight in enumerate(population["weight"]):
-        alone = {name: value[row : row + 1] for name, value in population.items() if name != "weight"}
-        total = total + weight * module.reduce(module.loss_output(alone).loss, alone)  # type: ignore[arg-type]
-    return total
-
-
-def expected_gradient(case: Case, policy: Tensor) -> Tensor:
+def expected_gradient(case: Case, values: Tensor) -> Tensor:
     """Gradient of the expected loss by the logits of all states, at a policy, with learned shifts and values fitted."""
     module = case.module()
-    case.world.set_policy(module.backbone, policy)
-    settle(module, case)
+    case.write(module, values)
+    others = [p for p in module.parameters() if p.requires_grad and p is not case.table(module)]
+    if others and case.settles:
+        _minimize(module, case, others)
     module.zero_grad()
-    expected_loss(module, case.population, case.by_row).backward()
-    gradient = module.backbone.model.lm_head.weight.grad
-    assert isinstance(gradient, Tensor)
+    case.expected_loss(module).backward()
+    gradient = case.table(module).grad
+    assert gradient is not None
     return gradient.detach().clone()
 
 
-def settle(module: PreferenceModule, case: Case) -> None:
-    """Fit what is learned beside the policy (a shift, a value) to the policy as it is."""
-    others = [p for name, p in module.named_parameters() if p.requires_grad and "lm_head" not in name]
-    if others:
-        _minimize(module, case, others)
-
-
-def gradient_norm(case: Case, policy: Tensor) -> float:
+def gradient_norm(case: Case, values: Tensor) -> float:
     """Norm of the expected gradient; at a corner, that of the shortest vector between the one-sided ones."""
     if not case.kink:
-        return float(expected_gradient(case, policy).norm())
+        return float(expected_gradient(case, values).norm())
     nudge = 1e-9 * torch.tensor([1.0, -1.0], dtype=torch.float64)
-    sides = [expected_gradient(case, (policy.log() + sign * nudge).softmax(-1)).flatten() for sign in (1, -1)]
+    sides = [expected_gradient(case, (values.log() + sign * nudge).softmax(-1)).flatten() for sign in (1, -1)]
     step = sides[1] - sides[0]
     along = (-(sides[0] @ step) / (step @ step).clamp_min(1e-300)).clamp(0, 1)
     return float((sides[0] + along * step).norm())
 
 
 def train(case: Case) -> Tensor:
-    """Train from the reference on the expected loss; the policy (Y,) it ends in."""
+    """Train from the reference on the expected loss; what it ends in, (Y,)."""
     module = case.module()
     parameters = [p for p in module.parameters() if p.requires_grad]
-    if case.training == "minimize":
-        _minimize(module, case, parameters)
-    elif case.training == "follow":
-        _follow(module, case, parameters, rate=0.3, final=1e-5, steps=250)
+    if case.training == "descend":
+        _descend(module, case, parameters)
     else:
-        _follow(module, case, parameters, rate=0.03, final=1e-5, steps=250)
-    return case.world.policy(module.backbone)
+        _minimize(module, case, parameters, search=case.training == "minimize")
+    return case.read(module)
 
 
 def verify_case(case: Case) -> VerifyRow:
     """Gradient at the target, and distance after training from the reference."""
     start = time.perf_counter()
     norm = gradient_norm(case, case.optimum)
-    distance = total_variation(train(case), case.optimum)
+    distance = case.distance(train(case))
     ok = norm < GRADIENT_TOLERANCE and distance < DISTANCE_TOLERANCE
     return VerifyRow(case.method, case.target, norm, distance, ok, time.perf_counter() - start)
 
 
-def _minimize(module: PreferenceModule, case: Case, parameters: list[torch.nn.Parameter]) -> None:
+def _minimize(module: RLHFModule, case: Case, parameters: list[nn.Parameter], search: bool = True) -> None:
+    """Quasi-Newton steps; without a line search they follow the gradient even where it isn't the loss's."""
     optimizer = torch.optim.LBFGS(
         parameters,
-        max_iter=300,
+        max_iter=300 if search else 60,
         tolerance_grad=1e-10,
         tolerance_change=1e-14,
         history_size=20,
-        line_search_fn="strong_wolfe",
+        line_search_fn="strong_wolfe" if search else None,
     )
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = expected_loss(module, case.population, case.by_row)
+        loss = case.expected_loss(module)
         loss.backward()
         return loss.item()
 
     optimizer.step(closure)
 
 
-def _follow(
-    module: PreferenceModule, case: Case, parameters: list[torch.nn.Parameter], rate: float, final: float, steps: int
-) -> None:
-    optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.8, 0.95))
-    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, (final / rate) ** (1 / steps))
+def _descend(module: RLHFModule, case: Case, parameters: list[nn.Parameter], steps: int = 150) -> None:
+    """Small steps, and ever smaller ones: for corners, and not to jump over a ridge."""
+    optimizer = torch.optim.Adam(parameters, lr=case.rate, betas=(0.8, 0.95))
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, (1e-4 / case.rate) ** (1 / steps))
     for _ in range(steps):
-        for buffer in module.loss.buffers():
-            buffer.zero_()  # with all data in every batch, what running statistics tend to is the batch's own
         optimizer.zero_grad()
-        expected_loss(module, case.population, case.by_row).backward()
+        case.expected_loss(module).backward()
         optimizer.step()
         decay.step()

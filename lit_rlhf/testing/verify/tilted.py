@@ -9,13 +9,14 @@ from lit_rlhf import objectives as o
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import tree
-from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
+from lit_rlhf.testing.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.testing.verify.runner import BETA
 
 _TOKEN_PRICE = 0.4
 _SPIN_SCALE = 0.7
 
 
-def tilted_cases() -> list[Case]:
+def tilted_cases() -> list[PreferenceCase]:
     """On the tree, with all pairs of a skewed distribution."""
     world = tree()
     ref, reward, lengths = world.reference, world.rewards / BETA, world.lengths
@@ -48,13 +49,13 @@ def tilted_cases() -> list[Case]:
         ("CPO (alpha=0)", "exp(r/beta)", partial(o.CPO, BETA, 0.0), targets.tilted(uniform, reward)),
     ]
     return [
-        *(Case(name, text, world, loss, pairs, best) for name, text, loss, best in rows),
+        *(PreferenceCase(name, text, world, loss, pairs, best) for name, text, loss, best in rows),
         *_imitating_cases(),
         _pro_case(),
     ]
 
 
-def _imitating_cases() -> list[Case]:
+def _imitating_cases() -> list[PreferenceCase]:
     """Losses of demonstrations: those of a policy that isn't in the reference's place."""
     world = tree()
     shown = targets.tilted(world.reference, world.rewards)
@@ -62,14 +63,14 @@ def _imitating_cases() -> list[Case]:
     step = targets.tilted(world.reference, (shown / world.reference).log() / _SPIN_SCALE)
     alone = {**world.batch([[y] for y in range(len(shown))]), "weight": shown}
     return [
-        Case("SPIN", "pi_t (p_data/pi_t)^(1/lambda)", world, partial(o.SPIN, _SPIN_SCALE), against, step),
-        Case("NLL", "p_data", world, partial(o.NLL, length_normalize=False), alone, shown),
+        PreferenceCase("SPIN", "pi_t (p_data/pi_t)^(1/lambda)", world, partial(o.SPIN, _SPIN_SCALE), against, step),
+        PreferenceCase("NLL", "p_data", world, partial(o.NLL, length_normalize=False), alone, shown),
     ]
 
 
-def _pro_case() -> Case:
+def _pro_case() -> PreferenceCase:
     world, gap = tree(), 0.8
     best = targets.tilted_per_token(torch.ones_like(world.reference), world.lengths, world.rewards / gap)
-    return Case(
+    return PreferenceCase(
         "PRO (pairs, no SFT)", "exp(n(r/gap + c))", world, partial(o.PRO, 0.0), data.scored_pairs(world, gap), best
     )

@@ -12,12 +12,13 @@ from lit_rlhf.testing import stationarity as by_hand
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.stationarity import TwoCompletions
 from lit_rlhf.testing.tabular import bandit
-from lit_rlhf.testing.verify.runner import BETA, Case, MakeLoss
+from lit_rlhf.testing.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.testing.verify.runner import BETA
 
 _ROOT = "root of dE/dx, 2 completions"
 
 
-def two_completion_cases() -> list[Case]:
+def two_completion_cases() -> list[PreferenceCase]:
     """Smooth losses with a term that no policy over more completions satisfies in closed form."""
     world = bandit(2)
     pairs = data.rated_pairs(world, edges=[(0, 1)])
@@ -35,19 +36,19 @@ def two_completion_cases() -> list[Case]:
     rrhf = _root(partial(by_hand.rrhf, weight=0.5))
     tdpo2 = _root(partial(by_hand.tdpo2, beta=BETA, alpha=0.5))
     return [
-        *(Case(name, _ROOT, world, loss, pairs, best) for name, loss, best in rows),
-        Case("TDPO2", _ROOT, world, partial(o.TDPO2, BETA), pairs, tdpo2, training="follow"),
-        Case("PRO", _ROOT, world, partial(o.PRO, 0.3), gap, pro),
-        Case("RRHF", _ROOT, world, partial(o.RRHF, rank_weight=0.5), gap, rrhf),
+        *(PreferenceCase(name, _ROOT, world, loss, pairs, best) for name, loss, best in rows),
+        PreferenceCase("TDPO2", _ROOT, world, partial(o.TDPO2, BETA), pairs, tdpo2, training="follow"),
+        PreferenceCase("PRO", _ROOT, world, partial(o.PRO, 0.3), gap, pro),
+        PreferenceCase("RRHF", _ROOT, world, partial(o.RRHF, rank_weight=0.5), gap, rrhf),
     ]
 
 
-def corner_cases() -> list[Case]:
+def corner_cases() -> list[PreferenceCase]:
     """Hinges: whatever the raters' certainty, the margin is the one asked for."""
     world = bandit(2)
     pairs = data.rated_pairs(world, edges=[(0, 1)])
     margin = torch.tensor([1.0], dtype=torch.float64)
-    hinge = partial(Case, world=world, population=pairs, training="follow", kink=True)
+    hinge = partial(PreferenceCase, world=world, population=pairs, training="descend", kink=True)
     return [
         hinge(
             "RSOHinge",

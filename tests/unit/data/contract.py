@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterable
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -38,6 +39,10 @@ def ready(module: BranchedDataModule, stage: str | None = "fit") -> BranchedData
 
 def indices(batches: Iterable[dict[str, Any]]) -> list[list[int]]:
     return [batch["index"].tolist() for batch in batches]
+
+
+def flat(batches: Iterable[dict[str, Any]]) -> list[int]:
+    return list(chain.from_iterable(indices(batches)))
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -147,9 +152,22 @@ class DataModuleContract:
         assert indices(loader) == first
         assert indices(module.train_dataloader()) == second  # a new loader goes on with the next epoch
 
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_pass_that_is_broken_off_starts_over(self, make: Callable[..., BranchedDataModule], workers: int) -> None:
+        module = ready(make(num_workers=workers))
+        loader = module.train_dataloader()
+        expected = indices(module.train_dataloader())
+        loader.sampler.set_epoch(0)
+        batches = iter(loader)
+        assert [next(batches)["index"].tolist() for _ in range(2)] == expected[:2]
+        assert module.state_dict()["batches_done"] == 2
+        assert indices(loader) == expected
+        assert next(iter(module.train_dataloader()))["index"].tolist() != expected[0]
+
     def test_an_epoch_has_each_row_once(self, make: Callable[..., BranchedDataModule]) -> None:
         loader = ready(make()).train_dataloader()
-        seen = sum(indices(loader), [])
+        seen = flat(loader)
         assert len(seen) == len(set(seen)) == len(loader) * 4 == len(self.raw_rows()) // 4 * 4
 
     @pytest.mark.parametrize("done", [1, 3, 5])
@@ -188,11 +206,11 @@ class DataModuleContract:
         loaders = [ready(module).val_dataloader() for module in modules]
         seen = [indices(loader) for loader in loaders]
         assert len(seen[0]) == len(seen[1]) == len(loaders[0])
-        assert sorted(sum(seen[0] + seen[1], [])) == list(range(rows))
+        assert sorted(chain.from_iterable(seen[0] + seen[1])) == list(range(rows))
 
     def test_evaluation_goes_in_order(self, make: Callable[..., BranchedDataModule]) -> None:
         module = ready(make(test=RowsSource(self.raw_rows())), "test")
-        assert sum(indices(module.test_dataloader()), []) == list(range(len(self.raw_rows())))
+        assert flat(module.test_dataloader()) == list(range(len(self.raw_rows())))
         assert equal(list(module.test_dataloader()), list(module.predict_dataloader()))
 
     def test_a_pass_leaves_the_global_generator_alone(self, make: Callable[..., BranchedDataModule]) -> None:

@@ -1,4 +1,4 @@
-"""What users get wrong with data: each time an error, or a counted and logged omission, that names file, row and column."""
+"""What users get wrong with data: an error, or an omission counted and logged, that names file, row and column."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.data.contract import ready
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.data import (
@@ -23,6 +22,7 @@ from lit_rlhf.data import (
 )
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.testing import make_tokenizer, tiny_preferences, write_jsonl
+from tests.unit.data.contract import ready
 
 GOOD = tiny_preferences(8)
 
@@ -56,7 +56,7 @@ class TestRowsThatCannotBeUsed:
     def test_they_are_left_out_counted_and_logged(
         self, case: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
     ) -> None:
-        row, reason, detail = BAD_ROWS[case]
+        row, reason, _ = BAD_ROWS[case]
         path = write_jsonl(tmp_path / "pairs.jsonl", [*GOOD[:3], row, *GOOD[3:], row])
         for _ in range(2):  # the second time from the cache: it is said again
             caplog.clear()
@@ -192,7 +192,7 @@ class TestOptions:
 
     def test_a_format_of_another_kind(self, tokenizer: PreTrainedTokenizerFast) -> None:
         module = PreferenceDataModule(RowsSource(GOOD), tokenizer=tokenizer, format=PromptOnly())
-        with pytest.raises(ConfigurationError, match="records with 0 completions, this DataModule needs 2.*`format`"):
+        with pytest.raises(ConfigurationError, match=r"records with 0 completions, this DataModule needs 2.*`format`"):
             module.prepare_data()
         from lit_rlhf.data import Demonstration
 
@@ -203,13 +203,13 @@ class TestOptions:
 
     def test_a_batch_larger_than_the_data(self, tokenizer: PreTrainedTokenizerFast) -> None:
         module = ready(PreferenceDataModule(RowsSource(GOOD), tokenizer=tokenizer, batch_size=9))
-        with pytest.raises(ConfigurationError, match="8 rows don't fill one batch: batch_size 9"):
+        with pytest.raises(ConfigurationError, match=r"8 rows don't fill one batch: batch_size 9"):
             module.train_dataloader()
 
     def test_a_split_that_leaves_a_side_empty(self, tokenizer: PreTrainedTokenizerFast) -> None:
         rows = [{**row, "prompt": "the same"} for row in GOOD]
         module = PreferenceDataModule(RowsSource(rows), tokenizer=tokenizer, val_fraction=0.5)
-        with pytest.raises(DataError, match="val_fraction 0.5 splits the 8 rows of rows in memory into"):
+        with pytest.raises(DataError, match=r"val_fraction 0\.5 splits the 8 rows of rows in memory into"):
             ready(module)
 
     def test_loaders_before_setup(self, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tests.unit.data.contract import ANSWERS, PROMPTS, DataModuleContract, indices, ready
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.data import (
@@ -19,6 +18,7 @@ from lit_rlhf.data import (
     UnpairedDataModule,
     UnpairedFromPairs,
 )
+from tests.unit.data.contract import ANSWERS, PROMPTS, DataModuleContract, indices, ready
 
 ROWS = [(prompt, n) for n, prompt in enumerate([*PROMPTS, *PROMPTS[:6]])]
 

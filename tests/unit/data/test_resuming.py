@@ -1,4 +1,4 @@
-"""Under a Lightning Trainer: every way of stopping and going on sees each batch once, in the order of an unbroken run."""
+"""Under a Lightning Trainer, each way of stopping and going on sees the batches of an unbroken run, each once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -259,7 +259,7 @@ def test_overfitting_repeats_the_same_batches(tmp_path: Path, make: Callable[...
 
 
 def test_a_stage_without_data_is_refused(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
-    with pytest.raises(ConfigurationError, match="nothing to validate on"):
+    with pytest.raises(ConfigurationError, match="Stage 'validate' needs the data option `val` or `val_fraction`"):
         trainer(tmp_path).validate(Recorder(), make(), verbose=False)
     with pytest.raises(ConfigurationError, match="Stage 'test' needs the data option `test`"):
         trainer(tmp_path).test(Recorder(), make(), verbose=False)

@@ -71,7 +71,7 @@ def test_without_drop_last_the_rest_is_dealt(replicas: int, expected: list[int])
         LengthBucketSampler(LENGTHS, 30 // replicas, num_replicas=replicas, rank=rank, drop_last=False)
         for rank in range(replicas)
     ]
-    assert sorted(sum((sampler.order(0) for sampler in samplers), [])) == list(range(100))
+    assert sorted(row for sampler in samplers for row in sampler.order(0)) == list(range(100))
     assert [len(batches(sampler)[-1]) for sampler in samplers] == expected
     assert [len(sampler) for sampler in samplers] == [len(sampler.order(0)) for sampler in samplers]
     assert {sampler.num_batches for sampler in samplers} == {4}

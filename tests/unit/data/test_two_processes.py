@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.unit.data.two_processes import make
 
 ROOT = Path(__file__).parents[3]

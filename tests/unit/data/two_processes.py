@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from tests.unit.data.test_resuming import Recorder, SaveAt
 
 from lit_rlhf.data import PreferenceDataModule, RowsSource
 from lit_rlhf.testing import make_tokenizer, tiny_preferences
+from tests.unit.data.test_resuming import Recorder, SaveAt
 
 
 def make(batch_size: int, cache_dir: str) -> PreferenceDataModule:

@@ -30,8 +30,13 @@ WITHOUT: dict[str, tuple[Callable[..., Tensor], Callable[..., float], dict[str, 
 EVERY = WITH_REFERENCE | WITHOUT
 
 
-def _columns(name: str, mask: Tensor, dtype: torch.dtype = torch.float64, garbage: float = float("nan")) -> list[Tensor]:
-    values, scores = ragged(mask, seed=1, dtype=dtype, garbage=garbage), ragged(mask, seed=2, dtype=dtype, garbage=garbage)
+def _columns(
+    name: str, mask: Tensor, dtype: torch.dtype = torch.float64, garbage: float = float("nan")
+) -> list[Tensor]:
+    values, scores = (
+        ragged(mask, seed=1, dtype=dtype, garbage=garbage),
+        ragged(mask, seed=2, dtype=dtype, garbage=garbage),
+    )
     lengths = torch.randint(1, 9, mask.shape, generator=torch.Generator().manual_seed(3))
     return [values, scores] if name in WITH_REFERENCE else [-values.abs(), lengths, scores]
 

@@ -32,7 +32,7 @@ class Columns:
         return [self.columns[name] for name in names.split()]
 
 
-# name: (function, reference, columns, options by the library's names in the reference's order)
+# name: (function, reference, columns, options in the reference's order)
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., float], str, dict[str, float]]] = {
     "dpo": (f.dpo_loss, slow.dpo, "uw ul", {"beta": 0.3}),
     "soft_label_dpo": (f.soft_label_dpo_loss, slow.soft_label_dpo, "uw ul p", {"beta": 0.3}),
@@ -135,7 +135,9 @@ def test_value_at_the_reference(name: str, value: float) -> None:
     assert_close(function(*zeros, **options), torch.full((12,), value, dtype=torch.float64), **FP64)
 
 
-@pytest.mark.parametrize("name", ["dpo", "soft_label_dpo", "tdpo1", "length_normalized_dpo", "gpo_savage", "ipo", "simpo"])
+@pytest.mark.parametrize(
+    "name", ["dpo", "soft_label_dpo", "tdpo1", "length_normalized_dpo", "gpo_savage", "ipo", "simpo"]
+)
 def test_an_identical_pair_teaches_nothing(name: str) -> None:
     """Both completions are the same tokens of the same model: their gradients cancel."""
     function, _, columns, options = CASES[name]
@@ -161,7 +163,9 @@ def test_finite_with_finite_gradients_however_far(name: str, scale: float) -> No
         assert gradient is None or gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "nw" in case[2] and name != "on_policy_weight"])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if "nw" in case[2] and name != "on_policy_weight"]
+)
 def test_an_empty_completion_is_finite(name: str) -> None:
     """A branch whose tokens are all masked has log-prob 0 and length 0."""
     function, _, columns, options = CASES[name]

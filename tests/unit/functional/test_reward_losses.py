@@ -121,8 +121,9 @@ def test_scaling_and_centering() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rankings_match_loops_over_pairs_and_choices(dtype: torch.dtype) -> None:
-    scores, targets = SCORES.to(dtype), TARGETS.to(dtype)
+@pytest.mark.parametrize("garbage", [float("nan"), 1e3, -1e3])
+def test_rankings_match_loops_over_pairs_and_choices(garbage: float, dtype: torch.dtype) -> None:
+    scores, targets = (ragged(BRANCHES, seed=seed, dtype=dtype, garbage=garbage) for seed in range(2))
     lists = list(zip(rows(scores, BRANCHES), rows(targets, BRANCHES), strict=True))
     for function, slow in (
         (all_pairs_loss, reference.all_pairs),
@@ -131,6 +132,14 @@ def test_rankings_match_loops_over_pairs_and_choices(dtype: torch.dtype) -> None
     ):
         expected = torch.tensor([slow(*pair) for pair in lists], dtype=torch.float64)
         assert_close(function(scores, targets, BRANCHES).double(), expected, **TOLERANCE[dtype])
+
+
+def test_tied_completions_are_each_chosen_from_all_that_are_tied() -> None:
+    """Breslow: in the order a = b > c, both a and b are drawn from {a, b, c}."""
+    a, b, c = 0.3, -0.2, 0.9
+    all_three = math.log(math.exp(a) + math.exp(b) + math.exp(c))
+    got = plackett_luce_loss(torch.tensor([[a, b, c]]), torch.tensor([[1.0, 1.0, 0.0]]), torch.ones(1, 3).bool())
+    assert_close(got, torch.tensor([2 * all_three - a - b]), **FP32)
 
 
 @pytest.mark.parametrize("top", [1, 2, 3, 9])
@@ -204,8 +213,9 @@ def test_process_and_outcome_losses_are_cross_entropies() -> None:
     assert_close(outcome_loss(logits[BRANCHES], labels[BRANCHES]), expected[BRANCHES], **FP64)
 
 
-def test_length_debiased_loss_is_the_pair_loss_of_both_heads_plus_correlations() -> None:
-    quality, length_scores = torch.randn(2, 6, 2, dtype=torch.float64)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_length_debiased_loss_is_the_pair_loss_of_both_heads_plus_correlations(sign: int) -> None:
+    quality, length_scores = sign * torch.randn(2, 6, 2, dtype=torch.float64)
     lengths = torch.randint(1, 50, (6, 2))
     got = length_debiased_loss(quality, length_scores, lengths, coef=0.7)
     flat = lengths.flatten().tolist()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.rewards import (
     clip_scores,
     kl_penalized_scores,
@@ -97,3 +98,9 @@ def test_overlong_penalty_matches_its_cases() -> None:
     got = overlong_penalty(lengths, max_length=20, buffer=8)
     expected = [reference.overlong(n, 20, 8) for n in range(30)]
     assert_close(got, torch.tensor(expected), **FP32)
+
+
+@pytest.mark.parametrize("buffer", [0, 21])
+def test_a_buffer_out_of_range_is_refused(buffer: int) -> None:
+    with pytest.raises(ConfigurationError, match=rf"buffer={buffer} must be above 0 and no more than max_length=20"):
+        overlong_penalty(torch.tensor([1]), max_length=20, buffer=buffer)

@@ -12,6 +12,8 @@ from lit_rlhf.types import BranchedBatch
 from tests.reference.branches import row
 from tests.reference.models import Row
 
+MakeBackbone = Callable[..., Backbone]
+
 ROWS: list[Row] = [
     ([11, 12, 13, 14, 15], [[21, 22, 23], [24, 25, 26, 27]]),
     ([31, 32, 33], [[41], [42, 43, 44]]),
@@ -91,7 +93,7 @@ def model_dirs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -
 
 
 @pytest.fixture
-def make(tiny_model_dir: Path) -> Callable[..., Backbone]:
+def make(tiny_model_dir: Path) -> MakeBackbone:
     """Build a backbone on the tiny llama (or `name`)."""
 
     def build(**options: object) -> Backbone:

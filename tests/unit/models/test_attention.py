@@ -1,5 +1,7 @@
 """Grouped attention gives what transformers' own functions give."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward a
 
 from lit_rlhf.models.attention import NAME, grouped_attention
 from tests.tolerances import BF16, FP32
+from tests.unit.models.conftest import MakeBackbone
 
 
 class Layer(nn.Module):
@@ -15,13 +18,13 @@ class Layer(nn.Module):
     num_key_value_groups = 3
 
 
-def tensors(length, keys, dtype=torch.float32, heads=6, groups=2):
+def tensors(length: int, keys: int, dtype: torch.dtype = torch.float32, heads: int = 6, groups: int = 2):
     random = torch.Generator().manual_seed(0)
     shapes = ((3, heads, length, 8), (3, groups, keys, 8), (3, groups, keys, 8))
     return [torch.randn(shape, generator=random).to(dtype).requires_grad_() for shape in shapes]
 
 
-def masks(length, keys):
+def masks(length: int, keys: int):
     lower = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
     ragged = torch.arange(keys) >= torch.tensor([0, 1, 2])[:, None]
     boolean = (lower & ragged[:, None])[:, None]
@@ -32,7 +35,7 @@ def masks(length, keys):
 @pytest.mark.parametrize("mask", ["none", "bool", "additive"])
 @pytest.mark.parametrize(("length", "keys"), [(7, 7), (1, 9), (3, 9)], ids=["training", "decode", "continued"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equals_sdpa_of_transformers(length, keys, mask, dtype):
+def test_equals_sdpa_of_transformers(length: int, keys: int, mask: str, dtype: torch.dtype):
     inputs, twins = tensors(length, keys, dtype), tensors(length, keys, dtype)
     chosen = masks(length, keys)[mask]
     if chosen is not None and chosen.is_floating_point():
@@ -49,7 +52,7 @@ def test_equals_sdpa_of_transformers(length, keys, mask, dtype):
 
 
 @pytest.mark.parametrize("mask", ["none", "bool", "additive"])
-def test_capped_scores_equal_gemmas_own(mask):
+def test_capped_scores_equal_gemmas_own(mask: str):
     inputs = tensors(5, 5)
     layer = Layer()
     ours, _ = grouped_attention(layer, *inputs, masks(5, 5)[mask], scaling=0.5, softcap=2.0)
@@ -61,7 +64,7 @@ def test_capped_scores_equal_gemmas_own(mask):
     torch.testing.assert_close(ours, theirs, **FP32)
 
 
-def test_without_groups(tiny_model_dir):
+def test_without_groups(tiny_model_dir: Path):
     inputs = tensors(4, 4, heads=2)
     layer = Layer()
     layer.num_key_value_groups = 1
@@ -77,6 +80,6 @@ def test_training_and_inference_give_the_same_bits_in_bfloat16():
         assert torch.equal(grouped_attention(Layer(), *inputs, None)[0], training)
 
 
-def test_models_use_it(make):
+def test_models_use_it(make: MakeBackbone):
     assert make().model.config._attn_implementation == NAME
     assert make(attention="eager").model.config._attn_implementation == "eager"

@@ -2,25 +2,28 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.models.branched import Costs
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.models.branched import BranchRunner, Costs
+from lit_rlhf.types import BranchedBatch
 from tests.reference.models import padded, plain_model, separate_rows
 from tests.tolerances import BF16, FP32, FP32_MODEL
-from tests.unit.models.conftest import LORA, ROWS, branched, gradients, shake
+from tests.unit.models.conftest import LORA, ROWS, MakeBackbone, branched, gradients, shake
 
 ARCHITECTURES = ("llama", "gemma2", "gpt2")
 
 
-def evaluate(backbone, batch, **options):
+def evaluate(backbone: Backbone, batch: BranchedBatch, **options: Any):
     return backbone(batch, num_branches=2, logprobs=True, entropy=True, values="value", scores="reward", **options)
 
 
-def with_heads(backbone):
+def with_heads(backbone: Backbone):
     backbone.add_head("reward")
     backbone.add_head("value")
     backbone.heads["value"].weight.data.normal_()
@@ -29,7 +32,7 @@ def with_heads(backbone):
 
 @pytest.mark.parametrize("branching", ["shared", "expanded", "auto"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_equals_separate_rows(model_dirs, batch, architecture, branching):
+def test_equals_separate_rows(model_dirs: dict[str, Path], batch: BranchedBatch, architecture: str, branching: str):
     backbone = with_heads(Backbone(ModelSpec(name=str(model_dirs[architecture]), branching=branching)))
     out = evaluate(backbone, batch, temperature=0.7)
     with torch.no_grad():
@@ -45,7 +48,9 @@ def test_equals_separate_rows(model_dirs, batch, architecture, branching):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_gradients_of_shared_and_expanded_agree(model_dirs, batch, architecture, lora):
+def test_gradients_of_shared_and_expanded_agree(
+    model_dirs: dict[str, Path], batch: BranchedBatch, architecture: str, lora: LoraSpec | None
+):
     found = []
     for branching in ("shared", "expanded"):
         spec = ModelSpec(name=str(model_dirs[architecture]), branching=branching, lora=lora)
@@ -65,7 +70,7 @@ def test_gradients_of_shared_and_expanded_agree(model_dirs, batch, architecture,
         torch.testing.assert_close(gradient / scale, found[1][name] / scale, msg=name, **FP32_MODEL)
 
 
-def test_gradient_equals_that_of_separate_rows(model_dirs, batch):
+def test_gradient_equals_that_of_separate_rows(model_dirs: dict[str, Path], batch: BranchedBatch):
     backbone = Backbone(ModelSpec(name=str(model_dirs["llama"]), branching="shared"))
     backbone(batch, num_branches=2, logprobs=True).logprobs.sum().backward()
     plain = plain_model(model_dirs["llama"])
@@ -77,7 +82,7 @@ def test_gradient_equals_that_of_separate_rows(model_dirs, batch):
 
 
 @pytest.mark.parametrize("branching", ["shared", "expanded"])
-def test_padding_and_what_it_is_filled_with_change_nothing(make, branching):
+def test_padding_and_what_it_is_filled_with_change_nothing(make: MakeBackbone, branching: str):
     backbone = with_heads(make(branching=branching))
     plain, wide = branched(ROWS), branched(ROWS, extra=5)
     wide["input_ids"][wide["branch_ids"] < 0] = 77
@@ -88,7 +93,7 @@ def test_padding_and_what_it_is_filled_with_change_nothing(make, branching):
 
 
 @pytest.mark.parametrize("branching", ["shared", "expanded"])
-def test_rows_and_branches_do_not_see_each_other(make, branching):
+def test_rows_and_branches_do_not_see_each_other(make: MakeBackbone, branching: str):
     backbone = with_heads(make(branching=branching))
     turned = [(prompt, branches[::-1]) for prompt, branches in ROWS[::-1]]
     with torch.no_grad():
@@ -97,7 +102,7 @@ def test_rows_and_branches_do_not_see_each_other(make, branching):
     torch.testing.assert_close(ours.scores, theirs.scores.flip(0), **FP32_MODEL)
 
 
-def test_masked_places_are_zero_and_one_branch_works(make):
+def test_masked_places_are_zero_and_one_branch_works(make: MakeBackbone):
     backbone = with_heads(make())
     single = branched([(prompt, branches[:1]) for prompt, branches in ROWS])
     out = backbone(single, num_branches=1, logprobs=True, entropy=True, values="value")
@@ -107,7 +112,7 @@ def test_masked_places_are_zero_and_one_branch_works(make):
         assert part[~out.mask].abs().sum() == 0
 
 
-def test_bfloat16_ways_agree(make, batch):
+def test_bfloat16_ways_agree(make: MakeBackbone, batch: BranchedBatch):
     ways = [with_heads(make(dtype="bfloat16", branching=way)) for way in ("shared", "expanded")]
     ways[1].load_state_dict(ways[0].state_dict())
     ours, theirs = (evaluate(backbone, batch) for backbone in ways)
@@ -116,7 +121,7 @@ def test_bfloat16_ways_agree(make, batch):
     torch.testing.assert_close(ours.scores, theirs.scores, **BF16)
 
 
-def test_auto_takes_the_way_with_fewer_flops(make):
+def test_auto_takes_the_way_with_fewer_flops(make: MakeBackbone):
     backbone = make()
     runner = backbone._runner
     long_prompt = branched([(range(1, 41), [[1, 2], [3, 4]])] * 2)
@@ -127,13 +132,13 @@ def test_auto_takes_the_way_with_fewer_flops(make):
     assert not runs_shared(runner, branched([([1, 2], [[3]])]), 1)
 
 
-def runs_shared(runner, batch, branches):
+def runs_shared(runner: BranchRunner, batch: BranchedBatch, branches: int):
     from lit_rlhf.functional.branches import branch_layout
 
     return runner.shares(batch["branch_ids"], branch_layout(batch["branch_ids"], branches))
 
 
-def test_costs_count_what_the_layers_do(make, model_dirs):
+def test_costs_count_what_the_layers_do(make: MakeBackbone, model_dirs: dict[str, Path]):
     costs = make()._runner.costs
     # two layers: q, o 32x32; k, v 32x16; gate, up, down 32x64
     assert costs.per_token == 2 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
@@ -142,7 +147,7 @@ def test_costs_count_what_the_layers_do(make, model_dirs):
     assert gpt2._runner.costs.per_token == 2 * 2 * 12 * 32 * 32
 
 
-def test_a_sliding_window_is_respected(model_dirs, batch, tmp_path):
+def test_a_sliding_window_is_respected(model_dirs: dict[str, Path], batch: BranchedBatch, tmp_path: Path):
     path = shutil.copytree(model_dirs["gemma2"], tmp_path / "windowed")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "sliding_window": 4}))
@@ -155,7 +160,7 @@ def test_a_sliding_window_is_respected(model_dirs, batch, tmp_path):
         Backbone(ModelSpec(name=str(path), branching="shared"))(batch, num_branches=2, logprobs=True)
 
 
-def test_shared_is_refused_where_it_would_be_wrong(tiny_model_dir, batch):
+def test_shared_is_refused_where_it_would_be_wrong(tiny_model_dir: Path, batch: BranchedBatch):
     mamba = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
     options = {"config": mamba, "tokenizer": str(tiny_model_dir), "attention": "eager"}
     with pytest.raises(ConfigurationError, match="branching='shared' can't run: MambaModel takes no position_ids"):
@@ -166,7 +171,9 @@ def test_shared_is_refused_where_it_would_be_wrong(tiny_model_dir, batch):
     torch.testing.assert_close(out.logprobs[2:4, :3], alone.logprobs, **FP32_MODEL)
 
 
-def test_a_decoder_that_fails_the_comparison_at_loading_is_expanded(make, monkeypatch, batch):
+def test_a_decoder_that_fails_the_comparison_at_loading_is_expanded(
+    make: MakeBackbone, monkeypatch: pytest.MonkeyPatch, batch: BranchedBatch
+):
     from lit_rlhf.models import branched as module
 
     original = module.branch_attention_mask
@@ -181,7 +188,7 @@ def test_a_decoder_that_fails_the_comparison_at_loading_is_expanded(make, monkey
     )
 
 
-def test_runs_on_the_meta_device_without_mixing_devices(tiny_model_dir, batch):
+def test_runs_on_the_meta_device_without_mixing_devices(tiny_model_dir: Path, batch: BranchedBatch):
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     with torch.device("meta"):
@@ -194,7 +201,7 @@ def test_runs_on_the_meta_device_without_mixing_devices(tiny_model_dir, batch):
     assert all(p.grad is not None and p.grad.is_meta for p in backbone.parameters() if p.requires_grad)
 
 
-def test_an_empty_branch_and_a_long_one(make):
+def test_an_empty_branch_and_a_long_one(make: MakeBackbone):
     backbone = with_heads(make())
     lacking = branched([([11, 12], [[13, 14, 15], []]), ([16], [[17], [18]])])
     out = evaluate(backbone, lacking)

@@ -1,17 +1,21 @@
 """Gradient checkpointing: less is stored, nothing else changes, and recomputation plays the forward's role."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32
-from tests.unit.models.conftest import LORA, gradients, shake
+from tests.unit.models.conftest import LORA, MakeBackbone, gradients, shake
 
 ROLES = ("policy", "value")
 
 
-def build(make, *, gradient_checkpointing, **options):
+def build(make: MakeBackbone, *, gradient_checkpointing: bool, **options: Any):
     backbone = make(gradient_checkpointing=gradient_checkpointing, lora=LORA, **options)
     for role in ROLES:
         backbone.add_adapter(role)
@@ -21,7 +25,7 @@ def build(make, *, gradient_checkpointing, **options):
     return backbone
 
 
-def loss(backbone, batch):
+def loss(backbone: Backbone, batch: BranchedBatch):
     """One backward for two roles, outside of both."""
     policy = backbone(batch, num_branches=2, role="policy", logprobs=True).logprobs
     value = backbone(batch, num_branches=2, role="value", values="value").values
@@ -30,7 +34,7 @@ def loss(backbone, batch):
 
 @pytest.mark.parametrize("branching", ["shared", "expanded"])
 @pytest.mark.parametrize("surrounding", [None, "value"])
-def test_gradients_are_those_without(make, batch, branching, surrounding):
+def test_gradients_are_those_without(make: MakeBackbone, batch: BranchedBatch, branching: str, surrounding: str | None):
     found = []
     for enabled in (False, True):
         backbone = build(make, gradient_checkpointing=enabled, branching=branching)
@@ -44,7 +48,7 @@ def test_gradients_are_those_without(make, batch, branching, surrounding):
         torch.testing.assert_close(gradient, found[1][name], msg=name, **FP32)
 
 
-def test_layers_are_recomputed_and_store_less(make, batch):
+def test_layers_are_recomputed_and_store_less(make: MakeBackbone, batch: BranchedBatch):
     stored, runs = [], []
     for enabled in (False, True):
         backbone = build(make, gradient_checkpointing=enabled)
@@ -62,14 +66,14 @@ def test_layers_are_recomputed_and_store_less(make, batch):
     assert stored[1] < stored[0] / 3
 
 
-def test_inference_in_eval_mode_keeps_its_cache(make, batch):
+def test_inference_in_eval_mode_keeps_its_cache(make: MakeBackbone, batch: BranchedBatch):
     backbone = build(make, gradient_checkpointing=True).eval()
     with torch.no_grad(), backbone.use_role("policy"):
         out = backbone.decoder(input_ids=batch["input_ids"], use_cache=True)
     assert out.past_key_values.get_seq_length() == batch["input_ids"].shape[1]
 
 
-def test_a_copy_recomputes_with_its_own_adapters(make, batch):
+def test_a_copy_recomputes_with_its_own_adapters(make: MakeBackbone, batch: BranchedBatch):
     import copy
 
     backbone = build(make, gradient_checkpointing=True)
@@ -83,7 +87,7 @@ def test_a_copy_recomputes_with_its_own_adapters(make, batch):
         torch.testing.assert_close(gradients(twin)[name], gradient, msg=name, **FP32)
 
 
-def test_full_fine_tuning(make, batch):
+def test_full_fine_tuning(make: MakeBackbone, batch: BranchedBatch):
     found = []
     for enabled in (False, True):
         backbone = make(gradient_checkpointing=enabled)
@@ -92,8 +96,8 @@ def test_full_fine_tuning(make, batch):
     assert all(torch.allclose(gradient, found[1][name], **FP32) for name, gradient in found[0].items())
 
 
-def test_refused_where_no_layer_can_be_recomputed(tiny_model_dir, monkeypatch):
-    from lit_rlhf.models import backbone as module
+def test_refused_where_no_layer_can_be_recomputed(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    from lit_rlhf.models import recompute as module
 
     monkeypatch.setattr(module, "GradientCheckpointingLayer", torch.nn.Bilinear)
     with pytest.raises(ConfigurationError, match="LlamaModel has no layers that can be recomputed"):

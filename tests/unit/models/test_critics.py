@@ -1,11 +1,16 @@
 """Critics: what they start from, what they train, and what they share."""
 
+from pathlib import Path
+from typing import Any
+
 import jsonargparse
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import (
+    Backbone,
     Critic,
     LoraSpec,
     ModelSpec,
@@ -17,17 +22,18 @@ from lit_rlhf.models import (
     load_reward_model,
 )
 from lit_rlhf.models.heads import ScalarHead
+from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32, FP32_MODEL
-from tests.unit.models.conftest import LORA, shake
+from tests.unit.models.conftest import LORA, MakeBackbone, shake
 from tests.unit.models.test_export import reward_model, scores
 
 
-def trainable(module):
+def trainable(module: nn.Module):
     return {name for name, p in module.named_parameters() if p.requires_grad}
 
 
 @pytest.fixture
-def policy(make):
+def policy(make: MakeBackbone):
     backbone = make(lora=LORA)
     backbone.add_adapter("policy")
     backbone.add_adapter("reward", trainable=False)
@@ -38,23 +44,25 @@ def policy(make):
 
 
 @pytest.fixture
-def shared(policy):
+def shared(policy: Backbone):
     return RewardSource(policy, "reward", "reward")
 
 
 @pytest.fixture(params=["full", "adapter"])
-def own(request, make, tmp_path):
+def own(request: pytest.FixtureRequest, make: MakeBackbone, tmp_path: Path):
     """A reward model of its own, loaded from an export."""
     backbone = reward_model(make, lora=None if request.param == "full" else LORA)
     export_reward(backbone, tmp_path / "reward", merge=False)
     return RewardSource(load_reward_model(tmp_path / "reward"), "reward", "reward")
 
 
-def last_values(values, mask):
+def last_values(values: Tensor, mask: Tensor):
     return values[torch.arange(len(values)), mask.sum(-1) - 1]
 
 
-def test_value_head_is_on_the_policys_states_and_starts_at_zero(policy, shared, batch):
+def test_value_head_is_on_the_policys_states_and_starts_at_zero(
+    policy: Backbone, shared: RewardSource, batch: BranchedBatch
+):
     critic = ValueHead()
     critic.attach(policy, shared)
     assert critic.head_on_policy
@@ -67,7 +75,9 @@ def test_value_head_is_on_the_policys_states_and_starts_at_zero(policy, shared, 
     assert "heads.value.weight" in trainable(policy)
 
 
-def test_value_adapter_starts_as_the_reward_model_on_the_same_base(policy, shared, batch):
+def test_value_adapter_starts_as_the_reward_model_on_the_same_base(
+    policy: Backbone, shared: RewardSource, batch: BranchedBatch
+):
     critic = ValueAdapter()
     critic.attach(policy, shared)
     assert not critic.head_on_policy
@@ -80,21 +90,23 @@ def test_value_adapter_starts_as_the_reward_model_on_the_same_base(policy, share
     }
 
 
-def test_fresh_value_adapter(policy, shared, batch):
+def test_fresh_value_adapter(policy: Backbone, shared: RewardSource, batch: BranchedBatch):
     critic = ValueAdapter(start="fresh", lora=LoraSpec(rank=2, target_modules=["q_proj"]))
     critic.attach(policy, shared)
     assert critic.values(policy, batch, 2).abs().sum() == 0
     assert len([name for name in trainable(policy) if ".value." in name and ".lora_" in name]) == 2 * 2
 
 
-def test_value_adapter_from_a_reward_elsewhere_is_refused(policy, own):
+def test_value_adapter_from_a_reward_elsewhere_is_refused(policy: Backbone, own: RewardSource):
     with pytest.raises(ConfigurationError, match="needs a reward model that is an adapter on the policy's base"):
         ValueAdapter(start="reward").attach(policy, own)
     ValueAdapter().attach(policy, own)
     assert policy.heads["value"].weight.abs().sum() == 0
 
 
-def test_value_model_starts_as_the_reward_model_and_leaves_it_alone(policy, own, batch):
+def test_value_model_starts_as_the_reward_model_and_leaves_it_alone(
+    policy: Backbone, own: RewardSource, batch: BranchedBatch
+):
     before = scores(own.backbone, batch)
     critic = ValueModel()
     critic.attach(policy, own)
@@ -111,7 +123,7 @@ def test_value_model_starts_as_the_reward_model_and_leaves_it_alone(policy, own,
     assert all(p.grad is not None for p in critic.parameters() if p.requires_grad)
 
 
-def test_value_model_from_a_reward_on_the_policys_base(policy, shared, batch):
+def test_value_model_from_a_reward_on_the_policys_base(policy: Backbone, shared: RewardSource, batch: BranchedBatch):
     critic = ValueModel()
     critic.attach(policy, shared)
     reward = policy(batch, num_branches=2, role="reward", values="reward").values
@@ -119,7 +131,9 @@ def test_value_model_from_a_reward_on_the_policys_base(policy, shared, batch):
     assert not any(".policy." in name or ".reward." in name for name in trainable(critic))
 
 
-def test_value_model_with_an_adapter_or_in_float32(policy, make, batch, tmp_path):
+def test_value_model_with_an_adapter_or_in_float32(
+    policy: Backbone, make: MakeBackbone, batch: BranchedBatch, tmp_path: Path
+):
     export_reward(reward_model(make, dtype="bfloat16"), tmp_path / "reward", merge=True)
     own = RewardSource(load_reward_model(tmp_path / "reward", dtype="bfloat16"), "reward", "reward")
     adapted, wide = ValueModel(lora=LORA), ValueModel(dtype="float32")
@@ -130,7 +144,7 @@ def test_value_model_with_an_adapter_or_in_float32(policy, make, batch, tmp_path
     assert torch.isfinite(wide.values(policy, batch, 2)).all()
 
 
-def test_value_model_from_a_spec(policy, tiny_model_dir, batch):
+def test_value_model_from_a_spec(policy: Backbone, tiny_model_dir: Path, batch: BranchedBatch):
     critic = ValueModel(spec=ModelSpec(name=str(tiny_model_dir)))
     critic.attach(policy, None)
     assert critic.values(policy, batch, 2).abs().sum() == 0
@@ -142,7 +156,9 @@ def test_value_model_from_a_spec(policy, tiny_model_dir, batch):
     assert all(".lora_" in name or "heads" in name for name in trainable(small))
 
 
-def test_value_model_needs_something_to_start_from_and_the_policys_tokenizer(policy, other_tokenizer_model_dir):
+def test_value_model_needs_something_to_start_from_and_the_policys_tokenizer(
+    policy: Backbone, other_tokenizer_model_dir: Path
+):
     with pytest.raises(ConfigurationError, match=r"ValueModel\(start='auto'\) has nothing to start from: give it spec"):
         ValueModel().attach(policy, None)
     with pytest.raises(ConfigurationError, match="give it a trained reward model"):
@@ -159,7 +175,7 @@ def test_value_model_needs_something_to_start_from_and_the_policys_tokenizer(pol
         ("ValueModel", {"spec": {"name": "x", "dtype": "bfloat16"}, "dtype": "float32"}),
     ],
 )
-def test_from_yaml(name, arguments):
+def test_from_yaml(name: str, arguments: dict[str, Any]):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--critic", type=Critic)
     config = parser.parse_object({"critic": {"class_path": f"lit_rlhf.models.{name}", "init_args": arguments}})

@@ -1,11 +1,14 @@
 """Exports: transformers and peft load them and say the same, and they appear whole or not at all."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -15,15 +18,24 @@ from transformers import (
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.functional.branches import expand_branches
-from lit_rlhf.models import Backbone, ModelSpec, export_policy, export_reward, load_tokenizer, tokenizer_fingerprint
+from lit_rlhf.models import (
+    Backbone,
+    LoraSpec,
+    ModelSpec,
+    export_policy,
+    export_reward,
+    load_tokenizer,
+    tokenizer_fingerprint,
+)
 from lit_rlhf.models.cards import whole_directory
+from lit_rlhf.types import BranchedBatch
 from tests.tolerances import BF16, FP32_MODEL
-from tests.unit.models.conftest import LORA, ROWS, branched, shake
+from tests.unit.models.conftest import LORA, ROWS, MakeBackbone, branched, shake
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
-def reward_model(make, **options):
+def reward_model(make: MakeBackbone, **options: Any):
     backbone = make(**options)
     if backbone.has_lora:
         backbone.add_adapter("reward")
@@ -32,12 +44,12 @@ def reward_model(make, **options):
     return backbone
 
 
-def scores(backbone, batch, role="reward"):
+def scores(backbone: Backbone, batch: BranchedBatch, role: str = "reward"):
     with torch.no_grad():
         return backbone(batch, num_branches=2, role=role, scores="reward").scores
 
 
-def scores_of_transformers(model, path, batch, left=False):
+def scores_of_transformers(model: Any, path: Path, batch: BranchedBatch, left: bool = False):
     """Each sequence as a plain row, padded by the export's own pad token."""
     pad = AutoTokenizer.from_pretrained(path).pad_token_id
     rows = expand_branches(batch["input_ids"], batch["branch_ids"], 2, pad_token_id=pad)
@@ -49,13 +61,20 @@ def scores_of_transformers(model, path, batch, left=False):
         return model.eval()(input_ids=ids, attention_mask=mask).logits[:, 0].float()
 
 
-def ending_in(token):
+def ending_in(token: int):
     return branched([(prompt, [[*branch, token] for branch in branches]) for prompt, branches in ROWS])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_reward_as_classifier(make, model_dirs, batch, tmp_path, architecture, lora):
+def test_reward_as_classifier(
+    make: MakeBackbone,
+    model_dirs: dict[str, Path],
+    batch: BranchedBatch,
+    tmp_path: Path,
+    architecture: str,
+    lora: LoraSpec | None,
+):
     backbone = reward_model(make, name=str(model_dirs[architecture]), lora=lora)
     export_reward(backbone, tmp_path / "out", merge=True, score_mean=0.25, score_std=2.0)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", attn_implementation="eager")
@@ -66,7 +85,7 @@ def test_reward_as_classifier(make, model_dirs, batch, tmp_path, architecture, l
     assert (record["kind"], record["score_mean"], record["score_std"]) == ("reward", 0.25, 2.0)
 
 
-def test_reward_is_read_at_eos_with_padding_on_either_side(make, tmp_path):
+def test_reward_is_read_at_eos_with_padding_on_either_side(make: MakeBackbone, tmp_path: Path):
     backbone = reward_model(make)
     batch = ending_in(backbone.eos_token_ids[0])
     export_reward(backbone, tmp_path / "out", merge=True)
@@ -76,7 +95,7 @@ def test_reward_is_read_at_eos_with_padding_on_either_side(make, tmp_path):
         torch.testing.assert_close(scores(backbone, batch), theirs, **FP32_MODEL)
 
 
-def same_pad_and_eos(path, kind):
+def same_pad_and_eos(path: Path, kind: str):
     """Rewrite a model directory so that pad equals EOS; returns how many special tokens are left beside it."""
     tokenizer = load_tokenizer(str(path))
     if kind == "others":
@@ -93,7 +112,7 @@ def same_pad_and_eos(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["others", "room", "full"])
-def test_pad_equal_to_eos(make, tiny_model_dir, tmp_path, kind):
+def test_pad_equal_to_eos(make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path, kind: str):
     import shutil
 
     path = shutil.copytree(tiny_model_dir, tmp_path / "model")
@@ -118,19 +137,21 @@ def test_pad_equal_to_eos(make, tiny_model_dir, tmp_path, kind):
     )
 
 
-def test_an_adapter_without_a_token_to_pad_with_is_refused(make, tiny_model_dir, tmp_path):
+def test_an_adapter_without_a_token_to_pad_with_is_refused(make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path):
     import shutil
 
     path = shutil.copytree(tiny_model_dir, tmp_path / "model")
     same_pad_and_eos(path, "full")
     backbone = reward_model(make, name=str(path), lora=LORA)
-    with pytest.raises(ConfigurationError, match="no special token beside EOS.*merge=True"):
+    with pytest.raises(ConfigurationError, match=r"no special token beside EOS.*merge=True"):
         export_reward(backbone, tmp_path / "out", merge=False)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-def test_reward_adapter_loads_with_peft(make, tiny_model_dir, batch, tmp_path, quantization):
+def test_reward_adapter_loads_with_peft(
+    make: MakeBackbone, tiny_model_dir: Path, batch: BranchedBatch, tmp_path: Path, quantization: str
+):
     backbone = reward_model(make, lora=LORA, quantization=quantization)
     export_reward(backbone, tmp_path / "out", merge=False)
     assert not (tmp_path / "out" / "model.safetensors").exists()
@@ -145,7 +166,9 @@ def test_reward_adapter_loads_with_peft(make, tiny_model_dir, batch, tmp_path, q
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "fp4", "int8"])
-def test_merging_keeps_the_scores_and_the_base(make, batch, tmp_path, quantization):
+def test_merging_keeps_the_scores_and_the_base(
+    make: MakeBackbone, batch: BranchedBatch, tmp_path: Path, quantization: str
+):
     backbone = reward_model(make, lora=LORA, quantization=quantization)
     before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
     ours = scores(backbone, batch)
@@ -157,7 +180,7 @@ def test_merging_keeps_the_scores_and_the_base(make, batch, tmp_path, quantizati
     assert torch.equal(scores(backbone, batch), ours)
 
 
-def test_merging_a_bfloat16_base_stays_near(make, batch, tmp_path):
+def test_merging_a_bfloat16_base_stays_near(make: MakeBackbone, batch: BranchedBatch, tmp_path: Path):
     backbone = reward_model(make, lora=LORA, dtype="bfloat16")
     export_reward(backbone, tmp_path / "out", merge=True)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
@@ -167,7 +190,7 @@ def test_merging_a_bfloat16_base_stays_near(make, batch, tmp_path):
 
 
 @pytest.mark.parametrize("lm_head", [True, False])
-def test_a_trunk_alone_is_exported_too(make, batch, tmp_path, lm_head):
+def test_a_trunk_alone_is_exported_too(make: MakeBackbone, batch: BranchedBatch, tmp_path: Path, lm_head: bool):
     backbone = reward_model(make, lm_head=lm_head)
     export_reward(backbone, tmp_path / "out", merge=False)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
@@ -176,13 +199,13 @@ def test_a_trunk_alone_is_exported_too(make, batch, tmp_path, lm_head):
     )
 
 
-def greedy(model, ids, **options):
+def greedy(model: Any, ids: Tensor, **options: Any):
     return model.eval().generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, **options
     )
 
 
-def greedy_of_ours(backbone, ids):
+def greedy_of_ours(backbone: Backbone, ids: Tensor):
     with torch.no_grad(), backbone.use_role("policy"):
         for _ in range(12):
             logits = backbone.logits(backbone.decoder(input_ids=ids).last_hidden_state[:, -1])
@@ -194,7 +217,9 @@ def greedy_of_ours(backbone, ids):
 
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_policy_generates_the_same_greedy_text(make, model_dirs, tmp_path, architecture, merge):
+def test_policy_generates_the_same_greedy_text(
+    make: MakeBackbone, model_dirs: dict[str, Path], tmp_path: Path, architecture: str, merge: bool
+):
     backbone = make(name=str(model_dirs[architecture]), lora=LORA)
     backbone.add_adapter("policy")
     shake(backbone, "policy")
@@ -209,7 +234,7 @@ def test_policy_generates_the_same_greedy_text(make, model_dirs, tmp_path, archi
     assert greedy(base, ids).tolist() != ours.tolist()
 
 
-def test_full_policy_and_tied_weights(make, tiny_model_dir, tmp_path):
+def test_full_policy_and_tied_weights(make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path):
     config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     config |= {
         "num_attention_heads": 4,
@@ -225,7 +250,7 @@ def test_full_policy_and_tied_weights(make, tiny_model_dir, tmp_path):
     assert greedy(model, ids).tolist() == greedy_of_ours(backbone, ids).tolist()
 
 
-def test_tokenizer_template_and_card_come_along(make, tmp_path):
+def test_tokenizer_template_and_card_come_along(make: MakeBackbone, tmp_path: Path):
     backbone = reward_model(make, lora=LORA)
     backbone.add_adapter("policy")
     export_policy(backbone, tmp_path / "policy", merge=True)
@@ -241,7 +266,7 @@ def test_tokenizer_template_and_card_come_along(make, tmp_path):
     assert "mean 0.125" in reward
 
 
-def test_the_way_a_card_shows_runs(make, tmp_path):
+def test_the_way_a_card_shows_runs(make: MakeBackbone, tmp_path: Path):
     backbone = reward_model(make, lora=LORA)
     export_reward(backbone, tmp_path / "out", merge=False)
     code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -251,7 +276,7 @@ def test_the_way_a_card_shows_runs(make, tmp_path):
 
 
 class TestWriting:
-    def test_an_earlier_export_is_replaced(self, make, tmp_path):
+    def test_an_earlier_export_is_replaced(self, make: MakeBackbone, tmp_path: Path):
         backbone = make()
         export_policy(backbone, tmp_path / "out", merge=True)
         (tmp_path / "out" / "stale").write_text("")
@@ -259,21 +284,20 @@ class TestWriting:
         assert not (tmp_path / "out" / "stale").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
-    def test_something_else_is_never_overwritten(self, make, tmp_path):
+    def test_something_else_is_never_overwritten(self, make: MakeBackbone, tmp_path: Path):
         (tmp_path / "thesis.txt").write_text("years of work")
         with pytest.raises(CheckpointError, match="exists and is no export of lit_rlhf"):
             export_policy(make(), tmp_path, merge=True)
         assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
-    def test_a_failure_leaves_the_last_export_and_no_rubbish(self, tmp_path):
+    def test_a_failure_leaves_the_last_export_and_no_rubbish(self, tmp_path: Path):
         with whole_directory(tmp_path / "out") as directory:
             (directory / "lit_rlhf.json").write_text("{}")
-        with pytest.raises(OSError, match="disk full"), whole_directory(tmp_path / "out") as directory:
-            (directory / "half").write_text("")
-            raise OSError("disk full")
+        with pytest.raises(IsADirectoryError), whole_directory(tmp_path / "out") as directory:
+            directory.write_text("not a file")
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["lit_rlhf.json"]
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
-    def test_an_unknown_head_is_named(self, make, tmp_path):
+    def test_an_unknown_head_is_named(self, make: MakeBackbone, tmp_path: Path):
         with pytest.raises(ConfigurationError, match="no head 'reward' to export"):
             export_reward(make(), tmp_path / "out", merge=True)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.testing import make_tokenizer
+from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32_MODEL
-from tests.unit.models.conftest import GEMMA2, GPT2
+from tests.unit.models.conftest import GEMMA2, GPT2, MakeBackbone
 
 LLAMA = {
     "model_type": "llama",
@@ -25,11 +28,11 @@ LLAMA = {
 }
 
 
-def from_config(tokenizer, config, **options):
+def from_config(tokenizer: Path, config: dict[str, Any], **options: Any):
     return Backbone(ModelSpec(config=config, tokenizer=str(tokenizer), **options))
 
 
-def test_properties(make, tiny_model_dir):
+def test_properties(make: MakeBackbone, tiny_model_dir: Path):
     backbone = make()
     tokenizer = backbone.tokenizer
     assert (backbone.hidden_size, backbone.device) == (32, torch.device("cpu"))
@@ -41,14 +44,14 @@ def test_properties(make, tiny_model_dir):
     assert all(module.training for module in backbone.modules())
 
 
-def test_eos_ids_are_gathered_from_generation_config_config_and_tokenizer(tiny_model_dir, tmp_path):
+def test_eos_ids_are_gathered_from_generation_config_config_and_tokenizer(tiny_model_dir: Path, tmp_path: Path):
     path = shutil.copytree(tiny_model_dir, tmp_path / "model")
     generation = json.loads((path / "generation_config.json").read_text())
     (path / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": [2, 9]}))
     assert Backbone(ModelSpec(name=str(path))).eos_token_ids == (2, 9)
 
 
-def test_random_weights_depend_on_init_seed_alone(tiny_model_dir):
+def test_random_weights_depend_on_init_seed_alone(tiny_model_dir: Path):
     torch.manual_seed(5)
     first = from_config(tiny_model_dir, LLAMA)
     state = torch.get_rng_state()
@@ -63,14 +66,14 @@ def test_random_weights_depend_on_init_seed_alone(tiny_model_dir):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_dtype_is_that_of_the_base_and_heads_stay_float32(make, dtype):
+def test_dtype_is_that_of_the_base_and_heads_stay_float32(make: MakeBackbone, dtype: str):
     backbone = make(dtype=dtype)
     backbone.add_head("reward")
     assert {p.dtype for p in backbone.model.parameters()} == {getattr(torch, dtype)}
     assert backbone.heads["reward"].weight.dtype == torch.float32
 
 
-def test_dropout_is_off_in_training_mode(tiny_model_dir, batch):
+def test_dropout_is_off_in_training_mode(tiny_model_dir: Path, batch: BranchedBatch):
     backbone = from_config(tiny_model_dir, GPT2)
     assert all(m.p == 0 for m in backbone.modules() if isinstance(m, torch.nn.Dropout))
     assert backbone.model.config.attn_pdrop == backbone.model.config.resid_pdrop == 0
@@ -79,7 +82,7 @@ def test_dropout_is_off_in_training_mode(tiny_model_dir, batch):
 
 
 @pytest.mark.parametrize("config", [GEMMA2, GPT2, LLAMA], ids=lambda c: c["model_type"])
-def test_logits_are_the_models_own(tiny_model_dir, batch, config):
+def test_logits_are_the_models_own(tiny_model_dir: Path, batch: BranchedBatch, config: dict[str, Any]):
     backbone = from_config(tiny_model_dir, config)
     ids = batch["input_ids"]
     with torch.no_grad():
@@ -99,7 +102,7 @@ def test_logits_are_the_models_own(tiny_model_dir, batch, config):
     ],
     ids=lambda c: c["model_type"],
 )
-def test_scaled_capped_and_biased_logits(tiny_model_dir, batch, config):
+def test_scaled_capped_and_biased_logits(tiny_model_dir: Path, batch: BranchedBatch, config: dict[str, Any]):
     backbone = from_config(tiny_model_dir, config)
     backbone.model.get_output_embeddings().weight.data.normal_()
     if backbone.model.get_output_embeddings().bias is not None:
@@ -111,16 +114,16 @@ def test_scaled_capped_and_biased_logits(tiny_model_dir, batch, config):
     torch.testing.assert_close(out.logprobs[0, :3], picked, **FP32_MODEL)
 
 
-def test_logits_computed_in_an_unknown_way_are_refused(tiny_model_dir):
+def test_logits_computed_in_an_unknown_way_are_refused(tiny_model_dir: Path):
     config = {**LLAMA, "model_type": "cohere", "logit_scale": 4.0}
     from_config(tiny_model_dir, config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lit_rlhf.models.lm_head._scale", lambda config: 1.0)
-        with pytest.raises(ConfigurationError, match="CohereForCausalLM computes logits .* in a way that isn't known"):
+        with pytest.raises(ConfigurationError, match=r"CohereForCausalLM computes logits .* in a way that isn't known"):
             from_config(tiny_model_dir, config)
 
 
-def test_tied_embeddings_stay_tied_and_train(tiny_model_dir, batch):
+def test_tied_embeddings_stay_tied_and_train(tiny_model_dir: Path, batch: BranchedBatch):
     backbone = from_config(tiny_model_dir, {**LLAMA, "tie_word_embeddings": True})
     head, embeddings = backbone.model.get_output_embeddings().weight, backbone.model.get_input_embeddings().weight
     assert head is embeddings
@@ -128,7 +131,7 @@ def test_tied_embeddings_stay_tied_and_train(tiny_model_dir, batch):
     assert embeddings.grad.abs().sum() > 0
 
 
-def test_without_lm_head_the_trunk_alone_is_loaded(make, batch):
+def test_without_lm_head_the_trunk_alone_is_loaded(make: MakeBackbone, batch: BranchedBatch):
     backbone, whole = make(lm_head=False), make()
     assert not any("lm_head" in name for name, _ in backbone.named_parameters())
     for model in (backbone, whole):
@@ -140,14 +143,14 @@ def test_without_lm_head_the_trunk_alone_is_loaded(make, batch):
 
 
 class TestRefused:
-    def refused(self, message, **options):
+    def refused(self, message: str, **options: Any):
         with pytest.raises(ConfigurationError, match=message):
             Backbone(ModelSpec(**options))
 
     def test_neither_name_nor_config(self):
         self.refused("either `name` .* or `config` .*; neither is given")
 
-    def test_both(self, tiny_model_dir):
+    def test_both(self, tiny_model_dir: Path):
         self.refused("both is given", name=str(tiny_model_dir), config=LLAMA)
 
     def test_config_without_tokenizer(self):
@@ -162,52 +165,52 @@ class TestRefused:
     def test_hub_id_offline(self):
         self.refused("No such directory; taken for a hub id", name="someone/nothing")
 
-    def test_directory_without_tokenizer(self, tiny_model_dir, tmp_path):
+    def test_directory_without_tokenizer(self, tiny_model_dir: Path, tmp_path: Path):
         AutoModelForCausalLM.from_pretrained(tiny_model_dir).save_pretrained(tmp_path)
         self.refused("Can't load the tokenizer .* tokenizer.json is missing", name=str(tmp_path))
 
-    def test_directory_without_model(self, tmp_path):
+    def test_directory_without_model(self, tmp_path: Path):
         make_tokenizer().save_pretrained(tmp_path)
         self.refused("Can't load the model .* config.json is missing", name=str(tmp_path))
 
-    def test_torn_weights(self, tiny_model_dir, tmp_path):
+    def test_torn_weights(self, tiny_model_dir: Path, tmp_path: Path):
         path = shutil.copytree(tiny_model_dir, tmp_path / "torn")
         (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:1000])
         self.refused("Can't load the model", name=str(path))
 
-    def test_incomplete_weights(self, tiny_model_dir, tmp_path):
+    def test_incomplete_weights(self, tiny_model_dir: Path, tmp_path: Path):
         path = shutil.copytree(tiny_model_dir, tmp_path / "incomplete")
         state = load_file(path / "model.safetensors")
         state.pop("model.layers.1.mlp.up_proj.weight")
         save_file(state, path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(CheckpointError, match="1 tensors are missing .first: ..model.layers.1.mlp.up_proj"):
+        with pytest.raises(CheckpointError, match=r"1 tensors are missing .first: ..model.layers.1.mlp.up_proj"):
             Backbone(ModelSpec(name=str(path)))
 
-    def test_unknown_model_type(self, tiny_model_dir):
+    def test_unknown_model_type(self, tiny_model_dir: Path):
         config = {"model_type": "lama"}
         self.refused("config.model_type='lama' is no model", config=config, tokenizer=str(tiny_model_dir))
 
-    def test_unknown_model_type_in_a_directory(self, tiny_model_dir, tmp_path):
+    def test_unknown_model_type_in_a_directory(self, tiny_model_dir: Path, tmp_path: Path):
         path = shutil.copytree(tiny_model_dir, tmp_path / "odd")
         config = json.loads((path / "config.json").read_text())
         (path / "config.json").write_text(json.dumps({**config, "model_type": "lama"}))
         self.refused("Can't load the .* `lama`", name=str(path), tokenizer=str(tiny_model_dir))
 
-    def test_misspelt_config_option(self, tiny_model_dir):
+    def test_misspelt_config_option(self, tiny_model_dir: Path):
         config = {**LLAMA, "hiden_size": 32}
         self.refused(
             "config.hiden_size is no option .* Did you mean 'hidden_size'", config=config, tokenizer=str(tiny_model_dir)
         )
 
-    def test_impossible_config(self, tiny_model_dir):
+    def test_impossible_config(self, tiny_model_dir: Path):
         config = {**LLAMA, "num_attention_heads": 5}
         self.refused("Can't build a model of config", config=config, tokenizer=str(tiny_model_dir))
 
-    def test_tokenizer_larger_than_the_vocabulary(self, tiny_model_dir):
+    def test_tokenizer_larger_than_the_vocabulary(self, tiny_model_dir: Path):
         config = {**LLAMA, "vocab_size": 100}
         self.refused("has 267 tokens, but the model embeds only 100", config=config, tokenizer=str(tiny_model_dir))
 
-    def test_remote_code(self, tiny_model_dir, tmp_path):
+    def test_remote_code(self, tiny_model_dir: Path, tmp_path: Path):
         path = shutil.copytree(tiny_model_dir, tmp_path / "remote")
         config = json.loads((path / "config.json").read_text())
         config |= {

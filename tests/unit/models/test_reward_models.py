@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -12,15 +14,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models import export_reward, load_reward_model
 from lit_rlhf.models.lora import RoleLinear8bit
+from lit_rlhf.types import BranchedBatch
 from tests.tolerances import BF16, FP32_MODEL
-from tests.unit.models.conftest import LORA
+from tests.unit.models.conftest import LORA, MakeBackbone
 from tests.unit.models.test_export import ending_in, reward_model, same_pad_and_eos, scores, scores_of_transformers
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
-def test_round_trip(make, batch, tmp_path, merge):
+def test_round_trip(make: MakeBackbone, batch: BranchedBatch, tmp_path: Path, merge: bool):
     backbone = reward_model(make, lora=LORA)
     export_reward(backbone, tmp_path / "out", merge=merge, score_mean=0.25, score_std=2.0)
     loaded = load_reward_model(tmp_path / "out")
@@ -32,7 +35,7 @@ def test_round_trip(make, batch, tmp_path, merge):
 
 
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
-def test_options(make, batch, tmp_path, merge):
+def test_options(make: MakeBackbone, batch: BranchedBatch, tmp_path: Path, merge: bool):
     backbone = reward_model(make, lora=LORA)
     export_reward(backbone, tmp_path / "out", merge=merge)
     half = load_reward_model(tmp_path / "out", dtype="bfloat16", branching="expanded")
@@ -43,7 +46,7 @@ def test_options(make, batch, tmp_path, merge):
     assert (scores(small, batch) - scores(backbone, batch)).abs().max() < 0.3
 
 
-def classifier(path, tmp_path, seed=0, **options):
+def classifier(path: Path, tmp_path: Path, seed: int = 0, **options: Any):
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **options)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -55,7 +58,7 @@ def classifier(path, tmp_path, seed=0, **options):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_models_of_others(model_dirs, batch, tmp_path, architecture):
+def test_models_of_others(model_dirs: dict[str, Path], batch: BranchedBatch, tmp_path: Path, architecture: str):
     path = classifier(model_dirs[architecture], tmp_path)
     loaded = load_reward_model(path)
     model = AutoModelForSequenceClassification.from_pretrained(path)
@@ -63,7 +66,7 @@ def test_models_of_others(model_dirs, batch, tmp_path, architecture):
     assert (loaded.score_mean, loaded.score_std) == (0.0, 1.0)
 
 
-def test_models_of_others_that_pad_with_eos_are_read_before_it(tiny_model_dir, tmp_path):
+def test_models_of_others_that_pad_with_eos_are_read_before_it(tiny_model_dir: Path, tmp_path: Path):
     base = shutil.copytree(tiny_model_dir, tmp_path / "model")
     same_pad_and_eos(base, "others")
     path = classifier(base, tmp_path)
@@ -76,7 +79,7 @@ def test_models_of_others_that_pad_with_eos_are_read_before_it(tiny_model_dir, t
     assert (scores(loaded, batch) - theirs).abs().max() > 0.01
 
 
-def test_adapters_of_others(tiny_model_dir, batch, tmp_path):
+def test_adapters_of_others(tiny_model_dir: Path, batch: BranchedBatch, tmp_path: Path):
     torch.manual_seed(0)
     base = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
     base.config.pad_token_id = AutoTokenizer.from_pretrained(tiny_model_dir).pad_token_id
@@ -88,7 +91,7 @@ def test_adapters_of_others(tiny_model_dir, batch, tmp_path):
     torch.testing.assert_close(scores(loaded, batch), theirs, **FP32_MODEL)
 
 
-def test_a_base_that_has_moved(make, batch, tiny_model_dir, tmp_path):
+def test_a_base_that_has_moved(make: MakeBackbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path):
     moved = shutil.copytree(tiny_model_dir, tmp_path / "moved")
     backbone = reward_model(make, lora=LORA, name=str(moved))
     export_reward(backbone, tmp_path / "out", merge=False)
@@ -104,17 +107,17 @@ class TestRefused:
         with pytest.raises(ConfigurationError, match="The reward model directory '/no/where' doesn't exist"):
             load_reward_model("/no/where")
 
-    def test_a_language_model(self, tiny_model_dir):
-        with pytest.raises(ConfigurationError, match="is no reward model: its config names .*LlamaForCausalLM"):
+    def test_a_language_model(self, tiny_model_dir: Path):
+        with pytest.raises(ConfigurationError, match=r"is no reward model: its config names .*LlamaForCausalLM"):
             load_reward_model(tiny_model_dir)
 
-    def test_several_labels(self, tiny_model_dir, tmp_path):
+    def test_several_labels(self, tiny_model_dir: Path, tmp_path: Path):
         model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=3)
         model.save_pretrained(tmp_path)
         with pytest.raises(ConfigurationError, match="classifies into 3 labels; a reward model has 1"):
             load_reward_model(tmp_path)
 
-    def test_an_adapter_without_head(self, make, tiny_model_dir, tmp_path):
+    def test_an_adapter_without_head(self, make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path):
         backbone = make(lora=LORA)
         backbone.add_adapter("policy")
         backbone.save_adapter("policy", tmp_path, base=str(tiny_model_dir), task="CAUSAL_LM")
@@ -122,24 +125,24 @@ class TestRefused:
         with pytest.raises(CheckpointError, match="has no scalar head"):
             load_reward_model(tmp_path)
 
-    def test_an_adapter_without_base(self, make, tmp_path):
+    def test_an_adapter_without_base(self, make: MakeBackbone, tmp_path: Path):
         backbone = make(lora=LORA)
         backbone.add_adapter("policy")
         backbone.save_adapter("policy", tmp_path, base=None, task="SEQ_CLS")
         with pytest.raises(CheckpointError, match="doesn't say which base it belongs to"):
             load_reward_model(tmp_path)
 
-    def test_a_torn_record(self, make, tmp_path):
+    def test_a_torn_record(self, make: MakeBackbone, tmp_path: Path):
         export_reward(reward_model(make), tmp_path / "out", merge=True)
         record = tmp_path / "out" / "lit_rlhf.json"
         record.write_text(record.read_text()[:20])
         with pytest.raises(CheckpointError, match="the export may be torn"):
             load_reward_model(tmp_path / "out")
 
-    def test_a_classifier_whose_head_is_missing(self, tiny_model_dir, tmp_path):
+    def test_a_classifier_whose_head_is_missing(self, tiny_model_dir: Path, tmp_path: Path):
         path = shutil.copytree(tiny_model_dir, tmp_path / "headless")
         config = json.loads((path / "config.json").read_text())
         config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "reward"}}
         (path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(CheckpointError, match="1 tensors are missing .first: ..score.weight"):
+        with pytest.raises(CheckpointError, match=r"1 tensors are missing .first: ..score.weight"):
             load_reward_model(path)

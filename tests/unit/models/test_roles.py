@@ -1,6 +1,9 @@
 """Roles on one base: what differs, what must not change, and what a step may touch."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,20 +11,21 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.models import LoraSpec, evaluating
+from lit_rlhf.models import Backbone, LoraSpec, evaluating
+from lit_rlhf.types import BranchedBatch
 from tests.tolerances import BF16, FP32, FP32_MODEL
-from tests.unit.models.conftest import LORA, gradients, shake
+from tests.unit.models.conftest import LORA, MakeBackbone, gradients, shake
 
 # peft's, as it wraps a model of transformers 5.23
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
-def logprobs(backbone, batch, role="policy"):
+def logprobs(backbone: Backbone, batch: BranchedBatch, role: str = "policy"):
     return backbone(batch, num_branches=2, role=role, logprobs=True).logprobs
 
 
 @pytest.fixture
-def four(make):
+def four(make: MakeBackbone):
     """All four roles on one base."""
     backbone = make(lora=LORA)
     for seed, role in enumerate(("policy", "reward", "value")):
@@ -32,13 +36,13 @@ def four(make):
     return backbone
 
 
-def state_of(backbone):
+def state_of(backbone: Backbone):
     flags = {name: (p.requires_grad, p.grad is None) for name, p in backbone.named_parameters()}
     training = {name: module.training for name, module in backbone.named_modules()}
     return flags, training
 
 
-def test_roles_differ_and_the_reference_is_the_base(four, make, batch):
+def test_roles_differ_and_the_reference_is_the_base(four: Backbone, make: MakeBackbone, batch: BranchedBatch):
     by_role = {role: logprobs(four, batch, role) for role in ("policy", "reference", "reward", "value")}
     for role in ("policy", "reward", "value"):
         assert (by_role[role] - by_role["reference"]).abs().max() > 0.1
@@ -48,13 +52,13 @@ def test_roles_differ_and_the_reference_is_the_base(four, make, batch):
     torch.testing.assert_close(logprobs(four, batch, None), base, **FP32)
 
 
-def test_a_fresh_adapter_is_the_identity(make, batch):
+def test_a_fresh_adapter_is_the_identity(make: MakeBackbone, batch: BranchedBatch):
     backbone = make(lora=LORA)
     backbone.add_adapter("policy")
     assert torch.equal(logprobs(backbone, batch), logprobs(backbone, batch, "reference"))
 
 
-def test_forward_equals_pefts_own(four, batch, tiny_model_dir, tmp_path):
+def test_forward_equals_pefts_own(four: Backbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path):
     four.save_adapter("policy", tmp_path, base=str(tiny_model_dir), task="CAUSAL_LM")
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     theirs = PeftModel.from_pretrained(base, tmp_path)
@@ -64,7 +68,7 @@ def test_forward_equals_pefts_own(four, batch, tiny_model_dir, tmp_path):
         torch.testing.assert_close(ours, theirs(input_ids=ids).logits, **FP32_MODEL)
 
 
-def test_switching_leaves_requires_grad_and_training_flags_alone(four):
+def test_switching_leaves_requires_grad_and_training_flags_alone(four: Backbone):
     four.decoder.layers[0].eval()
     before = state_of(four)
     with four.use_role("policy"):
@@ -76,7 +80,7 @@ def test_switching_leaves_requires_grad_and_training_flags_alone(four):
     assert state_of(four) == before
 
 
-def test_nesting_and_exceptions_restore_the_role(four, batch):
+def test_nesting_and_exceptions_restore_the_role(four: Backbone, batch: BranchedBatch):
     def run():
         return four.decoder(input_ids=batch["input_ids"]).last_hidden_state
 
@@ -93,7 +97,7 @@ def test_nesting_and_exceptions_restore_the_role(four, batch):
         assert torch.equal(run(), base)
 
 
-def test_casts_kept_for_inference_follow_the_weights(make, batch):
+def test_casts_kept_for_inference_follow_the_weights(make: MakeBackbone, batch: BranchedBatch):
     backbone = make(lora=LORA, dtype="bfloat16")
     backbone.add_adapter("policy")
     with torch.no_grad(), backbone.use_role("policy"):
@@ -106,7 +110,7 @@ def test_casts_kept_for_inference_follow_the_weights(make, batch):
     torch.testing.assert_close(logprobs(backbone, batch), inside, **FP32)
 
 
-def test_gradients_reach_the_role_of_the_forward_alone(four, batch):
+def test_gradients_reach_the_role_of_the_forward_alone(four: Backbone, batch: BranchedBatch):
     four.heads["value"].weight.data.normal_()  # a fresh head is 0 and lets no gradient through
     out = four(batch, num_branches=2, role="value", values="value")
     out.values.sum().backward()
@@ -116,7 +120,7 @@ def test_gradients_reach_the_role_of_the_forward_alone(four, batch):
     assert all(gradient.abs().sum() > 0 for gradient in gradients(four).values())
 
 
-def test_a_step_leaves_frozen_weights_bit_identical(four, batch):
+def test_a_step_leaves_frozen_weights_bit_identical(four: Backbone, batch: BranchedBatch):
     before = copy.deepcopy(four.state_dict())
     optimizer = torch.optim.AdamW([p for p in four.parameters() if p.requires_grad], lr=0.1)
     (logprobs(four, batch).sum() + four(batch, num_branches=2, role="value", values="value").values.sum()).backward()
@@ -126,7 +130,7 @@ def test_a_step_leaves_frozen_weights_bit_identical(four, batch):
         assert torch.equal(value, before[name]) == (name not in trained), name
 
 
-def test_a_frozen_base_gets_no_weight_gradients(four, batch):
+def test_a_frozen_base_gets_no_weight_gradients(four: Backbone, batch: BranchedBatch):
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.shape), t)[1], lambda t: t):
         out = logprobs(four, batch)
@@ -137,8 +141,8 @@ def test_a_frozen_base_gets_no_weight_gradients(four, batch):
     assert len(four.tokenizer) not in {shape[-1] for shape in saved if len(shape) > 1}  # no stored logits
 
 
-def test_initial_adapters_and_heads_depend_on_seed_and_name_alone(make):
-    def draw(seed, *roles):
+def test_initial_adapters_and_heads_depend_on_seed_and_name_alone(make: MakeBackbone):
+    def draw(seed: int, *roles: str):
         torch.manual_seed(torch.randint(1000, ()).item())
         backbone = make(lora=LORA, init_seed=seed)
         for role in roles:
@@ -154,7 +158,7 @@ def test_initial_adapters_and_heads_depend_on_seed_and_name_alone(make):
     assert 0.8 * bound < down.abs().max() <= bound
 
 
-def test_adding_an_adapter_leaves_the_others_alone(make):
+def test_adding_an_adapter_leaves_the_others_alone(make: MakeBackbone):
     backbone = make(lora=LORA)
     backbone.add_adapter("policy")
     before = {name: (p.requires_grad, p.clone()) for name, p in backbone.named_parameters()}
@@ -170,7 +174,9 @@ def test_adding_an_adapter_leaves_the_others_alone(make):
     assert all(torch.equal(v, value[k.replace("policy", "value")]) for k, v in policy.items())
 
 
-def test_adapters_are_float32_on_a_bfloat16_base_and_close_to_pefts(make, batch, tiny_model_dir, tmp_path):
+def test_adapters_are_float32_on_a_bfloat16_base_and_close_to_pefts(
+    make: MakeBackbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path
+):
     backbone = make(lora=LORA, dtype="bfloat16")
     backbone.add_adapter("policy")
     shake(backbone, "policy")
@@ -186,7 +192,9 @@ def test_adapters_are_float32_on_a_bfloat16_base_and_close_to_pefts(make, batch,
     torch.testing.assert_close(out[0, :3], picked, rtol=BF16["rtol"], atol=2 * BF16["atol"])
 
 
-def test_an_initial_policy_that_is_an_adapter_is_its_own_reference(four, make, batch, tmp_path):
+def test_an_initial_policy_that_is_an_adapter_is_its_own_reference(
+    four: Backbone, make: MakeBackbone, batch: BranchedBatch, tmp_path: Path
+):
     four.save_adapter("policy", tmp_path, base=None, task="CAUSAL_LM")
     backbone = make(adapter=str(tmp_path))
     backbone.add_adapter("policy")
@@ -200,7 +208,9 @@ def test_an_initial_policy_that_is_an_adapter_is_its_own_reference(four, make, b
 
 
 @pytest.mark.parametrize("options", [{"target_modules": ["q_proj", "down_proj"]}, {"rslora": True}, {"dropout": 0.5}])
-def test_lora_options_mean_what_peft_means(make, batch, tiny_model_dir, tmp_path, options):
+def test_lora_options_mean_what_peft_means(
+    make: MakeBackbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path, options: dict[str, Any]
+):
     backbone = make(lora=LoraSpec(rank=4, alpha=6.0, **options))
     backbone.add_adapter("policy")
     shake(backbone, "policy")
@@ -214,7 +224,7 @@ def test_lora_options_mean_what_peft_means(make, batch, tiny_model_dir, tmp_path
         assert not torch.equal(logprobs(backbone, batch), logprobs(backbone, batch))
 
 
-def test_frozen_copy(make, batch):
+def test_frozen_copy(make: MakeBackbone, batch: BranchedBatch):
     backbone = make()
     frozen = backbone.frozen_copy()
     with torch.no_grad():
@@ -230,16 +240,18 @@ def test_frozen_copy(make, batch):
     torch.testing.assert_close(logprobs(half, batch), before, rtol=0.05, atol=0.3)
 
 
-def test_evaluating_restores_each_flag(four):
+def test_evaluating_restores_each_flag(four: Backbone):
     four.decoder.layers[1].eval()
     before = state_of(four)[1]
-    with pytest.raises(RuntimeError), evaluating(four):
+    with evaluating(four):
         assert not any(module.training for module in four.modules())
+    assert state_of(four)[1] == before
+    with pytest.raises(RuntimeError), evaluating(four):
         raise RuntimeError
     assert state_of(four)[1] == before
 
 
-def test_the_reference_of_a_fully_trained_model_is_refused(make, batch):
+def test_the_reference_of_a_fully_trained_model_is_refused(make: MakeBackbone, batch: BranchedBatch):
     backbone = make()
     with pytest.raises(ConfigurationError, match="no longer its own reference"):
         logprobs(backbone, batch, "reference")
@@ -258,17 +270,17 @@ def test_the_reference_of_a_fully_trained_model_is_refused(make, batch):
         (lambda b: b.add_adapter("x", lora=LoraSpec(target_modules=["lm_head"])), "'lm_head' names no linear layer"),
     ],
 )
-def test_mistakes_are_named(four, act, message):
+def test_mistakes_are_named(four: Backbone, act: Callable[[Backbone], object], message: str):
     with pytest.raises(ConfigurationError, match=message):
         act(four)
 
 
-def test_an_adapter_on_a_moving_base_is_refused(make):
+def test_an_adapter_on_a_moving_base_is_refused(make: MakeBackbone):
     with pytest.raises(ConfigurationError, match="on a base that is trained in full"):
         make().add_adapter("policy")
 
 
-def test_unknown_heads_and_missing_lm_head_are_named(make, batch):
+def test_unknown_heads_and_missing_lm_head_are_named(make: MakeBackbone, batch: BranchedBatch):
     backbone = make(lm_head=False)
     with pytest.raises(ConfigurationError, match="loaded without its LM head"):
         logprobs(backbone, batch)
@@ -278,28 +290,28 @@ def test_unknown_heads_and_missing_lm_head_are_named(make, batch):
 
 class TestAdapterFiles:
     @pytest.fixture
-    def saved(self, four, tmp_path):
+    def saved(self, four: Backbone, tmp_path: Path):
         four.save_adapter("policy", tmp_path, base=None, task="CAUSAL_LM")
         return tmp_path
 
-    def refused(self, make, path, message, **options):
+    def refused(self, make: MakeBackbone, path: Path, message: str, **options: Any):
         backbone = make(lora=LORA, **options)
         with pytest.raises(CheckpointError, match=message):
             backbone.add_adapter("policy", path=str(path))
 
-    def test_missing_file(self, make, saved):
+    def test_missing_file(self, make: MakeBackbone, saved: Path):
         (saved / "adapter_model.safetensors").unlink()
         self.refused(make, saved, "has no file adapter_model.safetensors")
 
-    def test_missing_directory(self, make, tmp_path):
+    def test_missing_directory(self, make: MakeBackbone, tmp_path: Path):
         self.refused(make, tmp_path / "nowhere", "no such directory")
 
-    def test_torn_file(self, make, saved):
+    def test_torn_file(self, make: MakeBackbone, saved: Path):
         file = saved / "adapter_model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
         self.refused(make, saved, "may be torn")
 
-    def test_another_base(self, make, saved, tiny_model_dir):
+    def test_another_base(self, make: MakeBackbone, saved: Path, tiny_model_dir: Path):
         config = {
             "model_type": "llama",
             "hidden_size": 48,
@@ -310,12 +322,12 @@ class TestAdapterFiles:
         options = {"name": None, "config": config, "tokenizer": str(tiny_model_dir)}
         self.refused(make, saved, "is of another base: .* fits a layer of width 64, ours has 96", **options)
 
-    def test_fewer_layers(self, make, saved, tiny_model_dir):
+    def test_fewer_layers(self, make: MakeBackbone, saved: Path, tiny_model_dir: Path):
         config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
         options = {"name": None, "config": config, "tokenizer": str(tiny_model_dir)}
         self.refused(make, saved, "changes layers that the base doesn't have", **options)
 
-    def test_incomplete(self, make, saved):
+    def test_incomplete(self, make: MakeBackbone, saved: Path):
         from safetensors.torch import load_file, save_file
 
         state = load_file(saved / "adapter_model.safetensors")
@@ -323,12 +335,12 @@ class TestAdapterFiles:
         save_file(state, saved / "adapter_model.safetensors")
         self.refused(make, saved, "doesn't fit: missing \\['layers.0")
 
-    def test_other_kinds(self, make, tiny_model_dir, tmp_path):
+    def test_other_kinds(self, make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path):
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), LoraConfig(r=2, use_dora=True))
         model.save_pretrained(tmp_path)
         self.refused(make, tmp_path, "uses \\['use_dora'\\] of peft")
 
-    def test_trained_by_peft(self, make, batch, tiny_model_dir, tmp_path):
+    def test_trained_by_peft(self, make: MakeBackbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path):
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
         config = LoraConfig(r=3, lora_alpha=5, target_modules=["k_proj", "up_proj"], init_lora_weights=False)

@@ -1,3 +1,7 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -9,7 +13,7 @@ from lit_rlhf.models.tokenizers import pad_token_id
 from lit_rlhf.testing import make_tokenizer
 
 
-def test_fingerprint_survives_saving_and_use(tmp_path):
+def test_fingerprint_survives_saving_and_use(tmp_path: Path):
     tokenizer = make_tokenizer()
     before = tokenizer_fingerprint(tokenizer)
     tokenizer(["a", "longer text"], padding=True, truncation=True, max_length=2)
@@ -32,11 +36,11 @@ def test_fingerprint_survives_saving_and_use(tmp_path):
     ],
     ids=["merges", "ids", "bos", "template", "eos"],
 )
-def test_fingerprint_tells_tokenizers_apart(other):
+def test_fingerprint_tells_tokenizers_apart(other: Callable[[], Any]):
     assert tokenizer_fingerprint(other()) != tokenizer_fingerprint(make_tokenizer())
 
 
-def changed(**attributes):
+def changed(**attributes: Any):
     tokenizer = make_tokenizer()
     for name, value in attributes.items():
         setattr(tokenizer, name, value)
@@ -52,7 +56,7 @@ def test_pad_id_falls_back_to_eos_then_to_0():
     assert pad_token_id(bare) == 0
 
 
-def test_what_is_no_tokenizer_is_refused(tmp_path):
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ConfigurationError, match=r"The directory holds \['notes.txt'\]. tokenizer.json is missing"):
         load_tokenizer(str(tmp_path))

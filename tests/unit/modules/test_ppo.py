@@ -14,7 +14,15 @@ from lit_rlhf.objectives import AdaptiveKL, FixedKL
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import Completions, Rollout
 from tests.tolerances import FP32, FP32_MODEL
-from tests.unit.modules.policies import ARRANGEMENTS, CountVowels, fit, make_ppo, make_trainer, prompt_batch, prompt_loader
+from tests.unit.modules.policies import (
+    ARRANGEMENTS,
+    CountVowels,
+    fit,
+    make_ppo,
+    make_trainer,
+    prompt_batch,
+    prompt_loader,
+)
 
 
 def collected(module: PPOPolicyModule, model_dir: Path) -> Rollout:

@@ -39,7 +39,11 @@ PAIRS = [
     ([51], [[52, 53, 54, 55, 2], [56, 57, 2]]),
     ([61, 62], [[63, 64, 2], [65, 2]]),
 ]
-ARRANGEMENTS = {"full": {}, "lora": {"lora": LoraSpec(rank=4)}, "nf4": {"lora": LoraSpec(rank=4), "quantization": "nf4"}}
+ARRANGEMENTS = {
+    "full": {},
+    "lora": {"lora": LoraSpec(rank=4)},
+    "nf4": {"lora": LoraSpec(rank=4), "quantization": "nf4"},
+}
 
 
 def batch_of(rows: Any = PAIRS, **columns: Tensor) -> Any:
@@ -154,9 +158,9 @@ def test_precomputed_log_probs_stand_in_for_the_reference(tiny_model_dir: Path) 
     wrong = batch_of(ref_logprobs=torch.zeros(4, 2))
     asked = moved(ready(tiny_model_dir, kind="full", reference="live"))
     assert_close(asked.loss_output(wrong).loss, expected)
-    with pytest.raises(DataError, match="ref_logprobs.*which has none"):
+    with pytest.raises(DataError, match=r"ref_logprobs.*which has none"):
         stored.loss_output(batch_of())
-    with pytest.raises(DataError, match="of 2 completions.*which has 3"):
+    with pytest.raises(DataError, match=r"of 2 completions.*which has 3"):
         stored.loss_output(batch_of(ref_logprobs=torch.zeros(4, 3)))
 
 
@@ -277,9 +281,9 @@ def test_metrics_are_means_over_the_rows_they_concern(tiny_model_dir: Path) -> N
 
 
 def test_bad_columns_stop_training_at_once(tiny_model_dir: Path) -> None:
-    with pytest.raises(DataError, match="p_chosen=1.5"):
+    with pytest.raises(DataError, match=r"p_chosen=1.5"):
         fit(make(tiny_model_dir, SoftLabelDPO()), [batch_of(p_chosen=torch.full((4,), 1.5))])
-    with pytest.raises(DataError, match="DPO takes 2 completions.*batch has 1"):
+    with pytest.raises(DataError, match=r"DPO takes 2 completions.*batch has 1"):
         fit(make(tiny_model_dir, DPO()), [singles()])
 
 
@@ -314,5 +318,5 @@ def test_a_supervised_loss_needs_no_reference(tiny_model_dir: Path) -> None:
 
 
 def test_pairs_are_no_single_completions(tiny_model_dir: Path) -> None:
-    with pytest.raises(DataError, match="KTO takes 1 completions.*batch has 2"):
+    with pytest.raises(DataError, match=r"KTO takes 1 completions.*batch has 2"):
         ready(tiny_model_dir, KTO()).loss_output(batch_of(label=torch.ones(4, dtype=torch.bool)))

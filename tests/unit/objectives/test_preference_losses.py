@@ -104,8 +104,8 @@ def _desensitized(alpha: float) -> tuple[Tensor, Tensor]:
     assert POLICY.token_logprobs is not None and REFERENCE.token_logprobs is not None
     difference = POLICY.token_logprobs - REFERENCE.token_logprobs
     shared = torch.arange(5) < torch.minimum(NW, NL)[:, None]
-    w, l = ((d * torch.where(shared, 1.0, torch.tensor(alpha))).sum(-1) for d in difference.unbind(1))
-    return w, l
+    chosen, rejected = ((d * torch.where(shared, 1.0, torch.tensor(alpha))).sum(-1) for d in difference.unbind(1))
+    return chosen, rejected
 
 
 def concrete(base: type[o.PreferenceLoss]) -> set[str]:
@@ -262,7 +262,11 @@ def test_bco_pair_shift_is_a_running_mean_that_stands_still_in_evaluation() -> N
 
 
 def test_bco_learns_its_shift_or_averages_it() -> None:
-    batch, policy, reference = {"label": torch.tensor([True, False, True, False, True, False])}, stats(1), stats(1, seed=2)
+    batch, policy, reference = (
+        {"label": torch.tensor([True, False, True, False, True, False])},
+        stats(1),
+        stats(1, seed=2),
+    )
     learned, averaged = o.BCO(learn_shift=True), o.BCO()
     learned(policy, reference, batch).loss.sum().backward()
     assert learned.shift.grad is not None and learned.shift.grad.abs() > 0
@@ -378,12 +382,12 @@ def test_a_weighted_sum_is_a_loss() -> None:
 
 
 LISTWISE: dict[str, tuple[o.ListwiseLoss, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]]] = {
-    "PlackettLuceDPO": (o.PlackettLuceDPO(), lambda u, _l, _n, s, m: f.plackett_luce_dpo_loss(u, s, m, 0.1)),
-    "InfoNCA": (o.InfoNCA(), lambda u, _l, _n, s, m: f.info_nca_loss(u, s, m, 0.01, 1.0)),
-    "NCA": (o.NCA(), lambda u, _l, _n, s, m: f.nca_loss(u, s, m, 0.01, 1.0)),
-    "LiPOLambda": (o.LiPOLambda(), lambda u, _l, _n, s, m: f.lipo_lambda_loss(u, s, m, 0.05)),
-    "PRO": (o.PRO(), lambda _u, l, n, s, m: f.pro_loss(l, n, s, m, 0.05)),
-    "RRHF": (o.RRHF(), lambda _u, l, n, s, m: f.rrhf_loss(l, n, s, m, 1.0, 1.0)),
+    "PlackettLuceDPO": (o.PlackettLuceDPO(), lambda u, _lp, _n, s, m: f.plackett_luce_dpo_loss(u, s, m, 0.1)),
+    "InfoNCA": (o.InfoNCA(), lambda u, _lp, _n, s, m: f.info_nca_loss(u, s, m, 0.01, 1.0)),
+    "NCA": (o.NCA(), lambda u, _lp, _n, s, m: f.nca_loss(u, s, m, 0.01, 1.0)),
+    "LiPOLambda": (o.LiPOLambda(), lambda u, _lp, _n, s, m: f.lipo_lambda_loss(u, s, m, 0.05)),
+    "PRO": (o.PRO(), lambda _u, lp, n, s, m: f.pro_loss(lp, n, s, m, 0.05)),
+    "RRHF": (o.RRHF(), lambda _u, lp, n, s, m: f.rrhf_loss(lp, n, s, m, 1.0, 1.0)),
 }
 
 
@@ -396,7 +400,9 @@ def test_listwise_losses_are_their_functions_with_documented_defaults(name: str)
     loss, expected = LISTWISE[name]
     policy, reference = stats(4, seed=1), stats(4, seed=2)
     scores = torch.randn(6, 4, dtype=torch.float64)
-    mask = torch.tensor([[True] * 4, [True, False, True, True], [True] * 4, [False, True, False, False], [True] * 4, [False] * 4])
+    mask = torch.tensor(
+        [[True] * 4, [True, False, True, True], [True] * 4, [False, True, False, False], [True] * 4, [False] * 4]
+    )
     output = loss(policy, reference if loss.needs_reference else None, {"score": scores, "branch_mask": mask})
     logratios = policy.logprobs - reference.logprobs
     assert_close(output.loss, expected(logratios, policy.logprobs, policy.lengths, scores, mask), **FP64)

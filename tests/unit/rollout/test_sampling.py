@@ -65,12 +65,23 @@ def test_sampled_frequencies_pass_a_chi_square_test_against_the_softmax() -> Non
 
 
 def test_a_flat_distribution_over_a_large_vocabulary_keeps_its_mass_to_the_last_token() -> None:
-    # A running float32 sum of 151,936 equal terms that aren't powers of two is off by thousands of tokens at its end.
     size = 151_936
     weights = torch.full((1, size), 0.1).expand(400, -1)
     drawn = inverse_cdf(weights, evenly(400))
     wanted = (evenly(400) * size).floor().long()
     assert (drawn - wanted).abs().max() <= 1
+
+
+def test_tokens_less_likely_than_float32_can_add_to_one_are_drawn_as_often_as_they_should() -> None:
+    size, tiny, draws = 4096, 2e-8, 4
+    weights = torch.full((1, size), tiny)
+    weights[0, 0] = 1.0
+    tail = (size - 1) * tiny
+    u = (1.0 + evenly(draws * (size - 1)) * tail) / (1.0 + tail)
+    drawn = inverse_cdf(weights.expand(len(u), -1), u)
+    counts = drawn.bincount(minlength=size)[1:]
+    # Some at the edge of the first block, whose sum is rounded to float32.
+    assert ((counts - draws).abs() > 1).sum() <= 8
 
 
 @pytest.mark.parametrize("size", SIZES)

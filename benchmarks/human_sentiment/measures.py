@@ -1,0 +1,198 @@
+"""What is measured of a policy and of a reward model, by the library's own engine, rewards and metrics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from benchmarks.human_sentiment.rows import PREFIX
+from lit_rlhf.data import ExplicitPrompt, FileSource, PreferenceDataModule, PromptDataModule
+from lit_rlhf.demo.results import distinct_n
+from lit_rlhf.functional.branches import pack_branches
+from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_reward_model
+from lit_rlhf.rewards import Reward
+from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.seeding import sample_seeds
+from lit_rlhf.types import BranchedBatch, Completions, PromptBatch
+
+Samples = list[dict[str, Any]]
+
+
+class Judge(Protocol):
+    """The gold judge: `vaderSentiment.SentimentIntensityAnalyzer`."""
+
+    def polarity_scores(self, text: str) -> dict[str, float]:
+        """`compound` is the text's sentiment from -1 to 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How policies are sampled.
+
+    Attributes:
+        root: Directory of the runs, as `prepare.py` laid it out.
+        prompts: Held-out prompts to complete.
+        batch_size: Prompts completed at a time.
+        max_new_tokens: Longest completion.
+        seed: The same seed draws the same uniforms for each policy, which makes policies comparable.
+    """
+
+    root: Path
+    prompts: int = 256
+    batch_size: int = 64
+    max_new_tokens: int = 32
+    seed: int = 0
+
+    def sample(self, policy: Backbone, reference: Backbone, rewards: Mapping[str, Reward]) -> Samples:
+        """Complete the held-out prompts; each sample with its scores, length and log-ratio to the reference.
+
+        Args:
+            policy: Whose samples.
+            reference: The initial policy.
+            rewards: Attached reward models by name.
+        """
+        data = PromptDataModule(
+            test=FileSource(str(self.root / "data" / "prompts_heldout.jsonl")),
+            tokenizer=policy.tokenizer,
+            batch_size=self.batch_size,
+            cache_dir=str(self.root / "cache"),
+        )
+        data.prepare_data()
+        data.setup("test")
+        samples: Samples = []
+        for batch in data.test_dataloader():
+            samples += self._sample(batch, policy, reference, rewards)
+            if len(samples) >= self.prompts:
+                break
+        return samples[: self.prompts]
+
+    def _sample(
+        self, batch: PromptBatch, policy: Backbone, reference: Backbone, rewards: Mapping[str, Reward]
+    ) -> Samples:
+        prompt_ids, prompt_mask = batch["input_ids"], batch["branch_ids"] == 0
+        found = NativeEngine().generate(
+            policy,
+            prompt_ids,
+            prompt_mask,
+            sampling=Sampling(max_new_tokens=self.max_new_tokens),
+            seeds=sample_seeds(self.seed, 0, "evaluation", batch["index"]),
+        )
+        prompts = _texts(policy, prompt_ids, prompt_mask)
+        responses = _texts(policy, found.tokens, found.mask)
+        completions = Completions(prompt_ids, prompt_mask, found.tokens, found.mask, found.finished, prompts, responses)
+        packed = pack_branches(prompt_ids, prompt_mask, found.tokens, found.mask, policy.pad_token_id)
+        rows = BranchedBatch(input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids)
+        columns: dict[str, list[Any]] = {
+            "prompt": prompts,
+            "response": responses,
+            "log_ratio": (_sequence_logprobs(policy, rows) - _sequence_logprobs(reference, rows)).tolist(),
+            "tokens": found.mask.sum(-1).tolist(),
+            "finished": found.finished.tolist(),
+        }
+        columns |= {name: reward.score(completions).tolist() for name, reward in rewards.items()}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def judge_samples(samples: Samples, judge: Judge) -> None:
+    """Add the judge's opinion of the whole sentence (`gold`) and of what the policy wrote of it (`gold_response`)."""
+    for row in samples:
+        sentence = (row["prompt"] + row["response"]).removeprefix(PREFIX).strip()
+        row["gold"] = judge.polarity_scores(sentence)["compound"]
+        row["gold_response"] = judge.polarity_scores(row["response"].strip())["compound"]
+
+
+def summarize(samples: Samples, reward_names: Sequence[str]) -> dict[str, float]:
+    """Means over samples, with the standard error of gold and KL."""
+    summary = {
+        "samples": float(len(samples)),
+        "gold": fmean(row["gold"] for row in samples),
+        "gold_stderr": standard_error([row["gold"] for row in samples]),
+        "gold_response": fmean(row["gold_response"] for row in samples),
+        "gold_positive": fmean(row["gold"] > 0.05 for row in samples),  # the judge's own threshold
+        "kl": fmean(row["log_ratio"] for row in samples),
+        "kl_stderr": standard_error([row["log_ratio"] for row in samples]),
+        "distinct_2": distinct_n((row["response"] for row in samples), 2),
+        "tokens": fmean(row["tokens"] for row in samples),
+        "finished": fmean(row["finished"] for row in samples),
+    }
+    return summary | {name: fmean(row[name] for row in samples) for name in reward_names}
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean.
+
+    Example:
+        >>> standard_error([1.0, 3.0])
+        1.0
+    """
+    return float(stdev(values) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def accuracy_by_difference(
+    margins: Sequence[float], differences: Sequence[float], thresholds: Sequence[float] = (0.0, 0.5, 1.0)
+) -> dict[str, dict[str, float]]:
+    """How often the higher mean rating gets the higher score, among pairs whose means differ by at least a threshold.
+
+    Args:
+        margins: Score of the better-rated sentence minus that of the other.
+        differences: Difference of mean ratings, 0 or more; pairs of equal means have no better one and are left out.
+        thresholds: See above.
+
+    Example:
+        >>> accuracy_by_difference([1.0, -1.0, 2.0], [0.1, 0.2, 0.7], [0.0, 0.5])["0.5"]
+        {'accuracy': 1.0, 'pairs': 1}
+    """
+    table = {}
+    for threshold in thresholds:
+        hits = [
+            (margin > 0) + 0.5 * (margin == 0)
+            for margin, difference in zip(margins, differences, strict=True)
+            if difference >= threshold and difference > 0
+        ]
+        table[str(threshold)] = {"accuracy": fmean(hits) if hits else float("nan"), "pairs": len(hits)}
+    return table
+
+
+def reward_margins(path: Path, pairs: Path, cache: Path) -> tuple[list[float], list[float]]:
+    """Score differences of a reward model on pairs, and the differences of the mean ratings."""
+    backbone = load_reward_model(path, dtype="bfloat16")
+    source = FileSource(str(pairs))
+    data = PreferenceDataModule(
+        test=source,
+        tokenizer=backbone.tokenizer,
+        format=ExplicitPrompt(margin=None),
+        invalid="error",
+        batch_size=32,
+        cache_dir=str(cache),
+    )
+    data.prepare_data()
+    data.setup("test")
+    margins: dict[int, float] = {}
+    for batch in data.test_dataloader():
+        with torch.no_grad(), evaluating(backbone):
+            scores = backbone(batch, num_branches=2, role="reward", scores="reward").scores.view(-1, 2)
+        margins.update(zip(batch["index"].tolist(), (scores[:, 0] - scores[:, 1]).tolist(), strict=True))
+    differences = [float(row["margin"]) for row in source.load()]
+    return [margins[i] for i in range(len(differences))], differences
+
+
+def load_policy(path: Path) -> Backbone:
+    """A merged export of a policy."""
+    return Backbone(ModelSpec(name=str(path), dtype="bfloat16"), trainable=False).eval()
+
+
+def _texts(backbone: Backbone, ids: Tensor, mask: Tensor) -> list[str]:
+    return [
+        str(backbone.tokenizer.decode(row[kept], skip_special_tokens=True)) for row, kept in zip(ids, mask, strict=True)
+    ]
+
+
+def _sequence_logprobs(backbone: Backbone, rows: BranchedBatch) -> Tensor:
+    with torch.no_grad(), evaluating(backbone):
+        logprobs: Tensor = backbone(rows, num_branches=1, role=None, logprobs=True).logprobs
+    return logprobs.sum(-1)

@@ -1,0 +1,226 @@
+"""Guards against policies that exploit their reward until nothing of the language model is left."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+
+from lit_rlhf.callbacks.checkpoint_io import checkpoint_problem
+from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
+from lit_rlhf.callbacks.lightning_internals import callbacks_of, iterations_done
+from lit_rlhf.errors import ConfigurationError, LitRLHFError
+
+_KL, _ENTROPY = "train/objective/kl", "train/objective/entropy"
+_LENGTH = "train/completions/mean_length"
+
+
+class PolicyCollapsedError(LitRLHFError):
+    """The policy left the region in which its reward means anything."""
+
+
+class CollapseGuard(Callback):
+    r"""Watches a policy for the ways in which optimizing a reward goes wrong, and acts before a checkpoint is written.
+
+    Two kinds of trouble trigger the action: the KL to the reference explodes, or the entropy collapses. Two more only
+    raise an alarm, a warning at the first iteration of each episode: responses repeat themselves, or their length
+    drifts. Trouble counts once it has lasted for `patience` iterations in a row. Logs `train/guard/distinct_2` (mean over responses
+    of distinct / all pairs of neighbouring words, arXiv:1510.03055) and `train/guard/length_ratio` where they are watched.
+
+    `rollback` takes parameters and optimizer from the newest whole checkpoint from before the trouble began, and goes on:
+    with the next prompts, other seeds, and the schedule and controllers where they are, so that it doesn't end up at the
+    same place. `stop` ends the run with an error; nothing is saved or exported, and the checkpoints from before stay.
+
+    Args:
+        max_kl: Most KL of a whole sequence, in nats; about ten times what the run is meant to spend. None: not watched.
+        min_entropy: Least entropy in nats per token; untrained models have 1 to 4, collapsed ones less than 0.1.
+        min_distinct: Least share of distinct pairs of words within a response, 0 to 1; fluent text has above 0.9.
+        max_length_ratio: Most factor, above 1, between the mean length and that of the first `patience` iterations.
+        patience: Iterations that trouble must last.
+        action: What KL and entropy trigger: `warn`, `stop` or `rollback`.
+        max_rollbacks: After so many, `rollback` stops too.
+
+    Raises:
+        ConfigurationError: An option is out of range, the module draws no samples, or nothing is there to roll back to.
+        PolicyCollapsedError: The guard stopped the run.
+    """
+
+    def __init__(
+        self,
+        max_kl: float | None = None,
+        min_entropy: float | None = None,
+        min_distinct: float | None = None,
+        max_length_ratio: float | None = None,
+        patience: int = 3,
+        action: Literal["warn", "stop", "rollback"] = "stop",
+        max_rollbacks: int = 3,
+    ) -> None:
+        self.max_kl = max_kl
+        self.min_entropy = min_entropy
+        self.min_distinct = min_distinct
+        self.max_length_ratio = max_length_ratio
+        self.patience = patience
+        self.action = action
+        self.max_rollbacks = max_rollbacks
+        self.rollbacks = 0
+        self.lasting: dict[str, int] = {}
+        self.first_lengths: list[float] = []
+        self._refuse_bad_options()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what can't be watched or restored."""
+        if stage != "fit":
+            return
+        if not hasattr(pl_module, "samples"):
+            raise ConfigurationError(
+                f"CollapseGuard watches a policy's samples, and {type(pl_module).__name__} draws none. Remove it from "
+                "trainer.callbacks."
+            )
+        if self.action != "rollback":
+            return
+        if not any(isinstance(callback, IterationCheckpoint) for callback in callbacks_of(trainer)):
+            raise ConfigurationError(
+                "CollapseGuard(action='rollback') needs an IterationCheckpoint in trainer.callbacks."
+            )
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ConfigurationError(
+                "CollapseGuard(action='rollback') can't restore sharded weights in the midst of a run. Use action: "
+                "stop, and go on from a checkpoint by hand."
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at what the iteration logged and sampled; act if trouble has lasted."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        troubles = self._serious(metrics)
+        alarms = self._alarms(trainer, pl_module, metrics)
+        self.lasting = {name: self.lasting.get(name, 0) + 1 for name in (*troubles, *alarms)}
+        for name, said in alarms.items():
+            if self.lasting[name] == self.patience:
+                rank_zero_warn(f"Iteration {iterations_done(trainer)}: {said}")
+        lasting = {name: said for name, said in troubles.items() if self.lasting[name] >= self.patience}
+        if lasting:
+            since = max(self.lasting[name] for name in lasting)
+            self._act(trainer, f"Iteration {iterations_done(trainer)}: {' '.join(lasting.values())}", since)
+
+    # -- what is watched ----------------------------------------------------------------------------------------------
+
+    def _serious(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        found = {}
+        kl = metrics.get(_KL)
+        # Not-a-number is no KL within bounds either.
+        if self.max_kl is not None and kl is not None and not kl <= self.max_kl:
+            found["kl"] = f"the KL to the reference is {kl:.4g} nats per sequence, above max_kl={self.max_kl:g}."
+        if self.min_entropy is not None and _ENTROPY in metrics:
+            entropy = metrics[_ENTROPY] / max(metrics.get(_LENGTH, 1.0), 1.0)
+            if not entropy >= self.min_entropy:
+                found["entropy"] = (
+                    f"the entropy is {entropy:.4g} nats per token, below min_entropy={self.min_entropy:g}."
+                )
+        return found
+
+    def _alarms(self, trainer: Trainer, module: LightningModule, metrics: Mapping[str, float]) -> dict[str, str]:
+        found, watched = {}, {}
+        if self.min_distinct is not None:
+            assert isinstance(module.samples, list)
+            distinct = _over_ranks(trainer, distinct_2([str(sample["response"]) for sample in module.samples]))
+            watched["train/guard/distinct_2"] = distinct
+            if distinct < self.min_distinct:
+                found["repetition"] = (
+                    f"responses repeat themselves: {distinct:.2f} of their pairs of words are distinct, below "
+                    f"min_distinct={self.min_distinct:g}."
+                )
+        length = metrics.get(_LENGTH)
+        if self.max_length_ratio is not None and length is not None:
+            if len(self.first_lengths) < self.patience:
+                self.first_lengths.append(length)
+            ratio = length / max(sum(self.first_lengths) / len(self.first_lengths), 1e-9)
+            watched["train/guard/length_ratio"] = ratio
+            if not 1 / self.max_length_ratio <= ratio <= self.max_length_ratio:
+                found["length"] = f"responses have {ratio:.2f} times the length that they had at the beginning."
+        if watched:
+            module.log_dict(watched, batch_size=1)
+        return found
+
+    # -- what is done -------------------------------------------------------------------------------------------------
+
+    def _act(self, trainer: Trainer, said: str, since: int) -> None:
+        if self.action == "warn":
+            if since == self.patience:
+                rank_zero_warn(said)
+            return
+        good = _newest_before(trainer, iterations_done(trainer) - since)
+        where = f"The newest checkpoint from before: {good}." if good else "There is no checkpoint from before."
+        if self.action == "stop" or good is None or self.rollbacks == self.max_rollbacks:
+            raise PolicyCollapsedError(
+                f"{said} {where} Raise the KL coefficient, lower the learning rate, or mend the reward."
+            )
+        self.rollbacks += 1
+        self.lasting = {}
+        state = trainer.strategy.load_checkpoint(good)
+        trainer.strategy.load_model_state_dict(state, strict=False)
+        trainer.strategy.load_optimizer_state_dict(state)
+        rank_zero_warn(f"{said} Rolled back to {good} ({self.rollbacks} of {self.max_rollbacks} times).")
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """How long trouble has lasted, the first lengths, rollbacks."""
+        return {"lasting": dict(self.lasting), "first_lengths": list(self.first_lengths), "rollbacks": self.rollbacks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore them."""
+        self.lasting = dict(state_dict["lasting"])
+        self.first_lengths = list(state_dict["first_lengths"])
+        self.rollbacks = state_dict["rollbacks"]
+
+    def _refuse_bad_options(self) -> None:
+        wrong = {
+            "max_kl": self.max_kl is not None and self.max_kl <= 0,
+            "min_entropy": self.min_entropy is not None and self.min_entropy <= 0,
+            "min_distinct": self.min_distinct is not None and not 0 < self.min_distinct <= 1,
+            "max_length_ratio": self.max_length_ratio is not None and self.max_length_ratio <= 1,
+            "patience": self.patience < 1,
+            "max_rollbacks": self.max_rollbacks < 0,
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                raise ConfigurationError(f"CollapseGuard: {name}={getattr(self, name)} is out of range.")
+        if (self.max_kl, self.min_entropy, self.min_distinct, self.max_length_ratio) == (None,) * 4:
+            raise ConfigurationError(
+                "CollapseGuard watches nothing: set max_kl, min_entropy, min_distinct or max_length_ratio."
+            )
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Distinct share of the pairs of neighbouring words, mean over texts that have any; 1 where none has.
+
+    Example:
+        >>> distinct_2(["a b a b a b a b a b", "the film was a joy"])
+        0.6111111111111112
+    """
+    shares = []
+    for text in texts:
+        words = text.split()
+        pairs = list(itertools.pairwise(words))
+        if pairs:
+            shares.append(len(set(pairs)) / len(pairs))
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+def _over_ranks(trainer: Trainer, value: float) -> float:
+    return float(trainer.strategy.reduce(torch.tensor(value, device=trainer.strategy.root_device), reduce_op="mean"))
+
+
+def _newest_before(trainer: Trainer, iteration: int) -> Path | None:
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, IterationCheckpoint):
+            for number, path in callback.checkpoints():
+                if number <= iteration and checkpoint_problem(path) is None:
+                    return path
+    return None

@@ -1,0 +1,121 @@
+"""The demo from start to end."""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_rlhf.callbacks.lightning_internals import silence_noise
+from lit_rlhf.demo.config import DemoConfig
+from lit_rlhf.demo.report import write_report
+from lit_rlhf.demo.results import examples, judge, policy_summary, reward_summary
+from lit_rlhf.demo.stages import PolicyResult, Stages
+from lit_rlhf.testing.world import World
+
+Result = TypeVar("Result")
+
+
+def run_demo(
+    output: Path, seed: int = 0, config: DemoConfig | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Run SFT, reward model and PPO on the small world of reviews, and report what came out.
+
+    Writes `summary.json`, `report.html` (one file), each stage's metrics and export, and PPO's samples.
+
+    Args:
+        output: Directory; its `sft`, `reward` and `ppo`, which an earlier run left there, are replaced.
+        seed: Of data, weights and rollouts.
+        config: Sizes and rates; default `DemoConfig()`.
+        console: Where progress and results are shown; default: standard output.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    config, console = config or DemoConfig(), console or Console()
+    start = time.perf_counter()
+    seconds: dict[str, float] = {}
+    for stage in ("sft", "reward", "ppo"):
+        shutil.rmtree(output / stage, ignore_errors=True)
+    with _quiet_lightning():
+        stages = Stages(output, config, seed)
+        _stage(console, "1/3  Supervised fine-tuning: imitate what people write", "sft", seconds, stages.supervised)
+        reward = _stage(
+            console, "2/3  Reward model: learn from noisy choices of raters", "reward", seconds, stages.reward
+        )
+        policy = _stage(
+            console, "3/3  PPO: please the reward model, stay near the initial policy", "ppo", seconds, stages.policy
+        )
+    summary: dict[str, Any] = {
+        "seed": seed,
+        "reward_model": reward_summary(reward),
+        "ppo": policy_summary(policy, config.world.world),
+        "seconds": time.perf_counter() - start,
+        "stage_seconds": seconds,
+    }
+    report = write_report(output / "report.html", summary, reward, policy, config)
+    settings = {"config": asdict(config)}
+    (output / "summary.json").write_text(json.dumps(summary | settings, indent=2) + "\n", encoding="utf-8")
+    _show(console, summary, policy, config)
+    console.print(f"\nReport: {report}\nNumbers: {output / 'summary.json'}", highlight=False)
+    return summary
+
+
+def _stage(console: Console, title: str, name: str, seconds: dict[str, float], work: Callable[[], Result]) -> Result:
+    console.rule(f"[bold]{title}", align="left")
+    start = time.perf_counter()
+    result = work()
+    seconds[name] = time.perf_counter() - start
+    return result
+
+
+def _show(console: Console, summary: dict[str, Any], policy: PolicyResult, config: DemoConfig) -> None:
+    reward, ppo = summary["reward_model"], summary["ppo"]
+    table = Table(title="What came out", title_justify="left", show_header=True, header_style="bold")
+    for column in ("", "before", "after", "best possible"):
+        table.add_column(column, justify="right" if column else "left")
+    accuracy, bayes = reward["accuracy"], reward["bayes_accuracy"]
+    before, after, best = ppo["gold_before"], ppo["gold_after"], ppo["gold_max"]
+    table.add_row("reward-model accuracy on held-out choices", "0.500", f"{accuracy:.3f}", f"{bayes:.3f}")
+    table.add_row("reward-model score of the policy", f"{ppo['reward_before']:.2f}", f"{ppo['reward_after']:.2f}", "")
+    table.add_row("true utility of the policy (gold)", f"{before:.2f}", f"{after:.2f}", f"{best:.2f}")
+    table.add_row("share of the gap closed", "", f"{ppo['gap_closed']:.0%}", "")
+    table.add_row("KL to the initial policy, nats", "0.00", f"{ppo['kl']:.2f}", "")
+    table.add_row("distinct-2", f"{ppo['distinct_2_before']:.3f}", f"{ppo['distinct_2_after']:.3f}", "")
+    console.print(table)
+    console.print(_sample_table(policy, config.world.world))
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["stage_seconds"].items())
+    console.print(f"{summary['seconds']:.0f} s in all ({took})", highlight=False)
+
+
+def _sample_table(policy: PolicyResult, world: World) -> Table:
+    title = "The same prompts before and after, with true utilities"
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for column in ("prompt", "before", "after"):
+        table.add_column(column, overflow="fold")
+    for row in examples(judge(policy.before, world), judge(policy.after, world), 4):
+        old, new = (f"{row[side]}\n[dim]{row[f'gold_{side}']:+.2f}" for side in ("before", "after"))
+        table.add_row(row["prompt"], old, new)
+    return table
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning from telling each stage which accelerators there are not."""
+    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lit_rlhf.data.base")
+    silence_noise()
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,182 @@
+"""Policy-gradient methods in the tabular world: every group of samples there could be, through the module's own stages.
+
+Sampling and scoring are replaced by enumeration, optimizer steps by the exact expectation; reference, reward shaping,
+advantages, surrogate, KL and reduction are the module's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lit_rlhf import objectives as o
+from lit_rlhf.models import ModelSpec
+from lit_rlhf.modules import (
+    CISPOPolicyModule,
+    DrGRPOPolicyModule,
+    GroupPolicyModule,
+    GRPOPolicyModule,
+    GSPOPolicyModule,
+    PolicyModule,
+    PPOPolicyModule,
+    REINFORCEPolicyModule,
+    ReinforcePPPolicyModule,
+    RLHFModule,
+    RLOOPolicyModule,
+)
+from lit_rlhf.rewards import Reward
+from lit_rlhf.rollout import Sampling
+from lit_rlhf.testing import targets
+from lit_rlhf.testing.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree
+from lit_rlhf.testing.verify.exact import PI_STAR, optimum
+from lit_rlhf.testing.verify.runner import BETA, Case, Training
+from lit_rlhf.types import Completions, Rollout
+
+_GROUP = 2
+
+
+class NoReward(Reward):
+    """Stands where a module wants a reward; the enumerated completions come with their scores."""
+
+    def score(self, completions: Completions) -> Tensor:
+        """Zeros."""
+        return torch.zeros(len(completions.tokens))
+
+
+@dataclass(frozen=True)
+class PolicyCase(Case):
+    """A policy module and the policy it must end in.
+
+    Attributes:
+        make_module: From a spec and a reward to a module without backbone.
+        group: Samples of one prompt.
+        by_group: Each group is a rollout of its own, for advantages that look at the whole rollout.
+    """
+
+    method: str
+    target: str
+    world: TabularWorld
+    make_module: Callable[[ModelSpec, Reward], PolicyModule]
+    optimum: Tensor
+    group: int = _GROUP
+    by_group: bool = False
+    training: Training = "follow"
+    settles: bool = False
+
+    def module(self) -> PolicyModule:
+        """A module with the world's reference as policy and reference."""
+        module = self.make_module(ModelSpec(config={}), NoReward())
+        module.backbone = self.world.backbone()
+        module.configure_roles()
+        return module.train()
+
+    def expected_loss(self, module: RLHFModule) -> Tensor:
+        """Mean numerator over mean denominator of all groups, each as likely as the policy makes it."""
+        module = cast("PolicyModule", module)
+        groups = list(product(range(len(self.world.completions)), repeat=self.group))
+        chance = self.world.policy(module.backbone)[torch.tensor(groups)].prod(-1)
+        batches = [[group] for group in groups] if self.by_group else [groups]
+        parts = [part for batch in batches for part in self._parts(module, batch)]
+        numerators, denominators = (torch.stack(column) for column in zip(*parts, strict=True))
+        return (chance * numerators).sum() / (chance * denominators).sum()
+
+    def _parts(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
+        """Numerator and denominator of each group's loss; the groups are the prompts of one rollout."""
+        with torch.no_grad():
+            rollout = module.estimate(module.shape_rewards(module.evaluate(self._rollout(groups))))
+        loss, mask = module.loss(rollout).loss, rollout.response_mask
+        rows = [slice(g * self.group, (g + 1) * self.group) for g in range(len(groups))]
+        return [
+            (module.reduction.numerator(loss[row], mask[row]), module.reduction.denominator(mask[row]).double())
+            for row in rows
+        ]
+
+    def _rollout(self, groups: list[tuple[int, ...]]) -> Rollout:
+        picked = [y for group in groups for y in group]
+        depth = self.world.depth
+        completions = [self.world.completions[y] for y in picked]
+        mask = torch.tensor([[t < len(y) for t in range(depth)] for y in completions])
+        return Rollout(
+            prompt_ids=torch.full((len(groups), 1), PROMPT_TOKEN),
+            prompt_mask=torch.ones(len(groups), 1, dtype=torch.bool),
+            tokens=torch.tensor([[*y, *[0] * (depth - len(y))] for y in completions]),
+            response_mask=mask,
+            finished=torch.ones(len(picked), dtype=torch.bool),
+            scores=self.world.rewards[picked],
+            old_logprobs=torch.zeros(mask.shape, dtype=torch.float64),
+        )
+
+
+def policy_cases() -> list[PolicyCase]:
+    """KL in the reward on the tree and the bandit, KL in the loss on the bandit."""
+    return [*_reward_kl_cases(), *_loss_kl_cases()]
+
+
+def _reward_kl_cases() -> list[PolicyCase]:
+    deep, flat = tree(), bandit()
+    options = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
+    ppo = partial(PPOPolicyModule, lam=1.0, whiten_advantages=False, num_epochs=1, **options)
+    normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), num_samples=_GROUP, **options)
+    return [
+        PolicyCase("PPO (lam=1)", PI_STAR, deep, ppo, optimum(deep), group=1),
+        PolicyCase("REINFORCE", PI_STAR, deep, partial(REINFORCEPolicyModule, **options), optimum(deep), group=1),
+        PolicyCase("RLOO", PI_STAR, deep, partial(RLOOPolicyModule, num_samples=_GROUP, **options), optimum(deep)),
+        PolicyCase(
+            "REINFORCE++ (bandit)",
+            PI_STAR,
+            flat,
+            partial(ReinforcePPPolicyModule, **options),
+            optimum(flat),
+            by_group=True,
+        ),
+        PolicyCase("GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat)),
+    ]
+
+
+def _loss_kl_cases() -> list[PolicyCase]:
+    flat, deep = bandit(), tree()
+    options = {"num_samples": _GROUP, "kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
+    r, ref = flat.rewards, flat.reference
+    sums = {"reduction": o.SequenceSum(), **options}
+    shrunk = targets.tilted(ref, r * (_GROUP - 1) / (_GROUP * BETA))
+    ranks = targets.anchored_optimum(ref, partial(_normalized_slope, flat))
+    rows = [
+        (
+            "leave-one-out + k2",
+            PI_STAR,
+            deep,
+            partial(GroupPolicyModule, kl_loss=o.SequenceK2(), **sums),
+            optimum(deep),
+        ),
+        (
+            "leave-one-out + k3",
+            PI_STAR,
+            deep,
+            partial(GroupPolicyModule, kl_loss=o.UnbiasedK3(), **sums),
+            optimum(deep),
+        ),
+        (
+            "leave-one-out + biased k3",
+            "beta ref/(L - r)",
+            flat,
+            partial(GroupPolicyModule, kl_loss=o.BiasedK3(), **sums),
+            targets.forward_kl_optimum(ref, r, BETA),
+        ),
+        ("DrGRPO", "ref exp(r (G-1)/(G beta))", flat, partial(DrGRPOPolicyModule, **options), shrunk),
+        ("GRPO", "ref exp(E[A|y]/beta), G=2", flat, partial(GRPOPolicyModule, **options), ranks),
+        ("GSPO", "ref exp(E[A|y]/beta), G=2", flat, partial(GSPOPolicyModule, **options), ranks),
+        ("CISPO", "ref exp(E[A|y]/beta), G=2", flat, partial(CISPOPolicyModule, **options), ranks),
+    ]
+    return [PolicyCase(name, text, world, make, best) for name, text, world, make, best in rows]
+
+
+def _normalized_slope(world: TabularWorld, u: Tensor) -> Tensor:
+    r"""Of two samples the normalised advantage is $\frac{d/2}{|d|/\sqrt2 + \epsilon}$; stationary where $E[A|y] - \beta u$ is flat."""
+    policy = world.reference * u.exp()
+    d = world.rewards[:, None] - world.rewards[None, :]
+    advantage = (d / 2) / (d.abs() / 2**0.5 + 1e-4)
+    return -policy * (advantage @ policy - BETA * u)

@@ -1,0 +1,141 @@
+"""The command line as a user meets it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from lit_rlhf import __version__
+from lit_rlhf.cli import main
+from lit_rlhf.cli.main import COMMANDS
+from lit_rlhf.testing import tiny_demonstrations, write_jsonl
+from lit_rlhf.testing.tiny import write_tiny_world
+from tests.tolerances import FP32_MODEL
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = ["-c", str(CONFIGS / "overlays" / "tiny.yaml")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a reward model that was trained there."""
+    root = tmp_path_factory.mktemp("trained")
+    write_tiny_world(root / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        main(["fit", "-c", str(CONFIGS / "reward" / "lora.yaml"), *TINY])
+        main(["fit", "-c", str(CONFIGS / "sft" / "lora.yaml"), *TINY])
+    return root
+
+
+def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "lit_rlhf", *words], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", [["--help"], [], ["fit", "--help"], ["predict", "--help"], ["--version"]])
+def test_help_answers_at_once(words: list[str]) -> None:
+    start = time.perf_counter()
+    result = run(*words)
+    seconds = time.perf_counter() - start
+    assert result.returncode == 0
+    assert seconds < 5
+    assert __version__ in result.stdout if words == ["--version"] else "lit-rlhf" in result.stdout
+
+
+def test_help_names_every_command_and_class(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"  {command} " in shown for command in COMMANDS)
+    main(["fit", "--help"])
+    shown = capsys.readouterr().out
+    for name in ("PPOPolicyModule", "PreferenceDataModule", "ModelReward", "NativeEngine", "IterationCheckpoint"):
+        assert f"  {name} " in shown
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["trian"])
+    assert stopped.value.code == 2
+    assert "no command 'trian'" in capsys.readouterr().err
+
+
+def test_errors_of_users_come_without_traceback(tmp_path: Path) -> None:
+    result = run("export", "--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "out"))
+    assert result.returncode == 2
+    assert "There is no checkpoint file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_typos_are_refused(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", str(CONFIGS / "reward" / "lora.yaml"), *TINY, "--model.lr_schedular", "null"])
+    assert "lr_schedular" in capsys.readouterr().err
+
+
+def test_exported_reward_gives_the_same_scores_in_transformers(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    (checkpoint,) = sorted(Path("runs/reward/lora/checkpoints").glob("*.ckpt"))[-1:]
+    main(["export", "--ckpt_path", str(checkpoint), "--output", "out/reward"])
+    rows = tiny_demonstrations(5)
+    data = write_jsonl("rows.jsonl", rows)
+    capsys.readouterr()
+    main(["score", "--model", str(checkpoint), "--data", str(data)])
+    ours = [json.loads(line)["score"] for line in capsys.readouterr().out.splitlines()]
+    main(["score", "--model", "out/reward", "--data", str(data), "--output", "scores.jsonl"])
+    exported = [json.loads(line)["score"] for line in Path("scores.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained("out/reward")
+    model = AutoModelForSequenceClassification.from_pretrained("out/reward").eval()
+    theirs = []
+    for row in rows:
+        ids = tokenizer(row["prompt"])["input_ids"] + tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*ids, tokenizer.eos_token_id]])
+        theirs.append(float(model(ids).logits))
+    torch.testing.assert_close(torch.tensor(exported), torch.tensor(theirs), **FP32_MODEL)
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **FP32_MODEL)
+
+
+def test_exported_policy_generates_the_same_greedy_text_in_transformers(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    (checkpoint,) = sorted(Path("runs/sft/lora/checkpoints").glob("*.ckpt"))[-1:]
+    prompt, options = "how was the film? ", ["--sampling.max_new_tokens", "8", "--sampling.temperature", "0"]
+    texts = []
+    for name, merge in (("merged", "true"), ("adapter", "false")):
+        main(["export", "--ckpt_path", str(checkpoint), "--output", f"out/{name}", "--merge", merge])
+        capsys.readouterr()
+        main(["generate", "--model", f"out/{name}", "--prompt", prompt, *options])
+        texts.append(json.loads(capsys.readouterr().out)["response"])
+    main(["generate", "--model", str(checkpoint), "--prompt", prompt, *options])
+    texts.append(json.loads(capsys.readouterr().out)["response"])
+    tokenizer = AutoTokenizer.from_pretrained("out/merged")
+    model = AutoModelForCausalLM.from_pretrained("out/merged").eval()
+    inputs = tokenizer(prompt, return_tensors="pt")
+    found = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert texts == [tokenizer.decode(found, skip_special_tokens=True)] * 3
+
+
+def test_the_command_line_wins_over_the_checkpoint(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning alone would train with the rank that the checkpoint remembers, in silence."""
+    monkeypatch.chdir(trained)
+    (checkpoint,) = sorted(Path("runs/reward/lora/checkpoints").glob("*.ckpt"))[-1:]
+    words = ["validate", "-c", str(CONFIGS / "reward" / "lora.yaml"), *TINY, "--ckpt_path", str(checkpoint)]
+    main(words)
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--model.backbone.lora.rank", "4"])
+    assert stopped.value.code == 2
+
+
+def test_generate_wants_one_kind_of_prompt(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit):
+        main(["generate", "--model", "data/tiny-model"])

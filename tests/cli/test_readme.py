@@ -1,0 +1,85 @@
+"""The README's examples, run as they stand."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_rlhf.cli import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+TINY = str(ROOT / "configs" / "overlays" / "tiny.yaml")
+
+
+def blocks(language: str, section: str) -> list[str]:
+    """Fenced blocks of a language in a section."""
+    body = README.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", body, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone as far as the examples go: configs/ beside data/ and runs/."""
+    root = tmp_path_factory.mktemp("readme")
+    (root / "configs").symlink_to(ROOT / "configs")
+    return root
+
+
+def test_python_example(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(workplace)
+    (code,) = blocks("python", "Python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "'response'" in capsys.readouterr().out
+
+
+def test_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(workplace)
+    (script,) = blocks("bash", "YAML")
+    lines = [line.split("  #")[0].strip() for line in script.splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        words = shlex.split(line)
+        words = [str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])]
+        if words[0] == "python":
+            monkeypatch.setattr(sys, "argv", words[2:])
+            runpy.run_module(words[2], run_name="__main__")
+        else:
+            main(words[1:])
+    assert "response" in capsys.readouterr().out
+
+
+def test_yaml_example(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    if not Path("runs/reward/lora/export").is_dir():
+        pytest.skip("needs the reward model that test_commands trains")
+    (text,) = blocks("yaml", "YAML")
+    config = yaml.safe_load(text)
+    config["trainer"] = {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu", "logger": False}
+    Path("example.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "-c", "example.yaml"])
+
+
+def test_own_algorithm_by_class_path(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module outside the package, its own option included, without touching any other file."""
+    monkeypatch.chdir(workplace)
+    (code,) = blocks("python", "Your own algorithm")
+    assert len(code.splitlines()) < 40
+    Path("mine.py").write_text(code)
+    monkeypatch.syspath_prepend(str(workplace))
+    config = yaml.safe_load(blocks("yaml", "YAML")[0])
+    arguments = config["model"]["init_args"]
+    del arguments["value"]
+    arguments["reward"] = {"class_path": "LexiconReward", "init_args": {"weights": {"good": 1.0, "bad": -1.0}}}
+    arguments["bonus"] = 2.0
+    config["model"] = {"class_path": "mine.BestOfGroupPolicyModule", "init_args": arguments}
+    config["trainer"] = {"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu", "logger": False}
+    if not Path("data").is_dir():
+        monkeypatch.setattr(sys, "argv", ["tiny", "data"])
+        runpy.run_module("lit_rlhf.testing.tiny", run_name="__main__")
+    Path("own.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "-c", "own.yaml"])

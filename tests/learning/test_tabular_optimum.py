@@ -1,0 +1,194 @@
+"""Each method of the preference family against its exact optimum: the table of `lit-rlhf verify`, and what it stands on."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from lit_rlhf import objectives as o
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.testing import populations, targets
+from lit_rlhf.testing.tabular import TabularWorld, bandit, total_variation, tree
+from lit_rlhf.testing.verify import Case, all_cases, verify, verify_case
+from lit_rlhf.testing.verify.exact import PI_STAR
+from lit_rlhf.testing.verify.runner import BETA, GRADIENT_TOLERANCE, gradient_norm
+from tests.tolerances import FP64
+
+CASES = all_cases()
+EXACT = [name for name, case in CASES.items() if case.target.startswith(PI_STAR)]
+OTHER = [name for name in CASES if name not in EXACT]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_vanishes_at_the_target_and_training_arrives(name: str) -> None:
+    row = verify_case(CASES[name])
+    assert row.gradient_norm < GRADIENT_TOLERANCE, row
+    assert row.distance < 1e-3, row
+    assert row.ok
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_the_rlhf_optimum_is_no_stationary_point_of_the_others(name: str) -> None:
+    case = CASES[name]
+    star = targets.tilted(case.world.reference, case.world.rewards / BETA)
+    assert gradient_norm(case, star) > 1e-3
+    assert total_variation(star, case.optimum) > 1e-3
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_reference_is_no_stationary_point(name: str) -> None:
+    """Else an optimum that is the reference would pass for a loss that does nothing."""
+    assert gradient_norm(CASES[name], CASES[name].world.reference) > 1e-3
+
+
+def test_every_loss_has_a_row() -> None:
+    losses = {type(case.make_loss()).__name__ for case in CASES.values()}
+    known = {name for name in o.__all__ if _is_concrete(getattr(o, name))}
+    assert known == losses
+
+
+def _is_concrete(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, o.PreferenceLoss) and not thing.__abstractmethods__
+
+
+def test_verify_takes_names_and_refuses_others() -> None:
+    (row,) = verify(["DPO"])
+    assert (row.method, row.ok) == ("DPO", True)
+    assert row.seconds > 0
+    with pytest.raises(ConfigurationError, match=r"no method 'DPQ'.*DPO"):
+        verify(["DPQ"])
+
+
+def test_a_wrong_loss_is_found_out() -> None:
+    class Forgetful(o.DPO):
+        """Forgets the reference."""
+
+        def pair_loss(self, pairs: o.Pairs) -> Tensor:
+            return super().pair_loss(
+                o.Pairs(
+                    o.Completion(pairs.chosen.logprobs, pairs.chosen.lengths, torch.zeros_like(pairs.chosen.logprobs)),
+                    o.Completion(
+                        pairs.rejected.logprobs, pairs.rejected.lengths, torch.zeros_like(pairs.chosen.logprobs)
+                    ),
+                    pairs.policy,
+                    pairs.reference,
+                    pairs.batch,
+                )
+            )
+
+    world = tree()
+    star = targets.tilted(world.reference, world.rewards / BETA)
+    row = verify_case(Case("Forgetful", PI_STAR, world, partial(Forgetful, BETA), populations.rated_pairs(world), star))
+    assert not row.ok
+    assert row.gradient_norm > 1e-3
+    assert row.distance > 0.05
+
+
+# -- what no closed form is known for: invariants of the whole path ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["DPO", "RobustDPO", "PlackettLuceDPO", "InfoNCA", "SavageGPO"])
+def test_a_constant_reward_of_the_prompt_changes_nothing(name: str) -> None:
+    case = CASES[name]
+    population = dict(case.population)
+    if "score" in population:
+        population["score"] = population["score"] + 5.0
+    shifted = Case(case.method, case.target, case.world, case.make_loss, population, case.optimum)
+    assert gradient_norm(shifted, case.optimum) < GRADIENT_TOLERANCE
+
+
+def test_length_desensitized_dpo_is_dpo_where_lengths_are_equal_or_weights_one() -> None:
+    flat, deep = bandit(), tree()
+    for world, loss in (
+        (flat, partial(o.LengthDesensitizedDPO, BETA, 0.3)),
+        (deep, partial(o.LengthDesensitizedDPO, BETA, 1.0)),
+    ):
+        star = targets.tilted(world.reference, world.rewards / BETA)
+        case = Case("LD-DPO", PI_STAR, world, loss, populations.rated_pairs(world), star)
+        assert gradient_norm(case, star) < GRADIENT_TOLERANCE
+
+
+def test_filtered_beta_dpo_leaves_the_optimum() -> None:
+    """Dropping pairs by their gap depends on which completion won, so it biases: only `drop=0` is exact."""
+    case = CASES["BetaDPO (drop=0)"]
+    biased = Case("", "", case.world, partial(o.BetaDPO, BETA, drop=0.5), case.population, case.optimum)
+    assert gradient_norm(biased, case.optimum) > 1e-3
+
+
+# -- the world and the targets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [bandit(2), bandit(5), bandit(7), tree()], ids=["two", "five", "seven", "tree"])
+def test_a_tabular_policy_can_be_any_distribution(world: TabularWorld) -> None:
+    backbone = world.backbone()
+    assert_close(world.policy(backbone), world.reference, **FP64)
+    wanted = torch.rand(len(world.completions), dtype=torch.float64)
+    wanted /= wanted.sum()
+    world.set_policy(backbone, wanted)
+    assert_close(world.policy(backbone), wanted, **FP64)
+
+
+def test_the_tree_has_seven_completions_of_two_lengths() -> None:
+    world = tree()
+    assert len(world.completions) == 7
+    assert sorted(set(world.lengths.tolist())) == [1.0, 2.0]
+    assert world.completions[0] == (2,)
+
+
+@pytest.mark.parametrize("branching", ["shared", "expanded"])
+def test_both_ways_of_branching_give_the_table(branching: str) -> None:
+    world = tree()
+    backbone = world.backbone()
+    backbone._runner.branching = branching  # type: ignore[assignment]
+    assert_close(world.policy(backbone), world.reference, **FP64)
+
+
+POPULATIONS: Sequence[populations.Population] = [
+    populations.rated_pairs(tree()),
+    populations.rated_pairs(tree(), flip=0.2),
+    populations.rated_pairs(bandit(), edges=populations.chain(bandit())),
+    populations.soft_pairs(tree()),
+    populations.binary_labels(tree(), tree().rewards.sigmoid()),
+    populations.scalar_scores(tree()),
+    populations.rankings(bandit(), 3),
+    populations.scored_pairs(tree()),
+    populations.scored_list(tree()),
+    populations.undesirable(bandit(), [1, 3]),
+    populations.demonstrations_against(tree(), tree().rewards.softmax(-1), tree().reference),
+]
+
+
+@pytest.mark.parametrize("population", POPULATIONS)
+def test_populations_are_distributions(population: populations.Population) -> None:
+    assert population["weight"].sum().item() == pytest.approx(1.0)
+    assert (population["weight"] >= 0).all()
+    assert len(population["input_ids"]) == len(population["weight"])
+
+
+def test_targets_are_distributions() -> None:
+    for case in CASES.values():
+        assert case.optimum.sum().item() == pytest.approx(1.0)
+        assert (case.optimum >= 0).all()
+
+
+def test_targets_at_their_limits() -> None:
+    world = tree()
+    star = targets.tilted(world.reference, world.rewards / BETA)
+    assert_close(
+        targets.alpha_divergence_optimum(world.reference, world.rewards, BETA, 1e-6), star, rtol=1e-4, atol=1e-4
+    )
+    forward = targets.forward_kl_optimum(world.reference, world.rewards, BETA)
+    assert_close(
+        targets.alpha_divergence_optimum(world.reference, world.rewards, BETA, 1.0), forward, rtol=1e-8, atol=1e-8
+    )
+    assert_close(targets.desensitized_tree(world.reference, world.rewards, BETA, 1.0), star, **FP64)
+    p = torch.tensor([0.6, 0.9], dtype=torch.float64)
+    assert_close(targets.target_margin(p, 0.0), torch.logit(p), **FP64)
+    by_root = targets.stationary_margin(lambda z: -torch.sigmoid(0.7 - z), p)
+    assert_close(targets.target_margin(p, 0.7), by_root, **FP64)
+    value = targets.soft_value(world.reference, world.rewards, BETA)
+    log_ratio = (star / world.reference).log()
+    assert_close(world.rewards - BETA * log_ratio, value.expand(7), **FP64)

@@ -1,0 +1,64 @@
+"""The whole demo, tiny."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lit_rlhf.demo import DemoConfig, PolicyStage, RewardStage, SupervisedStage, run_demo
+
+TINY = DemoConfig(
+    supervised=SupervisedStage(demonstrations=64),
+    reward=RewardStage(pairs=64, heldout_pairs=40),
+    policy=PolicyStage(iterations=2, prompts=8, heldout_prompts=16),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object], str]:
+    output, text = tmp_path_factory.mktemp("demo"), io.StringIO()
+    run_demo(output, 0, TINY, Console(file=io.StringIO()))
+    summary = run_demo(output, 1, TINY, Console(file=text, width=120))  # over the results of another run
+    return output, summary, text.getvalue()
+
+
+def test_summary_has_what_is_promised(run: tuple[Path, dict[str, object], str]) -> None:
+    output, summary, _ = run
+    written = json.loads((output / "summary.json").read_text())
+    assert written == {**summary, "config": written["config"]}
+    assert {"accuracy", "bayes_accuracy"} <= written["reward_model"].keys()
+    wanted = {"reward_before", "reward_after", "gold_before", "gold_after", "gold_max", "kl"}
+    assert wanted <= written["ppo"].keys()
+    assert written["seconds"] > 0
+    assert written["seed"] == 1
+    assert written["config"]["policy"]["iterations"] == 2
+
+
+def test_earlier_results_are_replaced(run: tuple[Path, dict[str, object], str]) -> None:
+    output, *_ = run
+    rows = [json.loads(line) for line in (output / "ppo" / "samples.jsonl").read_text().splitlines()]
+    assert len([row for row in rows if row["stage"] == "train"]) == 2 * 8 * TINY.policy.num_samples
+    assert not list(output.rglob("samples-*.jsonl"))
+
+
+def test_exports_are_there(run: tuple[Path, dict[str, object], str]) -> None:
+    output, *_ = run
+    assert all((output / stage / "export" / "config.json").is_file() for stage in ("sft", "reward", "ppo"))
+
+
+def test_report_is_one_whole_file(run: tuple[Path, dict[str, object], str]) -> None:
+    page = (run[0] / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert page.rstrip().endswith("</html>")
+    assert not re.search(r'(src|href)="(http|[^#"])', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+    assert "{{" not in page
+
+
+def test_terminal_shows_table_and_samples(run: tuple[Path, dict[str, object], str]) -> None:
+    text = run[2]
+    assert "true utility of the policy" in text
+    assert "before and after" in text
+    assert "report.html" in text

@@ -1,0 +1,118 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.rewards import FunctionReward
+from lit_rlhf.testing import make_tokenizer
+from lit_rlhf.types import Completions
+from tests.reference.completions import make_completions
+
+SOURCE = '''
+SCALE = 2.0
+
+
+def long_ones(responses, **columns):
+    return [SCALE * len(response) for response in responses]
+'''
+
+
+def completions(**columns: list[Any]) -> Completions:
+    return make_completions(make_tokenizer(), ["one ", "two "], ["a", "bb", "ccc", "dddd"], **columns)
+
+
+def test_a_function_is_given_prompts_responses_and_the_columns_it_names() -> None:
+    seen: dict[str, Any] = {}
+
+    def reward(responses: list[str], topic: list[str], prompts: list[str], absent: int = 3) -> list[float]:
+        seen.update(responses=responses, topic=topic, prompts=prompts, absent=absent)
+        return [float(len(response)) for response in responses]
+
+    scores = FunctionReward(reward).score(completions(topic=["x"] * 4, unused=[0] * 4))
+    assert scores.tolist() == [1, 2, 3, 4]
+    assert scores.dtype == torch.float32
+    assert seen == {
+        "responses": ["a", "bb", "ccc", "dddd"],
+        "topic": ["x"] * 4,
+        "prompts": ["one ", "one ", "two ", "two "],
+        "absent": 3,
+    }
+
+
+def test_a_function_with_keyword_arguments_is_given_all_columns() -> None:
+    reward = FunctionReward(lambda **given: [float(len(given))] * 4)
+    assert reward.score(completions(a=[1] * 4, b=[2] * 4)).tolist() == [4.0] * 4
+
+
+@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, lambda values: torch.tensor(values).numpy()])
+def test_lists_tuples_tensors_and_arrays_are_taken(kind: Callable[[list[float]], Any]) -> None:
+    values = [1.0, -2.5, 0.0, 3.0]
+    assert FunctionReward(lambda **_: kind(values)).score(completions()).tolist() == values
+
+
+def test_booleans_count_as_one_and_zero() -> None:
+    reward = FunctionReward(lambda responses: [len(response) > 2 for response in responses])
+    assert reward.score(completions()).tolist() == [0, 0, 1, 1]
+
+
+def test_a_function_is_found_by_import_path_and_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "my_reward_functions.py"
+    file.write_text(SOURCE, encoding="utf-8")
+    assert FunctionReward(f"{file}:long_ones").score(completions()).tolist() == [2, 4, 6, 8]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert FunctionReward("my_reward_functions.long_ones").score(completions()).tolist() == [2, 4, 6, 8]
+    assert FunctionReward("my_reward_functions:long_ones").score(completions()).tolist() == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("no_such_package.reward", "There is no function 'no_such_package.reward': No module named"),
+        ("math.no_such_function", "no attribute 'no_such_function'"),
+        ("math.pi", "'math.pi' is a float, not a function"),
+        ("nowhere/rewards.py:score", "There is no file 'nowhere/rewards.py'"),
+        ("score", "There is no function 'score'"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused_with_the_cause(where: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        FunctionReward(where)
+
+
+def test_a_column_that_is_missing_is_named() -> None:
+    def reward(responses: list[str], answer: list[str]) -> list[float]:
+        return [0.0] * len(responses + answer)
+
+    with pytest.raises(ConfigurationError, match=r"'reward' wants \['answer'\], .* columns \['topic'\]"):
+        FunctionReward(reward).score(completions(topic=["x"] * 4))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0, 2.0], r"'mine' returned 2 values \(list\) for 4 responses"),
+        (None, r"'mine' returned None \(NoneType\)"),
+        (1.0, r"'mine' returned 1.0 \(float\)"),
+        ("good", r"'mine' returned 'good' \(str\)"),
+        ([0.0, 1.0, math.nan, 2.0], r"'mine' returned nan for response 2, 'ccc', to the prompt 'two '"),
+        ([0.0, math.inf, 0.0, 2.0], r"'mine' returned inf for response 1, 'bb'"),
+        ([0.0, 1.0, 2.0, None], r"'mine' returned None for response 3"),
+        ([[0.0], [1.0], [2.0], [3.0]], r"'mine' returned \[0.0\] for response 0"),
+    ],
+)
+def test_what_is_no_list_of_finite_numbers_is_refused_by_name(returned: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        FunctionReward(lambda **_: returned, name="mine").score(completions())
+
+
+def test_an_error_in_the_function_says_which_function_it_was() -> None:
+    def fragile(responses: list[str]) -> list[float]:
+        raise KeyError("key")
+
+    with pytest.raises(KeyError) as caught:
+        FunctionReward(fragile).score(completions())
+    assert caught.value.__notes__ == ["raised by the reward function 'fragile'"]
