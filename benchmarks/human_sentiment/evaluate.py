@@ -1,11 +1,11 @@
 """Judge policies and reward models on held-out film reviews.
 
-    python -m benchmarks.human_sentiment.evaluate --root runs/human_sentiment --policy seed0=runs/human_sentiment/ppo/export
+    python -m benchmarks.human_sentiment.evaluate --root runs/human_sentiment --policies ppo-0/checkpoints
 
-The initial policy (`<root>/sft/export`) is measured first, then each `--policy NAME=DIRECTORY`. Gold is the compound score
-of vaderSentiment, a set of rules that shares no weights and no training with the reward model. Where
-`<root>/gold_reward/export` exists, a reward model trained on other raters, its score is shown too. Writes
-`<root>/evaluation.json` and `<root>/evaluation_samples.jsonl`.
+The initial policy (`<root>/sft/export`) is measured first, then each of `--policies`: directories with an export or with
+checkpoints, or checkpoint files, under the root. Gold is the compound score of vaderSentiment, a set of rules that shares no
+weights and no training with the reward model. Where `<root>/gold_reward/export` exists, a reward model trained on other
+raters, its score is shown too. Writes `<root>/evaluation.json` and `<root>/evaluation_samples.jsonl`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from rich.table import Table
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from benchmarks.human_sentiment.measures import (
+    INITIAL,
     Measurement,
     Samples,
     accuracy_by_difference,
@@ -44,23 +45,24 @@ COLUMNS = {
 
 
 def evaluate_policies(
-    measurement: Measurement, policies: Mapping[str, Path], rewards: Mapping[str, Path]
+    measurement: Measurement, policies: Sequence[str], rewards: Mapping[str, Path]
 ) -> dict[str, tuple[dict[str, float], Samples]]:
     """Summary and samples of the initial policy and of each other one."""
-    initial = load_policy(measurement.root / "sft" / "export")
-    attached = {name: _attached(path, initial) for name, path in rewards.items()}
+    initial = load_policy(measurement.root, str(INITIAL))
+    attached = {name: _attached(path, initial, measurement.root) for name, path in rewards.items()}
     judge = SentimentIntensityAnalyzer()
     results = {}
-    for name, path in {"initial": None, **policies}.items():
-        policy = initial if path is None else load_policy(path)
+    for name in ("initial", *policies):
+        policy = initial if name == "initial" else load_policy(measurement.root, name)
         samples = measurement.sample(policy, initial, attached)
         judge_samples(samples, judge)
         results[name] = (summarize(samples, list(attached)), samples)
     return results
 
 
-def _attached(path: Path, backbone: Backbone) -> ModelReward:
-    reward = ModelReward(str(path), share_base=False, normalize=True, dtype="bfloat16")
+def _attached(path: Path, backbone: Backbone, root: Path) -> ModelReward:
+    base = str(root / INITIAL) if (path / "adapter_config.json").is_file() else None
+    reward = ModelReward(str(path), share_base=False, normalize=True, dtype="bfloat16", base=base)
     reward.attach(backbone)
     return reward
 
@@ -100,22 +102,16 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--root", type=Path, default=Path("runs/human_sentiment"), help="where prepare.py put everything"
     )
-    parser.add_argument(
-        "--policy", action="append", default=[], metavar="NAME=DIRECTORY", help="a merged export; repeat"
-    )
+    parser.add_argument("--policies", nargs="*", default=[], help="exports or checkpoints, under the root")
     parser.add_argument("--prompts", type=int, default=Measurement.prompts, help="held-out prompts to complete")
     parser.add_argument("--max-new-tokens", type=int, default=Measurement.max_new_tokens)
     parser.add_argument("--seed", type=int, default=Measurement.seed)
     options = parser.parse_args(args)
     root: Path = options.root
-    policies = {name: Path(path) for name, _, path in (policy.partition("=") for policy in options.policy)}
     rewards = {name: root / name / "export" for name in ("reward", "gold_reward") if (root / name / "export").exists()}
-    accuracies = {
-        name: accuracy_by_difference(*reward_margins(path, root / "data" / "pairs_heldout.jsonl", root / "cache"))
-        for name, path in rewards.items()
-    }
+    accuracies = {name: accuracy_by_difference(*reward_margins(path, root)) for name, path in rewards.items()}
     measurement = Measurement(root, prompts=options.prompts, max_new_tokens=options.max_new_tokens, seed=options.seed)
-    results = evaluate_policies(measurement, policies, rewards)
+    results = evaluate_policies(measurement, options.policies, rewards)
     summaries = {name: summary for name, (summary, _) in results.items()}
     write(
         root, {"policies": summaries, "reward_models": accuracies}, {name: rows for name, (_, rows) in results.items()}

@@ -13,13 +13,15 @@ from benchmarks.human_sentiment.rows import PREFIX
 from lit_rlhf.data import ExplicitPrompt, FileSource, PreferenceDataModule, PromptDataModule
 from lit_rlhf.demo.results import distinct_n
 from lit_rlhf.functional.branches import pack_branches
-from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_reward_model
+from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_checkpoint_backbone, load_reward_model
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine, Sampling
 from lit_rlhf.seeding import sample_seeds
 from lit_rlhf.types import BranchedBatch, Completions, PromptBatch
 
 Samples = list[dict[str, Any]]
+INITIAL = Path("sft", "export")
+"""The initial policy, under the root of the runs."""
 
 
 class Judge(Protocol):
@@ -158,17 +160,17 @@ def accuracy_by_difference(
     return table
 
 
-def reward_margins(path: Path, pairs: Path, cache: Path) -> tuple[list[float], list[float]]:
-    """Score differences of a reward model on pairs, and the differences of the mean ratings."""
-    backbone = load_reward_model(path, dtype="bfloat16")
-    source = FileSource(str(pairs))
+def reward_margins(path: Path, root: Path) -> tuple[list[float], list[float]]:
+    """Score differences of a reward model on the held-out pairs, and the differences of the mean ratings."""
+    backbone = load_reward_model(path, dtype="bfloat16", base=str(root / INITIAL))
+    source = FileSource(str(root / "data" / "pairs_heldout.jsonl"))
     data = PreferenceDataModule(
         test=source,
         tokenizer=backbone.tokenizer,
         format=ExplicitPrompt(margin=None),
         invalid="error",
         batch_size=32,
-        cache_dir=str(cache),
+        cache_dir=str(root / "cache"),
     )
     data.prepare_data()
     data.setup("test")
@@ -181,9 +183,23 @@ def reward_margins(path: Path, pairs: Path, cache: Path) -> tuple[list[float], l
     return [margins[i] for i in range(len(differences))], differences
 
 
-def load_policy(path: Path) -> Backbone:
-    """A merged export of a policy."""
-    return Backbone(ModelSpec(name=str(path), dtype="bfloat16"), trainable=False).eval()
+def load_policy(root: Path, name: str) -> Backbone:
+    """A policy by its place under the root: a merged export, a checkpoint, or a directory of checkpoints (the newest).
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    path = root / name
+    if (path / "config.json").is_file():
+        return Backbone(ModelSpec(name=str(path), dtype="bfloat16"), trainable=False).eval()
+    checkpoints = (
+        [path] if path.suffix == ".ckpt" else sorted(path.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    )
+    if not checkpoints:
+        raise FileNotFoundError(
+            f"{path} is neither a checkpoint nor a directory with an export or checkpoints of a policy."
+        )
+    return load_checkpoint_backbone(checkpoints[-1], name=str(root / INITIAL))
 
 
 def _texts(backbone: Backbone, ids: Tensor, mask: Tensor) -> list[str]:
@@ -194,5 +210,5 @@ def _texts(backbone: Backbone, ids: Tensor, mask: Tensor) -> list[str]:
 
 def _sequence_logprobs(backbone: Backbone, rows: BranchedBatch) -> Tensor:
     with torch.no_grad(), evaluating(backbone):
-        logprobs: Tensor = backbone(rows, num_branches=1, role=None, logprobs=True).logprobs
+        logprobs: Tensor = backbone(rows, num_branches=1, role="policy", logprobs=True).logprobs
     return logprobs.sum(-1)

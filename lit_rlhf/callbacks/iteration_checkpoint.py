@@ -23,6 +23,7 @@ from lit_rlhf.callbacks.lightning_internals import (
     is_dry_run,
     is_last_batch,
     is_stopping,
+    is_within_iteration,
     iterations_done,
     silence_noise,
     will_validate,
@@ -222,6 +223,7 @@ class IterationCheckpoint(ModelCheckpoint):
             torch.distributed.all_gather_object(means, epoch_means(trainer))
         checkpoint[_KEY] = {
             "iteration": iterations_done(trainer),
+            "within": not pl_module.automatic_optimization and is_within_iteration(trainer),
             "world_size": trainer.world_size,
             "epoch_means": means,
         }
@@ -231,6 +233,12 @@ class IterationCheckpoint(ModelCheckpoint):
         ours = checkpoint.get(_KEY)
         if trainer.state.fn != TrainerFn.FITTING or ours is None:
             return
+        if ours["within"]:
+            raise CheckpointError(
+                f"The checkpoint {trainer.ckpt_path} was written in the midst of iteration {ours['iteration']}, by "
+                "something else than IterationCheckpoint: its policy is updated in part and its rollout lost. Give "
+                "--ckpt_path last, or another checkpoint."
+            )
         if ours["world_size"] != trainer.world_size:
             raise CheckpointError(
                 f"The checkpoint {trainer.ckpt_path} was written by {ours['world_size']} processes and this run has "

@@ -27,6 +27,7 @@ _NOISE = (
     r".*does not have many workers which may be a bottleneck.*",
     # between Lightning 2.6 and torch 2.13
     r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*torch.distributed.nn.functional.all_gather is deprecated.*",
 )
 
 
@@ -66,6 +67,12 @@ def is_accumulating(trainer: Trainer) -> bool:
 def is_last_batch(trainer: Trainer) -> bool:
     """Whether the epoch ends with this batch."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def is_within_iteration(trainer: Trainer) -> bool:
+    """Whether a training step has begun and not ended."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.started > progress.processed)
 
 
 def will_validate(trainer: Trainer) -> bool:

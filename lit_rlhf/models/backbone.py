@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,7 @@ class Backbone(nn.Module):
         twin.zero_grad(set_to_none=True)
         twin.frozen = True
         if dtype is not None:
+            twin.spec = replace(self.spec, dtype=dtype)
             for name, parameter in twin.model.named_parameters():
                 if ".lora_" not in name and parameter.is_floating_point():
                     parameter.data = parameter.data.to(DTYPES[dtype])

@@ -25,7 +25,9 @@ from lit_rlhf.types import LossOutput, PromptBatch, Rollout
 
 
 class PolicyModule(ActingModule):
-    r"""Maximise $E_\pi[r(x, y)] - \beta\,KL(\pi \,\|\, \pi_{ref})$ from the policy's own samples, by manual optimization.
+    r"""The template of on-policy algorithms: override `estimate` to make one.
+
+    The objective is $E_\pi[r(x, y)] - \beta\,KL(\pi \,\|\, \pi_{ref})$, optimized by hand from the policy's own samples.
 
     A batch of prompts is one iteration: rollout, reward, reference (and values), then `num_epochs` passes over
     `num_minibatches` minibatches, one optimizer step each. An algorithm overrides `shape_rewards`, `estimate` or `loss`.

@@ -16,7 +16,9 @@ from lit_rlhf.types import BranchedBatch, BranchOutput, num_branches
 
 
 class RewardModelModule(RLHFModule):
-    r"""Fit $r(x, y)$ so that $P(y_w \succ y_l) = \sigma(r(x, y_w) - r(x, y_l))$ (Bradley–Terry; arXiv:2009.01325).
+    r"""A reward model fitted to preferences.
+
+    By default $P(y_w \succ y_l) = \sigma(r(x, y_w) - r(x, y_l))$ (Bradley–Terry; arXiv:2009.01325).
 
     A prompt with K branches is one row and the prompt is computed once; each branch is scored at its last token by a
     float32 head. The loss is injected, so margins, soft labels, rankings and regression need no other module.

@@ -12,9 +12,12 @@ from lit_rlhf.types import BranchOutput, DemonstrationBatch
 
 
 class SupervisedModule(RLHFModule):
-    r"""Maximise the likelihood of demonstrations: $L = -\frac{1}{\sum_n |y_n|} \sum_n \sum_t \log \pi(y_{n,t} \mid x_n, y_{n,<t})$.
+    r"""Maximise the likelihood of demonstrations.
 
-    Only the tokens of the completion count. Logs `loss` (nats per token) and `num_tokens`. With `trainer.accumulate_grad_batches` each microbatch weighs the same, however many tokens it has.
+    $L = -\frac{1}{\sum_n |y_n|} \sum_n \sum_t \log \pi(y_{n,t} \mid x_n, y_{n,<t})$: only the tokens of completions count.
+
+    Logs `loss` (nats per token) and `num_tokens`. With `trainer.accumulate_grad_batches` each microbatch weighs the same,
+    however many tokens it has.
 
     Args:
         backbone: The model and how it is loaded, quantized and adapted.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from lit_rlhf.testing.verify.exact import PI_STAR, optimum
 from lit_rlhf.testing.verify.runner import BETA, Case, Training
 from lit_rlhf.types import Completions, Rollout
 
+MakeModule = Callable[[ModelSpec, Reward], PolicyModule]
 _GROUP = 2
 
 
@@ -60,7 +61,7 @@ class PolicyCase(Case):
     method: str
     target: str
     world: TabularWorld
-    make_module: Callable[[ModelSpec, Reward], PolicyModule]
+    make_module: MakeModule
     optimum: Tensor
     group: int = _GROUP
     by_group: bool = False
@@ -118,7 +119,7 @@ def policy_cases() -> list[PolicyCase]:
 
 def _reward_kl_cases() -> list[PolicyCase]:
     deep, flat = tree(), bandit()
-    options = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
+    options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
     ppo = partial(PPOPolicyModule, lam=1.0, whiten_advantages=False, num_epochs=1, **options)
     normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), num_samples=_GROUP, **options)
     return [
@@ -139,9 +140,9 @@ def _reward_kl_cases() -> list[PolicyCase]:
 
 def _loss_kl_cases() -> list[PolicyCase]:
     flat, deep = bandit(), tree()
-    options = {"num_samples": _GROUP, "kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
+    options: dict[str, Any] = {"num_samples": _GROUP, "kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
     r, ref = flat.rewards, flat.reference
-    sums = {"reduction": o.SequenceSum(), **options}
+    sums: dict[str, Any] = {"reduction": o.SequenceSum(), **options}
     shrunk = targets.tilted(ref, r * (_GROUP - 1) / (_GROUP * BETA))
     ranks = targets.anchored_optimum(ref, partial(_normalized_slope, flat))
     rows = [

@@ -245,6 +245,25 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
         Run(tmp_path, ckpt_path="last")
 
 
+class SavesOnException(Callback):
+    """As Lightning's OnExceptionCheckpoint and its handler of SLURM's signal do."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        trainer.save_checkpoint(f"{trainer.default_root_dir}/exception.ckpt")
+
+
+def test_what_was_saved_within_an_iteration_is_no_state_to_go_on_from(tmp_path: Path) -> None:
+    Run(tmp_path, manual=True, dies_at=4, callbacks=[SavesOnException()])
+    with pytest.raises(CheckpointError, match=r"exception\.ckpt was written in the midst of iteration 5"):
+        Run(tmp_path, manual=True, ckpt_path=str(tmp_path / "exception.ckpt"))
+
+
+def test_automatic_steps_are_repeated_from_such_a_checkpoint(tmp_path: Path) -> None:
+    whole = Run(tmp_path / "whole")
+    Run(tmp_path, every=100, dies_at=4, callbacks=[SavesOnException()])
+    assert Run(tmp_path, every=100, ckpt_path=str(tmp_path / "exception.ckpt")).module.seen[1:] == whole.module.seen[5:]
+
+
 def test_validation_takes_the_last_checkpoint_too(tmp_path: Path) -> None:
     first = Run(tmp_path)
     first.trainer.validate(first.module, datamodule=Data(), ckpt_path="last", verbose=False)

@@ -11,6 +11,7 @@ import torch
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.models.branched import BranchRunner, Costs
+from lit_rlhf.models.specs import Attention, Branching
 from lit_rlhf.types import BranchedBatch
 from tests.reference.models import padded, plain_model, separate_rows
 from tests.tolerances import BF16, FP32, FP32_MODEL
@@ -30,10 +31,15 @@ def with_heads(backbone: Backbone):
     return backbone
 
 
-@pytest.mark.parametrize("branching", ["shared", "expanded", "auto"])
+@pytest.mark.parametrize(
+    ("branching", "attention"), [("shared", "sdpa"), ("expanded", "sdpa"), ("auto", "sdpa"), ("shared", "eager")]
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_equals_separate_rows(model_dirs: dict[str, Path], batch: BranchedBatch, architecture: str, branching: str):
-    backbone = with_heads(Backbone(ModelSpec(name=str(model_dirs[architecture]), branching=branching)))
+def test_equals_separate_rows(
+    model_dirs: dict[str, Path], batch: BranchedBatch, architecture: str, branching: Branching, attention: Attention
+):
+    spec = ModelSpec(name=str(model_dirs[architecture]), branching=branching, attention=attention)
+    backbone = with_heads(Backbone(spec))
     out = evaluate(backbone, batch, temperature=0.7)
     with torch.no_grad():
         theirs = separate_rows(plain_model(model_dirs[architecture]), ROWS, temperature=0.7)

@@ -52,7 +52,7 @@ def prompt_loader(model_dir: Path, batch_size: int = 4) -> DataLoader[Any]:
 
 ARRANGEMENTS: dict[str, tuple[dict[str, Any], Callable[[ModelSpec], Critic]]] = {
     "full-head": ({}, lambda _: ValueHead()),
-    "full-model": ({}, lambda spec: ValueModel(spec)),
+    "full-model": ({}, ValueModel),
     "lora-head": ({"lora": LoraSpec(rank=4)}, lambda _: ValueHead()),
     "lora-adapter": ({"lora": LoraSpec(rank=4)}, lambda _: ValueAdapter()),
     "lora-model": ({"lora": LoraSpec(rank=4)}, lambda spec: ValueModel(ModelSpec(name=spec.name))),

@@ -1,0 +1,23 @@
+"""`lit-rlhf demo`: everything once, on a small world whose best policy is known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from lit_rlhf.demo import run_demo
+
+
+def demo(output: Path = Path("runs/demo"), seed: int = 0) -> None:
+    """Run SFT, reward model and PPO on a synthetic world of short reviews; no network, about two minutes on a CPU.
+
+    Args:
+        output: Directory for report.html, summary.json, metrics, samples and the trained models.
+        seed: Of data, weights and rollouts.
+    """
+    run_demo(output, seed)
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it."""
+    auto_cli(demo, as_positional=False, args=list(words[1:]), prog="lit-rlhf demo")

@@ -1,0 +1,214 @@
+"""The pure parts of benchmarks/human_sentiment: reading, splitting, pairing, cutting, counting."""
+
+import itertools
+import json
+import math
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.human_sentiment.corpus import (
+    RATINGS_FILE,
+    TEXT_FILE,
+    Sentence,
+    merge_copies,
+    read_sentences,
+    split_raters,
+    split_sentences,
+)
+from benchmarks.human_sentiment.download import Package, fetch
+from benchmarks.human_sentiment.measures import accuracy_by_difference, judge_samples, summarize
+from benchmarks.human_sentiment.prepare import Recipe, build_rows, write_jsonl
+from benchmarks.human_sentiment.rows import PREFIX, cut_after_words, p_preferred, pair_row, pair_rows, prompt_rows
+
+HERE = Path(__file__).parents[3] / "benchmarks" / "human_sentiment"
+ADJECTIVES = ("warm", "cold", "odd", "sharp", "dull", "sly", "loud", "soft")
+
+
+def sentences(number: int) -> list[Sentence]:
+    def text(i: int) -> str:
+        words = " ".join(ADJECTIVES[(i // 8**place) % 8] for place in range(4))
+        return f"A {words} film of the kind number {i}."
+
+    return [Sentence(str(i), text(i), tuple((i * 7 + j * 5) % 9 - 4 for j in range(15))) for i in range(number)]
+
+
+def test_share_of_rater_pairs_equals_counting_them() -> None:
+    for first, second in [((3, 1, 1), (1, 0)), ((-4, 4), (0,)), ((2, 2), (2, 2)), ((4,), (-4, -4, -4))]:
+        pairs = list(itertools.product(first, second))
+        counted = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+        assert p_preferred(first, second) == counted
+        assert p_preferred(second, first) == pytest.approx(1 - counted)
+
+
+def test_pair_puts_the_higher_mean_first_whatever_the_order() -> None:
+    good, bad = Sentence("1", "Good.", (3, 2, 4)), Sentence("2", "Bad.", (-1, 0, 3))
+    row = pair_row(bad, good)
+    assert row == pair_row(good, bad)
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (PREFIX, " Good.", " Bad.")
+    assert row["margin"] == pytest.approx(3 - 2 / 3)
+    assert row["p_chosen"] == p_preferred((3, 2, 4), (-1, 0, 3))
+
+
+def test_each_sentence_is_in_as_many_pairs_as_there_are_rounds() -> None:
+    rows = pair_rows(sentences(20), rounds=3, seed=0)
+    texts = [row[side] for row in rows for side in ("chosen", "rejected")]
+    assert len(rows) == 30
+    assert {texts.count(text) for text in texts} == {3}
+    assert rows == pair_rows(sentences(20), rounds=3, seed=0)
+    assert rows != pair_rows(sentences(20), rounds=3, seed=1)
+
+
+def test_no_sentence_is_on_both_sides_and_sides_stay() -> None:
+    everything = sentences(400)
+    train, held = split_sentences(everything, 0.1)
+    assert not {s.identity for s in train} & {s.identity for s in held}
+    assert len(train) + len(held) == 400
+    assert 20 <= len(held) <= 62
+    again, _ = split_sentences(reversed(everything[:200]), 0.1)
+    assert {s.key for s in again} <= {s.key for s in train}
+
+
+def test_copies_are_merged_whatever_their_spelling() -> None:
+    merged = merge_copies(
+        [Sentence("1", "A fine film!", (1, 2)), Sentence("2", "a  fine film", (3,)), Sentence("3", "...", (0,))]
+    )
+    assert merged == [Sentence("1", "A fine film!", (1, 2, 3))]
+
+
+def test_groups_of_raters_are_disjoint_and_complete() -> None:
+    sentence = Sentence("1", "x", tuple(range(-4, 4)))
+    reward, gold = split_raters(sentence, 3)
+    assert gold.ratings == (-2, 1)
+    assert sorted(reward.ratings + gold.ratings) == sorted(sentence.ratings)
+
+
+@pytest.mark.parametrize("words", [1, 3, 50])
+def test_cutting_loses_nothing_but_spacing(words: int) -> None:
+    text = "An  odd film of rare charm"
+    first, rest = cut_after_words(text, words)
+    assert first + rest == " ".join(text.split())
+    assert rest == "" or rest.startswith(" ")
+
+
+def test_prompts_have_first_words_and_leave_enough() -> None:
+    rows = prompt_rows([*sentences(50), Sentence("s", "Too short.", (1,))], words=(2, 4), min_rest=5, seed=0)
+    assert len(rows) == 50
+    for row in rows:
+        shown = str(row["prompt"]).removeprefix(f"{PREFIX} ").split()
+        assert 2 <= len(shown) <= 4
+        assert len(str(row["completion"]).split()) >= 5
+    assert {len(str(row["prompt"]).split()) for row in rows} == {4, 5, 6}
+
+
+def test_data_sets_share_no_sentence_between_sides() -> None:
+    rows = build_rows(sentences(300), Recipe())
+    train = {row[side] for row in rows["pairs_train"] + rows["gold_pairs_train"] for side in ("chosen", "rejected")}
+    held = {row[side] for row in rows["pairs_heldout"] for side in ("chosen", "rejected")}
+    assert held
+    assert not train & held
+    whole = {str(r["prompt"]).removeprefix(PREFIX) + str(r["completion"]) for r in rows["demonstrations_train"]}
+    assert whole <= train
+    assert [r["prompt"] for r in rows["prompts_heldout"]] == [r["prompt"] for r in rows["demonstrations_heldout"]]
+
+
+def write_corpus(folder: Path, ratings: str, texts: str) -> Path:
+    (folder / RATINGS_FILE).write_text(ratings, encoding="latin-1")
+    (folder / TEXT_FILE).write_text(texts, encoding="latin-1")
+    return folder
+
+
+def test_reading_the_corpus(tmp_path: Path) -> None:
+    folder = write_corpus(
+        tmp_path, "1\t1.5\t0.5\t[1, 2]\n2\t-1\t0\t[-1]\n", "2\t-1\tWhat a  caf\xe9.\n\n1\t1.5\tFine film.\n"
+    )
+    assert read_sentences(folder) == [Sentence("2", "What a caf\xe9.", (-1,)), Sentence("1", "Fine film.", (1, 2))]
+
+
+@pytest.mark.parametrize(
+    ("ratings", "texts", "message"),
+    [
+        ("1\t1\t0\t[1]\n", "1\t1\n", r"GroundTruth.txt, line 1: 2 tab-separated columns where 3"),
+        ("1\t1\t0\t[1]\n", "2\t1\tx\n", r"ids in only one of .*: \['1', '2'\]"),
+        ("1\t1\t0\t[5]\n", "1\t1\tx\n", r"id 1: ratings \(5,\) aren't numbers from -4 to 4"),
+    ],
+)
+def test_a_broken_corpus_is_refused(tmp_path: Path, ratings: str, texts: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_sentences(write_corpus(tmp_path, ratings, texts))
+
+
+def test_a_file_with_other_content_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"x.zip has SHA-256 .* delete it to fetch it afresh"):
+        fetch(Package("x==1", "x.zip", "0" * 64), tmp_path)
+
+
+def test_jsonl_is_written_whole(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "deep" / "rows.jsonl", [{"prompt": "caf\xe9"}, {"prompt": "b"}])
+    lines = (tmp_path / "deep" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["caf\xe9", "b"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["rows.jsonl"]
+
+
+def test_accuracy_counts_pairs_from_each_threshold_on() -> None:
+    table = accuracy_by_difference([1.0, -1.0, 0.0, 2.0, -2.0], [0.2, 0.5, 0.7, 1.0, 0.0])
+    assert table["0.0"] == {"accuracy": 2.5 / 4, "pairs": 4}
+    assert table["0.5"] == {"accuracy": 1.5 / 3, "pairs": 3}
+    assert table["1.0"] == {"accuracy": 1.0, "pairs": 1}
+    assert math.isnan(accuracy_by_difference([], [])["1.0"]["accuracy"])
+
+
+class LengthJudge:
+    def polarity_scores(self, text: str) -> dict[str, float]:
+        return {"compound": float(len(text.split()))}
+
+
+def test_the_judge_reads_the_sentence_without_prefix() -> None:
+    samples = [
+        {
+            "prompt": f"{PREFIX} An odd",
+            "response": " film.",
+            "log_ratio": 1.0,
+            "tokens": 2,
+            "finished": True,
+            "reward": 0.5,
+        },
+        {
+            "prompt": f"{PREFIX} A",
+            "response": " dull film.",
+            "log_ratio": 2.0,
+            "tokens": 4,
+            "finished": False,
+            "reward": 1.5,
+        },
+    ]
+    judge_samples(samples, LengthJudge())
+    assert [(row["gold"], row["gold_response"]) for row in samples] == [(3.0, 1.0), (3.0, 2.0)]
+    summary = summarize(samples, ["reward"])
+    assert (summary["gold"], summary["kl"], summary["tokens"], summary["finished"]) == (3.0, 1.5, 3.0, 0.5)
+    assert summary["reward"] == 1.0
+    assert summary["kl_stderr"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["sft.yaml", "reward.yaml", "ppo.yaml"])
+def test_configurations_read_what_prepare_writes(name: str) -> None:
+    data = yaml.safe_load((HERE / name).read_text())["data"]["init_args"]
+    written = {f"runs/human_sentiment/data/{key}.jsonl" for key in build_rows(sentences(60), Recipe())}
+    used = {data[split]["init_args"]["path"] for split in ("train", "val") if split in data}
+    assert used <= written
+
+
+def test_readme_names_files_that_exist() -> None:
+    text = (HERE / "README.md").read_text()
+    words = {
+        word
+        for line in text.splitlines()
+        if line.startswith(("bash", "lit-rlhf"))
+        for word in shlex.split(line, comments=True)
+    }
+    files = {word for word in words if word.startswith("benchmarks/")}
+    assert files
+    assert all((HERE.parents[1] / file).is_file() for file in files)
