@@ -10,7 +10,13 @@ from typing import Any
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "data": ("DemonstrationDataModule", "PreferenceDataModule", "PromptDataModule", "RankedDataModule", "UnpairedDataModule"),
+    "data": (
+        "DemonstrationDataModule",
+        "PreferenceDataModule",
+        "PromptDataModule",
+        "RankedDataModule",
+        "UnpairedDataModule",
+    ),
     "models": ("Backbone", "LoraSpec", "ModelSpec", "ValueAdapter", "ValueHead", "ValueModel"),
     "modules": (
         "GRPOPolicyModule",

@@ -33,6 +33,7 @@ class PhaseProgressBar(RichProgressBar):
         self._phase_id: TaskID | None = None
         self._phase_name = ""
         self._last_line = 0.0
+        self._last_iteration_line = 0.0
 
     @property
     def is_enabled(self) -> bool:
@@ -44,7 +45,7 @@ class PhaseProgressBar(RichProgressBar):
         super().setup(trainer, pl_module, stage)
         console = get_console()
         self._plain = not (console.is_terminal or console.is_jupyter)
-        self._last_line = time.monotonic()
+        self._last_line = self._last_iteration_line = time.monotonic()
         phases = _phases(pl_module)
         if phases is not None and self._show not in phases.listeners and trainer.is_global_zero:
             phases.listeners.append(self._show)
@@ -63,8 +64,9 @@ class PhaseProgressBar(RichProgressBar):
         self._hide_phase()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         done = batch_idx + 1
-        if self._lines_wanted and (done == self.total_train_batches or self._line_is_due()):
+        if self._lines_wanted and (done == self.total_train_batches or self._is_due(self._last_iteration_line)):
             self._print(self._line(trainer, pl_module, done))
+            self._last_iteration_line = self._last_line
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hide the phase."""
@@ -85,7 +87,7 @@ class PhaseProgressBar(RichProgressBar):
 
     def _show(self, name: str, done: int, total: int) -> None:
         """Told by the module of each step of each phase."""
-        if self._lines_wanted and self._line_is_due():
+        if self._lines_wanted and self._is_due(self._last_line):
             where = f"iteration {iterations_done(self.trainer)}: " if self.trainer.training else ""
             self._print(f"{where}{name} {done}/{total}" if total else f"{where}{name}")
         if self.progress is None or not self.is_enabled:
@@ -106,8 +108,8 @@ class PhaseProgressBar(RichProgressBar):
     def _lines_wanted(self) -> bool:
         return self._plain and super().is_enabled
 
-    def _line_is_due(self) -> bool:
-        return time.monotonic() - self._last_line >= self.seconds_between_lines
+    def _is_due(self, last: float) -> bool:
+        return time.monotonic() - last >= self.seconds_between_lines
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()

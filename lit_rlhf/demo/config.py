@@ -27,13 +27,15 @@ class RewardStage:
     """The reward model, started from the initial policy.
 
     Attributes:
-        pairs: Choices of raters, each seen once.
-        heldout_pairs: Choices on prompts that nothing is trained on.
+        pairs: Pairs that raters chose between, each seen once.
+        raters: How many chose for each pair; their share is its soft label. Odd.
+        heldout_pairs: Choices of single raters on prompts that nothing is trained on.
         batch_size: Pairs per optimizer step.
         lr: Peak learning rate.
     """
 
     pairs: int = 16000
+    raters: int = 5
     heldout_pairs: int = 2000
     batch_size: int = 16
     lr: float = 1e-3

@@ -97,7 +97,7 @@ class Stages:
         stage = self.config.reward
         heldout = self.world.pairs(stage.heldout_pairs, "heldout")
         data = PreferenceDataModule(
-            RowsSource(self.world.pairs(stage.pairs)),
+            RowsSource(self.world.pairs(stage.pairs, raters=stage.raters)),
             RowsSource(heldout),
             eval_batch_size=100,
             **self._data_options(stage.batch_size),

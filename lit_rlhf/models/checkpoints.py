@@ -64,7 +64,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def _spec(checkpoint: Mapping[str, Any], path: str | Path) -> ModelSpec:
     fields = dict(checkpoint.get("hyper_parameters", {}).get("backbone") or {})
     if not fields:
-        raise CheckpointError(f"The checkpoint {str(path)!r} doesn't say what its backbone was (hyper_parameters.backbone).")
+        raise CheckpointError(
+            f"The checkpoint {str(path)!r} doesn't say what its backbone was (hyper_parameters.backbone)."
+        )
     if fields.get("lora"):
         fields["lora"] = LoraSpec(**fields["lora"])
     return ModelSpec(**fields)

@@ -143,7 +143,9 @@ class ActingModule(RLHFModule):
         """Tokens and texts as rewards see them."""
         num_samples = len(generation.tokens) // len(prompt_ids)
         decode = self.backbone.tokenizer.decode
-        prompts = [decode(ids[mask], skip_special_tokens=False) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
+        prompts = [
+            decode(ids[mask], skip_special_tokens=False) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)
+        ]
         pairs = zip(generation.tokens, generation.mask, strict=True)
         return Completions(
             prompt_ids=prompt_ids,
@@ -222,7 +224,9 @@ class ActingModule(RLHFModule):
         self.log_dict(metrics, sync_dist=True, batch_size=rollout.num_prompts, on_epoch=True)
 
     def _keep_samples(self, completions: Completions, scores: Tensor) -> None:
-        rows = zip(completions.prompts, completions.responses, scores.tolist(), completions.finished.tolist(), strict=True)
+        rows = zip(
+            completions.prompts, completions.responses, scores.tolist(), completions.finished.tolist(), strict=True
+        )
         self.samples = [
             {"iteration": self.iteration, "prompt": prompt, "response": response, "score": score, "finished": finished}
             for prompt, response, score, finished in rows

@@ -43,7 +43,9 @@ class RLHFModule(LightningModule):
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")  # removed in the next line
+            warnings.filterwarnings(
+                "ignore", message="Attribute .* is an instance of `nn.Module`"
+            )  # removed in the next line
             self.save_hyperparameters()
         self._keep_plain_hyperparameters()
         self.spec = backbone
@@ -171,7 +173,9 @@ class RLHFModule(LightningModule):
         """Check that the checkpoint is of this class and complete, then restore the module's own state."""
         ours = checkpoint.get(CHECKPOINT_KEY)
         if ours is None:
-            raise CheckpointError("This checkpoint was not written by lit_rlhf: it has no record of the module's class and state.")
+            raise CheckpointError(
+                "This checkpoint was not written by lit_rlhf: it has no record of the module's class and state."
+            )
         if ours["class"] != type(self).__qualname__:
             raise CheckpointError(
                 f"The checkpoint was written by {ours['class']}, the model is {type(self).__qualname__}. Give --ckpt_path a "

@@ -230,7 +230,9 @@ class GSPOPolicyModule(GRPOPolicyModule):
         **kwargs: As for `GRPOPolicyModule`.
     """
 
-    def __init__(self, *args: Any, surrogate: Surrogate | None = None, kl: KLController | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, surrogate: Surrogate | None = None, kl: KLController | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, surrogate=surrogate or SequenceClipped(), kl=kl or FixedKL(0.0), **kwargs)
 
 

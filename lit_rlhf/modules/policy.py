@@ -201,7 +201,9 @@ class PolicyModule(ActingModule):
         metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value)
         metrics |= {"iteration": self.iteration, "kl_coef": self.kl.value, "skipped_steps": self.skipped_steps}
         self.means = Means()
-        self.log_dict({f"train/{name}": float(value) for name, value in metrics.items()}, batch_size=rollout.num_prompts)
+        self.log_dict(
+            {f"train/{name}": float(value) for name, value in metrics.items()}, batch_size=rollout.num_prompts
+        )
         shown = {"reward": metrics["objective/scores"], "kl": metrics["objective/kl"]}
         self.log_dict({name: float(value) for name, value in shown.items()}, prog_bar=True, logger=False)
         self.kl.update(metrics["objective/kl"], len(rollout.tokens))

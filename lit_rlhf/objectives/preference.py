@@ -153,7 +153,7 @@ class NLL(PreferenceLoss):
         super().__init__()
         self.length_normalize = length_normalize
 
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:  # noqa: ARG002
+    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
         """The negative log-likelihood of one branch of each row."""
         best = torch.zeros_like(policy.lengths[:, 0])
         if "score" in batch and batch["score"].dim() == 2:

@@ -82,14 +82,15 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1) if whole else weights.new_zeros(len(weights), 0)
     if whole < size:
         sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
-    outer = sums.double().cumsum(-1)
+    sums = sums.double()
+    outer = sums.cumsum(-1)
     target = uniforms[:, None] * outer[:, -1:]
     block = _first_above(outer, target)
-    # Not below 0, where rounding could lead to a leading token of weight 0.
-    rest = (target - (outer - sums.double()).gather(-1, block)).clamp_min(0)
     index = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
-    inside = weights.gather(-1, index.clamp_max(size - 1)).double() * (index < size)
-    return (block * _BLOCK + _first_above(inside.cumsum(-1), rest))[:, 0].clamp_max(size - 1)
+    inner = (weights.gather(-1, index.clamp_max(size - 1)).double() * (index < size)).cumsum(-1)
+    # As a share of the block, whose sum was rounded to float32; not below 0, where a token of weight 0 may stand.
+    share = ((target - outer.gather(-1, block)) / sums.gather(-1, block) + 1).clamp_min(0)
+    return (block * _BLOCK + _first_above(inner, share * inner[:, -1:]))[:, 0].clamp_max(size - 1)
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:

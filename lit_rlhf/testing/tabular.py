@@ -101,6 +101,29 @@ class TabularModel(PreTrainedModel):
         return CausalLMOutputWithPast(logits=self.lm_head(hidden))
 
 
+class DoubleHead(nn.Module):
+    """A scalar head in float64: with one-hot states, a number for each state.
+
+    Args:
+        num_states: Width of the hidden states.
+    """
+
+    def __init__(self, num_states: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_states, dtype=torch.float64))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., states) to (...)."""
+        values: Tensor = hidden @ self.weight
+        return values
+
+
+def use_double_heads(backbone: Backbone) -> None:
+    """Put float64 heads, at 0, in the place of the float32 ones that roles were given."""
+    for name in list(backbone.heads):
+        backbone.heads[name] = DoubleHead(backbone.hidden_size)
+
+
 @dataclass(frozen=True)
 class TabularWorld:
     """A prompt, its completions, a reward of each and a reference policy.

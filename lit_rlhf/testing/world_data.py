@@ -94,9 +94,9 @@ class Raters:
 
     temperature: float = 0.5
 
-    def p_first(self, first: float, second: float) -> float:
-        """Probability that a text of utility `first` is preferred to one of utility `second`."""
-        return 1 / (1 + math.exp((second - first) / self.temperature))
+    def p_first(self, margin: float) -> float:
+        """Probability that a text is preferred to one whose utility is lower by a margin."""
+        return 1 / (1 + math.exp(-margin / self.temperature))
 
 
 @dataclass(frozen=True)
@@ -126,23 +126,29 @@ class WorldData:
         prompts = rng.choices(pool, k=number)
         return [{"prompt": prompt, "completion": self.writers.write(prompt, rng)} for prompt in prompts]
 
-    def pairs(self, number: int, split: Split = "train") -> list[dict[str, str | float]]:
-        """Rows with `prompt`, `chosen`, `rejected` and `utility_margin`.
+    def pairs(self, number: int, split: Split = "train", raters: int = 1) -> list[dict[str, str | float]]:
+        """Rows with `prompt`, `chosen`, `rejected` (two different texts), `p_chosen` and `utility_margin`.
 
-        The texts differ and the choice between them is noisy; the margin, which is negative where the worse text was
-        chosen, is for evaluation.
+        Args:
+            number: Of rows.
+            split: Whose prompts.
+            raters: How many choose between the texts of a pair, each for themselves; odd. `chosen` is what most of them
+                prefer and `p_chosen` their share. `utility_margin`, which is negative where they prefer the worse text,
+                is for evaluation.
         """
         rng, pool = self._rng("pairs", split), prompt_pool(split)
         rows: list[dict[str, str | float]] = []
         while len(rows) < number:
             prompt = rng.choice(pool)
-            first, second = self.writers.write(prompt, rng), self.writers.write(prompt, rng)
-            if first == second:
+            texts = (self.writers.write(prompt, rng), self.writers.write(prompt, rng))
+            if texts[0] == texts[1]:
                 continue
-            one, two = self.world.utility(prompt, first), self.world.utility(prompt, second)
-            if rng.random() >= self.raters.p_first(one, two):
-                first, second, one, two = second, first, two, one
-            rows.append({"prompt": prompt, "chosen": first, "rejected": second, "utility_margin": one - two})
+            margin = self.world.utility(prompt, texts[0]) - self.world.utility(prompt, texts[1])
+            share = sum(rng.random() < self.raters.p_first(margin) for _ in range(raters)) / raters
+            if share < 0.5:
+                texts, margin, share = texts[::-1], -margin, 1 - share
+            row = {"prompt": prompt, "chosen": texts[0], "rejected": texts[1]}
+            rows.append({**row, "p_chosen": share, "utility_margin": margin})
         return rows
 
     def _rng(self, purpose: str, split: Split) -> random.Random:

@@ -96,7 +96,9 @@ def test_exported_reward_gives_the_same_scores_in_transformers(
     model = AutoModelForSequenceClassification.from_pretrained("out/reward").eval()
     theirs = []
     for row in rows:
-        ids = tokenizer(row["prompt"])["input_ids"] + tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        ids = (
+            tokenizer(row["prompt"])["input_ids"] + tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        )
         ids = torch.tensor([[*ids, tokenizer.eos_token_id]])
         theirs.append(float(model(ids).logits))
     torch.testing.assert_close(torch.tensor(exported), torch.tensor(theirs), **FP32_MODEL)

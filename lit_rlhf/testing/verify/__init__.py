@@ -3,11 +3,13 @@
 `verify()` gives the table; each row runs a method through its module's own code on all the data there could be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.modules import RLHFModule
 from lit_rlhf.testing.verify.anchored import anchored_cases, degenerate_cases
+from lit_rlhf.testing.verify.custom import custom_case
 from lit_rlhf.testing.verify.exact import exact_cases
 from lit_rlhf.testing.verify.margins import divergence_cases, margin_cases
 from lit_rlhf.testing.verify.policy import PolicyCase, policy_cases
@@ -26,6 +28,7 @@ __all__ = [
     "all_cases",
     "verify",
     "verify_case",
+    "verify_module",
 ]
 
 
@@ -58,3 +61,12 @@ def verify(methods: Sequence[str] | None = None) -> list[VerifyRow]:
     if unknown:
         raise ConfigurationError(f"There is no method {unknown[0]!r} to verify; there are {sorted(cases)}.")
     return [verify_case(cases[name]) for name in (methods or cases)]
+
+
+def verify_module(make_module: Callable[[], RLHFModule]) -> VerifyRow:
+    """The row of a module of the user's own; see `custom_case` for the data it gets and the optimum it is held to.
+
+    Args:
+        make_module: Makes the module, without a backbone, anew at each call.
+    """
+    return verify_case(custom_case(make_module))

@@ -31,7 +31,7 @@ from lit_rlhf.modules import (
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.testing import targets
-from lit_rlhf.testing.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree
+from lit_rlhf.testing.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree, use_double_heads
 from lit_rlhf.testing.verify.exact import PI_STAR, optimum
 from lit_rlhf.testing.verify.runner import BETA, Case, Training
 from lit_rlhf.types import Completions, Rollout
@@ -66,6 +66,7 @@ class PolicyCase(Case):
     group: int = _GROUP
     by_group: bool = False
     training: Training = "follow"
+    rate: float = 0.3
     settles: bool = False
 
     def module(self) -> PolicyModule:
@@ -73,6 +74,7 @@ class PolicyCase(Case):
         module = self.make_module(ModelSpec(config={}), NoReward())
         module.backbone = self.world.backbone()
         module.configure_roles()
+        use_double_heads(module.backbone)
         return module.train()
 
     def expected_loss(self, module: RLHFModule) -> Tensor:
@@ -118,23 +120,18 @@ def policy_cases() -> list[PolicyCase]:
 
 
 def _reward_kl_cases() -> list[PolicyCase]:
-    deep, flat = tree(), bandit()
+    deep, flat, few = tree(), bandit(), bandit(3)
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
     ppo = partial(PPOPolicyModule, lam=1.0, whiten_advantages=False, num_epochs=1, **options)
+    whitened = partial(ReinforcePPPolicyModule, **options)
     normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), num_samples=_GROUP, **options)
     return [
         PolicyCase("PPO (lam=1)", PI_STAR, deep, ppo, optimum(deep), group=1),
         PolicyCase("REINFORCE", PI_STAR, deep, partial(REINFORCEPolicyModule, **options), optimum(deep), group=1),
         PolicyCase("RLOO", PI_STAR, deep, partial(RLOOPolicyModule, num_samples=_GROUP, **options), optimum(deep)),
-        PolicyCase(
-            "REINFORCE++ (bandit)",
-            PI_STAR,
-            flat,
-            partial(ReinforcePPPolicyModule, **options),
-            optimum(flat),
-            by_group=True,
-        ),
-        PolicyCase("GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat)),
+        # Normalised advantages don't fade near the optimum: the rate must.
+        PolicyCase("GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat), training="descend"),
+        PolicyCase("REINFORCE++", PI_STAR, few, whitened, optimum(few), by_group=True, training="descend"),
     ]
 
 
@@ -176,7 +173,7 @@ def _loss_kl_cases() -> list[PolicyCase]:
 
 
 def _normalized_slope(world: TabularWorld, u: Tensor) -> Tensor:
-    r"""Of two samples the normalised advantage is $\frac{d/2}{|d|/\sqrt2 + \epsilon}$; stationary where $E[A|y] - \beta u$ is flat."""
+    r"""Stationary where $E[A|y] - \beta u$ is flat; of two samples A is $\frac{d/2}{|d|/\sqrt2 + \epsilon}$."""
     policy = world.reference * u.exp()
     d = world.rewards[:, None] - world.rewards[None, :]
     advantage = (d / 2) / (d.abs() / 2**0.5 + 1e-4)

@@ -11,7 +11,7 @@ from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import PreferenceModule, RLHFModule
 from lit_rlhf.objectives import PreferenceLoss
 from lit_rlhf.testing.populations import Population
-from lit_rlhf.testing.tabular import TabularWorld
+from lit_rlhf.testing.tabular import TabularWorld, use_double_heads
 from lit_rlhf.testing.verify.runner import Case, Training
 
 MakeLoss = Callable[[], PreferenceLoss]
@@ -47,6 +47,7 @@ class PreferenceCase(Case):
         module = self.make_module(self.make_loss())
         module.backbone = self.world.backbone()
         module.configure_roles()
+        use_double_heads(module.backbone)
         return module.train()
 
     def expected_loss(self, module: RLHFModule) -> Tensor:

@@ -13,7 +13,7 @@ from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import RewardModelModule, RLHFModule
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import targets
-from lit_rlhf.testing.tabular import TabularWorld, bandit, tree
+from lit_rlhf.testing.tabular import TabularWorld, bandit, tree, use_double_heads
 from lit_rlhf.testing.verify.runner import Case, Training
 
 _MARGIN = 0.6
@@ -43,8 +43,8 @@ class RewardCase(Case):
         module = RewardModelModule(ModelSpec(config={}), self.make_loss())
         module.backbone = self.world.backbone()
         module.configure_roles()
+        use_double_heads(module.backbone)
         module.backbone.model.requires_grad_(False)
-        self.write(module, torch.zeros_like(self.optimum))
         return module.train()
 
     def expected_loss(self, module: RLHFModule) -> Tensor:
@@ -52,20 +52,22 @@ class RewardCase(Case):
         module = cast("RewardModelModule", module)
         scores = module(self.population).scores
         loss = module.loss(scores.view(len(self.population["weight"]), -1), self.population).loss
-        return (loss * self.population["weight"]).sum()
+        weight: Tensor = self.population["weight"]
+        return (loss * weight).sum()
 
     def write(self, module: RLHFModule, values: Tensor) -> None:
         """Make (Y,) the scores: the head's weight at the state that a completion ends in."""
         with torch.no_grad():
-            self.table(module)[self.world.final_states] = values.float()
+            self.table(module)[self.world.final_states] = values
 
     def read(self, module: RLHFModule) -> Tensor:
         """The scores, (Y,)."""
-        return self.table(module).detach()[self.world.final_states].double()
+        return self.table(module).detach()[self.world.final_states]
 
     def table(self, module: RLHFModule) -> nn.Parameter:
         """The head's weight."""
-        weight: nn.Parameter = module.backbone.heads["reward"].weight
+        weight = module.backbone.heads["reward"].weight
+        assert isinstance(weight, nn.Parameter)
         return weight
 
     def distance(self, reached: Tensor) -> float:

@@ -12,13 +12,13 @@ from lit_rlhf.testing import make_tokenizer
 from lit_rlhf.types import Completions
 from tests.reference.completions import make_completions
 
-SOURCE = '''
+SOURCE = """
 SCALE = 2.0
 
 
 def long_ones(responses, **columns):
     return [SCALE * len(response) for response in responses]
-'''
+"""
 
 
 def completions(**columns: list[Any]) -> Completions:

@@ -119,7 +119,9 @@ def test_scores_of_an_export_equal_those_of_transformers(
 def test_scores_do_not_depend_on_the_order_of_prompts(tiny_model_dir: Path, whole_dir: Path) -> None:
     backbone = policy(tiny_model_dir)
     reward = attached(whole_dir, backbone, batch_tokens=60)
-    swapped = make_completions(backbone.tokenizer, PROMPTS[::-1], RESPONSES[3:] + RESPONSES[:3], FINISHED[3:] + FINISHED[:3])
+    swapped = make_completions(
+        backbone.tokenizer, PROMPTS[::-1], RESPONSES[3:] + RESPONSES[:3], FINISHED[3:] + FINISHED[:3]
+    )
     wanted = reward.score(completions(backbone)).view(2, 3).flip(0).flatten()
     torch.testing.assert_close(reward.score(swapped), wanted, **FP32_MODEL)
 
@@ -271,7 +273,11 @@ def test_what_cannot_stand_on_the_policys_base_is_refused_with_the_reason(
     cases = [
         (whole_dir, policy(tiny_model_dir), "it is a whole model, not an adapter"),
         (adapter_dir, policy(tiny_model_dir, lora=False), "the policy trains its base in full"),
-        (adapter_dir, policy(other_tokenizer_model_dir), f"it was trained on {tiny_model_dir}, and the policy's base is"),
+        (
+            adapter_dir,
+            policy(other_tokenizer_model_dir),
+            f"it was trained on {tiny_model_dir}, and the policy's base is",
+        ),
     ]
     for path, backbone, message in cases:
         with pytest.raises(ConfigurationError, match=f"{message}.*Set share_base: false"):

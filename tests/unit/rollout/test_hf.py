@@ -24,9 +24,7 @@ def backbone(tiny_model_dir: Path) -> Backbone:
     "options",
     [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}, {"min_new_tokens": 4}],
 )
-def test_it_draws_what_the_native_engine_draws(
-    backbone: Backbone, options: dict[str, float], num_samples: int
-) -> None:
+def test_it_draws_what_the_native_engine_draws(backbone: Backbone, options: dict[str, float], num_samples: int) -> None:
     ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=12, stop_token_ids=STOPS, **options)  # type: ignore[arg-type]
     arguments = {"sampling": sampling, "seeds": make_seeds(6 * num_samples), "num_samples": num_samples}

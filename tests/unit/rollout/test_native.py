@@ -22,7 +22,11 @@ def backbone(tiny_model_dir: Path) -> Backbone:
 
 
 def generate(
-    backbone: Backbone, sampling: Sampling, num_samples: int = 1, engine: NativeEngine | None = None, role: str = "policy"
+    backbone: Backbone,
+    sampling: Sampling,
+    num_samples: int = 1,
+    engine: NativeEngine | None = None,
+    role: str = "policy",
 ) -> Generation:
     ids, mask = make_prompts()
     seeds = make_seeds(len(ids) * num_samples)
@@ -36,7 +40,11 @@ def training_logprobs(backbone: Backbone, generation: Generation, temperature: f
     batch = BranchedBatch(**packed._asdict())  # type: ignore[typeddict-item]
     with torch.no_grad():
         out = backbone(
-            batch, num_branches=len(generation.tokens) // len(ids), role="policy", logprobs=True, temperature=temperature
+            batch,
+            num_branches=len(generation.tokens) // len(ids),
+            role="policy",
+            logprobs=True,
+            temperature=temperature,
         )
     assert out.logprobs is not None
     return out.logprobs
@@ -174,7 +182,9 @@ def test_when_finished_rows_leave_changes_nothing(
 def test_finished_rows_do_leave_the_batch(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     step = native._step
-    monkeypatch.setattr(native, "_step", lambda b, tokens, cache: (sizes.append(len(tokens)), step(b, tokens, cache))[1])
+    monkeypatch.setattr(
+        native, "_step", lambda b, tokens, cache: (sizes.append(len(tokens)), step(b, tokens, cache))[1]
+    )
     generate(backbone, VARIED, num_samples=8)
     assert sizes[0] > 30
     assert sizes[-1] < 10
@@ -299,7 +309,9 @@ def test_other_architectures_give_the_logprobs_of_their_training_forward(tiny_mo
 
 
 def test_a_prompt_that_exceeds_the_context_is_refused_with_the_numbers(backbone: Backbone) -> None:
-    with pytest.raises(ConfigurationError, match=r"7 tokens .* max_new_tokens=506 need 513 positions; the model has 512"):
+    with pytest.raises(
+        ConfigurationError, match=r"7 tokens .* max_new_tokens=506 need 513 positions; the model has 512"
+    ):
         generate(backbone, Sampling(max_new_tokens=506))
 
 

@@ -80,8 +80,9 @@ def test_tokens_less_likely_than_float32_can_add_to_one_are_drawn_as_often_as_th
     u = (1.0 + evenly(draws * (size - 1)) * tail) / (1.0 + tail)
     drawn = inverse_cdf(weights.expand(len(u), -1), u)
     counts = drawn.bincount(minlength=size)[1:]
-    # Some at the edge of the first block, whose sum is rounded to float32.
-    assert ((counts - draws).abs() > 1).sum() <= 8
+    misplaced = (counts - draws).abs().sum() / draws * tiny
+    assert misplaced < 1e-6  # of a mass of 1; the tail has 8e-5
+    assert (counts == 0).sum() < 20
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -132,7 +133,9 @@ def test_a_nucleus_larger_than_the_first_candidates_is_found_by_sorting_everythi
 def test_truncation_keeps_the_tokens_that_transformers_keeps() -> None:
     logits = logits_of(2000, rows=8, spread=2.0)
     ours = truncate_logits(logits.clone(), Sampling(top_k=50, top_p=0.8)).isfinite()
-    theirs = TopPLogitsWarper(0.8)(torch.zeros(8, 1), TopKLogitsWarper(50)(torch.zeros(8, 1), logits.clone())).isfinite()
+    theirs = TopPLogitsWarper(0.8)(
+        torch.zeros(8, 1), TopKLogitsWarper(50)(torch.zeros(8, 1), logits.clone())
+    ).isfinite()
     assert torch.equal(ours, theirs)
 
 

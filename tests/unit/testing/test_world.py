@@ -138,6 +138,18 @@ def test_raters_choose_as_often_as_bradley_and_terry_say() -> None:
     assert abs(bayes_accuracy(rows) - expected) < 4 * spread
 
 
+def test_share_of_raters_is_the_soft_label() -> None:
+    rows = WorldData().pairs(3000, raters=5)
+    shares = [float(row["p_chosen"]) for row in rows]
+    assert set(shares) <= {0.6, 0.8, 1.0}
+    expected = [Raters().p_first(float(row["utility_margin"])) for row in rows]
+    clear = [share for share, p in zip(shares, expected, strict=True) if p > 0.99]
+    close = [share for share, p in zip(shares, expected, strict=True) if 0.45 < p < 0.55]
+    assert sum(clear) / len(clear) > 0.99
+    assert 0.64 < sum(close) / len(close) < 0.74  # E max(votes, 5 - votes) / 5 = 0.6875 for a fair coin
+    assert all(row["p_chosen"] == 1.0 for row in WorldData().pairs(50))
+
+
 def test_pairs_differ_and_their_margin_is_that_of_the_utilities() -> None:
     data = WorldData()
     for row in data.pairs(300):
