@@ -71,7 +71,7 @@ def generate(
             num_samples=num_samples,
         )
         texts = [
-            backbone.tokenizer.decode(tokens[kept], skip_special_tokens=True)
+            str(backbone.tokenizer.decode(tokens[kept], skip_special_tokens=True))
             for tokens, kept in zip(found.tokens, found.mask, strict=True)
         ]
         for i, index in enumerate(batch["index"].tolist()):

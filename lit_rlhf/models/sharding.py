@@ -39,7 +39,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
     """
     sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
     if sharded:
-        module.become_root()
+        module.become_root()  # type: ignore[operator]
     for part in sharded:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.errors import DataError
 from lit_rlhf.functional.kl import k1
@@ -142,10 +144,8 @@ class ActingModule(RLHFModule):
     ) -> Completions:
         """Tokens and texts as rewards see them."""
         num_samples = len(generation.tokens) // len(prompt_ids)
-        decode = self.backbone.tokenizer.decode
-        prompts = [
-            decode(ids[mask], skip_special_tokens=False) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)
-        ]
+        decode = partial(_decode, self.backbone.tokenizer)
+        prompts = [decode(ids[mask], False) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
         pairs = zip(generation.tokens, generation.mask, strict=True)
         return Completions(
             prompt_ids=prompt_ids,
@@ -154,7 +154,7 @@ class ActingModule(RLHFModule):
             response_mask=generation.mask,
             finished=generation.finished,
             prompts=[prompt for prompt in prompts for _ in range(num_samples)],
-            responses=[decode(ids[mask], skip_special_tokens=True) for ids, mask in pairs],
+            responses=[decode(ids[mask], True) for ids, mask in pairs],
             columns=repeat_columns(columns, num_samples),
         )
 
@@ -237,6 +237,12 @@ class ActingModule(RLHFModule):
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the policy for other tools; see `models.export_policy`."""
         export_policy(self.backbone, path, merge=merge)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor, skip_special_tokens: bool) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    assert isinstance(text, str)
+    return text
 
 
 def _logprobs(out: BranchOutput) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.rewards import missing_eos_penalty, place_at_end
+from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.objectives import (
     Advantage,
@@ -28,6 +29,7 @@ from lit_rlhf.objectives import (
     WeightClipped,
     Whitened,
 )
+from lit_rlhf.rewards import Reward
 from lit_rlhf.types import LossOutput, Rollout
 
 
@@ -37,6 +39,8 @@ class GroupPolicyModule(PolicyModule):
     The parts are orthogonal and injected; the named methods below only choose them.
 
     Args:
+        backbone: The initial policy.
+        reward: Scores completions.
         advantage: Returns to advantages; default `LeaveOneOut()`.
         kl_loss: The KL to the reference as a term of the loss, weighted with `kl.value`; None puts it into the reward (k1
             per token), where it is exact for any advantage that doesn't rescale returns.
@@ -45,13 +49,15 @@ class GroupPolicyModule(PolicyModule):
 
     def __init__(
         self,
-        *args: Any,
+        backbone: ModelSpec,
+        reward: Reward,
+        *,
         advantage: Advantage | None = None,
         kl_loss: KLLoss | None = None,
         num_samples: int = 8,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, num_samples=num_samples, **kwargs)
+        super().__init__(backbone, reward, num_samples=num_samples, **kwargs)
         self.advantage = advantage or LeaveOneOut()
         self.kl_loss = kl_loss
         if num_samples < self.advantage.min_samples:

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
@@ -147,7 +148,7 @@ class PolicyModule(ActingModule):
         self._count_means(parts)
         with self.phases("reference"), evaluating(self.backbone):
             rollout = self.evaluate(rollout)
-        return gather_rollout(rollout, self) if self._world_size > 1 else rollout
+        return gather_rollout(rollout, self._gather) if self._world_size > 1 else rollout
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Rewards per token: the score at the end of the completion minus `kl.value` times k1 at each token.
@@ -209,6 +210,11 @@ class PolicyModule(ActingModule):
         self.kl.update(metrics["objective/kl"], len(rollout.tokens))
         self.iteration += 1
 
+    def _gather(self, tensor: Tensor) -> Tensor:
+        gathered = self.all_gather(tensor)
+        assert isinstance(gathered, Tensor)
+        return gathered
+
     def _count_means(self, local: Means) -> dict[str, float]:
         """Reduce means over ranks and count them among the iteration's."""
         means = local.compute(self.sum_over_ranks, self.device)
@@ -242,7 +248,7 @@ class PolicyModule(ActingModule):
             norm = norm.full_tensor()
         if torch.isfinite(norm):
             optimizer.step()
-            if (scheduler := self.lr_schedulers()) is not None:
+            if isinstance(scheduler := self.lr_schedulers(), LRScheduler):
                 scheduler.step()
         else:
             self.skipped_steps += 1

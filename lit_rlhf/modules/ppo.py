@@ -9,8 +9,9 @@ from torch import Tensor
 from lit_rlhf.functional.advantages import gae
 from lit_rlhf.functional.masking import whiten
 from lit_rlhf.functional.policy_losses import clipped_value_loss, value_clip_fraction
-from lit_rlhf.models import Critic, ValueHead
+from lit_rlhf.models import Critic, ModelSpec, ValueHead
 from lit_rlhf.modules.policy import PolicyModule
+from lit_rlhf.rewards import Reward
 from lit_rlhf.types import LossOutput, Rollout
 
 
@@ -24,6 +25,8 @@ class PPOPolicyModule(PolicyModule):
     on the score alone, before the KL is subtracted.
 
     Args:
+        backbone: The initial policy.
+        reward: Scores completions.
         value: Where values come from: `ValueHead` on the policy's hidden states, `ValueAdapter` on the same base, or
             `ValueModel`, a model of its own; the latter two start from the reward model. Default: `ValueHead()`.
         gamma: Discount per token; below 1 the optimum is no longer that of the objective.
@@ -40,7 +43,9 @@ class PPOPolicyModule(PolicyModule):
 
     def __init__(
         self,
-        *args: Any,
+        backbone: ModelSpec,
+        reward: Reward,
+        *,
         value: Critic | None = None,
         gamma: float = 1.0,
         lam: float = 0.95,
@@ -53,7 +58,7 @@ class PPOPolicyModule(PolicyModule):
         num_epochs: int = 4,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, num_epochs=num_epochs, **kwargs)
+        super().__init__(backbone, reward, num_epochs=num_epochs, **kwargs)
         self.value = value or ValueHead()
         self.gamma = gamma
         self.lam = lam

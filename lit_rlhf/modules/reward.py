@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_rlhf.metrics import CalibrationError, LengthCorrelation, MeanAndStd, PreferenceAccuracy, RewardMargin
 from lit_rlhf.models import ModelSpec, export_reward
@@ -48,15 +47,7 @@ class RewardModelModule(RLHFModule):
         super().__init__(backbone, optimizer, lr_scheduler, seed)
         self.loss = loss or BradleyTerry()
         self.score_mean, self.score_std = 0.0, 1.0
-        self.metrics = torch.nn.ModuleDict(
-            {
-                "accuracy": PreferenceAccuracy(),
-                "margin": RewardMargin(),
-                "calibration_error": CalibrationError(),
-                "length_correlation": LengthCorrelation(),
-                "score": MeanAndStd(),
-            }
-        )
+        self.metrics = _Metrics()
 
     def configure_roles(self) -> None:
         """Train the adapter `reward` where a LoRA is given, else the model; always with a scalar head."""
@@ -123,22 +114,35 @@ class RewardModelModule(RLHFModule):
         rows = len(batch["input_ids"])
         self.log(f"{stage}/loss", self.loss(scores, batch).loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows)
         exists = lengths > 0
-        self.metrics["score"].update(scores[exists])
-        self.metrics["length_correlation"].update(scores[exists], lengths[exists].float())
+        self.metrics.score.update(scores[exists])
+        self.metrics.length_correlation.update(scores[exists], lengths[exists].float())
         updated = ["length_correlation"]
         if "score" not in batch:  # ranked lists and scalar labels have no one chosen answer
-            chosen, rejected, p_chosen = scores[:, 0], scores[:, 1], batch.get("p_chosen")
-            self.metrics["accuracy"].update(chosen, rejected, p_chosen)
-            self.metrics["margin"].update(chosen, rejected)
-            self.metrics["calibration_error"].update(chosen, rejected, p_chosen)
+            chosen, rejected = scores[:, 0], scores[:, 1]
+            p_chosen = cast("Tensor | None", batch.get("p_chosen"))
+            self.metrics.accuracy.update(chosen, rejected, p_chosen)
+            self.metrics.margin.update(chosen, rejected)
+            self.metrics.calibration_error.update(chosen, rejected, p_chosen)
             updated += ["accuracy", "margin", "calibration_error"]
         for name in updated:
-            self.log(f"{stage}/{name}", self.metrics[name], prog_bar=name == "accuracy", batch_size=rows)
+            self.log(f"{stage}/{name}", getattr(self.metrics, name), prog_bar=name == "accuracy", batch_size=rows)
 
     def on_validation_epoch_end(self) -> None:
         """Remember mean and deviation of the scores, with which an export lets others normalise them."""
-        stats = self.metrics["score"]
+        stats = self.metrics.score
         mean, std = stats.compute().tolist()
         stats.reset()
         if not self.trainer.sanity_checking:
             self.score_mean, self.score_std = mean, std
+
+
+class _Metrics(nn.Module):
+    """What validation accumulates over batches and ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy = PreferenceAccuracy()
+        self.margin = RewardMargin()
+        self.calibration_error = CalibrationError()
+        self.length_correlation = LengthCorrelation()
+        self.score = MeanAndStd()

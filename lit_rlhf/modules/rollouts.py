@@ -1,8 +1,8 @@
 """From prompts to rollouts and from rollouts to minibatches: the steps that need no module state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,8 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.types import BranchedBatch, Rollout
 
-
-class GathersTensors(Protocol):
-    """What of a Lightning strategy is needed to collect a tensor from all ranks."""
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """(ranks, ...) from (...)."""
-        ...
+Gather = Callable[[Tensor], Tensor]
+"""(ranks, ...) from (...): collects a tensor from all ranks."""
 
 
 def rollout_batch(rollout: Rollout, pad_token_id: int) -> BranchedBatch:
@@ -26,7 +21,7 @@ def rollout_batch(rollout: Rollout, pad_token_id: int) -> BranchedBatch:
     packed = pack_branches(
         rollout.prompt_ids, rollout.prompt_mask, rollout.tokens, rollout.response_mask, pad_token_id=pad_token_id
     )
-    return BranchedBatch(**packed._asdict())
+    return BranchedBatch(input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids)
 
 
 def row_lengths(rollout: Rollout) -> Tensor:
@@ -35,14 +30,14 @@ def row_lengths(rollout: Rollout) -> Tensor:
     return rollout.prompt_mask.sum(-1) + responses
 
 
-def gather_rollout(rollout: Rollout, gather: GathersTensors) -> Rollout:
+def gather_rollout(rollout: Rollout, gather: Gather) -> Rollout:
     """The rollouts of all ranks, ordered so that prompt i of rank r is row i * ranks + r.
 
     Rollouts are small (a few numbers per token); with all of them on each rank, whitening and minibatches are those of
     one process with the same global batch, and need no further collectives.
     """
     shape = torch.tensor([rollout.prompt_ids.shape[1], rollout.tokens.shape[1]], device=rollout.tokens.device)
-    width, length = gather.all_gather(shape).amax(0).tolist()
+    width, length = gather(shape).amax(0).tolist()
     gathered: dict[str, Tensor] = {}
     for item in fields(rollout):
         value = getattr(rollout, item.name)
@@ -51,7 +46,7 @@ def gather_rollout(rollout: Rollout, gather: GathersTensors) -> Rollout:
         per_prompt = value if item.name.startswith("prompt") else value.view(rollout.num_prompts, -1, *value.shape[1:])
         if value.dim() == 2:
             per_prompt = pad(per_prompt, (0, (width if item.name.startswith("prompt") else length) - value.shape[-1]))
-        ranks = gather.all_gather(per_prompt.to(torch.uint8) if value.dtype == torch.bool else per_prompt)
+        ranks = gather(per_prompt.to(torch.uint8) if value.dtype == torch.bool else per_prompt)
         merged = ranks.transpose(0, 1).flatten(0, 1)  # prompts of one index next to each other, ranks innermost
         merged = merged if item.name.startswith("prompt") else merged.flatten(0, 1)
         gathered[item.name] = merged.to(value.dtype)

@@ -1,6 +1,7 @@
 """Each method of the preference family against its exact optimum: the table of `lit-rlhf verify`, and what it stands on."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -8,18 +9,31 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from lit_rlhf import modules
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import ModelSpec
+from lit_rlhf.modules import GroupPolicyModule, PolicyModule, PreferenceModule, RLHFModule, SupervisedModule
 from lit_rlhf.testing import populations, targets
 from lit_rlhf.testing.tabular import TabularWorld, bandit, total_variation, tree
-from lit_rlhf.testing.verify import Case, all_cases, verify, verify_case
+from lit_rlhf.testing.verify import (
+    PolicyCase,
+    PreferenceCase,
+    RewardCase,
+    all_cases,
+    verify,
+    verify_case,
+    verify_module,
+)
 from lit_rlhf.testing.verify.exact import PI_STAR
+from lit_rlhf.testing.verify.policy import NoReward
 from lit_rlhf.testing.verify.runner import BETA, GRADIENT_TOLERANCE, gradient_norm
 from tests.tolerances import FP64
 
 CASES = all_cases()
 EXACT = [name for name, case in CASES.items() if case.target.startswith(PI_STAR)]
-OTHER = [name for name in CASES if name not in EXACT]
+PREFERENCE = {name: case for name, case in CASES.items() if isinstance(case, PreferenceCase)}
+OTHER = [name for name, case in CASES.items() if name not in EXACT and not isinstance(case, RewardCase)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -44,14 +58,30 @@ def test_the_reference_is_no_stationary_point(name: str) -> None:
     assert gradient_norm(CASES[name], CASES[name].world.reference) > 1e-3
 
 
-def test_every_loss_has_a_row() -> None:
-    losses = {type(case.make_loss()).__name__ for case in CASES.values()}
-    known = {name for name in o.__all__ if _is_concrete(getattr(o, name))}
-    assert known == losses
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case, RewardCase)])
+def test_equal_scores_are_no_stationary_point_of_reward_losses(name: str) -> None:
+    assert gradient_norm(CASES[name], torch.zeros_like(CASES[name].optimum)) > 1e-3
 
 
-def _is_concrete(thing: object) -> bool:
-    return isinstance(thing, type) and issubclass(thing, o.PreferenceLoss) and not thing.__abstractmethods__
+def test_every_preference_loss_has_a_row() -> None:
+    losses = {type(case.make_loss()).__name__ for case in PREFERENCE.values()}
+    assert losses == _concrete(o.PreferenceLoss)
+
+
+def test_every_reward_loss_has_a_row() -> None:
+    losses = {type(case.make_loss()).__name__ for case in CASES.values() if isinstance(case, RewardCase)}
+    assert losses == _concrete(o.RewardLoss) - {"RewardLossSum"}
+
+
+def test_every_policy_module_has_a_row() -> None:
+    found = {type(case.module()) for case in CASES.values() if isinstance(case, PolicyCase)}
+    known = {getattr(modules, name) for name in modules.__all__}
+    assert found == {kind for kind in known if issubclass(kind, PolicyModule)} - {PolicyModule}
+
+
+def _concrete(base: type) -> set[str]:
+    things = {name: getattr(o, name) for name in o.__all__}
+    return {n for n, x in things.items() if isinstance(x, type) and issubclass(x, base) and not inspect.isabstract(x)}
 
 
 def test_verify_takes_names_and_refuses_others() -> None:
@@ -81,10 +111,51 @@ def test_a_wrong_loss_is_found_out() -> None:
 
     world = tree()
     star = targets.tilted(world.reference, world.rewards / BETA)
-    row = verify_case(Case("Forgetful", PI_STAR, world, partial(Forgetful, BETA), populations.rated_pairs(world), star))
+    row = verify_case(
+        PreferenceCase("Forgetful", PI_STAR, world, partial(Forgetful, BETA), populations.rated_pairs(world), star)
+    )
     assert not row.ok
     assert row.gradient_norm > 1e-3
     assert row.distance > 0.05
+
+
+# -- modules of the user's own -----------------------------------------------------------------------------------------
+
+
+class Twice(o.DPO):
+    """DPO of half the beta it is given, which it says."""
+
+    def pair_loss(self, pairs: o.Pairs) -> Tensor:
+        return o.DPO(self.beta / 2).pair_loss(pairs)
+
+    def tabular_optimum(self, world: TabularWorld) -> Tensor:
+        return targets.tilted(world.reference, 2 * world.rewards / self.beta)
+
+
+SPEC = ModelSpec(config={})
+OWN: list[tuple[Callable[[], RLHFModule], bool, str]] = [
+    (lambda: PreferenceModule(SPEC, o.DPO(0.7)), True, "ref exp(r/0.7)"),
+    (lambda: PreferenceModule(SPEC, o.SoftLabelDPO(0.7)), True, "ref exp(r/0.7)"),
+    (lambda: PreferenceModule(SPEC, o.PlackettLuceDPO(0.7)), True, "ref exp(r/0.7)"),
+    (lambda: PreferenceModule(SPEC, o.DROV(0.7)), True, "ref exp(r/0.7)"),
+    (lambda: PreferenceModule(SPEC, o.IPO(0.7)), False, "ref exp(r/0.7)"),
+    (lambda: PreferenceModule(SPEC, Twice(0.7)), True, "tabular_optimum"),
+    (lambda: GroupPolicyModule(SPEC, NoReward(), kl=o.FixedKL(0.7), reduction=o.SequenceSum()), True, "ref exp(r/0.7)"),
+]
+
+
+@pytest.mark.parametrize(("make", "ok", "target"), OWN)
+def test_a_module_of_the_users_own(make: Callable[[], RLHFModule], ok: bool, target: str) -> None:
+    row = verify_module(make)
+    assert row.ok == ok, row
+    assert target in row.target
+
+
+def test_what_cannot_be_verified_says_why() -> None:
+    with pytest.raises(ConfigurationError, match="SupervisedModule can't be verified"):
+        verify_module(lambda: SupervisedModule(SPEC))
+    with pytest.raises(ConfigurationError, match="tabular_optimum"):
+        verify_module(lambda: PreferenceModule(SPEC, o.NLL()))
 
 
 # -- what no closed form is known for: invariants of the whole path ----------------------------------------------------
@@ -92,11 +163,11 @@ def test_a_wrong_loss_is_found_out() -> None:
 
 @pytest.mark.parametrize("name", ["DPO", "RobustDPO", "PlackettLuceDPO", "InfoNCA", "SavageGPO"])
 def test_a_constant_reward_of_the_prompt_changes_nothing(name: str) -> None:
-    case = CASES[name]
+    case = PREFERENCE[name]
     population = dict(case.population)
     if "score" in population:
         population["score"] = population["score"] + 5.0
-    shifted = Case(case.method, case.target, case.world, case.make_loss, population, case.optimum)
+    shifted = PreferenceCase(case.method, case.target, case.world, case.make_loss, population, case.optimum)
     assert gradient_norm(shifted, case.optimum) < GRADIENT_TOLERANCE
 
 
@@ -107,14 +178,14 @@ def test_length_desensitized_dpo_is_dpo_where_lengths_are_equal_or_weights_one()
         (deep, partial(o.LengthDesensitizedDPO, BETA, 1.0)),
     ):
         star = targets.tilted(world.reference, world.rewards / BETA)
-        case = Case("LD-DPO", PI_STAR, world, loss, populations.rated_pairs(world), star)
+        case = PreferenceCase("LD-DPO", PI_STAR, world, loss, populations.rated_pairs(world), star)
         assert gradient_norm(case, star) < GRADIENT_TOLERANCE
 
 
 def test_filtered_beta_dpo_leaves_the_optimum() -> None:
     """Dropping pairs by their gap depends on which completion won, so it biases: only `drop=0` is exact."""
-    case = CASES["BetaDPO (drop=0)"]
-    biased = Case("", "", case.world, partial(o.BetaDPO, BETA, drop=0.5), case.population, case.optimum)
+    case = PREFERENCE["BetaDPO (drop=0)"]
+    biased = PreferenceCase("", "", case.world, partial(o.BetaDPO, BETA, drop=0.5), case.population, case.optimum)
     assert gradient_norm(biased, case.optimum) > 1e-3
 
 
@@ -170,6 +241,8 @@ def test_populations_are_distributions(population: populations.Population) -> No
 
 def test_targets_are_distributions() -> None:
     for case in CASES.values():
+        if isinstance(case, RewardCase):
+            continue
         assert case.optimum.sum().item() == pytest.approx(1.0)
         assert (case.optimum >= 0).all()
 

@@ -92,7 +92,7 @@ def _optimum(world: TabularWorld, beta: float | None, *owners: object) -> tuple[
             return cast("Tensor", claim(world)), "its own tabular_optimum"
     if beta is None:
         raise ConfigurationError(
-            f"{type(owners[0]).__name__} has no `beta`, so pi* is not defined. Give it a method tabular_optimum(world) that returns "
-            "the probabilities it must end in."
+            f"{type(owners[0]).__name__} has no `beta`, so pi* is not defined. Give it a method tabular_optimum(world) that "
+            "returns the probabilities it must end in."
         )
     return targets.tilted(world.reference, world.rewards / beta), f"pi* = ref exp(r/{beta:g})"

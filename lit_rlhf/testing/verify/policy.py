@@ -142,7 +142,7 @@ def _loss_kl_cases() -> list[PolicyCase]:
     sums: dict[str, Any] = {"reduction": o.SequenceSum(), **options}
     shrunk = targets.tilted(ref, r * (_GROUP - 1) / (_GROUP * BETA))
     ranks = targets.anchored_optimum(ref, partial(_normalized_slope, flat))
-    rows = [
+    rows: list[tuple[str, str, TabularWorld, MakeModule, Tensor]] = [
         (
             "leave-one-out + k2",
             PI_STAR,

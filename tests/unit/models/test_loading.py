@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.models.loading import prepare_modules
 from lit_rlhf.testing import make_tokenizer
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32_MODEL
@@ -79,6 +80,9 @@ def test_dropout_is_off_in_training_mode(tiny_model_dir: Path, batch: BranchedBa
     assert backbone.model.config.attn_pdrop == backbone.model.config.resid_pdrop == 0
     first, second = (backbone(batch, num_branches=2, logprobs=True).logprobs for _ in range(2))
     assert torch.equal(first, second)
+    stubborn = torch.nn.Sequential(torch.nn.Dropout(0.5))  # whose rate no config knows
+    prepare_modules(stubborn)
+    assert stubborn[0].p == 0
 
 
 @pytest.mark.parametrize("config", [GEMMA2, GPT2, LLAMA], ids=lambda c: c["model_type"])

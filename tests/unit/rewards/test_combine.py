@@ -76,13 +76,13 @@ def test_an_ensemble_tells_its_members_and_how_far_they_disagree() -> None:
 
 
 def test_what_makes_no_combination_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="WeightedSum.rewards is empty"):
+    with pytest.raises(ConfigurationError, match=r"WeightedSum.rewards is empty"):
         WeightedSum({})
     with pytest.raises(ConfigurationError, match=r"weights names \['lenght'\]; the rewards are \['length'\]"):
         WeightedSum({"length": fixed(1)}, {"lenght": 1.0})
-    with pytest.raises(ConfigurationError, match="EnsembleMean.rewards has 1 members"):
+    with pytest.raises(ConfigurationError, match=r"EnsembleMean.rewards has 1 members"):
         EnsembleMean([fixed(1)])
-    with pytest.raises(ConfigurationError, match="coefficient=-1.0 would reward disagreement"):
+    with pytest.raises(ConfigurationError, match=r"coefficient=-1.0 would reward disagreement"):
         EnsembleUncertainty(members(), coefficient=-1.0)
 
 

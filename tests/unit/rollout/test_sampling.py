@@ -7,7 +7,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.rollout.sampling import draw_tokens, inverse_cdf, truncate_logits
+from lit_rlhf.rollout.sampling import _first_above, draw_tokens, inverse_cdf, truncate_logits
 from lit_rlhf.seeding import uniforms
 from tests.reference import rollout as reference
 from tests.tolerances import FP32
@@ -83,6 +83,7 @@ def test_tokens_less_likely_than_float32_can_add_to_one_are_drawn_as_often_as_th
     misplaced = (counts - draws).abs().sum() / draws * tiny
     assert misplaced < 1e-6  # of a mass of 1; the tail has 8e-5
     assert (counts == 0).sum() < 20
+    assert counts.max() < 2 * draws
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -100,6 +101,20 @@ def test_no_token_of_weight_zero_is_ever_drawn() -> None:
     weights[:, 250] += 1e-3
     drawn = inverse_cdf(weights, uniforms(torch.arange(2000), 1))
     assert (weights.gather(-1, drawn[:, None]) > 0).all()
+
+
+def test_no_token_of_weight_zero_is_drawn_at_the_seam_of_two_blocks() -> None:
+    weights = torch.zeros(500, 256)
+    weights[:, 0] = 1.0
+    weights[:, 200] = torch.rand(500) * 1e-9
+    u = 1.0 / (1.0 + weights[:, 200].double())  # where token 0 ends, give or take a rounding
+    drawn = inverse_cdf(weights, u)
+    assert (weights.gather(-1, drawn[:, None]) > 0).all()
+
+
+def test_a_target_that_rounding_puts_at_the_end_takes_the_last_index_with_weight() -> None:
+    cumulative = torch.tensor([[0.0, 0.5, 2.0, 2.0, 2.0]], dtype=torch.float64)
+    assert _first_above(cumulative, torch.tensor([[2.0]], dtype=torch.float64)).item() == 2
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
