@@ -16,8 +16,8 @@ from lit_rlhf.modules.phases import Phases
 class PhaseProgressBar(RichProgressBar):
     """Rich's progress bar with a second line for the phase of the iteration: rollout, reward, reference, update 3/8.
 
-    Where output is no terminal (a file, a job's log) it prints lines instead: one for each iteration, but at most one
-    every `seconds_between_lines`, and as often the phase of an iteration that takes longer than that.
+    Where output is no terminal (a file, a job's log) it prints lines instead: one with times and metrics for each
+    iteration, but at most one every `seconds_between_lines`; and where nothing was said for as long, one with the phase.
 
     Args:
         refresh_rate: Refreshes per second on a terminal; 0 shows nothing.

@@ -84,6 +84,24 @@ def test_a_build_that_fails_leaves_nothing(cache: TokenCache) -> None:
     assert list(cache.root.iterdir()) == []
 
 
+def test_an_entry_comes_into_its_place_by_a_rename(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # all is written, and still nobody can take it for the entry
+        build(cache)
+    assert list(cache.root.iterdir()) == []
+
+
+def test_sizes_are_compared_even_where_checksums_are_not(cache: TokenCache) -> None:
+    build(cache)
+    flip(cache.root / "key")
+    assert cache.find("key", verify=False) is not None
+    truncate(cache.root / "key")
+    assert cache.find("key", verify=False) is None
+
+
 def test_what_a_killed_build_left_is_never_taken_and_goes_after_a_day(cache: TokenCache) -> None:
     build(cache)
     (cache.root / "key").rename(cache.root / ".lit_rlhf-building-x")  # complete, but not yet in its place
@@ -146,6 +164,11 @@ class Edited(PreferenceDataModule):
         return [Record(row["prompt"], (row["chosen"] + self.suffix, row["rejected"]))]
 
 
+class Backwards(PreferenceDataModule):
+    def records(self, row: Mapping[str, Any]) -> list[Record]:
+        return [Record(row["prompt"], (row["rejected"], row["chosen"]))]
+
+
 class TestKeys:
     def key(self, rows: int = 6, kind: type[PreferenceDataModule] = PreferenceDataModule, **options: Any) -> str:
         options.setdefault("tokenizer", make_tokenizer())
@@ -167,6 +190,7 @@ class TestKeys:
             {"format": ExplicitPrompt(margin=None)},
             {"format": Mine("chosen")},
             {"format": Mine("rejected")},
+            {"kind": Backwards},
             {"kind": Edited},
             {"kind": Edited, "suffix": "!"},
             {"val_fraction": 0.2},

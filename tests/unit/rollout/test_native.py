@@ -291,7 +291,7 @@ ARCHITECTURES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # learned positions
     "gpt_neox": SMALL,  # half of each head is rotated
     "qwen3": {**SMALL, "num_key_value_heads": 2, "head_dim": 16},  # normalised queries and keys
-    "gemma2": {  # noqa: E501
+    "gemma2": {
         **SMALL,
         "num_key_value_heads": 2,
         "head_dim": 8,
