@@ -120,7 +120,7 @@ def policy_cases() -> list[PolicyCase]:
 
 
 def _reward_kl_cases() -> list[PolicyCase]:
-    deep, flat, few = tree(), bandit(), bandit(3)
+    deep, flat, few = tree(), bandit(), bandit(2)
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
     ppo = partial(PPOPolicyModule, lam=1.0, whiten_advantages=False, num_epochs=1, **options)
     whitened = partial(ReinforcePPPolicyModule, **options)

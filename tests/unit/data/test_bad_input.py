@@ -171,7 +171,7 @@ class TestOptions:
             ({"pad_to_multiple_of": 0}, "pad_to_multiple_of is 0"),
             ({"bucket_batches": 0}, "bucket_batches is 0"),
         ],
-        ids=str,
+        ids=lambda value: value if isinstance(value, str) else "-".join(value),
     )
     def test_contradictions_are_refused_at_once(
         self, options: dict[str, Any], message: str, tokenizer: PreTrainedTokenizerFast

@@ -252,9 +252,11 @@ def test_beta_dpo_parts() -> None:
     assert_close(beta, torch.tensor(0.1 * (1 + 0.6 * 1.5), dtype=torch.float64), **FP64)
     assert not beta.requires_grad
     assert f.dynamic_beta(torch.tensor(-100.0), 0.0).item() == pytest.approx(1e-3)
-    gaps = torch.tensor([1.0, 3.0])
+    gaps = torch.tensor([1.0, 5.0], requires_grad=True)
     mean, std = torch.tensor(1.0), torch.tensor(2.0)
-    assert_close(f.gap_log_weights(gaps, mean, std), torch.tensor([0.0, -0.5]))
+    weights = f.gap_log_weights(gaps, mean, std)
+    assert not weights.requires_grad
+    assert_close(weights, torch.tensor([0.0, -2.0]))
     assert_close(f.gap_log_weights(gaps, mean, torch.tensor(0.0)), torch.zeros(2))
 
 
