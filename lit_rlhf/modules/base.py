@@ -190,7 +190,19 @@ class RLHFModule(LightningModule):
                 f"(first: {missing[:3]}), {len(unexpected)} are not of this model (first: {unexpected[:3]}). Were backbone, "
                 "lora or value other when it was written?"
             )
+        self._check_shapes(checkpoint["state_dict"])
         self.load_extra_state(ours["state"])
+
+    def _check_shapes(self, state: Mapping[str, Tensor]) -> None:
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        wrong = [name for name, value in state.items() if tuple(value.shape) != shapes[name]]
+        if wrong:
+            name = wrong[0]
+            raise CheckpointError(
+                f"The checkpoint doesn't fit the model: {len(wrong)} parameters have another shape; {name} is "
+                f"{tuple(state[name].shape)} in the checkpoint and {shapes[name]} in the model. Was backbone.lora other when it "
+                "was written? What stands in files and on the command line holds; the checkpoint's options don't."
+            )
 
     def _keep_plain_hyperparameters(self) -> None:
         # Under LightningCLI the hyper-parameters are the parsed config (plain). From Python they are live objects, which a

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from itertools import product
 
 TOPICS: Mapping[str, tuple[str, ...]] = {
-    "film": ("plot", "cast", "music"),
-    "hotel": ("room", "staff", "view"),
-    "phone": ("screen", "battery", "camera"),
-    "restaurant": ("food", "service", "menu"),
+    "film": ("plot", "cast"),
+    "hotel": ("room", "staff"),
+    "phone": ("screen", "battery"),
+    "restaurant": ("food", "service"),
 }
-"""The aspects of each topic, the weightiest first."""
+"""The aspects of each topic."""
 
 ADJECTIVES: Mapping[str, float] = {
     "superb": 2.0, "lovely": 1.6, "great": 1.3, "good": 1.0, "pleasant": 0.8, "decent": 0.5,
@@ -62,31 +62,28 @@ class Judgement:
 class World:
     r"""The utility of a text for a prompt, and the best that can be reached.
 
-    With `w` the worth of an adjective on the prompt's topic, `s` the factor of intensifier and negation and `a` the weight
-    of the aspect, a text of `n` words with `m` sentences that can't be understood is worth
+    With `w` the worth of an adjective on the prompt's topic and `s` the factor of intensifier and negation, a text of `n`
+    words with `m` sentences that are beside the point is worth
 
-    .. math:: u = S \tanh\Big(\frac{1}{S} \sum_j a_j s_j w_j\Big) - c\,n - p\,m
+    .. math:: u = S \tanh\Big(\frac{1}{S} \sum_j s_j w_j\Big) - c\,n - p\,m
 
-    An aspect counts when it is first judged and an adjective when it is first used; what repeats them adds nothing and
-    costs words. So the best text names several aspects in several ways and stops: neither repetition nor length pays.
+    Beside the point is what is outside the grammar and what judges an aspect of another topic. An aspect counts when it is
+    first judged and an adjective when it is first used; what repeats them adds nothing and costs words. So the best text
+    names several aspects in several ways and stops: neither repetition nor length pays.
 
     Attributes:
         saturation: S; praise (or blame) beyond it adds little.
         word_cost: c, per word; the full stops count.
-        nonsense_cost: p, per sentence outside the grammar.
+        pointless_cost: p, per sentence beside the point.
         negation: Factor of `not`, below zero.
-        aspect_weights: The weights of a topic's aspects in order; an aspect of another topic has `foreign_weight`.
-        foreign_weight: See there.
         max_words: Longest text considered by `best_utility`.
     """
 
     saturation: float = 6.0
     word_cost: float = 0.04
-    nonsense_cost: float = 1.0
+    pointless_cost: float = 1.0
     negation: float = -0.6
-    aspect_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
-    foreign_weight: float = 0.5
-    max_words: int = 21
+    max_words: int = 17
     _best: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def utility(self, prompt: str, text: str) -> float:
@@ -99,28 +96,25 @@ class World:
             True
         """
         topic = topic_of(prompt)
-        total, nonsense = 0.0, 0
-        aspects: set[str] = set()
-        adjectives: set[str] = set()
+        total, pointless = 0.0, 0
+        said: set[str] = set()
         for sentence in sentences_of(text):
             judgement = self.read(sentence)
-            if judgement is None:
-                nonsense += sentence not in ASIDES
+            if judgement is None or judgement.aspect not in TOPICS[topic]:
+                pointless += sentence not in ASIDES
             else:
-                aspect, adjective = judgement.aspect, judgement.adjective
-                if aspect not in aspects and adjective not in adjectives:
-                    total += self.weight(topic, aspect) * judgement.strength * worth(topic, adjective)
-                aspects.add(aspect)
-                adjectives.add(adjective)
+                if not {judgement.aspect, judgement.adjective} & said:
+                    total += judgement.strength * worth(topic, judgement.adjective)
+                said |= {judgement.aspect, judgement.adjective}
         gained = self.saturation * math.tanh(total / self.saturation)
-        return gained - self.word_cost * len(text.split()) - self.nonsense_cost * nonsense
+        return gained - self.word_cost * len(text.split()) - self.pointless_cost * pointless
 
     def utilities(self, prompts: Iterable[str], texts: Iterable[str]) -> list[float]:
         """`utility` of each pair."""
         return [self.utility(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     def read(self, sentence: str) -> Judgement | None:
-        """What a sentence (without its full stop) says of an aspect; None for an aside and for nonsense.
+        """What a sentence (without its full stop) says of an aspect; None for an aside and for what is outside the grammar.
 
         The grammar: `the ASPECT was [not] [very|rather] ADJECTIVE` and `i found the ASPECT [very|rather] ADJECTIVE`.
         """
@@ -137,15 +131,10 @@ class World:
         known = len(rest) == 1 and (rest[0] in ADJECTIVES or rest[0] in TASTES) and aspect in _ALL_ASPECTS
         return Judgement(aspect, rest[0], factor) if known else None
 
-    def weight(self, topic: str, aspect: str) -> float:
-        """How much an aspect counts on a topic."""
-        own = TOPICS[topic]
-        return self.aspect_weights[own.index(aspect)] if aspect in own else self.foreign_weight
-
     def best_utility(self, prompt: str) -> float:
         """The highest utility any text of at most `max_words` words has for a prompt; an exhaustive search.
 
-        Asides, nonsense, aspects of other topics and the longer form `i found` only cost, so the best text is a row of
+        Asides, sentences beside the point and the longer form `i found` only cost, so the best text is a row of
         `the ASPECT was ... .` with different aspects and adjectives. With k aspects at most k adjectives are used, so of
         the judgements of one length only the k strongest can matter. Whatever remains is tried.
         """
@@ -159,14 +148,12 @@ class World:
         return sum(map(self.best_utility, prompts)) / len(prompts)
 
     def _candidates(self, topic: str) -> Iterator[float]:
-        weights = [self.weight(topic, aspect) for aspect in TOPICS[topic]]
-        for choice in product([None, *self._strongest(topic)], repeat=len(weights)):
-            taken = [one for one in choice if one is not None]
+        for choice in product([None, *self._strongest(topic)], repeat=len(TOPICS[topic])):
+            taken = [way for way in choice if way is not None]
             words = sum(length for _, _, length in taken)
-            if words > self.max_words or len({adjective for adjective, _, _ in taken}) < len(taken):
-                continue
-            total = sum(weight * one[1] for weight, one in zip(weights, choice, strict=True) if one is not None)
-            yield self.saturation * math.tanh(total / self.saturation) - self.word_cost * words
+            if words <= self.max_words and len({adjective for adjective, _, _ in taken}) == len(taken):
+                total = sum(map(_value, taken))
+                yield self.saturation * math.tanh(total / self.saturation) - self.word_cost * words
 
     def _strongest(self, topic: str) -> list[_Way]:
         """The judgements that the best text can be made of."""

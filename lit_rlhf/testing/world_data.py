@@ -46,9 +46,9 @@ class Writers:
             exp(m w). 0 draws all adjectives alike.
     """
 
-    sentences: tuple[float, ...] = (0.45, 0.35, 0.2)
+    sentences: tuple[float, ...] = (0.4, 0.45, 0.15)
     aside: float = 0.15
-    foreign: float = 0.06
+    foreign: float = 0.08
     negated: float = 0.15
     intensified: float = 0.35
     found: float = 0.25
@@ -71,7 +71,7 @@ class Writers:
             topic = rng.choice([other for other in TOPICS if other != topic])
         old = set() if rng.random() < self.repeating else said
         new = [aspect for aspect in TOPICS[topic] if aspect not in old]
-        aspect = rng.choice(new)
+        aspect = rng.choice(new or TOPICS[topic])
         fresh = {word: share for word, share in likely.items() if word not in old}
         words = rng.choices(list(fresh), list(fresh.values()))
         said.update((aspect, *words))

@@ -1,15 +1,14 @@
 """The README's examples, run as they stand."""
 
 import re
-import runpy
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lit_rlhf.cli import main
+from lit_rlhf.testing import tiny
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -46,8 +45,8 @@ def test_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         words = shlex.split(line)
         words = [str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])]
         if words[0] == "python":
-            monkeypatch.setattr(sys, "argv", words[2:])
-            runpy.run_module(words[2], run_name="__main__")
+            assert words[1:3] == ["-m", "lit_rlhf.testing.tiny"]
+            tiny.main(words[3:])
         else:
             main(words[1:])
     assert "response" in capsys.readouterr().out
@@ -74,12 +73,11 @@ def test_own_algorithm_by_class_path(workplace: Path, monkeypatch: pytest.Monkey
     config = yaml.safe_load(blocks("yaml", "YAML")[0])
     arguments = config["model"]["init_args"]
     del arguments["value"]
-    arguments["reward"] = {"class_path": "LexiconReward", "init_args": {"weights": {"good": 1.0, "bad": -1.0}}}
+    arguments["reward"] = {"class_path": "LexiconReward", "init_args": {"words": {"good": 1.0, "bad": -1.0}}}
     arguments["bonus"] = 2.0
     config["model"] = {"class_path": "mine.BestOfGroupPolicyModule", "init_args": arguments}
     config["trainer"] = {"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu", "logger": False}
     if not Path("data").is_dir():
-        monkeypatch.setattr(sys, "argv", ["tiny", "data"])
-        runpy.run_module("lit_rlhf.testing.tiny", run_name="__main__")
+        tiny.main(["data"])
     Path("own.yaml").write_text(yaml.safe_dump(config))
     main(["fit", "-c", "own.yaml"])

@@ -156,7 +156,7 @@ def _minimize(module: RLHFModule, case: Case, parameters: list[nn.Parameter], se
     optimizer.step(closure)
 
 
-def _descend(module: RLHFModule, case: Case, parameters: list[nn.Parameter], steps: int = 100) -> None:
+def _descend(module: RLHFModule, case: Case, parameters: list[nn.Parameter], steps: int = 150) -> None:
     """Small steps, and ever smaller ones: for corners, and not to jump over a ridge."""
     optimizer = torch.optim.Adam(parameters, lr=case.rate, betas=(0.8, 0.95))
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, (1e-4 / case.rate) ** (1 / steps))

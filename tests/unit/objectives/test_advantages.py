@@ -81,6 +81,7 @@ def test_the_baseline_survives_a_resume(wrap: type[Whitened]) -> None:
     whole(rollouts[0], mask, 1)
     resumed = wrap(MovingBaseline())
     resumed.load_state_dict(whole.state_dict())
+    assert resumed.state_dict() == whole.state_dict() != {}
     assert torch.equal(resumed(rollouts[1], mask, 1), whole(rollouts[1], mask, 1))
     assert wrap(MovingBaseline()).state_dict() == {}
 

@@ -58,19 +58,22 @@ def _expected_gradient(
     surrogate: Surrogate,
     reduction: Reduction,
     kl_loss: KLLoss | None = None,
+    sampler: Tensor | None = None,
 ) -> Tensor:
     """Gradient of the expected loss over all groups, by autograd through the objectives' own code.
 
     Args:
-        policy: The table of logits that samples.
+        policy: The table of logits at which the gradient is taken.
         group_size: G.
         advantages: From indices of a group's sequences and their mask to (G, 2).
         surrogate: As in a module.
         reduction: As in a module.
         kl_loss: Added to the surrogate's loss with weight BETA.
+        sampler: The table that samples; default: the policy.
     """
-    sampled = worlds.logprobs_of(policy).detach()
-    probabilities = worlds.sequence_logprobs(policy).exp().detach()
+    sampler = policy if sampler is None else sampler
+    sampled = worlds.logprobs_of(sampler)
+    probabilities = worlds.sequence_logprobs(sampler).exp()
     ref = worlds.logprobs_of(REF)
 
     def expected_loss(table: Tensor) -> Tensor:
@@ -168,12 +171,14 @@ def test_the_gradient_vanishes_at_the_optimum(advantage: Advantage, reduction: R
     assert_close(got, torch.zeros_like(got), **FP64)
 
 
-def test_the_sequence_clip_has_the_gradient_of_gspo_written_out() -> None:
-    """mean_i s_i A_i with s the geometric-mean ratio, differentiated directly."""
-    rewards = _rewards(POLICY, BETA)
-    got = _expected_gradient(POLICY, 2, _of(GroupCentered(), rewards, 2), SequenceClipped(), SequenceMean())
-    sampled = worlds.logprobs_of(POLICY)
-    probabilities, returns = worlds.sequence_logprobs(POLICY).exp(), rewards.sum(-1)
+@pytest.mark.parametrize("sampler", [POLICY, worlds.random_logits(1)], ids=["on-policy", "off-policy"])
+def test_the_sequence_ratio_has_the_gradient_of_gspo_written_out(sampler: Tensor) -> None:
+    """mean_i s_i A_i with s the geometric-mean ratio, differentiated directly; the clip is out of reach."""
+    rewards, advantage = _rewards(sampler, BETA), GroupCentered()
+    surrogate = SequenceClipped(low=1.0, high=1e6)
+    got = _expected_gradient(POLICY, 2, _of(advantage, rewards, 2), surrogate, SequenceMean(), sampler=sampler)
+    sampled = worlds.logprobs_of(sampler)
+    probabilities, returns = worlds.sequence_logprobs(sampler).exp(), rewards.sum(-1)
 
     def written_out(table: Tensor) -> Tensor:
         change = torch.where(MASK, worlds.logprobs_of(table) - sampled, 0.0)

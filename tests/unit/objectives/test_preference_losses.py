@@ -1,6 +1,5 @@
-"""Loss classes of the preference family: what they compute, need, log, refuse and remember."""
+"""Loss classes of the preference family: pairs, what each needs, logs and refuses; sums."""
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,28 +11,10 @@ from torch.testing import assert_close
 
 from lit_rlhf import functional as f
 from lit_rlhf import objectives as o
-from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.types import SequenceStats
+from tests.reference.preference_stats import PAIR_METRICS, concrete, stats
 from tests.tolerances import FP64
-
-PAIR_METRICS = {
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-}
-
-
-def stats(branches: int = 2, rows: int = 6, seed: int = 0, **extra: Tensor) -> o.PreferenceStats:
-    """Statistics of completions of 1 to 5 tokens."""
-    draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 6, (rows, branches), generator=torch.Generator().manual_seed(99))
-    mask = torch.arange(5) < lengths[..., None]
-    tokens = -torch.rand(rows, branches, 5, generator=draw, dtype=torch.float64) * mask
-    return o.PreferenceStats(tokens.sum(-1), lengths, tokens, mask, **extra)
-
 
 POLICY, REFERENCE = stats(seed=1), stats(seed=2)
 U = POLICY.logprobs - REFERENCE.logprobs
@@ -106,12 +87,6 @@ def _desensitized(alpha: float) -> tuple[Tensor, Tensor]:
     shared = torch.arange(5) < torch.minimum(NW, NL)[:, None]
     chosen, rejected = ((d * torch.where(shared, 1.0, torch.tensor(alpha))).sum(-1) for d in difference.unbind(1))
     return chosen, rejected
-
-
-def concrete(base: type[o.PreferenceLoss]) -> set[str]:
-    """Names of the exported classes that can be made."""
-    found = {name: getattr(o, name) for name in o.__all__}
-    return {n for n, c in found.items() if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)}
 
 
 def test_the_table_has_every_pairwise_loss() -> None:
@@ -243,129 +218,13 @@ def test_an_empty_branch_is_a_completion_of_probability_one(name: str) -> None:
         assert gradient.isfinite().all()
 
 
-# -- state ------------------------------------------------------------------------------------------------------------
+def test_soft_labels_of_one_are_hard_labels() -> None:
+    hard = o.DPO()(POLICY, REFERENCE, {}).loss
+    assert_close(o.SoftLabelDPO()(POLICY, REFERENCE, {"p_chosen": torch.ones(6)}).loss, hard, **FP64)
+    assert math.isclose(o.DPO()(POLICY, POLICY, {}).loss[0].item(), math.log(2))
 
 
-def test_bco_pair_shift_is_a_running_mean_that_stands_still_in_evaluation() -> None:
-    loss, first, second = o.BCOPair(beta=0.5).train(), stats(seed=5), stats(seed=6)
-    rewards = [0.5 * (policy.logprobs - REFERENCE.logprobs) for policy in (first, second)]
-    loss(first, REFERENCE, {})
-    assert_close(loss.shift.mean, rewards[0].mean(), **FP64)
-    loss(second, REFERENCE, {})
-    assert_close(loss.shift.mean, torch.cat(rewards).mean(), **FP64)
-    loss.eval()(first, REFERENCE, {})
-    assert_close(loss.shift.mean, torch.cat(rewards).mean(), **FP64)
-    restored = o.BCOPair(beta=0.5)
-    restored.load_running_state(loss.running_state())
-    assert_close(restored.shift.mean, loss.shift.mean)
-    assert_close(restored.shift.count, loss.shift.count)
-
-
-def test_bco_learns_its_shift_or_averages_it() -> None:
-    batch, policy, reference = (
-        {"label": torch.tensor([True, False, True, False, True, False])},
-        stats(1),
-        stats(1, seed=2),
-    )
-    learned, averaged = o.BCO(learn_shift=True), o.BCO()
-    learned(policy, reference, batch).loss.sum().backward()
-    assert learned.shift.grad is not None and learned.shift.grad.abs() > 0
-    assert not list(averaged.parameters())
-    averaged.train()(policy, reference, batch)
-    assert_close(averaged.running.mean, 0.01 * (policy.logprobs - reference.logprobs).mean(), **FP64)
-
-
-def test_beta_dpo_keeps_a_share_and_follows_the_gap() -> None:
-    rows = 200
-    policy, reference = stats(rows=rows, seed=1), stats(rows=rows, seed=2)
-    loss = o.BetaDPO(beta=0.1, alpha=0.6, drop=0.25, momentum=0.5).train()
-    output = loss(policy, reference, {}).loss
-    assert (output > 0).sum() == 150
-    gaps = (policy.logprobs - reference.logprobs) @ torch.tensor([1.0, -1.0], dtype=torch.float64)
-    assert_close(loss.moments.mean, gaps.mean(), **FP64)
-    assert_close(loss.moments.std, gaps.std(unbiased=False), **FP64)
-    kept = output > 0
-    beta = f.dynamic_beta(gaps[kept].mean(), gaps.mean(), 0.1, 0.6)
-    assert_close(output[kept], f.dpo_loss(gaps, 0 * gaps, beta)[kept] / 0.75, **FP64)
-    # Rows far from the mean are dropped more often.
-    far = (gaps - gaps.mean()).abs()
-    assert far[~kept].mean() > far[kept].mean()
-    state = loss.running_state()
-    again, other = loss(policy, reference, {}).loss, o.BetaDPO(drop=0.25, momentum=0.5).train()
-    assert not torch.equal(again > 0, kept)  # another draw for the next batch
-    other.load_running_state(state)
-    assert torch.equal(other(policy, reference, {}).loss, again)  # and the same after a restart
-
-
-# -- single completions -----------------------------------------------------------------------------------------------
-
-
-def _mismatched(rows: int = 4) -> tuple[SequenceStats, SequenceStats]:
-    return stats(2, rows=rows, seed=1), stats(2, rows=rows, seed=2)
-
-
-def test_kto_reference_point_is_that_of_the_mismatched_completions() -> None:
-    policy, reference = _mismatched()
-    labels = torch.tensor([True, False, False, True])
-    output = o.KTO(beta=0.3)(policy, reference, {"label": labels})
-    u = policy.logprobs - reference.logprobs
-    point = u[:, 1].mean().clamp_min(0)
-    assert_close(output.loss, f.kto_loss(u[:, 0], labels, point, 0.3), **FP64)
-    assert_close(output.metrics["kl"], point.expand(4), **FP64)
-    assert output.metrics["rewards/chosen"].isnan().tolist() == (~labels).tolist()
-    assert output.metrics["rewards/rejected"].isnan().tolist() == labels.tolist()
-
-
-def test_kto_weighs_a_mismatched_completion_as_its_own_row() -> None:
-    policy, reference = _mismatched()
-    weight = torch.tensor([1.0, 0.0, 3.0, 0.0], dtype=torch.float64)
-    batch = {"label": torch.ones(4, dtype=torch.bool), "weight": weight}
-    u = (policy.logprobs - reference.logprobs)[:, 1]  # row i holds the completion of row i + 1
-    expected = ((u[3] * 1.0 + u[1] * 3.0) / 4).clamp_min(0)
-    assert_close(o.KTO()(policy, reference, batch).metrics["kl"][0], expected, **FP64)
-
-
-@pytest.mark.parametrize("label", [True, False])
-def test_kto_of_one_class_or_one_row_is_finite(label: bool) -> None:
-    policy, reference = _mismatched()
-    assert o.KTO()(policy, reference, {"label": torch.full((4,), label)}).loss.isfinite().all()
-    alone = o.KTO()(*_mismatched(1), {"label": torch.tensor([label])})
-    assert alone.metrics["kl"].item() == 0.0
-
-
-def test_kto_without_mismatched_completions_says_who_adds_them() -> None:
-    with pytest.raises(ConfigurationError, match="PreferenceModule"):
-        o.KTO()(stats(1), stats(1, seed=2), {"label": torch.ones(6, dtype=torch.bool)})
-
-
-def test_dro_v_regresses_on_scores_and_values() -> None:
-    value, score = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
-    policy, reference = stats(1, value=value), stats(1, seed=2)
-    output = o.DROV(tau=0.7)(policy, reference, {"score": score})
-    assert_close(output.loss, f.dro_v_loss((policy.logprobs - reference.logprobs)[:, 0], score, value, 0.7), **FP64)
-    with pytest.raises(ConfigurationError, match="critic"):
-        o.DROV()(stats(1), reference, {"score": score})
-
-
-def test_npo_and_nll_split_labelled_data() -> None:
-    policy, reference = stats(1), stats(1, seed=2)
-    labels = torch.tensor([True, False, True, False, True, False])
-    npo, nll = o.NPO()(policy, reference, {"label": labels}).loss, o.NLL()(policy, None, {"label": labels}).loss
-    assert (npo[labels] == 0).all()
-    assert (nll[~labels] == 0).all()
-    assert_close(o.NPO()(policy, reference, {}).loss[~labels], npo[~labels])
-    total = o.WeightedSum([o.NPO(), o.NLL()], [1.0, 0.5])(policy, reference, {"label": labels}).loss
-    assert_close(total, npo + 0.5 * nll, **FP64)
-
-
-def test_nll_takes_the_best_of_a_list_and_the_chosen_of_a_pair() -> None:
-    policy, batch = stats(3, rows=1), {"score": SCORES, "branch_mask": torch.tensor([[True, True, False]])}
-    assert_close(o.NLL()(policy, None, {"score": SCORES}).loss, -(policy.logprobs / policy.lengths)[:, 2], **FP64)
-    assert_close(o.NLL(length_normalize=False)(policy, None, batch).loss, -policy.logprobs[:, 0], **FP64)
-    assert_close(o.NLL()(policy, None, {}).loss, -(policy.logprobs / policy.lengths)[:, 0], **FP64)
-
-
-# -- sums and lists ---------------------------------------------------------------------------------------------------
+# -- sums
 
 
 def test_a_weighted_sum_is_a_loss() -> None:
@@ -379,78 +238,3 @@ def test_a_weighted_sum_is_a_loss() -> None:
     expected = 0.5 * output.loss + 2 * o.TDPO2()(RICH, REFERENCE, {}).loss
     assert_close(nested(RICH, REFERENCE, {}).loss, expected, **FP64)
     assert not o.WeightedSum([o.SimPO(), o.NLL()]).needs_reference
-
-
-LISTWISE: dict[str, tuple[o.ListwiseLoss, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]]] = {
-    "PlackettLuceDPO": (o.PlackettLuceDPO(), lambda u, _lp, _n, s, m: f.plackett_luce_dpo_loss(u, s, m, 0.1)),
-    "InfoNCA": (o.InfoNCA(), lambda u, _lp, _n, s, m: f.info_nca_loss(u, s, m, 0.01, 1.0)),
-    "NCA": (o.NCA(), lambda u, _lp, _n, s, m: f.nca_loss(u, s, m, 0.01, 1.0)),
-    "LiPOLambda": (o.LiPOLambda(), lambda u, _lp, _n, s, m: f.lipo_lambda_loss(u, s, m, 0.05)),
-    "PRO": (o.PRO(), lambda _u, lp, n, s, m: f.pro_loss(lp, n, s, m, 0.05)),
-    "RRHF": (o.RRHF(), lambda _u, lp, n, s, m: f.rrhf_loss(lp, n, s, m, 1.0, 1.0)),
-}
-
-
-def test_the_table_has_every_listwise_loss() -> None:
-    assert concrete(o.ListwiseLoss) == set(LISTWISE)
-
-
-@pytest.mark.parametrize("name", LISTWISE)
-def test_listwise_losses_are_their_functions_with_documented_defaults(name: str) -> None:
-    loss, expected = LISTWISE[name]
-    policy, reference = stats(4, seed=1), stats(4, seed=2)
-    scores = torch.randn(6, 4, dtype=torch.float64)
-    mask = torch.tensor(
-        [[True] * 4, [True, False, True, True], [True] * 4, [False, True, False, False], [True] * 4, [False] * 4]
-    )
-    output = loss(policy, reference if loss.needs_reference else None, {"score": scores, "branch_mask": mask})
-    logratios = policy.logprobs - reference.logprobs
-    assert_close(output.loss, expected(logratios, policy.logprobs, policy.lengths, scores, mask), **FP64)
-    assert set(output.metrics) == PAIR_METRICS
-    assert output.metrics["rewards/margins"].isnan().tolist() == [False, False, False, True, False, True]
-
-
-def test_listwise_metrics() -> None:
-    policy = SequenceStats(torch.tensor([[-1.0, -2.0, -4.0]]), torch.ones(1, 3, dtype=torch.int64))
-    reference = SequenceStats(torch.tensor([[-2.0, -2.0, -3.0]]), torch.ones(1, 3, dtype=torch.int64))
-    metrics = o.PlackettLuceDPO(beta=1.0)(policy, reference, {"score": torch.tensor([[0.0, 2.0, 1.0]])}).metrics
-    assert metrics["rewards/chosen"].item() == 0.0  # rewards are 1, 0, -1 and the second is the best
-    assert metrics["rewards/rejected"].item() == 0.0
-    assert metrics["rewards/accuracies"].item() == pytest.approx(1 / 3)  # of 2 > 3, 2 > 1, 3 > 1 the first alone holds
-    assert metrics["logps/rejected"].item() == -2.5
-
-
-def test_a_list_without_tokens_does_not_exist() -> None:
-    policy, reference = stats(2, seed=1), stats(2, seed=2)
-    empty = SequenceStats(policy.logprobs * torch.tensor([1.0, 0.0]), policy.lengths * torch.tensor([1, 0]))
-    output = o.PlackettLuceDPO()(empty, reference, {"score": torch.randn(6, 2)})
-    assert (output.loss == 0).all()
-
-
-def test_every_loss_is_in_a_table() -> None:
-    pointwise = {"KTO", "BCO", "UnpairedAPOZero", "DROV", "NPO"}
-    assert concrete(o.PointwiseLoss) == pointwise
-    others = concrete(o.PreferenceLoss) - set(PAIRWISE) - set(LISTWISE) - pointwise
-    assert others == {"WeightedSum", "NLL"}
-
-
-@pytest.mark.parametrize("name", sorted(concrete(o.PreferenceLoss) - {"WeightedSum", "NLL"}))
-def test_docstrings_give_equation_paper_and_defaults(name: str) -> None:
-    text = inspect.getdoc(getattr(o, name)) or ""
-    inherited = " ".join(inspect.getdoc(base) or "" for base in getattr(o, name).__mro__[1:3])
-    assert "$" in text
-    cited = "arXiv:" in text + inherited or "note" in text or name in ("SoftLabelDPO", "MeanIPO")
-    assert cited, f"{name} cites nothing"
-    for option in inspect.signature(getattr(o, name)).parameters:
-        assert f"{option}:" in text + inherited, f"{name} does not document {option}"
-
-
-def test_soft_labels_of_one_are_hard_labels() -> None:
-    hard = o.DPO()(POLICY, REFERENCE, {}).loss
-    assert_close(o.SoftLabelDPO()(POLICY, REFERENCE, {"p_chosen": torch.ones(6)}).loss, hard, **FP64)
-    assert math.isclose(o.DPO()(POLICY, POLICY, {}).loss[0].item(), math.log(2))
-
-
-def test_running_state_of_another_loss_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"shift\.mean.*DPO"):
-        o.DPO().load_running_state(o.BCOPair().running_state())
