@@ -18,6 +18,10 @@ COMMANDS = {
     "export": ("lit_rlhf.cli.export", "Turn a checkpoint into a directory that transformers loads"),
     "score": ("lit_rlhf.cli.score", "Score completions with a reward model"),
     "generate": ("lit_rlhf.cli.generate", "Sample completions from a policy"),
+    "verify": (
+        "lit_rlhf.cli.verify",
+        "Hold every method to the optimum that it claims, in a world small enough to enumerate",
+    ),
     "demo": ("lit_rlhf.cli.demo", "SFT, reward model and PPO on a synthetic world, in about three minutes on a CPU"),
 }
 """Each command's module, whose `run(args)` gets the whole command line, and its line in the help."""

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 
+def print_text(text: str) -> None:
+    """Write to standard output, as it stands."""
+    sys.stdout.write(text)
+
+
 def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
     """Write rows as JSONL to a file, or to standard output where there is none."""
     lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)

@@ -135,7 +135,11 @@ def _replace(new: Path, path: Path) -> None:
         return
     old = path.parent / f".{path.name}.old-{os.getpid()}"
     path.rename(old)
-    new.rename(path)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
     shutil.rmtree(old)
 
 

@@ -65,7 +65,7 @@ class PreferenceLoss(nn.Module, ABC):
         return cast("LossOutput", super().__call__(policy, reference, batch))
 
     def check(self, batch: Batch) -> None:
-        """Refuse a batch whose columns are missing or out of range; called while the batch is on CPU.
+        """Refuse a batch whose columns are missing or out of range; `PreferenceModule` calls it at every step.
 
         Raises:
             DataError: The message names the column, the values and the way out.
@@ -101,8 +101,7 @@ class WeightedSum(PreferenceLoss):
         weights: One number per term; default: 1 each.
 
     Raises:
-        ConfigurationError: No losses, as many weights as losses are not given, or terms that take batches of other
-            kinds.
+        ConfigurationError: There are no losses, another number of weights, or terms that take batches of different K.
     """
 
     def __init__(self, losses: list[PreferenceLoss], weights: list[float] | None = None) -> None:
@@ -110,7 +109,7 @@ class WeightedSum(PreferenceLoss):
         self.weights = [1.0] * len(losses) if weights is None else list(weights)
         if not losses or len(self.weights) != len(losses):
             raise ConfigurationError(
-                f"WeightedSum has {len(losses)} losses and {len(self.weights)} weights; give one of each or more."
+                f"WeightedSum has {len(losses)} losses and {len(self.weights)} weights: give a loss or more, and a weight for each."
             )
         self.losses = nn.ModuleList(losses)
         kinds = {loss.num_branches for loss in losses} - {None}

@@ -298,6 +298,24 @@ class TestWriting:
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["lit_rlhf.json"]
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
+    def test_a_failure_to_move_it_in_place_puts_the_last_export_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        with whole_directory(tmp_path / "out") as directory:
+            (directory / "lit_rlhf.json").write_text("{}")
+        rename = Path.rename
+
+        def failing(self: Path, target: Path) -> Path:
+            if ".tmp-" in self.name:
+                raise PermissionError
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", failing)
+        with pytest.raises(PermissionError), whole_directory(tmp_path / "out"):
+            pass
+        assert (tmp_path / "out" / "lit_rlhf.json").read_text() == "{}"
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
     def test_an_unknown_head_is_named(self, make: MakeBackbone, tmp_path: Path):
         with pytest.raises(ConfigurationError, match="no head 'reward' to export"):
             export_reward(make(), tmp_path / "out", merge=True)

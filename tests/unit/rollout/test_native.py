@@ -358,13 +358,11 @@ def test_a_sliding_window_that_would_cut_is_refused(tiny_model_dir: Path) -> Non
     generate(backbone, Sampling(max_new_tokens=5))
 
 
-# noqa: E501
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4, "attention": "eager"}, "no attention function be chosen"),
+        ({"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4, "attention": "eager"},
+         "no attention function be chosen"),
         ({"model_type": "lfm2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
           "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}, r"layers of the kind \['conv'\]"),
     ],

@@ -1,0 +1,93 @@
+"""`lit-rlhf verify`: every method against the optimum that it claims."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from importlib import import_module
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from lit_rlhf.cli.output import print_text
+from lit_rlhf.modules import PolicyModule, RLHFModule
+from lit_rlhf.testing.verify import VerifyRow, all_cases, verify, verify_case
+from lit_rlhf.testing.verify.custom import custom_case
+
+_PLACEHOLDERS = {
+    "backbone.name": "tabular",
+    "reward": "LengthReward",
+    "kl": '{"class_path": "FixedKL", "init_args": {"coef": 0.5}}',
+}
+"""What is set unless the user does: the tabular world has a policy and rewards of its own, and with a KL coefficient far below
+its rewards of order 1 the optimum is nearly a single completion, which no training reaches exactly."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it; exits with status 1 if a method misses its target."""
+    words = list(words[1:])
+    parser = _parser()
+    options = parser.parse_args([*words, *_placeholders(words)])
+    if options.model is not None:
+        rows: Iterable[VerifyRow] = [verify_case(custom_case(lambda: parser.instantiate_classes(options).model))]
+    else:
+        names = options.methods or list(all_cases())
+        rows = (row for name in names for row in verify([name]))
+    done = _print_json(rows) if options.json else _print_table(rows)
+    if not all(row.ok for row in done):
+        raise SystemExit(1)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="lit-rlhf verify",
+        description="Hold every method to the optimum that it claims: in a world whose completions can be enumerated, the "
+        "expected gradient at the target must vanish, and training from the reference must arrive there.",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    parser.add_argument("--methods", type=list[str] | None, default=None, help="names of rows; default: all")
+    parser.add_subclass_arguments(
+        RLHFModule,
+        "model",
+        required=False,
+        help="a module of your own: --model.class_path mine.MyMethod; its target is pi* = ref exp(r/beta), or what its "
+        "method tabular_optimum(world) returns",
+    )
+    return parser
+
+
+def _placeholders(words: Sequence[str]) -> Iterator[str]:
+    given = " ".join(words)
+    name = next((words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--model", "--model.class_path")), None)
+    if name is None:
+        return
+    home, _, leaf = name.rpartition(".")
+    found = getattr(import_module(home or "lit_rlhf.modules"), leaf)
+    needed = ["backbone.name", *(["reward", "kl"] if issubclass(found, PolicyModule) else [])]
+    for option in needed:
+        if f".{option}" not in given:
+            yield from (f"--model.init_args.{option}", _PLACEHOLDERS[option])
+
+
+def _print_json(rows: Iterable[VerifyRow]) -> list[VerifyRow]:
+    done = list(rows)
+    print_text(json.dumps([asdict(row) for row in done], indent=2) + "\n")
+    return done
+
+
+def _print_table(rows: Iterable[VerifyRow]) -> list[VerifyRow]:
+    console = Console()
+    table = Table(
+        "method", "target", "|gradient| at it", "distance reached", "", "seconds", title="Methods at their targets"
+    )
+    done = []
+    with console.status("verifying") as status:
+        for row in rows:
+            status.update(f"{len(done) + 1}: {row.method}")
+            verdict = "ok" if row.ok else "[bold red]misses"
+            figures = (f"{row.gradient_norm:.1e}", f"{row.distance:.1e}", verdict, f"{row.seconds:.1f}")
+            table.add_row(row.method, row.target, *figures)
+            done.append(row)
+    console.print(table)
+    console.print(f"{sum(row.ok for row in done)} of {len(done)} at their targets", highlight=False)
+    return done
