@@ -19,8 +19,8 @@ _PLACEHOLDERS = {
     "reward": "LengthReward",
     "kl": '{"class_path": "FixedKL", "init_args": {"coef": 0.5}}',
 }
-"""What is set unless the user does: the tabular world has a policy and rewards of its own, and with a KL coefficient far below
-its rewards of order 1 the optimum is nearly a single completion, which no training reaches exactly."""
+"""What is set unless the user does: the tabular world has a policy and rewards of its own; with a KL coefficient far below
+its rewards (of order 1) the optimum is nearly a single completion, which no training reaches exactly."""
 
 
 def run(words: Sequence[str]) -> None:

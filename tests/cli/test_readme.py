@@ -59,6 +59,7 @@ def test_yaml_example(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (text,) = blocks("yaml", "YAML")
     config = yaml.safe_load(text)
     config["trainer"] = {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu", "logger": False}
+    config["trainer"]["enable_checkpointing"] = False
     Path("example.yaml").write_text(yaml.safe_dump(config))
     main(["fit", "-c", "example.yaml"])
 
@@ -77,6 +78,7 @@ def test_own_algorithm_by_class_path(workplace: Path, monkeypatch: pytest.Monkey
     arguments["bonus"] = 2.0
     config["model"] = {"class_path": "mine.BestOfGroupPolicyModule", "init_args": arguments}
     config["trainer"] = {"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu", "logger": False}
+    config["trainer"]["enable_checkpointing"] = False
     if not Path("data").is_dir():
         tiny.main(["data"])
     Path("own.yaml").write_text(yaml.safe_dump(config))

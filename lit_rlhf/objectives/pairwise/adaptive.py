@@ -23,7 +23,8 @@ class BetaDPO(PairwiseLoss):
 
     Of each global batch a share $1 - \rho$ is kept, sampled without replacement with weights
     $e^{-\frac12((h-M_0)/\sigma)^2}$; $\bar h$ is their mean gap (of log-ratios, not times beta). $M_0$ and $\sigma$ are
-    moving averages over batches; they start at the first batch's values (the authors' start at 0) and are saved.
+    moving averages over batches; they start at the first batch's values (the authors' start at 0), move in training
+    only and are saved. In evaluation all pairs are kept.
 
     Args:
         beta: $\beta_0$; 0.1 in the paper.
@@ -47,9 +48,10 @@ class BetaDPO(PairwiseLoss):
         """See the class."""
         gaps = (pairs.chosen.logratios - pairs.rejected.logratios).detach()
         weights = pairs.batch.get("weight")
+        kept = torch.ones_like(gaps)
         if self.training:
             self.moments.update(gaps, weights)
-        kept = own_rows(self._keep(gather_rows(gaps))).to(gaps.dtype)
+            kept = own_rows(self._keep(gather_rows(gaps))).to(gaps.dtype)
         mean = weighted_mean(gaps, kept if weights is None else kept * weights)
         beta = dynamic_beta(mean, self.moments.mean, self.beta, self.alpha)
         loss = dpo_loss(pairs.chosen.logratios, pairs.rejected.logratios, beta)

@@ -229,6 +229,7 @@ def test_rows_weigh_what_the_batch_says(tiny_model_dir: Path) -> None:
     weight = torch.tensor([1.0, 0.0, 3.0, 0.0])
     assert_close(module.reduce(loss, {"weight": weight}), (loss[0] + 3 * loss[2]) / 4)
     assert_close(module.reduce(loss, {}), loss.mean())
+    assert module.reduce(loss, {"weight": torch.zeros(4)}).item() == 0.0
 
 
 def test_padding_and_order_of_rows_change_nothing(tiny_model_dir: Path) -> None:

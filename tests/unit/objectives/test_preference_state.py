@@ -71,6 +71,8 @@ def test_beta_dpo_keeps_a_share_and_follows_the_gap() -> None:
     assert not torch.equal(again > 0, kept)  # another draw for the next batch
     other.load_running_state(state)
     assert torch.equal(other(policy, reference, {}).loss, again)  # and the same after a restart
+    assert (loss.eval()(policy, reference, {}).loss > 0).all()
+    assert loss.moments.count == 2
 
 
 # -- single completions -----------------------------------------------------------------------------------------------
