@@ -109,7 +109,9 @@ class PreferenceModule(RLHFModule):
         weight: Tensor | None = batch.get("weight")
         if weight is None:
             return loss.mean()
-        total = self.sum_over_ranks(weight.sum()).clamp_min(torch.finfo(loss.dtype).tiny)  # no row counts: the loss is 0
+        total = self.sum_over_ranks(weight.sum()).clamp_min(
+            torch.finfo(loss.dtype).tiny
+        )  # no row counts: the loss is 0
         return (loss * weight).sum() * self._world_size / total
 
     # -- steps --------------------------------------------------------------------------------------------------------

@@ -258,6 +258,9 @@ def test_what_was_saved_within_an_iteration_is_no_state_to_go_on_from(tmp_path: 
         Run(tmp_path, manual=True, ckpt_path=str(tmp_path / "exception.ckpt"))
 
 
+@pytest.mark.xfail(
+    reason="Lightning's OnExceptionCheckpoint in automatic mode: the interrupted batch is not repeated", strict=True
+)
 def test_automatic_steps_are_repeated_from_such_a_checkpoint(tmp_path: Path) -> None:
     whole = Run(tmp_path / "whole")
     Run(tmp_path, every=100, dies_at=4, callbacks=[SavesOnException()])

@@ -17,7 +17,7 @@ from lit_rlhf.testing.world_data import (
 )
 
 HOTEL = "review of the old hotel :"
-PLAIN = World(saturation=1e9, word_cost=0.0, nonsense_cost=0.0)
+PLAIN = World(saturation=1e9, word_cost=0.0, pointless_cost=0.0)
 """Adds up what is said and nothing else."""
 
 
@@ -32,7 +32,7 @@ PLAIN = World(saturation=1e9, word_cost=0.0, nonsense_cost=0.0)
         ("i found the room rather good .", 0.6),
         ("the room was not good .", -0.6),
         ("the room was not very bad .", 0.6 * 1.5 * 1.3),
-        ("the plot was good .", 0.5),
+        ("the plot was good .", 0.0),
         ("the room was quiet .", 1.0),
         ("the room was good . the staff was great .", 2.3),
         ("the room was good . the room was great .", 1.0),
@@ -105,7 +105,7 @@ def test_nobody_writes_better_than_the_best() -> None:
 
 def test_best_is_neither_repetition_nor_length() -> None:
     world = World()
-    best = "the room was very superb . the staff was very lovely . the view was very great ."
+    best = "the room was very superb . the staff was very lovely ."
     assert world.utility(HOTEL, best) == pytest.approx(world.best_utility(HOTEL))
     assert world.utility(HOTEL, f"{best} the room was very superb .") < world.utility(HOTEL, best)
     assert world.utility(HOTEL, "the room was very superb . " * 3) < world.utility(HOTEL, best) - 1
@@ -123,10 +123,10 @@ def test_writers_are_neutral_and_understood() -> None:
 
 def test_writers_repeat_themselves_as_often_as_they_are_told_to() -> None:
     rng = random.Random(0)
-    careful = Writers(sentences=(0.0, 0.0, 1.0), aside=0.0, foreign=0.0, repeating=0.0)
+    careful = Writers(sentences=(0.0, 1.0), aside=0.0, foreign=0.0, repeating=0.0)
     for _ in range(200):
         said = [World().read(sentence) for sentence in sentences_of(careful.write(HOTEL, rng))]
-        assert len({judgement.aspect for judgement in said if judgement}) == 3
+        assert len({judgement.aspect for judgement in said if judgement}) == 2
 
 
 def test_raters_choose_as_often_as_bradley_and_terry_say() -> None:
