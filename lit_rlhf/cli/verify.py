@@ -80,7 +80,7 @@ def _print_table(rows: Iterable[VerifyRow]) -> list[VerifyRow]:
     table = Table(
         "method", "target", "|gradient| at it", "distance reached", "", "seconds", title="Methods at their targets"
     )
-    done = []
+    done: list[VerifyRow] = []
     with console.status("verifying") as status:
         for row in rows:
             status.update(f"{len(done) + 1}: {row.method}")
