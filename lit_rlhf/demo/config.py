@@ -34,7 +34,7 @@ class RewardStage:
         lr: Peak learning rate.
     """
 
-    pairs: int = 16000
+    pairs: int = 32000
     raters: int = 5
     heldout_pairs: int = 2000
     batch_size: int = 16

@@ -37,7 +37,6 @@ class Writers:
     Attributes:
         sentences: Probabilities of writing 1, 2, 3, ... sentences.
         aside: Probability that a sentence is an aside.
-        foreign: Probability that a judged aspect belongs to another topic.
         negated: Probability of `not` where the form allows it.
         intensified: Probability of an intensifier.
         found: Probability of the form `i found the ...`.
@@ -48,7 +47,6 @@ class Writers:
 
     sentences: tuple[float, ...] = (0.4, 0.45, 0.15)
     aside: float = 0.15
-    foreign: float = 0.08
     negated: float = 0.15
     intensified: float = 0.35
     found: float = 0.25
@@ -67,8 +65,6 @@ class Writers:
     def _sentence(self, topic: str, likely: Mapping[str, float], said: set[str], rng: random.Random) -> str:
         if rng.random() < self.aside:
             return rng.choice(ASIDES)
-        if rng.random() < self.foreign:
-            topic = rng.choice([other for other in TOPICS if other != topic])
         old = set() if rng.random() < self.repeating else said
         new = [aspect for aspect in TOPICS[topic] if aspect not in old]
         aspect = rng.choice(new or TOPICS[topic])

@@ -123,7 +123,7 @@ def test_writers_are_neutral_and_understood() -> None:
 
 def test_writers_repeat_themselves_as_often_as_they_are_told_to() -> None:
     rng = random.Random(0)
-    careful = Writers(sentences=(0.0, 1.0), aside=0.0, foreign=0.0, repeating=0.0)
+    careful = Writers(sentences=(0.0, 1.0), aside=0.0, repeating=0.0)
     for _ in range(200):
         said = [World().read(sentence) for sentence in sentences_of(careful.write(HOTEL, rng))]
         assert len({judgement.aspect for judgement in said if judgement}) == 2
