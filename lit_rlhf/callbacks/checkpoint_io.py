@@ -18,9 +18,6 @@ from lightning.fabric.utilities.types import _PATH
 
 from lit_rlhf.errors import CheckpointError
 
-COMPLETE_MARKER = ".complete"
-"""Written last into a checkpoint that is a directory (sharded strategies): without it the directory is torn."""
-
 _TEMPORARY = ".tmp"
 _HOST = socket.gethostname().replace(".", "_")
 _DAY = 24 * 3600.0
@@ -83,7 +80,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def checkpoint_problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint file or directory, or None where it loads completely.
+    """What is wrong with a checkpoint, or None where it loads completely.
 
     Files are checked to the last byte (the archive's checksums, which `torch.load` doesn't look at), and unpickled
     without their tensors.
@@ -92,8 +89,6 @@ def checkpoint_problem(path: Path) -> str | None:
         >>> checkpoint_problem(Path("/nowhere/iteration-00000001.ckpt"))
         'it does not exist'
     """
-    if path.is_dir():
-        return None if (path / COMPLETE_MARKER).exists() else f"it has no {COMPLETE_MARKER}: writing it was interrupted"
     if not path.exists():
         return "it does not exist"
     try:
@@ -105,13 +100,6 @@ def checkpoint_problem(path: Path) -> str | None:
     except _UNREADABLE as error:
         return _reason(error)
     return None
-
-
-def mark_complete(directory: Path) -> None:
-    """Record that all parts of a checkpoint directory are written."""
-    with (directory / COMPLETE_MARKER).open("wb") as file:
-        os.fsync(file.fileno())
-    _sync_directory(directory)
 
 
 def remove_stale_files(directory: Path) -> None:

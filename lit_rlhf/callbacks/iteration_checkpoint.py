@@ -1,7 +1,6 @@
 """Checkpoints counted in iterations, from which a killed run goes on as if nothing had happened."""
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
-from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoint_problem, mark_complete, remove_stale_files
+from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoint_problem, remove_stale_files
 from lit_rlhf.callbacks.lightning_internals import (
     EpochMeans,
     add_epoch_means,
@@ -27,6 +26,7 @@ from lit_rlhf.callbacks.lightning_internals import (
     iterations_done,
     silence_noise,
     will_validate,
+    writes_shards,
 )
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 
@@ -58,8 +58,8 @@ class IterationCheckpoint(ModelCheckpoint):
         keep_last: How many checkpoints to keep, at least 2, lest a damaged file be the only one.
 
     Raises:
-        ConfigurationError: An option is out of range, or a run starts anew in a directory that holds another's
-            checkpoints.
+        ConfigurationError: An option is out of range, the strategy writes checkpoints in parts, or a run starts anew in a
+            directory that holds another's checkpoints.
         CheckpointError: A checkpoint can't be written, none of those in `dirpath` loads, or the number of processes is
             another than when it was written.
     """
@@ -96,6 +96,12 @@ class IterationCheckpoint(ModelCheckpoint):
         silence_noise()
         if stage != "fit":
             return
+        if writes_shards(trainer):
+            raise ConfigurationError(
+                f"{type(trainer.strategy).__name__} would write checkpoints in parts, which can't be replaced in one "
+                "step and hold no frozen weights, without which Lightning loads none. Set its "
+                "save_distributed_checkpoint: false."
+            )
         call_last(trainer, self)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -168,15 +174,10 @@ class IterationCheckpoint(ModelCheckpoint):
 
     def _save(self, trainer: Trainer, iteration: int) -> None:
         path = self.directory / f"iteration-{iteration:08d}.ckpt"
-        if trainer.is_global_zero and path.is_dir():
-            shutil.rmtree(path)  # torn parts of a sharded one must not mix with new parts
-        trainer.strategy.barrier("IterationCheckpoint.save")
         self.last_saved = iteration
         self.last_model_path = self.best_model_path = str(path)
         self._save_checkpoint(trainer, str(path))
         if trainer.is_global_zero:
-            if path.is_dir():
-                mark_complete(path)
             for number, old in self.checkpoints()[self.keep_last :]:
                 if number < iteration:
                     trainer.strategy.remove_checkpoint(old)

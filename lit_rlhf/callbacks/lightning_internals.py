@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 EpochMeans = dict[str, dict[str, Tensor]]
@@ -73,6 +74,13 @@ def is_within_iteration(trainer: Trainer) -> bool:
     """Whether a training step has begun and not ended."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return bool(progress.started > progress.processed)
+
+
+def writes_shards(trainer: Trainer) -> bool:
+    """Whether a checkpoint would be a directory with a part for each process."""
+    strategy = trainer.strategy
+    sharded = isinstance(strategy, FSDPStrategy) and strategy._state_dict_type == "sharded"
+    return sharded or (isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint)
 
 
 def will_validate(trainer: Trainer) -> bool:

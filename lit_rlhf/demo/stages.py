@@ -182,7 +182,7 @@ class Stages:
 
 
 def _adamw(lr: float) -> Callable[..., Optimizer]:
-    return partial(AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+    return partial(AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
 
 
 def _warm_up_and_decay(lr: float, steps: int) -> Callable[..., OneCycleLR]:

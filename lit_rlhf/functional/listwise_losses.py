@@ -83,7 +83,7 @@ def lipo_lambda_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 
         beta: Strength of the KL penalty to the reference.
     """
     s, scores = beta * torch.where(mask, logratios, 0.0), torch.where(mask, scores, 0.0)
-    rank = ranks_descending(s.detach().masked_fill(~mask, _MISSING)).to(s.dtype)
+    rank = ranks_descending(s.masked_fill(~mask, _MISSING)).to(s.dtype)
     discount = 1 / torch.log1p(rank)
     weight = _differences(scores.exp2()).abs() * _differences(discount).abs()
     return (_better(scores, mask) * weight * softplus(-_differences(s))).sum((-2, -1))
@@ -110,12 +110,11 @@ def pro_loss(
     after = torch.ones(mask.shape[-1:] * 2, dtype=torch.bool, device=mask.device).triu(1)
     rest = exists[:, None, :] & after  # [k, i]: i exists and comes after k
     gap = torch.where(rest, _differences(r), 0.0)
-    p = torch.where(exists, p, 0.0)
     positive = p * gap.amax(-1)
     against = (p[:, None, :] * gap).masked_fill(~rest, _MISSING)
     total = torch.cat([positive[..., None], against], dim=-1).logsumexp(-1)
-    others = (exists.sum(-1) - 1).clamp_min(0).to(p.dtype)
-    ranking = torch.where(rest.any(-1), total - positive, 0.0).sum(-1)
+    others = (exists.sum(-1) - 1).to(p.dtype)
+    ranking = (total - positive).sum(-1)  # with nothing left to compare with, both are the same
     return ranking + sft_weight * others.square() * -_best(logprobs, scores, mask)
 
 
@@ -145,10 +144,10 @@ def rrhf_loss(
 
 
 def _by_score(values: Lists, scores: Lists, mask: Mask) -> tuple[Lists, Mask]:
-    """Columns in the order of falling scores, missing ones last and set to `_MISSING`."""
+    """Columns in the order of falling scores, missing ones last and set to 0."""
     order = scores.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     exists = mask.gather(-1, order)
-    return values.gather(-1, order).masked_fill(~exists, _MISSING), exists
+    return torch.where(exists, values.gather(-1, order), 0.0), exists
 
 
 def _best(values: Lists, scores: Lists, mask: Mask) -> Rows:

@@ -34,8 +34,8 @@ def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """
     x = x.clamp_max(-torch.finfo(x.dtype).eps)
     small = x > -math.log(2)
-    # Each branch of a `where` must have a finite gradient on the entries that it doesn't give, too.
-    near_zero = (-torch.expm1(torch.where(small, x, -math.log(2)))).log()
+    near_zero = (-torch.expm1(x)).log()
+    # The gradient must be finite on the entries that the last `where` doesn't take, too.
     far = torch.log1p(-torch.where(small, -math.log(2), x).exp())
     return torch.where(small, near_zero, far)
 

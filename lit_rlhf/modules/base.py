@@ -167,7 +167,11 @@ class RLHFModule(LightningModule):
         """Keep the trainable weights and the module's own state."""
         trainable = set(self.trainable_names())
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
-        checkpoint[CHECKPOINT_KEY] = {"class": type(self).__qualname__, "state": self.extra_state()}
+        checkpoint[CHECKPOINT_KEY] = {
+            "class": type(self).__qualname__,
+            "shapes": _shapes(checkpoint["state_dict"].items()),
+            "state": self.extra_state(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this class and complete, then restore the module's own state."""
@@ -182,7 +186,10 @@ class RLHFModule(LightningModule):
                 f"checkpoint of a {type(self).__qualname__}, or set model.class_path to {ours['class']}."
             )
         self.configure_model()
-        wanted, found = set(self.trainable_names()), set(checkpoint["state_dict"])
+        # FSDP2 has loaded the weights by now, in silence where some are missing, and has taken them out of the checkpoint.
+        weights = checkpoint.get("state_dict")
+        shapes = ours["shapes"] if weights is None else _shapes(weights.items())
+        wanted, found = set(self.trainable_names()), set(shapes)
         missing, unexpected = sorted(wanted - found), sorted(found - wanted)
         if missing or unexpected:
             raise CheckpointError(
@@ -190,17 +197,17 @@ class RLHFModule(LightningModule):
                 f"(first: {missing[:3]}), {len(unexpected)} are not of this model (first: {unexpected[:3]}). Were backbone, "
                 "lora or value other when it was written?"
             )
-        self._check_shapes(checkpoint["state_dict"])
+        self._check_shapes(shapes)
         self.load_extra_state(ours["state"])
 
-    def _check_shapes(self, state: Mapping[str, Tensor]) -> None:
-        shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
-        wrong = [name for name, value in state.items() if tuple(value.shape) != shapes[name]]
+    def _check_shapes(self, found: Mapping[str, tuple[int, ...]]) -> None:
+        shapes = _shapes(self.named_parameters())
+        wrong = [name for name, shape in found.items() if tuple(shape) != shapes[name]]
         if wrong:
             name = wrong[0]
             raise CheckpointError(
                 f"The checkpoint doesn't fit the model: {len(wrong)} parameters have another shape; {name} is "
-                f"{tuple(state[name].shape)} in the checkpoint and {shapes[name]} in the model. Was backbone.lora other when it "
+                f"{tuple(found[name])} in the checkpoint and {shapes[name]} in the model. Was backbone.lora other when it "
                 "was written? What stands in files and on the command line holds; the checkpoint's options don't."
             )
 
@@ -212,6 +219,10 @@ class RLHFModule(LightningModule):
                 self.hparams[name] = asdict(value)
             elif isinstance(value, nn.Module) or not _is_plain(value):
                 del self.hparams[name]
+
+
+def _shapes(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights}
 
 
 def _is_plain(value: object) -> bool:

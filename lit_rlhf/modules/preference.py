@@ -129,9 +129,11 @@ class PreferenceModule(RLHFModule):
         self._step(batch, "test")
 
     def predict_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Log-probs under policy and reference, and lengths, (B, K) each."""
+        """Log-probs under policy and reference, and lengths, (B, K) each, with the rows' index in the data."""
         policy = self(batch)
         result = {"logprobs": policy.logprobs, "lengths": policy.lengths}
+        if "index" in batch:
+            result["index"] = batch["index"]
         if self.loss.needs_reference:
             result["ref_logprobs"] = self._reference(batch).logprobs
         return result

@@ -186,7 +186,7 @@ def train(run: dict[str, Any], rank: int) -> None:
     strategies: dict[str, Callable[[], Strategy]] = {
         "one": lambda: SingleDeviceStrategy(torch.device("cpu")),
         "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
-        "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1),
+        "fsdp2": lambda: ModelParallelStrategy(ranks, tensor_parallel_size=1, save_distributed_checkpoint=False),
     }
     trainer = Trainer(
         accelerator="cpu",

@@ -27,7 +27,7 @@ from lit_rlhf.testing.verify import (
 )
 from lit_rlhf.testing.verify.exact import PI_STAR
 from lit_rlhf.testing.verify.policy import NoReward
-from lit_rlhf.testing.verify.runner import BETA, GRADIENT_TOLERANCE, gradient_norm
+from lit_rlhf.testing.verify.runner import BETA, GRADIENT_TOLERANCE, expected_gradient, gradient_norm
 from tests.tolerances import FP64
 
 CASES = all_cases()
@@ -169,6 +169,36 @@ def test_a_constant_reward_of_the_prompt_changes_nothing(name: str) -> None:
         population["score"] = population["score"] + 5.0
     shifted = PreferenceCase(case.method, case.target, case.world, case.make_loss, population, case.optimum)
     assert gradient_norm(shifted, case.optimum) < GRADIENT_TOLERANCE
+
+
+def _slopes_at_the_reference(
+    world: TabularWorld,
+) -> dict[str, tuple[Callable[[], o.PreferenceLoss], populations.Population, Tensor]]:
+    r"""Losses without a finite optimum, their data, and $dE[L]/du_y$ at u = 0, where every sigmoid has slope 1/4."""
+    mu, p = populations.skewed(world), world.rewards.sigmoid()
+    wins = targets.win_rates(populations.preference_probabilities(world), mu)
+    won, lost = 2 * mu * wins, 2 * mu * (1 - wins)
+    pairs, labels = populations.rated_pairs(world, mu), populations.binary_labels(world, p, mu)
+    everything = populations.undesirable(world, range(len(mu)))
+    quarter = BETA / 4
+    return {
+        "KTO": (partial(o.KTO, BETA, 1.2, 0.7), labels, -mu * (1.2 * p - 0.7 * (1 - p)) * quarter),
+        "UnpairedAPOZero": (partial(o.UnpairedAPOZero, BETA), labels, -mu * (2 * p - 1) * quarter),
+        "APOZero": (partial(o.APOZero, BETA), pairs, (lost - won) * quarter),
+        "APODown": (partial(o.APODown, BETA), pairs, lost * quarter),
+        "NPO": (partial(o.NPO, BETA), everything, torch.full_like(mu, 1 / len(mu))),
+    }
+
+
+@pytest.mark.parametrize("name", _slopes_at_the_reference(tree()))
+def test_losses_without_an_optimum_start_as_by_hand(name: str) -> None:
+    world = tree()
+    make, population, slopes = _slopes_at_the_reference(world)[name]
+    gradient = expected_gradient(PreferenceCase(name, "", world, make, population, world.reference), world.reference)
+    backbone = world.backbone()
+    out = backbone(world.batch([range(7)]), num_branches=7, logprobs=True)
+    (out.logprobs.sum(-1) * slopes).sum().backward()
+    assert_close(gradient, backbone.model.lm_head.weight.grad, **FP64)
 
 
 def test_length_desensitized_dpo_is_dpo_where_lengths_are_equal_or_weights_one() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lit_rlhf.callbacks import AtomicCheckpointIO, checkpoint_io
-from lit_rlhf.callbacks.checkpoint_io import checkpoint_problem, mark_complete, remove_stale_files
+from lit_rlhf.callbacks.checkpoint_io import checkpoint_problem, remove_stale_files
 from lit_rlhf.errors import CheckpointError
 
 STATE = {"weights": torch.arange(5000.0), "step": 3, "names": ["a", "b"]}
@@ -171,12 +171,6 @@ def test_objects_are_loaded_only_when_asked_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds an object of type .*NotPlain"):
         AtomicCheckpointIO().load_checkpoint(path)
     assert isinstance(AtomicCheckpointIO().load_checkpoint(path, weights_only=False)["x"], NotPlain)
-
-
-def test_a_directory_without_its_marker_is_torn(tmp_path: Path) -> None:
-    assert "interrupted" in (checkpoint_problem(tmp_path) or "")
-    mark_complete(tmp_path)
-    assert checkpoint_problem(tmp_path) is None
 
 
 def test_remote_paths_are_left_to_lightning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_rlhf.callbacks import AtomicCheckpointIO, IterationCheckpoint
 from lit_rlhf.callbacks.lightning_internals import current_metrics, iterations_done
@@ -258,15 +259,6 @@ def test_what_was_saved_within_an_iteration_is_no_state_to_go_on_from(tmp_path: 
         Run(tmp_path, manual=True, ckpt_path=str(tmp_path / "exception.ckpt"))
 
 
-@pytest.mark.xfail(
-    reason="Lightning's OnExceptionCheckpoint in automatic mode: the interrupted batch is not repeated", strict=True
-)
-def test_automatic_steps_are_repeated_from_such_a_checkpoint(tmp_path: Path) -> None:
-    whole = Run(tmp_path / "whole")
-    Run(tmp_path, every=100, dies_at=4, callbacks=[SavesOnException()])
-    assert Run(tmp_path, every=100, ckpt_path=str(tmp_path / "exception.ckpt")).module.seen[1:] == whole.module.seen[5:]
-
-
 def test_validation_takes_the_last_checkpoint_too(tmp_path: Path) -> None:
     first = Run(tmp_path)
     first.trainer.validate(first.module, datamodule=Data(), ckpt_path="last", verbose=False)
@@ -290,6 +282,13 @@ def test_atomic_writing_is_installed_unless_another_was_chosen(tmp_path: Path) -
 
     assert isinstance(Run(tmp_path / "a").trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     assert isinstance(Run(tmp_path / "b", plugins=[Chosen()]).trainer.strategy.checkpoint_io, Chosen)
+
+
+def test_checkpoints_in_parts_are_refused(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, [])
+    trainer._accelerator_connector.strategy = ModelParallelStrategy()
+    with pytest.raises(ConfigurationError, match="save_distributed_checkpoint: false"):
+        IterationCheckpoint(str(tmp_path)).setup(trainer, Module(), "fit")
 
 
 @pytest.mark.parametrize(

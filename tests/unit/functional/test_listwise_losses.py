@@ -37,7 +37,7 @@ def _columns(
         ragged(mask, seed=1, dtype=dtype, garbage=garbage),
         ragged(mask, seed=2, dtype=dtype, garbage=garbage),
     )
-    lengths = torch.randint(1, 9, mask.shape, generator=torch.Generator().manual_seed(3))
+    lengths = torch.randint(1, 9, mask.shape, generator=torch.Generator().manual_seed(3)) * mask
     return [values, scores] if name in WITH_REFERENCE else [-values.abs(), lengths, scores]
 
 

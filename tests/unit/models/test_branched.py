@@ -177,6 +177,22 @@ def test_shared_is_refused_where_it_would_be_wrong(tiny_model_dir: Path, batch: 
     torch.testing.assert_close(out.logprobs[2:4, :3], alone.logprobs, **FP32_MODEL)
 
 
+def test_flash_attention_takes_no_mask(make: MakeBackbone, batch: BranchedBatch):
+    backbone = make()
+    runner = BranchRunner(backbone.decoder, backbone.model.config, "flash_attention_2", "auto")
+    assert "attention='flash_attention_2' takes no mask" in str(runner.obstacle)
+    assert not runs_shared(runner, branched([(range(1, 41), [[1, 2], [3, 4]])]), 2)
+    with pytest.raises(ConfigurationError, match="branching='shared' can't run: attention='flash_attention_2'"):
+        BranchRunner(backbone.decoder, backbone.model.config, "flash_attention_2", "shared")
+
+
+def test_recurrent_layers_take_no_mask(make: MakeBackbone):
+    backbone = make()
+    backbone.model.config.layer_types = ["full_attention", "linear_attention"]
+    runner = BranchRunner(backbone.decoder, backbone.model.config, "sdpa", "auto")
+    assert "layers ['linear_attention'], in which no mask tells branches apart" in str(runner.obstacle)
+
+
 def test_a_decoder_that_fails_the_comparison_at_loading_is_expanded(
     make: MakeBackbone, monkeypatch: pytest.MonkeyPatch, batch: BranchedBatch
 ):

@@ -168,7 +168,7 @@ def test_no_reference_is_kept_for_losses_without(tiny_model_dir: Path) -> None:
     module = ready(tiny_model_dir, SimPO(), kind="full")
     assert "reference" not in module._modules
     assert module.loss_output(batch_of()).loss.isfinite().all()
-    assert set(module.predict_step(batch_of(), 0)) == {"logprobs", "lengths"}
+    assert set(module.predict_step(batch_of(), 0)) == {"index", "logprobs", "lengths"}
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

@@ -1,5 +1,6 @@
 """Loss classes of the preference family: pairs, what each needs, logs and refuses; sums."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -95,7 +96,7 @@ def test_the_table_has_every_pairwise_loss() -> None:
 
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_pairwise_losses_are_their_functions_with_documented_defaults(name: str) -> None:
-    loss, expected = PAIRWISE[name]
+    loss, expected = copy.deepcopy(PAIRWISE[name][0]), PAIRWISE[name][1]
     output = loss.train()(RICH, REFERENCE if loss.needs_reference else None, {"p_chosen": P})
     assert_close(output.loss, expected(), **FP64)
     assert set(output.metrics) == PAIR_METRICS
@@ -105,7 +106,7 @@ def test_pairwise_losses_are_their_functions_with_documented_defaults(name: str)
 
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_needs_of_the_reference_are_told(name: str) -> None:
-    loss, _ = PAIRWISE[name]
+    loss = copy.deepcopy(PAIRWISE[name][0])
     if loss.needs_reference:
         with pytest.raises(ConfigurationError, match="reference"):
             loss(RICH, None, {"p_chosen": P})
@@ -205,7 +206,7 @@ def test_sorted_losses_refuse_weights() -> None:
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_an_empty_branch_is_a_completion_of_probability_one(name: str) -> None:
     """All masked: log-prob 0, length 0. The loss is finite."""
-    loss, _ = PAIRWISE[name]
+    loss = copy.deepcopy(PAIRWISE[name][0])
     empty = torch.zeros(6, 2, dtype=torch.float64)
     policy = o.PreferenceStats(
         empty.clone().requires_grad_(), empty.long(), empty[..., None], empty[..., None].bool(), empty, empty

@@ -77,6 +77,34 @@ def test_beta_dpo_keeps_a_share_and_follows_the_gap() -> None:
 
 # -- single completions -----------------------------------------------------------------------------------------------
 
+LABELS = torch.tensor([True, False, True, False, True, False])
+RATINGS, VALUES = torch.linspace(-1, 1, 6, dtype=torch.float64), torch.linspace(0, 2, 6, dtype=torch.float64)
+
+# The class with its defaults, and the function of u, of the mismatched u, and of log-probs per token.
+POINTWISE: dict[str, tuple[o.PreferenceLoss, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
+    "KTO": (o.KTO(), lambda u, other, _: f.kto_loss(u, LABELS, other.mean().clamp_min(0), 0.1, 1.0, 1.0)),
+    "BCO": (o.BCO(), lambda u, _, __: f.bco_loss(u, LABELS, 0.01 * u.mean(), 0.01)),
+    "UnpairedAPOZero": (o.UnpairedAPOZero(), lambda u, _, __: f.apo_zero_unpaired_loss(u, LABELS, 0.1)),
+    "DROV": (o.DROV(), lambda u, _, __: f.dro_v_loss(u, RATINGS, VALUES, 1.0)),
+    "NPO": (o.NPO(), lambda u, _, __: torch.where(LABELS, 0.0, f.npo_loss(u, 0.1))),
+    "NLL": (o.NLL(), lambda _, __, mean: torch.where(LABELS, -mean, 0.0)),
+}
+
+
+def test_the_table_has_every_pointwise_loss() -> None:
+    assert concrete(o.PointwiseLoss) | {"NLL"} == set(POINTWISE)
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise_losses_are_their_functions_with_documented_defaults(name: str) -> None:
+    loss, expected = POINTWISE[name]
+    policy, reference = stats(2, seed=5, value=VALUES), stats(2, seed=6)
+    output = loss.train()(policy, reference, {"label": LABELS, "score": RATINGS})
+    u = policy.logprobs - reference.logprobs
+    assert_close(output.loss, expected(u[:, 0], u[:, 1], (policy.logprobs / policy.lengths)[:, 0]), **FP64)
+    if name != "NLL":
+        assert {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"} <= set(output.metrics)
+
 
 def _mismatched(rows: int = 4) -> tuple[SequenceStats, SequenceStats]:
     return stats(2, rows=rows, seed=1), stats(2, rows=rows, seed=2)
