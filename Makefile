@@ -11,7 +11,7 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow mutations lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -24,6 +24,9 @@ test: lint  ## Lint, types, layers and the default test suite
 
 test-slow: $(STAMP)  ## Learning curves and other tests that take minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
+
+mutations: $(STAMP)  ## Break each loss on purpose, and see that a test notices: about a quarter of an hour
+	$(BIN)/python tests/mutations.py
 
 lint: $(STAMP)  ## Style, format, types and layers
 	$(BIN)/ruff check .

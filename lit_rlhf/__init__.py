@@ -13,6 +13,7 @@ _HOMES = {
     "data": (
         "DemonstrationDataModule",
         "PreferenceDataModule",
+        "ProcessDataModule",
         "PromptDataModule",
         "RankedDataModule",
         "UnpairedDataModule",

@@ -56,11 +56,21 @@ class UnpairedBatch(BranchedBatch):
     ref_logprobs: NotRequired[Tensor]  # (B, K) float32
 
 
+class ProcessBatch(BranchedBatch):
+    """K = 1: a solution in S steps, each labelled."""
+
+    index: Tensor  # (B,) int64
+    step_end: Tensor  # (B, S) int64: place of each step's last token within the completion, 0 where there is no step
+    step_label: Tensor  # (B, S) float32 in [0, 1]: whether, or how probably, the step is right
+    step_mask: Tensor  # (B, S) bool: whether the step exists
+
+
 class PromptBatch(BranchedBatch):
     """K = 0: prompts to roll out from."""
 
     index: Tensor  # (B,) int64
     columns: dict[str, list[Any]]  # further columns of the data set, for rewards that need them
+    text: NotRequired[DemonstrationBatch]  # what to go on imitating, of another number of rows
 
 
 def num_branches(batch: BranchedBatch) -> int:
@@ -80,7 +90,7 @@ class BranchOutput:
     logprobs: Tensor | None = None  # (N, T) float32: log pi(token | what came before), 0 where masked
     entropy: Tensor | None = None  # (N, T) float32, nats
     values: Tensor | None = None  # (N, T) float32: scalar head at the state before each token
-    scores: Tensor | None = None  # (N,) float32: scalar head at the last token
+    scores: Tensor | None = None  # (N,) float32: scalar head at the last token; of several heads (N, heads)
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,8 @@ class Rollout:
     rewards: Tensor | None = None  # (N, T) float32
     advantages: Tensor | None = None  # (N, T) float32
     returns: Tensor | None = None  # (N, T) float32
+    wins: Tensor | None = None  # (N,) float32 in [0, 1]: how far the sample is preferred to the other one of its pair
+    baselines: Tensor | None = None  # (N,) float32: what a method of its own subtracts from returns
 
     @property
     def num_prompts(self) -> int:

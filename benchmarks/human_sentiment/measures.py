@@ -14,6 +14,7 @@ from lit_rlhf.data import ExplicitPrompt, FileSource, PreferenceDataModule, Prom
 from lit_rlhf.demo.results import distinct_n
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_checkpoint_backbone, load_reward_model
+from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine, Sampling
 from lit_rlhf.seeding import sample_seeds
@@ -183,15 +184,20 @@ def reward_margins(path: Path, root: Path) -> tuple[list[float], list[float]]:
     return [margins[i] for i in range(len(differences))], differences
 
 
-def load_policy(root: Path, name: str) -> Backbone:
+def load_policy(root: Path, name: str, dtype: DTypeName | None = None) -> Backbone:
     """A policy by its place under the root: a merged export, a checkpoint, or a directory of checkpoints (the newest).
+
+    Args:
+        root: Directory of the runs.
+        name: The place.
+        dtype: Of the base's weights; default: that of training, bfloat16 for exports.
 
     Raises:
         FileNotFoundError: There is none.
     """
     path = root / name
     if (path / "config.json").is_file():
-        return Backbone(ModelSpec(name=str(path), dtype="bfloat16"), trainable=False).eval()
+        return Backbone(ModelSpec(name=str(path), dtype=dtype or "bfloat16"), trainable=False).eval()
     checkpoints = (
         [path] if path.suffix == ".ckpt" else sorted(path.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     )
@@ -199,7 +205,8 @@ def load_policy(root: Path, name: str) -> Backbone:
         raise FileNotFoundError(
             f"{path} is neither a checkpoint nor a directory with an export or checkpoints of a policy."
         )
-    return load_checkpoint_backbone(checkpoints[-1], name=str(root / INITIAL))
+    changes = {"dtype": dtype} if dtype is not None else {}
+    return load_checkpoint_backbone(checkpoints[-1], name=str(root / INITIAL), **changes)
 
 
 def _texts(backbone: Backbone, ids: Tensor, mask: Tensor) -> list[str]:

@@ -5,6 +5,7 @@ from lit_rlhf.callbacks.export import ExportModel
 from lit_rlhf.callbacks.guards import CollapseGuard, PolicyCollapsedError
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
 from lit_rlhf.callbacks.metrics_file import MetricsFile
+from lit_rlhf.callbacks.moving_reference import MovingReference
 from lit_rlhf.callbacks.preemption import Preemption
 from lit_rlhf.callbacks.progress import PhaseProgressBar
 from lit_rlhf.callbacks.samples import SampleTable
@@ -16,6 +17,7 @@ __all__ = [
     "ExportModel",
     "IterationCheckpoint",
     "MetricsFile",
+    "MovingReference",
     "PhaseProgressBar",
     "PhaseTimer",
     "PolicyCollapsedError",

@@ -17,6 +17,7 @@ from lit_rlhf.errors import ConfigurationError, LitRLHFError
 
 _KL, _ENTROPY = "train/objective/kl", "train/objective/entropy"
 _LENGTH = "train/completions/mean_length"
+_GOLD, _PROXY = "train/rewards/gold/mean", "train/rewards/proxy/mean"
 
 
 class PolicyCollapsedError(LitRLHFError):
@@ -26,10 +27,11 @@ class PolicyCollapsedError(LitRLHFError):
 class CollapseGuard(Callback):
     r"""Watches a policy for the ways in which optimizing a reward goes wrong, and acts before a checkpoint is written.
 
-    Two kinds of trouble trigger the action: the KL to the reference explodes, or the entropy collapses. Two more only
-    raise an alarm, a warning at the first iteration of each episode: responses repeat themselves, or their length
-    drifts. Trouble counts once it has lasted for `patience` iterations in a row. Logs `train/guard/distinct_2` (mean over responses
-    of distinct / all pairs of neighbouring words, arXiv:1510.03055) and `train/guard/length_ratio` where they are watched.
+    Three kinds of trouble trigger the action: the KL to the reference explodes, the entropy collapses, or the gold reward
+    that watches beside the optimized one (`MonitoredReward`) falls: over-optimization. Two more only raise an alarm, a
+    warning at the first iteration of each episode: responses repeat themselves, or their length drifts. Trouble counts
+    once it has lasted for `patience` iterations in a row. Logs `train/guard/distinct_2` (mean over responses of distinct /
+    all pairs of neighbouring words, arXiv:1510.03055) and `train/guard/length_ratio` where they are watched.
 
     `rollback` takes parameters and optimizer from the newest whole checkpoint from before the trouble began, and goes on:
     with the next prompts, other seeds, and the schedule and controllers where they are, so that it doesn't end up at the
@@ -39,6 +41,8 @@ class CollapseGuard(Callback):
         max_kl: Most KL of a whole sequence, in nats; about ten times what the run is meant to spend. None: not watched.
         min_entropy: Least entropy in nats per token; untrained models have 1 to 4, collapsed ones less than 0.1.
         min_distinct: Least share of distinct pairs of words within a response, 0 to 1; fluent text has above 0.9.
+        max_gold_drop: Most that the gold reward's mean over the last `patience` iterations may be below the best such mean,
+            in units of that reward; above 0.
         max_length_ratio: Most factor, above 1, between the mean length and that of the first `patience` iterations.
         patience: Iterations that trouble must last.
         action: What KL and entropy trigger: `warn`, `stop` or `rollback`.
@@ -55,6 +59,7 @@ class CollapseGuard(Callback):
         min_entropy: float | None = None,
         min_distinct: float | None = None,
         max_length_ratio: float | None = None,
+        max_gold_drop: float | None = None,
         patience: int = 3,
         action: Literal["warn", "stop", "rollback"] = "stop",
         max_rollbacks: int = 3,
@@ -63,12 +68,15 @@ class CollapseGuard(Callback):
         self.min_entropy = min_entropy
         self.min_distinct = min_distinct
         self.max_length_ratio = max_length_ratio
+        self.max_gold_drop = max_gold_drop
         self.patience = patience
         self.action = action
         self.max_rollbacks = max_rollbacks
         self.rollbacks = 0
         self.lasting: dict[str, int] = {}
         self.first_lengths: list[float] = []
+        self.last_golds: list[float] = []
+        self.best_gold = -float("inf")
         self._refuse_bad_options()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -122,7 +130,27 @@ class CollapseGuard(Callback):
                 found["entropy"] = (
                     f"the entropy is {entropy:.4g} nats per token, below min_entropy={self.min_entropy:g}."
                 )
+        if self.max_gold_drop is not None:
+            found |= self._over_optimization(metrics, self.max_gold_drop)
         return found
+
+    def _over_optimization(self, metrics: Mapping[str, float], most: float) -> dict[str, str]:
+        if _GOLD not in metrics:
+            raise ConfigurationError(
+                "CollapseGuard(max_gold_drop=...) watches a monitor called 'gold', and the reward has none. Wrap it: "
+                "MonitoredReward(reward, monitors={'gold': ...})."
+            )
+        self.last_golds = [*self.last_golds, metrics[_GOLD]][-self.patience :]
+        if len(self.last_golds) < self.patience:
+            return {}
+        recent = sum(self.last_golds) / self.patience
+        self.best_gold = max(self.best_gold, recent)
+        if recent >= self.best_gold - most:
+            return {}
+        return {
+            "gold": f"the gold reward is {recent:.4g}, {self.best_gold - recent:.4g} below its best, where the reward that is "
+            f"optimized is {metrics.get(_PROXY, float('nan')):.4g}: more than max_gold_drop={most:g}."
+        }
 
     def _alarms(self, trainer: Trainer, module: LightningModule, metrics: Mapping[str, float]) -> dict[str, str]:
         found, watched = {}, {}
@@ -161,7 +189,7 @@ class CollapseGuard(Callback):
                 f"{said} {where} Raise the KL coefficient, lower the learning rate, or mend the reward."
             )
         self.rollbacks += 1
-        self.lasting = {}
+        self.lasting, self.last_golds = {}, []
         state = trainer.strategy.load_checkpoint(good)
         trainer.strategy.load_model_state_dict(state, strict=False)
         trainer.strategy.load_optimizer_state_dict(state)
@@ -170,14 +198,22 @@ class CollapseGuard(Callback):
     # -- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """How long trouble has lasted, the first lengths, rollbacks."""
-        return {"lasting": dict(self.lasting), "first_lengths": list(self.first_lengths), "rollbacks": self.rollbacks}
+        """How long trouble has lasted, the first lengths, rollbacks, gold rewards."""
+        return {
+            "lasting": dict(self.lasting),
+            "first_lengths": list(self.first_lengths),
+            "rollbacks": self.rollbacks,
+            "last_golds": list(self.last_golds),
+            "best_gold": self.best_gold,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self.lasting = dict(state_dict["lasting"])
         self.first_lengths = list(state_dict["first_lengths"])
         self.rollbacks = state_dict["rollbacks"]
+        self.last_golds = list(state_dict["last_golds"])
+        self.best_gold = state_dict["best_gold"]
 
     def _refuse_bad_options(self) -> None:
         wrong = {
@@ -185,15 +221,17 @@ class CollapseGuard(Callback):
             "min_entropy": self.min_entropy is not None and self.min_entropy <= 0,
             "min_distinct": self.min_distinct is not None and not 0 < self.min_distinct <= 1,
             "max_length_ratio": self.max_length_ratio is not None and self.max_length_ratio <= 1,
+            "max_gold_drop": self.max_gold_drop is not None and self.max_gold_drop <= 0,
             "patience": self.patience < 1,
             "max_rollbacks": self.max_rollbacks < 0,
         }
         for name, is_wrong in wrong.items():
             if is_wrong:
                 raise ConfigurationError(f"CollapseGuard: {name}={getattr(self, name)} is out of range.")
-        if (self.max_kl, self.min_entropy, self.min_distinct, self.max_length_ratio) == (None,) * 4:
+        limits = (self.max_kl, self.min_entropy, self.min_distinct, self.max_length_ratio, self.max_gold_drop)
+        if limits == (None,) * len(limits):
             raise ConfigurationError(
-                "CollapseGuard watches nothing: set max_kl, min_entropy, min_distinct or max_length_ratio."
+                "CollapseGuard watches nothing: set max_kl, min_entropy, min_distinct, max_length_ratio or max_gold_drop."
             )
 
 

@@ -58,8 +58,8 @@ class IterationCheckpoint(ModelCheckpoint):
         keep_last: How many checkpoints to keep, at least 2, lest a damaged file be the only one.
 
     Raises:
-        ConfigurationError: An option is out of range, the strategy writes checkpoints in parts, or a run starts anew in a
-            directory that holds another's checkpoints.
+        ConfigurationError: An option is out of range, the strategy writes checkpoints in parts, `trainer.max_steps` is set,
+            or a run starts anew in a directory that holds another's checkpoints.
         CheckpointError: A checkpoint can't be written, none of those in `dirpath` loads, or the number of processes is
             another than when it was written.
     """
@@ -101,6 +101,12 @@ class IterationCheckpoint(ModelCheckpoint):
                 f"{type(trainer.strategy).__name__} would write checkpoints in parts, which can't be replaced in one "
                 "step and hold no frozen weights, without which Lightning loads none. Set its "
                 "save_distributed_checkpoint: false."
+            )
+        if trainer.max_steps != -1:
+            raise ConfigurationError(
+                f"trainer.max_steps={trainer.max_steps} with IterationCheckpoint: from a checkpoint at the end of an epoch "
+                "Lightning would enter that epoch once more (its issue 19617), and the rows would come in another order than "
+                "in an unbroken run. Set trainer.max_epochs instead, and trainer.limit_train_batches for a part of an epoch."
             )
         call_last(trainer, self)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

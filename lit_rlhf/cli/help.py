@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
@@ -24,33 +25,73 @@ options:
 """
 
 
+PARTS = """Losses, formats and other parts of these: the help of a class lists what each of its options takes, and
+
+  lit-rlhf {command} --model PreferenceModule --model.loss.help DPO
+  lit-rlhf {command} --data PreferenceDataModule --data.format.help ExplicitPrompt
+
+show the options of a part. Classes of your own are named module.Class, found in the current directory and on PYTHONPATH.
+"""
+
+
 def training_help(command: str, what: str) -> str:
-    """Help of a training command: usage, and the classes that YAML can name."""
+    """Help of a training command: usage, and the classes that YAML can name; not those made to be subclassed."""
     parts = [TRAINING.format(command=command, what=what)]
     for title, package, suffix in (
         ("models", "modules", "Module"),
         ("data", "data", "DataModule"),
         ("rewards", "rewards", ""),
         ("rollout engines", "rollout", "Engine"),
-        ("callbacks", "callbacks", ""),
+        ("callbacks and plugins", "callbacks", ""),
     ):
         rows = [(name, text) for name, text in described_classes(package) if name.endswith(suffix)]
+        rows = [(name, text) for name, text in rows if not name.endswith("Error")]
         width = max((len(name) for name, _ in rows), default=0)
         parts.append("\n".join([f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in rows), ""]))
-    return "\n".join(parts)
+    return "\n".join([*parts, PARTS.format(command=command)])
 
 
 def described_classes(package: str) -> Iterator[tuple[str, str]]:
-    """Public classes of one of the library's packages with the first line of their docstrings, in `__all__`'s order."""
-    folder = PACKAGE / package
-    found: dict[str, str] = {}
-    for file in sorted(folder.rglob("*.py")):
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.ClassDef):
-                found[node.name] = (ast.get_docstring(node) or "").split("\n")[0]
-    for name in _public_names(folder / "__init__.py"):
-        if found.get(name):
-            yield name, found[name]
+    """Classes of one of the library's packages that can be built, with the first line of their docstrings.
+
+    In the order of `__all__`. Left out are classes with a method that is left to subclasses, and modules without a
+    training step.
+    """
+    classes = _classes()
+    for name in _public_names(PACKAGE / package / "__init__.py"):
+        if name in classes and _can_be_built(name, classes):
+            yield name, (ast.get_docstring(classes[name]) or "").split("\n")[0]
+
+
+@cache
+def _classes() -> dict[str, ast.ClassDef]:
+    nodes = (node for file in sorted(PACKAGE.rglob("*.py")) for node in ast.parse(file.read_text()).body)
+    return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+
+def _can_be_built(name: str, classes: dict[str, ast.ClassDef]) -> bool:
+    methods = _methods(name, classes)
+    lacks_step = name.endswith("Module") and "DataModule" not in name and "training_step" not in methods
+    return not lacks_step and not any(map(_is_left_open, methods.values()))
+
+
+def _methods(name: str, classes: dict[str, ast.ClassDef]) -> dict[str, ast.FunctionDef]:
+    """A class's methods by name, those of its bases included; what one base leaves open, the next may fill."""
+    node = classes[name]
+    found = {child.name: child for child in node.body if isinstance(child, ast.FunctionDef)}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            for key, method in _methods(base.id, classes).items():
+                if key not in found or _is_left_open(found[key]):
+                    found[key] = method
+    return found
+
+
+def _is_left_open(method: ast.FunctionDef) -> bool:
+    if any(isinstance(mark, ast.Name) and mark.id == "abstractmethod" for mark in method.decorator_list):
+        return True
+    last = method.body[-1]
+    return isinstance(last, ast.Raise) and "NotImplementedError" in ast.unparse(last)
 
 
 def _public_names(file: Path) -> list[str]:

@@ -3,17 +3,69 @@
 import os
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 # lightning 2.6 calls jsonargparse functions that are deprecated since 4.49; nothing a user could mend.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lit_rlhf.cli.complaints import PACKAGES, describe, own_error
+from lit_rlhf.errors import ConfigurationError
+
+COMMANDS = ("fit", "validate", "test", "predict")
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI whose command line wins over what a checkpoint remembers."""
+    """LightningCLI whose command line wins over what a checkpoint remembers, and which says in a line what is wrong."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a wrong option is one message, without the usage of the whole Trainer."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise own_error(error) or ConfigurationError(describe(str(error))) from error
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, model and data; what their constructors refuse comes without the parser's wrapping."""
+        try:
+            super().instantiate_classes()
+        except MisconfigurationException as error:
+            raise ConfigurationError(str(error)) from error
+        except ValueError as error:
+            own = own_error(error)
+            if own is None:
+                raise
+            raise own from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self._refuse_trainer_options()
+        try:
+            super()._run_subcommand(subcommand)
+        except MisconfigurationException as error:
+            raise ConfigurationError(str(error)) from error
+
+    def _refuse_trainer_options(self) -> None:
+        # Lightning refuses both, and names as the way out an automatic optimization that these modules can't have.
+        if self.model.automatic_optimization:
+            return
+        name = type(self.model).__name__
+        if self.trainer.gradient_clip_val is not None:
+            raise ConfigurationError(
+                f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: {name} steps its optimizer itself and "
+                "clips there. Remove it, and set model.max_grad_norm."
+            )
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ConfigurationError(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: {name} sums gradients over "
+                "microbatches itself. Remove it, and set model.microbatch_tokens (memory), model.num_minibatches "
+                "(optimizer steps per pass) or data.batch_size."
+            )
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the hyper-parameters stored in the checkpoint of --ckpt_path override flags and YAML in silence
@@ -24,6 +76,9 @@ class TrainingCLI(LightningCLI):
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
     own_command_line = list(words) == sys.argv[1:]
+    # A script on the PATH doesn't look for modules where it is called; `python -m` does. `mine.MyModule` is found by both.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     words = ["--help" if word == "--help-all" else word for word in words]
     _import_components()
     # `main([...])` from Python is how tests and notebooks run a configuration; Lightning warns of any `args`.
@@ -37,7 +92,12 @@ def run(words: Sequence[str]) -> None:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0, "use_distributed_sampler": False},
-        parser_kwargs={"default_env": False},
+        parser_kwargs={
+            "prog": "lit-rlhf",
+            "default_env": False,
+            "exit_on_error": False,
+            **{command: {"exit_on_error": False} for command in COMMANDS},
+        },
         # Only what was passed in code: children of a multi-process run read their own command line.
         args=None if own_command_line and words == sys.argv[1:] else words,
     )
@@ -45,5 +105,5 @@ def run(words: Sequence[str]) -> None:
 
 def _import_components() -> None:
     """Import the packages whose classes are known by their short names in YAML."""
-    for package in ("callbacks", "data", "modules", "objectives", "rewards", "rollout"):
+    for package in PACKAGES:
         __import__(f"lit_rlhf.{package}")

@@ -4,11 +4,13 @@ A row's way: a `Source` reads it, a `Format` turns it into `Record`s, an `Encode
 tokens, a sampler orders them, a collator pads them to a branched batch (`lit_rlhf.types`).
 """
 
+from lit_rlhf.data.arithmetic import ArithmeticSource
 from lit_rlhf.data.base import BranchedDataModule
 from lit_rlhf.data.conversions import AsChat, ChosenOf, PairsFromRanking, PromptsOf, UnpairedFromPairs
 from lit_rlhf.data.datamodules import (
     DemonstrationDataModule,
     PreferenceDataModule,
+    ProcessDataModule,
     PromptDataModule,
     RankedDataModule,
     UnpairedDataModule,
@@ -22,12 +24,15 @@ from lit_rlhf.data.formats import (
     PlainText,
     PromptOnly,
     Ranked,
+    Steps,
     Unpaired,
 )
+from lit_rlhf.data.paired import PromptTextDataModule
 from lit_rlhf.data.records import InvalidRowError, Record
 from lit_rlhf.data.sources import DirectorySource, FileSource, HubSource, RowsSource, Source
 
 __all__ = [
+    "ArithmeticSource",
     "AsChat",
     "BranchedDataModule",
     "ChosenOf",
@@ -44,14 +49,17 @@ __all__ = [
     "PairsFromRanking",
     "PlainText",
     "PreferenceDataModule",
+    "ProcessDataModule",
     "PromptDataModule",
     "PromptOnly",
+    "PromptTextDataModule",
     "PromptsOf",
     "Ranked",
     "RankedDataModule",
     "Record",
     "RowsSource",
     "Source",
+    "Steps",
     "Unpaired",
     "UnpairedDataModule",
     "UnpairedFromPairs",

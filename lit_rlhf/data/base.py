@@ -20,15 +20,17 @@ from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.loaders import ResumableLoader
+from lit_rlhf.data.logprobs import LogprobStore
 from lit_rlhf.data.preparation import InvalidPolicy, LengthPolicy, Preparation, Report, Shape
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.resuming import STATE_VERSION, batches_in_flight, check_state
 from lit_rlhf.data.rows import TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, Position, even_batch_size
 from lit_rlhf.data.sources import Source
-from lit_rlhf.data.tokenizers import load_tokenizer, tokenizer_fingerprint
+from lit_rlhf.data.tokenizers import load_tokenizer
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.seeding import generator
+from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _log = logging.getLogger(__name__)
 _STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {  # the source it can't do without, and those it opens
@@ -261,6 +263,24 @@ class BranchedDataModule(LightningDataModule, ABC):
         if source is None:
             raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
         return source
+
+    def logprob_stores(self, reference: str) -> list[LogprobStore]:
+        """Where the log-probs of the open training and validation rows under a reference are kept.
+
+        Args:
+            reference: Hash of the reference's weights.
+        """
+        splits = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
+        cache, size = TokenCache(cache_root(self.cache_dir)), self.eval_batch_size or self.batch_size
+        stores = []
+        for name in ("train", "val"):
+            if name in self.rows:
+                source = "train" if splits else name
+                key = content_key(
+                    {"logprobs": reference, "rows": self._key(source), "split": splits and [*splits, name]}
+                )
+                stores.append(LogprobStore(self.rows[name], cache, key, self.collator(), size))
+        return stores
 
     # -- loaders ------------------------------------------------------------------------------------------------------
 

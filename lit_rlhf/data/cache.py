@@ -69,6 +69,7 @@ class TokenCache:
         meta: Callable[[], dict[str, Any]],
         *,
         verify: bool = True,
+        schema: Any = None,
     ) -> Entry:
         """Take an entry, or make it.
 
@@ -77,6 +78,7 @@ class TokenCache:
             rows: The rows, gone through where they must be written.
             meta: Gives what is stored with them, called after the last row.
             verify: Compare the checksums of an entry that is there, not only sizes.
+            schema: Arrow schema of the rows; default: that of tokenized rows.
 
         Raises:
             DataError: The cache can't be written (no space, no permission).
@@ -89,7 +91,7 @@ class TokenCache:
             self._remove_stale()
             with tempfile.TemporaryDirectory(dir=self.root, prefix=_BUILDING, ignore_cleanup_errors=True) as parent:
                 fresh = Path(parent) / "rows"
-                _write_rows(fresh, rows)
+                _write_rows(fresh, rows, schema or _token_schema())
                 _write_marker(fresh, meta())
                 self._publish(fresh, self.root / key)
         except OSError as error:
@@ -177,12 +179,11 @@ def _source(code: Any) -> str:
         return ""
 
 
-def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    import datasets  # noqa: PLC0415  (see above)
-    import pyarrow as pa  # noqa: PLC0415
+def _token_schema() -> Any:
+    import pyarrow as pa  # noqa: PLC0415  (see above)
 
     ids = pa.list_(pa.int32())
-    schema = pa.schema(
+    return pa.schema(
         [
             ("row", pa.int64()),
             ("prompt_key", pa.int64()),
@@ -192,6 +193,12 @@ def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             ("extras", pa.string()),
         ]
     )
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Any) -> None:
+    import datasets  # noqa: PLC0415  (see above)
+    import pyarrow as pa  # noqa: PLC0415
+
     stream = path.parent / "stream.arrow"
     with pa.OSFile(str(stream), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for chunk in _chunks(rows):

@@ -2,13 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lit_rlhf.data.rows import TokenizedRow
-from lit_rlhf.types import BranchedBatch, DemonstrationBatch, PreferenceBatch, PromptBatch, RankedBatch, UnpairedBatch
+from lit_rlhf.types import (
+    BranchedBatch,
+    DemonstrationBatch,
+    PreferenceBatch,
+    ProcessBatch,
+    PromptBatch,
+    RankedBatch,
+    UnpairedBatch,
+)
 
 Rows = Sequence[TokenizedRow]
 
@@ -31,6 +40,10 @@ class BranchedCollator:
     pad_id: int
     pad_to_multiple_of: int = 1
 
+    def __call__(self, rows: Rows) -> BranchedBatch:
+        """Collate."""
+        return self.layout(rows)
+
     def layout(self, rows: Sequence[Any]) -> BranchedBatch:
         """The three tensors of every batch, (B, L)."""
         lines = [_line(row) for row in rows]
@@ -43,6 +56,13 @@ class BranchedCollator:
             "position_ids": _pad(positions, width, 0),
         }
 
+    def labelled(self, rows: Rows) -> dict[str, Tensor]:
+        """Those, `index`, and `ref_logprobs` (B, K) where the rows have them."""
+        batch: dict[str, Tensor] = {**self.layout(rows), "index": _index(rows)}  # type: ignore[dict-item]
+        if "ref_logprobs" in rows[0]["fields"]:
+            batch["ref_logprobs"] = _padded([row["fields"]["ref_logprobs"] for row in rows])
+        return batch
+
 
 @dataclass(frozen=True)
 class PreferenceCollator(BranchedCollator):
@@ -50,7 +70,7 @@ class PreferenceCollator(BranchedCollator):
 
     def __call__(self, rows: Rows) -> PreferenceBatch:
         """Collate."""
-        batch = cast("PreferenceBatch", {**self.layout(rows), "index": _index(rows)})
+        batch = cast("PreferenceBatch", self.labelled(rows))
         if "margin" in rows[0]["fields"]:
             batch["margin"] = _numbers(rows, "margin")
         if "p_chosen" in rows[0]["fields"]:
@@ -74,7 +94,7 @@ class PromptCollator(BranchedCollator):
     def __call__(self, rows: Rows) -> PromptBatch:
         """Collate."""
         columns = {name: [row["columns"][name] for row in rows] for name in rows[0]["columns"]}
-        return {**self.layout(rows), "index": _index(rows), "columns": columns}
+        return cast("PromptBatch", {**self.layout(rows), "index": _index(rows), "columns": columns})
 
 
 @dataclass(frozen=True)
@@ -86,9 +106,8 @@ class RankedCollator(BranchedCollator):
         scores = [row["fields"]["score"] for row in rows]
         most = max(len(values) for values in scores)
         mask = [[place < len(values) for place in range(most)] for values in scores]
-        padded = [[*values, *[0.0] * (most - len(values))] for values in scores]
-        batch = cast("RankedBatch", {**self.layout(rows), "index": _index(rows)})
-        batch["score"] = torch.tensor(padded, dtype=torch.float32)
+        batch = cast("RankedBatch", self.labelled(rows))
+        batch["score"] = _padded(scores)
         batch["branch_mask"] = torch.tensor(mask, dtype=torch.bool)
         return batch
 
@@ -99,12 +118,33 @@ class UnpairedCollator(BranchedCollator):
 
     def __call__(self, rows: Rows) -> UnpairedBatch:
         """Collate."""
-        batch = cast("UnpairedBatch", {**self.layout(rows), "index": _index(rows)})
+        batch = cast("UnpairedBatch", self.labelled(rows))
         if "label" in rows[0]["fields"]:
             batch["label"] = torch.tensor([row["fields"]["label"] for row in rows], dtype=torch.bool)
         if "score" in rows[0]["fields"]:
             batch["score"] = _numbers(rows, "score")
         return batch
+
+
+@dataclass(frozen=True)
+class ProcessCollator(BranchedCollator):
+    """Solutions: K = 1, the steps one behind the other, and where each ends."""
+
+    def __call__(self, rows: Rows) -> ProcessBatch:
+        """Collate."""
+        lengths = [[len(step) for step in row["completion_ids"]] for row in rows]
+        whole = [{**row, "completion_ids": [list(chain(*row["completion_ids"]))]} for row in rows]
+        counts = torch.tensor([len(steps) for steps in lengths])
+        ends = _padded([[end - 1 for end in accumulate(steps)] for steps in lengths])
+        # Steps that didn't fit were cut off; their labels still stand in the row.
+        labels = [row["fields"]["step_label"][: len(steps)] for row, steps in zip(rows, lengths, strict=True)]
+        return {
+            **self.layout(whole),
+            "index": _index(rows),
+            "step_end": ends.long(),
+            "step_label": _padded(labels),
+            "step_mask": torch.arange(ends.shape[1]) < counts[:, None],
+        }
 
 
 def _line(row: Any) -> tuple[list[int], list[int], list[int]]:
@@ -120,6 +160,11 @@ def _line(row: Any) -> tuple[list[int], list[int], list[int]]:
 
 def _pad(lines: Sequence[list[int]], width: int, value: int) -> Tensor:
     return torch.tensor([line + [value] * (width - len(line)) for line in lines], dtype=torch.int64)
+
+
+def _padded(lines: Sequence[Sequence[float]]) -> Tensor:
+    width = max(map(len, lines))
+    return torch.tensor([[*line, *[0.0] * (width - len(line))] for line in lines], dtype=torch.float32)
 
 
 def _index(rows: Rows) -> Tensor:

@@ -7,14 +7,15 @@ from lit_rlhf.data.collate import (
     BranchedCollator,
     DemonstrationCollator,
     PreferenceCollator,
+    ProcessCollator,
     PromptCollator,
     RankedCollator,
     UnpairedCollator,
 )
-from lit_rlhf.data.formats import Demonstration, ExplicitPrompt, Format, PromptOnly, Ranked, Unpaired
+from lit_rlhf.data.formats import Demonstration, ExplicitPrompt, Format, PromptOnly, Ranked, Steps, Unpaired
 from lit_rlhf.data.preparation import Shape
-from lit_rlhf.data.tokenizers import pad_token_id
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.tokenizers import pad_token_id
 
 
 class PreferenceDataModule(BranchedDataModule):
@@ -101,3 +102,18 @@ class UnpairedDataModule(BranchedDataModule):
     def collator(self) -> BranchedCollator:
         """Makes `UnpairedBatch`es."""
         return UnpairedCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+
+class ProcessDataModule(BranchedDataModule):
+    """Solutions in labelled steps: batches are `ProcessBatch`es. For process reward models.
+
+    Arguments are those of `BranchedDataModule`; the default format is `Steps`. With `too_long: truncate`, steps that
+    don't fit whole into `max_completion_length` are left out, and the prompt is cut from the left.
+    """
+
+    shape: ClassVar[Shape] = Shape((1, None), one_of=("step_label",))
+    default_format: ClassVar[Format] = Steps()
+
+    def collator(self) -> BranchedCollator:
+        """Makes `ProcessBatch`es."""
+        return ProcessCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)

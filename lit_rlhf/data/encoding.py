@@ -12,7 +12,7 @@ prefix of the renderings' tokens, and the row is counted in `Encoder.cut_prompts
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 from jinja2 import TemplateError
@@ -70,11 +70,33 @@ class Encoder:
                 f"The tokenizer {self.tokenizer.name_or_path!r} has no EOS token, so completions would have no end. "
                 "Set tokenizer.eos_token and save the tokenizer again."
             )
+        if record.steps:
+            return self._steps(record)
         encoded = self._plain(record) if isinstance(record.prompt, str) else self._chat(record)
         if any(not completion for completion in encoded.completions):
             raise InvalidRowError("empty completion", "a completion has no tokens")
         ended = [self._end(completion, chat=not isinstance(record.prompt, str)) for completion in encoded.completions]
         return Encoded(self._limit_prompt(encoded.prompt), [self._limit_completion(completion) for completion in ended])
+
+    def _steps(self, record: Record) -> Encoded:
+        """Each step is tokenized by itself, so that it ends at a token; steps that don't fit whole are cut off."""
+        if isinstance(record.prompt, str):
+            prompt = self._join(record.prompt, [], special=True).prompt
+        else:
+            prompt = self._chat(Record(record.prompt)).prompt
+        steps = [continuation_ids(self.tokenizer, str(step)) for step in record.completions]
+        if not all(steps):
+            raise InvalidRowError("empty completion", "a step has no tokens")
+        steps[-1] = self._end(steps[-1], chat=False)
+        limit = self.max_completion_length
+        if limit is not None and sum(map(len, steps)) > limit:
+            fitting = sum(total <= limit for total in accumulate(map(len, steps)))
+            if not self.truncate or fitting == 0:
+                raise TooLongError(
+                    "completion too long", f"{sum(map(len, steps))} tokens, max_completion_length is {limit}"
+                )
+            steps = steps[:fitting]
+        return Encoded(self._limit_prompt(prompt), steps)
 
     def _plain(self, record: Record) -> Encoded:
         completions = [str(completion) for completion in record.completions]

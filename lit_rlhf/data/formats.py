@@ -240,6 +240,44 @@ class Ranked(Format):
 
 
 @dataclass(frozen=True)
+class Steps(Format):
+    """A solution in steps, each with a label (PRM800K, arXiv:2305.20050; the columns are those of TRL's step data).
+
+    Args:
+        prompt: Column of the problem.
+        completions: Column with the list of steps, plain text.
+        labels: Column with the list of their labels: true or false, or the probability that the step is right.
+        separator: Put behind each step but the last, as the policy that is to be judged writes it.
+    """
+
+    prompt: str = "prompt"
+    completions: str = "completions"
+    labels: str = "labels"
+    separator: str = "\n"
+
+    def __call__(self, row: Row) -> list[Record]:
+        r"""One record whose completions are the steps, and the field `step_label` of as many numbers.
+
+        Example:
+            >>> row = {"prompt": "1 + 2 + 3?", "completions": ["1 + 2 = 3", "3 + 3 = 7"], "labels": [True, False]}
+            >>> record = Steps()(row)[0]
+            >>> record.completions, record.fields["step_label"]
+            (('1 + 2 = 3\n', '3 + 3 = 7'), (1.0, 0.0))
+        """
+        steps, labels = _read_list(row, self.completions, least=1), _read_list(row, self.labels, least=1)
+        if len(steps) != len(labels):
+            raise InvalidRowError(
+                f"columns {self.completions!r} and {self.labels!r} differ in length",
+                f"{len(steps)} steps, {len(labels)} labels",
+            )
+        if not all(isinstance(step, str) for step in steps):
+            raise InvalidRowError(f"column {self.completions!r} is no list of text", "steps are plain text")
+        numbers = tuple(check_number(label, self.labels, 0.0, 1.0) for label in labels)
+        parts = (*(f"{step}{self.separator}" for step in steps[:-1]), steps[-1])
+        return [Record(read_prompt(row, self.prompt), parts, {"step_label": numbers}, steps=True)]
+
+
+@dataclass(frozen=True)
 class Unpaired(Format):
     """Single completions that are desirable or not, or have a score.
 
@@ -320,8 +358,9 @@ def _pair_fields(row: Row, margin: str | None, p_chosen: str | None) -> dict[str
     return fields
 
 
-def _read_list(row: Row, column: str) -> Sequence[Any]:
+def _read_list(row: Row, column: str, least: int = 2) -> Sequence[Any]:
     value = read_value(row, column)
-    if not isinstance(value, list | tuple) or len(value) < 2:
-        raise InvalidRowError(f"column {column!r} is no list of two or more", f"got {type(value).__name__}")
+    if not isinstance(value, list | tuple) or len(value) < least:
+        number = {1: "one", 2: "two"}[least]
+        raise InvalidRowError(f"column {column!r} is no list of {number} or more", f"got {type(value).__name__}")
     return value

@@ -131,6 +131,9 @@ class Preparation:
             except InvalidRowError as error:
                 self.report.leave_out(self.source.locate(number), error)
                 continue
+            except (TypeError, LookupError, AttributeError) as error:  # of a format of one's own
+                error.add_note(f"This was {self.source.locate(number)}. A row that can't be used: InvalidRowError.")
+                raise
             for tokenized in rows:
                 self._measure(tokenized)
                 yield {"row": number, **tokenized}
@@ -160,7 +163,8 @@ class Preparation:
             if _is_empty(completion):
                 raise InvalidRowError("empty completion", "a completion has no text")
         encoded = self.encoder(record)
-        _refuse_identical(encoded)
+        if not record.steps:
+            _refuse_identical(encoded)
         extras = _to_json(record)
         self._same_names(record)
         return {

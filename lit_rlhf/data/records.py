@@ -44,12 +44,14 @@ class Record:
         completions: K completions, of the same kind as the prompt. For pairs the chosen one comes first.
         fields: What goes into the batch beside the tokens: `margin`, `p_chosen`, `label` or `score`.
         columns: Further columns, carried to rewards as they are (prompts only).
+        steps: The completions are the steps of one answer, in order: they are joined, and only the last gets EOS.
     """
 
     prompt: Text
     completions: tuple[Text, ...] = ()
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
+    steps: bool = False
 
     def prompt_key(self) -> str:
         """What splits go by: the prompt as one string, equal for equal prompts; of text without prompt, the text."""

@@ -18,7 +18,7 @@ class TokenizedRow(TypedDict):
     row: int  # position in the source, counted from 0
     prompt_ids: list[int]
     completion_ids: list[list[int]]
-    fields: dict[str, Any]  # margin, p_chosen, label, score
+    fields: dict[str, Any]  # margin, p_chosen, label, score, ref_logprobs
     columns: dict[str, Any]  # further columns of the data set
 
 
@@ -34,12 +34,17 @@ class TokenizedRows(Dataset[TokenizedRow]):
         self.table = entry.open()
         self.positions = np.arange(len(self.table)) if positions is None else positions
         self.lengths = np.asarray(self.table.data["length"])[self.positions]
+        self.ref_logprobs: np.ndarray | None = None  # (n, K) float32, once they were computed
 
     @property
     def prompt_keys(self) -> np.ndarray:
         """(n,) int64: a hash of each row's prompt text."""
         keys: np.ndarray = np.asarray(self.table.data["prompt_key"])[self.positions]
         return keys
+
+    def most_completions(self) -> int:
+        """The largest number of completions of a prompt."""
+        return max(map(len, self.table.with_format(None).select(self.positions)["completion_ids"]), default=0)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -50,7 +55,11 @@ class TokenizedRows(Dataset[TokenizedRow]):
     def __getitems__(self, indices: Sequence[int]) -> list[TokenizedRow]:
         """Several rows at once, as torch's loaders ask for them."""
         raw = self.table.__getitems__([int(self.positions[index]) for index in indices])
-        return [_row(int(index), values) for index, values in zip(indices, raw, strict=True)]
+        rows = [_row(int(index), values) for index, values in zip(indices, raw, strict=True)]
+        if self.ref_logprobs is not None:
+            for row in rows:
+                row["fields"]["ref_logprobs"] = self.ref_logprobs[row["index"], : len(row["completion_ids"])].tolist()
+        return rows
 
     def split(self, fraction: float, seed: int) -> tuple["TokenizedRows", "TokenizedRows"]:
         """Divide by a stable hash of the prompt, so that all rows of a prompt stay together.
@@ -67,6 +76,7 @@ class TokenizedRows(Dataset[TokenizedRow]):
     def _part(self, keep: np.ndarray) -> "TokenizedRows":
         part = object.__new__(TokenizedRows)
         part.table, part.positions, part.lengths = self.table, self.positions[keep], self.lengths[keep]
+        part.ref_logprobs = None
         return part
 
 

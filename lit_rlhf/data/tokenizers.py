@@ -1,8 +1,4 @@
-"""What data need of tokenizers: loading one, its fingerprint, its ids for text."""
-
-import hashlib
-import json
-from typing import Any
+"""What data need of tokenizers: loading one, its ids for text."""
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -25,36 +21,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             "the directory that the model was saved to, a hub id, or from Python a tokenizer object."
         ) from error
     return tokenizer
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash what decides the ids of a text: vocabulary, merges, normalisation, special tokens and chat template.
-
-    Modules compare it with their own of the model's tokenizer, so both must be computed alike (a test holds them
-    together). Padding and truncation settings, which tokenizers change as they are used, don't count.
-
-    Returns:
-        64 hexadecimal digits, equal before and after `save_pretrained`.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    core: Any
-    if backend is not None:
-        core = json.loads(backend.to_str())
-        core.pop("truncation", None)
-        core.pop("padding", None)
-    else:  # a tokenizer in pure Python, as some hub models bring
-        core = [type(tokenizer).__name__, tokenizer.get_vocab()]
-    specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    parts = [core, specials, tokenizer.chat_template]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to fill padding with: the pad token's, else EOS, else 0. Masks go by length, so no value can be wrong."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -34,9 +34,9 @@ class RewardStage:
         lr: Peak learning rate.
     """
 
-    pairs: int = 32000
-    raters: int = 5
-    heldout_pairs: int = 2000
+    pairs: int = 40000
+    raters: int = 9
+    heldout_pairs: int = 8000
     batch_size: int = 16
     lr: float = 1e-3
 
@@ -58,13 +58,13 @@ class PolicyStage:
         heldout_prompts: Completions by which the policy is judged before and after, on prompts that nothing is trained on.
     """
 
-    iterations: int = 50
+    iterations: int = 70
     prompts: int = 64
     num_samples: int = 2
     num_epochs: int = 2
     num_minibatches: int = 2
     max_new_tokens: int = 24
-    kl_coef: float = 0.05
+    kl_coef: float = 0.03
     lr: float = 5e-4
     value_lr: float = 1e-3
     heldout_prompts: int = 512

@@ -142,23 +142,25 @@ def group_normalized(
 
 
 def greedy_baseline(
-    scores: Float[Tensor, " sequences"], greedy_scores: Float[Tensor, " prompts"]
-) -> Float[Tensor, " sequences"]:
-    """Score minus the score of the prompt's greedy completion (ReMax, arXiv:2310.10505).
+    returns: Float[Tensor, "sequences time"],
+    greedy_scores: Float[Tensor, " sequences"],
+    mask: Bool[Tensor, "sequences time"],
+) -> Float[Tensor, "sequences time"]:
+    """Reward to go minus the score of the prompt's greedy completion; 0 where masked (ReMax, arXiv:2310.10505).
 
     Unbiased with a token sum; with losses divided by each sequence's length it is not, since the length depends on
     later actions and this baseline is not the mean.
 
     Args:
-        scores: (N,), the N / B samples of a prompt as neighbours.
-        greedy_scores: (B,).
+        returns: (N, T) rewards to go.
+        greedy_scores: (N,): of the greedy completion of each sequence's prompt.
+        mask: (N, T).
 
     Example:
-        >>> greedy_baseline(torch.tensor([1.0, 0.0]), torch.tensor([0.25]))
-        tensor([ 0.7500, -0.2500])
+        >>> greedy_baseline(torch.tensor([[1.0, 0.0]]), torch.tensor([0.25]), torch.tensor([[True, True]]))
+        tensor([[ 0.7500, -0.2500]])
     """
-    groups = _groups(scores, len(scores) // max(len(greedy_scores), 1), at_least=1)
-    return (groups - greedy_scores[:, None]).flatten()
+    return torch.where(mask, returns - greedy_scores[:, None], 0.0)
 
 
 def spread_over_tokens(

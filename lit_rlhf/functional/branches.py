@@ -7,7 +7,7 @@ prompt, 1..K a branch, -1 padding. Axes: B rows, L positions, K branches, T toke
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -150,3 +150,26 @@ def pack_branches(
         branch_ids=torch.where(kept, wide_branch.gather(-1, order), -1),
         position_ids=torch.where(kept, wide_position.gather(-1, order), 0),
     )
+
+
+def at_step_ends(
+    before: Float[Tensor, "sequences time"],
+    last: Float[Tensor, " sequences"],
+    mask: Bool[Tensor, "sequences time"],
+    ends: Int[Tensor, "sequences steps"],
+) -> Float[Tensor, "sequences steps"]:
+    """Numbers at the state after given tokens, from those at the state before each token and after the last.
+
+    Args:
+        before: (N, T), at the state before each token.
+        last: (N,), at the state after each sequence's last token.
+        mask: (N, T): tokens that exist.
+        ends: (N, S): places of tokens within the sequence.
+
+    Example:
+        >>> whole = torch.tensor([[True, True, True]])
+        >>> at_step_ends(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([4.0]), whole, torch.tensor([[0, 2]]))
+        tensor([[2., 4.]])
+    """
+    following = torch.cat([before[:, 1:], before[:, :1]], dim=1).gather(1, ends)
+    return torch.where(ends == mask.sum(-1, keepdim=True) - 1, last[:, None], following)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lit_rlhf.functional.advantages import group_centered
 from lit_rlhf.functional.masking import masked_mean, masked_sum
 
 MAX_LOG_RATIO = 20.0
@@ -132,6 +133,40 @@ def reinforce_loss(
 ) -> Float[Tensor, "sequences time"]:
     r"""$-A_t\log\pi_t$, whose gradient is the policy gradient for samples of the current policy (Williams 1992)."""
     return -advantages * logprobs
+
+
+def relative_reward_loss(
+    logprobs: Float[Tensor, "sequences time"],
+    old_logprobs: Float[Tensor, "sequences time"],
+    rewards: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    num_samples: int,
+    eta: float = 1.0,
+) -> Float[Tensor, " sequences"]:
+    r"""REBEL's squared error, shared out to the sequences of each prompt (arXiv:2404.16767).
+
+    With $d_i = \frac1\eta\sum_t(\log\pi_{it} - \log\pi_{old,it}) - \sum_t R_{it}$ the mean of $(d_i - d_j)^2$ over the
+    pairs of a prompt is the mean of $\frac{2G}{G-1}(d_i - \bar d)^2$ over its G sequences, which is what is returned.
+
+    Args:
+        logprobs: (N, T), differentiable; the samples of a prompt are neighbours.
+        old_logprobs: (N, T) of the policy that sampled.
+        rewards: (N, T).
+        mask: (N, T).
+        num_samples: G, 2 or more.
+        eta: Above 0: how far, in nats, a reward of 1 moves the log-ratio.
+
+    Raises:
+        ConfigurationError: G is below 2 or does not divide N.
+
+    Example:
+        >>> zeros, mask = torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool)
+        >>> relative_reward_loss(zeros, zeros, torch.tensor([[1.0], [0.0]]), mask, 2)
+        tensor([1., 1.])
+    """
+    moved = masked_sum(log_ratio(logprobs, old_logprobs, mask), mask, dim=-1)
+    errors = group_centered(moved / eta - masked_sum(rewards, mask, dim=-1), num_samples)
+    return 2 * num_samples / (num_samples - 1) * errors.square()
 
 
 def clipped_value_loss(

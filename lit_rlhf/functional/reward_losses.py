@@ -282,5 +282,6 @@ def _ordered_pairs(targets: Tensor, mask: Tensor) -> Tensor:
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson's; 0 where one of them does not vary."""
     x, y = x - x.mean(), y - y.mean()
-    scale = (x.square().sum() * y.square().sum()).clamp_min(torch.finfo(x.dtype).tiny)
-    return (x * y).sum() * scale.rsqrt()
+    scale = x.square().sum() * y.square().sum()
+    varies = scale > torch.finfo(x.dtype).tiny
+    return torch.where(varies, (x * y).sum() * torch.where(varies, scale, 1.0).rsqrt(), 0.0)

@@ -10,11 +10,13 @@ from lit_rlhf.models.backbone import Backbone, evaluating
 from lit_rlhf.models.checkpoints import load_checkpoint_backbone, read_checkpoint
 from lit_rlhf.models.critics import Critic, RewardSource, ValueAdapter, ValueHead, ValueModel
 from lit_rlhf.models.export import export_policy, export_reward
+from lit_rlhf.models.fingerprint import weights_fingerprint
 from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.reward_models import load_reward_model
 from lit_rlhf.models.sharding import gathered, shard
 from lit_rlhf.models.specs import LoraSpec, ModelSpec
-from lit_rlhf.models.tokenizers import load_tokenizer, tokenizer_fingerprint
+from lit_rlhf.models.tokenizers import load_tokenizer
+from lit_rlhf.models.wide import keeping_wide
 
 __all__ = [
     "Backbone",
@@ -30,10 +32,11 @@ __all__ = [
     "export_policy",
     "export_reward",
     "gathered",
+    "keeping_wide",
     "load_checkpoint_backbone",
     "load_reward_model",
     "load_tokenizer",
     "read_checkpoint",
     "shard",
-    "tokenizer_fingerprint",
+    "weights_fingerprint",
 ]

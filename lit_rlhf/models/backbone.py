@@ -1,7 +1,7 @@
 """One decoder, many roles."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,8 @@ from lit_rlhf.models.lm_head import LMHead
 from lit_rlhf.models.loading import DTYPES, embeddings, load_model, refuse_unmeetable
 from lit_rlhf.models.recompute import recompute_layers
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
-from lit_rlhf.models.tokenizers import eos_token_ids, pad_token_id
+from lit_rlhf.models.tokenizers import eos_token_ids
+from lit_rlhf.tokenizers import pad_token_id
 from lit_rlhf.types import BranchedBatch, BranchOutput
 
 ROLES = ("policy", "reference", "reward", "value")
@@ -165,6 +166,7 @@ class Backbone(nn.Module):
         *,
         copy_from: str | None = None,
         state: Mapping[str, Tensor] | None = None,
+        drawn: bool | None = None,
         trainable: bool = True,
     ) -> None:
         r"""Give a role a float32 scalar head.
@@ -176,6 +178,7 @@ class Backbone(nn.Module):
             role: Name of the head.
             copy_from: Head to copy.
             state: `{"weight": (h,)}` of a head of another backbone.
+            drawn: Whether a fresh head is drawn so, or starts at 0; default: as said above.
             trainable: Whether its weight gets gradients.
         """
         if role in self.heads:
@@ -183,7 +186,7 @@ class Backbone(nn.Module):
         if copy_from is not None:
             self._require(copy_from, self.heads, "head")
             state = self.heads[copy_from].state_dict()
-        std = ScalarHead.reward_std(self.hidden_size) if role == "reward" else 0.0
+        std = ScalarHead.reward_std(self.hidden_size) if (role == "reward" if drawn is None else drawn) else 0.0
         head = ScalarHead(self.hidden_size, std, self.spec.init_seed, role, self.device)
         if state is not None:
             head.weight.data.copy_(state["weight"].reshape(-1))
@@ -245,7 +248,7 @@ class Backbone(nn.Module):
         logprobs: bool = False,
         entropy: bool = False,
         values: str | None = None,
-        scores: str | None = None,
+        scores: str | Sequence[str] | None = None,
         temperature: float = 1.0,
         entropy_grad: bool = False,
     ) -> BranchOutput:
@@ -258,7 +261,7 @@ class Backbone(nn.Module):
             logprobs: Log-probs of the branches' tokens; only their positions go through the LM head.
             entropy: Entropy of the next-token distribution at each of them.
             values: Name of the head to apply at the state before each token.
-            scores: Name of the head to apply at each branch's last token.
+            scores: Name of the head to apply at each branch's last token; of several, scores are (N, heads).
             temperature: Divides the logits.
             entropy_grad: Whether the entropy carries a gradient.
         """
@@ -281,8 +284,7 @@ class Backbone(nn.Module):
         if picked is not None and values is not None:
             result["values"] = spread(self._head(values)(picked), wanted, size)
         if scores is not None:
-            positions = states.last if (skipped := self.score_skip_ids.get(scores)) is None else states.before(skipped)
-            result["scores"] = self._head(scores)(states.hidden[positions])
+            result["scores"] = self._scores(states, scores)
         return BranchOutput(mask=states.mask, **result)
 
     def states(self, batch: BranchedBatch, *, num_branches: int, role: str | None = "policy") -> BranchStates:
@@ -322,6 +324,14 @@ class Backbone(nn.Module):
     def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         # Backward runs when another role may be on, or none: recompute under the one of the forward.
         return nullcontext(), self._adapters.use(self._adapters.active)
+
+    def _scores(self, states: BranchStates, heads: str | Sequence[str]) -> Tensor:
+        if not isinstance(heads, str):
+            return torch.stack([self._scores(states, head) for head in heads], -1)
+        skipped = self.score_skip_ids.get(heads)
+        positions = states.last if skipped is None else states.before(skipped)
+        scores: Tensor = self._head(heads)(states.hidden[positions])
+        return scores
 
     def _head(self, name: str) -> nn.Module:
         self._require(name, self.heads, "head")

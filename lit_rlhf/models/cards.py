@@ -26,6 +26,7 @@ class ExportRecord:
         tokenizer: Fingerprint of its tokenizer.
         score_mean: Of the scores on held-out data: subtract it, then divide by `score_std`.
         score_std: See `score_mean`.
+        note: What was exported of a model that has more.
     """
 
     kind: Literal["policy", "reward"]
@@ -34,6 +35,7 @@ class ExportRecord:
     tokenizer: str
     score_mean: float = 0.0
     score_std: float = 1.0
+    note: str = ""
 
     def write(self, directory: Path) -> None:
         """Write it, with the library's version."""
@@ -74,6 +76,7 @@ def model_card(record: ExportRecord) -> str:
     ]
     if record.kind == "reward":
         body += [
+            *(["", record.note] if record.note else []),
             "",
             "The score is read at the last token, so texts end with the EOS token if they did in training.",
             "Padding is on the right, with the pad token of the tokenizer here.",

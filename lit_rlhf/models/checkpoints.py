@@ -34,7 +34,8 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
     heads = sorted(key.split(".")[1] for key in state if key.startswith("heads."))
     backbone = Backbone(replace(spec, **overrides), lm_head="policy" in roles or "reward" not in heads, trainable=False)
     for role in roles:
-        backbone.add_adapter(role, trainable=False)
+        if role not in backbone.adapters:  # "policy" may have brought "reference"
+            backbone.add_adapter(role, trainable=False)
     for head in heads:
         if head not in backbone.heads:
             backbone.add_head(head, trainable=False)

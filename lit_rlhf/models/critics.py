@@ -10,7 +10,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.loading import DTYPES
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
-from lit_rlhf.models.tokenizers import tokenizer_fingerprint
+from lit_rlhf.tokenizers import tokenizer_fingerprint
 from lit_rlhf.types import BranchedBatch
 
 

@@ -18,7 +18,7 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import ExportRecord, whole_directory
 from lit_rlhf.models.loading import DTYPES, embeddings, quiet
 from lit_rlhf.models.merging import merged_state
-from lit_rlhf.models.tokenizers import tokenizer_fingerprint
+from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _PAD = "<|pad|>"  # given to tokenizers that have no token which never ends a text
 
@@ -32,6 +32,8 @@ def export_reward(
     score_std: float = 1.0,
     role: str | None = "reward",
     head: str = "reward",
+    weight: Tensor | None = None,
+    note: str = "",
 ) -> None:
     """Write a reward model: an `AutoModelForSequenceClassification`, or a peft adapter with its head.
 
@@ -47,6 +49,8 @@ def export_reward(
         score_std: Their standard deviation.
         role: Whose adapter scores.
         head: Name of the scalar head.
+        weight: (h,) to export in its place: what several heads come to.
+        note: What was exported, for the model card.
 
     Raises:
         ConfigurationError: There is no such head, or the architecture has no sequence classifier in transformers.
@@ -54,20 +58,21 @@ def export_reward(
     """
     if head not in backbone.heads:
         raise ConfigurationError(f"There is no head {head!r} to export; there are {sorted(backbone.heads)}.")
-    weight = backbone.heads[head].get_parameter("weight").detach().cpu()[None]
+    chosen = backbone.heads[head].get_parameter("weight") if weight is None else weight
+    row = chosen.detach().cpu()[None]
     as_adapter = not merge and role in backbone.adapters
     tokenizer = copy.deepcopy(backbone.tokenizer)
     rows = embeddings(backbone.model).shape[0]
     pad = _never_last(tokenizer, set(backbone.eos_token_ids), rows, may_grow=not as_adapter)
     with whole_directory(Path(path)) as directory:
         if as_adapter:
-            _save_adapter(backbone, str(role), directory, "SEQ_CLS", weight)
+            _save_adapter(backbone, str(role), directory, "SEQ_CLS", row)
         else:
             config = _float_config(backbone, num_labels=1, pad_token_id=pad)
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-            _save_whole(AutoModelForSequenceClassification, config, backbone, role, directory, {"score.weight": weight})
+            _save_whole(AutoModelForSequenceClassification, config, backbone, role, directory, {"score.weight": row})
         tokenizer.save_pretrained(directory)
-        _record(backbone, "reward", as_adapter, tokenizer, score_mean, score_std).write(directory)
+        _record(backbone, "reward", as_adapter, tokenizer, score_mean, score_std, note).write(directory)
 
 
 def export_policy(backbone: Backbone, path: str | Path, *, merge: bool, role: str | None = "policy") -> None:
@@ -181,7 +186,13 @@ def _base_name(backbone: Backbone) -> str | None:
 
 
 def _record(
-    backbone: Backbone, kind: Any, as_adapter: bool, tokenizer: PreTrainedTokenizerBase, mean: float, std: float
+    backbone: Backbone,
+    kind: Any,
+    as_adapter: bool,
+    tokenizer: PreTrainedTokenizerBase,
+    mean: float,
+    std: float,
+    note: str = "",
 ) -> ExportRecord:
     form: Any = "adapter" if as_adapter else "model"
-    return ExportRecord(kind, form, _base_name(backbone), tokenizer_fingerprint(tokenizer), mean, std)
+    return ExportRecord(kind, form, _base_name(backbone), tokenizer_fingerprint(tokenizer), mean, std, note)

@@ -33,13 +33,16 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Whole parameters on each process for the time of a `with`: for generation, step by step, without collectives.
+    """Whole parameters on each process for the time of a `with`: for passes without gradient, without collectives.
 
-    Processes may then run different numbers of steps. Does nothing to modules that aren't sharded.
+    Processes may then run different numbers of passes, as generation by steps and batches by length need. Acts on all
+    sharded backbones within a module, and does nothing where there are none.
     """
     sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    if sharded:
-        module.become_root()  # type: ignore[operator]
+    for part in sharded:
+        # Backbones have it once they are sharded; mypy holds a class of both kinds for impossible.
+        if (become_root := getattr(part, "become_root", None)) is not None:
+            become_root()
     for part in sharded:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

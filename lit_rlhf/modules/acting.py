@@ -15,8 +15,8 @@ from lit_rlhf.errors import DataError
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.models import ModelSpec, evaluating, export_policy, gathered
-from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.phases import Phases
+from lit_rlhf.modules.reference import ReferencedModule
 from lit_rlhf.modules.rollouts import microbatch_indices, repeat_columns, rollout_batch, row_lengths
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine, RolloutEngine, Sampling
@@ -24,7 +24,7 @@ from lit_rlhf.seeding import sample_seeds
 from lit_rlhf.types import BranchedBatch, BranchOutput, Completions, Generation, PromptBatch, Rollout
 
 
-class ActingModule(RLHFModule):
+class ActingModule(ReferencedModule):
     """A policy that samples completions, and a reward that scores them: all of an algorithm but the learning.
 
     Args:
@@ -73,8 +73,7 @@ class ActingModule(RLHFModule):
         """Adapter `policy` and the base as reference, or a trainable model and a frozen copy of it."""
         if self.backbone.has_lora:
             self.backbone.add_adapter("policy")
-        else:
-            self.reference = self.backbone.frozen_copy()
+        self.add_reference()
         self.reward.attach(self.backbone)
         for parameter in self.reward.parameters():
             parameter.requires_grad_(False)
@@ -99,8 +98,8 @@ class ActingModule(RLHFModule):
         return out
 
     def reference_forward(self, rollout: Rollout) -> BranchOutput:
-        """The same under the initial policy."""
-        model, role = (self.backbone, "reference") if self.backbone.has_lora else (self.reference, None)
+        """The same under the reference."""
+        model, role = self.reference_model()
         out: BranchOutput = model(
             self.branched(rollout),
             num_branches=rollout.num_samples,
@@ -114,23 +113,14 @@ class ActingModule(RLHFModule):
 
     def sample(self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int) -> Rollout:
         """Sample and score completions of a batch of prompts."""
-        prompt_ids, prompt_mask = batch["input_ids"], batch["branch_ids"] == 0
-        which = batch["index"].repeat_interleave(num_samples) * num_samples
-        which = which + torch.arange(num_samples, device=which.device).repeat(len(batch["index"]))
-        iteration = self.iteration if purpose == "rollout" else 0
-        seeds = sample_seeds(self.seed, iteration, purpose, which)
-        with self.phases("rollout"), gathered(self.backbone):
-            generation = self.engine.generate(
-                self.backbone, prompt_ids, prompt_mask, sampling=sampling, seeds=seeds, num_samples=num_samples
-            )
-        completions = self.completions(prompt_ids, prompt_mask, generation, batch.get("columns", {}))
+        generation, completions = self.generate(batch, sampling, purpose, num_samples)
         with self.phases("reward"):
             scores = self.score(completions)
         self._keep_samples(completions, scores)
         logprobs = generation.logprobs
         return Rollout(
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
+            prompt_ids=completions.prompt_ids,
+            prompt_mask=completions.prompt_mask,
             tokens=generation.tokens,
             response_mask=generation.mask,
             finished=generation.finished,
@@ -138,6 +128,38 @@ class ActingModule(RLHFModule):
             old_logprobs=torch.zeros_like(generation.mask, dtype=torch.float32) if logprobs is None else logprobs,
             engine_logprobs=logprobs,
         )
+
+    def generate(
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+    ) -> tuple[Generation, Completions]:
+        """Completions of a batch of prompts as the engine gives them, and as rewards see them."""
+        prompt_ids, prompt_mask = batch["input_ids"], batch["branch_ids"] == 0
+        with self.phases("rollout"), gathered(self.backbone):
+            generation = self.sample_tokens(batch, sampling, purpose, num_samples)
+        return generation, self.completions(prompt_ids, prompt_mask, generation, batch.get("columns", {}))
+
+    def sample_tokens(self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int) -> Generation:
+        """Completions of a batch of prompts by the policy; those of one prompt are neighbours."""
+        return self.engine.generate(
+            self.backbone,
+            batch["input_ids"],
+            batch["branch_ids"] == 0,
+            sampling=sampling,
+            seeds=self.sample_seeds(batch["index"], purpose, num_samples),
+            num_samples=num_samples,
+        )
+
+    def sample_seeds(self, index: Tensor, purpose: str, num_samples: int) -> Tensor:
+        """A seed (N,) for each sample of each prompt, by what it is for; those of training also by iteration.
+
+        Args:
+            index: (B,) positions of the prompts in the data set.
+            purpose: "validation" and "predict" draw the same samples each time.
+            num_samples: Samples of each prompt.
+        """
+        which = index.repeat_interleave(num_samples) * num_samples
+        which = which + torch.arange(num_samples, device=which.device).repeat(len(index))
+        return sample_seeds(self.seed, 0 if purpose in ("validation", "predict") else self.iteration, purpose, which)
 
     def completions(
         self, prompt_ids: Tensor, prompt_mask: Tensor, generation: Generation, columns: Mapping[str, list[Any]]
@@ -176,15 +198,21 @@ class ActingModule(RLHFModule):
         """Add the reference's log-probs (and the policy's own, where the engine's are not taken)."""
         ref = torch.zeros_like(rollout.old_logprobs)
         old = rollout.old_logprobs.clone()
-        recompute = self.recompute_logprobs or rollout.engine_logprobs is None
-        for part, rows, inside in self.parts(rollout):
-            ref[rows, :inside] = _logprobs(self.reference_forward(part))
-            if recompute:
-                old[rows, :inside] = _logprobs(self.policy_forward(part))
+        parts = self.parts(rollout)
+        with gathered(self.reference_model()[0]):
+            for part, rows, inside in parts:
+                ref[rows, :inside] = _logprobs(self.reference_forward(part))
+        if self.recompute_logprobs or rollout.engine_logprobs is None:
+            with gathered(self.backbone):
+                for part, rows, inside in parts:
+                    old[rows, :inside] = _logprobs(self.policy_forward(part))
         return replace(rollout, ref_logprobs=ref, old_logprobs=old)
 
     def parts(self, rollout: Rollout) -> list[tuple[Rollout, Tensor, int]]:
-        """Length-sorted parts of a rollout with their rows and width, for passes without gradient."""
+        """Length-sorted parts of a rollout with their rows and width, for passes without gradient.
+
+        Processes may have different numbers of parts: run them under `models.gathered`.
+        """
         everything = torch.arange(rollout.num_prompts, device=rollout.tokens.device)
         samples = torch.arange(rollout.num_samples, device=rollout.tokens.device)
         parts = []
@@ -221,6 +249,7 @@ class ActingModule(RLHFModule):
             f"{stage}/completions/mean_length": mask.sum(-1).float().mean(),
             f"{stage}/completions/clipped_ratio": (~rollout.finished).float().mean(),
         }
+        metrics |= {f"{stage}/rewards/{name}/mean": scores.mean() for name, scores in self.reward.parts.items()}
         self.log_dict(metrics, sync_dist=True, batch_size=rollout.num_prompts, on_epoch=True)
 
     def _keep_samples(self, completions: Completions, scores: Tensor) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.models import Backbone, ModelSpec, shard, tokenizer_fingerprint
+from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.objectives import Reduction
 from lit_rlhf.seeding import stable_hash
+from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 CHECKPOINT_KEY = "lit_rlhf"
 

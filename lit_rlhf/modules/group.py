@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.rewards import missing_eos_penalty, place_at_end
+from lit_rlhf.functional.rewards import place_at_end
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.objectives import (
@@ -65,19 +65,12 @@ class GroupPolicyModule(PolicyModule):
                 f"{type(self.advantage).__name__} compares the samples of a prompt and needs num_samples of at least "
                 f"{self.advantage.min_samples}, not {num_samples}."
             )
-        steps = self.num_epochs * self.num_minibatches
-        if self.surrogate.on_policy_only and steps > 1:
-            raise ConfigurationError(
-                f"{type(self.surrogate).__name__} is right for one optimizer step per rollout; num_epochs={self.num_epochs} and "
-                f"num_minibatches={self.num_minibatches} take {steps}. Set both to 1, or use ClippedSurrogate."
-            )
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """The score at the end; the KL per token as well, unless it is a term of the loss."""
         if self.kl_loss is None:
             return super().shape_rewards(rollout)
-        scores = missing_eos_penalty(rollout.scores, rollout.finished, self.missing_eos_penalty)
-        return replace(rollout, rewards=place_at_end(scores, rollout.response_mask))
+        return replace(rollout, rewards=place_at_end(self.penalized_scores(rollout), rollout.response_mask))
 
     def estimate(self, rollout: Rollout) -> Rollout:
         """Advantages from the rewards of the prompt's samples."""
@@ -90,8 +83,8 @@ class GroupPolicyModule(PolicyModule):
         if self.kl_loss is None:
             return super().loss(minibatch)
         out = self.policy_forward(minibatch)
-        assert out.logprobs is not None and minibatch.advantages is not None and minibatch.ref_logprobs is not None
-        surrogate = self.surrogate(out.logprobs, minibatch.old_logprobs, minibatch.advantages, out.mask)
+        assert out.logprobs is not None and minibatch.ref_logprobs is not None
+        surrogate = self.surrogate_loss(out.logprobs, minibatch)
         penalty = self.kl_loss(out.logprobs, minibatch.old_logprobs, minibatch.ref_logprobs, out.mask)
         metrics = dict(surrogate.metrics) | {"loss/policy_avg": surrogate.loss, "loss/kl_avg": penalty}
         return LossOutput(surrogate.loss + self.kl.value * penalty, metrics)

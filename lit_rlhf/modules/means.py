@@ -52,8 +52,14 @@ class Means:
         return {name: total / max(count, 1.0) for name, (total, count) in zip(names, rows.tolist(), strict=True)}
 
 
-def rollout_metrics(rollout: Rollout, kl_coef: float) -> dict[str, float]:
-    """What TRL's PPO logs of a rollout, under the same names; per-sequence sums in nats."""
+def rollout_metrics(rollout: Rollout, kl_coef: float, weights: Tensor | None = None) -> dict[str, float]:
+    """What TRL's PPO logs of a rollout, under the same names; per-sequence sums in nats.
+
+    Args:
+        rollout: All ranks'.
+        kl_coef: The coefficient that was used.
+        weights: (N, T) importance weights of its tokens against the engine, where any were used.
+    """
     assert rollout.ref_logprobs is not None
     mask = rollout.response_mask
     kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
@@ -72,6 +78,11 @@ def rollout_metrics(rollout: Rollout, kl_coef: float) -> dict[str, float]:
         "val/num_eos_tokens": rollout.finished.float().sum(),
     }
     if rollout.engine_logprobs is not None:
-        gap = (rollout.engine_logprobs - rollout.old_logprobs).abs()
+        gap = torch.where(mask, (rollout.engine_logprobs - rollout.old_logprobs).abs(), 0.0)
         metrics["sampling/sampling_logp_difference/mean"] = masked_mean(gap, mask)
+        metrics["sampling/sampling_logp_difference/max"] = gap.max()
+    if weights is not None and bool(mask.any()):
+        kept = weights[mask]
+        ratio = "sampling/importance_sampling_ratio"
+        metrics |= {f"{ratio}/min": kept.min(), f"{ratio}/mean": kept.mean(), f"{ratio}/max": kept.max()}
     return {name: float(value) for name, value in metrics.items()}

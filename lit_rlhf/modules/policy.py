@@ -18,7 +18,15 @@ from lit_rlhf.models import ModelSpec, evaluating
 from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.means import Means, rollout_metrics
 from lit_rlhf.modules.rollouts import gather_rollout, microbatch_indices, minibatch_indices, row_lengths
-from lit_rlhf.objectives import ClippedSurrogate, FixedKL, KLController, Reduction, Surrogate, TokenMean
+from lit_rlhf.objectives import (
+    ClippedSurrogate,
+    FixedKL,
+    ImportanceCorrection,
+    KLController,
+    Reduction,
+    Surrogate,
+    TokenMean,
+)
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import RolloutEngine, Sampling
 from lit_rlhf.seeding import generator
@@ -53,6 +61,9 @@ class PolicyModule(ActingModule):
             current one exceeds this, in nats per token; None never does.
         recompute_logprobs: Take `old_logprobs` from a forward of the training kind instead of the engine's. Costs a
             forward; makes the first ratio exactly one where the engine's arithmetic differs (bfloat16).
+        importance_correction: Weighs the surrogate of each token by how likely the policy is to draw it against how
+            likely the engine was, such as `TruncatedImportance()`. Needs recompute_logprobs, else both are the same. KL
+            and value losses aren't weighed. None: the two are taken to agree; their difference is logged either way.
         optimizer: Called with parameter groups; default AdamW(lr=1e-6).
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Seed of rollouts and minibatch order.
@@ -78,6 +89,7 @@ class PolicyModule(ActingModule):
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
         recompute_logprobs: bool = False,
+        importance_correction: ImportanceCorrection | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
@@ -104,6 +116,7 @@ class PolicyModule(ActingModule):
         self.missing_eos_penalty = missing_eos_penalty
         self.max_grad_norm = max_grad_norm
         self.target_kl = target_kl
+        self.importance_correction = importance_correction
         self.skipped_steps = 0
         self.means = Means()
         self._refuse_bad_options()
@@ -130,7 +143,6 @@ class PolicyModule(ActingModule):
         """One iteration on a batch of prompts."""
         self.phases.reset()
         rollout = self.estimate(self.shape_rewards(self.collect(batch)))
-        self.phases.count("rollout", int(rollout.response_mask.sum()))
         with self.phases("update", total=self.num_epochs * self.num_minibatches) as advance:
             for minibatch in self.schedule(rollout):
                 kl = self.update(minibatch)
@@ -142,13 +154,31 @@ class PolicyModule(ActingModule):
     @torch.no_grad()
     def collect(self, batch: PromptBatch) -> Rollout:
         """Sample completions, score them, and add what the losses need of frozen models; all ranks' together."""
-        rollout = self.sample(batch, self.sampling, "rollout", self.num_samples)
-        parts = Means()
-        parts.add_all({f"rewards/{name}/mean": scores for name, scores in self.reward.parts.items()})
-        self._count_means(parts)
+        rollout = self.draw(batch)
         with self.phases("reference"), evaluating(self.backbone):
             rollout = self.evaluate(rollout)
         return gather_rollout(rollout, self._gather) if self._world_size > 1 else rollout
+
+    def draw(self, batch: PromptBatch) -> Rollout:
+        """Sample and score this process's completions, and count the parts of the reward."""
+        rollout = self.sample(batch, self.sampling, "rollout", self.num_samples)
+        parts = Means()
+        self.add_reward_parts(parts)
+        self._count_means(parts)
+        self.count_generated(rollout.response_mask)
+        return rollout
+
+    def add_reward_parts(self, means: Means) -> None:
+        """Add the parts of the reward's last scores to means."""
+        means.add_all({f"rewards/{name}/mean": scores for name, scores in self.reward.parts.items()})
+
+    def count_generated(self, mask: Tensor) -> None:
+        """Count this process's generated tokens, (N, T) bool, among those of all, for the throughput."""
+        self.phases.count("rollout", int(self.sum_over_ranks(mask.sum())))
+
+    def penalized_scores(self, rollout: Rollout) -> Tensor:
+        """(N,): the scores less what their completions pay for how they end."""
+        return missing_eos_penalty(rollout.scores, rollout.finished, self.missing_eos_penalty)
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Rewards per token: the score at the end of the completion minus `kl.value` times k1 at each token.
@@ -156,10 +186,8 @@ class PolicyModule(ActingModule):
         The KL term is that of the policy that sampled and carries no gradient (arXiv:1909.08593).
         """
         assert rollout.ref_logprobs is not None
-        scores = missing_eos_penalty(rollout.scores, rollout.finished, self.missing_eos_penalty)
-        rewards = kl_shaped_rewards(
-            scores, rollout.old_logprobs, rollout.ref_logprobs, rollout.response_mask, self.kl.value
-        )
+        scores, mask = self.penalized_scores(rollout), rollout.response_mask
+        rewards = kl_shaped_rewards(scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value)
         return replace(rollout, rewards=rewards)
 
     def estimate(self, rollout: Rollout) -> Rollout:
@@ -176,8 +204,25 @@ class PolicyModule(ActingModule):
     def loss(self, minibatch: Rollout) -> LossOutput:
         """The unreduced loss (N, T) of a microbatch."""
         out = self.policy_forward(minibatch)
-        assert out.logprobs is not None and minibatch.advantages is not None
-        return self.surrogate(out.logprobs, minibatch.old_logprobs, minibatch.advantages, out.mask)
+        assert out.logprobs is not None
+        return self.surrogate_loss(out.logprobs, minibatch)
+
+    def surrogate_loss(self, logprobs: Tensor, minibatch: Rollout) -> LossOutput:
+        """The surrogate (N, T) of a microbatch, weighed where the engine sampled from other log-probs."""
+        assert minibatch.advantages is not None
+        output = self.surrogate(logprobs, minibatch.old_logprobs, minibatch.advantages, minibatch.response_mask)
+        weights = self._importance_weights(minibatch)
+        return output if weights is None else replace(output, loss=weights * output.loss)
+
+    def _importance_weights(self, rollout: Rollout) -> Tensor | None:
+        if self.importance_correction is None:
+            return None
+        if rollout.engine_logprobs is None:
+            raise ConfigurationError(
+                f"{type(self.engine).__name__} gives no log-probs of what it samples, so importance_correction="
+                f"{type(self.importance_correction).__name__} has nothing to compare with. Leave it out, or use NativeEngine."
+            )
+        return self.importance_correction(rollout.old_logprobs, rollout.engine_logprobs, rollout.response_mask)
 
     def update(self, minibatch: Rollout) -> float:
         """Accumulate a minibatch's gradient over microbatches, clip it and step. Returns the mean approximate KL.
@@ -199,7 +244,7 @@ class PolicyModule(ActingModule):
 
     def finish_iteration(self, rollout: Rollout) -> None:
         """Log, move the KL coefficient, count the iteration."""
-        metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value)
+        metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value, self._importance_weights(rollout))
         metrics |= {"iteration": self.iteration, "kl_coef": self.kl.value, "skipped_steps": self.skipped_steps}
         self.means = Means()
         self.log_dict(
@@ -291,6 +336,23 @@ class PolicyModule(ActingModule):
             )
         for name in ("num_epochs", "num_minibatches", "microbatch_tokens"):
             self.check(name, lambda number: number >= 1, "at least 1")
+        steps = self.num_epochs * self.num_minibatches
+        if self.surrogate.on_policy_only and steps > 1:
+            raise ConfigurationError(
+                f"{type(self.surrogate).__name__} is right for one optimizer step per rollout; num_epochs={self.num_epochs} and "
+                f"num_minibatches={self.num_minibatches} take {steps}. Set both to 1, or use ClippedSurrogate."
+            )
+        if self.target_kl is not None and steps == 1:
+            raise ConfigurationError(
+                f"target_kl={self.target_kl} ends an iteration before its second optimizer step or a later one, and "
+                "num_epochs=1 with num_minibatches=1 takes one alone. Leave target_kl out, or raise one of them."
+            )
+        if self.importance_correction is not None and not self.recompute_logprobs:
+            raise ConfigurationError(
+                f"importance_correction={type(self.importance_correction).__name__} compares the engine's log-probs with those "
+                "of a training forward, which recompute_logprobs=False does without: all weights would be 1. Set "
+                "recompute_logprobs: true, or leave importance_correction out."
+            )
         self.check("max_grad_norm", lambda number: number >= 0, "0 (no clipping) or more")
         self.check("target_kl", lambda number: number is None or number > 0, "above 0, or null")
         self.check("missing_eos_penalty", lambda number: number >= 0, "0 or more")

@@ -9,7 +9,8 @@ from torch import Tensor
 from lit_rlhf.functional.advantages import gae
 from lit_rlhf.functional.masking import whiten
 from lit_rlhf.functional.policy_losses import clipped_value_loss, value_clip_fraction
-from lit_rlhf.models import Critic, ModelSpec, ValueHead
+from lit_rlhf.functional.rewards import kl_penalized_scores, place_at_end
+from lit_rlhf.models import Critic, ModelSpec, ValueHead, gathered
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.rewards import Reward
 from lit_rlhf.types import LossOutput, Rollout
@@ -21,8 +22,8 @@ class PPOPolicyModule(PolicyModule):
     With $\delta_t = r_t + \gamma V_{t+1} - V_t$ the advantages are $A_t = \sum_k (\gamma\lambda)^k \delta_{t+k}$ (GAE),
     whitened over all response tokens of the iteration; returns are $A + V$ before whitening. The loss per token is
     the clipped surrogate plus `value_coef` times the clipped squared value error minus `entropy_coef` times the entropy.
-    The KL to the reference sits in the reward, per token (k1), before GAE; a reward's own normalisation and clipping act
-    on the score alone, before the KL is subtracted.
+    The KL to the reference sits in the reward (k1), before GAE; a reward's own normalisation and clipping act on the score
+    alone, before the KL is subtracted. With `reward: ConstrainedReward` this is PPO-Lagrangian.
 
     Args:
         backbone: The initial policy.
@@ -38,6 +39,8 @@ class PPOPolicyModule(PolicyModule):
         entropy_coef: Weight of the entropy bonus.
         whiten_advantages: Shift and scale advantages to mean 0 and variance 1.
         critic_warmup: Iterations in which the value function alone learns.
+        terminal_kl: Subtract the KL of the whole sequence at its last token. False: that of each token at the token, which
+            tells the critic where it arose; the optimum is the same.
         **kwargs: As for `PolicyModule`; PPO's own default is `num_epochs=4`.
     """
 
@@ -55,6 +58,7 @@ class PPOPolicyModule(PolicyModule):
         entropy_coef: float = 0.0,
         whiten_advantages: bool = True,
         critic_warmup: int = 0,
+        terminal_kl: bool = False,
         num_epochs: int = 4,
         **kwargs: Any,
     ) -> None:
@@ -68,6 +72,7 @@ class PPOPolicyModule(PolicyModule):
         self.entropy_coef = entropy_coef
         self.whiten_advantages = whiten_advantages
         self.critic_warmup = critic_warmup
+        self.terminal_kl = terminal_kl
         for name in ("gamma", "lam"):
             self.check(name, lambda number: 0 <= number <= 1, "in [0, 1]")
         for name in ("value_coef", "entropy_coef", "critic_warmup"):
@@ -91,9 +96,20 @@ class PPOPolicyModule(PolicyModule):
         """Add the values of the states the policy sampled from."""
         rollout = super().evaluate(rollout)
         values = torch.zeros_like(rollout.old_logprobs)
-        for part, rows, length in self.parts(rollout):
-            values[rows, :length] = self._values(part)
+        has_weights = any(True for _ in self.value.parameters())  # else they are on the policy's base
+        with gathered(self.value if has_weights else self.backbone):
+            for part, rows, length in self.parts(rollout):
+                values[rows, :length] = self._values(part)
         return replace(rollout, values=values)
+
+    def shape_rewards(self, rollout: Rollout) -> Rollout:
+        """The score at the end, the KL there too or at each token."""
+        if not self.terminal_kl:
+            return super().shape_rewards(rollout)
+        assert rollout.ref_logprobs is not None
+        scores, mask = self.penalized_scores(rollout), rollout.response_mask
+        returns = kl_penalized_scores(scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value)
+        return replace(rollout, rewards=place_at_end(returns, mask))
 
     def estimate(self, rollout: Rollout) -> Rollout:
         """GAE, returns, and advantages whitened over the whole iteration."""
@@ -106,11 +122,11 @@ class PPOPolicyModule(PolicyModule):
 
     def loss(self, minibatch: Rollout) -> LossOutput:
         """Clipped surrogate, clipped value loss and entropy bonus, per token."""
-        assert minibatch.advantages is not None and minibatch.values is not None and minibatch.returns is not None
+        assert minibatch.values is not None and minibatch.returns is not None
         on_policy = "value" if self.value.head_on_policy else None
         out = self.policy_forward(minibatch, values=on_policy, entropy=self.entropy_coef != 0.0)
         assert out.logprobs is not None
-        surrogate = self.surrogate(out.logprobs, minibatch.old_logprobs, minibatch.advantages, out.mask)
+        surrogate = self.surrogate_loss(out.logprobs, minibatch)
         values = out.values if on_policy else self._values(minibatch)
         assert values is not None
         value_loss = clipped_value_loss(values, minibatch.values, minibatch.returns, self.value_clip)

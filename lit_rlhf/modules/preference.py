@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.mismatch import add_mismatched_branches
-from lit_rlhf.models import Backbone, Critic, ModelSpec, ValueHead, evaluating, export_policy
+from lit_rlhf.models import Backbone, Critic, ModelSpec, ValueHead, evaluating, export_policy, weights_fingerprint
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.precompute import precompute_reference
+from lit_rlhf.modules.reference import ReferencedModule
 from lit_rlhf.modules.vocabulary import vocabulary_statistics
 from lit_rlhf.objectives import DPO, PreferenceLoss, PreferenceStats
 from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, num_branches
@@ -20,22 +21,22 @@ from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, num_branche
 _VOCABULARY = {"kl", "collision"}
 
 
-class PreferenceModule(RLHFModule):
+class PreferenceModule(ReferencedModule):
     r"""Train a policy by a loss of its log-probs on labelled completions: DPO (arXiv:2305.18290) and its family.
 
     A prompt with K completions is one row and the prompt is computed once. The loss is injected: pairs (K = 2), ranked
     lists, single completions. The reference is the base with the adapter off, a frozen copy of the initial policy where
-    the model is trained in full, or precomputed in the batch as `ref_logprobs`. A column `weight` (B,), where there is
-    one, weighs the rows.
+    the model is trained in full, or log-probs computed once. A column `weight` (B,), where there is one, weighs the rows.
 
     Logs TRL's `rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins, logps/chosen, logps/rejected`.
 
     Args:
         backbone: The initial policy and how it is loaded, quantized and adapted.
         loss: The unreduced loss; default `DPO(beta=0.1)`.
-        reference: "live" computes the reference's log-probs at each step; "precomputed" takes them from the batch,
-            which saves the forward and, in full fine-tuning, the frozen copy; "auto" takes them from batches that have
-            them.
+        reference: "live" computes the reference's log-probs at each step. "precomputed" computes those of all training
+            and validation rows before `fit` begins, once for the same weights, tokenizer, rows and limits: they stay in
+            the DataModule's cache. The steps then run the policy alone, and full fine-tuning keeps no frozen copy. Other
+            loaders must bring them in the batch as `ref_logprobs` (B, K). "auto" takes them from batches that have them.
         reference_dtype: Of the frozen copy in full fine-tuning; default: the policy's. "bfloat16" halves it, but the
             first log-ratios are then not 0.
         critic: Where the values come from of losses that learn one (`DROV`); default: a head on the policy's hidden
@@ -46,11 +47,11 @@ class PreferenceModule(RLHFModule):
         seed: Of LoRA's dropout, by iteration; the module draws nothing else.
 
     Raises:
-        ConfigurationError: The loss needs of the reference what can't be precomputed.
+        ConfigurationError: The loss needs of the reference what can't be precomputed, or an option would do nothing.
     """
 
     default_lr = 1e-6
-    reference: Backbone
+    reference_fingerprint: str
 
     def __init__(
         self,
@@ -76,10 +77,33 @@ class PreferenceModule(RLHFModule):
         """Adapter `policy` and the base as reference, or a trainable model and a frozen copy of it."""
         if self.backbone.has_lora:
             self.backbone.add_adapter("policy")
-        elif self.loss.needs_reference and self.reference_source != "precomputed":
-            self.reference = self.backbone.frozen_copy(self.reference_dtype)
+        if self.reference_source == "precomputed":
+            self.reference_fingerprint = f"{weights_fingerprint(self.backbone)} {self.reference_dtype}"
+        elif self.loss.needs_reference:
+            self.add_reference(self.reference_dtype)
         if self.learns_value:
             self.critic.attach(self.backbone, None)
+
+    def on_fit_start(self) -> None:
+        """Compute the reference's log-probs, where they are to be had before the first step."""
+        super().on_fit_start()
+        if self.reference_source == "precomputed":
+            precompute_reference(self)
+
+    def require_movable_reference(self, alpha: float) -> None:
+        """Refuse log-probs that were computed before the reference moved, and rounding."""
+        super().require_movable_reference(alpha)
+        if self.reference_source == "precomputed" or not self.loss.needs_reference:
+            why = "reference='precomputed'" if self.loss.needs_reference else f"{type(self.loss).__name__} has none"
+            raise ConfigurationError(
+                f"The reference of this PreferenceModule can't move: {why}. Set reference='live' and a loss with a "
+                "reference, or remove MovingReference from trainer.callbacks."
+            )
+        if alpha < 1 and self.reference_dtype not in (None, "float32"):
+            raise ConfigurationError(
+                f"MovingReference(alpha={alpha}) averages weights, and in reference_dtype={self.reference_dtype!r} small "
+                "steps round away. Leave reference_dtype out, or set alpha: 1."
+            )
 
     # -- statistics ---------------------------------------------------------------------------------------------------
 
@@ -89,7 +113,7 @@ class PreferenceModule(RLHFModule):
 
     def reference_statistics(self, batch: BranchedBatch) -> SequenceStats:
         """The same under the reference, live."""
-        model, role = self._reference_model()
+        model, role = self.reference_model()
         with torch.no_grad(), evaluating(model):
             return self._statistics(model, role, batch)
 
@@ -133,7 +157,7 @@ class PreferenceModule(RLHFModule):
         policy = self(batch)
         result = {"logprobs": policy.logprobs, "lengths": policy.lengths}
         if "index" in batch:
-            result["index"] = batch["index"]
+            result["index"] = cast("Mapping[str, Tensor]", batch)["index"]
         if self.loss.needs_reference:
             result["ref_logprobs"] = self._reference(batch).logprobs
         return result
@@ -199,7 +223,7 @@ class PreferenceModule(RLHFModule):
 
     def _vocabulary_statistics(self, batch: BranchedBatch) -> tuple[PreferenceStats, SequenceStats]:
         branches = self._branches(batch)
-        model, role = self._reference_model()
+        model, role = self.reference_model()
         with torch.no_grad(), evaluating(model):
             ref_states = model.states(batch, num_branches=branches, role=role)
         states = self.backbone.states(batch, num_branches=branches, role="policy")
@@ -214,20 +238,21 @@ class PreferenceModule(RLHFModule):
 
     def _reference(self, batch: BranchedBatch) -> SequenceStats:
         given: Tensor | None = cast("Mapping[str, Any]", batch).get("ref_logprobs")
+        if given is not None and self.reference_moves and self.reference_source == "auto":
+            raise DataError(
+                "The batch has `ref_logprobs`, and the reference moves: they are stale. Set reference='live'."
+            )
         if self.reference_source == "live" or (self.reference_source == "auto" and given is None):
             return self.reference_statistics(batch)
         branches = self._branches(batch)
         if given is None or given.shape[-1] != branches:
             raise DataError(
                 f"reference={self.reference_source!r} needs `ref_logprobs` of {branches} completions a row in the batch, "
-                f"which has {'none' if given is None else given.shape[-1]}. Precompute them with the data module, or set "
-                "reference='live'."
+                f"which has {'none' if given is None else given.shape[-1]}. `fit` with a DataModule of this library computes "
+                "them; elsewhere set reference='live'."
             )
         lengths = torch.zeros_like(given, dtype=torch.int64)  # unknown, and never asked for
         return SequenceStats(given, lengths)
-
-    def _reference_model(self) -> tuple[Backbone, str | None]:
-        return (self.backbone, "reference") if self.backbone.has_lora else (self.reference, None)
 
     def _refuse_bad_options(self, critic: Critic | None) -> None:
         beyond = ({"tokens", *_VOCABULARY} & self.loss.statistics) or (
@@ -237,6 +262,14 @@ class PreferenceModule(RLHFModule):
             raise ConfigurationError(
                 f"reference='precomputed' holds summed log-probs alone, but {type(self.loss).__name__} needs "
                 f"{sorted(beyond)} of the reference. Set reference='live'."
+            )
+        if self.reference_source == "precomputed" and not self.loss.needs_reference:
+            raise ConfigurationError(
+                f"reference='precomputed' is given, but {type(self.loss).__name__} needs no reference: leave it out."
+            )
+        if self.reference_dtype is not None and (self.spec.lora or self.spec.adapter or not self.loss.needs_reference):
+            raise ConfigurationError(
+                f"reference_dtype={self.reference_dtype!r} is of the frozen copy in full fine-tuning; here is none. Leave it out."
             )
         if critic is not None and not self.learns_value:
             raise ConfigurationError(f"critic is given, but {type(self.loss).__name__} learns no value: leave it out.")

@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lit_rlhf.functional.branches import at_step_ends
 from lit_rlhf.metrics import CalibrationError, LengthCorrelation, MeanAndStd, PreferenceAccuracy, RewardMargin
 from lit_rlhf.models import ModelSpec, export_reward
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
+from lit_rlhf.objectives.reward import read_column
 from lit_rlhf.types import BranchedBatch, BranchOutput, num_branches
 
 
@@ -20,7 +23,8 @@ class RewardModelModule(RLHFModule):
     By default $P(y_w \succ y_l) = \sigma(r(x, y_w) - r(x, y_l))$ (Bradley–Terry; arXiv:2009.01325).
 
     A prompt with K branches is one row and the prompt is computed once; each branch is scored at its last token by a
-    float32 head. The loss is injected, so margins, soft labels, rankings and regression need no other module.
+    float32 head. The loss is injected, so margins, soft labels, rankings, regression, labels of steps and losses with
+    several heads need no other module.
 
     Logs TRL's `accuracy, margin, min_reward, mean_reward, max_reward` and, in validation, the calibration error of
     $\sigma(\text{margin})$ and the correlation of reward and length.
@@ -53,29 +57,35 @@ class RewardModelModule(RLHFModule):
         """Train the adapter `reward` where a LoRA is given, else the model; always with a scalar head."""
         if self.backbone.has_lora:
             self.backbone.add_adapter("reward", path=self.spec.adapter)
-        if "reward" not in self.backbone.heads:  # an adapter directory may bring one
-            self.backbone.add_head("reward")
+        for head in self.loss.heads:
+            if head not in self.backbone.heads:  # an adapter directory may bring one
+                self.backbone.add_head(head, drawn=head not in self.loss.zero_heads)
 
     def forward(self, batch: BranchedBatch) -> BranchOutput:
-        """Scores of all branches, (B * K,)."""
-        out: BranchOutput = self.backbone(batch, num_branches=num_branches(batch), role="reward", scores="reward")
+        """Scores of all branches, (B * K,) or with several heads (B * K, H); where steps count, `values` too."""
+        heads = self.loss.heads
+        out: BranchOutput = self.backbone(
+            batch,
+            num_branches=num_branches(batch),
+            role="reward",
+            scores=heads[0] if len(heads) == 1 else heads,
+            values=heads[0] if self.loss.by_step else None,
+        )
         return out
 
     def training_step(self, batch: BranchedBatch, batch_idx: int) -> Tensor:
         """One optimizer step's loss: the mean over the prompts of the batch."""
-        scores, _ = self._scores(batch)
+        scores, _ = self.scores(batch)
         output = self.loss(scores, batch)
         loss = output.loss.mean()
         rows = len(batch["input_ids"])
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=rows)
         metrics = {f"train/{name}": value.mean() for name, value in output.metrics.items()}
-        detached = scores.detach()
-        metrics |= {
-            "train/min_reward": detached.min(),
-            "train/mean_reward": detached.mean(),
-            "train/max_reward": detached.max(),
-        }
+        detached = self.loss.reward(scores).detach()
+        metrics["train/mean_reward"] = detached.mean()
         self.log_dict(metrics, sync_dist=True, batch_size=rows)
+        self.log("train/min_reward", detached.min(), reduce_fx="min", sync_dist=True)
+        self.log("train/max_reward", detached.max(), reduce_fx="max", sync_dist=True)
         return loss
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> None:
@@ -87,13 +97,22 @@ class RewardModelModule(RLHFModule):
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Scores of the branches, (B, K)."""
-        scores, _ = self._scores(batch)
-        return {"scores": scores}
+        """Rewards of the branches, (B, K), or of the steps, (B, S)."""
+        scores, _ = self.scores(batch)
+        return {"scores": self.loss.reward(scores)}
 
     def export(self, path: Path, merge: bool = True) -> None:
-        """Write the reward model for other tools; see `models.export_reward`."""
-        export_reward(self.backbone, path, merge=merge, score_mean=self.score_mean, score_std=self.score_std)
+        """Write the reward model for other tools; see `models.export_reward`. `loss.exported` says what of it."""
+        export_reward(
+            self.backbone,
+            path,
+            merge=merge,
+            score_mean=self.score_mean,
+            score_std=self.score_std,
+            head=self.loss.heads[0],
+            weight=self.loss.exported_weight(self._head_weights()),
+            note=self.loss.exported,
+        )
 
     def extra_state(self) -> dict[str, Any]:
         """Mean and standard deviation of the scores seen in the last validation."""
@@ -103,27 +122,43 @@ class RewardModelModule(RLHFModule):
         """Restore the score statistics."""
         self.score_mean, self.score_std = state["score_mean"], state["score_std"]
 
-    def _scores(self, batch: BranchedBatch) -> tuple[Tensor, Tensor]:
+    def _head_weights(self) -> Tensor:
+        return torch.stack([self.backbone.heads[name].get_parameter("weight") for name in self.loss.heads])
+
+    def scores(self, batch: BranchedBatch) -> tuple[Tensor, Tensor]:
+        """Scores as the loss takes them, and the number of tokens of each branch, (B, K)."""
         out = self(batch)
         assert out.scores is not None
-        shape = (len(batch["input_ids"]), -1)
-        return out.scores.view(shape), out.mask.sum(-1).view(shape)
+        rows, lengths = len(batch["input_ids"]), out.mask.sum(-1)
+        if self.loss.by_step:
+            assert out.values is not None
+            ends = read_column(self.loss, cast("Mapping[str, Any]", batch), "step_end")
+            return at_step_ends(out.values, out.scores, out.mask, ends), lengths[:, None]
+        return out.scores.view(rows, -1, *out.scores.shape[1:]), lengths.view(rows, -1)
 
     def _evaluate(self, batch: BranchedBatch, stage: str) -> None:
-        scores, lengths = self._scores(batch)
+        scores, lengths = self.scores(batch)
         rows = len(batch["input_ids"])
-        self.log(f"{stage}/loss", self.loss(scores, batch).loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows)
-        exists = lengths > 0
-        self.metrics.score.update(scores[exists])
-        self.metrics.length_correlation.update(scores[exists], lengths[exists].float())
-        updated = ["length_correlation"]
-        if "score" not in batch:  # ranked lists and scalar labels have no one chosen answer
-            chosen, rejected = scores[:, 0], scores[:, 1]
+        output, rewards = self.loss(scores, batch), self.loss.reward(scores)
+        self.log(f"{stage}/loss", output.loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows)
+        updated = []
+        if self.loss.by_step:
+            self.metrics.score.update(rewards[batch["step_mask"]])  # type: ignore[typeddict-item]
+        else:
+            exists = lengths > 0
+            self.metrics.score.update(rewards[exists])
+            self.metrics.length_correlation.update(rewards[exists], lengths[exists].float())
+            updated.append("length_correlation")
+        if "score" not in batch and not self.loss.by_step and rewards.shape[1] == 2:
+            chosen, rejected = rewards.unbind(-1)
             p_chosen = cast("Tensor | None", batch.get("p_chosen"))
             self.metrics.accuracy.update(chosen, rejected, p_chosen)
             self.metrics.margin.update(chosen, rejected)
             self.metrics.calibration_error.update(chosen, rejected, p_chosen)
             updated += ["accuracy", "margin", "calibration_error"]
+        else:  # ranked lists, scalar labels and steps have no one chosen answer: the loss knows what to count
+            means = {f"{stage}/{name}": value.mean() for name, value in output.metrics.items()}
+            self.log_dict(means, sync_dist=True, batch_size=rows)
         for name in updated:
             self.log(f"{stage}/{name}", getattr(self.metrics, name), prog_bar=name == "accuracy", batch_size=rows)
 

@@ -1,6 +1,6 @@
 """From prompts to rollouts and from rollouts to minibatches: the steps that need no module state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import pack_branches
-from lit_rlhf.types import BranchedBatch, Rollout
+from lit_rlhf.types import BranchedBatch, PromptBatch, Rollout
 
 Gather = Callable[[Tensor], Tensor]
 """(ranks, ...) from (...): collects a tensor from all ranks."""
@@ -51,6 +51,29 @@ def gather_rollout(rollout: Rollout, gather: Gather) -> Rollout:
         merged = merged if item.name.startswith("prompt") else merged.flatten(0, 1)
         gathered[item.name] = merged.to(value.dtype)
     return replace(rollout, **gathered)
+
+
+def join_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
+    """One rollout of prompts that were sampled from the same batch in several parts; fields are those of the first."""
+    length = max(rollout.tokens.shape[1] for rollout in rollouts)
+    joined: dict[str, Tensor] = {}
+    for item in fields(Rollout):
+        values = [getattr(rollout, item.name) for rollout in rollouts]
+        if values[0] is not None:
+            padded = values[0].dim() == 2 and not item.name.startswith("prompt")
+            joined[item.name] = torch.cat([pad(v, (0, length - v.shape[1])) if padded else v for v in values])
+    return replace(rollouts[0], **joined)
+
+
+def select_prompts(batch: PromptBatch, rows: slice) -> PromptBatch:
+    """Some rows of a batch of prompts, with their columns."""
+    return PromptBatch(
+        input_ids=batch["input_ids"][rows],
+        branch_ids=batch["branch_ids"][rows],
+        position_ids=batch["position_ids"][rows],
+        index=batch["index"][rows],
+        columns={name: values[rows] for name, values in batch.get("columns", {}).items()},
+    )
 
 
 def minibatch_indices(num_prompts: int, num_minibatches: int, order: torch.Generator, ranks: int) -> list[Tensor]:

@@ -13,6 +13,7 @@ from lit_rlhf.objectives.advantages import (
     RewardToGo,
     Whitened,
 )
+from lit_rlhf.objectives.importance import ImportanceCorrection, MaskedImportance, TruncatedImportance
 from lit_rlhf.objectives.kl_control import AdaptiveKL, FixedKL, KLController
 from lit_rlhf.objectives.kl_losses import BiasedK3, KLLoss, SequenceK2, UnbiasedK3
 from lit_rlhf.objectives.listwise import (
@@ -25,6 +26,7 @@ from lit_rlhf.objectives.listwise import (
     ListwiseLoss,
     PlackettLuceDPO,
 )
+from lit_rlhf.objectives.oracles import BernoulliLabels, HardLabels, PreferenceOracle, SoftLabels
 from lit_rlhf.objectives.pairwise import (
     AOT,
     CPO,
@@ -97,6 +99,7 @@ from lit_rlhf.objectives.reward import (
     RewardLossSum,
     ScaledBradleyTerry,
 )
+from lit_rlhf.objectives.reward_heads import GaussianRegression, HeadEnsemble, LengthDebiased, Process
 from lit_rlhf.objectives.surrogates import ClippedSurrogate, Reinforce, SequenceClipped, Surrogate, WeightClipped
 
 __all__ = [
@@ -130,6 +133,7 @@ __all__ = [
     "AlphaDivergenceDPO",
     "AlphaPO",
     "BCOPair",
+    "BernoulliLabels",
     "BetaDPO",
     "BiasedK3",
     "BradleyTerry",
@@ -143,19 +147,25 @@ __all__ = [
     "ExponentialGPO",
     "FixedKL",
     "ForwardKLDPO",
+    "GaussianRegression",
     "GroupCentered",
     "GroupNormalized",
+    "HardLabels",
+    "HeadEnsemble",
+    "ImportanceCorrection",
     "InfoNCA",
     "JensenShannonDPO",
     "KLController",
     "KLLoss",
     "LeaveOneOut",
+    "LengthDebiased",
     "LengthDesensitizedDPO",
     "LengthNormalizedDPO",
     "LengthRegularizedDPO",
     "LiPOLambda",
     "Lists",
     "ListwiseLoss",
+    "MaskedImportance",
     "MeanIPO",
     "MovingBaseline",
     "NCAPair",
@@ -166,7 +176,9 @@ __all__ = [
     "PlackettLuceDPO",
     "PointwiseLoss",
     "PreferenceLoss",
+    "PreferenceOracle",
     "PreferenceStats",
+    "Process",
     "RSOHinge",
     "Reduction",
     "ReferenceFreeLoss",
@@ -186,9 +198,11 @@ __all__ = [
     "SequenceSum",
     "SimPO",
     "SoftLabelDPO",
+    "SoftLabels",
     "SquaredGPO",
     "Surrogate",
     "TokenMean",
+    "TruncatedImportance",
     "UnbiasedK3",
     "UnpairedAOT",
     "UnpairedAPOZero",

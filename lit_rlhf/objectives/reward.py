@@ -19,6 +19,7 @@ from lit_rlhf.functional.reward_losses import (
     scaled_bradley_terry_loss,
 )
 from lit_rlhf.objectives.checks import check_option
+from lit_rlhf.objectives.preference import require_probabilities
 from lit_rlhf.types import LossOutput
 
 Batch = Mapping[str, Any]
@@ -28,12 +29,29 @@ Batch = Mapping[str, Any]
 class RewardLoss(ABC):
     """An unreduced loss (B,) of the scores of K branches, and metrics (B,) under TRL's names."""
 
+    heads: tuple[str, ...] = ("reward",)
+    """Names of the scalar heads that it trains; with several, scores have a last axis for them."""
+    zero_heads: tuple[str, ...] = ()
+    """Those of them that start at 0 instead of a random draw."""
+    by_step = False
+    """Whether it judges the steps of one completion: scores are then (B, S), each at the end of its step."""
+    exported = "The one scalar head that was trained."
+    """What an export holds, for its model card."""
+
+    def reward(self, scores: Tensor) -> Tensor:
+        """The reward (B, K) of these scores: what is validated, predicted and exported. Of several heads, the first."""
+        return scores if len(self.heads) == 1 else scores[..., 0]
+
+    def exported_weight(self, weights: Tensor) -> Tensor:
+        """The head (h,) that gives the reward, of the heads (H, h)."""
+        return weights[0]
+
     @abstractmethod
     def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
         """Loss and metrics of each prompt.
 
         Args:
-            scores: (B, K) float32; branch 1 of a pair is the chosen one.
+            scores: (B, K) float32; branch 1 of a pair is the chosen one. (B, K, H) with several heads, (B, S) by step.
             batch: What the loader emitted: `margin`, `p_chosen`, `score`, `branch_mask`, `label` where there are such.
         """
 
@@ -59,15 +77,21 @@ class BradleyTerry(RewardLoss):
         self.center_coefficient = float(center_coefficient)
 
     def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
-        """See `functional.bradley_terry_loss`."""
+        """See `functional.bradley_terry_loss`.
+
+        Raises:
+            DataError: A soft label is no probability.
+        """
         chosen, rejected = _pair(self, scores)
         p_chosen = batch.get("p_chosen")
+        if p_chosen is not None:
+            require_probabilities(self, batch, "p_chosen")
         loss = bradley_terry_loss(
             chosen, rejected, margin=batch.get("margin"), p_chosen=p_chosen, label_smoothing=self.label_smoothing
         )
         if self.center_coefficient > 0:
             loss = loss + self.center_coefficient * centering_penalty(chosen, rejected)
-        return LossOutput(loss, _pair_metrics(chosen, rejected, p_chosen))
+        return LossOutput(loss, pair_metrics(chosen, rejected, p_chosen))
 
 
 class ScaledBradleyTerry(RewardLoss):
@@ -91,9 +115,9 @@ class ScaledBradleyTerry(RewardLoss):
             DataError: The batch has no margin.
         """
         chosen, rejected = _pair(self, scores)
-        scale = _column(self, batch, "margin")
+        scale = read_column(self, batch, "margin")
         loss = scaled_bradley_terry_loss(chosen, rejected, scale, label_smoothing=self.label_smoothing)
-        return LossOutput(loss, _pair_metrics(chosen, rejected, None))
+        return LossOutput(loss, pair_metrics(chosen, rejected, None))
 
 
 class AllPairs(RewardLoss):
@@ -144,8 +168,8 @@ class Regression(RewardLoss):
         Raises:
             DataError: The batch has no scores.
         """
-        targets = _column(self, batch, "score").view(scores.shape)
-        return LossOutput(regression_loss(scores, targets, _branch_mask(scores, batch)))
+        targets = read_column(self, batch, "score").view(scores.shape)
+        return LossOutput(regression_loss(scores, targets, branch_mask(scores, batch)))
 
 
 class Outcome(RewardLoss):
@@ -162,7 +186,7 @@ class Outcome(RewardLoss):
             raise ConfigurationError(
                 f"Outcome judges one completion a row; these rows have {scores.shape[1]} branches."
             )
-        logits, labels = scores[:, 0], _column(self, batch, "label").to(scores.dtype)
+        logits, labels = scores[:, 0], read_column(self, batch, "label").to(scores.dtype)
         right = ((logits > 0) == (labels > 0.5)).to(scores.dtype)
         return LossOutput(outcome_loss(logits, labels), {"accuracy": right.detach()})
 
@@ -175,11 +199,13 @@ class RewardLossSum(RewardLoss):
         weights: One for each, finite; default 1.
 
     Raises:
-        ConfigurationError: No losses, or another number of weights.
+        ConfigurationError: No losses, another number of weights, or a loss with several heads.
     """
 
     def __init__(self, losses: list[RewardLoss], weights: list[float] | None = None) -> None:
         check_option(len(losses) > 0, self, "losses", losses, "one or more")
+        plain = all(loss.heads == ("reward",) and not loss.by_step for loss in losses)
+        check_option(plain, self, "losses", losses, "of one head and whole completions")
         self.losses = losses
         self.weights: Sequence[float] = [1.0] * len(losses) if weights is None else weights
         check_option(len(self.weights) == len(losses), self, "weights", weights, f"as many as losses ({len(losses)})")
@@ -204,7 +230,8 @@ def _pair(loss: RewardLoss, scores: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def _column(loss: RewardLoss, batch: Batch, name: str) -> Tensor:
+def read_column(loss: RewardLoss, batch: Batch, name: str) -> Tensor:
+    """A column that the loss can't do without."""
     if name not in batch:
         raise DataError(
             f"{type(loss).__name__} needs the column {name!r}, which the batches lack (they hold {sorted(batch)}). "
@@ -214,7 +241,8 @@ def _column(loss: RewardLoss, batch: Batch, name: str) -> Tensor:
     return column
 
 
-def _branch_mask(scores: Tensor, batch: Batch) -> Tensor:
+def branch_mask(scores: Tensor, batch: Batch) -> Tensor:
+    """(B, K): which branches exist."""
     mask: Tensor | None = batch.get("branch_mask")
     return torch.ones_like(scores, dtype=torch.bool) if mask is None else mask
 
@@ -223,10 +251,10 @@ def _ranking(loss: RewardLoss, scores: Tensor, batch: Batch) -> tuple[Tensor, Te
     """What orders the branches; a pair without scores is a chosen completion and a rejected one."""
     if "score" not in batch and scores.shape[1] == 2:
         return scores.new_tensor([1.0, 0.0]).expand_as(scores), torch.ones_like(scores, dtype=torch.bool)
-    return _column(loss, batch, "score"), _branch_mask(scores, batch)
+    return read_column(loss, batch, "score"), branch_mask(scores, batch)
 
 
-def _pair_metrics(chosen: Tensor, rejected: Tensor, p_chosen: Tensor | None) -> dict[str, Tensor]:
+def pair_metrics(chosen: Tensor, rejected: Tensor, p_chosen: Tensor | None) -> dict[str, Tensor]:
     """Accuracy is the probability that a rater agrees with the order of the scores; a tie agrees with none."""
     margin = (chosen - rejected).detach()
     p = torch.ones_like(margin) if p_chosen is None else p_chosen

@@ -63,7 +63,7 @@ class ClippedSurrogate(Surrogate):
         ratio = token_ratio(logprobs, old_logprobs, mask)
         loss = clipped_surrogate(ratio, advantages, self.low, self.high, self.dual)
         clipping = _clip_metrics(ratio, advantages, self.low, self.high)
-        return LossOutput(loss, _drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
+        return LossOutput(loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
 
 
 class SequenceClipped(Surrogate):
@@ -90,7 +90,7 @@ class SequenceClipped(Surrogate):
         ratio = sequence_ratio(logprobs, old_logprobs, mask)
         loss = clipped_surrogate(ratio, advantages, self.low, self.high)
         clipping = _clip_metrics(ratio, advantages, self.low, self.high)
-        return LossOutput(loss, _drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
+        return LossOutput(loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
 
 
 class WeightClipped(Surrogate):
@@ -117,7 +117,7 @@ class WeightClipped(Surrogate):
         ratio = token_ratio(logprobs, old_logprobs, mask)
         loss = weight_clipped_surrogate(ratio, logprobs, advantages, self.low, self.high)
         clipped = (ratio.detach() > 1 + self.high).to(ratio.dtype)
-        return LossOutput(loss, _drift_metrics(ratio, logprobs, old_logprobs, mask) | {"cispo_clip_ratio": clipped})
+        return LossOutput(loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | {"cispo_clip_ratio": clipped})
 
 
 class Reinforce(Surrogate):
@@ -128,10 +128,11 @@ class Reinforce(Surrogate):
     def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
         """See `functional.reinforce_loss`."""
         ratio = token_ratio(logprobs, old_logprobs, mask)
-        return LossOutput(reinforce_loss(logprobs, advantages), _drift_metrics(ratio, logprobs, old_logprobs, mask))
+        return LossOutput(reinforce_loss(logprobs, advantages), drift_metrics(ratio, logprobs, old_logprobs, mask))
 
 
-def _drift_metrics(ratio: Tensor, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def drift_metrics(ratio: Tensor, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """How far the policy has moved since it sampled, (N, T) each: what `target_kl` looks at, and the ratio."""
     return {
         "policy/approxkl_avg": approx_kl(logprobs.detach(), old_logprobs, mask),
         "val/ratio": ratio.detach(),

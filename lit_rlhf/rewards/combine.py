@@ -123,6 +123,41 @@ class EnsembleUncertainty(Ensemble):
         return scores.mean(0) - self.coefficient * scores.var(0, correction=0)
 
 
+class MonitoredReward(Reward):
+    r"""A reward that is optimized, and others that only watch: gold against proxy (arXiv:2210.10760).
+
+    The score is that of `reward`; the others score the same completions for the logs alone. So a better judge, too dear or
+    too precious to be optimized, shows where the policy goes on to please its reward and no longer anyone else. `parts` holds
+    the reward as "proxy" and each monitor under its name, which policy modules log as `rewards/<name>/mean`, in training and
+    validation; `CollapseGuard(max_gold_drop=...)` acts on the one called "gold".
+
+    Args:
+        reward: What is optimized.
+        monitors: What watches, by name; they cost their scoring in every iteration.
+
+    Raises:
+        ConfigurationError: There are no monitors, or one is called "proxy".
+    """
+
+    def __init__(self, reward: Reward, monitors: dict[str, Reward]) -> None:
+        super().__init__()
+        if not monitors or "proxy" in monitors:
+            raise ConfigurationError(
+                f"MonitoredReward.monitors={sorted(monitors)}: name at least one reward, and none of them 'proxy', which is "
+                "the name of the reward that is optimized."
+            )
+        self.names = ["proxy", *monitors]
+        self.rewards = nn.ModuleList([reward, *monitors.values()])
+
+    def members(self) -> list[Reward]:
+        """The reward, then the monitors."""
+        return _rewards(self.rewards)
+
+    def score(self, completions: Completions) -> Tensor:
+        """(N,) float32: the reward's alone."""
+        return score_members(self, self.names, completions)[0]
+
+
 def score_members(reward: Reward, names: list[str], completions: Completions) -> list[Tensor]:
     """Score with every member and collect scores and their parts in `reward.parts`."""
     reward.parts = {}

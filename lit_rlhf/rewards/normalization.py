@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.masking import Moments, merge_moments
+from lit_rlhf.functional.rewards import no_moments
 from lit_rlhf.objectives.ranks import sum_over_ranks
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import Completions
@@ -58,7 +60,7 @@ class NormalizedReward(Reward):
         self.fixed = (mean, std) if mean is not None and std is not None else None
         self.center = center
         self.clip = clip
-        self.count, self.mean, self.squares = 0.0, 0.0, 0.0
+        self.seen = no_moments(torch.zeros((), dtype=torch.float64))
 
     def score(self, completions: Completions) -> Tensor:
         """(N,) float32; `parts` holds the score before normalisation as "raw"."""
@@ -74,19 +76,19 @@ class NormalizedReward(Reward):
         """Mean and standard deviation in use; 0 and 1 before anything was counted, and 1 while all are alike."""
         if self.fixed is not None:
             return self.fixed
-        std = (self.squares / self.count) ** 0.5 if self.count else 0.0
-        return self.mean, std if std > _LEAST_STD else 1.0
+        std = float((self.seen.m2 / self.seen.n.clamp_min(1)).sqrt())
+        return float(self.seen.mean), std if std > _LEAST_STD else 1.0
 
     def running_state(self) -> dict[str, Any]:
         """Count, mean and sum of squared deviations, and what the inner reward has."""
-        own = [self.count, self.mean, self.squares]
+        own = [float(value) for value in self.seen]
         return {**super().running_state(), **({} if self.fixed is not None else {"own": own})}
 
     def load_running_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         super().load_running_state(state)
         if "own" in state:
-            self.count, self.mean, self.squares = (float(value) for value in state["own"])
+            self.seen = Moments(*torch.tensor(state["own"], dtype=torch.float64))
 
     def _count(self, scores: Tensor) -> None:
         scores = scores.detach().double()
@@ -95,9 +97,5 @@ class NormalizedReward(Reward):
             return
         mean = total / count
         squares = float(sum_over_ranks((scores - mean).square().sum()))
-        # Chan's rule for the union of two samples.
-        everything = self.count + count
-        shift = mean - self.mean
-        self.squares += squares + shift**2 * self.count * count / everything
-        self.mean += shift * count / everything
-        self.count = everything
+        new = torch.tensor([count, mean, squares], dtype=torch.float64)
+        self.seen = merge_moments(Moments(*torch.stack([torch.stack(self.seen), new], -1)))

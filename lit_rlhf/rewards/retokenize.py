@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.models import tokenizer_fingerprint
 from lit_rlhf.rewards.base import read_column
+from lit_rlhf.tokenizers import tokenizer_fingerprint
 from lit_rlhf.types import Completions
 
 

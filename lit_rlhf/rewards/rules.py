@@ -14,7 +14,8 @@ from lit_rlhf.rewards.base import Reward, as_scores, read_column
 from lit_rlhf.types import Completions
 
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+# A minus between two numbers, as in 5-3, is no sign.
+_NUMBER = re.compile(r"(?:(?<![\d)])[-\u2212])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 class TextReward(Reward):
@@ -141,15 +142,17 @@ class LexiconReward(TextReward):
 class ExactAnswerReward(Reward):
     r"""Whether the response's final answer is that of the data set, as in GSM8K (arXiv:2110.14168).
 
-    The final answer is the last match of `pattern`; where there is none, the last number in the text. Two answers that
-    are numbers are compared as numbers (`1,000.0` is `$1000`), all others as text without case and outer space.
+    The final answer is the last match of `pattern`, by default what stands behind `####` or in `\boxed{}`; where there is
+    none, the last number in the text. Two answers that are numbers are compared as numbers, exactly (`1,000.0` is `$1000`,
+    `15%` is 15); a number and a text that holds one number alone, too (`15 apples` is 15). All others are compared as text
+    without case, outer space and full stop: so a fraction, `1/2`, is only itself. Braces within `\boxed{}` aren't parsed.
 
     Args:
         column: Column of the data set with the right answer, or a solution that ends in it.
         correct: Reward of the right answer.
         wrong: Reward of another answer.
         unanswered: Reward of a response without any answer.
-        pattern: Regular expression with one group, the answer.
+        pattern: Regular expression with one group, the answer; see `final_answer`.
         last_number: Whether the last number counts where the response doesn't match. Off, the format is a must.
 
     Raises:
@@ -162,7 +165,7 @@ class ExactAnswerReward(Reward):
         correct: float = 1.0,
         wrong: float = 0.0,
         unanswered: float = 0.0,
-        pattern: str = r"####\s*(.+)",
+        pattern: str = r"(?:####|\\boxed\{)[ \t]*([^\n}]+)",
         last_number: bool = True,
     ) -> None:
         super().__init__()
@@ -189,8 +192,9 @@ class ExactAnswerReward(Reward):
         return as_scores([self._compare(response, entry) for response, entry in pairs], completions)
 
     def _compare(self, response: str, entry: object) -> float:
-        wanted = final_answer(str(entry), self.pattern, last_number=True)
-        wanted = str(entry).strip() if wanted is None else wanted
+        text = str(entry).strip()
+        wanted = final_answer(text, self.pattern, last_number=len(text.split()) > 1)  # one word is the answer itself
+        wanted = text if wanted is None else wanted
         if not wanted:
             raise DataError(f"The column {self.column!r} holds {entry!r}, in which there is no answer to compare with.")
         given = final_answer(response, self.pattern, last_number=self.last_number)
@@ -218,11 +222,24 @@ def same_answer(left: str, right: str) -> bool:
     Example:
         >>> same_answer("$1,000.00", "1000"), same_answer("Paris.", "paris"), same_answer("12", "13")
         (True, True, False)
+        >>> same_answer("15 apples", "15"), same_answer("15 or 16", "15"), same_answer("room 5", "suite 5")
+        (True, False, False)
     """
     numbers = _number(left), _number(right)
     if None not in numbers:
         return numbers[0] == numbers[1]
+    if numbers != (None, None):
+        left_number, right_number = (
+            _only_number(text) if number is None else number
+            for text, number in zip((left, right), numbers, strict=True)
+        )
+        return left_number is not None and left_number == right_number
     return _plain(left) == _plain(right)
+
+
+def _only_number(answer: str) -> Decimal | None:
+    found = _NUMBER.findall(answer)
+    return _number(found[0]) if len(found) == 1 else None
 
 
 def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
@@ -246,7 +263,7 @@ def _plain(answer: str) -> str:
 
 
 def _number(answer: str) -> Decimal | None:
-    text = _plain(answer).replace(",", "").replace("$", "").removesuffix("%")
+    text = _plain(answer).replace(",", "").replace("$", "").replace("\u2212", "-").removesuffix("%")
     try:
         value = Decimal(text)
     except InvalidOperation:

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import Backbone, evaluating, gathered
+from lit_rlhf.models import Backbone, evaluating, gathered, keeping_wide
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, attending
 from lit_rlhf.rollout.sampling import draw_tokens
@@ -63,9 +63,9 @@ class NativeEngine(RolloutEngine):
         """
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
         lengths = prompt_mask.sum(-1)
-        _check_model(backbone, int(lengths.max()) + sampling.max_new_tokens)
-        rows = _Rows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device)
-        with gathered(backbone), evaluating(backbone), backbone.use_role(role):
+        check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
+        rows = GeneratedRows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device)
+        with gathered(backbone), evaluating(backbone), backbone.use_role(role), keeping_wide(backbone.model):
             for prompts, samples in self._batches(lengths, num_samples):
                 ids = prompt_ids[prompts, : int(lengths[prompts].max())]
                 batch = (prompts[:, None] * num_samples + samples).flatten()
@@ -83,7 +83,7 @@ class NativeEngine(RolloutEngine):
                 yield prompts, part
 
 
-class _Rows:
+class GeneratedRows:
     """What has been generated, in the order of the request."""
 
     def __init__(self, rows: int, steps: int, pad: int, device: torch.device) -> None:
@@ -94,14 +94,21 @@ class _Rows:
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def append(self, rows: Tensor, live: Tensor, step: int, tokens: Tensor, logprobs: Tensor) -> None:
+        """Store a step's tokens of the rows that are live."""
         self.tokens[rows, step] = torch.where(live, tokens, self.pad)
         self.logprobs[rows, step] = torch.where(live, logprobs, 0.0)
         self.lengths[rows] += live
 
     def finish(self, rows: Tensor, ended: Tensor) -> None:
+        """Note which rows have ended."""
         self.finished[rows] |= ended
 
     def generation(self) -> Generation:
+        """All rows, as wide as the longest.
+
+        Raises:
+            FloatingPointError: A log-prob is not finite.
+        """
         mask = torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
         if not bool(self.logprobs.isfinite().all()):
             row = int((~self.logprobs.isfinite()).any(-1).nonzero()[0])
@@ -116,10 +123,16 @@ class _Rows:
 
 
 def _decode(
-    backbone: Backbone, ids: Tensor, lengths: Tensor, rows: Tensor, seeds: Tensor, sampling: Sampling, out: _Rows
+    backbone: Backbone,
+    ids: Tensor,
+    lengths: Tensor,
+    rows: Tensor,
+    seeds: Tensor,
+    sampling: Sampling,
+    out: GeneratedRows,
 ) -> None:
     """Complete a batch of prompts, each with the same number of samples, which are neighbours in `rows`."""
-    hidden, cache = _prefill(backbone, ids, lengths, len(rows) // len(ids))
+    hidden, cache = prefill(backbone, ids, lengths, len(rows) // len(ids))
     ends = end_tokens(backbone, sampling, ids.device)
     live = torch.ones_like(rows, dtype=torch.bool)
     logits = backbone.logits(hidden)[cache.prompt_of_row]
@@ -139,17 +152,18 @@ def _decode(
                 stay = live.nonzero()[:, 0]
                 cache.select(stay)
                 rows, seeds, tokens, live = rows[stay], seeds[stay], tokens[stay], live[stay]
-            logits = _step(backbone, tokens, cache)
+            logits = decode_step(backbone, tokens, cache)
 
 
-def _step(backbone: Backbone, tokens: Tensor, cache: DecodeCache) -> Tensor:
+def decode_step(backbone: Backbone, tokens: Tensor, cache: DecodeCache) -> Tensor:
+    """Logits (rows, V) after one more token of each row; within `attending`."""
     output = backbone.decoder(
         input_ids=tokens[:, None], position_ids=cache.positions[:, None], past_key_values=cache, use_cache=True
     )
     return backbone.logits(output.last_hidden_state[:, 0])
 
 
-def _prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int) -> tuple[Tensor, DecodeCache]:
+def prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int) -> tuple[Tensor, DecodeCache]:
     """Last hidden states (b, h) of right-padded prompts and a cache to go on from, one prompt computed for all samples.
 
     Padding stands behind the tokens, so that causal attention never sees it and no mask is needed.
@@ -167,7 +181,8 @@ def _prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int)
     return torch.cat(states), DecodeCache(joined, lengths, num_samples)
 
 
-def _check_model(backbone: Backbone, longest: int) -> None:
+def check_decodable(backbone: Backbone, longest: int) -> None:
+    """Refuse a model whose attention can't be decoded here, or not to so many positions."""
     config = backbone.model.config.get_text_config()
     name = type(backbone.decoder).__name__
     way_out = "Use lit_rlhf.rollout.HFEngine for this model."

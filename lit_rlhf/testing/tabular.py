@@ -155,6 +155,11 @@ class TabularWorld:
         """Number of the state in which each completion ends, (Y,)."""
         return torch.tensor([self._number(y) for y in self.completions])
 
+    @cached_property
+    def step_states(self) -> list[list[int]]:
+        """Numbers of the states after each token of each completion; the last is the one it ends in."""
+        return [[self._number(y[: t + 1]) for t in range(len(y))] for y in self.completions]
+
     def backbone(self, policy: Tensor | None = None) -> Backbone:
         """A backbone whose policy is the given distribution (Y,); default: the reference."""
         config = TabularConfig(self.vocab_size, self.depth)

@@ -168,6 +168,14 @@ def anchored_optimum(reference: Tensor, slope: Function, flow: int = 1000) -> Te
     return torch.cat([logits, logits.new_zeros(1)]).softmax(-1)
 
 
+def fixed_point(answer: Function, start: Tensor, steps: int = 500) -> Tensor:
+    """The policy that is its own best answer, by steps half the way from a policy (Y,)."""
+    policy = start
+    for _ in range(steps):
+        policy = (policy + answer(policy)) / 2
+    return policy
+
+
 def greedy(rewards: Tensor) -> Tensor:
     """All on the completion with the highest reward: what losses without a finite optimum tend to."""
     return torch.nn.functional.one_hot(rewards.argmax(), len(rewards)).to(rewards.dtype)

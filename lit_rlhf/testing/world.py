@@ -45,7 +45,6 @@ KINDS: tuple[str, ...] = ("old", "new", "small", "big", "famous", "strange", "lo
 
 
 _ALL_ASPECTS = frozenset(aspect for aspects in TOPICS.values() for aspect in aspects)
-_Way = tuple[str, float, int]  # an adjective, what a judgement with it is worth, and the words of that sentence
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,8 @@ class World:
 
     .. math:: u = S \tanh\Big(\frac{1}{S} \sum_j s_j w_j\Big) - c\,n - p\,m
 
-    Beside the point is what is outside the grammar and what judges an aspect of another topic. An aspect counts when it is
-    first judged and an adjective when it is first used; what repeats them adds nothing and costs words. So the best text
-    names several aspects in several ways and stops: neither repetition nor length pays.
+    Beside the point is what is outside the grammar, what judges an aspect of another topic, and what judges an aspect
+    again. So the best text praises each aspect once and stops: neither repetition nor length pays.
 
     Attributes:
         saturation: S; praise (or blame) beyond it adds little.
@@ -97,15 +95,17 @@ class World:
         """
         topic = topic_of(prompt)
         total, pointless = 0.0, 0
-        said: set[str] = set()
+        judged: set[str] = set()
         for sentence in sentences_of(text):
             judgement = self.read(sentence)
-            if judgement is None or judgement.aspect not in TOPICS[topic]:
+            if judgement is None:
                 pointless += sentence not in ASIDES
+                continue
+            if judgement.aspect not in TOPICS[topic] or judgement.aspect in judged:
+                pointless += 1
             else:
-                if not {judgement.aspect, judgement.adjective} & said:
-                    total += judgement.strength * worth(topic, judgement.adjective)
-                said |= {judgement.aspect, judgement.adjective}
+                total += judgement.strength * worth(topic, judgement.adjective)
+            judged.add(judgement.aspect)
         gained = self.saturation * math.tanh(total / self.saturation)
         return gained - self.word_cost * len(text.split()) - self.pointless_cost * pointless
 
@@ -135,8 +135,8 @@ class World:
         """The highest utility any text of at most `max_words` words has for a prompt; an exhaustive search.
 
         Asides, sentences beside the point and the longer form `i found` only cost, so the best text is a row of
-        `the ASPECT was ... .` with different aspects and adjectives. With k aspects at most k adjectives are used, so of
-        the judgements of one length only the k strongest can matter. Whatever remains is tried.
+        `the ASPECT was ... .`, one for each of some aspects of the topic. Of two judgements of one length the stronger is
+        the better, so one per length is left to choose for each aspect. All choices are tried.
         """
         topic = topic_of(prompt)
         if topic not in self._best:
@@ -148,28 +148,22 @@ class World:
         return sum(map(self.best_utility, prompts)) / len(prompts)
 
     def _candidates(self, topic: str) -> Iterator[float]:
-        for choice in product([None, *self._strongest(topic)], repeat=len(TOPICS[topic])):
-            taken = [way for way in choice if way is not None]
-            words = sum(length for _, _, length in taken)
-            if words <= self.max_words and len({adjective for adjective, _, _ in taken}) == len(taken):
-                total = sum(map(_value, taken))
+        for choice in product([(0.0, 0), *self._strongest(topic)], repeat=len(TOPICS[topic])):
+            words = sum(length for _, length in choice)
+            if words <= self.max_words:
+                total = sum(value for value, _ in choice)
                 yield self.saturation * math.tanh(total / self.saturation) - self.word_cost * words
 
-    def _strongest(self, topic: str) -> list[_Way]:
-        """The judgements that the best text can be made of."""
+    def _strongest(self, topic: str) -> list[tuple[float, int]]:
+        """(value, words) of the strongest judgement of each length."""
         shortest = len(("the", "ASPECT", "was", "ADJECTIVE", "."))
-        by_length: dict[int, list[_Way]] = {}
+        best: dict[int, float] = {}
         for adjective in (*ADJECTIVES, *TASTES):
             for negated, (word, scale) in product((False, True), (("", 1.0), *INTENSIFIERS.items())):
                 value = worth(topic, adjective) * scale * (self.negation if negated else 1.0)
                 length = shortest + negated + bool(word)
-                by_length.setdefault(length, []).append((adjective, value, length))
-        kept: list[_Way] = []
-        for ways in by_length.values():
-            best = {way[0]: way for way in sorted(ways, key=_value)}  # of the ways to use an adjective, the last stays
-            strongest = sorted(best.values(), key=_value, reverse=True)[: len(TOPICS[topic])]
-            kept += [way for way in strongest if _value(way) > 0]
-        return kept
+                best[length] = max(value, best.get(length, value))
+        return [(value, length) for length, value in best.items()]
 
 
 def worth(topic: str, adjective: str) -> float:
@@ -194,7 +188,3 @@ def topic_of(prompt: str) -> str:
 def sentences_of(text: str) -> list[str]:
     """The sentences of a text without their full stops; an unfinished last one is one too."""
     return [sentence for part in text.split(".") if (sentence := " ".join(part.split()))]
-
-
-def _value(way: _Way) -> float:
-    return way[1]

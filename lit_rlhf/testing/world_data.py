@@ -40,17 +40,20 @@ class Writers:
         negated: Probability of `not` where the form allows it.
         intensified: Probability of an intensifier.
         found: Probability of the form `i found the ...`.
-        repeating: Probability that a sentence pays no heed to what was said before; else aspect and adjective are new.
+        slip: Probability that one word of a review is written twice. Without such slips raters never judge text outside the
+            grammar, and a policy would find what the reward model mistakes for good there.
+        repeating: Probability that a sentence pays no heed to which aspects were judged before.
         mood: Spread of how much a writer likes the thing at hand; a mood m makes an adjective of worth w more likely by
             exp(m w). 0 draws all adjectives alike.
     """
 
-    sentences: tuple[float, ...] = (0.4, 0.45, 0.15)
+    sentences: tuple[float, ...] = (0.45, 0.45, 0.1)
     aside: float = 0.15
     negated: float = 0.15
     intensified: float = 0.35
     found: float = 0.25
-    repeating: float = 0.1
+    slip: float = 0.05
+    repeating: float = 0.25
     mood: float = 1.0
 
     def write(self, prompt: str, rng: random.Random) -> str:
@@ -59,18 +62,20 @@ class Writers:
         words = [*ADJECTIVES, *TASTES]
         likely = dict(zip(words, (math.exp(mood * worth(topic, word)) for word in words), strict=True))
         number = rng.choices(range(1, len(self.sentences) + 1), self.sentences)[0]
-        said: set[str] = set()
-        return " ".join(f"{self._sentence(topic, likely, said, rng)} ." for _ in range(number))
+        judged: set[str] = set()
+        review = " ".join(f"{self._sentence(topic, likely, judged, rng)} ." for _ in range(number)).split()
+        if rng.random() < self.slip:
+            slipped = rng.randrange(len(review))
+            review.insert(slipped, review[slipped])
+        return " ".join(review)
 
-    def _sentence(self, topic: str, likely: Mapping[str, float], said: set[str], rng: random.Random) -> str:
+    def _sentence(self, topic: str, likely: Mapping[str, float], judged: set[str], rng: random.Random) -> str:
         if rng.random() < self.aside:
             return rng.choice(ASIDES)
-        old = set() if rng.random() < self.repeating else said
-        new = [aspect for aspect in TOPICS[topic] if aspect not in old]
-        aspect = rng.choice(new or TOPICS[topic])
-        fresh = {word: share for word, share in likely.items() if word not in old}
-        words = rng.choices(list(fresh), list(fresh.values()))
-        said.update((aspect, *words))
+        new = [aspect for aspect in TOPICS[topic] if aspect not in judged]
+        aspect = rng.choice(TOPICS[topic] if not new or rng.random() < self.repeating else new)
+        judged.add(aspect)
+        words = rng.choices(list(likely), list(likely.values()))
         if rng.random() < self.intensified:
             words.insert(0, rng.choice(list(INTENSIFIERS)))
         if rng.random() < self.found:
@@ -88,7 +93,7 @@ class Raters:
         temperature: T, in units of utility; higher means noisier choices.
     """
 
-    temperature: float = 0.5
+    temperature: float = 1.0
 
     def p_first(self, margin: float) -> float:
         """Probability that a text is preferred to one whose utility is lower by a margin."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lit_rlhf.data import InvalidRowError
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.types import Completions, Rollout
 from tests.tolerances import FP32
@@ -63,6 +64,11 @@ def test_data_set(examples: dict[str, Any]) -> None:
     answers = [{"text": "so-so", "stars": 3}, {"text": "best", "stars": 5}, {"text": "worst", "stars": 1}]
     (record,) = examples["BestAndWorst"]()({"question": "how?", "answers": answers})
     assert (record.prompt, record.completions) == ("how?", ("best", "worst"))
+    assert record.fields == {"margin": 4.0}
+    with pytest.raises(InvalidRowError, match="no answer is better"):
+        examples["BestAndWorst"]()({"question": "how?", "answers": answers[:1] * 2})
+    with pytest.raises(InvalidRowError, match="no column 'answers'"):
+        examples["BestAndWorst"]()({"question": "how?"})
 
 
 def test_reward(examples: dict[str, Any]) -> None:

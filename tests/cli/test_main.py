@@ -56,6 +56,8 @@ def test_help_names_every_command_and_class(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     for name in ("PPOPolicyModule", "PreferenceDataModule", "ModelReward", "NativeEngine", "IterationCheckpoint"):
         assert f"  {name} " in shown
+    for name in ("RLHFModule", "ActingModule", "PolicyModule", "BranchedDataModule", "Reward", "RolloutEngine"):
+        assert f"\n  {name} " not in shown, "made to be subclassed, not to be named"
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,11 +74,68 @@ def test_errors_of_users_come_without_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_typos_are_refused(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+POLICY = ["-c", str(CONFIGS / "policy" / "ppo_lora.yaml"), *TINY]
+REWARD = ["-c", str(CONFIGS / "reward" / "lora.yaml"), *TINY]
+CONSTANT = ["--model.reward", "LengthReward"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            [*REWARD, "--model.lr_schedular", "null"],
+            "model: RewardModelModule has no option 'lr_schedular'. Did you mean lr_scheduler? Its options: --model.help Rew",
+        ),
+        ([*POLICY, "--model.kl.coeff", "0.2"], "model.kl: FixedKL has no option 'coeff'. Did you mean coef?"),
+        ([*REWARD, "--data.trian", "x"], "data: PreferenceDataModule has no option 'trian'. Did you mean train?"),
+        (["--model", "PPOPolicy"], "model: there is no class 'PPOPolicy'. Did you mean PPOPolicyModule or"),
+        (["--model", "absent.Mine"], "model: absent.Mine: there is no module 'absent' in the current directory"),
+        (["--model.help", "DPO"], "--model.help: DPO is a class of another kind"),
+        ([*POLICY, "--model.num_samples", "x"], "model.num_samples: Expected int. Got value: x"),
+        (["--model", "PPOPolicyModule"], "model: the following arguments are required: reward"),
+        ([*POLICY, *CONSTANT, "--model.gamma", "1.5"], "PPOPolicyModule: gamma=1.5 must be in [0, 1]."),
+        ([*POLICY, *CONSTANT, "--model.kl.coef", "-1"], "FixedKL(coef=-1.0): coef must be 0 or more."),
+        (
+            [*POLICY, *CONSTANT, "--trainer.gradient_clip_val", "0.7"],
+            "trainer.gradient_clip_val=0.7: PPOPolicyModule steps its optimizer itself and clips there. Remove it, and set m",
+        ),
+        (
+            [*POLICY, *CONSTANT, "--trainer.accumulate_grad_batches", "2"],
+            "trainer.accumulate_grad_batches=2: PPOPolicyModule sums gradients over microbatches itself.",
+        ),
+        ([*POLICY, *CONSTANT, "--trainer.deterministic", "x"], "trainer.deterministic: "),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_named_in_a_line(
+    words: list[str],
+    message: str,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is wrong, where, and the way out; without the usage of the Trainer or the whole configuration."""
     monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *words])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err.partition("lit-rlhf fit: ")[2]
+    assert shown.startswith(message)
+    assert len(shown) < 300
+
+
+def test_classes_of_the_current_directory_are_found(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script `lit-rlhf` has the directory of scripts on its path, not the one where it is called."""
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(trained))])
+    (trained / "beside.py").write_text(
+        "from lit_rlhf.modules import RewardModelModule\n\n\nclass Mine(RewardModelModule):\n    pass\n"
+    )
     with pytest.raises(SystemExit):
-        main(["fit", "-c", str(CONFIGS / "reward" / "lora.yaml"), *TINY, "--model.lr_schedular", "null"])
-    assert "lr_schedular" in capsys.readouterr().err
+        main(["fit", *REWARD, "--model.class_path", "beside.Mine", "--model.sead", "0"])
+    assert "beside.Mine has no option 'sead'. Did you mean seed?" in capsys.readouterr().err
 
 
 def test_exported_reward_gives_the_same_scores_in_transformers(

@@ -1,9 +1,8 @@
-"""Plans for `resume_runs.py`, and comparison of what their runs leave."""
+"""Plans for `resume_runs.py` and `process_runs.py`, and comparison of what their runs leave."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,15 +31,15 @@ def write_world(root: Path) -> Path:
 
 def run(directory: Path, world: Path, module: str, **options: Any) -> dict[str, Any]:
     """One run of a plan."""
-    defaults: dict[str, Any] = {"ranks": 1, "strategy": "one", "workers": 0, "port": _free_port()}
+    defaults: dict[str, Any] = {"ranks": 1, "strategy": "one", "workers": 0}
     return {"directory": str(directory), "world": str(world), "module": module, **defaults, **options}
 
 
-def execute(plan: list[dict[str, Any]], directory: Path) -> list[list[int]]:
+def execute(plan: list[dict[str, Any]], directory: Path, script_name: str = "resume_runs.py") -> list[list[int]]:
     """Do the runs; the exit codes of each one's processes."""
     file = directory / "plan.json"
     file.write_text(json.dumps(plan))
-    script = Path(__file__).with_name("resume_runs.py")
+    script = Path(__file__).with_name(script_name)
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -74,10 +73,3 @@ def difference(ours: Any, theirs: Any, path: str = "") -> str | None:
         same = ours.dtype == theirs.dtype and torch.equal(ours, theirs)
         return None if same else f"{path}: {ours} is not {theirs}"
     return None if ours == theirs else f"{path}: {ours!r} is not {theirs!r}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

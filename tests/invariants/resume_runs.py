@@ -1,26 +1,14 @@
-"""Runs that kill themselves, and runs that go on from what is left. Not a test: `test_resume.py` starts it.
+"""Runs that kill themselves, and runs that go on from what is left. Not a test: `test_resume.py` starts it."""
 
-    python resume_runs.py plan.json
-
-The plan is a list of runs, done one after another in processes of their own (forked, so that imports are paid once). A
-run with several processes has one per rank, joined by gloo under DDP, as torchrun would start them; when one dies the
-others are killed, as torchrun would. Writes the exit codes, negative for signals, to `<plan>.out`.
-"""
-
-import json
 import os
 import signal
 import sys
-import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch import LightningDataModule
 
 from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable, checkpoint_io
 from lit_rlhf.data import (
@@ -36,6 +24,7 @@ from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import AdaptiveKL, BetaDPO
 from lit_rlhf.rewards import LengthReward, NormalizedReward
 from lit_rlhf.rollout import Sampling
+from tests.invariants.forked_runs import do, make_trainer
 
 EPOCHS, BATCHES = 2, 5
 ITERATIONS = EPOCHS * BATCHES
@@ -170,38 +159,13 @@ def arm_checkpoint(point: str, iteration: int) -> None:
 
 def train(run: dict[str, Any], rank: int) -> None:
     """One process of one run."""
-    directory, world, ranks = Path(run["directory"]), Path(run["world"]), run["ranks"]
-    directory.mkdir(parents=True, exist_ok=True)
-    os.chdir(directory)
-    log = (directory / f"log-{rank}.txt").open("a", buffering=1)
-    sys.stdout = sys.stderr = log
-    os.dup2(log.fileno(), 2)
-    torch.set_num_threads(1)
-    torch.manual_seed(os.getpid())  # nothing may depend on the global generator
+    world, ranks = Path(run["world"]), run["ranks"]
     callbacks = [
         IterationCheckpoint("checkpoints", every_n_iterations=2),
         MetricsFile("records"),
         *([SampleTable(dirpath="records")] if run["module"] in POLICIES else []),
     ]
-    strategies: dict[str, Callable[[], Strategy]] = {
-        "one": lambda: SingleDeviceStrategy(torch.device("cpu")),
-        "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
-        "fsdp2": lambda: ModelParallelStrategy(ranks, tensor_parallel_size=1, save_distributed_checkpoint=False),
-    }
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=ranks,
-        strategy=strategies[run["strategy"]](),
-        plugins=[TorchElasticEnvironment()] if ranks > 1 else [],
-        max_epochs=EPOCHS,
-        val_check_interval=2,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        callbacks=callbacks,
-    )
+    trainer = make_trainer(run, max_epochs=EPOCHS, val_check_interval=2, callbacks=callbacks)
     module = make_module(run["module"], world / "tiny-model")
     kill = run.get("kill")
     if kill is not None and rank == kill.get("rank", 0):
@@ -211,52 +175,5 @@ def train(run: dict[str, Any], rank: int) -> None:
     )
 
 
-def start(run: dict[str, Any], rank: int) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of forking with threads, of which there are none yet
-        child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        if run["ranks"] > 1:
-            os.environ |= {
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(run["port"]),
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(run["ranks"]),
-                "LOCAL_WORLD_SIZE": str(run["ranks"]),
-                "GROUP_RANK": "0",
-                "TORCHELASTIC_RUN_ID": "resume",
-            }
-        train(run, rank)
-        code = 0
-    except BaseException:  # noqa: BLE001 - a forked child must end here, whatever happens
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def finish(children: list[int]) -> list[int]:
-    """Exit codes; when one dies, the others are killed."""
-    codes = dict.fromkeys(children, 0)
-    while children:
-        child, status = os.wait()
-        children = [other for other in children if other != child]
-        codes[child] = os.waitstatus_to_exitcode(status)
-        if codes[child] != 0:
-            for other in children:
-                os.kill(other, signal.SIGKILL)
-    return list(codes.values())
-
-
-def main() -> None:
-    plan = Path(sys.argv[1])
-    codes = [finish([start(run, rank) for rank in range(run["ranks"])]) for run in json.loads(plan.read_text())]
-    plan.with_suffix(".out").write_text(json.dumps(codes))
-
-
 if __name__ == "__main__":
-    main()
+    do(Path(sys.argv[1]), train)

@@ -13,7 +13,14 @@ from lit_rlhf import modules
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import ModelSpec
-from lit_rlhf.modules import GroupPolicyModule, PolicyModule, PreferenceModule, RLHFModule, SupervisedModule
+from lit_rlhf.modules import (
+    GroupPolicyModule,
+    OnlineDPOPolicyModule,
+    PolicyModule,
+    PreferenceModule,
+    RLHFModule,
+    SupervisedModule,
+)
 from lit_rlhf.testing import populations, targets
 from lit_rlhf.testing.tabular import TabularWorld, bandit, total_variation, tree
 from lit_rlhf.testing.verify import (
@@ -141,6 +148,7 @@ OWN: list[tuple[Callable[[], RLHFModule], bool, str]] = [
     (lambda: PreferenceModule(SPEC, o.IPO(0.7)), False, "ref exp(r/0.7)"),
     (lambda: PreferenceModule(SPEC, Twice(0.7)), True, "tabular_optimum"),
     (lambda: GroupPolicyModule(SPEC, NoReward(), kl=o.FixedKL(0.7), reduction=o.SequenceSum()), True, "ref exp(r/0.7)"),
+    (lambda: OnlineDPOPolicyModule(SPEC, NoReward(), loss=o.DPO(0.7)), True, "ref exp(r/0.7)"),
 ]
 
 

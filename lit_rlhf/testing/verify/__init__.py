@@ -12,12 +12,14 @@ from lit_rlhf.testing.verify.anchored import anchored_cases, degenerate_cases
 from lit_rlhf.testing.verify.custom import custom_case
 from lit_rlhf.testing.verify.exact import exact_cases
 from lit_rlhf.testing.verify.margins import divergence_cases, margin_cases
+from lit_rlhf.testing.verify.online import pair_cases
 from lit_rlhf.testing.verify.policy import PolicyCase, policy_cases
 from lit_rlhf.testing.verify.preference import PreferenceCase
 from lit_rlhf.testing.verify.reward import RewardCase, reward_cases
 from lit_rlhf.testing.verify.runner import Case, VerifyRow, verify_case
 from lit_rlhf.testing.verify.tilted import tilted_cases
 from lit_rlhf.testing.verify.two import corner_cases, two_completion_cases
+from lit_rlhf.testing.verify.variants import variant_cases
 
 __all__ = [
     "Case",
@@ -45,6 +47,8 @@ def all_cases() -> dict[str, Case]:
         *anchored_cases(),
         *degenerate_cases(),
         *policy_cases(),
+        *variant_cases(),
+        *pair_cases(),
         *reward_cases(),
     ]
     return {case.method: case for case in cases}

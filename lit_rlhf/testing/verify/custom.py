@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.modules import GroupPolicyModule, PolicyModule, PreferenceModule, RLHFModule
+from lit_rlhf.modules import GroupPolicyModule, OnlineDPOPolicyModule, PolicyModule, PreferenceModule, RLHFModule
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import TabularWorld, tree
@@ -61,7 +61,8 @@ def _preference_case(name: str, module: PreferenceModule, make_module: Callable[
 
 
 def _policy_case(name: str, module: PolicyModule, make_module: Callable[[], RLHFModule]) -> Case:
-    group = _GROUP if isinstance(module, GroupPolicyModule) and module.advantage.min_samples > 1 else 1
+    compares = isinstance(module, GroupPolicyModule) and module.advantage.min_samples > 1
+    group = _GROUP if compares or isinstance(module, OnlineDPOPolicyModule) else 1
     deep = tree()
     best, text = _optimum(deep, module.kl.value, module)
 

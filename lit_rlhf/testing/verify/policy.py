@@ -78,21 +78,29 @@ class PolicyCase(Case):
         return module.train()
 
     def expected_loss(self, module: RLHFModule) -> Tensor:
-        """Mean numerator over mean denominator of all groups, each as likely as the policy makes it."""
+        """Mean numerator over mean denominator of all groups, each as likely as it is drawn."""
         module = cast("PolicyModule", module)
         groups = list(product(range(len(self.world.completions)), repeat=self.group))
-        chance = self.world.policy(module.backbone)[torch.tensor(groups)].prod(-1)
+        chance = self.chances(module, torch.tensor(groups))
         batches = [[group] for group in groups] if self.by_group else [groups]
         parts = [part for batch in batches for part in self._parts(module, batch)]
         numerators, denominators = (torch.stack(column) for column in zip(*parts, strict=True))
         return (chance * numerators).sum() / (chance * denominators).sum()
 
+    def chances(self, module: PolicyModule, groups: Tensor) -> Tensor:
+        """Probability (n,) of groups of completions (n, group): samples of the policy, as it is."""
+        return self.world.policy(module.backbone)[groups].prod(-1)
+
+    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> Rollout:
+        """The groups as a rollout of the policy, as `PolicyModule.collect` gives it."""
+        return module.evaluate(self._rollout(groups))
+
     def _parts(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
         """Numerator and denominator of each group's loss; the groups are the prompts of one rollout."""
         with torch.no_grad():
-            rollout = module.estimate(module.shape_rewards(module.evaluate(self._rollout(groups))))
-        loss, mask = module.loss(rollout).loss, rollout.response_mask
-        rows = [slice(g * self.group, (g + 1) * self.group) for g in range(len(groups))]
+            rollout = module.estimate(module.shape_rewards(self.collect(module, groups)))
+        loss, mask, size = module.loss(rollout).loss, rollout.response_mask, rollout.num_samples
+        rows = [slice(g * size, (g + 1) * size) for g in range(len(groups))]
         return [
             (module.reduction.numerator(loss[row], mask[row]), module.reduction.denominator(mask[row]).double())
             for row in rows
@@ -127,6 +135,7 @@ def _reward_kl_cases() -> list[PolicyCase]:
     normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), num_samples=_GROUP, **options)
     return [
         PolicyCase("PPO (lam=1)", PI_STAR, deep, ppo, optimum(deep), group=1),
+        PolicyCase("PPO (terminal KL)", PI_STAR, deep, partial(ppo, terminal_kl=True), optimum(deep), group=1),
         PolicyCase("REINFORCE", PI_STAR, deep, partial(REINFORCEPolicyModule, **options), optimum(deep), group=1),
         PolicyCase("RLOO", PI_STAR, deep, partial(RLOOPolicyModule, num_samples=_GROUP, **options), optimum(deep)),
         # Normalised advantages don't fade near the optimum: the rate must.
@@ -141,7 +150,7 @@ def _loss_kl_cases() -> list[PolicyCase]:
     r, ref = flat.rewards, flat.reference
     sums: dict[str, Any] = {"reduction": o.SequenceSum(), **options}
     shrunk = targets.tilted(ref, r * (_GROUP - 1) / (_GROUP * BETA))
-    ranks = targets.anchored_optimum(ref, partial(_normalized_slope, flat))
+    ranks = targets.anchored_optimum(ref, partial(normalized_slope, flat))
     rows: list[tuple[str, str, TabularWorld, MakeModule, Tensor]] = [
         (
             "leave-one-out + k2",
@@ -172,7 +181,7 @@ def _loss_kl_cases() -> list[PolicyCase]:
     return [PolicyCase(name, text, world, make, best) for name, text, world, make, best in rows]
 
 
-def _normalized_slope(world: TabularWorld, u: Tensor) -> Tensor:
+def normalized_slope(world: TabularWorld, u: Tensor) -> Tensor:
     r"""Stationary where $E[A|y] - \beta u$ is flat; of two samples A is $\frac{d/2}{|d|/\sqrt2 + \epsilon}$."""
     policy = world.reference * u.exp()
     d = world.rewards[:, None] - world.rewards[None, :]

@@ -77,6 +77,10 @@ class Case(ABC):
         """Make (Y,) the module's policy."""
         self.world.set_policy(module.backbone, values)
 
+    def nudge(self, values: Tensor, size: float) -> Tensor:
+        """A policy over two completions, a little to one side of the corner."""
+        return (values.log() + values.new_tensor([size, -size])).softmax(-1)
+
     def read(self, module: RLHFModule) -> Tensor:
         """The module's policy, (Y,)."""
         return self.world.policy(module.backbone)
@@ -109,8 +113,7 @@ def gradient_norm(case: Case, values: Tensor) -> float:
     """Norm of the expected gradient; at a corner, that of the shortest vector between the one-sided ones."""
     if not case.kink:
         return float(expected_gradient(case, values).norm())
-    nudge = 1e-9 * torch.tensor([1.0, -1.0], dtype=torch.float64)
-    sides = [expected_gradient(case, (values.log() + sign * nudge).softmax(-1)).flatten() for sign in (1, -1)]
+    sides = [expected_gradient(case, case.nudge(values, sign * 1e-9)).flatten() for sign in (1, -1)]
     step = sides[1] - sides[0]
     along = (-(sides[0] @ step) / (step @ step).clamp_min(1e-300)).clamp(0, 1)
     return float((sides[0] + along * step).norm())

@@ -12,7 +12,7 @@ from lit_rlhf.callbacks.guards import distinct_2
 from lit_rlhf.errors import ConfigurationError
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
 
-HEALTHY = {"kl": 1.0, "entropy": 2.0, "length": 10.0, "response": "the film was a joy to see"}
+HEALTHY = {"kl": 1.0, "entropy": 2.0, "length": 10.0, "gold": 2.0, "response": "the film was a joy to see"}
 
 
 class Policy(Module):
@@ -33,6 +33,8 @@ class Policy(Module):
                 "train/objective/kl": today["kl"],
                 "train/objective/entropy": today["entropy"] * today["length"],
                 "train/completions/mean_length": today["length"],
+                "train/rewards/gold/mean": today["gold"],
+                "train/rewards/proxy/mean": float(self.iteration),
             },
             batch_size=1,
         )
@@ -66,6 +68,24 @@ def test_kl_explosion_and_entropy_collapse_stop_the_run(tmp_path: Path, name: st
     with pytest.raises(PolicyCollapsedError, match=message + r".*from before: .*iteration-00000004\.ckpt"):
         fit(tmp_path, guard, **{name: (value, [4, 5, 6])})
     assert saved(tmp_path)[-1] == "iteration-00000006.ckpt"  # not the one in which it was found
+
+
+def test_a_falling_gold_reward_stops_the_run_where_the_proxy_still_rises(tmp_path: Path) -> None:
+    guard = CollapseGuard(max_gold_drop=0.5, patience=2)
+    said = r"Iteration 7: the gold reward is 0\.9, 1\.1 below its best, where .* max_gold_drop=0\.5.*iteration-00000005"
+    with pytest.raises(PolicyCollapsedError, match=said):
+        fit(tmp_path, guard, gold=(0.9, [5, 6, 7]))
+    fit(tmp_path / "short", CollapseGuard(max_gold_drop=1.2, patience=2), gold=(0.9, [5, 6, 7]))
+
+
+def test_without_a_gold_reward_its_guard_says_what_to_do(tmp_path: Path) -> None:
+    class WithoutGold(Policy):
+        def log_dict(self, dictionary: Any, **options: Any) -> None:
+            super().log_dict({name: x for name, x in dictionary.items() if "gold" not in name}, **options)
+
+    trainer = quiet_trainer(tmp_path, [CollapseGuard(max_gold_drop=0.5)])
+    with pytest.raises(ConfigurationError, match="MonitoredReward"):
+        trainer.fit(WithoutGold({}), datamodule=Data())
 
 
 def test_trouble_that_passes_is_let_pass(tmp_path: Path) -> None:
@@ -120,9 +140,11 @@ def test_length_drift_raises_an_alarm(tmp_path: Path, length: float, ratio: str)
 def test_its_memory_survives_a_resume(tmp_path: Path) -> None:
     guard = CollapseGuard(max_kl=50.0, max_length_ratio=2.0)
     guard.lasting, guard.first_lengths, guard.rollbacks = {"kl": 2}, [3.0], 1
+    guard.last_golds, guard.best_gold = [1.0], 2.0
     other = CollapseGuard(max_kl=50.0)
     other.load_state_dict(guard.state_dict())
     assert (other.lasting, other.first_lengths, other.rollbacks) == ({"kl": 2}, [3.0], 1)
+    assert (other.last_golds, other.best_gold) == ([1.0], 2.0)
 
 
 def test_distinct_pairs_are_counted_within_each_text() -> None:
@@ -139,6 +161,7 @@ def test_distinct_pairs_are_counted_within_each_text() -> None:
         ({"min_entropy": -1.0}, "min_entropy=-1.0"),
         ({"min_distinct": 1.5}, "min_distinct=1.5"),
         ({"max_length_ratio": 1.0}, "max_length_ratio=1.0"),
+        ({"max_gold_drop": 0.0}, "max_gold_drop=0.0"),
         ({"max_kl": 1.0, "patience": 0}, "patience=0"),
         ({"max_kl": 1.0, "max_rollbacks": -1}, "max_rollbacks=-1"),
     ],

@@ -291,6 +291,11 @@ def test_checkpoints_in_parts_are_refused(tmp_path: Path) -> None:
         IterationCheckpoint(str(tmp_path)).setup(trainer, Module(), "fit")
 
 
+def test_a_limit_in_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer\.max_steps=11 .*Set trainer\.max_epochs"):
+        Run(tmp_path, max_steps=11)
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("every_n_iterations", 0), ("every_n_iterations", -1), ("keep_last", 0), ("keep_last", 1)]
 )

@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.data import (
     DemonstrationDataModule,
     FileSource,
+    Format,
     ImplicitPrompt,
     PreferenceDataModule,
     PromptDataModule,
     PromptOnly,
     RankedDataModule,
+    Record,
     RowsSource,
     UnpairedDataModule,
 )
+from lit_rlhf.data.formats import Format, Record, Row
+from lit_rlhf.data.records import Row
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.testing import make_tokenizer, tiny_preferences, write_jsonl
 from tests.unit.data.contract import ready
@@ -150,6 +155,33 @@ class TestRowsThatCannotBeUsed:
         ]
         module = ready(RankedDataModule(RowsSource(rows), tokenizer=tokenizer))
         assert module.reports["train"].counts == {"identical completions": 1}
+
+    def test_an_exception_of_a_format_of_ones_own_says_where(
+        self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        class Careless(Format):
+            def __call__(self, row: Row) -> list[Record]:
+                return [Record(row["prompt"], (row["chosen"], row["rejected"]))]
+
+        path = write_jsonl(tmp_path / "pairs.jsonl", [*GOOD[:3], {"prompt": "q"}])
+        module = PreferenceDataModule(FileSource(str(path)), tokenizer=tokenizer, format=Careless())
+        with pytest.raises(KeyError, match="chosen") as caught:
+            module.prepare_data()
+        assert f"{path}, row 4" in caught.value.__notes__[0]
+
+    def test_pad_equal_to_eos_keeps_eos_a_token_to_learn(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Batches are told apart by `branch_ids`, never by the id of the padding."""
+        padded_with_eos = make_tokenizer()
+        padded_with_eos.pad_token = padded_with_eos.eos_token
+        usual, same = (
+            next(iter(ready(PreferenceDataModule(RowsSource(GOOD), tokenizer=each, batch_size=8)).train_dataloader()))
+            for each in (tokenizer, padded_with_eos)
+        )
+        tokens = usual["branch_ids"] >= 0
+        assert not tokens.all()
+        assert torch.equal(same["branch_ids"], usual["branch_ids"])
+        assert torch.equal(same["input_ids"][tokens], usual["input_ids"][tokens])
+        assert ((same["input_ids"] == tokenizer.eos_token_id) & tokens).sum() == 2 * len(GOOD)
 
 
 class TestOptions:

@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.data.records import InvalidRowError, Record, TooLongError
-from lit_rlhf.data.tokenizers import tokenizer_fingerprint
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.testing import make_tokenizer
 
@@ -23,14 +22,6 @@ def texts(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> tuple[str, li
 def template(tokenizer: PreTrainedTokenizerFast, text: str) -> PreTrainedTokenizerFast:
     tokenizer.chat_template = text
     return tokenizer
-
-
-def test_fingerprints_agree_with_the_models_own() -> None:
-    # Two layers that may not import each other hold a copy each; modules compare one with the other.
-    from lit_rlhf.models.tokenizers import tokenizer_fingerprint as of_models
-
-    for tokenizer in (make_tokenizer(), make_tokenizer(bos=True), make_tokenizer(specials_last=True)):
-        assert tokenizer_fingerprint(tokenizer) == of_models(tokenizer)
 
 
 class TestPlainText:

@@ -108,9 +108,10 @@ def test_half_precision_scores_are_averaged_in_float32() -> None:
     assert_close(group_centered(scores, 4), torch.tensor([-0.75, -0.25, 0.25, 0.75]), **FP32)
 
 
-def test_greedy_baseline_is_subtracted_from_its_own_prompt() -> None:
-    got = greedy_baseline(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 10.0]))
-    assert got.tolist() == [0.0, 1.0, -7.0, -6.0]
+def test_greedy_baseline_is_subtracted_at_each_token() -> None:
+    returns = torch.tensor([[3.0, 2.0], [5.0, float("nan")]])
+    got = greedy_baseline(returns, torch.tensor([1.0, 10.0]), ragged_mask((2, 1)))
+    assert got.tolist() == [[2.0, 1.0], [-5.0, 0.0]]
 
 
 def test_spreading_and_equal_groups() -> None:

@@ -25,9 +25,9 @@ from lit_rlhf.models import (
     export_policy,
     export_reward,
     load_tokenizer,
-    tokenizer_fingerprint,
 )
 from lit_rlhf.models.cards import whole_directory
+from lit_rlhf.tokenizers import tokenizer_fingerprint
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import BF16, FP32_MODEL
 from tests.unit.models.conftest import LORA, ROWS, MakeBackbone, branched, shake

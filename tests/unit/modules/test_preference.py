@@ -180,7 +180,7 @@ def test_vocabulary_statistics(tiny_model_dir: Path, kind: str) -> None:
     assert_close(reference.logprobs, module.reference_statistics(batch_of()).logprobs, **FP32_MODEL)
     assert torch.equal(policy.lengths, plain.lengths)
     prompt, branches = PAIRS[0]
-    model, role = module._reference_model()
+    model, role = module.reference_model()
     ids = torch.tensor([prompt + branches[1]])
     inside = slice(len(prompt) - 1, -1)
     with torch.no_grad(), module.backbone.use_role("policy"):

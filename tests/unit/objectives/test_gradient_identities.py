@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_rlhf.functional.advantages import gae, greedy_baseline, spread_over_tokens
-from lit_rlhf.functional.rewards import kl_penalized_scores, kl_shaped_rewards, place_at_end
+from lit_rlhf.functional.advantages import discounted_returns, gae, greedy_baseline
+from lit_rlhf.functional.rewards import kl_shaped_rewards, place_at_end
 from lit_rlhf.objectives import (
     Advantage,
     BiasedK3,
@@ -136,10 +136,10 @@ def test_gae_with_exact_values_has_the_true_gradient_for_every_lambda(lam: float
 
 
 def test_a_greedy_baseline_has_the_true_gradient() -> None:
-    returns = kl_penalized_scores(SCORES, worlds.logprobs_of(POLICY), worlds.logprobs_of(REF), MASK, BETA)
+    returns = discounted_returns(_rewards(POLICY, BETA), MASK)
 
     def advantages(rows: Tensor, mask: Tensor) -> Tensor:
-        return spread_over_tokens(greedy_baseline(returns[rows], SCORES[3:4]), mask)
+        return greedy_baseline(returns[rows], SCORES[3].expand(len(rows)), mask)
 
     got = _expected_gradient(POLICY, 2, advantages, Reinforce(), SequenceSum())
     assert_close(got, -_true_gradient(POLICY), **FP64)

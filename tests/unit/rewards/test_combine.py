@@ -9,6 +9,7 @@ from lit_rlhf.rewards import (
     EnsembleWorst,
     FunctionReward,
     LengthReward,
+    MonitoredReward,
     PatternReward,
     Reward,
     WeightedSum,
@@ -110,3 +111,18 @@ def test_a_combination_is_made_from_yaml() -> None:
     assert reward.score(completions()).tolist() == [1, 12, 3]
     with pytest.raises(ConfigurationError, match="There is no function"):
         parser.instantiate(parser.parse_object({"reward": function}))
+
+
+def test_monitors_watch_and_change_nothing() -> None:
+    inner = WeightedSum({"a": fixed(1, 2, 3)})
+    reward = MonitoredReward(inner, {"gold": fixed(5, 5, -5), "length": LengthReward(scale=-1, unit="characters")})
+    assert reward.score(completions()).tolist() == [1, 2, 3]
+    found = {name: part.tolist() for name, part in reward.parts.items()}
+    assert found == {"proxy": [1, 2, 3], "proxy/a": [1, 2, 3], "gold": [5, 5, -5], "length": [-1, -2, -3]}
+    assert len(reward.members()) == 3
+
+
+@pytest.mark.parametrize("monitors", [{}, {"proxy": LengthReward()}])
+def test_monitors_need_names_of_their_own(monitors: dict[str, Reward]) -> None:
+    with pytest.raises(ConfigurationError, match=r"monitors=\[.*none of them 'proxy'"):
+        MonitoredReward(LengthReward(), monitors)

@@ -58,6 +58,15 @@ def test_a_lexicon_is_read_from_a_file_and_words_given_beside_it_win(tmp_path: P
     ("response", "wanted"),
     [
         ("18 - 3 = 15.\n#### 15", 1.0),
+        ("18 - 3 = 15.\n####15 apples\nDone in 2 steps.", 1.0),
+        ("#### 15 or 16", 0.0),
+        ("#### 15/1", 0.0),
+        (r"so it is $\boxed{15}$, not 3", 1.0),
+        (r"\boxed{ 15.00 } and then \boxed{16}", 0.0),
+        (r"\boxed{}, that is 15", 1.0),
+        ("#### \u221215", 0.0),
+        ("#### -15", 0.0),
+        ("half of 30-15", 1.0),
         ("#### 15.0", 1.0),
         ("#### $15", 1.0),
         ("I first thought #### 12, no:\n#### 15", 1.0),
@@ -110,3 +119,26 @@ def test_options_that_cannot_work_are_refused(tmp_path: Path) -> None:
     torn.write_text("good\t1\nbad -1\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"torn.tsv, line 2: 'bad -1'"):
         LexiconReward(file=str(torn))
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "wanted"),
+    [
+        ("#### -7", "-7", 1.0),
+        ("#### \u22127", "#### -7", 1.0),
+        ("the sum is -7", "-7", 1.0),
+        ("10-7", "7", 1.0),
+        ("#### 0", "0.00", 1.0),
+        ("#### 0 left", "0", 1.0),
+        ("#### 0.30000000000000001", "0.3", 0.0),
+        ("#### 1e3", "1000", 1.0),
+        ("#### 12,345.5", "$12345.50", 1.0),
+        ("#### 45%", "45", 1.0),
+        ("#### 1/2", "1/2", 1.0),
+        ("#### 1/2", "0.5", 0.0),
+        ("#### nan", "nan", 1.0),
+        ("#### infinity", "5", 0.0),
+    ],
+)
+def test_numbers_are_compared_exactly_however_they_are_written(response: str, answer: str, wanted: float) -> None:
+    check(scores(ExactAnswerReward(), [response], answer=[answer]), [wanted])

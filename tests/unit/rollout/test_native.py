@@ -181,9 +181,9 @@ def test_when_finished_rows_leave_changes_nothing(
 
 def test_finished_rows_do_leave_the_batch(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    step = native._step
+    step = native.decode_step
     monkeypatch.setattr(
-        native, "_step", lambda b, tokens, cache: (sizes.append(len(tokens)), step(b, tokens, cache))[1]
+        native, "decode_step", lambda b, tokens, cache: (sizes.append(len(tokens)), step(b, tokens, cache))[1]
     )
     generate(backbone, VARIED, num_samples=8)
     assert sizes[0] > 30
@@ -251,7 +251,7 @@ def test_an_error_while_decoding_leaves_attention_and_flags_as_they_were(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(native, "_step", fail)
+    monkeypatch.setattr(native, "decode_step", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         generate(backbone, VARIED)
     assert backbone.training

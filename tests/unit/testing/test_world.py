@@ -2,7 +2,7 @@
 
 import math
 import random
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 
@@ -36,7 +36,7 @@ PLAIN = World(saturation=1e9, word_cost=0.0, pointless_cost=0.0)
         ("the room was quiet .", 1.0),
         ("the room was good . the staff was great .", 2.3),
         ("the room was good . the room was great .", 1.0),
-        ("the room was good . the staff was good .", 1.0),
+        ("the room was good . the staff was good .", 2.0),
         ("the room was good . the room was good . the room was good .", 1.0),
         ("the room was awful . the room was superb .", -2.0),
         ("my sister came with us . the room was good .", 1.0),
@@ -60,8 +60,19 @@ def test_saturation_and_costs() -> None:
     assert world.utility(HOTEL, text) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("nonsense", ["room room", "the room was", "the sky was good", "the room was not", "very good"])
-def test_nonsense_costs(nonsense: str) -> None:
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "room room",
+        "the room was",
+        "the sky was good",
+        "the room was not",
+        "very good",
+        "the plot was good",
+        "the room was bad",
+    ],
+)
+def test_what_is_beside_the_point_costs(nonsense: str) -> None:
     world = World(word_cost=0.0)
     assert world.utility(HOTEL, f"the room was good . {nonsense} .") == pytest.approx(
         world.utility(HOTEL, "the room was good .") - 1.0
@@ -105,14 +116,14 @@ def test_nobody_writes_better_than_the_best() -> None:
 
 def test_best_is_neither_repetition_nor_length() -> None:
     world = World()
-    best = "the room was very superb . the staff was very lovely ."
+    best = "the room was very superb . the staff was very superb ."
     assert world.utility(HOTEL, best) == pytest.approx(world.best_utility(HOTEL))
     assert world.utility(HOTEL, f"{best} the room was very superb .") < world.utility(HOTEL, best)
     assert world.utility(HOTEL, "the room was very superb . " * 3) < world.utility(HOTEL, best) - 1
 
 
 def test_writers_are_neutral_and_understood() -> None:
-    data = WorldData()
+    data = WorldData(writers=Writers(slip=0.0))
     rows = data.demonstrations(3000)
     sentences = [sentence for row in rows for sentence in sentences_of(row["completion"])]
     assert all(data.world.read(sentence) is not None or sentence in ASIDES for sentence in sentences)
@@ -123,10 +134,17 @@ def test_writers_are_neutral_and_understood() -> None:
 
 def test_writers_repeat_themselves_as_often_as_they_are_told_to() -> None:
     rng = random.Random(0)
-    careful = Writers(sentences=(0.0, 1.0), aside=0.0, repeating=0.0)
+    careful = Writers(sentences=(0.0, 1.0), aside=0.0, slip=0.0, repeating=0.0)
     for _ in range(200):
         said = [World().read(sentence) for sentence in sentences_of(careful.write(HOTEL, rng))]
         assert len({judgement.aspect for judgement in said if judgement}) == 2
+
+
+def test_slips_are_words_written_twice() -> None:
+    rng = random.Random(0)
+    for slip, seen in ((0.0, 0), (1.0, 300)):
+        texts = [Writers(slip=slip).write(HOTEL, rng).split() for _ in range(300)]
+        assert sum(any(a == b for a, b in pairwise(words)) for words in texts) == seen
 
 
 def test_raters_choose_as_often_as_bradley_and_terry_say() -> None:
@@ -145,7 +163,7 @@ def test_share_of_raters_is_the_soft_label() -> None:
     expected = [Raters().p_first(float(row["utility_margin"])) for row in rows]
     clear = [share for share, p in zip(shares, expected, strict=True) if p > 0.99]
     close = [share for share, p in zip(shares, expected, strict=True) if 0.45 < p < 0.55]
-    assert sum(clear) / len(clear) > 0.99
+    assert sum(clear) / len(clear) > 0.98
     assert 0.64 < sum(close) / len(close) < 0.74  # E max(votes, 5 - votes) / 5 = 0.6875 for a fair coin
     assert all(row["p_chosen"] == 1.0 for row in WorldData().pairs(50))
 

@@ -1,0 +1,47 @@
+"""What both sides do alike within their processes: the same initial adapters and heads, and the clock. Needs torch alone."""
+
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from benchmarks.workloads.settings import Settings
+
+
+def start(settings: Settings) -> None:
+    """Threads and global seed."""
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+
+
+def fill_adapters(parameters: Iterable[tuple[str, torch.nn.Parameter]], seed: int) -> None:
+    """Draw every `lora_A` from the seed and the layer's path, whatever wraps the decoder, so that both sides begin alike."""
+    found = {
+        name[name.index("layers.") :].split(".lora_A")[0]: weight for name, weight in parameters if ".lora_A." in name
+    }
+    random = torch.Generator().manual_seed(seed)
+    for path in sorted(found):
+        weight = found[path]
+        drawn = torch.empty(weight.shape).uniform_(-1, 1, generator=random) * weight.shape[1] ** -0.5
+        weight.data.copy_(drawn)
+
+
+def head_weight(width: int, seed: int) -> Tensor:
+    """(1, h): the scalar head of reward and value models."""
+    return torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * (width + 1) ** -0.5
+
+
+class Clock:
+    """Seconds of each step but the first, from the end of one step to the end of the next, data loading included."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def tick(self) -> None:
+        """A step has ended."""
+        self.ends.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Of each step after the first."""
+        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]

@@ -1,0 +1,57 @@
+"""PPO with TRL 1.12, the last release that has it: LoRA policy, a reward model and a value model of their own."""
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+from benchmarks.peers.processes import report
+from benchmarks.workloads.settings import Settings
+from benchmarks.workloads.shared import fill_adapters, start
+from benchmarks.workloads.trl_offline import Watch, adapter, common_options, tokenizer_with_padding
+
+
+def main() -> None:
+    settings = Settings.from_command_line()
+    start(settings)
+    tokenizer = tokenizer_with_padding(settings.model)
+    tokenizer.padding_side = "left"
+    dtype = getattr(torch, settings.dtype)
+    scorers = [
+        AutoModelForSequenceClassification.from_pretrained(settings.reward_model, num_labels=1, dtype=dtype)
+        for _ in ("reward", "value")
+    ]
+    watch = Watch("objective/scores")
+    trainer = PPOTrainer(
+        args=PPOConfig(
+            per_device_train_batch_size=settings.batch,
+            gradient_accumulation_steps=1,
+            num_mini_batches=1,
+            num_ppo_epochs=settings.epochs,
+            total_episodes=settings.batch * settings.steps,
+            local_rollout_forward_batch_size=settings.batch,
+            response_length=settings.new_tokens,
+            temperature=1.0,
+            stop_token="eos",
+            kl_coef=0.05,
+            num_sample_generations=0,
+            **common_options(settings),
+        ),
+        processing_class=tokenizer,
+        model=AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype),
+        ref_model=None,
+        reward_model=scorers[0],
+        value_model=scorers[1],
+        train_dataset=Dataset.from_list(
+            [{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in settings.rows()]
+        ),
+        peft_config=adapter(settings, "CAUSAL_LM"),
+        callbacks=[watch],
+    )
+    fill_adapters(trainer.model.named_parameters(), settings.seed)
+    trainer.train()
+    report({"seconds": watch.clock.seconds(), "samples": settings.batch, "curve": watch.curve})
+
+
+if __name__ == "__main__":
+    main()

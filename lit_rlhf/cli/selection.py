@@ -1,0 +1,89 @@
+"""What is kept of several scored completions of a prompt: the best, to imitate, or the best and the worst, to compare."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lit_rlhf.functional.preferences import preference_probability
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion.
+
+    Attributes:
+        text: Without special tokens.
+        score: Higher is better.
+        finished: Ended by itself, not cut at the length limit.
+    """
+
+    text: str
+    score: float
+    finished: bool
+
+
+@dataclass
+class Kept:
+    """Rows, and how many prompts gave none.
+
+    Attributes:
+        rows: What is kept.
+        without: Prompts with too few completions that ended, or with equal scores where a difference is wanted.
+    """
+
+    rows: list[Row]
+    without: int = 0
+
+
+def keep_best(prompts: Iterable[tuple[Row, Sequence[Sample]]], number: int = 1) -> Kept:
+    """Demonstrations: the highest scored completions of each prompt, in the columns `completion` and `score`.
+
+    A completion that was cut is never kept: it would teach to stop in the midst of a sentence. Of equal scores the
+    earlier counts as the better.
+
+    Args:
+        prompts: The data's row of each prompt, and its completions.
+        number: How many of each prompt, 1 or more; fewer where fewer ended.
+
+    Example:
+        >>> samples = [Sample("no", 0.1, True), Sample("yes", 0.9, True), Sample("yes yes ye", 2.0, False)]
+        >>> keep_best([({"prompt": "well? "}, samples)]).rows
+        [{'prompt': 'well? ', 'completion': 'yes', 'score': 0.9}]
+    """
+    kept = Kept([])
+    for row, samples in prompts:
+        ranked = _ranked(samples)
+        kept.without += not ranked
+        kept.rows += [{**row, "completion": sample.text, "score": sample.score} for sample in ranked[:number]]
+    return kept
+
+
+def keep_pairs(prompts: Iterable[tuple[Row, Sequence[Sample]]]) -> Kept:
+    r"""Preferences: the highest scored completion of each prompt as `chosen`, the lowest as `rejected`.
+
+    The column `p_chosen` is $\sigma$ of the difference of the scores, what raters of that reward say on average: with
+    `SoftLabelDPO` the optimum is that of the reward. As hard labels, best against worst drives log-ratios apart without
+    bound. The columns `chosen_score` and `rejected_score` hold the scores. Completions that were cut aren't compared.
+
+    Args:
+        prompts: The data's row of each prompt, and its completions.
+    """
+    kept = Kept([])
+    for row, samples in prompts:
+        ranked = _ranked(samples)
+        if not ranked or ranked[0].score == ranked[-1].score:
+            kept.without += 1
+            continue
+        best, worst = ranked[0], ranked[-1]
+        p_chosen = float(preference_probability(torch.tensor([best.score - worst.score], dtype=torch.float64)))
+        pair: Row = {"chosen": best.text, "rejected": worst.text, "p_chosen": p_chosen}
+        kept.rows.append({**row, **pair, "chosen_score": best.score, "rejected_score": worst.score})
+    return kept
+
+
+def _ranked(samples: Sequence[Sample]) -> list[Sample]:
+    return sorted((sample for sample in samples if sample.finished), key=lambda sample: -sample.score)

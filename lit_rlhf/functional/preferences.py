@@ -1,0 +1,52 @@
+"""From scores of two completions to the preference between them (layer L1)."""
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor
+
+Pairs = Float[Tensor, " pairs"]
+
+
+def preference_probability(margins: Pairs, temperature: float = 1.0) -> Pairs:
+    r"""$P(y \succ y') = \sigma((r(y) - r(y'))/T)$, Bradley-Terry raters of a reward.
+
+    Args:
+        margins: $r(y) - r(y')$.
+        temperature: T, in units of reward, above 0: the larger, the less sure they are.
+
+    Example:
+        >>> preference_probability(torch.tensor([0.0, 2.0]), 2.0).tolist()
+        [0.5, 0.7310585975646973]
+    """
+    return (margins / temperature).sigmoid()
+
+
+def argmax_preference(margins: Pairs) -> Pairs:
+    """1 where the first scores higher, 0 where the second does, 1/2 in a tie."""
+    return 0.5 * (1 + margins.sign())
+
+
+def draw_preference(probabilities: Pairs, uniforms: Float[Tensor, " pairs"]) -> Pairs:
+    """What one rater says: 1 with the given probability, else 0.
+
+    Args:
+        probabilities: In [0, 1].
+        uniforms: In [0, 1); a number decides its own pair alone.
+    """
+    return (uniforms < probabilities).to(probabilities.dtype)
+
+
+def best_of_n_kl(n: int) -> float:
+    r"""$\log n - \frac{n-1}{n}$, the most KL that best-of-n has to the policy it draws from, in nats.
+
+    It is reached where no two completions score alike; below that the KL is smaller (arXiv:2112.09332, 2401.01879).
+
+    Args:
+        n: Completions to choose from, 1 or more.
+
+    Example:
+        >>> best_of_n_kl(1), round(best_of_n_kl(4), 4)
+        (0.0, 0.6363)
+    """
+    return math.log(n) - (n - 1) / n

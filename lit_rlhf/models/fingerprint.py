@@ -1,0 +1,41 @@
+"""What tells the log-probs of one model from those of another: its weights, wherever they were loaded from."""
+
+import hashlib
+import json
+
+import torch
+
+from lit_rlhf.models.backbone import Backbone
+
+_VERSION = 1  # raise it when the same weights come to give other log-probs
+_PLACES = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+
+
+def weights_fingerprint(backbone: Backbone, role: str = "reference") -> str:
+    """Hash the weights that a role computes with, and the config that says how.
+
+    The base counts with its dtype and quantization, and of adapters the role's own alone. Names and paths don't count,
+    so a copied directory gives the same hash, and a directory whose weights were changed another one.
+
+    Args:
+        backbone: As it is now; of a sharded one each process would see its own part, so ask before sharding.
+        role: Whose log-probs.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    config = {name: value for name, value in backbone.model.config.to_dict().items() if name not in _PLACES}
+    digest = hashlib.sha256(json.dumps([_VERSION, config], sort_keys=True, default=str).encode())
+    for name, value in sorted(_state(backbone, role).items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _state(backbone: Backbone, role: str) -> dict[str, torch.Tensor]:
+    kept = {}
+    for name, value in backbone.model.state_dict().items():
+        if ".lora_" in name and f".{role}." not in name:
+            continue
+        kept[name.replace(".base_layer", "")] = value.detach().cpu().contiguous()
+    return kept

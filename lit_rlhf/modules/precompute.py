@@ -1,0 +1,93 @@
+"""The reference's log-probs of a whole data set, computed once, before the first step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.models import Backbone, shard
+from lit_rlhf.types import BranchedBatch
+
+if TYPE_CHECKING:
+    from lit_rlhf.modules.preference import PreferenceModule
+
+
+class LogprobStore(Protocol):
+    """Where the log-probs of a split are kept; a DataModule gives one for each from `logprob_stores(reference)`."""
+
+    num_rows: int
+    num_branches: int  # the largest K of its rows
+
+    def load(self) -> bool:
+        """Give rows their log-probs, if they were saved once."""
+        ...
+
+    def save(self, logprobs: Tensor) -> None:
+        """Keep log-probs (rows, K), and give them to the rows."""
+        ...
+
+    def batches(self, rank: int, world_size: int) -> Iterator[BranchedBatch]:
+        """All rows, shared among processes in equal numbers of batches."""
+        ...
+
+
+def precompute_reference(module: "PreferenceModule") -> None:
+    """Fill the stores of the Trainer's DataModule; all processes compute a share, and each node writes once.
+
+    Other loaders have no stores: their batches bring the log-probs, or the first step says that they are missing.
+    """
+    trainer = module.trainer
+    offered = getattr(getattr(trainer, "datamodule", None), "logprob_stores", None)
+    if offered is None:
+        return
+    stores: list[LogprobStore] = offered(module.reference_fingerprint)
+    missing = [store for store in stores if not _all_ranks(module, store.load())]
+    if not missing:
+        return
+    with _initial_policy(module):
+        for store in missing:
+            logprobs = _compute(module, store)
+            if trainer.local_rank == 0:
+                store.save(logprobs)
+            trainer.strategy.barrier("precompute_reference")
+            store.load()
+
+
+def _compute(module: "PreferenceModule", store: LogprobStore) -> Tensor:
+    world_size, rank = module.trainer.world_size, module.global_rank
+    found, rows = [], []
+    for batch in store.batches(rank, world_size):
+        moved: BranchedBatch = module.transfer_batch_to_device(batch, module.device, 0)
+        logprobs = module.reference_statistics(moved).logprobs
+        found.append(torch.nn.functional.pad(logprobs, (0, store.num_branches - logprobs.shape[1])))
+        rows.append(moved["index"])  # type: ignore[typeddict-item]
+    values, index = torch.cat(found), torch.cat(rows)
+    if world_size > 1:
+        values, index = (part.flatten(0, 1) for part in module.all_gather((values, index)))
+    result = values.new_zeros(store.num_rows, store.num_branches)
+    result[index] = values
+    return result.cpu()
+
+
+@contextmanager
+def _initial_policy(module: "PreferenceModule") -> Iterator[None]:
+    """In full fine-tuning, a fresh copy of the initial policy for the time of a `with`; a resumed policy is none."""
+    if module.backbone.has_lora:
+        yield
+        return
+    spec = replace(module.spec, dtype=module.reference_dtype or module.spec.dtype)
+    module.reference = Backbone(spec, trainable=False).eval().to(module.device)
+    if module.device_mesh is not None:
+        shard(module.reference, module.device_mesh["data_parallel"])
+    try:
+        yield
+    finally:
+        del module.reference
+
+
+def _all_ranks(module: "PreferenceModule", yes: bool) -> bool:
+    total = module.sum_over_ranks(torch.tensor(float(yes), device=module.device))
+    return int(total) == module.trainer.world_size

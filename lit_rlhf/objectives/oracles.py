@@ -1,0 +1,65 @@
+"""Who says which of two completions is better, given their scores: the classes to inject into online preference methods."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from lit_rlhf.functional.preferences import argmax_preference, draw_preference, preference_probability
+from lit_rlhf.objectives.checks import check_option
+
+
+class PreferenceOracle(ABC):
+    """Labels pairs of completions by their scores."""
+
+    @abstractmethod
+    def __call__(self, margins: Tensor, uniforms: Tensor) -> Tensor:
+        """Labels (P,) in [0, 1]: 1 prefers the first completion of the pair, 0 the second.
+
+        Args:
+            margins: (P,) score of the first minus score of the second.
+            uniforms: (P,) numbers in [0, 1), for oracles that draw.
+        """
+
+
+class SoftLabels(PreferenceOracle):
+    r"""The probability $\sigma(\Delta r/T)$ itself: what many raters say on average, without their noise.
+
+    Args:
+        temperature: T, in units of reward, above 0. 1 takes a Bradley-Terry reward model at its word; larger makes labels
+            less sure, which acts as a smaller reward.
+
+    Raises:
+        ConfigurationError: The temperature isn't above 0.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        check_option(temperature > 0, self, "temperature", temperature, "above 0")
+        self.temperature = temperature
+
+    def __call__(self, margins: Tensor, uniforms: Tensor) -> Tensor:
+        """The probabilities; nothing is drawn."""
+        return preference_probability(margins, self.temperature)
+
+
+class BernoulliLabels(SoftLabels):
+    r"""0 or 1, drawn with probability $\sigma(\Delta r/T)$: one rater a pair. The same optimum as `SoftLabels`, more noise.
+
+    Args:
+        temperature: As in `SoftLabels`.
+    """
+
+    def __call__(self, margins: Tensor, uniforms: Tensor) -> Tensor:
+        """The draws."""
+        return draw_preference(super().__call__(margins, uniforms), uniforms)
+
+
+class HardLabels(PreferenceOracle):
+    """1 for the higher score, 0 for the lower, 1/2 in a tie, as other libraries label by default.
+
+    How much better a completion is no longer counts, so log-ratios grow without bound: the optimum of DPO with such labels is
+    all on the best completion, whatever beta is.
+    """
+
+    def __call__(self, margins: Tensor, uniforms: Tensor) -> Tensor:
+        """The signs."""
+        return argmax_preference(margins)

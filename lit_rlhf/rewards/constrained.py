@@ -1,0 +1,94 @@
+"""A reward under a constraint on a cost, by a multiplier that training moves."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.objectives.ranks import weighted_mean
+from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.combine import score_members
+from lit_rlhf.types import Completions
+
+
+class ConstrainedReward(Reward):
+    r"""$(r - \lambda c)/(1 + \lambda)$, with $\lambda$ such that the mean cost comes down to a limit.
+
+    With it a policy module maximises $E[r] - \beta KL$ subject to $E[c] \le$ limit; in `PPOPolicyModule` it is
+    PPO-Lagrangian (Safe RLHF, arXiv:2310.12773). At a fixed multiplier the optimum is
+    $\pi_{ref}\exp\frac{r - \lambda c}{(1 + \lambda)\beta}/Z$.
+
+    Dual ascent, as in the paper: after each training batch that is scored, by its mean cost over all processes,
+    $\log\lambda \leftarrow \log\lambda + \text{rate}\cdot\lambda\,(\bar c - \text{limit})$. Scores seen in eval mode, as in
+    validation, move nothing. The multiplier is part of `running_state`, so a resumed run goes on with it. `parts` holds
+    reward and cost, each with its parts, and the "multiplier" that was used.
+
+    The paper has a critic each for reward and cost; here one learns the value of the combination, which moves with the
+    multiplier, so a high rate outruns it.
+
+    Args:
+        reward: What is maximised.
+        cost: What is held down; higher is worse. Any reward, such as a `ModelReward` trained to score harm.
+        limit: Mean cost that is allowed, in units of cost; the paper's models have 0 between safe and unsafe.
+        multiplier: $\lambda$ to begin with, above 0. Large values begin with the cost, small ones with the reward.
+        rate: Step size of the ascent, 0 or more, in 1/cost; 0 keeps the multiplier.
+        max_multiplier: The multiplier is held to this and its inverse, so that it neither runs away nor sticks at 0; no
+            less than `multiplier`.
+
+    Raises:
+        ConfigurationError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        cost: Reward,
+        limit: float = 0.0,
+        multiplier: float = 1.0,
+        rate: float = 0.1,
+        max_multiplier: float = 20.0,
+    ) -> None:
+        super().__init__()
+        if not 1 <= max_multiplier < math.inf:
+            raise ConfigurationError(f"ConstrainedReward.max_multiplier={max_multiplier} must be 1 or more.")
+        if not 1 / max_multiplier <= multiplier <= max_multiplier:
+            raise ConfigurationError(
+                f"ConstrainedReward.multiplier={multiplier} must be from 1/max_multiplier to max_multiplier={max_multiplier}."
+            )
+        if rate < 0:
+            raise ConfigurationError(
+                f"ConstrainedReward.rate={rate} would favour cost: give 0 (a fixed multiplier) or more."
+            )
+        self.reward = reward
+        self.cost = cost
+        self.limit = limit
+        self.multiplier = multiplier
+        self.rate = rate
+        self.max_multiplier = max_multiplier
+
+    def score(self, completions: Completions) -> Tensor:
+        """(N,) float32."""
+        reward, cost = score_members(self, ["reward", "cost"], completions)
+        scores = (reward - self.multiplier * cost) / (1 + self.multiplier)
+        self.parts["multiplier"] = cost.new_full(cost.shape, self.multiplier)
+        if self.training:
+            self._ascend(float(weighted_mean(cost)))
+        return scores
+
+    def running_state(self) -> dict[str, Any]:
+        """The multiplier, and what the members have."""
+        return {**super().running_state(), "multiplier": self.multiplier}
+
+    def load_running_state(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        super().load_running_state(state)
+        self.multiplier = float(state["multiplier"])
+
+    def _ascend(self, mean_cost: float) -> None:
+        if not math.isfinite(mean_cost):  # the module will name the completion
+            return
+        bound = math.log(self.max_multiplier)
+        moved = math.log(self.multiplier) + self.rate * self.multiplier * (mean_cost - self.limit)
+        self.multiplier = math.exp(min(max(moved, -bound), bound))

@@ -1,0 +1,80 @@
+"""Two processes train as one with the same global batch does: the same rollouts, the same parameters, the same metrics."""
+
+import math
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from tests.invariants.resume_plans import execute, log_of, run, write_world
+from tests.tolerances import PROCESSES
+
+WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
+KINDS = {"ddp": (*WHOLE, "ppo-nf4"), "fsdp2": (*WHOLE, "ppo-lora")}
+CASES = [(strategy, kind) for strategy, kinds in KINDS.items() for kind in kinds]
+POLICIES = ("ppo", "grpo", "ppo-lora", "ppo-nf4")
+Ranks = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Ranks]:
+    """What each process of each run left: by strategy ("one", "ddp", "fsdp2") and kind."""
+    root = tmp_path_factory.mktemp("processes")
+    world = write_world(root / "world")
+    cases = [("one", kind) for kind in ("reward-lora", *KINDS["ddp"], "ppo-lora")] + CASES
+    plan = [
+        run(root / strategy / kind, world, kind, ranks=1 if strategy == "one" else 2, strategy=strategy)
+        for strategy, kind in cases
+    ]
+    codes = execute(plan, root, "process_runs.py")
+    found: dict[tuple[str, str], Ranks] = {}
+    for (strategy, kind), code in zip(cases, codes, strict=True):
+        directory = root / strategy / kind
+        assert set(code) == {0}, f"{strategy}, {kind}: {log_of(directory)}"
+        found[strategy, kind] = [torch.load(file, weights_only=True) for file in sorted(directory.glob("rank-*.pt"))]
+    return found
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(("strategy", "kind"), CASES)
+def test_parameters_are_those_of_one_process_and_of_each_other(
+    runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
+) -> None:
+    (whole,), (first, second) = runs["one", kind], runs[strategy, kind]
+    assert whole["moved"] > 1e-3
+    for name, expected in whole["parameters"].items():
+        assert torch.equal(first["parameters"][name], second["parameters"][name]), name
+        torch.testing.assert_close(first["parameters"][name], expected, **PROCESSES, msg=name)
+    assert first["parameters"].keys() == whole["parameters"].keys()
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(("strategy", "kind"), [case for case in CASES if case[1] in POLICIES])
+def test_rollouts_differ_between_processes_and_are_those_of_one(
+    runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
+) -> None:
+    (whole,), ranks = runs["one", kind], runs[strategy, kind]
+    assert len(whole["rollouts"]) == 2
+    lengths = [
+        {len(sample) for rows in rank["rollouts"] for samples in rows.values() for sample in samples} for rank in ranks
+    ]
+    assert all(len(found) > 1 for found in lengths)
+    for expected, first, second in zip(whole["rollouts"], *(rank["rollouts"] for rank in ranks), strict=True):
+        assert first.keys().isdisjoint(second)
+        assert first | second == expected
+        assert all(ours != theirs for ours, theirs in product(first.values(), second.values()))
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(("strategy", "kind"), CASES)
+def test_metrics_are_those_of_one_process(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -> None:
+    (whole,), ranks = runs["one", kind], runs[strategy, kind]
+    for rank in ranks:
+        assert rank["metrics"].keys() == whole["metrics"].keys()
+        wrong = {
+            name: (rank["metrics"][name], expected)
+            for name, expected in whole["metrics"].items()
+            if not math.isclose(rank["metrics"][name], expected, rel_tol=1e-3, abs_tol=1e-4)
+        }
+        assert not wrong

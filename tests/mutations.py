@@ -1,0 +1,220 @@
+"""Break each loss on purpose, and see that a test notices: run by `make mutations`.
+
+    python tests/mutations.py [names of functions or files ...] [--list]
+
+For every function of the pairwise, pointwise, listwise and reward losses, each of four mutations that applies to its source is
+made in a temporary copy of the package, and the tests of its file run there: a sign flipped, the mask dropped, a mean for a sum
+(or a sum for a mean), the reference forgotten. The reference is subtracted in one place for all losses of a kind, which is mutated
+too. Prints which test went red; ends with 1 when a mutant survives.
+"""
+
+import argparse
+import ast
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+_FUNCTIONAL = "tests/unit/functional"
+_CLASSES = "tests/unit/objectives/test_preference_losses.py"
+TESTS = {
+    "functional/pairwise_losses": (f"{_FUNCTIONAL}/test_pairwise_losses.py", _CLASSES),
+    "functional/pointwise_losses.py": (f"{_FUNCTIONAL}/test_pointwise_losses.py", _CLASSES),
+    "functional/listwise_losses.py": (f"{_FUNCTIONAL}/test_listwise_losses.py", _CLASSES),
+    "functional/reward_losses.py": (f"{_FUNCTIONAL}/test_reward_losses.py",),
+}
+"""What is mutated, and the tests that belong to it."""
+REFERENCES = {
+    "objectives/pairwise/base.py": ("self.logprobs - self.ref_logprobs", _CLASSES),
+    "objectives/listwise.py": ("self.logprobs - self.ref_logprobs", _CLASSES),
+    "objectives/pointwise.py": ("policy.logprobs - reference.logprobs", _CLASSES),
+}
+"""Where the reference is subtracted for every loss of a kind."""
+_SWAPS = {"sum": "mean", "mean": "sum", "masked_sum": "masked_mean", "masked_mean": "masked_sum"}
+
+
+class Mutant(NamedTuple):
+    """A changed source file.
+
+    Attributes:
+        file: Under `lit_rlhf`.
+        function: Where.
+        mutation: What was done.
+        source: The whole file, changed.
+        tests: What should go red.
+    """
+
+    file: str
+    function: str
+    mutation: str
+    source: str
+    tests: tuple[str, ...]
+
+
+def flip_sign(function: ast.FunctionDef) -> bool:
+    """Turn the last minus or plus between two tensors round, or drop a minus sign.
+
+    The last, for it is the one nearest to the result; those within an index or a keyword (`dim=-1`) are no signs.
+    """
+    skipped = {
+        id(inner)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Subscript | ast.keyword)
+        for inner in ast.walk(node.slice if isinstance(node, ast.Subscript) else node.value)
+    }
+    skipped |= {id(node.operand) for node in ast.walk(function) if isinstance(node, ast.UnaryOp)}
+    signs = [
+        node
+        for node in _body(function)
+        if id(node) not in skipped
+        and (
+            (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub))
+            or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not _is_axis(node))
+        )
+    ]
+    if not signs:
+        return False
+    node = max(signs, key=lambda sign: (sign.lineno, -sign.col_offset))
+    if isinstance(node, ast.BinOp):
+        node.op = ast.Add() if isinstance(node.op, ast.Sub) else ast.Sub()
+    else:
+        node.op = ast.UAdd()  # type: ignore[attr-defined]
+    return True
+
+
+def drop_mask(function: ast.FunctionDef) -> bool:
+    """Take everything for unmasked."""
+    return _overwrite(function, "mask", "torch.ones_like({})")
+
+
+def forget_reference(function: ast.FunctionDef) -> bool:
+    """Take the reference's numbers for 0."""
+    return _overwrite(function, "ref", "0 * {}")
+
+
+def swap_mean_and_sum(function: ast.FunctionDef) -> bool:
+    """A mean for a sum, or a sum for a mean: the last one."""
+    calls = []
+    for node in _body(function):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", None))
+            if name in _SWAPS and not _counts(node):
+                calls.append((node.lineno, node.col_offset, node.func, _SWAPS[name]))
+    if not calls:
+        return False
+    *_, target, name = max(calls, key=lambda call: call[:2])
+    setattr(target, "attr" if isinstance(target, ast.Attribute) else "id", name)
+    return True
+
+
+MUTATIONS: dict[str, Callable[[ast.FunctionDef], bool]] = {
+    "flip a sign": flip_sign,
+    "drop the mask": drop_mask,
+    "mean for sum": swap_mean_and_sum,
+    "forget the reference": forget_reference,
+}
+
+
+def mutants(package: Path) -> Iterator[Mutant]:
+    """All of them."""
+    for place, tests in TESTS.items():
+        path = package / place
+        for file in [path] if path.is_file() else sorted(path.glob("[!_]*.py")):
+            source = file.read_text(encoding="utf-8")
+            yield from _mutants_of(source, str(file.relative_to(package)), tests)
+    for name, (text, test) in REFERENCES.items():
+        source = (package / name).read_text(encoding="utf-8")
+        if source.count(text) != 1:
+            raise SystemExit(f"{name} has {source.count(text)} times {text!r}: mend REFERENCES in {__file__}.")
+        forgotten = source.replace(text, text.split(" - ", maxsplit=1)[0])
+        yield Mutant(name, "all losses", "forget the reference", forgotten, (test,))
+
+
+def _mutants_of(source: str, file: str, tests: tuple[str, ...]) -> Iterator[Mutant]:
+    names = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    for name in names:
+        for mutation, apply in MUTATIONS.items():
+            tree = ast.parse(source)
+            function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+            if apply(function):
+                yield Mutant(file, name, mutation, ast.unparse(ast.fix_missing_locations(tree)), tests)
+
+
+def _body(function: ast.FunctionDef) -> Iterator[ast.expr]:
+    for statement in function.body:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.expr):
+                yield node
+
+
+def _is_axis(node: ast.UnaryOp) -> bool:
+    """-1 as an axis; infinities and other numbers are signs."""
+    return isinstance(node.operand, ast.Constant) and isinstance(node.operand.value, int)
+
+
+def _counts(node: ast.Call) -> bool:
+    """`x.sum(-1)` of a bare mask is a number of tokens, not a reduction of losses."""
+    target = getattr(node.func, "value", None)
+    return isinstance(target, ast.Name) and target.id in ("mask", "lengths", "torch")
+
+
+def _overwrite(function: ast.FunctionDef, part: str, value: str) -> bool:
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    names = [arg.arg for arg in arguments if part in arg.arg.split("_")]
+    lines = [ast.parse(f"{name} = {value.format(name)}").body[0] for name in names]
+    start = 1 if ast.get_docstring(function) is not None else 0
+    function.body[start:start] = lines
+    return bool(names)
+
+
+def run(mutant: Mutant, copy: Path) -> str | None:
+    """The first test that went red in the copy; None if the mutant survives."""
+    file = copy / "lit_rlhf" / mutant.file
+    original = file.read_text(encoding="utf-8")
+    file.write_text(mutant.source, encoding="utf-8")
+    try:
+        words = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *mutant.tests]
+        done = subprocess.run(words, cwd=copy, capture_output=True, text=True, check=False)
+    finally:
+        file.write_text(original, encoding="utf-8")
+    if done.returncode == 0:
+        return None
+    red = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode != 1 or not red:
+        raise SystemExit(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return red[0].split(" - ")[0].partition(" ")[2].rpartition("/")[2]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Break each loss on purpose, and see that a test notices.")
+    parser.add_argument("names", nargs="*", help="functions, or parts of file names; default: all")
+    parser.add_argument("--list", action="store_true", help="only say what would be done")
+    options = parser.parse_args(args)
+    chosen = [
+        mutant
+        for mutant in mutants(ROOT / "lit_rlhf")
+        if not options.names or any(name == mutant.function or name in mutant.file for name in options.names)
+    ]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory)
+        if not options.list:
+            for name in ("lit_rlhf", "tests"):
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy(ROOT / "pyproject.toml", copy)
+        for mutant in chosen:
+            red = "" if options.list else run(mutant, copy)
+            survivors += red is None
+            outcome = "SURVIVED" if red is None else red
+            sys.stdout.write(f"{mutant.file:42} {mutant.function:32} {mutant.mutation:22} {outcome}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{len(chosen)} mutants, {survivors} survived\n")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,76 @@
+"""What a run refuses before its first step: strategies, checkpoints of something else. And pad equal to EOS, which runs."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from transformers import AutoTokenizer
+
+from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.models import LoraSpec, ModelSpec
+from lit_rlhf.modules import RewardModelModule, SupervisedModule
+from tests.tolerances import FP32_MODEL
+from tests.unit.modules.policies import make_ppo, prompt_batch
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_strategies_that_break_manual_optimization(strategy: type[Any], tiny_model_dir: Path) -> None:
+    module = make_ppo(tiny_model_dir)
+    unmade = strategy.__new__(strategy)  # neither can be made without a GPU
+    module._trainer = SimpleNamespace(strategy=unmade, max_steps=-1, precision="32-true", world_size=1)  # type: ignore[assignment]
+    with pytest.raises(
+        ConfigurationError, match=rf"trainer\.strategy={strategy.__name__} can't run .*Use ddp, or FSDP2: ModelParallel"
+    ):
+        module.setup("fit")
+
+
+def saved(module: RewardModelModule | SupervisedModule) -> dict[str, Any]:
+    """What a checkpoint of a module holds."""
+    module.configure_model()
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def test_checkpoints_of_something_else(tiny_model_dir: Path) -> None:
+    spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4))
+    checkpoint = saved(RewardModelModule(spec))
+    with pytest.raises(
+        CheckpointError,
+        match=r"written by RewardModelModule, the model is SupervisedModule.*set model\.class_path to RewardModelModule",
+    ):
+        SupervisedModule(spec).on_load_checkpoint(checkpoint)
+    with pytest.raises(CheckpointError, match=r"was not written by lit_rlhf"):
+        SupervisedModule(spec).on_load_checkpoint({"state_dict": {}})
+    with pytest.raises(CheckpointError, match=r"have another shape; .* is \(4, .* and \(8, .*backbone\.lora"):
+        RewardModelModule(ModelSpec(name=spec.name, lora=LoraSpec(rank=8))).on_load_checkpoint(checkpoint)
+    checkpoint["state_dict"].popitem()
+    with pytest.raises(CheckpointError, match=r"1 trainable parameters are missing"):
+        RewardModelModule(spec).on_load_checkpoint(checkpoint)
+
+
+def test_pad_equal_to_eos_changes_no_rollout(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """EOS stays a token that counts, padding one that doesn't: masks come from lengths, never from ids."""
+    same = tmp_path / "same"
+    shutil.copytree(tiny_model_dir, same)
+    tokenizer = AutoTokenizer.from_pretrained(same)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(same)
+    rollouts = []
+    for model in (tiny_model_dir, same):
+        module = make_ppo(model, num_samples=4)
+        module.configure_model()
+        rollouts.append(module.collect(prompt_batch(tiny_model_dir)))
+    ours, theirs = rollouts
+    assert ours.finished.any()
+    assert not ours.finished.all()
+    ends = theirs.tokens.gather(1, theirs.response_mask.sum(-1, keepdim=True) - 1).squeeze(-1)
+    assert ((ends == tokenizer.eos_token_id) == theirs.finished).all()
+    assert (theirs.tokens[~theirs.response_mask] == tokenizer.eos_token_id).all()
+    assert torch.equal(ours.response_mask, theirs.response_mask)
+    for name in ("scores", "old_logprobs", "ref_logprobs"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **FP32_MODEL)

@@ -1,0 +1,211 @@
+"""Reward models by steps, with several heads and of single ratings: from data to training, validation and export."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lit_rlhf.data import (
+    PreferenceDataModule,
+    ProcessDataModule,
+    RankedDataModule,
+    RowsSource,
+    Unpaired,
+    UnpairedDataModule,
+)
+from lit_rlhf.data.base import BranchedDataModule
+from lit_rlhf.errors import DataError
+from lit_rlhf.models import LoraSpec, ModelSpec
+from lit_rlhf.modules import RewardModelModule
+from lit_rlhf.objectives import (
+    GaussianRegression,
+    HeadEnsemble,
+    LengthDebiased,
+    Outcome,
+    PlackettLuce,
+    Process,
+    Regression,
+    RewardLoss,
+)
+from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_rankings
+from tests.tolerances import FP32, FP32_MODEL
+from tests.unit.modules.policies import make_trainer
+
+LOSSES: dict[str, RewardLoss] = {
+    "process": Process(),
+    "gaussian": GaussianRegression(),
+    "odin": LengthDebiased(coef=0.1),
+    "ensemble": HeadEnsemble(members=3),
+    "ratings": HeadEnsemble(Regression(), members=2),
+    "outcome": Outcome(),
+}
+STEPS = [
+    {
+        "prompt": f"add {n}: ",
+        "completions": ["one", "two it is", "so it ends"][: n % 3 + 1],
+        "labels": [True, n % 2, False][: n % 3 + 1],
+    }
+    for n in range(9)
+]
+
+
+def make_data(kind: str, model: Path, cache: Path) -> BranchedDataModule:
+    options: dict[str, Any] = {"tokenizer": str(model), "cache_dir": str(cache), "batch_size": 4}
+    if kind == "process":
+        return ProcessDataModule(RowsSource(STEPS), val=RowsSource(STEPS[:4]), **options)
+    if kind in ("odin", "ensemble"):
+        return PreferenceDataModule(RowsSource(tiny_preferences(8)), val=RowsSource(tiny_preferences(4, 1)), **options)
+    if kind == "ratings":
+        return RankedDataModule(RowsSource(tiny_rankings(8)), val=RowsSource(tiny_rankings(4, 1)), **options)
+    rows = [{**row, "label": i % 2 == 0, "score": float(i % 3)} for i, row in enumerate(tiny_demonstrations(8))]
+    rated = Unpaired(score="score") if kind == "gaussian" else Unpaired()
+    return UnpairedDataModule(RowsSource(rows), val=RowsSource(rows[:4]), format=rated, **options)
+
+
+def make_module(loss: RewardLoss, model: Path, **spec: Any) -> RewardModelModule:
+    return RewardModelModule(
+        ModelSpec(name=str(model), **spec), loss, optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-3)
+    )
+
+
+def fit(kind: str, model: Path, cache: Path, epochs: int = 3, **spec: Any) -> tuple[RewardModelModule, Trainer, Any]:
+    module, data = make_module(LOSSES[kind], model, **spec), make_data(kind, model, cache)
+    trainer = make_trainer(max_epochs=epochs, num_sanity_val_steps=0)
+    trainer.fit(module, datamodule=data)
+    return module, trainer, next(iter(data.train_dataloader()))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_trains_and_validates(kind: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    module, trainer, batch = fit(kind, tiny_model_dir, tmp_path, lora=LoraSpec(rank=4))
+    logged = trainer.callback_metrics
+    wanted = {"train/loss", "val/loss", "train/min_reward", "train/mean_reward", "train/max_reward"}
+    special = {
+        "process": {"train/accuracy", "val/accuracy"},
+        "gaussian": {"train/std", "val/std", "val/length_correlation"},
+        "odin": {"val/accuracy", "val/margin", "val/calibration_error"},
+        "ensemble": {"train/members_std", "val/accuracy"},
+        "ratings": {"val/members_std"},
+        "outcome": {"val/accuracy"},
+    }
+    assert wanted | special[kind] <= set(logged)
+    assert all(value.isfinite() for value in logged.values())
+    untrained = make_module(LOSSES[kind], tiny_model_dir, lora=LoraSpec(rank=4))
+    untrained.configure_model()
+    for head in LOSSES[kind].heads:
+        before, after = (m.backbone.heads[head].get_parameter("weight") for m in (untrained, module))
+        assert (before - after).abs().max() > 1e-3
+        assert (before.abs().max() == 0) == (head == "log_std")
+    found = module.predict_step(batch, 0)["scores"]
+    assert found.shape[:2] == (
+        4,
+        {"process": batch.get("step_end", found).shape[1], "ratings": 3}.get(kind, found.shape[1]),
+    )
+
+
+def test_a_step_is_scored_as_the_text_that_ends_there(tiny_model_dir: Path, tmp_path: Path) -> None:
+    module = make_module(Process(), tiny_model_dir)
+    module.configure_model()
+    data = make_data("process", tiny_model_dir, tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    scores, _ = module.scores(batch)
+    assert batch["step_mask"].sum(-1).unique().numel() > 1
+    for row in range(4):
+        start = int((batch["branch_ids"][row] == 0).sum())
+        for step, end in enumerate(batch["step_end"][row][batch["step_mask"][row]].tolist()):
+            ids = batch["input_ids"][row : row + 1, : start + end + 1]
+            hidden = module.backbone.decoder(input_ids=ids).last_hidden_state[0, -1]
+            assert_close(scores[row, step], module.backbone.heads["reward"](hidden), **FP32_MODEL)
+
+
+def test_steps_become_one_completion(tiny_model_dir: Path, tmp_path: Path) -> None:
+    row = {"prompt": "p: ", "completions": ["ab", "cd", "ef"], "labels": [1, 0.5, 0]}
+    options: dict[str, Any] = {"tokenizer": str(tiny_model_dir), "cache_dir": str(tmp_path), "batch_size": 1}
+    for limits, steps in (({}, 3), ({"max_completion_length": 7, "too_long": "truncate"}, 2)):
+        data = ProcessDataModule(RowsSource([row]), **options, **limits)
+        data.prepare_data()
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        written = batch["input_ids"][0][batch["branch_ids"][0] == 1]
+        text = data.tokenizer.decode(written)
+        assert text.startswith("ab\ncd\nef"[: 8 if steps == 3 else 6])
+        assert (written[-1] == data.tokenizer.eos_token_id) == (steps == 3)
+        ends = [data.tokenizer.decode(written[: end + 1]) for end in batch["step_end"][0].tolist()]
+        assert ends[:2] == ["ab\n", "ab\ncd\n"] and len(ends) == steps
+        assert batch["step_label"][0].tolist() == [1.0, 0.5, 0.0][:steps]
+        assert batch["step_mask"].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [1, 0]}, "differ in length"),
+        ({"labels": [1, 0, 1.5]}, "column 'labels' is out of range"),
+        ({"completions": [], "labels": []}, "no list of one or more"),
+        ({"completions": ["a", "", "b"]}, "empty completion"),
+        ({"completions": [["a"], ["b"], ["c"]]}, "no list of text"),
+    ],
+)
+def test_bad_steps(change: dict[str, Any], message: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    row = {"prompt": "p: ", "completions": ["ab", "cd", "ef"], "labels": [1, 0.5, 0]} | change
+    data = ProcessDataModule(RowsSource([row]), tokenizer=str(tiny_model_dir), cache_dir=str(tmp_path), invalid="error")
+    with pytest.raises(DataError, match=message):
+        data.prepare_data()
+
+
+@pytest.mark.parametrize("kind", ["odin", "ensemble", "gaussian"])
+@pytest.mark.parametrize("merge", [True, False])
+def test_exports_hold_what_their_card_says(kind: str, merge: bool, tiny_model_dir: Path, tmp_path: Path) -> None:
+    module, _, batch = fit(kind, tiny_model_dir, tmp_path / "cache", epochs=1, lora=LoraSpec(rank=4))
+    module.export(tmp_path / "export", merge=merge)
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert module.loss.exported in card
+    assert json.loads((tmp_path / "export" / "lit_rlhf.json").read_text())["note"] == module.loss.exported
+    if not merge:
+        from lit_rlhf.models import load_reward_model
+
+        loaded = load_reward_model(tmp_path / "export")
+        branches = int(batch["branch_ids"].max())
+        scores = loaded(batch, num_branches=branches, role="reward", scores="reward").scores.view(4, -1)
+        assert_close(scores, module.predict_step(batch, 0)["scores"], **FP32_MODEL)
+        return
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
+    ids = batch["input_ids"][:1, batch["branch_ids"][0] <= 1]
+    ids = ids[:, batch["branch_ids"][0][batch["branch_ids"][0] <= 1] >= 0]
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert_close(model(ids).logits[0, 0], module.predict_step(batch, 0)["scores"][0, 0].detach(), **FP32_MODEL)
+
+
+def test_members_differ_by_draw_and_by_rows() -> None:
+    loss = HeadEnsemble(members=3, seed=1)
+    batch = {"index": torch.arange(400)}
+    weights = loss._weights(batch["index"])
+    assert set(weights.unique().tolist()) == {0.0, 2.0}
+    assert_close(weights.mean(1), torch.ones(3), rtol=0.15, atol=0.0)
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[:, :5], loss._weights(batch["index"][:5]))
+    scores = torch.randn(400, 2, 3)
+    member = torch.stack([loss.loss(scores[..., m], batch).loss for m in range(3)])
+    assert_close(loss(scores, batch).loss, (weights * member).mean(0), **FP32)
+    assert_close(HeadEnsemble(members=3, bootstrap=False)(scores, {}).loss, member.mean(0), **FP32)
+    with pytest.raises(DataError, match="HeadEnsemble needs the column 'index'"):
+        loss(scores, {})
+
+
+@pytest.mark.parametrize("loss", [Process(), GaussianRegression(), PlackettLuce()])
+def test_missing_columns_are_named(loss: RewardLoss, tiny_model_dir: Path, tmp_path: Path) -> None:
+    module = make_module(loss, tiny_model_dir)
+    module.configure_model()
+    data = make_data("outcome", tiny_model_dir, tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    with pytest.raises(DataError, match=rf"{type(loss).__name__} needs the column '(step_end|score)'"):
+        module.training_step(next(iter(data.train_dataloader())), 0)
