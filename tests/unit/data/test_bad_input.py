@@ -23,7 +23,6 @@ from lit_rlhf.data import (
     RowsSource,
     UnpairedDataModule,
 )
-from lit_rlhf.data.formats import Format, Record, Row
 from lit_rlhf.data.records import Row
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.testing import make_tokenizer, tiny_preferences, write_jsonl
