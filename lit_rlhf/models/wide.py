@@ -7,7 +7,7 @@ sums that round otherwise. On other devices, in other dtypes and under autocast 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def use_wide_linear(model: nn.Module) -> None:
             module.__class__ = WideLinear
 
 
-def widens(module: nn.Module, x: Tensor) -> bool:
+def widens(module: nn.Module, x: Tensor) -> TypeGuard[WideLinear]:
     """Whether a layer multiplies in float32 for this input."""
     return (
         isinstance(module, WideLinear)
@@ -79,7 +79,7 @@ def wide_linear(
     """
     kept = None if torch.is_grad_enabled() else layer.kept(name, adapter)
     if kept is not None:
-        bias = None if layer.bias is None else layer.bias.float()
+        bias = None if layer.bias is None else layer.bias.float()  # type: ignore[redundant-expr]
         return F.linear(x.float(), kept, bias).to(dtype or x.dtype)
     down, up, scale = (None, None, 0.0) if adapter is None else adapter
     out: Tensor = _WideLinear.apply(x, layer.weight, layer.bias, down, up, scale, dtype or x.dtype)  # type: ignore[no-untyped-call]
