@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import at_least_float32
-from lit_rlhf.functional.numerics import multiplies_in_float32
 
 LogitFunction = Callable[[Tensor], Tensor]
 """Hidden states (n, h) to logits (n, vocabulary)."""
@@ -261,13 +260,11 @@ def _checkpointed(hidden: Tensor, head: LogitFunction, tokens: Tensor, shape: _S
 
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What a linear layer would compute in: autocast's dtype where that is on, else the weight's or, if faster, float32."""
+    """What a linear layer would compute in: autocast's dtype where that is on, else the weight's."""
     kind = hidden.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         return hidden.to(dtype), weight.to(dtype)
-    if multiplies_in_float32(weight):
-        return hidden.float(), weight.float()
     return hidden.to(weight.dtype), weight
 
 

@@ -1,33 +1,12 @@
 """Elementary functions that stay finite, with finite gradients, where the textbook form overflows (layer L1)."""
 
 import math
-from functools import cache
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 _EXP_LIMIT = 30.0
-_HALF = (torch.bfloat16, torch.float16)
-
-
-def multiplies_in_float32(weight: Tensor) -> bool:
-    """Whether products with a half-precision weight are better computed in float32: on a CPU without matrix units (AMX).
-
-    Measured on a Xeon with AVX512-BF16 and no AMX: 280 GFLOP/s in float32 against 150 in bfloat16, casts included 250. A
-    product of two such numbers is exact in float32, in which either kernel sums, so the results differ by rounding alone.
-
-    Example:
-        >>> multiplies_in_float32(torch.ones(1))
-        False
-    """
-    return weight.device.type == "cpu" and weight.dtype in _HALF and not _has_matrix_units()
-
-
-@cache
-def _has_matrix_units() -> bool:
-    found: bool = torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - torch has no public name for it
-    return found
 
 
 def bounded_exp(x: Float[Tensor, "*shape"], limit: float = _EXP_LIMIT) -> Float[Tensor, "*shape"]:

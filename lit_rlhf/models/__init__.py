@@ -16,7 +16,6 @@ from lit_rlhf.models.reward_models import load_reward_model
 from lit_rlhf.models.sharding import gathered, shard
 from lit_rlhf.models.specs import LoraSpec, ModelSpec
 from lit_rlhf.models.tokenizers import load_tokenizer
-from lit_rlhf.models.wide import keeping_wide
 
 __all__ = [
     "Backbone",
@@ -32,7 +31,6 @@ __all__ = [
     "export_policy",
     "export_reward",
     "gathered",
-    "keeping_wide",
     "load_checkpoint_backbone",
     "load_reward_model",
     "load_tokenizer",

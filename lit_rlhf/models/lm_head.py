@@ -7,7 +7,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs
-from lit_rlhf.models.wide import wide_linear, widens
 
 
 class LMHead:
@@ -32,11 +31,7 @@ class LMHead:
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., h) to (..., V) in float32."""
         weight = self.module.weight
-        hidden = hidden.to(weight.dtype)
-        if widens(self.module, hidden):
-            logits = wide_linear(self.module, hidden, None, None, dtype=torch.float32)
-        else:
-            logits = F.linear(hidden, weight, self.module.bias).float()
+        logits = F.linear(hidden.to(weight.dtype), weight, self.module.bias).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

@@ -25,7 +25,6 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models.attention import kernel_to_load, use_grouped_attention
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.models.tokenizers import from_hub, load_tokenizer
-from lit_rlhf.models.wide import use_wide_linear
 from lit_rlhf.seeding import stable_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,7 +77,7 @@ def embeddings(model: PreTrainedModel) -> Tensor:
 
 
 def prepare_modules(model: nn.Module) -> None:
-    """Switch dropout off, let linear layers multiply in the faster dtype, keep 4-bit layers from packing weights on CPU.
+    """Switch dropout modules off and keep 4-bit layers from packing their weights on CPU.
 
     On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights in place at the first inference; from then on no gradient
     flows through the layer, in training mode either.
@@ -88,7 +87,6 @@ def prepare_modules(model: nn.Module) -> None:
             module.p = 0.0
         elif isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-    use_wide_linear(model)
 
 
 def disable_dropout(config: PretrainedConfig) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models.wide import LowRank, wide_linear, widens
 
 if TYPE_CHECKING:
     _Layer = nn.Module
@@ -37,14 +36,12 @@ class _RoleLayer(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        name = None if self._disable_adapters else self._active_adapter[0]
-        if name not in self.scaling:  # no adapter is on, or that of this role leaves this layer out
-            result: Tensor = self.base_layer(x)
+        result: Tensor = self.base_layer(x)
+        if self._disable_adapters:
             return result
-        if widens(self.base_layer, x) and (not self.training or isinstance(self.lora_dropout[name], nn.Identity)):
-            down, up = self._weight(self.lora_A, name), self._weight(self.lora_B, name)
-            return wide_linear(self.base_layer, x, name, LowRank(down, up, self.scaling[name]))
-        result = self.base_layer(x)
+        name = self._active_adapter[0]
+        if name not in self.scaling:  # the adapter of this role leaves this layer out
+            return result
         down, up = self._matrices(name, result.dtype)
         hidden = F.linear(self.lora_dropout[name](x).to(result.dtype), down).view(-1, down.shape[0])
         flat = result.view(-1, up.shape[1])

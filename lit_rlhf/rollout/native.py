@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import Backbone, evaluating, gathered, keeping_wide
+from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, attending
 from lit_rlhf.rollout.sampling import draw_tokens
@@ -65,7 +65,7 @@ class NativeEngine(RolloutEngine):
         lengths = prompt_mask.sum(-1)
         check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
         rows = GeneratedRows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device)
-        with gathered(backbone), evaluating(backbone), backbone.use_role(role), keeping_wide(backbone.model):
+        with gathered(backbone), evaluating(backbone), backbone.use_role(role):
             for prompts, samples in self._batches(lengths, num_samples):
                 ids = prompt_ids[prompts, : int(lengths[prompts].max())]
                 batch = (prompts[:, None] * num_samples + samples).flatten()
