@@ -16,8 +16,8 @@ def preference_probability(margins: Pairs, temperature: float = 1.0) -> Pairs:
         temperature: T, in units of reward, above 0: the larger, the less sure they are.
 
     Example:
-        >>> preference_probability(torch.tensor([0.0, 2.0]), 2.0).tolist()
-        [0.5, 0.7310585975646973]
+        >>> preference_probability(torch.tensor([0.0, 2.0]), 2.0).round(decimals=4)
+        tensor([0.5000, 0.7311])
     """
     return (margins / temperature).sigmoid()
 
