@@ -16,6 +16,7 @@ def preference_probability(margins: Pairs, temperature: float = 1.0) -> Pairs:
         temperature: T, in units of reward, above 0: the larger, the less sure they are.
 
     Example:
+        >>> import torch
         >>> preference_probability(torch.tensor([0.0, 2.0]), 2.0).round(decimals=4)
         tensor([0.5000, 0.7311])
     """
