@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LinearLR
 from lit_rlhf.callbacks.guards import distinct_2
 from lit_rlhf.data import PromptDataModule, RowsSource
 from lit_rlhf.demo.results import policy_summary
-from lit_rlhf.demo.stages import PolicyResult, Rows, Stages
+from lit_rlhf.demo.stages import PolicyResult, Rows, Stages, complete_heldout
 from lit_rlhf.models import ModelSpec, ValueModel
 from lit_rlhf.modules import GRPOPolicyModule, PolicyModule, PPOPolicyModule, RLOOPolicyModule
 from lit_rlhf.objectives import FixedKL
@@ -99,9 +99,9 @@ class Runs:
         module, history = self._module(method, seed), _History()
         data = self._data(module.num_samples, seed)
         trainer = _trainer(history)
-        before, _ = _judge(trainer, module, data)
+        before, _ = complete_heldout(trainer, module, data)
         trainer.fit(module, datamodule=data)
-        after, kl = _judge(trainer, module, data)
+        after, kl = complete_heldout(trainer, module, data)
         result = PolicyResult(before, after, kl, history.rows, [])
         last = history.rows[-max(len(history.rows) // 10, 1) :]
         row: Row = {
@@ -173,12 +173,6 @@ class _History(Callback):
 def _entropy(metrics: dict[str, Any]) -> float:
     """Nats per token."""
     return float(metrics["train/objective/entropy"] / max(metrics["train/completions/mean_length"], 1.0))
-
-
-def _judge(trainer: Trainer, module: PolicyModule, data: PromptDataModule) -> tuple[Rows, float]:
-    """Samples on the held-out prompts (one batch), and their KL to the initial policy."""
-    trainer.validate(module, datamodule=data, verbose=False)
-    return module.samples, float(trainer.callback_metrics["val/objective/kl"])
 
 
 def _trainer(*callbacks: Callback) -> Trainer:

@@ -18,7 +18,7 @@ from lit_rlhf.callbacks import ExportModel, MetricsFile, PhaseProgressBar, Sampl
 from lit_rlhf.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule, RowsSource
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.models import ModelSpec, ValueModel, evaluating
-from lit_rlhf.modules import PPOPolicyModule, RewardModelModule, SupervisedModule
+from lit_rlhf.modules import PolicyModule, PPOPolicyModule, RewardModelModule, SupervisedModule
 from lit_rlhf.objectives import BradleyTerry, FixedKL
 from lit_rlhf.rewards import ModelReward
 from lit_rlhf.rollout import Sampling
@@ -124,9 +124,9 @@ class Stages:
         module = self._policy_module()
         folder = self.output / "ppo"
         trainer = self._trainer("ppo", SampleTable(dirpath=str(folder)))
-        before, _ = _judge(trainer, module, data)
+        before, _ = complete_heldout(trainer, module, data)
         trainer.fit(module, datamodule=data)
-        after, kl = _judge(trainer, module, data)
+        after, kl = complete_heldout(trainer, module, data)
         metrics, rollouts = (_training_rows(folder / name) for name in ("metrics.jsonl", "samples.jsonl"))
         return PolicyResult(before, after, kl, metrics, rollouts)
 
@@ -202,7 +202,7 @@ def _margins(module: RewardModelModule, data: PreferenceDataModule) -> Tensor:
     return torch.stack([margins[index] for index in range(len(margins))])
 
 
-def _judge(trainer: Trainer, module: PPOPolicyModule, data: PromptDataModule) -> tuple[Rows, float]:
+def complete_heldout(trainer: Trainer, module: PolicyModule, data: PromptDataModule) -> tuple[Rows, float]:
     """Samples on the held-out prompts (one batch), and their KL to the initial policy."""
     trainer.validate(module, datamodule=data, verbose=False)
     return module.samples, float(trainer.callback_metrics["val/objective/kl"])
