@@ -6,10 +6,11 @@ Afterwards `<root>/model` holds SmolLM2-135M-Instruct in bf16 and `<root>/data` 
 
     demonstrations_{train,heldout}.jsonl    prompt, completion, mean: film reviews cut after their first words
     prompts_{train,heldout}.jsonl           prompt, mean: the same first words, for PPO and for its evaluation
-    pairs_{train,heldout}.jsonl             prompt, chosen, rejected, p_chosen, margin: from the reward raters
-    gold_pairs_train.jsonl                  the same sentences paired by other raters, for a reward model that judges
+    lists_{train,heldout}.jsonl             prompt, completions, scores: eight sentences, their means by the reward raters
+    gold_lists_train.jsonl                  the same sentences in other lists, rated by other raters
+    pairs_heldout.jsonl                     prompt, chosen, rejected, p_chosen, margin
 
-No sentence is on both sides. `pairs_heldout` uses the ratings of all raters, since nothing is trained on it.
+No sentence is on both sides. What is held out has the ratings of all raters, since nothing is trained on it.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 from benchmarks.human_sentiment.convert import convert_gguf
 from benchmarks.human_sentiment.corpus import Sentence, read_sentences, split_raters, split_sentences
 from benchmarks.human_sentiment.download import MODEL, RATINGS, fetch, unpack_model, unpack_ratings
-from benchmarks.human_sentiment.rows import Row, pair_rows, prompt_rows
+from benchmarks.human_sentiment.rows import Row, list_rows, pair_rows, prompt_rows
 
 
 @dataclass
@@ -31,7 +32,9 @@ class Recipe:
     Attributes:
         held_out: Share of sentences that nothing is trained on.
         gold_every: Each so many-th rating of a sentence belongs to the gold raters.
-        pair_rounds: In how many training pairs each sentence occurs.
+        pair_rounds: In how many held-out pairs each sentence occurs.
+        list_size: Sentences of a list.
+        list_rounds: In how many training lists each sentence occurs.
         prompt_words: Smallest and largest number of first words of a prompt.
         min_rest: Words of the sentence that must be left to write.
         seed: Of the pairing and the cutting.
@@ -39,7 +42,9 @@ class Recipe:
 
     held_out: float = 0.1
     gold_every: int = 3
-    pair_rounds: int = 4
+    pair_rounds: int = 2
+    list_size: int = 8
+    list_rounds: int = 4
     prompt_words: tuple[int, int] = (2, 5)
     min_rest: int = 5
     seed: int = 0
@@ -51,14 +56,16 @@ def build_rows(sentences: Sequence[Sentence], recipe: Recipe) -> dict[str, list[
     groups = [split_raters(sentence, recipe.gold_every) for sentence in train]
     cut = [prompt_rows(side, recipe.prompt_words, recipe.min_rest, recipe.seed) for side in (train, held)]
     bare = [[{key: row[key] for key in ("prompt", "mean")} for row in rows] for rows in cut]
+    reward, gold = ([pair[side] for pair in groups] for side in (0, 1))
     return {
         "demonstrations_train": cut[0],
         "demonstrations_heldout": cut[1],
         "prompts_train": bare[0],
         "prompts_heldout": bare[1],
-        "pairs_train": pair_rows([reward for reward, _ in groups], recipe.pair_rounds, recipe.seed),
-        "gold_pairs_train": pair_rows([gold for _, gold in groups], recipe.pair_rounds, recipe.seed + 1),
-        "pairs_heldout": pair_rows(held, 2, recipe.seed),
+        "pairs_heldout": pair_rows(held, recipe.pair_rounds, recipe.seed),
+        "lists_train": list_rows(reward, recipe.list_size, recipe.list_rounds, recipe.seed),
+        "gold_lists_train": list_rows(gold, recipe.list_size, recipe.list_rounds, recipe.seed + 1),
+        "lists_heldout": list_rows(held, recipe.list_size, 1, recipe.seed),
     }
 
 

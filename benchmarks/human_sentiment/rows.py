@@ -9,11 +9,13 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
+
 from benchmarks.human_sentiment.corpus import Sentence
 
 PREFIX = "Film review:"
 
-Row = dict[str, str | float]
+Row = dict[str, str | float | list[str] | list[float]]
 
 
 def p_preferred(first: Sequence[int], second: Sequence[int]) -> float:
@@ -55,6 +57,32 @@ def pair_rows(sentences: Sequence[Sentence], rounds: int, seed: int) -> list[Row
         order = rng.sample(range(len(sentences)), len(sentences))
         rows += [pair_row(sentences[i], sentences[j]) for i, j in zip(order[::2], order[1::2], strict=False)]
     return rows
+
+
+def list_rows(sentences: Sequence[Sentence], size: int, rounds: int, seed: int) -> list[Row]:
+    """Lists of sentences drawn at random, with their mean ratings: `completions` and `scores`, `size` of each.
+
+    Each sentence occurs in `rounds` lists, but for less than `size` of them per round.
+    """
+    rng = random.Random(seed)
+    rows: list[Row] = []
+    for _ in range(rounds):
+        order = rng.sample(sentences, len(sentences))
+        for start in range(0, len(order) - size + 1, size):
+            chosen = order[start : start + size]
+            completions = [f" {sentence.text}" for sentence in chosen]
+            rows.append({"prompt": PREFIX, "completions": completions, "scores": [s.mean for s in chosen]})
+    return rows
+
+
+def rater_scatter(sentences: Sequence[Sentence], seed: int) -> float:
+    """T for which sigmoid(difference of means / T) fits the shares of raters best, by least squares over random pairs."""
+    rows = pair_rows(sentences, 1, seed)
+    margins = torch.tensor([row["margin"] for row in rows], dtype=torch.float64)
+    shares = torch.tensor([row["p_chosen"] for row in rows], dtype=torch.float64)
+    candidates = torch.linspace(0.2, 3.0, 281, dtype=torch.float64)
+    errors = ((margins / candidates[:, None]).sigmoid() - shares).square().mean(-1)
+    return float(candidates[errors.argmin()])
 
 
 def cut_after_words(text: str, words: int) -> tuple[str, str]:

@@ -75,15 +75,21 @@ def all_pairs_loss(
     scores: Float[Tensor, "rows branches"],
     targets: Float[Tensor, "rows branches"],
     mask: Bool[Tensor, "rows branches"],
+    temperature: float | None = None,
 ) -> Float[Tensor, " rows"]:
     r"""Mean over the pairs of a ranking of $-\log\sigma(r_i - r_j)$, i above j (InstructGPT, arXiv:2203.02155).
 
     All pairs of a prompt weigh as much as one comparison: as separate rows they would be fitted K(K - 1)/2 times.
+    With a temperature T each pair has the soft label $p = \sigma((y_i - y_j) / T)$ and the loss is
+    $-p\log\sigma(r_i - r_j) - (1-p)\log\sigma(r_j - r_i)$, least at $r = y / T + c$.
 
     Args:
         scores: (B, K).
-        targets: (B, K): any numbers whose order is that of the ranking, higher is better; ties are no pairs.
+        targets: (B, K): any numbers whose order is that of the ranking, higher is better; ties are no pairs, unless there
+            is a temperature.
         mask: (B, K).
+        temperature: Above 0, in units of the targets: how much raters' opinions of them scatter. None: the better one
+            always wins.
 
     Returns:
         (B,), 0 where there is no pair.
@@ -93,9 +99,14 @@ def all_pairs_loss(
         >>> all_pairs_loss(torch.zeros(1, 3), torch.tensor([[2.0, 1.0, 0.0]]), everything)
         tensor([0.6931])
     """
-    pairs = _ordered_pairs(targets, mask)
+    pairs = _ordered_pairs(targets, mask) if temperature is None else _pairs(mask)
     gaps = torch.where(pairs, scores[:, :, None] - scores[:, None, :], 0.0)
-    return masked_mean(softplus(-gaps).flatten(1), pairs.flatten(1), dim=-1)
+    if temperature is None:
+        losses = softplus(-gaps)
+    else:
+        differences = torch.where(pairs, targets[:, :, None] - targets[:, None, :], 0.0)
+        losses = _cross_entropy(gaps, (differences / temperature).sigmoid())
+    return masked_mean(losses.flatten(1), pairs.flatten(1), dim=-1)
 
 
 def pair_agreement(
@@ -277,6 +288,12 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def _ordered_pairs(targets: Tensor, mask: Tensor) -> Tensor:
     """(B, K, K): i exists, j exists, i is better than j."""
     return (targets[:, :, None] > targets[:, None, :]) & mask[:, :, None] & mask[:, None, :]
+
+
+def _pairs(mask: Tensor) -> Tensor:
+    """(B, K, K): i and j exist, i before j."""
+    both = mask[:, :, None] & mask[:, None, :]
+    return both.triu(diagonal=1)
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:

@@ -121,7 +121,22 @@ class ScaledBradleyTerry(RewardLoss):
 
 
 class AllPairs(RewardLoss):
-    r"""Mean of $-\log\sigma(r_i - r_j)$ over all pairs of a prompt's ranking (InstructGPT, arXiv:2203.02155)."""
+    r"""Mean of $-\log\sigma(r_i - r_j)$ over all pairs of a prompt's ranking (InstructGPT, arXiv:2203.02155).
+
+    K completions are scored once and give K(K - 1)/2 comparisons: far more signal for the same computing than
+    separate pairs.
+
+    Args:
+        temperature: Where scores are mean ratings: pairs get the soft label $\sigma((y_i - y_j) / T)$ of raters whose
+            opinions scatter by T, above 0, in units of the scores. None: the better rated one always wins.
+
+    Raises:
+        ConfigurationError: The temperature is not above 0.
+    """
+
+    def __init__(self, temperature: float | None = None) -> None:
+        check_option(temperature is None or temperature > 0, self, "temperature", temperature, "above 0, or None")
+        self.temperature = temperature
 
     def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
         """See `functional.all_pairs_loss`; the order is that of the batch's `score` (B, K).
@@ -130,7 +145,8 @@ class AllPairs(RewardLoss):
             DataError: The batch has no scores.
         """
         targets, mask = _ranking(self, scores, batch)
-        return LossOutput(all_pairs_loss(scores, targets, mask), _list_metrics(scores, targets, mask))
+        loss = all_pairs_loss(scores, targets, mask, self.temperature)
+        return LossOutput(loss, _list_metrics(scores, targets, mask))
 
 
 class PlackettLuce(RewardLoss):

@@ -30,6 +30,14 @@ def all_pairs(scores: Sequence[float], targets: Sequence[float]) -> float:
     return sum(terms) / len(terms) if terms else 0.0
 
 
+def soft_pairs(scores: Sequence[float], targets: Sequence[float], temperature: float) -> float:
+    terms = [
+        bradley_terry(scores[i], scores[j], p_chosen=sigmoid((targets[i] - targets[j]) / temperature))
+        for i, j in itertools.combinations(range(len(scores)), 2)
+    ]
+    return sum(terms) / len(terms) if terms else 0.0
+
+
 def pair_agreement(scores: Sequence[float], targets: Sequence[float]) -> float:
     pairs = [(i, j) for i, j in itertools.permutations(range(len(scores)), 2) if targets[i] > targets[j]]
     return sum(scores[i] > scores[j] for i, j in pairs) / len(pairs) if pairs else 0.0

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 import shlex
 from pathlib import Path
 
@@ -21,7 +22,16 @@ from benchmarks.human_sentiment.corpus import (
 from benchmarks.human_sentiment.download import Package, fetch
 from benchmarks.human_sentiment.measures import accuracy_by_difference, judge_samples, summarize
 from benchmarks.human_sentiment.prepare import Recipe, build_rows, write_jsonl
-from benchmarks.human_sentiment.rows import PREFIX, cut_after_words, p_preferred, pair_row, pair_rows, prompt_rows
+from benchmarks.human_sentiment.rows import (
+    PREFIX,
+    cut_after_words,
+    list_rows,
+    p_preferred,
+    pair_row,
+    pair_rows,
+    prompt_rows,
+    rater_scatter,
+)
 
 HERE = Path(__file__).parents[3] / "benchmarks" / "human_sentiment"
 ADJECTIVES = ("warm", "cold", "odd", "sharp", "dull", "sly", "loud", "soft")
@@ -59,6 +69,31 @@ def test_each_sentence_is_in_as_many_pairs_as_there_are_rounds() -> None:
     assert {texts.count(text) for text in texts} == {3}
     assert rows == pair_rows(sentences(20), rounds=3, seed=0)
     assert rows != pair_rows(sentences(20), rounds=3, seed=1)
+
+
+def test_lists_hold_each_sentence_once_a_round_with_its_mean() -> None:
+    everything = sentences(20)
+    rows = list_rows(everything, size=4, rounds=3, seed=0)
+    texts = [text for row in rows for text in row["completions"]]
+    assert len(rows) == 15
+    assert {texts.count(text) for text in texts} == {3}
+    means = {f" {sentence.text}": sentence.mean for sentence in everything}
+    assert all(row["scores"] == [means[text] for text in row["completions"]] for row in rows)
+    assert rows == list_rows(everything, size=4, rounds=3, seed=0)
+    assert {len(row["completions"]) for row in list_rows(everything, size=8, rounds=1, seed=1)} == {8}
+
+
+def test_the_scatter_of_raters_is_recovered() -> None:
+    """Of raters whose opinions are normal around the mean."""
+    draw = random.Random(0)
+
+    def ratings(mean: float) -> tuple[int, ...]:
+        spread = (draw.gauss(mean, 1.2) for _ in range(400))
+        return tuple(max(-4, min(4, round(value))) for value in spread)
+
+    rated = [Sentence(str(i), f"{i}", ratings(draw.uniform(-2, 2))) for i in range(200)]
+    # Phi(d / (1.2 sqrt 2)) is nearest to sigmoid(1.7 d / (1.2 sqrt 2))
+    assert rater_scatter(rated, seed=0) == pytest.approx(1.2 * 2**0.5 / 1.7, rel=0.08)
 
 
 def test_no_sentence_is_on_both_sides_and_sides_stay() -> None:
@@ -105,8 +140,10 @@ def test_prompts_have_first_words_and_leave_enough() -> None:
 
 def test_data_sets_share_no_sentence_between_sides() -> None:
     rows = build_rows(sentences(300), Recipe())
-    train = {row[side] for row in rows["pairs_train"] + rows["gold_pairs_train"] for side in ("chosen", "rejected")}
-    held = {row[side] for row in rows["pairs_heldout"] for side in ("chosen", "rejected")}
+    lists = rows["lists_train"] + rows["gold_lists_train"]
+    train = {text for row in lists for text in row["completions"]}
+    held = {text for row in rows["lists_heldout"] for text in row["completions"]}
+    held |= {row[side] for row in rows["pairs_heldout"] for side in ("chosen", "rejected")}
     assert held
     assert not train & held
     whole = {str(r["prompt"]).removeprefix(PREFIX) + str(r["completion"]) for r in rows["demonstrations_train"]}

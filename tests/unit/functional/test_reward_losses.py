@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -134,6 +135,23 @@ def test_rankings_match_loops_over_pairs_and_choices(garbage: float, dtype: torc
         assert_close(function(scores, targets, BRANCHES).double(), expected, **TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("garbage", [float("nan"), 1e3])
+def test_rated_lists_give_every_pair_a_soft_label(garbage: float, temperature: float) -> None:
+    scores, targets = (ragged(BRANCHES, seed=seed, garbage=garbage) for seed in range(2))
+    lists = zip(rows(scores, BRANCHES), rows(targets, BRANCHES), strict=True)
+    expected = torch.tensor([reference.soft_pairs(*pair, temperature) for pair in lists], dtype=torch.float64)
+    assert_close(all_pairs_loss(scores, targets, BRANCHES, temperature).double(), expected, **FP32)
+
+
+def test_ratings_over_the_temperature_are_where_soft_pairs_are_least() -> None:
+    ratings = torch.tensor([[1.5, -0.5, 0.25, 0.25]], dtype=torch.float64)
+    scores = (ratings / 0.7 + 3.0).requires_grad_()
+    loss = all_pairs_loss(scores, ratings, torch.ones_like(ratings, dtype=torch.bool), 0.7)
+    (grad,) = torch.autograd.grad(loss.sum(), scores)
+    assert_close(grad, torch.zeros_like(grad), **FP64)
+
+
 def test_tied_completions_are_each_chosen_from_all_that_are_tied() -> None:
     """Breslow: in the order a = b > c, both a and b are drawn from {a, b, c}."""
     a, b, c = 0.3, -0.2, 0.9
@@ -178,7 +196,14 @@ def test_ties_are_no_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [all_pairs_loss, plackett_luce_loss, regression_loss, lambda *args: process_loss(*args).sum(-1)]
+    "function",
+    [
+        all_pairs_loss,
+        partial(all_pairs_loss, temperature=0.5),
+        plackett_luce_loss,
+        regression_loss,
+        lambda *args: process_loss(*args).sum(-1),
+    ],
 )
 def test_branches_that_do_not_exist_send_no_gradient(function: Callable[..., Tensor]) -> None:
     scores = SCORES.clone().requires_grad_()

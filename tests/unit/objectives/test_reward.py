@@ -69,6 +69,7 @@ def test_scaled_bradley_terry_weighs_by_the_margin() -> None:
 def test_rankings_use_scores_and_branch_mask() -> None:
     for loss, expected in (
         (AllPairs(), all_pairs_loss(SCORES, RATINGS, BRANCHES)),
+        (AllPairs(temperature=0.8), all_pairs_loss(SCORES, RATINGS, BRANCHES, 0.8)),
         (PlackettLuce(), plackett_luce_loss(SCORES, RATINGS, BRANCHES)),
         (PlackettLuce(top=1), plackett_luce_loss(SCORES, RATINGS, BRANCHES, 1)),
         (Regression(), regression_loss(SCORES, RATINGS, BRANCHES)),
@@ -136,6 +137,7 @@ def test_a_missing_column_is_named(loss: RewardLoss, scores: Tensor, column: str
         (lambda: BradleyTerry(label_smoothing=-0.1), r"label_smoothing=-0.1"),
         (lambda: BradleyTerry(center_coefficient=-1.0), r"center_coefficient must be 0 or more"),
         (lambda: ScaledBradleyTerry(label_smoothing=0.7), r"ScaledBradleyTerry\(label_smoothing=0.7\)"),
+        (lambda: AllPairs(temperature=0.0), r"AllPairs\(temperature=0.0\): temperature must be above 0, or None"),
         (lambda: PlackettLuce(top=0), r"PlackettLuce\(top=0\): top must be 1 or more"),
         (lambda: RewardLossSum([]), r"losses must be one or more"),
         (lambda: RewardLossSum([BradleyTerry()], [1.0, 2.0]), r"weights must be as many as losses \(1\)"),
