@@ -34,6 +34,19 @@ class ExpandedRows(NamedTuple):
     """0 = prompt, 1 = the branch, -1 = padding: a branched batch with one branch a row."""
 
 
+class BranchParts(NamedTuple):
+    """Where prompts and branches lie in branched rows, for what is computed of the two apart; P = longest prompt."""
+
+    width: int
+    """P."""
+    take: Int[Tensor, " places"]
+    """(N * T,) position in (B * L) of each branch's tokens; any position of the row where there is none."""
+    place: Int[Tensor, " positions"]
+    """(B * L,) where each position stands in (B * P) positions of prompts followed by the (N * T) of branches."""
+    mask: Bool[Tensor, "sequences 1 time keys"]
+    """(N, 1, T, P + T): a branch's tokens attend to its prompt and to those before them in the branch."""
+
+
 class PackedRows(NamedTuple):
     """The three tensors of a branched batch."""
 
@@ -81,6 +94,29 @@ def branch_attention_mask(branch_ids: Int[Tensor, "rows length"]) -> Bool[Tensor
     same = branch_ids[:, :, None] == branch_ids[:, None, :]
     prompt = (branch_ids == 0)[:, None, :]
     return (causal & (same | prompt))[:, None]
+
+
+def branch_parts(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -> BranchParts:
+    """Divide branched rows into prompts and branches; `layout` is theirs.
+
+    Padding is counted to the prompts, whatever stands there.
+    """
+    rows, length = branch_ids.shape
+    _, branches, time = layout.index.shape
+    prompt_lengths = (branch_ids == 0).sum(-1)
+    width = max(int(prompt_lengths.max()), 1)
+    offset = torch.arange(rows, device=branch_ids.device)[:, None] * length
+    take = (layout.index.flatten(1) + offset).flatten()
+    steps = torch.arange(length, device=branch_ids.device).clamp_max(width - 1)
+    place = (torch.arange(rows, device=branch_ids.device)[:, None] * width + steps).flatten()
+    exists = layout.mask.flatten().nonzero().squeeze(-1)
+    place = place.index_copy(0, take[exists], rows * width + exists)
+    in_prompt = torch.arange(width, device=branch_ids.device) < prompt_lengths[:, None]
+    before = torch.ones(time, time, dtype=torch.bool, device=branch_ids.device).tril()
+    sequences = rows * branches
+    prompt = in_prompt.repeat_interleave(branches, 0)[:, None].expand(sequences, time, width)
+    mask = torch.cat([prompt, before.expand(sequences, time, time)], dim=-1)[:, None]
+    return BranchParts(width, take, place, mask)
 
 
 def expand_branches(

@@ -4,9 +4,16 @@ transformers repeats the keys and values of grouped heads wherever there is a ma
 saves: SDPA takes the groups as they are. Its backward in bfloat16 is moreover about three times slower there than in
 float32 (measured on SmolLM2-135M's shapes: 75 ms a layer against 27), so longer queries are computed in float32, in
 training and inference alike, so that both give the same numbers. On other devices transformers' own function is called.
+
+Of branched rows, prompts and branches are computed apart within `apart`: a mask over whole rows makes every kernel compute the
+pairs of different branches too, which for K branches of T tokens is about K times the work that counts.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +22,36 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_rlhf.functional.branches import BranchParts
+
 NAME = "lit_rlhf_grouped"
+_parts: ContextVar[BranchParts | None] = ContextVar("branch_parts", default=None)
+
+
+class _Attend(Protocol):
+    """Attention of (B, heads, Q, d) over (B, groups, K, d) to (B, Q, heads, d); causal where there is no mask."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor: ...
+
+
+@contextmanager
+def apart(parts: BranchParts | None) -> Iterator[None]:
+    """Let layers with this attention compute prompts and branches of such rows apart; None: as the mask says."""
+    token = _parts.set(parts)
+    try:
+        yield
+    finally:
+        _parts.reset(token)
+
+
+def current_parts() -> BranchParts | None:
+    """What `apart` was told."""
+    return _parts.get()
+
+
+def computes_apart(config: PretrainedConfig) -> bool:
+    """Whether a model's layers heed `apart`."""
+    return getattr(config, "_attn_implementation", None) == NAME
 
 
 def kernel_to_load(config: PretrainedConfig, attention: str) -> str:
@@ -61,30 +97,63 @@ def grouped_attention(
     Returns:
         (B, Q, heads, d), and None for the probabilities.
     """
+    attend = partial(_attend, module, dropout=dropout, scaling=scaling, is_causal=is_causal, softcap=softcap, **kwargs)
+    parts = _parts.get()
+    if parts is not None and query.shape[0] * query.shape[2] == len(parts.place) and query.shape[2] == key.shape[2]:
+        return _attend_apart(attend, query, key, value, parts), None
+    return attend(query, key, value, attention_mask), None
+
+
+def _attend_apart(attend: _Attend, query: Tensor, key: Tensor, value: Tensor, parts: BranchParts) -> Tensor:
+    rows, _, length, _ = query.shape
+    sequences, _, time, _ = parts.mask.shape
+
+    def branches(x: Tensor) -> Tensor:
+        tokens = x.transpose(1, 2).reshape(rows * length, -1).index_select(0, parts.take)
+        return tokens.view(sequences, time, x.shape[1], -1).transpose(1, 2)
+
+    def with_prompt(x: Tensor) -> Tensor:
+        prompts = x[:, :, : parts.width].repeat_interleave(sequences // rows, 0)
+        return torch.cat([prompts, branches(x)], dim=2)
+
+    prompt = attend(*(x[:, :, : parts.width] for x in (query, key, value)), None)
+    branch = attend(branches(query), with_prompt(key), with_prompt(value), parts.mask)
+    both = torch.cat([prompt.flatten(0, 1), branch.flatten(0, 1)])
+    return both.index_select(0, parts.place).view(rows, length, *both.shape[1:])
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float,
+    scaling: float | None,
+    is_causal: bool | None,
+    softcap: float | None,
+    **kwargs: Any,
+) -> Tensor:
     length = query.shape[2]
-    causal = (
-        attention_mask is None
-        and length > 1
-        and (is_causal is None or is_causal)
-        and getattr(module, "is_causal", True)
-    )
+    causal = mask is None and length > 1 and (is_causal is None or is_causal) and getattr(module, "is_causal", True)
     if softcap is not None:
-        return _capped(query, key, value, attention_mask, causal, scaling, softcap), None
+        return _capped(query, key, value, mask, causal, scaling, softcap)
     special = kwargs.get("position_bias") is not None or kwargs.get("cache") is not None
     if query.device.type != "cpu" or special or (causal and key.shape[2] != length):
         result: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+            module, query, key, value, mask, dropout, scaling, is_causal, **kwargs
         )
-        return result
+        return result[0]
     dtype = query.dtype
     if length > 1 and dtype != torch.float32:
         query, key, value = query.float(), key.float(), value.float()
-        if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.float()
+        if mask is not None and mask.is_floating_point():
+            mask = mask.float()
     output = F.scaled_dot_product_attention(
-        query, key, value, attention_mask, dropout, causal, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, mask, dropout, causal, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
-    return output.to(dtype).transpose(1, 2).contiguous(), None
+    return output.to(dtype).transpose(1, 2).contiguous()
 
 
 def _capped(

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.branches import BranchParts
 from lit_rlhf.models.adapters import RoleAdapters
+from lit_rlhf.models.attention import apart, current_parts
 from lit_rlhf.models.branched import BranchRunner, BranchStates, spread
 from lit_rlhf.models.cards import read_record
 from lit_rlhf.models.checks import check_backbone
@@ -323,7 +325,12 @@ class Backbone(nn.Module):
 
     def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         # Backward runs when another role may be on, or none: recompute under the one of the forward.
-        return nullcontext(), self._adapters.use(self._adapters.active)
+        return nullcontext(), self._as_now(self._adapters.active, current_parts())
+
+    @contextmanager
+    def _as_now(self, role: str | None, parts: BranchParts | None) -> Iterator[None]:
+        with self._adapters.use(role), apart(parts):
+            yield
 
     def _scores(self, states: BranchStates, heads: str | Sequence[str]) -> Tensor:
         if not isinstance(heads, str):

@@ -1,6 +1,7 @@
 """The branched forward: hidden states of prompts with K branches, in one of two ways with the same result.
 
-- **shared**: one row per prompt, all branches behind it, under a mask; the prompt is computed once.
+- **shared**: one row per prompt, all branches behind it; the prompt is computed once. Attention computes prompts and branches
+  apart where the kernel is ours, else whole rows under a mask.
 - **expanded**: K ordinary rows per prompt, for attention kernels and decoders that take no such mask.
 """
 
@@ -15,7 +16,14 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.branches import BranchLayout, branch_attention_mask, branch_layout, expand_branches
+from lit_rlhf.functional.branches import (
+    BranchLayout,
+    branch_attention_mask,
+    branch_layout,
+    branch_parts,
+    expand_branches,
+)
+from lit_rlhf.models.attention import apart, computes_apart
 from lit_rlhf.models.specs import Branching
 from lit_rlhf.types import BranchedBatch
 
@@ -68,6 +76,11 @@ class Costs:
         """Of B rows under a mask, which makes kernels compute all pairs."""
         return rows * length * (self.per_token + length * self.per_pair)
 
+    def split(self, rows: int, length: int, prompt: int, sequences: int, time: int) -> float:
+        """Of B rows whose prompts and N branches are computed apart."""
+        pairs = rows * prompt**2 * self.causal_share + sequences * time * (prompt + time)
+        return rows * length * self.per_token + pairs * self.per_pair
+
     def expanded(self, sequences: int, length: int) -> float:
         """Of N plain causal rows."""
         return sequences * length * (self.per_token + length * self.per_pair * self.causal_share)
@@ -106,6 +119,7 @@ class BranchRunner:
         self.obstacle = self._find_obstacle(config, attention)
         self.window = _window(config)
         self.additive_mask = attention == "eager"
+        self.splits = computes_apart(config)
         self.costs = Costs.of(trunk, config, attention)
         if branching == "shared":
             self.require_shared()
@@ -142,8 +156,13 @@ class BranchRunner:
             return True
         if branches == 1:
             return False  # an ordinary causal row already, and without a mask its kernel is the faster
-        longest = int(((branch_ids == 0).sum(-1)[:, None] + layout.mask.sum(-1)).max())
-        return self.costs.shared(rows, length) <= self.costs.expanded(rows * branches, longest)
+        prompts = (branch_ids == 0).sum(-1)
+        longest = int((prompts[:, None] + layout.mask.sum(-1)).max())
+        expanded = self.costs.expanded(rows * branches, longest)
+        if self.splits:
+            time = layout.mask.shape[-1]
+            return self.costs.split(rows, length, int(prompts.max()), rows * branches, time) <= expanded
+        return self.costs.shared(rows, length) <= expanded
 
     def shared(self, batch: BranchedBatch, layout: BranchLayout) -> BranchStates:
         """One row per prompt."""
@@ -151,9 +170,10 @@ class BranchRunner:
         mask = branch_attention_mask(branch_ids)
         if self.additive_mask:
             mask = self._additive(mask)
-        output = self.trunk(
-            input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], use_cache=False
-        )
+        with apart(branch_parts(branch_ids, layout) if self.splits and not branch_ids.is_meta else None):
+            output = self.trunk(
+                input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], use_cache=False
+            )
         return _gather(output.last_hidden_state, batch["input_ids"], layout)
 
     def expanded(self, batch: BranchedBatch, layout: BranchLayout, num_branches: int) -> BranchStates:

@@ -1,5 +1,6 @@
 """Keys and values of a decode: each prompt's once for all its samples, and an attention that reads them in place."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -148,7 +149,7 @@ class DecodeLayer(CacheLayerMixin):
 
 
 class DecodeCache(Cache):
-    """The cache of a batch that is being decoded; pass it as `past_key_values` within `attending`.
+    """The cache of a batch that is being decoded; pass it on with `cached`, within `attending`.
 
     All live rows have generated the same number of tokens, so own parts need no mask, whatever the prompts' lengths.
 
@@ -195,6 +196,12 @@ class DecodeCache(Cache):
         if bool(padding.any()):
             self.bias = torch.zeros_like(padding, dtype=torch.float32).masked_fill_(padding, -torch.inf)[:, None, None]
         self.grid = _grid(self.prompt_of_row, len(self.lengths))
+
+
+def cached(decoder: nn.Module, cache: Cache) -> dict[str, Cache]:
+    """The keyword argument that hands a decoder its cache: transformers 5.24 renamed it."""
+    accepted = inspect.signature(inspect.unwrap(type(decoder).forward)).parameters
+    return {"cache" if "cache" in accepted else "past_key_values": cache}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
-from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, attending
+from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, attending, cached
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
@@ -158,7 +158,10 @@ def _decode(
 def decode_step(backbone: Backbone, tokens: Tensor, cache: DecodeCache) -> Tensor:
     """Logits (rows, V) after one more token of each row; within `attending`."""
     output = backbone.decoder(
-        input_ids=tokens[:, None], position_ids=cache.positions[:, None], past_key_values=cache, use_cache=True
+        input_ids=tokens[:, None],
+        position_ids=cache.positions[:, None],
+        use_cache=True,
+        **cached(backbone.decoder, cache),
     )
     return backbone.logits(output.last_hidden_state[:, 0])
 
@@ -174,7 +177,9 @@ def prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int) 
     for part, ends in zip(ids.split(size), (lengths - 1).split(size), strict=True):
         cache = DynamicCache()
         positions = torch.arange(part.shape[1], device=ids.device)[None]
-        output = backbone.decoder(input_ids=part, position_ids=positions, past_key_values=cache, use_cache=True)
+        output = backbone.decoder(
+            input_ids=part, position_ids=positions, use_cache=True, **cached(backbone.decoder, cache)
+        )
         states.append(output.last_hidden_state[torch.arange(len(part), device=ids.device), ends])
         layers.append([KeyValues.of(layer, len(part)) for layer in cache.layers])
     joined = [KeyValues.join(parts) for parts in zip(*layers, strict=True)]

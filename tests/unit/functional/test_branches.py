@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_rlhf.functional.branches import branch_attention_mask, branch_layout, expand_branches, pack_branches
+from lit_rlhf.functional.branches import (
+    branch_attention_mask,
+    branch_layout,
+    branch_parts,
+    expand_branches,
+    pack_branches,
+)
 from tests.reference import branches as reference
 
 Row = tuple[list[int], list[list[int]]]
@@ -111,3 +117,26 @@ def test_expanding_what_was_packed_gives_the_rows_back(name: str) -> None:
     assert torch.equal(packed.branch_ids, owners[:, :width])
     assert torch.equal(packed.input_ids, ids[:, :width])
     assert torch.equal(packed.position_ids, positions[:, :width])
+
+
+@pytest.mark.parametrize("name", ["pairs", "single", "ragged"])
+def test_apart_each_token_sees_what_it_sees_in_the_row(name: str) -> None:
+    _, owners, _ = _batch(ROWS[name])
+    length = owners.shape[1]
+    layout = branch_layout(owners, len(ROWS[name][0][1]))
+    parts = branch_parts(owners, layout)
+    rows, branches, time = layout.index.shape
+    for b in range(rows):
+        for i in range(length):
+            place = int(parts.place[b * length + i]) - rows * parts.width
+            if int(owners[b, i]) <= 0:  # of the prompts' part, which is plainly causal
+                assert place + rows * parts.width == b * parts.width + min(i, parts.width - 1)
+                continue
+            sequence, t = divmod(place, time)
+            assert (sequence // branches, sequence % branches + 1) == (b, int(owners[b, i]))
+            assert int(parts.take[place]) == b * length + i
+            keys = [*range(parts.width), *(layout.index[b, sequence % branches]).tolist()]
+            seen = parts.mask[sequence, 0, t].tolist()
+            exists = [True] * parts.width + layout.mask[b, sequence % branches].tolist()
+            found = {j for j, sees, there in zip(keys, seen, exists, strict=True) if sees and there}
+            assert found == {j for j in range(length) if reference.attends(owners[b].tolist(), i, j)}

@@ -8,7 +8,8 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as eager_capped
 
-from lit_rlhf.models.attention import NAME, grouped_attention
+from lit_rlhf.functional.branches import branch_attention_mask, branch_layout, branch_parts
+from lit_rlhf.models.attention import NAME, apart, grouped_attention
 from tests.tolerances import BF16, FP32
 from tests.unit.models.conftest import MakeBackbone
 
@@ -62,6 +63,40 @@ def test_capped_scores_equal_gemmas_own(mask: str):
         additive = torch.zeros(5, 5).masked_fill(~lower, -1e4)[None, None]
     theirs, _ = eager_capped(layer, *inputs, additive, scaling=0.5, softcap=2.0)
     torch.testing.assert_close(ours, theirs, **FP32)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_and_branches_apart_equal_the_mask(softcap: float | None, dtype: torch.dtype):
+    ids = [
+        [0, 0, 0, 1, 1, 2, 3, 3, 3],
+        [0, 1, 2, 2, 2, 2, 3, -1, -1],
+        [0, 0, 1, 1, 1, 3, -1, -1, -1],
+    ]  # one branch is empty
+    branch_ids = torch.tensor(ids)
+    parts = branch_parts(branch_ids, branch_layout(branch_ids, 3))
+    inputs, twins = tensors(9, 9, dtype), tensors(9, 9, dtype)
+    mask = branch_attention_mask(branch_ids)
+    with apart(parts):
+        ours, _ = grouped_attention(Layer(), *inputs, mask, scaling=0.3, softcap=softcap)
+    theirs, _ = grouped_attention(Layer(), *twins, mask, scaling=0.3, softcap=softcap)
+    tolerance = FP32 if dtype == torch.float32 else BF16
+    exists = branch_ids >= 0
+    torch.testing.assert_close(ours[exists], theirs[exists], **tolerance)
+    assert torch.isfinite(ours).all()
+    ours[exists].float().square().sum().backward()
+    theirs[exists].float().square().sum().backward()
+    for a, b in zip(inputs, twins, strict=True):
+        torch.testing.assert_close(a.grad / b.grad.abs().max(), b.grad / b.grad.abs().max(), **tolerance)
+
+
+def test_rows_of_another_shape_are_not_divided():
+    branch_ids = torch.tensor([[0, 1, 2]] * 3)
+    parts = branch_parts(branch_ids, branch_layout(branch_ids, 2))
+    inputs = tensors(1, 9)
+    plain, _ = grouped_attention(Layer(), *inputs, None)
+    with apart(parts):
+        assert torch.equal(grouped_attention(Layer(), *inputs, None)[0], plain)
 
 
 def test_without_groups(tiny_model_dir: Path):

@@ -138,6 +138,36 @@ def test_auto_takes_the_way_with_fewer_flops(make: MakeBackbone):
     assert not runs_shared(runner, branched([([1, 2], [[3]])]), 1)
 
 
+def test_auto_shares_long_branches_that_are_computed_apart(make: MakeBackbone):
+    """A mask over whole rows costs the pairs between branches; apart, K long branches cost what K rows do."""
+    backbone = make()
+    runner = backbone._runner
+    runner.costs = Costs(per_token=1.0, per_pair=1.0, causal_share=1.0)
+    long_branches = branched([(range(1, 21), [range(1, 60), range(2, 61), range(3, 62), range(4, 63)])] * 2)
+    assert runs_shared(runner, long_branches, 4)
+    runner.splits = False
+    assert not runs_shared(runner, long_branches, 4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
+def test_apart_gives_what_the_mask_gives(make: MakeBackbone, batch: BranchedBatch, checkpointing: bool):
+    found = []
+    for splits in (True, False):
+        backbone = with_heads(make(branching="shared", gradient_checkpointing=checkpointing))
+        assert backbone._runner.splits
+        backbone._runner.splits = splits
+        torch.manual_seed(0)
+        backbone.heads["reward"].weight.data.normal_()
+        backbone.heads["value"].weight.data.normal_()
+        out = evaluate(backbone, batch)
+        (out.logprobs.sum() + out.values.square().sum() + out.scores.sum()).backward()
+        found.append((out.logprobs.detach(), gradients(backbone)))
+    torch.testing.assert_close(found[0][0], found[1][0], **FP32_MODEL)
+    for name, gradient in found[0][1].items():
+        scale = found[1][1][name].abs().max()
+        torch.testing.assert_close(gradient / scale, found[1][1][name] / scale, msg=name, **FP32_MODEL)
+
+
 def runs_shared(runner: BranchRunner, batch: BranchedBatch, branches: int):
     from lit_rlhf.functional.branches import branch_layout
 
@@ -199,6 +229,7 @@ def test_a_decoder_that_fails_the_comparison_at_loading_is_expanded(
     from lit_rlhf.models import branched as module
 
     original = module.branch_attention_mask
+    monkeypatch.setattr(module, "computes_apart", lambda config: False)
     monkeypatch.setattr(module, "branch_attention_mask", lambda ids: original(ids.new_zeros(ids.shape)))
     backbone = make()
     assert "gives other states for a branch under a mask" in backbone._runner.obstacle

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.rollout.kv_cache import cached
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32
 from tests.unit.models.conftest import LORA, MakeBackbone, gradients, shake
@@ -69,8 +71,9 @@ def test_layers_are_recomputed_and_store_less(make: MakeBackbone, batch: Branche
 def test_inference_in_eval_mode_keeps_its_cache(make: MakeBackbone, batch: BranchedBatch):
     backbone = build(make, gradient_checkpointing=True).eval()
     with torch.no_grad(), backbone.use_role("policy"):
-        out = backbone.decoder(input_ids=batch["input_ids"], use_cache=True)
-    assert out.past_key_values.get_seq_length() == batch["input_ids"].shape[1]
+        cache = DynamicCache()
+        backbone.decoder(input_ids=batch["input_ids"], use_cache=True, **cached(backbone.decoder, cache))
+    assert cache.get_seq_length() == batch["input_ids"].shape[1]
 
 
 def test_a_copy_recomputes_with_its_own_adapters(make: MakeBackbone, batch: BranchedBatch):

@@ -5,9 +5,11 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
+from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec, evaluating
+from lit_rlhf.rollout.kv_cache import cached
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32, FP32_MODEL
 from tests.unit.models.conftest import LORA, MakeBackbone, gradients, shake
@@ -30,12 +32,11 @@ def logprobs(backbone: Backbone, batch: BranchedBatch, role: str = "policy"):
 def decode(backbone: Backbone, batch: BranchedBatch):
     """What an engine does: eval mode, no gradient, a cache, one token at a time."""
     ids = batch["input_ids"][:, :6]
-    cache = None
+    cache = DynamicCache()
     with torch.no_grad(), evaluating(backbone), backbone.use_role("policy"):
         states = []
         for t in range(ids.shape[1]):
-            out = backbone.decoder(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = backbone.decoder(input_ids=ids[:, t : t + 1], use_cache=True, **cached(backbone.decoder, cache))
             states.append(out.last_hidden_state)
         return backbone.logits(torch.cat(states, 1))
 

@@ -37,7 +37,7 @@ def make_module(model_dir: Path, reference: Any, kind: str = "lora", loss: Any =
         ModelSpec(name=str(model_dir), **KINDS[kind]),
         loss or DPO(beta=0.5),
         reference=reference,
-        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, eps=1e-5),
     )
 
 
