@@ -31,7 +31,7 @@ _parts: ContextVar[BranchParts | None] = ContextVar("branch_parts", default=None
 class _Attend(Protocol):
     """Attention of (B, heads, Q, d) over (B, groups, K, d) to (B, Q, heads, d); causal where there is no mask."""
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor: ...
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, /) -> Tensor: ...
 
 
 @contextmanager
@@ -97,7 +97,9 @@ def grouped_attention(
     Returns:
         (B, Q, heads, d), and None for the probabilities.
     """
-    attend = partial(_attend, module, dropout=dropout, scaling=scaling, is_causal=is_causal, softcap=softcap, **kwargs)
+    attend: _Attend = partial(
+        _attend, module, dropout=dropout, scaling=scaling, is_causal=is_causal, softcap=softcap, **kwargs
+    )
     parts = _parts.get()
     if parts is not None and query.shape[0] * query.shape[2] == len(parts.place) and query.shape[2] == key.shape[2]:
         return _attend_apart(attend, query, key, value, parts), None
@@ -107,16 +109,17 @@ def grouped_attention(
 def _attend_apart(attend: _Attend, query: Tensor, key: Tensor, value: Tensor, parts: BranchParts) -> Tensor:
     rows, _, length, _ = query.shape
     sequences, _, time, _ = parts.mask.shape
+    width = parts.width
 
     def branches(x: Tensor) -> Tensor:
         tokens = x.transpose(1, 2).reshape(rows * length, -1).index_select(0, parts.take)
         return tokens.view(sequences, time, x.shape[1], -1).transpose(1, 2)
 
     def with_prompt(x: Tensor) -> Tensor:
-        prompts = x[:, :, : parts.width].repeat_interleave(sequences // rows, 0)
+        prompts = x[:, :, :width].repeat_interleave(sequences // rows, 0)
         return torch.cat([prompts, branches(x)], dim=2)
 
-    prompt = attend(*(x[:, :, : parts.width] for x in (query, key, value)), None)
+    prompt = attend(query[:, :, :width], key[:, :, :width], value[:, :, :width], None)
     branch = attend(branches(query), with_prompt(key), with_prompt(value), parts.mask)
     both = torch.cat([prompt.flatten(0, 1), branch.flatten(0, 1)])
     return both.index_select(0, parts.place).view(rows, length, *both.shape[1:])
