@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import shutil
 import socket
 import time
 import zipfile
@@ -17,6 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
 from lit_rlhf.errors import CheckpointError
+from lit_rlhf.models.disk import cause_in_system, room, sync
 
 _TEMPORARY = ".tmp"
 _HOST = socket.gethostname().replace(".", "_")
@@ -58,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _write(checkpoint, temporary, target)
             _check_loads_again(temporary, target)
             temporary.replace(target)
-        _sync_directory(target.parent)
+        sync(target.parent)
 
     def load_checkpoint(
         self,
@@ -129,23 +129,13 @@ def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
-        cause = _cause_in_system(error)
-        free = shutil.disk_usage(target.parent).free / 2**20
+        why = room(target.parent, _bytes(checkpoint), cause_in_system(error))
         raise CheckpointError(
-            f"The checkpoint {target} can't be written: {cause}. {free:.0f} MiB are free there; this one needs about "
-            f"{_mebibytes(checkpoint):.0f}. Checkpoints written before are untouched: make room (a lower keep_last) or "
-            "set dirpath to another disk, and go on with --ckpt_path last."
+            f"The checkpoint {target} can't be written: {why}. Checkpoints written before are untouched: make room (a "
+            "lower keep_last) or set dirpath to another disk, and go on with --ckpt_path last."
         ) from error
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise _not_plain(target, error) from error
-
-
-def _cause_in_system(error: BaseException) -> str:
-    # torch, closing its archive, hides what the system said behind an error about positions in the file.
-    at: BaseException | None = error
-    while at is not None and not isinstance(at, OSError):
-        at = at.__context__
-    return (at.strerror if at is not None else None) or str(error)
 
 
 def _check_loads_again(temporary: Path, target: Path) -> None:
@@ -163,23 +153,14 @@ def _not_plain(target: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _mebibytes(value: object) -> float:
+def _bytes(value: object) -> int:
     if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size() / 2**20
+        return value.numel() * value.element_size()
     if isinstance(value, dict):
-        return sum(map(_mebibytes, value.values()))
+        return sum(map(_bytes, value.values()))
     if isinstance(value, list | tuple):
-        return sum(map(_mebibytes, value))
-    return 0.0
-
-
-def _sync_directory(directory: Path) -> None:
-    # A rename is on disk once its directory is.
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return sum(map(_bytes, value))
+    return 0
 
 
 def _is_alive(pid: int) -> bool:

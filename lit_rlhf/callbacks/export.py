@@ -1,7 +1,5 @@
 """The model in the format of other tools, when training is over."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -10,8 +8,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from lit_rlhf.callbacks.lightning_internals import is_dry_run
 from lit_rlhf.errors import ConfigurationError
-
-_EXPORTED = ("config.json", "adapter_config.json")
+from lit_rlhf.models.disk import refuse_foreign
 
 
 @runtime_checkable
@@ -19,16 +16,16 @@ class Exports(Protocol):
     """A module that writes itself for other tools."""
 
     def export(self, path: Path, merge: bool = True) -> None:
-        """Write the model to a directory."""
+        """Write the model to a directory, whole or not at all: `lit_rlhf.models.disk.whole_directory`."""
         ...
 
 
 class ExportModel(Callback):
     """Writes the trained model as a `transformers` model or a peft adapter when training is over.
 
-    It is written beside its place and then moved over, so that a kill never leaves half an export. The last checkpoint
-    is written before: a run that is killed or runs out of disk while exporting is started again with `--ckpt_path
-    last`, finds itself done, and exports. An interrupted run exports nothing; `lit-rlhf export` makes one from any
+    It is written beside its place and then moved over, so that a kill or a full disk never leaves half an export. The
+    last checkpoint is written before: a run that is killed or runs out of disk while exporting is started again with
+    `--ckpt_path last`, finds itself done, and exports. An interrupted run exports nothing; `lit-rlhf export` makes one from any
     checkpoint.
 
     Args:
@@ -36,8 +33,8 @@ class ExportModel(Callback):
         merge: Merge LoRA into the weights; otherwise the adapter alone is written.
 
     Raises:
-        ConfigurationError: The module can't be exported, its weights are sharded over processes, or `dirpath` holds
-            something that is no export.
+        ConfigurationError: The module can't be exported, or its weights are sharded over processes.
+        CheckpointError: `dirpath` holds something that is no export, or the disk is full.
     """
 
     def __init__(self, dirpath: str, merge: bool = True) -> None:
@@ -57,29 +54,11 @@ class ExportModel(Callback):
                 f"ExportModel writes from one process, and {type(trainer.strategy).__name__} shards weights over all. "
                 "Remove the callback and run `lit-rlhf export` on a checkpoint afterwards."
             )
-        path = Path(self.dirpath)
-        if path.exists() and not any((path / name).exists() for name in _EXPORTED) and any(path.iterdir()):
-            raise ConfigurationError(
-                f"ExportModel: {path} holds files, and they are no exported model, which could be replaced. Choose "
-                "another dirpath."
-            )
+        refuse_foreign(Path(self.dirpath))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, on rank 0."""
         if not trainer.is_global_zero or is_dry_run(trainer):
             return
         assert isinstance(pl_module, Exports)
-        path = Path(self.dirpath)
-        fresh, former = (
-            path.with_name(f".{path.name}.new-{os.getpid()}"),
-            path.with_name(f".{path.name}.old-{os.getpid()}"),
-        )
-        try:
-            pl_module.export(fresh, merge=self.merge)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        if path.exists():
-            path.rename(former)
-        fresh.rename(path)
-        shutil.rmtree(former, ignore_errors=True)
+        pl_module.export(Path(self.dirpath), merge=self.merge)

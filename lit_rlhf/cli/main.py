@@ -1,5 +1,6 @@
 """Dispatch of the command line. Heavy imports wait until a command is known, so that help answers at once."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -54,6 +55,11 @@ def main(args: Sequence[str] | None = None) -> None:
         import_module(module).run(words)
     except LitRLHFError as error:
         print(f"\nlit-rlhf {words[0]}: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from error
+    except OSError as error:  # what libraries write by themselves: a log, a file of rows
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"\nlit-rlhf {words[0]}: {error}. Make room, and start it again.", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
 
 

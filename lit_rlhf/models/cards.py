@@ -1,10 +1,7 @@
-"""What an export holds beside weights: a record of itself and a model card; and a directory that appears whole."""
+"""What an export holds beside weights: a record of itself and a model card."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -105,50 +102,3 @@ def _usage(record: ExportRecord) -> str:
     if record.kind == "reward":
         lines.append("model.config.pad_token_id = tokenizer.pad_token_id")
     return "\n".join(lines)
-
-
-@contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """Yield a directory to write to, and move it to `path` when all is on disk; on an error nothing of it is left.
-
-    An earlier export at `path` is replaced.
-
-    Raises:
-        CheckpointError: `path` holds something else.
-    """
-    if path.exists() and not (path / RECORD).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} exists and is no export of lit_rlhf. Choose another path, or delete it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
-        _replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(new: Path, path: Path) -> None:
-    if not path.exists():
-        new.rename(path)
-        return
-    old = path.parent / f".{path.name}.old-{os.getpid()}"
-    path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Params4bit
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -15,7 +16,8 @@ from transformers import (
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.cards import ExportRecord, whole_directory
+from lit_rlhf.models.cards import ExportRecord
+from lit_rlhf.models.disk import whole_directory
 from lit_rlhf.models.loading import DTYPES, embeddings, quiet
 from lit_rlhf.models.merging import merged_state
 from lit_rlhf.tokenizers import tokenizer_fingerprint
@@ -54,7 +56,7 @@ def export_reward(
 
     Raises:
         ConfigurationError: There is no such head, or the architecture has no sequence classifier in transformers.
-        CheckpointError: The path holds something that isn't an export.
+        CheckpointError: The path holds something that isn't an export, or the disk is full.
     """
     if head not in backbone.heads:
         raise ConfigurationError(f"There is no head {head!r} to export; there are {sorted(backbone.heads)}.")
@@ -64,7 +66,7 @@ def export_reward(
     tokenizer = copy.deepcopy(backbone.tokenizer)
     rows = embeddings(backbone.model).shape[0]
     pad = _never_last(tokenizer, set(backbone.eos_token_ids), rows, may_grow=not as_adapter)
-    with whole_directory(Path(path)) as directory:
+    with whole_directory(Path(path), _size(backbone, role, as_adapter)) as directory:
         if as_adapter:
             _save_adapter(backbone, str(role), directory, "SEQ_CLS", row)
         else:
@@ -85,16 +87,25 @@ def export_policy(backbone: Backbone, path: str | Path, *, merge: bool, role: st
         role: Whose adapter.
 
     Raises:
-        CheckpointError: The path holds something that isn't an export.
+        CheckpointError: The path holds something that isn't an export, or the disk is full.
     """
     as_adapter = not merge and role in backbone.adapters
-    with whole_directory(Path(path)) as directory:
+    with whole_directory(Path(path), _size(backbone, role, as_adapter)) as directory:
         if as_adapter:
             _save_adapter(backbone, str(role), directory, "CAUSAL_LM", None)
         else:
             _save_whole(AutoModelForCausalLM, _float_config(backbone), backbone, role, directory, {})
         backbone.tokenizer.save_pretrained(directory)
         _record(backbone, "policy", as_adapter, backbone.tokenizer, 0.0, 1.0).write(directory)
+
+
+def _size(backbone: Backbone, role: str | None, as_adapter: bool) -> int:
+    """Bytes of the weights that will be written."""
+    if as_adapter:
+        return sum(p.numel() * p.element_size() for name, p in backbone.named_parameters() if f".{role}." in name)
+    base = [p for name, p in backbone.model.named_parameters() if ".lora_" not in name]
+    count = sum(p.quant_state.shape.numel() if isinstance(p, Params4bit) else p.numel() for p in base)
+    return count * DTYPES[backbone.spec.dtype].itemsize
 
 
 def _save_adapter(backbone: Backbone, role: str, directory: Path, task: str, head: Tensor | None) -> None:

@@ -138,7 +138,7 @@ def arm_rollout(module: ActingModule, now: Callable[[], bool]) -> None:
 
 def arm_checkpoint(point: str, iteration: int) -> None:
     """While the checkpoint of an iteration is being written, or right after it took its place."""
-    save, sync = torch.save, checkpoint_io._sync_directory
+    save, sync = torch.save, checkpoint_io.sync
     name = f"iteration-{iteration:08d}.ckpt"
 
     def half(checkpoint: Any, file: Any) -> None:
@@ -154,7 +154,7 @@ def arm_checkpoint(point: str, iteration: int) -> None:
             die()
 
     torch.save = half  # type: ignore[assignment]
-    checkpoint_io._sync_directory = after
+    checkpoint_io.sync = after
 
 
 def train(run: dict[str, Any], rank: int) -> None:

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,9 @@ import pytest
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_rlhf.callbacks import ExportModel, IterationCheckpoint
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.models.cards import RECORD
+from lit_rlhf.models.disk import whole_directory
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
 
 
@@ -13,10 +16,10 @@ class Exporting(Module):
     fails = False
 
     def export(self, path: Path, merge: bool = True) -> None:
-        path.mkdir(parents=True)
-        (path / "config.json").write_text(f"merge={merge} iteration={self.iteration}")
-        if self.fails:
-            raise OSError("No space left on device")
+        with whole_directory(path) as directory:
+            (directory / RECORD).write_text(f"merge={merge} iteration={self.iteration}")
+            if self.fails:
+                raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def fit(tmp: Path, fails: bool = False, ckpt_path: str | None = None, **options: Any) -> Path:
@@ -34,7 +37,7 @@ def content(tmp: Path) -> list[str]:
 
 def test_export_is_written_when_training_is_over(tmp_path: Path) -> None:
     target = fit(tmp_path)
-    assert (target / "config.json").read_text() == "merge=False iteration=12"
+    assert (target / RECORD).read_text() == "merge=False iteration=12"
     assert content(tmp_path) == ["checkpoints", "export"]
 
 
@@ -42,23 +45,23 @@ def test_a_former_export_is_replaced_and_other_directories_are_not(tmp_path: Pat
     target = tmp_path / "export"
     target.mkdir()
     (target / "notes.txt").touch()
-    with pytest.raises(ConfigurationError, match="holds files, and they are no exported model"):
+    with pytest.raises(CheckpointError, match="exists and is no export of lit_rlhf"):
         fit(tmp_path)
-    (target / "adapter_config.json").touch()
+    (target / RECORD).touch()
     fit(tmp_path)
-    assert content(target) == ["config.json"]
+    assert content(target) == [RECORD]
 
 
 def test_a_failed_export_loses_nothing_and_is_made_up_for(tmp_path: Path) -> None:
     target = tmp_path / "export"
     target.mkdir()
-    (target / "config.json").write_text("former")
-    with pytest.raises(OSError, match="No space left"):
+    (target / RECORD).write_text("former")
+    with pytest.raises(CheckpointError, match=rf"The export {target} can't be written: No space left .*untouched"):
         fit(tmp_path, fails=True)
-    assert (target / "config.json").read_text() == "former"
+    assert (target / RECORD).read_text() == "former"
     assert content(tmp_path) == ["checkpoints", "export"]
     fit(tmp_path, ckpt_path="last")
-    assert (target / "config.json").read_text() == "merge=False iteration=12"
+    assert (target / RECORD).read_text() == "merge=False iteration=12"
 
 
 def test_a_dry_run_exports_nothing(tmp_path: Path) -> None:

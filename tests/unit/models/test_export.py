@@ -1,6 +1,10 @@
 """Exports: transformers and peft load them and say the same, and they appear whole or not at all."""
 
 import json
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +30,25 @@ from lit_rlhf.models import (
     export_reward,
     load_tokenizer,
 )
-from lit_rlhf.models.cards import whole_directory
+from lit_rlhf.models.disk import whole_directory
+from lit_rlhf.models.export import _size
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import BF16, FP32_MODEL
 from tests.unit.models.conftest import LORA, ROWS, MakeBackbone, branched, shake
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that has room for files of so many bytes and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def reward_model(make: MakeBackbone, **options: Any):
@@ -297,6 +313,35 @@ class TestWriting:
             directory.write_text("not a file")
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["lit_rlhf.json"]
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    @pytest.mark.parametrize(
+        "torn", ["model.safetensors", "adapter_model.safetensors", "config.json", "tokenizer.json"]
+    )
+    def test_a_full_disk_is_named_and_leaves_the_last_export(self, make: MakeBackbone, tmp_path: Path, torn: str):
+        backbone = make(lora=LORA)
+        backbone.add_adapter("policy")
+        merge = "adapter" not in torn and torn != "tokenizer.json"
+        export_policy(backbone, tmp_path / "out", merge=merge)
+        before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        with largest_file(len(before[torn]) - 1), pytest.raises(CheckpointError) as caught:
+            export_policy(backbone, tmp_path / "out", merge=merge)
+        needed = (
+            r"File too large\. \d+ MiB are free there; this one needs about \d+\. What was there before is untouched"
+        )
+        assert re.search(rf"The export {tmp_path}/out can't be written: {needed}", str(caught.value))
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("kind", ["float", "nf4", "adapter"])
+    def test_the_size_that_a_full_disk_is_told_is_that_of_the_weights(
+        self, make: MakeBackbone, tmp_path: Path, kind: str
+    ):
+        backbone = make(lora=LORA, quantization="nf4" if kind == "nf4" else "none")
+        backbone.add_adapter("policy")
+        export_policy(backbone, tmp_path, merge=kind != "adapter")
+        (weights,) = tmp_path.glob("*.safetensors")
+        expected = sum(tensor.nbytes for tensor in load_file(weights).values())
+        assert _size(backbone, "policy", kind == "adapter") == expected
 
     def test_a_failure_to_move_it_in_place_puts_the_last_export_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
