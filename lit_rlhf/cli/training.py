@@ -12,7 +12,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_rlhf.cli.complaints import PACKAGES, describe, own_error
@@ -42,6 +42,15 @@ class TrainingCLI(LightningCLI):
             if own is None:
                 raise
             raise own from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (TypeError, ValueError) as error:  # `devices: x` gets past the parser, for it may be a list as a string
+            where = ", ".join(
+                f"trainer.{name}={config.get(name)!r}" for name in ("accelerator", "devices", "num_nodes")
+            )
+            raise own_error(error) or ConfigurationError(f"{where}: the Trainer can't be made: {error}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         self._refuse_trainer_options()

@@ -49,7 +49,7 @@ class TrainedReward:
         """Look at a path.
 
         Raises:
-            CheckpointError: A checkpoint that is torn, or not of a reward model.
+            CheckpointError: A checkpoint that is torn, or not of a reward model; an adapter without one of its files.
             ConfigurationError: There is nothing of that name.
         """
         if path.endswith(".ckpt") or Path(path).is_file():
@@ -63,6 +63,8 @@ class TrainedReward:
             return cls(path, base or _spec(checkpoint, path).get("name"), checkpoint, is_adapter)
         config = Path(path) / "adapter_config.json"
         if not config.is_file():
+            if (Path(path) / ADAPTER_WEIGHTS).is_file() or read_record(Path(path)).get("form") == "adapter":
+                read_adapter(path)  # says what is missing
             return cls(path, None, None, is_adapter=False)
         named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
         return cls(path, base or named, None, is_adapter=True)

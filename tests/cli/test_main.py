@@ -106,6 +106,11 @@ CONSTANT = ["--model.reward", "LengthReward"]
             "trainer.accumulate_grad_batches=2: PPOPolicyModule sums gradients over microbatches itself.",
         ),
         ([*POLICY, *CONSTANT, "--trainer.deterministic", "x"], "trainer.deterministic: "),
+        (
+            [*REWARD, "--trainer.devices", "x"],
+            "trainer.accelerator='cpu', trainer.devices='x', trainer.num_nodes=1: the Tr",
+        ),
+        ("trainer.accelerator='cpu', trainer.devices=-1, trainer.num_nodes=1: the Tr",),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )

@@ -57,7 +57,7 @@ def test_ppo_goes_on_bit_for_bit(tmp_path: Path, world: Path) -> None:
 
 
 @pytest.mark.matrix
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("strategy", ["one", "ddp", "fsdp2"])
 @pytest.mark.parametrize("module", ["sft", "reward", "dpo", "ppo", "grpo"])

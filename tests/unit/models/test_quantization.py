@@ -1,6 +1,7 @@
 """4-bit and 8-bit bases on CPU: they train adapters, before and after an inference, and stay as they are."""
 
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -8,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import Backbone, ModelSpec, evaluating
+from lit_rlhf.models import Backbone, ModelSpec, evaluating, shard
 from lit_rlhf.rollout.kv_cache import cached
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32, FP32_MODEL
@@ -108,6 +109,15 @@ def test_without_lora_it_is_refused_for_training_alone(make: MakeBackbone, batch
     with pytest.raises(ConfigurationError, match="quantization='nf4' without lora: quantized weights can't be trained"):
         make(quantization="nf4")
     assert torch.isfinite(logprobs(make(quantization="nf4", trainable=False), batch)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharding_is_refused(make: MakeBackbone, kind: str):
+    mesh: Any = None  # never looked at
+    with pytest.raises(
+        ConfigurationError, match=f"quantization='{kind}' can't be sharded by ModelParallelStrategy.*Use ddp"
+    ):
+        shard(make(quantization=kind, lora=LORA), mesh)
 
 
 def test_a_random_initialisation_can_be_quantized(tiny_model_dir: Path, batch: BranchedBatch):
