@@ -110,7 +110,6 @@ CONSTANT = ["--model.reward", "LengthReward"]
             [*REWARD, "--trainer.devices", "x"],
             "trainer.accelerator='cpu', trainer.devices='x', trainer.num_nodes=1: the Tr",
         ),
-        ("trainer.accelerator='cpu', trainer.devices=-1, trainer.num_nodes=1: the Tr",),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
