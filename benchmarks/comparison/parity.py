@@ -1,0 +1,54 @@
+"""Whether both sides did the same work. Each check is a dictionary for the report, whose `ok` says how it went."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+Check = dict[str, Any]
+
+
+def curves(ours: Sequence[float], theirs: Sequence[float], tolerance: float) -> Check:
+    """Losses step by step: |ours - theirs| may be `tolerance` times the larger of 1 and the peer's."""
+    same = len(ours) == len(theirs) and len(ours) > 0
+    errors = [abs(a - b) / max(1.0, abs(b)) for a, b in zip(ours, theirs, strict=False)]
+    worst = max((error if math.isfinite(error) else math.inf for error in errors), default=math.inf)
+    check = {"kind": "loss curves", "tolerance": tolerance, "worst": worst, "ours": list(ours), "peer": list(theirs)}
+    return check | {"ok": same and worst <= tolerance}
+
+
+def rewards(ours: Sequence[float], theirs: Sequence[float]) -> Check:
+    """Mean reward over the second half of the steps: ours may lie below the peer's by its deviation over those steps."""
+    late, peer_late = (list(curve)[len(curve) // 2 :] for curve in (ours, theirs))
+    if not late or not peer_late:
+        return {"kind": "rewards", "ok": False, "ours": list(ours), "peer": list(theirs)}
+    spread = pstdev(peer_late)
+    values = {"our_mean": fmean(late), "peer_mean": fmean(peer_late), "peer_deviation": spread}
+    ok = values["our_mean"] >= values["peer_mean"] - spread
+    return {"kind": "rewards", "ok": ok, **values, "ours": list(ours), "peer": list(theirs)}
+
+
+def generations(
+    ours: Sequence[Sequence[int]],
+    theirs: Sequence[Sequence[int]],
+    our_lengths: Sequence[float],
+    their_lengths: Sequence[float],
+    least_agreement: float,
+    length_tolerance: float,
+) -> Check:
+    """Greedy completions, as the share of tokens before the first that differs; and mean lengths of the sampled ones."""
+    agreement = sum(_common(a, b) for a, b in zip(ours, theirs, strict=True)) / max(sum(map(len, theirs)), 1)
+    lengths = {"our_mean_length": fmean(our_lengths), "peer_mean_length": fmean(their_lengths)}
+    difference = abs(lengths["our_mean_length"] / lengths["peer_mean_length"] - 1.0)
+    ok = agreement >= least_agreement and difference <= length_tolerance
+    limits = {"least_agreement": least_agreement, "length_tolerance": length_tolerance}
+    return {"kind": "generations", "ok": ok, "greedy_agreement": agreement, **lengths, **limits}
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
