@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({"recipe": recipe, "measured": vars(measured)}, indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
         return measured
 
     def forget(self) -> None:
