@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Pyt
 
 from benchmarks.comparison.inputs import make_inputs
 from benchmarks.comparison.machine import machine
-from benchmarks.comparison.markdown import insert, tables
+from benchmarks.comparison.markdown import find_place, insert, tables
 from benchmarks.comparison.results import compare
 from benchmarks.comparison.runner import Runner
 from benchmarks.comparison.workloads import OURS, WORKLOADS, Workload
@@ -29,6 +29,8 @@ _SHOWN = ("torch", "transformers", "peft", "lightning")
 def main(args: Sequence[str] | None = None) -> None:
     """Command line of this file."""
     options = _parse(args)
+    if options.markdown is not None:
+        find_place(options.markdown, "compare")  # before the work, not after it
     workloads = [WORKLOADS[name] for name in WORKLOADS if name in options.workloads]
     start = time.perf_counter()
     inputs = make_inputs(options.root, options.work / "inputs")

@@ -18,7 +18,7 @@ from benchmarks.comparison.growth_plot import plot
 from benchmarks.comparison.inputs import make_inputs
 from benchmarks.comparison.ledger import Ledger
 from benchmarks.comparison.machine import machine
-from benchmarks.comparison.markdown import insert
+from benchmarks.comparison.markdown import find_place, insert
 from benchmarks.comparison.runner import source_digest
 from benchmarks.peers.processes import Run, measure
 from benchmarks.workloads.growth_point import Point
@@ -27,6 +27,8 @@ from benchmarks.workloads.growth_point import Point
 def main(args: Sequence[str] | None = None) -> None:
     """Command line of this file."""
     options = _parse(args)
+    if options.markdown is not None:
+        find_place(options.markdown, "scaling")  # before the work, not after it
     work: Path = options.work.resolve()
     model = make_inputs(options.root, work / "inputs").model
     ledger = Ledger(work / "runs" / "scaling")

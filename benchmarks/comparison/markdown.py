@@ -17,22 +17,27 @@ def tables(results: Mapping[str, Any]) -> str:
 
 
 def insert(document: Path, name: str, text: str) -> None:
-    """Put a text between `<!-- name:begin -->` and `<!-- name:end -->`; a document that isn't there becomes the text.
+    """Put a text at the place of that name; a document that isn't there becomes the text."""
+    place = find_place(document, name)
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_text(text if place is None else f"{place[0]}\n\n{text.strip()}\n\n{place[1]}", encoding="utf-8")
+
+
+def find_place(document: Path, name: str) -> tuple[str, str] | None:
+    """What stands before and after the place: up to `<!-- name:begin -->` and from `<!-- name:end -->` on, the marks included.
+
+    None if the document isn't there.
 
     Raises:
         ValueError: The document has no such place.
     """
     if not document.is_file():
-        document.parent.mkdir(parents=True, exist_ok=True)
-        document.write_text(text, encoding="utf-8")
-        return
+        return None
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    old = document.read_text(encoding="utf-8")
-    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+    text = document.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"{document} needs one line {begin} and after it one line {end}, between which tables go.")
-    before, rest = old.split(begin)
-    after = rest.split(end)[1]
-    document.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
+    return text.split(begin)[0] + begin, end + text.split(end)[1]
 
 
 _COMPARISON = (

@@ -1,19 +1,34 @@
-"""Generation with vLLM on CPU, in this process."""
+"""Generation with vLLM on CPU, in this process: as two, it would keep one of two cores for its scheduler."""
 
 import os
-
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, its least: the keys and values of 64 sequences take 0.2
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no second process that waits on the same cores
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-
-from vllm import LLM, SamplingParams
+import sys
+from ctypes.util import find_library
+from pathlib import Path
 
 from benchmarks.peers.processes import report
 from benchmarks.workloads.generation import GREEDY_TOKENS, Ids, run
 from benchmarks.workloads.settings import Settings
 
+_SETUP = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, its least: the keys and values of 64 sequences take 0.2
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def begin_anew() -> None:
+    """Replace this process by one with the libraries preloaded that vLLM asks for: Intel's OpenMP, tcmalloc where there is one."""
+    openmp, allocator = Path(sys.prefix) / "lib" / "libiomp5.so", find_library("tcmalloc_minimal")
+    wanted = [str(openmp)] * openmp.is_file() + [allocator] * (allocator is not None)
+    environment = {**os.environ, **_SETUP, "LD_PRELOAD": ":".join(wanted)}
+    os.execve(sys.executable, [sys.executable, "-m", "benchmarks.workloads.generate_vllm", *sys.argv[1:]], environment)
+
 
 def main() -> None:
+    if "LD_PRELOAD" not in os.environ:
+        begin_anew()
+    from vllm import LLM, SamplingParams  # noqa: PLC0415 - reads the environment when imported
+
     settings = Settings.from_command_line()
     llm = LLM(
         model=settings.model,

@@ -25,6 +25,20 @@ from lit_rlhf.types import PromptBatch
 
 RANK = 16
 PHASES = ("rollout", "reference", "update")
+_SHAPE = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_parameters",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +68,7 @@ class Point:
     def config(self) -> dict[str, Any]:
         """Of the model."""
         told: dict[str, Any] = json.loads((Path(self.model) / "config.json").read_text(encoding="utf-8"))
-        dropped = ("architectures", "dtype", "transformers_version")
-        return {name: value for name, value in told.items() if name not in dropped} | self.overrides
+        return {name: told[name] for name in _SHAPE} | self.overrides
 
     def decoder(self) -> Decoder:
         """Its shape."""
