@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from benchmarks.comparison.ledger import digest
 from benchmarks.human_sentiment.prepare import Recipe, prepare
-from benchmarks.workloads.rows import write_reward_adapter, write_reward_model, write_rows
+from benchmarks.workloads import rows
 from benchmarks.workloads.settings import Settings
 
 _SENTENCE_ENDS = (".", "!", "?")
-_ROWS = ("pairs", "short", "ids")
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def make_inputs(root: Path, folder: Path) -> Inputs:
     if not (model / "config.json").is_file() or not reviews.is_file():
         prepare(root, root / "downloads", Recipe())
     stamp = folder / "complete.json"
-    recipe = {"model": str(model), "rank": Settings.rank}
+    recipe = {"model": str(model), "rank": Settings.rank, "code": digest([Path(rows.__file__)])}
     if not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8")) != recipe:
-        write_rows(reviews, model, folder)
-        write_reward_model(model, folder / "reward_model")
-        write_reward_adapter(model, folder / "reward_adapter", Settings.rank)
+        rows.write_rows(reviews, model, folder)
+        rows.write_reward_model(model, folder / "reward_model")
+        rows.write_reward_adapter(model, folder / "reward_adapter", Settings.rank)
         stamp.write_text(json.dumps(recipe), encoding="utf-8")
     return Inputs(model, folder, _stop_tokens(model))
 

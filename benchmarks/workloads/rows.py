@@ -51,13 +51,13 @@ def write_rows(reviews: Path, model: Path, target: Path, count: int = 256, seed:
 
 
 def write_reward_model(model: Path, target: Path, seed: int = 0) -> None:
-    """A sequence classifier of the model with a head drawn from the seed, and a pad token that ends no text."""
-    if (target / "config.json").exists():
-        return
+    """A sequence classifier of the model with a head drawn from the seed and the model's own tokenizer.
+
+    Its config's pad token is one that ends no text, since transformers reads scores at the last token that isn't the pad token.
+    """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.pad_token = "<|endoftext|>"
     classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.bfloat16)
-    classifier.config.pad_token_id = tokenizer.pad_token_id
+    classifier.config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     classifier.score.weight.data.copy_(head_weight(classifier.config.hidden_size, seed))
     classifier.save_pretrained(target)
     tokenizer.save_pretrained(target)
