@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from benchmarks.peers.processes import report
 from benchmarks.workloads.arithmetic import Decoder
@@ -175,7 +176,8 @@ def main() -> None:
         log_every_n_steps=1,
         callbacks=[timer, watch],
     )
-    trainer.fit(build(point), [batch(point, step) for step in range(point.steps)])
+    batches = [batch(point, step) for step in range(point.steps)]
+    trainer.fit(build(point), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     timed = watch.seconds[1:]
     report(
         {
