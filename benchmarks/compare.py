@@ -43,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {"quick": options.quick, "pairs": options.pairs, "versions": versions}
     results["machine"] = machine(options.threads, runner.peaks())
     runs = runner.timed(workloads, options.pairs)
+    runner.judge_generations(runs)
     learning = runner.learning(workloads)
     walls = [run.wall_seconds for side in runs.values() for run in side] + [
         run.wall_seconds for run in learning.values()

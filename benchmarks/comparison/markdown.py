@@ -103,7 +103,7 @@ def _parity(name: str, check: Mapping[str, Any]) -> list[str]:
         )
     elif check["kind"] == "generations":
         text = (
-            f"greedy tokens agree {check['greedy_agreement']:.0%} (least {check['least_agreement']:.0%}); mean length "
+            f"regret {check['our_regret']:.4f} and {check['peer_regret']:.4f} nats, at most {check['most_regret']:g}; mean length "
             f"{check['our_mean_length']:.1f} and {check['peer_mean_length']:.1f}"
         )
     else:

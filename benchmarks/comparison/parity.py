@@ -29,26 +29,17 @@ def rewards(ours: Sequence[float], theirs: Sequence[float]) -> Check:
 
 
 def generations(
-    ours: Sequence[Sequence[int]],
-    theirs: Sequence[Sequence[int]],
+    our_regret: float,
+    their_regret: float,
     our_lengths: Sequence[float],
     their_lengths: Sequence[float],
-    least_agreement: float,
+    most_regret: float,
     length_tolerance: float,
 ) -> Check:
-    """Greedy completions, as the share of tokens before the first that differs; and mean lengths of the sampled ones."""
-    agreement = sum(_common(a, b) for a, b in zip(ours, theirs, strict=True)) / max(sum(map(len, theirs)), 1)
-    lengths = {"our_mean_length": fmean(our_lengths), "peer_mean_length": fmean(their_lengths)}
-    difference = abs(lengths["our_mean_length"] / lengths["peer_mean_length"] - 1.0)
-    ok = agreement >= least_agreement and difference <= length_tolerance
-    limits = {"least_agreement": least_agreement, "length_tolerance": length_tolerance}
-    return {"kind": "generations", "ok": ok, "greedy_agreement": agreement, **lengths, **limits}
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
+    """Regret of greedy completions, in nats a token (benchmarks/workloads/regret.py), and mean lengths of sampled ones."""
+    found = {"our_regret": our_regret, "peer_regret": their_regret}
+    found |= {"our_mean_length": fmean(our_lengths), "peer_mean_length": fmean(their_lengths)}
+    difference = abs(found["our_mean_length"] / found["peer_mean_length"] - 1.0)
+    ok = our_regret <= most_regret and their_regret <= most_regret and difference <= length_tolerance
+    limits = {"most_regret": most_regret, "length_tolerance": length_tolerance}
+    return {"kind": "generations", "ok": ok, **found, **limits}

@@ -1,8 +1,10 @@
 """Runs both sides of workloads in turn, each run in a fresh process, and keeps what was measured."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,19 @@ class Runner:
             for side in sides:
                 found[group, side.key] = self.one(group, side, GROUPS[group].full | learning, "learning")
         return found
+
+    def judge_generations(self, runs: dict[tuple[str, str], list[Measured]]) -> None:
+        """Add `regret` to the first run of each side that completed prompts greedily; a process of its own holds the judge."""
+        for (group, side), of_side in runs.items():
+            completions = of_side[0].result.get("greedy")
+            if completions is None:
+                continue
+            data = self.inputs.settings(group, GROUPS[group].full, self.threads).data
+            told = {"model": str(self.inputs.model), "data": data, "completions": completions, "threads": self.threads}
+            command = [sys.executable, "-m", "benchmarks.workloads.regret", json.dumps(told)]
+            log = self.work / "logs" / f"regret-{group}-{side}.log"
+            measured = self.ledger.get(f"regret-{group}-{side}", told, partial(self.step, command, log))
+            of_side[0].result["regret"] = measured.result["mean"]
 
     def one(self, group: str, side: Side, told: dict[str, Any], suffix: str) -> Measured:
         """One run, unless it has been made."""

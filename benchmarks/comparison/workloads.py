@@ -98,7 +98,7 @@ GROUPS = {
 """By name. A full run of three pairs is meant to take less than 40 minutes on two cores, a quick one less than 10."""
 
 CURVE_TOLERANCE = {"sft": 0.03, "reward": 0.03, "dpo": 0.03}
-GREEDY_AGREEMENT = 0.5
+MOST_REGRET = 0.02
 LENGTH_TOLERANCE = 0.25
 
 
@@ -112,8 +112,8 @@ def _rewards(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Che
 
 def _generations(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
     lengths = [[n for run in side for step in run.result["lengths"] for n in step] for side in (ours, theirs)]
-    greedy = (ours[0].result["greedy"], theirs[0].result["greedy"])
-    return parity.generations(*greedy, *lengths, GREEDY_AGREEMENT, LENGTH_TOLERANCE)
+    regrets = (ours[0].result["regret"], theirs[0].result["regret"])  # as the runner added them
+    return parity.generations(*regrets, *lengths, MOST_REGRET, LENGTH_TOLERANCE)
 
 
 def _goals(throughput: float, memory: float | None = None) -> dict[str, float]:

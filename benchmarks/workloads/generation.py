@@ -19,8 +19,7 @@ GREEDY_TOKENS = 16
 
 def run(settings: Settings, generate: Generate) -> dict[str, Any]:
     """What to report of sampling `steps` batches of prompts, the first untimed, and of completing a few greedily."""
-    lines = Path(settings.data).read_text(encoding="utf-8").splitlines()[: settings.batch * settings.steps]
-    prompts: Ids = [json.loads(line)["prompt_ids"] for line in lines]
+    prompts = read_prompts(settings.data, settings.batch * settings.steps)
     seconds, lengths = [], []
     for step in range(settings.steps):
         batch = prompts[step * settings.batch : (step + 1) * settings.batch]
@@ -36,6 +35,12 @@ def run(settings: Settings, generate: Generate) -> dict[str, Any]:
         "lengths": lengths,
         "greedy": generate(prompts[:_GREEDY_PROMPTS], 0, True),
     }
+
+
+def read_prompts(data: str, count: int) -> Ids:
+    """The first rows of `ids.jsonl`."""
+    lines = Path(data).read_text(encoding="utf-8").splitlines()[:count]
+    return [json.loads(line)["prompt_ids"] for line in lines]
 
 
 def cut(completion: Sequence[int], stops: Sequence[int]) -> list[int]:

@@ -18,7 +18,9 @@ from lit_rlhf.testing.models import tiny_config
 LENGTH = 24
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft 0.21 reads it of transformers 5.24
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated"
+)  # peft 0.21 reads it of transformers 5.24
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_row_without_branches_costs_what_torch_counts(rank: int, backward: bool) -> None:

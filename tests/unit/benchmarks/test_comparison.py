@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.comparison import parity
 from benchmarks.comparison.inputs import Inputs
@@ -18,6 +19,9 @@ from benchmarks.comparison.runner import Runner, alternate
 from benchmarks.comparison.spread import Spread, ratio
 from benchmarks.comparison.workloads import GROUPS, WORKLOADS, Side, sides_of
 from benchmarks.peers.processes import Run
+from benchmarks.workloads.regret import regrets
+from lit_rlhf.testing.models import make_tiny_model
+from lit_rlhf.testing.tokenizers import make_tokenizer
 
 
 def run(seconds: float, *, samples: int = 8, gigabytes: float = 1.0, **more: object) -> Measured:
@@ -78,14 +82,22 @@ def test_rewards_reach_the_peers_late_mean_less_its_deviation(ours: list[float],
     assert found["ok"] is ok
 
 
-def test_generations_agree_up_to_the_first_difference_and_in_length() -> None:
-    theirs = [[1, 2, 3, 4], [5, 6, 7, 8]]
-    ours = [[1, 2, 9, 4], [5, 6, 7, 8]]
-    found = parity.generations(ours, theirs, [10.0], [10.0], 0.75, 0.25)
-    assert found["greedy_agreement"] == 0.75
-    assert found["ok"]
-    assert not parity.generations(ours, theirs, [10.0], [10.0], 0.8, 0.25)["ok"]
-    assert not parity.generations(theirs, theirs, [14.0], [10.0], 0.8, 0.25)["ok"]
+def test_generations_agree_by_regret_and_length() -> None:
+    assert parity.generations(0.01, 0.015, [10.0], [10.0], 0.02, 0.25)["ok"]
+    assert not parity.generations(0.03, 0.0, [10.0], [10.0], 0.02, 0.25)["ok"]
+    assert not parity.generations(0.0, 0.03, [10.0], [10.0], 0.02, 0.25)["ok"]
+    assert not parity.generations(0.0, math.nan, [10.0], [10.0], 0.02, 0.25)["ok"]
+    assert not parity.generations(0.0, 0.0, [14.0], [10.0], 0.02, 0.25)["ok"]
+
+
+def test_greedy_tokens_have_no_regret_and_others_what_they_lack() -> None:
+    model = make_tiny_model(make_tokenizer())
+    prompts = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    logits = model(input_ids=prompts).logits[:, -1]
+    best, least = logits.argmax(-1), logits.argmin(-1)
+    assert regrets(model, prompts, best[:, None]).tolist() == [[0.0], [0.0]]
+    gap = logits.log_softmax(-1).amax(-1) - logits.log_softmax(-1).amin(-1)
+    torch.testing.assert_close(regrets(model, prompts, least[:, None])[:, 0], gap.detach())
 
 
 def test_utilisation_counts_the_phase_alone() -> None:
