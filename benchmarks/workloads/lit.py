@@ -2,19 +2,23 @@
 
 import logging
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from benchmarks.peers.processes import report
+from benchmarks.workloads.arithmetic import Decoder
+from benchmarks.workloads.peak import matmul_peaks
 from benchmarks.workloads.settings import TARGETS, Settings, vowel_share
 from benchmarks.workloads.shared import Clock, fill_adapters, head_weight, start
 from lit_rlhf.callbacks import PhaseTimer
 from lit_rlhf.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule, PromptOnly, RowsSource
-from lit_rlhf.models import LoraSpec, ModelSpec, ValueHead, ValueModel
+from lit_rlhf.models import LoraSpec, ModelSpec, ValueModel
 from lit_rlhf.modules import (
     GRPOPolicyModule,
     PPOPolicyModule,
@@ -31,14 +35,25 @@ OFFLINE = {"sft": SupervisedModule, "reward": RewardModelModule, "dpo": Preferen
 
 
 class Watch(Callback):
-    """Draws the same initial weights as the peer, times steps and keeps the loss or the reward."""
+    """Draws the same initial weights as the peer; keeps each step's loss or reward, seconds by phase and arithmetic.
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    Args:
+        settings: What is run.
+        name: The metric to keep.
+        timer: Called before this callback.
+    """
+
+    def __init__(self, settings: Settings, name: str, timer: PhaseTimer) -> None:
         self.settings = settings
         self.name = name
+        self.timer = timer
         self.clock = Clock()
         self.curve: list[float] = []
         self.lengths: list[float] = []
+        self.phases: list[dict[str, float]] = []
+        self.flops: list[dict[str, float]] = []
+        self._decoder = Decoder.from_directory(settings.model, settings.rank)
+        self._before: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fill adapters and the reward head."""
@@ -47,11 +62,19 @@ class Watch(Callback):
             head = pl_module.backbone.heads["reward"]
             head.weight.data.copy_(head_weight(head.weight.numel(), self.settings.seed).view_as(head.weight))
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """A step has ended."""
         self.clock.tick()
         self.curve.append(float(trainer.callback_metrics[self.name]))
-        self.lengths.append(float(trainer.callback_metrics.get("train/completions/mean_length", 0.0)))
+        length = float(trainer.callback_metrics.get("train/completions/mean_length", 0.0))
+        self.lengths.append(length)
+        totals = dict(self.timer.totals)
+        self.phases.append({name: seconds - self._before.get(name, 0.0) for name, seconds in totals.items()})
+        self._before = totals
+        count = rollout_flops if self.settings.workload not in OFFLINE else offline_flops
+        self.flops.append(count(self.settings, self._decoder, batch["branch_ids"], length))
 
 
 def spec(settings: Settings) -> ModelSpec:
@@ -78,15 +101,43 @@ def build(settings: Settings) -> LightningModule:
             optimizer=adamw,
         )
     alike = settings.workload == "ppo"
+    # Where the reward model is an adapter, its default is the policy's base; a value head is the default as well.
+    reward_model = ModelReward(settings.reward_model, dtype=settings.dtype if alike else None)  # type: ignore[arg-type]
     return PPOPolicyModule(
         spec(settings),
-        ModelReward(settings.reward_model, dtype=settings.dtype),  # type: ignore[arg-type]
-        value=ValueModel() if alike else ValueHead(),
+        reward_model,
+        value=ValueModel() if alike else None,
         num_epochs=settings.epochs,
         kl=FixedKL(0.05),
         sampling=sampling,
         optimizer=adamw,
     )
+
+
+def offline_flops(settings: Settings, decoder: Decoder, branch_ids: Tensor, _: float) -> dict[str, float]:
+    """Arithmetic of the update on a batch, (B, L) ids of branches; DPO's includes the reference's forward pass."""
+    update = 0.0
+    for row in branch_ids:
+        prompt, *branches = [int(n) for n in torch.bincount(row[row >= 0])]
+        scored = 0 if settings.workload == "reward" else sum(branches)
+        update += decoder.train(prompt, branches, scored)
+        if settings.workload == "dpo":
+            update += decoder.forward(prompt, branches, scored, adapted=False)
+    return {"update": update}
+
+
+def rollout_flops(settings: Settings, decoder: Decoder, branch_ids: Tensor, length: float) -> dict[str, float]:
+    """Arithmetic of rollout and update on a batch of prompts, each completion taken to have the mean length."""
+    rollout = update = 0.0
+    full = replace(decoder, rank=0)
+    branches = [length] * settings.num_samples
+    for row in branch_ids:
+        prompt = int((row >= 0).sum())
+        rollout += decoder.generate(prompt, branches)
+        update += settings.epochs * decoder.train(prompt, branches, sum(branches))
+        if settings.workload == "ppo":  # a value model of its own, trained in full
+            update += settings.epochs * full.train(prompt, branches, 0)
+    return {"rollout": rollout, "update": update}
 
 
 def batches(settings: Settings) -> Any:
@@ -117,8 +168,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     offline = settings.workload in OFFLINE
-    watch = Watch(settings, "train/loss" if offline else "train/objective/scores")
     timer = PhaseTimer()
+    watch = Watch(settings, "train/loss" if offline else "train/objective/scores", timer)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -132,7 +183,8 @@ def main() -> None:
     )
     trainer.fit(build(settings), batches(settings))
     samples = settings.batch * settings.num_samples
-    result = {"seconds": watch.clock.seconds(), "samples": samples, "curve": watch.curve, "phases": timer.totals}
+    result = {"seconds": watch.clock.seconds(), "samples": samples, "curve": watch.curve}
+    result |= {"phases": watch.phases[1:], "flops": watch.flops[1:], "peaks": matmul_peaks()}
     if not offline:
         result["tokens"] = [length * samples for length in watch.lengths[1:]]
     report(result)

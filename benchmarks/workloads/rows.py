@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from benchmarks.workloads.generation import PROMPT_TOKENS as GENERATION_TOKENS
+from benchmarks.workloads.settings import TARGETS
 from benchmarks.workloads.shared import head_weight
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.models.export import export_reward
 
 PROMPT_TOKENS = (112, 128)
 COMPLETION_TOKENS = (18, 30)
@@ -17,7 +21,7 @@ SHORT_PROMPT_WORDS = 5
 
 
 def write_rows(reviews: Path, model: Path, target: Path, count: int = 256, seed: int = 0) -> None:
-    """Write `pairs.jsonl` (prompt, chosen, rejected, completion) and `short.jsonl` (prompt).
+    """Write `pairs.jsonl` (prompt, chosen, rejected, completion), `short.jsonl` (prompt) and `ids.jsonl` (prompt_ids).
 
     Args:
         reviews: `pairs_train.jsonl` of benchmarks/human_sentiment.
@@ -31,29 +35,43 @@ def write_rows(reviews: Path, model: Path, target: Path, count: int = 256, seed:
     texts = sorted({row[side] for row in map(json.loads, lines) for side in ("chosen", "rejected")})
     random.Random(seed).shuffle(texts)
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    endless = iter(list(zip(texts, lengths, strict=True)))
-    fitting = [text for text, n in zip(texts, lengths, strict=True) if COMPLETION_TOKENS[0] <= n < COMPLETION_TOKENS[1]]
+    sized = list(zip(texts, lengths, strict=True))
+    completions = [text for text, n in sized if COMPLETION_TOKENS[0] <= n < COMPLETION_TOKENS[1]][: 2 * count]
+    taken = set(completions)  # no prompt may hold an answer
+    others = iter([(text, n) for text, n in sized if text not in taken])
     pairs, short = [], []
-    for i in range(count):
-        chosen, rejected = fitting[(2 * i) % len(fitting)], fitting[(2 * i + 1) % len(fitting)]
-        pairs.append({"prompt": _prompt(endless), "chosen": chosen, "rejected": rejected, "completion": chosen})
+    for chosen, rejected in zip(completions[::2], completions[1::2], strict=True):
+        pairs.append({"prompt": _prompt(others), "chosen": chosen, "rejected": rejected, "completion": chosen})
         short.append({"prompt": "Film review:" + " ".join(chosen.split(" ")[: SHORT_PROMPT_WORDS + 1])})
+    prompts = tokenizer([row["prompt"] for row in pairs], add_special_tokens=False)["input_ids"]
+    ids = [{"prompt_ids": prompt[:GENERATION_TOKENS]} for prompt in prompts]
     target.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("pairs", pairs), ("short", short)):
+    for name, rows in (("pairs", pairs), ("short", short), ("ids", ids)):
         _write(target / f"{name}.jsonl", rows)
 
 
 def write_reward_model(model: Path, target: Path, seed: int = 0) -> None:
-    """A sequence classifier of the model with a head drawn from the seed, and a pad token that ends no text."""
-    if (target / "config.json").exists():
-        return
+    """A sequence classifier of the model with a head drawn from the seed and the model's own tokenizer.
+
+    Its config's pad token is one that ends no text, since transformers reads scores at the last token that isn't the pad token.
+    """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.pad_token = "<|endoftext|>"
     classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.bfloat16)
-    classifier.config.pad_token_id = tokenizer.pad_token_id
+    classifier.config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     classifier.score.weight.data.copy_(head_weight(classifier.config.hidden_size, seed))
     classifier.save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def write_reward_adapter(model: Path, target: Path, rank: int, seed: int = 0) -> None:
+    """The same reward model as an adapter on the policy's base: the adapter is fresh (B = 0), so the scores are equal."""
+    lora = LoraSpec(rank=rank, alpha=2.0 * rank, target_modules=TARGETS)
+    backbone = Backbone(ModelSpec(name=str(model), dtype="bfloat16", lora=lora), lm_head=False)
+    backbone.add_adapter("reward")
+    backbone.add_head("reward")
+    head = backbone.heads["reward"].get_parameter("weight")
+    head.data.copy_(head_weight(head.numel(), seed).view_as(head))
+    export_reward(backbone, target, merge=False)
 
 
 def _prompt(texts: Iterator[tuple[str, int]]) -> str:

@@ -1,14 +1,31 @@
 """PPO with TRL 1.12, the last release that has it: LoRA policy, a reward model and a value model of their own."""
 
+from typing import Any
+
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from benchmarks.peers.processes import report
 from benchmarks.workloads.settings import Settings
 from benchmarks.workloads.shared import fill_adapters, start
 from benchmarks.workloads.trl_offline import Watch, adapter, common_options, tokenizer_with_padding
+
+
+def count_tokens(pad_token_id: int) -> list[int]:
+    """Tokens of each rollout, stop tokens included: TRL logs none, so its cut behind the stop token is listened to."""
+    counts: list[int] = []
+    cut = ppo_trainer.truncate_response
+
+    def listen(*args: Any) -> Tensor:
+        responses: Tensor = cut(*args)
+        counts.append(int((responses != pad_token_id).sum()))
+        return responses
+
+    ppo_trainer.truncate_response = listen
+    return counts
 
 
 def main() -> None:
@@ -22,6 +39,7 @@ def main() -> None:
         for _ in ("reward", "value")
     ]
     watch = Watch("objective/scores")
+    counts = count_tokens(tokenizer.pad_token_id)
     trainer = PPOTrainer(
         args=PPOConfig(
             per_device_train_batch_size=settings.batch,
@@ -50,7 +68,8 @@ def main() -> None:
     )
     fill_adapters(trainer.model.named_parameters(), settings.seed)
     trainer.train()
-    report({"seconds": watch.clock.seconds(), "samples": settings.batch, "curve": watch.curve})
+    result = {"seconds": watch.clock.seconds(), "samples": settings.batch, "curve": watch.curve}
+    report({**result, "tokens": counts[1 : settings.steps]})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""lit_rlhf and its peers on the same work, side by side: `python benchmarks/compare.py [--quick]`.
+
+Each workload runs in fresh processes, peer and lit_rlhf in turn (A B A B); what is printed are ratios of medians. Runs are kept
+under the work directory, so that an interrupted comparison goes on where it stopped; `--fresh` forgets them. docs/PERFORMANCE.md
+says what each side is told.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python looks in this file's directory alone
+
+from benchmarks.comparison.inputs import make_inputs
+from benchmarks.comparison.machine import machine
+from benchmarks.comparison.markdown import find_place, insert, tables
+from benchmarks.comparison.results import compare
+from benchmarks.comparison.runner import Runner
+from benchmarks.comparison.workloads import OURS, WORKLOADS, Workload
+from benchmarks.peers.environments import versions_in
+
+_SHOWN = ("torch", "transformers", "peft", "lightning")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Command line of this file."""
+    options = _parse(args)
+    if options.markdown is not None:
+        find_place(options.markdown, "compare")  # before the work, not after it
+    workloads = [WORKLOADS[name] for name in WORKLOADS if name in options.workloads]
+    start = time.perf_counter()
+    inputs = make_inputs(options.root, options.work / "inputs")
+    versions = _environments(workloads, options.work)
+    prepared = time.perf_counter() - start
+    print(f"Model, rows and environments: {prepared:.0f} s. Now the runs.", flush=True)
+    runner = Runner(options.work, inputs, options.threads, options.quick, say=lambda line: print(line, flush=True))
+    if options.fresh:
+        runner.ledger.forget()
+    results: dict[str, Any] = {"quick": options.quick, "pairs": options.pairs, "versions": versions}
+    results["machine"] = machine(options.threads, runner.peaks())
+    runs = runner.timed(workloads, options.pairs)
+    runner.judge_generations(runs)
+    learning = runner.learning(workloads)
+    walls = [run.wall_seconds for side in runs.values() for run in side] + [
+        run.wall_seconds for run in learning.values()
+    ]
+    results["seconds"] = {"environments": prepared, "runs": sum(walls)}
+    results["workloads"] = {workload.name: compare(workload, runs, learning) for workload in workloads}
+    text = tables(results)
+    print(f"\n{text}")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if options.markdown is not None:
+        insert(options.markdown, "compare", text)
+
+
+def _environments(workloads: Sequence[Workload], work: Path) -> dict[str, dict[str, str]]:
+    """Make those that are missing; versions by name."""
+    versions = {OURS: versions_in(sys.executable, _SHOWN)}
+    for environment in dict.fromkeys(workload.peer.environment for workload in workloads):
+        if environment is not None:
+            environment.make(work)
+            versions[environment.name] = environment.versions(work)
+    return versions
+
+
+def _parse(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python benchmarks/compare.py", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="one pair of few small steps: whether it works, not how fast it is"
+    )
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), metavar="NAME")
+    parser.add_argument("--pairs", type=int, help="runs of each side (default: 3, quick: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results here")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables here, between its marks if it has any"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="environments, logs and runs"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs/human_sentiment"), metavar="DIR", help="model and reviews"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="cores and threads of each process")
+    parser.add_argument("--fresh", action="store_true", help="forget the runs made before with these settings")
+    options = parser.parse_args(args)
+    options.pairs = options.pairs or (1 if options.quick else 3)
+    options.work = options.work.resolve()
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The model, the rows and the reward models of all workloads: made once under `<work dir>/inputs`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from benchmarks.comparison.ledger import digest
+from benchmarks.human_sentiment.prepare import Recipe, prepare
+from benchmarks.workloads import rows
+from benchmarks.workloads.settings import Settings
+
+_SENTENCE_ENDS = (".", "!", "?")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What workloads read.
+
+    Attributes:
+        model: Directory of the language model.
+        folder: Of everything else.
+        stop_tokens: Ids that end a completion where lengths vary: EOS and the ends of sentences.
+    """
+
+    model: Path
+    folder: Path
+    stop_tokens: tuple[int, ...]
+
+    def settings(self, workload: str, told: dict[str, Any], threads: int) -> Settings:
+        """What a script is told."""
+        rest = {name: value for name, value in told.items() if name not in ("data", "stops", "workload")}
+        return Settings(
+            workload=told.get("workload", workload),
+            model=str(self.model),
+            data=str(self.folder / f"{told['data']}.jsonl"),
+            reward_model=str(
+                self.folder / ("reward_adapter" if told.get("workload") == "ppo_defaults" else "reward_model")
+            ),
+            stop_tokens=self.stop_tokens if told.get("stops") else (),
+            threads=threads,
+            **rest,
+        )
+
+
+def make_inputs(root: Path, folder: Path) -> Inputs:
+    """What is missing is made.
+
+    Args:
+        root: Of benchmarks/human_sentiment: its model and data, which are fetched where they are missing.
+        folder: To write to.
+    """
+    root, folder = root.resolve(), folder.resolve()
+    model, reviews = root / "model", root / "data" / "pairs_train.jsonl"
+    if not (model / "config.json").is_file() or not reviews.is_file():
+        prepare(root, root / "downloads", Recipe())
+    stamp = folder / "complete.json"
+    recipe = {"model": str(model), "rank": Settings.rank, "code": digest([Path(rows.__file__)])}
+    if not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8")) != recipe:
+        rows.write_rows(reviews, model, folder)
+        rows.write_reward_model(model, folder / "reward_model")
+        rows.write_reward_adapter(model, folder / "reward_adapter", Settings.rank)
+        stamp.write_text(json.dumps(recipe), encoding="utf-8")
+    return Inputs(model, folder, _stop_tokens(model))
+
+
+def _stop_tokens(model: Path) -> tuple[int, ...]:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return tuple(sorted({tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(_SENTENCE_ENDS))}))

@@ -1,0 +1,120 @@
+"""Results as tables, and their place in a document."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """All tables of a comparison."""
+    workloads = results["workloads"].items()
+    parts = [_about(results), _table(_COMPARISON, [_comparison(name, entry) for name, entry in workloads])]
+    used = [row for name, entry in workloads for row in _utilisation(name, entry)]
+    if used:
+        parts += ["Share of the bfloat16 matrix-product peak that lit_rlhf reaches:", _table(_UTILISATION, used)]
+    parts += ["Same work:", _table(_PARITY, [_parity(name, entry["parity"]) for name, entry in workloads])]
+    return "\n\n".join(parts) + "\n"
+
+
+def insert(document: Path, name: str, text: str) -> None:
+    """Put a text at the place of that name; a document that isn't there becomes the text."""
+    place = find_place(document, name)
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_text(text if place is None else f"{place[0]}\n\n{text.strip()}\n\n{place[1]}", encoding="utf-8")
+
+
+def find_place(document: Path, name: str) -> tuple[str, str] | None:
+    """What stands before and after the place: up to `<!-- name:begin -->` and from `<!-- name:end -->` on, the marks included.
+
+    None if the document isn't there.
+
+    Raises:
+        ValueError: The document has no such place.
+    """
+    if not document.is_file():
+        return None
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    text = document.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{document} needs one line {begin} and after it one line {end}, between which tables go.")
+    return text.split(begin)[0] + begin, end + text.split(end)[1]
+
+
+_COMPARISON = (
+    "workload", "peer", "peer's", "ours", "ratio (least to most of a pair)", "goal", "peak GB, peer's", "ours", "ratio", "goal",
+)  # fmt: skip
+_UTILISATION = ("workload", "phase", "GFLOP a step", "seconds a step", "GFLOP/s", "share of peak")
+_PARITY = ("workload", "compared", "result", "agree")
+
+
+def _about(results: Mapping[str, Any]) -> str:
+    machine = results["machine"]
+    peaks = ", ".join(f"{name} {value:.0f}" for name, value in machine["matmul_gflops"].items())
+    pairs = "1 pair" if results["pairs"] == 1 else f"{results['pairs']} pairs"
+    about = (
+        f"{machine['cpu']}; {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gigabytes']} GB. "
+        f"Matrix product, GFLOP/s: {peaks}. {pairs} of runs{', quick settings' if results['quick'] else ''}; "
+        f"{results['seconds']['runs'] / 60:.0f} minutes."
+    )
+    lines = [about, ""]
+    for name, versions in results["versions"].items():
+        lines.append(f"- {name}: {', '.join(f'{package} {version}' for package, version in versions.items())}")
+    return "\n".join(lines)
+
+
+def _comparison(name: str, entry: Mapping[str, Any]) -> list[str]:
+    goals, ours, peer = entry["goals"], entry["ours"], entry["peer"]
+    least, most = entry["throughput_ratio_range"]
+    return [
+        f"`{name}`, {entry['unit']}",
+        peer["name"],
+        _spread(peer["samples_per_second"]),
+        _spread(ours["samples_per_second"]),
+        f"**{entry['throughput_ratio']:.2f}** ({least:.2f} to {most:.2f})",
+        f"{goals['throughput_ratio']:g}" if "throughput_ratio" in goals else "",
+        f"{peer['peak_gigabytes']['median']:.2f}",
+        f"{ours['peak_gigabytes']['median']:.2f}",
+        f"**{entry['memory_ratio']:.2f}**",
+        f"{goals['memory_ratio']:g}" if "memory_ratio" in goals else "",
+    ]
+
+
+def _utilisation(name: str, entry: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [
+            f"`{name}`",
+            phase,
+            f"{used['gflop_per_step']:.0f}",
+            f"{used['seconds_per_step']['median']:.2f}",
+            f"{used['gflops_per_second']['median']:.0f}",
+            _spread(used["share_of_peak"]),
+        ]
+        for phase, used in entry["utilisation"].items()
+    ]
+
+
+def _parity(name: str, check: Mapping[str, Any]) -> list[str]:
+    if check["kind"] == "loss curves":
+        text = f"largest difference {check['worst']:.4f}, tolerance {check['tolerance']:g}; {len(check['ours'])} steps"
+    elif check["kind"] == "rewards" and "our_mean" in check:
+        text = (
+            f"ours {check['our_mean']:.3f}, peer's {check['peer_mean']:.3f} ± {check['peer_deviation']:.3f}; "
+            f"second half of {len(check['ours'])} steps"
+        )
+    elif check["kind"] == "generations":
+        text = (
+            f"regret {check['our_regret']:.4f} and {check['peer_regret']:.4f} nats, at most {check['most_regret']:g}; mean length "
+            f"{check['our_mean_length']:.1f} and {check['peer_mean_length']:.1f}"
+        )
+    else:
+        text = "no steps to compare"
+    return [f"`{name}`", str(check["kind"]), text, "yes" if check["ok"] else "**no**"]
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    median, least, most = (f"{values[name]:.3g}" for name in ("median", "min", "max"))
+    return median if least == most else f"{median} ({least} to {most})"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))

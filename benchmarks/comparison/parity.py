@@ -1,0 +1,45 @@
+"""Whether both sides did the same work. Each check is a dictionary for the report, whose `ok` says how it went."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+from typing import Any
+
+Check = dict[str, Any]
+
+
+def curves(ours: Sequence[float], theirs: Sequence[float], tolerance: float) -> Check:
+    """Losses step by step: |ours - theirs| may be `tolerance` times the larger of 1 and the peer's."""
+    same = len(ours) == len(theirs) and len(ours) > 0
+    errors = [abs(a - b) / max(1.0, abs(b)) for a, b in zip(ours, theirs, strict=False)]
+    worst = max((error if math.isfinite(error) else math.inf for error in errors), default=math.inf)
+    check = {"kind": "loss curves", "tolerance": tolerance, "worst": worst, "ours": list(ours), "peer": list(theirs)}
+    return check | {"ok": same and worst <= tolerance}
+
+
+def rewards(ours: Sequence[float], theirs: Sequence[float]) -> Check:
+    """Mean reward over the second half of the steps: ours may lie below the peer's by its deviation over those steps."""
+    late, peer_late = (list(curve)[len(curve) // 2 :] for curve in (ours, theirs))
+    if not late or not peer_late:
+        return {"kind": "rewards", "ok": False, "ours": list(ours), "peer": list(theirs)}
+    spread = pstdev(peer_late)
+    values = {"our_mean": fmean(late), "peer_mean": fmean(peer_late), "peer_deviation": spread}
+    ok = values["our_mean"] >= values["peer_mean"] - spread
+    return {"kind": "rewards", "ok": ok, **values, "ours": list(ours), "peer": list(theirs)}
+
+
+def generations(
+    our_regret: float,
+    their_regret: float,
+    our_lengths: Sequence[float],
+    their_lengths: Sequence[float],
+    most_regret: float,
+    length_tolerance: float,
+) -> Check:
+    """Regret of greedy completions, in nats a token (benchmarks/workloads/regret.py), and mean lengths of sampled ones."""
+    found = {"our_regret": our_regret, "peer_regret": their_regret}
+    found |= {"our_mean_length": fmean(our_lengths), "peer_mean_length": fmean(their_lengths)}
+    difference = abs(found["our_mean_length"] / found["peer_mean_length"] - 1.0)
+    ok = our_regret <= most_regret and their_regret <= most_regret and difference <= length_tolerance
+    limits = {"most_regret": most_regret, "length_tolerance": length_tolerance}
+    return {"kind": "generations", "ok": ok, **found, **limits}

@@ -1,0 +1,77 @@
+"""From runs to results: ratios, parity and utilisation, as one dictionary for JSON."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.comparison.ledger import Measured
+from benchmarks.comparison.spread import Spread, ratio
+from benchmarks.comparison.workloads import Side, Workload
+
+Runs = Mapping[tuple[str, str], Sequence[Measured]]
+Learning = Mapping[tuple[str, str], Measured]
+
+
+def compare(workload: Workload, runs: Runs, learning: Learning) -> dict[str, Any]:
+    """One workload's entry.
+
+    Args:
+        workload: What was compared.
+        runs: Timed runs by group and side.
+        learning: Longer runs by group and side; where there are none, the timed ones tell whether the sides agree.
+    """
+    ours, theirs = runs[workload.group, workload.ours.key], runs[workload.group, workload.peer.key]
+    longer = [learning.get((workload.group, side.key)) for side in (workload.ours, workload.peer)]
+    judged = ([longer[0]], [longer[1]]) if longer[0] and longer[1] else (ours, theirs)
+    throughput = ratio([run.samples_per_second for run in ours], [run.samples_per_second for run in theirs])
+    memory = ratio([run.peak_bytes for run in ours], [run.peak_bytes for run in theirs])
+    result = {
+        "unit": f"{workload.unit}/s",
+        "throughput_ratio": throughput.median,
+        "throughput_ratio_range": [throughput.min, throughput.max],
+        "memory_ratio": memory.median,
+        "memory_ratio_range": [memory.min, memory.max],
+        "goals": dict(workload.goals),
+        "ours": _side(workload.ours, ours),
+        "peer": _side(workload.peer, theirs),
+        "parity": workload.check(*judged),
+        "utilisation": utilisation(ours),
+    }
+    tokens = [[run.tokens_per_second for run in side] for side in (ours, theirs)]
+    if all(rate is not None for side in tokens for rate in side):
+        found = ratio(*[[float(rate or 0) for rate in side] for side in tokens])
+        result |= {"tokens_ratio": found.median, "tokens_ratio_range": [found.min, found.max]}
+    return result
+
+
+def utilisation(runs: Sequence[Measured]) -> dict[str, Any]:
+    """By phase whose arithmetic is counted: share of the bfloat16 peak of the run's own process, and what it is made of."""
+    found: dict[str, Any] = {}
+    for phase in runs[0].result["flops"][0] if runs[0].result.get("flops") else ():
+        shares, rates, seconds = [], [], []
+        for run in runs:
+            flops = sum(step[phase] for step in run.result["flops"])
+            spent = sum(step[phase] for step in run.result["phases"])
+            shares.append(flops / spent / run.result["peaks"]["bfloat16"])
+            rates.append(flops / spent / 1e9)
+            seconds.append(spent / len(run.result["phases"]))
+        found[phase] = {
+            "share_of_peak": Spread.of(shares).as_dict(),
+            "gflops_per_second": Spread.of(rates).as_dict(),
+            "seconds_per_step": Spread.of(seconds).as_dict(),
+            "gflop_per_step": sum(s[phase] for s in runs[0].result["flops"]) / len(runs[0].result["flops"]) / 1e9,
+        }
+    return found
+
+
+def _side(side: Side, runs: Sequence[Measured]) -> dict[str, Any]:
+    tokens = [rate for run in runs if (rate := run.tokens_per_second) is not None]
+    steps = [seconds for run in runs for seconds in run.result["seconds"]]
+    return {
+        "name": side.label,
+        "runs": len(runs),
+        "samples_per_second": Spread.of([run.samples_per_second for run in runs]).as_dict(),
+        "tokens_per_second": Spread.of(tokens).as_dict() if tokens else None,
+        "seconds_per_step": Spread.of(steps).as_dict(),
+        "peak_gigabytes": Spread.of([run.peak_gigabytes for run in runs]).as_dict(),
+        "wall_seconds": Spread.of([run.wall_seconds for run in runs]).as_dict(),
+    }

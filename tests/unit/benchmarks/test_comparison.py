@@ -1,0 +1,208 @@
+"""benchmarks/comparison: pairing, ratios, parity, what is kept of an interrupted comparison, and the report."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.comparison import parity
+from benchmarks.comparison.inputs import Inputs
+from benchmarks.comparison.ledger import Measured
+from benchmarks.comparison.machine import cpu_model, machine
+from benchmarks.comparison.markdown import insert, tables
+from benchmarks.comparison.results import compare, utilisation
+from benchmarks.comparison.runner import Runner, alternate
+from benchmarks.comparison.spread import Spread, ratio
+from benchmarks.comparison.workloads import GROUPS, WORKLOADS, Side, sides_of
+from benchmarks.peers.processes import Run
+from benchmarks.workloads.regret import regrets
+from lit_rlhf.testing.models import make_tiny_model
+from lit_rlhf.testing.tokenizers import make_tokenizer
+
+
+def run(seconds: float, *, samples: int = 8, gigabytes: float = 1.0, **more: object) -> Measured:
+    return Measured({"seconds": [seconds] * 2, "samples": samples, **more}, 3 * seconds, round(gigabytes * 1e9))
+
+
+def lit_run(seconds: float, curve: Sequence[float] = (0.7, 0.6)) -> Measured:
+    """Two steps of 1e12 FLOPs each, on a machine that does 1e12 a second."""
+    flops, phases = [{"update": 1e12}] * 2, [{"update": seconds, "other": 9.0}] * 2
+    peaks = {"bfloat16": 1e12, "float32": 2e11}
+    return run(seconds, gigabytes=2.0, curve=list(curve), flops=flops, phases=phases, peaks=peaks)
+
+
+def test_the_ratio_is_of_medians_and_its_range_of_pairs() -> None:
+    found = ratio([10.0, 20.0, 60.0], [5.0, 20.0, 10.0])
+    assert found == Spread(20.0 / 10.0, 1.0, 6.0)
+    with pytest.raises(ValueError, match="2 runs of ours and 1 of the peer's"):
+        ratio([1.0, 2.0], [1.0])
+
+
+def test_sides_take_turns_and_a_peer_of_two_comparisons_runs_once() -> None:
+    workloads = [WORKLOADS[name] for name in ("ppo", "ppo_defaults", "dpo")]
+    sides = sides_of(workloads)
+    assert [side.key for side in sides["ppo"]] == ["trl", "lit", "lit-defaults"]
+    assert [side.key for side in sides["dpo"]] == ["trl", "lit"]
+    order: list[tuple[str, int]] = []
+
+    def note(side: Side, i: int) -> Measured:
+        order.append((side.key, i))
+        return run(1.0)
+
+    found = alternate(sides["dpo"], 2, note)
+    assert order == [("trl", 0), ("lit", 0), ("trl", 1), ("lit", 1)]
+    assert [side.key for side, _ in found] == ["trl", "lit", "trl", "lit"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ok"),
+    [
+        ([0.693, 0.6], [0.693, 0.61], True),
+        ([0.693, 0.6], [0.693, 0.64], False),
+        ([4.0, 3.9], [4.0, 4.0], True),  # relative where losses exceed 1
+        ([0.693], [0.693, 0.6], False),
+        ([0.693, math.nan], [0.693, 0.6], False),
+        ([], [], False),
+    ],
+)
+def test_loss_curves_agree_step_by_step(ours: list[float], theirs: list[float], ok: bool) -> None:
+    assert parity.curves(ours, theirs, 0.03)["ok"] is ok
+
+
+@pytest.mark.parametrize(
+    ("ours", "ok"), [([0.0, 0.0, 1.0, 2.0], True), ([9.0, 9.0, 0.9, 1.1], True), ([9.0, 9.0, 0.9, 1.05], False)]
+)
+def test_rewards_reach_the_peers_late_mean_less_its_deviation(ours: list[float], ok: bool) -> None:
+    found = parity.rewards(ours, [0.0, 0.0, 1.0, 2.0])  # late: 1.5 ± 0.5
+    assert (found["peer_mean"], found["peer_deviation"]) == (1.5, 0.5)
+    assert found["ok"] is ok
+
+
+def test_generations_agree_by_regret_and_length() -> None:
+    assert parity.generations(0.01, 0.015, [10.0], [10.0], 0.02, 0.25)["ok"]
+    assert not parity.generations(0.03, 0.0, [10.0], [10.0], 0.02, 0.25)["ok"]
+    assert not parity.generations(0.0, 0.03, [10.0], [10.0], 0.02, 0.25)["ok"]
+    assert not parity.generations(0.0, math.nan, [10.0], [10.0], 0.02, 0.25)["ok"]
+    assert not parity.generations(0.0, 0.0, [14.0], [10.0], 0.02, 0.25)["ok"]
+
+
+def test_greedy_tokens_have_no_regret_and_others_what_they_lack() -> None:
+    model = make_tiny_model(make_tokenizer())
+    prompts = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    logits = model(input_ids=prompts).logits[:, -1]
+    best, least = logits.argmax(-1), logits.argmin(-1)
+    assert regrets(model, prompts, best[:, None]).tolist() == [[0.0], [0.0]]
+    gap = logits.log_softmax(-1).amax(-1) - logits.log_softmax(-1).amin(-1)
+    torch.testing.assert_close(regrets(model, prompts, least[:, None])[:, 0], gap.detach())
+
+
+def test_utilisation_counts_the_phase_alone() -> None:
+    found = utilisation([lit_run(2.0), lit_run(4.0)])
+    assert set(found) == {"update"}
+    assert found["update"]["share_of_peak"] == {"median": 0.375, "min": 0.25, "max": 0.5}
+    assert found["update"]["gflop_per_step"] == 1000.0
+
+
+def test_an_entry_has_ratios_spread_parity_and_utilisation_and_is_json() -> None:
+    ours = [lit_run(1.0), lit_run(2.0), lit_run(1.0)]
+    theirs = [run(4.0, gigabytes=4.0, curve=[0.7, 0.6]) for _ in range(3)]
+    workload = WORKLOADS["dpo"]
+    entry = compare(workload, {("dpo", "lit"): ours, ("dpo", "trl"): theirs}, {})
+    assert entry["throughput_ratio"] == 4.0
+    assert entry["throughput_ratio_range"] == [2.0, 4.0]
+    assert entry["memory_ratio"] == 0.5
+    assert entry["parity"]["ok"] is True
+    assert entry["ours"]["samples_per_second"] == {"median": 8.0, "min": 4.0, "max": 8.0}
+    assert entry["peer"]["tokens_per_second"] is None
+    assert "tokens_ratio" not in entry
+    assert json.loads(json.dumps(entry)) == entry
+
+
+def test_rewards_are_judged_by_the_longer_runs_where_there_are_some() -> None:
+    runs = {("ppo", side): [lit_run(1.0, curve=[0.0, 0.0])] for side in ("lit", "trl")}
+    longer = {("ppo", "lit"): lit_run(1.0, curve=[0.0, 5.0]), ("ppo", "trl"): lit_run(1.0, curve=[0.0, 4.0])}
+    entry = compare(WORKLOADS["ppo"], runs, longer)
+    assert (entry["parity"]["our_mean"], entry["parity"]["peer_mean"]) == (5.0, 4.0)
+
+
+def test_the_report_has_a_row_for_each_workload_and_goes_between_its_marks(tmp_path: Path) -> None:
+    runs = {("dpo", "lit"): [lit_run(1.0)], ("dpo", "trl"): [run(4.0, gigabytes=4.0, curve=[0.7, 9.0])]}
+    about = machine(2, {"float32": 2e11, "bfloat16": 8e11})
+    seconds = {"runs": 60.0, "environments": 1.0}
+    text = tables(
+        {
+            "quick": True,
+            "pairs": 1,
+            "machine": about,
+            "versions": {"lit_rlhf": {"torch": "2.13.0"}},
+            "seconds": seconds,
+            "workloads": {"dpo": compare(WORKLOADS["dpo"], runs, {})},
+        }
+    )
+    rows = [line for line in text.splitlines() if line.startswith("| `dpo`")]
+    assert len(rows) == 3
+    assert "**4.00** (4.00 to 4.00) | 5 |" in rows[0]
+    assert rows[2].endswith("| **no** |")
+    document = tmp_path / "doc.md"
+    document.write_text("# A\n\n<!-- compare:begin -->\nold\n<!-- compare:end -->\n\nrest\n", encoding="utf-8")
+    for _ in range(2):
+        insert(document, "compare", text)
+    found = document.read_text(encoding="utf-8")
+    assert found.count("| `dpo`") == 3
+    assert "old" not in found
+    assert found.startswith("# A\n\n<!-- compare:begin -->")
+    assert found.endswith("<!-- compare:end -->\n\nrest\n")
+    with pytest.raises(ValueError, match="scaling:begin"):
+        insert(document, "scaling", text)
+    assert document.read_text(encoding="utf-8") == found
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """With real processes; the command is a tiny one in place of a workload's script."""
+    workload, said, broken = WORKLOADS["rloo"], [], [False]
+
+    class Tiny(Runner):
+        def step(self, command: Sequence[str | Path], log: Path) -> Run:
+            if "lit-1" in log.name and broken[0]:
+                raise KeyboardInterrupt
+            result = 'RESULT {"seconds": [0.5], "samples": 4, "curve": [1.0]}'
+            return super().step([sys.executable, "-c", f"print('{result}')"], log)
+
+    runner = Tiny(tmp_path, Inputs(tmp_path, tmp_path, (2,)), 1, quick=True, say=said.append)
+    broken[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        runner.timed([workload], 2)
+    assert [line.split(":")[0] for line in said] == ["rloo-trl-0", "rloo-lit-0", "rloo-trl-1"]
+    said.clear()
+    broken[0] = False
+    runs = runner.timed([workload], 2)
+    assert ["kept" in line for line in said] == [True, True, True, False]
+    assert [run.samples_per_second for run in runs["rloo", "lit"]] == [8.0, 8.0]
+    assert all(run.peak_bytes > 1e6 for side in runs.values() for run in side)
+    kept = runner.one("rloo", workload.ours, GROUPS["rloo"].settings(quick=True) | {"lr": 9.0}, "0")
+    assert "kept" not in said[-1], "another recipe is another run"
+    assert kept.samples_per_second == 8.0
+    runner.ledger.forget()
+    assert not list(runner.ledger.folder.glob("*.json"))
+
+
+def test_the_cpu_is_named_with_what_matters_to_bfloat16() -> None:
+    text = "processor\t: 0\nmodel name\t: Some CPU\ncpu family\t: 25\nmodel\t\t: 17\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\n"
+    assert cpu_model(text) == "Some CPU, family 25, model 17, avx512_bf16"
+
+
+def test_every_workload_has_settings_that_a_script_takes(tmp_path: Path) -> None:
+    inputs = Inputs(tmp_path, tmp_path, (0, 2))
+    for workload in WORKLOADS.values():
+        group = GROUPS[workload.group]
+        for told in (group.settings(quick=True), group.settings(quick=False), group.full | (group.learning or {})):
+            settings = inputs.settings(workload.group, told | workload.ours.options, 2)
+            assert settings.steps >= 2, "the first step isn't timed"
+            assert bool(settings.stop_tokens) is (workload.group == "generate_varied")
+    assert inputs.settings("ppo", GROUPS["ppo"].full, 2).reward_model.endswith("reward_model")
+    defaults = GROUPS["ppo"].full | WORKLOADS["ppo_defaults"].ours.options
+    assert inputs.settings("ppo", defaults, 2).reward_model.endswith("reward_adapter")
