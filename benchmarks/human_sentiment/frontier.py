@@ -5,8 +5,8 @@
 Needs `sft/export` and `reward/export` of run.sh under the root; makes the pairs (`policy_pairs.py`) if they are missing. Each
 method and beta is one run of `lit-rlhf fit` in a process of its own with one thread, under `<root>/frontier/<method>-<beta>`, and
 is judged as `evaluate.py` does: gold is vaderSentiment, KL is to the initial policy. Best-of-n isn't trained: of n completions
-of the initial policy the reward model picks one, and the KL is its formula (`measures.best_of_n_kl`). What is there already is
-kept: start it again, with other betas, and it goes on. Writes `<root>/frontier/frontier.json` and the figure.
+of the initial policy the reward model picks one, and the KL is the upper bound log n - (n-1)/n, which is met where no two score
+alike. What is there already is kept: start it again, with other betas, and it goes on. Writes `<root>/frontier/frontier.json` and the figure.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from benchmarks.human_sentiment.measures import (
     Measurement,
     Samples,
     best_of_n,
-    best_of_n_kl,
     judge_samples,
     load_policy,
     summarize,
 )
 from benchmarks.human_sentiment.sweep import METHODS, place_of, train_all
+from lit_rlhf.functional import best_of_n_kl
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.rewards import ModelReward
 

@@ -1,6 +1,5 @@
 """What is measured of a policy and of a reward model, by the library's own engine, rewards and metrics."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,19 +125,6 @@ def best_of_n(samples: Samples, group: int, n: int, reward: str = "reward") -> S
         [{'reward': 2.0}, {'reward': 4.0}]
     """
     return [max(samples[i : i + n], key=lambda row: row[reward]) for i in range(0, len(samples), group)]
-
-
-def best_of_n_kl(n: int) -> float:
-    """KL of best-of-n to the policy that it draws from: log n - (n-1)/n nats.
-
-    An upper bound (arXiv:2401.01879), which is met where no two of the n are alike: each completion has a small chance and
-    a score of its own.
-
-    Example:
-        >>> round(best_of_n_kl(4), 3)
-        0.636
-    """
-    return math.log(n) - (n - 1) / n
 
 
 def summarize(samples: Samples, reward_names: Sequence[str]) -> dict[str, float]:

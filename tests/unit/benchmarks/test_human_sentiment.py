@@ -23,7 +23,6 @@ from benchmarks.human_sentiment.download import Package, fetch
 from benchmarks.human_sentiment.measures import (
     accuracy_by_difference,
     best_of_n,
-    best_of_n_kl,
     judge_samples,
     summarize,
 )
@@ -226,17 +225,6 @@ def test_best_of_n_takes_the_best_of_the_first_n_of_each_prompt() -> None:
     samples = [{"reward": reward} for reward in (1.0, 3.0, 9.0, 2.0, 5.0, 4.0)]
     assert best_of_n(samples, group=3, n=2) == [{"reward": 3.0}, {"reward": 5.0}]
     assert best_of_n(samples, group=3, n=3) == [{"reward": 9.0}, {"reward": 5.0}]
-
-
-@pytest.mark.parametrize("n", [1, 2, 16])
-def test_kl_of_best_of_n_is_met_by_many_completions_and_bounds_few(n: int) -> None:
-    def exact(completions: int) -> float:
-        """Equally likely completions in the order of their rewards."""
-        chances = [((i + 1) / completions) ** n - (i / completions) ** n for i in range(completions)]
-        return sum(p * math.log(p * completions) for p in chances if p > 0)
-
-    assert best_of_n_kl(n) == pytest.approx(exact(20_000), abs=1e-3)
-    assert exact(3) <= best_of_n_kl(n)
 
 
 @pytest.mark.parametrize("name", sweep.METHODS)
