@@ -6,7 +6,8 @@ Needs `sft/export` and `reward/export` of run.sh under the root; makes the pairs
 method and beta is one run of `lit-rlhf fit` in a process of its own with one thread, under `<root>/frontier/<method>-<beta>`, and
 is judged as `evaluate.py` does: gold is vaderSentiment, KL is to the initial policy. Best-of-n isn't trained: of n completions
 of the initial policy the reward model picks one, and the KL is the upper bound log n - (n-1)/n, which is met where no two score
-alike. What is there already is kept: start it again, with other betas, and it goes on. Writes `<root>/frontier/frontier.json` and the figure.
+alike. What is there already is kept: start it again, with other betas, and it goes on. Writes `<root>/frontier/frontier.json`
+and the figure.
 """
 
 import argparse
