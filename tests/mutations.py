@@ -25,10 +25,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 _FUNCTIONAL = "tests/unit/functional"
 _CLASSES = "tests/unit/objectives/test_preference_losses.py"
+_MORE_CLASSES = "tests/unit/objectives/test_preference_state.py"
 TESTS = {
     "functional/pairwise_losses": (f"{_FUNCTIONAL}/test_pairwise_losses.py", _CLASSES),
-    "functional/pointwise_losses.py": (f"{_FUNCTIONAL}/test_pointwise_losses.py", _CLASSES),
-    "functional/listwise_losses.py": (f"{_FUNCTIONAL}/test_listwise_losses.py", _CLASSES),
+    "functional/pointwise_losses.py": (f"{_FUNCTIONAL}/test_pointwise_losses.py", _MORE_CLASSES),
+    "functional/listwise_losses.py": (f"{_FUNCTIONAL}/test_listwise_losses.py", _MORE_CLASSES),
     "functional/reward_losses.py": (f"{_FUNCTIONAL}/test_reward_losses.py",),
     "functional/policy_losses.py": (f"{_FUNCTIONAL}/test_policy_losses.py", "tests/unit/objectives/test_surrogates.py"),
     "functional/kl.py": (f"{_FUNCTIONAL}/test_kl.py",),
@@ -38,8 +39,8 @@ TESTS = {
 """What is mutated, and the tests that belong to it."""
 REFERENCES = {
     "objectives/pairwise/base.py": ("self.logprobs - self.ref_logprobs", _CLASSES),
-    "objectives/listwise.py": ("self.logprobs - self.ref_logprobs", _CLASSES),
-    "objectives/pointwise.py": ("policy.logprobs - reference.logprobs", _CLASSES),
+    "objectives/listwise.py": ("self.logprobs - self.ref_logprobs", _MORE_CLASSES),
+    "objectives/pointwise.py": ("policy.logprobs - reference.logprobs", _MORE_CLASSES),
 }
 """Where the reference is subtracted for every loss of a kind."""
 _PYTEST = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
