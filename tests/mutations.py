@@ -32,7 +32,7 @@ TESTS = {
     "functional/listwise_losses.py": (f"{_FUNCTIONAL}/test_listwise_losses.py", _MORE_CLASSES),
     "functional/reward_losses.py": (f"{_FUNCTIONAL}/test_reward_losses.py",),
     "functional/policy_losses.py": (f"{_FUNCTIONAL}/test_policy_losses.py", "tests/unit/objectives/test_surrogates.py"),
-    "functional/kl.py": (f"{_FUNCTIONAL}/test_kl.py",),
+    "functional/kl.py": (f"{_FUNCTIONAL}/test_kl.py", f"{_FUNCTIONAL}/test_invariances.py"),
     "functional/advantages.py": (f"{_FUNCTIONAL}/test_advantages.py",),
     "functional/rewards.py": (f"{_FUNCTIONAL}/test_rewards.py",),
 }
