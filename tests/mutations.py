@@ -2,38 +2,49 @@
 
     python tests/mutations.py [names of functions or files ...] [--list]
 
-For every function of the pairwise, pointwise, listwise and reward losses, each of four mutations that applies to its source is
-made in a temporary copy of the package, and the tests of its file run there: a sign flipped, the mask dropped, a mean for a sum
-(or a sum for a mean), the reference forgotten. The reference is subtracted in one place for all losses of a kind, which is mutated
-too. Prints which test went red; ends with 1 when a mutant survives.
+For every function of the preference, reward and policy losses, advantages and KL estimators, each of four mutations that
+applies to its source is made in a temporary copy of the package, and the tests of its file run there: a sign flipped, the mask
+dropped, a mean for a sum (or a sum for a mean), the reference forgotten. The reference is subtracted in one place for all
+preference losses of a kind, which is mutated too. Prints which test went red; ends with 1 when a mutant survives.
 """
 
 import argparse
 import ast
+import importlib
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 _FUNCTIONAL = "tests/unit/functional"
 _CLASSES = "tests/unit/objectives/test_preference_losses.py"
+_MORE_CLASSES = "tests/unit/objectives/test_preference_state.py"
 TESTS = {
     "functional/pairwise_losses": (f"{_FUNCTIONAL}/test_pairwise_losses.py", _CLASSES),
-    "functional/pointwise_losses.py": (f"{_FUNCTIONAL}/test_pointwise_losses.py", _CLASSES),
-    "functional/listwise_losses.py": (f"{_FUNCTIONAL}/test_listwise_losses.py", _CLASSES),
+    "functional/pointwise_losses.py": (f"{_FUNCTIONAL}/test_pointwise_losses.py", _MORE_CLASSES),
+    "functional/listwise_losses.py": (f"{_FUNCTIONAL}/test_listwise_losses.py", _MORE_CLASSES),
     "functional/reward_losses.py": (f"{_FUNCTIONAL}/test_reward_losses.py",),
+    "functional/policy_losses.py": (f"{_FUNCTIONAL}/test_policy_losses.py", "tests/unit/objectives/test_surrogates.py"),
+    "functional/kl.py": (f"{_FUNCTIONAL}/test_kl.py", f"{_FUNCTIONAL}/test_invariances.py"),
+    "functional/advantages.py": (f"{_FUNCTIONAL}/test_advantages.py",),
+    "functional/rewards.py": (f"{_FUNCTIONAL}/test_rewards.py",),
 }
 """What is mutated, and the tests that belong to it."""
 REFERENCES = {
     "objectives/pairwise/base.py": ("self.logprobs - self.ref_logprobs", _CLASSES),
-    "objectives/listwise.py": ("self.logprobs - self.ref_logprobs", _CLASSES),
-    "objectives/pointwise.py": ("policy.logprobs - reference.logprobs", _CLASSES),
+    "objectives/listwise.py": ("self.logprobs - self.ref_logprobs", _MORE_CLASSES),
+    "objectives/pointwise.py": ("policy.logprobs - reference.logprobs", _MORE_CLASSES),
 }
 """Where the reference is subtracted for every loss of a kind."""
+_PYTEST = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+_CRASHED = 70
 _SWAPS = {"sum": "mean", "mean": "sum", "masked_sum": "masked_mean", "masked_mean": "masked_sum"}
 
 
@@ -172,21 +183,52 @@ def _overwrite(function: ast.FunctionDef, part: str, value: str) -> bool:
 
 
 def run(mutant: Mutant, copy: Path) -> str | None:
-    """The first test that went red in the copy; None if the mutant survives."""
-    file = copy / "lit_rlhf" / mutant.file
+    """The first test that went red in the copy; None if the mutant survives.
+
+    A child of this process runs them, which has imported what is slow to import: a mutant costs seconds.
+    """
+    file, log = copy / "lit_rlhf" / mutant.file, copy / "log.txt"
     original = file.read_text(encoding="utf-8")
     file.write_text(mutant.source, encoding="utf-8")
-    try:
-        words = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *mutant.tests]
-        done = subprocess.run(words, cwd=copy, capture_output=True, text=True, check=False)
-    finally:
-        file.write_text(original, encoding="utf-8")
-    if done.returncode == 0:
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        _test_in_child(mutant.tests, copy, log)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    file.write_text(original, encoding="utf-8")
+    if code == 0:
         return None
-    red = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    if done.returncode != 1 or not red:
-        raise SystemExit(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    output = log.read_text(encoding="utf-8")
+    red = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if code != 1 or not red:
+        raise SystemExit(f"pytest ended with {code}:\n{output[-4000:]}")
     return red[0].split(" - ")[0].partition(" ")[2].rpartition("/")[2]
+
+
+def _test_in_child(tests: Sequence[str], copy: Path, log: Path) -> NoReturn:
+    """Run tests of the copy and leave with pytest's code."""
+    code = _CRASHED
+    try:
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.chdir(copy)
+        sys.path.insert(0, str(copy))
+        sys.dont_write_bytecode = True  # two mutants of one size in one second are one to the cache
+        code = int(pytest.main([*_PYTEST, *tests]))
+        sys.stdout.flush()
+    finally:
+        if code == _CRASHED:
+            traceback.print_exc()
+        os._exit(code)
+
+
+def _warm_up() -> None:
+    """Import what the package and its tests import of others, once for all children; of the package itself, nothing."""
+    for name in ("torch", "transformers", "lightning.pytorch", "peft", "beartype", "jaxtyping", "torchmetrics"):
+        importlib.import_module(name)
+    loaded = [name for name in sys.modules if name.partition(".")[0] == "lit_rlhf"]
+    assert not loaded, f"children would test the package that is imported here, not the copy: {loaded}"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -206,6 +248,7 @@ def main(args: Sequence[str] | None = None) -> int:
             for name in ("lit_rlhf", "tests"):
                 shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
             shutil.copy(ROOT / "pyproject.toml", copy)
+            _warm_up()
         for mutant in chosen:
             red = "" if options.list else run(mutant, copy)
             survivors += red is None

@@ -1,6 +1,6 @@
 """Judge policies and reward models on held-out film reviews.
 
-    python -m benchmarks.human_sentiment.evaluate --root runs/human_sentiment --policies ppo-0/checkpoints
+    python -m benchmarks.human_sentiment.evaluate --root runs/human_sentiment --policies policy/checkpoints
 
 The initial policy (`<root>/sft/export`) is measured first, then each of `--policies`: directories with an export or with
 checkpoints, or checkpoint files, under the root. Gold is the compound score of vaderSentiment, a set of rules that shares no

@@ -40,7 +40,7 @@ class Measurement:
     Attributes:
         root: Directory of the runs, as `prepare.py` laid it out.
         prompts: Held-out prompts to complete.
-        batch_size: Prompts completed at a time.
+        batch_size: Completions sampled at a time.
         max_new_tokens: Longest completion.
         seed: The same seed draws the same uniforms for each policy, which makes policies comparable.
     """
@@ -51,49 +51,57 @@ class Measurement:
     max_new_tokens: int = 32
     seed: int = 0
 
-    def sample(self, policy: Backbone, reference: Backbone, rewards: Mapping[str, Reward]) -> Samples:
+    def sample(
+        self, policy: Backbone, reference: Backbone, rewards: Mapping[str, Reward], num_samples: int = 1
+    ) -> Samples:
         """Complete the held-out prompts; each sample with its scores, length and log-ratio to the reference.
 
         Args:
             policy: Whose samples.
             reference: The initial policy.
             rewards: Attached reward models by name.
+            num_samples: Completions of each prompt, which are neighbours in the result.
         """
         data = PromptDataModule(
             test=FileSource(str(self.root / "data" / "prompts_heldout.jsonl")),
             tokenizer=policy.tokenizer,
-            batch_size=self.batch_size,
+            batch_size=max(self.batch_size // num_samples, 1),
             cache_dir=str(self.root / "cache"),
         )
         data.prepare_data()
         data.setup("test")
         samples: Samples = []
         for batch in data.test_dataloader():
-            samples += self._sample(batch, policy, reference, rewards)
-            if len(samples) >= self.prompts:
+            samples += self._sample(batch, policy, reference, rewards, num_samples)
+            if len(samples) >= self.prompts * num_samples:
                 break
-        return samples[: self.prompts]
+        return samples[: self.prompts * num_samples]
 
     def _sample(
-        self, batch: PromptBatch, policy: Backbone, reference: Backbone, rewards: Mapping[str, Reward]
+        self,
+        batch: PromptBatch,
+        policy: Backbone,
+        reference: Backbone,
+        rewards: Mapping[str, Reward],
+        num_samples: int,
     ) -> Samples:
         prompt_ids, prompt_mask = batch["input_ids"], batch["branch_ids"] == 0
+        which = (batch["index"][:, None] * num_samples + torch.arange(num_samples)).flatten()
         found = NativeEngine().generate(
             policy,
             prompt_ids,
             prompt_mask,
             sampling=Sampling(max_new_tokens=self.max_new_tokens),
-            seeds=sample_seeds(self.seed, 0, "evaluation", batch["index"]),
+            seeds=sample_seeds(self.seed, 0, "evaluation", which),
+            num_samples=num_samples,
         )
-        prompts = _texts(policy, prompt_ids, prompt_mask)
+        prompts = [text for text in _texts(policy, prompt_ids, prompt_mask) for _ in range(num_samples)]
         responses = _texts(policy, found.tokens, found.mask)
         completions = Completions(prompt_ids, prompt_mask, found.tokens, found.mask, found.finished, prompts, responses)
-        packed = pack_branches(prompt_ids, prompt_mask, found.tokens, found.mask, policy.pad_token_id)
-        rows = BranchedBatch(input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids)
         columns: dict[str, list[Any]] = {
             "prompt": prompts,
             "response": responses,
-            "log_ratio": (_sequence_logprobs(policy, rows) - _sequence_logprobs(reference, rows)).tolist(),
+            "log_ratio": _log_ratios(policy, reference, completions).tolist(),
             "tokens": found.mask.sum(-1).tolist(),
             "finished": found.finished.tolist(),
         }
@@ -107,6 +115,16 @@ def judge_samples(samples: Samples, judge: Judge) -> None:
         sentence = (row["prompt"] + row["response"]).removeprefix(PREFIX).strip()
         row["gold"] = judge.polarity_scores(sentence)["compound"]
         row["gold_response"] = judge.polarity_scores(row["response"].strip())["compound"]
+
+
+def best_of_n(samples: Samples, group: int, n: int, reward: str = "reward") -> Samples:
+    """The best by the reward of the first n samples of each prompt; prompts have `group` samples, which are neighbours.
+
+    Example:
+        >>> best_of_n([{"reward": 1.0}, {"reward": 2.0}, {"reward": 4.0}, {"reward": 3.0}], group=2, n=2)
+        [{'reward': 2.0}, {'reward': 4.0}]
+    """
+    return [max(samples[i : i + n], key=lambda row: row[reward]) for i in range(0, len(samples), group)]
 
 
 def summarize(samples: Samples, reward_names: Sequence[str]) -> dict[str, float]:
@@ -215,7 +233,18 @@ def _texts(backbone: Backbone, ids: Tensor, mask: Tensor) -> list[str]:
     ]
 
 
-def _sequence_logprobs(backbone: Backbone, rows: BranchedBatch) -> Tensor:
+def _log_ratios(policy: Backbone, reference: Backbone, completions: Completions) -> Tensor:
+    """(N,): log policy(y) - log reference(y)."""
+    if policy is reference:
+        return torch.zeros(len(completions.tokens))
+    parts = (completions.prompt_ids, completions.prompt_mask, completions.tokens, completions.response_mask)
+    packed = pack_branches(*parts, policy.pad_token_id)
+    rows = BranchedBatch(input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids)
+    branches = len(completions.tokens) // len(completions.prompt_ids)
+    return _sequence_logprobs(policy, rows, branches) - _sequence_logprobs(reference, rows, branches)
+
+
+def _sequence_logprobs(backbone: Backbone, rows: BranchedBatch, num_branches: int) -> Tensor:
     with torch.no_grad(), evaluating(backbone):
-        logprobs: Tensor = backbone(rows, num_branches=1, role="policy", logprobs=True).logprobs
+        logprobs: Tensor = backbone(rows, num_branches=num_branches, role="policy", logprobs=True).logprobs
     return logprobs.sum(-1)

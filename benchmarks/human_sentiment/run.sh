@@ -14,8 +14,8 @@ dtype=(--model.backbone.dtype "${DTYPE:-bfloat16}")
 policies=()
 for seed in "${@:-0}"; do
     # The seed's own directories and draws, everything else as in the file.
-    sed "s/ppo-0/ppo-$seed/; s/seed: 0/seed: $seed/" $here/ppo.yaml > "$root/ppo-$seed.yaml"
-    [ -d "$root/ppo-$seed/checkpoints" ] || $python -m lit_rlhf fit -c "$root/ppo-$seed.yaml" "${dtype[@]}"
+    sed "s#$root/policy#$root/ppo-$seed#; s/seed: 0/seed: $seed/" $here/policy.yaml > "$root/ppo-$seed.yaml"
+    [ -d "$root/ppo-$seed/checkpoints" ] || $python -m lit_rlhf fit -c "$root/ppo-$seed.yaml" -c $here/ppo.yaml "${dtype[@]}"
     policies+=("ppo-$seed/checkpoints")
 done
 $python -m benchmarks.human_sentiment.evaluate --root "$root" --policies "${policies[@]}"

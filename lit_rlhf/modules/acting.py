@@ -85,13 +85,14 @@ class ActingModule(ReferencedModule):
         return rollout_batch(rollout, self.backbone.pad_token_id)
 
     def policy_forward(self, rollout: Rollout, values: str | None = None, entropy: bool = False) -> BranchOutput:
-        """Log-probs of the responses under the current policy, at the sampling temperature."""
+        """Log-probs of the responses under the current policy, at the sampling temperature; and their entropy, differentiable."""
         out: BranchOutput = self.backbone(
             self.branched(rollout),
             num_branches=rollout.num_samples,
             role="policy",
             logprobs=True,
             entropy=entropy,
+            entropy_grad=entropy,
             values=values,
             temperature=self.sampling.temperature,
         )

@@ -4,6 +4,7 @@ Axes: Y completions. `reference` are probabilities, `rewards` those of Bradley-T
 docstrings; $\sigma$ is the logistic function and C, L stand for normalisers.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -159,13 +160,57 @@ def anchored_optimum(reference: Tensor, slope: Function, flow: int = 1000) -> Te
         g = slope(log_policy - reference.log())
         return (g - log_policy.exp() * g.sum())[:-1]
 
-    logits = (reference[:-1] / reference[-1]).log()
+    logits = _follow_and_solve(residual, (reference[:-1] / reference[-1]).log(), flow)
+    return torch.cat([logits, logits.new_zeros(1)]).softmax(-1)
+
+
+def token_optimum(
+    completions: Sequence[tuple[int, ...]], reference: Tensor, slope: Function, flow: int = 1000
+) -> Tensor:
+    r"""The stationary policy of losses whose gradient is $\sum_{y,t} w_{y,t}\nabla\log\pi(y_t\mid y_{<t})$.
+
+    Where completions of other lengths weigh differently, no weight of a whole completion says where the policy settles. With
+    $W(s, a)$ the sum of w over all steps from state s by token a, it is where $W(s, a) = \pi(a\mid s)\sum_{a'}W(s, a')$.
+
+    Args:
+        completions: Y sequences of tokens, none the beginning of another.
+        reference: (Y,), where the flow starts.
+        slope: From the log-probs of all tokens (Y, T), 0 behind the end, to w (Y, T); what is behind the end is left out.
+        flow: Steps of the flow before the Newton steps.
+    """
+    steps = sorted({(y[:t], y[t]) for y in completions for t in range(len(y))})
+    states = sorted({state for state, _ in steps})
+    member = torch.tensor([[float(own == state) for state in states] for own, _ in steps], dtype=reference.dtype)
+    depth = max(map(len, completions))
+    inside = torch.tensor([[t < len(y) for t in range(depth)] for y in completions])
+    which = torch.tensor([steps.index((y[:t], y[t])) for y in completions for t in range(len(y))])
+    through = reference.new_zeros(len(steps)).index_add(0, which, reference[:, None].expand(-1, depth)[inside])
+    free = torch.tensor([state == other for (state, _), (other, _) in itertools.pairwise(steps)] + [False])
+
+    def log_policy(logits: Tensor) -> Tensor:
+        every = torch.zeros_like(through).masked_scatter(free, logits)
+        return every - member @ (every.exp() @ member).log()
+
+    def residual(logits: Tensor) -> Tensor:
+        steps_taken = log_policy(logits)
+        tokens = torch.zeros_like(inside, dtype=through.dtype).masked_scatter(inside, steps_taken[which])
+        pull = torch.zeros_like(through).index_add(0, which, slope(tokens)[inside])
+        return (pull - steps_taken.exp() * (member @ (pull @ member)))[free]
+
+    last = torch.tensor([max(k for k, (own, _) in enumerate(steps) if own == state) for state, _ in steps])
+    start = (through / through[last]).log()[free]
+    best = log_policy(_follow_and_solve(residual, start, flow))
+    return torch.zeros_like(inside, dtype=through.dtype).masked_scatter(inside, best[which]).sum(-1).exp()
+
+
+def _follow_and_solve(residual: Function, logits: Tensor, flow: int) -> Tensor:
+    """A root: by the flow towards it, then by Newton steps."""
     for _ in range(flow):
         logits = logits - 2.0 * residual(logits)
     for _ in range(8):
         jacobian: Tensor = torch.autograd.functional.jacobian(residual, logits)
         logits = logits - torch.linalg.solve(jacobian, residual(logits))
-    return torch.cat([logits, logits.new_zeros(1)]).softmax(-1)
+    return logits
 
 
 def fixed_point(answer: Function, start: Tensor, steps: int = 500) -> Tensor:

@@ -1,5 +1,6 @@
 """Every file of configs/ runs, from YAML through `main`, in the order in which a user would run them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,9 @@ def _reward_of(path: Path) -> Path | None:
     return CONFIGS / "reward" / f"{Path(reward).parts[-2]}.yaml" if reward else None
 
 
-def _run(path: Path) -> None:
-    main(["fit", "-c", str(path), "-c", str(CONFIGS / "overlays" / "tiny.yaml"), "--data.cache_dir", "cache"])
+def _run(path: Path, *overlays: str) -> None:
+    files = [path, *(CONFIGS / "overlays" / f"{name}.yaml" for name in (*overlays, "tiny"))]
+    main(["fit", *(word for file in files for word in ("-c", str(file))), "--data.cache_dir", "cache"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -64,3 +66,17 @@ def test_configuration_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
     assert list((run / "checkpoints").glob("*.ckpt"))
     assert list((run / "logs").rglob("metrics.csv"))
     assert path.parent.name != "policy" or list((run / "samples").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo", "dapo", "online_dpo"])
+def test_group_methods_run_with_a_rule(method: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = workplace / "arithmetic" / method  # without runs/, so without a reward model
+    place.mkdir(parents=True)
+    (place / "data").symlink_to(workplace / "data")
+    monkeypatch.chdir(place)
+    _run(CONFIGS / "policy" / f"{method}_lora.yaml", "arithmetic")
+    (samples,) = (place / "runs" / "policy" / f"{method}_lora" / "samples").glob("*.jsonl")
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert rows
+    assert all("####" in row["prompt"] for row in rows)
+    assert {row["score"] for row in rows} <= {1.0, 0.0, -0.1, 0.9, -0.2}

@@ -11,6 +11,7 @@ from lit_rlhf.modules import RLHFModule
 from lit_rlhf.testing.verify.anchored import anchored_cases, degenerate_cases
 from lit_rlhf.testing.verify.custom import custom_case
 from lit_rlhf.testing.verify.exact import exact_cases
+from lit_rlhf.testing.verify.groups import group_cases
 from lit_rlhf.testing.verify.margins import divergence_cases, margin_cases
 from lit_rlhf.testing.verify.online import pair_cases
 from lit_rlhf.testing.verify.policy import PolicyCase, policy_cases
@@ -47,6 +48,7 @@ def all_cases() -> dict[str, Case]:
         *anchored_cases(),
         *degenerate_cases(),
         *policy_cases(),
+        *group_cases(),
         *variant_cases(),
         *pair_cases(),
         *reward_cases(),

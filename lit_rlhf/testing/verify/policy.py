@@ -16,17 +16,12 @@ from torch import Tensor
 from lit_rlhf import objectives as o
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import (
-    CISPOPolicyModule,
-    DrGRPOPolicyModule,
     GroupPolicyModule,
-    GRPOPolicyModule,
-    GSPOPolicyModule,
     PolicyModule,
     PPOPolicyModule,
     REINFORCEPolicyModule,
     ReinforcePPPolicyModule,
     RLHFModule,
-    RLOOPolicyModule,
 )
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
@@ -37,7 +32,7 @@ from lit_rlhf.testing.verify.runner import BETA, Case, Training
 from lit_rlhf.types import Completions, Rollout
 
 MakeModule = Callable[[ModelSpec, Reward], PolicyModule]
-_GROUP = 2
+_GROUP, _ENTROPY = 2, 0.2
 
 
 class NoReward(Reward):
@@ -123,67 +118,56 @@ class PolicyCase(Case):
 
 
 def policy_cases() -> list[PolicyCase]:
-    """KL in the reward on the tree and the bandit, KL in the loss on the bandit."""
-    return [*_reward_kl_cases(), *_loss_kl_cases()]
+    """Methods of single samples, and the places of the KL that a group method may choose."""
+    return [*_single_sample_cases(), *_kl_cases()]
 
 
-def _reward_kl_cases() -> list[PolicyCase]:
+def _single_sample_cases() -> list[PolicyCase]:
     deep, flat, few = tree(), bandit(), bandit(2)
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
     ppo = partial(PPOPolicyModule, lam=1.0, whiten_advantages=False, num_epochs=1, **options)
-    whitened = partial(ReinforcePPPolicyModule, **options)
-    normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), num_samples=_GROUP, **options)
+    reinforce, whitened = partial(REINFORCEPolicyModule, **options), partial(ReinforcePPPolicyModule, **options)
+    generous = targets.tilted(flat.reference.pow(BETA / (BETA + _ENTROPY)), flat.rewards / (BETA + _ENTROPY))
+    single = partial(PolicyCase, group=1)
+    # Quasi-Newton steps run astray on bandits, and whitened advantages don't fade near the optimum: the rate must.
+    descends = partial(single, training="descend")
     return [
-        PolicyCase("PPO (lam=1)", PI_STAR, deep, ppo, optimum(deep), group=1),
-        PolicyCase("PPO (terminal KL)", PI_STAR, deep, partial(ppo, terminal_kl=True), optimum(deep), group=1),
-        PolicyCase("REINFORCE", PI_STAR, deep, partial(REINFORCEPolicyModule, **options), optimum(deep), group=1),
-        PolicyCase("RLOO", PI_STAR, deep, partial(RLOOPolicyModule, num_samples=_GROUP, **options), optimum(deep)),
-        # Normalised advantages don't fade near the optimum: the rate must.
-        PolicyCase("GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat), training="descend"),
-        PolicyCase("REINFORCE++", PI_STAR, few, whitened, optimum(few), by_group=True, training="descend"),
-    ]
-
-
-def _loss_kl_cases() -> list[PolicyCase]:
-    flat, deep = bandit(), tree()
-    options: dict[str, Any] = {"num_samples": _GROUP, "kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
-    r, ref = flat.rewards, flat.reference
-    sums: dict[str, Any] = {"reduction": o.SequenceSum(), **options}
-    shrunk = targets.tilted(ref, r * (_GROUP - 1) / (_GROUP * BETA))
-    ranks = targets.anchored_optimum(ref, partial(normalized_slope, flat))
-    rows: list[tuple[str, str, TabularWorld, MakeModule, Tensor]] = [
-        (
-            "leave-one-out + k2",
-            PI_STAR,
-            deep,
-            partial(GroupPolicyModule, kl_loss=o.SequenceK2(), **sums),
-            optimum(deep),
-        ),
-        (
-            "leave-one-out + k3",
-            PI_STAR,
-            deep,
-            partial(GroupPolicyModule, kl_loss=o.UnbiasedK3(), **sums),
-            optimum(deep),
-        ),
-        (
-            "leave-one-out + biased k3",
-            "beta ref/(L - r)",
+        single("PPO (lam=1)", PI_STAR, deep, ppo, optimum(deep)),
+        single("PPO (terminal KL)", PI_STAR, deep, partial(ppo, terminal_kl=True), optimum(deep)),
+        descends("PPO (bandit)", PI_STAR, few, ppo, optimum(few)),
+        descends(
+            "PPO (entropy bonus)",
+            "ref^(b/(b+c)) exp(r/(b+c))",
             flat,
-            partial(GroupPolicyModule, kl_loss=o.BiasedK3(), **sums),
-            targets.forward_kl_optimum(ref, r, BETA),
+            partial(ppo, entropy_coef=_ENTROPY),
+            generous,
         ),
-        ("DrGRPO", "ref exp(r (G-1)/(G beta))", flat, partial(DrGRPOPolicyModule, **options), shrunk),
-        ("GRPO", "ref exp(E[A|y]/beta), G=2", flat, partial(GRPOPolicyModule, **options), ranks),
-        ("GSPO", "ref exp(E[A|y]/beta), G=2", flat, partial(GSPOPolicyModule, **options), ranks),
-        ("CISPO", "ref exp(E[A|y]/beta), G=2", flat, partial(CISPOPolicyModule, **options), ranks),
+        single("REINFORCE", PI_STAR, deep, reinforce, optimum(deep)),
+        descends("REINFORCE (bandit)", PI_STAR, few, reinforce, optimum(few)),
+        descends("REINFORCE++", PI_STAR, few, whitened, optimum(few), group=_GROUP, by_group=True),
+        descends("REINFORCE++ (tree, one rollout of all)", PI_STAR, deep, whitened, optimum(deep)),
     ]
-    return [PolicyCase(name, text, world, make, best) for name, text, world, make, best in rows]
 
 
-def normalized_slope(world: TabularWorld, u: Tensor) -> Tensor:
-    r"""Stationary where $E[A|y] - \beta u$ is flat; of two samples A is $\frac{d/2}{|d|/\sqrt2 + \epsilon}$."""
+def _kl_cases() -> list[PolicyCase]:
+    flat, few = bandit(), bandit(3)
+    options: dict[str, Any] = {"num_samples": _GROUP, "kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
+    normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), **options)
+    biased = partial(GroupPolicyModule, kl_loss=o.BiasedK3(), reduction=o.SequenceSum(), **options)
+    forward = targets.forward_kl_optimum(flat.reference, flat.rewards, BETA)
+    with_baseline = partial(
+        ReinforcePPPolicyModule, advantage=o.Whitened(o.GroupCentered()), kl_loss=o.SequenceK2(), **options
+    )
+    signs = targets.anchored_optimum(few.reference, partial(_sign_slope, few), flow=200)
+    return [
+        PolicyCase("GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat), training="descend"),
+        PolicyCase("leave-one-out + biased k3", "beta ref/(L - r)", flat, biased, forward),
+        PolicyCase("REINFORCE++ (with a baseline)", "ref exp(E[A|y]/beta)", few, with_baseline, signs, by_group=True),
+    ]
+
+
+def _sign_slope(world: TabularWorld, u: Tensor) -> Tensor:
+    r"""Stationary where $E[A|y] - \beta u$ is flat; of two samples, whitened together, A is $\pm 1/\sqrt2$."""
     policy = world.reference * u.exp()
-    d = world.rewards[:, None] - world.rewards[None, :]
-    advantage = (d / 2) / (d.abs() / 2**0.5 + 1e-4)
-    return -policy * (advantage @ policy - BETA * u)
+    signs = (world.rewards[:, None] - world.rewards[None, :]).sign()
+    return -policy * (signs @ policy / 2**0.5 - BETA * u)

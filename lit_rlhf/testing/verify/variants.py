@@ -23,7 +23,7 @@ from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import TabularWorld, bandit, tree
 from lit_rlhf.testing.verify.exact import PI_STAR, optimum
 from lit_rlhf.testing.verify.online import PairCase
-from lit_rlhf.testing.verify.policy import MakeModule, PolicyCase, normalized_slope
+from lit_rlhf.testing.verify.policy import MakeModule, PolicyCase
 from lit_rlhf.testing.verify.runner import BETA
 from lit_rlhf.types import Completions, Rollout
 
@@ -95,26 +95,23 @@ class ScoredCase(PolicyCase):
 
 def variant_cases() -> list[PolicyCase]:
     """On the tree, and on the bandit where the target is one of single tokens."""
-    deep, flat = tree(), bandit()
+    deep, flat, few = tree(), bandit(), bandit(3)
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
     remax, rebel = partial(ReMaxPolicyModule, **options), partial(REBELPolicyModule, eta=_ETA, **options)
-    dapo = partial(DAPOPolicyModule, num_samples=2, overlong_penalty=0.0, **options)
     ptx = partial(PPOPtxPolicyModule, ptx_coef=_PTX, lam=1.0, whiten_advantages=False, num_epochs=1, **options)
     step = targets.tilted(deep.reference, _ETA * deep.rewards)
-    ranks = targets.anchored_optimum(flat.reference, partial(normalized_slope, flat))
     text = torch.bincount(torch.tensor(TEXT), minlength=len(flat.rewards)) / len(TEXT)
     kept = targets.anchored_optimum(flat.reference, partial(_ptx_slope, flat, text.double()))
     return [
         ReMaxCase("ReMax", PI_STAR, deep, remax, optimum(deep), group=1),
+        ReMaxCase("ReMax (bandit)", PI_STAR, few, remax, optimum(few), group=1, training="descend"),
         PolicyCase("REBEL", PI_STAR, deep, rebel, optimum(deep)),
         PairCase("REBEL (a step)", "ref exp(eta r)", deep, rebel, step, drawn="before"),
-        PolicyCase(
-            "REBEL (three samples)", PI_STAR, bandit(3), partial(rebel, num_samples=3), optimum(bandit(3)), group=3
-        ),
-        PolicyCase("DAPO", "ref exp(E[A|y]/beta), G=2", flat, dapo, ranks),
+        PolicyCase("REBEL (three samples)", PI_STAR, few, partial(rebel, num_samples=3), optimum(few), group=3),
         PolicyCase("DAPO (overlong)", "of r - (n - 1)", deep, _overlong(options), _overlong_optimum(deep)),
         PtxCase("PPO-ptx", "r - beta u + g D/pi = L", flat, ptx, kept, group=1, training="descend"),
-        _constrained(deep, options),
+        _constrained("ConstrainedReward", deep, options),
+        replace(_constrained("ConstrainedReward (bandit)", few, options), training="descend"),
     ]
 
 
@@ -135,7 +132,7 @@ def _overlong_optimum(world: TabularWorld) -> Tensor:
     return targets.tilted(world.reference, (world.rewards - (world.lengths - 1)) / BETA)
 
 
-def _constrained(world: TabularWorld, options: dict[str, Any]) -> PolicyCase:
+def _constrained(name: str, world: TabularWorld, options: dict[str, Any]) -> PolicyCase:
     cost = world.rewards.flip(0) ** 2
 
     def make(spec: Any, reward: Reward) -> PolicyModule:
@@ -146,7 +143,7 @@ def _constrained(world: TabularWorld, options: dict[str, Any]) -> PolicyCase:
 
     tilt = (world.rewards - _MULTIPLIER * cost) / ((1 + _MULTIPLIER) * BETA)
     best = targets.tilted(world.reference, tilt)
-    return ScoredCase("ConstrainedReward", "ref exp((r - lam c)/((1+lam) beta))", world, make, best)
+    return ScoredCase(name, "ref exp((r - lam c)/((1+lam) beta))", world, make, best)
 
 
 def _ptx_slope(world: TabularWorld, text: Tensor, u: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.human_sentiment import sweep
 from benchmarks.human_sentiment.corpus import (
     RATINGS_FILE,
     TEXT_FILE,
@@ -20,7 +21,12 @@ from benchmarks.human_sentiment.corpus import (
     split_sentences,
 )
 from benchmarks.human_sentiment.download import Package, fetch
-from benchmarks.human_sentiment.measures import accuracy_by_difference, judge_samples, summarize
+from benchmarks.human_sentiment.measures import (
+    accuracy_by_difference,
+    best_of_n,
+    judge_samples,
+    summarize,
+)
 from benchmarks.human_sentiment.prepare import Recipe, build_rows, write_jsonl
 from benchmarks.human_sentiment.rows import (
     PREFIX,
@@ -32,6 +38,7 @@ from benchmarks.human_sentiment.rows import (
     prompt_rows,
     rater_scatter,
 )
+from lit_rlhf.cli import main
 
 HERE = Path(__file__).parents[3] / "benchmarks" / "human_sentiment"
 ADJECTIVES = ("warm", "cold", "odd", "sharp", "dull", "sly", "loud", "soft")
@@ -230,7 +237,7 @@ def test_the_judge_reads_the_sentence_without_prefix() -> None:
     assert summary["kl_stderr"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", ["sft.yaml", "reward.yaml", "ppo.yaml"])
+@pytest.mark.parametrize("name", ["sft.yaml", "reward.yaml", "policy.yaml"])
 def test_configurations_read_what_prepare_writes(name: str) -> None:
     data = yaml.safe_load((HERE / name).read_text())["data"]["init_args"]
     written = {f"runs/human_sentiment/data/{key}.jsonl" for key in build_rows(sentences(60), Recipe())}
@@ -249,3 +256,27 @@ def test_readme_names_files_that_exist() -> None:
     files = {word for word in words if word.startswith("benchmarks/")}
     assert files
     assert all((HERE.parents[1] / file).is_file() for file in files)
+
+
+def test_best_of_n_takes_the_best_of_the_first_n_of_each_prompt() -> None:
+    samples = [{"reward": reward} for reward in (1.0, 3.0, 9.0, 2.0, 5.0, 4.0)]
+    assert best_of_n(samples, group=3, n=2) == [{"reward": 3.0}, {"reward": 5.0}]
+    assert best_of_n(samples, group=3, n=3) == [{"reward": 9.0}, {"reward": 5.0}]
+
+
+@pytest.mark.parametrize("name", sweep.METHODS)
+def test_a_run_of_the_frontier_is_a_command_that_parses(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beta = 0.625  # of no file
+    words = sweep.command(name, beta, tmp_path, tmp_path / "root", "float32", 2)
+    with pytest.raises(SystemExit, match="0"):
+        main([*words[3:], "--print_config"])
+    shown = capsys.readouterr().out
+    options = yaml.safe_load(shown)["model"]["init_args"]
+    found = options
+    for key in sweep.METHODS[name].option.split("."):
+        found = found[key]
+    assert found == beta
+    assert options["backbone"]["dtype"] == "float32"
+    assert "runs/human_sentiment" not in shown

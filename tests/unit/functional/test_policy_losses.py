@@ -18,6 +18,7 @@ from lit_rlhf.functional.policy_losses import (
     masked_importance_weights,
     prefix_ratio,
     reinforce_loss,
+    relative_reward_loss,
     sequence_ratio,
     token_ratio,
     truncated_importance_weights,
@@ -216,3 +217,19 @@ def test_importance_weights_are_detached_and_bounded() -> None:
     assert_close(masked, torch.tensor([[0.0, 1.0, 1.0, 0.0]]), **FP32)
     assert not truncated.requires_grad
     assert not masked.requires_grad
+
+
+@pytest.mark.parametrize(("num_samples", "eta"), [(2, 1.0), (3, 0.4)])
+def test_relative_reward_loss_is_the_squared_error_of_all_pairs(num_samples: int, eta: float) -> None:
+    rewards = ragged(MASK, seed=5)
+    losses = relative_reward_loss(NEW, OLD, rewards, MASK, num_samples, eta)
+    sums = [
+        [sum(float(x[i, t]) for t in range(MASK.shape[1]) if MASK[i, t]) for i in range(len(MASK))]
+        for x in (NEW, OLD, rewards)
+    ]
+    errors = [(new - old) / eta - reward for new, old, reward in zip(*sums, strict=True)]
+    for start in range(0, len(MASK), num_samples):
+        group = errors[start : start + num_samples]
+        pairs = [(a - b) ** 2 for i, a in enumerate(group) for j, b in enumerate(group) if i != j]
+        mean = float(losses[start : start + num_samples].mean())
+        assert mean == pytest.approx(sum(pairs) / len(pairs), rel=1e-9)
