@@ -29,7 +29,7 @@ Asking: TypeAlias = Generator[Ask, Any, T]
 
 
 def ids_of(texts: list[str], *, special: bool) -> Asking[Ids]:
-    """Ask for the token ids of texts: `ids = yield from ids_of(texts, special=True)`."""
+    """The token ids of texts, to be had with `yield from`."""
     ids: Ids = yield Ask(texts, special)
     return ids
 
