@@ -167,7 +167,7 @@ def describe_class(kind: type) -> list[str]:
 def code_version() -> str:
     """A hash of the code that turns rows into tokens: whoever changes it makes the cache anew."""
     digest = hashlib.sha256()
-    for name in ("records", "formats", "conversions", "encoding", "tokenizers", "preparation", "cache"):
+    for name in ("records", "formats", "conversions", "encoding", "asking", "tokenizers", "preparation", "cache"):
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()
 

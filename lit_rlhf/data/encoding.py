@@ -18,9 +18,12 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data.asking import Asking, Ids, ids_of, together
 from lit_rlhf.data.records import InvalidRowError, Message, Record, TooLongError
-from lit_rlhf.data.tokenizers import continuation_ids, special_token_ids, start_token_id, text_ids
+from lit_rlhf.data.tokenizers import special_token_ids, start_token_id
 from lit_rlhf.errors import ConfigurationError
+
+_ANCHOR = "\n"
 
 
 class Encoded(NamedTuple):
@@ -33,6 +36,8 @@ class Encoded(NamedTuple):
 @dataclass
 class Encoder:
     """Tokenizes records, ends completions with EOS and keeps to length limits.
+
+    A call tokenizes one record; `encode` lets many records share calls of the tokenizer, with the same result.
 
     A completion of plain text gets EOS when it lacks one. Of a conversation the template decides; what it puts after
     the last special token (often a line break) is cut off, since a rollout ends there, and EOS is added if no special
@@ -51,40 +56,46 @@ class Encoder:
     max_completion_length: int | None = None
     truncate: bool = False
     cut_prompts: int = field(default=0, init=False)
+    _eos: int | None = field(init=False, repr=False)
     _specials: frozenset[int] = field(init=False, repr=False)
     _template_checked: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._eos = self.tokenizer.eos_token_id
         self._specials = special_token_ids(self.tokenizer)
 
     def __call__(self, record: Record) -> Encoded:
-        """Tokenize one record.
+        """Tokenize one record; see `encode`."""
+        return together(self.tokenizer, [self.encode(record)])[0]
+
+    def encode(self, record: Record) -> Asking[Encoded]:
+        """Tokenize one record, for `asking.together`.
 
         Raises:
             InvalidRowError: A completion has no tokens, or the chat template refuses the conversation.
             TooLongError: Over a limit, and `truncate` is off.
             ConfigurationError: The tokenizer lacks an EOS token or a chat template with a generation prompt.
         """
-        if record.completions and self.tokenizer.eos_token_id is None:
+        if record.completions and self._eos is None:
             raise ConfigurationError(
                 f"The tokenizer {self.tokenizer.name_or_path!r} has no EOS token, so completions would have no end. "
                 "Set tokenizer.eos_token and save the tokenizer again."
             )
         if record.steps:
-            return self._steps(record)
-        encoded = self._plain(record) if isinstance(record.prompt, str) else self._chat(record)
+            return (yield from self._steps(record))
+        encoded = yield from (self._plain(record) if isinstance(record.prompt, str) else self._chat(record))
         if any(not completion for completion in encoded.completions):
             raise InvalidRowError("empty completion", "a completion has no tokens")
         ended = [self._end(completion, chat=not isinstance(record.prompt, str)) for completion in encoded.completions]
         return Encoded(self._limit_prompt(encoded.prompt), [self._limit_completion(completion) for completion in ended])
 
-    def _steps(self, record: Record) -> Encoded:
+    def _steps(self, record: Record) -> Asking[Encoded]:
         """Each step is tokenized by itself, so that it ends at a token; steps that don't fit whole are cut off."""
         if isinstance(record.prompt, str):
-            prompt = self._join(record.prompt, [], special=True).prompt
+            prompt = (yield from self._join(record.prompt, [], special=True)).prompt
         else:
-            prompt = self._chat(Record(record.prompt)).prompt
-        steps = [continuation_ids(self.tokenizer, str(step)) for step in record.completions]
+            prompt = (yield from self._chat(Record(record.prompt))).prompt
+        steps = yield from _continuations([str(step) for step in record.completions])
         if not all(steps):
             raise InvalidRowError("empty completion", "a step has no tokens")
         steps[-1] = self._end(steps[-1], chat=False)
@@ -98,17 +109,17 @@ class Encoder:
             steps = steps[:fitting]
         return Encoded(self._limit_prompt(prompt), steps)
 
-    def _plain(self, record: Record) -> Encoded:
+    def _plain(self, record: Record) -> Asking[Encoded]:
         completions = [str(completion) for completion in record.completions]
-        return self._join(str(record.prompt), completions, special=True)
+        return (yield from self._join(str(record.prompt), completions, special=True))
 
-    def _join(self, prompt: str, completions: list[str], *, special: bool) -> Encoded:
-        first, *joint = text_ids(self.tokenizer, [prompt, *(prompt + c for c in completions)], special=special)
+    def _join(self, prompt: str, completions: list[str], *, special: bool) -> Asking[Encoded]:
+        first, *joint = yield from ids_of([prompt, *(prompt + c for c in completions)], special=special)
         head = first or self._start()
-        tails = []
-        for text, ids in zip(completions, joint, strict=True):
-            goes_on = ids[: len(first)] == first
-            tails.append(ids[len(first) :] if goes_on else continuation_ids(self.tokenizer, text))
+        goes_on = [ids[: len(first)] == first for ids in joint]
+        apart = [text for text, fits in zip(completions, goes_on, strict=True) if not fits]
+        alone = iter((yield from _continuations(apart)) if apart else [])
+        tails = [ids[len(first) :] if fits else next(alone) for ids, fits in zip(joint, goes_on, strict=True)]
         return Encoded(head, tails)
 
     def _start(self) -> list[int]:
@@ -117,7 +128,7 @@ class Encoder:
             raise InvalidRowError("empty prompt", "it has no tokens, and the tokenizer has no BOS or EOS to start with")
         return [start]
 
-    def _chat(self, record: Record) -> Encoded:
+    def _chat(self, record: Record) -> Asking[Encoded]:
         turns = _messages(record.prompt)
         if record.completions and turns[-1]["role"] == "assistant":
             raise InvalidRowError("prompt ends in an answer", "its last message has the role 'assistant'")
@@ -125,9 +136,9 @@ class Encoder:
         self._check_generation_prompt(turns, prompt)
         wholes = [self._render([*turns, *_messages(completion)], open_turn=False) for completion in record.completions]
         if all(whole.startswith(prompt) for whole in wholes):
-            return self._join(prompt, [whole[len(prompt) :] for whole in wholes], special=False)
+            return (yield from self._join(prompt, [whole[len(prompt) :] for whole in wholes], special=False))
         self.cut_prompts += 1
-        ids = text_ids(self.tokenizer, [prompt, *wholes], special=False)
+        ids = yield from ids_of([prompt, *wholes], special=False)
         length = _common_length(ids)
         if length == 0:
             raise InvalidRowError("chat template renders no common prompt", "prompt and conversation share no token")
@@ -165,12 +176,12 @@ class Encoder:
         self._template_checked = True
 
     def _end(self, ids: list[int], *, chat: bool) -> list[int]:
-        eos = int(self.tokenizer.eos_token_id)
+        assert self._eos is not None
         if chat:
             last = max((place for place, index in enumerate(ids) if index in self._specials), default=-1)
             if last >= 0 and not str(self.tokenizer.decode(ids[last + 1 :])).strip():
                 return ids[: last + 1]
-        return ids if ids[-1] == eos else [*ids, eos]
+        return ids if ids[-1] == self._eos else [*ids, self._eos]
 
     def _limit_prompt(self, ids: list[int]) -> list[int]:
         limit = self.max_prompt_length
@@ -189,6 +200,15 @@ class Encoder:
         if not self.truncate:
             raise TooLongError("completion too long", f"{len(ids)} tokens, max_completion_length is {limit}")
         return ids[:limit]
+
+
+def _continuations(texts: list[str]) -> Asking[Ids]:
+    """Tokens of texts that go on from other text, so without the space that some tokenizers put at a start."""
+    anchor, *anchored = yield from ids_of([_ANCHOR, *(_ANCHOR + text for text in texts)], special=False)
+    goes_on = [ids[: len(anchor)] == anchor for ids in anchored]
+    others = [text for text, fits in zip(texts, goes_on, strict=True) if not fits]
+    alone = iter((yield from ids_of(others, special=False)) if others else [])
+    return [ids[len(anchor) :] if fits else next(alone) for ids, fits in zip(anchored, goes_on, strict=True)]
 
 
 def _common_length(lines: list[list[int]]) -> int:

@@ -1,10 +1,11 @@
 """From a source to tokenized rows, with a count of what was left out and why."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lit_rlhf.data.asking import Asking, together
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.data.records import InvalidRowError, Record, Row, Text, TooLongError
 from lit_rlhf.data.sources import Source
@@ -13,6 +14,7 @@ from lit_rlhf.seeding import stable_hash
 
 InvalidPolicy = Literal["drop", "error"]
 LengthPolicy = Literal["drop", "truncate", "error"]
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,21 @@ class Report:
 
 
 @dataclass
+class Attempt:
+    """What comes of a row.
+
+    Args:
+        records: What the format made of it.
+        tokenized: Those records, up to the first that can't be used.
+        error: Why the row can't be used.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    tokenized: list[dict[str, Any]] = field(default_factory=list)
+    error: Exception | None = None
+
+
+@dataclass
 class Preparation:
     """Reads, converts, checks and tokenizes a source; iterating over it yields rows for the cache and fills `report`.
 
@@ -118,16 +135,16 @@ class Preparation:
         self.report = Report(str(self.source))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Tokenize row by row.
+        """Tokenize the rows in order, many with one call of the tokenizer.
 
         Raises:
             DataError: Rows were left out against the policies, or none is left.
             ConfigurationError: The format gives records of another shape.
         """
-        for number, row in enumerate(self.source.load()):
+        for number, attempt in enumerate(self._attempts()):
             self.report.rows += 1
             try:
-                rows = [self._tokenize(record) for record in self._records(row)]
+                rows = self._settle(attempt)
             except InvalidRowError as error:
                 self.report.leave_out(self.source.locate(number), error)
                 continue
@@ -139,6 +156,31 @@ class Preparation:
                 yield {"row": number, **tokenized}
         self.report.cut_prompts = self.encoder.cut_prompts
         self._conclude()
+
+    def _attempts(self) -> Iterator[Attempt]:
+        for portion in _portions(self._convert(row) for row in self.source.load()):
+            yield from together(self.encoder.tokenizer, [self._tokenize_all(attempt) for attempt in portion])
+
+    def _convert(self, row: Row) -> Attempt:
+        try:
+            return Attempt(self._records(row))
+        except Exception as error:  # noqa: BLE001  (raised when all rows before this one are settled)
+            return Attempt(error=error)
+
+    def _tokenize_all(self, attempt: Attempt) -> Asking[Attempt]:
+        try:
+            for record in attempt.records:
+                attempt.tokenized.append((yield from self._tokenize(record)))
+        except Exception as error:  # noqa: BLE001  (as above)
+            attempt.error = error
+        return attempt
+
+    def _settle(self, attempt: Attempt) -> list[dict[str, Any]]:
+        for record, _ in zip(attempt.records, attempt.tokenized, strict=False):
+            self._same_names(record)
+        if attempt.error is not None:
+            raise attempt.error
+        return attempt.tokenized
 
     def _records(self, row: Row) -> list[Record]:
         records = self.convert(row)
@@ -158,15 +200,14 @@ class Preparation:
                 )
         return records
 
-    def _tokenize(self, record: Record) -> dict[str, Any]:
+    def _tokenize(self, record: Record) -> Asking[dict[str, Any]]:
         for completion in record.completions:
             if _is_empty(completion):
                 raise InvalidRowError("empty completion", "a completion has no text")
-        encoded = self.encoder(record)
+        encoded = yield from self.encoder.encode(record)
         if not record.steps:
             _refuse_identical(encoded)
         extras = _to_json(record)
-        self._same_names(record)
         return {
             "prompt_key": stable_hash(record.prompt_key()),
             "length": len(encoded.prompt) + sum(len(ids) for ids in encoded.completions),
@@ -198,6 +239,21 @@ class Preparation:
             raise DataError(f"{self.report.summary()}. Mend the rows, or set {hint}.")
         if self.report.records == 0:
             raise DataError(f"{self.report.summary()}. Nothing is left: mend the rows, the `format` or the limits.")
+
+
+def _portions(attempts: Iterable[Attempt]) -> Iterator[list[Attempt]]:
+    portion: list[Attempt] = []
+    try:
+        for attempt in attempts:
+            portion.append(attempt)
+            if len(portion) == _ROWS_AT_ONCE:
+                yield portion
+                portion = []
+    except Exception:  # the source's: what is wrong with rows before comes first
+        yield portion
+        raise
+    if portion:
+        yield portion
 
 
 def _is_empty(completion: Text) -> bool:

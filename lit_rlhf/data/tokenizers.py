@@ -4,8 +4,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError
 
-_ANCHOR = "\n"
-
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a directory or the hub.
@@ -47,21 +45,20 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: b
             ends a completion is decided elsewhere. A BOS that the text spells out itself is not doubled.
     """
     # verbose=False: texts longer than the model are no news here, the limits of the data decide.
-    batches: list[list[int]] = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+    batches: list[list[int]] = tokenizer(
+        texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )["input_ids"]
     if not special:
         return batches
-    return [_plain_ends(tokenizer, text, list(ids)) for text, ids in zip(texts, batches, strict=True)]
+    bos, eos, eos_token = tokenizer.bos_token_id, tokenizer.eos_token_id, str(tokenizer.eos_token)
+    return [
+        _plain_ends(list(ids), bos, None if text.endswith(eos_token) else eos)
+        for text, ids in zip(texts, batches, strict=True)
+    ]
 
 
-def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenize text that goes on from other text, so without the space that some tokenizers put at a start."""
-    anchor, anchored, alone = text_ids(tokenizer, [_ANCHOR, _ANCHOR + text, text], special=False)
-    return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else alone
-
-
-def _plain_ends(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if eos is not None and ids and ids[-1] == eos and not text.endswith(str(tokenizer.eos_token)):
+def _plain_ends(ids: list[int], bos: int | None, added_eos: int | None) -> list[int]:
+    if added_eos is not None and ids and ids[-1] == added_eos:
         ids = ids[:-1]
     if bos is not None and ids[:2] == [bos, bos]:
         ids = ids[1:]

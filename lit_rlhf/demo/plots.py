@@ -51,7 +51,7 @@ def gold_and_proxy(gold: Sequence[float], proxy: Sequence[float], gold_max: floa
         right.spines["right"].set_visible(True)
         right.grid(visible=False)
         left.axhline(gold_max, color=GREEN, linestyle=":", linewidth=1.4)
-        left.text(0, gold_max, "best reachable ", color=GREEN, va="bottom", fontsize=8.5)
+        left.text(1, gold_max, "best reachable", color=GREEN, va="bottom", fontsize=8.5)
         _curve(left, gold, GREEN, "gold: true utility")
         _curve(right, proxy, BLUE, "proxy: reward-model score")
         left.set_xlabel("iteration")

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, OneCycleLR
-from torch.utils.data import DataLoader
 
 from lit_rlhf.callbacks import ExportModel, MetricsFile, PhaseProgressBar, SampleTable
 from lit_rlhf.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule, RowsSource
 from lit_rlhf.demo.config import DemoConfig
-from lit_rlhf.models import ModelSpec, ValueModel, evaluating
+from lit_rlhf.models import ModelSpec, ValueModel
 from lit_rlhf.modules import PolicyModule, PPOPolicyModule, RewardModelModule, SupervisedModule
 from lit_rlhf.objectives import BradleyTerry, FixedKL
 from lit_rlhf.rewards import ModelReward
@@ -57,6 +56,26 @@ class PolicyResult:
     kl_after: float
     metrics: Rows
     rollouts: Rows
+
+
+class _Margins(Callback):
+    """Keeps the margins of the validation that ends the training, by row."""
+
+    def __init__(self) -> None:
+        self.margins: dict[int, Tensor] = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score of the chosen minus score of the rejected text."""
+        chosen, rejected = outputs["scores"].unbind(-1)
+        self.margins.update(zip(batch["index"].tolist(), chosen - rejected, strict=True))
 
 
 class Stages:
@@ -109,8 +128,9 @@ class Stages:
             lr_scheduler=_warm_up_and_decay(stage.lr, stage.pairs // stage.batch_size),
             seed=self.seed,
         )
-        self._trainer("reward").fit(module, datamodule=data)
-        return RewardResult(heldout, _margins(module, data))
+        judged = _Margins()
+        self._trainer("reward", judged).fit(module, datamodule=data)
+        return RewardResult(heldout, torch.stack([judged.margins[index] for index in range(len(heldout))]))
 
     def policy(self) -> PolicyResult:
         """Train the policy against the reward model; sample held-out prompts before and after."""
@@ -189,17 +209,6 @@ def _warm_up_and_decay(lr: float, steps: int) -> Callable[..., OneCycleLR]:
     return partial(
         OneCycleLR, max_lr=lr, total_steps=steps, pct_start=0.05, anneal_strategy="linear", cycle_momentum=False
     )
-
-
-def _margins(module: RewardModelModule, data: PreferenceDataModule) -> Tensor:
-    loader = data.val_dataloader()
-    assert isinstance(loader, DataLoader)
-    margins: dict[int, Tensor] = {}
-    with torch.no_grad(), evaluating(module.backbone):
-        for batch in loader:
-            scores = module(batch).scores.view(-1, 2)
-            margins.update(zip(batch["index"].tolist(), scores[:, 0] - scores[:, 1], strict=True))
-    return torch.stack([margins[index] for index in range(len(margins))])
 
 
 def complete_heldout(trainer: Trainer, module: PolicyModule, data: PromptDataModule) -> tuple[Rows, float]:

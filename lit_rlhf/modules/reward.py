@@ -88,13 +88,13 @@ class RewardModelModule(RLHFModule):
         self.log("train/max_reward", detached.max(), reduce_fx="max", sync_dist=True)
         return loss
 
-    def validation_step(self, batch: BranchedBatch, batch_idx: int) -> None:
-        """Accumulate loss, accuracy, margin, calibration and length correlation."""
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Accumulate loss, accuracy, margin, calibration and length correlation; callbacks get what `predict_step` gives."""
+        return self._evaluate(batch, "val")
 
-    def test_step(self, batch: BranchedBatch, batch_idx: int) -> None:
+    def test_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
         """The same on the test set."""
-        self._evaluate(batch, "test")
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Rewards of the branches, (B, K), or of the steps, (B, S)."""
@@ -136,7 +136,7 @@ class RewardModelModule(RLHFModule):
             return at_step_ends(out.values, out.scores, out.mask, ends), lengths[:, None]
         return out.scores.view(rows, -1, *out.scores.shape[1:]), lengths.view(rows, -1)
 
-    def _evaluate(self, batch: BranchedBatch, stage: str) -> None:
+    def _evaluate(self, batch: BranchedBatch, stage: str) -> dict[str, Tensor]:
         scores, lengths = self.scores(batch)
         rows = len(batch["input_ids"])
         output, rewards = self.loss(scores, batch), self.loss.reward(scores)
@@ -161,6 +161,7 @@ class RewardModelModule(RLHFModule):
             self.log_dict(means, sync_dist=True, batch_size=rows)
         for name in updated:
             self.log(f"{stage}/{name}", getattr(self.metrics, name), prog_bar=name == "accuracy", batch_size=rows)
+        return {"scores": rewards}
 
     def on_validation_epoch_end(self) -> None:
         """Remember mean and deviation of the scores, with which an export lets others normalise them."""

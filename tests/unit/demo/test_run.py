@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.demo import DemoConfig, PolicyStage, RewardStage, SupervisedStage, run_demo
+from lit_rlhf.testing.world_data import WorldData
 
 TINY = DemoConfig(
     supervised=SupervisedStage(demonstrations=64),
@@ -47,6 +50,24 @@ def test_earlier_results_are_replaced(run: tuple[Path, dict[str, object], str]) 
 def test_exports_are_there(run: tuple[Path, dict[str, object], str]) -> None:
     output, *_ = run
     assert all((output / stage / "export" / "config.json").is_file() for stage in ("sft", "reward", "ppo"))
+
+
+def test_the_reward_model_is_judged_as_it_was_exported(run: tuple[Path, dict[str, object], str]) -> None:
+    export = run[0] / "reward" / "export"
+    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForSequenceClassification.from_pretrained(export)
+
+    def score(prompt: str, text: str) -> float:
+        ids = [*tokenizer(f"{prompt} {text}")["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            return float(model(torch.tensor([ids])).logits)
+
+    pairs = WorldData(seed=1).pairs(40, "heldout")
+    prefers = [
+        score(str(row["prompt"]), str(row["chosen"])) > score(str(row["prompt"]), str(row["rejected"])) for row in pairs
+    ]
+    assert json.loads((run[0] / "summary.json").read_text())["reward_model"]["accuracy"] == pytest.approx(
+        sum(prefers) / len(pairs)
+    )
 
 
 def test_report_is_one_whole_file(run: tuple[Path, dict[str, object], str]) -> None:
