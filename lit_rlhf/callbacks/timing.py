@@ -1,20 +1,27 @@
 """Where the time goes: seconds by phase, tokens per second, and the share of the hardware's arithmetic that is used."""
 
-import math
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.table import Table
+from torch.utils.hooks import RemovableHandle
 
+from lit_rlhf.callbacks.profile import OperatorProfile, PhaseRow, phase_rows, phase_table, write_profile
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import Backbone
+from lit_rlhf.models.flops import measure_peak_flops, pass_flops
+from lit_rlhf.models.loading import DTYPES
 from lit_rlhf.modules.phases import Phases
+from lit_rlhf.types import BranchOutput
 
 _OUTSIDE = "outside iterations"
 _OTHER = "other"
 _UPDATE = "update"
+_PROFILED = 1
+"""The iteration whose operators are recorded; the first one warms caches up."""
 
 
 class PhaseTimer(Callback):
@@ -22,126 +29,155 @@ class PhaseTimer(Callback):
 
     For policies: `train/time/<phase>` in seconds (rollout, reward, reference, update, other; their sum is
     `train/time/iteration`), `train/throughput/generated_tokens_per_second` over the rollout and
-    `train/throughput/trained_tokens_per_second` over the update. Other modules have one phase, the update. With a peak,
-    `train/throughput/mfu` is the model-FLOPs utilisation of the update (arXiv:2204.02311, appendix B): a token costs
-    $4N + 2N_\text{trainable}$ FLOPs there (forward, gradients of activations, gradients of weights), so $6N$ in full
-    fine-tuning and about $4N$ with LoRA; attention, recomputed activations and padding are not counted. Tokens are
+    `train/throughput/trained_tokens_per_second` over the update. Other modules have one phase, the update. Tokens are
     those of all processes.
+
+    With a peak, `train/throughput/mfu` is the model-FLOPs utilisation of the update, and
+    `train/throughput/<phase>_mfu` that of each other phase: its FLOPs by arithmetic over its seconds and the peak. A
+    forward of t tokens takes $2 (N + N_a) t + 4 l d p + 2 V h q$ (N weights of linear layers and $N_a$ of the adapter; p pairs of
+    attention in l layers of width d; q positions through the head of V tokens and h hidden units). A backward takes the same,
+    $4 l d p$ more for attention, and $2 N_t t$ for the $N_t$ weights that are trained: about 4N with the forward on a frozen
+    base, 6N in full fine-tuning (arXiv:2204.02311, appendix B; `lit_rlhf.models.flops` has the rest). Of the update
+    everything that runs through a `Backbone` counts: policy, value model, and for preference losses the reference. Of
+    the rollout it is the policy's sampling, wherever it ran; rewards count where a `Backbone` scores. These are FLOPs,
+    seconds and peak of one process, the first.
 
     Args:
         peak_flops: FLOP/s of one device at the precision of training, from its data sheet (without sparsity); `measure`
-            takes what a large matrix product reaches on it; None logs no utilisation.
+            takes what a large matrix product reaches on it, in the dtype of the model's base; None logs no utilisation.
         summary: Print a table of all phases when training ends.
+        profile: Print that table, and write it with the operators that took the most time to `profile.md`, and its
+            numbers to `profile.json`, in the logger's directory. Operators are those of the second iteration, which
+            recording slows down and which the table therefore leaves out; a run of one iteration has none. Measures
+            the peak if none is given. `lit-rlhf fit --profile` sets it.
 
     Raises:
         ConfigurationError: The peak is not positive.
     """
 
-    def __init__(self, peak_flops: float | Literal["measure"] | None = None, summary: bool = False) -> None:
+    def __init__(
+        self, peak_flops: float | Literal["measure"] | None = None, summary: bool = False, profile: bool = False
+    ) -> None:
         if isinstance(peak_flops, int | float) and peak_flops <= 0:
             raise ConfigurationError(f"peak_flops={peak_flops} must be positive: FLOP/s of one device, such as 312e12.")
         self.peak_flops = peak_flops
         self.summary = summary
+        self.profile = profile
         self.totals: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
+        self.flops: dict[str, float] = {}
         self._peak: float | None = None
-        self._flops_per_token = 0.0
+        self._phases = Phases()
+        self._hooks: list[RemovableHandle] = []
+        self._operators = OperatorProfile()
+        self._recording = False
+        self._iterations = 0
         self._began = self._ended = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count parameters, and measure the peak where asked."""
-        self.totals, self.tokens = {}, {}
-        self._flops_per_token = update_flops_per_token(pl_module)
-        self._peak = measure_peak_flops(pl_module.device) if self.peak_flops == "measure" else self.peak_flops
+        """Watch the module's backbones, and measure the peak where asked."""
+        self.totals, self.tokens, self.flops, self._iterations = {}, {}, {}, 0
+        phases = getattr(pl_module, "phases", None)
+        self._phases = phases if isinstance(phases, Phases) else Phases()
+        backbones = [module for module in pl_module.modules() if isinstance(module, Backbone)]
+        wants_peak = self.peak_flops == "measure" or (self.profile and self.peak_flops is None)
+        dtype = DTYPES[backbones[0].spec.dtype] if backbones else torch.float32
+        self._peak = measure_peak_flops(pl_module.device, dtype) if wants_peak else self.peak_flops  # type: ignore[assignment]
+        if self._peak is not None:
+            self._hooks = [module.register_forward_hook(self._count, with_kwargs=True) for module in backbones]
         self._ended = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """An iteration begins."""
+        if not isinstance(getattr(pl_module, "phases", None), Phases):
+            self._phases.reset()
+        self._recording = self.profile and self._iterations == _PROFILED and trainer.is_global_zero
         self._began = time.perf_counter()
-        self._add({_OUTSIDE: self._began - self._ended})
+        self._add(self.totals, {_OUTSIDE: self._began - self._ended})
+        if self._recording:
+            self._operators.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the iteration's seconds and throughput."""
-        self._ended = time.perf_counter()
-        iteration = self._ended - self._began
-        phases = getattr(pl_module, "phases", None)
-        if isinstance(phases, Phases):
+        iteration = time.perf_counter() - self._began
+        phases = self._phases
+        if phases is getattr(pl_module, "phases", None):
             seconds, tokens = dict(phases.seconds), dict(phases.tokens)
             seconds[_OTHER] = iteration - sum(seconds.values())
         else:
             seconds, tokens = {_UPDATE: iteration}, {_UPDATE: _num_tokens(batch) * trainer.world_size}
-        self._add(seconds)
-        for name, count in tokens.items():
-            self.tokens[name] = self.tokens.get(name, 0) + count
+        flops = {name: float(value) for name, value in phases.flops.items()}
+        if self._recording:
+            self._operators.stop()
+            self._recording = False
+        else:
+            self._add(self.totals, seconds)
+            self._add(self.tokens, tokens)
+            self._add(self.flops, flops)
+        self._iterations += 1
         logged = {f"time/{name}": value for name, value in seconds.items()} | {"time/iteration": iteration}
-        logged |= self._throughput(seconds, tokens, trainer.world_size)
+        logged |= self._throughput(seconds, tokens, flops)
         pl_module.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
+        self._ended = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table, if asked."""
-        if self.summary and trainer.is_global_zero:
-            Console().print(self.table())
+        """Print the table and write the profile, if asked."""
+        self._unhook()
+        directory = trainer.log_dir if self.profile else None  # all processes ask: it is broadcast
+        if not trainer.is_global_zero or not (self.summary or self.profile):
+            return
+        Console().print(phase_table(self.rows()))
+        if self.profile:
+            where = Path(directory or trainer.default_root_dir)
+            path = write_profile(where, self.rows(), self._peak, self._operators.table())
+            Console().print(f"The profile is in {path}")
 
-    def table(self) -> Table:
-        """Seconds, share and tokens per second of each phase over the whole run."""
-        table = Table("phase", "seconds", "share", "tokens/s", title="Time by phase")
-        whole = sum(self.totals.values()) or 1.0
-        for name, seconds in sorted(self.totals.items(), key=lambda item: -item[1]):
-            rate = f"{self.tokens[name] / seconds:,.0f}" if self.tokens.get(name) and seconds > 0 else ""
-            table.add_row(name, f"{seconds:.1f}", f"{seconds / whole:.0%}", rate)
-        return table
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was, and record no longer."""
+        self._unhook()
+        if self._recording:
+            self._operators.stop()
 
-    def _add(self, seconds: dict[str, float]) -> None:
-        for name, value in seconds.items():
-            self.totals[name] = self.totals.get(name, 0.0) + value
+    def rows(self) -> list[PhaseRow]:
+        """What each phase took over the whole run, the longest first."""
+        return phase_rows(self.totals, self.tokens, self.flops, self._peak)
 
-    def _throughput(self, seconds: dict[str, float], tokens: dict[str, int], world_size: int) -> dict[str, float]:
+    def _count(self, backbone: Backbone, args: tuple[Any, ...], kwargs: dict[str, Any], output: BranchOutput) -> None:
+        """Add a pass's FLOPs to those of the phase that is on."""
+        batch = args[0] if args else kwargs["batch"]
+        known = [value for value in (output.logprobs, output.values, output.scores) if value is not None]
+        flops = pass_flops(
+            backbone,
+            batch,
+            kwargs.get("role", "policy"),
+            logprobs=output.logprobs is not None or output.entropy is not None,
+            backward=any(value.requires_grad for value in known),
+        )
+        self._phases.add_flops(self._phases.current or _UPDATE, flops)
+
+    def _unhook(self) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    @staticmethod
+    def _add(totals: dict[str, Any], values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0) + value
+
+    def _throughput(
+        self, seconds: dict[str, float], tokens: dict[str, int], flops: dict[str, float]
+    ) -> dict[str, float]:
         rates = {}
         for phase, name in (("rollout", "generated"), (_UPDATE, "trained")):
             if tokens.get(phase) and seconds.get(phase):
                 rates[f"throughput/{name}_tokens_per_second"] = tokens[phase] / seconds[phase]
-        trained = rates.get("throughput/trained_tokens_per_second")
-        if self._peak is not None and trained is not None:
-            rates["throughput/mfu"] = trained * self._flops_per_token / (float(self._peak) * world_size)
+        for phase, value in flops.items():
+            if self._peak is not None and seconds.get(phase):
+                name = "mfu" if phase == _UPDATE else f"{phase}_mfu"
+                rates[f"throughput/{name}"] = value / (seconds[phase] * self._peak)
         return rates
-
-
-def update_flops_per_token(module: torch.nn.Module) -> float:
-    """FLOPs of a forward and backward pass per token: 4 for each parameter, and 2 more for each that is trained.
-
-    Example:
-        >>> update_flops_per_token(torch.nn.Linear(10, 10, bias=False))
-        600.0
-    """
-    sizes = [(_num_weights(parameter), parameter.requires_grad) for parameter in module.parameters()]
-    return float(sum(size * (6 if trained else 4) for size, trained in sizes))
-
-
-def measure_peak_flops(device: torch.device, size: int | None = None) -> float:
-    """FLOP/s of a product of two square matrices, the best of five: bfloat16 on accelerators, float32 on CPU.
-
-    Args:
-        device: Where to measure.
-        size: Rows of the matrices; default 8192 on accelerators, 1024 on CPU.
-    """
-    on_cpu = device.type == "cpu"
-    size = size or (1024 if on_cpu else 8192)
-    matrix = torch.ones(size, size, device=device, dtype=torch.float32 if on_cpu else torch.bfloat16)
-    best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        product = matrix @ matrix
-        product[0, 0].item()  # waits for the product
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def _num_weights(parameter: torch.nn.Parameter) -> int:
-    # A 4-bit parameter holds two weights per byte; its quantization state has the true shape.
-    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
-    return math.prod(shape) if shape is not None else parameter.numel()
 
 
 def _num_tokens(batch: Any) -> int:

@@ -15,6 +15,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lit_rlhf.callbacks import PhaseTimer
+from lit_rlhf.callbacks.lightning_internals import callbacks_of
 from lit_rlhf.cli.complaints import PACKAGES, describe, own_error
 from lit_rlhf.errors import ConfigurationError
 
@@ -23,6 +25,27 @@ COMMANDS = ("fit", "validate", "test", "predict")
 
 class TrainingCLI(LightningCLI):
     """LightningCLI whose command line wins over what a checkpoint remembers, and which says in a line what is wrong."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options of the commands that are of no class."""
+        parser.add_argument(
+            "--profile",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Print and write a table of time, tokens and utilisation by phase, and the slowest operators (fit).",
+        )
+
+    def before_fit(self) -> None:
+        """Have the run's `PhaseTimer` profile, or add one."""
+        if not self._get(self.config, "profile"):
+            return
+        timers = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, PhaseTimer)]
+        if timers:
+            timers[0].profile = True
+        else:
+            callbacks_of(self.trainer).insert(0, PhaseTimer(profile=True))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a wrong option is one message, without the usage of the whole Trainer."""
@@ -54,6 +77,10 @@ class TrainingCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         self._refuse_trainer_options()
+        if subcommand != "fit" and self._get(self.config, "profile"):
+            raise ConfigurationError(
+                f"--profile is of phases of training, of which `{subcommand}` has none: use it with `fit`."
+            )
         try:
             super()._run_subcommand(subcommand)
         except MisconfigurationException as error:

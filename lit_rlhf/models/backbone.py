@@ -16,7 +16,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import BranchParts
 from lit_rlhf.models.adapters import RoleAdapters
 from lit_rlhf.models.attention import apart, current_parts
-from lit_rlhf.models.branched import BranchRunner, BranchStates, spread
+from lit_rlhf.models.branched import BranchRunner, BranchStates, Costs, spread
 from lit_rlhf.models.cards import read_record
 from lit_rlhf.models.checks import check_backbone
 from lit_rlhf.models.heads import ScalarHead
@@ -119,6 +119,16 @@ class Backbone(nn.Module):
     def adapters(self) -> tuple[str, ...]:
         """Roles that have an adapter."""
         return tuple(self._adapters.configs)
+
+    @property
+    def has_lm_head(self) -> bool:
+        """Whether log-probs and logits can be asked for."""
+        return self._lm_head is not None
+
+    @property
+    def costs(self) -> Costs:
+        """FLOPs of the trunk's forward per token and per pair of attention, adapters left out."""
+        return self._runner.costs
 
     # -- roles --------------------------------------------------------------------------------------------------------
 
@@ -231,6 +241,11 @@ class Backbone(nn.Module):
     def adapted_layers(self, role: str) -> list[nn.Module]:
         """Peft's layers that a role's adapter changes."""
         return list(self._adapters.layers(role).values())
+
+    def adapter_weights(self, role: str) -> dict[str, nn.Parameter]:
+        """A role's matrices A and B by their path in the trunk, without the adapter's name."""
+        self._require(role, self.adapters, "adapter")
+        return self._adapters.parameters(role)
 
     def save_adapter(
         self, role: str, directory: Path, *, base: str | None, task: str, head: Tensor | None = None

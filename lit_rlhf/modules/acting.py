@@ -15,6 +15,7 @@ from lit_rlhf.errors import DataError
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.models import ModelSpec, evaluating, export_policy, gathered
+from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import ReferencedModule
 from lit_rlhf.modules.rollouts import microbatch_indices, repeat_columns, rollout_batch, row_lengths
@@ -137,6 +138,7 @@ class ActingModule(ReferencedModule):
         prompt_ids, prompt_mask = batch["input_ids"], batch["branch_ids"] == 0
         with self.phases("rollout"), gathered(self.backbone):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
+        self.phases.add_flops("rollout", generation_flops(self.backbone, "policy", prompt_mask, generation.mask))
         return generation, self.completions(prompt_ids, prompt_mask, generation, batch.get("columns", {}))
 
     def sample_tokens(self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int) -> Generation:

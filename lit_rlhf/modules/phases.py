@@ -11,7 +11,13 @@ PhaseListener = Callable[[str, int, int], None]
 
 
 class Phases:
-    """Seconds spent in each phase and tokens it worked on since `reset`, and listeners that are told of progress.
+    """Seconds, tokens and FLOPs of each phase since `reset`, and listeners that are told of progress.
+
+    Attributes:
+        seconds: Spent in each phase.
+        tokens: What each phase worked on, of all processes.
+        flops: Of this process, as far as they are counted: float64 scalars that may still be under way on a device.
+        current: The phase that is on, or None.
 
     Example:
         >>> phases = Phases()
@@ -24,6 +30,8 @@ class Phases:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
+        self.flops: dict[str, torch.Tensor] = {}
+        self.current: str | None = None
         self.listeners: list[PhaseListener] = []
 
     @contextmanager
@@ -37,20 +45,27 @@ class Phases:
             self._tell(name, done, total)
 
         self._tell(name, 0, total)
+        before, self.current = self.current, name
         start = _now()
         try:
             yield advance
         finally:
+            self.current = before
             self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
 
     def count(self, name: str, tokens: int) -> None:
         """Add to the tokens, of all processes, that a phase generated (rollout) or computed (the others)."""
         self.tokens[name] = self.tokens.get(name, 0) + tokens
 
+    def add_flops(self, name: str, flops: torch.Tensor) -> None:
+        """Add to the FLOPs that a phase took by arithmetic."""
+        self.flops[name] = self.flops.get(name, torch.zeros_like(flops)) + flops
+
     def reset(self) -> None:
-        """Forget seconds and tokens; an iteration begins."""
+        """Forget all three; an iteration begins."""
         self.seconds.clear()
         self.tokens.clear()
+        self.flops.clear()
 
     def _tell(self, name: str, done: int, total: int) -> None:
         for listener in self.listeners:

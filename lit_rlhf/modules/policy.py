@@ -347,6 +347,12 @@ class PolicyModule(ActingModule):
                 f"target_kl={self.target_kl} ends an iteration before its second optimizer step or a later one, and "
                 "num_epochs=1 with num_minibatches=1 takes one alone. Leave target_kl out, or raise one of them."
             )
+        if not self.engine.own_arithmetic and not self.recompute_logprobs:
+            raise ConfigurationError(
+                f"{type(self.engine).__name__} samples with kernels of its own, whose log-probs are not those of a training "
+                "forward: the first ratio would not be 1. Set recompute_logprobs: true; importance_correction: "
+                "TruncatedImportance then corrects for what it sampled from."
+            )
         if self.importance_correction is not None and not self.recompute_logprobs:
             raise ConfigurationError(
                 f"importance_correction={type(self.importance_correction).__name__} compares the engine's log-probs with those "

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,10 @@ class Sampling:
 
 class RolloutEngine(ABC):
     """Samples completions of prompts from a role of a backbone."""
+
+    own_arithmetic: ClassVar[bool] = True
+    """Whether log-probs come from the policy's own layers. Those of other kernels differ by more than rounding and can't
+    stand in for a training forward's: policies then need `recompute_logprobs`."""
 
     @abstractmethod
     def generate(

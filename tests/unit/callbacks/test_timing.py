@@ -1,5 +1,5 @@
 import io
-import math
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +12,15 @@ from rich.console import Console
 
 from lit_rlhf.callbacks import PhaseTimer
 from lit_rlhf.callbacks.lightning_internals import current_metrics
-from lit_rlhf.callbacks.timing import measure_peak_flops, update_flops_per_token
+from lit_rlhf.callbacks.profile import phase_table
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
+from lit_rlhf.models.flops import generation_flops, pass_flops
+from lit_rlhf.modules import PPOPolicyModule
+from lit_rlhf.rollout import Sampling
+from lit_rlhf.types import Rollout
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
+from tests.unit.modules.policies import CountVowels, prompt_loader
 
 SLEEP = 0.02
 
@@ -24,6 +30,8 @@ class Slow(Module):
         time.sleep(SLEEP)
         self.phases.count("rollout", 10)
         self.phases.count("update", 40)
+        self.phases.add_flops("update", torch.tensor(3e4, dtype=torch.float64))
+        self.phases.add_flops("rollout", torch.tensor(1e4, dtype=torch.float64))
 
 
 class Reader(PhaseTimer):
@@ -46,8 +54,8 @@ def test_phases_and_rates_are_logged(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert last["train/throughput/generated_tokens_per_second"] == pytest.approx(generated)
     trained = 40 / last["train/time/update"]
     assert last["train/throughput/trained_tokens_per_second"] == pytest.approx(trained)
-    weights = 2 * 3 + 3 + 3 + 1
-    assert last["train/throughput/mfu"] == pytest.approx(trained * 6 * weights / 1e6)
+    assert last["train/throughput/mfu"] == pytest.approx(3e4 / last["train/time/update"] / 1e6)
+    assert last["train/throughput/rollout_mfu"] == pytest.approx(1e4 / last["train/time/rollout"] / 1e6)
     printed = capsys.readouterr().out
     assert "Time by phase" in printed
     assert "rollout" in printed
@@ -78,25 +86,57 @@ def test_modules_without_phases_are_one_update(tmp_path: Path) -> None:
 
 def test_table_has_shares_of_the_whole() -> None:
     timer = PhaseTimer()
-    timer.totals, timer.tokens = {"rollout": 3.0, "update": 1.0}, {"rollout": 600}
+    timer.totals, timer.tokens, timer.flops = {"rollout": 3.0, "update": 1.0}, {"rollout": 600}, {"update": 5.0}
+    timer._peak = 10.0
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(timer.table())
+    console.print(phase_table(timer.rows()))
     text = console.export_text()
     assert "75%" in text
     assert "200" in text
+    assert "50.0%" in text
 
 
-def test_frozen_weights_cost_four_and_trained_ones_six() -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 2, bias=False))
-    module[0].requires_grad_(False)
-    assert update_flops_per_token(module) == 4 * 100 + 6 * 20
-    packed = torch.nn.Parameter(torch.zeros(50, 1), requires_grad=False)
-    packed.quant_state = SimpleNamespace(shape=(10, 10))  # type: ignore[attr-defined]
-    module[0].weight = packed
-    assert update_flops_per_token(module) == 4 * 100 + 6 * 20
-
-
-def test_peak_is_measured_or_must_be_positive() -> None:
-    assert 1e6 < measure_peak_flops(torch.device("cpu"), size=64) < math.inf
+def test_a_peak_that_is_not_positive_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="peak_flops=-1"):
         PhaseTimer(peak_flops=-1)
+
+
+class Kept(PPOPolicyModule):
+    """Keeps its rollouts."""
+
+    def finish_iteration(self, rollout: Rollout) -> None:
+        super().finish_iteration(rollout)
+        self.kept = [*getattr(self, "kept", []), rollout]
+
+
+def test_a_profile_of_ppo_counts_every_pass(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Of two iterations the first is in the table, the second gives the operators."""
+    spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4))
+    options = {"num_epochs": 2, "num_minibatches": 2, "microbatch_tokens": 64}
+    module = Kept(spec, CountVowels(), value=ValueAdapter(), sampling=Sampling(max_new_tokens=6), **options)
+    timer = PhaseTimer(peak_flops=1e9, profile=True)
+    trainer = quiet_trainer(tmp_path, [timer], max_epochs=1, enable_checkpointing=False)
+    trainer.fit(module, prompt_loader(tiny_model_dir))
+    backbone, rollout = module.backbone, module.kept[0]
+    assert len(module.kept) == 2
+    batch = module.branched(rollout)
+
+    def flops(role: str, logprobs: bool, backward: bool = False) -> float:
+        return float(pass_flops(backbone, batch, role, logprobs=logprobs, backward=backward))
+
+    sampled = float(generation_flops(backbone, "policy", rollout.prompt_mask, rollout.response_mask))
+    assert timer.flops == {
+        "rollout": pytest.approx(sampled),
+        "reference": pytest.approx(flops("reference", logprobs=True) + flops("value", logprobs=False)),
+        "update": pytest.approx(2 * (flops("policy", True, backward=True) + flops("value", False, backward=True))),
+    }
+    record = json.loads((tmp_path / "profile.json").read_text())
+    rows = {row["phase"]: row for row in record["phases"]}
+    assert set(rows) == {"rollout", "reward", "reference", "update", "other", "outside iterations"}
+    assert rows["update"]["utilisation"] == pytest.approx(timer.flops["update"] / rows["update"]["seconds"] / 1e9)
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    assert rows["rollout"]["tokens"] == int(rollout.response_mask.sum())
+    text = (tmp_path / "profile.md").read_text()
+    assert "| update |" in text
+    assert "aten::addmm" in text
+    assert not any(module._forward_hooks for module in backbone.modules())

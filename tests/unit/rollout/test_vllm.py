@@ -1,0 +1,211 @@
+"""What the engines on vLLM do around it, with a second backbone in vLLM's place; `test_vllm_server.py` runs vLLM itself."""
+
+import gc
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_rlhf.cli import main
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.modules import RLOOPolicyModule
+from lit_rlhf.rollout import NativeEngine, Sampling, VLLMEngine, VLLMServerEngine
+from lit_rlhf.rollout.vllm.base import Completed, Request, VLLMRollouts, _logprobs
+from lit_rlhf.testing import write_tiny_model
+from lit_rlhf.types import Generation
+from tests.reference.generations import make_prompts, make_seeds, sequences
+from tests.tolerances import FP32_MODEL
+from tests.unit.modules.one_iteration import TokenReward
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+STOPS = list(range(60, 110))
+
+
+class Elsewhere(VLLMRollouts):
+    """A backbone of its own that reads adapters from files, and samples as the native engine does."""
+
+    def __init__(self, model_dir: Path, raw: bool = False, own_stops: Sequence[int] = ()) -> None:
+        super().__init__(None)
+        self.model = Backbone(ModelSpec(name=str(model_dir), lora=LoraSpec(rank=4)), trainable=False)
+        self.raw, self.own_stops = raw, list(own_stops)
+        self.loaded: list[str] = []
+        self.asked = 0
+
+    def start(self, backbone: Backbone) -> None:
+        pass
+
+    def load_adapter(self, name: str, number: int, path: Path) -> None:
+        self.model.add_adapter(name, path=str(path), trainable=False)
+        self.loaded.append(name)
+
+    def unload_adapter(self, name: str, number: int) -> None:
+        self.loaded.remove(name)
+
+    def complete(
+        self, requests: Sequence[Request], options: dict[str, Any], adapter: tuple[str, int] | None
+    ) -> list[Completed]:
+        self.asked += len(requests)
+        return [self._complete(request, options, adapter[0] if adapter else "reference") for request in requests]
+
+    def _complete(self, request: Request, options: dict[str, Any], role: str) -> Completed:
+        sampling = Sampling(
+            options["max_tokens"],
+            options["temperature"],
+            options["top_k"],
+            options["top_p"],
+            options["min_tokens"],
+            options["stop_token_ids"] + self.own_stops,
+        )
+        ids, seeds = torch.tensor([request.prompt]), torch.tensor([request.seed])
+        arguments = {"sampling": sampling, "seeds": seeds, "role": role}
+        found = NativeEngine().generate(self.model, ids, torch.ones_like(ids, dtype=torch.bool), **arguments)
+        tokens = found.tokens[0].tolist()
+        logprobs = found.logprobs[0] if not self.raw else _logprobs(self.model, request.prompt, tokens, 1.0)
+        return Completed(tokens, logprobs.tolist(), bool(found.finished[0]))
+
+
+@pytest.fixture
+def backbone(tiny_model_dir: Path) -> Backbone:
+    backbone = Backbone(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
+    backbone.add_adapter("policy")
+    _move(backbone, 1)
+    return backbone
+
+
+def _move(backbone: Backbone, seed: int) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    for weight in backbone.adapter_weights("policy").values():
+        weight.data.normal_(std=0.1, generator=noise)
+
+
+def _sample(engine: Any, backbone: Backbone, role: str = "policy", **options: Any) -> Generation:
+    ids, mask = make_prompts()
+    options = {"max_new_tokens": 8, "stop_token_ids": STOPS} | options
+    return engine.generate(
+        backbone, ids, mask, sampling=Sampling(**options), seeds=make_seeds(12), num_samples=2, role=role
+    )
+
+
+@pytest.mark.parametrize("role", ["policy", "reference"])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 20}, {"min_new_tokens": 3}]
+)
+def test_requests_and_rows_are_those_of_the_native_engine(
+    tiny_model_dir: Path, backbone: Backbone, role: str, options: dict[str, Any]
+) -> None:
+    ours = _sample(Elsewhere(tiny_model_dir), backbone, role, **options)
+    native = _sample(NativeEngine(), backbone, role, **options)
+    assert torch.equal(ours.tokens, native.tokens)
+    assert torch.equal(ours.mask, native.mask)
+    assert torch.equal(ours.finished, native.finished)
+    torch.testing.assert_close(ours.logprobs, native.logprobs, **FP32_MODEL)
+
+
+def test_an_adapter_goes_out_when_it_has_changed_and_only_then(tiny_model_dir: Path, backbone: Backbone) -> None:
+    engine = Elsewhere(tiny_model_dir)
+    first = _sample(engine, backbone)
+    (name,) = engine.loaded
+    asked = engine.asked
+    assert sequences(_sample(engine, backbone)) == sequences(first)
+    assert engine.loaded == [name]
+    assert engine.asked == asked + 12, "the base is checked once"
+    _move(backbone, 2)  # through .data, which no version counter notices
+    second = _sample(engine, backbone)
+    assert sequences(second) == sequences(_sample(NativeEngine(), backbone)) != sequences(first)
+    (other,) = engine.loaded
+    assert other != name
+    root = engine._adapters._root
+    assert root is not None
+    assert [path.name for path in root.iterdir()] == [other]
+    engine._adapters.close()
+    assert engine.loaded == []
+    assert not root.exists()
+
+
+def test_files_go_with_the_engine(tiny_model_dir: Path, backbone: Backbone, tmp_path: Path) -> None:
+    engine = Elsewhere(tiny_model_dir)
+    engine._adapters._parent = tmp_path / "shared"
+    _sample(engine, backbone)
+    assert len(list((tmp_path / "shared").rglob("adapter_config.json"))) == 1
+    del engine
+    gc.collect()
+    assert not list((tmp_path / "shared").iterdir())
+
+
+def test_a_vllm_that_would_sample_something_else_is_refused(
+    tiny_model_dir: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(ConfigurationError, match=r"base isn't the policy's .* differ by \d\.\d\d nats"):
+        _sample(Elsewhere(other), backbone)
+    with pytest.raises(ConfigurationError, match="--logprobs-mode processed_logprobs"):
+        _sample(Elsewhere(tiny_model_dir, raw=True), backbone)
+    with pytest.raises(ConfigurationError, match="--generation-config vllm"):
+        _sample(Elsewhere(tiny_model_dir, own_stops=range(110, 267)), backbone)
+    with pytest.raises(ConfigurationError, match=r"temperature=0\.001: vLLM raises"):
+        _sample(Elsewhere(tiny_model_dir), backbone, temperature=0.001)
+
+
+def test_full_fine_tuning_is_refused(tiny_model_dir: Path) -> None:
+    full = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    for model in (full, full.frozen_copy()):
+        with pytest.raises(ConfigurationError, match=r"never whole models.*Set model\.backbone\.lora"):
+            _sample(Elsewhere(tiny_model_dir), model)
+
+
+def test_policies_must_recompute_logprobs(tiny_model_dir: Path) -> None:
+    spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4))
+    engine = VLLMServerEngine()
+    with pytest.raises(ConfigurationError, match=r"VLLMServerEngine samples with .* Set recompute_logprobs: true"):
+        RLOOPolicyModule(spec, TokenReward(), engine=engine)
+    RLOOPolicyModule(spec, TokenReward(), engine=engine, recompute_logprobs=True)
+
+
+def test_a_server_that_is_not_there_is_named_with_how_to_start_it(backbone: Backbone) -> None:
+    engine = VLLMServerEngine("http://127.0.0.1:9", timeout=5)
+    with pytest.raises(
+        ConfigurationError, match=r"No vLLM server answers at http://127\.0\.0\.1:9 .*--port 9 --enable-lora"
+    ):
+        _sample(engine, backbone)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VLLMServerEngine("localhost:8000"), "url='localhost:8000'"),
+        (lambda: VLLMServerEngine(timeout=0), "timeout=0"),
+        (lambda: VLLMEngine(gpu_memory_utilization=1.5), r"gpu_memory_utilization=1\.5"),
+    ],
+)
+def test_options_out_of_range_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_a_missing_vllm_is_named_with_the_way_out() -> None:
+    with pytest.raises(ConfigurationError, match=r"pip install 'lit-rlhf\[vllm\]'.*VLLMServerEngine"):
+        VLLMEngine()
+
+
+def test_vllm_is_not_imported_before_it_is_needed() -> None:
+    code = "import sys, lit_rlhf.rollout as r; r.VLLMServerEngine(); print('vllm' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["grpo_lora", "ppo_lora"])
+def test_the_overlay_switches_the_engine(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [CONFIGS / "policy" / f"{name}.yaml", CONFIGS / "overlays" / "vllm.yaml"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *(word for file in files for word in ("-c", str(file))), "--print_config"])
+    assert stopped.value.code in (0, None)
+    printed = capsys.readouterr().out
+    assert "class_path: lit_rlhf.rollout.VLLMServerEngine" in printed
+    assert "recompute_logprobs: true" in printed
