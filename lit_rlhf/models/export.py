@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Params4bit
+from bitsandbytes.nn.modules import Params4bit
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,

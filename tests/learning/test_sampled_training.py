@@ -11,7 +11,7 @@ from lit_rlhf.testing.tabular import total_variation
 from lit_rlhf.testing.verify import PolicyCase, all_cases
 
 CASES = {name: case for name, case in all_cases().items() if isinstance(case, PolicyCase)}
-SAMPLED = ["OnlineDPO", "XPO (alpha=0)", "NashMD (bandit)", "SPPO (bandit, a step)", "RLOO"]
+SAMPLED = ["OnlineDPO", "XPO (alpha=0)", "NashMD (bandit)", "SPPO (bandit, a step)", "RLOO (tree, G=2)"]
 STEPS, ROLLOUT = 100, 128
 
 

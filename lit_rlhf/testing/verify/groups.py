@@ -22,13 +22,14 @@ from lit_rlhf.modules import (
     GroupPolicyModule,
     GRPOPolicyModule,
     GSPOPolicyModule,
+    PolicyModule,
     RLOOPolicyModule,
 )
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import TabularWorld, bandit, tree
 from lit_rlhf.testing.verify.exact import PI_STAR, optimum
-from lit_rlhf.testing.verify.policy import MakeModule, PolicyCase
+from lit_rlhf.testing.verify.policy import PolicyCase
 from lit_rlhf.testing.verify.runner import BETA, Training
 
 _EPS = 1e-4
@@ -46,7 +47,7 @@ class GroupMethod:
     """
 
     text: str
-    make_module: MakeModule
+    make_module: Callable[..., PolicyModule]
     best: Callable[[TabularWorld, int], Tensor]
     astray: Sequence[tuple[int, int]] = ()
 
