@@ -1,5 +1,6 @@
 """PPO with TRL 1.12, the last release that has it: LoRA policy, a reward model and a value model of their own."""
 
+import sys
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def main() -> None:
             stop_token="eos",
             kl_coef=0.05,
             num_sample_generations=0,
-            **common_options(settings),
+            **common_options(settings) | {"gradient_checkpointing": "recompute" in sys.argv[2:]},
         ),
         processing_class=tokenizer,
         model=AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype),

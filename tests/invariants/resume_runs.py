@@ -141,9 +141,9 @@ def arm_checkpoint(point: str, iteration: int) -> None:
     save, sync = torch.save, checkpoint_io.sync
     name = f"iteration-{iteration:08d}.ckpt"
 
-    def half(checkpoint: Any, file: Any) -> None:
-        save(checkpoint, file)
-        if name in file.name and point == "writing":
+    def half(checkpoint: Any, file: Any, **options: Any) -> None:
+        save(checkpoint, file, **options)
+        if name in getattr(file, "name", "") and point == "writing":
             file.flush()
             file.truncate(file.tell() // 2)
             die()
