@@ -3,9 +3,12 @@
 import argparse
 import json
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.seeds.runs import METHODS, Budget, Runs
+from benchmarks.seeds.runs import METHODS, Budget, Runs, one_thread
 from benchmarks.seeds.table import markdown, summarize
 from lit_rlhf.callbacks.lightning_internals import silence_noise
 from lit_rlhf.demo.config import DemoConfig
@@ -24,10 +27,11 @@ def main(args: Sequence[str] | None = None) -> None:
         stages.reward()
     budget = Budget(iterations=options.iterations, heldout_prompts=options.heldout_prompts)
     runs = Runs(stages, budget)
+    wanted = list(product(options.methods, range(options.seeds)))
     rows = []
-    for method in options.methods:
-        for seed in range(options.seeds):
-            rows.append(runs.measure(method, seed))
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=one_thread) as pool:
+        for row in pool.map(runs.measure, *zip(*wanted, strict=True)):
+            rows.append(row)
             _write(root, rows, budget)
     print(markdown(rows, budget))
 
@@ -47,6 +51,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, default=10, help="runs of each method, seeds 0, 1, ...")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread")
     parser.add_argument("--iterations", type=int, default=budget.iterations)
     parser.add_argument("--heldout_prompts", type=int, default=budget.heldout_prompts)
     parser.add_argument(

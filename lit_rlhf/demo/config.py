@@ -34,11 +34,11 @@ class RewardStage:
         lr: Peak learning rate.
     """
 
-    pairs: int = 40000
-    raters: int = 9
+    pairs: int = 36000
+    raters: int = 25
     heldout_pairs: int = 8000
-    batch_size: int = 16
-    lr: float = 1e-3
+    batch_size: int = 32
+    lr: float = 2e-3
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class PolicyStage:
         heldout_prompts: Completions by which the policy is judged before and after, on prompts that nothing is trained on.
     """
 
-    iterations: int = 70
+    iterations: int = 50
     prompts: int = 64
     num_samples: int = 2
     num_epochs: int = 2
     num_minibatches: int = 2
     max_new_tokens: int = 24
-    kl_coef: float = 0.03
+    kl_coef: float = 0.05
     lr: float = 5e-4
     value_lr: float = 1e-3
     heldout_prompts: int = 512
@@ -73,8 +73,8 @@ class PolicyStage:
 def _llama() -> dict[str, Any]:
     return {
         "model_type": "llama",
-        "hidden_size": 128,
-        "intermediate_size": 352,
+        "hidden_size": 96,
+        "intermediate_size": 256,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,

@@ -62,12 +62,12 @@ class World:
     r"""The utility of a text for a prompt, and the best that can be reached.
 
     With `w` the worth of an adjective on the prompt's topic and `s` the factor of intensifier and negation, a text of `n`
-    words with `m` sentences that are beside the point is worth
+    words with `m` sentences beside the point is worth
 
     .. math:: u = S \tanh\Big(\frac{1}{S} \sum_j s_j w_j\Big) - c\,n - p\,m
 
-    Beside the point is what is outside the grammar, what judges an aspect of another topic, and what judges an aspect
-    again. So the best text praises each aspect once and stops: neither repetition nor length pays.
+    An aspect counts once, as judged first. Beside the point is what is outside the grammar and what judges an aspect of
+    another topic. So the best text praises each aspect once and stops: neither repetition nor length pays.
 
     Attributes:
         saturation: S; praise (or blame) beyond it adds little.
@@ -77,7 +77,7 @@ class World:
         max_words: Longest text considered by `best_utility`.
     """
 
-    saturation: float = 6.0
+    saturation: float = 3.0
     word_cost: float = 0.04
     pointless_cost: float = 1.0
     negation: float = -0.6
@@ -101,9 +101,9 @@ class World:
             if judgement is None:
                 pointless += sentence not in ASIDES
                 continue
-            if judgement.aspect not in TOPICS[topic] or judgement.aspect in judged:
+            if judgement.aspect not in TOPICS[topic]:
                 pointless += 1
-            else:
+            elif judgement.aspect not in judged:
                 total += judgement.strength * worth(topic, judgement.adjective)
             judged.add(judgement.aspect)
         gained = self.saturation * math.tanh(total / self.saturation)

@@ -53,7 +53,7 @@ class Writers:
     intensified: float = 0.35
     found: float = 0.25
     slip: float = 0.05
-    repeating: float = 0.25
+    repeating: float = 0.15
     mood: float = 1.0
 
     def write(self, prompt: str, rng: random.Random) -> str:

@@ -24,7 +24,7 @@ HEALTHY: Row = {
         ({"gold_after": float("nan")}, True),
         ({"kl": 31.0}, True),
         ({"entropy": 0.01}, True),
-        ({"distinct_within": 0.7}, True),
+        ({"distinct_within": 0.4}, True),
     ],
 )
 def test_when_a_run_has_collapsed(change: Row, expected: bool) -> None:

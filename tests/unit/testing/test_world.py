@@ -56,7 +56,7 @@ def test_saturation_and_costs() -> None:
     world = World()
     text = "the room was very superb . the staff was not bad . good good ."
     total = 1.5 * 2.0 + 0.6 * 1.3
-    expected = 6 * math.tanh(total / 6) - 0.04 * 15 - 1.0
+    expected = 3 * math.tanh(total / 3) - 0.04 * 15 - 1.0
     assert world.utility(HOTEL, text) == pytest.approx(expected)
 
 
@@ -69,7 +69,6 @@ def test_saturation_and_costs() -> None:
         "the room was not",
         "very good",
         "the plot was good",
-        "the room was bad",
     ],
 )
 def test_what_is_beside_the_point_costs(nonsense: str) -> None:
@@ -119,7 +118,7 @@ def test_best_is_neither_repetition_nor_length() -> None:
     best = "the room was very superb . the staff was very superb ."
     assert world.utility(HOTEL, best) == pytest.approx(world.best_utility(HOTEL))
     assert world.utility(HOTEL, f"{best} the room was very superb .") < world.utility(HOTEL, best)
-    assert world.utility(HOTEL, "the room was very superb . " * 3) < world.utility(HOTEL, best) - 1
+    assert world.utility(HOTEL, "the room was very superb . " * 2) < world.utility(HOTEL, best) - 0.5
 
 
 def test_writers_are_neutral_and_understood() -> None:
