@@ -119,6 +119,7 @@ class Generation:
     mask: Tensor  # (N, T) bool: 1 = a generated token that counts, EOS included
     finished: Tensor  # (N,) bool: ended by EOS or a stop token, not by the length limit
     logprobs: Tensor | None = None  # (N, T) float32 of the distribution sampled from
+    values: Tensor | None = None  # (N, T) float32 of the state before each token, where an engine was asked and could
 
 
 @dataclass(frozen=True)

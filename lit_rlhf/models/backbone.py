@@ -299,7 +299,7 @@ class Backbone(nn.Module):
             if found.entropy is not None:
                 result["entropy"] = spread(found.entropy, wanted, size)
         if picked is not None and values is not None:
-            result["values"] = spread(self._head(values)(picked), wanted, size)
+            result["values"] = spread(self.head(values)(picked), wanted, size)
         if scores is not None:
             result["scores"] = self._scores(states, scores)
         return BranchOutput(mask=states.mask, **result)
@@ -312,6 +312,15 @@ class Backbone(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., V) in float32 of hidden states (..., h), scaled and capped as the config says."""
         return self._require_lm_head().logits(hidden)
+
+    def head(self, name: str) -> nn.Module:
+        """The scalar head of a name, from hidden states (..., h) to (...) in float32.
+
+        Raises:
+            ConfigurationError: There is none of that name.
+        """
+        self._require(name, self.heads, "head")
+        return self.heads[name]
 
     def train(self, mode: bool = True) -> "Backbone":
         """As in torch, but 8-bit layers on CPU stay in training mode.
@@ -352,12 +361,8 @@ class Backbone(nn.Module):
             return torch.stack([self._scores(states, head) for head in heads], -1)
         skipped = self.score_skip_ids.get(heads)
         positions = states.last if skipped is None else states.before(skipped)
-        scores: Tensor = self._head(heads)(states.hidden[positions])
+        scores: Tensor = self.head(heads)(states.hidden[positions])
         return scores
-
-    def _head(self, name: str) -> nn.Module:
-        self._require(name, self.heads, "head")
-        return self.heads[name]
 
     def _require_lm_head(self) -> LMHead:
         if self._lm_head is None:

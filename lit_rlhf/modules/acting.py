@@ -70,6 +70,11 @@ class ActingModule(ReferencedModule):
         """The last batch's prompts, responses and scores: what sample tables show."""
         self.check("num_samples", lambda number: number >= 1, "at least 1")
 
+    @property
+    def sampled_values(self) -> str | None:
+        """A head on the policy whose values the engine is asked for while it samples."""
+        return None
+
     def configure_roles(self) -> None:
         """Adapter `policy` and the base as reference, or a trainable model and a frozen copy of it."""
         if self.backbone.has_lora:
@@ -129,6 +134,7 @@ class ActingModule(ReferencedModule):
             scores=scores,
             old_logprobs=torch.zeros_like(generation.mask, dtype=torch.float32) if logprobs is None else logprobs,
             engine_logprobs=logprobs,
+            values=generation.values,
         )
 
     def generate(
@@ -150,6 +156,7 @@ class ActingModule(ReferencedModule):
             sampling=sampling,
             seeds=self.sample_seeds(batch["index"], purpose, num_samples),
             num_samples=num_samples,
+            values=self.sampled_values,
         )
 
     def sample_seeds(self, index: Tensor, purpose: str, num_samples: int) -> Tensor:

@@ -79,6 +79,11 @@ class PPOPolicyModule(PolicyModule):
             self.check(name, lambda number: number >= 0, "0 or more")
         self.check("value_clip", lambda number: number is None or number > 0, "above 0, or null for no clipping")
 
+    @property
+    def sampled_values(self) -> str | None:
+        """The value head, where it reads the hidden states from which tokens are drawn: then values cost no pass."""
+        return "value" if self.value.head_on_policy else None
+
     def configure_roles(self) -> None:
         """Add the value function to the policy's roles."""
         super().configure_roles()
@@ -93,8 +98,10 @@ class PPOPolicyModule(PolicyModule):
         return [{"params": [p for name, p in trainable if not _of_value(name)], "name": "policy"}, value]
 
     def evaluate(self, rollout: Rollout) -> Rollout:
-        """Add the values of the states the policy sampled from."""
+        """Add the values of the states the policy sampled from, where the engine didn't."""
         rollout = super().evaluate(rollout)
+        if rollout.values is not None:
+            return rollout
         values = torch.zeros_like(rollout.old_logprobs)
         has_weights = any(True for _ in self.value.parameters())  # else they are on the policy's base
         with gathered(self.value if has_weights else self.backbone):

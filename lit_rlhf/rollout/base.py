@@ -76,6 +76,7 @@ class RolloutEngine(ABC):
         seeds: Tensor,
         num_samples: int = 1,
         role: str = "policy",
+        values: str | None = None,
     ) -> Generation:
         """Sample completions; nothing of the backbone is changed and no gradient is recorded.
 
@@ -87,6 +88,8 @@ class RolloutEngine(ABC):
             seeds: (N,) int64, N = B * num_samples: one seed per completion, on which alone its randomness depends.
             num_samples: Completions of each prompt, which become neighbours in the result.
             role: Whose distribution is sampled.
+            values: A scalar head of the backbone whose values at the state before each token are wanted. An engine that
+                doesn't see hidden states leaves `Generation.values` out, and another pass computes them.
 
         Returns:
             N completions in the order of the prompts.

@@ -35,6 +35,7 @@ class HFEngine(RolloutEngine):
         seeds: Tensor,
         num_samples: int = 1,
         role: str = "policy",
+        values: str | None = None,
     ) -> Generation:
         """See `RolloutEngine.generate`.
 

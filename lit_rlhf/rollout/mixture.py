@@ -78,7 +78,7 @@ class _Decoder:
 
     def step(self, tokens: Tensor) -> None:
         with self.backbone.use_role(self.role), attending(self.backbone.decoder, self.cache):
-            self.logits = decode_step(self.backbone, tokens, self.cache)
+            self.logits = self.backbone.logits(decode_step(self.backbone, tokens, self.cache))
 
 
 def _decode(decoders: Sequence[_Decoder], seeds: Tensor, sampling: Sampling, out: GeneratedRows) -> None:

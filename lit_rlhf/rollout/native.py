@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
@@ -53,6 +53,7 @@ class NativeEngine(RolloutEngine):
         seeds: Tensor,
         num_samples: int = 1,
         role: str = "policy",
+        values: str | None = None,
     ) -> Generation:
         """See `RolloutEngine.generate`.
 
@@ -65,11 +66,12 @@ class NativeEngine(RolloutEngine):
         lengths = prompt_mask.sum(-1)
         check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
         rows = GeneratedRows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device)
+        head = None if values is None else backbone.head(values)
         with gathered(backbone), evaluating(backbone), backbone.use_role(role):
             for prompts, samples in self._batches(lengths, num_samples):
                 ids = prompt_ids[prompts, : int(lengths[prompts].max())]
                 batch = (prompts[:, None] * num_samples + samples).flatten()
-                _decode(backbone, ids, lengths[prompts], batch, seeds[batch], sampling, rows)
+                _decode(backbone, ids, lengths[prompts], batch, seeds[batch], sampling, rows, head)
         return rows.generation()
 
     def _batches(self, lengths: Tensor, num_samples: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,12 +94,19 @@ class GeneratedRows:
         self.logprobs = torch.zeros(rows, steps, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.values: Tensor | None = None
 
     def append(self, rows: Tensor, live: Tensor, step: int, tokens: Tensor, logprobs: Tensor) -> None:
         """Store a step's tokens of the rows that are live."""
         self.tokens[rows, step] = torch.where(live, tokens, self.pad)
         self.logprobs[rows, step] = torch.where(live, logprobs, 0.0)
         self.lengths[rows] += live
+
+    def append_values(self, rows: Tensor, live: Tensor, step: int, values: Tensor) -> None:
+        """Store the values of the states from which the rows that are live take a step."""
+        if self.values is None:
+            self.values = torch.zeros_like(self.logprobs)
+        self.values[rows, step] = torch.where(live, values, 0.0)
 
     def finish(self, rows: Tensor, ended: Tensor) -> None:
         """Note which rows have ended."""
@@ -119,7 +128,8 @@ class GeneratedRows:
             )
         width = max(int(self.lengths.max()), 1) if len(self.lengths) else 1
         tokens, mask, logprobs = (x[:, :width].contiguous() for x in (self.tokens, mask, self.logprobs))
-        return Generation(tokens, mask, self.finished, logprobs)
+        values = None if self.values is None else self.values[:, :width].contiguous()
+        return Generation(tokens, mask, self.finished, logprobs, values)
 
 
 def _decode(
@@ -130,16 +140,19 @@ def _decode(
     seeds: Tensor,
     sampling: Sampling,
     out: GeneratedRows,
+    head: nn.Module | None,
 ) -> None:
     """Complete a batch of prompts, each with the same number of samples, which are neighbours in `rows`."""
     hidden, cache = prefill(backbone, ids, lengths, len(rows) // len(ids))
     ends = end_tokens(backbone, sampling, ids.device)
     live = torch.ones_like(rows, dtype=torch.bool)
-    logits = backbone.logits(hidden)[cache.prompt_of_row]
+    logits, hidden = backbone.logits(hidden)[cache.prompt_of_row], hidden[cache.prompt_of_row]
     with attending(backbone.decoder, cache):
         for step in range(sampling.max_new_tokens):
             banned = ends if step < sampling.min_new_tokens else None
             tokens, logprobs = draw_tokens(logits, uniforms(seeds, step), sampling, banned)
+            if head is not None:
+                out.append_values(rows, live, step, head(hidden))
             out.append(rows, live, step, tokens, logprobs)
             ended = live & torch.isin(tokens, ends)
             out.finish(rows, ended)
@@ -152,18 +165,20 @@ def _decode(
                 stay = live.nonzero()[:, 0]
                 cache.select(stay)
                 rows, seeds, tokens, live = rows[stay], seeds[stay], tokens[stay], live[stay]
-            logits = decode_step(backbone, tokens, cache)
+            hidden = decode_step(backbone, tokens, cache)
+            logits = backbone.logits(hidden)
 
 
 def decode_step(backbone: Backbone, tokens: Tensor, cache: DecodeCache) -> Tensor:
-    """Logits (rows, V) after one more token of each row; within `attending`."""
+    """Hidden states (rows, h) after one more token of each row; within `attending`."""
     output = backbone.decoder(
         input_ids=tokens[:, None],
         position_ids=cache.positions[:, None],
         use_cache=True,
         **cached(backbone.decoder, cache),
     )
-    return backbone.logits(output.last_hidden_state[:, 0])
+    hidden: Tensor = output.last_hidden_state[:, 0]
+    return hidden
 
 
 def prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int) -> tuple[Tensor, DecodeCache]:

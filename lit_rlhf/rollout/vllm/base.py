@@ -90,6 +90,7 @@ class VLLMRollouts(RolloutEngine):
         seeds: Tensor,
         num_samples: int = 1,
         role: str = "policy",
+        values: str | None = None,
     ) -> Generation:
         """See `RolloutEngine.generate`.
 

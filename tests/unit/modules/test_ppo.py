@@ -72,6 +72,28 @@ def test_values_are_used_and_learned(tiny_model_dir: Path) -> None:
     torch.testing.assert_close(rollout.returns, to_go, **FP32)
 
 
+@pytest.mark.parametrize("arrangement", [a for a in ARRANGEMENTS if "head" in a])
+def test_the_engine_gives_the_values_of_a_pass_of_their_own(
+    tiny_model_dir: Path, arrangement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_ppo(tiny_model_dir, arrangement)
+    module.configure_model()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # a head of 0 would agree with anything
+        module.backbone.heads["value"].weight.normal_(generator=draw)
+    ours = module.collect(prompt_batch(tiny_model_dir))
+    monkeypatch.setattr(PPOPolicyModule, "sampled_values", None)
+    theirs = module.collect(prompt_batch(tiny_model_dir))
+    assert torch.equal(ours.tokens, theirs.tokens)
+    assert ours.values is not None
+    assert theirs.values is not None
+    assert float(theirs.values.abs().max()) > 0.1
+    torch.testing.assert_close(ours.values, theirs.values, **FP32_MODEL)
+    monkeypatch.undo()
+    monkeypatch.setattr(PPOPolicyModule, "_values", None)  # no pass is made
+    module.collect(prompt_batch(tiny_model_dir))
+
+
 def test_score_sits_on_the_last_token_and_kl_on_each(tiny_model_dir: Path) -> None:
     module = make_ppo(tiny_model_dir, kl=FixedKL(0.5), missing_eos_penalty=2.0)
     module.configure_model()
