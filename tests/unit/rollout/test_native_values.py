@@ -1,0 +1,45 @@
+"""Values of a head that the native engine takes from the states it samples from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.rollout import NativeEngine, Sampling, native
+from tests.reference.generations import make_prompts, make_seeds
+from tests.tolerances import FP32_MODEL
+
+VARIED = Sampling(max_new_tokens=16, stop_token_ids=list(range(60, 110)))  # completions of many lengths
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize("eagerness", [0, 8])
+def test_values_are_those_of_a_pass_over_the_whole_sequence(
+    tiny_model_dir: Path, num_samples: int, eagerness: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_WORTH_LEAVING", eagerness)
+    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    backbone.add_head("value", drawn=True)
+    ids, mask = make_prompts()
+    seeds = make_seeds(6 * num_samples)
+    request = {"sampling": VARIED, "seeds": seeds, "num_samples": num_samples}
+    found = NativeEngine(max_batch_size=4 * num_samples).generate(backbone, ids, mask, values="value", **request)
+    assert NativeEngine().generate(backbone, ids, mask, **request).values is None
+    assert found.values is not None
+    assert len(set(found.mask.sum(-1).tolist())) > 1
+    for row, values in enumerate(found.values):
+        prompt = ids[row // num_samples][mask[row // num_samples]]
+        length = int(found.mask[row].sum())
+        whole = torch.cat([prompt, found.tokens[row, :length]])[None]
+        states = backbone.decoder(input_ids=whole).last_hidden_state[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(values[:length], backbone.head("value")(states), **FP32_MODEL)
+        assert not values[length:].any()
+
+
+def test_values_of_an_unknown_head_are_refused(tiny_model_dir: Path) -> None:
+    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    ids, mask = make_prompts()
+    with pytest.raises(ConfigurationError, match=r"There is no head 'worth'; there are \[\]"):
+        NativeEngine().generate(backbone, ids, mask, sampling=VARIED, seeds=make_seeds(6), values="worth")
