@@ -87,6 +87,7 @@ class RecordingCallback(Callback):
         self.filename = filename
         self.lines: JsonLines | None = None
         self._size_at_checkpoint: int | None = None
+        self._starts_anew = False
 
     @property
     def state_key(self) -> str:
@@ -99,14 +100,17 @@ class RecordingCallback(Callback):
         self.lines = JsonLines(Path(trainer.strategy.broadcast(directory)) / self.filename) if stage == "fit" else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Cut the file back to the checkpoint, or set another run's aside."""
-        if self.lines is None or not trainer.is_global_zero:
-            return
-        if self._size_at_checkpoint is None:
+        """Cut the file back to the checkpoint."""
+        size, self._size_at_checkpoint = self._size_at_checkpoint, None
+        self._starts_anew = size is None
+        if self.lines is not None and size is not None and trainer.is_global_zero:
+            self.lines.cut(size)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set another run's file aside, now that no callback's `on_train_start` has refused this run."""
+        anew, self._starts_anew = self._starts_anew, False
+        if self.lines is not None and anew and trainer.is_global_zero:
             self.lines.set_aside()
-        else:
-            self.lines.cut(self._size_at_checkpoint)
-        self._size_at_checkpoint = None
 
     def state_dict(self) -> dict[str, Any]:
         """The file's size; its lines are on disk before a checkpoint says so."""

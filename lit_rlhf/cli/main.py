@@ -4,6 +4,7 @@ import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from lit_rlhf import __version__
 from lit_rlhf.cli.help import training_help
@@ -51,6 +52,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if module == TRAINING and any(word in ("-h", "--help") for word in words[1:]):
         print(training_help(words[0], what))  # noqa: T201
         return
+    # A script on the PATH doesn't look for modules where it is called; `python -m` does. `mine.MyModule` is found by both.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         import_module(module).run(words)
     except LitRLHFError as error:

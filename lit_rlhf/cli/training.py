@@ -5,7 +5,6 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 # lightning 2.6 calls jsonargparse functions that are deprecated since 4.49; nothing a user could mend.
@@ -112,9 +111,6 @@ class TrainingCLI(LightningCLI):
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
     own_command_line = list(words) == sys.argv[1:]
-    # A script on the PATH doesn't look for modules where it is called; `python -m` does. `mine.MyModule` is found by both.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     words = ["--help" if word == "--help-all" else word for word in words]
     _import_components()
     # `main([...])` from Python is how tests and notebooks run a configuration; Lightning warns of any `args`.

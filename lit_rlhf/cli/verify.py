@@ -1,6 +1,7 @@
 """`lit-rlhf verify`: every method against the optimum that it claims."""
 
 import json
+from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
@@ -9,9 +10,11 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from lit_rlhf.cli.complaints import describe, own_error
 from lit_rlhf.cli.output import print_text
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import PolicyModule, RLHFModule
-from lit_rlhf.testing.verify import VerifyRow, all_cases, verify, verify_case
+from lit_rlhf.testing.verify import Case, VerifyRow, all_cases, cases_of, verify_case
 from lit_rlhf.testing.verify.custom import custom_case
 
 _PLACEHOLDERS = {
@@ -27,12 +30,17 @@ def run(words: Sequence[str]) -> None:
     """Parse a command line and run it; exits with status 1 if a method misses its target."""
     words = list(words[1:])
     parser = _parser()
-    options = parser.parse_args([*words, *_placeholders(words)])
+    try:
+        options = parser.parse_args([*words, *_placeholders(words)])
+    except ArgumentError as error:
+        raise own_error(error) or ConfigurationError(describe(str(error))) from error
     if options.model is not None:
-        rows: Iterable[VerifyRow] = [verify_case(custom_case(lambda: parser.instantiate_classes(options).model))]
+        cases: Iterable[Case] = [custom_case(lambda: parser.instantiate_classes(options).model)]
+    elif options.methods is not None:
+        cases = cases_of([options.methods] if isinstance(options.methods, str) else options.methods)
     else:
-        names = options.methods or list(all_cases())
-        rows = (row for name in names for row in verify([name]))
+        cases = all_cases().values()
+    rows = map(verify_case, cases)
     done = _print_json(rows) if options.json else _print_table(rows)
     if not all(row.ok for row in done):
         raise SystemExit(1)
@@ -41,11 +49,17 @@ def run(words: Sequence[str]) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="lit-rlhf verify",
+        exit_on_error=False,
         description="Hold every method to the optimum that it claims: in a world whose completions can be enumerated, the "
         "expected gradient at the target must vanish, and training from the reference must arrive there.",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
-    parser.add_argument("--methods", type=list[str] | None, default=None, help="names of rows; default: all")
+    parser.add_argument(
+        "--methods",
+        type=list[str] | str | None,
+        default=None,
+        help="a method or a list of them, such as RLOO or '[DPO, \"PPO (bandit)\"]'; default: all",
+    )
     parser.add_subclass_arguments(
         RLHFModule,
         "model",
@@ -62,7 +76,10 @@ def _placeholders(words: Sequence[str]) -> Iterator[str]:
     if name is None:
         return
     home, _, leaf = name.rpartition(".")
-    found = getattr(import_module(home or "lit_rlhf.modules"), leaf)
+    try:
+        found = getattr(import_module(home or "lit_rlhf.modules"), leaf)
+    except (ImportError, AttributeError):
+        return  # the parser says so
     needed = ["backbone.name", *(["reward", "kl"] if issubclass(found, PolicyModule) else [])]
     for option in needed:
         if f".{option}" not in given:

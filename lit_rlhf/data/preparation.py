@@ -238,7 +238,10 @@ class Preparation:
             hint = " and ".join(ways[option] for option in sorted(refused))
             raise DataError(f"{self.report.summary()}. Mend the rows, or set {hint}.")
         if self.report.records == 0:
-            raise DataError(f"{self.report.summary()}. Nothing is left: mend the rows, the `format` or the limits.")
+            way = "mend the rows, the `format` or the limits"
+            if self.report.reasons and all(name.startswith("no column") for name in self.report.reasons):
+                way = "name the data's columns in the options of `format`, or take another format"
+            raise DataError(f"{self.report.summary()}. Nothing is left: {way}.")
 
 
 def _portions(attempts: Iterable[Attempt]) -> Iterator[list[Attempt]]:

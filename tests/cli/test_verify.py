@@ -1,6 +1,7 @@
 """`lit-rlhf verify` from the command line."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_json_has_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_table_and_unknown_methods(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["verify", "--methods", '["DPO"]'])
+    main(["verify", "--methods", "DPO"])
     assert "1 of 1 at their targets" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["verify", "--methods", '["DPOO"]'])
@@ -39,9 +40,17 @@ def test_table_and_unknown_methods(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_method_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Found where the command is called, as by the script on the PATH, which looks elsewhere by itself."""
     (tmp_path / "own_method.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != ""])
     main(["verify", "--json", "--model.class_path", "own_method.MyMethod", "--model.init_args.scale", "2.0"])
     (row,) = json.loads(capsys.readouterr().out)
     assert row["ok"]
     assert row["method"].startswith("MyMethod")
+
+
+def test_a_class_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["verify", "--model.class_path", "nowhere.MyMethod"])
+    assert "there is no module 'nowhere' in the current directory" in capsys.readouterr().err

@@ -1,7 +1,8 @@
-"""Each method of the preference family against its exact optimum: the table of `lit-rlhf verify`, and what it stands on."""
+"""Each method against its exact optimum: the table of `lit-rlhf verify`, and what it stands on."""
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,8 +13,10 @@ from torch.testing import assert_close
 from lit_rlhf import modules
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.advantages import leave_one_out, spread_over_tokens
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import (
+    DrGRPOPolicyModule,
     GroupPolicyModule,
     OnlineDPOPolicyModule,
     PolicyModule,
@@ -21,6 +24,7 @@ from lit_rlhf.modules import (
     RLHFModule,
     SupervisedModule,
 )
+from lit_rlhf.rollout import Sampling
 from lit_rlhf.testing import populations, targets
 from lit_rlhf.testing.tabular import TabularWorld, bandit, total_variation, tree
 from lit_rlhf.testing.verify import (
@@ -28,6 +32,7 @@ from lit_rlhf.testing.verify import (
     PreferenceCase,
     RewardCase,
     all_cases,
+    cases_of,
     verify,
     verify_case,
     verify_module,
@@ -35,6 +40,7 @@ from lit_rlhf.testing.verify import (
 from lit_rlhf.testing.verify.exact import PI_STAR
 from lit_rlhf.testing.verify.policy import NoReward
 from lit_rlhf.testing.verify.runner import BETA, GRADIENT_TOLERANCE, expected_gradient, gradient_norm
+from lit_rlhf.types import Rollout
 from tests.tolerances import FP64
 
 CASES = all_cases()
@@ -95,6 +101,10 @@ def test_verify_takes_names_and_refuses_others() -> None:
     (row,) = verify(["DPO"])
     assert (row.method, row.ok) == ("DPO", True)
     assert row.seconds > 0
+    assert [case.method for case in cases_of(["REINFORCE", "DrGRPO"])] == [
+        *("REINFORCE", "REINFORCE (bandit)"),
+        *(f"DrGRPO ({world}, G={group})" for world in ("bandit", "tree") for group in (2, 3)),
+    ]
     with pytest.raises(ConfigurationError, match=r"no method 'DPQ'.*DPO"):
         verify(["DPQ"])
 
@@ -139,6 +149,21 @@ class Twice(o.DPO):
         return targets.tilted(world.reference, 2 * world.rewards / self.beta)
 
 
+class LeaveOneOutModule(PolicyModule):
+    """RLOO by a module that is no `GroupPolicyModule`."""
+
+    def estimate(self, rollout: Rollout) -> Rollout:
+        advantages = leave_one_out(rollout.rewards.sum(-1), rollout.num_samples)
+        return replace(rollout, advantages=spread_over_tokens(advantages, rollout.response_mask))
+
+
+class Halves(o.GroupCentered):
+    """Of two samples it gives half of the gradient, which it says."""
+
+    def tabular_optimum(self, world: TabularWorld) -> Tensor:
+        return targets.tilted(world.reference, world.rewards / (2 * 0.7))
+
+
 SPEC = ModelSpec(config={})
 OWN: list[tuple[Callable[[], RLHFModule], bool, str]] = [
     (lambda: PreferenceModule(SPEC, o.DPO(0.7)), True, "ref exp(r/0.7)"),
@@ -149,6 +174,18 @@ OWN: list[tuple[Callable[[], RLHFModule], bool, str]] = [
     (lambda: PreferenceModule(SPEC, Twice(0.7)), True, "tabular_optimum"),
     (lambda: GroupPolicyModule(SPEC, NoReward(), kl=o.FixedKL(0.7), reduction=o.SequenceSum()), True, "ref exp(r/0.7)"),
     (lambda: OnlineDPOPolicyModule(SPEC, NoReward(), loss=o.DPO(0.7)), True, "ref exp(r/0.7)"),
+    (
+        lambda: LeaveOneOutModule(SPEC, NoReward(), num_samples=4, kl=o.FixedKL(0.7), reduction=o.SequenceSum()),
+        True,
+        "ref exp(r/0.7)",
+    ),
+    (
+        lambda: DrGRPOPolicyModule(
+            SPEC, NoReward(), advantage=Halves(), kl=o.FixedKL(0.7), sampling=Sampling(max_new_tokens=2)
+        ),
+        True,
+        "tabular_optimum",
+    ),
 ]
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "RewardCase",
     "VerifyRow",
     "all_cases",
+    "cases_of",
     "verify",
     "verify_case",
     "verify_module",
@@ -57,16 +58,27 @@ def all_cases() -> dict[str, Case]:
 
 
 def verify(methods: Sequence[str] | None = None) -> list[VerifyRow]:
-    """The table: a row for each method, or for those named.
+    """The table: all rows, or those of the methods named.
+
+    Args:
+        methods: Names of rows, or what stands before the parenthesis of several: "RLOO" is all of RLOO's.
 
     Raises:
         ConfigurationError: There is no such method.
     """
+    return [verify_case(case) for case in (all_cases().values() if methods is None else cases_of(methods))]
+
+
+def cases_of(methods: Sequence[str]) -> list[Case]:
+    """The cases of the methods named; see `verify`."""
     cases = all_cases()
-    unknown = sorted(set(methods or ()) - set(cases))
-    if unknown:
-        raise ConfigurationError(f"There is no method {unknown[0]!r} to verify; there are {sorted(cases)}.")
-    return [verify_case(cases[name]) for name in (methods or cases)]
+    chosen: list[Case] = []
+    for method in methods:
+        found = [case for name, case in cases.items() if name == method or name.startswith(f"{method} (")]
+        if not found:
+            raise ConfigurationError(f"There is no method {method!r} to verify; there are {sorted(cases)}.")
+        chosen += found
+    return chosen
 
 
 def verify_module(make_module: Callable[[], RLHFModule]) -> VerifyRow:

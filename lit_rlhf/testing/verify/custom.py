@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.modules import GroupPolicyModule, OnlineDPOPolicyModule, PolicyModule, PreferenceModule, RLHFModule
+from lit_rlhf.modules import PolicyModule, PreferenceModule, RLHFModule
 from lit_rlhf.testing import populations as data
 from lit_rlhf.testing import targets
 from lit_rlhf.testing.tabular import TabularWorld, tree
@@ -16,14 +16,16 @@ from lit_rlhf.testing.verify.preference import PreferenceCase
 from lit_rlhf.testing.verify.runner import Case
 
 _GROUP = 2
+"""Samples of a prompt, of a module that draws several: all groups of more are too many."""
 
 
 def custom_case(make_module: Callable[[], RLHFModule]) -> Case:
     r"""A case for a module: data by the kind of its loss, and as optimum $\pi_{ref}e^{r/\beta}/Z$.
 
     $\beta$ is `loss.beta` of a preference module and `kl.value` of a policy module. A method that claims another
-    optimum says so by a method `tabular_optimum(world)` of the module, or of its loss, that returns the probabilities
-    (Y,) of `world.completions`; see `lit_rlhf.testing.targets` for what it can be made of.
+    optimum says so by a method `tabular_optimum(world)` of the module, or of its loss or advantage, that returns the
+    probabilities (Y,) of `world.completions`; see `lit_rlhf.testing.targets` for what it can be made of. A policy module
+    that draws several samples of a prompt draws two here.
 
     Args:
         make_module: Makes the module, without a backbone, anew at each call.
@@ -61,10 +63,9 @@ def _preference_case(name: str, module: PreferenceModule, make_module: Callable[
 
 
 def _policy_case(name: str, module: PolicyModule, make_module: Callable[[], RLHFModule]) -> Case:
-    compares = isinstance(module, GroupPolicyModule) and module.advantage.min_samples > 1
-    group = _GROUP if compares or isinstance(module, OnlineDPOPolicyModule) else 1
+    group = min(module.num_samples, _GROUP)
     deep = tree()
-    best, text = _optimum(deep, module.kl.value, module)
+    best, text = _optimum(deep, module.kl.value, module, getattr(module, "advantage", None))
 
     def fresh(*_: object) -> PolicyModule:
         made = cast("PolicyModule", make_module())

@@ -76,6 +76,14 @@ def test_every_iteration_and_validation_is_on_file(tmp_path: Path) -> None:
     assert all(s["score"] == m["train/loss_step"] for s, m in zip(samples[:6], first, strict=True))
 
 
+def test_a_refused_run_leaves_the_files_of_the_earlier_one(tmp_path: Path) -> None:
+    run(tmp_path, dies_at=5)
+    before = (tmp_path / "records/samples.jsonl").read_text()
+    with pytest.raises(ConfigurationError, match="earlier run"):
+        run(tmp_path)
+    assert (tmp_path / "records/samples.jsonl").read_text() == before
+
+
 @pytest.mark.parametrize("dies_at", [1, 4, 6, 7, 11])
 def test_files_of_a_killed_run_are_those_of_a_whole_one(tmp_path: Path, dies_at: int) -> None:
     run(tmp_path / "whole")
