@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
-demo: $(STAMP)  ## Train a reward model and a policy on embedded data, in about four minutes; see runs/demo
+demo: $(STAMP)  ## Train a reward model and a policy on embedded data, in two to three minutes; see runs/demo
 	$(BIN)/lit-rlhf demo
 
 test: lint  ## Lint, types, layers and the default test suite

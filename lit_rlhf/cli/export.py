@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.models import export_policy, export_reward, load_checkpoint_backbone
 
 
@@ -15,12 +16,12 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
     LoRA becomes a peft adapter directory. Tokenizer, chat template and model card come with it.
 
     Args:
-        ckpt_path: A checkpoint written by `lit-rlhf fit`.
+        ckpt_path: A checkpoint written by `lit-rlhf fit`, or the directory of a run's checkpoints, of which the newest is taken.
         output: Directory to write; an earlier export there is replaced once the new one is complete.
         merge: Merge the adapter into the weights; a 4-bit base is dequantized into a copy first.
         role: "policy" or "reward"; default: the one that was trained.
     """
-    backbone = load_checkpoint_backbone(ckpt_path)
+    backbone = load_checkpoint_backbone(_newest(ckpt_path))
     is_reward = role == "reward" or (role is None and "reward" in backbone.heads and "policy" not in backbone.adapters)
     if is_reward:
         mean, std = backbone.score_mean, backbone.score_std
@@ -28,6 +29,11 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
     else:
         export_policy(backbone, output, merge=merge)
     print(f"Wrote {output}")  # noqa: T201
+
+
+def _newest(path: str) -> str:
+    checkpoints = IterationCheckpoint(path).checkpoints() if Path(path).is_dir() else []
+    return str(checkpoints[0][1]) if checkpoints else path
 
 
 def run(words: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ COMMANDS = {
         "lit_rlhf.cli.verify",
         "Hold every method to the optimum that it claims, in a world small enough to enumerate",
     ),
-    "demo": ("lit_rlhf.cli.demo", "SFT, reward model and PPO on a synthetic world, in about four minutes on a CPU"),
+    "demo": ("lit_rlhf.cli.demo", "SFT, reward model and PPO on a synthetic world, in two to three minutes on a CPU"),
 }
 """Each command's module, whose `run(args)` gets the whole command line, and its line in the help."""
 

@@ -43,10 +43,8 @@ class RLHFModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Attribute .* is an instance of `nn.Module`"
-            )  # removed in the next line
+        with warnings.catch_warnings():  # of parts that are nn.Modules, which _keep_plain_hyperparameters takes out
+            warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
         self._keep_plain_hyperparameters()
         self.spec = backbone

@@ -149,7 +149,7 @@ def test_exported_reward_gives_the_same_scores_in_transformers(
 ) -> None:
     monkeypatch.chdir(trained)
     (checkpoint,) = sorted(Path("runs/reward/lora/checkpoints").glob("*.ckpt"))[-1:]
-    main(["export", "--ckpt_path", str(checkpoint), "--output", "out/reward"])
+    main(["export", "--ckpt_path", str(checkpoint.parent), "--output", "out/reward"])
     rows = tiny_demonstrations(5)
     data = write_jsonl("rows.jsonl", rows)
     capsys.readouterr()

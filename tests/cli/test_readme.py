@@ -43,7 +43,6 @@ def test_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert len(lines) == 6
     for line in lines:
         words = shlex.split(line)
-        words = [str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])]
         if words[0] == "python":
             assert words[1:3] == ["-m", "lit_rlhf.testing.tiny"]
             tiny.main(words[3:])
@@ -71,15 +70,7 @@ def test_own_algorithm_by_class_path(workplace: Path, monkeypatch: pytest.Monkey
     assert len(code.splitlines()) < 40
     Path("mine.py").write_text(code)
     monkeypatch.syspath_prepend(str(workplace))
-    config = yaml.safe_load(blocks("yaml", "YAML")[0])
-    arguments = config["model"]["init_args"]
-    del arguments["value"]
-    arguments["reward"] = {"class_path": "LexiconReward", "init_args": {"words": {"good": 1.0, "bad": -1.0}}}
-    arguments["bonus"] = 2.0
-    config["model"] = {"class_path": "mine.BestOfGroupPolicyModule", "init_args": arguments}
-    config["trainer"] = {"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu", "logger": False}
-    config["trainer"]["enable_checkpointing"] = False
-    if not Path("data").is_dir():
-        tiny.main(["data"])
-    Path("own.yaml").write_text(yaml.safe_dump(config))
-    main(["fit", "-c", "own.yaml"])
+    if not Path("runs/reward/lora/export").is_dir():
+        pytest.skip("needs the reward model that test_commands trains")
+    (command,) = blocks("bash", "Your own algorithm")
+    main(shlex.split(command)[1:])
