@@ -114,7 +114,8 @@ class TestRowsThatCannotBeUsed:
         module = PreferenceDataModule(FileSource(str(path)), tokenizer=tokenizer)
         columns = r"\['chosen', 'question', 'rejected'\]"
         with pytest.raises(
-            DataError, match=rf"0 of 3 rows used; 3 left out, no column 'prompt' .*row 1.*{columns}.*Nothing is left: name"
+            DataError,
+            match=rf"0 of 3 rows used; 3 left out, no column 'prompt' .*row 1.*{columns}.*Nothing is left: name",
         ):
             module.prepare_data()
 
@@ -217,7 +218,8 @@ class TestOptions:
     def test_a_tokenizer_that_is_not_there(self, tmp_path: Path) -> None:
         module = PreferenceDataModule(RowsSource(GOOD), tokenizer=str(tmp_path / "nowhere"))
         with pytest.raises(
-            ConfigurationError, match=r"tokenizer '.*nowhere' \(data option `tokenizer`\)\. No such directory \(looked in"
+            ConfigurationError,
+            match=r"tokenizer '.*nowhere' \(data option `tokenizer`\)\. No such directory \(looked in",
         ):
             module.prepare_data()
 
