@@ -80,7 +80,7 @@ class Runner:
                 continue
             data = self.inputs.settings(group, GROUPS[group].full, self.threads).data
             told = {"model": str(self.inputs.model), "data": data, "completions": completions, "threads": self.threads}
-            command = [sys.executable, "-m", "benchmarks.workloads.regret", json.dumps(told)]
+            command = [sys.executable, "-m", "benchmarks.comparison.regret", json.dumps(told)]
             log = self.work / "logs" / f"regret-{group}-{side}.log"
             measured = self.ledger.get(f"regret-{group}-{side}", told, partial(self.step, command, log))
             of_side[0].result["regret"] = measured.result["mean"]

@@ -19,7 +19,7 @@ from benchmarks.comparison.runner import Runner, alternate
 from benchmarks.comparison.spread import Spread, ratio
 from benchmarks.comparison.workloads import GROUPS, WORKLOADS, Side, sides_of
 from benchmarks.peers.processes import Run
-from benchmarks.workloads.regret import regrets
+from benchmarks.comparison.regret import regrets
 from lit_rlhf.testing.models import make_tiny_model
 from lit_rlhf.testing.tokenizers import make_tokenizer
 
@@ -92,12 +92,15 @@ def test_generations_agree_by_regret_and_length() -> None:
 
 def test_greedy_tokens_have_no_regret_and_others_what_they_lack() -> None:
     model = make_tiny_model(make_tokenizer())
-    prompts = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    logits = model(input_ids=prompts).logits[:, -1]
+    prompts = [[5, 6, 7], [8, 9]]
+    logits = torch.stack([model(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts]).detach()
     best, least = logits.argmax(-1), logits.argmin(-1)
-    assert regrets(model, prompts, best[:, None]).tolist() == [[0.0], [0.0]]
-    gap = logits.log_softmax(-1).amax(-1) - logits.log_softmax(-1).amin(-1)
-    torch.testing.assert_close(regrets(model, prompts, least[:, None])[:, 0], gap.detach())
+    assert regrets(model, prompts, best[:, None].tolist()).tolist() == [0.0, 0.0]
+    gap = logits.amax(-1) - logits.amin(-1)
+    torch.testing.assert_close(regrets(model, prompts, least[:, None].tolist()), gap)
+    longer = regrets(model, prompts, [[int(least[0])], [int(best[1]), 7]])  # of different lengths
+    assert len(longer) == 3
+    torch.testing.assert_close(longer[:2], torch.stack([gap[0], torch.tensor(0.0)]))
 
 
 def test_utilisation_counts_the_phase_alone() -> None:

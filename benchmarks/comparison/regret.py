@@ -15,18 +15,21 @@ from benchmarks.workloads.generation import read_prompts
 
 
 @torch.inference_mode()
-def regrets(model: torch.nn.Module, prompts: torch.Tensor, completions: torch.Tensor) -> torch.Tensor:
-    """(N, T) nats: log-prob of the likeliest token less that of the one taken; prompts (N, P), completions (N, T)."""
-    logits = model(input_ids=torch.cat([prompts, completions], 1)).logits[:, prompts.shape[1] - 1 : -1].float()
-    return logits.amax(-1) - logits.gather(-1, completions[..., None])[..., 0]
+def regrets(model: torch.nn.Module, prompts: list[list[int]], completions: list[list[int]]) -> torch.Tensor:
+    """Nats for each token of all completions: log-prob of the likeliest token less that of the one taken."""
+    found = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].float()
+        found.append(logits.amax(-1) - logits.gather(-1, torch.tensor(completion)[:, None])[:, 0])
+    return torch.cat(found)
 
 
 def main() -> None:
     told = json.loads(sys.argv[1])
     torch.set_num_threads(told["threads"])
     model = AutoModelForCausalLM.from_pretrained(told["model"], dtype=torch.float32).eval()
-    completions = torch.tensor(told["completions"])
-    found = regrets(model, torch.tensor(read_prompts(told["data"], len(completions))), completions)
+    completions = told["completions"]
+    found = regrets(model, read_prompts(told["data"], len(completions)), completions)
     report({"mean": float(found.mean()), "worst": float(found.max())})
 
 
