@@ -14,12 +14,12 @@ from benchmarks.comparison.inputs import Inputs
 from benchmarks.comparison.ledger import Measured
 from benchmarks.comparison.machine import cpu_model, machine
 from benchmarks.comparison.markdown import insert, tables
+from benchmarks.comparison.regret import regrets
 from benchmarks.comparison.results import compare, utilisation
 from benchmarks.comparison.runner import Runner, alternate
 from benchmarks.comparison.spread import Spread, ratio
 from benchmarks.comparison.workloads import GROUPS, WORKLOADS, Side, sides_of
 from benchmarks.peers.processes import Run
-from benchmarks.comparison.regret import regrets
 from lit_rlhf.testing.models import make_tiny_model
 from lit_rlhf.testing.tokenizers import make_tokenizer
 
