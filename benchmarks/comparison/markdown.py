@@ -104,7 +104,7 @@ def _parity(name: str, check: Mapping[str, Any]) -> list[str]:
     elif check["kind"] == "generations":
         text = (
             f"regret {check['our_regret']:.4f} and {check['peer_regret']:.4f} nats, at most {check['most_regret']:g}; mean length "
-            f"{check['our_mean_length']:.1f} and {check['peer_mean_length']:.1f}"
+            f"{check['our_mean_length']:.1f} and {check['peer_mean_length']:.1f} (difference ± {check['length_error']:.1f})"
         )
     else:
         text = "no steps to compare"

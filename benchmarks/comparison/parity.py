@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, pstdev
+from statistics import fmean, pstdev, pvariance
 from typing import Any
 
 Check = dict[str, Any]
@@ -34,12 +34,13 @@ def generations(
     our_lengths: Sequence[float],
     their_lengths: Sequence[float],
     most_regret: float,
-    length_tolerance: float,
+    most_errors: float,
 ) -> Check:
-    """Regret of greedy completions, in nats a token (benchmarks/workloads/regret.py), and mean lengths of sampled ones."""
+    """Regret of greedy completions, in nats a token (`regret.py`), and mean lengths of sampled ones, by standard errors."""
     found = {"our_regret": our_regret, "peer_regret": their_regret}
     found |= {"our_mean_length": fmean(our_lengths), "peer_mean_length": fmean(their_lengths)}
-    difference = abs(found["our_mean_length"] / found["peer_mean_length"] - 1.0)
-    ok = our_regret <= most_regret and their_regret <= most_regret and difference <= length_tolerance
-    limits = {"most_regret": most_regret, "length_tolerance": length_tolerance}
+    error = math.sqrt(sum(pvariance(lengths) / len(lengths) for lengths in (our_lengths, their_lengths)))
+    difference = abs(found["our_mean_length"] - found["peer_mean_length"])
+    ok = our_regret <= most_regret and their_regret <= most_regret and difference <= most_errors * error
+    limits = {"length_error": error, "most_regret": most_regret, "most_errors": most_errors}
     return {"kind": "generations", "ok": ok, **found, **limits}

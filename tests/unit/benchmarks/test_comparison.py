@@ -83,11 +83,15 @@ def test_rewards_reach_the_peers_late_mean_less_its_deviation(ours: list[float],
 
 
 def test_generations_agree_by_regret_and_length() -> None:
-    assert parity.generations(0.01, 0.015, [10.0], [10.0], 0.02, 0.25)["ok"]
-    assert not parity.generations(0.03, 0.0, [10.0], [10.0], 0.02, 0.25)["ok"]
-    assert not parity.generations(0.0, 0.03, [10.0], [10.0], 0.02, 0.25)["ok"]
-    assert not parity.generations(0.0, math.nan, [10.0], [10.0], 0.02, 0.25)["ok"]
-    assert not parity.generations(0.0, 0.0, [14.0], [10.0], 0.02, 0.25)["ok"]
+    short, long = [8.0, 12.0] * 8, [12.0, 16.0] * 8  # means 10 and 14, of each the standard error is 0.5
+    assert parity.generations(0.01, 0.015, short, short, 0.02, 3.0)["ok"]
+    assert not parity.generations(0.03, 0.0, short, short, 0.02, 3.0)["ok"]
+    assert not parity.generations(0.0, 0.03, short, short, 0.02, 3.0)["ok"]
+    assert not parity.generations(0.0, math.nan, short, short, 0.02, 3.0)["ok"]
+    found = parity.generations(0.0, 0.0, long, short, 0.02, 3.0)
+    assert not found["ok"]
+    assert found["length_error"] == pytest.approx(math.sqrt(0.5))
+    assert parity.generations(0.0, 0.0, long, short, 0.02, 6.0)["ok"]
 
 
 def test_greedy_tokens_have_no_regret_and_others_what_they_lack() -> None:
