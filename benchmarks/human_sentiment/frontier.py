@@ -1,6 +1,6 @@
 """Reward against KL: offline and online methods and best-of-n from one initial policy, on one reward model.
 
-    DTYPE=float32 python -m benchmarks.human_sentiment.frontier --root runs/human_sentiment --jobs 2 --figure docs/frontier.svg
+    python -m benchmarks.human_sentiment.frontier --root runs/human_sentiment --jobs 2 --figure docs/frontier.svg
 
 Needs `sft/export` and `reward/export` of run.sh under the root; makes the pairs (`policy_pairs.py`) if they are missing. Each
 method and beta is one run of `lit-rlhf fit` in a process of its own with one thread, under `<root>/frontier/<method>-<beta>`, and

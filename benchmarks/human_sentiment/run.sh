@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole run: data, initial policy, reward model, PPO from several seeds, evaluation. From the root of the repository:
 #   bash benchmarks/human_sentiment/run.sh 0 1 2
-# The base's weights are bfloat16, which a CPU with AMX multiplies four times as fast as float32; without AMX float32 is twice as
-# fast: DTYPE=float32 bash benchmarks/human_sentiment/run.sh 0 1 2
+# The base's weights are bfloat16, which a CPU with AMX multiplies four times as fast as float32 and one with AVX512-BF16 twice. On
+# others float32 may be faster: DTYPE=float32 bash benchmarks/human_sentiment/run.sh 0 1 2
 set -euo pipefail
 root=runs/human_sentiment
 here=benchmarks/human_sentiment
