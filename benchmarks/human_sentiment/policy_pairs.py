@@ -112,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "--root", type=Path, default=Path("runs/human_sentiment"), help="where prepare.py put everything"
     )
     parser.add_argument("--prompts", type=int, default=1024, help="prompts to complete twice")
-    parser.add_argument("--dtype", default="bfloat16", help="of the weights; float32 may be faster on CPUs with neither AMX nor AVX512-BF16")
+    parser.add_argument("--dtype", default="bfloat16", help="of the weights; bfloat16 wants AMX or AVX512-BF16")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(args)
     rows = make_pairs(options.root, options.prompts, options.dtype, options.seed)

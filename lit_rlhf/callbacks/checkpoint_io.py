@@ -16,7 +16,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
 from lit_rlhf.errors import CheckpointError
-from lit_rlhf.models.disk import cause_in_system, room, sync
+from lit_rlhf.files import sync
+from lit_rlhf.models.disk import cause_in_system, room
 
 _TEMPORARY = ".tmp"
 _HOST = socket.gethostname().replace(".", "_")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlhf.errors import DataError
+from lit_rlhf.files import sync
 
 CACHE_VARIABLE = "LIT_RLHF_CACHE"
 DEFAULT_CACHE = "~/.cache/lit_rlhf"
@@ -128,7 +129,7 @@ class TokenCache:
                 return
             final.rename(fresh.parent / "damaged")
             fresh.rename(final)
-        _flush(self.root)
+        sync(self.root)
 
     def _remove_stale(self) -> None:
         for path in self.root.glob(f"{_BUILDING}*"):
@@ -234,11 +235,11 @@ def _without_progress_bars() -> Iterator[None]:
 def _write_marker(path: Path, meta: dict[str, Any]) -> None:
     files = {file.name: {"size": file.stat().st_size, "sha256": _checksum(file)} for file in sorted(path.iterdir())}
     for name in files:
-        _flush(path / name)
+        sync(path / name)
     marker = path / _MARKER
     marker.write_text(json.dumps({"files": files, "meta": meta}), encoding="utf-8")
-    _flush(marker)
-    _flush(path)
+    sync(marker)
+    sync(path)
 
 
 def _matches(file: Path, facts: Mapping[str, Any], *, verify: bool) -> bool:
@@ -248,11 +249,3 @@ def _matches(file: Path, facts: Mapping[str, Any], *, verify: bool) -> bool:
 def _checksum(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

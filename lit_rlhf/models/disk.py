@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lit_rlhf.errors import CheckpointError
+from lit_rlhf.files import sync
 from lit_rlhf.models.cards import RECORD
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -93,15 +94,6 @@ def room(directory: Path, needed: float, cause: str) -> str:
     """Why there was no room, how much there is and how much is needed, as part of a message."""
     free = shutil.disk_usage(directory).free / 2**20
     return f"{cause}. {free:.0f} MiB are free there; this one needs about {needed / 2**20:.0f}"
-
-
-def sync(path: Path) -> None:
-    """Bring a file or, after a rename, a directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _replace(new: Path, path: Path) -> None:
