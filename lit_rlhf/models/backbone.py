@@ -1,7 +1,7 @@
 """One decoder, many roles."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -309,9 +309,14 @@ class Backbone(nn.Module):
         with self.use_role(role):
             return self._runner(batch, num_branches)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits (..., V) in float32 of hidden states (..., h), scaled and capped as the config says."""
-        return self._require_lm_head().logits(hidden)
+    def logits(self, hidden: Tensor, product: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Next-token logits (..., V) in float32 of hidden states (..., h), scaled and capped as the config says.
+
+        Args:
+            hidden: States, (..., h).
+            product: Computes what the LM head's linear layer would, from its weights laid out in another way.
+        """
+        return self._require_lm_head().logits(hidden, product)
 
     def head(self, name: str) -> nn.Module:
         """The scalar head of a name, from hidden states (..., h) to (...) in float32.

@@ -1,8 +1,9 @@
 """The LM head with what architectures do to logits: a scale, a soft cap, a bias."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.errors import ConfigurationError
@@ -28,10 +29,9 @@ class LMHead:
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.scale = _scale(config)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., h) to (..., V) in float32."""
-        weight = self.module.weight
-        logits = F.linear(hidden.to(weight.dtype), weight, self.module.bias).float()
+    def logits(self, hidden: Tensor, product: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(..., h) to (..., V) in float32; `product` stands in for the linear layer."""
+        logits = (product or self.module)(hidden.to(self.module.weight.dtype)).float()
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

@@ -5,7 +5,7 @@ float32 copy of every input kept for backward and several passes over every outp
 instead and the low-rank product is accumulated by the matrix product itself. Weights stay float32, and so do gradients.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from peft.tuners import lora
@@ -37,12 +37,10 @@ class _RoleLayer(_Layer):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         result: Tensor = self.base_layer(x)
-        if self._disable_adapters:
+        name = self.active
+        if name is None:
             return result
-        name = self._active_adapter[0]
-        if name not in self.scaling:  # the adapter of this role leaves this layer out
-            return result
-        down, up = self._matrices(name, result.dtype)
+        down, up = self._in_dtype(name, result.dtype)
         hidden = F.linear(self.lora_dropout[name](x).to(result.dtype), down).view(-1, down.shape[0])
         flat = result.view(-1, up.shape[1])
         if self.in_place:
@@ -51,13 +49,20 @@ class _RoleLayer(_Layer):
             flat = torch.addmm(flat, hidden, up, alpha=self.scaling[name])
         return flat.view(result.shape)
 
-    @staticmethod
-    def _weight(matrices: nn.ModuleDict, name: str) -> Tensor:
-        weight: Tensor = matrices[name].weight  # type: ignore[assignment]
-        return weight
+    @property
+    def active(self) -> str | None:
+        """The adapter that is on; None where the active role has none, or one that leaves this layer out."""
+        name = self._active_adapter[0]
+        return None if self._disable_adapters or name not in self.scaling else name
 
-    def _matrices(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        down, up = self._weight(self.lora_A, name), self._weight(self.lora_B, name)
+    def matrices(self, name: str) -> tuple[Tensor, Tensor]:
+        """A, (r, in), and B, (out, r), of an adapter."""
+        down: Tensor = self.lora_A[name].weight  # type: ignore[assignment]
+        up: Tensor = self.lora_B[name].weight  # type: ignore[assignment]
+        return down, up
+
+    def _in_dtype(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        down, up = self.matrices(name)
         if torch.is_grad_enabled() or down.dtype == dtype:
             return down.to(dtype), up.to(dtype).t()
         versions = (down._version, up._version)  # noqa: SLF001 - an optimizer's step moves them
@@ -88,6 +93,30 @@ _LAYERS: dict[type, type[_RoleLayer]] = {
     lora_bnb.Linear4bit: RoleLinear4bit,
     lora_bnb.Linear8bitLt: RoleLinear8bit,
 }
+
+
+class LinearParts(NamedTuple):
+    r"""What a linear layer computes with the role that is active: $x W^\top + b + (x A^\top) B^\top$, the adapter's scale in B."""
+
+    weight: Tensor
+    """W, (out, in)."""
+    bias: Tensor | None
+    """b, (out,)."""
+    down: Tensor | None
+    """A, (r, in), float32; None without an adapter."""
+    up: Tensor | None
+    """B, (out, r), float32."""
+
+
+def linear_parts(layer: nn.Module | None) -> LinearParts | None:
+    """Take a layer to its parts; None if it isn't a linear layer in float, with or without an adapter."""
+    base = layer.base_layer if isinstance(layer, RoleLinear) else layer
+    if type(base) is not nn.Linear or not base.weight.is_floating_point():
+        return None
+    if not isinstance(layer, RoleLinear) or layer.active is None:
+        return LinearParts(base.weight, base.bias, None, None)
+    down, up = layer.matrices(layer.active)
+    return LinearParts(base.weight, base.bias, down, up * layer.scaling[layer.active])
 
 
 def adopt(layer: nn.Module, name: str) -> None:

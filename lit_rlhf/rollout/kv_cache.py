@@ -204,19 +204,23 @@ def cached(decoder: nn.Module, cache: Cache) -> dict[str, Cache]:
     return {"cache" if "cache" in accepted else "past_key_values": cache}
 
 
+def configs_of(decoder: nn.Module) -> list[PreTrainedConfig]:
+    """The configs that the attention layers of a decoder look their function up in."""
+    return list({id(config): config for config in map(_config, decoder.modules()) if config is not None}.values())
+
+
 @contextmanager
-def attending(decoder: nn.Module, cache: DecodeCache) -> Iterator[None]:
-    """Let all attention layers of a decoder read a cache, and put their own attention back at the end."""
-    configs = {id(config): config for config in map(_config, decoder.modules()) if config is not None}
-    before = {key: config._attn_implementation for key, config in configs.items()}  # noqa: SLF001
+def attending(configs: Sequence[PreTrainedConfig], cache: DecodeCache) -> Iterator[None]:
+    """Let attention layers of these configs read a cache, and put their own attention back at the end."""
+    before = [config._attn_implementation for config in configs]  # noqa: SLF001
     token = _current.set(cache)
     try:
-        for config in configs.values():
+        for config in configs:
             config._attn_implementation = _NAME  # noqa: SLF001
         yield
     finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]  # noqa: SLF001
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name  # noqa: SLF001
         _current.reset(token)
 
 
@@ -275,5 +279,5 @@ def _by_row(x: Tensor, like: Tensor, grid: Grid | None) -> Tensor:
 
 
 def _scores(query: Tensor, keys: Tensor, scale: float, cap: float | None) -> Tensor:
-    scores = (query @ keys.transpose(2, 3)).float() * scale
+    scores = (query @ keys.transpose(2, 3)).float().mul_(scale)
     return scores if cap is None else (scores / cap).tanh() * cap

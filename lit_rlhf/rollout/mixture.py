@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import Sampling, check_request, end_tokens
-from lit_rlhf.rollout.kv_cache import attending
-from lit_rlhf.rollout.native import GeneratedRows, check_decodable, decode_step, prefill
+from lit_rlhf.rollout.native import GeneratedRows, check_decodable, prefill
 from lit_rlhf.rollout.sampling import draw_tokens
+from lit_rlhf.rollout.steps import decode_step
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
 
@@ -63,22 +63,25 @@ def sample_mixture(
             stack.enter_context(evaluating(backbone))
         rows = GeneratedRows(len(seeds), sampling.max_new_tokens, first.pad_token_id, prompt_ids.device)
         ids = prompt_ids[:, : int(lengths.max())]
-        _decode([_Decoder(component, ids, lengths, num_samples) for component in components], seeds, sampling, rows)
+        steps = sampling.max_new_tokens
+        decoders = [_Decoder(component, ids, lengths, num_samples, steps) for component in components]
+        _decode(decoders, seeds, sampling, rows)
     return rows.generation()
 
 
 class _Decoder:
     """A component in the midst of decoding."""
 
-    def __init__(self, component: Component, ids: Tensor, lengths: Tensor, num_samples: int) -> None:
+    def __init__(self, component: Component, ids: Tensor, lengths: Tensor, num_samples: int, steps: int) -> None:
         self.backbone, self.role, self.weight = component
         with self.backbone.use_role(self.role):
             hidden, self.cache = prefill(self.backbone, ids, lengths, num_samples)
             self.logits = self.backbone.logits(hidden)[self.cache.prompt_of_row]
+            self.decode = decode_step(self.backbone, steps)
 
     def step(self, tokens: Tensor) -> None:
-        with self.backbone.use_role(self.role), attending(self.backbone.decoder, self.cache):
-            self.logits = self.backbone.logits(decode_step(self.backbone, tokens, self.cache))
+        with self.backbone.use_role(self.role):
+            _hidden, self.logits = self.decode(tokens, self.cache)
 
 
 def _decode(decoders: Sequence[_Decoder], seeds: Tensor, sampling: Sampling, out: GeneratedRows) -> None:

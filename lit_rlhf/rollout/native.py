@@ -9,8 +9,9 @@ from transformers import DynamicCache
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
-from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, attending, cached
+from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, cached
 from lit_rlhf.rollout.sampling import draw_tokens
+from lit_rlhf.rollout.steps import DecodeStep, decode_step
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
 
@@ -19,7 +20,7 @@ _WORTH_LEAVING = 8
 
 
 class NativeEngine(RolloutEngine):
-    """The default engine: no copy of the weights, nothing to synchronise, and log-probs that need no second pass.
+    """The default engine: the policy's own weights, nothing to synchronise, and log-probs that need no second pass.
 
     A prompt is computed once for all its samples, and its keys and values are stored once. Rows that have finished
     leave the batch. A token is drawn by inverse CDF from one uniform number that depends on the row's seed and the step
@@ -30,17 +31,20 @@ class NativeEngine(RolloutEngine):
         max_batch_size: Most sequences that are decoded at a time; more are decoded one batch after another, prompts of
             similar length together. Memory grows with it: keys and values of every layer, and two float32 numbers per
             token of the vocabulary. None decodes all at once.
+        pack_weights: On CPU, decode with a copy of the weights that is laid out for it, of decoders of the kind of Llama,
+            Mistral, Qwen2 and Qwen3 that aren't quantized. Takes their memory once more while completions are sampled.
 
     Raises:
         ConfigurationError: The size is below 1.
     """
 
-    def __init__(self, max_batch_size: int | None = None) -> None:
+    def __init__(self, max_batch_size: int | None = None, *, pack_weights: bool = True) -> None:
         if max_batch_size is not None and max_batch_size < 1:
             raise ConfigurationError(
                 f"NativeEngine.max_batch_size={max_batch_size} must be at least 1, or null for no limit."
             )
         self.max_batch_size = max_batch_size
+        self.pack_weights = pack_weights
 
     @torch.no_grad()
     def generate(
@@ -68,10 +72,12 @@ class NativeEngine(RolloutEngine):
         rows = GeneratedRows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device)
         head = None if values is None else backbone.head(values)
         with gathered(backbone), evaluating(backbone), backbone.use_role(role):
-            for prompts, samples in self._batches(lengths, num_samples):
+            batches = list(self._batches(lengths, num_samples))
+            decode = decode_step(backbone, len(batches) * sampling.max_new_tokens, pack=self.pack_weights)
+            for prompts, samples in batches:
                 ids = prompt_ids[prompts, : int(lengths[prompts].max())]
                 batch = (prompts[:, None] * num_samples + samples).flatten()
-                _decode(backbone, ids, lengths[prompts], batch, seeds[batch], sampling, rows, head)
+                _decode(backbone, decode, ids, lengths[prompts], batch, seeds[batch], sampling, rows, head)
         return rows.generation()
 
     def _batches(self, lengths: Tensor, num_samples: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -134,6 +140,7 @@ class GeneratedRows:
 
 def _decode(
     backbone: Backbone,
+    decode: DecodeStep,
     ids: Tensor,
     lengths: Tensor,
     rows: Tensor,
@@ -147,38 +154,24 @@ def _decode(
     ends = end_tokens(backbone, sampling, ids.device)
     live = torch.ones_like(rows, dtype=torch.bool)
     logits, hidden = backbone.logits(hidden)[cache.prompt_of_row], hidden[cache.prompt_of_row]
-    with attending(backbone.decoder, cache):
-        for step in range(sampling.max_new_tokens):
-            banned = ends if step < sampling.min_new_tokens else None
-            tokens, logprobs = draw_tokens(logits, uniforms(seeds, step), sampling, banned)
-            if head is not None:
-                out.append_values(rows, live, step, head(hidden))
-            out.append(rows, live, step, tokens, logprobs)
-            ended = live & torch.isin(tokens, ends)
-            out.finish(rows, ended)
-            live = live & ~ended
-            staying = int(live.sum())
-            if staying == 0 or step + 1 == sampling.max_new_tokens:
-                return
-            # Leaving costs a copy of the others' keys and values: about what a step of an eighth of the rows costs.
-            if (len(live) - staying) * _WORTH_LEAVING >= len(live):
-                stay = live.nonzero()[:, 0]
-                cache.select(stay)
-                rows, seeds, tokens, live = rows[stay], seeds[stay], tokens[stay], live[stay]
-            hidden = decode_step(backbone, tokens, cache)
-            logits = backbone.logits(hidden)
-
-
-def decode_step(backbone: Backbone, tokens: Tensor, cache: DecodeCache) -> Tensor:
-    """Hidden states (rows, h) after one more token of each row; within `attending`."""
-    output = backbone.decoder(
-        input_ids=tokens[:, None],
-        position_ids=cache.positions[:, None],
-        use_cache=True,
-        **cached(backbone.decoder, cache),
-    )
-    hidden: Tensor = output.last_hidden_state[:, 0]
-    return hidden
+    for step in range(sampling.max_new_tokens):
+        banned = ends if step < sampling.min_new_tokens else None
+        tokens, logprobs = draw_tokens(logits, uniforms(seeds, step), sampling, banned)
+        if head is not None:
+            out.append_values(rows, live, step, head(hidden))
+        out.append(rows, live, step, tokens, logprobs)
+        ended = live & torch.isin(tokens, ends)
+        out.finish(rows, ended)
+        live = live & ~ended
+        staying = int(live.sum())
+        if staying == 0 or step + 1 == sampling.max_new_tokens:
+            return
+        # Leaving costs a copy of the others' keys and values: about what a step of an eighth of the rows costs.
+        if (len(live) - staying) * _WORTH_LEAVING >= len(live):
+            stay = live.nonzero()[:, 0]
+            cache.select(stay)
+            rows, seeds, tokens, live = rows[stay], seeds[stay], tokens[stay], live[stay]
+        hidden, logits = decode(tokens, cache)
 
 
 def prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int) -> tuple[Tensor, DecodeCache]:

@@ -7,6 +7,8 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.rollout import NativeEngine, Sampling, native
+from lit_rlhf.rollout.kv_cache import DecodeLayer
+from lit_rlhf.rollout.packed import PackedStep
 from lit_rlhf.types import BranchedBatch, Generation
 from tests.reference import rollout as reference
 from tests.reference.generations import LENGTHS, make_backbone, make_prompts, make_seeds, sequences
@@ -181,9 +183,9 @@ def test_when_finished_rows_leave_changes_nothing(
 
 def test_finished_rows_do_leave_the_batch(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    step = native.decode_step
+    step = PackedStep.__call__
     monkeypatch.setattr(
-        native, "decode_step", lambda b, tokens, cache: (sizes.append(len(tokens)), step(b, tokens, cache))[1]
+        PackedStep, "__call__", lambda self, tokens, cache: (sizes.append(len(tokens)), step(self, tokens, cache))[1]
     )
     generate(backbone, VARIED, num_samples=8)
     assert sizes[0] > 30
@@ -251,9 +253,9 @@ def test_an_error_while_decoding_leaves_attention_and_flags_as_they_were(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(native, "decode_step", fail)
+    monkeypatch.setattr(DecodeLayer, "attend", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        generate(backbone, VARIED)
+        generate(backbone, VARIED, engine=NativeEngine(pack_weights=False))
     assert backbone.training
     assert backbone.decoder.config._attn_implementation == attention  # type: ignore[union-attr]
 
