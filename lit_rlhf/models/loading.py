@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models.attention import kernel_to_load, use_grouped_attention
+from lit_rlhf.models.norms import adopt_norm
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.models.tokenizers import from_hub, load_tokenizer
 from lit_rlhf.seeding import stable_hash
@@ -77,12 +78,13 @@ def embeddings(model: PreTrainedModel) -> Tensor:
 
 
 def prepare_modules(model: nn.Module) -> None:
-    """Switch dropout modules off and keep 4-bit layers from packing their weights on CPU.
+    """Switch dropout modules off and norms to a leaner backward, and keep 4-bit layers from packing their weights on CPU.
 
     On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights in place at the first inference; from then on no gradient
     flows through the layer, in training mode either.
     """
     for module in model.modules():
+        adopt_norm(module)
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(module, Linear4bit):
