@@ -34,12 +34,17 @@ def draw_tokens(
     if banned is not None and banned.numel():
         logits[:, banned] = -torch.inf
     if sampling.greedy:
-        probs = torch.softmax(logits, dim=-1)
         tokens = logits.argmax(-1)
+        weights = _weights(logits)
     else:
-        probs = torch.softmax(truncate_logits(logits, sampling), dim=-1)
-        tokens = inverse_cdf(probs, uniforms)
-    return tokens, probs.gather(-1, tokens[:, None])[:, 0].log()
+        weights = _weights(truncate_logits(logits, sampling))
+        tokens = inverse_cdf(weights, uniforms)
+    return tokens, (weights.gather(-1, tokens[:, None]) / weights.sum(-1, keepdim=True))[:, 0].log()
+
+
+def _weights(logits: Tensor) -> Tensor:
+    # In place: another array of the batch's size costs more than the passes over it. It is softmax but for the division.
+    return logits.sub_(logits.amax(-1, keepdim=True)).exp_()
 
 
 def truncate_logits(logits: Tensor, sampling: Sampling) -> Tensor:
