@@ -178,7 +178,9 @@ class _ChunkedLogprobs(Function):
             logits = shape.logits(_product(hidden[chunk], weight, bias))
             logprobs[chunk] = logits.gather(-1, picks).squeeze(-1)
             kept = logits if entropy is not None or (slopes is not None and shape.softcap is not None) else None
-            normalizer[chunk], probs = _softmax(logits, in_place=kept is None, normalize=slopes is not None or kept is not None)
+            normalizer[chunk], probs = _softmax(
+                logits, in_place=kept is None, normalize=slopes is not None or kept is not None
+            )
             logprobs[chunk] -= normalizer[chunk]
             if entropy is not None:
                 entropy[chunk] = normalizer[chunk] - _row_dot(probs, logits)

@@ -59,7 +59,7 @@ def test_bfloat16_rounds_as_transformers_does_and_its_gradient_is_nearer_to_the_
     assert (mine[1] - exact[1]).norm() <= (wanted[1] - exact[1]).norm() * 1.1  # type: ignore[operator, union-attr]
 
 
-def test_a_frozen_weight_gets_no_gradient_and_an_input_without_one_costs_nothing() -> None:
+def test_a_frozen_weight_gets_no_gradient_and_an_input_needs_none() -> None:
     _, ours, x, grad = pair(LlamaRMSNorm)
     ours.requires_grad_(False)
     assert run(ours, x, grad)[2] is None
