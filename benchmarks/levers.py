@@ -1,0 +1,215 @@
+"""What each lever is worth, with it and without it in turns in one process: `python benchmarks/levers.py`.
+
+SmolLM2-135M in bfloat16 with LoRA on all linear layers, on the rows of `compare.py`. Beside the times stands how far the two ways'
+results lie apart, as a check that both did the same; that they are equal is shown in float32 by the tests.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python looks in this file's directory alone
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from benchmarks.comparison.inputs import Inputs, make_inputs
+from benchmarks.comparison.markdown import find_place, insert
+from benchmarks.comparison.spread import Spread, ratio
+from benchmarks.workloads.settings import TARGETS
+from benchmarks.workloads.shared import fill_adapters
+from lit_rlhf.data import PreferenceDataModule, RowsSource
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.models.norms import LeanLlamaNorm
+from lit_rlhf.rollout import NativeEngine, Sampling, native
+from lit_rlhf.types import BranchedBatch, Generation
+
+PAIRS = 8
+PROMPTS, SAMPLES, NEW_TOKENS = 4, 8, 32
+SPREAD_STOPS = list(range(1000, 3500))  # of 49,152 ids: completions end here and there
+
+
+@dataclass(frozen=True)
+class Lever:
+    """Two ways to the same result.
+
+    Attributes:
+        name: What is done, and on what.
+        used: With the lever.
+        unused: Without.
+    """
+
+    name: str
+    used: Callable[[], Tensor]
+    unused: Callable[[], Tensor]
+
+
+class Subject:
+    """The model and a batch of each kind."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.spec = ModelSpec(
+            name=str(inputs.model),
+            dtype="bfloat16",
+            branching="shared",
+            lora=LoraSpec(rank=16, alpha=32.0, target_modules=TARGETS),
+        )
+        self.backbone = self.built(self.spec)
+        rows = inputs.settings("dpo", {"data": "pairs", "batch": PAIRS, "steps": 1}, 1).rows()
+        data = PreferenceDataModule(RowsSource(rows), tokenizer=str(inputs.model), batch_size=PAIRS)
+        data.prepare_data()
+        data.setup("fit")
+        self.pairs: BranchedBatch = next(iter(data.train_dataloader()))
+        prompts = [[int(t) for t in row[owner == 0]] for row, owner in zip(*self._columns(), strict=True)][:PROMPTS]
+        width = min(map(len, prompts))
+        self.prompts = torch.tensor([prompt[:width] for prompt in prompts])
+
+    def _columns(self) -> tuple[Tensor, Tensor]:
+        return self.pairs["input_ids"], self.pairs["branch_ids"]
+
+    def built(self, spec: ModelSpec) -> Backbone:
+        """The policy, its adapter away from the identity."""
+        backbone = Backbone(spec)
+        backbone.add_adapter("policy")
+        fill_adapters(backbone.named_parameters(), 0)
+        backbone.eos_token_ids = ()
+        return backbone
+
+    def train(self, backbone: Backbone) -> Tensor:
+        """Log-probs of the pairs, after a backward pass of their sum."""
+        backbone.zero_grad(set_to_none=True)
+        out = backbone(self.pairs, num_branches=2, logprobs=True)
+        assert out.logprobs is not None
+        out.logprobs.sum().backward()  # type: ignore[no-untyped-call]
+        return out.logprobs.detach().sum(-1)
+
+    def generate(self, engine: NativeEngine, *, samples: int = SAMPLES, stops: Sequence[int] = ()) -> Tensor:
+        """Mean log-prob of what is generated, one number: bfloat16 may tip single tokens."""
+        ids = self.prompts.repeat_interleave(SAMPLES // samples, 0)
+        out: Generation = engine.generate(
+            self.backbone,
+            ids,
+            torch.ones_like(ids, dtype=torch.bool),
+            sampling=Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=list(stops)),
+            seeds=torch.arange(PROMPTS * SAMPLES),
+            num_samples=samples,
+        )
+        assert out.logprobs is not None
+        return out.logprobs.sum() / out.mask.sum()
+
+    def levers(self) -> list[Lever]:
+        """All of them."""
+        expanded = self.built(ModelSpec(**{**vars(self.spec), "branching": "expanded"}))
+        theirs = self.built(self.spec)
+        theirs.model.set_attn_implementation("sdpa")
+        wide = self.built(ModelSpec(**{**vars(self.spec), "dtype": "float32"}))
+        plain, packed = NativeEngine(pack_weights=False), NativeEngine()
+        return [
+            Lever("prompts once for both branches, update of pairs", self._train, lambda: self.train(expanded)),
+            Lever("grouped attention, prompts and branches apart, update of pairs", self._train, lambda: self.train(theirs)),
+            Lever("bfloat16 base under float32 adapters, update of pairs", self._train, lambda: self.train(wide)),
+            Lever("norms with a backward of their own, update of pairs", self._train, self._with_their_norms),
+            Lever("LM head on responses alone, log-probs of pairs", self._responses, self._all_positions),
+            Lever("prompts once for 8 samples, generation", self._packed(packed), lambda: self.generate(packed, samples=1)),
+            Lever("packed weights, generation", self._packed(packed), self._packed(plain)),
+            Lever("finished rows leave, generation of varied lengths", self._varied, self._staying),
+        ]  # fmt: skip
+
+    def _train(self) -> Tensor:
+        return self.train(self.backbone)
+
+    def _packed(self, engine: NativeEngine) -> Callable[[], Tensor]:
+        return lambda: self.generate(engine)
+
+    def _with_their_norms(self) -> Tensor:
+        with patch.object(LeanLlamaNorm, "forward", LlamaRMSNorm.forward):
+            return self.train(self.backbone)
+
+    @torch.no_grad()
+    def _responses(self) -> Tensor:
+        out = self.backbone(self.pairs, num_branches=2, logprobs=True)
+        return out.logprobs.sum(-1)  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def _all_positions(self) -> Tensor:
+        states = self.backbone.states(self.pairs, num_branches=2)
+        weight = self.backbone.model.get_output_embeddings().weight
+        every = F.linear(states.hidden, weight).float().log_softmax(-1)
+        logprobs = every[states.source, states.tokens]
+        return (logprobs * states.mask).sum(-1)
+
+    def _varied(self) -> Tensor:
+        return self.generate(NativeEngine(), stops=SPREAD_STOPS)
+
+    def _staying(self) -> Tensor:
+        with patch.object(native, "_WORTH_LEAVING", 0):
+            return self.generate(NativeEngine(), stops=SPREAD_STOPS)
+
+
+def measure(lever: Lever, pairs: int) -> dict[str, Any]:
+    """Seconds of both ways in turns, and how far their results lie apart."""
+    results = lever.used(), lever.unused()  # warm-up too
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(pairs):
+        for way, into in zip((lever.used, lever.unused), seconds, strict=True):
+            start = time.perf_counter()
+            way()
+            into.append(time.perf_counter() - start)
+    apart = ((results[0] - results[1]).abs() / results[1].abs().clamp_min(1.0)).max()
+    used, unused = map(Spread.of, seconds)
+    return {
+        "lever": lever.name,
+        "used": used,
+        "unused": unused,
+        "ratio": ratio(*reversed(seconds)),
+        "apart": float(apart),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| lever | with it, s | without, s | times as fast (least to most of a pair) | results apart by |",
+        "|" + " --- |" * 5,
+    ]
+    for row in rows:
+        times = row["ratio"]
+        lines.append(
+            f"| {row['lever']} | {row['used'].median:.2f} | {row['unused'].median:.2f} "
+            f"| **{times.median:.2f}** ({times.min:.2f} to {times.max:.2f}) | {row['apart']:.1e} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Command line of this file."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/levers.py", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=5, help="runs of each way")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", metavar="TEXT", help="levers whose name holds this text")
+    parser.add_argument("--root", type=Path, default=Path("runs/human_sentiment"), metavar="DIR", help="model")
+    parser.add_argument("--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="inputs")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here, between its marks")
+    options = parser.parse_args(args)
+    if options.markdown is not None:
+        find_place(options.markdown, "levers")  # before the work, not after it
+    torch.set_num_threads(options.threads)
+    rows = []
+    for lever in Subject(make_inputs(options.root, options.work / "inputs")).levers():
+        if options.only in lever.name:
+            rows.append(measure(lever, options.pairs))
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    text = table(rows)
+    if options.markdown is not None:
+        insert(options.markdown, "levers", text)
+
+
+if __name__ == "__main__":
+    main()
