@@ -27,7 +27,7 @@ from benchmarks.workloads.settings import TARGETS
 from benchmarks.workloads.shared import fill_adapters
 from lit_rlhf.data import PreferenceDataModule, RowsSource
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
-from lit_rlhf.models.norms import LeanLlamaNorm
+from lit_rlhf.models.norms import LeanLlamaRMSNorm
 from lit_rlhf.rollout import NativeEngine, Sampling, native
 from lit_rlhf.types import BranchedBatch, Generation
 
@@ -79,16 +79,21 @@ class Subject:
         backbone = Backbone(spec)
         backbone.add_adapter("policy")
         fill_adapters(backbone.named_parameters(), 0)
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in backbone.named_parameters():
+            if "lora_B" in name:
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 1e-3)
         backbone.eos_token_ids = ()
         return backbone
 
     def train(self, backbone: Backbone) -> Tensor:
-        """Log-probs of the pairs, after a backward pass of their sum."""
+        """Log-probs of the pairs, and the norm of each gradient of their sum."""
         backbone.zero_grad(set_to_none=True)
         out = backbone(self.pairs, num_branches=2, logprobs=True)
         assert out.logprobs is not None
         out.logprobs.sum().backward()  # type: ignore[no-untyped-call]
-        return out.logprobs.detach().sum(-1)
+        norms = [parameter.grad.norm() for parameter in backbone.parameters() if parameter.grad is not None]
+        return torch.cat([out.logprobs.detach().sum(-1), torch.stack(norms)])
 
     def generate(self, engine: NativeEngine, *, samples: int = SAMPLES, stops: Sequence[int] = ()) -> Tensor:
         """Mean log-prob of what is generated, one number: bfloat16 may tip single tokens."""
@@ -129,7 +134,7 @@ class Subject:
         return lambda: self.generate(engine)
 
     def _with_their_norms(self) -> Tensor:
-        with patch.object(LeanLlamaNorm, "forward", LlamaRMSNorm.forward):
+        with patch.object(LeanLlamaRMSNorm, "forward", LlamaRMSNorm.forward):
             return self.train(self.backbone)
 
     @torch.no_grad()
@@ -157,8 +162,9 @@ def measure(lever: Lever, pairs: int) -> dict[str, Any]:
     """Seconds of both ways in turns, and how far their results lie apart."""
     results = lever.used(), lever.unused()  # warm-up too
     seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(pairs):
-        for way, into in zip((lever.used, lever.unused), seconds, strict=True):
+    ways = list(zip((lever.used, lever.unused), seconds, strict=True))
+    for turn in range(pairs):
+        for way, into in ways if turn % 2 == 0 else reversed(ways):
             start = time.perf_counter()
             way()
             into.append(time.perf_counter() - start)
@@ -198,6 +204,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="inputs")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here, between its marks")
     options = parser.parse_args(args)
+    if options.only and options.markdown is not None:
+        parser.error("--markdown takes the whole table: leave --only out.")
     if options.markdown is not None:
         find_place(options.markdown, "levers")  # before the work, not after it
     torch.set_num_threads(options.threads)

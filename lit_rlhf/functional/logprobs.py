@@ -280,7 +280,7 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _softmax(logits: Tensor, *, in_place: bool, normalize: bool) -> tuple[Tensor, Tensor]:
-    """Log of the normalizer of each row, and the probabilities, or where they aren't needed something else of their size.
+    """Log of the normalizer of each row, and the probabilities, or what they are up to that normalizer.
 
     Each pass over a chunk costs as much as a tenth of the product that made it, and each new array as much again.
     """

@@ -103,16 +103,21 @@ class LinearParts(NamedTuple):
     bias: Tensor | None
     """b, (out,)."""
     down: Tensor | None
-    """A, (r, in), float32; None without an adapter."""
+    """A, (r, in); None without an adapter."""
     up: Tensor | None
-    """B, (out, r), float32."""
+    """B, (out, r)."""
 
 
-def linear_parts(layer: nn.Module | None) -> LinearParts | None:
-    """Take a layer to its parts; None if it isn't a linear layer in float, with or without an adapter."""
+def is_float_linear(layer: nn.Module | None) -> bool:
+    """Whether it is a linear layer in float, with or without an adapter, which `linear_parts` takes."""
     base = layer.base_layer if isinstance(layer, RoleLinear) else layer
-    if type(base) is not nn.Linear or not base.weight.is_floating_point():
-        return None
+    return type(base) is nn.Linear and base.weight.is_floating_point()
+
+
+def linear_parts(layer: nn.Module) -> LinearParts:
+    """Take a linear layer in float to its parts."""
+    base = layer.base_layer if isinstance(layer, RoleLinear) else layer
+    assert isinstance(base, nn.Linear)
     if not isinstance(layer, RoleLinear) or layer.active is None:
         return LinearParts(base.weight, base.bias, None, None)
     down, up = layer.matrices(layer.active)

@@ -1,7 +1,7 @@
 """RMSNorm with a backward of its own, for transformers' layers to be switched to.
 
-Autograd's takes a dozen passes over float32 tensors and keeps two of them until then. This one takes six, and keeps the
-normalised input in its own dtype and a number per token: a step of DPO on a frozen bfloat16 base takes a twentieth less time.
+Autograd keeps two float32 tensors of the input's size until then, and takes more passes over them. Here the normalised input
+is kept in its own dtype, and a number per token. No double backward, no transforms of torch.func.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ else:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    r"""$w \cdot \mathrm{round}(x / \sqrt{\overline{x^2} + \epsilon})$, computed in float32 and rounded to the dtype of x.
+    r"""$w \cdot \mathrm{round}(x / \sqrt{\overline{x^2} + \epsilon})$, in float32 up to the rounding to the dtype of x.
 
     Args:
         x: (..., h).
@@ -36,7 +36,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
-        scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         normalised = (wide.mul_(scale) if wide is not x else wide * scale).to(x.dtype)
         ctx.save_for_backward(normalised, scale, weight)
         return weight * normalised
@@ -48,10 +48,10 @@ class _RMSNorm(torch.autograd.Function):
         normalised, scale, weight = ctx.saved_tensors
         dtype, grad_x, grad_weight = normalised.dtype, None, None
         if ctx.needs_input_grad[1]:
-            grad_weight = (grad * normalised).flatten(0, -2).sum(0).to(weight.dtype)
+            grad_weight = (grad * normalised).reshape(-1, len(weight)).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             wide, normalised = (grad * weight).float(), normalised.float()
-            along = torch.linalg.vecdot(wide, normalised).div_(wide.shape[-1]).unsqueeze(-1)
+            along = (wide * normalised).mean(-1, keepdim=True)
             grad_x = wide.addcmul_(normalised, along, value=-1).mul_(scale).to(dtype)
         return grad_x, grad_weight, None
 
@@ -65,27 +65,27 @@ class _LeanNorm(_Layer):
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
-class LeanLlamaNorm(_LeanNorm, LlamaRMSNorm):  # type: ignore[misc]
+class LeanLlamaRMSNorm(_LeanNorm, LlamaRMSNorm):  # type: ignore[misc]
     """Of Llama."""
 
 
-class LeanMistralNorm(_LeanNorm, MistralRMSNorm):  # type: ignore[misc]
+class LeanMistralRMSNorm(_LeanNorm, MistralRMSNorm):  # type: ignore[misc]
     """Of Mistral."""
 
 
-class LeanQwen2Norm(_LeanNorm, Qwen2RMSNorm):  # type: ignore[misc]
+class LeanQwen2RMSNorm(_LeanNorm, Qwen2RMSNorm):  # type: ignore[misc]
     """Of Qwen2."""
 
 
-class LeanQwen3Norm(_LeanNorm, Qwen3RMSNorm):  # type: ignore[misc]
+class LeanQwen3RMSNorm(_LeanNorm, Qwen3RMSNorm):  # type: ignore[misc]
     """Of Qwen3."""
 
 
 _NORMS: dict[type, type[_LeanNorm]] = {
-    LlamaRMSNorm: LeanLlamaNorm,
-    MistralRMSNorm: LeanMistralNorm,
-    Qwen2RMSNorm: LeanQwen2Norm,
-    Qwen3RMSNorm: LeanQwen3Norm,
+    LlamaRMSNorm: LeanLlamaRMSNorm,
+    MistralRMSNorm: LeanMistralRMSNorm,
+    Qwen2RMSNorm: LeanQwen2RMSNorm,
+    Qwen3RMSNorm: LeanQwen3RMSNorm,
 }
 
 

@@ -11,7 +11,7 @@ from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import Sampling, check_request, end_tokens
 from lit_rlhf.rollout.native import GeneratedRows, check_decodable, prefill
 from lit_rlhf.rollout.sampling import draw_tokens
-from lit_rlhf.rollout.steps import decode_step
+from lit_rlhf.rollout.steps import choose_step
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
 
@@ -34,6 +34,7 @@ def sample_mixture(
     sampling: Sampling,
     seeds: Tensor,
     num_samples: int = 1,
+    pack_weights: bool = True,
 ) -> Generation:
     r"""Sample from $\pi(y_t|s_t) \propto \prod_i \pi_i(y_t|s_t)^{w_i}$, normalised at each token.
 
@@ -48,6 +49,7 @@ def sample_mixture(
         sampling: How tokens are drawn from the mixture.
         seeds: (N,), one per completion.
         num_samples: Completions of each prompt.
+        pack_weights: As in `NativeEngine`, a copy for each component.
 
     Raises:
         ConfigurationError: A model that `NativeEngine` can't decode, or prompts too long for it.
@@ -64,7 +66,7 @@ def sample_mixture(
         rows = GeneratedRows(len(seeds), sampling.max_new_tokens, first.pad_token_id, prompt_ids.device)
         ids = prompt_ids[:, : int(lengths.max())]
         steps = sampling.max_new_tokens
-        decoders = [_Decoder(component, ids, lengths, num_samples, steps) for component in components]
+        decoders = [_Decoder(component, ids, lengths, num_samples, steps, pack_weights) for component in components]
         _decode(decoders, seeds, sampling, rows)
     return rows.generation()
 
@@ -72,12 +74,14 @@ def sample_mixture(
 class _Decoder:
     """A component in the midst of decoding."""
 
-    def __init__(self, component: Component, ids: Tensor, lengths: Tensor, num_samples: int, steps: int) -> None:
+    def __init__(
+        self, component: Component, ids: Tensor, lengths: Tensor, num_samples: int, steps: int, pack: bool
+    ) -> None:
         self.backbone, self.role, self.weight = component
         with self.backbone.use_role(self.role):
             hidden, self.cache = prefill(self.backbone, ids, lengths, num_samples)
             self.logits = self.backbone.logits(hidden)[self.cache.prompt_of_row]
-            self.decode = decode_step(self.backbone, steps)
+            self.decode = choose_step(self.backbone, steps, pack=pack)
 
     def step(self, tokens: Tensor) -> None:
         with self.backbone.use_role(self.role):

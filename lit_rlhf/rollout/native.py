@@ -11,7 +11,7 @@ from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, cached
 from lit_rlhf.rollout.sampling import draw_tokens
-from lit_rlhf.rollout.steps import DecodeStep, decode_step
+from lit_rlhf.rollout.steps import DecodeStep, choose_step
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
 
@@ -73,7 +73,7 @@ class NativeEngine(RolloutEngine):
         head = None if values is None else backbone.head(values)
         with gathered(backbone), evaluating(backbone), backbone.use_role(role):
             batches = list(self._batches(lengths, num_samples))
-            decode = decode_step(backbone, len(batches) * sampling.max_new_tokens, pack=self.pack_weights)
+            decode = choose_step(backbone, len(batches) * sampling.max_new_tokens, pack=self.pack_weights)
             for prompts, samples in batches:
                 ids = prompt_ids[prompts, : int(lengths[prompts].max())]
                 batch = (prompts[:, None] * num_samples + samples).flatten()

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
 from lit_rlhf.models import Backbone
-from lit_rlhf.models.lora import LinearParts, linear_parts
-from lit_rlhf.rollout.kv_cache import DecodeCache, DecodeLayer
+from lit_rlhf.models.lora import LinearParts, is_float_linear, linear_parts
+from lit_rlhf.rollout.kv_cache import DecodeCache
 
 _KNOWN = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Decoders of the one shape that `_PackedLayer` computes; a subclass may compute another."""
@@ -26,30 +26,31 @@ _ROWS = 64
 
 
 def packable(backbone: Backbone) -> bool:
-    """Whether a decoder can be packed: of a known shape, on CPU, its linear layers in float and nothing hooked in between."""
+    """Whether a decoder can be packed: of a known shape, on CPU, its linear layers in float, nothing hooked or patched in between.
+
+    (transformers hooks a decoder for good when it is asked for `output_hidden_states`.)
+    """
     decoder: Any = backbone.decoder
     if type(decoder) not in _KNOWN or backbone.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    if any(module._forward_hooks or module._forward_pre_hooks for module in decoder.modules()):  # noqa: SLF001
+    if any(map(_changed, backbone.model.modules())):
         return False
-    products = [
-        layer for block in decoder.layers for layer in (*_projections(block.self_attn), *_projections(block.mlp))
-    ]
-    return all(linear_parts(layer) is not None for layer in (*products, backbone.model.get_output_embeddings()))
+    products = [layer for block in decoder.layers for layer in _projections(block)]
+    return all(map(is_float_linear, (*products, backbone.model.get_output_embeddings())))
 
 
 class PackedStep:
     """One more token of each row, by a copy of a backbone's weights: those of the role that is active when it is made.
 
     Args:
-        backbone: One that is `packable`. Its weights aren't read again: after a change of them, make another.
+        backbone: One that is `packable`. After a change of its weights, make another: this one may or may not see it.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         decoder: Any = backbone.decoder
         self.backbone = backbone
         self.embed, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
-        self.layers = [_PackedLayer(layer) for layer in decoder.layers]
+        self.layers = [_PackedLayer(layer) for layer in decoder.layers[: decoder.config.num_hidden_layers]]
         self.head = _PackedLinear([backbone.model.get_output_embeddings()])
 
     def __call__(self, tokens: Tensor, cache: DecodeCache) -> tuple[Tensor, Tensor]:
@@ -59,8 +60,7 @@ class PackedStep:
         half = sin.shape[-1] // 2
         turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
         for index, layer in enumerate(self.layers):
-            attend = partial(_attend, cache, index)
-            states = layer(states, turn, attend)
+            states = layer(states, turn, cache, index)
         states = self.norm(states)
         return states, self.backbone.logits(states, product=self.head)
 
@@ -72,17 +72,14 @@ class _PackedLayer:
         attention, mlp = layer.self_attn, layer.mlp
         self.attention_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.head_norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
-        query_key_value, out = _projections(attention)[:3], _projections(attention)[3]
-        self.query_key_value, self.out = _PackedLinear(query_key_value), _PackedLinear([out])
-        gate_up, down = _projections(mlp)[:2], _projections(mlp)[2]
-        self.gate_up, self.down = _PackedLinear(gate_up), _PackedLinear([down])
+        query, key, value, out, gate, up, down = _projections(layer)
+        self.query_key_value, self.out = _PackedLinear([query, key, value]), _PackedLinear([out])
+        self.gate_up, self.down = _PackedLinear([gate, up]), _PackedLinear([down])
         self.act = mlp.act_fn
         self.scale, self.dim = attention.scaling, attention.head_dim
         self.heads = [width // self.dim for width in self.query_key_value.widths]
 
-    def __call__(
-        self, states: Tensor, turn: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    ) -> Tensor:
+    def __call__(self, states: Tensor, turn: tuple[Tensor, Tensor], cache: DecodeCache, index: int) -> Tensor:
         heads = self.query_key_value(self.attention_norm(states)).unflatten(-1, (-1, self.dim))
         queries, keys, values = self.heads
         turning = heads[:, : queries + keys]
@@ -90,7 +87,8 @@ class _PackedLayer:
             norm_query, norm_key = self.head_norms
             turning = torch.cat([norm_query(turning[:, :queries]), norm_key(turning[:, queries:])], dim=1)
         turning = _rotated(turning, *turn)
-        mixed = attend(turning[:, :queries], turning[:, queries:], heads[:, -values:], self.scale)
+        cache.own_layers[index].update(turning[:, queries:, None], heads[:, -values:, None])
+        mixed = cache.attend(index, turning[:, :queries, None], self.scale, None)
         states = states + self.out(mixed.flatten(1))
         gate, up = self.gate_up(self.mlp_norm(states)).split(self.gate_up.widths, dim=-1)
         return states + self.down(self.act(gate) * up)
@@ -100,7 +98,7 @@ class _PackedLinear:
     """Linear layers of the same input side by side, as one product; behind them the first halves of their adapters."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        parts = [part for part in map(linear_parts, layers) if part is not None]
+        parts = [linear_parts(layer) for layer in layers]
         self.widths = [len(part.weight) for part in parts]
         self.width = sum(self.widths)
         downs = [part.down.to(part.weight.dtype) for part in parts if part.down is not None]
@@ -108,7 +106,7 @@ class _PackedLinear:
         rows = [(part.weight, part.bias) for part in parts] + [(down, None) for down in downs]
         bias = None
         if any(part.bias is not None for part in parts):
-            bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in rows])
+            bias = torch.cat([weight.new_zeros(len(weight)) if given is None else given for weight, given in rows])
         self.product = _product(torch.cat([weight for weight, _ in rows]) if len(rows) > 1 else rows[0][0], bias)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -144,19 +142,17 @@ def _diagonal(parts: Sequence[LinearParts]) -> Tensor:
     return up
 
 
-def _projections(part: Any) -> tuple[nn.Module, ...]:
-    """Linear layers of an attention or an MLP, those that share an input first."""
-    if hasattr(part, "q_proj"):
-        return part.q_proj, part.k_proj, part.v_proj, part.o_proj
-    return part.gate_proj, part.up_proj, part.down_proj
+def _projections(layer: Any) -> tuple[nn.Module, ...]:
+    """The linear layers of a decoder layer, those that share an input beside each other."""
+    attention, mlp = layer.self_attn, layer.mlp
+    of_attention = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    return *of_attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+
+def _changed(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))  # noqa: SLF001
 
 
 def _rotated(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotary positions of (rows, heads, dim), bit for bit as transformers computes them."""
     return x * cos + x.roll(x.shape[-1] // 2, -1) * signed_sin
-
-
-def _attend(cache: DecodeCache, index: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    layer: DecodeLayer = cache.own_layers[index]
-    layer.update(key[:, :, None], value[:, :, None])
-    return cache.attend(index, query[:, :, None], scale, None)

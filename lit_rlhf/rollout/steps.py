@@ -39,7 +39,7 @@ class ModelStep:
         return hidden, self.backbone.logits(hidden)
 
 
-def decode_step(backbone: Backbone, steps: int, *, pack: bool = True) -> DecodeStep:
+def choose_step(backbone: Backbone, steps: int, *, pack: bool = True) -> DecodeStep:
     """The way to decode with the role that is active.
 
     Args:

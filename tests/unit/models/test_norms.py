@@ -59,6 +59,20 @@ def test_bfloat16_rounds_as_transformers_does_and_its_gradient_is_nearer_to_the_
     assert (mine[1] - exact[1]).norm() <= (wanted[1] - exact[1]).norm() * 1.1  # type: ignore[operator, union-attr]
 
 
+def test_statistics_stay_in_float32_under_autocast() -> None:
+    theirs, ours, x, grad = pair(LlamaRMSNorm)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, wanted = run(ours, x, grad), run(theirs, x, grad)
+    for found, expected in zip(mine, wanted, strict=True):
+        assert_close(found, expected, **FP32)
+
+
+def test_a_single_vector_is_normalised_too() -> None:
+    theirs, ours, x, grad = pair(LlamaRMSNorm)
+    for found, expected in zip(run(ours, x[0, 0], grad[0, 0]), run(theirs, x[0, 0], grad[0, 0]), strict=True):
+        assert_close(found, expected, **FP32)
+
+
 def test_a_frozen_weight_gets_no_gradient_and_an_input_needs_none() -> None:
     _, ours, x, grad = pair(LlamaRMSNorm)
     ours.requires_grad_(False)

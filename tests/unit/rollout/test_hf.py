@@ -109,11 +109,15 @@ def test_engines_and_sampling_are_made_from_yaml() -> None:
     parser.add_argument("--sampling", type=Sampling)
     config = parser.parse_object(
         {
-            "engine": {"class_path": "lit_rlhf.rollout.NativeEngine", "init_args": {"max_batch_size": 16}},
+            "engine": {
+                "class_path": "lit_rlhf.rollout.NativeEngine",
+                "init_args": {"max_batch_size": 16, "pack_weights": False},
+            },
             "sampling": {"max_new_tokens": 8, "stop_token_ids": [3]},
         }
     )
     made = parser.instantiate(config)
     assert isinstance(made.engine, NativeEngine)
     assert made.engine.max_batch_size == 16
+    assert not made.engine.pack_weights
     assert made.sampling == Sampling(max_new_tokens=8, stop_token_ids=[3])
