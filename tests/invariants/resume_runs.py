@@ -120,12 +120,12 @@ def arm_rollout(module: ActingModule, now: Callable[[], bool]) -> None:
     def deadly(backbone: Any, *args: Any, **kwargs: Any) -> Any:
         logits, calls = backbone.logits, 0
 
-        def third(hidden: torch.Tensor) -> torch.Tensor:
+        def third(hidden: torch.Tensor, *options: Any, **named: Any) -> torch.Tensor:
             nonlocal calls
             calls += 1
             if calls == 3 and now():
                 die()
-            return logits(hidden)
+            return logits(hidden, *options, **named)
 
         backbone.logits = third
         try:
