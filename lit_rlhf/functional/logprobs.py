@@ -177,10 +177,9 @@ class _ChunkedLogprobs(Function):
             picks = tokens[chunk, None]
             logits = shape.logits(_product(hidden[chunk], weight, bias))
             logprobs[chunk] = logits.gather(-1, picks).squeeze(-1)
-            kept = logits if entropy is not None or (slopes is not None and shape.softcap is not None) else None
-            normalizer[chunk], probs = _softmax(
-                logits, in_place=kept is None, normalize=slopes is not None or kept is not None
-            )
+            read_again = entropy is not None or (slopes is not None and shape.softcap is not None)
+            wanted = entropy is not None or slopes is not None
+            normalizer[chunk], probs = _softmax(logits, in_place=not read_again, normalize=wanted)
             logprobs[chunk] -= normalizer[chunk]
             if entropy is not None:
                 entropy[chunk] = normalizer[chunk] - _row_dot(probs, logits)
@@ -280,9 +279,9 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _softmax(logits: Tensor, *, in_place: bool, normalize: bool) -> tuple[Tensor, Tensor]:
-    """Log of the normalizer of each row, and the probabilities, or what they are up to that normalizer.
+    """Log of the normalizer of each row, and the probabilities, where not `normalize` up to that normalizer.
 
-    Each pass over a chunk costs as much as a tenth of the product that made it, and each new array as much again.
+    A new array of a chunk's size costs as much as a pass over one.
     """
     peak = logits.amax(-1, keepdim=True)
     probs = (logits.sub_(peak) if in_place else logits - peak).exp_()

@@ -16,7 +16,7 @@ from lit_rlhf.modules import PreferenceModule
 from lit_rlhf.objectives import DPO, PlackettLuceDPO, PreferenceLoss, SimPO
 from lit_rlhf.testing import tiny_preferences, tiny_rankings, write_tiny_model
 from tests.invariants.resume_plans import execute, run
-from tests.tolerances import FP32, PROCESSES
+from tests.tolerances import FP32
 from tests.unit.modules.policies import make_trainer
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ def make_module(model_dir: Path, reference: Any, kind: str = "lora", loss: Any =
         ModelSpec(name=str(model_dir), **KINDS[kind]),
         loss or DPO(beta=0.5),
         reference=reference,
-        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, eps=1e-5),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3, eps=1e-4),
     )
 
 
@@ -143,7 +143,7 @@ def test_two_processes_share_the_work(tiny_model_dir: Path, tmp_path: Path) -> N
     for name in ("ddp", "fsdp2"):
         assert [rank["rows"] for rank in found[name]] == [6 + 3] * 2
         for key, weight in found["live"][0]["weights"].items():
-            assert_close(found[name][1]["weights"][key], weight, **PROCESSES)
+            assert_close(found[name][1]["weights"][key], weight, **FP32)
 
 
 def test_fingerprints_go_by_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
