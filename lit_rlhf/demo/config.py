@@ -34,7 +34,7 @@ class RewardStage:
         lr: Peak learning rate.
     """
 
-    pairs: int = 36000
+    pairs: int = 48000
     raters: int = 25
     heldout_pairs: int = 8000
     batch_size: int = 32
