@@ -2,8 +2,9 @@
 
 transformers repeats the keys and values of grouped heads wherever there is a mask. On CPU that costs more than it
 saves: SDPA takes the groups as they are. Its backward in bfloat16 is moreover about three times slower there than in
-float32 (measured on SmolLM2-135M's shapes: 75 ms a layer against 27), so longer queries are computed in float32, in
-training and inference alike, so that both give the same numbers. On other devices transformers' own function is called.
+float32 (measured on SmolLM2-135M's shapes: 75 ms a layer against 27). So there short sequences are computed by whole products
+(`dense_attention`) and longer ones by SDPA in float32, in training and inference alike, so that both give the same numbers. On
+other devices transformers' own function is called.
 
 Of branched rows, prompts and branches are computed apart within `apart`: a mask over whole rows makes every kernel compute the
 pairs of different branches too, which for K branches of T tokens is about K times the work that counts.
@@ -23,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lit_rlhf.functional.branches import BranchParts
+from lit_rlhf.models.dense_attention import dense_attention, pays
 
 NAME = "lit_rlhf_grouped"
 _parts: ContextVar[BranchParts | None] = ContextVar("branch_parts", default=None)
@@ -148,6 +150,10 @@ def _attend(
             module, query, key, value, mask, dropout, scaling, is_causal, **kwargs
         )
         return result[0]
+    if length > 1 and not dropout and pays(query, key):
+        return dense_attention(
+            query, key, value, mask, causal=causal, scale=query.shape[-1] ** -0.5 if scaling is None else scaling
+        )
     dtype = query.dtype
     if length > 1 and dtype != torch.float32:
         query, key, value = query.float(), key.float(), value.float()

@@ -3,14 +3,18 @@
 peft's forward casts the input to the adapter's float32, multiplies there and casts back: on a bfloat16 base that is a
 float32 copy of every input kept for backward and several passes over every output. Here the small matrices are cast
 instead and the low-rank product is accumulated by the matrix product itself. Weights stay float32, and so do gradients.
+
+On a base in float the layer has a backward of its own too, in which the two gradients of the input are accumulated in the
+same way; autograd's copies each gradient first and adds them afterwards. No double backward, no transforms of torch.func.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft.tuners import lora
 from peft.tuners.lora import bnb as lora_bnb
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lit_rlhf.errors import ConfigurationError
@@ -19,6 +23,56 @@ if TYPE_CHECKING:
     _Layer = nn.Module
 else:
     _Layer = object
+
+
+def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    r"""$x W^\top + b + s\,(x A^\top) B^\top$, in the dtype of x and W; the gradients of A and B are in theirs.
+
+    Args:
+        x: (..., in).
+        weight: W, (out, in).
+        bias: b, (out,).
+        down: A, (r, in).
+        up: B, (out, r).
+        scale: s.
+    """
+    out: Tensor = _AdaptedLinear.apply(x, weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        small_down, small_up = down.to(x.dtype), up.to(x.dtype)
+        hidden = F.linear(flat, small_down)
+        out = F.linear(flat, weight, bias).addmm_(hidden, small_up.t(), alpha=scale)
+        ctx.save_for_backward(flat, hidden, weight, small_down, small_up)
+        ctx.scale, ctx.shape, ctx.dtypes = scale, x.shape, (down.dtype, up.dtype)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        flat, hidden, weight, down, up = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, wants_down, wants_up, _ = ctx.needs_input_grad
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_down = None
+        if wants_x or wants_down:
+            grad_hidden = (grad @ up).mul_(ctx.scale)
+            grad_x = (grad @ weight).addmm_(grad_hidden, down).view(ctx.shape) if wants_x else None
+            grad_down = (grad_hidden.t() @ flat).to(ctx.dtypes[0]) if wants_down else None
+        return (
+            grad_x,
+            grad.t() @ flat if wants_weight else None,
+            grad.sum(0) if wants_bias else None,
+            grad_down,
+            # As a product of few rows it is faster than as one of few columns.
+            (hidden.t() @ grad).mul_(ctx.scale).t().to(ctx.dtypes[1]) if wants_up else None,
+            None,
+        )
 
 
 class _RoleLayer(_Layer):
@@ -74,6 +128,26 @@ class _RoleLayer(_Layer):
 
 class RoleLinear(_RoleLayer, lora.Linear):  # type: ignore[misc]
     """On a linear layer in float."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        name = self.active
+        if name is None or not self._is_plain(x, name):
+            return super().forward(x)
+        base: Any = self.base_layer
+        return adapted_linear(x, base.weight, base.bias, *self.matrices(name), self.scaling[name])
+
+    def _is_plain(self, x: Tensor, name: str) -> bool:
+        """Whether a backward is wanted, and nothing but the formula is computed here."""
+        base, dropout = self.base_layer, self.lora_dropout[name]
+        return (
+            torch.is_grad_enabled()
+            and x.dtype == base.weight.dtype
+            and is_float_linear(base)
+            and not (base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base))  # noqa: SLF001
+            and (isinstance(dropout, nn.Identity) or not dropout.training)
+            and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
+        )
 
 
 class RoleLinear4bit(_RoleLayer, lora_bnb.Linear4bit):  # type: ignore[misc]
