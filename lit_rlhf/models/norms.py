@@ -28,16 +28,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         weight: w, (h,).
         eps: $\epsilon$.
     """
+    if not torch.is_grad_enabled():  # in a decode's many small steps autograd's wrapper costs as much as the norm
+        return weight * _normalise(x, eps)[0]
     out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
+
+
+def _normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Normalised x in its own dtype, and in float32 what each token was multiplied by."""
+    wide = x.float()
+    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide.mul_(scale) if wide is not x else wide * scale).to(x.dtype), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        normalised = (wide.mul_(scale) if wide is not x else wide * scale).to(x.dtype)
+        normalised, scale = _normalise(x, eps)
         ctx.save_for_backward(normalised, scale, weight)
         return weight * normalised
 

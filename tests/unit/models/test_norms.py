@@ -67,6 +67,16 @@ def test_statistics_stay_in_float32_under_autocast() -> None:
         assert_close(found, expected, **FP32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_backward_it_gives_the_same_bits(dtype: torch.dtype) -> None:
+    _, ours, x, grad = pair(LlamaRMSNorm, dtype)
+    before = x.clone()
+    with torch.no_grad():
+        found = ours(x)
+    assert torch.equal(x, before)
+    assert torch.equal(found, run(ours, x, grad)[0])
+
+
 def test_a_single_vector_is_normalised_too() -> None:
     theirs, ours, x, grad = pair(LlamaRMSNorm)
     for found, expected in zip(run(ours, x[0, 0], grad[0, 0]), run(theirs, x[0, 0], grad[0, 0]), strict=True):
