@@ -26,7 +26,8 @@ from benchmarks.comparison.spread import Spread, ratio
 from benchmarks.workloads.settings import TARGETS
 from benchmarks.workloads.shared import fill_adapters
 from lit_rlhf.data import PreferenceDataModule, RowsSource
-from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, attention
+from lit_rlhf.models.lora import RoleLinear
 from lit_rlhf.models.norms import LeanLlamaRMSNorm
 from lit_rlhf.rollout import NativeEngine, Sampling, native
 from lit_rlhf.types import BranchedBatch, Generation
@@ -120,6 +121,8 @@ class Subject:
             Lever("prompts once for both branches, update of pairs", self._train, lambda: self.train(expanded)),
             Lever("grouped attention, prompts and branches apart, update of pairs", self._train, lambda: self.train(theirs)),
             Lever("bfloat16 base under float32 adapters, update of pairs", self._train, lambda: self.train(wide)),
+            Lever("attention by whole products, update of pairs", self._train, self._with_kernels),
+            Lever("adapted layers with a backward of their own, update of pairs", self._train, self._with_autograd),
             Lever("norms with a backward of their own, update of pairs", self._train, self._with_their_norms),
             Lever("LM head on responses alone, log-probs of pairs", self._responses, self._all_positions),
             Lever("prompts once for 8 samples, generation", self._packed(packed), lambda: self.generate(packed, samples=1)),
@@ -132,6 +135,14 @@ class Subject:
 
     def _packed(self, engine: NativeEngine) -> Callable[[], Tensor]:
         return lambda: self.generate(engine)
+
+    def _with_kernels(self) -> Tensor:
+        with patch.object(attention, "pays", return_value=False):
+            return self.train(self.backbone)
+
+    def _with_autograd(self) -> Tensor:
+        with patch.object(RoleLinear, "_is_plain", return_value=False):
+            return self.train(self.backbone)
 
     def _with_their_norms(self) -> Tensor:
         with patch.object(LeanLlamaRMSNorm, "forward", LlamaRMSNorm.forward):
