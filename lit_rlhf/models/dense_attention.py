@@ -91,7 +91,7 @@ class _DenseAttention(torch.autograd.Function):
 
 def _parts(probs: Tensor) -> Iterator[slice]:
     """Sequences that are computed together."""
-    size = max(_SCORES // max(probs[0].numel(), 1), 1)
+    size = max(_SCORES // max(probs.shape[1:].numel(), 1), 1)
     return (slice(start, start + size) for start in range(0, len(probs), size))
 
 

@@ -36,33 +36,32 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor,
         up: B, (out, r).
         scale: s.
     """
-    out: Tensor = _AdaptedLinear.apply(x, weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
-    return out
+    # Shapes change outside: a view made inside of a Function may not be modified in place.
+    out: Tensor = _AdaptedLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], len(weight))
 
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any, flat: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        small_down, small_up = down.to(x.dtype), up.to(x.dtype)
+        small_down, small_up = down.to(flat.dtype), up.to(flat.dtype)
         hidden = F.linear(flat, small_down)
         out = F.linear(flat, weight, bias).addmm_(hidden, small_up.t(), alpha=scale)
         ctx.save_for_backward(flat, hidden, weight, small_down, small_up)
-        ctx.scale, ctx.shape, ctx.dtypes = scale, x.shape, (down.dtype, up.dtype)
-        return out.view(*x.shape[:-1], -1)
+        ctx.scale, ctx.dtypes = scale, (down.dtype, up.dtype)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         flat, hidden, weight, down, up = ctx.saved_tensors
         wants_x, wants_weight, wants_bias, wants_down, wants_up, _ = ctx.needs_input_grad
-        grad = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_down = None
         if wants_x or wants_down:
             grad_hidden = (grad @ up).mul_(ctx.scale)
-            grad_x = (grad @ weight).addmm_(grad_hidden, down).view(ctx.shape) if wants_x else None
+            grad_x = (grad @ weight).addmm_(grad_hidden, down) if wants_x else None
             grad_down = (grad_hidden.t() @ flat).to(ctx.dtypes[0]) if wants_down else None
         return (
             grad_x,

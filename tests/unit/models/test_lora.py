@@ -59,6 +59,18 @@ def test_without_a_bias_and_for_a_single_vector() -> None:
         assert_close(mine, wanted, **FP32)
 
 
+def test_its_output_may_be_modified_in_place_and_may_be_empty() -> None:
+    given = operands()
+    for mine, wanted in zip(
+        run(lambda *args: adapted_linear(*args).clamp_(-1, 1), given, (0, 3, 4)),
+        run(lambda *args: formula(*args).clamp(-1, 1), given, (0, 3, 4)),
+        strict=True,
+    ):
+        assert_close(mine, wanted, **FP32)
+    x, weight, bias, down, up, _ = given
+    assert adapted_linear(x[:0], weight, bias, down, up.requires_grad_(), SCALE).shape == (0, 5, 7)
+
+
 def test_a_bfloat16_base_has_float32_gradients_of_its_adapter_near_the_exact_ones() -> None:
     given = operands(torch.bfloat16)
     ours = run(adapted_linear, given, (0, 3, 4))
