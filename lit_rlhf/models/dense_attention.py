@@ -1,10 +1,10 @@
-r"""Attention over short sequences by whole matrix products in half precision, its probabilities kept for backward.
+r"""Attention over short sequences by whole matrix products in bfloat16, its probabilities kept for backward.
 
 Kernels that never store probabilities work in small blocks, which is what long sequences need, and on CPU they are slow in
 bfloat16. The probabilities of short sequences are small, and whole products fast: heads that share keys and values stand beside
 each other as the rows of one, a few sequences at a time, so that their scores stay in the cache. Scores and softmax are in
-float32; the other products, which average, are in the dtype of the input, as on GPUs. No double backward, no transforms of
-torch.func.
+float32, and so are sums within products; what the other products give is rounded to the dtype of the input, gradients of
+probabilities too. No double backward, no transforms of torch.func.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,18 @@ _SCORES = 400_000
 
 
 def pays(query: Tensor, key: Tensor) -> bool:
-    """Whether to compute here: on CPU, in bfloat16, where the probabilities take no more memory than what SDPA would keep.
+    """Whether to compute here: on CPU, in bfloat16, where what is kept for backward takes no more memory than what SDPA keeps.
 
-    In float32 that is a copy of the queries, keys and values, and its output.
+    Here that is the probabilities and the inputs, of SDPA in float32 copies of the inputs and its output. Values are taken to
+    be as wide as keys.
     """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or torch.is_autocast_enabled("cpu"):
+    if query.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    probabilities = query[..., 0].numel() * key.shape[2] * query.itemsize
-    return probabilities <= 2 * (query.numel() + key.numel()) * 4
+    if query.dtype != torch.bfloat16 or key.dtype != torch.bfloat16:
+        return False
+    probabilities = query[..., 0].numel() * key.shape[2]
+    ours = (probabilities + query.numel() + 2 * key.numel()) * query.itemsize
+    return ours <= 2 * (query.numel() + key.numel()) * torch.float32.itemsize
 
 
 def dense_attention(
@@ -38,7 +42,7 @@ def dense_attention(
         query: (B, heads, Q, d); of the heads every `heads / groups` neighbours share a group.
         key: (B, groups, K, d).
         value: (B, groups, K, v).
-        mask: (B or 1, 1, Q, K), bool (True = attends) or added to the scores.
+        mask: (B or 1, heads or 1, Q, K), bool (True = attends) or added to the scores.
         causal: Without a mask: query i attends to keys up to i; then Q = K.
         scale: $s$.
 
@@ -101,14 +105,15 @@ def _rows(x: Tensor, groups: int) -> Tensor:
 
 
 def _bias(mask: Tensor | None, causal: bool, query: Tensor, keys: int) -> Tensor | None:
-    """(B, 1, Q, K) to add to the scores.
+    """(B, heads or 1, Q, K) to add to the scores.
 
     Where a query must not look it is the least number, not -inf: a row of that alone still has a softmax.
     """
+    least = torch.finfo(torch.float32).min
     if mask is None and not causal:
         return None
     if mask is None:
         mask = torch.ones(1, 1, keys, keys, dtype=torch.bool, device=query.device).tril()
     if mask.dtype == torch.bool:
-        mask = query.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
-    return mask.expand(len(query), -1, -1, -1)
+        mask = query.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, least)
+    return mask.float().clamp_min(least).expand(len(query), -1, -1, -1)

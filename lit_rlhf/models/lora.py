@@ -143,7 +143,7 @@ class RoleLinear(_RoleLayer, lora.Linear):  # type: ignore[misc]
             torch.is_grad_enabled()
             and x.dtype == base.weight.dtype
             and is_float_linear(base)
-            and not (base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base))  # noqa: SLF001
+            and not is_altered(base)
             and (isinstance(dropout, nn.Identity) or not dropout.training)
             and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
         )
@@ -185,6 +185,17 @@ def is_float_linear(layer: nn.Module | None) -> bool:
     """Whether it is a linear layer in float, with or without an adapter, which `linear_parts` takes."""
     base = layer.base_layer if isinstance(layer, RoleLinear) else layer
     return type(base) is nn.Linear and base.weight.is_floating_point()
+
+
+def is_altered(module: nn.Module) -> bool:
+    """Whether calling it does more than its class says: it is hooked, or its forward is patched."""
+    hooks = (
+        module._forward_hooks,  # noqa: SLF001
+        module._forward_pre_hooks,  # noqa: SLF001
+        module._backward_hooks,  # noqa: SLF001
+        module._backward_pre_hooks,  # noqa: SLF001
+    )
+    return any(hooks) or "forward" in vars(module)
 
 
 def linear_parts(layer: nn.Module) -> LinearParts:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
 from lit_rlhf.models import Backbone
-from lit_rlhf.models.lora import LinearParts, is_float_linear, linear_parts
+from lit_rlhf.models.lora import LinearParts, is_altered, is_float_linear, linear_parts
 from lit_rlhf.rollout.kv_cache import DecodeCache
 
 _KNOWN = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
@@ -33,7 +33,7 @@ def packable(backbone: Backbone) -> bool:
     decoder: Any = backbone.decoder
     if type(decoder) not in _KNOWN or backbone.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    if any(map(_changed, backbone.model.modules())):
+    if any(map(is_altered, backbone.model.modules())):
         return False
     products = [layer for block in decoder.layers for layer in _projections(block)]
     return all(map(is_float_linear, (*products, backbone.model.get_output_embeddings())))
@@ -147,10 +147,6 @@ def _projections(layer: Any) -> tuple[nn.Module, ...]:
     attention, mlp = layer.self_attn, layer.mlp
     of_attention = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
     return *of_attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-
-
-def _changed(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))  # noqa: SLF001
 
 
 def _rotated(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

@@ -9,9 +9,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as eager_capped
 
 from lit_rlhf.functional.branches import branch_attention_mask, branch_layout, branch_parts
+from lit_rlhf.models import attention
 from lit_rlhf.models.attention import NAME, apart, grouped_attention
 from tests.tolerances import BF16, FP32
 from tests.unit.models.conftest import MakeBackbone
+
+
+@pytest.fixture(params=[True, False], ids=["whole products", "SDPA"])
+def both_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the shape decides between two; these are small, so that one of them must be asked for."""
+    if not request.param:
+        monkeypatch.setattr(attention, "pays", lambda query, key: False)
 
 
 class Layer(nn.Module):
@@ -33,6 +41,7 @@ def masks(length: int, keys: int):
     return {"none": None, "bool": boolean, "additive": torch.zeros(boolean.shape).masked_fill(~boolean, -1e4)}
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("mask", ["none", "bool", "additive"])
 @pytest.mark.parametrize(("length", "keys"), [(7, 7), (1, 9), (3, 9)], ids=["training", "decode", "continued"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -65,6 +74,7 @@ def test_capped_scores_equal_gemmas_own(mask: str):
     torch.testing.assert_close(ours, theirs, **FP32)
 
 
+@pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prompts_and_branches_apart_equal_the_mask(softcap: float | None, dtype: torch.dtype):
@@ -108,11 +118,17 @@ def test_without_groups(tiny_model_dir: Path):
     )
 
 
+@pytest.mark.usefixtures("both_kernels")
 def test_training_and_inference_give_the_same_bits_in_bfloat16():
     inputs = tensors(6, 6, torch.bfloat16)
     training, _ = grouped_attention(Layer(), *inputs, None)
     with torch.no_grad():
         assert torch.equal(grouped_attention(Layer(), *inputs, None)[0], training)
+
+
+def test_dropout_of_probabilities_is_left_to_sdpa(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "dense_attention", lambda *args, **kwargs: pytest.fail("no dropout there"))
+    grouped_attention(Layer(), *tensors(6, 6, torch.bfloat16), None, dropout=0.5)
 
 
 def test_models_use_it(make: MakeBackbone):

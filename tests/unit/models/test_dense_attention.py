@@ -38,9 +38,10 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -
 
 
 def with_gradients(attention: Any, inputs: list[Tensor]) -> list[Tensor]:
-    leaves = [x.clone().requires_grad_() for x in inputs[:3]]
+    leaves = [x.detach().requires_grad_() for x in inputs[:3]]
+    kept = [x.clone() for x in leaves]
     out = attention(*leaves)
-    for leaf, before in zip(leaves, inputs, strict=False):
+    for leaf, before in zip(leaves, kept, strict=True):
         assert torch.equal(leaf, before)  # nothing in place on what it was given
     return [out.detach(), *torch.autograd.grad(out, leaves, inputs[3].to(out.dtype))]
 
@@ -86,6 +87,29 @@ def test_bfloat16_is_near_the_exact_values_and_keeps_its_dtype() -> None:
         assert_close(mine.float(), wanted, **BF16)
 
 
+def test_a_constant_in_the_values_leaves_gradients_of_scores_alone() -> None:
+    """It cancels in them, of which rounding leaves something: no more than bfloat16 can resolve of the constant."""
+    inputs = tensors(6, 6, torch.bfloat16)
+    inputs[2] += 8
+    _, query, key, _ = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), inputs)
+    wide = [x.float() for x in inputs]
+    exact = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), wide)
+    assert (query - exact[1]).abs().max() <= 8 * BF16["atol"]
+    assert (key - exact[2]).abs().max() <= 8 * BF16["atol"]
+
+
+def test_any_layout_in_memory() -> None:
+    """Heads behind positions, as layers give them, and an expanded gradient."""
+    inputs = tensors(4, 6)
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs[:3]]
+    assert not any(x.is_contiguous() for x in turned)
+    grad = torch.ones(1, 1, 1, 1).expand(5, 4, 6, 4)
+    ours = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=False, scale=SCALE), [*turned, grad])
+    wanted = with_gradients(lambda q, k, v: one_by_one(q, k, v, None), [*inputs[:3], grad])
+    for mine, theirs in zip(ours, wanted, strict=True):
+        assert_close(mine, theirs, **FP32)
+
+
 def test_scores_are_not_rounded_to_bfloat16() -> None:
     """Two keys whose scores differ by less than bfloat16 can tell apart at their size."""
     query = torch.tensor([[[[16.0, 1.0]]]], dtype=torch.bfloat16)
@@ -102,6 +126,10 @@ def test_a_query_that_attends_to_nothing_is_finite() -> None:
     out, *grads = with_gradients(lambda q, k, v: attend(q, k, v, mask, causal=False, scale=SCALE), inputs)
     assert_close(out[2, 1], inputs[2][2].mean(1).repeat_interleave(3, 0), **FP32)
     assert all(bool(grad.isfinite().all()) for grad in grads)
+    added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    again = with_gradients(lambda q, k, v: attend(q, k, v, added, causal=False, scale=SCALE), inputs)
+    for mine, wanted in zip(again, (out, *grads), strict=True):
+        assert torch.equal(mine, wanted)
 
 
 def test_it_is_for_short_sequences_in_bfloat16() -> None:
@@ -112,6 +140,7 @@ def test_it_is_for_short_sequences_in_bfloat16() -> None:
     assert pays(*pair(32, 1024))  # few queries
     assert not pays(*pair(512, 512))
     assert not pays(*pair(128, 128, torch.float32))
+    assert not pays(pair(128, 128)[0], pair(128, 128)[1].float())
     assert not pays(*(x.to("meta") for x in pair(8, 8)))
     with torch.autocast("cpu", torch.bfloat16):
         assert not pays(*pair(8, 8))
@@ -137,5 +166,5 @@ def test_a_model_learns_the_same_with_it(
         return torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None])
 
     with_it, without = gradient(dense=True), gradient(dense=False)
-    assert used
+    assert len(set(used)) == 2  # prompts and branches
     assert (with_it - without).norm() < BF16["rtol"] * without.norm()

@@ -120,6 +120,10 @@ class TestWhereItIsUsed:
         layer.base_layer.register_forward_hook(lambda module, args, output: output + 1)
         assert not self.uses(layer)
 
+    def test_not_where_a_backward_hook_waits(self, layer: RoleLinear) -> None:
+        layer.base_layer.register_full_backward_hook(lambda module, grads, outputs: None)
+        assert not self.uses(layer)
+
     def test_not_where_the_base_is_patched(self, layer: RoleLinear) -> None:
         layer.base_layer.forward = copy.copy(layer.base_layer.forward)
         assert not self.uses(layer)
