@@ -109,11 +109,10 @@ def _bias(mask: Tensor | None, causal: bool, query: Tensor, keys: int) -> Tensor
 
     Where a query must not look it is the least number, not -inf: a row of that alone still has a softmax.
     """
-    least = torch.finfo(torch.float32).min
     if mask is None and not causal:
         return None
     if mask is None:
         mask = torch.ones(1, 1, keys, keys, dtype=torch.bool, device=query.device).tril()
     if mask.dtype == torch.bool:
-        mask = query.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, least)
-    return mask.float().clamp_min(least).expand(len(query), -1, -1, -1)
+        mask = query.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
+    return mask.float().clamp_min(torch.finfo(torch.float32).min).expand(len(query), -1, -1, -1)

@@ -98,6 +98,12 @@ def test_a_constant_in_the_values_leaves_gradients_of_scores_alone() -> None:
     assert (key - exact[2]).abs().max() <= 8 * BF16["atol"]
 
 
+def test_no_sequences_at_all() -> None:
+    inputs = [x[:0] for x in tensors(4, 6)]
+    out, *_ = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=False, scale=SCALE), inputs)
+    assert out.shape == (0, 4, 6, 4)
+
+
 def test_any_layout_in_memory() -> None:
     """Heads behind positions, as layers give them, and an expanded gradient."""
     inputs = tensors(4, 6)
@@ -139,6 +145,7 @@ def test_it_is_for_short_sequences_in_bfloat16() -> None:
     assert pays(*pair(128, 128))
     assert pays(*pair(32, 1024))  # few queries
     assert not pays(*pair(512, 512))
+    assert not pays(*pair(256, 256))  # with the inputs, which are kept too
     assert not pays(*pair(128, 128, torch.float32))
     assert not pays(pair(128, 128)[0], pair(128, 128)[1].float())
     assert not pays(*(x.to("meta") for x in pair(8, 8)))
