@@ -81,21 +81,22 @@ class Group:
 
 
 _GROUPED = {"data": "pairs", "num_samples": 8, "steps": 2}
+_QUICK = {"batch": 1, "new_tokens": 16}
 GROUPS = {
     "sft": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}),
     "reward": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}),
     "dpo": Group({"data": "pairs", "batch": 8, "steps": 3}, {"batch": 4, "steps": 2}),
-    "grpo": Group({**_GROUPED, "batch": 4}, {"batch": 1}, {"data": "short", "new_tokens": 16, "steps": 12, "lr": 1e-3}),
-    "rloo": Group({**_GROUPED, "batch": 2}, {"batch": 1}),
+    "grpo": Group({**_GROUPED, "batch": 4}, _QUICK, {"data": "short", "new_tokens": 16, "steps": 12, "lr": 1e-3}),
+    "rloo": Group({**_GROUPED, "batch": 2}, _QUICK),
     "ppo": Group(
         {"data": "short", "batch": 32, "epochs": 2, "steps": 2},
-        {"batch": 8},
+        {"batch": 8, "new_tokens": 16},
         {"batch": 16, "new_tokens": 16, "steps": 12, "lr": 3e-4},
     ),
     "generate": Group({"data": "ids", "batch": 64, "steps": 3}, {"steps": 2}),
     "generate_varied": Group({"data": "ids", "batch": 64, "new_tokens": 48, "steps": 3, "stops": True}, {"steps": 2}),
 }
-"""By name. A full run of three pairs is meant to take less than 40 minutes on two cores, a quick one less than 10."""
+"""By name. A full run of three pairs is meant to take less than an hour on two cores, a quick one less than 10 minutes."""
 
 CURVE_TOLERANCE = {"sft": 0.03, "reward": 0.03, "dpo": 0.03}
 MOST_REGRET = 0.02
