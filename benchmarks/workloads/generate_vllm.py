@@ -13,6 +13,7 @@ _SETUP = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, its least: the keys and values of 64 sequences take 0.2
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_AOT_COMPILE": "0",  # with torch 2.13 it can't load what it saved, and would compile for a minute in every run
 }
 
 
