@@ -44,12 +44,10 @@ def main(args: Sequence[str] | None = None) -> None:
     results["machine"] = machine(options.threads, runner.peaks())
     runs = runner.timed(workloads, options.pairs)
     runner.judge_generations(runs)
-    learning = runner.learning(workloads)
-    walls = [run.wall_seconds for side in runs.values() for run in side] + [
-        run.wall_seconds for run in learning.values()
-    ]
+    judged = runner.judged(workloads)
+    walls = [run.wall_seconds for of_side in (*runs.values(), judged.values()) for run in of_side]
     results["seconds"] = {"environments": prepared, "runs": sum(walls)}
-    results["workloads"] = {workload.name: compare(workload, runs, learning) for workload in workloads}
+    results["workloads"] = {workload.name: compare(workload, runs, judged) for workload in workloads}
     text = tables(results)
     print(f"\n{text}")
     if options.json is not None:

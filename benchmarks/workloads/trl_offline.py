@@ -106,7 +106,8 @@ def main() -> None:
     )
     fill_adapters(trainer.model.named_parameters(), settings.seed)
     trainer.train()
-    report({"seconds": watch.clock.seconds(), "samples": settings.batch, "curve": watch.curve})
+    result = {"seconds": watch.clock.seconds(), "samples": settings.batch, "curve": watch.curve}
+    report(result | {"dtype": settings.dtype})
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ def run(seconds: float, *, samples: int = 8, gigabytes: float = 1.0, **more: obj
     return Measured({"seconds": [seconds] * 2, "samples": samples, **more}, 3 * seconds, round(gigabytes * 1e9))
 
 
-def lit_run(seconds: float, curve: Sequence[float] = (0.7, 0.6)) -> Measured:
+def lit_run(seconds: float, curve: Sequence[float] = (0.7, 0.6), dtype: str = "bfloat16") -> Measured:
     """Two steps of 1e12 FLOPs each, on a machine that does 1e12 a second."""
     flops, phases = [{"update": 1e12}] * 2, [{"update": seconds, "other": 9.0}] * 2
     peaks = {"bfloat16": 1e12, "float32": 2e11}
-    return run(seconds, gigabytes=2.0, curve=list(curve), flops=flops, phases=phases, peaks=peaks)
+    return run(seconds, gigabytes=2.0, curve=list(curve), flops=flops, phases=phases, peaks=peaks, dtype=dtype)
 
 
 def test_the_ratio_is_of_medians_and_its_range_of_pairs() -> None:
@@ -77,9 +77,15 @@ def test_loss_curves_agree_step_by_step(ours: list[float], theirs: list[float], 
     ("ours", "ok"), [([0.0, 0.0, 1.0, 2.0], True), ([9.0, 9.0, 0.9, 1.1], True), ([9.0, 9.0, 0.9, 1.05], False)]
 )
 def test_rewards_reach_the_peers_late_mean_less_its_deviation(ours: list[float], ok: bool) -> None:
-    found = parity.rewards(ours, [0.0, 0.0, 1.0, 2.0])  # late: 1.5 ± 0.5
+    found = parity.rewards(ours, [0.0, 0.0, 1.0, 2.0], least_steps=2)  # late: 1.5 ± 0.5
     assert (found["peer_mean"], found["peer_deviation"]) == (1.5, 0.5)
     assert found["ok"] is ok
+
+
+@pytest.mark.parametrize("curves", [([1.0] * 3, [0.0] * 4), ([1.0] * 4, [0.0] * 2), ([], [])])
+def test_rewards_of_too_few_steps_are_not_judged(curves: tuple[list[float], list[float]]) -> None:
+    assert parity.rewards(*curves, least_steps=3)["ok"] is None
+    assert parity.rewards([1.0] * 5, [0.0] * 5, least_steps=3)["ok"] is True
 
 
 def test_generations_agree_by_regret_and_length() -> None:
@@ -131,9 +137,26 @@ def test_an_entry_has_ratios_spread_parity_and_utilisation_and_is_json() -> None
 
 def test_rewards_are_judged_by_the_longer_runs_where_there_are_some() -> None:
     runs = {("ppo", side): [lit_run(1.0, curve=[0.0, 0.0])] for side in ("lit", "trl")}
-    longer = {("ppo", "lit"): lit_run(1.0, curve=[0.0, 5.0]), ("ppo", "trl"): lit_run(1.0, curve=[0.0, 4.0])}
+    assert compare(WORKLOADS["ppo"], runs, {})["parity"]["ok"] is None
+    longer = {
+        ("ppo", side): lit_run(1.0, curve=[0.0, 0.0, 0.0, *late])
+        for side, late in (("lit", [5.0] * 3), ("trl", [4.0] * 3))
+    }
     entry = compare(WORKLOADS["ppo"], runs, longer)
     assert (entry["parity"]["our_mean"], entry["parity"]["peer_mean"]) == (5.0, 4.0)
+
+
+def test_curves_are_judged_in_float32_and_told_in_bfloat16() -> None:
+    timed = {("dpo", side): [lit_run(1.0, curve=[0.7, late])] for side, late in (("lit", 0.69), ("trl", 0.65))}
+    assert compare(WORKLOADS["dpo"], timed, {})["parity"]["ok"] is False
+    for late, ok in ((0.650005, True), (0.65002, False)):
+        exact = {
+            ("dpo", "lit"): lit_run(1.0, [0.7, late], "float32"),
+            ("dpo", "trl"): lit_run(1.0, [0.7, 0.65], "float32"),
+        }
+        found = compare(WORKLOADS["dpo"], timed, exact)["parity"]
+        assert (found["ok"], found["dtype"], found["timed"]["dtype"]) == (ok, "float32", "bfloat16")
+        assert found["timed"]["worst"] == pytest.approx(0.04)
 
 
 def test_the_report_has_a_row_for_each_workload_and_goes_between_its_marks(tmp_path: Path) -> None:
@@ -206,7 +229,7 @@ def test_every_workload_has_settings_that_a_script_takes(tmp_path: Path) -> None
     inputs = Inputs(tmp_path, tmp_path, (0, 2))
     for workload in WORKLOADS.values():
         group = GROUPS[workload.group]
-        for told in (group.settings(quick=True), group.settings(quick=False), group.full | (group.learning or {})):
+        for told in (group.settings(quick=True), group.settings(quick=False), group.full | (group.judged or {})):
             settings = inputs.settings(workload.group, told | workload.ours.options, 2)
             assert settings.steps >= 2, "the first step isn't timed"
             assert bool(settings.stop_tokens) is (workload.group == "generate_varied")
