@@ -150,7 +150,7 @@ def _attend(
             module, query, key, value, mask, dropout, scaling, is_causal, **kwargs
         )
         return result[0]
-    if length > 1 and not dropout and pays(query, key):
+    if length > 1 and not dropout and pays(query, key, causal=causal):
         return dense_attention(
             query, key, value, mask, causal=causal, scale=query.shape[-1] ** -0.5 if scaling is None else scaling
         )

@@ -19,7 +19,7 @@ from tests.unit.models.conftest import MakeBackbone
 def both_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 the shape decides between two; these are small, so that one of them must be asked for."""
     if not request.param:
-        monkeypatch.setattr(attention, "pays", lambda query, key: False)
+        monkeypatch.setattr(attention, "pays", lambda query, key, causal: False)
 
 
 class Layer(nn.Module):

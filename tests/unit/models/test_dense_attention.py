@@ -64,11 +64,14 @@ def kinds_of_mask(queries: int, keys: int) -> dict[str, tuple[Tensor | None, boo
     }
 
 
-@pytest.mark.parametrize("together", [1, 500, 10_000], ids=["one", "some", "all"])
+@pytest.mark.parametrize(("together", "block"), [(1, 1), (500, 4), (10_000, 64)], ids=["one", "some", "all"])
 @pytest.mark.parametrize("mask", ["none", "causal", "bool", "of all rows", "added"])
 @pytest.mark.parametrize("groups", [1, 2, 6])
-def test_equals_one_query_at_a_time(groups: int, mask: str, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_one_query_at_a_time(
+    groups: int, mask: str, together: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dense_attention, "_SCORES", together)
+    monkeypatch.setattr(dense_attention, "_QUERIES", block)
     queries, keys = (6, 6) if mask == "causal" else (4, 6)
     given, causal, bias = kinds_of_mask(queries, keys)[mask]
     inputs = tensors(queries, keys, groups=groups)
@@ -78,6 +81,15 @@ def test_equals_one_query_at_a_time(groups: int, mask: str, together: int, monke
         assert_close(mine, theirs, **FP32)
 
 
+def test_a_mask_says_it_all() -> None:
+    soft, *_ = kinds_of_mask(6, 6)["added"]
+    inputs = tensors(6, 6)
+    both = [
+        with_gradients(lambda q, k, v, c=c: attend(q, k, v, soft, causal=c, scale=SCALE), inputs) for c in (True, False)
+    ]
+    assert all(map(torch.equal, *both))
+
+
 def test_bfloat16_is_near_the_exact_values_and_keeps_its_dtype() -> None:
     inputs = tensors(6, 6, torch.bfloat16)
     ours = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), inputs)
@@ -85,6 +97,16 @@ def test_bfloat16_is_near_the_exact_values_and_keeps_its_dtype() -> None:
     for mine, wanted in zip(ours, exact, strict=True):
         assert mine.dtype == torch.bfloat16
         assert_close(mine.float(), wanted, **BF16)
+
+
+def test_sums_over_blocks_of_queries_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense_attention, "_QUERIES", 1)
+    inputs = tensors(100, 100, torch.bfloat16)
+    inputs[3] = inputs[3].abs()  # gradients of the first values become large sums
+    *_, ours = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), inputs)
+    wide = [x.float() for x in inputs]
+    *_, exact = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), wide)
+    assert (ours - exact).norm() < BF16["rtol"] / 4 * exact.norm()
 
 
 def test_a_constant_in_the_values_leaves_gradients_of_scores_alone() -> None:
@@ -142,15 +164,27 @@ def test_it_is_for_short_sequences_in_bfloat16() -> None:
     def pair(length: int, keys: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
         return torch.zeros(2, 6, length, 64, dtype=dtype), torch.zeros(2, 2, keys, 64, dtype=dtype)
 
-    assert pays(*pair(128, 128))
-    assert pays(*pair(32, 1024))  # few queries
-    assert not pays(*pair(512, 512))
-    assert not pays(*pair(256, 256))  # with the inputs, which are kept too
-    assert not pays(*pair(128, 128, torch.float32))
-    assert not pays(pair(128, 128)[0], pair(128, 128)[1].float())
-    assert not pays(*(x.to("meta") for x in pair(8, 8)))
+    assert pays(*pair(32, 1024), causal=False)  # few queries
+    assert pays(*pair(320, 320), causal=False)
+    assert not pays(*pair(324, 324), causal=False)  # with the inputs, which are kept too
+    assert pays(*pair(576, 576), causal=True)  # half of the scores
+    assert not pays(*pair(584, 584), causal=True)
+    assert not pays(*pair(128, 128, torch.float32), causal=True)
+    assert not pays(pair(128, 128)[0], pair(128, 128)[1].float(), causal=True)
+    assert not pays(*(x.to("meta") for x in pair(8, 8)), causal=True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not pays(*pair(8, 8))
+        assert not pays(*pair(8, 8), causal=True)
+
+
+def test_what_it_keeps_is_what_it_says() -> None:
+    """Of three blocks of queries the last alone sees all keys."""
+    query, key = (torch.zeros(2, heads, 150, 64, dtype=torch.bfloat16, requires_grad=True) for heads in (6, 2))
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        attend(query, key, key, None, causal=True, scale=SCALE)
+    scores = 2 * 6 * (64 * 64 + 64 * 128 + 22 * 150)
+    assert sum(kept) == scores + query.numel() + 2 * key.numel()
+    assert scores == sum(part.scores(query) for part in dense_attention._parts(query, 150, True))
 
 
 def test_a_model_learns_the_same_with_it(
@@ -159,11 +193,11 @@ def test_a_model_learns_the_same_with_it(
     backbone = make(dtype="bfloat16", lora=LoraSpec(rank=4, alpha=8.0), branching="shared")
     backbone.add_adapter("policy")
     shake(backbone, "policy")
-    used: list[int] = []
+    used: list[tuple[int, bool]] = []
 
     def gradient(*, dense: bool) -> Tensor:
-        def choose(query: Tensor, key: Tensor) -> bool:
-            used.append(query.shape[2])
+        def choose(query: Tensor, key: Tensor, *, causal: bool) -> bool:
+            used.append((query.shape[2], causal))
             return dense
 
         monkeypatch.setattr(attention, "pays", choose)
@@ -173,5 +207,6 @@ def test_a_model_learns_the_same_with_it(
         return torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None])
 
     with_it, without = gradient(dense=True), gradient(dense=False)
-    assert len(set(used)) == 2  # prompts and branches
+    assert len(set(used)) == 2
+    assert {causal for _, causal in used} == {True, False}  # prompts and branches
     assert (with_it - without).norm() < BF16["rtol"] * without.norm()
