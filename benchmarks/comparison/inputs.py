@@ -12,6 +12,8 @@ from benchmarks.human_sentiment.prepare import Recipe, prepare
 from benchmarks.workloads import rows
 from benchmarks.workloads.settings import Settings
 
+REVIEWS = "lists_train"
+"""The data set of benchmarks/human_sentiment whose texts are taken."""
 _SENTENCE_ENDS = (".", "!", "?")
 
 
@@ -53,7 +55,7 @@ def make_inputs(root: Path, folder: Path) -> Inputs:
         folder: To write to.
     """
     root, folder = root.resolve(), folder.resolve()
-    model, reviews = root / "model", root / "data" / "pairs_train.jsonl"
+    model, reviews = root / "model", root / "data" / f"{REVIEWS}.jsonl"
     if not (model / "config.json").is_file() or not reviews.is_file():
         prepare(root, root / "downloads", Recipe())
     stamp = folder / "complete.json"

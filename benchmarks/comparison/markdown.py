@@ -100,7 +100,8 @@ def _parity(name: str, check: Mapping[str, Any]) -> list[str]:
             f"{len(check['ours'])} steps"
         )
         if "timed" in check:
-            text += f" ({check['timed']['dtype']}, as timed: {check['timed']['worst']:.2g})"
+            timed = check["timed"]
+            text += f" ({timed['dtype']}, as timed: {timed['worst']:.2g}, at most {timed['tolerance']:g})"
     elif check["kind"] == "rewards" and "our_mean" in check:
         text = (
             f"ours {check['our_mean']:.3f}, peer's {check['peer_mean']:.3f} ± {check['peer_deviation']:.3f}; "
@@ -112,7 +113,7 @@ def _parity(name: str, check: Mapping[str, Any]) -> list[str]:
             f"{check['our_mean_length']:.1f} and {check['peer_mean_length']:.1f} (difference ± {check['length_error']:.1f})"
         )
     else:
-        text = f"{len(check['ours'])} and {len(check['peer'])} steps: too few"
+        text = f"{len(check['ours'])} and {len(check['peer'])} steps"
     agree = {True: "yes", False: "**no**", None: "not judged"}[check["ok"]]
     return [f"`{name}`", str(check["kind"]), text, agree]
 

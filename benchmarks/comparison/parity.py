@@ -23,11 +23,13 @@ def curves(ours: Sequence[float], theirs: Sequence[float], tolerance: float) -> 
 def rewards(ours: Sequence[float], theirs: Sequence[float], least_steps: int) -> Check:
     """Mean reward over the second half of the steps: ours may lie below the peer's by its deviation over those steps.
 
-    With fewer than `least_steps` in that half, `ok` is None: the deviation of so few says nothing.
+    With fewer than `least_steps` in that half, `ok` is None: the deviation of so few says nothing. Curves of different lengths,
+    or of none, are no agreement.
     """
     late, peer_late = (list(curve)[len(curve) // 2 :] for curve in (ours, theirs))
-    if min(len(late), len(peer_late)) < least_steps:
-        return {"kind": "rewards", "ok": None, "ours": list(ours), "peer": list(theirs)}
+    same = len(ours) == len(theirs) > 0
+    if not same or len(late) < least_steps:
+        return {"kind": "rewards", "ok": None if same else False, "ours": list(ours), "peer": list(theirs)}
     spread = pstdev(peer_late)
     values = {"our_mean": fmean(late), "peer_mean": fmean(peer_late), "peer_deviation": spread}
     ok = values["our_mean"] >= values["peer_mean"] - spread

@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.comparison.ledger import Measured
 from benchmarks.comparison.spread import Spread, ratio
-from benchmarks.comparison.workloads import Side, Workload
+from benchmarks.comparison.workloads import ROUNDING, Side, Workload
 
 Runs = Mapping[tuple[str, str], Sequence[Measured]]
 Judged = Mapping[tuple[str, str], Measured]
@@ -62,12 +62,16 @@ def utilisation(runs: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _parity(workload: Workload, ours: Sequence[Measured], theirs: Sequence[Measured], judged: Judged) -> dict[str, Any]:
-    """Loss curves that float32 runs are judged by come with the check of the timed runs, for what rounding does."""
+    """Of loss curves the judged runs, in float32, must agree, and the timed ones but for rounding."""
     apart = [judged.get((workload.group, side.key)) for side in (workload.ours, workload.peer)]
     timed = workload.check(ours, theirs)
     if apart[0] is None or apart[1] is None:
         return timed
-    return workload.check([apart[0]], [apart[1]]) | ({"timed": timed} if timed["kind"] == "loss curves" else {})
+    exact = workload.check([apart[0]], [apart[1]])
+    if exact["kind"] != "loss curves":
+        return exact
+    near = timed["worst"] <= ROUNDING
+    return exact | {"ok": exact["ok"] and near, "timed": timed | {"tolerance": ROUNDING, "ok": near}}
 
 
 def _side(side: Side, runs: Sequence[Measured]) -> dict[str, Any]:

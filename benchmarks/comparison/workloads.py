@@ -103,6 +103,8 @@ GROUPS = {
 
 CURVE_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
 """Of losses, by the dtype of the base."""
+ROUNDING = 0.1
+"""How far losses of timed runs may be apart where others are judged: both sides round in bfloat16, a wrong kernel does more."""
 LEAST_STEPS = 3
 """Of a reward's late mean."""
 MOST_REGRET = 0.02
@@ -111,6 +113,8 @@ MOST_LENGTH_ERRORS = 3.0
 
 def _curves(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
     mine, other = ours[0].result, theirs[0].result
+    if mine["dtype"] != other["dtype"]:
+        raise ValueError(f"curves of {mine['dtype']} and of {other['dtype']} can't be compared")
     return parity.curves(mine["curve"], other["curve"], CURVE_TOLERANCE[mine["dtype"]]) | {"dtype": mine["dtype"]}
 
 

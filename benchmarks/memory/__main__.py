@@ -1,6 +1,6 @@
 """Peak memory of PPO: four roles on one nf4 base, beside TRL 1.12.0, which loads a model for each.
 
-    python -m benchmarks.memory --model <SmolLM2-135M> --reviews <pairs_train.jsonl> --work runs/memory
+    python -m benchmarks.memory --model <SmolLM2-135M> --reviews <lists_train.jsonl> --work runs/memory
 
 Both take 32 prompts of film reviews an iteration, sample 32 new tokens for each, and make two optimizer steps over them with
 LoRA r=16 on all linear layers. Each run is a fresh process; what counts is the highest resident memory of the process and its
@@ -84,7 +84,7 @@ def table(peaks: Peaks) -> str:
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="directory of SmolLM2-135M")
-    parser.add_argument("--reviews", type=Path, required=True, help="pairs_train.jsonl of benchmarks/human_sentiment")
+    parser.add_argument("--reviews", type=Path, required=True, help="lists_train.jsonl of benchmarks/human_sentiment")
     parser.add_argument("--work", type=Path, required=True, help="directory for rows, reward models and logs")
     parser.add_argument("--peers", type=Path, default=Path("runs/peers"), help="where TRL's environment is, or is made")
     parser.add_argument("--runs", type=int, default=3)

@@ -24,7 +24,7 @@ def write_rows(reviews: Path, model: Path, target: Path, count: int = 256, seed:
     """Write `pairs.jsonl` (prompt, chosen, rejected, completion), `short.jsonl` (prompt) and `ids.jsonl` (prompt_ids).
 
     Args:
-        reviews: `pairs_train.jsonl` of benchmarks/human_sentiment.
+        reviews: `lists_train.jsonl` of benchmarks/human_sentiment.
         model: Directory of the model.
         target: Directory to write to.
         count: Rows of each.
@@ -32,7 +32,7 @@ def write_rows(reviews: Path, model: Path, target: Path, count: int = 256, seed:
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
     lines = reviews.read_text(encoding="utf-8").splitlines()
-    texts = sorted({row[side] for row in map(json.loads, lines) for side in ("chosen", "rejected")})
+    texts = sorted({text for row in map(json.loads, lines) for text in row["completions"]})
     random.Random(seed).shuffle(texts)
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     sized = list(zip(texts, lengths, strict=True))

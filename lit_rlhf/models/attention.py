@@ -3,8 +3,8 @@
 transformers repeats the keys and values of grouped heads wherever there is a mask. On CPU that costs more than it
 saves: SDPA takes the groups as they are. Its backward in bfloat16 is moreover about three times slower there than in
 float32 (measured on SmolLM2-135M's shapes: 75 ms a layer against 27). So there short sequences are computed by whole products
-(`dense_attention`) and longer ones by SDPA in float32. The shape decides, in training and inference alike, so that both give
-the same numbers for the same shape. On other devices transformers' own function is called.
+(`dense_attention`) and longer ones by SDPA in float32. Shape and kind of mask decide, in training and inference alike,
+so that both give the same numbers for the same rows. On other devices transformers' own function is called.
 
 Of branched rows, prompts and branches are computed apart within `apart`: a mask over whole rows makes every kernel compute the
 pairs of different branches too, which for K branches of T tokens is about K times the work that counts.

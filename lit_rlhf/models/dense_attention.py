@@ -2,9 +2,10 @@ r"""Attention over short sequences by whole matrix products in bfloat16, its pro
 
 Kernels that never store probabilities work in small blocks, which is what long sequences need, and on CPU they are slow in
 bfloat16. The probabilities of short sequences are small, and whole products fast: heads that share keys and values stand beside
-each other as the rows of one, for as many sequences and queries as have scores that stay in the cache. Keys after the last query
-of such a part are left out. Scores and softmax are in float32, and so are sums within products and over parts; what the other
-products give is rounded to the dtype of the input, gradients of probabilities too. No double backward, no transforms of torch.func.
+each other as the rows of one, for as many sequences and queries as have scores that stay in the cache. Under a causal mask keys
+after the last query of such a part are left out. Scores and softmax are in float32, and so are sums within products and over
+parts; what the other products give is rounded to the dtype of the input, gradients of probabilities too. No double backward, no
+transforms of torch.func.
 """
 
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ class _Part(NamedTuple):
         return x.reshape(len(x) * groups, -1, x.shape[-1])
 
     def seen(self, x: Tensor) -> Tensor:
-        """(B, groups, K, d) to (sequences * groups, keys, d): a view where the memory allows."""
+        """(B, groups, K, d) to (sequences * groups, keys, d): a view of what is contiguous, as gradients are."""
         return x[self.sequences, :, self.keys].flatten(0, 1)
 
 
@@ -94,9 +95,11 @@ class _DenseAttention(torch.autograd.Function):
             if bias is not None:
                 by_head.add_(bias[part.sequences])
             elif causal:
-                by_head[..., part.queries].add_(_triangle(by_head.shape[2]))
-            kept.append(scores.softmax(-1).to(query.dtype))
-            mixed = torch.bmm(kept[-1], part.seen(value)).view(*by_head.shape[:3], -1)
+                by_head[..., part.queries].add_(_triangle(scores, by_head.shape[2]))
+            probs = scores.softmax(-1).to(query.dtype)
+            if any(ctx.needs_input_grad[:3]):
+                kept.append(probs)
+            mixed = torch.bmm(probs, part.seen(value)).view(*by_head.shape[:3], -1)
             out[part.sequences, part.queries] = mixed.transpose(1, 2)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.scale, ctx.parts = scale, parts
@@ -107,18 +110,18 @@ class _DenseAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         groups, grad = key.shape[1], grad.transpose(1, 2)
-        total = torch.float32 if _are_split(ctx.parts) else key.dtype
+        total = torch.float32 if _share_keys(ctx.parts) else key.dtype
         grad_query = query.new_empty(query.shape)
         grad_key, grad_value = key.new_zeros(key.shape, dtype=total), value.new_zeros(value.shape, dtype=total)
         for part, probs in zip(ctx.parts, kept, strict=True):
             rows, upstream = part.rows(query, groups), part.rows(grad, groups)
             part.seen(grad_value).add_(torch.bmm(probs.transpose(1, 2), upstream))
             # dL/dz = p (dL/dp - sum_j p_j dL/dp_j), within the operator in float32
-            wide = torch.bmm(upstream, part.seen(value).transpose(1, 2))
-            scores = torch._softmax_backward_data(wide, probs, -1, wide.dtype)  # noqa: SLF001
-            part.seen(grad_key).add_(_scaled(scores.transpose(1, 2), rows, ctx.scale))
+            grad_probs = torch.bmm(upstream, part.seen(value).transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype)  # noqa: SLF001
+            part.seen(grad_key).add_(_scaled(grad_scores.transpose(1, 2), rows, ctx.scale))
             own = grad_query[part.sequences, :, part.queries]
-            own.copy_(_scaled(scores, part.seen(key), ctx.scale).view(own.shape))
+            own.copy_(_scaled(grad_scores, part.seen(key), ctx.scale).view(own.shape))
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
 
 
@@ -134,8 +137,8 @@ def _parts(query: Tensor, keys: int, causal: bool) -> list[_Part]:
     return found
 
 
-def _are_split(parts: Sequence[_Part]) -> bool:
-    """Whether several parts see the same keys."""
+def _share_keys(parts: Sequence[_Part]) -> bool:
+    """Whether some see the same keys."""
     return len({part.queries.start for part in parts}) > 1
 
 
@@ -157,6 +160,6 @@ def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
     return mask.float().clamp_min(torch.finfo(torch.float32).min).expand(len(query), -1, -1, -1)
 
 
-def _triangle(size: int) -> Tensor:
-    """(size, size): the least number where a query must not look, those after it among themselves."""
-    return torch.full((size, size), torch.finfo(torch.float32).min).triu_(1)
+def _triangle(like: Tensor, size: int) -> Tensor:
+    """(size, size) in the dtype of `like`: its least number where the key lies behind the query."""
+    return like.new_full((size, size), torch.finfo(like.dtype).min).triu_(1)

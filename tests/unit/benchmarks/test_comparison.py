@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.comparison import parity
-from benchmarks.comparison.inputs import Inputs
+from benchmarks.comparison.inputs import REVIEWS, Inputs
 from benchmarks.comparison.ledger import Measured
 from benchmarks.comparison.machine import cpu_model, machine
 from benchmarks.comparison.markdown import insert, tables
@@ -19,7 +19,10 @@ from benchmarks.comparison.results import compare, utilisation
 from benchmarks.comparison.runner import Runner, alternate
 from benchmarks.comparison.spread import Spread, ratio
 from benchmarks.comparison.workloads import GROUPS, WORKLOADS, Side, sides_of
+from benchmarks.human_sentiment.corpus import Sentence
+from benchmarks.human_sentiment.prepare import Recipe, build_rows, write_jsonl
 from benchmarks.peers.processes import Run
+from benchmarks.workloads.rows import write_rows
 from lit_rlhf.testing.models import make_tiny_model
 from lit_rlhf.testing.tokenizers import make_tokenizer
 
@@ -82,10 +85,11 @@ def test_rewards_reach_the_peers_late_mean_less_its_deviation(ours: list[float],
     assert found["ok"] is ok
 
 
-@pytest.mark.parametrize("curves", [([1.0] * 3, [0.0] * 4), ([1.0] * 4, [0.0] * 2), ([], [])])
-def test_rewards_of_too_few_steps_are_not_judged(curves: tuple[list[float], list[float]]) -> None:
-    assert parity.rewards(*curves, least_steps=3)["ok"] is None
-    assert parity.rewards([1.0] * 5, [0.0] * 5, least_steps=3)["ok"] is True
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ok"), [(5, 5, True), (4, 4, None), (1, 1, None), (4, 3, False), (6, 5, False), (0, 0, False)]
+)
+def test_rewards_of_too_few_steps_are_not_judged(ours: int, theirs: int, ok: bool | None) -> None:
+    assert parity.rewards([1.0] * ours, [0.0] * theirs, least_steps=3)["ok"] is ok
 
 
 def test_generations_agree_by_regret_and_length() -> None:
@@ -122,7 +126,7 @@ def test_utilisation_counts_the_phase_alone() -> None:
 
 def test_an_entry_has_ratios_spread_parity_and_utilisation_and_is_json() -> None:
     ours = [lit_run(1.0), lit_run(2.0), lit_run(1.0)]
-    theirs = [run(4.0, gigabytes=4.0, curve=[0.7, 0.6]) for _ in range(3)]
+    theirs = [run(4.0, gigabytes=4.0, curve=[0.7, 0.6], dtype="bfloat16") for _ in range(3)]
     workload = WORKLOADS["dpo"]
     entry = compare(workload, {("dpo", "lit"): ours, ("dpo", "trl"): theirs}, {})
     assert entry["throughput_ratio"] == 4.0
@@ -157,10 +161,34 @@ def test_curves_are_judged_in_float32_and_told_in_bfloat16() -> None:
         found = compare(WORKLOADS["dpo"], timed, exact)["parity"]
         assert (found["ok"], found["dtype"], found["timed"]["dtype"]) == (ok, "float32", "bfloat16")
         assert found["timed"]["worst"] == pytest.approx(0.04)
+    wrong = {("dpo", side): [lit_run(1.0, curve=[0.7, late])] for side, late in (("lit", 0.76), ("trl", 0.65))}
+    same = {("dpo", side): lit_run(1.0, [0.7, 0.6], "float32") for side in ("lit", "trl")}
+    assert compare(WORKLOADS["dpo"], timed, same)["parity"]["ok"] is True
+    assert compare(WORKLOADS["dpo"], wrong, same)["parity"]["ok"] is False, "the kernels that were timed are others"
+    with pytest.raises(ValueError, match="bfloat16 and of float32"):
+        compare(WORKLOADS["dpo"], {**timed, ("dpo", "trl"): [lit_run(1.0, dtype="float32")]}, {})
+
+
+def test_longer_runs_are_made_in_full_comparisons_alone(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Tiny(Runner):
+        def step(self, command: Sequence[str | Path], log: Path) -> Run:
+            result = 'RESULT {"seconds": [0.5], "samples": 4, "curve": [1.0]}'
+            return super().step([sys.executable, "-c", f"print('{result}')"], log)
+
+    workloads = [WORKLOADS["rloo"], WORKLOADS["generate"]]
+    for quick, names in ((True, []), (False, ["rloo-trl-judged", "rloo-lit-judged"])):
+        found = Tiny(tmp_path, Inputs(tmp_path, tmp_path, (2,)), 1, quick=quick, say=said.append).judged(workloads)
+        assert [line.split(":")[0] for line in said] == names
+        assert set(found) == ({("rloo", "trl"), ("rloo", "lit")} if names else set())
 
 
 def test_the_report_has_a_row_for_each_workload_and_goes_between_its_marks(tmp_path: Path) -> None:
-    runs = {("dpo", "lit"): [lit_run(1.0)], ("dpo", "trl"): [run(4.0, gigabytes=4.0, curve=[0.7, 9.0])]}
+    runs = {
+        ("dpo", "lit"): [lit_run(1.0)],
+        ("dpo", "trl"): [run(4.0, gigabytes=4.0, curve=[0.7, 9.0], dtype="bfloat16")],
+    }
     about = machine(2, {"float32": 2e11, "bfloat16": 8e11})
     seconds = {"runs": 60.0, "environments": 1.0}
     text = tables(
@@ -236,3 +264,14 @@ def test_every_workload_has_settings_that_a_script_takes(tmp_path: Path) -> None
     assert inputs.settings("ppo", GROUPS["ppo"].full, 2).reward_model.endswith("reward_model")
     defaults = GROUPS["ppo"].full | WORKLOADS["ppo_defaults"].ours.options
     assert inputs.settings("ppo", defaults, 2).reward_model.endswith("reward_adapter")
+
+
+def test_texts_are_of_a_data_set_that_prepare_writes(tmp_path: Path) -> None:
+    sentences = [Sentence(str(i), f"{i} " + "a " * (i % 40) + "b", (1, 2, 3)) for i in range(400)]
+    write_jsonl(tmp_path / "reviews.jsonl", build_rows(sentences, Recipe())[REVIEWS])
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    write_rows(tmp_path / "reviews.jsonl", tmp_path / "model", tmp_path, count=2)
+    for name, columns in (("pairs", {"prompt", "chosen", "rejected", "completion"}), ("short", {"prompt"})):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(rows) == 2
+        assert all(set(row) == columns for row in rows)
