@@ -22,7 +22,7 @@ demo: $(STAMP)  ## Train a reward model and a policy on embedded data, in two to
 test: lint  ## Lint, types, layers and the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-test-slow: $(STAMP)  ## Learning curves and other tests that take minutes each
+test-slow: $(STAMP)  ## Tests that take minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
 
 mutations: $(STAMP)  ## Break each loss on purpose, and see that a test notices: about a quarter of an hour
