@@ -1,8 +1,8 @@
 """lit_rlhf and its peers on the same work, side by side: `python benchmarks/compare.py [--quick]`.
 
-Each workload runs in fresh processes, peer and lit_rlhf in turn (A B A B); what is printed are ratios of medians. Runs are kept
-under the work directory, so that an interrupted comparison goes on where it stopped; `--fresh` forgets them. docs/PERFORMANCE.md
-says what each side is told.
+Each workload runs in fresh processes, peer and lit_rlhf in turn (A B A B); what is printed are ratios of medians. Runs
+are kept under the work directory, so that an interrupted comparison goes on where it stopped; `--fresh` forgets them.
+docs/PERFORMANCE.md says what each side is told.
 """
 
 import argparse
@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python looks in this file's directory alone
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # as a script, Python looks in this file's directory alone
 
 from benchmarks.comparison.inputs import make_inputs
 from benchmarks.comparison.machine import machine
@@ -37,7 +39,13 @@ def main(args: Sequence[str] | None = None) -> None:
     versions = _environments(workloads, options.work)
     prepared = time.perf_counter() - start
     print(f"Model, rows and environments: {prepared:.0f} s. Now the runs.", flush=True)
-    runner = Runner(options.work, inputs, options.threads, options.quick, say=lambda line: print(line, flush=True))
+    runner = Runner(
+        options.work,
+        inputs,
+        options.threads,
+        options.quick,
+        say=lambda line: print(line, flush=True),
+    )
     if options.fresh:
         runner.ledger.forget()
     results: dict[str, Any] = {"quick": options.quick, "pairs": options.pairs, "versions": versions}
@@ -47,7 +55,9 @@ def main(args: Sequence[str] | None = None) -> None:
     judged = runner.judged(workloads)
     walls = [run.wall_seconds for of_side in (*runs.values(), judged.values()) for run in of_side]
     results["seconds"] = {"environments": prepared, "runs": sum(walls)}
-    results["workloads"] = {workload.name: compare(workload, runs, judged) for workload in workloads}
+    results["workloads"] = {
+        workload.name: compare(workload, runs, judged) for workload in workloads
+    }
     text = tables(results)
     print(f"\n{text}")
     if options.json is not None:
@@ -70,22 +80,39 @@ def _environments(workloads: Sequence[Workload], work: Path) -> dict[str, dict[s
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks/compare.py", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="one pair of few small steps: whether it works, not how fast it is"
+        "--quick",
+        action="store_true",
+        help="one pair of few small steps: whether it works, not how fast it is",
     )
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), metavar="NAME")
+    parser.add_argument(
+        "--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), metavar="NAME"
+    )
     parser.add_argument("--pairs", type=int, help="runs of each side (default: 3, quick: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results here")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the tables here, between its marks if it has any"
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write the tables here, between its marks if it has any",
     )
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="environments, logs and runs"
+        "--work",
+        type=Path,
+        default=Path("runs/compare"),
+        metavar="DIR",
+        help="environments, logs and runs",
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("runs/human_sentiment"), metavar="DIR", help="model and reviews"
+        "--root",
+        type=Path,
+        default=Path("runs/human_sentiment"),
+        metavar="DIR",
+        help="model and reviews",
     )
     parser.add_argument("--threads", type=int, default=2, help="cores and threads of each process")
-    parser.add_argument("--fresh", action="store_true", help="forget the runs made before with these settings")
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget the runs made before with these settings"
+    )
     options = parser.parse_args(args)
     options.pairs = options.pairs or (1 if options.quick else 3)
     options.work = options.work.resolve()

@@ -1,7 +1,8 @@
 """What each lever is worth, with it and without it in turns in one process: `python benchmarks/levers.py`.
 
-SmolLM2-135M in bfloat16 with LoRA on all linear layers, on the rows of `compare.py`. Beside the times stands how far the two ways'
-results lie apart, as a check that both did the same; that they are equal is shown in float32 by the tests.
+SmolLM2-135M in bfloat16 with LoRA on all linear layers, on the rows of `compare.py`. Beside the times stands how far
+the two ways' results lie apart, as a check that both did the same; that they are equal is shown in float32 by the
+tests.
 """
 
 import argparse
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python looks in this file's directory alone
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # as a script, Python looks in this file's directory alone
 
 import torch
 from torch import Tensor
@@ -68,7 +71,9 @@ class Subject:
         data.prepare_data()
         data.setup("fit")
         self.pairs: BranchedBatch = next(iter(data.train_dataloader()))
-        prompts = [[int(t) for t in row[owner == 0]] for row, owner in zip(*self._columns(), strict=True)][:PROMPTS]
+        prompts = [
+            [int(t) for t in row[owner == 0]] for row, owner in zip(*self._columns(), strict=True)
+        ][:PROMPTS]
         width = min(map(len, prompts))
         self.prompts = torch.tensor([prompt[:width] for prompt in prompts])
 
@@ -93,10 +98,16 @@ class Subject:
         out = backbone(self.pairs, num_branches=2, logprobs=True)
         assert out.logprobs is not None
         out.logprobs.sum().backward()  # type: ignore[no-untyped-call]
-        norms = [parameter.grad.norm() for parameter in backbone.parameters() if parameter.grad is not None]
+        norms = [
+            parameter.grad.norm()
+            for parameter in backbone.parameters()
+            if parameter.grad is not None
+        ]
         return torch.cat([out.logprobs.detach().sum(-1), torch.stack(norms)])
 
-    def generate(self, engine: NativeEngine, *, samples: int = SAMPLES, stops: Sequence[int] = ()) -> Tensor:
+    def generate(
+        self, engine: NativeEngine, *, samples: int = SAMPLES, stops: Sequence[int] = ()
+    ) -> Tensor:
         """Mean log-prob of what is generated, one number: bfloat16 may tip single tokens."""
         ids = self.prompts.repeat_interleave(SAMPLES // samples, 0)
         out: Generation = engine.generate(
@@ -210,10 +221,18 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/levers.py", description=__doc__)
     parser.add_argument("--pairs", type=int, default=5, help="runs of each way")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", metavar="TEXT", help="levers whose name holds this text")
-    parser.add_argument("--root", type=Path, default=Path("runs/human_sentiment"), metavar="DIR", help="model")
-    parser.add_argument("--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="inputs")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table here, between its marks")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="levers whose name holds this text"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs/human_sentiment"), metavar="DIR", help="model"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="inputs"
+    )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the table here, between its marks"
+    )
     options = parser.parse_args(args)
     if options.only and options.markdown is not None:
         parser.error("--markdown takes the whole table: leave --only out.")

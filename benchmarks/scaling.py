@@ -1,7 +1,7 @@
 """How time and memory of an update and of generation grow: `python benchmarks/scaling.py [--quick]`.
 
-Against samples per prompt, prompt length, completion length and model size (random weights), each point in a fresh process;
-plotted as one SVG, with the share of the measured bfloat16 peak. Points are kept under the work directory.
+Against samples per prompt, prompt length, completion length and model size (random weights), each point in a fresh
+process; plotted as one SVG, with the share of the measured bfloat16 peak. Points are kept under the work directory.
 """
 
 import argparse
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python looks in this file's directory alone
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # as a script, Python looks in this file's directory alone
 
 from benchmarks.comparison.growth import growth, points, table
 from benchmarks.comparison.growth_plot import plot
@@ -39,15 +41,31 @@ def main(args: Sequence[str] | None = None) -> None:
         axes[axis] = []
         for point in of_axis:
             name = "-".join(
-                map(str, (point.prompts, point.prompt, point.samples, point.completion, *point.overrides.values()))
+                map(
+                    str,
+                    (
+                        point.prompts,
+                        point.prompt,
+                        point.samples,
+                        point.completion,
+                        *point.overrides.values(),
+                    ),
+                )
             )
             recipe = {"point": asdict(point), "code": source_digest(ours=True)}
-            measured = ledger.get(name, recipe, lambda p=point, n=name: _run(p, work / "logs" / f"scaling-{n}.log"))
-            seconds = ", ".join(f"{phase} {value:.2f} s" for phase, value in measured.result["seconds"].items())
+            measured = ledger.get(
+                name, recipe, lambda p=point, n=name: _run(p, work / "logs" / f"scaling-{n}.log")
+            )
+            seconds = ", ".join(
+                f"{phase} {value:.2f} s" for phase, value in measured.result["seconds"].items()
+            )
             print(f"{axis} {name}: {seconds}, {measured.peak_gigabytes:.2f} GB", flush=True)
             axes[axis].append(measured.result)
     plot(axes, options.svg)
-    peaks = {name: max(r["peaks"][name] for of in axes.values() for r in of) for name in ("float32", "bfloat16")}
+    peaks = {
+        name: max(r["peaks"][name] for of in axes.values() for r in of)
+        for name in ("float32", "bfloat16")
+    }
     results = {
         "quick": options.quick,
         "machine": machine(options.threads, peaks),
@@ -70,13 +88,24 @@ def _run(point: Point, log: Path) -> Run:
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks/scaling.py", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a thin grid of small points")
-    parser.add_argument("--svg", type=Path, default=Path("runs/compare/scaling.svg"), metavar="FILE")
-    parser.add_argument("--json", type=Path, default=Path("runs/compare/scaling.json"), metavar="FILE")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the tables here, between its marks if it has any"
+        "--svg", type=Path, default=Path("runs/compare/scaling.svg"), metavar="FILE"
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="logs and points")
-    parser.add_argument("--root", type=Path, default=Path("runs/human_sentiment"), metavar="DIR", help="model")
+    parser.add_argument(
+        "--json", type=Path, default=Path("runs/compare/scaling.json"), metavar="FILE"
+    )
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write the tables here, between its marks if it has any",
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="logs and points"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs/human_sentiment"), metavar="DIR", help="model"
+    )
     parser.add_argument("--threads", type=int, default=2, help="cores and threads of each process")
     parser.add_argument("--fresh", action="store_true", help="forget the points measured before")
     return parser.parse_args(args)

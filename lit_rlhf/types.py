@@ -1,4 +1,5 @@
-"""The records that flow through the library (layer L0). Axes: B prompts, K branches of each, N = B * K sequences, T tokens.
+"""The records that flow through the library (layer L0). Axes: B prompts, K branches of each, N = B * K sequences, T
+tokens.
 
 Loaders emit plain dictionaries (Lightning moves those to devices); inside modules the frozen dataclasses below carry
 the data. Sequences of one prompt are neighbours: sequence n = prompt * K + branch.
@@ -34,8 +35,12 @@ class PreferenceBatch(BranchedBatch):
 
     index: Tensor  # (B,) int64
     margin: NotRequired[Tensor]  # (B,) float32: by how much, in units of reward
-    p_chosen: NotRequired[Tensor]  # (B,) float32 in [0, 1]: probability that a rater prefers branch 1
-    ref_logprobs: NotRequired[Tensor]  # (B, K) float32: log-probs of the branches under the reference, precomputed
+    p_chosen: NotRequired[
+        Tensor
+    ]  # (B,) float32 in [0, 1]: probability that a rater prefers branch 1
+    ref_logprobs: NotRequired[
+        Tensor
+    ]  # (B, K) float32: log-probs of the branches under the reference, precomputed
 
 
 class RankedBatch(BranchedBatch):
@@ -87,10 +92,14 @@ class BranchOutput:
     """What a backbone says of the branches of a batch; N = B * K, T = longest branch."""
 
     mask: Tensor  # (N, T) bool: tokens that exist
-    logprobs: Tensor | None = None  # (N, T) float32: log pi(token | what came before), 0 where masked
+    logprobs: Tensor | None = (
+        None  # (N, T) float32: log pi(token | what came before), 0 where masked
+    )
     entropy: Tensor | None = None  # (N, T) float32, nats
     values: Tensor | None = None  # (N, T) float32: scalar head at the state before each token
-    scores: Tensor | None = None  # (N,) float32: scalar head at the last token; of several heads (N, heads)
+    scores: Tensor | None = (
+        None  # (N,) float32: scalar head at the last token; of several heads (N, heads)
+    )
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,9 @@ class Generation:
     mask: Tensor  # (N, T) bool: 1 = a generated token that counts, EOS included
     finished: Tensor  # (N,) bool: ended by EOS or a stop token, not by the length limit
     logprobs: Tensor | None = None  # (N, T) float32 of the distribution sampled from
-    values: Tensor | None = None  # (N, T) float32 of the state before each token, where an engine was asked and could
+    values: Tensor | None = (
+        None  # (N, T) float32 of the state before each token, where an engine was asked and could
+    )
 
 
 @dataclass(frozen=True)
@@ -146,14 +157,18 @@ class Rollout:
     response_mask: Tensor  # (N, T) bool
     finished: Tensor  # (N,) bool
     scores: Tensor  # (N,) float32
-    old_logprobs: Tensor  # (N, T) float32, of the distribution sampled from: the denominator of ratios
+    old_logprobs: (
+        Tensor  # (N, T) float32, of the distribution sampled from: the denominator of ratios
+    )
     engine_logprobs: Tensor | None = None  # (N, T) float32, as the engine reported them
     ref_logprobs: Tensor | None = None  # (N, T) float32
     values: Tensor | None = None  # (N, T) float32
     rewards: Tensor | None = None  # (N, T) float32
     advantages: Tensor | None = None  # (N, T) float32
     returns: Tensor | None = None  # (N, T) float32
-    wins: Tensor | None = None  # (N,) float32 in [0, 1]: how far the sample is preferred to the other one of its pair
+    wins: Tensor | None = (
+        None  # (N,) float32 in [0, 1]: how far the sample is preferred to the other one of its pair
+    )
     baselines: Tensor | None = None  # (N,) float32: what a method of its own subtracts from returns
 
     @property
@@ -172,7 +187,9 @@ class Rollout:
         Args:
             prompts: (m,) int64 indices of prompts; all samples of a prompt stay together.
         """
-        rows = (prompts[:, None] * self.num_samples + prompts.new_tensor(range(self.num_samples))).flatten()
+        rows = (
+            prompts[:, None] * self.num_samples + prompts.new_tensor(range(self.num_samples))
+        ).flatten()
         width = max(int(self.prompt_mask[prompts].sum(-1).max()), 1)
         length = max(int(self.response_mask[rows].sum(-1).max()), 1)
         chosen: dict[str, Tensor] = {}

@@ -28,7 +28,9 @@ class NetworkBlockedError(RuntimeError):
 
 def _refuse_remote(host: object) -> None:
     name = host.decode() if isinstance(host, bytes) else host
-    local = name in (None, "", socket.gethostname()) or (isinstance(name, str) and name.startswith(_LOOPBACK))
+    local = name in (None, "", socket.gethostname()) or (
+        isinstance(name, str) and name.startswith(_LOOPBACK)
+    )
     if not local:
         message = f"tests run offline, but something wanted to reach {name!r}"
         raise NetworkBlockedError(message)

@@ -2,10 +2,12 @@
 
     python tests/mutations.py [names of functions or files ...] [--list]
 
-For every function of the preference, reward and policy losses, advantages and KL estimators, each of four mutations that
-applies to its source is made in a temporary copy of the package, and the tests of its file run there: a sign flipped, the mask
-dropped, a mean for a sum (or a sum for a mean), the reference forgotten. The reference is subtracted in one place for all
-preference losses of a kind, which is mutated too. Prints which test went red; ends with 1 when a mutant survives.
+For every function of the preference, reward and policy losses, advantages and KL estimators, each of four mutations
+that
+applies to its source is made in a temporary copy of the package, and the tests of its file run there: a sign flipped,
+the mask dropped, a mean for a sum (or a sum for a mean), the reference forgotten. The reference is subtracted in one
+place for all preference losses of a kind, which is mutated too. Prints which test went red; ends with 1 when a mutant
+survives.
 """
 
 import argparse
@@ -31,7 +33,10 @@ TESTS = {
     "functional/pointwise_losses.py": (f"{_FUNCTIONAL}/test_pointwise_losses.py", _MORE_CLASSES),
     "functional/listwise_losses.py": (f"{_FUNCTIONAL}/test_listwise_losses.py", _MORE_CLASSES),
     "functional/reward_losses.py": (f"{_FUNCTIONAL}/test_reward_losses.py",),
-    "functional/policy_losses.py": (f"{_FUNCTIONAL}/test_policy_losses.py", "tests/unit/objectives/test_surrogates.py"),
+    "functional/policy_losses.py": (
+        f"{_FUNCTIONAL}/test_policy_losses.py",
+        "tests/unit/objectives/test_surrogates.py",
+    ),
     "functional/kl.py": (f"{_FUNCTIONAL}/test_kl.py", f"{_FUNCTIONAL}/test_invariances.py"),
     "functional/advantages.py": (f"{_FUNCTIONAL}/test_advantages.py",),
     "functional/rewards.py": (f"{_FUNCTIONAL}/test_rewards.py",),
@@ -43,7 +48,15 @@ REFERENCES = {
     "objectives/pointwise.py": ("policy.logprobs - reference.logprobs", _MORE_CLASSES),
 }
 """Where the reference is subtracted for every loss of a kind."""
-_PYTEST = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+_PYTEST = [
+    "-x",
+    "-q",
+    "--no-header",
+    "-p",
+    "no:cacheprovider",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+]
 _CRASHED = 70
 _SWAPS = {"sum": "mean", "mean": "sum", "masked_sum": "masked_mean", "masked_mean": "masked_sum"}
 
@@ -84,7 +97,11 @@ def flip_sign(function: ast.FunctionDef) -> bool:
         if id(node) not in skipped
         and (
             (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub))
-            or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and not _is_axis(node))
+            or (
+                isinstance(node, ast.UnaryOp)
+                and isinstance(node.op, ast.USub)
+                and not _is_axis(node)
+            )
         )
     ]
     if not signs:
@@ -140,7 +157,9 @@ def mutants(package: Path) -> Iterator[Mutant]:
     for name, (text, test) in REFERENCES.items():
         source = (package / name).read_text(encoding="utf-8")
         if source.count(text) != 1:
-            raise SystemExit(f"{name} has {source.count(text)} times {text!r}: mend REFERENCES in {__file__}.")
+            raise SystemExit(
+                f"{name} has {source.count(text)} times {text!r}: mend REFERENCES in {__file__}."
+            )
         forgotten = source.replace(text, text.split(" - ", maxsplit=1)[0])
         yield Mutant(name, "all losses", "forget the reference", forgotten, (test,))
 
@@ -150,9 +169,13 @@ def _mutants_of(source: str, file: str, tests: tuple[str, ...]) -> Iterator[Muta
     for name in names:
         for mutation, apply in MUTATIONS.items():
             tree = ast.parse(source)
-            function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+            function = next(
+                n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name
+            )
             if apply(function):
-                yield Mutant(file, name, mutation, ast.unparse(ast.fix_missing_locations(tree)), tests)
+                yield Mutant(
+                    file, name, mutation, ast.unparse(ast.fix_missing_locations(tree)), tests
+                )
 
 
 def _body(function: ast.FunctionDef) -> Iterator[ast.expr]:
@@ -225,35 +248,52 @@ def _test_in_child(tests: Sequence[str], copy: Path, log: Path) -> NoReturn:
 
 def _warm_up() -> None:
     """Import what the package and its tests import of others, once for all children; of the package itself, nothing."""
-    for name in ("torch", "transformers", "lightning.pytorch", "peft", "beartype", "jaxtyping", "torchmetrics"):
+    for name in (
+        "torch",
+        "transformers",
+        "lightning.pytorch",
+        "peft",
+        "beartype",
+        "jaxtyping",
+        "torchmetrics",
+    ):
         importlib.import_module(name)
     loaded = [name for name in sys.modules if name.partition(".")[0] == "lit_rlhf"]
-    assert not loaded, f"children would test the package that is imported here, not the copy: {loaded}"
+    assert not loaded, (
+        f"children would test the package that is imported here, not the copy: {loaded}"
+    )
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Break each loss on purpose, and see that a test notices.")
+    parser = argparse.ArgumentParser(
+        description="Break each loss on purpose, and see that a test notices."
+    )
     parser.add_argument("names", nargs="*", help="functions, or parts of file names; default: all")
     parser.add_argument("--list", action="store_true", help="only say what would be done")
     options = parser.parse_args(args)
     chosen = [
         mutant
         for mutant in mutants(ROOT / "lit_rlhf")
-        if not options.names or any(name == mutant.function or name in mutant.file for name in options.names)
+        if not options.names
+        or any(name == mutant.function or name in mutant.file for name in options.names)
     ]
     survivors = 0
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)
         if not options.list:
             for name in ("lit_rlhf", "tests"):
-                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(
+                    ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__")
+                )
             shutil.copy(ROOT / "pyproject.toml", copy)
             _warm_up()
         for mutant in chosen:
             red = "" if options.list else run(mutant, copy)
             survivors += red is None
             outcome = "SURVIVED" if red is None else red
-            sys.stdout.write(f"{mutant.file:42} {mutant.function:32} {mutant.mutation:22} {outcome}\n")
+            sys.stdout.write(
+                f"{mutant.file:42} {mutant.function:32} {mutant.mutation:22} {outcome}\n"
+            )
             sys.stdout.flush()
     sys.stdout.write(f"{len(chosen)} mutants, {survivors} survived\n")
     return 1 if survivors else 0

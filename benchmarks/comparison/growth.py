@@ -9,7 +9,13 @@ from typing import Any
 
 from benchmarks.workloads.growth_point import PHASES, Point
 
-_SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+_SHAPE = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 SIZES: dict[str, dict[str, int]] = {
     "small": dict(zip(_SHAPE, (15, 384, 1024, 6, 2), strict=True)),
     "base": {},
@@ -28,7 +34,11 @@ _VALUES: dict[str, tuple[int, ...]] = {
     "prompt": (64, 128, 256, 512, 1024),
     "completion": (16, 32, 64, 128, 256),
 }
-_QUICK: dict[str, tuple[int, ...]] = {"samples": (1, 4), "prompt": (64, 256), "completion": (16, 64)}
+_QUICK: dict[str, tuple[int, ...]] = {
+    "samples": (1, 4),
+    "prompt": (64, 256),
+    "completion": (16, 64),
+}
 
 Result = Mapping[str, Any]
 
@@ -55,9 +65,11 @@ def utilisation(result: Result, phase: str) -> float:
 
 
 def growth(axis: str, results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """By phase, from the first point of an axis to its last: exponents of time and of arithmetic, and their greatest local excess.
+    """By phase, from the first point of an axis to its last: exponents of time and of arithmetic, and their greatest
+    local excess.
 
-    An exponent is log(ratio of cost) / log(ratio of the axis); 1 is proportional. `excess` is the largest difference between
+    An exponent is log(ratio of cost) / log(ratio of the axis); 1 is proportional. `excess` is the largest difference
+    between
     the two over neighbouring points: above 0 time grows faster than the arithmetic says.
     """
     found = {}
@@ -69,7 +81,9 @@ def growth(axis: str, results: Sequence[Result]) -> dict[str, dict[str, float]]:
         found[phase] = {
             "time": _exponent(axis, first, last, first["seconds"][phase], last["seconds"][phase]),
             "flops": _exponent(axis, first, last, first["flops"][phase], last["flops"][phase]),
-            "memory": _exponent(axis, first, last, first["peak_bytes"][phase], last["peak_bytes"][phase]),
+            "memory": _exponent(
+                axis, first, last, first["peak_bytes"][phase], last["peak_bytes"][phase]
+            ),
             "excess": max(a - b for a, b in zip(time, flops, strict=True)),
         }
     return found
@@ -84,7 +98,8 @@ def table(axes: Mapping[str, Sequence[Result]]) -> str:
     for axis, results in axes.items():
         for result in results:
             cells = [
-                f"{result['seconds'][phase]:.2f} | {result['peak_bytes'][phase] / 1e9:.2f} | {utilisation(result, phase):.2f}"
+                f"{result['seconds'][phase]:.2f} | {result['peak_bytes'][phase] / 1e9:.2f} | "
+                f"{utilisation(result, phase):.2f}"
                 for phase in PHASES
             ]
             lines.append(f"| {AXES[axis]} | {place(axis, result):.0f} | {' | '.join(cells)} |")
@@ -92,7 +107,10 @@ def table(axes: Mapping[str, Sequence[Result]]) -> str:
     lines += ["| axis | " + " | ".join(PHASES) + " |", "|" + " --- |" * (1 + len(PHASES))]
     for axis, results in axes.items():
         found = growth(axis, results)
-        cells = [f"{found[p]['time']:.2f} / {found[p]['flops']:.2f}; {found[p]['memory']:.2f}" for p in PHASES]
+        cells = [
+            f"{found[p]['time']:.2f} / {found[p]['flops']:.2f}; {found[p]['memory']:.2f}"
+            for p in PHASES
+        ]
         lines.append(f"| {AXES[axis]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -33,13 +33,16 @@ class Inputs:
 
     def settings(self, workload: str, told: dict[str, Any], threads: int) -> Settings:
         """What a script is told."""
-        rest = {name: value for name, value in told.items() if name not in ("data", "stops", "workload")}
+        rest = {
+            name: value for name, value in told.items() if name not in ("data", "stops", "workload")
+        }
         return Settings(
             workload=told.get("workload", workload),
             model=str(self.model),
             data=str(self.folder / f"{told['data']}.jsonl"),
             reward_model=str(
-                self.folder / ("reward_adapter" if told.get("workload") == "ppo_defaults" else "reward_model")
+                self.folder
+                / ("reward_adapter" if told.get("workload") == "ppo_defaults" else "reward_model")
             ),
             stop_tokens=self.stop_tokens if told.get("stops") else (),
             threads=threads,
@@ -70,4 +73,6 @@ def make_inputs(root: Path, folder: Path) -> Inputs:
 
 def _stop_tokens(model: Path) -> tuple[int, ...]:
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return tuple(sorted({tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(_SENTENCE_ENDS))}))
+    return tuple(
+        sorted({tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(_SENTENCE_ENDS))})
+    )

@@ -27,7 +27,11 @@ class Measured:
     @property
     def samples_per_second(self) -> float:
         """Over the timed steps."""
-        return float(self.result["samples"]) * len(self.result["seconds"]) / sum(self.result["seconds"])
+        return (
+            float(self.result["samples"])
+            * len(self.result["seconds"])
+            / sum(self.result["seconds"])
+        )
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -71,7 +75,9 @@ class Ledger:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"recipe": recipe, "measured": vars(measured)}, indent=1), encoding="utf-8")
+        partial.write_text(
+            json.dumps({"recipe": recipe, "measured": vars(measured)}, indent=1), encoding="utf-8"
+        )
         partial.replace(path)
         return measured
 

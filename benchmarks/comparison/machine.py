@@ -17,7 +17,9 @@ def machine(threads: int, peaks: dict[str, float]) -> dict[str, Any]:
         "cpu": cpu_model(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
         "cores": os.cpu_count(),
         "threads": threads,
-        "memory_gigabytes": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "memory_gigabytes": round(
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1
+        ),
         "python": platform.python_version(),
         "matmul_gflops": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
     }
@@ -25,9 +27,19 @@ def machine(threads: int, peaks: dict[str, float]) -> dict[str, Any]:
 
 def cpu_model(cpuinfo: str) -> str:
     """Name, family and model of the first processor: virtual machines often hide the name alone."""
-    values = dict(line.split(":", 1) for line in cpuinfo.split("\n\n", maxsplit=1)[0].splitlines() if ":" in line)
+    values = dict(
+        line.split(":", 1)
+        for line in cpuinfo.split("\n\n", maxsplit=1)[0].splitlines()
+        if ":" in line
+    )
     found = {name.strip(): value.strip() for name, value in values.items()}
     name = found.get("model name", platform.machine())
-    numbers = [f"{part} {found[key]}" for part, key in (("family", "cpu family"), ("model", "model")) if key in found]
-    features = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in found.get("flags", "").split()]
+    numbers = [
+        f"{part} {found[key]}"
+        for part, key in (("family", "cpu family"), ("model", "model"))
+        if key in found
+    ]
+    features = [
+        flag for flag in ("avx512_bf16", "amx_bf16") if flag in found.get("flags", "").split()
+    ]
     return ", ".join([name, *numbers, *features])

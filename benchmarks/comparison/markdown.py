@@ -8,11 +8,20 @@ from typing import Any
 def tables(results: Mapping[str, Any]) -> str:
     """All tables of a comparison."""
     workloads = results["workloads"].items()
-    parts = [_about(results), _table(_COMPARISON, [_comparison(name, entry) for name, entry in workloads])]
+    parts = [
+        _about(results),
+        _table(_COMPARISON, [_comparison(name, entry) for name, entry in workloads]),
+    ]
     used = [row for name, entry in workloads for row in _utilisation(name, entry)]
     if used:
-        parts += ["Share of the bfloat16 matrix-product peak that lit_rlhf reaches:", _table(_UTILISATION, used)]
-    parts += ["Same work:", _table(_PARITY, [_parity(name, entry["parity"]) for name, entry in workloads])]
+        parts += [
+            "Share of the bfloat16 matrix-product peak that lit_rlhf reaches:",
+            _table(_UTILISATION, used),
+        ]
+    parts += [
+        "Same work:",
+        _table(_PARITY, [_parity(name, entry["parity"]) for name, entry in workloads]),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -20,11 +29,14 @@ def insert(document: Path, name: str, text: str) -> None:
     """Put a text at the place of that name; a document that isn't there becomes the text."""
     place = find_place(document, name)
     document.parent.mkdir(parents=True, exist_ok=True)
-    document.write_text(text if place is None else f"{place[0]}\n\n{text.strip()}\n\n{place[1]}", encoding="utf-8")
+    document.write_text(
+        text if place is None else f"{place[0]}\n\n{text.strip()}\n\n{place[1]}", encoding="utf-8"
+    )
 
 
 def find_place(document: Path, name: str) -> tuple[str, str] | None:
-    """What stands before and after the place: up to `<!-- name:begin -->` and from `<!-- name:end -->` on, the marks included.
+    """What stands before and after the place: up to `<!-- name:begin -->` and from `<!-- name:end -->` on, the marks
+    included.
 
     None if the document isn't there.
 
@@ -36,7 +48,9 @@ def find_place(document: Path, name: str) -> tuple[str, str] | None:
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     text = document.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"{document} needs one line {begin} and after it one line {end}, between which tables go.")
+        raise ValueError(
+            f"{document} needs one line {begin} and after it one line {end}, between which tables go."
+        )
     return text.split(begin)[0] + begin, end + text.split(end)[1]
 
 
@@ -58,7 +72,9 @@ def _about(results: Mapping[str, Any]) -> str:
     )
     lines = [about, ""]
     for name, versions in results["versions"].items():
-        lines.append(f"- {name}: {', '.join(f'{package} {version}' for package, version in versions.items())}")
+        lines.append(
+            f"- {name}: {', '.join(f'{package} {version}' for package, version in versions.items())}"
+        )
     return "\n".join(lines)
 
 
@@ -109,8 +125,10 @@ def _parity(name: str, check: Mapping[str, Any]) -> list[str]:
         )
     elif check["kind"] == "generations":
         text = (
-            f"regret {check['our_regret']:.4f} and {check['peer_regret']:.4f} nats, at most {check['most_regret']:g}; mean length "
-            f"{check['our_mean_length']:.1f} and {check['peer_mean_length']:.1f} (difference ± {check['length_error']:.1f})"
+            f"regret {check['our_regret']:.4f} and {check['peer_regret']:.4f} nats, at most "
+            f"{check['most_regret']:g}; mean length "
+            f"{check['our_mean_length']:.1f} and {check['peer_mean_length']:.1f} (difference ± "
+            f"{check['length_error']:.1f})"
         )
     else:
         text = f"{len(check['ours'])} and {len(check['peer'])} steps"
@@ -124,4 +142,6 @@ def _spread(values: Mapping[str, float]) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))
+    return "\n".join(
+        f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)
+    )

@@ -16,20 +16,31 @@ def curves(ours: Sequence[float], theirs: Sequence[float], tolerance: float) -> 
     same = len(ours) == len(theirs) and len(ours) > 0
     errors = [abs(a - b) / max(1.0, abs(b)) for a, b in zip(ours, theirs, strict=False)]
     worst = max((error if math.isfinite(error) else math.inf for error in errors), default=math.inf)
-    check = {"kind": "loss curves", "tolerance": tolerance, "worst": worst, "ours": list(ours), "peer": list(theirs)}
+    check = {
+        "kind": "loss curves",
+        "tolerance": tolerance,
+        "worst": worst,
+        "ours": list(ours),
+        "peer": list(theirs),
+    }
     return check | {"ok": same and worst <= tolerance}
 
 
 def rewards(ours: Sequence[float], theirs: Sequence[float], least_steps: int) -> Check:
     """Mean reward over the second half of the steps: ours may lie below the peer's by its deviation over those steps.
 
-    With fewer than `least_steps` in that half, `ok` is None: the deviation of so few says nothing. Curves of different lengths,
-    or of none, are no agreement.
+    With fewer than `least_steps` in that half, `ok` is None: the deviation of so few says nothing. Curves of different
+    lengths, or of none, are no agreement.
     """
     late, peer_late = (list(curve)[len(curve) // 2 :] for curve in (ours, theirs))
     same = len(ours) == len(theirs) > 0
     if not same or len(late) < least_steps:
-        return {"kind": "rewards", "ok": None if same else False, "ours": list(ours), "peer": list(theirs)}
+        return {
+            "kind": "rewards",
+            "ok": None if same else False,
+            "ours": list(ours),
+            "peer": list(theirs),
+        }
     spread = pstdev(peer_late)
     values = {"our_mean": fmean(late), "peer_mean": fmean(peer_late), "peer_deviation": spread}
     ok = values["our_mean"] >= values["peer_mean"] - spread
@@ -47,8 +58,14 @@ def generations(
     """Regret of greedy completions, in nats a token (`regret.py`), and mean lengths of sampled ones, by standard errors."""
     found = {"our_regret": our_regret, "peer_regret": their_regret}
     found |= {"our_mean_length": fmean(our_lengths), "peer_mean_length": fmean(their_lengths)}
-    error = math.sqrt(sum(pvariance(lengths) / len(lengths) for lengths in (our_lengths, their_lengths)))
+    error = math.sqrt(
+        sum(pvariance(lengths) / len(lengths) for lengths in (our_lengths, their_lengths))
+    )
     difference = abs(found["our_mean_length"] - found["peer_mean_length"])
-    ok = our_regret <= most_regret and their_regret <= most_regret and difference <= most_errors * error
+    ok = (
+        our_regret <= most_regret
+        and their_regret <= most_regret
+        and difference <= most_errors * error
+    )
     limits = {"length_error": error, "most_regret": most_regret, "most_errors": most_errors}
     return {"kind": "generations", "ok": ok, **found, **limits}

@@ -1,7 +1,7 @@
 """How far greedy completions fall short of the likeliest tokens, judged by the same model in float32.
 
-Two engines in bfloat16 part at the first near tie, after which their texts can't be compared; but at every position each must have
-taken about the likeliest token, given what it wrote before.
+Two engines in bfloat16 part at the first near tie, after which their texts can't be compared; but at every position
+each must have taken about the likeliest token, given what it wrote before.
 """
 
 import json
@@ -15,11 +15,17 @@ from benchmarks.workloads.generation import read_prompts
 
 
 @torch.inference_mode()
-def regrets(model: torch.nn.Module, prompts: list[list[int]], completions: list[list[int]]) -> torch.Tensor:
+def regrets(
+    model: torch.nn.Module, prompts: list[list[int]], completions: list[list[int]]
+) -> torch.Tensor:
     """Nats for each token of all completions: log-prob of the likeliest token less that of the one taken."""
     found = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].float()
+        logits = (
+            model(input_ids=torch.tensor([prompt + completion]))
+            .logits[0, len(prompt) - 1 : -1]
+            .float()
+        )
         found.append(logits.amax(-1) - logits.gather(-1, torch.tensor(completion)[:, None])[:, 0])
     return torch.cat(found)
 

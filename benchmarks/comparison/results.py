@@ -20,7 +20,9 @@ def compare(workload: Workload, runs: Runs, judged: Judged) -> dict[str, Any]:
         judged: Runs by group and side that tell whether the sides agree; where there are none, the timed ones do.
     """
     ours, theirs = runs[workload.group, workload.ours.key], runs[workload.group, workload.peer.key]
-    throughput = ratio([run.samples_per_second for run in ours], [run.samples_per_second for run in theirs])
+    throughput = ratio(
+        [run.samples_per_second for run in ours], [run.samples_per_second for run in theirs]
+    )
     memory = ratio([run.peak_bytes for run in ours], [run.peak_bytes for run in theirs])
     result = {
         "unit": f"{workload.unit}/s",
@@ -56,12 +58,16 @@ def utilisation(runs: Sequence[Measured]) -> dict[str, Any]:
             "share_of_peak": Spread.of(shares).as_dict(),
             "gflops_per_second": Spread.of(rates).as_dict(),
             "seconds_per_step": Spread.of(seconds).as_dict(),
-            "gflop_per_step": sum(s[phase] for s in runs[0].result["flops"]) / len(runs[0].result["flops"]) / 1e9,
+            "gflop_per_step": sum(s[phase] for s in runs[0].result["flops"])
+            / len(runs[0].result["flops"])
+            / 1e9,
         }
     return found
 
 
-def _parity(workload: Workload, ours: Sequence[Measured], theirs: Sequence[Measured], judged: Judged) -> dict[str, Any]:
+def _parity(
+    workload: Workload, ours: Sequence[Measured], theirs: Sequence[Measured], judged: Judged
+) -> dict[str, Any]:
     """Of loss curves the judged runs, in float32, must agree, and the timed ones but for rounding."""
     apart = [judged.get((workload.group, side.key)) for side in (workload.ours, workload.peer)]
     timed = workload.check(ours, theirs)
@@ -71,7 +77,10 @@ def _parity(workload: Workload, ours: Sequence[Measured], theirs: Sequence[Measu
     if exact["kind"] != "loss curves":
         return exact
     near = timed["worst"] <= ROUNDING
-    return exact | {"ok": exact["ok"] and near, "timed": timed | {"tolerance": ROUNDING, "ok": near}}
+    return exact | {
+        "ok": exact["ok"] and near,
+        "timed": timed | {"tolerance": ROUNDING, "ok": near},
+    }
 
 
 def _side(side: Side, runs: Sequence[Measured]) -> dict[str, Any]:

@@ -43,14 +43,18 @@ class Runner:
     def peaks(self) -> dict[str, float]:
         """FLOP/s of matrix products by dtype, measured now, in a process of its own."""
         command = [sys.executable, "-m", "benchmarks.workloads.peak", str(self.threads)]
-        peaks: dict[str, float] = self.step(command, self.work / "logs" / "peak.log").result["peaks"]
+        peaks: dict[str, float] = self.step(command, self.work / "logs" / "peak.log").result[
+            "peaks"
+        ]
         return peaks
 
     def step(self, command: Sequence[str | Path], log: Path) -> Run:
         """One process."""
         return measure(command, log=log, threads=self.threads)
 
-    def timed(self, workloads: Sequence[Workload], pairs: int) -> dict[tuple[str, str], list[Measured]]:
+    def timed(
+        self, workloads: Sequence[Workload], pairs: int
+    ) -> dict[tuple[str, str], list[Measured]]:
         """By (group, side): `pairs` runs each; within a group the sides take turns."""
         found: dict[tuple[str, str], list[Measured]] = {}
         for group, sides in sides_of(workloads).items():
@@ -69,7 +73,9 @@ class Runner:
             if judged is None or self.quick:
                 continue
             for side in sides:
-                found[group, side.key] = self.one(group, side, GROUPS[group].full | judged, "judged")
+                found[group, side.key] = self.one(
+                    group, side, GROUPS[group].full | judged, "judged"
+                )
         return found
 
     def judge_generations(self, runs: dict[tuple[str, str], list[Measured]]) -> None:
@@ -79,16 +85,25 @@ class Runner:
             if completions is None:
                 continue
             data = self.inputs.settings(group, GROUPS[group].full, self.threads).data
-            told = {"model": str(self.inputs.model), "data": data, "completions": completions, "threads": self.threads}
+            told = {
+                "model": str(self.inputs.model),
+                "data": data,
+                "completions": completions,
+                "threads": self.threads,
+            }
             command = [sys.executable, "-m", "benchmarks.comparison.regret", json.dumps(told)]
             log = self.work / "logs" / f"regret-{group}-{side}.log"
-            measured = self.ledger.get(f"regret-{group}-{side}", told, partial(self.step, command, log))
+            measured = self.ledger.get(
+                f"regret-{group}-{side}", told, partial(self.step, command, log)
+            )
             of_side[0].result["regret"] = measured.result["mean"]
 
     def one(self, group: str, side: Side, told: dict[str, Any], suffix: str) -> Measured:
         """One run, unless it has been made."""
         settings = self.inputs.settings(group, told | side.options, self.threads)
-        python = sys.executable if side.environment is None else str(side.environment.python(self.work))
+        python = (
+            sys.executable if side.environment is None else str(side.environment.python(self.work))
+        )
         name = f"{group}-{side.key}-{suffix}"
         recipe = {
             "side": asdict(side),
@@ -100,11 +115,15 @@ class Runner:
         command = [python, "-m", side.module, settings.dumps()]
         measured = self.ledger.get(name, recipe, lambda: self.step(command, log))
         what = f"{measured.samples_per_second:.3g} samples/s, {measured.peak_gigabytes:.2f} GB"
-        self.say(f"{name}: {what}, {measured.wall_seconds:.0f} s{'' if fresh else ' (kept from before)'}")
+        self.say(
+            f"{name}: {what}, {measured.wall_seconds:.0f} s{'' if fresh else ' (kept from before)'}"
+        )
         return measured
 
 
-def alternate(sides: Sequence[Side], pairs: int, run: Callable[[Side, int], Measured]) -> list[tuple[Side, Measured]]:
+def alternate(
+    sides: Sequence[Side], pairs: int, run: Callable[[Side, int], Measured]
+) -> list[tuple[Side, Measured]]:
     """A B A B: every side once, then every side again, so that a slow spell of the machine meets all of them."""
     return [(side, run(side, i)) for i in range(pairs) for side in sides]
 

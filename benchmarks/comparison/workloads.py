@@ -44,7 +44,8 @@ class Workload:
 
     Attributes:
         name: Of the comparison.
-        group: Whose settings it has; the sides of a group take turns, and a peer runs once for all comparisons of its group.
+        group: Whose settings it has; the sides of a group take turns, and a peer runs once for all comparisons of its
+            group.
         peer: The other side.
         ours: This library's.
         unit: What a sample is.
@@ -68,8 +69,8 @@ class Group:
     Attributes:
         full: Settings of a full run; `data` names the rows, `steps` counts the untimed first.
         quick: What a quick run has instead.
-        judged: What the one run has instead by which a full comparison tells whether the sides do the same work; None: the
-            timed runs tell.
+        judged: What the one run has instead by which a full comparison tells whether the sides do the same work; None:
+            the timed runs tell.
     """
 
     full: dict[str, Any]
@@ -97,7 +98,9 @@ GROUPS = {
         {"batch": 16, "new_tokens": 16, "steps": 12, "lr": 3e-4},
     ),
     "generate": Group({"data": "ids", "batch": 64, "steps": 3}, {"steps": 2}),
-    "generate_varied": Group({"data": "ids", "batch": 64, "new_tokens": 48, "steps": 3, "stops": True}, {"steps": 2}),
+    "generate_varied": Group(
+        {"data": "ids", "batch": 64, "new_tokens": 48, "steps": 3, "stops": True}, {"steps": 2}
+    ),
 }
 """By name. A full run of three pairs is meant to take less than an hour on two cores, a quick one less than 10 minutes."""
 
@@ -115,7 +118,9 @@ def _curves(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Chec
     mine, other = ours[0].result, theirs[0].result
     if mine["dtype"] != other["dtype"]:
         raise ValueError(f"curves of {mine['dtype']} and of {other['dtype']} can't be compared")
-    return parity.curves(mine["curve"], other["curve"], CURVE_TOLERANCE[mine["dtype"]]) | {"dtype": mine["dtype"]}
+    return parity.curves(mine["curve"], other["curve"], CURVE_TOLERANCE[mine["dtype"]]) | {
+        "dtype": mine["dtype"]
+    }
 
 
 def _rewards(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
@@ -134,7 +139,9 @@ def _goals(throughput: float, memory: float | None = None) -> dict[str, float]:
 
 
 _LIT = Side("lit", OURS, "lit")
-_DEFAULTS = Side("lit-defaults", f"{OURS}, its defaults", "lit", options={"workload": "ppo_defaults"})
+_DEFAULTS = Side(
+    "lit-defaults", f"{OURS}, its defaults", "lit", options={"workload": "ppo_defaults"}
+)
 _LIT_GENERATE = Side("lit", f"{OURS} NativeEngine", "generate_lit")
 _OFFLINE = Side("trl", "TRL 1.16.0", "trl_offline", TRL)
 _ONLINE = Side("trl", "TRL 1.16.0", "trl_online", TRL)
@@ -150,10 +157,30 @@ _ALL = (
     Workload("rloo", "rloo", _ONLINE, _LIT, "completions", _rewards, _goals(5.0)),
     Workload("ppo", "ppo", _PPO, _LIT, "episodes", _rewards, _goals(1.5)),
     Workload("ppo_defaults", "ppo", _PPO, _DEFAULTS, "episodes", _rewards, _goals(3.5, 0.5)),
-    Workload("generate", "generate", _TRANSFORMERS, _LIT_GENERATE, "sequences", _generations, _goals(3.5)),
-    Workload("generate_vllm", "generate", _VLLM, _LIT_GENERATE, "sequences", _generations, _goals(2.5)),
-    Workload("generate_varied", "generate_varied", _TRANSFORMERS, _LIT_GENERATE, "sequences", _generations, {}),
-    Workload("generate_varied_vllm", "generate_varied", _VLLM, _LIT_GENERATE, "sequences", _generations, {}),
+    Workload(
+        "generate", "generate", _TRANSFORMERS, _LIT_GENERATE, "sequences", _generations, _goals(3.5)
+    ),
+    Workload(
+        "generate_vllm", "generate", _VLLM, _LIT_GENERATE, "sequences", _generations, _goals(2.5)
+    ),
+    Workload(
+        "generate_varied",
+        "generate_varied",
+        _TRANSFORMERS,
+        _LIT_GENERATE,
+        "sequences",
+        _generations,
+        {},
+    ),
+    Workload(
+        "generate_varied_vllm",
+        "generate_varied",
+        _VLLM,
+        _LIT_GENERATE,
+        "sequences",
+        _generations,
+        {},
+    ),
 )
 
 WORKLOADS = {workload.name: workload for workload in _ALL}

@@ -26,8 +26,12 @@ def convert_gguf(gguf: Path, target: Path) -> None:
         gguf: The file; a Llama architecture is expected.
         target: The directory to write: `config.json`, `model.safetensors` and the tokenizer's files.
     """
-    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    settings = {key: value for key, value in source.config.to_dict().items() if key not in _STALE_KEYS}
+    source = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    settings = {
+        key: value for key, value in source.config.to_dict().items() if key not in _STALE_KEYS
+    }
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(source.state_dict())
     model.tie_weights()

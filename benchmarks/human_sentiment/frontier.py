@@ -2,12 +2,12 @@
 
     python -m benchmarks.human_sentiment.frontier --root runs/human_sentiment --jobs 2 --figure docs/frontier.svg
 
-Needs `sft/export` and `reward/export` of run.sh under the root; makes the pairs (`policy_pairs.py`) if they are missing. Each
-method and beta is one run of `lit-rlhf fit` in a process of its own with one thread, under `<root>/frontier/<method>-<beta>`, and
-is judged as `evaluate.py` does: gold is vaderSentiment, KL is to the initial policy. Best-of-n isn't trained: of n completions
-of the initial policy the reward model picks one, and the KL is the upper bound log n - (n-1)/n, which is met where no two score
-alike. What is there already is kept: start it again, with other betas, and it goes on. Writes `<root>/frontier/frontier.json`
-and the figure.
+Needs `sft/export` and `reward/export` of run.sh under the root; makes the pairs (`policy_pairs.py`) if they are
+missing. Each method and beta is one run of `lit-rlhf fit` in a process of its own with one thread, under
+`<root>/frontier/<method>-<beta>`, and is judged as `evaluate.py` does: gold is vaderSentiment, KL is to the initial
+policy. Best-of-n isn't trained: of n completions of the initial policy the reward model picks one, and the KL is the
+upper bound log n - (n-1)/n, which is met where no two score alike. What is there already is kept: start it again, with
+other betas, and it goes on. Writes `<root>/frontier/frontier.json` and the figure.
 """
 
 import argparse
@@ -41,17 +41,23 @@ BEST_OF_N = "best_of_n"
 BEST_OF = (2, 4, 8, 16)
 
 
-def points_of(runs: Mapping[str, Sequence[float]], best_of: Sequence[int], root: Path) -> list[Point]:
+def points_of(
+    runs: Mapping[str, Sequence[float]], best_of: Sequence[int], root: Path
+) -> list[Point]:
     """A point for the initial policy, for each run and for each n, not yet measured."""
     points: list[Point] = [{"method": "initial", "beta": None, "run": str(INITIAL)}]
     for name, betas in runs.items():
         for place, beta in ((place_of(name, beta), beta) for beta in betas):
             seconds = float((root / place / "seconds.txt").read_text())
             points.append({"method": name, "beta": beta, "run": str(place), "seconds": seconds})
-    return points + [{"method": BEST_OF_N, "beta": n, "run": f"{INITIAL}, best of {n}"} for n in best_of]
+    return points + [
+        {"method": BEST_OF_N, "beta": n, "run": f"{INITIAL}, best of {n}"} for n in best_of
+    ]
 
 
-def measure(points: list[Point], measurement: Measurement, dtype: DTypeName, keep: Callable[[], None]) -> None:
+def measure(
+    points: list[Point], measurement: Measurement, dtype: DTypeName, keep: Callable[[], None]
+) -> None:
     """Add `summary` and `samples` to the points that lack them, and keep what there is after each."""
     missing = [point for point in points if "summary" not in point]
     if not missing:
@@ -60,7 +66,11 @@ def measure(points: list[Point], measurement: Measurement, dtype: DTypeName, kee
     initial = load_policy(root, str(INITIAL), dtype)
     rewards = {
         "reward": ModelReward(
-            str(root / "reward" / "export"), share_base=False, normalize=True, dtype=dtype, base=str(root / INITIAL)
+            str(root / "reward" / "export"),
+            share_base=False,
+            normalize=True,
+            dtype=dtype,
+            base=str(root / INITIAL),
         )
     }
     rewards["reward"].attach(initial)
@@ -75,14 +85,18 @@ def measure(points: list[Point], measurement: Measurement, dtype: DTypeName, kee
             samples = best_of_n(candidates(), max(BEST_OF), point["beta"])
         else:
             is_initial = point["method"] == "initial"
-            policy = initial if is_initial else load_policy(root, f"{point['run']}/checkpoints", dtype)
+            policy = (
+                initial if is_initial else load_policy(root, f"{point['run']}/checkpoints", dtype)
+            )
             samples = measurement.sample(policy, initial, rewards)
         judge_samples(samples, judge)
         found = summarize(samples, ["reward"])
         if point["method"] == BEST_OF_N:
             found |= {"kl": best_of_n_kl(point["beta"]), "kl_stderr": 0.0}
         point["summary"] = found
-        point["samples"] = [{"prompt": row["prompt"], "response": row["response"]} for row in samples[:6]]
+        point["samples"] = [
+            {"prompt": row["prompt"], "response": row["response"]} for row in samples[:6]
+        ]
         print(
             f"{point['method']:10} {point['beta'] or '':6} gold {found['gold']:.3f} ± {found['gold_stderr']:.3f}"
             f"   KL {found['kl']:.2f} ± {found['kl_stderr']:.2f}   distinct-2 {found['distinct_2']:.3f}",
@@ -97,23 +111,55 @@ def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     curves = {name: (method.label, method.colour, "-") for name, method in METHODS.items()}
-    for name, (label, colour, line) in (curves | {BEST_OF_N: ("best of n", "#777777", "--")}).items():
+    for name, (label, colour, line) in (
+        curves | {BEST_OF_N: ("best of n", "#777777", "--")}
+    ).items():
         curve = sorted(
-            (point for point in points if point["method"] == name), key=lambda point: cast("float", point["beta"])
+            (point for point in points if point["method"] == name),
+            key=lambda point: cast("float", point["beta"]),
         )
         if not curve:
             continue
-        x, y, dx, dy = ([p["summary"][key] for p in curve] for key in ("kl", "gold", "kl_stderr", "gold_stderr"))
-        style = {"color": colour, "ls": line, "marker": "o" if name in _offline() else "^", "ms": 4, "lw": 1.4}
+        x, y, dx, dy = (
+            [p["summary"][key] for p in curve] for key in ("kl", "gold", "kl_stderr", "gold_stderr")
+        )
+        style = {
+            "color": colour,
+            "ls": line,
+            "marker": "o" if name in _offline() else "^",
+            "ms": 4,
+            "lw": 1.4,
+        }
         axes.errorbar(x, y, dy, dx, label=label, elinewidth=0.7, **style)
         for point, here in zip(curve, zip(x, y, strict=True), strict=True):
-            axes.annotate(f"{point['beta']:g}", here, (4, 4), textcoords="offset points", fontsize=7, color=colour)
+            axes.annotate(
+                f"{point['beta']:g}",
+                here,
+                (4, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=colour,
+            )
     start = next(point["summary"] for point in points if point["method"] == "initial")
-    axes.errorbar([0], [start["gold"]], [start["gold_stderr"]], label="initial policy", color="black", marker="s", ms=5)
+    axes.errorbar(
+        [0],
+        [start["gold"]],
+        [start["gold_stderr"]],
+        label="initial policy",
+        color="black",
+        marker="s",
+        ms=5,
+    )
     axes.set_xlabel("KL to the initial policy, nats per completion")
     axes.set_ylabel("gold score (vaderSentiment)")
     axes.grid(color="#e8eaee")
-    axes.legend(frameon=False, ncols=2, fontsize=8, title="circles offline, triangles online", title_fontsize=8)
+    axes.legend(
+        frameon=False,
+        ncols=2,
+        fontsize=8,
+        title="circles offline, triangles online",
+        title_fontsize=8,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None})
 
@@ -138,19 +184,36 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Reward against KL of offline and online methods over a sweep of beta."
     )
-    parser.add_argument("--root", type=Path, default=Path("runs/human_sentiment"), help="where run.sh put everything")
     parser.add_argument(
-        "--methods", nargs="*", default=[*METHODS, BEST_OF_N], choices=[*METHODS, BEST_OF_N], metavar="METHOD"
+        "--root",
+        type=Path,
+        default=Path("runs/human_sentiment"),
+        help="where run.sh put everything",
     )
-    parser.add_argument("--betas", type=float, nargs="*", help="instead of each trained method's own")
-    parser.add_argument("--steps", type=int, help="training batches of a run; default: as in the files")
-    parser.add_argument("--prompts", type=int, default=Measurement.prompts, help="held-out prompts to complete")
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        default=[*METHODS, BEST_OF_N],
+        choices=[*METHODS, BEST_OF_N],
+        metavar="METHOD",
+    )
+    parser.add_argument(
+        "--betas", type=float, nargs="*", help="instead of each trained method's own"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="training batches of a run; default: as in the files"
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=Measurement.prompts, help="held-out prompts to complete"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread")
     parser.add_argument("--figure", type=Path, help="default: <root>/frontier/frontier.svg")
     options = parser.parse_args(args)
     root: Path = options.root
     dtype = cast("DTypeName", os.environ.get("DTYPE", "bfloat16"))
-    runs = {name: options.betas or METHODS[name].betas for name in options.methods if name != BEST_OF_N}
+    runs = {
+        name: options.betas or METHODS[name].betas for name in options.methods if name != BEST_OF_N
+    }
     train_all(runs, root, dtype, options.steps, options.jobs)
     points = points_of(runs, BEST_OF if BEST_OF_N in options.methods else (), root)
     file = root / "frontier" / "frontier.json"
@@ -158,7 +221,9 @@ def main(args: Sequence[str] | None = None) -> None:
     remembered(points, file, setting)
 
     def keep() -> None:
-        file.write_text(json.dumps({"setting": setting, "points": points}, indent=2) + "\n", encoding="utf-8")
+        file.write_text(
+            json.dumps({"setting": setting, "points": points}, indent=2) + "\n", encoding="utf-8"
+        )
 
     measure(points, Measurement(root, prompts=options.prompts), dtype, keep)
     keep()

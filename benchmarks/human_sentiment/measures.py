@@ -13,7 +13,13 @@ from benchmarks.human_sentiment.rows import PREFIX
 from lit_rlhf.data import ExplicitPrompt, FileSource, PreferenceDataModule, PromptDataModule
 from lit_rlhf.demo.results import distinct_n
 from lit_rlhf.functional.branches import pack_branches
-from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_checkpoint_backbone, load_reward_model
+from lit_rlhf.models import (
+    Backbone,
+    ModelSpec,
+    evaluating,
+    load_checkpoint_backbone,
+    load_reward_model,
+)
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine, Sampling
@@ -52,7 +58,11 @@ class Measurement:
     seed: int = 0
 
     def sample(
-        self, policy: Backbone, reference: Backbone, rewards: Mapping[str, Reward], num_samples: int = 1
+        self,
+        policy: Backbone,
+        reference: Backbone,
+        rewards: Mapping[str, Reward],
+        num_samples: int = 1,
     ) -> Samples:
         """Complete the held-out prompts; each sample with its scores, length and log-ratio to the reference.
 
@@ -95,9 +105,13 @@ class Measurement:
             seeds=sample_seeds(self.seed, 0, "evaluation", which),
             num_samples=num_samples,
         )
-        prompts = [text for text in _texts(policy, prompt_ids, prompt_mask) for _ in range(num_samples)]
+        prompts = [
+            text for text in _texts(policy, prompt_ids, prompt_mask) for _ in range(num_samples)
+        ]
         responses = _texts(policy, found.tokens, found.mask)
-        completions = Completions(prompt_ids, prompt_mask, found.tokens, found.mask, found.finished, prompts, responses)
+        completions = Completions(
+            prompt_ids, prompt_mask, found.tokens, found.mask, found.finished, prompts, responses
+        )
         columns: dict[str, list[Any]] = {
             "prompt": prompts,
             "response": responses,
@@ -106,7 +120,10 @@ class Measurement:
             "finished": found.finished.tolist(),
         }
         columns |= {name: reward.score(completions).tolist() for name, reward in rewards.items()}
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
 
 
 def judge_samples(samples: Samples, judge: Judge) -> None:
@@ -121,10 +138,14 @@ def best_of_n(samples: Samples, group: int, n: int, reward: str = "reward") -> S
     """The best by the reward of the first n samples of each prompt; prompts have `group` samples, which are neighbours.
 
     Example:
-        >>> best_of_n([{"reward": 1.0}, {"reward": 2.0}, {"reward": 4.0}, {"reward": 3.0}], group=2, n=2)
+        >>> best_of_n(
+        ...     [{"reward": 1.0}, {"reward": 2.0}, {"reward": 4.0}, {"reward": 3.0}], group=2, n=2
+        ... )
         [{'reward': 2.0}, {'reward': 4.0}]
     """
-    return [max(samples[i : i + n], key=lambda row: row[reward]) for i in range(0, len(samples), group)]
+    return [
+        max(samples[i : i + n], key=lambda row: row[reward]) for i in range(0, len(samples), group)
+    ]
 
 
 def summarize(samples: Samples, reward_names: Sequence[str]) -> dict[str, float]:
@@ -155,7 +176,9 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def accuracy_by_difference(
-    margins: Sequence[float], differences: Sequence[float], thresholds: Sequence[float] = (0.0, 0.5, 1.0)
+    margins: Sequence[float],
+    differences: Sequence[float],
+    thresholds: Sequence[float] = (0.0, 0.5, 1.0),
 ) -> dict[str, dict[str, float]]:
     """How often the higher mean rating gets the higher score, among pairs whose means differ by at least a threshold.
 
@@ -175,7 +198,10 @@ def accuracy_by_difference(
             for margin, difference in zip(margins, differences, strict=True)
             if difference >= threshold and difference > 0
         ]
-        table[str(threshold)] = {"accuracy": fmean(hits) if hits else float("nan"), "pairs": len(hits)}
+        table[str(threshold)] = {
+            "accuracy": fmean(hits) if hits else float("nan"),
+            "pairs": len(hits),
+        }
     return table
 
 
@@ -196,8 +222,12 @@ def reward_margins(path: Path, root: Path) -> tuple[list[float], list[float]]:
     margins: dict[int, float] = {}
     for batch in data.test_dataloader():
         with torch.no_grad(), evaluating(backbone):
-            scores = backbone(batch, num_branches=2, role="reward", scores="reward").scores.view(-1, 2)
-        margins.update(zip(batch["index"].tolist(), (scores[:, 0] - scores[:, 1]).tolist(), strict=True))
+            scores = backbone(batch, num_branches=2, role="reward", scores="reward").scores.view(
+                -1, 2
+            )
+        margins.update(
+            zip(batch["index"].tolist(), (scores[:, 0] - scores[:, 1]).tolist(), strict=True)
+        )
     differences = [float(row["margin"]) for row in source.load()]
     return [margins[i] for i in range(len(differences))], differences
 
@@ -215,9 +245,13 @@ def load_policy(root: Path, name: str, dtype: DTypeName | None = None) -> Backbo
     """
     path = root / name
     if (path / "config.json").is_file():
-        return Backbone(ModelSpec(name=str(path), dtype=dtype or "bfloat16"), trainable=False).eval()
+        return Backbone(
+            ModelSpec(name=str(path), dtype=dtype or "bfloat16"), trainable=False
+        ).eval()
     checkpoints = (
-        [path] if path.suffix == ".ckpt" else sorted(path.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+        [path]
+        if path.suffix == ".ckpt"
+        else sorted(path.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     )
     if not checkpoints:
         raise FileNotFoundError(
@@ -229,7 +263,8 @@ def load_policy(root: Path, name: str, dtype: DTypeName | None = None) -> Backbo
 
 def _texts(backbone: Backbone, ids: Tensor, mask: Tensor) -> list[str]:
     return [
-        str(backbone.tokenizer.decode(row[kept], skip_special_tokens=True)) for row, kept in zip(ids, mask, strict=True)
+        str(backbone.tokenizer.decode(row[kept], skip_special_tokens=True))
+        for row, kept in zip(ids, mask, strict=True)
     ]
 
 
@@ -237,14 +272,25 @@ def _log_ratios(policy: Backbone, reference: Backbone, completions: Completions)
     """(N,): log policy(y) - log reference(y)."""
     if policy is reference:
         return torch.zeros(len(completions.tokens))
-    parts = (completions.prompt_ids, completions.prompt_mask, completions.tokens, completions.response_mask)
+    parts = (
+        completions.prompt_ids,
+        completions.prompt_mask,
+        completions.tokens,
+        completions.response_mask,
+    )
     packed = pack_branches(*parts, policy.pad_token_id)
-    rows = BranchedBatch(input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids)
+    rows = BranchedBatch(
+        input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
+    )
     branches = len(completions.tokens) // len(completions.prompt_ids)
-    return _sequence_logprobs(policy, rows, branches) - _sequence_logprobs(reference, rows, branches)
+    return _sequence_logprobs(policy, rows, branches) - _sequence_logprobs(
+        reference, rows, branches
+    )
 
 
 def _sequence_logprobs(backbone: Backbone, rows: BranchedBatch, num_branches: int) -> Tensor:
     with torch.no_grad(), evaluating(backbone):
-        logprobs: Tensor = backbone(rows, num_branches=num_branches, role="policy", logprobs=True).logprobs
+        logprobs: Tensor = backbone(
+            rows, num_branches=num_branches, role="policy", logprobs=True
+        ).logprobs
     return logprobs.sum(-1)

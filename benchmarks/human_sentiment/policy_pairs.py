@@ -2,11 +2,11 @@
 
     python -m benchmarks.human_sentiment.policy_pairs --root runs/human_sentiment --prompts 1024
 
-Direct methods learn from the same distribution and the same judge as PPO that way: each prompt is completed twice by the
-policy that all methods start from, and which one is `chosen` is drawn with the Bradley-Terry probability of the reward model's
-scores. DPO at beta and PPO at a KL coefficient of beta then have the same optimum; with the raters' own pairs, of other people's
-sentences, they would differ in data and judge, too. Pairs with a completion that doesn't end within the limit are left out:
-as data they would end where they were cut. Writes `<root>/data/policy_pairs.jsonl`.
+Direct methods learn from the same distribution and the same judge as PPO that way: each prompt is completed twice by
+the policy that all methods start from, and which one is `chosen` is drawn with the Bradley-Terry probability of the
+reward model's scores. DPO at beta and PPO at a KL coefficient of beta then have the same optimum; with the raters' own
+pairs, of other people's sentences, they would differ in data and judge, too. Pairs with a completion that doesn't end
+within the limit are left out: as data they would end where they were cut. Writes `<root>/data/policy_pairs.jsonl`.
 """
 
 import argparse
@@ -34,7 +34,9 @@ _BATCH, _LONGEST = 64, 48
 def make_pairs(root: Path, prompts: int, dtype: DTypeName, seed: int) -> list[dict[str, Any]]:
     """Rows with `prompt`, `chosen`, `rejected`, and the scores of both."""
     policy = load_policy(root, str(INITIAL), dtype)
-    reward = ModelReward(str(root / "reward" / "export"), share_base=False, dtype=dtype, base=str(root / INITIAL))
+    reward = ModelReward(
+        str(root / "reward" / "export"), share_base=False, dtype=dtype, base=str(root / INITIAL)
+    )
     reward.attach(policy)
     data = PromptDataModule(
         test=FileSource(str(root / "data" / "prompts_train.jsonl")),
@@ -48,7 +50,9 @@ def make_pairs(root: Path, prompts: int, dtype: DTypeName, seed: int) -> list[di
     for number, batch in enumerate(data.test_dataloader()):
         if number * _BATCH >= prompts:
             break
-        rows += labelled(_complete_twice(batch, policy, reward, seed), generator(seed, "labels", number))
+        rows += labelled(
+            _complete_twice(batch, policy, reward, seed), generator(seed, "labels", number)
+        )
         print(f"\r{(number + 1) * _BATCH} prompts, {len(rows)} pairs", end="", flush=True)
     print()
     return rows
@@ -62,8 +66,14 @@ def labelled(pairs: Sequence[dict[str, Any]], draw: torch.Generator) -> Iterator
         draw: Where the randomness comes from.
     """
     for pair in pairs:
-        coin = float(torch.rand((), generator=draw))  # drawn for each, so that leaving one out moves no other
-        if not all(pair["finished"]) or pair["texts"][0] == pair["texts"][1] or not all(map(str.strip, pair["texts"])):
+        coin = float(
+            torch.rand((), generator=draw)
+        )  # drawn for each, so that leaving one out moves no other
+        if (
+            not all(pair["finished"])
+            or pair["texts"][0] == pair["texts"][1]
+            or not all(map(str.strip, pair["texts"]))
+        ):
             continue
         gap = torch.tensor(pair["scores"][0] - pair["scores"][1])
         best = 0 if coin < float(gap.sigmoid()) else 1
@@ -77,7 +87,9 @@ def labelled(pairs: Sequence[dict[str, Any]], draw: torch.Generator) -> Iterator
         }
 
 
-def _complete_twice(batch: PromptBatch, policy: Backbone, reward: ModelReward, seed: int) -> list[dict[str, Any]]:
+def _complete_twice(
+    batch: PromptBatch, policy: Backbone, reward: ModelReward, seed: int
+) -> list[dict[str, Any]]:
     prompt_ids, prompt_mask = batch["input_ids"], batch["branch_ids"] == 0
     which = (batch["index"][:, None] * 2 + torch.arange(2)).flatten()
     found = NativeEngine().generate(
@@ -91,7 +103,8 @@ def _complete_twice(batch: PromptBatch, policy: Backbone, reward: ModelReward, s
     decode = policy.tokenizer.decode
     prompts = [str(decode(ids[mask])) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
     texts = [
-        str(decode(ids[mask], skip_special_tokens=True)) for ids, mask in zip(found.tokens, found.mask, strict=True)
+        str(decode(ids[mask], skip_special_tokens=True))
+        for ids, mask in zip(found.tokens, found.mask, strict=True)
     ]
     twice = [prompt for prompt in prompts for _ in range(2)]
     scores = reward.score(
@@ -99,7 +112,12 @@ def _complete_twice(batch: PromptBatch, policy: Backbone, reward: ModelReward, s
     ).tolist()
     finished = found.finished.tolist()
     return [
-        {"prompt": prompt, "texts": texts[i : i + 2], "scores": scores[i : i + 2], "finished": finished[i : i + 2]}
+        {
+            "prompt": prompt,
+            "texts": texts[i : i + 2],
+            "scores": scores[i : i + 2],
+            "finished": finished[i : i + 2],
+        }
         for prompt, i in zip(prompts, range(0, len(texts), 2), strict=True)
     ]
 
@@ -109,10 +127,15 @@ def main(args: Sequence[str] | None = None) -> None:
         description="Pairs of the initial policy's completions, labelled by the reward model."
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("runs/human_sentiment"), help="where prepare.py put everything"
+        "--root",
+        type=Path,
+        default=Path("runs/human_sentiment"),
+        help="where prepare.py put everything",
     )
     parser.add_argument("--prompts", type=int, default=1024, help="prompts to complete twice")
-    parser.add_argument("--dtype", default="bfloat16", help="of the weights; bfloat16 wants AMX or AVX512-BF16")
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="of the weights; bfloat16 wants AMX or AVX512-BF16"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(args)
     rows = make_pairs(options.root, options.prompts, options.dtype, options.seed)

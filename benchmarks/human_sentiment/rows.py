@@ -55,7 +55,10 @@ def pair_rows(sentences: Sequence[Sentence], rounds: int, seed: int) -> list[Row
     rows: list[Row] = []
     for _ in range(rounds):
         order = rng.sample(range(len(sentences)), len(sentences))
-        rows += [pair_row(sentences[i], sentences[j]) for i, j in zip(order[::2], order[1::2], strict=False)]
+        rows += [
+            pair_row(sentences[i], sentences[j])
+            for i, j in zip(order[::2], order[1::2], strict=False)
+        ]
     return rows
 
 
@@ -71,7 +74,9 @@ def list_rows(sentences: Sequence[Sentence], size: int, rounds: int, seed: int) 
         for start in range(0, len(order) - size + 1, size):
             chosen = order[start : start + size]
             completions = [f" {sentence.text}" for sentence in chosen]
-            rows.append({"prompt": PREFIX, "completions": completions, "scores": [s.mean for s in chosen]})
+            rows.append(
+                {"prompt": PREFIX, "completions": completions, "scores": [s.mean for s in chosen]}
+            )
     return rows
 
 
@@ -97,7 +102,9 @@ def cut_after_words(text: str, words: int) -> tuple[str, str]:
     return " ".join(parts[:words]), f" {rest}" if rest else ""
 
 
-def prompt_rows(sentences: Sequence[Sentence], words: tuple[int, int], min_rest: int, seed: int) -> list[Row]:
+def prompt_rows(
+    sentences: Sequence[Sentence], words: tuple[int, int], min_rest: int, seed: int
+) -> list[Row]:
     """First words of sentences as prompts, with the rest beside them.
 
     Args:

@@ -44,11 +44,20 @@ METHODS = {
     "grpo": Method("GRPO", "#8a5a2b", ("policy", "grpo"), _KL),
     "kto": Method("KTO", "#d97724", ("pairs", "kto"), f"{_LOSS}.beta"),
     "online_dpo": Method("online DPO", "#1fa3b8", ("policy", "online_dpo"), f"{_LOSS}.beta"),
-    "simpo": Method("SimPO", "#8458b3", ("pairs", "simpo"), f"{_LOSS}.beta", (1.0, 3.0, 10.0), (f"{_LOSS}.gamma", 0.5)),
+    "simpo": Method(
+        "SimPO",
+        "#8458b3",
+        ("pairs", "simpo"),
+        f"{_LOSS}.beta",
+        (1.0, 3.0, 10.0),
+        (f"{_LOSS}.gamma", 0.5),
+    ),
 }
 
 
-def command(name: str, beta: float, directory: Path, root: Path, dtype: str, steps: int | None) -> list[str]:
+def command(
+    name: str, beta: float, directory: Path, root: Path, dtype: str, steps: int | None
+) -> list[str]:
     """The command line of one run; its configuration, with paths under the root, is written to its directory."""
     method = METHODS[name]
     words = [sys.executable, "-m", "lit_rlhf", "fit"]
@@ -88,9 +97,13 @@ def train(name: str, beta: float, root: Path, dtype: str, steps: int | None) -> 
     with (directory / "log.txt").open("w") as log:
         words = command(name, beta, directory, root, dtype, steps)
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=one_thread, check=False).returncode
+        code = subprocess.run(
+            words, stdout=log, stderr=subprocess.STDOUT, env=one_thread, check=False
+        ).returncode
     if code != 0:
-        raise RuntimeError(f"{name} at beta {beta:g} ended with code {code}; see {directory / 'log.txt'}")
+        raise RuntimeError(
+            f"{name} at beta {beta:g} ended with code {code}; see {directory / 'log.txt'}"
+        )
     done.write_text(f"{time.perf_counter() - start:.1f}\n")
     print(f"{directory}: {done.read_text().strip()} s", flush=True)
 
@@ -106,12 +119,16 @@ def interleaved(runs: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
     return [run for each in rounds for run in each if run is not None]
 
 
-def train_all(runs: Mapping[str, Sequence[float]], root: Path, dtype: str, steps: int | None, jobs: int) -> None:
+def train_all(
+    runs: Mapping[str, Sequence[float]], root: Path, dtype: str, steps: int | None, jobs: int
+) -> None:
     """Train what is missing, several runs at a time; all are tried before the failed ones are named."""
     if not (root / policy_pairs.FILE).exists():
         policy_pairs.main(["--root", str(root), "--dtype", dtype])
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(train, name, beta, root, dtype, steps) for name, beta in interleaved(runs)]
+        waiting = [
+            pool.submit(train, name, beta, root, dtype, steps) for name, beta in interleaved(runs)
+        ]
         errors = [error for error in (run.exception() for run in waiting) if error is not None]
     if errors:
         raise SystemExit("\n".join(map(str, errors)))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory --model <SmolLM2-135M> --reviews <lists_train.jsonl> --work runs/memory
 
-Both take 32 prompts of film reviews an iteration, sample 32 new tokens for each, and make two optimizer steps over them with
-LoRA r=16 on all linear layers. Each run is a fresh process; what counts is the highest resident memory of the process and its
-children together, imports included. The numbers don't depend on how busy the machine is.
+Both take 32 prompts of film reviews an iteration, sample 32 new tokens for each, and make two optimizer steps over them
+with LoRA r=16 on all linear layers. Each run is a fresh process; what counts is the highest resident memory of the
+process and its children together, imports included. The numbers don't depend on how busy the machine is.
 """
 
 import argparse
@@ -49,18 +49,29 @@ def main(args: Sequence[str] | None = None) -> None:
     write_reward_model(options.model, work / "classifier")
     peer = TRL_PPO.make(options.peers)
     sides = {
-        "one nf4 base, four roles": [sys.executable, "-m", "benchmarks.memory.one_base", ours.dumps()],
+        "one nf4 base, four roles": [
+            sys.executable,
+            "-m",
+            "benchmarks.memory.one_base",
+            ours.dumps(),
+        ],
         "TRL 1.12.0": [peer, "-m", "benchmarks.workloads.trl_ppo", theirs.dumps()],
     }
     peaks: Peaks = {setting: {side: [] for side in sides} for setting in SETTINGS}
     for run in range(options.runs):
-        for (number, (setting, words)), (side, command) in product(enumerate(SETTINGS.items()), sides.items()):
+        for (number, (setting, words)), (side, command) in product(
+            enumerate(SETTINGS.items()), sides.items()
+        ):
             log = work / f"log-{number}-{side.split()[0]}-{run}.txt"
-            measured = measure([*command, *words], log=log, threads=options.threads, timeout=options.timeout)
+            measured = measure(
+                [*command, *words], log=log, threads=options.threads, timeout=options.timeout
+            )
             peaks[setting][side].append(measured.peak_rss)
             (work / "peaks.json").write_text(json.dumps(peaks), encoding="utf-8")
     print(table(peaks))
-    print(f"\nOurs: {versions_in(sys.executable, OURS)}; theirs: {TRL_PPO.versions(options.peers)}.")
+    print(
+        f"\nOurs: {versions_in(sys.executable, OURS)}; theirs: {TRL_PPO.versions(options.peers)}."
+    )
 
 
 def table(peaks: Peaks) -> str:
@@ -75,18 +86,34 @@ def table(peaks: Peaks) -> str:
         medians = [median(runs) / 2**20 for runs in sides.values()]
         shares.append(medians[0] / medians[1])
         ranges = [f"{min(runs) / 2**20:.0f}–{max(runs) / 2**20:.0f}" for runs in sides.values()]
-        cells = [f"{middle:.0f} MiB ({spread})" for middle, spread in zip(medians, ranges, strict=True)]
+        cells = [
+            f"{middle:.0f} MiB ({spread})" for middle, spread in zip(medians, ranges, strict=True)
+        ]
         lines.append(f"| {setting} | {' | '.join(cells)} | {shares[-1]:.2f} |")
-    lines.append(f"\nGoal of the first row: at most {GOAL}. {'Met' if shares[0] <= GOAL else '**Missed**'}.")
+    lines.append(
+        f"\nGoal of the first row: at most {GOAL}. {'Met' if shares[0] <= GOAL else '**Missed**'}."
+    )
     return "\n".join(lines)
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="directory of SmolLM2-135M")
-    parser.add_argument("--reviews", type=Path, required=True, help="lists_train.jsonl of benchmarks/human_sentiment")
-    parser.add_argument("--work", type=Path, required=True, help="directory for rows, reward models and logs")
-    parser.add_argument("--peers", type=Path, default=Path("runs/peers"), help="where TRL's environment is, or is made")
+    parser.add_argument(
+        "--reviews",
+        type=Path,
+        required=True,
+        help="lists_train.jsonl of benchmarks/human_sentiment",
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="directory for rows, reward models and logs"
+    )
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        default=Path("runs/peers"),
+        help="where TRL's environment is, or is made",
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="iterations of each run")
     parser.add_argument("--threads", type=int, default=2)

@@ -28,7 +28,13 @@ def spec(settings: Settings, recompute: bool = False) -> ModelSpec:
     """The base in nf4, with the peer's LoRA; `recompute` keeps a layer's input for backward and nothing else of it."""
     lora = LoraSpec(rank=settings.rank, alpha=2.0 * settings.rank, target_modules=TARGETS)
     dtype: Any = settings.dtype
-    return ModelSpec(name=settings.model, dtype=dtype, quantization="nf4", lora=lora, gradient_checkpointing=recompute)
+    return ModelSpec(
+        name=settings.model,
+        dtype=dtype,
+        quantization="nf4",
+        lora=lora,
+        gradient_checkpointing=recompute,
+    )
 
 
 def write_reward_adapter(settings: Settings, target: Path) -> None:
@@ -46,7 +52,9 @@ class Watch(Callback):
         self.curve: list[float] = []
         self.lengths: list[float] = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: object
+    ) -> None:
         """An iteration has ended."""
         self.curve.append(float(trainer.callback_metrics["train/objective/scores"]))
         self.lengths.append(float(trainer.callback_metrics["train/completions/mean_length"]))

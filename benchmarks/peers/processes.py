@@ -3,7 +3,8 @@
     run = measure([python, "-m", "benchmarks.workloads.x"], threads=2, log=Path("x.log"))
     run.result, run.seconds, run.peak_rss
 
-The command reports by calling `report({...})`, which any environment can import: this file needs the standard library alone.
+The command reports by calling `report({...})`, which any environment can import: this file needs the standard library
+alone.
 """
 
 import json
@@ -92,13 +93,20 @@ def measure(
     text = log.read_text(encoding="utf-8", errors="replace")
     reported = [line for line in text.splitlines() if line.startswith(_MARK)]
     if process.returncode or not reported:
-        failure = f"ended with status {process.returncode}" if process.returncode else "reported nothing"
+        failure = (
+            f"ended with status {process.returncode}" if process.returncode else "reported nothing"
+        )
         late = f" (the limit is {timeout:.0f} s)" if seconds >= timeout else ""
         raise RuntimeError(
             f"{' '.join(map(str, command))} {failure} after {seconds:.0f} s{late}. The end of {log}:\n{text[-3000:]}"
         )
-    # The kernel's own mark of the process itself has no gaps, the sum over descendants is sampled: the higher one holds.
-    return Run(json.loads(reported[-1].removeprefix(_MARK)), seconds, max(watch.peak, usage.ru_maxrss * 1024))
+    # The kernel's own mark of the process itself has no gaps, the sum over descendants is sampled: the higher one
+    # holds.
+    return Run(
+        json.loads(reported[-1].removeprefix(_MARK)),
+        seconds,
+        max(watch.peak, usage.ru_maxrss * 1024),
+    )
 
 
 def _environment(threads: int, more: Mapping[str, str]) -> dict[str, str]:

@@ -47,15 +47,23 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     budget = Budget()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__)
     parser.add_argument(
-        "--output", type=Path, required=True, help="directory; initial policy and reward model stay there"
+        "--output",
+        type=Path,
+        required=True,
+        help="directory; initial policy and reward model stay there",
     )
-    parser.add_argument("--seeds", type=int, default=10, help="runs of each method, seeds 0, 1, ...")
+    parser.add_argument(
+        "--seeds", type=int, default=10, help="runs of each method, seeds 0, 1, ..."
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread")
     parser.add_argument("--iterations", type=int, default=budget.iterations)
     parser.add_argument("--heldout_prompts", type=int, default=budget.heldout_prompts)
     parser.add_argument(
-        "--world_seed", type=int, default=0, help="of the data, the initial policy and the reward model"
+        "--world_seed",
+        type=int,
+        default=0,
+        help="of the data, the initial policy and the reward model",
     )
     return parser.parse_args(args)
 

@@ -42,17 +42,24 @@ class Method:
 
 
 METHODS = {
-    "PPO": Method(PPOPolicyModule, 2, lambda: {"value": ValueModel(), "value_lr": 1e-3, "value_coef": 0.5}),
+    "PPO": Method(
+        PPOPolicyModule, 2, lambda: {"value": ValueModel(), "value_lr": 1e-3, "value_coef": 0.5}
+    ),
     "RLOO": Method(RLOOPolicyModule, 4),
     "GRPO": Method(GRPOPolicyModule, 4),
 }
 """By name."""
 
-MAX_KL, MIN_ENTROPY, MIN_DISTINCT = 30.0, 0.02, 0.5  # the best text there is has 0.73 of its word pairs distinct
+MAX_KL, MIN_ENTROPY, MIN_DISTINCT = (
+    30.0,
+    0.02,
+    0.5,
+)  # the best text there is has 0.73 of its word pairs distinct
 COLLAPSED = (
     "A run has collapsed if its gold reward isn't above that of the initial policy, or its KL to it is above "
     f"{MAX_KL:g} nats per completion, or the entropy of its last tenth of iterations is below {MIN_ENTROPY:g} nats per "
-    f"token, or less than {MIN_DISTINCT:g} of the pairs of neighbouring words within its completions are distinct, or any of "
+    f"token, or less than {MIN_DISTINCT:g} of the pairs of neighbouring words within its "
+    "completions are distinct, or any of "
     "these is no number."
 )
 """The definition."""
@@ -134,7 +141,9 @@ class Runs:
             **recipe.options(),
         )
         steps = budget.iterations * module.num_epochs * budget.num_minibatches
-        module.lr_scheduler_factory = partial(LinearLR, start_factor=1.0, end_factor=0.1, total_iters=steps)
+        module.lr_scheduler_factory = partial(
+            LinearLR, start_factor=1.0, end_factor=0.1, total_iters=steps
+        )
         return module
 
     def _data(self, num_samples: int, seed: int) -> PromptDataModule:
@@ -180,7 +189,9 @@ class _History(Callback):
 
 def _entropy(metrics: dict[str, Any]) -> float:
     """Nats per token."""
-    return float(metrics["train/objective/entropy"] / max(metrics["train/completions/mean_length"], 1.0))
+    return float(
+        metrics["train/objective/entropy"] / max(metrics["train/completions/mean_length"], 1.0)
+    )
 
 
 def _trainer(*callbacks: Callback) -> Trainer:

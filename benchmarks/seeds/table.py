@@ -22,7 +22,10 @@ def summarize(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for method in dict.fromkeys(str(row["method"]) for row in rows):
         own = [row for row in rows if row["method"] == method]
-        summary: dict[str, float] = {"runs": len(own), "collapsed": sum(bool(row["collapsed"]) for row in own)}
+        summary: dict[str, float] = {
+            "runs": len(own),
+            "collapsed": sum(bool(row["collapsed"]) for row in own),
+        }
         for name in COLUMNS:
             values = [float(row[name]) for row in own]
             spread = stdev(values) if len(values) > 1 else 0.0
@@ -42,13 +45,21 @@ def markdown(rows: Sequence[Row], budget: Budget) -> str:
         _line(*["---"] * (len(COLUMNS) + 4)),
     ]
     for method, summary in summarize(rows).items():
-        cells = [f"{summary[f'{name}_mean']:.3g} ± {summary[f'{name}_std']:.2g}" for name in COLUMNS]
+        cells = [
+            f"{summary[f'{name}_mean']:.3g} ± {summary[f'{name}_std']:.2g}" for name in COLUMNS
+        ]
         counts = (f"{summary['runs']:g}", f"{summary['collapsed']:g}")
         lines.append(_line(method, *counts, *cells, f"{summary['gap_closed_min']:.3g}"))
-    lines += ["", _line("method", "seed", "collapsed", *COLUMNS.values()), _line(*["---"] * (len(COLUMNS) + 3))]
+    lines += [
+        "",
+        _line("method", "seed", "collapsed", *COLUMNS.values()),
+        _line(*["---"] * (len(COLUMNS) + 3)),
+    ]
     for row in rows:
         cells = [f"{float(row[name]):.3g}" for name in COLUMNS]
-        lines.append(_line(str(row["method"]), str(row["seed"]), "yes" if row["collapsed"] else "no", *cells))
+        lines.append(
+            _line(str(row["method"]), str(row["seed"]), "yes" if row["collapsed"] else "no", *cells)
+        )
     return "\n".join(lines) + "\n"
 
 

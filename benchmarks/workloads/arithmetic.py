@@ -1,8 +1,8 @@
 """How much arithmetic a workload needs: FLOPs of a decoder, a multiplication and an addition each counted.
 
-What is counted is what the cheapest exact computation needs: a prompt once for all of its branches, the LM head at response
-positions alone, a frozen base without gradients of its weights, attention to visible positions alone, nothing recomputed, no
-padding. Softmax, norms, rotary positions and the optimizer are left out. Standard library alone.
+What is counted is what the cheapest exact computation needs: a prompt once for all of its branches, the LM head at
+response positions alone, a frozen base without gradients of its weights, attention to visible positions alone, nothing
+recomputed, no padding. Softmax, norms, rotary positions and the optimizer are left out. Standard library alone.
 """
 
 import json
@@ -54,14 +54,18 @@ class Decoder:
     @staticmethod
     def from_directory(model: str | Path, rank: int = 0) -> "Decoder":
         """Of a model's directory."""
-        return Decoder.from_config(json.loads((Path(model) / "config.json").read_text(encoding="utf-8")), rank)
+        return Decoder.from_config(
+            json.loads((Path(model) / "config.json").read_text(encoding="utf-8")), rank
+        )
 
     def _layer_shapes(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of a layer's products: query, key, value, output, gate, up, down."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         narrow, wide = self.hidden, self.intermediate
         return (
-            [(narrow, query), (narrow, key), (narrow, key), (query, narrow)] + [(narrow, wide)] * 2 + [(wide, narrow)]
+            [(narrow, query), (narrow, key), (narrow, key), (query, narrow)]
+            + [(narrow, wide)] * 2
+            + [(wide, narrow)]
         )
 
     @property
@@ -72,7 +76,11 @@ class Decoder:
     @property
     def adapters(self) -> int:
         """Weights of the adapters."""
-        return self.layers * self.rank * sum(inputs + outputs for inputs, outputs in self._layer_shapes())
+        return (
+            self.layers
+            * self.rank
+            * sum(inputs + outputs for inputs, outputs in self._layer_shapes())
+        )
 
     @property
     def head(self) -> int:
@@ -84,7 +92,9 @@ class Decoder:
         pairs = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in branches)
         return 4.0 * self.layers * self.heads * self.head_dim * pairs
 
-    def forward(self, prompt: float, branches: Sequence[float], scored: float, *, adapted: bool = True) -> float:
+    def forward(
+        self, prompt: float, branches: Sequence[float], scored: float, *, adapted: bool = True
+    ) -> float:
         """FLOPs of a forward pass over one row.
 
         Args:

@@ -28,15 +28,29 @@ def main() -> None:
         )
         seeds = torch.arange(len(prompts)) + step * len(prompts)
         out = engine.generate(
-            backbone, ids, torch.ones_like(ids, dtype=torch.bool), sampling=sampling, seeds=seeds, role="reference"
+            backbone,
+            ids,
+            torch.ones_like(ids, dtype=torch.bool),
+            sampling=sampling,
+            seeds=seeds,
+            role="reference",
         )
         return [row[mask].tolist() for row, mask in zip(out.tokens, out.mask, strict=True)]
 
     decoder = Decoder.from_directory(settings.model)
     result = run(settings, generate)
-    flops = [sum(decoder.generate(PROMPT_TOKENS, [n]) for n in lengths) for lengths in result["lengths"]]
+    flops = [
+        sum(decoder.generate(PROMPT_TOKENS, [n]) for n in lengths) for lengths in result["lengths"]
+    ]
     phases = [{"rollout": seconds} for seconds in result["seconds"]]
-    report({**result, "phases": phases, "flops": [{"rollout": count} for count in flops], "peaks": matmul_peaks()})
+    report(
+        {
+            **result,
+            "phases": phases,
+            "flops": [{"rollout": count} for count in flops],
+            "peaks": matmul_peaks(),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -12,15 +12,23 @@ from benchmarks.workloads.shared import start
 def main() -> None:
     settings = Settings.from_command_line()
     start(settings)
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype)).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        settings.model, dtype=getattr(torch, settings.dtype)
+    ).eval()
     stops = list(settings.stop_tokens)
-    model.generation_config.eos_token_id = stops or None  # without an end, nothing is checked at each step
+    model.generation_config.eos_token_id = (
+        stops or None
+    )  # without an end, nothing is checked at each step
     pad = model.config.pad_token_id or 0
 
     @torch.inference_mode()
     def generate(prompts: Ids, step: int, greedy: bool) -> Ids:  # noqa: ARG001 - its randomness is torch's global
         ids = torch.tensor(prompts)
-        choice = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        choice = (
+            {"do_sample": False}
+            if greedy
+            else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        )
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

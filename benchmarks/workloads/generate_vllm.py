@@ -22,7 +22,11 @@ def begin_anew() -> None:
     openmp, allocator = Path(sys.prefix) / "lib" / "libiomp5.so", find_library("tcmalloc_minimal")
     wanted = [str(openmp)] * openmp.is_file() + [allocator] * (allocator is not None)
     environment = {**os.environ, **_SETUP, "LD_PRELOAD": ":".join(wanted)}
-    os.execve(sys.executable, [sys.executable, "-m", "benchmarks.workloads.generate_vllm", *sys.argv[1:]], environment)
+    os.execve(
+        sys.executable,
+        [sys.executable, "-m", "benchmarks.workloads.generate_vllm", *sys.argv[1:]],
+        environment,
+    )
 
 
 def main() -> None:
@@ -48,7 +52,9 @@ def main() -> None:
             ignore_eos=True,  # where EOS ends a text, it is among the stop tokens
             detokenize=False,
         )
-        outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
+        outputs = llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False
+        )
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     report(run(settings, generate))

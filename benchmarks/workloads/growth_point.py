@@ -68,7 +68,9 @@ class Point:
 
     def config(self) -> dict[str, Any]:
         """Of the model."""
-        told: dict[str, Any] = json.loads((Path(self.model) / "config.json").read_text(encoding="utf-8"))
+        told: dict[str, Any] = json.loads(
+            (Path(self.model) / "config.json").read_text(encoding="utf-8")
+        )
         return {name: told[name] for name in _SHAPE} | self.overrides
 
     def decoder(self) -> Decoder:
@@ -102,7 +104,9 @@ class Watch(Callback):
         pl_module.backbone.eos_token_ids = ()
         pl_module.phases.listeners.append(self._enter)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """An iteration begins."""
         self.peaks.append({})
 

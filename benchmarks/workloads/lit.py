@@ -17,7 +17,13 @@ from benchmarks.workloads.peak import matmul_peaks
 from benchmarks.workloads.settings import TARGETS, Settings, vowel_share
 from benchmarks.workloads.shared import Clock, fill_adapters, head_weight, start
 from lit_rlhf.callbacks import PhaseTimer
-from lit_rlhf.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule, PromptOnly, RowsSource
+from lit_rlhf.data import (
+    DemonstrationDataModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    PromptOnly,
+    RowsSource,
+)
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueModel
 from lit_rlhf.modules import (
     GRPOPolicyModule,
@@ -60,7 +66,9 @@ class Watch(Callback):
         fill_adapters(pl_module.named_parameters(), self.settings.seed)
         if self.settings.workload == "reward":
             head = pl_module.backbone.heads["reward"]
-            head.weight.data.copy_(head_weight(head.weight.numel(), self.settings.seed).view_as(head.weight))
+            head.weight.data.copy_(
+                head_weight(head.weight.numel(), self.settings.seed).view_as(head.weight)
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -71,7 +79,9 @@ class Watch(Callback):
         length = float(trainer.callback_metrics.get("train/completions/mean_length", 0.0))
         self.lengths.append(length)
         totals = dict(self.timer.totals)
-        self.phases.append({name: seconds - self._before.get(name, 0.0) for name, seconds in totals.items()})
+        self.phases.append(
+            {name: seconds - self._before.get(name, 0.0) for name, seconds in totals.items()}
+        )
         self._before = totals
         count = rollout_flops if self.settings.workload not in OFFLINE else offline_flops
         self.flops.append(count(self.settings, self._decoder, batch["branch_ids"], length))
@@ -90,7 +100,9 @@ def build(settings: Settings) -> LightningModule:
         return OFFLINE[settings.workload](spec(settings), optimizer=adamw)
     sampling = Sampling(max_new_tokens=settings.new_tokens)
     if settings.workload in ("grpo", "rloo"):
-        module, beta = (GRPOPolicyModule, 0.04) if settings.workload == "grpo" else (RLOOPolicyModule, 0.05)
+        module, beta = (
+            (GRPOPolicyModule, 0.04) if settings.workload == "grpo" else (RLOOPolicyModule, 0.05)
+        )
         reward = FunctionReward(lambda responses: [vowel_share(text) for text in responses])
         return module(
             spec(settings),
@@ -114,7 +126,9 @@ def build(settings: Settings) -> LightningModule:
     )
 
 
-def offline_flops(settings: Settings, decoder: Decoder, branch_ids: Tensor, _: float) -> dict[str, float]:
+def offline_flops(
+    settings: Settings, decoder: Decoder, branch_ids: Tensor, _: float
+) -> dict[str, float]:
     """Arithmetic of the update on a batch, (B, L) ids of branches; DPO's includes the reference's forward pass."""
     update = 0.0
     for row in branch_ids:
@@ -126,7 +140,9 @@ def offline_flops(settings: Settings, decoder: Decoder, branch_ids: Tensor, _: f
     return {"update": update}
 
 
-def rollout_flops(settings: Settings, decoder: Decoder, branch_ids: Tensor, length: float) -> dict[str, float]:
+def rollout_flops(
+    settings: Settings, decoder: Decoder, branch_ids: Tensor, length: float
+) -> dict[str, float]:
     """Arithmetic of rollout and update on a batch of prompts, each completion taken to have the mean length."""
     rollout = update = 0.0
     full = replace(decoder, rank=0)
@@ -142,11 +158,17 @@ def rollout_flops(settings: Settings, decoder: Decoder, branch_ids: Tensor, leng
 
 def batches(settings: Settings) -> Any:
     """A loader that gives the rows in the order of the file."""
-    kinds = {"sft": DemonstrationDataModule, "reward": PreferenceDataModule, "dpo": PreferenceDataModule}
+    kinds = {
+        "sft": DemonstrationDataModule,
+        "reward": PreferenceDataModule,
+        "dpo": PreferenceDataModule,
+    }
     kind = kinds.get(settings.workload, PromptDataModule)
     own: dict[str, Any] = {"format": PromptOnly(columns=[])} if kind is PromptDataModule else {}
     names = {"sft": ["prompt", "completion"], "reward": ["prompt", "chosen", "rejected"]}
-    wanted = names.get(settings.workload, names["reward"] if settings.workload == "dpo" else ["prompt"])
+    wanted = names.get(
+        settings.workload, names["reward"] if settings.workload == "dpo" else ["prompt"]
+    )
     rows = [{name: row[name] for name in wanted} for row in settings.rows()]
     cache = str(Path(settings.data).parent / "cache")
     data = kind(
@@ -184,7 +206,12 @@ def main() -> None:
     trainer.fit(build(settings), batches(settings))
     samples = settings.batch * settings.num_samples
     result = {"seconds": watch.clock.seconds(), "samples": samples, "curve": watch.curve}
-    result |= {"dtype": settings.dtype, "phases": watch.phases[1:], "flops": watch.flops[1:], "peaks": matmul_peaks()}
+    result |= {
+        "dtype": settings.dtype,
+        "phases": watch.phases[1:],
+        "flops": watch.flops[1:],
+        "peaks": matmul_peaks(),
+    }
     if not offline:
         result["tokens"] = [length * samples for length in watch.lengths[1:]]
     report(result)

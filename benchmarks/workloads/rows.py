@@ -36,13 +36,24 @@ def write_rows(reviews: Path, model: Path, target: Path, count: int = 256, seed:
     random.Random(seed).shuffle(texts)
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     sized = list(zip(texts, lengths, strict=True))
-    completions = [text for text, n in sized if COMPLETION_TOKENS[0] <= n < COMPLETION_TOKENS[1]][: 2 * count]
+    completions = [text for text, n in sized if COMPLETION_TOKENS[0] <= n < COMPLETION_TOKENS[1]][
+        : 2 * count
+    ]
     taken = set(completions)  # no prompt may hold an answer
     others = iter([(text, n) for text, n in sized if text not in taken])
     pairs, short = [], []
     for chosen, rejected in zip(completions[::2], completions[1::2], strict=True):
-        pairs.append({"prompt": _prompt(others), "chosen": chosen, "rejected": rejected, "completion": chosen})
-        short.append({"prompt": "Film review:" + " ".join(chosen.split(" ")[: SHORT_PROMPT_WORDS + 1])})
+        pairs.append(
+            {
+                "prompt": _prompt(others),
+                "chosen": chosen,
+                "rejected": rejected,
+                "completion": chosen,
+            }
+        )
+        short.append(
+            {"prompt": "Film review:" + " ".join(chosen.split(" ")[: SHORT_PROMPT_WORDS + 1])}
+        )
     prompts = tokenizer([row["prompt"] for row in pairs], add_special_tokens=False)["input_ids"]
     ids = [{"prompt_ids": prompt[:GENERATION_TOKENS]} for prompt in prompts]
     target.mkdir(parents=True, exist_ok=True)
@@ -53,10 +64,13 @@ def write_rows(reviews: Path, model: Path, target: Path, count: int = 256, seed:
 def write_reward_model(model: Path, target: Path, seed: int = 0) -> None:
     """A sequence classifier of the model with a head drawn from the seed and the model's own tokenizer.
 
-    Its config's pad token is one that ends no text, since transformers reads scores at the last token that isn't the pad token.
+    Its config's pad token is one that ends no text, since transformers reads scores at the last token that isn't the
+    pad token.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.bfloat16)
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=1, dtype=torch.bfloat16
+    )
     classifier.config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     classifier.score.weight.data.copy_(head_weight(classifier.config.hidden_size, seed))
     classifier.save_pretrained(target)
@@ -85,4 +99,6 @@ def _prompt(texts: Iterator[tuple[str, int]]) -> str:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )

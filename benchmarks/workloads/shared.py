@@ -18,18 +18,24 @@ def start(settings: Settings) -> None:
 def fill_adapters(parameters: Iterable[tuple[str, torch.nn.Parameter]], seed: int) -> None:
     """Draw every `lora_A` from the seed and the layer's path, whatever wraps the decoder, so that both sides begin alike."""
     found = {
-        name[name.index("layers.") :].split(".lora_A")[0]: weight for name, weight in parameters if ".lora_A." in name
+        name[name.index("layers.") :].split(".lora_A")[0]: weight
+        for name, weight in parameters
+        if ".lora_A." in name
     }
     random = torch.Generator().manual_seed(seed)
     for path in sorted(found):
         weight = found[path]
-        drawn = torch.empty(weight.shape).uniform_(-1, 1, generator=random) * weight.shape[1] ** -0.5
+        drawn = (
+            torch.empty(weight.shape).uniform_(-1, 1, generator=random) * weight.shape[1] ** -0.5
+        )
         weight.data.copy_(drawn)
 
 
 def head_weight(width: int, seed: int) -> Tensor:
     """(1, h): the scalar head of reward and value models."""
-    return torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * (width + 1) ** -0.5
+    return (
+        torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * (width + 1) ** -0.5
+    )
 
 
 class Clock:

@@ -5,14 +5,23 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.peers.processes import report
 from benchmarks.workloads.settings import TARGETS, Settings
 from benchmarks.workloads.shared import Clock, fill_adapters, head_weight, start
 
-TRAINERS = {"sft": (SFTConfig, SFTTrainer), "reward": (RewardConfig, RewardTrainer), "dpo": (DPOConfig, DPOTrainer)}
+TRAINERS = {
+    "sft": (SFTConfig, SFTTrainer),
+    "reward": (RewardConfig, RewardTrainer),
+    "dpo": (DPOConfig, DPOTrainer),
+}
 COLUMNS = {"sft": ["prompt", "completion"], "reward": ["prompt", "chosen", "rejected"]}
 COLUMNS["dpo"] = COLUMNS["reward"]
 
@@ -30,7 +39,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """A step has ended."""
         self.clock.tick()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Keep the loss or the reward."""
         if logs and self.name in logs:
             self.curve.append(float(logs[self.name]))
@@ -47,7 +58,11 @@ def tokenizer_with_padding(model: str) -> Any:
 def adapter(settings: Settings, task: str) -> LoraConfig:
     """The same LoRA as ours."""
     return LoraConfig(
-        r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, target_modules=TARGETS, task_type=task
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        lora_dropout=0.0,
+        target_modules=TARGETS,
+        task_type=task,
     )
 
 
@@ -76,7 +91,9 @@ def load(settings: Settings, tokenizer: Any) -> Any:
     dtype = getattr(torch, settings.dtype)
     if settings.workload != "reward":
         return AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype)
-    model = AutoModelForSequenceClassification.from_pretrained(settings.model, num_labels=1, dtype=dtype)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        settings.model, num_labels=1, dtype=dtype
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.score.weight.data.copy_(head_weight(model.config.hidden_size, settings.seed))
     return model

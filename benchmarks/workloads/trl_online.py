@@ -26,7 +26,9 @@ def main() -> None:
     own: dict[str, Any] = {"loss_type": "grpo", "beta": 0.04} if grpo else {"beta": 0.05}
     watch = Watch("reward")
     trainer = trainer_class(
-        model=AutoModelForCausalLM.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype)),
+        model=AutoModelForCausalLM.from_pretrained(
+            settings.model, dtype=getattr(torch, settings.dtype)
+        ),
         reward_funcs=reward,
         args=config(
             per_device_train_batch_size=settings.batch * settings.num_samples,
@@ -47,7 +49,14 @@ def main() -> None:
     trainer.train()
     samples = settings.batch * settings.num_samples
     tokens = [length * samples for length in watch.lengths[1:]]
-    report({"seconds": watch.clock.seconds(), "samples": samples, "tokens": tokens, "curve": watch.curve})
+    report(
+        {
+            "seconds": watch.clock.seconds(),
+            "samples": samples,
+            "tokens": tokens,
+            "curve": watch.curve,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def main() -> None:
     tokenizer.padding_side = "left"
     dtype = getattr(torch, settings.dtype)
     scorers = [
-        AutoModelForSequenceClassification.from_pretrained(settings.reward_model, num_labels=1, dtype=dtype)
+        AutoModelForSequenceClassification.from_pretrained(
+            settings.reward_model, num_labels=1, dtype=dtype
+        )
         for _ in ("reward", "value")
     ]
     watch = Watch("objective/scores")

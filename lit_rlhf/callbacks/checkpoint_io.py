@@ -23,7 +23,15 @@ _TEMPORARY = ".tmp"
 _HOST = socket.gethostname().replace(".", "_")
 _DAY = 24 * 3600.0
 # What torch raises for files that are cut off, overwritten, or of another kind.
-_UNREADABLE = (RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
+_UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -47,7 +55,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         {'step': 3}
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None
+    ) -> None:
         """Write `checkpoint` to `path`, whole or not at all."""
         if storage_options is not None or _is_remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -69,9 +79,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint; with `weights_only=None` nothing but tensors and plain values is unpickled."""
         if not _is_remote(path) and not Path(path).exists():
-            raise CheckpointError(f"There is no checkpoint at {path}. Give --ckpt_path an existing file, or 'last'.")
+            raise CheckpointError(
+                f"There is no checkpoint at {path}. Give --ckpt_path an existing file, or 'last'."
+            )
         try:
-            return super().load_checkpoint(path, map_location, True if weights_only is None else weights_only)
+            return super().load_checkpoint(
+                path, map_location, True if weights_only is None else weights_only
+            )
         except _UNREADABLE as error:
             raise CheckpointError(
                 f"The checkpoint {path} can't be read: {_reason(error)} It is torn, or was not written by this "

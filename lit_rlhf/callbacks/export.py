@@ -25,8 +25,8 @@ class ExportModel(Callback):
 
     It is written beside its place and then moved over, so that a kill or a full disk never leaves half an export. The
     last checkpoint is written before: a run that is killed or runs out of disk while exporting is started again with
-    `--ckpt_path last`, finds itself done, and exports. An interrupted run exports nothing; `lit-rlhf export` makes one from any
-    checkpoint.
+    `--ckpt_path last`, finds itself done, and exports. An interrupted run exports nothing; `lit-rlhf export` makes one
+    from any checkpoint.
 
     Args:
         dirpath: Directory of the export. One from an earlier run is replaced.

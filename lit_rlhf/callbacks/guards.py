@@ -27,22 +27,24 @@ class PolicyCollapsedError(LitRLHFError):
 class CollapseGuard(Callback):
     r"""Watches a policy for the ways in which optimizing a reward goes wrong, and acts before a checkpoint is written.
 
-    Three kinds of trouble trigger the action: the KL to the reference explodes, the entropy collapses, or the gold reward
-    that watches beside the optimized one (`MonitoredReward`) falls: over-optimization. Two more only raise an alarm, a
+    Three kinds of trouble trigger the action: the KL to the reference explodes, the entropy collapses, or the gold
+    reward that watches beside the optimized one (`MonitoredReward`) falls: over-optimization. Two more only raise an
+    alarm, a
     warning at the first iteration of each episode: responses repeat themselves, or their length drifts. Trouble counts
-    once it has lasted for `patience` iterations in a row. Logs `train/guard/distinct_2` (mean over responses of distinct /
-    all pairs of neighbouring words, arXiv:1510.03055) and `train/guard/length_ratio` where they are watched.
+    once it has lasted for `patience` iterations in a row. Logs `train/guard/distinct_2` (mean over responses of
+    distinct / all pairs of neighbouring words, arXiv:1510.03055) and `train/guard/length_ratio` where they are watched.
 
-    `rollback` takes parameters and optimizer from the newest whole checkpoint from before the trouble began, and goes on:
-    with the next prompts, other seeds, and the schedule and controllers where they are, so that it doesn't end up at the
-    same place. `stop` ends the run with an error; nothing is saved or exported, and the checkpoints from before stay.
+    `rollback` takes parameters and optimizer from the newest whole checkpoint from before the trouble began, and goes
+    on: with the next prompts, other seeds, and the schedule and controllers where they are, so that it doesn't end up
+    at the same place. `stop` ends the run with an error; nothing is saved or exported, and the checkpoints from before
+    stay.
 
     Args:
         max_kl: Most KL of a whole sequence, in nats; about ten times what the run is meant to spend. None: not watched.
         min_entropy: Least entropy in nats per token; untrained models have 1 to 4, collapsed ones less than 0.1.
         min_distinct: Least share of distinct pairs of words within a response, 0 to 1; fluent text has above 0.9.
-        max_gold_drop: Most that the gold reward's mean over the last `patience` iterations may be below the best such mean,
-            in units of that reward; above 0.
+        max_gold_drop: Most that the gold reward's mean over the last `patience` iterations may be below the best such
+            mean, in units of that reward; above 0.
         max_length_ratio: Most factor, above 1, between the mean length and that of the first `patience` iterations.
         patience: Iterations that trouble must last.
         action: What KL and entropy trigger: `warn`, `stop` or `rollback`.
@@ -111,10 +113,16 @@ class CollapseGuard(Callback):
         for name, said in alarms.items():
             if self.lasting[name] == self.patience:
                 rank_zero_warn(f"Iteration {iterations_done(trainer)}: {said}")
-        lasting = {name: said for name, said in troubles.items() if self.lasting[name] >= self.patience}
+        lasting = {
+            name: said for name, said in troubles.items() if self.lasting[name] >= self.patience
+        }
         if lasting:
             since = max(self.lasting[name] for name in lasting)
-            self._act(trainer, f"Iteration {iterations_done(trainer)}: {' '.join(lasting.values())}", since)
+            self._act(
+                trainer,
+                f"Iteration {iterations_done(trainer)}: {' '.join(lasting.values())}",
+                since,
+            )
 
     # -- what is watched ----------------------------------------------------------------------------------------------
 
@@ -123,7 +131,9 @@ class CollapseGuard(Callback):
         kl = metrics.get(_KL)
         # Not-a-number is no KL within bounds either.
         if self.max_kl is not None and kl is not None and not kl <= self.max_kl:
-            found["kl"] = f"the KL to the reference is {kl:.4g} nats per sequence, above max_kl={self.max_kl:g}."
+            found["kl"] = (
+                f"the KL to the reference is {kl:.4g} nats per sequence, above max_kl={self.max_kl:g}."
+            )
         if self.min_entropy is not None and _ENTROPY in metrics:
             entropy = metrics[_ENTROPY] / max(metrics.get(_LENGTH, 1.0), 1.0)
             if not entropy >= self.min_entropy:
@@ -152,11 +162,15 @@ class CollapseGuard(Callback):
             f"optimized is {metrics.get(_PROXY, float('nan')):.4g}: more than max_gold_drop={most:g}."
         }
 
-    def _alarms(self, trainer: Trainer, module: LightningModule, metrics: Mapping[str, float]) -> dict[str, str]:
+    def _alarms(
+        self, trainer: Trainer, module: LightningModule, metrics: Mapping[str, float]
+    ) -> dict[str, str]:
         found, watched = {}, {}
         if self.min_distinct is not None:
             assert isinstance(module.samples, list)
-            distinct = _over_ranks(trainer, distinct_2([str(sample["response"]) for sample in module.samples]))
+            distinct = _over_ranks(
+                trainer, distinct_2([str(sample["response"]) for sample in module.samples])
+            )
             watched["train/guard/distinct_2"] = distinct
             if distinct < self.min_distinct:
                 found["repetition"] = (
@@ -170,7 +184,9 @@ class CollapseGuard(Callback):
             ratio = length / max(sum(self.first_lengths) / len(self.first_lengths), 1e-9)
             watched["train/guard/length_ratio"] = ratio
             if not 1 / self.max_length_ratio <= ratio <= self.max_length_ratio:
-                found["length"] = f"responses have {ratio:.2f} times the length that they had at the beginning."
+                found["length"] = (
+                    f"responses have {ratio:.2f} times the length that they had at the beginning."
+                )
         if watched:
             module.log_dict(watched, batch_size=1)
         return found
@@ -183,7 +199,11 @@ class CollapseGuard(Callback):
                 rank_zero_warn(said)
             return
         good = _newest_before(trainer, iterations_done(trainer) - since)
-        where = f"The newest checkpoint from before: {good}." if good else "There is no checkpoint from before."
+        where = (
+            f"The newest checkpoint from before: {good}."
+            if good
+            else "There is no checkpoint from before."
+        )
         if self.action == "stop" or good is None or self.rollbacks == self.max_rollbacks:
             raise PolicyCollapsedError(
                 f"{said} {where} Raise the KL coefficient, lower the learning rate, or mend the reward."
@@ -193,7 +213,9 @@ class CollapseGuard(Callback):
         state = trainer.strategy.load_checkpoint(good)
         trainer.strategy.load_model_state_dict(state, strict=False)
         trainer.strategy.load_optimizer_state_dict(state)
-        rank_zero_warn(f"{said} Rolled back to {good} ({self.rollbacks} of {self.max_rollbacks} times).")
+        rank_zero_warn(
+            f"{said} Rolled back to {good} ({self.rollbacks} of {self.max_rollbacks} times)."
+        )
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -227,11 +249,20 @@ class CollapseGuard(Callback):
         }
         for name, is_wrong in wrong.items():
             if is_wrong:
-                raise ConfigurationError(f"CollapseGuard: {name}={getattr(self, name)} is out of range.")
-        limits = (self.max_kl, self.min_entropy, self.min_distinct, self.max_length_ratio, self.max_gold_drop)
+                raise ConfigurationError(
+                    f"CollapseGuard: {name}={getattr(self, name)} is out of range."
+                )
+        limits = (
+            self.max_kl,
+            self.min_entropy,
+            self.min_distinct,
+            self.max_length_ratio,
+            self.max_gold_drop,
+        )
         if limits == (None,) * len(limits):
             raise ConfigurationError(
-                "CollapseGuard watches nothing: set max_kl, min_entropy, min_distinct, max_length_ratio or max_gold_drop."
+                "CollapseGuard watches nothing: set max_kl, min_entropy, min_distinct, "
+                "max_length_ratio or max_gold_drop."
             )
 
 
@@ -252,7 +283,11 @@ def distinct_2(texts: Sequence[str]) -> float:
 
 
 def _over_ranks(trainer: Trainer, value: float) -> float:
-    return float(trainer.strategy.reduce(torch.tensor(value, device=trainer.strategy.root_device), reduce_op="mean"))
+    return float(
+        trainer.strategy.reduce(
+            torch.tensor(value, device=trainer.strategy.root_device), reduce_op="mean"
+        )
+    )
 
 
 def _newest_before(trainer: Trainer, iteration: int) -> Path | None:

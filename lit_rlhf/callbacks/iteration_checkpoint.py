@@ -12,7 +12,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
-from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoint_problem, remove_stale_files
+from lit_rlhf.callbacks.checkpoint_io import (
+    AtomicCheckpointIO,
+    checkpoint_problem,
+    remove_stale_files,
+)
 from lit_rlhf.callbacks.lightning_internals import (
     EpochMeans,
     add_epoch_means,
@@ -58,8 +62,8 @@ class IterationCheckpoint(ModelCheckpoint):
         keep_last: How many checkpoints to keep, at least 2, lest a damaged file be the only one.
 
     Raises:
-        ConfigurationError: An option is out of range, the strategy writes checkpoints in parts, `trainer.max_steps` is set,
-            or a run starts anew in a directory that holds another's checkpoints.
+        ConfigurationError: An option is out of range, the strategy writes checkpoints in parts, `trainer.max_steps` is
+            set, or a run starts anew in a directory that holds another's checkpoints.
         CheckpointError: A checkpoint can't be written, none of those in `dirpath` loads, or the number of processes is
             another than when it was written.
     """
@@ -68,7 +72,9 @@ class IterationCheckpoint(ModelCheckpoint):
         if every_n_iterations < 1:
             raise ConfigurationError(f"every_n_iterations={every_n_iterations} must be at least 1.")
         if keep_last < 2:
-            raise ConfigurationError(f"keep_last={keep_last}: at least 2, lest a damaged file be the only checkpoint.")
+            raise ConfigurationError(
+                f"keep_last={keep_last}: at least 2, lest a damaged file be the only checkpoint."
+            )
         # Every trigger of the base class is off: it counts optimizer steps, and knows no iterations.
         super().__init__(dirpath=dirpath, save_top_k=0, every_n_train_steps=0, every_n_epochs=0)
         self.every_n_iterations = every_n_iterations
@@ -104,9 +110,12 @@ class IterationCheckpoint(ModelCheckpoint):
             )
         if trainer.max_steps != -1 and not is_dry_run(trainer):  # which sets max_steps itself
             raise ConfigurationError(
-                f"trainer.max_steps={trainer.max_steps} with IterationCheckpoint: from a checkpoint at the end of an epoch "
-                "Lightning would enter that epoch once more (its issue 19617), and the rows would come in another order than "
-                "in an unbroken run. Set trainer.max_epochs instead, and trainer.limit_train_batches for a part of an epoch."
+                f"trainer.max_steps={trainer.max_steps} with IterationCheckpoint: from a "
+                "checkpoint at the end of an epoch "
+                "Lightning would enter that epoch once more (its issue 19617), and the rows would "
+                "come in another order than "
+                "in an unbroken run. Set trainer.max_epochs instead, and "
+                "trainer.limit_train_batches for a part of an epoch."
             )
         call_last(trainer, self)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -119,7 +128,9 @@ class IterationCheckpoint(ModelCheckpoint):
         self.last_saved = iterations_done(trainer)
         self._due = False
         later = [path for number, path in self.checkpoints() if number > self.last_saved]
-        trainer.strategy.barrier("IterationCheckpoint.on_train_start")  # all have looked before rank 0 moves files
+        trainer.strategy.barrier(
+            "IterationCheckpoint.on_train_start"
+        )  # all have looked before rank 0 moves files
         if is_dry_run(trainer) or not later:
             return
         if trainer.ckpt_path is None:
@@ -157,7 +168,11 @@ class IterationCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after a validation within an epoch."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not is_last_batch(trainer):
+        if (
+            trainer.state.fn == TrainerFn.FITTING
+            and not trainer.sanity_checking
+            and not is_last_batch(trainer)
+        ):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,7 +210,9 @@ class IterationCheckpoint(ModelCheckpoint):
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Iterations and paths of the checkpoints there are, the newest first."""
         paths = self.directory.iterdir() if self.directory.is_dir() else []
-        numbered = [(int(match[1]), path) for path in paths if (match := _NAME.match(path.name)) is not None]
+        numbered = [
+            (int(match[1]), path) for path in paths if (match := _NAME.match(path.name)) is not None
+        ]
         return sorted(numbered, reverse=True)
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
@@ -206,7 +223,9 @@ class IterationCheckpoint(ModelCheckpoint):
             problem = checkpoint_problem(path)
             if problem is None:
                 if torn:
-                    rank_zero_warn(f"Passed over {'; '.join(torn)} Going on from {path.name} instead.")
+                    rank_zero_warn(
+                        f"Passed over {'; '.join(torn)} Going on from {path.name} instead."
+                    )
                 return {str(path)}
             torn.append(f"{path.name}: {problem}")
         if torn:
@@ -214,7 +233,9 @@ class IterationCheckpoint(ModelCheckpoint):
                 f"None of the checkpoints in {self.dirpath} loads: {'; '.join(torn)} Restore one, or move them away to "
                 "start anew."
             )
-        rank_zero_warn(f"ckpt_path='last': there is no checkpoint in {self.dirpath} yet, so training starts anew.")
+        rank_zero_warn(
+            f"ckpt_path='last': there is no checkpoint in {self.dirpath} yet, so training starts anew."
+        )
         return set()
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -223,7 +244,9 @@ class IterationCheckpoint(ModelCheckpoint):
         """Nothing: what is on disk is the state; see `on_save_checkpoint`."""
         return {}
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Record the run's position, its number of processes and the running means of the epoch, of each process."""
         means: list[EpochMeans] = [epoch_means(trainer)]
         if trainer.world_size > 1:
@@ -236,7 +259,9 @@ class IterationCheckpoint(ModelCheckpoint):
             "epoch_means": means,
         }
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Check the number of processes and take up the running means."""
         ours = checkpoint.get(_KEY)
         if trainer.state.fn != TrainerFn.FITTING or ours is None:

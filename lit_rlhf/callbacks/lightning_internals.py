@@ -80,13 +80,17 @@ def writes_shards(trainer: Trainer) -> bool:
     """Whether a checkpoint would be a directory with a part for each process."""
     strategy = trainer.strategy
     sharded = isinstance(strategy, FSDPStrategy) and strategy._state_dict_type == "sharded"
-    return sharded or (isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint)
+    return sharded or (
+        isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
+    )
 
 
 def will_validate(trainer: Trainer) -> bool:
     """Whether validation runs right after this batch."""
     loop = trainer.fit_loop
-    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(
+        loop._data_fetcher
+    )
 
 
 def is_stopping(trainer: Trainer) -> bool:
@@ -112,7 +116,11 @@ def epoch_means(trainer: Trainer) -> EpochMeans:
     means: EpochMeans = {}
     for key, metric in loop.epoch_loop._results.items():
         if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset:
-            means[key] = {name: getattr(metric, name).detach().cpu() for name in _STATES if hasattr(metric, name)}
+            means[key] = {
+                name: getattr(metric, name).detach().cpu()
+                for name in _STATES
+                if hasattr(metric, name)
+            }
     return means
 
 

@@ -24,7 +24,10 @@ class MetricsFile(RecordingCallback):
     """
 
     def __init__(
-        self, dirpath: str | None = None, every_n_iterations: int = 1, filename: str = "metrics.jsonl"
+        self,
+        dirpath: str | None = None,
+        every_n_iterations: int = 1,
+        filename: str = "metrics.jsonl",
     ) -> None:
         super().__init__(dirpath, filename)
         self.every_n_iterations = every_n_iterations
@@ -48,5 +51,9 @@ class MetricsFile(RecordingCallback):
     def _write(self, trainer: Trainer, stage: str) -> None:
         metrics = current_metrics(trainer)  # on all ranks: it may reduce
         if metrics:
-            row = {"iteration": iterations_done(trainer), "epoch": trainer.current_epoch, "stage": stage}
+            row = {
+                "iteration": iterations_done(trainer),
+                "epoch": trainer.current_epoch,
+                "stage": stage,
+            }
             self.write(trainer, [row | metrics])

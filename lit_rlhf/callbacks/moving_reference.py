@@ -13,8 +13,9 @@ class MovingReference(Callback):
     r"""Moves the reference towards the policy: $\theta_{ref} \leftarrow \alpha\,\theta + (1 - \alpha)\,\theta_{ref}$.
 
     With `alpha: 1` the policy takes the reference's place: at each epoch's end that is sDPO (arXiv:2403.19270, where
-    each epoch has other pairs, easy ones first), at every so many steps TR-DPO's hard update (arXiv:2404.09656). Below 1
-    it is TR-DPO's soft update, and under `PPOPolicyModule` and its kin a reference that averages over the policy's past.
+    each epoch has other pairs, easy ones first), at every so many steps TR-DPO's hard update (arXiv:2404.09656). Below
+    1 it is TR-DPO's soft update, and under `PPOPolicyModule` and its kin a reference that averages over the policy's
+    past.
 
     The KL is then bounded per move and no more in total: after T full rounds of DPO the optimum is
     $\pi_{ref}e^{Tr/\beta}$, as if $\beta$ were $\beta/T$.
@@ -33,14 +34,18 @@ class MovingReference(Callback):
     """
 
     def __init__(
-        self, alpha: float = 0.6, every_n_iterations: int | None = None, every_n_epochs: int | None = None
+        self,
+        alpha: float = 0.6,
+        every_n_iterations: int | None = None,
+        every_n_epochs: int | None = None,
     ) -> None:
         if not 0 < alpha <= 1:
             raise ConfigurationError(f"MovingReference: alpha={alpha} must be in (0, 1].")
         periods = [period for period in (every_n_iterations, every_n_epochs) if period is not None]
         if len(periods) != 1 or periods[0] < 1:
             raise ConfigurationError(
-                f"MovingReference: every_n_iterations={every_n_iterations}, every_n_epochs={every_n_epochs}: set exactly "
+                f"MovingReference: every_n_iterations={every_n_iterations}, "
+                f"every_n_epochs={every_n_epochs}: set exactly "
                 "one of them, to 1 or more."
             )
         self.alpha = alpha
@@ -61,12 +66,18 @@ class MovingReference(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move, where iterations count."""
-        if self.every_n_iterations is not None and iterations_done(trainer) % self.every_n_iterations == 0:
+        if (
+            self.every_n_iterations is not None
+            and iterations_done(trainer) % self.every_n_iterations == 0
+        ):
             self._move(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move, where epochs count."""
-        if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if (
+            self.every_n_epochs is not None
+            and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        ):
             self._move(pl_module)
 
     def _move(self, module: LightningModule) -> None:

@@ -42,9 +42,15 @@ class Preemption(Callback):
         """Look for the checkpoint callback."""
         if stage != "fit":
             return
-        checkpoints = [callback for callback in callbacks_of(trainer) if isinstance(callback, IterationCheckpoint)]
+        checkpoints = [
+            callback
+            for callback in callbacks_of(trainer)
+            if isinstance(callback, IterationCheckpoint)
+        ]
         if not checkpoints:
-            raise ConfigurationError("Preemption saves through IterationCheckpoint: add one to trainer.callbacks.")
+            raise ConfigurationError(
+                "Preemption saves through IterationCheckpoint: add one to trainer.callbacks."
+            )
         self.received = self._agreed = False
         if self._stop not in checkpoints[0].listeners:
             checkpoints[0].listeners.append(self._stop)

@@ -93,7 +93,9 @@ def phase_table(rows: list[PhaseRow]) -> Table:
     return table
 
 
-def write_profile(directory: Path, rows: list[PhaseRow], peak: float | None, operators: str) -> Path:
+def write_profile(
+    directory: Path, rows: list[PhaseRow], peak: float | None, operators: str
+) -> Path:
     """Write `profile.md` and `profile.json`; returns the former's path.
 
     Args:

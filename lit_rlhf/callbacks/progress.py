@@ -17,7 +17,8 @@ class PhaseProgressBar(RichProgressBar):
     """Rich's progress bar with a second line for the phase of the iteration: rollout, reward, reference, update 3/8.
 
     Where output is no terminal (a file, a job's log) it prints lines instead: one with times and metrics for each
-    iteration, but at most one every `seconds_between_lines`; and where nothing was said for as long, one with the phase.
+    iteration, but at most one every `seconds_between_lines`; and where nothing was said for as long, one with the
+    phase.
 
     Args:
         refresh_rate: Refreshes per second on a terminal; 0 shows nothing.
@@ -26,7 +27,9 @@ class PhaseProgressBar(RichProgressBar):
             one.
     """
 
-    def __init__(self, refresh_rate: int = 10, leave: bool = False, seconds_between_lines: float = 10.0) -> None:
+    def __init__(
+        self, refresh_rate: int = 10, leave: bool = False, seconds_between_lines: float = 10.0
+    ) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=leave)
         self.seconds_between_lines = seconds_between_lines
         self._plain = False
@@ -64,7 +67,9 @@ class PhaseProgressBar(RichProgressBar):
         self._hide_phase()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         done = batch_idx + 1
-        if self._lines_wanted and (done == self.total_train_batches or self._is_due(self._last_iteration_line)):
+        if self._lines_wanted and (
+            done == self.total_train_batches or self._is_due(self._last_iteration_line)
+        ):
             self._print(self._line(trainer, pl_module, done))
             self._last_iteration_line = self._last_line
 
@@ -77,11 +82,17 @@ class PhaseProgressBar(RichProgressBar):
         parts = [f"epoch {trainer.current_epoch} iteration {done}/{self.total_train_batches}"]
         phases = _phases(pl_module)
         if phases is not None:
-            parts.append(", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.seconds.items()))
+            parts.append(
+                ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.seconds.items())
+            )
         metrics = self.get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         parts.append(
-            ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
+            ", ".join(
+                f"{name} {value:.4g}"
+                for name, value in metrics.items()
+                if isinstance(value, int | float)
+            )
         )
         return " | ".join(part for part in parts if part)
 

@@ -59,7 +59,9 @@ class JsonLines:
         if not self.path.exists():
             return
         count = 1
-        while (other := self.path.with_name(f"{self.path.stem}-{count}{self.path.suffix}")).exists():
+        while (
+            other := self.path.with_name(f"{self.path.stem}-{count}{self.path.suffix}")
+        ).exists():
             count += 1
         self.path.rename(other)
         rank_zero_info(f"{self.path} is of an earlier run and is now {other.name}.")
@@ -97,7 +99,11 @@ class RecordingCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out where the file is; every rank takes part."""
         directory = self.dirpath or trainer.log_dir or trainer.default_root_dir
-        self.lines = JsonLines(Path(trainer.strategy.broadcast(directory)) / self.filename) if stage == "fit" else None
+        self.lines = (
+            JsonLines(Path(trainer.strategy.broadcast(directory)) / self.filename)
+            if stage == "fit"
+            else None
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the file back to the checkpoint."""

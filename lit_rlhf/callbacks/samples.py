@@ -90,7 +90,9 @@ class SampleTable(RecordingCallback):
         self.write(trainer, [{"stage": stage, **sample} for sample in gathered])
         rows = [[sample.get(column) for column in _COLUMNS] for sample in gathered[: self.num_rows]]
         for logger in trainer.loggers:
-            log_table(logger, f"{stage}/samples", _COLUMNS, rows, iterations_done(trainer) - 1)  # as loggers count
+            log_table(
+                logger, f"{stage}/samples", _COLUMNS, rows, iterations_done(trainer) - 1
+            )  # as loggers count
 
 
 def _samples(pl_module: LightningModule) -> list[Sample]:

@@ -8,7 +8,9 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 Row = Sequence[Any]
 
 
-def log_table(logger: Logger, name: str, columns: Sequence[str], rows: Sequence[Row], step: int) -> None:
+def log_table(
+    logger: Logger, name: str, columns: Sequence[str], rows: Sequence[Row], step: int
+) -> None:
     """Show a table where the logger has a place for one; others are passed over.
 
     Args:
@@ -36,7 +38,11 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Row]) -> str:
         | --- | --- |
         | a\|b<br>c | 0.5123 |
     """
-    lines = [list(columns), ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+    lines = [
+        list(columns),
+        ["---"] * len(columns),
+        *([_cell(value) for value in row] for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

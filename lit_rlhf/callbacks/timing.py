@@ -9,7 +9,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch.utils.hooks import RemovableHandle
 
-from lit_rlhf.callbacks.profile import OperatorProfile, PhaseRow, phase_rows, phase_table, write_profile
+from lit_rlhf.callbacks.profile import (
+    OperatorProfile,
+    PhaseRow,
+    phase_rows,
+    phase_table,
+    write_profile,
+)
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.flops import measure_peak_flops, pass_flops
@@ -34,13 +40,13 @@ class PhaseTimer(Callback):
 
     With a peak, `train/throughput/mfu` is the model-FLOPs utilisation of the update, and
     `train/throughput/<phase>_mfu` that of each other phase: its FLOPs by arithmetic over its seconds and the peak. A
-    forward of t tokens takes $2 (N + N_a) t + 4 l d p + 2 V h q$ (N weights of linear layers and $N_a$ of the adapter; p pairs of
-    attention in l layers of width d; q positions through the head of V tokens and h hidden units). A backward takes the same,
-    $4 l d p$ more for attention, and $2 N_t t$ for the $N_t$ weights that are trained: about 4N with the forward on a frozen
-    base, 6N in full fine-tuning (arXiv:2204.02311, appendix B; `lit_rlhf.models.flops` has the rest). Of the update
-    everything that runs through a `Backbone` counts: policy, value model, and for preference losses the reference. Of
-    the rollout it is the policy's sampling, wherever it ran; rewards count where a `Backbone` scores. These are FLOPs,
-    seconds and peak of one process, the first.
+    forward of t tokens takes $2 (N + N_a) t + 4 l d p + 2 V h q$ (N weights of linear layers and $N_a$ of the adapter;
+    p pairs of attention in l layers of width d; q positions through the head of V tokens and h hidden units). A
+    backward takes the same, $4 l d p$ more for attention, and $2 N_t t$ for the $N_t$ weights that are trained: about
+    4N with the forward on a frozen base, 6N in full fine-tuning (arXiv:2204.02311, appendix B; `lit_rlhf.models.flops`
+    has the rest). Of the update everything that runs through a `Backbone` counts: policy, value model, and for
+    preference losses the reference. Of the rollout it is the policy's sampling, wherever it ran; rewards count where a
+    `Backbone` scores. These are FLOPs, seconds and peak of one process, the first.
 
     Args:
         peak_flops: FLOP/s of one device at the precision of training, from its data sheet (without sparsity); `measure`
@@ -56,10 +62,15 @@ class PhaseTimer(Callback):
     """
 
     def __init__(
-        self, peak_flops: float | Literal["measure"] | None = None, summary: bool = False, profile: bool = False
+        self,
+        peak_flops: float | Literal["measure"] | None = None,
+        summary: bool = False,
+        profile: bool = False,
     ) -> None:
         if isinstance(peak_flops, int | float) and peak_flops <= 0:
-            raise ConfigurationError(f"peak_flops={peak_flops} must be positive: FLOP/s of one device, such as 312e12.")
+            raise ConfigurationError(
+                f"peak_flops={peak_flops} must be positive: FLOP/s of one device, such as 312e12."
+            )
         self.peak_flops = peak_flops
         self.summary = summary
         self.profile = profile
@@ -84,10 +95,14 @@ class PhaseTimer(Callback):
         dtype = DTYPES[backbones[0].spec.dtype] if backbones else torch.float32
         self._peak = measure_peak_flops(pl_module.device, dtype) if wants_peak else self.peak_flops  # type: ignore[assignment]
         if self._peak is not None:
-            self._hooks = [module.register_forward_hook(self._count, with_kwargs=True) for module in backbones]
+            self._hooks = [
+                module.register_forward_hook(self._count, with_kwargs=True) for module in backbones
+            ]
         self._ended = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """An iteration begins."""
         if not isinstance(getattr(pl_module, "phases", None), Phases):
             self._phases.reset()
@@ -107,7 +122,10 @@ class PhaseTimer(Callback):
             seconds, tokens = dict(phases.seconds), dict(phases.tokens)
             seconds[_OTHER] = iteration - sum(seconds.values())
         else:
-            seconds, tokens = {_UPDATE: iteration}, {_UPDATE: _num_tokens(batch) * trainer.world_size}
+            seconds, tokens = (
+                {_UPDATE: iteration},
+                {_UPDATE: _num_tokens(batch) * trainer.world_size},
+            )
         flops = {name: float(value) for name, value in phases.flops.items()}
         if self._recording:
             self._operators.stop()
@@ -117,7 +135,9 @@ class PhaseTimer(Callback):
             self._add(self.tokens, tokens)
             self._add(self.flops, flops)
         self._iterations += 1
-        logged = {f"time/{name}": value for name, value in seconds.items()} | {"time/iteration": iteration}
+        logged = {f"time/{name}": value for name, value in seconds.items()} | {
+            "time/iteration": iteration
+        }
         logged |= self._throughput(seconds, tokens, flops)
         pl_module.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
         self._ended = time.perf_counter()
@@ -134,7 +154,9 @@ class PhaseTimer(Callback):
             path = write_profile(where, self.rows(), self._peak, self._operators.table())
             Console().print(f"The profile is in {path}")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Leave the module as it was, and record no longer."""
         self._unhook()
         if self._recording:
@@ -144,10 +166,18 @@ class PhaseTimer(Callback):
         """What each phase took over the whole run, the longest first."""
         return phase_rows(self.totals, self.tokens, self.flops, self._peak)
 
-    def _count(self, backbone: Backbone, args: tuple[Any, ...], kwargs: dict[str, Any], output: BranchOutput) -> None:
+    def _count(
+        self,
+        backbone: Backbone,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: BranchOutput,
+    ) -> None:
         """Add a pass's FLOPs to those of the phase that is on."""
         batch = args[0] if args else kwargs["batch"]
-        known = [value for value in (output.logprobs, output.values, output.scores) if value is not None]
+        known = [
+            value for value in (output.logprobs, output.values, output.scores) if value is not None
+        ]
         flops = pass_flops(
             backbone,
             batch,

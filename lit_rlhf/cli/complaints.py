@@ -33,7 +33,9 @@ def describe(text: str) -> str:
     r"""The parser's message without its noise: which option of which class, and the way out.
 
     Example:
-        >>> describe("Errors:\n  - Expected a <class 'int'>. Got value: x\n  - Expected a <class 'NoneType'>")
+        >>> describe(
+        ...     "Errors:\n  - Expected a <class 'int'>. Got value: x\n  - Expected a <class 'NoneType'>"
+        ... )
         'Expected int. Got value: x'
     """
     keys: list[str] = []
@@ -59,7 +61,9 @@ def _say(line: str, path: str, keys: list[str]) -> str:
     if match := re.fullmatch(r"Option '(.+)' is not accepted", line):
         near = _near(match[1], _options(path))
         name = path.rpartition(".")[2] if path.startswith("lit_rlhf.") else path
-        return f"{name} has no option {match[1]!r}.{near} Its options: --{'.'.join(keys)}.help {name}"
+        return (
+            f"{name} has no option {match[1]!r}.{near} Its options: --{'.'.join(keys)}.help {name}"
+        )
     if match := re.fullmatch(r"(--\S+: )?Expected a dot import path string: (\S+)", line):
         return f"{match[1] or ''}{_no_class(match[2])}"
     if match := re.fullmatch(r"No module named '(.+)'", line):
@@ -88,4 +92,6 @@ def _near(word: str, names: list[str]) -> str:
 def _options(path: str) -> list[str]:
     module, _, name = path.rpartition(".")
     bases = getattr(import_module(module), name).__mro__ if module else ()
-    return sorted({option for base in bases for option in inspect.signature(base.__init__).parameters})
+    return sorted(
+        {option for base in bases for option in inspect.signature(base.__init__).parameters}
+    )

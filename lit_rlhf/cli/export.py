@@ -12,17 +12,20 @@ from lit_rlhf.models import export_policy, export_reward, load_checkpoint_backbo
 def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = None) -> None:
     """Export a trained model.
 
-    A reward model becomes an `AutoModelForSequenceClassification`, a policy an `AutoModelForCausalLM`; without merging, a
-    LoRA becomes a peft adapter directory. Tokenizer, chat template and model card come with it.
+    A reward model becomes an `AutoModelForSequenceClassification`, a policy an `AutoModelForCausalLM`; without merging,
+    a LoRA becomes a peft adapter directory. Tokenizer, chat template and model card come with it.
 
     Args:
-        ckpt_path: A checkpoint written by `lit-rlhf fit`, or the directory of a run's checkpoints, of which the newest is taken.
+        ckpt_path: A checkpoint written by `lit-rlhf fit`, or the directory of a run's checkpoints, of which the newest
+            is taken.
         output: Directory to write; an earlier export there is replaced once the new one is complete.
         merge: Merge the adapter into the weights; a 4-bit base is dequantized into a copy first.
         role: "policy" or "reward"; default: the one that was trained.
     """
     backbone = load_checkpoint_backbone(_newest(ckpt_path))
-    is_reward = role == "reward" or (role is None and "reward" in backbone.heads and "policy" not in backbone.adapters)
+    is_reward = role == "reward" or (
+        role is None and "reward" in backbone.heads and "policy" not in backbone.adapters
+    )
     if is_reward:
         mean, std = backbone.score_mean, backbone.score_std
         export_reward(backbone, output, merge=merge, score_mean=mean, score_std=std)

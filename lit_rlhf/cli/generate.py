@@ -40,13 +40,13 @@ def generate(
 ) -> None:
     r"""Sample completions from a policy, and with a reward score them and keep the best.
 
-    Best-of-n (arXiv:2112.09332) is `--num_samples n --reward ... --keep best`: what it writes is a file of demonstrations
-    (columns `prompt`, `completion`, `score`) that DemonstrationDataModule reads. Its KL to the policy is at most
-    log n - (n - 1)/n nats. RAFT (arXiv:2304.06767) goes round: generate with --keep best, `lit-rlhf fit` with SupervisedModule
-    from the same policy on that file, generate with what came out, ... After T rounds that is best-of-n^T: nothing holds
-    it to the initial policy but the number of rounds. `--keep pairs` writes best and worst as preferences (`prompt`,
-    `chosen`, `rejected`, `p_chosen`) for PreferenceDataModule and offline DPO. Completions cut at the length limit are
-    never kept so.
+    Best-of-n (arXiv:2112.09332) is `--num_samples n --reward ... --keep best`: what it writes is a file of
+    demonstrations (columns `prompt`, `completion`, `score`) that DemonstrationDataModule reads. Its KL to the policy is
+    at most log n - (n - 1)/n nats. RAFT (arXiv:2304.06767) goes round: generate with --keep best, `lit-rlhf fit` with
+    SupervisedModule from the same policy on that file, generate with what came out, ... After T rounds that is
+    best-of-n^T: nothing holds it to the initial policy but the number of rounds. `--keep pairs` writes best and worst
+    as preferences (`prompt`, `chosen`, `rejected`, `p_chosen`) for PreferenceDataModule and offline DPO. Completions
+    cut at the length limit are never kept so.
 
     Args:
         model: A causal language model (directory or hub id), an exported adapter, or a checkpoint (.ckpt).
@@ -106,18 +106,31 @@ def _samples(actor: ActingModule, batch: PromptBatch, num_samples: int) -> list[
 
 
 def _kept(
-    rows: list[dict[str, Any]], samples: Mapping[int, list[Sample]], keep: str, num_best: int, *, scored: bool
+    rows: list[dict[str, Any]],
+    samples: Mapping[int, list[Sample]],
+    keep: str,
+    num_best: int,
+    *,
+    scored: bool,
 ) -> list[dict[str, Any]]:
     prompts = [(row, samples[i]) for i, row in enumerate(rows)]
     if keep == "all":
         return [
-            {**row, "response": sample.text, **({"score": sample.score, "finished": sample.finished} if scored else {})}
+            {
+                **row,
+                "response": sample.text,
+                **({"score": sample.score, "finished": sample.finished} if scored else {}),
+            }
             for row, found in prompts
             for sample in found
         ]
     kept = keep_best(prompts, num_best) if keep == "best" else keep_pairs(prompts)
     if kept.without:
-        why = "no completion ended" if keep == "best" else "too few completions ended, or all score the same"
+        why = (
+            "no completion ended"
+            if keep == "best"
+            else "too few completions ended, or all score the same"
+        )
         sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
     return kept.rows
 
@@ -132,7 +145,8 @@ def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_bes
     least = num_best + 1 if keep == "best" else 2
     if num_best < 1 or num_samples < least:
         raise ConfigurationError(
-            f"--keep {keep} with --num_best {num_best} chooses from --num_samples {num_samples} completions of a prompt: "
+            f"--keep {keep} with --num_best {num_best} chooses from --num_samples {num_samples} "
+            "completions of a prompt: "
             f"there must be at least {max(least, 2)}."
         )
 
@@ -144,7 +158,9 @@ def _policy(model: str, dtype: DTypeName) -> Backbone:
         return Backbone(ModelSpec(name=model, dtype=dtype), trainable=False).eval()
     config, _ = read_adapter(model)
     base = config.base_model_name_or_path
-    backbone = Backbone(ModelSpec(name=base, tokenizer=model, dtype=dtype, lora=LoraSpec()), trainable=False)
+    backbone = Backbone(
+        ModelSpec(name=base, tokenizer=model, dtype=dtype, lora=LoraSpec()), trainable=False
+    )
     backbone.add_adapter("policy", path=model, trainable=False)
     return backbone.eval()
 

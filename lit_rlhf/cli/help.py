@@ -48,7 +48,9 @@ def training_help(command: str, what: str) -> str:
         rows = [(name, text) for name, text in described_classes(package) if name.endswith(suffix)]
         rows = [(name, text) for name, text in rows if not name.endswith("Error")]
         width = max((len(name) for name, _ in rows), default=0)
-        parts.append("\n".join([f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in rows), ""]))
+        parts.append(
+            "\n".join([f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in rows), ""])
+        )
     return "\n".join([*parts, PARTS.format(command=command)])
 
 
@@ -66,13 +68,17 @@ def described_classes(package: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def _classes() -> dict[str, ast.ClassDef]:
-    nodes = (node for file in sorted(PACKAGE.rglob("*.py")) for node in ast.parse(file.read_text()).body)
+    nodes = (
+        node for file in sorted(PACKAGE.rglob("*.py")) for node in ast.parse(file.read_text()).body
+    )
     return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
 
 def _can_be_built(name: str, classes: dict[str, ast.ClassDef]) -> bool:
     methods = _methods(name, classes)
-    lacks_step = name.endswith("Module") and "DataModule" not in name and "training_step" not in methods
+    lacks_step = (
+        name.endswith("Module") and "DataModule" not in name and "training_step" not in methods
+    )
     return not lacks_step and not any(map(_is_left_open, methods.values()))
 
 
@@ -89,7 +95,9 @@ def _methods(name: str, classes: dict[str, ast.ClassDef]) -> dict[str, ast.Funct
 
 
 def _is_left_open(method: ast.FunctionDef) -> bool:
-    if any(isinstance(mark, ast.Name) and mark.id == "abstractmethod" for mark in method.decorator_list):
+    if any(
+        isinstance(mark, ast.Name) and mark.id == "abstractmethod" for mark in method.decorator_list
+    ):
         return True
     last = method.body[-1]
     return isinstance(last, ast.Raise) and "NotImplementedError" in ast.unparse(last)

@@ -24,7 +24,10 @@ COMMANDS = {
         "lit_rlhf.cli.verify",
         "Hold every method to the optimum that it claims, in a world small enough to enumerate",
     ),
-    "demo": ("lit_rlhf.cli.demo", "SFT, reward model and PPO on a synthetic world, in two to three minutes on a CPU"),
+    "demo": (
+        "lit_rlhf.cli.demo",
+        "SFT, reward model and PPO on a synthetic world, in two to three minutes on a CPU",
+    ),
 }
 """Each command's module, whose `run(args)` gets the whole command line, and its line in the help."""
 
@@ -52,7 +55,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if module == TRAINING and any(word in ("-h", "--help") for word in words[1:]):
         print(training_help(words[0], what))  # noqa: T201
         return
-    # A script on the PATH doesn't look for modules where it is called; `python -m` does. `mine.MyModule` is found by both.
+    # A script on the PATH doesn't look for modules where it is called; `python -m` does. `mine.MyModule` is found by
+    # both.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -79,6 +83,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "Options of a class: lit-rlhf fit --model.help PPOPolicyModule, lit-rlhf fit --data.help PreferenceDataModule",
+            "Options of a class: lit-rlhf fit --model.help PPOPolicyModule, lit-rlhf fit "
+            "--data.help PreferenceDataModule",
         ]
     )

@@ -34,7 +34,11 @@ def score(
         dtype: Of the model's weights.
     """
     is_checkpoint = model.endswith(".ckpt")
-    backbone = load_checkpoint_backbone(model, dtype=dtype) if is_checkpoint else load_reward_model(model, dtype=dtype)
+    backbone = (
+        load_checkpoint_backbone(model, dtype=dtype)
+        if is_checkpoint
+        else load_reward_model(model, dtype=dtype)
+    )
     source = FileSource(data)
     rows = DemonstrationDataModule(
         test=source,

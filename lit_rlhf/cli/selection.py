@@ -50,7 +50,11 @@ def keep_best(prompts: Iterable[tuple[Row, Sequence[Sample]]], number: int = 1) 
         number: How many of each prompt, 1 or more; fewer where fewer ended.
 
     Example:
-        >>> samples = [Sample("no", 0.1, True), Sample("yes", 0.9, True), Sample("yes yes ye", 2.0, False)]
+        >>> samples = [
+        ...     Sample("no", 0.1, True),
+        ...     Sample("yes", 0.9, True),
+        ...     Sample("yes yes ye", 2.0, False),
+        ... ]
         >>> keep_best([({"prompt": "well? "}, samples)]).rows
         [{'prompt': 'well? ', 'completion': 'yes', 'score': 0.9}]
     """
@@ -58,7 +62,9 @@ def keep_best(prompts: Iterable[tuple[Row, Sequence[Sample]]], number: int = 1) 
     for row, samples in prompts:
         ranked = _ranked(samples)
         kept.without += not ranked
-        kept.rows += [{**row, "completion": sample.text, "score": sample.score} for sample in ranked[:number]]
+        kept.rows += [
+            {**row, "completion": sample.text, "score": sample.score} for sample in ranked[:number]
+        ]
     return kept
 
 
@@ -79,11 +85,15 @@ def keep_pairs(prompts: Iterable[tuple[Row, Sequence[Sample]]]) -> Kept:
             kept.without += 1
             continue
         best, worst = ranked[0], ranked[-1]
-        p_chosen = float(preference_probability(torch.tensor([best.score - worst.score], dtype=torch.float64)))
+        p_chosen = float(
+            preference_probability(torch.tensor([best.score - worst.score], dtype=torch.float64))
+        )
         pair: Row = {"chosen": best.text, "rejected": worst.text, "p_chosen": p_chosen}
         kept.rows.append({**row, **pair, "chosen_score": best.score, "rejected_score": worst.score})
     return kept
 
 
 def _ranked(samples: Sequence[Sample]) -> list[Sample]:
-    return sorted((sample for sample in samples if sample.finished), key=lambda sample: -sample.score)
+    return sorted(
+        (sample for sample in samples if sample.finished), key=lambda sample: -sample.score
+    )

@@ -40,7 +40,9 @@ class TrainingCLI(LightningCLI):
         """Have the run's `PhaseTimer` profile, or add one."""
         if not self._get(self.config, "profile"):
             return
-        timers = [callback for callback in callbacks_of(self.trainer) if isinstance(callback, PhaseTimer)]
+        timers = [
+            callback for callback in callbacks_of(self.trainer) if isinstance(callback, PhaseTimer)
+        ]
         if timers:
             timers[0].profile = True
         else:
@@ -68,11 +70,17 @@ class TrainingCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         try:
             return super()._instantiate_trainer(config, callbacks)
-        except (TypeError, ValueError) as error:  # `devices: x` gets past the parser, for it may be a list as a string
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # `devices: x` gets past the parser, for it may be a list as a string
             where = ", ".join(
-                f"trainer.{name}={config.get(name)!r}" for name in ("accelerator", "devices", "num_nodes")
+                f"trainer.{name}={config.get(name)!r}"
+                for name in ("accelerator", "devices", "num_nodes")
             )
-            raise own_error(error) or ConfigurationError(f"{where}: the Trainer can't be made: {error}") from error
+            raise own_error(error) or ConfigurationError(
+                f"{where}: the Trainer can't be made: {error}"
+            ) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         self._refuse_trainer_options()
@@ -104,7 +112,8 @@ class TrainingCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets the hyper-parameters stored in the checkpoint of --ckpt_path override flags and YAML in silence
-        # (Lightning issue 21455). What the user wrote holds; what doesn't fit is refused by RLHFModule.on_load_checkpoint.
+        # (Lightning issue 21455). What the user wrote holds; what doesn't fit is refused by
+        # RLHFModule.on_load_checkpoint.
         return
 
 
@@ -114,7 +123,9 @@ def run(words: Sequence[str]) -> None:
     words = ["--help" if word == "--help-all" else word for word in words]
     _import_components()
     # `main([...])` from Python is how tests and notebooks run a configuration; Lightning warns of any `args`.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+    warnings.filterwarnings(
+        "ignore", message="LightningCLI's args parameter is intended to run from within Python"
+    )
     TrainingCLI(
         model_class=LightningModule,
         datamodule_class=LightningDataModule,
@@ -123,7 +134,11 @@ def run(words: Sequence[str]) -> None:
         auto_configure_optimizers=False,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0, "use_distributed_sampler": False},
+        trainer_defaults={
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+        },
         parser_kwargs={
             "prog": "lit-rlhf",
             "default_env": False,

@@ -22,8 +22,8 @@ _PLACEHOLDERS = {
     "reward": "LengthReward",
     "kl": '{"class_path": "FixedKL", "init_args": {"coef": 0.5}}',
 }
-"""What is set unless the user does: the tabular world has a policy and rewards of its own; with a KL coefficient far below
-its rewards (of order 1) the optimum is nearly a single completion, which no training reaches exactly."""
+"""What is set unless the user does: the tabular world has a policy and rewards of its own; with a KL coefficient far
+below its rewards (of order 1) the optimum is nearly a single completion, which no training reaches exactly."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -72,7 +72,14 @@ def _parser() -> ArgumentParser:
 
 def _placeholders(words: Sequence[str]) -> Iterator[str]:
     given = " ".join(words)
-    name = next((words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--model", "--model.class_path")), None)
+    name = next(
+        (
+            words[i + 1]
+            for i, word in enumerate(words[:-1])
+            if word in ("--model", "--model.class_path")
+        ),
+        None,
+    )
     if name is None:
         return
     home, _, leaf = name.rpartition(".")
@@ -95,14 +102,25 @@ def _print_json(rows: Iterable[VerifyRow]) -> list[VerifyRow]:
 def _print_table(rows: Iterable[VerifyRow]) -> list[VerifyRow]:
     console = Console()
     table = Table(
-        "method", "target", "|gradient| at it", "distance reached", "", "seconds", title="Methods at their targets"
+        "method",
+        "target",
+        "|gradient| at it",
+        "distance reached",
+        "",
+        "seconds",
+        title="Methods at their targets",
     )
     done: list[VerifyRow] = []
     with console.status("verifying") as status:
         for row in rows:
             status.update(f"{len(done) + 1}: {row.method}")
             verdict = "ok" if row.ok else "[bold red]misses"
-            figures = (f"{row.gradient_norm:.1e}", f"{row.distance:.1e}", verdict, f"{row.seconds:.1f}")
+            figures = (
+                f"{row.gradient_norm:.1e}",
+                f"{row.distance:.1e}",
+                verdict,
+                f"{row.seconds:.1f}",
+            )
             table.add_row(row.method, row.target, *figures)
             done.append(row)
     console.print(table)

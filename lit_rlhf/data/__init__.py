@@ -6,7 +6,13 @@ tokens, a sampler orders them, a collator pads them to a branched batch (`lit_rl
 
 from lit_rlhf.data.arithmetic import ArithmeticSource
 from lit_rlhf.data.base import BranchedDataModule
-from lit_rlhf.data.conversions import AsChat, ChosenOf, PairsFromRanking, PromptsOf, UnpairedFromPairs
+from lit_rlhf.data.conversions import (
+    AsChat,
+    ChosenOf,
+    PairsFromRanking,
+    PromptsOf,
+    UnpairedFromPairs,
+)
 from lit_rlhf.data.datamodules import (
     DemonstrationDataModule,
     PreferenceDataModule,

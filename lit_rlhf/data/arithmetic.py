@@ -13,11 +13,13 @@ _MARKER = "####"
 
 
 class ArithmeticSource(Source):
-    r"""Sums and differences of whole numbers, as rows like GSM8K's (arXiv:2110.14168): a question, worked steps, an answer.
+    r"""Sums and differences of whole numbers, as rows like GSM8K's (arXiv:2110.14168): a question, worked steps, an
+    answer.
 
     A row has the columns `prompt`; `completion`, which works the terms off from left to right and ends in `#### ` and
     the answer, for supervised fine-tuning; `answer`, for `ExactAnswerReward`. It is a pure function of the seed and its
-    number: the first n of more rows are the same n rows. Questions may repeat; `val_fraction` keeps equal ones on one side.
+    number: the first n of more rows are the same n rows. Questions may repeat; `val_fraction` keeps equal ones on one
+    side.
 
     Args:
         rows: Number of rows, 1 or more.
@@ -39,7 +41,9 @@ class ArithmeticSource(Source):
     def __init__(self, rows: int = 1000, terms: int = 2, largest: int = 99, seed: int = 0) -> None:
         for name, value, least in (("rows", rows, 1), ("terms", terms, 2), ("largest", largest, 1)):
             if value < least:
-                raise ConfigurationError(f"ArithmeticSource.{name}={value} must be {least} or more.")
+                raise ConfigurationError(
+                    f"ArithmeticSource.{name}={value} must be {least} or more."
+                )
         self.rows = rows
         self.terms = terms
         self.largest = largest

@@ -47,22 +47,31 @@ def together(tokenizer: PreTrainedTokenizerBase, works: Sequence[Asking[T]]) -> 
         What each returned.
     """
     results: dict[int, T] = {}
-    replies: dict[int, Ids | Exception | None] = dict.fromkeys(range(len(works)))  # None starts a generator
+    replies: dict[int, Ids | Exception | None] = dict.fromkeys(
+        range(len(works))
+    )  # None starts a generator
     while replies:
         asked: dict[int, Ask] = {}
         for place, reply in replies.items():
             work = works[place]
             try:
-                asked[place] = work.throw(reply) if isinstance(reply, Exception) else work.send(reply)
+                asked[place] = (
+                    work.throw(reply) if isinstance(reply, Exception) else work.send(reply)
+                )
             except StopIteration as end:
                 results[place] = end.value
         replies = _replies(tokenizer, asked)
     return [results[place] for place in range(len(works))]
 
 
-def _replies(tokenizer: PreTrainedTokenizerBase, asked: Mapping[int, Ask]) -> dict[int, Ids | Exception | None]:
+def _replies(
+    tokenizer: PreTrainedTokenizerBase, asked: Mapping[int, Ask]
+) -> dict[int, Ids | Exception | None]:
     try:
-        found = {special: _lookup(tokenizer, asked.values(), special=special) for special in (False, True)}
+        found = {
+            special: _lookup(tokenizer, asked.values(), special=special)
+            for special in (False, True)
+        }
     except Exception:  # noqa: BLE001  (of one text among many: each is asked for by itself)
         return {place: _reply(tokenizer, ask) for place, ask in asked.items()}
     return {place: [found[ask.special][text] for text in ask.texts] for place, ask in asked.items()}
@@ -75,7 +84,9 @@ def _reply(tokenizer: PreTrainedTokenizerBase, ask: Ask) -> Ids | Exception:
         return error
 
 
-def _lookup(tokenizer: PreTrainedTokenizerBase, asks: Iterable[Ask], *, special: bool) -> dict[str, list[int]]:
+def _lookup(
+    tokenizer: PreTrainedTokenizerBase, asks: Iterable[Ask], *, special: bool
+) -> dict[str, list[int]]:
     texts = dict.fromkeys(text for ask in asks if ask.special == special for text in ask.texts)
     found: dict[str, list[int]] = {}
     for portion in _portions(texts):

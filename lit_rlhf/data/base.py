@@ -15,7 +15,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.cache import Entry, TokenCache, cache_root, code_version, content_key, describe_class
+from lit_rlhf.data.cache import (
+    Entry,
+    TokenCache,
+    cache_root,
+    code_version,
+    content_key,
+    describe_class,
+)
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.formats import Format
@@ -33,7 +40,9 @@ from lit_rlhf.seeding import generator
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _log = logging.getLogger(__name__)
-_STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {  # the source it can't do without, and those it opens
+_STAGES: dict[
+    str | None, tuple[str | None, tuple[str, ...]]
+] = {  # the source it can't do without, and those it opens
     None: (None, ("train", "val", "test")),
     "fit": ("train", ("train", "val")),
     "validate": ("val", ("train", "val")),  # train: for what `val_fraction` keeps of it
@@ -117,15 +126,22 @@ class BranchedDataModule(LightningDataModule, ABC):
     ) -> None:
         names_of_subclass = set(vars(self))
         super().__init__()
-        self.save_hyperparameters(logger=False)  # logger: `seed` and `batch_size` are names of the module's too
+        self.save_hyperparameters(
+            logger=False
+        )  # logger: `seed` and `batch_size` are names of the module's too
         self._keep_plain_hyperparameters()
         self.sources = {"train": train, "val": val, "test": test}
         self.format = format if format is not None else self.default_format
         self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.max_prompt_length, self.max_completion_length = max_prompt_length, max_completion_length
+        self.max_prompt_length, self.max_completion_length = (
+            max_prompt_length,
+            max_completion_length,
+        )
         self.too_long, self.invalid = too_long, invalid
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.bucket_batches = bucket_batches if bucket_batches is not None else self.default_bucket_batches
+        self.bucket_batches = (
+            bucket_batches if bucket_batches is not None else self.default_bucket_batches
+        )
         self.drop_last, self.pad_to_multiple_of = drop_last, pad_to_multiple_of
         self.num_workers, self.seed, self.cache_dir = num_workers, seed, cache_dir
         self.reports: dict[str, Report] = {}
@@ -157,10 +173,16 @@ class BranchedDataModule(LightningDataModule, ABC):
             ConfigurationError: They do.
         """
         if not any(self.sources.values()):
-            raise ConfigurationError("No data: set at least one of the data options `train`, `val` and `test`.")
+            raise ConfigurationError(
+                "No data: set at least one of the data options `train`, `val` and `test`."
+            )
         if not 0.0 <= self.val_fraction < 1.0:
-            raise ConfigurationError(f"val_fraction is {self.val_fraction}; it must be at least 0 and below 1.")
-        if self.val_fraction > 0 and (self.sources["val"] is not None or self.sources["train"] is None):
+            raise ConfigurationError(
+                f"val_fraction is {self.val_fraction}; it must be at least 0 and below 1."
+            )
+        if self.val_fraction > 0 and (
+            self.sources["val"] is not None or self.sources["train"] is None
+        ):
             raise ConfigurationError(
                 f"val_fraction is {self.val_fraction}, which splits `train` where `val` is not set; `train` is "
                 f"{self.sources['train']}, `val` is {self.sources['val']}. Leave out val_fraction, or mend these."
@@ -207,7 +229,9 @@ class BranchedDataModule(LightningDataModule, ABC):
         splits = self.val_fraction > 0
         if needed is not None and self.sources[needed] is None and not (needed == "val" and splits):
             option = "`val` or `val_fraction`" if needed == "val" else f"`{needed}`"
-            raise ConfigurationError(f"Stage {stage!r} needs the data option {option}, which is not set.")
+            raise ConfigurationError(
+                f"Stage {stage!r} needs the data option {option}, which is not set."
+            )
         for name in opened:
             if self.sources[name] is not None:
                 self.rows[name] = TokenizedRows(self._entry(name, verify=False))
@@ -227,12 +251,19 @@ class BranchedDataModule(LightningDataModule, ABC):
 
     def _entry(self, name: str, *, verify: bool) -> Entry:
         encoder = Encoder(
-            self.tokenizer, self.max_prompt_length, self.max_completion_length, truncate=self.too_long == "truncate"
+            self.tokenizer,
+            self.max_prompt_length,
+            self.max_completion_length,
+            truncate=self.too_long == "truncate",
         )
         source = self._source(name)
-        preparation = Preparation(source, self.records, encoder, self.shape, self.invalid, self.too_long)
+        preparation = Preparation(
+            source, self.records, encoder, self.shape, self.invalid, self.too_long
+        )
         cache = TokenCache(cache_root(self.cache_dir))
-        entry = cache.get_or_build(self._key(name), preparation, preparation.report.to_json, verify=verify)
+        entry = cache.get_or_build(
+            self._key(name), preparation, preparation.report.to_json, verify=verify
+        )
         if name not in self.reports:
             self.reports[name] = Report.from_json(entry.meta)
             _say(self.reports[name])
@@ -248,7 +279,12 @@ class BranchedDataModule(LightningDataModule, ABC):
                 "format": self.format,
                 "shape": self.shape,
                 "tokenizer": self.tokenizer_fingerprint,
-                "limits": [self.max_prompt_length, self.max_completion_length, self.too_long, self.invalid],
+                "limits": [
+                    self.max_prompt_length,
+                    self.max_completion_length,
+                    self.too_long,
+                    self.invalid,
+                ],
             }
             self._keys[name] = content_key(parts)
         return self._keys[name]
@@ -271,13 +307,20 @@ class BranchedDataModule(LightningDataModule, ABC):
             reference: Hash of the reference's weights.
         """
         splits = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
-        cache, size = TokenCache(cache_root(self.cache_dir)), self.eval_batch_size or self.batch_size
+        cache, size = (
+            TokenCache(cache_root(self.cache_dir)),
+            self.eval_batch_size or self.batch_size,
+        )
         stores = []
         for name in ("train", "val"):
             if name in self.rows:
                 source = "train" if splits else name
                 key = content_key(
-                    {"logprobs": reference, "rows": self._key(source), "split": splits and [*splits, name]}
+                    {
+                        "logprobs": reference,
+                        "rows": self._key(source),
+                        "split": splits and [*splits, name],
+                    }
                 )
                 stores.append(LogprobStore(self.rows[name], cache, key, self.collator(), size))
         return stores
@@ -300,7 +343,9 @@ class BranchedDataModule(LightningDataModule, ABC):
             drop_last=self.drop_last,
             position=self._position,
         )
-        return ResumableLoader(rows, batch_size=self.batch_size, sampler=sampler, **self._loader_options())
+        return ResumableLoader(
+            rows, batch_size=self.batch_size, sampler=sampler, **self._loader_options()
+        )
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Validation rows in order; an empty list where no validation data were asked for."""
@@ -352,7 +397,9 @@ class BranchedDataModule(LightningDataModule, ABC):
 
     def _rows(self, name: str, stage: str) -> TokenizedRows:
         if name not in self.rows:
-            raise ConfigurationError(f"The {name} rows are not open: call prepare_data() and setup({stage!r}) first.")
+            raise ConfigurationError(
+                f"The {name} rows are not open: call prepare_data() and setup({stage!r}) first."
+            )
         return self.rows[name]
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -375,9 +422,16 @@ class BranchedDataModule(LightningDataModule, ABC):
         Raises:
             CheckpointError: The position was made with other data, or within another order of them.
         """
-        if not state_dict or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
+        if not state_dict or (
+            self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING
+        ):
             return
-        check_state(state_dict, dataset_hash=self.dataset_hash, order=self._order(), source=str(self.sources["train"]))
+        check_state(
+            state_dict,
+            dataset_hash=self.dataset_hash,
+            order=self._order(),
+            source=str(self.sources["train"]),
+        )
         self._position.restore(int(state_dict["epoch"]), int(state_dict["batches_done"]))
         self._position.restored = True
 
@@ -395,4 +449,8 @@ class BranchedDataModule(LightningDataModule, ABC):
 
 @rank_zero_only
 def _say(report: Report) -> None:
-    _log.log(logging.WARNING if report.reasons or report.cut_prompts else logging.INFO, "%s", report.summary())
+    _log.log(
+        logging.WARNING if report.reasons or report.cut_prompts else logging.INFO,
+        "%s",
+        report.summary(),
+    )

@@ -90,7 +90,9 @@ class TokenCache:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._remove_stale()
-            with tempfile.TemporaryDirectory(dir=self.root, prefix=_BUILDING, ignore_cleanup_errors=True) as parent:
+            with tempfile.TemporaryDirectory(
+                dir=self.root, prefix=_BUILDING, ignore_cleanup_errors=True
+            ) as parent:
                 fresh = Path(parent) / "rows"
                 _write_rows(fresh, rows, schema or _token_schema())
                 _write_marker(fresh, meta())
@@ -115,7 +117,10 @@ class TokenCache:
         path = self.root / key
         try:
             marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
-            sound = all(_matches(path / name, facts, verify=verify) for name, facts in marker["files"].items())
+            sound = all(
+                _matches(path / name, facts, verify=verify)
+                for name, facts in marker["files"].items()
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return Entry(path, marker["meta"]) if sound else None
@@ -153,10 +158,16 @@ def describe(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [describe(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+        return [
+            describe(item)
+            for item in (sorted(value) if isinstance(value, set | frozenset) else value)
+        ]
     if isinstance(value, type) or inspect.isroutine(value):
         return [f"{value.__module__}.{value.__qualname__}", _source(value)]
-    return {"class": describe_class(type(value)), "state": describe(getattr(value, "__dict__", repr(value)))}
+    return {
+        "class": describe_class(type(value)),
+        "state": describe(getattr(value, "__dict__", repr(value))),
+    }
 
 
 def describe_class(kind: type) -> list[str]:
@@ -168,7 +179,16 @@ def describe_class(kind: type) -> list[str]:
 def code_version() -> str:
     """A hash of the code that turns rows into tokens: whoever changes it makes the cache anew."""
     digest = hashlib.sha256()
-    for name in ("records", "formats", "conversions", "encoding", "asking", "tokenizers", "preparation", "cache"):
+    for name in (
+        "records",
+        "formats",
+        "conversions",
+        "encoding",
+        "asking",
+        "tokenizers",
+        "preparation",
+        "cache",
+    ):
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()
 
@@ -233,7 +253,10 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _write_marker(path: Path, meta: dict[str, Any]) -> None:
-    files = {file.name: {"size": file.stat().st_size, "sha256": _checksum(file)} for file in sorted(path.iterdir())}
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": _checksum(file)}
+        for file in sorted(path.iterdir())
+    }
     for name in files:
         sync(path / name)
     marker = path / _MARKER
@@ -243,7 +266,9 @@ def _write_marker(path: Path, meta: dict[str, Any]) -> None:
 
 
 def _matches(file: Path, facts: Mapping[str, Any], *, verify: bool) -> bool:
-    return file.stat().st_size == facts["size"] and (not verify or _checksum(file) == facts["sha256"])
+    return file.stat().st_size == facts["size"] and (
+        not verify or _checksum(file) == facts["sha256"]
+    )
 
 
 def _checksum(file: Path) -> str:

@@ -33,7 +33,11 @@ class BranchedCollator:
     Example:
         >>> row = {"prompt_ids": [5, 6], "completion_ids": [[7], [8, 9]]}
         >>> batch = BranchedCollator(pad_id=0, pad_to_multiple_of=4).layout([row])
-        >>> batch["input_ids"].tolist(), batch["branch_ids"].tolist(), batch["position_ids"].tolist()
+        >>> (
+        ...     batch["input_ids"].tolist(),
+        ...     batch["branch_ids"].tolist(),
+        ...     batch["position_ids"].tolist(),
+        ... )
         ([[5, 6, 7, 8, 9, 0, 0, 0]], [[0, 0, 1, 2, 2, -1, -1, -1]], [[0, 1, 2, 2, 3, 0, 0, 0]])
     """
 
@@ -120,7 +124,9 @@ class UnpairedCollator(BranchedCollator):
         """Collate."""
         batch = cast("UnpairedBatch", self.labelled(rows))
         if "label" in rows[0]["fields"]:
-            batch["label"] = torch.tensor([row["fields"]["label"] for row in rows], dtype=torch.bool)
+            batch["label"] = torch.tensor(
+                [row["fields"]["label"] for row in rows], dtype=torch.bool
+            )
         if "score" in rows[0]["fields"]:
             batch["score"] = _numbers(rows, "score")
         return batch
@@ -137,7 +143,10 @@ class ProcessCollator(BranchedCollator):
         counts = torch.tensor([len(steps) for steps in lengths])
         ends = _padded([[end - 1 for end in accumulate(steps)] for steps in lengths])
         # Steps that didn't fit were cut off; their labels still stand in the row.
-        labels = [row["fields"]["step_label"][: len(steps)] for row, steps in zip(rows, lengths, strict=True)]
+        labels = [
+            row["fields"]["step_label"][: len(steps)]
+            for row, steps in zip(rows, lengths, strict=True)
+        ]
         return {
             **self.layout(whole),
             "index": _index(rows),
@@ -164,7 +173,9 @@ def _pad(lines: Sequence[list[int]], width: int, value: int) -> Tensor:
 
 def _padded(lines: Sequence[Sequence[float]]) -> Tensor:
     width = max(map(len, lines))
-    return torch.tensor([[*line, *[0.0] * (width - len(line))] for line in lines], dtype=torch.float32)
+    return torch.tensor(
+        [[*line, *[0.0] * (width - len(line))] for line in lines], dtype=torch.float32
+    )
 
 
 def _index(rows: Rows) -> Tensor:

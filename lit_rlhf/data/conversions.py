@@ -28,11 +28,15 @@ class AsChat(Format):
 
     def __call__(self, row: Row) -> list[Record]:
         """The same records, with messages for text."""
-        head: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
+        head: list[Message] = (
+            [] if self.system is None else [{"role": "system", "content": self.system}]
+        )
         return [
             Record(
                 prompt=[*head, *_turn("user", record.prompt)],
-                completions=tuple(_turn("assistant", completion) for completion in record.completions),
+                completions=tuple(
+                    _turn("assistant", completion) for completion in record.completions
+                ),
                 fields=record.fields,
                 columns=record.columns,
             )
@@ -108,20 +112,28 @@ class PairsFromRanking(Format):
         """Up to K (K - 1) / 2 records with two completions."""
         pairs = [pair for record in self.format(row) for pair in self._pairs(record)]
         if not pairs:
-            raise InvalidRowError("ranking of ties", "all scores are equal, so no completion is preferred")
+            raise InvalidRowError(
+                "ranking of ties", "all scores are equal, so no completion is preferred"
+            )
         return pairs
 
     def _pairs(self, record: Record) -> list[Record]:
         scores = record.fields.get("score")
         if not isinstance(scores, tuple):
-            raise TypeError(f"PairsFromRanking needs a format that gives rankings, got {type(self.format).__name__}")
+            raise TypeError(
+                f"PairsFromRanking needs a format that gives rankings, got {type(self.format).__name__}"
+            )
         pairs = []
         for first, second in combinations(range(len(scores)), 2):
             better, worse = (first, second) if scores[first] > scores[second] else (second, first)
             margin = scores[better] - scores[worse]
             if margin > 0:
                 completions = (record.completions[better], record.completions[worse])
-                pairs.append(Record(record.prompt, completions, {"margin": margin} if self.with_margin else {}))
+                pairs.append(
+                    Record(
+                        record.prompt, completions, {"margin": margin} if self.with_margin else {}
+                    )
+                )
         return pairs
 
 

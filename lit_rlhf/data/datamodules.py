@@ -12,7 +12,15 @@ from lit_rlhf.data.collate import (
     RankedCollator,
     UnpairedCollator,
 )
-from lit_rlhf.data.formats import Demonstration, ExplicitPrompt, Format, PromptOnly, Ranked, Steps, Unpaired
+from lit_rlhf.data.formats import (
+    Demonstration,
+    ExplicitPrompt,
+    Format,
+    PromptOnly,
+    Ranked,
+    Steps,
+    Unpaired,
+)
 from lit_rlhf.data.preparation import Shape
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.tokenizers import pad_token_id

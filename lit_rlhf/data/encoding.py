@@ -83,11 +83,19 @@ class Encoder:
             )
         if record.steps:
             return (yield from self._steps(record))
-        encoded = yield from (self._plain(record) if isinstance(record.prompt, str) else self._chat(record))
+        encoded = yield from (
+            self._plain(record) if isinstance(record.prompt, str) else self._chat(record)
+        )
         if any(not completion for completion in encoded.completions):
             raise InvalidRowError("empty completion", "a completion has no tokens")
-        ended = [self._end(completion, chat=not isinstance(record.prompt, str)) for completion in encoded.completions]
-        return Encoded(self._limit_prompt(encoded.prompt), [self._limit_completion(completion) for completion in ended])
+        ended = [
+            self._end(completion, chat=not isinstance(record.prompt, str))
+            for completion in encoded.completions
+        ]
+        return Encoded(
+            self._limit_prompt(encoded.prompt),
+            [self._limit_completion(completion) for completion in ended],
+        )
 
     def _steps(self, record: Record) -> Asking[Encoded]:
         """Each step is tokenized by itself, so that it ends at a token; steps that don't fit whole are cut off."""
@@ -104,7 +112,8 @@ class Encoder:
             fitting = sum(total <= limit for total in accumulate(map(len, steps)))
             if not self.truncate or fitting == 0:
                 raise TooLongError(
-                    "completion too long", f"{sum(map(len, steps))} tokens, max_completion_length is {limit}"
+                    "completion too long",
+                    f"{sum(map(len, steps))} tokens, max_completion_length is {limit}",
                 )
             steps = steps[:fitting]
         return Encoded(self._limit_prompt(prompt), steps)
@@ -114,34 +123,53 @@ class Encoder:
         return (yield from self._join(str(record.prompt), completions, special=True))
 
     def _join(self, prompt: str, completions: list[str], *, special: bool) -> Asking[Encoded]:
-        first, *joint = yield from ids_of([prompt, *(prompt + c for c in completions)], special=special)
+        first, *joint = yield from ids_of(
+            [prompt, *(prompt + c for c in completions)], special=special
+        )
         head = first or self._start()
         goes_on = [ids[: len(first)] == first for ids in joint]
         apart = [text for text, fits in zip(completions, goes_on, strict=True) if not fits]
         alone = iter((yield from _continuations(apart)) if apart else [])
-        tails = [ids[len(first) :] if fits else next(alone) for ids, fits in zip(joint, goes_on, strict=True)]
+        tails = [
+            ids[len(first) :] if fits else next(alone)
+            for ids, fits in zip(joint, goes_on, strict=True)
+        ]
         return Encoded(head, tails)
 
     def _start(self) -> list[int]:
         start = start_token_id(self.tokenizer)
         if start is None:
-            raise InvalidRowError("empty prompt", "it has no tokens, and the tokenizer has no BOS or EOS to start with")
+            raise InvalidRowError(
+                "empty prompt",
+                "it has no tokens, and the tokenizer has no BOS or EOS to start with",
+            )
         return [start]
 
     def _chat(self, record: Record) -> Asking[Encoded]:
         turns = _messages(record.prompt)
         if record.completions and turns[-1]["role"] == "assistant":
-            raise InvalidRowError("prompt ends in an answer", "its last message has the role 'assistant'")
+            raise InvalidRowError(
+                "prompt ends in an answer", "its last message has the role 'assistant'"
+            )
         prompt = self._render(turns, open_turn=True)
         self._check_generation_prompt(turns, prompt)
-        wholes = [self._render([*turns, *_messages(completion)], open_turn=False) for completion in record.completions]
+        wholes = [
+            self._render([*turns, *_messages(completion)], open_turn=False)
+            for completion in record.completions
+        ]
         if all(whole.startswith(prompt) for whole in wholes):
-            return (yield from self._join(prompt, [whole[len(prompt) :] for whole in wholes], special=False))
+            return (
+                yield from self._join(
+                    prompt, [whole[len(prompt) :] for whole in wholes], special=False
+                )
+            )
         self.cut_prompts += 1
         ids = yield from ids_of([prompt, *wholes], special=False)
         length = _common_length(ids)
         if length == 0:
-            raise InvalidRowError("chat template renders no common prompt", "prompt and conversation share no token")
+            raise InvalidRowError(
+                "chat template renders no common prompt", "prompt and conversation share no token"
+            )
         return Encoded(ids[0][:length], [whole[length:] for whole in ids[1:]])
 
     def _render(self, turns: Sequence[Message], *, open_turn: bool) -> str:
@@ -161,7 +189,9 @@ class Encoder:
             )
         except TemplateError as error:
             roles = [turn["role"] for turn in turns]
-            raise InvalidRowError("chat template refuses the messages", f"{error} (roles: {roles})") from error
+            raise InvalidRowError(
+                "chat template refuses the messages", f"{error} (roles: {roles})"
+            ) from error
         return str(text)
 
     def _check_generation_prompt(self, turns: Sequence[Message], prompt: str) -> None:
@@ -178,7 +208,9 @@ class Encoder:
     def _end(self, ids: list[int], *, chat: bool) -> list[int]:
         assert self._eos is not None
         if chat:
-            last = max((place for place, index in enumerate(ids) if index in self._specials), default=-1)
+            last = max(
+                (place for place, index in enumerate(ids) if index in self._specials), default=-1
+            )
             if last >= 0 and not str(self.tokenizer.decode(ids[last + 1 :])).strip():
                 return ids[: last + 1]
         return ids if ids[-1] == self._eos else [*ids, self._eos]
@@ -188,7 +220,9 @@ class Encoder:
         if limit is None or len(ids) <= limit:
             return ids
         if not self.truncate:
-            raise TooLongError("prompt too long", f"{len(ids)} tokens, max_prompt_length is {limit}")
+            raise TooLongError(
+                "prompt too long", f"{len(ids)} tokens, max_prompt_length is {limit}"
+            )
         if ids[0] == self.tokenizer.bos_token_id and limit > 1:
             return [ids[0], *ids[len(ids) - limit + 1 :]]
         return ids[len(ids) - limit :]
@@ -198,17 +232,24 @@ class Encoder:
         if limit is None or len(ids) <= limit:
             return ids
         if not self.truncate:
-            raise TooLongError("completion too long", f"{len(ids)} tokens, max_completion_length is {limit}")
+            raise TooLongError(
+                "completion too long", f"{len(ids)} tokens, max_completion_length is {limit}"
+            )
         return ids[:limit]
 
 
 def _continuations(texts: list[str]) -> Asking[Ids]:
     """Tokens of texts that go on from other text, so without the space that some tokenizers put at a start."""
-    anchor, *anchored = yield from ids_of([_ANCHOR, *(_ANCHOR + text for text in texts)], special=False)
+    anchor, *anchored = yield from ids_of(
+        [_ANCHOR, *(_ANCHOR + text for text in texts)], special=False
+    )
     goes_on = [ids[: len(anchor)] == anchor for ids in anchored]
     others = [text for text, fits in zip(texts, goes_on, strict=True) if not fits]
     alone = iter((yield from ids_of(others, special=False)) if others else [])
-    return [ids[len(anchor) :] if fits else next(alone) for ids, fits in zip(anchored, goes_on, strict=True)]
+    return [
+        ids[len(anchor) :] if fits else next(alone)
+        for ids, fits in zip(anchored, goes_on, strict=True)
+    ]
 
 
 def _common_length(lines: list[list[int]]) -> int:

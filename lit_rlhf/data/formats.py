@@ -68,11 +68,16 @@ class ExplicitPrompt(Format):
         """One record with two completions.
 
         Example:
-            >>> ExplicitPrompt()({"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"})[0].completions
+            >>> ExplicitPrompt()({"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"})[
+            ...     0
+            ... ].completions
             (' 4', ' 5')
         """
         prompt = read_prompt(row, self.prompt)
-        pair = (read_completion(row, self.chosen, prompt), read_completion(row, self.rejected, prompt))
+        pair = (
+            read_completion(row, self.chosen, prompt),
+            read_completion(row, self.rejected, prompt),
+        )
         return [Record(prompt, pair, _pair_fields(row, self.margin, self.p_chosen))]
 
 
@@ -102,7 +107,9 @@ class ImplicitPrompt(Format):
 
         Example:
             >>> turn = "\n\nHuman: hi\n\nAssistant:"
-            >>> ImplicitPrompt()({"chosen": turn + " hello", "rejected": turn + " go"})[0].completions
+            >>> ImplicitPrompt()({"chosen": turn + " hello", "rejected": turn + " go"})[
+            ...     0
+            ... ].completions
             (' hello', ' go')
         """
         chosen, rejected = read_text(row, self.chosen), read_text(row, self.rejected)
@@ -113,7 +120,13 @@ class ImplicitPrompt(Format):
                 "chosen and rejected have different prompts",
                 f"{self.rejected!r} doesn't begin with the prompt of {self.chosen!r}, which ends in {prompt[-60:]!r}",
             )
-        return [Record(prompt, (chosen[cut:], rejected[cut:]), _pair_fields(row, self.margin, self.p_chosen))]
+        return [
+            Record(
+                prompt,
+                (chosen[cut:], rejected[cut:]),
+                _pair_fields(row, self.margin, self.p_chosen),
+            )
+        ]
 
     def _cut(self, chosen: Text) -> int:
         if not isinstance(chosen, str):
@@ -185,7 +198,9 @@ class PlainText(Format):
         """One record with an empty prompt and one completion."""
         text = read_text(row, self.text)
         if not isinstance(text, str):
-            raise InvalidRowError(f"column {self.text!r} is no plain text", "it holds messages: use Conversation")
+            raise InvalidRowError(
+                f"column {self.text!r} is no plain text", "it holds messages: use Conversation"
+            )
         return [Record("", (text,))]
 
 
@@ -203,8 +218,12 @@ class PromptOnly(Format):
 
     def __call__(self, row: Row) -> list[Record]:
         """One record without completions."""
-        names = [name for name in row if name != self.prompt] if self.columns is None else self.columns
-        kept = {name: row[name] if self.columns is None else read_value(row, name) for name in names}
+        names = (
+            [name for name in row if name != self.prompt] if self.columns is None else self.columns
+        )
+        kept = {
+            name: row[name] if self.columns is None else read_value(row, name) for name in names
+        }
         return [Record(read_prompt(row, self.prompt), columns=kept)]
 
 
@@ -235,7 +254,9 @@ class Ranked(Format):
                 f"columns {self.completions!r} and {column!r} differ in length",
                 f"{len(answers)} completions, {len(scores)} values",
             )
-        completions = tuple(check_completion(answer, self.completions, prompt) for answer in answers)
+        completions = tuple(
+            check_completion(answer, self.completions, prompt) for answer in answers
+        )
         return [Record(prompt, completions, {"score": scores})]
 
 
@@ -259,19 +280,28 @@ class Steps(Format):
         r"""One record whose completions are the steps, and the field `step_label` of as many numbers.
 
         Example:
-            >>> row = {"prompt": "1 + 2 + 3?", "completions": ["1 + 2 = 3", "3 + 3 = 7"], "labels": [True, False]}
+            >>> row = {
+            ...     "prompt": "1 + 2 + 3?",
+            ...     "completions": ["1 + 2 = 3", "3 + 3 = 7"],
+            ...     "labels": [True, False],
+            ... }
             >>> record = Steps()(row)[0]
             >>> record.completions, record.fields["step_label"]
             (('1 + 2 = 3\n', '3 + 3 = 7'), (1.0, 0.0))
         """
-        steps, labels = _read_list(row, self.completions, least=1), _read_list(row, self.labels, least=1)
+        steps, labels = (
+            _read_list(row, self.completions, least=1),
+            _read_list(row, self.labels, least=1),
+        )
         if len(steps) != len(labels):
             raise InvalidRowError(
                 f"columns {self.completions!r} and {self.labels!r} differ in length",
                 f"{len(steps)} steps, {len(labels)} labels",
             )
         if not all(isinstance(step, str) for step in steps):
-            raise InvalidRowError(f"column {self.completions!r} is no list of text", "steps are plain text")
+            raise InvalidRowError(
+                f"column {self.completions!r} is no list of text", "steps are plain text"
+            )
         numbers = tuple(check_number(label, self.labels, 0.0, 1.0) for label in labels)
         parts = (*(f"{step}{self.separator}" for step in steps[:-1]), steps[-1])
         return [Record(read_prompt(row, self.prompt), parts, {"step_label": numbers}, steps=True)]
@@ -316,7 +346,9 @@ def read_prompt(row: Row, column: str) -> Text:
     """
     prompt = read_text(row, column)
     if isinstance(prompt, str) and not prompt:
-        raise InvalidRowError("empty prompt", f"column {column!r} is empty (text without prompts: use PlainText)")
+        raise InvalidRowError(
+            "empty prompt", f"column {column!r} is empty (text without prompts: use PlainText)"
+        )
     return prompt
 
 
@@ -344,7 +376,8 @@ def check_completion(value: Any, column: str, prompt: Text) -> Text:
         return [{"role": "assistant", "content": text}]
     if list(text[: len(prompt)]) == list(prompt):
         raise InvalidRowError(
-            "completion repeats the prompt", f"column {column!r} holds the whole conversation; use ImplicitPrompt"
+            "completion repeats the prompt",
+            f"column {column!r} holds the whole conversation; use ImplicitPrompt",
         )
     return text
 
@@ -362,5 +395,7 @@ def _read_list(row: Row, column: str, least: int = 2) -> Sequence[Any]:
     value = read_value(row, column)
     if not isinstance(value, list | tuple) or len(value) < least:
         number = {1: "one", 2: "two"}[least]
-        raise InvalidRowError(f"column {column!r} is no list of {number} or more", f"got {type(value).__name__}")
+        raise InvalidRowError(
+            f"column {column!r} is no list of {number} or more", f"got {type(value).__name__}"
+        )
     return value

@@ -52,7 +52,9 @@ class LogprobStore:
         import pyarrow as pa  # noqa: PLC0415  (start-up that --help shall not pay)
 
         lines = ({"logprobs": row} for row in logprobs.float().tolist())
-        self.cache.get_or_build(self.key, lines, dict, schema=pa.schema([("logprobs", pa.list_(pa.float32()))]))
+        self.cache.get_or_build(
+            self.key, lines, dict, schema=pa.schema([("logprobs", pa.list_(pa.float32()))])
+        )
 
     def batches(self, rank: int, world_size: int) -> Iterator[BranchedBatch]:
         """All rows by length, in as many batches for each process; the last may repeat a row to make up the number."""

@@ -16,9 +16,9 @@ from lit_rlhf.types import DemonstrationBatch, PromptBatch
 class PromptTextDataModule(PromptDataModule):
     """Prompts to roll out from and text to go on imitating: training batches are `PromptBatch`es with `text`.
 
-    For PPO-ptx. Each batch of prompts comes with the next batch of text; when the text is used up it begins again, in the
-    order of its next epoch. Which batch of text comes is a function of how many batches of prompts came before it, so a
-    resumed run goes on with the right one and there is no second position to save.
+    For PPO-ptx. Each batch of prompts comes with the next batch of text; when the text is used up it begins again, in
+    the order of its next epoch. Which batch of text comes is a function of how many batches of prompts came before it,
+    so a resumed run goes on with the right one and there is no second position to save.
 
     Args:
         *args: As for `PromptDataModule`.
@@ -34,7 +34,9 @@ class PromptTextDataModule(PromptDataModule):
         super().__init__(*args, **kwargs)
         self.text = text
         if text.sources["train"] is None:
-            raise ConfigurationError("PromptTextDataModule.text has no training rows: set its option `train`.")
+            raise ConfigurationError(
+                "PromptTextDataModule.text has no training rows: set its option `train`."
+            )
 
     @property
     def dataset_hash(self) -> str:
@@ -53,7 +55,8 @@ class PromptTextDataModule(PromptDataModule):
             return
         if self.text.tokenizer_fingerprint != self.tokenizer_fingerprint:
             raise ConfigurationError(
-                "PromptTextDataModule.text was given another tokenizer than the prompts: its ids would mean other words. "
+                "PromptTextDataModule.text was given another tokenizer than the prompts: its ids "
+                "would mean other words. "
                 "Point both at the same directory."
             )
         self.text.trainer = self.trainer
@@ -62,12 +65,16 @@ class PromptTextDataModule(PromptDataModule):
     def train_dataloader(self) -> Any:
         """Prompts with text."""
         if self._overfits():
-            raise ConfigurationError("PromptTextDataModule can't be used with Trainer(overfit_batches).")
+            raise ConfigurationError(
+                "PromptTextDataModule can't be used with Trainer(overfit_batches)."
+            )
         return PairedLoader(super().train_dataloader(), self.text.train_dataloader())
 
     def _options_of_subclass(self) -> dict[str, Any]:
         # The text has a cache entry of its own.
-        return {name: value for name, value in super()._options_of_subclass().items() if name != "text"}
+        return {
+            name: value for name, value in super()._options_of_subclass().items() if name != "text"
+        }
 
     def _order(self) -> str:
         return f"{super()._order()}; text: {self.text._order()}"  # noqa: SLF001 (its base class is ours)

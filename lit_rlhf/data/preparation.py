@@ -64,7 +64,9 @@ class Report:
     def leave_out(self, where: str, error: InvalidRowError) -> None:
         """Count a row."""
         option = "too_long" if isinstance(error, TooLongError) else "invalid"
-        reason = self.reasons.setdefault(error.reason, Reason(0, f"{where}: {error.detail}", option))
+        reason = self.reasons.setdefault(
+            error.reason, Reason(0, f"{where}: {error.detail}", option)
+        )
         reason.count += 1
 
     @property
@@ -75,7 +77,10 @@ class Report:
     def summary(self) -> str:
         """The report in one line per reason."""
         used = f"{self.source}: {self.rows - sum(self.counts.values())} of {self.rows} rows used"
-        lines = [f"{reason.count} left out, {name} (first: {reason.first})" for name, reason in self.reasons.items()]
+        lines = [
+            f"{reason.count} left out, {name} (first: {reason.first})"
+            for name, reason in self.reasons.items()
+        ]
         if self.cut_prompts:
             lines.append(
                 f"{self.cut_prompts} prompts are cut to what the chat template renders alike with and without an "
@@ -149,7 +154,9 @@ class Preparation:
                 self.report.leave_out(self.source.locate(number), error)
                 continue
             except (TypeError, LookupError, AttributeError) as error:  # of a format of one's own
-                error.add_note(f"This was {self.source.locate(number)}. A row that can't be used: InvalidRowError.")
+                error.add_note(
+                    f"This was {self.source.locate(number)}. A row that can't be used: InvalidRowError."
+                )
                 raise
             for tokenized in rows:
                 self._measure(tokenized)
@@ -159,7 +166,9 @@ class Preparation:
 
     def _attempts(self) -> Iterator[Attempt]:
         for portion in _portions(self._convert(row) for row in self.source.load()):
-            yield from together(self.encoder.tokenizer, [self._tokenize_all(attempt) for attempt in portion])
+            yield from together(
+                self.encoder.tokenizer, [self._tokenize_all(attempt) for attempt in portion]
+            )
 
     def _convert(self, row: Row) -> Attempt:
         try:
@@ -222,7 +231,9 @@ class Preparation:
             self._names = names
         if names != self._names:
             wanted, found = (sorted(pair[0] | pair[1]) for pair in (self._names, names))
-            raise InvalidRowError("columns differ from the first row's", f"{found}; the first row's are {wanted}")
+            raise InvalidRowError(
+                "columns differ from the first row's", f"{found}; the first row's are {wanted}"
+            )
 
     def _measure(self, tokenized: dict[str, Any]) -> None:
         self.report.records += 1
@@ -232,14 +243,20 @@ class Preparation:
 
     def _conclude(self) -> None:
         policies = {"invalid": self.invalid, "too_long": self.too_long}
-        refused = {reason.option for reason in self.report.reasons.values() if policies[reason.option] == "error"}
+        refused = {
+            reason.option
+            for reason in self.report.reasons.values()
+            if policies[reason.option] == "error"
+        }
         if refused:
             ways = {"invalid": "invalid: drop", "too_long": "too_long: drop or too_long: truncate"}
             hint = " and ".join(ways[option] for option in sorted(refused))
             raise DataError(f"{self.report.summary()}. Mend the rows, or set {hint}.")
         if self.report.records == 0:
             way = "mend the rows, the `format` or the limits"
-            if self.report.reasons and all(name.startswith("no column") for name in self.report.reasons):
+            if self.report.reasons and all(
+                name.startswith("no column") for name in self.report.reasons
+            ):
                 way = "name the data's columns in the options of `format`, or take another format"
             raise DataError(f"{self.report.summary()}. Nothing is left: {way}.")
 
@@ -263,21 +280,29 @@ def _is_empty(completion: Text) -> bool:
     if isinstance(completion, str):
         return not completion.strip()
     # A turn that calls a tool has no content, but further keys.
-    return all(set(turn) <= {"role", "content"} and not str(turn["content"] or "").strip() for turn in completion)
+    return all(
+        set(turn) <= {"role", "content"} and not str(turn["content"] or "").strip()
+        for turn in completion
+    )
 
 
 def _refuse_identical(encoded: Encoded) -> None:
     completions = encoded.completions
     if len(completions) > 1 and all(ids == completions[0] for ids in completions[1:]):
         name = "identical pair" if len(completions) == 2 else "identical completions"
-        raise InvalidRowError(name, f"all completions have the same {len(completions[0])} tokens (after truncation)")
+        raise InvalidRowError(
+            name, f"all completions have the same {len(completions[0])} tokens (after truncation)"
+        )
 
 
 def _to_json(record: Record) -> str:
     try:
-        return json.dumps({"fields": dict(record.fields), "columns": dict(record.columns)}, allow_nan=True)
+        return json.dumps(
+            {"fields": dict(record.fields), "columns": dict(record.columns)}, allow_nan=True
+        )
     except (TypeError, ValueError) as error:
         kinds = {name: type(value).__name__ for name, value in record.columns.items()}
         raise InvalidRowError(
-            "column can't be carried", f"{error}; text, numbers, lists and dictionaries can be, these are {kinds}"
+            "column can't be carried",
+            f"{error}; text, numbers, lists and dictionaries can be, these are {kinds}",
         ) from error

@@ -110,7 +110,9 @@ def check_number(value: Any, column: str, low: float = -math.inf, high: float = 
         raise InvalidRowError(f"column {column!r} is no number", f"got {_shorten(value)}") from None
     if not math.isfinite(number) or not low <= number <= high:
         span = "finite" if math.isinf(low) else f"between {low:g} and {high:g}"
-        raise InvalidRowError(f"column {column!r} is out of range", f"got {number:g}, it must be {span}")
+        raise InvalidRowError(
+            f"column {column!r} is out of range", f"got {number:g}, it must be {span}"
+        )
     return number
 
 
@@ -125,7 +127,8 @@ def read_bool(row: Row, column: str) -> bool:
     answer = known.get(str(value).strip().lower())
     if answer is None:
         raise InvalidRowError(
-            f"column {column!r} is out of range", f"got {_shorten(value)}, it must be true or false (or 1 or 0)"
+            f"column {column!r} is out of range",
+            f"got {_shorten(value)}, it must be true or false (or 1 or 0)",
         )
     return answer
 

@@ -44,7 +44,10 @@ class TokenizedRows(Dataset[TokenizedRow]):
 
     def most_completions(self) -> int:
         """The largest number of completions of a prompt."""
-        return max(map(len, self.table.with_format(None).select(self.positions)["completion_ids"]), default=0)
+        return max(
+            map(len, self.table.with_format(None).select(self.positions)["completion_ids"]),
+            default=0,
+        )
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -58,7 +61,9 @@ class TokenizedRows(Dataset[TokenizedRow]):
         rows = [_row(int(index), values) for index, values in zip(indices, raw, strict=True)]
         if self.ref_logprobs is not None:
             for row in rows:
-                row["fields"]["ref_logprobs"] = self.ref_logprobs[row["index"], : len(row["completion_ids"])].tolist()
+                row["fields"]["ref_logprobs"] = self.ref_logprobs[
+                    row["index"], : len(row["completion_ids"])
+                ].tolist()
         return rows
 
     def split(self, fraction: float, seed: int) -> tuple["TokenizedRows", "TokenizedRows"]:
@@ -69,13 +74,19 @@ class TokenizedRows(Dataset[TokenizedRow]):
             seed: Other seeds divide otherwise.
         """
         keys, inverse = np.unique(self.prompt_keys, return_inverse=True)
-        second = np.array([stable_hash("split", seed, int(key)) < fraction * 2.0**63 for key in keys], dtype=bool)
+        second = np.array(
+            [stable_hash("split", seed, int(key)) < fraction * 2.0**63 for key in keys], dtype=bool
+        )
         chosen = second[inverse]
         return self._part(~chosen), self._part(chosen)
 
     def _part(self, keep: np.ndarray) -> "TokenizedRows":
         part = object.__new__(TokenizedRows)
-        part.table, part.positions, part.lengths = self.table, self.positions[keep], self.lengths[keep]
+        part.table, part.positions, part.lengths = (
+            self.table,
+            self.positions[keep],
+            self.lengths[keep],
+        )
         part.ref_logprobs = None
         return part
 

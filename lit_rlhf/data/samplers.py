@@ -108,7 +108,9 @@ class LengthBucketSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         """Rows per epoch of this process, those before a restored position included."""
-        return self.full_batches * self.batch_size + len(range(self.rank, self.left_over, self.num_replicas))
+        return self.full_batches * self.batch_size + len(
+            range(self.rank, self.left_over, self.num_replicas)
+        )
 
     def __iter__(self) -> Iterator[int]:
         """This process's rows of the current epoch, from the position on."""
@@ -187,7 +189,9 @@ def even_batch_size(num_rows: int, batch_size: int, num_replicas: int) -> int:
     would wait for the others for ever where a forward pass talks to them (FSDP2).
 
     Example:
-        >>> even_batch_size(9, batch_size=4, num_replicas=2)  # with 4, ranks of 5 and 4 rows have 2 and 1 batches
+        >>> even_batch_size(
+        ...     9, batch_size=4, num_replicas=2
+        ... )  # with 4, ranks of 5 and 4 rows have 2 and 1 batches
         3
     """
     sizes = chain(range(batch_size, 0, -1), range(batch_size + 1, num_rows + 1))

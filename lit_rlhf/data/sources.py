@@ -88,7 +88,9 @@ class FileSource(Source):
     def _check(self) -> None:
         for path in self.paths:
             if not path.is_file():
-                raise DataError(f"There is no file {path} (looked in {Path.cwd()}). Give the path of an existing file.")
+                raise DataError(
+                    f"There is no file {path} (looked in {Path.cwd()}). Give the path of an existing file."
+                )
             if _suffix(path) not in SUFFIXES:
                 raise DataError(
                     f"Can't tell from its name what {path} holds. Known suffixes: {', '.join(SUFFIXES)}, and .gz after "
@@ -111,7 +113,9 @@ class FileSource(Source):
                     file.seek(0)
                     yield from _read_jsonl(path, file)
         except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no {self.encoding} text: {error}. Set `encoding`.") from error
+            raise DataError(
+                f"{path} is no {self.encoding} text: {error}. Set `encoding`."
+            ) from error
         except (OSError, EOFError) as error:
             raise DataError(f"{path} can't be read: {error}.") from error
 
@@ -143,10 +147,16 @@ class DirectorySource(Source):
 
     def fingerprint(self) -> str:
         """Hash the bytes of the Arrow files."""
-        files = sorted(file for file in self.path.rglob("*.arrow") if not file.name.startswith("cache-"))
+        files = sorted(
+            file for file in self.path.rglob("*.arrow") if not file.name.startswith("cache-")
+        )
         if not files:
-            raise DataError(f"{self.path} holds no Arrow files: did `save_to_disk` write it? Files: see FileSource.")
-        return _hash_files(files, [*(str(file.relative_to(self.path)) for file in files), str(self.split)])
+            raise DataError(
+                f"{self.path} holds no Arrow files: did `save_to_disk` write it? Files: see FileSource."
+            )
+        return _hash_files(
+            files, [*(str(file.relative_to(self.path)) for file in files), str(self.split)]
+        )
 
     def __str__(self) -> str:
         """The path and the split."""
@@ -163,7 +173,13 @@ class HubSource(Source):
         revision: Branch, tag or commit. Pin a commit for a run that shall be repeatable.
     """
 
-    def __init__(self, name: str, config: str | None = None, split: str = "train", revision: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+    ) -> None:
         self.name = name
         self.config = config
         self.split = split
@@ -183,7 +199,9 @@ class HubSource(Source):
         import datasets  # noqa: PLC0415  (see above)
 
         try:
-            return datasets.load_dataset(self.name, self.config, split=self.split, revision=self.revision)
+            return datasets.load_dataset(
+                self.name, self.config, split=self.split, revision=self.revision
+            )
         except Exception as error:
             raise DataError(
                 f"Can't load the data set {self}: {' '.join(str(error).split())[:400]}. Is the name right, and is the "
@@ -244,7 +262,9 @@ def _read_jsonl(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, Any]]
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is no JSON: {error}. It starts with {line[:60]!r}.") from error
+            raise DataError(
+                f"{path}, line {number} is no JSON: {error}. It starts with {line[:60]!r}."
+            ) from error
         yield _object(row, f"{path}, line {number}")
 
 
@@ -292,7 +312,9 @@ def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
 def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[str, Any]]:
     if hasattr(loaded, "keys"):
         if split is None or split not in loaded:
-            raise DataError(f"{name} holds the splits {sorted(loaded)}; set `split` to one of them (it is {split!r}).")
+            raise DataError(
+                f"{name} holds the splits {sorted(loaded)}; set `split` to one of them (it is {split!r})."
+            )
         loaded = loaded[split]
     elif split is not None:
         raise DataError(f"{name} holds one split without a name; leave `split` out.")
@@ -303,7 +325,11 @@ def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[s
 def _hash_rows(rows: Iterable[Mapping[str, Any]]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=repr, ensure_ascii=False).encode(errors="surrogatepass"))
+        digest.update(
+            json.dumps(row, sort_keys=True, default=repr, ensure_ascii=False).encode(
+                errors="surrogatepass"
+            )
+        )
         digest.update(b"\n")
     return digest.hexdigest()
 

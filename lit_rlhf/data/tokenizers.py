@@ -16,9 +16,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, ImportError, KeyError, AttributeError) as error:
-        where = "" if Path(name).is_dir() else f"No such directory (looked in {Path.cwd()}); taken for a hub id. "
+        where = (
+            ""
+            if Path(name).is_dir()
+            else f"No such directory (looked in {Path.cwd()}); taken for a hub id. "
+        )
         raise ConfigurationError(
-            f"Can't load the tokenizer {name!r} (data option `tokenizer`). {where}Give the directory that the model was saved "
+            f"Can't load the tokenizer {name!r} (data option `tokenizer`). {where}Give the "
+            "directory that the model was saved "
             f"to, a hub id, or from Python a tokenizer object. The cause: {' '.join(str(error).split())[:400]}"
         ) from error
     return tokenizer
@@ -38,7 +43,9 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset(added | {int(index) for index in tokenizer.all_special_ids})
 
 
-def text_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+def text_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool
+) -> list[list[int]]:
     """Tokenize texts.
 
     Args:
@@ -49,7 +56,11 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: b
     """
     # verbose=False: texts longer than the model are no news here, the limits of the data decide.
     batches: list[list[int]] = tokenizer(
-        texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        texts,
+        add_special_tokens=special,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
     )["input_ids"]
     if not special:
         return batches

@@ -55,7 +55,8 @@ class PolicyStage:
         kl_coef: Reward given up per nat of KL to the initial policy; the reward is normalised to deviation 1.
         lr: Peak learning rate of the policy.
         value_lr: Peak learning rate of the critic.
-        heldout_prompts: Completions by which the policy is judged before and after, on prompts that nothing is trained on.
+        heldout_prompts: Completions by which the policy is judged before and after, on prompts that nothing is trained
+            on.
     """
 
     iterations: int = 50

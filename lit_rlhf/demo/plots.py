@@ -84,7 +84,13 @@ def calibration(bins: Sequence[tuple[float, float, int]]) -> str:
         total = sum(count for _, _, count in bins)
         confidence, agreement, counts = zip(*bins, strict=True)
         axis.plot(confidence, agreement, color=BLUE, linewidth=1.2)
-        axis.scatter(confidence, agreement, s=[25 + 600 * count / total for count in counts], color=BLUE, alpha=0.75)
+        axis.scatter(
+            confidence,
+            agreement,
+            s=[25 + 600 * count / total for count in counts],
+            color=BLUE,
+            alpha=0.75,
+        )
         axis.set_xlim(0.48, 1.02)
         axis.set_xlabel("confidence of the reward model: sigmoid of |score difference|")
         axis.set_ylabel("share of raters who agree")
@@ -99,7 +105,9 @@ def _curve(axis: Axes, values: Sequence[float], color: str, label: str) -> None:
 
 
 def _smooth(values: Sequence[float], window: int = 5) -> list[float]:
-    return [fmean(values[max(0, i - window // 2) : i + window // 2 + 1]) for i in range(len(values))]
+    return [
+        fmean(values[max(0, i - window // 2) : i + window // 2 + 1]) for i in range(len(values))
+    ]
 
 
 @contextmanager

@@ -14,7 +14,11 @@ from lit_rlhf.demo.stages import PolicyResult, RewardResult
 
 
 def write_report(
-    path: Path, summary: dict[str, Any], reward: RewardResult, policy: PolicyResult, config: DemoConfig
+    path: Path,
+    summary: dict[str, Any],
+    reward: RewardResult,
+    policy: PolicyResult,
+    config: DemoConfig,
 ) -> Path:
     """Write the report.
 
@@ -33,7 +37,9 @@ def write_report(
     lines = curves(policy, world)
     drawings = {
         "reward_and_kl": plots.reward_and_kl(lines["proxy"], lines["kl"]),
-        "gold_and_proxy": plots.gold_and_proxy(lines["gold"], lines["proxy"], summary["ppo"]["gold_max"]),
+        "gold_and_proxy": plots.gold_and_proxy(
+            lines["gold"], lines["proxy"], summary["ppo"]["gold_max"]
+        ),
         "scatter": plots.gold_against_proxy(
             [("initial policy", before.proxy, before.gold), ("after PPO", after.proxy, after.gold)]
         ),

@@ -98,7 +98,9 @@ def reliability(margins: Tensor, num_bins: int = 10) -> list[tuple[float, float,
     for number in range(num_bins):
         inside = which == number
         if inside.any():
-            rows.append((float(confidence[inside].mean()), float(agrees[inside].mean()), int(inside.sum())))
+            rows.append(
+                (float(confidence[inside].mean()), float(agrees[inside].mean()), int(inside.sum()))
+            )
     return rows
 
 

@@ -46,12 +46,26 @@ def run_demo(
         shutil.rmtree(output / stage, ignore_errors=True)
     with _quiet_lightning():
         stages = Stages(output, config, seed)
-        _stage(console, "1/3  Supervised fine-tuning: imitate what people write", "sft", seconds, stages.supervised)
+        _stage(
+            console,
+            "1/3  Supervised fine-tuning: imitate what people write",
+            "sft",
+            seconds,
+            stages.supervised,
+        )
         reward = _stage(
-            console, "2/3  Reward model: learn from noisy choices of raters", "reward", seconds, stages.reward
+            console,
+            "2/3  Reward model: learn from noisy choices of raters",
+            "reward",
+            seconds,
+            stages.reward,
         )
         policy = _stage(
-            console, "3/3  PPO: please the reward model, stay near the initial policy", "ppo", seconds, stages.policy
+            console,
+            "3/3  PPO: please the reward model, stay near the initial policy",
+            "ppo",
+            seconds,
+            stages.policy,
         )
     summary: dict[str, Any] = {
         "seed": seed,
@@ -62,13 +76,17 @@ def run_demo(
     }
     report = write_report(output / "report.html", summary, reward, policy, config)
     settings = {"config": asdict(config)}
-    (output / "summary.json").write_text(json.dumps(summary | settings, indent=2) + "\n", encoding="utf-8")
+    (output / "summary.json").write_text(
+        json.dumps(summary | settings, indent=2) + "\n", encoding="utf-8"
+    )
     _show(console, summary, policy, config)
     console.print(f"\nReport: {report}\nNumbers: {output / 'summary.json'}", highlight=False)
     return summary
 
 
-def _stage(console: Console, title: str, name: str, seconds: dict[str, float], work: Callable[[], Result]) -> Result:
+def _stage(
+    console: Console, title: str, name: str, seconds: dict[str, float], work: Callable[[], Result]
+) -> Result:
     console.rule(f"[bold]{title}", align="left")
     start = time.perf_counter()
     result = work()
@@ -76,22 +94,39 @@ def _stage(console: Console, title: str, name: str, seconds: dict[str, float], w
     return result
 
 
-def _show(console: Console, summary: dict[str, Any], policy: PolicyResult, config: DemoConfig) -> None:
+def _show(
+    console: Console, summary: dict[str, Any], policy: PolicyResult, config: DemoConfig
+) -> None:
     reward, ppo = summary["reward_model"], summary["ppo"]
-    table = Table(title="What came out", title_justify="left", show_header=True, header_style="bold")
+    table = Table(
+        title="What came out", title_justify="left", show_header=True, header_style="bold"
+    )
     for column in ("", "before", "after", "best possible"):
         table.add_column(column, justify="right" if column else "left")
     accuracy, bayes = reward["accuracy"], reward["bayes_accuracy"]
     before, after, best = ppo["gold_before"], ppo["gold_after"], ppo["gold_max"]
-    table.add_row("reward-model accuracy on held-out choices", "0.500", f"{accuracy:.3f}", f"{bayes:.3f}")
-    table.add_row("reward-model score of the policy", f"{ppo['reward_before']:.2f}", f"{ppo['reward_after']:.2f}", "")
-    table.add_row("true utility of the policy (gold)", f"{before:.2f}", f"{after:.2f}", f"{best:.2f}")
+    table.add_row(
+        "reward-model accuracy on held-out choices", "0.500", f"{accuracy:.3f}", f"{bayes:.3f}"
+    )
+    table.add_row(
+        "reward-model score of the policy",
+        f"{ppo['reward_before']:.2f}",
+        f"{ppo['reward_after']:.2f}",
+        "",
+    )
+    table.add_row(
+        "true utility of the policy (gold)", f"{before:.2f}", f"{after:.2f}", f"{best:.2f}"
+    )
     table.add_row("share of the gap closed", "", f"{ppo['gap_closed']:.0%}", "")
     table.add_row("KL to the initial policy, nats", "0.00", f"{ppo['kl']:.2f}", "")
-    table.add_row("distinct-2", f"{ppo['distinct_2_before']:.3f}", f"{ppo['distinct_2_after']:.3f}", "")
+    table.add_row(
+        "distinct-2", f"{ppo['distinct_2_before']:.3f}", f"{ppo['distinct_2_after']:.3f}", ""
+    )
     console.print(table)
     console.print(_sample_table(policy, config.world.world))
-    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["stage_seconds"].items())
+    took = ", ".join(
+        f"{name} {seconds:.0f} s" for name, seconds in summary["stage_seconds"].items()
+    )
     console.print(f"{summary['seconds']:.0f} s in all ({took})", highlight=False)
 
 
@@ -109,7 +144,11 @@ def _sample_table(policy: PolicyResult, world: World) -> Table:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keep Lightning from telling each stage which accelerators there are not."""
-    names = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lit_rlhf.data.base")
+    names = (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "lit_rlhf.data.base",
+    )
     silence_noise()
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

@@ -14,7 +14,12 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, OneCycleLR
 
 from lit_rlhf.callbacks import ExportModel, MetricsFile, PhaseProgressBar, SampleTable
-from lit_rlhf.data import DemonstrationDataModule, PreferenceDataModule, PromptDataModule, RowsSource
+from lit_rlhf.data import (
+    DemonstrationDataModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    RowsSource,
+)
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.models import ModelSpec, ValueModel
 from lit_rlhf.modules import PolicyModule, PPOPolicyModule, RewardModelModule, SupervisedModule
@@ -101,10 +106,13 @@ class Stages:
         """Train the initial policy on demonstrations."""
         stage = self.config.supervised
         data = DemonstrationDataModule(
-            RowsSource(self.world.demonstrations(stage.demonstrations)), **self._data_options(stage.batch_size)
+            RowsSource(self.world.demonstrations(stage.demonstrations)),
+            **self._data_options(stage.batch_size),
         )
         module = SupervisedModule(
-            ModelSpec(config=dict(self.config.model), tokenizer=self.tokenizer, init_seed=self.seed),
+            ModelSpec(
+                config=dict(self.config.model), tokenizer=self.tokenizer, init_seed=self.seed
+            ),
             optimizer=_adamw(stage.lr),
             lr_scheduler=_warm_up_and_decay(stage.lr, stage.demonstrations // stage.batch_size),
             seed=self.seed,
@@ -130,7 +138,9 @@ class Stages:
         )
         judged = _Margins()
         self._trainer("reward", judged).fit(module, datamodule=data)
-        return RewardResult(heldout, torch.stack([judged.margins[index] for index in range(len(heldout))]))
+        return RewardResult(
+            heldout, torch.stack([judged.margins[index] for index in range(len(heldout))])
+        )
 
     def policy(self) -> PolicyResult:
         """Train the policy against the reward model; sample held-out prompts before and after."""
@@ -147,7 +157,9 @@ class Stages:
         before, _ = complete_heldout(trainer, module, data)
         trainer.fit(module, datamodule=data)
         after, kl = complete_heldout(trainer, module, data)
-        metrics, rollouts = (_training_rows(folder / name) for name in ("metrics.jsonl", "samples.jsonl"))
+        metrics, rollouts = (
+            _training_rows(folder / name) for name in ("metrics.jsonl", "samples.jsonl")
+        )
         return PolicyResult(before, after, kl, metrics, rollouts)
 
     def _policy_module(self) -> PPOPolicyModule:
@@ -207,11 +219,18 @@ def _adamw(lr: float) -> Callable[..., Optimizer]:
 
 def _warm_up_and_decay(lr: float, steps: int) -> Callable[..., OneCycleLR]:
     return partial(
-        OneCycleLR, max_lr=lr, total_steps=steps, pct_start=0.05, anneal_strategy="linear", cycle_momentum=False
+        OneCycleLR,
+        max_lr=lr,
+        total_steps=steps,
+        pct_start=0.05,
+        anneal_strategy="linear",
+        cycle_momentum=False,
     )
 
 
-def complete_heldout(trainer: Trainer, module: PolicyModule, data: PromptDataModule) -> tuple[Rows, float]:
+def complete_heldout(
+    trainer: Trainer, module: PolicyModule, data: PromptDataModule
+) -> tuple[Rows, float]:
     """Samples on the held-out prompts (one batch), and their KL to the initial policy."""
     trainer.validate(module, datamodule=data, verbose=False)
     return module.samples, float(trainer.callback_metrics["val/objective/kl"])

@@ -25,7 +25,15 @@ from lit_rlhf.functional.branches import (
     expand_branches,
     pack_branches,
 )
-from lit_rlhf.functional.kl import biased_k3_loss, full_kl, k1, k2, k3, sequence_k2_loss, unbiased_k3_loss
+from lit_rlhf.functional.kl import (
+    biased_k3_loss,
+    full_kl,
+    k1,
+    k2,
+    k3,
+    sequence_k2_loss,
+    unbiased_k3_loss,
+)
 from lit_rlhf.functional.listwise_losses import (
     info_nca_loss,
     lipo_lambda_loss,
@@ -34,7 +42,12 @@ from lit_rlhf.functional.listwise_losses import (
     pro_loss,
     rrhf_loss,
 )
-from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs, token_entropy, token_logprobs
+from lit_rlhf.functional.logprobs import (
+    TokenLogprobs,
+    chunked_logprobs,
+    token_entropy,
+    token_logprobs,
+)
 from lit_rlhf.functional.masking import (
     Moments,
     Padded,

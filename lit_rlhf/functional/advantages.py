@@ -59,7 +59,9 @@ def gae(
 
 
 def discounted_returns(
-    rewards: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"], gamma: float = 1.0
+    rewards: Float[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    gamma: float = 1.0,
 ) -> Float[Tensor, "sequences time"]:
     r"""Reward to go, $G_t=\sum_{s\ge t}\gamma^{s-t}R_s$ over the tokens that count; 0 where masked.
 
@@ -75,7 +77,9 @@ def discounted_returns(
     return gae(rewards, torch.zeros_like(rewards), mask, gamma, lam=1.0).returns
 
 
-def leave_one_out(scores: Float[Tensor, " sequences"], num_samples: int) -> Float[Tensor, " sequences"]:
+def leave_one_out(
+    scores: Float[Tensor, " sequences"], num_samples: int
+) -> Float[Tensor, " sequences"]:
     r"""$A_i = R_i - \frac{1}{G-1}\sum_{j\ne i} R_j$ over the samples of a prompt (RLOO, arXiv:2402.14740).
 
     The baseline of a sample doesn't depend on it, so the policy gradient is unbiased.
@@ -95,7 +99,9 @@ def leave_one_out(scores: Float[Tensor, " sequences"], num_samples: int) -> Floa
     return ((groups - groups.mean(-1, keepdim=True)) * (num_samples / (num_samples - 1))).flatten()
 
 
-def group_centered(scores: Float[Tensor, " sequences"], num_samples: int) -> Float[Tensor, " sequences"]:
+def group_centered(
+    scores: Float[Tensor, " sequences"], num_samples: int
+) -> Float[Tensor, " sequences"]:
     r"""$A_i = R_i - \frac1G\sum_j R_j$, without dividing by the standard deviation (Dr. GRPO, arXiv:2503.20783).
 
     The mean includes the sample itself, so the expected gradient is (G - 1)/G of the true one: with a KL term in the
@@ -157,7 +163,9 @@ def greedy_baseline(
         mask: (N, T).
 
     Example:
-        >>> greedy_baseline(torch.tensor([[1.0, 0.0]]), torch.tensor([0.25]), torch.tensor([[True, True]]))
+        >>> greedy_baseline(
+        ...     torch.tensor([[1.0, 0.0]]), torch.tensor([0.25]), torch.tensor([[True, True]])
+        ... )
         tensor([[ 0.7500, -0.2500]])
     """
     return torch.where(mask, returns - greedy_scores[:, None], 0.0)
@@ -188,5 +196,7 @@ def _groups(scores: Tensor, num_samples: int, at_least: int) -> Tensor:
             f"num_samples={num_samples}: an advantage within a group needs {at_least} or more samples of each prompt."
         )
     if len(scores) % num_samples:
-        raise ConfigurationError(f"{len(scores)} scores can't be divided into groups of num_samples={num_samples}.")
+        raise ConfigurationError(
+            f"{len(scores)} scores can't be divided into groups of num_samples={num_samples}."
+        )
     return at_least_float32(scores).view(-1, num_samples)

@@ -74,7 +74,9 @@ def branch_layout(branch_ids: Int[Tensor, "rows length"], num_branches: int) -> 
     member = branch_ids[:, None, :] == wanted[None, :, None]  # (B, K, L)
     lengths = member.sum(-1)
     start = member.int().argmax(-1)
-    steps = torch.arange(max(int(lengths.max()) if lengths.numel() else 0, 1), device=branch_ids.device)
+    steps = torch.arange(
+        max(int(lengths.max()) if lengths.numel() else 0, 1), device=branch_ids.device
+    )
     mask = steps < lengths[..., None]
     index = (start[..., None] + steps) * mask
     prompt_last = (branch_ids == 0).sum(-1) - 1
@@ -84,7 +86,9 @@ def branch_layout(branch_ids: Int[Tensor, "rows length"], num_branches: int) -> 
     return BranchLayout(index, source, mask, last)
 
 
-def branch_attention_mask(branch_ids: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows 1 length length"]:
+def branch_attention_mask(
+    branch_ids: Int[Tensor, "rows length"],
+) -> Bool[Tensor, "rows 1 length length"]:
     """Token i attends to j when j <= i and j belongs to the prompt or to i's own branch (True = attends).
 
     Padding attends to padding and the prompt alone, so that no row of the mask is empty and no softmax gives nan.
@@ -204,7 +208,9 @@ def at_step_ends(
 
     Example:
         >>> whole = torch.tensor([[True, True, True]])
-        >>> at_step_ends(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([4.0]), whole, torch.tensor([[0, 2]]))
+        >>> at_step_ends(
+        ...     torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([4.0]), whole, torch.tensor([[0, 2]])
+        ... )
         tensor([[2., 4.]])
     """
     following = torch.cat([before[:, 1:], before[:, :1]], dim=1).gather(1, ends)

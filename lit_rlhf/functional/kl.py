@@ -15,7 +15,9 @@ from lit_rlhf.functional.masking import at_least_float32, masked_sum
 from lit_rlhf.functional.policy_losses import prefix_ratio, sequence_ratio
 
 
-def k1(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def k1(
+    logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """Schulman's k1 = u: unbiased, of either sign, and the one to subtract from rewards.
 
     Args:
@@ -25,12 +27,16 @@ def k1(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"])
     return logprobs - ref_logprobs
 
 
-def k2(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def k2(
+    logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """Schulman's k2 = u^2 / 2: biased as a figure, never negative."""
     return 0.5 * (logprobs - ref_logprobs).square()
 
 
-def k3(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def k3(
+    logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """Schulman's k3 = exp(-u) - 1 + u: unbiased as a figure, never negative, of low variance near u = 0.
 
     Example:

@@ -32,14 +32,18 @@ def plackett_luce_dpo_loss(logratios: Lists, scores: Lists, mask: Mask, beta: fl
 
     Example:
         >>> plackett_luce_dpo_loss(
-        ...     torch.zeros(1, 3), torch.tensor([[3.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool)
+        ...     torch.zeros(1, 3),
+        ...     torch.tensor([[3.0, 2.0, 1.0]]),
+        ...     torch.ones(1, 3, dtype=torch.bool),
         ... )
         tensor([1.7918])
     """
     return plackett_luce_loss(beta * logratios, scores, mask)
 
 
-def info_nca_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.01, temperature: float = 1.0) -> Rows:
+def info_nca_loss(
+    logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.01, temperature: float = 1.0
+) -> Rows:
     r"""$-\sum_i q_i\log\mathrm{softmax}(\beta u)_i$ with $q = \mathrm{softmax}(r/\alpha)$ (InfoNCA, arXiv:2402.05369).
 
     Args:
@@ -54,7 +58,9 @@ def info_nca_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.0
     return -(target * logits.log_softmax(-1)).sum(-1)
 
 
-def nca_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.01, temperature: float = 1.0) -> Rows:
+def nca_loss(
+    logratios: Lists, scores: Lists, mask: Mask, beta: float = 0.01, temperature: float = 1.0
+) -> Rows:
     r"""$-\sum_i[q_i\log\sigma(\beta u_i) + \frac1K\log\sigma(-\beta u_i)]$, q as in `info_nca_loss` (arXiv:2402.05369).
 
     Args:
@@ -90,7 +96,11 @@ def lipo_lambda_loss(logratios: Lists, scores: Lists, mask: Mask, beta: float = 
 
 
 def pro_loss(
-    logprobs: Lists, lengths: Shaped[Tensor, "rows branches"], scores: Lists, mask: Mask, sft_weight: float = 0.05
+    logprobs: Lists,
+    lengths: Shaped[Tensor, "rows branches"],
+    scores: Lists,
+    mask: Mask,
+    sft_weight: float = 0.05,
 ) -> Rows:
     r"""$\sum_{k<K}-\log\frac{e^{p_kT_k}}{e^{p_kT_k} + \sum_{i>k}e^{p_i(r_k - r_i)}} + b(K-1)^2 NLL(y_1)$.
 

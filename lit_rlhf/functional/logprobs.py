@@ -28,7 +28,9 @@ class TokenLogprobs(NamedTuple):
 
 
 def token_logprobs(
-    logits: Float[Tensor, "*shape vocabulary"], tokens: Int[Tensor, "*shape"], temperature: float = 1.0
+    logits: Float[Tensor, "*shape vocabulary"],
+    tokens: Int[Tensor, "*shape"],
+    temperature: float = 1.0,
 ) -> Float[Tensor, "*shape"]:
     """Log-probs of tokens under softmax(logits / temperature), in nats and at least float32.
 
@@ -45,7 +47,9 @@ def token_logprobs(
     return scaled.gather(-1, tokens[..., None]).squeeze(-1) - scaled.logsumexp(-1)
 
 
-def token_entropy(logits: Float[Tensor, "*shape vocabulary"], temperature: float = 1.0) -> Float[Tensor, "*shape"]:
+def token_entropy(
+    logits: Float[Tensor, "*shape vocabulary"], temperature: float = 1.0
+) -> Float[Tensor, "*shape"]:
     r"""Entropy $-\sum_v p_v \ln p_v$ of softmax(logits / temperature), in nats; logits of -inf add nothing.
 
     Example:
@@ -115,7 +119,9 @@ def chunked_logprobs(
     trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     size = chunk_size or _chunk_size(weight, trains_head)
     shape = _Shape(temperature, softcap, logit_scale, size, with_entropy, entropy_grad)
-    keep_slopes = torch.is_grad_enabled() and hidden.requires_grad and not trains_head and not entropy_grad
+    keep_slopes = (
+        torch.is_grad_enabled() and hidden.requires_grad and not trains_head and not entropy_grad
+    )
     # The dtypes are settled now. The meta device, which checks shapes and devices, knows no autocast.
     kind = hidden.device.type
     with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
@@ -196,10 +202,16 @@ class _ChunkedLogprobs(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         if ctx.keeps_slopes:
             (slopes,) = ctx.saved_tensors
-            grad_hidden = None if grad_logprobs is None else (slopes * grad_logprobs[:, None]).to(slopes.dtype)
+            grad_hidden = (
+                None
+                if grad_logprobs is None
+                else (slopes * grad_logprobs[:, None]).to(slopes.dtype)
+            )
             return grad_hidden, None, None, None, None, None
         if grad_logprobs is None and grad_entropy is None:
             return None, None, None, None, None, None
@@ -213,7 +225,9 @@ def _recomputed_gradients(
     shape: _Shape = ctx.shape
     grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
     # Chunks are summed in float32: bfloat16 would lose the small ones.
-    grad_weight = torch.zeros_like(weight, dtype=normalizer.dtype) if ctx.needs_input_grad[1] else None
+    grad_weight = (
+        torch.zeros_like(weight, dtype=normalizer.dtype) if ctx.needs_input_grad[1] else None
+    )
     grad_bias = torch.zeros_like(bias, dtype=normalizer.dtype) if ctx.needs_input_grad[2] else None
     for chunk in shape.chunks(len(tokens)):
         logits = shape.logits(_product(hidden[chunk], weight, bias))
@@ -222,10 +236,14 @@ def _recomputed_gradients(
         gradient = torch.zeros_like(probs)
         if grad_logprobs is not None:
             upstream = grad_logprobs[chunk, None]
-            gradient.addcmul_(probs, upstream, value=-1).scatter_add_(-1, tokens[chunk, None], upstream)
+            gradient.addcmul_(probs, upstream, value=-1).scatter_add_(
+                -1, tokens[chunk, None], upstream
+            )
         if grad_entropy is not None:
             # dH/dz = -p (log p + H)
-            gradient.addcmul_(probs.mul_(log_probs + entropy[chunk, None]), grad_entropy[chunk, None], value=-1)
+            gradient.addcmul_(
+                probs.mul_(log_probs + entropy[chunk, None]), grad_entropy[chunk, None], value=-1
+            )
         gradient = shape.scale_gradient(gradient, logits)
         if grad_bias is not None:
             grad_bias += gradient.sum(0)
@@ -241,7 +259,9 @@ def _recomputed_gradients(
     )
 
 
-def _checkpointed(hidden: Tensor, head: LogitFunction, tokens: Tensor, shape: _Shape) -> TokenLogprobs:
+def _checkpointed(
+    hidden: Tensor, head: LogitFunction, tokens: Tensor, shape: _Shape
+) -> TokenLogprobs:
     def run(states: Tensor, picks: Tensor) -> tuple[Tensor, Tensor | None]:
         logits = shape.logits(head(states))
         entropy = None
@@ -252,11 +272,15 @@ def _checkpointed(hidden: Tensor, head: LogitFunction, tokens: Tensor, shape: _S
     # An empty batch still goes through the head once, so that its parameters get their (zero) gradients.
     chunks = shape.chunks(len(tokens)) or [slice(0, 0)]
     if torch.is_grad_enabled():
-        parts = [checkpoint(run, hidden[chunk], tokens[chunk], use_reentrant=False) for chunk in chunks]
+        parts = [
+            checkpoint(run, hidden[chunk], tokens[chunk], use_reentrant=False) for chunk in chunks
+        ]
     else:
         parts = [run(hidden[chunk], tokens[chunk]) for chunk in chunks]
     entropies = [part[1] for part in parts if part[1] is not None]
-    return TokenLogprobs(torch.cat([part[0] for part in parts]), torch.cat(entropies) if entropies else None)
+    return TokenLogprobs(
+        torch.cat([part[0] for part in parts]), torch.cat(entropies) if entropies else None
+    )
 
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,7 +295,9 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def _chunk_size(weight: Tensor, trains_head: bool) -> int:
     budget = _CHUNK_ELEMENTS_CPU if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
     # Each chunk adds to the whole gradient of a trained head: fewer, larger ones.
-    return max(budget * (4 if trains_head and torch.is_grad_enabled() else 1) // weight.shape[0], 16)
+    return max(
+        budget * (4 if trains_head and torch.is_grad_enabled() else 1) // weight.shape[0], 16
+    )
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -300,13 +326,25 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _refuse_bad_options(
-    temperature: float, softcap: float | None, chunk_size: int | None, bias: Tensor | None, head: Tensor | LogitFunction
+    temperature: float,
+    softcap: float | None,
+    chunk_size: int | None,
+    bias: Tensor | None,
+    head: Tensor | LogitFunction,
 ) -> None:
     if not temperature > 0:
-        raise ConfigurationError(f"temperature={temperature} must be above 0: log-probs of greedy sampling are all 0.")
+        raise ConfigurationError(
+            f"temperature={temperature} must be above 0: log-probs of greedy sampling are all 0."
+        )
     if softcap is not None and not softcap > 0:
-        raise ConfigurationError(f"softcap={softcap} must be above 0; None leaves logits unbounded.")
+        raise ConfigurationError(
+            f"softcap={softcap} must be above 0; None leaves logits unbounded."
+        )
     if chunk_size is not None and chunk_size < 1:
-        raise ConfigurationError(f"chunk_size={chunk_size} must be 1 or more; None chooses it by the device.")
+        raise ConfigurationError(
+            f"chunk_size={chunk_size} must be 1 or more; None chooses it by the device."
+        )
     if bias is not None and not isinstance(head, Tensor):
-        raise ConfigurationError("bias belongs to a head given as a weight; a callable adds its own.")
+        raise ConfigurationError(
+            "bias belongs to a head given as a weight; a callable adds its own."
+        )

@@ -72,7 +72,11 @@ def masked_mean(
     """Mean of the entries that count, over all axes or one; 0 where none counts.
 
     Example:
-        >>> masked_mean(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), torch.tensor([[True, True], [False, False]]), dim=-1)
+        >>> masked_mean(
+        ...     torch.tensor([[1.0, 3.0], [5.0, 7.0]]),
+        ...     torch.tensor([[True, True], [False, False]]),
+        ...     dim=-1,
+        ... )
         tensor([2., 0.])
     """
     count = mask.sum() if dim is None else mask.sum(dim)
@@ -80,7 +84,10 @@ def masked_mean(
 
 
 def masked_var(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None, correction: int = 1
+    x: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    dim: int | None = None,
+    correction: int = 1,
 ) -> Float[Tensor, "..."]:
     """Variance of the entries that count, over all axes or one; 0 where no more than `correction` count.
 
@@ -171,7 +178,9 @@ def last_index(mask: Bool[Tensor, "sequences time"]) -> Int[Tensor, " sequences"
     return (mask * torch.arange(mask.shape[-1], device=mask.device)).amax(-1)
 
 
-def last_value(x: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]) -> Float[Tensor, " sequences"]:
+def last_value(
+    x: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]
+) -> Float[Tensor, " sequences"]:
     """The last entry that counts, 0 in rows without any.
 
     Example:
@@ -183,12 +192,16 @@ def last_value(x: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences
 
 
 def truncate_at_stop(
-    tokens: Int[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"], stop_token_ids: Sequence[int]
+    tokens: Int[Tensor, "sequences time"],
+    mask: Bool[Tensor, "sequences time"],
+    stop_token_ids: Sequence[int],
 ) -> Truncation:
     """End each sequence with its first stop token, which still counts.
 
     Example:
-        >>> cut = truncate_at_stop(torch.tensor([[5, 2, 7], [5, 6, 7]]), torch.ones(2, 3, dtype=torch.bool), [2])
+        >>> cut = truncate_at_stop(
+        ...     torch.tensor([[5, 2, 7], [5, 6, 7]]), torch.ones(2, 3, dtype=torch.bool), [2]
+        ... )
         >>> cut.mask.tolist(), cut.finished.tolist()
         ([[True, True, False], [True, True, True]], [True, False])
     """
@@ -223,10 +236,14 @@ def pad_sequences(sequences: Sequence[Tensor], value: int, width: int | None = N
         )
     rows = [pad(sequence, (0, width - len(sequence)), value=value) for sequence in sequences]
     values = torch.stack(rows) if rows else torch.full((0, width), value)
-    return Padded(values, length_mask(torch.tensor(lengths, dtype=torch.int64, device=values.device), width))
+    return Padded(
+        values, length_mask(torch.tensor(lengths, dtype=torch.int64, device=values.device), width)
+    )
 
 
-def align_left(x: Shaped[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"], value: int) -> Padded:
+def align_left(
+    x: Shaped[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"], value: int
+) -> Padded:
     """Move the entries that count to the front of their rows, in order: left padding becomes right padding.
 
     Args:
@@ -235,7 +252,9 @@ def align_left(x: Shaped[Tensor, "sequences time"], mask: Bool[Tensor, "sequence
         value: What is put behind them.
 
     Example:
-        >>> align_left(torch.tensor([[0, 7, 8]]), torch.tensor([[False, True, True]]), -1).values.tolist()
+        >>> align_left(
+        ...     torch.tensor([[0, 7, 8]]), torch.tensor([[False, True, True]]), -1
+        ... ).values.tolist()
         [[7, 8, -1]]
     """
     order = (~mask).int().argsort(dim=-1, stable=True)

@@ -7,7 +7,9 @@ from lit_rlhf.functional.branches import PackedRows, branch_layout, pack_branche
 
 
 def add_mismatched_branches(
-    input_ids: Int[Tensor, "rows length"], branch_ids: Int[Tensor, "rows length"], pad_token_id: int = 0
+    input_ids: Int[Tensor, "rows length"],
+    branch_ids: Int[Tensor, "rows length"],
+    pad_token_id: int = 0,
 ) -> PackedRows:
     """Give each row of a batch with one branch a second one: the completion of the next row, or of the first.
 
@@ -18,7 +20,9 @@ def add_mismatched_branches(
 
     Example:
         >>> import torch
-        >>> rows = add_mismatched_branches(torch.tensor([[7, 1], [8, 2]]), torch.tensor([[0, 1], [0, 1]]))
+        >>> rows = add_mismatched_branches(
+        ...     torch.tensor([[7, 1], [8, 2]]), torch.tensor([[0, 1], [0, 1]])
+        ... )
         >>> rows.input_ids.tolist()
         [[7, 1, 2], [8, 2, 1]]
     """
@@ -26,4 +30,6 @@ def add_mismatched_branches(
     mask = layout.mask.expand(-1, 2, -1).clone()
     tokens = input_ids.gather(1, layout.index[:, 0])[:, None].expand(-1, 2, -1).clone()
     mask[:, 1], tokens[:, 1] = mask[:, 0].roll(-1, 0), tokens[:, 0].roll(-1, 0)
-    return pack_branches(input_ids, branch_ids == 0, tokens.flatten(0, 1), mask.flatten(0, 1), pad_token_id)
+    return pack_branches(
+        input_ids, branch_ids == 0, tokens.flatten(0, 1), mask.flatten(0, 1), pad_token_id
+    )

@@ -40,7 +40,9 @@ def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.where(small, near_zero, far)
 
 
-def per_token(logprobs: Float[Tensor, "*shape"], lengths: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def per_token(
+    logprobs: Float[Tensor, "*shape"], lengths: Shaped[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """Mean log-prob of a completion's tokens from their sum; an empty completion has 0.
 
     Example:

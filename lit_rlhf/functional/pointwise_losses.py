@@ -52,7 +52,9 @@ def kto_reference_point(total: Float[Tensor, ""], count: Float[Tensor, ""]) -> F
     return (total / count.clamp_min(torch.finfo(count.dtype).tiny)).detach().clamp_min(0)
 
 
-def bco_loss(logratios: Examples, labels: Labels, shift: float | Tensor = 0.0, beta: float = 0.01) -> Examples:
+def bco_loss(
+    logratios: Examples, labels: Labels, shift: float | Tensor = 0.0, beta: float = 0.01
+) -> Examples:
     r"""$-\log\sigma(\beta u - \delta)$ if desirable, $-\log\sigma(-(\beta u - \delta))$ if not (BCO, arXiv:2404.04656).
 
     A binary classifier whose logit is the implicit reward. Its optimum is that of RLHF if labels follow
@@ -80,7 +82,9 @@ def apo_zero_unpaired_loss(logratios: Examples, labels: Labels, beta: float = 0.
     return torch.where(labels, (-z).sigmoid(), z.sigmoid())
 
 
-def dro_v_loss(logratios: Examples, scores: Examples, values: Examples, tau: float = 1.0) -> Examples:
+def dro_v_loss(
+    logratios: Examples, scores: Examples, values: Examples, tau: float = 1.0
+) -> Examples:
     r"""$\frac12(r - V(x) - \tau u)^2$ (DRO-V, arXiv:2405.19107).
 
     Log-ratios are sums over tokens. Policy and value must not share parameters that both move, or one fits the other's

@@ -72,7 +72,9 @@ def sequence_ratio(
         length_normalized: The geometric mean over tokens (GSPO) instead of the product.
     """
     change = log_ratio(logprobs, old_logprobs, mask)
-    pooled = masked_mean(change, mask, dim=-1) if length_normalized else masked_sum(change, mask, dim=-1)
+    pooled = (
+        masked_mean(change, mask, dim=-1) if length_normalized else masked_sum(change, mask, dim=-1)
+    )
     ratio = _exp(pooled.detach())[:, None]
     return ratio * (change - change.detach()).exp()
 
@@ -102,7 +104,9 @@ def clipped_surrogate(
     """
     objective = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
     if dual is not None:
-        objective = torch.where(advantages < 0, torch.maximum(objective, dual * advantages), objective)
+        objective = torch.where(
+            advantages < 0, torch.maximum(objective, dual * advantages), objective
+        )
     return -objective
 
 

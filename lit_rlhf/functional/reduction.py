@@ -34,24 +34,33 @@ def sequence_count(mask: Bool[Tensor, "sequences time"]) -> Float[Tensor, ""]:
     return mask.any(-1).sum().float()
 
 
-def token_mean(loss: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]) -> Fraction:
+def token_mean(
+    loss: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]
+) -> Fraction:
     r"""$\sum_{i,t} \ell_{it} / \sum_i n_i$: every token weighs the same (DAPO, arXiv:2503.14476; PPO).
 
     Example:
         >>> import torch
-        >>> loss, mask = torch.tensor([[1.0, 1.0], [4.0, 0.0]]), torch.tensor([[True, True], [True, False]])
+        >>> loss, mask = (
+        ...     torch.tensor([[1.0, 1.0], [4.0, 0.0]]),
+        ...     torch.tensor([[True, True], [True, False]]),
+        ... )
         >>> float(token_mean(loss, mask).value), float(sequence_mean(loss, mask).value)
         (2.0, 2.5)
     """
     return Fraction(masked_sum(loss, mask), token_count(mask))
 
 
-def sequence_mean(loss: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]) -> Fraction:
+def sequence_mean(
+    loss: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]
+) -> Fraction:
     r"""$\frac1N\sum_i \frac1{n_i}\sum_t \ell_{it}$: every sequence weighs the same (GRPO, arXiv:2402.03300; GSPO)."""
     return Fraction(masked_mean(loss, mask, dim=-1).sum(), sequence_count(mask))
 
 
-def sequence_sum(loss: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]) -> Fraction:
+def sequence_sum(
+    loss: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]
+) -> Fraction:
     r"""$\frac1N\sum_i \sum_t \ell_{it}$: the policy gradient of whole sequences (REINFORCE, RLOO)."""
     return Fraction(masked_sum(loss, mask), sequence_count(mask))
 

@@ -63,7 +63,9 @@ def scaled_bradley_terry_loss(
     return scale * bradley_terry_loss(chosen, rejected, label_smoothing=label_smoothing)
 
 
-def centering_penalty(chosen: Float[Tensor, " rows"], rejected: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+def centering_penalty(
+    chosen: Float[Tensor, " rows"], rejected: Float[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
     r"""$(r_w + r_l)^2$, which holds scores near 0; to be weighted by about 0.01 (arXiv:2312.09244).
 
     It bears on sums of pairs, so with more than two completions of a prompt it shrinks differences, too.
@@ -85,8 +87,8 @@ def all_pairs_loss(
 
     Args:
         scores: (B, K).
-        targets: (B, K): any numbers whose order is that of the ranking, higher is better; ties are no pairs, unless there
-            is a temperature.
+        targets: (B, K): any numbers whose order is that of the ranking, higher is better; ties are no pairs, unless
+            there is a temperature.
         mask: (B, K).
         temperature: Above 0, in units of the targets: how much raters' opinions of them scatter. None: the better one
             always wins.
@@ -149,7 +151,14 @@ def plackett_luce_loss(
 
     Example:
         >>> everything = torch.ones(1, 3, dtype=torch.bool)
-        >>> round(float(plackett_luce_loss(torch.zeros(1, 3), torch.tensor([[2.0, 1.0, 0.0]]), everything).exp()), 4)
+        >>> round(
+        ...     float(
+        ...         plackett_luce_loss(
+        ...             torch.zeros(1, 3), torch.tensor([[2.0, 1.0, 0.0]]), everything
+        ...         ).exp()
+        ...     ),
+        ...     4,
+        ... )
         6.0
     """
     kept = torch.where(mask, scores, 0.0)
@@ -157,7 +166,9 @@ def plackett_luce_loss(
     rank = above.sum(1)  # how many are better
     # Row i: what is left to choose from when i is chosen. Every row keeps itself, so that none is empty.
     not_below = targets[:, None, :] <= targets[:, :, None]
-    left = (not_below & mask[:, None, :]) | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    left = (not_below & mask[:, None, :]) | torch.eye(
+        mask.shape[1], dtype=torch.bool, device=mask.device
+    )
     normalizer = torch.where(left, kept[:, None, :], -torch.inf).logsumexp(-1)
     counted = mask if top is None else mask & (rank < top)
     return torch.where(counted, normalizer - kept, 0.0).sum(-1)
@@ -185,7 +196,9 @@ def regression_loss(
 
 
 def gaussian_nll_loss(
-    means: Float[Tensor, "*shape"], log_stds: Float[Tensor, "*shape"], targets: Float[Tensor, "*shape"]
+    means: Float[Tensor, "*shape"],
+    log_stds: Float[Tensor, "*shape"],
+    targets: Float[Tensor, "*shape"],
 ) -> Float[Tensor, "*shape"]:
     r"""$\tfrac12((y-\mu)/\sigma)^2 + \log\sigma + \tfrac12\log 2\pi$: ratings with a spread of their own.
 
@@ -196,7 +209,11 @@ def gaussian_nll_loss(
         log_stds: Natural log of the predicted standard deviation.
         targets: Ratings.
     """
-    return 0.5 * ((targets - means) * torch.exp(-log_stds)).square() + log_stds + 0.5 * math.log(2 * math.pi)
+    return (
+        0.5 * ((targets - means) * torch.exp(-log_stds)).square()
+        + log_stds
+        + 0.5 * math.log(2 * math.pi)
+    )
 
 
 def process_loss(
@@ -214,10 +231,14 @@ def process_loss(
     Returns:
         (B, S), 0 where masked.
     """
-    return _cross_entropy(torch.where(mask, logits, 0.0), torch.where(mask, labels, 0.0)).masked_fill(~mask, 0.0)
+    return _cross_entropy(
+        torch.where(mask, logits, 0.0), torch.where(mask, labels, 0.0)
+    ).masked_fill(~mask, 0.0)
 
 
-def outcome_loss(logits: Float[Tensor, "*shape"], labels: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def outcome_loss(
+    logits: Float[Tensor, "*shape"], labels: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     r"""Cross-entropy of "the answer is right", $-y\log\sigma(z) - (1-y)\log\sigma(-z)$ (arXiv:2110.14168).
 
     Args:

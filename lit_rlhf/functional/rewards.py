@@ -10,7 +10,13 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.kl import k1
-from lit_rlhf.functional.masking import Moments, last_index, masked_moments, masked_sum, merge_moments
+from lit_rlhf.functional.masking import (
+    Moments,
+    last_index,
+    masked_moments,
+    masked_sum,
+    merge_moments,
+)
 
 
 def place_at_end(
@@ -102,7 +108,10 @@ def missing_eos_score(
 
 
 def normalize_scores(
-    scores: Float[Tensor, " sequences"], mean: float | Tensor, std: float | Tensor, eps: float = 1e-8
+    scores: Float[Tensor, " sequences"],
+    mean: float | Tensor,
+    std: float | Tensor,
+    eps: float = 1e-8,
 ) -> Float[Tensor, " sequences"]:
     """(scores - mean) / std, with a standard deviation of no less than `eps`.
 
@@ -130,7 +139,9 @@ def update_moments(moments: Moments, scores: Float[Tensor, " sequences"]) -> Mom
     """
     new = masked_moments(scores, torch.ones_like(scores, dtype=torch.bool))
     pairs = zip(moments, new, strict=True)
-    return merge_moments(Moments(*(torch.stack([old, fresh.to(old.dtype)]) for old, fresh in pairs)))
+    return merge_moments(
+        Moments(*(torch.stack([old, fresh.to(old.dtype)]) for old, fresh in pairs))
+    )
 
 
 def clip_scores(scores: Float[Tensor, " sequences"], limit: float) -> Float[Tensor, " sequences"]:
@@ -143,7 +154,9 @@ def length_penalty(lengths: Int[Tensor, " sequences"], coef: float) -> Float[Ten
     return -coef * lengths.float()
 
 
-def overlong_penalty(lengths: Int[Tensor, " sequences"], max_length: int, buffer: int) -> Float[Tensor, " sequences"]:
+def overlong_penalty(
+    lengths: Int[Tensor, " sequences"], max_length: int, buffer: int
+) -> Float[Tensor, " sequences"]:
     r"""DAPO's soft punishment, to add to scores: 0 up to $L_{max}-L_{cache}$ tokens, then linear to -1 at $L_{max}$.
 
     See arXiv:2503.14476.
@@ -161,6 +174,8 @@ def overlong_penalty(lengths: Int[Tensor, " sequences"], max_length: int, buffer
         tensor([ 0.0000, -0.7500, -1.0000, -1.0000])
     """
     if not 0 < buffer <= max_length:
-        raise ConfigurationError(f"buffer={buffer} must be above 0 and no more than max_length={max_length}.")
+        raise ConfigurationError(
+            f"buffer={buffer} must be above 0 and no more than max_length={max_length}."
+        )
     room = (max_length - buffer - lengths).float() / buffer
     return room.clamp(-1.0, 0.0)

@@ -115,7 +115,11 @@ class CalibrationError(Metric):
 
     Example:
         >>> metric = CalibrationError()
-        >>> metric.update(torch.logit(torch.full((4,), 0.75)), torch.zeros(4), torch.tensor([1.0, 1.0, 0.0, 0.0]))
+        >>> metric.update(
+        ...     torch.logit(torch.full((4,), 0.75)),
+        ...     torch.zeros(4),
+        ...     torch.tensor([1.0, 1.0, 0.0, 0.0]),
+        ... )
         >>> metric.compute()
         tensor(0.2500)
     """
@@ -131,7 +135,9 @@ class CalibrationError(Metric):
     def __init__(self, num_bins: int = 10) -> None:
         super().__init__()
         if num_bins < 1:
-            raise ConfigurationError(f"CalibrationError: num_bins must be at least 1, not {num_bins}.")
+            raise ConfigurationError(
+                f"CalibrationError: num_bins must be at least 1, not {num_bins}."
+            )
         self.num_bins = num_bins
         for name in ("count", "confidence", "agreement"):
             self.add_state(name, torch.zeros(num_bins), dist_reduce_fx="sum")

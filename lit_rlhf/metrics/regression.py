@@ -90,7 +90,11 @@ class ExplainedVariance(_Moments):
 
     Example:
         >>> metric = ExplainedVariance()
-        >>> metric.update(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[1.0, 4.0, 0.0]]), torch.tensor([[1, 1, 0]]))
+        >>> metric.update(
+        ...     torch.tensor([[1.0, 2.0, 9.0]]),
+        ...     torch.tensor([[1.0, 4.0, 0.0]]),
+        ...     torch.tensor([[1, 1, 0]]),
+        ... )
         >>> metric.compute()
         tensor(0.5556)
     """
@@ -151,5 +155,7 @@ class LengthCorrelation(PearsonCorrCoef):
         """A scalar in [-1, 1]; nan if scores or lengths do not vary."""
         with warnings.catch_warnings():
             # That a new head scores everything alike is no news, and nan says it.
-            warnings.filterwarnings("ignore", message="The variance of predictions or target", category=UserWarning)
+            warnings.filterwarnings(
+                "ignore", message="The variance of predictions or target", category=UserWarning
+            )
             return super().compute()

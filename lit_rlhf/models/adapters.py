@@ -21,7 +21,13 @@ from lit_rlhf.seeding import generator
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what peft writes before the path of each parameter
-_UNSUPPORTED = ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "modules_to_save")
+_UNSUPPORTED = (
+    "use_dora",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "modules_to_save",
+)
 
 
 class RoleAdapters:
@@ -37,13 +43,17 @@ class RoleAdapters:
         seed: Of the initial weights of adapters.
     """
 
-    def __init__(self, model: PreTrainedModel, trunk: nn.Module, trunk_prefix: str, seed: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, trunk: nn.Module, trunk_prefix: str, seed: int
+    ) -> None:
         self.configs: dict[str, LoraConfig] = {}
         self._model = model
         self._trunk = trunk
         self._trunk_prefix = trunk_prefix
         self._seed = seed
-        self._linear = {name: module for name, module in trunk.named_modules() if _is_linear(module)}
+        self._linear = {
+            name: module for name, module in trunk.named_modules() if _is_linear(module)
+        }
         self._tuner: Any = None
         self._layers: dict[str, Any] = {}  # adapted layers by their path in the trunk
         self._active: str | None = None
@@ -76,7 +86,9 @@ class RoleAdapters:
         random = generator(self._seed, "adapter", name)
         for weight in self.parameters(name, "lora_A").values():
             bound = weight.shape[1] ** -0.5  # kaiming_uniform with a = sqrt(5), as peft draws it
-            weight.data.copy_(torch.empty(weight.shape, device="cpu").uniform_(-bound, bound, generator=random))
+            weight.data.copy_(
+                torch.empty(weight.shape, device="cpu").uniform_(-bound, bound, generator=random)
+            )
 
     def copy(self, name: str, source: str, *, trainable: bool) -> None:
         """Add an adapter equal to another."""
@@ -111,7 +123,9 @@ class RoleAdapters:
             weight.data.copy_(weights[key])
         return extra
 
-    def save(self, name: str, path: Path, *, base: str | None, task: str, head: Tensor | None = None) -> None:
+    def save(
+        self, name: str, path: Path, *, base: str | None, task: str, head: Tensor | None = None
+    ) -> None:
         """Write an adapter as peft does.
 
         Args:
@@ -122,13 +136,19 @@ class RoleAdapters:
             head: (1, h) weight of a scalar head to store beside it.
         """
         prefix = f"{_PREFIX}{self._trunk_prefix}."
-        state = {f"{prefix}{key}": weight.detach().cpu() for key, weight in self.parameters(name).items()}
+        state = {
+            f"{prefix}{key}": weight.detach().cpu() for key, weight in self.parameters(name).items()
+        }
         config = copy.deepcopy(self.configs[name])
         config.task_type, config.base_model_name_or_path, config.inference_mode = task, base, True
         if head is not None:
             state[f"{_PREFIX}score.weight"] = head.detach().cpu()
             config.modules_to_save = ["score"]
-        save_file({key: value.contiguous() for key, value in state.items()}, path / ADAPTER_WEIGHTS, {"format": "pt"})
+        save_file(
+            {key: value.contiguous() for key, value in state.items()},
+            path / ADAPTER_WEIGHTS,
+            {"format": "pt"},
+        )
         config.save_pretrained(str(path))
 
     def parameters(self, name: str, part: str = "lora_") -> dict[str, nn.Parameter]:
@@ -168,14 +188,18 @@ class RoleAdapters:
             self._tuner.inject_adapter(self._model, name)
         self.configs[name] = config
         self._layers = {path: self._trunk.get_submodule(path) for path in self._linear}
-        self._layers = {path: layer for path, layer in self._layers.items() if hasattr(layer, "lora_A")}
+        self._layers = {
+            path: layer for path, layer in self._layers.items() if hasattr(layer, "lora_A")
+        }
         for path, layer in self._layers.items():
             adopt(layer, path)
         for parameter in self._model.parameters():
             parameter.requires_grad_(flags.get(id(parameter), trainable))
         for weight in self.parameters(name).values():
             weight.data = weight.data.float()
-        self._active = name  # whatever peft has switched on; this makes the next line reach every layer
+        self._active = (
+            name  # whatever peft has switched on; this makes the next line reach every layer
+        )
         self._switch(None)
 
     def _targets(self, wanted: str | list[str]) -> list[str]:
@@ -195,7 +219,9 @@ class RoleAdapters:
         # Last parts of the paths where they mean the same layers: what people write and peft's files hold.
         leaves = {path.rsplit(".", 1)[-1] for path in paths}
         everything = [
-            name for name, _ in self._model.named_modules() if ".lora_" not in name and ".base_layer" not in name
+            name
+            for name, _ in self._model.named_modules()
+            if ".lora_" not in name and ".base_layer" not in name
         ]
         matched = {name for name in everything if name.rsplit(".", 1)[-1] in leaves}
         full = {f"{self._model_prefix}{path}" for path in paths}
@@ -205,7 +231,9 @@ class RoleAdapters:
     def _model_prefix(self) -> str:
         return "" if self._trunk is self._model else f"{self._trunk_prefix}."
 
-    def _sort_keys(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _sort_keys(
+        self, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         weights, extra = {}, {}
         for key, value in state.items():
             bare = key.removeprefix(_PREFIX)
@@ -225,7 +253,9 @@ class RoleAdapters:
         for key, value in weights.items():
             layer, matrix, _ = key.rsplit(".", 2)
             fan_in, fan_out = _features(self._linear[layer])
-            ours, theirs = (fan_in, value.shape[1]) if matrix == "lora_A" else (fan_out, value.shape[0])
+            ours, theirs = (
+                (fan_in, value.shape[1]) if matrix == "lora_A" else (fan_out, value.shape[0])
+            )
             if ours != theirs:
                 raise CheckpointError(
                     f"The adapter {path!r} is of another base: {key} fits a layer of width {theirs}, ours has {ours}."
@@ -242,17 +272,26 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     for file in ("adapter_config.json", ADAPTER_WEIGHTS):
         if not (directory / file).is_file():
             found = (
-                sorted(item.name for item in directory.iterdir())[:12] if directory.is_dir() else "no such directory"
+                sorted(item.name for item in directory.iterdir())[:12]
+                if directory.is_dir()
+                else "no such directory"
             )
             raise CheckpointError(f"The adapter {path!r} has no file {file} (found: {found}).")
     try:
         config = PeftConfig.from_pretrained(path)
         state = load_file(directory / ADAPTER_WEIGHTS)
     except Exception as error:  # safetensors and json raise errors of several kinds for torn files
-        raise CheckpointError(f"The adapter {path!r} can't be read, its files may be torn: {error}") from error
+        raise CheckpointError(
+            f"The adapter {path!r} can't be read, its files may be torn: {error}"
+        ) from error
     if not isinstance(config, LoraConfig):
-        raise CheckpointError(f"The adapter {path!r} is of the kind {config.peft_type}; only LoRA is supported.")
-    if set(config.modules_to_save or []) <= {"score", "classifier"}:  # peft's names for the head of a classifier
+        raise CheckpointError(
+            f"The adapter {path!r} is of the kind {config.peft_type}; only LoRA is supported."
+        )
+    if set(config.modules_to_save or []) <= {
+        "score",
+        "classifier",
+    }:  # peft's names for the head of a classifier
         config.modules_to_save = None
     used = [option for option in _UNSUPPORTED if getattr(config, option, None)]
     if used or config.bias != "none":

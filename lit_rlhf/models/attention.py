@@ -2,12 +2,13 @@
 
 transformers repeats the keys and values of grouped heads wherever there is a mask. On CPU that costs more than it
 saves: SDPA takes the groups as they are. Its backward in bfloat16 is moreover about three times slower there than in
-float32 (measured on SmolLM2-135M's shapes: 75 ms a layer against 27). So there short sequences are computed by whole products
-(`dense_attention`) and longer ones by SDPA in float32. Shape and kind of mask decide, in training and inference alike,
-so that both give the same numbers for the same rows. On other devices transformers' own function is called.
+float32 (measured on SmolLM2-135M's shapes: 75 ms a layer against 27). So there short sequences are computed by whole
+products (`dense_attention`) and longer ones by SDPA in float32. Shape and kind of mask decide, in training and
+inference alike, so that both give the same numbers for the same rows. On other devices transformers' own function is
+called.
 
-Of branched rows, prompts and branches are computed apart within `apart`: a mask over whole rows makes every kernel compute the
-pairs of different branches too, which for K branches of T tokens is about K times the work that counts.
+Of branched rows, prompts and branches are computed apart within `apart`: a mask over whole rows makes every kernel
+compute the pairs of different branches too, which for K branches of T tokens is about K times the work that counts.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -33,7 +39,9 @@ _parts: ContextVar[BranchParts | None] = ContextVar("branch_parts", default=None
 class _Attend(Protocol):
     """Attention of (B, heads, Q, d) over (B, groups, K, d) to (B, Q, heads, d); causal where there is no mask."""
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, /) -> Tensor: ...
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, /
+    ) -> Tensor: ...
 
 
 @contextmanager
@@ -100,15 +108,27 @@ def grouped_attention(
         (B, Q, heads, d), and None for the probabilities.
     """
     attend: _Attend = partial(
-        _attend, module, dropout=dropout, scaling=scaling, is_causal=is_causal, softcap=softcap, **kwargs
+        _attend,
+        module,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+        softcap=softcap,
+        **kwargs,
     )
     parts = _parts.get()
-    if parts is not None and query.shape[0] * query.shape[2] == len(parts.place) and query.shape[2] == key.shape[2]:
+    if (
+        parts is not None
+        and query.shape[0] * query.shape[2] == len(parts.place)
+        and query.shape[2] == key.shape[2]
+    ):
         return _attend_apart(attend, query, key, value, parts), None
     return attend(query, key, value, attention_mask), None
 
 
-def _attend_apart(attend: _Attend, query: Tensor, key: Tensor, value: Tensor, parts: BranchParts) -> Tensor:
+def _attend_apart(
+    attend: _Attend, query: Tensor, key: Tensor, value: Tensor, parts: BranchParts
+) -> Tensor:
     rows, _, length, _ = query.shape
     sequences, _, time, _ = parts.mask.shape
     width = parts.width
@@ -141,7 +161,12 @@ def _attend(
     **kwargs: Any,
 ) -> Tensor:
     length = query.shape[2]
-    causal = mask is None and length > 1 and (is_causal is None or is_causal) and getattr(module, "is_causal", True)
+    causal = (
+        mask is None
+        and length > 1
+        and (is_causal is None or is_causal)
+        and getattr(module, "is_causal", True)
+    )
     if softcap is not None:
         return _capped(query, key, value, mask, causal, scaling, softcap)
     special = kwargs.get("position_bias") is not None or kwargs.get("cache") is not None
@@ -152,7 +177,12 @@ def _attend(
         return result[0]
     if length > 1 and not dropout and pays(query, key, causal=causal):
         return dense_attention(
-            query, key, value, mask, causal=causal, scale=query.shape[-1] ** -0.5 if scaling is None else scaling
+            query,
+            key,
+            value,
+            mask,
+            causal=causal,
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         )
     dtype = query.dtype
     if length > 1 and dtype != torch.float32:
@@ -160,13 +190,26 @@ def _attend(
         if mask is not None and mask.is_floating_point():
             mask = mask.float()
     output = F.scaled_dot_product_attention(
-        query, key, value, mask, dropout, causal, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        query,
+        key,
+        value,
+        mask,
+        dropout,
+        causal,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return output.to(dtype).transpose(1, 2).contiguous()
 
 
 def _capped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scaling: float | None, softcap: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scaling: float | None,
+    softcap: float,
 ) -> Tensor:
     batch, heads, length, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
@@ -177,7 +220,9 @@ def _capped(
     if causal:
         mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        scores = (
+            scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        )
     weights = scores.softmax(-1).to(value.dtype).view(batch, groups, -1, keys)
     return (weights @ value).view(batch, heads, length, -1).transpose(1, 2).contiguous()
 

@@ -86,8 +86,13 @@ class Backbone(nn.Module):
         self.model = model
         self.heads = nn.ModuleDict()
         self.frozen = not trainable
-        self.score_mean, self.score_std = 0.0, 1.0  # of a loaded reward model's scores on held-out data
-        self.score_skip_ids: dict[str, int] = {}  # by head: scores are read before a trailing token of this id
+        self.score_mean, self.score_std = (
+            0.0,
+            1.0,
+        )  # of a loaded reward model's scores on held-out data
+        self.score_skip_ids: dict[
+            str, int
+        ] = {}  # by head: scores are read before a trailing token of this id
         config = model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.pad_token_id = pad_token_id(tokenizer)
@@ -156,7 +161,11 @@ class Backbone(nn.Module):
             ConfigurationError: The base is being trained, the role has an adapter, there is no such role to copy.
             CheckpointError: The directory doesn't fit the base.
         """
-        if any(parameter.requires_grad for name, parameter in self.model.named_parameters() if ".lora_" not in name):
+        if any(
+            parameter.requires_grad
+            for name, parameter in self.model.named_parameters()
+            if ".lora_" not in name
+        ):
             raise ConfigurationError(
                 f"No adapter {role!r} can stand on a base that is trained in full. Set lora, or load the base with "
                 "trainable=False."
@@ -198,7 +207,11 @@ class Backbone(nn.Module):
         if copy_from is not None:
             self._require(copy_from, self.heads, "head")
             state = self.heads[copy_from].state_dict()
-        std = ScalarHead.reward_std(self.hidden_size) if (role == "reward" if drawn is None else drawn) else 0.0
+        std = (
+            ScalarHead.reward_std(self.hidden_size)
+            if (role == "reward" if drawn is None else drawn)
+            else 0.0
+        )
         head = ScalarHead(self.hidden_size, std, self.spec.init_seed, role, self.device)
         if state is not None:
             head.weight.data.copy_(state["weight"].reshape(-1))
@@ -287,7 +300,9 @@ class Backbone(nn.Module):
         wanted = states.positions()
         size = states.mask.shape
         picked = (
-            states.hidden.index_select(0, states.source.flatten()[wanted]) if logprobs or entropy or values else None
+            states.hidden.index_select(0, states.source.flatten()[wanted])
+            if logprobs or entropy or values
+            else None
         )
         result: dict[str, Tensor] = {}
         if picked is not None and (logprobs or entropy):
@@ -304,7 +319,9 @@ class Backbone(nn.Module):
             result["scores"] = self._scores(states, scores)
         return BranchOutput(mask=states.mask, **result)
 
-    def states(self, batch: BranchedBatch, *, num_branches: int, role: str | None = "policy") -> BranchStates:
+    def states(
+        self, batch: BranchedBatch, *, num_branches: int, role: str | None = "policy"
+    ) -> BranchStates:
         """Hidden states of a batch under a role, and where the branches lie in them."""
         with self.use_role(role):
             return self._runner(batch, num_branches)
@@ -350,9 +367,13 @@ class Backbone(nn.Module):
                 # A reward model of others: transformers reads scores before trailing padding, which they let equal EOS.
                 self.score_skip_ids[role] = self.pad_token_id
         if extra:
-            raise ConfigurationError(f"The adapter {path!r} holds tensors of no layer: {sorted(extra)[:5]}.")
+            raise ConfigurationError(
+                f"The adapter {path!r} holds tensors of no layer: {sorted(extra)[:5]}."
+            )
 
-    def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    def _recompute_contexts(
+        self,
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         # Backward runs when another role may be on, or none: recompute under the one of the forward.
         return nullcontext(), self._as_now(self._adapters.active, current_parts())
 

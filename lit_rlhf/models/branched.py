@@ -1,7 +1,7 @@
 """The branched forward: hidden states of prompts with K branches, in one of two ways with the same result.
 
-- **shared**: one row per prompt, all branches behind it; the prompt is computed once. Attention computes prompts and branches
-  apart where the kernel is ours, else whole rows under a mask.
+- **shared**: one row per prompt, all branches behind it; the prompt is computed once. Attention computes prompts and
+  branches apart where the kernel is ours, else whole rows under a mask.
 - **expanded**: K ordinary rows per prompt, for attention kernels and decoders that take no such mask.
 """
 
@@ -48,7 +48,9 @@ class BranchStates(NamedTuple):
     def before(self, token_id: int) -> Tensor:
         """(N,) index of the state at each branch's last token other than `token_id`, else at the prompt's last."""
         steps = torch.arange(self.mask.shape[1], device=self.mask.device)
-        length = ((self.mask & (self.tokens != token_id)) * (steps + 1)).amax(-1)  # up to that token
+        length = ((self.mask & (self.tokens != token_id)) * (steps + 1)).amax(
+            -1
+        )  # up to that token
         inner = self.source.gather(1, length.clamp_max(len(steps) - 1)[:, None]).squeeze(1)
         return torch.where(length == self.mask.sum(-1), self.last, inner)
 
@@ -96,7 +98,11 @@ class Costs:
                 weights += module.in_features * module.out_features
         heads = getattr(config, "num_attention_heads", None) or 0
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
-        return Costs(2.0 * weights, 4.0 * width * config.num_hidden_layers, 1.0 if attention == "eager" else 0.5)
+        return Costs(
+            2.0 * weights,
+            4.0 * width * config.num_hidden_layers,
+            1.0 if attention == "eager" else 0.5,
+        )
 
 
 class BranchRunner:
@@ -112,7 +118,9 @@ class BranchRunner:
         ConfigurationError: "shared" is asked of a decoder or kernel that can't take the mask.
     """
 
-    def __init__(self, trunk: nn.Module, config: PretrainedConfig, attention: str, branching: Branching) -> None:
+    def __init__(
+        self, trunk: nn.Module, config: PretrainedConfig, attention: str, branching: Branching
+    ) -> None:
         self.trunk = trunk
         self.branching = branching
         self.takes_positions = "position_ids" in inspect.signature(_forward_of(trunk)).parameters
@@ -145,7 +153,11 @@ class BranchRunner:
         length = branch_ids.shape[1]
         if branch_ids.is_meta:  # lengths of expanded rows can't be known there
             return True
-        if self.branching == "expanded" or self.obstacle or (self.window is not None and length > self.window):
+        if (
+            self.branching == "expanded"
+            or self.obstacle
+            or (self.window is not None and length > self.window)
+        ):
             if self.branching == "shared":
                 raise ConfigurationError(
                     f"branching='shared' can't run: a row has {length} tokens, more than the sliding window of "
@@ -155,13 +167,18 @@ class BranchRunner:
         if self.branching == "shared":
             return True
         if branches == 1:
-            return False  # an ordinary causal row already, and without a mask its kernel is the faster
+            return (
+                False  # an ordinary causal row already, and without a mask its kernel is the faster
+            )
         prompts = (branch_ids == 0).sum(-1)
         longest = int((prompts[:, None] + layout.mask.sum(-1)).max())
         expanded = self.costs.expanded(rows * branches, longest)
         if self.splits:
             time = layout.mask.shape[-1]
-            return self.costs.split(rows, length, int(prompts.max()), rows * branches, time) <= expanded
+            return (
+                self.costs.split(rows, length, int(prompts.max()), rows * branches, time)
+                <= expanded
+            )
         return self.costs.shared(rows, length) <= expanded
 
     def shared(self, batch: BranchedBatch, layout: BranchLayout) -> BranchStates:
@@ -170,13 +187,20 @@ class BranchRunner:
         mask = branch_attention_mask(branch_ids)
         if self.additive_mask:
             mask = self._additive(mask)
-        with apart(branch_parts(branch_ids, layout) if self.splits and not branch_ids.is_meta else None):
+        with apart(
+            branch_parts(branch_ids, layout) if self.splits and not branch_ids.is_meta else None
+        ):
             output = self.trunk(
-                input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], use_cache=False
+                input_ids=batch["input_ids"],
+                attention_mask=mask,
+                position_ids=batch["position_ids"],
+                use_cache=False,
             )
         return _gather(output.last_hidden_state, batch["input_ids"], layout)
 
-    def expanded(self, batch: BranchedBatch, layout: BranchLayout, num_branches: int) -> BranchStates:
+    def expanded(
+        self, batch: BranchedBatch, layout: BranchLayout, num_branches: int
+    ) -> BranchStates:
         """K rows per prompt. Padding is on the right, so that causal attention never sees it and no mask is needed."""
         input_ids, branch_ids = batch["input_ids"], batch["branch_ids"]
         if num_branches == 1:
@@ -188,7 +212,9 @@ class BranchRunner:
 
     def _additive(self, mask: Tensor) -> Tensor:
         dtype = next(p.dtype for p in self.trunk.parameters() if p.is_floating_point())
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+            ~mask, torch.finfo(dtype).min
+        )
 
     def _find_obstacle(self, config: PretrainedConfig, attention: str) -> str | None:
         if attention not in ("sdpa", "eager"):
@@ -214,7 +240,9 @@ def _gather(hidden: Tensor, input_ids: Tensor, layout: BranchLayout) -> BranchSt
     rows, length, width = hidden.shape
     sequences = layout.mask.shape[0] * layout.mask.shape[1]
     offset = torch.arange(rows, device=input_ids.device)[:, None] * length
-    tokens = input_ids.gather(1, layout.index.flatten(1)).view(sequences, -1) * layout.mask.view(sequences, -1)
+    tokens = input_ids.gather(1, layout.index.flatten(1)).view(sequences, -1) * layout.mask.view(
+        sequences, -1
+    )
     return BranchStates(
         hidden=hidden.reshape(rows * length, width),
         source=(layout.source.flatten(1) + offset).view(sequences, -1),
@@ -229,7 +257,9 @@ def _window(config: PretrainedConfig) -> int | None:
     kinds = set(getattr(config, "layer_types", None) or [])
     windows = []
     sliding = getattr(config, "sliding_window", None)
-    if sliding and ("sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True))):
+    if sliding and (
+        "sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True))
+    ):
         windows.append(int(sliding))
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk and ("chunked_attention" in kinds or not kinds):

@@ -49,13 +49,20 @@ def read_record(directory: Path) -> Mapping[str, object]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{file} can't be read, the export may be torn: {error}. Export it anew.") from error
+        raise CheckpointError(
+            f"{file} can't be read, the export may be torn: {error}. Export it anew."
+        ) from error
     return dict(record)
 
 
 def model_card(record: ExportRecord) -> str:
     """Text of the export's README.md."""
-    header = ["---", "library_name: " + ("peft" if record.form == "adapter" else "transformers"), "tags:", "- lit_rlhf"]
+    header = [
+        "---",
+        "library_name: " + ("peft" if record.form == "adapter" else "transformers"),
+        "tags:",
+        "- lit_rlhf",
+    ]
     if record.base is not None and not Path(record.base).is_absolute():
         header.append(f"base_model: {record.base}")
     base = record.base or "a randomly initialised model"
@@ -85,7 +92,9 @@ def model_card(record: ExportRecord) -> str:
 
 
 def _usage(record: ExportRecord) -> str:
-    auto = "AutoModelForSequenceClassification" if record.kind == "reward" else "AutoModelForCausalLM"
+    auto = (
+        "AutoModelForSequenceClassification" if record.kind == "reward" else "AutoModelForCausalLM"
+    )
     lines = [
         f"from transformers import {auto}, AutoTokenizer",
         "",

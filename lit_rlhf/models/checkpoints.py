@@ -29,10 +29,18 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
     """
     checkpoint = read_checkpoint(path)
     spec = _spec(checkpoint, path)
-    state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_PREFIX)}
+    state = {
+        k.removeprefix(_PREFIX): v
+        for k, v in checkpoint["state_dict"].items()
+        if k.startswith(_PREFIX)
+    }
     roles = sorted({match[1] for key in state if (match := _ADAPTER.search(key))})
     heads = sorted(key.split(".")[1] for key in state if key.startswith("heads."))
-    backbone = Backbone(replace(spec, **overrides), lm_head="policy" in roles or "reward" not in heads, trainable=False)
+    backbone = Backbone(
+        replace(spec, **overrides),
+        lm_head="policy" in roles or "reward" not in heads,
+        trainable=False,
+    )
     for role in roles:
         if role not in backbone.adapters:  # "policy" may have brought "reference"
             backbone.add_adapter(role, trainable=False)
@@ -41,7 +49,10 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
             backbone.add_head(head, trainable=False)
     _load(backbone, state, path)
     ours = checkpoint["lit_rlhf"]["state"]
-    backbone.score_mean, backbone.score_std = float(ours.get("score_mean", 0.0)), float(ours.get("score_std", 1.0))
+    backbone.score_mean, backbone.score_std = (
+        float(ours.get("score_mean", 0.0)),
+        float(ours.get("score_std", 1.0)),
+    )
     return backbone.eval()
 
 
@@ -56,9 +67,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of several kinds for torn files
-        raise CheckpointError(f"The checkpoint {str(path)!r} can't be read; it may be torn: {error}") from error
+        raise CheckpointError(
+            f"The checkpoint {str(path)!r} can't be read; it may be torn: {error}"
+        ) from error
     if "lit_rlhf" not in checkpoint or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{str(path)!r} is no checkpoint of lit_rlhf (it holds {sorted(checkpoint)[:8]}).")
+        raise CheckpointError(
+            f"{str(path)!r} is no checkpoint of lit_rlhf (it holds {sorted(checkpoint)[:8]})."
+        )
     return checkpoint
 
 
@@ -75,7 +90,11 @@ def _spec(checkpoint: Mapping[str, Any], path: str | Path) -> ModelSpec:
 
 def _load(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path) -> None:
     found = backbone.load_state_dict(dict(state), strict=False)
-    trained = {name for name, _ in backbone.named_parameters() if ".lora_" in name or name.startswith("heads.")}
+    trained = {
+        name
+        for name, _ in backbone.named_parameters()
+        if ".lora_" in name or name.startswith("heads.")
+    }
     missing = sorted(trained & set(found.missing_keys))
     if missing or found.unexpected_keys:
         raise CheckpointError(

@@ -13,7 +13,11 @@ from lit_rlhf.types import BranchedBatch
 if TYPE_CHECKING:
     from lit_rlhf.models.backbone import Backbone
 
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest absolute value
+_TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 5e-2,
+    torch.float16: 1e-2,
+}  # of the largest absolute value
 
 
 @torch.no_grad()

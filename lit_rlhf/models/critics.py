@@ -75,7 +75,9 @@ class ValueAdapter(Critic):
         lora: Shape of a fresh adapter; default: that of the policy.
     """
 
-    def __init__(self, start: Literal["auto", "reward", "fresh"] = "auto", lora: LoraSpec | None = None) -> None:
+    def __init__(
+        self, start: Literal["auto", "reward", "fresh"] = "auto", lora: LoraSpec | None = None
+    ) -> None:
         super().__init__()
         self.start = start
         self.lora = lora
@@ -87,7 +89,9 @@ class ValueAdapter(Critic):
             ConfigurationError: `start="reward"` without a reward adapter on the same base.
         """
         source = reward_source
-        here = source is not None and source.backbone is backbone and source.role in backbone.adapters
+        here = (
+            source is not None and source.backbone is backbone and source.role in backbone.adapters
+        )
         if self.start == "reward" and not here:
             raise ConfigurationError(
                 "ValueAdapter(start='reward') needs a reward model that is an adapter on the policy's base. Use "
@@ -143,8 +147,12 @@ class ValueModel(Critic):
             self.backbone = self._from_spec(self.spec)
         else:
             missing = "a trained reward model (as the policy's reward)" if use_reward else "spec"
-            raise ConfigurationError(f"ValueModel(start={self.start!r}) has nothing to start from: give it {missing}.")
-        if tokenizer_fingerprint(self.backbone.tokenizer) != tokenizer_fingerprint(backbone.tokenizer):
+            raise ConfigurationError(
+                f"ValueModel(start={self.start!r}) has nothing to start from: give it {missing}."
+            )
+        if tokenizer_fingerprint(self.backbone.tokenizer) != tokenizer_fingerprint(
+            backbone.tokenizer
+        ):
             raise ConfigurationError(
                 "The critic's tokenizer isn't the policy's, so it can't read the policy's tokens. Use ValueHead or "
                 "ValueAdapter, or start ValueModel from a model with the policy's tokenizer."

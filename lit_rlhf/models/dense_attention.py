@@ -1,11 +1,11 @@
 r"""Attention over short sequences by whole matrix products in bfloat16, its probabilities kept for backward.
 
-Kernels that never store probabilities work in small blocks, which is what long sequences need, and on CPU they are slow in
-bfloat16. The probabilities of short sequences are small, and whole products fast: heads that share keys and values stand beside
-each other as the rows of one, for as many sequences and queries as have scores that stay in the cache. Under a causal mask keys
-after the last query of such a part are left out. Scores and softmax are in float32, and so are sums within products and over
-parts; what the other products give is rounded to the dtype of the input, gradients of probabilities too. No double backward, no
-transforms of torch.func.
+Kernels that never store probabilities work in small blocks, which is what long sequences need, and on CPU they are slow
+in bfloat16. The probabilities of short sequences are small, and whole products fast: heads that share keys and values
+stand beside each other as the rows of one, for as many sequences and queries as have scores that stay in the cache.
+Under a causal mask keys after the last query of such a part are left out. Scores and softmax are in float32, and so are
+sums within products and over parts; what the other products give is rounded to the dtype of the input, gradients of
+probabilities too. No double backward, no transforms of torch.func.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,12 @@ _MEMORY = 1.25
 
 
 def pays(query: Tensor, key: Tensor, *, causal: bool) -> bool:
-    """Whether to compute here: on CPU, in bfloat16, where what is kept for backward takes little more memory than what SDPA keeps.
+    """Whether to compute here: on CPU, in bfloat16, where what is kept for backward takes little more memory than what
+    SDPA keeps.
 
-    Here that is the probabilities and the inputs, of SDPA in float32 copies of the inputs and its output. Values are taken to
-    be as wide as keys. With 9 heads of 64 in 3 groups that is so up to 576 tokens under a causal mask, 320 under others.
+    Here that is the probabilities and the inputs, of SDPA in float32 copies of the inputs and its output. Values are
+    taken to be as wide as keys. With 9 heads of 64 in 3 groups that is so up to 576 tokens under a causal mask, 320
+    under others.
     """
     if query.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
@@ -84,13 +86,21 @@ class _Part(NamedTuple):
 class _DenseAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        scale: float,
     ) -> Tensor:
         (batch, heads, queries, _), groups = query.shape, key.shape[1]
         parts, bias, kept = _parts(query, key.shape[2], causal), _bias(mask, query), []
         out = query.new_empty(batch, queries, heads, value.shape[-1])
         for part in parts:
-            scores = torch.bmm(part.rows(query, groups).float() * scale, part.seen(key).float().transpose(1, 2))
+            scores = torch.bmm(
+                part.rows(query, groups).float() * scale, part.seen(key).float().transpose(1, 2)
+            )
             by_head = scores.view(-1, heads, part.queries.stop - part.queries.start, part.keys.stop)
             if bias is not None:
                 by_head.add_(bias[part.sequences])
@@ -112,7 +122,10 @@ class _DenseAttention(torch.autograd.Function):
         groups, grad = key.shape[1], grad.transpose(1, 2)
         total = torch.float32 if _share_keys(ctx.parts) else key.dtype
         grad_query = query.new_empty(query.shape)
-        grad_key, grad_value = key.new_zeros(key.shape, dtype=total), value.new_zeros(value.shape, dtype=total)
+        grad_key, grad_value = (
+            key.new_zeros(key.shape, dtype=total),
+            value.new_zeros(value.shape, dtype=total),
+        )
         for part, probs in zip(ctx.parts, kept, strict=True):
             rows, upstream = part.rows(query, groups), part.rows(grad, groups)
             part.seen(grad_value).add_(torch.bmm(probs.transpose(1, 2), upstream))
@@ -133,7 +146,10 @@ def _parts(query: Tensor, keys: int, causal: bool) -> list[_Part]:
         end = min(start + step, queries)
         seen = end if causal else keys
         size = max(_SCORES // max(heads * (end - start) * seen, 1), 1)
-        found += [_Part(slice(at, at + size), slice(start, end), slice(0, seen)) for at in range(0, batch, size)]
+        found += [
+            _Part(slice(at, at + size), slice(start, end), slice(0, seen))
+            for at in range(0, batch, size)
+        ]
     return found
 
 

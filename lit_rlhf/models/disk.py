@@ -47,7 +47,8 @@ def whole_directory(path: Path, needed: int = 0) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)  # first, so that what is free is free
         before = " What was there before is untouched." if path.exists() else ""
         raise CheckpointError(
-            f"The export {path} can't be written: {room(path.parent, needed, cause)}.{before} Make room, or choose another disk."
+            f"The export {path} can't be written: {room(path.parent, needed, cause)}.{before} Make "
+            "room, or choose another disk."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -59,8 +60,14 @@ def refuse_foreign(path: Path) -> None:
     Raises:
         CheckpointError: `path` holds files, and no export's record.
     """
-    if path.exists() and not (path / RECORD).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} exists and is no export of lit_rlhf. Choose another path, or delete it.")
+    if (
+        path.exists()
+        and not (path / RECORD).is_file()
+        and (not path.is_dir() or any(path.iterdir()))
+    ):
+        raise CheckpointError(
+            f"{path} exists and is no export of lit_rlhf. Choose another path, or delete it."
+        )
 
 
 def out_of_room(error: BaseException) -> str | None:

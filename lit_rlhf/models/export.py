@@ -59,7 +59,9 @@ def export_reward(
         CheckpointError: The path holds something that isn't an export, or the disk is full.
     """
     if head not in backbone.heads:
-        raise ConfigurationError(f"There is no head {head!r} to export; there are {sorted(backbone.heads)}.")
+        raise ConfigurationError(
+            f"There is no head {head!r} to export; there are {sorted(backbone.heads)}."
+        )
     chosen = backbone.heads[head].get_parameter("weight") if weight is None else weight
     row = chosen.detach().cpu()[None]
     as_adapter = not merge and role in backbone.adapters
@@ -72,12 +74,23 @@ def export_reward(
         else:
             config = _float_config(backbone, num_labels=1, pad_token_id=pad)
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-            _save_whole(AutoModelForSequenceClassification, config, backbone, role, directory, {"score.weight": row})
+            _save_whole(
+                AutoModelForSequenceClassification,
+                config,
+                backbone,
+                role,
+                directory,
+                {"score.weight": row},
+            )
         tokenizer.save_pretrained(directory)
-        _record(backbone, "reward", as_adapter, tokenizer, score_mean, score_std, note).write(directory)
+        _record(backbone, "reward", as_adapter, tokenizer, score_mean, score_std, note).write(
+            directory
+        )
 
 
-def export_policy(backbone: Backbone, path: str | Path, *, merge: bool, role: str | None = "policy") -> None:
+def export_policy(
+    backbone: Backbone, path: str | Path, *, merge: bool, role: str | None = "policy"
+) -> None:
     """Write a policy: an `AutoModelForCausalLM`, or a peft adapter.
 
     Args:
@@ -94,7 +107,9 @@ def export_policy(backbone: Backbone, path: str | Path, *, merge: bool, role: st
         if as_adapter:
             _save_adapter(backbone, str(role), directory, "CAUSAL_LM", None)
         else:
-            _save_whole(AutoModelForCausalLM, _float_config(backbone), backbone, role, directory, {})
+            _save_whole(
+                AutoModelForCausalLM, _float_config(backbone), backbone, role, directory, {}
+            )
         backbone.tokenizer.save_pretrained(directory)
         _record(backbone, "policy", as_adapter, backbone.tokenizer, 0.0, 1.0).write(directory)
 
@@ -102,13 +117,21 @@ def export_policy(backbone: Backbone, path: str | Path, *, merge: bool, role: st
 def _size(backbone: Backbone, role: str | None, as_adapter: bool) -> int:
     """Bytes of the weights that will be written."""
     if as_adapter:
-        return sum(p.numel() * p.element_size() for name, p in backbone.named_parameters() if f".{role}." in name)
+        return sum(
+            p.numel() * p.element_size()
+            for name, p in backbone.named_parameters()
+            if f".{role}." in name
+        )
     base = [p for name, p in backbone.model.named_parameters() if ".lora_" not in name]
-    count = sum(p.quant_state.shape.numel() if isinstance(p, Params4bit) else p.numel() for p in base)
+    count = sum(
+        p.quant_state.shape.numel() if isinstance(p, Params4bit) else p.numel() for p in base
+    )
     return count * DTYPES[backbone.spec.dtype].itemsize
 
 
-def _save_adapter(backbone: Backbone, role: str, directory: Path, task: str, head: Tensor | None) -> None:
+def _save_adapter(
+    backbone: Backbone, role: str, directory: Path, task: str, head: Tensor | None
+) -> None:
     backbone.save_adapter(role, directory, base=_base_name(backbone), task=task, head=head)
 
 
@@ -158,11 +181,20 @@ def _grow(state: dict[str, Tensor], shell: Any, rows: int) -> None:
             state[key] = torch.cat([state[key], state[key].new_zeros(missing, state[key].shape[1])])
 
 
-def _never_last(tokenizer: PreTrainedTokenizerBase, eos: set[int], rows: int, *, may_grow: bool) -> int:
+def _never_last(
+    tokenizer: PreTrainedTokenizerBase, eos: set[int], rows: int, *, may_grow: bool
+) -> int:
     """Settle the tokenizer's pad token on one that never ends a text; returns its id."""
-    others = [tokenizer.unk_token_id, *sorted(tokenizer.added_tokens_decoder), tokenizer.bos_token_id]
+    others = [
+        tokenizer.unk_token_id,
+        *sorted(tokenizer.added_tokens_decoder),
+        tokenizer.bos_token_id,
+    ]
     for candidate in (tokenizer.pad_token_id, *others):
-        special = candidate is not None and candidate in (*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder)
+        special = candidate is not None and candidate in (
+            *tokenizer.all_special_ids,
+            *tokenizer.added_tokens_decoder,
+        )
         if candidate is not None and special and candidate not in eos:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidate)
             return int(candidate)
@@ -176,7 +208,9 @@ def _never_last(tokenizer: PreTrainedTokenizerBase, eos: set[int], rows: int, *,
     return tokenizer.pad_token_id
 
 
-def _float_config(backbone: Backbone, pad_token_id: int | None = None, **changes: Any) -> PretrainedConfig:
+def _float_config(
+    backbone: Backbone, pad_token_id: int | None = None, **changes: Any
+) -> PretrainedConfig:
     config: PretrainedConfig = copy.deepcopy(backbone.model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -185,7 +219,9 @@ def _float_config(backbone: Backbone, pad_token_id: int | None = None, **changes
         setattr(config, name, value)
     if pad_token_id is not None:
         config.get_text_config().pad_token_id = pad_token_id
-        config.get_text_config().vocab_size = max(config.get_text_config().vocab_size, pad_token_id + 1)
+        config.get_text_config().vocab_size = max(
+            config.get_text_config().vocab_size, pad_token_id + 1
+        )
     return config
 
 
@@ -206,4 +242,6 @@ def _record(
     note: str = "",
 ) -> ExportRecord:
     form: Any = "adapter" if as_adapter else "model"
-    return ExportRecord(kind, form, _base_name(backbone), tokenizer_fingerprint(tokenizer), mean, std, note)
+    return ExportRecord(
+        kind, form, _base_name(backbone), tokenizer_fingerprint(tokenizer), mean, std, note
+    )

@@ -8,7 +8,14 @@ import torch
 from lit_rlhf.models.backbone import Backbone
 
 _VERSION = 1  # raise it when the same weights come to give other log-probs
-_PLACES = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+_PLACES = (
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+)
 
 
 def weights_fingerprint(backbone: Backbone, role: str = "reference") -> str:
@@ -24,7 +31,11 @@ def weights_fingerprint(backbone: Backbone, role: str = "reference") -> str:
     Returns:
         64 hexadecimal digits.
     """
-    config = {name: value for name, value in backbone.model.config.to_dict().items() if name not in _PLACES}
+    config = {
+        name: value
+        for name, value in backbone.model.config.to_dict().items()
+        if name not in _PLACES
+    }
     digest = hashlib.sha256(json.dumps([_VERSION, config], sort_keys=True, default=str).encode())
     for name, value in sorted(_state(backbone, role).items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

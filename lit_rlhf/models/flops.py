@@ -1,9 +1,10 @@
 r"""How many FLOPs a pass takes by arithmetic, and how many a device can do: what utilisation is measured by.
 
-Of a pass over t tokens whose attention has p pairs (a query and a key it may see), of which q positions go through the LM head:
+Of a pass over t tokens whose attention has p pairs (a query and a key it may see), of which q positions go through the
+LM head:
 
-- forward: $2 (N + N_a)\,t + 4\,l\,d\,p + 2\,V h\,q$, with N weights in the linear layers of the trunk, $N_a$ in the role's
-  adapter, l layers whose heads have width d together, V tokens and hidden size h;
+- forward: $2 (N + N_a)\,t + 4\,l\,d\,p + 2\,V h\,q$, with N weights in the linear layers of the trunk, $N_a$ in the
+  role's adapter, l layers whose heads have width d together, V tokens and hidden size h;
 - gradients of activations: the same again, and $4\,l\,d\,p$ more, for attention's backward has four products where its
   forward has two;
 - gradients of weights: $2 N_t\,t$ for the $N_t$ weights that are trained, so next to nothing on a frozen base; and
@@ -24,7 +25,9 @@ from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.types import BranchedBatch
 
 
-def pass_flops(backbone: Backbone, batch: BranchedBatch, role: str | None, *, logprobs: bool, backward: bool) -> Tensor:
+def pass_flops(
+    backbone: Backbone, batch: BranchedBatch, role: str | None, *, logprobs: bool, backward: bool
+) -> Tensor:
     """FLOPs of a pass over a branched batch, a prompt counted once for all its branches.
 
     Args:
@@ -51,7 +54,9 @@ def pass_flops(backbone: Backbone, batch: BranchedBatch, role: str | None, *, lo
     return total
 
 
-def generation_flops(backbone: Backbone, role: str | None, prompt_mask: Tensor, mask: Tensor) -> Tensor:
+def generation_flops(
+    backbone: Backbone, role: str | None, prompt_mask: Tensor, mask: Tensor
+) -> Tensor:
     """FLOPs of sampling completions with a cache, each prompt computed once for all its samples.
 
     The first token comes from the prompt's last state and the last one is never read, so L tokens take L - 1 steps.
@@ -73,7 +78,9 @@ def generation_flops(backbone: Backbone, role: str | None, prompt_mask: Tensor, 
     return _forward(backbone, role, tokens, pairs, lengths.sum())
 
 
-def measure_peak_flops(device: torch.device, dtype: torch.dtype = torch.float32, size: int | None = None) -> float:
+def measure_peak_flops(
+    device: torch.device, dtype: torch.dtype = torch.float32, size: int | None = None
+) -> float:
     """FLOP/s of a product of two square matrices, the best of five.
 
     Args:
@@ -92,25 +99,37 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype = torch.float32,
     return 2 * size**3 / best
 
 
-def _forward(backbone: Backbone, role: str | None, tokens: Tensor, pairs: Tensor, predicted: Tensor) -> Tensor:
+def _forward(
+    backbone: Backbone, role: str | None, tokens: Tensor, pairs: Tensor, predicted: Tensor
+) -> Tensor:
     adapter = 0
     if role is not None and role in backbone.adapters:
         adapter = sum(weight.numel() for weight in backbone.adapter_weights(role).values())
     per_token = backbone.costs.per_token + 2.0 * adapter
     head = 2.0 * _head_weights(backbone) if backbone.has_lm_head else 0.0
-    return per_token * tokens.double() + backbone.costs.per_pair * pairs.double() + head * predicted.double()
+    return (
+        per_token * tokens.double()
+        + backbone.costs.per_pair * pairs.double()
+        + head * predicted.double()
+    )
 
 
 def _trained_matrices(backbone: Backbone, role: str | None) -> list[nn.Parameter]:
     if role is not None and role in backbone.adapters:
-        return [weight for weight in backbone.adapter_weights(role).values() if weight.requires_grad]
-    layers = (module for module in backbone.decoder.modules() if not isinstance(module, nn.Embedding))
+        return [
+            weight for weight in backbone.adapter_weights(role).values() if weight.requires_grad
+        ]
+    layers = (
+        module for module in backbone.decoder.modules() if not isinstance(module, nn.Embedding)
+    )
     weights = (weight for module in layers for weight in module.parameters(recurse=False))
     return [weight for weight in weights if weight.requires_grad and weight.dim() >= 2]
 
 
 def _trains_head(backbone: Backbone) -> bool:
-    return backbone.has_lm_head and bool(backbone.model.get_output_embeddings().weight.requires_grad)
+    return backbone.has_lm_head and bool(
+        backbone.model.get_output_embeddings().weight.requires_grad
+    )
 
 
 def _head_weights(backbone: Backbone) -> int:

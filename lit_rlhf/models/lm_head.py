@@ -39,7 +39,13 @@ class LMHead:
         return logits
 
     def logprobs(
-        self, hidden: Tensor, tokens: Tensor, *, temperature: float, entropy: bool, entropy_grad: bool
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        *,
+        temperature: float,
+        entropy: bool,
+        entropy_grad: bool,
     ) -> TokenLogprobs:
         """Log-probs (n,), and entropy, of tokens (n,) from states (n, h); logits exist for a chunk at a time only."""
         return chunked_logprobs(
@@ -56,5 +62,10 @@ class LMHead:
 
 
 def _scale(config: PretrainedConfig) -> float:
-    multiplier, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    return (1.0 if multiplier is None else float(multiplier)) / (1.0 if divisor is None else float(divisor))
+    multiplier, divisor = (
+        getattr(config, "logit_scale", None),
+        getattr(config, "logits_scaling", None),
+    )
+    return (1.0 if multiplier is None else float(multiplier)) / (
+        1.0 if divisor is None else float(divisor)
+    )

@@ -31,7 +31,9 @@ from lit_rlhf.seeding import stable_hash
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_model(spec: ModelSpec, *, lm_head: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    spec: ModelSpec, *, lm_head: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load or initialise a decoder and its tokenizer as the spec says.
 
     Args:
@@ -49,7 +51,11 @@ def load_model(spec: ModelSpec, *, lm_head: bool = True) -> tuple[PreTrainedMode
     tokenizer = _tokenizer(spec)
     config = _config(spec, tokenizer)
     disable_dropout(config)
-    model = _pretrained(spec, config, lm_head) if spec.name is not None else _initialised(spec, config, lm_head)
+    model = (
+        _pretrained(spec, config, lm_head)
+        if spec.name is not None
+        else _initialised(spec, config, lm_head)
+    )
     _check_vocabulary(model, tokenizer, spec)
     prepare_modules(model)
     if spec.attention == "sdpa":
@@ -78,7 +84,8 @@ def embeddings(model: PreTrainedModel) -> Tensor:
 
 
 def prepare_modules(model: nn.Module) -> None:
-    """Switch dropout modules off and norms to a leaner backward, and keep 4-bit layers from packing their weights on CPU.
+    """Switch dropout modules off and norms to a leaner backward, and keep 4-bit layers from packing their weights on
+    CPU.
 
     On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights in place at the first inference; from then on no gradient
     flows through the layer, in training mode either.
@@ -107,7 +114,9 @@ def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig | None:
     if spec.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_compute_dtype=DTYPES[spec.dtype]
+        load_in_4bit=True,
+        bnb_4bit_quant_type=spec.quantization,
+        bnb_4bit_compute_dtype=DTYPES[spec.dtype],
     )
 
 
@@ -154,7 +163,9 @@ def _config(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> PretrainedCo
     if spec.name is not None:
         name = spec.name
         config: PretrainedConfig = from_hub(
-            lambda: AutoConfig.from_pretrained(name, revision=spec.revision, trust_remote_code=spec.trust_remote_code),
+            lambda: AutoConfig.from_pretrained(
+                name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            ),
             name,
             "model",
         )
@@ -162,7 +173,9 @@ def _config(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> PretrainedCo
     return _config_from_options(dict(spec.config or {}), tokenizer)
 
 
-def _config_from_options(options: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def _config_from_options(
+    options: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> PretrainedConfig:
     model_type = options.pop("model_type", None)
     try:
         defaults = AutoConfig.for_model(model_type)
@@ -175,12 +188,18 @@ def _config_from_options(options: dict[str, Any], tokenizer: PreTrainedTokenizer
         if key not in known and not hasattr(defaults, key):
             near = difflib.get_close_matches(key, known, n=1)
             advice = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigurationError(f"config.{key} is no option of the model type {model_type!r}.{advice}")
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+            raise ConfigurationError(
+                f"config.{key} is no option of the model type {model_type!r}.{advice}"
+            )
+    ids = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    }
     try:
         return AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **ids, **options})
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConfigurationError(f"Can't build a model of config {options}: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(
+            f"Can't build a model of config {options}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _pretrained(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> PreTrainedModel:
@@ -188,7 +207,9 @@ def _pretrained(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pre
     return pretrained(AutoModelForCausalLM if lm_head else AutoModel, spec.name, spec, config)
 
 
-def pretrained(auto_class: Any, name: str, spec: ModelSpec, config: PretrainedConfig) -> PreTrainedModel:
+def pretrained(
+    auto_class: Any, name: str, spec: ModelSpec, config: PretrainedConfig
+) -> PreTrainedModel:
     """`from_pretrained` of an auto class, with the spec's dtype, quantization and attention."""
     with quiet():
         model: PreTrainedModel
@@ -221,10 +242,14 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
     with seeded(stable_hash(spec.init_seed, "model")):
         try:
             model: PreTrainedModel = auto_class.from_config(
-                config, dtype=DTYPES[spec.dtype], attn_implementation=kernel_to_load(config, spec.attention)
+                config,
+                dtype=DTYPES[spec.dtype],
+                attn_implementation=kernel_to_load(config, spec.attention),
             )
         except (ValueError, ImportError) as error:
-            raise ConfigurationError(f"Can't build a model of config {spec.config}: {error}") from error
+            raise ConfigurationError(
+                f"Can't build a model of config {spec.config}: {error}"
+            ) from error
     if spec.quantization == "none":
         return model
     # bitsandbytes quantizes as weights are loaded, so they make a detour over the disk.
@@ -234,7 +259,9 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
         return pretrained(auto_class, directory, spec, config)
 
 
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec) -> None:
+def _check_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec
+) -> None:
     rows, tokens = embeddings(model).shape[0], len(tokenizer)
     if tokens > rows:
         raise ConfigurationError(

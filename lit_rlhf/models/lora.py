@@ -4,8 +4,9 @@ peft's forward casts the input to the adapter's float32, multiplies there and ca
 float32 copy of every input kept for backward and several passes over every output. Here the small matrices are cast
 instead and the low-rank product is accumulated by the matrix product itself. Weights stay float32, and so do gradients.
 
-On a base in float the layer has a backward of its own too, in which the two gradients of the input are accumulated in the
-same way; autograd's copies each gradient first and adds them afterwards. No double backward, no transforms of torch.func.
+On a base in float the layer has a backward of its own too, in which the two gradients of the input are accumulated in
+the same way; autograd's copies each gradient first and adds them afterwards. No double backward, no transforms of
+torch.func.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +26,9 @@ else:
     _Layer = object
 
 
-def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+def adapted_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor:
     r"""$x W^\top + b + s\,(x A^\top) B^\top$, in the dtype of x and W; the gradients of A and B are in theirs.
 
     Args:
@@ -44,7 +47,13 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor,
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, flat: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any,
+        flat: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
     ) -> Tensor:
         small_down, small_up = down.to(flat.dtype), up.to(flat.dtype)
         hidden = F.linear(flat, small_down)
@@ -85,7 +94,9 @@ class _RoleLayer(_Layer):
     in_place = True
     _active_adapter: list[str]
     _disable_adapters: bool
-    _cast: "dict[str, tuple[Tensor, Tensor, tuple[int, int]]]"  # of inference, kept while a role is on
+    _cast: (
+        "dict[str, tuple[Tensor, Tensor, tuple[int, int]]]"  # of inference, kept while a role is on
+    )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""

@@ -39,7 +39,11 @@ def merged_state(backbone: Backbone, role: str | None) -> dict[str, Tensor]:
 
 
 def _layers(backbone: Backbone, role: str | None) -> list[Any]:
-    return list(backbone.adapted_layers(role)) if role is not None and role in backbone.adapters else []
+    return (
+        list(backbone.adapted_layers(role))
+        if role is not None and role in backbone.adapters
+        else []
+    )
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

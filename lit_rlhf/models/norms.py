@@ -1,7 +1,7 @@
 """RMSNorm with a backward of its own, for transformers' layers to be switched to.
 
-Autograd keeps two float32 tensors of the input's size until then, and takes more passes over them. Here the normalised input
-is kept in its own dtype, and a number per token. No double backward, no transforms of torch.func.
+Autograd keeps two float32 tensors of the input's size until then, and takes more passes over them. Here the normalised
+input is kept in its own dtype, and a number per token. No double backward, no transforms of torch.func.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         weight: w, (h,).
         eps: $\epsilon$.
     """
-    if not torch.is_grad_enabled():  # in a decode's many small steps autograd's wrapper costs as much as the norm
+    if (
+        not torch.is_grad_enabled()
+    ):  # in a decode's many small steps autograd's wrapper costs as much as the norm
         return weight * _normalise(x, eps)[0]
     out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out

@@ -25,7 +25,9 @@ def recompute_layers(decoder: nn.Module, contexts: Contexts, *, draws: bool) -> 
     Raises:
         ConfigurationError: The architecture has no layers that can be recomputed.
     """
-    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = [
+        module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     if not layers:
         raise ConfigurationError(
             f"gradient_checkpointing: {type(decoder).__name__} has no layers that can be recomputed. Set it to false."

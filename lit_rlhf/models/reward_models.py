@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import cast
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models.adapters import read_adapter
@@ -78,14 +83,18 @@ def _from_adapter(spec: ModelSpec, base: str | None) -> Backbone:
     backbone = Backbone(replace(spec, name=base), lm_head=False, trainable=False)
     backbone.add_adapter("reward", path=path, trainable=False)
     if "reward" not in backbone.heads:
-        raise CheckpointError(f"The adapter {path!r} has no scalar head (score.weight): it is no reward model.")
+        raise CheckpointError(
+            f"The adapter {path!r} has no scalar head (score.weight): it is no reward model."
+        )
     return backbone
 
 
 def _from_classifier(spec: ModelSpec) -> Backbone:
     name = str(spec.name)
     config: PretrainedConfig = from_hub(
-        lambda: AutoConfig.from_pretrained(name, trust_remote_code=spec.trust_remote_code), name, "model"
+        lambda: AutoConfig.from_pretrained(name, trust_remote_code=spec.trust_remote_code),
+        name,
+        "model",
     )
     classes = config.architectures or []
     if not any(item.endswith("ForSequenceClassification") for item in classes):
@@ -94,7 +103,9 @@ def _from_classifier(spec: ModelSpec) -> Backbone:
             "with `lit-rlhf export`, or train one with RewardModelModule."
         )
     if config.num_labels != 1:
-        raise ConfigurationError(f"{name!r} classifies into {config.num_labels} labels; a reward model has 1.")
+        raise ConfigurationError(
+            f"{name!r} classifies into {config.num_labels} labels; a reward model has 1."
+        )
     disable_dropout(config)
     model = pretrained(AutoModelForSequenceClassification, name, spec, config)
     head: object = getattr(model, "score", None)

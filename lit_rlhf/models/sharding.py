@@ -19,7 +19,8 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
     """
     if backbone.spec.quantization != "none":
         raise ConfigurationError(
-            f"backbone.quantization={backbone.spec.quantization!r} can't be sharded by ModelParallelStrategy: the packed weights "
+            f"backbone.quantization={backbone.spec.quantization!r} can't be sharded by "
+            "ModelParallelStrategy: the packed weights "
             "can't be divided by row. Use ddp (each process holds the small quantized base), or quantization: none."
         )
     for layer in _layers(backbone.decoder):
@@ -57,7 +58,9 @@ def gathered(module: nn.Module) -> Iterator[None]:
 def _layers(decoder: nn.Module) -> Iterator[nn.Module]:
     lists = [part for part in decoder.children() if isinstance(part, nn.ModuleList)]
     if not lists:
-        raise ConfigurationError(f"{type(decoder).__name__} has no list of layers to shard by. Use ddp.")
+        raise ConfigurationError(
+            f"{type(decoder).__name__} has no list of layers to shard by. Use ddp."
+        )
     yield from max(lists, key=len)
 
 

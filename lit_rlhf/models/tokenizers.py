@@ -65,7 +65,10 @@ def from_hub(load: Callable[[], T], name: str, what: str) -> T:
     except _LOAD_ERRORS as error:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
-            reason = "it comes with code of its own, which runs with trust_remote_code=true alone. " + reason
+            reason = (
+                "it comes with code of its own, which runs with trust_remote_code=true alone. "
+                + reason
+            )
         raise ConfigurationError(_hint(name, what, reason[:400])) from error
 
 
@@ -87,7 +90,11 @@ def require_directory(name: str, what: str) -> None:
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end a text, as generation config, config and tokenizer name them."""
     found: set[int] = set()
-    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
+    for source in (
+        getattr(model, "generation_config", None),
+        model.config.get_text_config(),
+        tokenizer,
+    ):
         ids = getattr(source, "eos_token_id", None)
         found.update([ids] if isinstance(ids, int) else ids or [])
     return tuple(sorted(found))

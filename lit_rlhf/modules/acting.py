@@ -22,7 +22,14 @@ from lit_rlhf.modules.rollouts import microbatch_indices, repeat_columns, rollou
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine, RolloutEngine, Sampling
 from lit_rlhf.seeding import sample_seeds
-from lit_rlhf.types import BranchedBatch, BranchOutput, Completions, Generation, PromptBatch, Rollout
+from lit_rlhf.types import (
+    BranchedBatch,
+    BranchOutput,
+    Completions,
+    Generation,
+    PromptBatch,
+    Rollout,
+)
 
 
 class ActingModule(ReferencedModule):
@@ -90,7 +97,9 @@ class ActingModule(ReferencedModule):
         """The rollout as branched rows."""
         return rollout_batch(rollout, self.backbone.pad_token_id)
 
-    def policy_forward(self, rollout: Rollout, values: str | None = None, entropy: bool = False) -> BranchOutput:
+    def policy_forward(
+        self, rollout: Rollout, values: str | None = None, entropy: bool = False
+    ) -> BranchOutput:
         """Log-probs of the responses under the current policy, at the sampling temperature; and their entropy, differentiable."""
         out: BranchOutput = self.backbone(
             self.branched(rollout),
@@ -118,7 +127,9 @@ class ActingModule(ReferencedModule):
 
     # -- sampling and scoring -----------------------------------------------------------------------------------------
 
-    def sample(self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int) -> Rollout:
+    def sample(
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+    ) -> Rollout:
         """Sample and score completions of a batch of prompts."""
         generation, completions = self.generate(batch, sampling, purpose, num_samples)
         with self.phases("reward"):
@@ -132,7 +143,9 @@ class ActingModule(ReferencedModule):
             response_mask=generation.mask,
             finished=generation.finished,
             scores=scores,
-            old_logprobs=torch.zeros_like(generation.mask, dtype=torch.float32) if logprobs is None else logprobs,
+            old_logprobs=torch.zeros_like(generation.mask, dtype=torch.float32)
+            if logprobs is None
+            else logprobs,
             engine_logprobs=logprobs,
             values=generation.values,
         )
@@ -144,10 +157,16 @@ class ActingModule(ReferencedModule):
         prompt_ids, prompt_mask = batch["input_ids"], batch["branch_ids"] == 0
         with self.phases("rollout"), gathered(self.backbone):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
-        self.phases.add_flops("rollout", generation_flops(self.backbone, "policy", prompt_mask, generation.mask))
-        return generation, self.completions(prompt_ids, prompt_mask, generation, batch.get("columns", {}))
+        self.phases.add_flops(
+            "rollout", generation_flops(self.backbone, "policy", prompt_mask, generation.mask)
+        )
+        return generation, self.completions(
+            prompt_ids, prompt_mask, generation, batch.get("columns", {})
+        )
 
-    def sample_tokens(self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int) -> Generation:
+    def sample_tokens(
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+    ) -> Generation:
         """Completions of a batch of prompts by the policy; those of one prompt are neighbours."""
         return self.engine.generate(
             self.backbone,
@@ -169,15 +188,23 @@ class ActingModule(ReferencedModule):
         """
         which = index.repeat_interleave(num_samples) * num_samples
         which = which + torch.arange(num_samples, device=which.device).repeat(len(index))
-        return sample_seeds(self.seed, 0 if purpose in ("validation", "predict") else self.iteration, purpose, which)
+        return sample_seeds(
+            self.seed, 0 if purpose in ("validation", "predict") else self.iteration, purpose, which
+        )
 
     def completions(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, generation: Generation, columns: Mapping[str, list[Any]]
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        generation: Generation,
+        columns: Mapping[str, list[Any]],
     ) -> Completions:
         """Tokens and texts as rewards see them."""
         num_samples = len(generation.tokens) // len(prompt_ids)
         decode = partial(_decode, self.backbone.tokenizer)
-        prompts = [decode(ids[mask], False) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
+        prompts = [
+            decode(ids[mask], False) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)
+        ]
         pairs = zip(generation.tokens, generation.mask, strict=True)
         return Completions(
             prompt_ids=prompt_ids,
@@ -198,7 +225,8 @@ class ActingModule(ReferencedModule):
         if bad:
             first = bad[0]
             raise DataError(
-                f"{type(self.reward).__name__} gave {float(scores[first])} for {len(bad)} of {len(scores)} completions in "
+                f"{type(self.reward).__name__} gave {float(scores[first])} for {len(bad)} of "
+                f"{len(scores)} completions in "
                 f"iteration {self.iteration}; the first: prompt {completions.prompts[first]!r}, response "
                 f"{completions.responses[first]!r}. A reward must be finite; clip or replace such scores in the reward."
             )
@@ -259,15 +287,28 @@ class ActingModule(ReferencedModule):
             f"{stage}/completions/mean_length": mask.sum(-1).float().mean(),
             f"{stage}/completions/clipped_ratio": (~rollout.finished).float().mean(),
         }
-        metrics |= {f"{stage}/rewards/{name}/mean": scores.mean() for name, scores in self.reward.parts.items()}
+        metrics |= {
+            f"{stage}/rewards/{name}/mean": scores.mean()
+            for name, scores in self.reward.parts.items()
+        }
         self.log_dict(metrics, sync_dist=True, batch_size=rollout.num_prompts, on_epoch=True)
 
     def _keep_samples(self, completions: Completions, scores: Tensor) -> None:
         rows = zip(
-            completions.prompts, completions.responses, scores.tolist(), completions.finished.tolist(), strict=True
+            completions.prompts,
+            completions.responses,
+            scores.tolist(),
+            completions.finished.tolist(),
+            strict=True,
         )
         self.samples = [
-            {"iteration": self.iteration, "prompt": prompt, "response": response, "score": score, "finished": finished}
+            {
+                "iteration": self.iteration,
+                "prompt": prompt,
+                "response": response,
+                "score": score,
+                "finished": finished,
+            }
             for prompt, response, score, finished in rows
         ]
 

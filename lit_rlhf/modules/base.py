@@ -25,7 +25,8 @@ class RLHFModule(LightningModule):
 
     Args:
         backbone: The model and how it is loaded, quantized and adapted.
-        optimizer: Called with parameter groups; default `torch.optim.AdamW` at the learning rate `default_lr` of the module.
+        optimizer: Called with parameter groups; default `torch.optim.AdamW` at the learning rate `default_lr` of the
+            module.
         lr_scheduler: Called with the optimizer; stepped once per optimizer step. Default: a constant rate.
         seed: Seed of everything the module draws (rollouts, minibatch order, LoRA's dropout).
     """
@@ -43,7 +44,9 @@ class RLHFModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings():  # of parts that are nn.Modules, which _keep_plain_hyperparameters takes out
+        with (
+            warnings.catch_warnings()
+        ):  # of parts that are nn.Modules, which _keep_plain_hyperparameters takes out
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
         self._keep_plain_hyperparameters()
@@ -87,7 +90,8 @@ class RLHFModule(LightningModule):
         if theirs is not None and theirs != tokenizer_fingerprint(self.backbone.tokenizer):
             raise ConfigurationError(
                 f"The data were tokenized with another tokenizer (data.init_args.tokenizer) than the model's "
-                f"({self.spec.tokenizer or self.spec.name}): token ids would mean other words. Point both at the same directory."
+                f"({self.spec.tokenizer or self.spec.name}): token ids would mean other words. "
+                "Point both at the same directory."
             )
 
     def check(self, name: str, fits: Callable[[Any], bool], range_: str) -> None:
@@ -116,16 +120,23 @@ class RLHFModule(LightningModule):
         """One optimizer over `parameter_groups`, with a schedule in optimizer steps where one is given."""
         groups = [group for group in self.parameter_groups() if group["params"]]
         if not groups:
-            raise ConfigurationError("Nothing to train: every parameter of the model is frozen. Add backbone.lora.")
+            raise ConfigurationError(
+                "Nothing to train: every parameter of the model is frozen. Add backbone.lora."
+            )
         optimizer = self._make_optimizer(groups)
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def _make_optimizer(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         if self.optimizer_factory is None:
-            return torch.optim.AdamW(groups, lr=self.default_lr, betas=(0.9, 0.95), weight_decay=0.0)
+            return torch.optim.AdamW(
+                groups, lr=self.default_lr, betas=(0.9, 0.95), weight_decay=0.0
+            )
         return self.optimizer_factory(groups)
 
     def reduce_loss(self, loss: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
@@ -165,7 +176,9 @@ class RLHFModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trainable weights and the module's own state."""
         trainable = set(self.trainable_names())
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
+        checkpoint["state_dict"] = {
+            k: v for k, v in checkpoint["state_dict"].items() if k in trainable
+        }
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__qualname__,
             "shapes": _shapes(checkpoint["state_dict"].items()),
@@ -181,11 +194,13 @@ class RLHFModule(LightningModule):
             )
         if ours["class"] != type(self).__qualname__:
             raise CheckpointError(
-                f"The checkpoint was written by {ours['class']}, the model is {type(self).__qualname__}. Give --ckpt_path a "
+                f"The checkpoint was written by {ours['class']}, the model is "
+                f"{type(self).__qualname__}. Give --ckpt_path a "
                 f"checkpoint of a {type(self).__qualname__}, or set model.class_path to {ours['class']}."
             )
         self.configure_model()
-        # FSDP2 has loaded the weights by now, in silence where some are missing, and has taken them out of the checkpoint.
+        # FSDP2 has loaded the weights by now, in silence where some are missing, and has taken them out of the
+        # checkpoint.
         weights = checkpoint.get("state_dict")
         shapes = ours["shapes"] if weights is None else _shapes(weights.items())
         wanted, found = set(self.trainable_names()), set(shapes)
@@ -193,7 +208,8 @@ class RLHFModule(LightningModule):
         if missing or unexpected:
             raise CheckpointError(
                 f"The checkpoint doesn't fit the model: {len(missing)} trainable parameters are missing "
-                f"(first: {missing[:3]}), {len(unexpected)} are not of this model (first: {unexpected[:3]}). Were backbone, "
+                f"(first: {missing[:3]}), {len(unexpected)} are not of this model (first: "
+                f"{unexpected[:3]}). Were backbone, "
                 "lora or value other when it was written?"
             )
         self._check_shapes(shapes)
@@ -206,13 +222,14 @@ class RLHFModule(LightningModule):
             name = wrong[0]
             raise CheckpointError(
                 f"The checkpoint doesn't fit the model: {len(wrong)} parameters have another shape; {name} is "
-                f"{tuple(found[name])} in the checkpoint and {shapes[name]} in the model. Was backbone.lora other when it "
+                f"{tuple(found[name])} in the checkpoint and {shapes[name]} in the model. Was "
+                "backbone.lora other when it "
                 "was written? What stands in files and on the command line holds; the checkpoint's options don't."
             )
 
     def _keep_plain_hyperparameters(self) -> None:
-        # Under LightningCLI the hyper-parameters are the parsed config (plain). From Python they are live objects, which a
-        # checkpoint that loads with weights_only=True can't hold: dataclasses become dicts, other objects go.
+        # Under LightningCLI the hyper-parameters are the parsed config (plain). From Python they are live objects,
+        # which a checkpoint that loads with weights_only=True can't hold: dataclasses become dicts, other objects go.
         for name, value in list(self.hparams.items()):
             if is_dataclass(value) and not isinstance(value, type):
                 self.hparams[name] = asdict(value)

@@ -42,8 +42,8 @@ class GroupPolicyModule(PolicyModule):
         backbone: The initial policy.
         reward: Scores completions.
         advantage: Returns to advantages; default `LeaveOneOut()`.
-        kl_loss: The KL to the reference as a term of the loss, weighted with `kl.value`; None puts it into the reward (k1
-            per token), where it is exact for any advantage that doesn't rescale returns.
+        kl_loss: The KL to the reference as a term of the loss, weighted with `kl.value`; None puts it into the reward
+            (k1 per token), where it is exact for any advantage that doesn't rescale returns.
         **kwargs: As for `PolicyModule`.
     """
 
@@ -70,7 +70,9 @@ class GroupPolicyModule(PolicyModule):
         """The score at the end; the KL per token as well, unless it is a term of the loss."""
         if self.kl_loss is None:
             return super().shape_rewards(rollout)
-        return replace(rollout, rewards=place_at_end(self.penalized_scores(rollout), rollout.response_mask))
+        return replace(
+            rollout, rewards=place_at_end(self.penalized_scores(rollout), rollout.response_mask)
+        )
 
     def estimate(self, rollout: Rollout) -> Rollout:
         """Advantages from the rewards of the prompt's samples."""
@@ -85,8 +87,13 @@ class GroupPolicyModule(PolicyModule):
         out = self.policy_forward(minibatch)
         assert out.logprobs is not None and minibatch.ref_logprobs is not None
         surrogate = self.surrogate_loss(out.logprobs, minibatch)
-        penalty = self.kl_loss(out.logprobs, minibatch.old_logprobs, minibatch.ref_logprobs, out.mask)
-        metrics = dict(surrogate.metrics) | {"loss/policy_avg": surrogate.loss, "loss/kl_avg": penalty}
+        penalty = self.kl_loss(
+            out.logprobs, minibatch.old_logprobs, minibatch.ref_logprobs, out.mask
+        )
+        metrics = dict(surrogate.metrics) | {
+            "loss/policy_avg": surrogate.loss,
+            "loss/kl_avg": penalty,
+        }
         return LossOutput(surrogate.loss + self.kl.value * penalty, metrics)
 
     def extra_state(self) -> dict[str, Any]:
@@ -138,8 +145,12 @@ class ReinforcePPPolicyModule(GroupPolicyModule):
         **kwargs: As for `GroupPolicyModule`.
     """
 
-    def __init__(self, *args: Any, advantage: Advantage | None = None, num_samples: int = 1, **kwargs: Any) -> None:
-        super().__init__(*args, advantage=advantage or Whitened(RewardToGo()), num_samples=num_samples, **kwargs)
+    def __init__(
+        self, *args: Any, advantage: Advantage | None = None, num_samples: int = 1, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            *args, advantage=advantage or Whitened(RewardToGo()), num_samples=num_samples, **kwargs
+        )
 
 
 class RLOOPolicyModule(GroupPolicyModule):
@@ -151,15 +162,19 @@ class RLOOPolicyModule(GroupPolicyModule):
         **kwargs: As for `GroupPolicyModule`.
     """
 
-    def __init__(self, *args: Any, reduction: Reduction | None = None, num_samples: int = 4, **kwargs: Any) -> None:
-        super().__init__(*args, reduction=reduction or SequenceSum(), num_samples=num_samples, **kwargs)
+    def __init__(
+        self, *args: Any, reduction: Reduction | None = None, num_samples: int = 4, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            *args, reduction=reduction or SequenceSum(), num_samples=num_samples, **kwargs
+        )
 
 
 class GRPOPolicyModule(GroupPolicyModule):
     """GRPO (arXiv:2402.03300): scores normalised in their group, PPO's clip, KL in the loss, mean over sequences.
 
-    The paper differentiates k3 without its importance ratio, which pulls towards another optimum; here the KL's gradient is
-    unbiased unless `kl_loss=BiasedK3()` is asked for.
+    The paper differentiates k3 without its importance ratio, which pulls towards another optimum; here the KL's
+    gradient is unbiased unless `kl_loss=BiasedK3()` is asked for.
 
     Args:
         advantage: Default `GroupNormalized()`.
@@ -230,9 +245,15 @@ class GSPOPolicyModule(GRPOPolicyModule):
     """
 
     def __init__(
-        self, *args: Any, surrogate: Surrogate | None = None, kl: KLController | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        surrogate: Surrogate | None = None,
+        kl: KLController | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, surrogate=surrogate or SequenceClipped(), kl=kl or FixedKL(0.0), **kwargs)
+        super().__init__(
+            *args, surrogate=surrogate or SequenceClipped(), kl=kl or FixedKL(0.0), **kwargs
+        )
 
 
 class CISPOPolicyModule(GRPOPolicyModule):

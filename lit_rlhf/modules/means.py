@@ -30,7 +30,10 @@ class Means:
         if mask is not None and mask.shape == value.shape:
             total, count = masked_sum(value, mask), mask.sum().double()
         else:
-            total, count = value.sum(), torch.full((), value.numel(), dtype=torch.float64, device=value.device)
+            total, count = (
+                value.sum(),
+                torch.full((), value.numel(), dtype=torch.float64, device=value.device),
+            )
         self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
         self._counts[name] = self._counts.get(name, torch.zeros_like(count)) + count
 
@@ -40,19 +43,28 @@ class Means:
             self.add(name, value, mask)
 
     def compute(
-        self, sum_over_ranks: Callable[[Tensor], Tensor] | None = None, device: torch.device | None = None
+        self,
+        sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> dict[str, float]:
         """Mean of each name; all ranks must have added the same names."""
         names = sorted(self._sums)
         if not names:
             return {}
-        rows = torch.stack([torch.stack([self._sums[n].to(device), self._counts[n].to(device)]) for n in names])
+        rows = torch.stack(
+            [torch.stack([self._sums[n].to(device), self._counts[n].to(device)]) for n in names]
+        )
         if sum_over_ranks is not None:
             rows = sum_over_ranks(rows)
-        return {name: total / max(count, 1.0) for name, (total, count) in zip(names, rows.tolist(), strict=True)}
+        return {
+            name: total / max(count, 1.0)
+            for name, (total, count) in zip(names, rows.tolist(), strict=True)
+        }
 
 
-def rollout_metrics(rollout: Rollout, kl_coef: float, weights: Tensor | None = None) -> dict[str, float]:
+def rollout_metrics(
+    rollout: Rollout, kl_coef: float, weights: Tensor | None = None
+) -> dict[str, float]:
     """What TRL's PPO logs of a rollout, under the same names; per-sequence sums in nats.
 
     Args:
@@ -84,5 +96,9 @@ def rollout_metrics(rollout: Rollout, kl_coef: float, weights: Tensor | None = N
     if weights is not None and bool(mask.any()):
         kept = weights[mask]
         ratio = "sampling/importance_sampling_ratio"
-        metrics |= {f"{ratio}/min": kept.min(), f"{ratio}/mean": kept.mean(), f"{ratio}/max": kept.max()}
+        metrics |= {
+            f"{ratio}/min": kept.min(),
+            f"{ratio}/mean": kept.mean(),
+            f"{ratio}/max": kept.max(),
+        }
     return {name: float(value) for name, value in metrics.items()}

@@ -46,7 +46,12 @@ class ComparingModule(PolicyModule):
     """
 
     def __init__(
-        self, backbone: ModelSpec, reward: Reward, *, oracle: PreferenceOracle | None = None, **kwargs: Any
+        self,
+        backbone: ModelSpec,
+        reward: Reward,
+        *,
+        oracle: PreferenceOracle | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(backbone, reward, **kwargs)
         self.oracle = oracle or SoftLabels()
@@ -64,10 +69,10 @@ class OnlineDPOPolicyModule(ComparingModule):
     r"""Online DPO: a loss of preference pairs, on pairs of the policy's own samples (OAIF, arXiv:2402.04792).
 
     Of samples $y, y' \sim \pi$ the oracle says how far y is preferred, $p \in [0, 1]$; the loss is
-    $p\,\ell(y, y') + (1-p)\,\ell(y', y)$ with an injected pairwise loss $\ell$ (chosen, rejected), which for labels of 0
-    and 1 is that loss and for soft ones its expectation. No gradient goes through the sampling. With $\ell$ = DPO, soft
-    or Bernoulli labels and the initial policy as reference the optimum is $\pi_{ref}e^{r/(T\beta)}/Z$, T the oracle's
-    temperature; with `HardLabels`, the default of other libraries, it is all on the best completion.
+    $p\,\ell(y, y') + (1-p)\,\ell(y', y)$ with an injected pairwise loss $\ell$ (chosen, rejected), which for labels of
+    0 and 1 is that loss and for soft ones its expectation. No gradient goes through the sampling. With $\ell$ = DPO,
+    soft or Bernoulli labels and the initial policy as reference the optimum is $\pi_{ref}e^{r/(T\beta)}/Z$, T the
+    oracle's temperature; with `HardLabels`, the default of other libraries, it is all on the best completion.
 
     Logs the loss's metrics (`rewards/margins`, ...), where the chosen completion is the one with $p \ge 1/2$, and
     `loss/pair_avg`. A completion without any token counts in its pair, which then weighs half.
@@ -134,7 +139,10 @@ class OnlineDPOPolicyModule(ComparingModule):
         output = self.loss_of_pairs(out.logprobs, minibatch)
         own = self.own_tokens(out.mask)
         drift = approx_kl(out.logprobs, minibatch.old_logprobs, out.mask)[own]
-        metrics = dict(output.metrics) | {"loss/pair_avg": output.loss, "policy/approxkl_avg": drift}
+        metrics = dict(output.metrics) | {
+            "loss/pair_avg": output.loss,
+            "policy/approxkl_avg": drift,
+        }
         return LossOutput(place_at_end(output.loss.repeat_interleave(2), out.mask), metrics)
 
     def loss_of_pairs(self, logprobs: Tensor, minibatch: Rollout) -> LossOutput:
@@ -160,7 +168,8 @@ class OnlineDPOPolicyModule(ComparingModule):
         beyond = sorted(self.pair_loss.statistics - {"tokens"})
         if beyond:
             raise ConfigurationError(
-                f"{type(self).__name__}: {name} needs {beyond} of the policy, and rollouts hold log-probs alone. Choose "
+                f"{type(self).__name__}: {name} needs {beyond} of the policy, and rollouts hold "
+                "log-probs alone. Choose "
                 "another loss, such as DPO or IPO."
             )
         if isinstance(self.pair_loss, _OF_A_BATCH):
@@ -170,7 +179,8 @@ class OnlineDPOPolicyModule(ComparingModule):
             )
         if self.num_samples % self.own_of_pair:
             raise ConfigurationError(
-                f"{type(self).__name__}: num_samples={self.num_samples} samples of a prompt can't be paired; give an even "
+                f"{type(self).__name__}: num_samples={self.num_samples} samples of a prompt can't "
+                "be paired; give an even "
                 "number."
             )
 
@@ -178,9 +188,10 @@ class OnlineDPOPolicyModule(ComparingModule):
 class SPPOPolicyModule(OnlineDPOPolicyModule):
     r"""Self-play preference optimization (arXiv:2405.00675), with each rollout an iteration of its own.
 
-    For samples of the rollout's policy $\pi_t$: $\frac12(u - \eta(P - \frac12))^2$ with $u = \log\pi(y)/\pi_t(y)$ and P the
-    oracle's preference of y to its neighbour, an unbiased estimate of $P(y \succ \pi_t)$ (the authors' counts each sample
-    against itself too). The optimum of a step is about $\pi_t e^{\eta P}/Z$. The initial policy does not enter, so nothing
+    For samples of the rollout's policy $\pi_t$: $\frac12(u - \eta(P - \frac12))^2$ with $u = \log\pi(y)/\pi_t(y)$ and P
+    the oracle's preference of y to its neighbour, an unbiased estimate of $P(y \succ \pi_t)$ (the authors' counts each
+    sample against itself too). The optimum of a step is about $\pi_t e^{\eta P}/Z$. The initial policy does not enter,
+    so nothing
     holds the policy to it: many iterations end in the preference's Nash equilibrium, which for a scalar reward is its
     best completion. Several epochs come nearer to each step's optimum than one.
 
@@ -191,7 +202,14 @@ class SPPOPolicyModule(OnlineDPOPolicyModule):
         **kwargs: As for `OnlineDPOPolicyModule`.
     """
 
-    def __init__(self, backbone: ModelSpec, reward: Reward, *, loss: PairwiseLoss | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        backbone: ModelSpec,
+        reward: Reward,
+        *,
+        loss: PairwiseLoss | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(backbone, reward, loss=loss or SPPO(), **kwargs)
 
     def reference_logprobs(self, minibatch: Rollout) -> Tensor:
@@ -211,5 +229,8 @@ def _turned(stats: SequenceStats) -> SequenceStats:
     """The same pairs, rejected first."""
     assert stats.token_logprobs is not None and stats.token_mask is not None
     return SequenceStats(
-        stats.logprobs.flip(1), stats.lengths.flip(1), stats.token_logprobs.flip(1), stats.token_mask.flip(1)
+        stats.logprobs.flip(1),
+        stats.lengths.flip(1),
+        stats.token_logprobs.flip(1),
+        stats.token_mask.flip(1),
     )

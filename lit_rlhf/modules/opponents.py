@@ -26,17 +26,23 @@ class OpponentModule(ComparingModule):
         """A completion of the opponent for each sample."""
         raise NotImplementedError(f"{type(self).__name__} must override opponents().")
 
-    def sample_tokens(self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int) -> Generation:
+    def sample_tokens(
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+    ) -> Generation:
         """In training the policy's samples and their opponents by turns; else the policy's alone."""
         own = super().sample_tokens(batch, sampling, purpose, num_samples)
-        return interleave(own, self.opponents(batch, sampling, num_samples)) if purpose == "rollout" else own
+        return (
+            interleave(own, self.opponents(batch, sampling, num_samples))
+            if purpose == "rollout"
+            else own
+        )
 
 
 class XPOPolicyModule(OpponentModule, OnlineDPOPolicyModule):
     r"""Exploratory preference optimization: online DPO against the initial policy, with optimism (arXiv:2405.21046).
 
-    Of $y \sim \pi$ and $y' \sim \pi_{ref}$ the loss is that of online DPO plus $\alpha\log\pi(y')$, which lowers what the
-    initial policy already writes. The optimum is $\pi^*$ as alpha goes to 0 only: the bonus biases it.
+    Of $y \sim \pi$ and $y' \sim \pi_{ref}$ the loss is that of online DPO plus $\alpha\log\pi(y')$, which lowers what
+    the initial policy already writes. The optimum is $\pi^*$ as alpha goes to 0 only: the bonus biases it.
 
     Logs `loss/optimism_avg` too.
 
@@ -54,7 +60,13 @@ class XPOPolicyModule(OpponentModule, OnlineDPOPolicyModule):
     own_of_pair = 1
 
     def __init__(
-        self, backbone: ModelSpec, reward: Reward, *, alpha: float = 1e-5, num_samples: int = 1, **kwargs: Any
+        self,
+        backbone: ModelSpec,
+        reward: Reward,
+        *,
+        alpha: float = 1e-5,
+        num_samples: int = 1,
+        **kwargs: Any,
     ) -> None:
         super().__init__(backbone, reward, num_samples=num_samples, **kwargs)
         self.alpha = alpha
@@ -94,8 +106,8 @@ class NashMDPolicyModule(OpponentModule, REINFORCEPolicyModule):
     r"""Nash-MD in its policy-gradient form (arXiv:2312.00886): win against a mixture of oneself and the initial policy.
 
     The opponent is $\pi'(y_t|s_t) \propto \pi^{1-a}\pi_{ref}^a$ by token, a = `mixture`. The return is
-    $P(y \succ y') - \frac12 - \beta\sum_t k_1$, and each token is credited with what follows it (rewards to go: the gradient
-    is then that of the whole sequence's KL; TRL's leaves the later tokens out). The fixed point is
+    $P(y \succ y') - \frac12 - \beta\sum_t k_1$, and each token is credited with what follows it (rewards to go: the
+    gradient is then that of the whole sequence's KL; TRL's leaves the later tokens out). The fixed point is
     $\pi_{ref}e^{P(y \succ \pi')/\beta}/Z$, a regularized Nash equilibrium; what counts is the chance to win, not the
     reward, so it isn't the optimum of RLHF even where preferences come from a reward.
 
@@ -135,7 +147,10 @@ class NashMDPolicyModule(OpponentModule, REINFORCEPolicyModule):
     def opponents(self, batch: PromptBatch, sampling: Sampling, num_samples: int) -> Generation:
         """Completions of the mixture."""
         model, role = self.reference_model()
-        parts = [Component(self.backbone, "policy", 1 - self.mixture), Component(model, role, self.mixture)]
+        parts = [
+            Component(self.backbone, "policy", 1 - self.mixture),
+            Component(model, role, self.mixture),
+        ]
         return sample_mixture(
             [part for part in parts if part.weight > 0],
             batch["input_ids"],
@@ -143,7 +158,9 @@ class NashMDPolicyModule(OpponentModule, REINFORCEPolicyModule):
             sampling=sampling,
             seeds=self.sample_seeds(batch["index"], "opponent", num_samples),
             num_samples=num_samples,
-            pack_weights=self.engine.pack_weights if isinstance(self.engine, NativeEngine) else True,
+            pack_weights=self.engine.pack_weights
+            if isinstance(self.engine, NativeEngine)
+            else True,
         )
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:

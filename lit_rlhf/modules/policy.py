@@ -17,7 +17,12 @@ from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.models import ModelSpec, evaluating
 from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.means import Means, rollout_metrics
-from lit_rlhf.modules.rollouts import gather_rollout, microbatch_indices, minibatch_indices, row_lengths
+from lit_rlhf.modules.rollouts import (
+    gather_rollout,
+    microbatch_indices,
+    minibatch_indices,
+    row_lengths,
+)
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -36,17 +41,19 @@ from lit_rlhf.types import LossOutput, PromptBatch, Rollout
 class PolicyModule(ActingModule):
     r"""The template of on-policy algorithms: override `estimate` to make one.
 
-    The objective is $E_\pi[r(x, y)] - \beta\,KL(\pi \,\|\, \pi_{ref})$, optimized by hand from the policy's own samples.
+    The objective is $E_\pi[r(x, y)] - \beta\,KL(\pi \,\|\, \pi_{ref})$, optimized by hand from the policy's own
+    samples.
 
     A batch of prompts is one iteration: rollout, reward, reference (and values), then `num_epochs` passes over
-    `num_minibatches` minibatches, one optimizer step each. An algorithm overrides `shape_rewards`, `estimate` or `loss`.
+    `num_minibatches` minibatches, one optimizer step each. An algorithm overrides `shape_rewards`, `estimate` or
+    `loss`.
 
     Args:
         backbone: The initial policy; the reference is the same base with adapters off, or a frozen copy.
         reward: Scores completions; see `lit_rlhf.rewards`.
         engine: Samples completions; default `NativeEngine()`.
-        sampling: Length limit and temperature of rollouts. Losses use the log-probs of the tempered distribution. Top-k and
-            top-p are refused here: the loss would be that of another distribution than the one sampled from.
+        sampling: Length limit and temperature of rollouts. Losses use the log-probs of the tempered distribution. Top-k
+            and top-p are refused here: the loss would be that of another distribution than the one sampled from.
         eval_sampling: The same for validation; default: as in training.
         num_samples: Completions per prompt.
         num_epochs: Passes over each rollout; more reuse samples further from the policy that drew them.
@@ -134,7 +141,8 @@ class PolicyModule(ActingModule):
         if stage == "fit" and self.trainer.max_steps not in (-1, None):
             raise ConfigurationError(
                 f"trainer.max_steps={self.trainer.max_steps} counts optimizer steps, of which an iteration has "
-                f"{self.num_epochs * self.num_minibatches}. Set trainer.max_epochs, or trainer.limit_train_batches in iterations."
+                f"{self.num_epochs * self.num_minibatches}. Set trainer.max_epochs, or "
+                "trainer.limit_train_batches in iterations."
             )
 
     # -- the iteration ------------------------------------------------------------------------------------------------
@@ -170,7 +178,9 @@ class PolicyModule(ActingModule):
 
     def add_reward_parts(self, means: Means) -> None:
         """Add the parts of the reward's last scores to means."""
-        means.add_all({f"rewards/{name}/mean": scores for name, scores in self.reward.parts.items()})
+        means.add_all(
+            {f"rewards/{name}/mean": scores for name, scores in self.reward.parts.items()}
+        )
 
     def count_generated(self, mask: Tensor) -> None:
         """Count this process's generated tokens, (N, T) bool, among those of all, for the throughput."""
@@ -187,18 +197,24 @@ class PolicyModule(ActingModule):
         """
         assert rollout.ref_logprobs is not None
         scores, mask = self.penalized_scores(rollout), rollout.response_mask
-        rewards = kl_shaped_rewards(scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value)
+        rewards = kl_shaped_rewards(
+            scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value
+        )
         return replace(rollout, rewards=rewards)
 
     def estimate(self, rollout: Rollout) -> Rollout:
         """Fill in `advantages` (and `returns`) from `rewards`; what tells algorithms apart."""
-        raise NotImplementedError(f"{type(self).__name__} must override estimate(rollout) to fill in advantages.")
+        raise NotImplementedError(
+            f"{type(self).__name__} must override estimate(rollout) to fill in advantages."
+        )
 
     def schedule(self, rollout: Rollout) -> Iterator[Rollout]:
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""
         for epoch in range(self.num_epochs):
             order = generator(self.seed, self.iteration, "minibatches", epoch)
-            for indices in minibatch_indices(rollout.num_prompts, self.num_minibatches, order, self._world_size):
+            for indices in minibatch_indices(
+                rollout.num_prompts, self.num_minibatches, order, self._world_size
+            ):
                 yield rollout.select(indices.to(rollout.tokens.device))
 
     def loss(self, minibatch: Rollout) -> LossOutput:
@@ -210,7 +226,9 @@ class PolicyModule(ActingModule):
     def surrogate_loss(self, logprobs: Tensor, minibatch: Rollout) -> LossOutput:
         """The surrogate (N, T) of a microbatch, weighed where the engine sampled from other log-probs."""
         assert minibatch.advantages is not None
-        output = self.surrogate(logprobs, minibatch.old_logprobs, minibatch.advantages, minibatch.response_mask)
+        output = self.surrogate(
+            logprobs, minibatch.old_logprobs, minibatch.advantages, minibatch.response_mask
+        )
         weights = self._importance_weights(minibatch)
         return output if weights is None else replace(output, loss=weights * output.loss)
 
@@ -220,9 +238,12 @@ class PolicyModule(ActingModule):
         if rollout.engine_logprobs is None:
             raise ConfigurationError(
                 f"{type(self.engine).__name__} gives no log-probs of what it samples, so importance_correction="
-                f"{type(self.importance_correction).__name__} has nothing to compare with. Leave it out, or use NativeEngine."
+                f"{type(self.importance_correction).__name__} has nothing to compare with. Leave "
+                "it out, or use NativeEngine."
             )
-        return self.importance_correction(rollout.old_logprobs, rollout.engine_logprobs, rollout.response_mask)
+        return self.importance_correction(
+            rollout.old_logprobs, rollout.engine_logprobs, rollout.response_mask
+        )
 
     def update(self, minibatch: Rollout) -> float:
         """Accumulate a minibatch's gradient over microbatches, clip it and step. Returns the mean approximate KL.
@@ -244,14 +265,23 @@ class PolicyModule(ActingModule):
 
     def finish_iteration(self, rollout: Rollout) -> None:
         """Log, move the KL coefficient, count the iteration."""
-        metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value, self._importance_weights(rollout))
-        metrics |= {"iteration": self.iteration, "kl_coef": self.kl.value, "skipped_steps": self.skipped_steps}
+        metrics = self.means.compute() | rollout_metrics(
+            rollout, self.kl.value, self._importance_weights(rollout)
+        )
+        metrics |= {
+            "iteration": self.iteration,
+            "kl_coef": self.kl.value,
+            "skipped_steps": self.skipped_steps,
+        }
         self.means = Means()
         self.log_dict(
-            {f"train/{name}": float(value) for name, value in metrics.items()}, batch_size=rollout.num_prompts
+            {f"train/{name}": float(value) for name, value in metrics.items()},
+            batch_size=rollout.num_prompts,
         )
         shown = {"reward": metrics["objective/scores"], "kl": metrics["objective/kl"]}
-        self.log_dict({name: float(value) for name, value in shown.items()}, prog_bar=True, logger=False)
+        self.log_dict(
+            {name: float(value) for name, value in shown.items()}, prog_bar=True, logger=False
+        )
         self.kl.update(metrics["objective/kl"], len(rollout.tokens))
         self.iteration += 1
 
@@ -272,8 +302,12 @@ class PolicyModule(ActingModule):
         lengths = row_lengths(minibatch)
         everything = torch.arange(minibatch.num_prompts, device=lengths.device)
         shares = [everything[rank :: self._world_size] for rank in range(self._world_size)]
-        counts = [len(microbatch_indices(lengths, share, self.microbatch_tokens)) for share in shares]
-        mine = microbatch_indices(lengths, shares[self.global_rank], self.microbatch_tokens, at_least=max(counts))
+        counts = [
+            len(microbatch_indices(lengths, share, self.microbatch_tokens)) for share in shares
+        ]
+        mine = microbatch_indices(
+            lengths, shares[self.global_rank], self.microbatch_tokens, at_least=max(counts)
+        )
         return [minibatch.select(indices) for indices in mine]
 
     def _gradient_sync(self, enabled: bool) -> AbstractContextManager[None]:
@@ -286,7 +320,9 @@ class PolicyModule(ActingModule):
         """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [
+            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         # Gradients are the same on all ranks after synchronisation, so all ranks agree whether to step.
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
         if isinstance(norm, DTensor):  # under FSDP2
@@ -321,17 +357,20 @@ class PolicyModule(ActingModule):
     def _refuse_bad_options(self) -> None:
         if self.sampling.top_p < 1.0 or self.sampling.top_k > 0:
             raise ConfigurationError(
-                f"sampling.top_p={self.sampling.top_p}, sampling.top_k={self.sampling.top_k}: rollouts must come from the whole "
+                f"sampling.top_p={self.sampling.top_p}, sampling.top_k={self.sampling.top_k}: "
+                "rollouts must come from the whole "
                 "distribution, for that is the one whose log-probs the loss uses. Set them in eval_sampling instead."
             )
         if self.sampling.temperature <= 0:
             raise ConfigurationError(
-                f"sampling.temperature={self.sampling.temperature}: greedy rollouts explore nothing and have no log-probs. "
+                f"sampling.temperature={self.sampling.temperature}: greedy rollouts explore "
+                "nothing and have no log-probs. "
                 "Use a temperature above 0 (1.0 samples the policy itself)."
             )
         if self.sampling.min_new_tokens > 0:
             raise ConfigurationError(
-                f"sampling.min_new_tokens={self.sampling.min_new_tokens} forbids tokens that the loss counts with. Reward length "
+                f"sampling.min_new_tokens={self.sampling.min_new_tokens} forbids tokens that the "
+                "loss counts with. Reward length "
                 "instead, or set it in eval_sampling."
             )
         for name in ("num_epochs", "num_minibatches", "microbatch_tokens"):
@@ -339,7 +378,8 @@ class PolicyModule(ActingModule):
         steps = self.num_epochs * self.num_minibatches
         if self.surrogate.on_policy_only and steps > 1:
             raise ConfigurationError(
-                f"{type(self.surrogate).__name__} is right for one optimizer step per rollout; num_epochs={self.num_epochs} and "
+                f"{type(self.surrogate).__name__} is right for one optimizer step per rollout; "
+                f"num_epochs={self.num_epochs} and "
                 f"num_minibatches={self.num_minibatches} take {steps}. Set both to 1, or use ClippedSurrogate."
             )
         if self.target_kl is not None and steps == 1:
@@ -349,13 +389,15 @@ class PolicyModule(ActingModule):
             )
         if not self.engine.own_arithmetic and not self.recompute_logprobs:
             raise ConfigurationError(
-                f"{type(self.engine).__name__} samples with kernels of its own, whose log-probs are not those of a training "
+                f"{type(self.engine).__name__} samples with kernels of its own, whose log-probs "
+                "are not those of a training "
                 "forward: the first ratio would not be 1. Set recompute_logprobs: true; importance_correction: "
                 "TruncatedImportance then corrects for what it sampled from."
             )
         if self.importance_correction is not None and not self.recompute_logprobs:
             raise ConfigurationError(
-                f"importance_correction={type(self.importance_correction).__name__} compares the engine's log-probs with those "
+                f"importance_correction={type(self.importance_correction).__name__} compares the "
+                "engine's log-probs with those "
                 "of a training forward, which recompute_logprobs=False does without: all weights would be 1. Set "
                 "recompute_logprobs: true, or leave importance_correction out."
             )

@@ -21,9 +21,9 @@ class PPOPolicyModule(PolicyModule):
 
     With $\delta_t = r_t + \gamma V_{t+1} - V_t$ the advantages are $A_t = \sum_k (\gamma\lambda)^k \delta_{t+k}$ (GAE),
     whitened over all response tokens of the iteration; returns are $A + V$ before whitening. The loss per token is
-    the clipped surrogate plus `value_coef` times the clipped squared value error minus `entropy_coef` times the entropy.
-    The KL to the reference sits in the reward (k1), before GAE; a reward's own normalisation and clipping act on the score
-    alone, before the KL is subtracted. With `reward: ConstrainedReward` this is PPO-Lagrangian.
+    the clipped surrogate plus `value_coef` times the clipped squared value error minus `entropy_coef` times the
+    entropy. The KL to the reference sits in the reward (k1), before GAE; a reward's own normalisation and clipping act
+    on the score alone, before the KL is subtracted. With `reward: ConstrainedReward` this is PPO-Lagrangian.
 
     Args:
         backbone: The initial policy.
@@ -39,8 +39,8 @@ class PPOPolicyModule(PolicyModule):
         entropy_coef: Weight of the entropy bonus.
         whiten_advantages: Shift and scale advantages to mean 0 and variance 1.
         critic_warmup: Iterations in which the value function alone learns.
-        terminal_kl: Subtract the KL of the whole sequence at its last token. False: that of each token at the token, which
-            tells the critic where it arose; the optimum is the same.
+        terminal_kl: Subtract the KL of the whole sequence at its last token. False: that of each token at the token,
+            which tells the critic where it arose; the optimum is the same.
         **kwargs: As for `PolicyModule`; PPO's own default is `num_epochs=4`.
     """
 
@@ -77,7 +77,11 @@ class PPOPolicyModule(PolicyModule):
             self.check(name, lambda number: 0 <= number <= 1, "in [0, 1]")
         for name in ("value_coef", "entropy_coef", "critic_warmup"):
             self.check(name, lambda number: number >= 0, "0 or more")
-        self.check("value_clip", lambda number: number is None or number > 0, "above 0, or null for no clipping")
+        self.check(
+            "value_clip",
+            lambda number: number is None or number > 0,
+            "above 0, or null for no clipping",
+        )
 
     @property
     def sampled_values(self) -> str | None:
@@ -91,11 +95,21 @@ class PPOPolicyModule(PolicyModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The policy's parameters, and the value function's own with their learning rate."""
-        trainable = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
-        value: dict[str, Any] = {"params": [p for name, p in trainable if _of_value(name)], "name": "value"}
+        trainable = [
+            (name, parameter)
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        ]
+        value: dict[str, Any] = {
+            "params": [p for name, p in trainable if _of_value(name)],
+            "name": "value",
+        }
         if self.value_lr is not None:
             value["lr"] = self.value_lr
-        return [{"params": [p for name, p in trainable if not _of_value(name)], "name": "policy"}, value]
+        return [
+            {"params": [p for name, p in trainable if not _of_value(name)], "name": "policy"},
+            value,
+        ]
 
     def evaluate(self, rollout: Rollout) -> Rollout:
         """Add the values of the states the policy sampled from, where the engine didn't."""
@@ -103,7 +117,9 @@ class PPOPolicyModule(PolicyModule):
         if rollout.values is not None:
             return rollout
         values = torch.zeros_like(rollout.old_logprobs)
-        has_weights = any(True for _ in self.value.parameters())  # else they are on the policy's base
+        has_weights = any(
+            True for _ in self.value.parameters()
+        )  # else they are on the policy's base
         with gathered(self.value if has_weights else self.backbone):
             for part, rows, length in self.parts(rollout):
                 values[rows, :length] = self._values(part)
@@ -115,14 +131,18 @@ class PPOPolicyModule(PolicyModule):
             return super().shape_rewards(rollout)
         assert rollout.ref_logprobs is not None
         scores, mask = self.penalized_scores(rollout), rollout.response_mask
-        returns = kl_penalized_scores(scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value)
+        returns = kl_penalized_scores(
+            scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value
+        )
         return replace(rollout, rewards=place_at_end(returns, mask))
 
     def estimate(self, rollout: Rollout) -> Rollout:
         """GAE, returns, and advantages whitened over the whole iteration."""
         assert rollout.rewards is not None and rollout.values is not None
         mask = rollout.response_mask
-        advantages, returns = gae(rollout.rewards, rollout.values, mask, gamma=self.gamma, lam=self.lam)
+        advantages, returns = gae(
+            rollout.rewards, rollout.values, mask, gamma=self.gamma, lam=self.lam
+        )
         if self.whiten_advantages:
             advantages = whiten(advantages, mask)
         return replace(rollout, advantages=advantages, returns=returns)
@@ -136,7 +156,9 @@ class PPOPolicyModule(PolicyModule):
         surrogate = self.surrogate_loss(out.logprobs, minibatch)
         values = out.values if on_policy else self._values(minibatch)
         assert values is not None
-        value_loss = clipped_value_loss(values, minibatch.values, minibatch.returns, self.value_clip)
+        value_loss = clipped_value_loss(
+            values, minibatch.values, minibatch.returns, self.value_clip
+        )
         loss = surrogate.loss + self.value_coef * value_loss
         metrics = dict(surrogate.metrics)
         if out.entropy is not None:
@@ -168,4 +190,6 @@ class PPOPolicyModule(PolicyModule):
 
 def _of_value(name: str) -> bool:
     """Whether a parameter belongs to the value function alone: its own model, or the adapter and head called `value`."""
-    return name.startswith("value.") or any(f".{part}.value." in name for part in ("lora_A", "lora_B", "heads"))
+    return name.startswith("value.") or any(
+        f".{part}.value." in name for part in ("lora_A", "lora_B", "heads")
+    )

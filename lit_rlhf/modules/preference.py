@@ -10,7 +10,15 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.mismatch import add_mismatched_branches
-from lit_rlhf.models import Backbone, Critic, ModelSpec, ValueHead, evaluating, export_policy, weights_fingerprint
+from lit_rlhf.models import (
+    Backbone,
+    Critic,
+    ModelSpec,
+    ValueHead,
+    evaluating,
+    export_policy,
+    weights_fingerprint,
+)
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules.precompute import precompute_reference
 from lit_rlhf.modules.reference import ReferencedModule
@@ -26,7 +34,8 @@ class PreferenceModule(ReferencedModule):
 
     A prompt with K completions is one row and the prompt is computed once. The loss is injected: pairs (K = 2), ranked
     lists, single completions. The reference is the base with the adapter off, a frozen copy of the initial policy where
-    the model is trained in full, or log-probs computed once. A column `weight` (B,), where there is one, weighs the rows.
+    the model is trained in full, or log-probs computed once. A column `weight` (B,), where there is one, weighs the
+    rows.
 
     Logs TRL's `rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins, logps/chosen, logps/rejected`.
 
@@ -35,8 +44,9 @@ class PreferenceModule(ReferencedModule):
         loss: The unreduced loss; default `DPO(beta=0.1)`.
         reference: "live" computes the reference's log-probs at each step. "precomputed" computes those of all training
             and validation rows before `fit` begins, once for the same weights, tokenizer, rows and limits: they stay in
-            the DataModule's cache. The steps then run the policy alone, and full fine-tuning keeps no frozen copy. Other
-            loaders must bring them in the batch as `ref_logprobs` (B, K). "auto" takes them from batches that have them.
+            the DataModule's cache. The steps then run the policy alone, and full fine-tuning keeps no frozen copy.
+            Other loaders must bring them in the batch as `ref_logprobs` (B, K). "auto" takes them from batches that
+            have them.
         reference_dtype: Of the frozen copy in full fine-tuning; default: the policy's. "bfloat16" halves it, but the
             first log-ratios are then not 0.
         critic: Where the values come from of losses that learn one (`DROV`); default: a head on the policy's hidden
@@ -78,7 +88,9 @@ class PreferenceModule(ReferencedModule):
         if self.backbone.has_lora:
             self.backbone.add_adapter("policy")
         if self.reference_source == "precomputed":
-            self.reference_fingerprint = f"{weights_fingerprint(self.backbone)} {self.reference_dtype}"
+            self.reference_fingerprint = (
+                f"{weights_fingerprint(self.backbone)} {self.reference_dtype}"
+            )
         elif self.loss.needs_reference:
             self.add_reference(self.reference_dtype)
         if self.learns_value:
@@ -94,14 +106,19 @@ class PreferenceModule(ReferencedModule):
         """Refuse log-probs that were computed before the reference moved, and rounding."""
         super().require_movable_reference(alpha)
         if self.reference_source == "precomputed" or not self.loss.needs_reference:
-            why = "reference='precomputed'" if self.loss.needs_reference else f"{type(self.loss).__name__} has none"
+            why = (
+                "reference='precomputed'"
+                if self.loss.needs_reference
+                else f"{type(self.loss).__name__} has none"
+            )
             raise ConfigurationError(
                 f"The reference of this PreferenceModule can't move: {why}. Set reference='live' and a loss with a "
                 "reference, or remove MovingReference from trainer.callbacks."
             )
         if alpha < 1 and self.reference_dtype not in (None, "float32"):
             raise ConfigurationError(
-                f"MovingReference(alpha={alpha}) averages weights, and in reference_dtype={self.reference_dtype!r} small "
+                f"MovingReference(alpha={alpha}) averages weights, and in "
+                f"reference_dtype={self.reference_dtype!r} small "
                 "steps round away. Leave reference_dtype out, or set alpha: 1."
             )
 
@@ -121,12 +138,16 @@ class PreferenceModule(ReferencedModule):
         """The unreduced loss and metrics of a batch."""
         self._require_branches(batch)
         if self.loss.needs_mismatched:
-            rows = add_mismatched_branches(batch["input_ids"], batch["branch_ids"], self.backbone.pad_token_id)
+            rows = add_mismatched_branches(
+                batch["input_ids"], batch["branch_ids"], self.backbone.pad_token_id
+            )
             batch = cast("BranchedBatch", {**batch, **rows._asdict()})
         if _VOCABULARY & self.loss.statistics:
             policy, reference = self._vocabulary_statistics(batch)
             return self.loss(policy, reference, batch)
-        return self.loss(self(batch), self._reference(batch) if self.loss.needs_reference else None, batch)
+        return self.loss(
+            self(batch), self._reference(batch) if self.loss.needs_reference else None, batch
+        )
 
     def reduce(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Mean over the rows of the batch on all ranks, weighted by the column `weight` where there is one."""
@@ -190,9 +211,16 @@ class PreferenceModule(ReferencedModule):
         """Mean over the rows of all ranks that a metric concerns, and their number; metrics of no row are left out."""
         if not metrics:
             return {}
-        sums = [torch.stack([value.double().nansum(), (~value.isnan()).sum()]) for value in metrics.values()]
+        sums = [
+            torch.stack([value.double().nansum(), (~value.isnan()).sum()])
+            for value in metrics.values()
+        ]
         totals = self.sum_over_ranks(torch.stack(sums)).tolist()
-        return {name: (total / n, int(n)) for name, (total, n) in zip(metrics, totals, strict=True) if n > 0}
+        return {
+            name: (total / n, int(n))
+            for name, (total, n) in zip(metrics, totals, strict=True)
+            if n > 0
+        }
 
     def _branches(self, batch: BranchedBatch) -> int:
         if self.loss.num_branches is None:
@@ -204,21 +232,32 @@ class PreferenceModule(ReferencedModule):
         if wanted is not None and not batch["branch_ids"].is_meta and num_branches(batch) != wanted:
             raise DataError(
                 f"{type(self.loss).__name__} takes {wanted} completions of each prompt, but the batch has "
-                f"{num_branches(batch)}. Choose a loss for this data, or convert the data (data.init_args) to what it takes."
+                f"{num_branches(batch)}. Choose a loss for this data, or convert the data "
+                "(data.init_args) to what it takes."
             )
 
-    def _statistics(self, model: Backbone, role: str | None, batch: BranchedBatch) -> PreferenceStats:
+    def _statistics(
+        self, model: Backbone, role: str | None, batch: BranchedBatch
+    ) -> PreferenceStats:
         branches = self._branches(batch)
         policy = role == "policy"
         on_policy = "value" if policy and self.learns_value and self.critic.head_on_policy else None
         out = model(batch, num_branches=branches, role=role, logprobs=True, values=on_policy)
         assert out.logprobs is not None
-        tokens, mask = (part.view(-1, branches, part.shape[-1]) for part in (out.logprobs, out.mask))
+        tokens, mask = (
+            part.view(-1, branches, part.shape[-1]) for part in (out.logprobs, out.mask)
+        )
         value = None
         if policy and self.learns_value:
             values = out.values if on_policy else self.critic.values(self.backbone, batch, branches)
-            value = values.view(tokens.shape)[:, 0, 0]  # at the state before the first token: that of the prompt
-        by_token = {"token_logprobs": tokens, "token_mask": mask} if "tokens" in self.loss.statistics else {}
+            value = values.view(tokens.shape)[
+                :, 0, 0
+            ]  # at the state before the first token: that of the prompt
+        by_token = (
+            {"token_logprobs": tokens, "token_mask": mask}
+            if "tokens" in self.loss.statistics
+            else {}
+        )
         return PreferenceStats(tokens.sum(-1), mask.sum(-1), value=value, **by_token)
 
     def _vocabulary_statistics(self, batch: BranchedBatch) -> tuple[PreferenceStats, SequenceStats]:
@@ -233,7 +272,9 @@ class PreferenceModule(ReferencedModule):
         logprobs, ref_logprobs, kl, collision = (part.view(shape) for part in found)
         lengths = mask.sum(-1)
         by_token = {"token_logprobs": logprobs, "token_mask": mask}
-        policy = PreferenceStats(logprobs.sum(-1), lengths, kl=kl.sum(-1), collision=collision.sum(-1), **by_token)
+        policy = PreferenceStats(
+            logprobs.sum(-1), lengths, kl=kl.sum(-1), collision=collision.sum(-1), **by_token
+        )
         return policy, SequenceStats(ref_logprobs.sum(-1), lengths, ref_logprobs, mask)
 
     def _reference(self, batch: BranchedBatch) -> SequenceStats:
@@ -247,8 +288,10 @@ class PreferenceModule(ReferencedModule):
         branches = self._branches(batch)
         if given is None or given.shape[-1] != branches:
             raise DataError(
-                f"reference={self.reference_source!r} needs `ref_logprobs` of {branches} completions a row in the batch, "
-                f"which has {'none' if given is None else given.shape[-1]}. `fit` with a DataModule of this library computes "
+                f"reference={self.reference_source!r} needs `ref_logprobs` of {branches} "
+                "completions a row in the batch, "
+                f"which has {'none' if given is None else given.shape[-1]}. `fit` with a "
+                "DataModule of this library computes "
                 "them; elsewhere set reference='live'."
             )
         lengths = torch.zeros_like(given, dtype=torch.int64)  # unknown, and never asked for
@@ -267,9 +310,14 @@ class PreferenceModule(ReferencedModule):
             raise ConfigurationError(
                 f"reference='precomputed' is given, but {type(self.loss).__name__} needs no reference: leave it out."
             )
-        if self.reference_dtype is not None and (self.spec.lora or self.spec.adapter or not self.loss.needs_reference):
+        if self.reference_dtype is not None and (
+            self.spec.lora or self.spec.adapter or not self.loss.needs_reference
+        ):
             raise ConfigurationError(
-                f"reference_dtype={self.reference_dtype!r} is of the frozen copy in full fine-tuning; here is none. Leave it out."
+                f"reference_dtype={self.reference_dtype!r} is of the frozen copy in full "
+                "fine-tuning; here is none. Leave it out."
             )
         if critic is not None and not self.learns_value:
-            raise ConfigurationError(f"critic is given, but {type(self.loss).__name__} learns no value: leave it out.")
+            raise ConfigurationError(
+                f"critic is given, but {type(self.loss).__name__} learns no value: leave it out."
+            )

@@ -19,26 +19,30 @@ from lit_rlhf.types import BranchedBatch, PromptBatch, Rollout
 class PPOPtxPolicyModule(PPOPolicyModule):
     r"""PPO-ptx (InstructGPT, arXiv:2203.02155): $J_{PPO}(\pi) + \gamma_{ptx}\,E_{y\sim D}[\log\pi(y)]$.
 
-    Batches come from `PromptTextDataModule`: prompts, and with them text from D (pretraining text or demonstrations). Each
-    optimizer step adds the gradient of `ptx_coef` times the mean negative log-likelihood of the text's completion tokens,
-    at temperature 1 and over all processes; the text is divided over an iteration's minibatches and read again in each
-    epoch. Logs `loss/ptx_avg`. The optimum is no longer that of the KL-penalised reward.
+    Batches come from `PromptTextDataModule`: prompts, and with them text from D (pretraining text or demonstrations).
+    Each optimizer step adds the gradient of `ptx_coef` times the mean negative log-likelihood of the text's completion
+    tokens, at temperature 1 and over all processes; the text is divided over an iteration's minibatches and read again
+    in each epoch. Logs `loss/ptx_avg`. The optimum is no longer that of the KL-penalised reward.
 
     Args:
         backbone: The initial policy.
         reward: Scores completions.
-        ptx_coef: $\gamma_{ptx}$, above 0, in units of (whitened) advantage per nat; the paper's is 27.8. Larger keeps more
-            of the text and learns less of the reward.
+        ptx_coef: $\gamma_{ptx}$, above 0, in units of (whitened) advantage per nat; the paper's is 27.8. Larger keeps
+            more of the text and learns less of the reward.
         **kwargs: As for `PPOPolicyModule`.
 
     Raises:
         ConfigurationError: The batches have no text, or less than a row for each minibatch.
     """
 
-    def __init__(self, backbone: ModelSpec, reward: Reward, *, ptx_coef: float = 27.8, **kwargs: Any) -> None:
+    def __init__(
+        self, backbone: ModelSpec, reward: Reward, *, ptx_coef: float = 27.8, **kwargs: Any
+    ) -> None:
         super().__init__(backbone, reward, **kwargs)
         self.ptx_coef = ptx_coef
-        self.check("ptx_coef", lambda number: number > 0, "above 0; without text use PPOPolicyModule")
+        self.check(
+            "ptx_coef", lambda number: number > 0, "above 0; without text use PPOPolicyModule"
+        )
         self._text: list[BranchedBatch] = []
         self._part = 0
 
@@ -80,7 +84,8 @@ class PPOPtxPolicyModule(PPOPolicyModule):
         lengths = (text["branch_ids"] >= 0).sum(-1)
         everything = torch.arange(len(lengths), device=lengths.device)
         count = torch.tensor(
-            len(microbatch_indices(lengths, everything, self.microbatch_tokens)), device=lengths.device
+            len(microbatch_indices(lengths, everything, self.microbatch_tokens)),
+            device=lengths.device,
         )
         if self._world_size > 1:  # sharded strategies need the same number on every process
             count = self._gather(count).amax()
@@ -90,12 +95,14 @@ class PPOPtxPolicyModule(PPOPolicyModule):
         text = batch.get("text")
         if text is None:
             raise ConfigurationError(
-                "PPOPtxPolicyModule trains on prompts and text, and the batch has prompts alone. Use PromptTextDataModule."
+                "PPOPtxPolicyModule trains on prompts and text, and the batch has prompts alone. "
+                "Use PromptTextDataModule."
             )
         count = len(text["input_ids"])
         if count < self.num_minibatches:
             raise ConfigurationError(
-                f"{count} row(s) of text per process can't be divided into num_minibatches={self.num_minibatches}. Raise the "
+                f"{count} row(s) of text per process can't be divided into "
+                f"num_minibatches={self.num_minibatches}. Raise the "
                 "batch_size of the data module's `text`."
             )
         rows = torch.arange(count, device=text["input_ids"].device)

@@ -17,11 +17,12 @@ from lit_rlhf.types import LossOutput, Rollout
 class REBELPolicyModule(PolicyModule):
     r"""REBEL (arXiv:2404.16767): the difference of two log-ratios is fitted to the difference of two rewards.
 
-    $\left(\frac1\eta\left[\log\frac{\pi(y)}{\pi_t(y)} - \log\frac{\pi(y')}{\pi_t(y')}\right] - [R(y) - R(y')]\right)^2$,
-    averaged over the pairs of completions of a prompt, with $\pi_t$ the policy that sampled and
+    $\left(\frac1\eta\left[\log\frac{\pi(y)}{\pi_t(y)} - \log\frac{\pi(y')}{\pi_t(y')}\right] - [R(y) -
+    R(y')]\right)^2$, averaged over the pairs of completions of a prompt, with $\pi_t$ the policy that sampled and
     $R = r - \beta\,\mathrm{KL}$ of whole sequences (k1). Fitted to the end, an iteration gives
-    $\pi_{t+1} \propto \pi_t e^{\eta R}$, whose fixed point is $\pi_{ref}e^{r/\beta}/Z$. The paper has pairs; more samples
-    are compared all with all. It is a loss of whole sequences, so there is neither surrogate nor reduction to choose.
+    $\pi_{t+1} \propto \pi_t e^{\eta R}$, whose fixed point is $\pi_{ref}e^{r/\beta}/Z$. The paper has pairs; more
+    samples are compared all with all. It is a loss of whole sequences, so there is neither surrogate nor reduction to
+    choose.
 
     Args:
         backbone: The initial policy.
@@ -55,7 +56,11 @@ class REBELPolicyModule(PolicyModule):
         )
         self.eta = eta
         self.check("eta", lambda number: number > 0, "above 0")
-        self.check("num_samples", lambda number: number >= 2, "at least 2: rewards are compared within a prompt")
+        self.check(
+            "num_samples",
+            lambda number: number >= 2,
+            "at least 2: rewards are compared within a prompt",
+        )
 
     def estimate(self, rollout: Rollout) -> Rollout:
         """Returns of whole sequences; there are no advantages."""
@@ -68,7 +73,12 @@ class REBELPolicyModule(PolicyModule):
         out = self.policy_forward(minibatch)
         assert out.logprobs is not None and minibatch.returns is not None
         loss = relative_reward_loss(
-            out.logprobs, minibatch.old_logprobs, minibatch.returns, out.mask, minibatch.num_samples, self.eta
+            out.logprobs,
+            minibatch.old_logprobs,
+            minibatch.returns,
+            out.mask,
+            minibatch.num_samples,
+            self.eta,
         )
         ratio = token_ratio(out.logprobs, minibatch.old_logprobs, out.mask)
         metrics = drift_metrics(ratio, out.logprobs, minibatch.old_logprobs, out.mask)

@@ -42,12 +42,19 @@ class ReferencedModule(RLHFModule):
         """
         if "backbone" in self._modules and not self.reference_moves:
             raise ConfigurationError(
-                f"The model of this {type(self).__name__} was built without a reference of its own. Give MovingReference "
+                f"The model of this {type(self).__name__} was built without a reference of its "
+                "own. Give MovingReference "
                 "to the Trainer that trains it first."
             )
-        if alpha < 1 and self.spec.lora is None and self.spec.adapter is None and self.spec.dtype != "float32":
+        if (
+            alpha < 1
+            and self.spec.lora is None
+            and self.spec.adapter is None
+            and self.spec.dtype != "float32"
+        ):
             raise ConfigurationError(
-                f"MovingReference(alpha={alpha}) averages weights, and in {self.spec.dtype} small steps round away. Set "
+                f"MovingReference(alpha={alpha}) averages weights, and in {self.spec.dtype} small "
+                "steps round away. Set "
                 "backbone.dtype: float32, or alpha: 1."
             )
 
@@ -69,7 +76,9 @@ class ReferencedModule(RLHFModule):
 
     def trainable_names(self) -> list[str]:
         """Trained parameters, and the reference's where it moves."""
-        moved = [name for name, _ in self.named_parameters() if self.reference_moves and self._twin(name)]
+        moved = [
+            name for name, _ in self.named_parameters() if self.reference_moves and self._twin(name)
+        ]
         return [*super().trainable_names(), *moved]
 
     def _twin(self, name: str) -> str | None:

@@ -17,8 +17,9 @@ from lit_rlhf.types import PromptBatch, Rollout
 class ReMaxPolicyModule(PolicyModule):
     r"""ReMax (arXiv:2310.10505): $A_t = \sum_{s\ge t}\gamma^{s-t}R_s - r(x, y_{greedy})$, one step per rollout.
 
-    One further completion of each prompt is decoded greedily and scored; its score is what the policy can be expected to
-    earn, and needs no critic. As in the authors' code the baseline is the score alone, with the missing-EOS penalty and
+    One further completion of each prompt is decoded greedily and scored; its score is what the policy can be expected
+    to earn, and needs no critic. As in the authors' code the baseline is the score alone, with the missing-EOS penalty
+    and
     without its KL: any number that the sampled actions have no part in leaves the gradient as it is. The rewards to go
     hold the KL, per token. A `NormalizedReward` scales greedy scores too, without counting them.
 
@@ -42,7 +43,11 @@ class ReMaxPolicyModule(PolicyModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            backbone, reward, surrogate=surrogate or Reinforce(), reduction=reduction or SequenceSum(), **kwargs
+            backbone,
+            reward,
+            surrogate=surrogate or Reinforce(),
+            reduction=reduction or SequenceSum(),
+            **kwargs,
         )
         self.gamma = gamma
         self.check("gamma", lambda number: 0 <= number <= 1, "in [0, 1]")
@@ -50,7 +55,9 @@ class ReMaxPolicyModule(PolicyModule):
     def draw(self, batch: PromptBatch) -> Rollout:
         """Sampled completions, and the score of each prompt's greedy one as their baseline."""
         rollout = super().draw(batch)
-        return replace(rollout, baselines=self._greedy_scores(batch).repeat_interleave(self.num_samples))
+        return replace(
+            rollout, baselines=self._greedy_scores(batch).repeat_interleave(self.num_samples)
+        )
 
     def estimate(self, rollout: Rollout) -> Rollout:
         """Rewards to go minus the greedy score."""
@@ -60,7 +67,9 @@ class ReMaxPolicyModule(PolicyModule):
         return replace(rollout, advantages=greedy_baseline(returns, rollout.baselines, mask))
 
     def _greedy_scores(self, batch: PromptBatch) -> Tensor:
-        generation, completions = self.generate(batch, replace(self.sampling, temperature=0.0), "greedy", 1)
+        generation, completions = self.generate(
+            batch, replace(self.sampling, temperature=0.0), "greedy", 1
+        )
         with self.phases("reward"), evaluating(self.reward):
             scores = self.score(completions)
         self.count_generated(generation.mask)

@@ -9,7 +9,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lit_rlhf.functional.branches import at_step_ends
-from lit_rlhf.metrics import CalibrationError, LengthCorrelation, MeanAndStd, PreferenceAccuracy, RewardMargin
+from lit_rlhf.metrics import (
+    CalibrationError,
+    LengthCorrelation,
+    MeanAndStd,
+    PreferenceAccuracy,
+    RewardMargin,
+)
 from lit_rlhf.models import ModelSpec, export_reward
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
@@ -32,7 +38,8 @@ class RewardModelModule(RLHFModule):
     Args:
         backbone: The model and how it is loaded, quantized and adapted.
         loss: The unreduced loss of the branches' scores; default `BradleyTerry()`.
-        optimizer: Called with parameter groups; default AdamW(lr=1e-5), which suits full fine-tuning; LoRA wants about 1e-4.
+        optimizer: Called with parameter groups; default AdamW(lr=1e-5), which suits full fine-tuning; LoRA wants about
+            1e-4.
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Seed of the scalar head's initial weights.
     """
@@ -123,7 +130,9 @@ class RewardModelModule(RLHFModule):
         self.score_mean, self.score_std = state["score_mean"], state["score_std"]
 
     def _head_weights(self) -> Tensor:
-        return torch.stack([self.backbone.heads[name].get_parameter("weight") for name in self.loss.heads])
+        return torch.stack(
+            [self.backbone.heads[name].get_parameter("weight") for name in self.loss.heads]
+        )
 
     def scores(self, batch: BranchedBatch) -> tuple[Tensor, Tensor]:
         """Scores as the loss takes them, and the number of tokens of each branch, (B, K)."""
@@ -140,7 +149,9 @@ class RewardModelModule(RLHFModule):
         scores, lengths = self.scores(batch)
         rows = len(batch["input_ids"])
         output, rewards = self.loss(scores, batch), self.loss.reward(scores)
-        self.log(f"{stage}/loss", output.loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows)
+        self.log(
+            f"{stage}/loss", output.loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows
+        )
         updated = []
         if self.loss.by_step:
             self.metrics.score.update(rewards[batch["step_mask"]])  # type: ignore[typeddict-item]
@@ -160,7 +171,12 @@ class RewardModelModule(RLHFModule):
             means = {f"{stage}/{name}": value.mean() for name, value in output.metrics.items()}
             self.log_dict(means, sync_dist=True, batch_size=rows)
         for name in updated:
-            self.log(f"{stage}/{name}", getattr(self.metrics, name), prog_bar=name == "accuracy", batch_size=rows)
+            self.log(
+                f"{stage}/{name}",
+                getattr(self.metrics, name),
+                prog_bar=name == "accuracy",
+                batch_size=rows,
+            )
         return {"scores": rewards}
 
     def on_validation_epoch_end(self) -> None:

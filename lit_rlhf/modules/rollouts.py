@@ -19,9 +19,15 @@ Gather = Callable[[Tensor], Tensor]
 def rollout_batch(rollout: Rollout, pad_token_id: int) -> BranchedBatch:
     """Lay a rollout out as branched rows, each prompt with all of its samples."""
     packed = pack_branches(
-        rollout.prompt_ids, rollout.prompt_mask, rollout.tokens, rollout.response_mask, pad_token_id=pad_token_id
+        rollout.prompt_ids,
+        rollout.prompt_mask,
+        rollout.tokens,
+        rollout.response_mask,
+        pad_token_id=pad_token_id,
     )
-    return BranchedBatch(input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids)
+    return BranchedBatch(
+        input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
+    )
 
 
 def row_lengths(rollout: Rollout) -> Tensor:
@@ -36,18 +42,29 @@ def gather_rollout(rollout: Rollout, gather: Gather) -> Rollout:
     Rollouts are small (a few numbers per token); with all of them on each rank, whitening and minibatches are those of
     one process with the same global batch, and need no further collectives.
     """
-    shape = torch.tensor([rollout.prompt_ids.shape[1], rollout.tokens.shape[1]], device=rollout.tokens.device)
+    shape = torch.tensor(
+        [rollout.prompt_ids.shape[1], rollout.tokens.shape[1]], device=rollout.tokens.device
+    )
     width, length = gather(shape).amax(0).tolist()
     gathered: dict[str, Tensor] = {}
     for item in fields(rollout):
         value = getattr(rollout, item.name)
         if value is None:
             continue
-        per_prompt = value if item.name.startswith("prompt") else value.view(rollout.num_prompts, -1, *value.shape[1:])
+        per_prompt = (
+            value
+            if item.name.startswith("prompt")
+            else value.view(rollout.num_prompts, -1, *value.shape[1:])
+        )
         if value.dim() == 2:
-            per_prompt = pad(per_prompt, (0, (width if item.name.startswith("prompt") else length) - value.shape[-1]))
+            per_prompt = pad(
+                per_prompt,
+                (0, (width if item.name.startswith("prompt") else length) - value.shape[-1]),
+            )
         ranks = gather(per_prompt.to(torch.uint8) if value.dtype == torch.bool else per_prompt)
-        merged = ranks.transpose(0, 1).flatten(0, 1)  # prompts of one index next to each other, ranks innermost
+        merged = ranks.transpose(0, 1).flatten(
+            0, 1
+        )  # prompts of one index next to each other, ranks innermost
         merged = merged if item.name.startswith("prompt") else merged.flatten(0, 1)
         gathered[item.name] = merged.to(value.dtype)
     return replace(rollout, **gathered)
@@ -61,7 +78,9 @@ def join_rollouts(rollouts: Sequence[Rollout]) -> Rollout:
         values = [getattr(rollout, item.name) for rollout in rollouts]
         if values[0] is not None:
             padded = values[0].dim() == 2 and not item.name.startswith("prompt")
-            joined[item.name] = torch.cat([pad(v, (0, length - v.shape[1])) if padded else v for v in values])
+            joined[item.name] = torch.cat(
+                [pad(v, (0, length - v.shape[1])) if padded else v for v in values]
+            )
     return replace(rollouts[0], **joined)
 
 
@@ -76,7 +95,9 @@ def select_prompts(batch: PromptBatch, rows: slice) -> PromptBatch:
     )
 
 
-def minibatch_indices(num_prompts: int, num_minibatches: int, order: torch.Generator, ranks: int) -> list[Tensor]:
+def minibatch_indices(
+    num_prompts: int, num_minibatches: int, order: torch.Generator, ranks: int
+) -> list[Tensor]:
     """A random partition of the prompts of all ranks; each part divides evenly over ranks.
 
     Raises:
@@ -85,12 +106,15 @@ def minibatch_indices(num_prompts: int, num_minibatches: int, order: torch.Gener
     if num_prompts < num_minibatches or (ranks > 1 and num_prompts % (num_minibatches * ranks)):
         raise ConfigurationError(
             f"{num_prompts} prompts an iteration (all {ranks} processes together) can't be divided into "
-            f"num_minibatches={num_minibatches} for each process. Choose data.init_args.batch_size a multiple of num_minibatches."
+            f"num_minibatches={num_minibatches} for each process. Choose data.init_args.batch_size "
+            "a multiple of num_minibatches."
         )
     return list(torch.randperm(num_prompts, generator=order).tensor_split(num_minibatches))
 
 
-def microbatch_indices(lengths: Tensor, share: Tensor, budget: int, at_least: int = 1) -> list[Tensor]:
+def microbatch_indices(
+    lengths: Tensor, share: Tensor, budget: int, at_least: int = 1
+) -> list[Tensor]:
     """Divide a process's share of a minibatch by length, so that each part's padded size stays within a token budget.
 
     Args:
@@ -111,4 +135,7 @@ def microbatch_indices(lengths: Tensor, share: Tensor, budget: int, at_least: in
 
 def repeat_columns(columns: Mapping[str, list[Any]], num_samples: int) -> dict[str, list[Any]]:
     """Each entry of each column once per sample."""
-    return {name: [value for value in values for _ in range(num_samples)] for name, values in columns.items()}
+    return {
+        name: [value for value in values for _ in range(num_samples)]
+        for name, values in columns.items()
+    }

@@ -14,10 +14,11 @@ from lit_rlhf.types import BranchOutput, DemonstrationBatch
 class SupervisedModule(RLHFModule):
     r"""Maximise the likelihood of demonstrations.
 
-    $L = -\frac{1}{\sum_n |y_n|} \sum_n \sum_t \log \pi(y_{n,t} \mid x_n, y_{n,<t})$: only the tokens of completions count.
+    $L = -\frac{1}{\sum_n |y_n|} \sum_n \sum_t \log \pi(y_{n,t} \mid x_n, y_{n,<t})$: only the tokens of completions
+    count.
 
-    Logs `loss` (nats per token) and `num_tokens`. With `trainer.accumulate_grad_batches` each microbatch weighs the same,
-    however many tokens it has.
+    Logs `loss` (nats per token) and `num_tokens`. With `trainer.accumulate_grad_batches` each microbatch weighs the
+    same, however many tokens it has.
 
     Args:
         backbone: The model and how it is loaded, quantized and adapted.
@@ -65,7 +66,11 @@ class SupervisedModule(RLHFModule):
     def predict_step(self, batch: DemonstrationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Log-likelihood and length of each completion."""
         out = self(batch)
-        return {"index": batch["index"], "logprobs": out.logprobs.sum(-1), "lengths": out.mask.sum(-1)}
+        return {
+            "index": batch["index"],
+            "logprobs": out.logprobs.sum(-1),
+            "lengths": out.mask.sum(-1),
+        }
 
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the fine-tuned model for other tools; see `models.export_policy`."""
@@ -77,5 +82,12 @@ class SupervisedModule(RLHFModule):
         rows = len(batch["input_ids"])
         self.log(f"{stage}/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=rows)
         tokens = out.mask.sum().float()
-        self.log(f"{stage}/num_tokens", tokens, reduce_fx="sum", sync_dist=True, on_step=False, on_epoch=True)
+        self.log(
+            f"{stage}/num_tokens",
+            tokens,
+            reduce_fx="sum",
+            sync_dist=True,
+            on_step=False,
+            on_epoch=True,
+        )
         return loss

@@ -50,6 +50,7 @@ def vocabulary_statistics(
     rows = zip(hidden.split(size), ref_hidden.split(size), tokens.split(size), strict=True)
     chunks = [checkpoint(compare, *row, use_reentrant=False) for row in rows]
     columns = (
-        torch.where(mask, torch.cat(column), 0.0).view(states.mask.shape) for column in zip(*chunks, strict=True)
+        torch.where(mask, torch.cat(column), 0.0).view(states.mask.shape)
+        for column in zip(*chunks, strict=True)
     )
     return VocabularyStats(*columns)

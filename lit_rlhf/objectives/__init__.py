@@ -13,7 +13,11 @@ from lit_rlhf.objectives.advantages import (
     RewardToGo,
     Whitened,
 )
-from lit_rlhf.objectives.importance import ImportanceCorrection, MaskedImportance, TruncatedImportance
+from lit_rlhf.objectives.importance import (
+    ImportanceCorrection,
+    MaskedImportance,
+    TruncatedImportance,
+)
 from lit_rlhf.objectives.kl_control import AdaptiveKL, FixedKL, KLController
 from lit_rlhf.objectives.kl_losses import BiasedK3, KLLoss, SequenceK2, UnbiasedK3
 from lit_rlhf.objectives.listwise import (
@@ -88,7 +92,13 @@ from lit_rlhf.objectives.preference import (
     PreferenceStats,
     WeightedSum,
 )
-from lit_rlhf.objectives.reductions import ConstantLength, Reduction, SequenceMean, SequenceSum, TokenMean
+from lit_rlhf.objectives.reductions import (
+    ConstantLength,
+    Reduction,
+    SequenceMean,
+    SequenceSum,
+    TokenMean,
+)
 from lit_rlhf.objectives.reward import (
     AllPairs,
     BradleyTerry,
@@ -99,8 +109,19 @@ from lit_rlhf.objectives.reward import (
     RewardLossSum,
     ScaledBradleyTerry,
 )
-from lit_rlhf.objectives.reward_heads import GaussianRegression, HeadEnsemble, LengthDebiased, Process
-from lit_rlhf.objectives.surrogates import ClippedSurrogate, Reinforce, SequenceClipped, Surrogate, WeightClipped
+from lit_rlhf.objectives.reward_heads import (
+    GaussianRegression,
+    HeadEnsemble,
+    LengthDebiased,
+    Process,
+)
+from lit_rlhf.objectives.surrogates import (
+    ClippedSurrogate,
+    Reinforce,
+    SequenceClipped,
+    Surrogate,
+    WeightClipped,
+)
 
 __all__ = [
     "AOT",

@@ -61,7 +61,9 @@ class LeaveOneOut(Advantage):
 
     def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
         """See `functional.leave_one_out`."""
-        return spread_over_tokens(leave_one_out(masked_sum(rewards, mask, dim=-1), num_samples), mask)
+        return spread_over_tokens(
+            leave_one_out(masked_sum(rewards, mask, dim=-1), num_samples), mask
+        )
 
 
 class GroupCentered(Advantage):
@@ -71,7 +73,9 @@ class GroupCentered(Advantage):
 
     def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
         """See `functional.group_centered`."""
-        return spread_over_tokens(group_centered(masked_sum(rewards, mask, dim=-1), num_samples), mask)
+        return spread_over_tokens(
+            group_centered(masked_sum(rewards, mask, dim=-1), num_samples), mask
+        )
 
 
 class GroupNormalized(Advantage):
@@ -92,7 +96,9 @@ class GroupNormalized(Advantage):
 
     def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
         """See `functional.group_normalized`."""
-        return spread_over_tokens(group_normalized(masked_sum(rewards, mask, dim=-1), num_samples, self.eps), mask)
+        return spread_over_tokens(
+            group_normalized(masked_sum(rewards, mask, dim=-1), num_samples, self.eps), mask
+        )
 
 
 class RewardToGo(Advantage):

@@ -17,4 +17,6 @@ def check_option(valid: bool, owner: object, name: str, value: object, allowed: 
         ConfigurationError: Not valid.
     """
     if not valid:
-        raise ConfigurationError(f"{type(owner).__name__}({name}={value!r}): {name} must be {allowed}.")
+        raise ConfigurationError(
+            f"{type(owner).__name__}({name}={value!r}): {name} must be {allowed}."
+        )

@@ -1,14 +1,17 @@
 r"""Weights for tokens that an engine sampled with other log-probs than the policy's: the classes to inject.
 
-Engines of other arithmetic (another precision, another kernel) sample from a distribution slightly off the policy's. With
-$\rho_t = \pi_{train}(a_t)/\pi_{engine}(a_t)$ as a weight the surrogate is again an expectation under the policy.
+Engines of other arithmetic (another precision, another kernel) sample from a distribution slightly off the policy's.
+With $\rho_t = \pi_{train}(a_t)/\pi_{engine}(a_t)$ as a weight the surrogate is again an expectation under the policy.
 """
 
 from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lit_rlhf.functional.policy_losses import masked_importance_weights, truncated_importance_weights
+from lit_rlhf.functional.policy_losses import (
+    masked_importance_weights,
+    truncated_importance_weights,
+)
 from lit_rlhf.objectives.checks import check_option
 
 

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.objectives.checks import check_option
 
-_MAX_ERROR = (
-    0.2  # lm-human-preferences holds the relative error to this, so that one rollout can't throw the coefficient
-)
+_MAX_ERROR = 0.2  # lm-human-preferences holds the relative error to this, so that one rollout can't throw the coefficient
 
 
 class KLController(ABC):
@@ -89,7 +87,9 @@ class AdaptiveKL(KLController):
     """
 
     def __init__(self, init: float = 0.1, target: float = 6.0, horizon: int = 10_000) -> None:
-        check_option(0 < init < math.inf, self, "init", init, "above 0; for no penalty use FixedKL(0)")
+        check_option(
+            0 < init < math.inf, self, "init", init, "above 0; for no penalty use FixedKL(0)"
+        )
         check_option(0 < target < math.inf, self, "target", target, "above 0, in nats per sequence")
         check_option(horizon > 0, self, "horizon", horizon, "above 0, in sequences")
         self.value = float(init)

@@ -11,7 +11,9 @@ class KLLoss(ABC):
     """An unreduced penalty (N, T), to be weighted with the KL coefficient and added to the surrogate's loss."""
 
     @abstractmethod
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    def __call__(
+        self, logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor
+    ) -> Tensor:
         """Penalty per token, 0 where masked.
 
         Args:
@@ -25,7 +27,9 @@ class KLLoss(ABC):
 class UnbiasedK3(KLLoss):
     r"""k3 times the differentiable ratio of all tokens so far: the gradient of $KL(\pi\|\pi_{ref})$, off policy too."""
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    def __call__(
+        self, logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor
+    ) -> Tensor:
         """See `functional.unbiased_k3_loss`."""
         return unbiased_k3_loss(logprobs, old_logprobs, ref_logprobs, mask)
 
@@ -33,7 +37,9 @@ class UnbiasedK3(KLLoss):
 class SequenceK2(KLLoss):
     r"""Half the squared log-ratio of the sequence: the gradient of $KL(\pi\|\pi_{ref})$; the value is no KL."""
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    def __call__(
+        self, logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor
+    ) -> Tensor:
         """See `functional.sequence_k2_loss`."""
         return sequence_k2_loss(logprobs, old_logprobs, ref_logprobs, mask)
 
@@ -41,7 +47,9 @@ class SequenceK2(KLLoss):
 class BiasedK3(KLLoss):
     r"""k3 as the GRPO paper differentiates it: the gradient of $KL(\pi_{ref}\|\pi)$, whose optimum is another one."""
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    def __call__(
+        self, logprobs: Tensor, old_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor
+    ) -> Tensor:
         """See `functional.biased_k3_loss`; the policy that sampled plays no part."""
         del old_logprobs
         return biased_k3_loss(logprobs, ref_logprobs, mask)

@@ -74,14 +74,20 @@ class ListwiseLoss(PreferenceLoss):
         r"""The implicit rewards (B, K) that are logged: $\beta u$."""
         return self.beta * lists.logratios
 
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
+    def forward(
+        self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
+    ) -> LossOutput:
         """The loss of each list, and metrics."""
         self._require_list(policy.logprobs.shape[-1])
         require_columns(self, batch, ["score"])
         scores = batch["score"].to(policy.logprobs.dtype)
-        mask = batch.get("branch_mask", torch.ones_like(scores, dtype=torch.bool)).bool() & (policy.lengths > 0)
+        mask = batch.get("branch_mask", torch.ones_like(scores, dtype=torch.bool)).bool() & (
+            policy.lengths > 0
+        )
         ref_logprobs = None if reference is None else reference.logprobs
-        lists = Lists(policy.logprobs, policy.lengths, scores.masked_fill(~mask, 0.0), mask, ref_logprobs)
+        lists = Lists(
+            policy.logprobs, policy.lengths, scores.masked_fill(~mask, 0.0), mask, ref_logprobs
+        )
         return LossOutput(self.list_loss(lists), _metrics(self.reward(lists).detach(), lists))
 
     def check(self, batch: Batch) -> None:
@@ -214,7 +220,14 @@ class RRHF(ListwiseLoss):
 
     def list_loss(self, lists: Lists) -> Tensor:
         """See the class."""
-        return rrhf_loss(lists.logprobs, lists.lengths, lists.scores, lists.mask, self.length_power, self.rank_weight)
+        return rrhf_loss(
+            lists.logprobs,
+            lists.lengths,
+            lists.scores,
+            lists.mask,
+            self.length_power,
+            self.rank_weight,
+        )
 
     def reward(self, lists: Lists) -> Tensor:
         """Log-probs over tokens to the power a."""
@@ -231,7 +244,11 @@ def _metrics(rewards: Tensor, lists: Lists) -> dict[str, Tensor]:
     count = others.sum(-1).clamp_min(1)
     logprobs = lists.logprobs.detach()
     chosen, rejected = (rewards * best).sum(-1), (rewards * others).sum(-1) / count
-    better = (lists.scores[:, :, None] > lists.scores[:, None, :]) & lists.mask[:, :, None] & lists.mask[:, None, :]
+    better = (
+        (lists.scores[:, :, None] > lists.scores[:, None, :])
+        & lists.mask[:, :, None]
+        & lists.mask[:, None, :]
+    )
     agree = better & (rewards[:, :, None] > rewards[:, None, :])
     metrics = {
         "rewards/chosen": chosen,

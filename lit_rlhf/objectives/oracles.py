@@ -4,7 +4,11 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lit_rlhf.functional.preferences import argmax_preference, draw_preference, preference_probability
+from lit_rlhf.functional.preferences import (
+    argmax_preference,
+    draw_preference,
+    preference_probability,
+)
 from lit_rlhf.objectives.checks import check_option
 
 
@@ -25,8 +29,8 @@ class SoftLabels(PreferenceOracle):
     r"""The probability $\sigma(\Delta r/T)$ itself: what many raters say on average, without their noise.
 
     Args:
-        temperature: T, in units of reward, above 0. 1 takes a Bradley-Terry reward model at its word; larger makes labels
-            less sure, which acts as a smaller reward.
+        temperature: T, in units of reward, above 0. 1 takes a Bradley-Terry reward model at its word; larger makes
+            labels less sure, which acts as a smaller reward.
 
     Raises:
         ConfigurationError: The temperature isn't above 0.
@@ -42,7 +46,8 @@ class SoftLabels(PreferenceOracle):
 
 
 class BernoulliLabels(SoftLabels):
-    r"""0 or 1, drawn with probability $\sigma(\Delta r/T)$: one rater a pair. The same optimum as `SoftLabels`, more noise.
+    r"""0 or 1, drawn with probability $\sigma(\Delta r/T)$: one rater a pair. The same optimum as `SoftLabels`, more
+    noise.
 
     Args:
         temperature: As in `SoftLabels`.
@@ -56,8 +61,8 @@ class BernoulliLabels(SoftLabels):
 class HardLabels(PreferenceOracle):
     """1 for the higher score, 0 for the lower, 1/2 in a tie, as other libraries label by default.
 
-    How much better a completion is no longer counts, so log-ratios grow without bound: the optimum of DPO with such labels is
-    all on the best completion, whatever beta is.
+    How much better a completion is no longer counts, so log-ratios grow without bound: the optimum of DPO with such
+    labels is all on the best completion, whatever beta is.
     """
 
     def __call__(self, margins: Tensor, uniforms: Tensor) -> Tensor:

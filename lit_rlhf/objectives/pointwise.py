@@ -70,11 +70,15 @@ class PointwiseLoss(PreferenceLoss):
     def example_loss(self, examples: Examples) -> LossOutput:
         """The unreduced loss (B,), and metrics of its own."""
 
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
+    def forward(
+        self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
+    ) -> LossOutput:
         """The loss of each example, and metrics."""
         require_columns(self, batch, self.columns)
         if reference is None:
-            raise ConfigurationError(f"{type(self).__name__} needs a reference, but none was given.")
+            raise ConfigurationError(
+                f"{type(self).__name__} needs a reference, but none was given."
+            )
         logratios = policy.logprobs - reference.logprobs
         out = self.example_loss(Examples(logratios, policy, batch))
         metrics = _metrics(self.beta * logratios[:, 0], policy.logprobs[:, 0], batch.get("label"))
@@ -102,9 +106,13 @@ class KTO(PointwiseLoss):
 
     needs_mismatched = True
 
-    def __init__(self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> None:
+    def __init__(
+        self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+    ) -> None:
         super().__init__(beta)
-        require_positive(self, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+        require_positive(
+            self, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
+        )
         self.desirable_weight = desirable_weight
         self.undesirable_weight = undesirable_weight
 
@@ -118,11 +126,15 @@ class KTO(PointwiseLoss):
     @staticmethod
     def _reference_point(logratios: Tensor, batch: Batch) -> Tensor:
         if logratios.shape[1] < 2:
-            raise ConfigurationError("KTO needs a mismatched completion as second branch; PreferenceModule adds it.")
+            raise ConfigurationError(
+                "KTO needs a mismatched completion as second branch; PreferenceModule adds it."
+            )
         mismatched = logratios[:, 1].detach()
         # The completion is the next row's, and so is its weight; alone in its batch, a row has nothing to borrow.
         weight = batch.get("weight", torch.ones_like(mismatched)).roll(-1) * (len(mismatched) > 1)
-        return kto_reference_point(sum_over_ranks((mismatched * weight).sum()), sum_over_ranks(weight.sum()))
+        return kto_reference_point(
+            sum_over_ranks((mismatched * weight).sum()), sum_over_ranks(weight.sum())
+        )
 
 
 class BCO(PointwiseLoss):
@@ -190,8 +202,12 @@ class DROV(PointwiseLoss):
         """See the class."""
         value = examples.policy.value if isinstance(examples.policy, PreferenceStats) else None
         if value is None:
-            raise ConfigurationError("DROV needs a learned value of each prompt: give PreferenceModule a critic.")
-        loss = dro_v_loss(examples.u, examples.batch["score"].to(examples.u.dtype), value, self.beta)
+            raise ConfigurationError(
+                "DROV needs a learned value of each prompt: give PreferenceModule a critic."
+            )
+        loss = dro_v_loss(
+            examples.u, examples.batch["score"].to(examples.u.dtype), value, self.beta
+        )
         return LossOutput(loss, {"value": value.detach()})
 
 
@@ -213,7 +229,9 @@ class NPO(PointwiseLoss):
     def example_loss(self, examples: Examples) -> LossOutput:
         """See the class."""
         loss = npo_loss(examples.u, self.beta)
-        return LossOutput(torch.where(examples.labels, 0.0, loss) if "label" in examples.batch else loss)
+        return LossOutput(
+            torch.where(examples.labels, 0.0, loss) if "label" in examples.batch else loss
+        )
 
 
 def _metrics(rewards: Tensor, logprobs: Tensor, labels: Tensor | None) -> dict[str, Tensor]:

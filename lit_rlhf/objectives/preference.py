@@ -25,7 +25,9 @@ vocabulary summed over tokens, $\\log\\sum_v\\pi(v)^2$ summed over tokens, a lea
 class PreferenceStats(SequenceStats):
     """`SequenceStats` and what only some losses ask for, by `PreferenceLoss.statistics`."""
 
-    kl: Tensor | None = None  # (B, K): sum over tokens of KL(reference || policy) over the vocabulary, nats
+    kl: Tensor | None = (
+        None  # (B, K): sum over tokens of KL(reference || policy) over the vocabulary, nats
+    )
     collision: Tensor | None = None  # (B, K): sum over tokens of log sum_v pi(v)^2
     value: Tensor | None = None  # (B,): learned value of the prompt
 
@@ -47,7 +49,9 @@ class PreferenceLoss(nn.Module, ABC):
     """What it needs beside summed log-probs and lengths."""
 
     @abstractmethod
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
+    def forward(
+        self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
+    ) -> LossOutput:
         """The unreduced loss.
 
         Args:
@@ -60,7 +64,9 @@ class PreferenceLoss(nn.Module, ABC):
             concern a row.
         """
 
-    def __call__(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
+    def __call__(
+        self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
+    ) -> LossOutput:
         """`forward`, typed."""
         return cast("LossOutput", super().__call__(policy, reference, batch))
 
@@ -84,7 +90,8 @@ class PreferenceLoss(nn.Module, ABC):
         buffers = dict(self.named_buffers())
         if set(buffers) != set(state):
             raise CheckpointError(
-                f"The checkpoint holds the running statistics {sorted(state)} of its loss, but {type(self).__name__} keeps "
+                f"The checkpoint holds the running statistics {sorted(state)} of its loss, but "
+                f"{type(self).__name__} keeps "
                 f"{sorted(buffers)}. Set model.init_args.loss to the loss it was written with."
             )
         for name, value in buffers.items():
@@ -109,7 +116,8 @@ class WeightedSum(PreferenceLoss):
         self.weights = [1.0] * len(losses) if weights is None else list(weights)
         if not losses or len(self.weights) != len(losses):
             raise ConfigurationError(
-                f"WeightedSum has {len(losses)} losses and {len(self.weights)} weights: give a loss or more, and a weight for each."
+                f"WeightedSum has {len(losses)} losses and {len(self.weights)} weights: give a "
+                "loss or more, and a weight for each."
             )
         self.losses = nn.ModuleList(losses)
         kinds = {loss.num_branches for loss in losses} - {None}
@@ -122,10 +130,14 @@ class WeightedSum(PreferenceLoss):
         self.needs_mismatched = any(loss.needs_mismatched for loss in losses)
         self.statistics = frozenset[Statistic]().union(*(loss.statistics for loss in losses))
 
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
+    def forward(
+        self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
+    ) -> LossOutput:
         """The weighted sum of the terms."""
         outputs = [loss(policy, reference, batch) for loss in self.losses]
-        total = torch.stack([weight * out.loss for weight, out in zip(self.weights, outputs, strict=True)]).sum(0)
+        total = torch.stack(
+            [weight * out.loss for weight, out in zip(self.weights, outputs, strict=True)]
+        ).sum(0)
         metrics: dict[str, Tensor] = {}
         for loss, out in reversed(list(zip(self.losses, outputs, strict=True))):
             metrics |= {f"loss/{type(loss).__name__}": out.loss.detach()} | dict(out.metrics)
@@ -152,7 +164,9 @@ class NLL(PreferenceLoss):
         super().__init__()
         self.length_normalize = length_normalize
 
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
+    def forward(
+        self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
+    ) -> LossOutput:
         """The negative log-likelihood of one branch of each row."""
         best = torch.zeros_like(policy.lengths[:, 0])
         if "score" in batch and batch["score"].dim() == 2:
@@ -175,12 +189,16 @@ def require_positive(owner: object, **options: float) -> None:
         check_option(value > 0, owner, name, value, "above 0")
 
 
-def require_within(owner: object, low: float, high: float, closed: str = "[]", **options: float) -> None:
+def require_within(
+    owner: object, low: float, high: float, closed: str = "[]", **options: float
+) -> None:
     """Refuse options outside an interval; `closed` gives its brackets, such as "[)"."""
     for name, value in options.items():
         above = value >= low if closed[0] == "[" else value > low
         below = value <= high if closed[1] == "]" else value < high
-        check_option(above and below, owner, name, value, f"in {closed[0]}{low:g}, {high:g}{closed[1]}")
+        check_option(
+            above and below, owner, name, value, f"in {closed[0]}{low:g}, {high:g}{closed[1]}"
+        )
 
 
 def require_columns(owner: object, batch: Batch, names: Sequence[str]) -> None:
@@ -222,5 +240,9 @@ def require_probabilities(owner: object, batch: Batch, name: str) -> None:
 
 def _first(bad: Tensor, batch: Batch) -> str:
     place = bad.nonzero()[0].tolist()
-    row = f"row {int(batch['index'][place[0]])} of the data" if "index" in batch else f"row {place[0]} of the batch"
+    row = (
+        f"row {int(batch['index'][place[0]])} of the data"
+        if "index" in batch
+        else f"row {place[0]} of the batch"
+    )
     return row if len(place) == 1 else f"{row}, completion {place[1]}"

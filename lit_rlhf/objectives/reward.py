@@ -71,8 +71,12 @@ class BradleyTerry(RewardLoss):
     """
 
     def __init__(self, label_smoothing: float = 0.0, center_coefficient: float = 0.0) -> None:
-        check_option(0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)")
-        check_option(center_coefficient >= 0, self, "center_coefficient", center_coefficient, "0 or more")
+        check_option(
+            0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)"
+        )
+        check_option(
+            center_coefficient >= 0, self, "center_coefficient", center_coefficient, "0 or more"
+        )
         self.label_smoothing = float(label_smoothing)
         self.center_coefficient = float(center_coefficient)
 
@@ -87,7 +91,11 @@ class BradleyTerry(RewardLoss):
         if p_chosen is not None:
             require_probabilities(self, batch, "p_chosen")
         loss = bradley_terry_loss(
-            chosen, rejected, margin=batch.get("margin"), p_chosen=p_chosen, label_smoothing=self.label_smoothing
+            chosen,
+            rejected,
+            margin=batch.get("margin"),
+            p_chosen=p_chosen,
+            label_smoothing=self.label_smoothing,
         )
         if self.center_coefficient > 0:
             loss = loss + self.center_coefficient * centering_penalty(chosen, rejected)
@@ -105,7 +113,9 @@ class ScaledBradleyTerry(RewardLoss):
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
-        check_option(0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)")
+        check_option(
+            0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)"
+        )
         self.label_smoothing = float(label_smoothing)
 
     def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
@@ -116,7 +126,9 @@ class ScaledBradleyTerry(RewardLoss):
         """
         chosen, rejected = _pair(self, scores)
         scale = read_column(self, batch, "margin")
-        loss = scaled_bradley_terry_loss(chosen, rejected, scale, label_smoothing=self.label_smoothing)
+        loss = scaled_bradley_terry_loss(
+            chosen, rejected, scale, label_smoothing=self.label_smoothing
+        )
         return LossOutput(loss, pair_metrics(chosen, rejected, None))
 
 
@@ -135,7 +147,13 @@ class AllPairs(RewardLoss):
     """
 
     def __init__(self, temperature: float | None = None) -> None:
-        check_option(temperature is None or temperature > 0, self, "temperature", temperature, "above 0, or None")
+        check_option(
+            temperature is None or temperature > 0,
+            self,
+            "temperature",
+            temperature,
+            "above 0, or None",
+        )
         self.temperature = temperature
 
     def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
@@ -224,12 +242,20 @@ class RewardLossSum(RewardLoss):
         check_option(plain, self, "losses", losses, "of one head and whole completions")
         self.losses = losses
         self.weights: Sequence[float] = [1.0] * len(losses) if weights is None else weights
-        check_option(len(self.weights) == len(losses), self, "weights", weights, f"as many as losses ({len(losses)})")
+        check_option(
+            len(self.weights) == len(losses),
+            self,
+            "weights",
+            weights,
+            f"as many as losses ({len(losses)})",
+        )
 
     def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
         """The weighted sum, and all metrics."""
         outputs = [loss(scores, batch) for loss in self.losses]
-        total = torch.stack([weight * out.loss for weight, out in zip(self.weights, outputs, strict=True)]).sum(0)
+        total = torch.stack(
+            [weight * out.loss for weight, out in zip(self.weights, outputs, strict=True)]
+        ).sum(0)
         metrics: dict[str, Tensor] = {}
         for output in outputs:
             metrics = {**output.metrics, **metrics}
@@ -266,7 +292,9 @@ def branch_mask(scores: Tensor, batch: Batch) -> Tensor:
 def _ranking(loss: RewardLoss, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """What orders the branches; a pair without scores is a chosen completion and a rejected one."""
     if "score" not in batch and scores.shape[1] == 2:
-        return scores.new_tensor([1.0, 0.0]).expand_as(scores), torch.ones_like(scores, dtype=torch.bool)
+        return scores.new_tensor([1.0, 0.0]).expand_as(scores), torch.ones_like(
+            scores, dtype=torch.bool
+        )
     return read_column(loss, batch, "score"), branch_mask(scores, batch)
 
 

@@ -7,7 +7,14 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import masked_mean
 from lit_rlhf.functional.reward_losses import gaussian_nll_loss, length_debiased_loss, process_loss
 from lit_rlhf.objectives.checks import check_option
-from lit_rlhf.objectives.reward import Batch, BradleyTerry, RewardLoss, branch_mask, pair_metrics, read_column
+from lit_rlhf.objectives.reward import (
+    Batch,
+    BradleyTerry,
+    RewardLoss,
+    branch_mask,
+    pair_metrics,
+    read_column,
+)
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.types import LossOutput
 
@@ -51,8 +58,13 @@ class GaussianRegression(RewardLoss):
             DataError: The batch has no scores.
         """
         means, log_stds = scores.unbind(-1)
-        targets, mask = read_column(self, batch, "score").view(means.shape), branch_mask(means, batch)
-        loss = masked_mean(gaussian_nll_loss(means, log_stds, targets.to(means.dtype)), mask, dim=-1)
+        targets, mask = (
+            read_column(self, batch, "score").view(means.shape),
+            branch_mask(means, batch),
+        )
+        loss = masked_mean(
+            gaussian_nll_loss(means, log_stds, targets.to(means.dtype)), mask, dim=-1
+        )
         return LossOutput(loss, {"std": masked_mean(log_stds.detach().exp(), mask, dim=-1)})
 
 
@@ -85,7 +97,8 @@ class LengthDebiased(RewardLoss):
         """
         if scores.shape[1] != 2:
             raise ConfigurationError(
-                f"LengthDebiased compares a chosen and a rejected completion, but these rows have {scores.shape[1]} branches."
+                "LengthDebiased compares a chosen and a rejected completion, but these rows have "
+                f"{scores.shape[1]} branches."
             )
         quality, length_scores = scores.unbind(-1)
         branches = read_column(self, batch, "branch_ids")
@@ -112,10 +125,22 @@ class HeadEnsemble(RewardLoss):
 
     exported = "The mean of the members' heads, which scores as their mean does; the members stay in the checkpoint."
 
-    def __init__(self, loss: RewardLoss | None = None, members: int = 4, bootstrap: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self,
+        loss: RewardLoss | None = None,
+        members: int = 4,
+        bootstrap: bool = True,
+        seed: int = 0,
+    ) -> None:
         check_option(members >= 2, self, "members", members, "2 or more")
         self.loss = loss or BradleyTerry()
-        check_option(self.loss.heads == ("reward",) and not self.loss.by_step, self, "loss", self.loss, "of one head")
+        check_option(
+            self.loss.heads == ("reward",) and not self.loss.by_step,
+            self,
+            "loss",
+            self.loss,
+            "of one head",
+        )
         self.heads = tuple(f"member_{number}" for number in range(members))
         self.bootstrap = bootstrap
         self.seed = seed
@@ -144,5 +169,8 @@ class HeadEnsemble(RewardLoss):
     def _weights(self, index: Tensor) -> Tensor:
         rows = index.tolist()
         return torch.tensor(
-            [[2.0 * (stable_hash("member", self.seed, m, i) % 2) for i in rows] for m in range(len(self.heads))]
+            [
+                [2.0 * (stable_hash("member", self.seed, m, i) % 2) for i in rows]
+                for m in range(len(self.heads))
+            ]
         )

@@ -26,7 +26,9 @@ class Surrogate(ABC):
     """Whether more than one optimizer step per rollout would follow a wrong gradient."""
 
     @abstractmethod
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+    def __call__(
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> LossOutput:
         """Loss and metrics.
 
         Args:
@@ -58,7 +60,9 @@ class ClippedSurrogate(Surrogate):
         self.high = float(high)
         self.dual = None if dual is None else float(dual)
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+    def __call__(
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> LossOutput:
         """See `functional.clipped_surrogate`, with the ratio of each token."""
         ratio = token_ratio(logprobs, old_logprobs, mask)
         loss = clipped_surrogate(ratio, advantages, self.low, self.high, self.dual)
@@ -85,7 +89,9 @@ class SequenceClipped(Surrogate):
         self.low = float(low)
         self.high = float(high)
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+    def __call__(
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> LossOutput:
         """See `functional.clipped_surrogate`, with `functional.sequence_ratio`."""
         ratio = sequence_ratio(logprobs, old_logprobs, mask)
         loss = clipped_surrogate(ratio, advantages, self.low, self.high)
@@ -107,17 +113,27 @@ class WeightClipped(Surrogate):
     """
 
     def __init__(self, low: float | None = None, high: float = 4.0) -> None:
-        check_option(low is None or 0 < low <= 1, self, "low", low, "in (0, 1], or None: weights are at least 1 - low")
+        check_option(
+            low is None or 0 < low <= 1,
+            self,
+            "low",
+            low,
+            "in (0, 1], or None: weights are at least 1 - low",
+        )
         check_option(high > 0, self, "high", high, "above 0: weights are at most 1 + high")
         self.low = None if low is None else float(low)
         self.high = float(high)
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+    def __call__(
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> LossOutput:
         """See `functional.weight_clipped_surrogate`."""
         ratio = token_ratio(logprobs, old_logprobs, mask)
         loss = weight_clipped_surrogate(ratio, logprobs, advantages, self.low, self.high)
         clipped = (ratio.detach() > 1 + self.high).to(ratio.dtype)
-        return LossOutput(loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | {"cispo_clip_ratio": clipped})
+        return LossOutput(
+            loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | {"cispo_clip_ratio": clipped}
+        )
 
 
 class Reinforce(Surrogate):
@@ -125,13 +141,19 @@ class Reinforce(Surrogate):
 
     on_policy_only: ClassVar[bool] = True
 
-    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> LossOutput:
+    def __call__(
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+    ) -> LossOutput:
         """See `functional.reinforce_loss`."""
         ratio = token_ratio(logprobs, old_logprobs, mask)
-        return LossOutput(reinforce_loss(logprobs, advantages), drift_metrics(ratio, logprobs, old_logprobs, mask))
+        return LossOutput(
+            reinforce_loss(logprobs, advantages), drift_metrics(ratio, logprobs, old_logprobs, mask)
+        )
 
 
-def drift_metrics(ratio: Tensor, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def drift_metrics(
+    ratio: Tensor, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor
+) -> dict[str, Tensor]:
     """How far the policy has moved since it sampled, (N, T) each: what `target_kl` looks at, and the ratio."""
     return {
         "policy/approxkl_avg": approx_kl(logprobs.detach(), old_logprobs, mask),
@@ -142,4 +164,8 @@ def drift_metrics(ratio: Tensor, logprobs: Tensor, old_logprobs: Tensor, mask: T
 def _clip_metrics(ratio: Tensor, advantages: Tensor, low: float, high: float) -> dict[str, Tensor]:
     below = low_clip_fraction(ratio.detach(), advantages, low)
     above = high_clip_fraction(ratio.detach(), advantages, high)
-    return {"policy/clipfrac_avg": below + above, "clip_ratio/low_mean": below, "clip_ratio/high_mean": above}
+    return {
+        "policy/clipfrac_avg": below + above,
+        "clip_ratio/low_mean": below,
+        "clip_ratio/high_mean": above,
+    }

@@ -13,7 +13,13 @@ from lit_rlhf.rewards.constrained import ConstrainedReward
 from lit_rlhf.rewards.functions import FunctionReward
 from lit_rlhf.rewards.model import ModelReward
 from lit_rlhf.rewards.normalization import NormalizedReward
-from lit_rlhf.rewards.rules import ExactAnswerReward, LengthReward, LexiconReward, PatternReward, TextReward
+from lit_rlhf.rewards.rules import (
+    ExactAnswerReward,
+    LengthReward,
+    LexiconReward,
+    PatternReward,
+    TextReward,
+)
 
 __all__ = [
     "ConstrainedReward",

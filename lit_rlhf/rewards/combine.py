@@ -29,7 +29,9 @@ class WeightedSum(Reward):
             raise ConfigurationError("WeightedSum.rewards is empty: name at least one reward.")
         unknown = sorted(set(weights or {}) - set(rewards))
         if unknown:
-            raise ConfigurationError(f"WeightedSum.weights names {unknown}; the rewards are {sorted(rewards)}.")
+            raise ConfigurationError(
+                f"WeightedSum.weights names {unknown}; the rewards are {sorted(rewards)}."
+            )
         self.names = list(rewards)
         self.weights = [float((weights or {}).get(name, 1.0)) for name in self.names]
         self.rewards = nn.ModuleList(rewards.values())
@@ -41,7 +43,9 @@ class WeightedSum(Reward):
     def score(self, completions: Completions) -> Tensor:
         """(N,) float32."""
         scores = score_members(self, self.names, completions)
-        return torch.stack([weight * part for weight, part in zip(self.weights, scores, strict=True)]).sum(0)
+        return torch.stack(
+            [weight * part for weight, part in zip(self.weights, scores, strict=True)]
+        ).sum(0)
 
 
 class Ensemble(Reward):
@@ -73,7 +77,9 @@ class Ensemble(Reward):
 
     def score(self, completions: Completions) -> Tensor:
         """(N,) float32."""
-        scores = torch.stack(score_members(self, [str(i) for i in range(len(self.rewards))], completions))
+        scores = torch.stack(
+            score_members(self, [str(i) for i in range(len(self.rewards))], completions)
+        )
         self.parts["std"] = scores.std(0, correction=0)
         return self.combine(scores)
 
@@ -126,10 +132,10 @@ class EnsembleUncertainty(Ensemble):
 class MonitoredReward(Reward):
     r"""A reward that is optimized, and others that only watch: gold against proxy (arXiv:2210.10760).
 
-    The score is that of `reward`; the others score the same completions for the logs alone. So a better judge, too dear or
-    too precious to be optimized, shows where the policy goes on to please its reward and no longer anyone else. `parts` holds
-    the reward as "proxy" and each monitor under its name, which policy modules log as `rewards/<name>/mean`, in training and
-    validation; `CollapseGuard(max_gold_drop=...)` acts on the one called "gold".
+    The score is that of `reward`; the others score the same completions for the logs alone. So a better judge, too dear
+    or too precious to be optimized, shows where the policy goes on to please its reward and no longer anyone else.
+    `parts` holds the reward as "proxy" and each monitor under its name, which policy modules log as
+    `rewards/<name>/mean`, in training and validation; `CollapseGuard(max_gold_drop=...)` acts on the one called "gold".
 
     Args:
         reward: What is optimized.
@@ -143,7 +149,8 @@ class MonitoredReward(Reward):
         super().__init__()
         if not monitors or "proxy" in monitors:
             raise ConfigurationError(
-                f"MonitoredReward.monitors={sorted(monitors)}: name at least one reward, and none of them 'proxy', which is "
+                f"MonitoredReward.monitors={sorted(monitors)}: name at least one reward, and none "
+                "of them 'proxy', which is "
                 "the name of the reward that is optimized."
             )
         self.names = ["proxy", *monitors]

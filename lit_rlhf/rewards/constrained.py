@@ -21,9 +21,9 @@ class ConstrainedReward(Reward):
     $\pi_{ref}\exp\frac{r - \lambda c}{(1 + \lambda)\beta}/Z$.
 
     Dual ascent, as in the paper: after each training batch that is scored, by its mean cost over all processes,
-    $\log\lambda \leftarrow \log\lambda + \text{rate}\cdot\lambda\,(\bar c - \text{limit})$. Scores seen in eval mode, as in
-    validation, move nothing. The multiplier is part of `running_state`, so a resumed run goes on with it. `parts` holds
-    reward and cost, each with its parts, and the "multiplier" that was used.
+    $\log\lambda \leftarrow \log\lambda + \text{rate}\cdot\lambda\,(\bar c - \text{limit})$. Scores seen in eval mode,
+    as in validation, move nothing. The multiplier is part of `running_state`, so a resumed run goes on with it. `parts`
+    holds reward and cost, each with its parts, and the "multiplier" that was used.
 
     The paper has a critic each for reward and cost; here one learns the value of the combination, which moves with the
     multiplier, so a high rate outruns it.
@@ -52,10 +52,13 @@ class ConstrainedReward(Reward):
     ) -> None:
         super().__init__()
         if not 1 <= max_multiplier < math.inf:
-            raise ConfigurationError(f"ConstrainedReward.max_multiplier={max_multiplier} must be 1 or more.")
+            raise ConfigurationError(
+                f"ConstrainedReward.max_multiplier={max_multiplier} must be 1 or more."
+            )
         if not 1 / max_multiplier <= multiplier <= max_multiplier:
             raise ConfigurationError(
-                f"ConstrainedReward.multiplier={multiplier} must be from 1/max_multiplier to max_multiplier={max_multiplier}."
+                f"ConstrainedReward.multiplier={multiplier} must be from 1/max_multiplier to "
+                f"max_multiplier={max_multiplier}."
             )
         if rate < 0:
             raise ConfigurationError(

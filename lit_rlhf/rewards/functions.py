@@ -36,10 +36,16 @@ class FunctionReward(Reward):
         '<lambda>'
     """
 
-    def __init__(self, function: Callable[..., Sequence[float]] | str, name: str | None = None) -> None:
+    def __init__(
+        self, function: Callable[..., Sequence[float]] | str, name: str | None = None
+    ) -> None:
         super().__init__()
         self.function = load_function(function) if isinstance(function, str) else function
-        given = function if isinstance(function, str) else getattr(function, "__qualname__", type(function).__name__)
+        given = (
+            function
+            if isinstance(function, str)
+            else getattr(function, "__qualname__", type(function).__name__)
+        )
         self.name = name or given.rpartition(">.")[2] or given
         self.wants = _parameters(self.function)
 
@@ -109,7 +115,9 @@ def load_function(where: str) -> Callable[..., Any]:
     if not separator:
         place, _, name = where.rpartition(".")
     try:
-        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = (
+            _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
         found: object = getattr(module, name)
     except (ImportError, AttributeError, ValueError, OSError) as error:
         raise ConfigurationError(

@@ -81,8 +81,13 @@ class ModelReward(Reward):
         self.share_base = share_base
         self.normalize = normalize
         self.batch_tokens = batch_tokens
-        self.options: dict[str, Any] = {"attention": attention, "trust_remote_code": trust_remote_code}
-        self.options |= {k: v for k, v in (("dtype", dtype), ("quantization", quantization)) if v is not None}
+        self.options: dict[str, Any] = {
+            "attention": attention,
+            "trust_remote_code": trust_remote_code,
+        }
+        self.options |= {
+            k: v for k, v in (("dtype", dtype), ("quantization", quantization)) if v is not None
+        }
         self.base = base
         self.conversation_column = conversation_column
         self._place: _Place | None = None
@@ -133,7 +138,9 @@ class ModelReward(Reward):
         # Processes may have different numbers of batches, so sharded weights are gathered once, not in each forward.
         with gathered(backbone), evaluating(backbone):
             for part in _batches(totals, self.batch_tokens):
-                batch = _branched(rows, part, prompt_lengths, lengths.view(count, -1), backbone.pad_token_id)
+                batch = _branched(
+                    rows, part, prompt_lengths, lengths.view(count, -1), backbone.pad_token_id
+                )
                 found = backbone(batch, num_branches=samples, role=role, scores=role).scores
                 scores[part] = found.view(len(part), samples).float()
         return (scores.flatten() - self._place.mean) / self._place.std
@@ -142,11 +149,18 @@ class ModelReward(Reward):
         if retokenizer is not None:
             return retokenizer(completions)
         return TokenRows(
-            completions.prompt_ids, completions.prompt_mask.bool(), completions.tokens, completions.response_mask.bool()
+            completions.prompt_ids,
+            completions.prompt_mask.bool(),
+            completions.tokens,
+            completions.response_mask.bool(),
         )
 
     def _shared(self, trained: TrainedReward, policy: Backbone) -> _Place:
-        role = next(name for name in _role_names() if name not in policy.adapters and name not in policy.heads)
+        role = next(
+            name
+            for name in _role_names()
+            if name not in policy.adapters and name not in policy.heads
+        )
         trained.add_to(policy, role)
         mean, std = trained.moments() if self.normalize else (0.0, 1.0)
         return _Place((policy,), role, mean, std, None)
@@ -155,8 +169,12 @@ class ModelReward(Reward):
         self.backbone = trained.load(self.options).to(policy.device)
         retokenizer = None
         if not same_ids(policy.tokenizer, self.backbone.tokenizer):
-            retokenizer = Retokenizer(policy.tokenizer, self.backbone.tokenizer, self.conversation_column)
-        mean, std = (self.backbone.score_mean, self.backbone.score_std) if self.normalize else (0.0, 1.0)
+            retokenizer = Retokenizer(
+                policy.tokenizer, self.backbone.tokenizer, self.conversation_column
+            )
+        mean, std = (
+            (self.backbone.score_mean, self.backbone.score_std) if self.normalize else (0.0, 1.0)
+        )
         return _Place((self.backbone,), "reward", mean, std, retokenizer)
 
 
@@ -192,9 +210,15 @@ def _batches(totals: Tensor, budget: int) -> Iterator[Tensor]:
         start += size
 
 
-def _branched(rows: TokenRows, part: Tensor, prompt_lengths: Tensor, lengths: Tensor, pad: int) -> BranchedBatch:
+def _branched(
+    rows: TokenRows, part: Tensor, prompt_lengths: Tensor, lengths: Tensor, pad: int
+) -> BranchedBatch:
     width, length = int(prompt_lengths[part].max()), int(lengths[part].max())
     tokens = rows.tokens.view(*lengths.shape, -1)[part, :, :length].flatten(0, 1)
     mask = rows.mask.view(*lengths.shape, -1)[part, :, :length].flatten(0, 1)
-    packed = pack_branches(rows.prompt_ids[part, :width], rows.prompt_mask[part, :width], tokens, mask, pad)
-    return BranchedBatch(input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids)
+    packed = pack_branches(
+        rows.prompt_ids[part, :width], rows.prompt_mask[part, :width], tokens, mask, pad
+    )
+    return BranchedBatch(
+        input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
+    )

@@ -55,7 +55,9 @@ class NormalizedReward(Reward):
         if std is not None and std <= 0:
             raise ConfigurationError(f"NormalizedReward.std={std} must be larger than 0.")
         if clip is not None and clip <= 0:
-            raise ConfigurationError(f"NormalizedReward.clip={clip} must be larger than 0, or null for no clipping.")
+            raise ConfigurationError(
+                f"NormalizedReward.clip={clip} must be larger than 0, or null for no clipping."
+            )
         self.reward = reward
         self.fixed = (mean, std) if mean is not None and std is not None else None
         self.center = center
@@ -92,7 +94,9 @@ class NormalizedReward(Reward):
 
     def _count(self, scores: Tensor) -> None:
         scores = scores.detach().double()
-        count, total = sum_over_ranks(torch.stack([scores.new_tensor(float(len(scores))), scores.sum()])).tolist()
+        count, total = sum_over_ranks(
+            torch.stack([scores.new_tensor(float(len(scores))), scores.sum()])
+        ).tolist()
         if count == 0:
             return
         mean = total / count

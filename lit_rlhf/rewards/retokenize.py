@@ -54,7 +54,10 @@ class Retokenizer:
     """
 
     def __init__(
-        self, policy: PreTrainedTokenizerBase, reward: PreTrainedTokenizerBase, conversation_column: str | None = None
+        self,
+        policy: PreTrainedTokenizerBase,
+        reward: PreTrainedTokenizerBase,
+        conversation_column: str | None = None,
     ) -> None:
         self.policy = policy
         self.reward = reward
@@ -84,21 +87,34 @@ class Retokenizer:
             texts = self._plain_prompts(completions)
             special = True
         else:
-            column = read_column(completions, self.conversation_column, "ModelReward.conversation_column")
+            column = read_column(
+                completions, self.conversation_column, "ModelReward.conversation_column"
+            )
             texts = [self._render(messages) for messages in column[::samples]]
             special = False
-        start = self.reward.bos_token_id if self.reward.bos_token_id is not None else self.reward.eos_token_id
+        start = (
+            self.reward.bos_token_id
+            if self.reward.bos_token_id is not None
+            else self.reward.eos_token_id
+        )
         prompts = [self._encode(text, special=special) or [int(start)] for text in texts]
         ended = zip(completions.responses, completions.finished.tolist(), strict=True)
         tails = [
-            self._continuation(texts[i // samples], prompts[i // samples], response, finished, special)
+            self._continuation(
+                texts[i // samples], prompts[i // samples], response, finished, special
+            )
             for i, (response, finished) in enumerate(ended)
         ]
         device = completions.tokens.device
         return TokenRows(*_padded(prompts, device), *_padded(tails, device))
 
     def _plain_prompts(self, completions: Completions) -> list[str]:
-        rows = [ids[mask] for ids, mask in zip(completions.prompt_ids, completions.prompt_mask.bool(), strict=True)]
+        rows = [
+            ids[mask]
+            for ids, mask in zip(
+                completions.prompt_ids, completions.prompt_mask.bool(), strict=True
+            )
+        ]
         for i, ids in enumerate(rows):
             special = set(ids[1:].tolist()) & set(self.policy.all_special_ids)
             if special:
@@ -117,7 +133,9 @@ class Retokenizer:
                 f"The column {self.conversation_column!r} holds {messages!r}, not a text or a list of messages."
             )
         return str(
-            self.reward.apply_chat_template([dict(t) for t in turns], tokenize=False, add_generation_prompt=True)
+            self.reward.apply_chat_template(
+                [dict(t) for t in turns], tokenize=False, add_generation_prompt=True
+            )
         )
 
     def _continuation(
@@ -136,7 +154,9 @@ class Retokenizer:
 
 def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     width = max((len(row) for row in rows), default=1)
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.int64, device=device)
+    ids = torch.tensor(
+        [row + [0] * (width - len(row)) for row in rows], dtype=torch.int64, device=device
+    )
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(width, device=device) < lengths[:, None]
 
@@ -146,4 +166,6 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> object:
     if backend is None:
         return type(tokenizer).__name__
     core = json.loads(backend.to_str())
-    return {name: core.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "model")}
+    return {
+        name: core.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "model")
+    }

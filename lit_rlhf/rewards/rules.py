@@ -23,7 +23,9 @@ class TextReward(Reward):
 
     def score(self, completions: Completions) -> Tensor:
         """(N,) float32."""
-        return as_scores([self.of_text(response) for response in completions.responses], completions)
+        return as_scores(
+            [self.of_text(response) for response in completions.responses], completions
+        )
 
     @abstractmethod
     def of_text(self, response: str) -> float:
@@ -63,8 +65,14 @@ class LengthReward(Reward):
             lengths = completions.response_mask.sum(-1).float()
         else:
             count = _count_words if self.unit == "words" else len
-            lengths = as_scores([float(count(response)) for response in completions.responses], completions)
-        return lengths / self.scale if self.target is None else -(lengths - self.target).abs() / self.scale
+            lengths = as_scores(
+                [float(count(response)) for response in completions.responses], completions
+            )
+        return (
+            lengths / self.scale
+            if self.target is None
+            else -(lengths - self.target).abs() / self.scale
+        )
 
 
 class PatternReward(TextReward):
@@ -84,7 +92,9 @@ class PatternReward(TextReward):
         1.0
     """
 
-    def __init__(self, pattern: str, found: float = 1.0, missing: float = 0.0, whole: bool = False) -> None:
+    def __init__(
+        self, pattern: str, found: float = 1.0, missing: float = 0.0, whole: bool = False
+    ) -> None:
         super().__init__()
         self.pattern = compile_pattern(pattern, "PatternReward.pattern")
         self.found = found
@@ -116,7 +126,9 @@ class LexiconReward(TextReward):
         1.0
     """
 
-    def __init__(self, words: dict[str, float] | None = None, file: str | None = None, mean: bool = False) -> None:
+    def __init__(
+        self, words: dict[str, float] | None = None, file: str | None = None, mean: bool = False
+    ) -> None:
         super().__init__()
         given = {**(_read_lexicon(Path(file)) if file is not None else {}), **(words or {})}
         self.words = {word.lower(): weight for word, weight in given.items()}
@@ -142,10 +154,12 @@ class LexiconReward(TextReward):
 class ExactAnswerReward(Reward):
     r"""Whether the response's final answer is that of the data set, as in GSM8K (arXiv:2110.14168).
 
-    The final answer is the last match of `pattern`, by default what stands behind `####` or in `\boxed{}`; where there is
-    none, the last number in the text. Two answers that are numbers are compared as numbers, exactly (`1,000.0` is `$1000`,
-    `15%` is 15); a number and a text that holds one number alone, too (`15 apples` is 15). All others are compared as text
-    without case, outer space and full stop: so a fraction, `1/2`, is only itself. Braces within `\boxed{}` aren't parsed.
+    The final answer is the last match of `pattern`, by default what stands behind `####` or in `\boxed{}`; where there
+    is none, the last number in the text. Two answers that are numbers are compared as numbers, exactly (`1,000.0` is
+    `$1000`, `15%` is 15); a number and a text that holds one number alone, too (`15 apples` is 15). All others are
+    compared as text
+    without case, outer space and full stop: so a fraction, `1/2`, is only itself. Braces within `\boxed{}` aren't
+    parsed.
 
     Args:
         column: Column of the data set with the right answer, or a solution that ends in it.
@@ -193,10 +207,14 @@ class ExactAnswerReward(Reward):
 
     def _compare(self, response: str, entry: object) -> float:
         text = str(entry).strip()
-        wanted = final_answer(text, self.pattern, last_number=len(text.split()) > 1)  # one word is the answer itself
+        wanted = final_answer(
+            text, self.pattern, last_number=len(text.split()) > 1
+        )  # one word is the answer itself
         wanted = text if wanted is None else wanted
         if not wanted:
-            raise DataError(f"The column {self.column!r} holds {entry!r}, in which there is no answer to compare with.")
+            raise DataError(
+                f"The column {self.column!r} holds {entry!r}, in which there is no answer to compare with."
+            )
         given = final_answer(response, self.pattern, last_number=self.last_number)
         if given is None:
             return self.unanswered
@@ -220,9 +238,17 @@ def same_answer(left: str, right: str) -> bool:
     """Whether two answers are the same number, or the same text.
 
     Example:
-        >>> same_answer("$1,000.00", "1000"), same_answer("Paris.", "paris"), same_answer("12", "13")
+        >>> (
+        ...     same_answer("$1,000.00", "1000"),
+        ...     same_answer("Paris.", "paris"),
+        ...     same_answer("12", "13"),
+        ... )
         (True, True, False)
-        >>> same_answer("15 apples", "15"), same_answer("15 or 16", "15"), same_answer("room 5", "suite 5")
+        >>> (
+        ...     same_answer("15 apples", "15"),
+        ...     same_answer("15 or 16", "15"),
+        ...     same_answer("room 5", "suite 5"),
+        ... )
         (True, False, False)
     """
     numbers = _number(left), _number(right)
@@ -251,7 +277,9 @@ def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ConfigurationError(f"{option}={pattern!r} is no regular expression: {error}.") from error
+        raise ConfigurationError(
+            f"{option}={pattern!r} is no regular expression: {error}."
+        ) from error
 
 
 def _count_words(text: str) -> int:
@@ -282,5 +310,7 @@ def _read_lexicon(file: Path) -> Mapping[str, float]:
         try:
             words[word.strip()] = float(weight)
         except ValueError as error:
-            raise DataError(f"{file}, line {number}: {line!r} is not a word, a tab and a number.") from error
+            raise DataError(
+                f"{file}, line {number}: {line!r} is not a word, a tab and a number."
+            ) from error
     return words

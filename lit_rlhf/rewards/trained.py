@@ -63,7 +63,9 @@ class TrainedReward:
             return cls(path, base or _spec(checkpoint, path).get("name"), checkpoint, is_adapter)
         config = Path(path) / "adapter_config.json"
         if not config.is_file():
-            if (Path(path) / ADAPTER_WEIGHTS).is_file() or read_record(Path(path)).get("form") == "adapter":
+            if (Path(path) / ADAPTER_WEIGHTS).is_file() or read_record(Path(path)).get(
+                "form"
+            ) == "adapter":
                 read_adapter(path)  # says what is missing
             return cls(path, None, None, is_adapter=False)
         named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -102,19 +104,27 @@ class TrainedReward:
     def load(self, options: Mapping[str, Any]) -> Backbone:
         """Load it as a model of its own."""
         if self.checkpoint is None:
-            return load_reward_model(self.path, base=self.base if self.is_adapter else None, **options)
+            return load_reward_model(
+                self.path, base=self.base if self.is_adapter else None, **options
+            )
         overrides = {"name": self.base} if self.base is not None else {}
         return load_checkpoint_backbone(self.path, **overrides, **options)
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of its scores on held-out data; 0 and 1 where they weren't recorded."""
-        record = self.checkpoint["lit_rlhf"]["state"] if self.checkpoint is not None else read_record(Path(self.path))
+        record = (
+            self.checkpoint["lit_rlhf"]["state"]
+            if self.checkpoint is not None
+            else read_record(Path(self.path))
+        )
         return float(str(record.get("score_mean", 0.0))), float(str(record.get("score_std", 1.0)))
 
     def _same_base(self, policy: Backbone) -> bool:
         if self.base is not None or policy.spec.name is not None:
             return (
-                self.base is not None and policy.spec.name is not None and _place(self.base) == _place(policy.spec.name)
+                self.base is not None
+                and policy.spec.name is not None
+                and _place(self.base) == _place(policy.spec.name)
             )
         ours = vars(policy.spec)
         theirs = _spec(self.checkpoint or {}, self.path)
@@ -130,11 +140,14 @@ class TrainedReward:
         # In peft's layout, which is what backbones read; no second base is loaded for it.
         state: dict[str, Tensor] = checkpoint["state_dict"]
         tensors = {
-            "base_model.model." + key.removeprefix(_PREFIX).replace(".reward.weight", ".weight"): value.contiguous()
+            "base_model.model."
+            + key.removeprefix(_PREFIX).replace(".reward.weight", ".weight"): value.contiguous()
             for key, value in state.items()
             if key.startswith(_PREFIX) and ".reward.weight" in key
         }
-        tensors["base_model.model.score.weight"] = state["backbone.heads.reward.weight"].reshape(1, -1).contiguous()
+        tensors["base_model.model.score.weight"] = (
+            state["backbone.heads.reward.weight"].reshape(1, -1).contiguous()
+        )
         save_file(tensors, directory / ADAPTER_WEIGHTS)
         spec = _spec(checkpoint, self.path)
         if spec.get("adapter"):
@@ -148,7 +161,9 @@ class TrainedReward:
 def _spec(checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
     spec = checkpoint.get("hyper_parameters", {}).get("backbone")
     if not isinstance(spec, Mapping):
-        raise CheckpointError(f"The checkpoint {path!r} doesn't say what its backbone was (hyper_parameters.backbone).")
+        raise CheckpointError(
+            f"The checkpoint {path!r} doesn't say what its backbone was (hyper_parameters.backbone)."
+        )
     return spec
 
 

@@ -41,8 +41,18 @@ class Sampling:
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (all tokens) or larger")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         fits = 0 <= self.min_new_tokens <= self.max_new_tokens
-        _require(fits, "min_new_tokens", self.min_new_tokens, f"from 0 to max_new_tokens={self.max_new_tokens}")
-        _require(all(token >= 0 for token in self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "token ids")
+        _require(
+            fits,
+            "min_new_tokens",
+            self.min_new_tokens,
+            f"from 0 to max_new_tokens={self.max_new_tokens}",
+        )
+        _require(
+            all(token >= 0 for token in self.stop_token_ids),
+            "stop_token_ids",
+            self.stop_token_ids,
+            "token ids",
+        )
 
     @property
     def greedy(self) -> bool:
@@ -62,8 +72,8 @@ class RolloutEngine(ABC):
     """Samples completions of prompts from a role of a backbone."""
 
     own_arithmetic: ClassVar[bool] = True
-    """Whether log-probs come from the policy's own layers. Those of other kernels differ by more than rounding and can't
-    stand in for a training forward's: policies then need `recompute_logprobs`."""
+    """Whether log-probs come from the policy's own layers. Those of other kernels differ by more than rounding and
+    can't stand in for a training forward's: policies then need `recompute_logprobs`."""
 
     @abstractmethod
     def generate(
@@ -97,7 +107,12 @@ class RolloutEngine(ABC):
 
 
 def check_request(
-    backbone: Backbone, prompt_ids: Tensor, prompt_mask: Tensor, sampling: Sampling, seeds: Tensor, num_samples: int
+    backbone: Backbone,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    sampling: Sampling,
+    seeds: Tensor,
+    num_samples: int,
 ) -> None:
     """Refuse what no engine can serve, before any work.
 

@@ -44,7 +44,9 @@ class HFEngine(RolloutEngine):
         """
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
         if not backbone.model.can_generate():
-            raise ConfigurationError(f"{type(backbone.model).__name__} can't generate: load a causal language model.")
+            raise ConfigurationError(
+                f"{type(backbone.model).__name__} can't generate: load a causal language model."
+            )
         ids, mask = _left_padded(prompt_ids, prompt_mask.bool(), backbone.pad_token_id)
         ends = end_tokens(backbone, sampling, ids.device)
         generate: Any = backbone.model.generate
@@ -57,7 +59,12 @@ class HFEngine(RolloutEngine):
                 generation_config=_greedy(sampling, ends, backbone.pad_token_id),
                 logits_processor=LogitsProcessorList([draw]),
             )
-        return _generation(sequences[:, ids.shape[1] :], torch.stack(draw.logprobs, dim=1), ends, backbone.pad_token_id)
+        return _generation(
+            sequences[:, ids.shape[1] :],
+            torch.stack(draw.logprobs, dim=1),
+            ends,
+            backbone.pad_token_id,
+        )
 
 
 class _Draw(LogitsProcessor):
@@ -73,7 +80,9 @@ class _Draw(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.width
         banned = self.ends if step < self.sampling.min_new_tokens else None
-        tokens, logprobs = draw_tokens(scores.float().clone(), uniforms(self.seeds, step), self.sampling, banned)
+        tokens, logprobs = draw_tokens(
+            scores.float().clone(), uniforms(self.seeds, step), self.sampling, banned
+        )
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 

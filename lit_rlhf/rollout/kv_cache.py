@@ -41,7 +41,12 @@ class KeyValues(NamedTuple):
             ConfigurationError: The model keeps something else there than keys and values of each row's positions.
         """
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if isinstance(keys, Tensor) and isinstance(values, Tensor) and keys.dim() == 4 and keys.shape[0] == rows:
+        if (
+            isinstance(keys, Tensor)
+            and isinstance(values, Tensor)
+            and keys.dim() == 4
+            and keys.shape[0] == rows
+        ):
             return cls(keys, values)
         raise ConfigurationError(
             f"The model caches {type(layer).__name__}, not keys and values of every position, which is what "
@@ -51,11 +56,17 @@ class KeyValues(NamedTuple):
     @classmethod
     def join(cls, parts: Sequence["KeyValues"]) -> "KeyValues":
         """Rows of several."""
-        return parts[0] if len(parts) == 1 else cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return (
+            parts[0]
+            if len(parts) == 1
+            else cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        )
 
     def roomier(self) -> "KeyValues":
         """The same with room for more positions behind."""
-        return KeyValues(*(torch.cat([x, x.new_zeros(*x.shape[:2], _ROOM, x.shape[3])], dim=2) for x in self))
+        return KeyValues(
+            *(torch.cat([x, x.new_zeros(*x.shape[:2], _ROOM, x.shape[3])], dim=2) for x in self)
+        )
 
     def select(self, rows: Tensor) -> "KeyValues":
         """Some of the rows."""
@@ -82,12 +93,16 @@ class DecodeLayer(CacheLayerMixin):
         self.own = prompts
         if num_samples > 1:
             self.shared, self.filled = prompts, 0
-            self.own = KeyValues(*(x[:, :, :0].repeat_interleave(num_samples, dim=0) for x in prompts))
+            self.own = KeyValues(
+                *(x[:, :, :0].repeat_interleave(num_samples, dim=0) for x in prompts)
+            )
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the layer is made from a prefill."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Store one more position of each row and hand it back: `attend` reads the others in place."""
         if self.filled == self.own.keys.shape[2]:
             self.own = self.own.roomier()
@@ -96,7 +111,9 @@ class DecodeLayer(CacheLayerMixin):
         self.filled += 1
         return key_states, value_states
 
-    def attend(self, query: Tensor, bias: Tensor | None, grid: Grid | None, scale: float, cap: float | None) -> Tensor:
+    def attend(
+        self, query: Tensor, bias: Tensor | None, grid: Grid | None, scale: float, cap: float | None
+    ) -> Tensor:
         r"""$\mathrm{softmax}(s\,q k^\top + b)\,v$ of one query a row, over its prompt and what it has generated.
 
         Heads that share keys and values stand beside each other as the rows of one matrix product, and so do the
@@ -114,19 +131,24 @@ class DecodeLayer(CacheLayerMixin):
         """
         rows, heads, _, dim = query.shape
         query = query.reshape(rows, self.own.keys.shape[1], -1, dim)
-        # The product is taken with the whole buffer, which is contiguous, and cut afterwards: on CPU that is twice as fast.
+        # The product is taken with the whole buffer, which is contiguous, and cut afterwards: on CPU that is twice as
+        # fast.
         own = _scores(query, self.own.keys, scale, cap)[..., : self.filled]
         if self.shared is None:
             if bias is not None:
                 own[..., : bias.shape[-1]] += bias
             out = own.softmax(-1).to(query.dtype) @ self.own.values[:, :, : self.filled]
             return out.reshape(rows, heads, -1)
-        prompt = _scores(_by_prompt(query, len(self.shared.keys), grid), self.shared.keys, scale, cap)
+        prompt = _scores(
+            _by_prompt(query, len(self.shared.keys), grid), self.shared.keys, scale, cap
+        )
         prompt = prompt if bias is None else prompt + bias
         width = prompt.shape[-1]
         probs = torch.cat([_by_row(prompt, query, grid), own], dim=-1).softmax(-1).to(query.dtype)
         shared = _by_prompt(probs[..., :width], len(self.shared.keys), grid) @ self.shared.values
-        out = _by_row(shared, query, grid) + probs[..., width:] @ self.own.values[:, :, : self.filled]
+        out = (
+            _by_row(shared, query, grid) + probs[..., width:] @ self.own.values[:, :, : self.filled]
+        )
         return out.reshape(rows, heads, -1)
 
     def select(self, rows: Tensor, prompts: Tensor) -> None:
@@ -149,7 +171,8 @@ class DecodeLayer(CacheLayerMixin):
 
 
 class DecodeCache(Cache):
-    """The cache of a batch that is being decoded. To a decoder's own forward pass it on with `cached`, within `attending`.
+    """The cache of a batch that is being decoded. To a decoder's own forward pass it on with `cached`, within
+    `attending`.
 
     All live rows have generated the same number of tokens, so own parts need no mask, whatever the prompts' lengths.
 
@@ -163,7 +186,9 @@ class DecodeCache(Cache):
         self.own_layers = [DecodeLayer(layer, num_samples) for layer in prompts]
         super().__init__(layers=list(self.own_layers))
         self.lengths = lengths
-        self.prompt_of_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(num_samples)
+        self.prompt_of_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(
+            num_samples
+        )
         self.width = int(lengths.max())
         self._place()
 
@@ -179,7 +204,9 @@ class DecodeCache(Cache):
         Args:
             rows: (m,) ascending indices of current rows.
         """
-        prompts, self.prompt_of_row = self.prompt_of_row[rows].unique_consecutive(return_inverse=True)
+        prompts, self.prompt_of_row = self.prompt_of_row[rows].unique_consecutive(
+            return_inverse=True
+        )
         self.lengths = self.lengths[prompts]
         for layer in self.own_layers:
             layer.select(rows, prompts)
@@ -194,7 +221,9 @@ class DecodeCache(Cache):
         padding = steps >= self.lengths[:, None]
         self.bias: Tensor | None = None
         if bool(padding.any()):
-            self.bias = torch.zeros_like(padding, dtype=torch.float32).masked_fill_(padding, -torch.inf)[:, None, None]
+            self.bias = torch.zeros_like(padding, dtype=torch.float32).masked_fill_(
+                padding, -torch.inf
+            )[:, None, None]
         self.grid = _grid(self.prompt_of_row, len(self.lengths))
 
 
@@ -206,7 +235,11 @@ def cached(decoder: nn.Module, cache: Cache) -> dict[str, Cache]:
 
 def configs_of(decoder: nn.Module) -> list[PreTrainedConfig]:
     """The configs that the attention layers of a decoder look their function up in."""
-    return list({id(config): config for config in map(_config, decoder.modules()) if config is not None}.values())
+    return list(
+        {
+            id(config): config for config in map(_config, decoder.modules()) if config is not None
+        }.values()
+    )
 
 
 @contextmanager
@@ -268,7 +301,9 @@ def _by_prompt(x: Tensor, prompts: int, grid: Grid | None) -> Tensor:
     """(rows, heads, g, d) -> (prompts, heads, samples * g, d)."""
     x = x if grid is None else x[grid.fill]
     _, heads, group, dim = x.shape
-    return x.reshape(prompts, -1, heads, group, dim).transpose(1, 2).reshape(prompts, heads, -1, dim)
+    return (
+        x.reshape(prompts, -1, heads, group, dim).transpose(1, 2).reshape(prompts, heads, -1, dim)
+    )
 
 
 def _by_row(x: Tensor, like: Tensor, grid: Grid | None) -> Tensor:

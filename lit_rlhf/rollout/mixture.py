@@ -38,9 +38,9 @@ def sample_mixture(
 ) -> Generation:
     r"""Sample from $\pi(y_t|s_t) \propto \prod_i \pi_i(y_t|s_t)^{w_i}$, normalised at each token.
 
-    Of completions longer than a token this is not the normalised $\prod_i \pi_i(y)^{w_i}$, which can't be sampled token by
-    token; Nash-MD (arXiv:2312.00886) takes the same form. All components are decoded side by side, each with a cache of its own;
-    arguments and result are those of `RolloutEngine.generate`.
+    Of completions longer than a token this is not the normalised $\prod_i \pi_i(y)^{w_i}$, which can't be sampled token
+    by token; Nash-MD (arXiv:2312.00886) takes the same form. All components are decoded side by side, each with a cache
+    of its own; arguments and result are those of `RolloutEngine.generate`.
 
     Args:
         components: Policies of one vocabulary.
@@ -58,15 +58,22 @@ def sample_mixture(
     first = components[0].backbone
     lengths = prompt_mask.sum(-1)
     with ExitStack() as stack:
-        for backbone in {id(component.backbone): component.backbone for component in components}.values():
+        for backbone in {
+            id(component.backbone): component.backbone for component in components
+        }.values():
             check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
             check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
             stack.enter_context(gathered(backbone))
             stack.enter_context(evaluating(backbone))
-        rows = GeneratedRows(len(seeds), sampling.max_new_tokens, first.pad_token_id, prompt_ids.device)
+        rows = GeneratedRows(
+            len(seeds), sampling.max_new_tokens, first.pad_token_id, prompt_ids.device
+        )
         ids = prompt_ids[:, : int(lengths.max())]
         steps = sampling.max_new_tokens
-        decoders = [_Decoder(component, ids, lengths, num_samples, steps, pack_weights) for component in components]
+        decoders = [
+            _Decoder(component, ids, lengths, num_samples, steps, pack_weights)
+            for component in components
+        ]
         _decode(decoders, seeds, sampling, rows)
     return rows.generation()
 
@@ -75,7 +82,13 @@ class _Decoder:
     """A component in the midst of decoding."""
 
     def __init__(
-        self, component: Component, ids: Tensor, lengths: Tensor, num_samples: int, steps: int, pack: bool
+        self,
+        component: Component,
+        ids: Tensor,
+        lengths: Tensor,
+        num_samples: int,
+        steps: int,
+        pack: bool,
     ) -> None:
         self.backbone, self.role, self.weight = component
         with self.backbone.use_role(self.role):
@@ -88,12 +101,16 @@ class _Decoder:
             _hidden, self.logits = self.decode(tokens, self.cache)
 
 
-def _decode(decoders: Sequence[_Decoder], seeds: Tensor, sampling: Sampling, out: GeneratedRows) -> None:
+def _decode(
+    decoders: Sequence[_Decoder], seeds: Tensor, sampling: Sampling, out: GeneratedRows
+) -> None:
     rows = torch.arange(len(seeds), device=seeds.device)
     ends = end_tokens(decoders[0].backbone, sampling, seeds.device)
     live = torch.ones_like(rows, dtype=torch.bool)
     for step in range(sampling.max_new_tokens):
-        logits = torch.stack([decoder.weight * decoder.logits.float() for decoder in decoders]).sum(0)
+        logits = torch.stack([decoder.weight * decoder.logits.float() for decoder in decoders]).sum(
+            0
+        )
         banned = ends if step < sampling.min_new_tokens else None
         tokens, logprobs = draw_tokens(logits, uniforms(seeds, step), sampling, banned)
         out.append(rows, live, step, tokens, logprobs)

@@ -31,8 +31,9 @@ class NativeEngine(RolloutEngine):
         max_batch_size: Most sequences that are decoded at a time; more are decoded one batch after another, prompts of
             similar length together. Memory grows with it: keys and values of every layer, and two float32 numbers per
             token of the vocabulary. None decodes all at once.
-        pack_weights: On CPU, decode with a copy of the weights that is laid out for it, of decoders of the kind of Llama,
-            Mistral, Qwen2 and Qwen3 that aren't quantized. Takes their memory once more while completions are sampled.
+        pack_weights: On CPU, decode with a copy of the weights that is laid out for it, of decoders of the kind of
+            Llama, Mistral, Qwen2 and Qwen3 that aren't quantized. Takes their memory once more while completions are
+            sampled.
 
     Raises:
         ConfigurationError: The size is below 1.
@@ -69,15 +70,29 @@ class NativeEngine(RolloutEngine):
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
         lengths = prompt_mask.sum(-1)
         check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
-        rows = GeneratedRows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device)
+        rows = GeneratedRows(
+            len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device
+        )
         head = None if values is None else backbone.head(values)
         with gathered(backbone), evaluating(backbone), backbone.use_role(role):
             batches = list(self._batches(lengths, num_samples))
-            decode = choose_step(backbone, len(batches) * sampling.max_new_tokens, pack=self.pack_weights)
+            decode = choose_step(
+                backbone, len(batches) * sampling.max_new_tokens, pack=self.pack_weights
+            )
             for prompts, samples in batches:
                 ids = prompt_ids[prompts, : int(lengths[prompts].max())]
                 batch = (prompts[:, None] * num_samples + samples).flatten()
-                _decode(backbone, decode, ids, lengths[prompts], batch, seeds[batch], sampling, rows, head)
+                _decode(
+                    backbone,
+                    decode,
+                    ids,
+                    lengths[prompts],
+                    batch,
+                    seeds[batch],
+                    sampling,
+                    rows,
+                    head,
+                )
         return rows.generation()
 
     def _batches(self, lengths: Tensor, num_samples: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -86,7 +101,9 @@ class NativeEngine(RolloutEngine):
         if self.max_batch_size is None or len(lengths) * num_samples <= self.max_batch_size:
             yield torch.arange(len(lengths), device=lengths.device), samples
             return
-        for prompts in lengths.argsort(stable=True).split(max(self.max_batch_size // num_samples, 1)):
+        for prompts in lengths.argsort(stable=True).split(
+            max(self.max_batch_size // num_samples, 1)
+        ):
             for part in samples.split(self.max_batch_size):
                 yield prompts, part
 
@@ -102,7 +119,9 @@ class GeneratedRows:
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.values: Tensor | None = None
 
-    def append(self, rows: Tensor, live: Tensor, step: int, tokens: Tensor, logprobs: Tensor) -> None:
+    def append(
+        self, rows: Tensor, live: Tensor, step: int, tokens: Tensor, logprobs: Tensor
+    ) -> None:
         """Store a step's tokens of the rows that are live."""
         self.tokens[rows, step] = torch.where(live, tokens, self.pad)
         self.logprobs[rows, step] = torch.where(live, logprobs, 0.0)
@@ -133,7 +152,9 @@ class GeneratedRows:
                 "or float32."
             )
         width = max(int(self.lengths.max()), 1) if len(self.lengths) else 1
-        tokens, mask, logprobs = (x[:, :width].contiguous() for x in (self.tokens, mask, self.logprobs))
+        tokens, mask, logprobs = (
+            x[:, :width].contiguous() for x in (self.tokens, mask, self.logprobs)
+        )
         values = None if self.values is None else self.values[:, :width].contiguous()
         return Generation(tokens, mask, self.finished, logprobs, values)
 
@@ -174,7 +195,9 @@ def _decode(
         hidden, logits = decode(tokens, cache)
 
 
-def prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int) -> tuple[Tensor, DecodeCache]:
+def prefill(
+    backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int
+) -> tuple[Tensor, DecodeCache]:
     """Last hidden states (b, h) of right-padded prompts and a cache to go on from, one prompt computed for all samples.
 
     Padding stands behind the tokens, so that causal attention never sees it and no mask is needed.
@@ -186,7 +209,10 @@ def prefill(backbone: Backbone, ids: Tensor, lengths: Tensor, num_samples: int) 
         cache = DynamicCache()
         positions = torch.arange(part.shape[1], device=ids.device)[None]
         output = backbone.decoder(
-            input_ids=part, position_ids=positions, use_cache=True, **cached(backbone.decoder, cache)
+            input_ids=part,
+            position_ids=positions,
+            use_cache=True,
+            **cached(backbone.decoder, cache),
         )
         states.append(output.last_hidden_state[torch.arange(len(part), device=ids.device), ends])
         layers.append([KeyValues.of(layer, len(part)) for layer in cache.layers])
@@ -203,9 +229,14 @@ def check_decodable(backbone: Backbone, longest: int) -> None:
         raise ConfigurationError(
             f"{name} lets no attention function be chosen, which NativeEngine's decode needs. {way_out}"
         )
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(config, "layer_types", None) or []) - {
+        "full_attention",
+        "sliding_attention",
+    }
     if kinds or getattr(config, "num_kv_shared_layers", None):
-        what = f"layers of the kind {sorted(kinds)}" if kinds else "layers that share keys and values"
+        what = (
+            f"layers of the kind {sorted(kinds)}" if kinds else "layers that share keys and values"
+        )
         raise ConfigurationError(f"{name} has {what}, which NativeEngine can't decode. {way_out}")
     window = getattr(config, "sliding_window", None)
     if window is not None and longest > window and getattr(config, "use_sliding_window", True):

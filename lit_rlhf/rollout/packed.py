@@ -1,9 +1,9 @@
 """A decode step in fewer and larger products, with the weights rearranged for the time of a rollout.
 
-At each step every weight is read for a few rows. On CPU such products gain from weights that lie as oneDNN's kernels read them
-(which a training step's many rows don't: rearranging them costs it little), and from layers of one input being one product. The
-low-rank product of an adapter is another such layer. Everything between the products is called once for all rows, without
-the dispatch of a decoder's own forward.
+At each step every weight is read for a few rows. On CPU such products gain from weights that lie as oneDNN's kernels
+read them (which a training step's many rows don't: rearranging them costs it little), and from layers of one input
+being one product. The low-rank product of an adapter is another such layer. Everything between the products is called
+once for all rows, without the dispatch of a decoder's own forward.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +26,17 @@ _ROWS = 64
 
 
 def packable(backbone: Backbone) -> bool:
-    """Whether a decoder can be packed: of a known shape, on CPU, its linear layers in float, nothing hooked or patched in between.
+    """Whether a decoder can be packed: of a known shape, on CPU, its linear layers in float, nothing hooked or patched
+    in between.
 
     (transformers hooks a decoder for good when it is asked for `output_hidden_states`.)
     """
     decoder: Any = backbone.decoder
-    if type(decoder) not in _KNOWN or backbone.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if (
+        type(decoder) not in _KNOWN
+        or backbone.device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")
+    ):
         return False
     if any(map(is_altered, backbone.model.modules())):
         return False
@@ -50,7 +55,9 @@ class PackedStep:
         decoder: Any = backbone.decoder
         self.backbone = backbone
         self.embed, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
-        self.layers = [_PackedLayer(layer) for layer in decoder.layers[: decoder.config.num_hidden_layers]]
+        self.layers = [
+            _PackedLayer(layer) for layer in decoder.layers[: decoder.config.num_hidden_layers]
+        ]
         self.head = _PackedLinear([backbone.model.get_output_embeddings()])
 
     def __call__(self, tokens: Tensor, cache: DecodeCache) -> tuple[Tensor, Tensor]:
@@ -71,7 +78,9 @@ class _PackedLayer:
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.attention_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.head_norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+        self.head_norms = (
+            (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+        )
         query, key, value, out, gate, up, down = _projections(layer)
         self.query_key_value, self.out = _PackedLinear([query, key, value]), _PackedLinear([out])
         self.gate_up, self.down = _PackedLinear([gate, up]), _PackedLinear([down])
@@ -79,13 +88,17 @@ class _PackedLayer:
         self.scale, self.dim = attention.scaling, attention.head_dim
         self.heads = [width // self.dim for width in self.query_key_value.widths]
 
-    def __call__(self, states: Tensor, turn: tuple[Tensor, Tensor], cache: DecodeCache, index: int) -> Tensor:
+    def __call__(
+        self, states: Tensor, turn: tuple[Tensor, Tensor], cache: DecodeCache, index: int
+    ) -> Tensor:
         heads = self.query_key_value(self.attention_norm(states)).unflatten(-1, (-1, self.dim))
         queries, keys, values = self.heads
         turning = heads[:, : queries + keys]
         if self.head_norms is not None:
             norm_query, norm_key = self.head_norms
-            turning = torch.cat([norm_query(turning[:, :queries]), norm_key(turning[:, queries:])], dim=1)
+            turning = torch.cat(
+                [norm_query(turning[:, :queries]), norm_key(turning[:, queries:])], dim=1
+            )
         turning = _rotated(turning, *turn)
         cache.own_layers[index].update(turning[:, queries:, None], heads[:, -values:, None])
         mixed = cache.attend(index, turning[:, :queries, None], self.scale, None)
@@ -106,8 +119,15 @@ class _PackedLinear:
         rows = [(part.weight, part.bias) for part in parts] + [(down, None) for down in downs]
         bias = None
         if any(part.bias is not None for part in parts):
-            bias = torch.cat([weight.new_zeros(len(weight)) if given is None else given for weight, given in rows])
-        self.product = _product(torch.cat([weight for weight, _ in rows]) if len(rows) > 1 else rows[0][0], bias)
+            bias = torch.cat(
+                [
+                    weight.new_zeros(len(weight)) if given is None else given
+                    for weight, given in rows
+                ]
+            )
+        self.product = _product(
+            torch.cat([weight for weight, _ in rows]) if len(rows) > 1 else rows[0][0], bias
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """(rows, in) to (rows, out of all layers)."""
@@ -120,8 +140,16 @@ class _PackedLinear:
 def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     ops: Any = torch.ops.mkldnn
     # Private operators, those that torch's compiler uses: a torch without them gets plain products.
-    lay_out, multiply = getattr(ops, "_reorder_linear_weight", None), getattr(ops, "_linear_pointwise", None)
-    if weight.dtype != torch.bfloat16 or lay_out is None or multiply is None or not ops._is_mkldnn_bf16_supported():  # noqa: SLF001
+    lay_out, multiply = (
+        getattr(ops, "_reorder_linear_weight", None),
+        getattr(ops, "_linear_pointwise", None),
+    )
+    if (
+        weight.dtype != torch.bfloat16
+        or lay_out is None
+        or multiply is None
+        or not ops._is_mkldnn_bf16_supported()
+    ):  # noqa: SLF001
         return partial(F.linear, weight=weight, bias=bias)
     laid_out = lay_out(weight, _ROWS)
     return lambda x: multiply(x, laid_out, bias, "none", [], "")

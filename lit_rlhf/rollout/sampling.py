@@ -27,7 +27,9 @@ def draw_tokens(
 
     Example:
         >>> logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
-        >>> tokens, logprobs = draw_tokens(logits, torch.tensor([0.6], dtype=torch.float64), Sampling())
+        >>> tokens, logprobs = draw_tokens(
+        ...     logits, torch.tensor([0.6], dtype=torch.float64), Sampling()
+        ... )
         >>> tokens.item(), round(logprobs.exp().item(), 4)
         (1, 0.25)
     """
@@ -43,7 +45,8 @@ def draw_tokens(
 
 
 def _weights(logits: Tensor) -> Tensor:
-    # In place: another array of the batch's size costs more than the passes over it. It is softmax but for the division.
+    # In place: another array of the batch's size costs more than the passes over it. It is softmax but for the
+    # division.
     return logits.sub_(logits.amax(-1, keepdim=True)).exp_()
 
 
@@ -69,9 +72,9 @@ def truncate_logits(logits: Tensor, sampling: Sampling) -> Tensor:
 def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     r"""The index $i$ with $\sum_{j<i} w_j \le u \sum_j w_j < \sum_{j \le i} w_j$, for each row.
 
-    The sum over the vocabulary runs in two levels, both cumulated in float64: in a cumulative sum of float32, tokens of a
-    probability below 6e-8 fall together, and where likely tokens stand before them most could never be drawn. An index of
-    weight 0 is never returned.
+    The sum over the vocabulary runs in two levels, both cumulated in float64: in a cumulative sum of float32, tokens of
+    a probability below 6e-8 fall together, and where likely tokens stand before them most could never be drawn. An
+    index of weight 0 is never returned.
 
     Args:
         weights: (n, V) float32, not negative; they needn't sum to 1.
@@ -84,7 +87,11 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     """
     size = weights.shape[-1]
     whole = size - size % _BLOCK
-    sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1) if whole else weights.new_zeros(len(weights), 0)
+    sums = (
+        weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)
+        if whole
+        else weights.new_zeros(len(weights), 0)
+    )
     if whole < size:
         sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
     sums = sums.double()
@@ -100,7 +107,9 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     # Where rounding puts the target at or past the end, the last index that has any weight; of NaNs, the last index.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).clamp_max(cumulative.shape[-1] - 1)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).clamp_max(
+        cumulative.shape[-1] - 1
+    )
     return torch.searchsorted(cumulative, target, right=True).minimum(last)
 
 

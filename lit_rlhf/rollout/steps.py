@@ -47,4 +47,8 @@ def choose_step(backbone: Backbone, steps: int, *, pack: bool = True) -> DecodeS
         steps: About how many there will be: packing takes as long as two or three.
         pack: Whether the weights may be copied.
     """
-    return PackedStep(backbone) if pack and steps >= _WORTH_PACKING and packable(backbone) else ModelStep(backbone)
+    return (
+        PackedStep(backbone)
+        if pack and steps >= _WORTH_PACKING and packable(backbone)
+        else ModelStep(backbone)
+    )

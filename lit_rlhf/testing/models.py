@@ -31,7 +31,9 @@ def tiny_config(vocab_size: int, **overrides: Any) -> LlamaConfig:
     return LlamaConfig(**{**options, **overrides})
 
 
-def make_tiny_model(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
+def make_tiny_model(
+    tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, **overrides: Any
+) -> LlamaForCausalLM:
     """Build a randomly initialised tiny llama for a tokenizer.
 
     Args:
@@ -39,7 +41,9 @@ def make_tiny_model(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, **over
         seed: Of the initial weights; the global generator is left as it was.
         **overrides: See `tiny_config`.
     """
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    ids = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(tiny_config(len(tokenizer), **{**ids, **overrides}))
@@ -48,7 +52,11 @@ def make_tiny_model(tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, **over
 
 
 def write_tiny_model(
-    path: str | Path, *, seed: int = 0, tokenizer: PreTrainedTokenizerBase | None = None, **overrides: Any
+    path: str | Path,
+    *,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **overrides: Any,
 ) -> Path:
     """Save a tiny llama and its tokenizer with `save_pretrained`.
 

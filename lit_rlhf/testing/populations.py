@@ -35,7 +35,10 @@ def labelled_pairs(world: TabularWorld, weights: Tensor) -> Population:
 
 
 def rated_pairs(
-    world: TabularWorld, mu: Tensor | None = None, flip: float = 0.0, edges: Sequence[tuple[int, int]] | None = None
+    world: TabularWorld,
+    mu: Tensor | None = None,
+    flip: float = 0.0,
+    edges: Sequence[tuple[int, int]] | None = None,
 ) -> Population:
     """Two completions drawn independently from mu, labelled by Bradley-Terry raters.
 
@@ -80,7 +83,11 @@ def binary_labels(world: TabularWorld, p_desirable: Tensor, mu: Tensor | None = 
     everything = list(range(len(world.completions)))
     rows = [[y] for y in everything] * 2
     labels = torch.tensor([True] * len(everything) + [False] * len(everything))
-    return {**world.batch(rows), "label": labels, "weight": torch.cat([mu * p_desirable, mu * (1 - p_desirable)])}
+    return {
+        **world.batch(rows),
+        "label": labels,
+        "weight": torch.cat([mu * p_desirable, mu * (1 - p_desirable)]),
+    }
 
 
 def undesirable(world: TabularWorld, completions: Sequence[int]) -> Population:
@@ -93,7 +100,11 @@ def undesirable(world: TabularWorld, completions: Sequence[int]) -> Population:
 def scalar_scores(world: TabularWorld, mu: Tensor | None = None) -> Population:
     """Completions drawn from mu with their rewards as `score`."""
     rows = [[y] for y in range(len(world.completions))]
-    return {**world.batch(rows), "score": world.rewards, "weight": skewed(world) if mu is None else mu}
+    return {
+        **world.batch(rows),
+        "score": world.rewards,
+        "weight": skewed(world) if mu is None else mu,
+    }
 
 
 def rankings(world: TabularWorld, size: int) -> Population:
@@ -107,10 +118,17 @@ def rankings(world: TabularWorld, size: int) -> Population:
         probabilities.append((picked / left).prod())
     weight = torch.stack(probabilities)
     score = torch.arange(size, 0, -1, dtype=torch.float64).expand(len(rows), -1)
-    return {**world.batch(rows), "score": score, "branch_mask": score > 0, "weight": weight / weight.sum()}
+    return {
+        **world.batch(rows),
+        "score": score,
+        "branch_mask": score > 0,
+        "weight": weight / weight.sum(),
+    }
 
 
-def scored_pairs(world: TabularWorld, gap: float = 1.0, edges: Sequence[tuple[int, int]] | None = None) -> Population:
+def scored_pairs(
+    world: TabularWorld, gap: float = 1.0, edges: Sequence[tuple[int, int]] | None = None
+) -> Population:
     """Lists of two, the one that Bradley-Terry raters prefer scored `gap` and the other 0; see `rated_pairs`."""
     batch = rated_pairs(world, edges=edges)
     score = torch.tensor([[gap, 0.0]], dtype=torch.float64).expand(len(batch["weight"]), -1)
@@ -122,4 +140,9 @@ def scored_list(world: TabularWorld) -> Population:
     score = world.rewards[None]
     mask = torch.ones_like(score, dtype=torch.bool)
     everything = range(len(world.completions))
-    return {**world.batch([everything]), "score": score, "branch_mask": mask, "weight": torch.ones(1).double()}
+    return {
+        **world.batch([everything]),
+        "score": score,
+        "branch_mask": mask,
+        "weight": torch.ones(1).double(),
+    }

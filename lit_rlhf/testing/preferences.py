@@ -71,7 +71,10 @@ def tiny_demonstrations(n: int, seed: int = 0) -> list[dict[str, str]]:
         seed: Other seeds give other rows.
     """
     return [
-        {"prompt": _prompt(index, seed), "completion": _answer((KIND, UNKIND)[index % 2], index, seed)}
+        {
+            "prompt": _prompt(index, seed),
+            "completion": _answer((KIND, UNKIND)[index % 2], index, seed),
+        }
         for index in range(n)
     ]
 
@@ -88,7 +91,9 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 

@@ -62,7 +62,11 @@ class PrefixTrunk(nn.Module):
     ) -> BaseModelOutputWithPast:
         """States of all positions, float64; what a position has seen is read off the mask, as attention does."""
         length = input_ids.shape[1]
-        positions = torch.arange(length).expand(len(input_ids), -1) if position_ids is None else position_ids
+        positions = (
+            torch.arange(length).expand(len(input_ids), -1)
+            if position_ids is None
+            else position_ids
+        )
         sees = (
             torch.ones(length, length, dtype=torch.bool).tril()[None]
             if attention_mask is None
@@ -70,8 +74,14 @@ class PrefixTrunk(nn.Module):
         )
         distance = (positions[:, :, None] - positions[:, None, :]).clamp(0, self.config.depth)
         digits = (input_ids + 1)[:, None, :] * self.config.vocab_size**distance
-        state = (digits * (sees & (positions > 0)[:, None, :])).sum(-1).clamp_max(self.config.hidden_size - 1)
-        return BaseModelOutputWithPast(last_hidden_state=nn.functional.one_hot(state, self.config.hidden_size).double())
+        state = (
+            (digits * (sees & (positions > 0)[:, None, :]))
+            .sum(-1)
+            .clamp_max(self.config.hidden_size - 1)
+        )
+        return BaseModelOutputWithPast(
+            last_hidden_state=nn.functional.one_hot(state, self.config.hidden_size).double()
+        )
 
 
 class TabularModel(PreTrainedModel):
@@ -83,7 +93,9 @@ class TabularModel(PreTrainedModel):
     def __init__(self, config: TabularConfig) -> None:
         super().__init__(config)
         self.model = PrefixTrunk(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=torch.float64)
+        self.lm_head = nn.Linear(
+            config.hidden_size, config.vocab_size, bias=False, dtype=torch.float64
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         """For the device."""
@@ -164,7 +176,9 @@ class TabularWorld:
         """A backbone whose policy is the given distribution (Y,); default: the reference."""
         config = TabularConfig(self.vocab_size, self.depth)
         backbone = Backbone.wrap(
-            ModelSpec(config={}, branching="auto"), TabularModel(config), _tokenizer(self.vocab_size)
+            ModelSpec(config={}, branching="auto"),
+            TabularModel(config),
+            _tokenizer(self.vocab_size),
         )
         self.set_policy(backbone, self.reference if policy is None else policy)
         return backbone
@@ -173,7 +187,9 @@ class TabularWorld:
         """Write a distribution (Y,) into a backbone's table; what it gives no probability gets e^-40 of the rest."""
         table = torch.zeros_like(backbone.model.lm_head.weight)
         for state, prefix in self._states().items():
-            mass = torch.stack([self._mass(policy, (*prefix, token)) for token in range(self.vocab_size)])
+            mass = torch.stack(
+                [self._mass(policy, (*prefix, token)) for token in range(self.vocab_size)]
+            )
             table[:, state] = mass.clamp_min(1e-18 * float(mass.sum()) + 1e-300).log()
         with torch.no_grad():
             backbone.model.lm_head.weight.copy_(table)
@@ -182,7 +198,9 @@ class TabularWorld:
         """The distribution (Y,) of a backbone's policy, by its own forward on all completions."""
         with torch.no_grad():
             out = backbone(
-                self.batch([range(len(self.completions))]), num_branches=len(self.completions), logprobs=True
+                self.batch([range(len(self.completions))]),
+                num_branches=len(self.completions),
+                logprobs=True,
             )
         policy: Tensor = out.logprobs.sum(-1).exp()
         return policy
@@ -195,7 +213,9 @@ class TabularWorld:
             ids.append([PROMPT_TOKEN, *(token for y in tokens for token in y)])
             branches.append([0, *(k + 1 for k, y in enumerate(tokens) for _ in y)])
             positions.append([0, *(t + 1 for y in tokens for t in range(len(y)))])
-        return BranchedBatch(input_ids=_pad(ids, 0), branch_ids=_pad(branches, -1), position_ids=_pad(positions, 0))
+        return BranchedBatch(
+            input_ids=_pad(ids, 0), branch_ids=_pad(branches, -1), position_ids=_pad(positions, 0)
+        )
 
     def _states(self) -> dict[int, tuple[int, ...]]:
         """Number and tokens of each state in which a policy still has a choice."""
@@ -215,9 +235,18 @@ class TabularWorld:
 
 def bandit(num_completions: int = 5) -> TabularWorld:
     """Completions of one token each: 2 to 7 of them."""
-    rewards = torch.tensor([1.0, -0.3, 0.4, -1.2, 0.7, 0.1, -0.6], dtype=torch.float64)[:num_completions]
-    weights = torch.tensor([2.0, 3.0, 1.0, 1.5, 0.8, 1.2, 0.5], dtype=torch.float64)[:num_completions]
-    return TabularWorld(tuple((y,) for y in range(num_completions)), rewards, weights / weights.sum(), num_completions)
+    rewards = torch.tensor([1.0, -0.3, 0.4, -1.2, 0.7, 0.1, -0.6], dtype=torch.float64)[
+        :num_completions
+    ]
+    weights = torch.tensor([2.0, 3.0, 1.0, 1.5, 0.8, 1.2, 0.5], dtype=torch.float64)[
+        :num_completions
+    ]
+    return TabularWorld(
+        tuple((y,) for y in range(num_completions)),
+        rewards,
+        weights / weights.sum(),
+        num_completions,
+    )
 
 
 def tree() -> TabularWorld:

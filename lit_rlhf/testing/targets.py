@@ -61,7 +61,9 @@ def jensen_shannon_optimum(reference: Tensor, rewards: Tensor, beta: float) -> T
     return _normalized(policy, -40.0, 40.0)
 
 
-def alpha_divergence_optimum(reference: Tensor, rewards: Tensor, beta: float, alpha: float) -> Tensor:
+def alpha_divergence_optimum(
+    reference: Tensor, rewards: Tensor, beta: float, alpha: float
+) -> Tensor:
     r"""$\pi = \pi_{ref}(1 - \alpha s)^{-1/\alpha}$ at $s = (r - L)/\beta$, from $f' = (1 - t^{-\alpha})/\alpha$."""
     top = float(rewards.max()) / beta
 
@@ -90,7 +92,11 @@ def stationary_margin(slope: Function, p: Tensor, low: float = -60.0, high: floa
         low: Where the expected loss falls.
         high: Where it rises.
     """
-    return _bisect(lambda z: p * slope(z) - (1 - p) * slope(-z), torch.full_like(p, low), torch.full_like(p, high))
+    return _bisect(
+        lambda z: p * slope(z) - (1 - p) * slope(-z),
+        torch.full_like(p, low),
+        torch.full_like(p, high),
+    )
 
 
 def smoothed_margin(p: Tensor, label_smoothing: float) -> Tensor:
@@ -110,7 +116,9 @@ def target_margin(p: Tensor, gamma: float) -> Tensor:
     """
     bias = 2 * p - 1
     shrink = torch.exp(torch.tensor(-gamma, dtype=p.dtype))
-    return ((bias + (bias.square() + 4 * p * (1 - p) * shrink.square()).sqrt()) / (2 * (1 - p) * shrink)).log()
+    return (
+        (bias + (bias.square() + 4 * p * (1 - p) * shrink.square()).sqrt()) / (2 * (1 - p) * shrink)
+    ).log()
 
 
 def descent_margin(slope: Function, p: Tensor, step: float = 1e-3) -> Tensor:
@@ -169,23 +177,31 @@ def token_optimum(
 ) -> Tensor:
     r"""The stationary policy of losses whose gradient is $\sum_{y,t} w_{y,t}\nabla\log\pi(y_t\mid y_{<t})$.
 
-    Where completions of other lengths weigh differently, no weight of a whole completion says where the policy settles. With
-    $W(s, a)$ the sum of w over all steps from state s by token a, it is where $W(s, a) = \pi(a\mid s)\sum_{a'}W(s, a')$.
+    Where completions of other lengths weigh differently, no weight of a whole completion says where the policy settles.
+    With $W(s, a)$ the sum of w over all steps from state s by token a, it is where $W(s, a) = \pi(a\mid s)\sum_{a'}W(s,
+    a')$.
 
     Args:
         completions: Y sequences of tokens, none the beginning of another.
         reference: (Y,), where the flow starts.
-        slope: From the log-probs of all tokens (Y, T), 0 behind the end, to w (Y, T); what is behind the end is left out.
+        slope: From the log-probs of all tokens (Y, T), 0 behind the end, to w (Y, T); what is behind the end is left
+            out.
         flow: Steps of the flow before the Newton steps.
     """
     steps = sorted({(y[:t], y[t]) for y in completions for t in range(len(y))})
     states = sorted({state for state, _ in steps})
-    member = torch.tensor([[float(own == state) for state in states] for own, _ in steps], dtype=reference.dtype)
+    member = torch.tensor(
+        [[float(own == state) for state in states] for own, _ in steps], dtype=reference.dtype
+    )
     depth = max(map(len, completions))
     inside = torch.tensor([[t < len(y) for t in range(depth)] for y in completions])
     which = torch.tensor([steps.index((y[:t], y[t])) for y in completions for t in range(len(y))])
-    through = reference.new_zeros(len(steps)).index_add(0, which, reference[:, None].expand(-1, depth)[inside])
-    free = torch.tensor([state == other for (state, _), (other, _) in itertools.pairwise(steps)] + [False])
+    through = reference.new_zeros(len(steps)).index_add(
+        0, which, reference[:, None].expand(-1, depth)[inside]
+    )
+    free = torch.tensor(
+        [state == other for (state, _), (other, _) in itertools.pairwise(steps)] + [False]
+    )
 
     def log_policy(logits: Tensor) -> Tensor:
         every = torch.zeros_like(through).masked_scatter(free, logits)
@@ -193,14 +209,23 @@ def token_optimum(
 
     def residual(logits: Tensor) -> Tensor:
         steps_taken = log_policy(logits)
-        tokens = torch.zeros_like(inside, dtype=through.dtype).masked_scatter(inside, steps_taken[which])
+        tokens = torch.zeros_like(inside, dtype=through.dtype).masked_scatter(
+            inside, steps_taken[which]
+        )
         pull = torch.zeros_like(through).index_add(0, which, slope(tokens)[inside])
         return (pull - steps_taken.exp() * (member @ (pull @ member)))[free]
 
-    last = torch.tensor([max(k for k, (own, _) in enumerate(steps) if own == state) for state, _ in steps])
+    last = torch.tensor(
+        [max(k for k, (own, _) in enumerate(steps) if own == state) for state, _ in steps]
+    )
     start = (through / through[last]).log()[free]
     best = log_policy(_follow_and_solve(residual, start, flow))
-    return torch.zeros_like(inside, dtype=through.dtype).masked_scatter(inside, best[which]).sum(-1).exp()
+    return (
+        torch.zeros_like(inside, dtype=through.dtype)
+        .masked_scatter(inside, best[which])
+        .sum(-1)
+        .exp()
+    )
 
 
 def _follow_and_solve(residual: Function, logits: Tensor, flow: int) -> Tensor:

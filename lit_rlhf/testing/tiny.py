@@ -34,7 +34,9 @@ def write_tiny_world(directory: str | Path, *, rows: int = 64, seed: int = 0) ->
 
 def main(args: Sequence[str] | None = None) -> None:
     """Write to the directory given on the command line."""
-    parser = argparse.ArgumentParser(description="Write a tiny random llama with its tokenizer, and small data sets.")
+    parser = argparse.ArgumentParser(
+        description="Write a tiny random llama with its tokenizer, and small data sets."
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(args)

@@ -45,7 +45,11 @@ def make_tokenizer(
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merged = ["".join(pair.split(" ")) for pair in merges]
-    names = [*alphabet, *merged, *SPECIAL_TOKENS] if specials_last else [*SPECIAL_TOKENS, *alphabet, *merged]
+    names = (
+        [*alphabet, *merged, *SPECIAL_TOKENS]
+        if specials_last
+        else [*SPECIAL_TOKENS, *alphabet, *merged]
+    )
     pairs = [(left, right) for left, right in (pair.split(" ") for pair in merges)]
     core = Tokenizer(BPE(vocab={name: index for index, name in enumerate(names)}, merges=pairs))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -68,16 +72,22 @@ def make_word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """
     specials = [*SPECIAL_TOKENS, "<unk>"]
     names = dict.fromkeys([*specials, *words])
-    core = Tokenizer(WordLevel(vocab={name: index for index, name in enumerate(names)}, unk_token="<unk>"))
+    core = Tokenizer(
+        WordLevel(vocab={name: index for index, name in enumerate(names)}, unk_token="<unk>")
+    )
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return _wrap(core, specials, bos=False, unk_token="<unk>")
 
 
-def _wrap(core: Tokenizer, specials: list[str], *, bos: bool, **tokens: str) -> PreTrainedTokenizerFast:
+def _wrap(
+    core: Tokenizer, specials: list[str], *, bos: bool, **tokens: str
+) -> PreTrainedTokenizerFast:
     core.add_special_tokens(specials)
     if bos:
         core.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, core.token_to_id(BOS))]
+            single=f"{BOS} $A",
+            pair=f"{BOS} $A {BOS} $B",
+            special_tokens=[(BOS, core.token_to_id(BOS))],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,

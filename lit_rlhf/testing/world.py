@@ -1,8 +1,8 @@
 """A small world of short reviews whose utility is known exactly, so that learning from preferences can be checked.
 
 A prompt names a topic (`review of the hotel :`); a text is a row of sentences that judge aspects of a topic
-(`the view was not very good .`) or tell something beside the point (`we went there on monday .`). What a reader gets from a
-text is a number, `World.utility`; raters, data sets and the tokenizer are in `lit_rlhf.testing.world_data`.
+(`the view was not very good .`) or tell something beside the point (`we went there on monday .`). What a reader gets
+from a text is a number, `World.utility`; raters, data sets and the tokenizer are in `lit_rlhf.testing.world_data`.
 """
 
 import math
@@ -39,7 +39,13 @@ ASIDES: tuple[str, ...] = (
 )  # fmt: skip
 """Sentences that say nothing about the topic."""
 
-OPENINGS: tuple[str, ...] = ("review of the", "my thoughts on the", "about the", "notes on that", "a word on the")
+OPENINGS: tuple[str, ...] = (
+    "review of the",
+    "my thoughts on the",
+    "about the",
+    "notes on that",
+    "a word on the",
+)
 KINDS: tuple[str, ...] = ("old", "new", "small", "big", "famous", "strange", "local", "cheap")
 """What prompts are made of beside the topic; it changes nothing."""
 
@@ -61,8 +67,8 @@ class Judgement:
 class World:
     r"""The utility of a text for a prompt, and the best that can be reached.
 
-    With `w` the worth of an adjective on the prompt's topic and `s` the factor of intensifier and negation, a text of `n`
-    words with `m` sentences beside the point is worth
+    With `w` the worth of an adjective on the prompt's topic and `s` the factor of intensifier and negation, a text of
+    `n` words with `m` sentences beside the point is worth
 
     .. math:: u = S \tanh\Big(\frac{1}{S} \sum_j s_j w_j\Big) - c\,n - p\,m
 
@@ -90,7 +96,9 @@ class World:
         Example:
             >>> world = World()
             >>> good, bad = "the room was superb .", "the room was awful ."
-            >>> world.utility("review of the hotel :", good) > world.utility("review of the hotel :", bad)
+            >>> world.utility("review of the hotel :", good) > world.utility(
+            ...     "review of the hotel :", bad
+            ... )
             True
         """
         topic = topic_of(prompt)
@@ -114,7 +122,8 @@ class World:
         return [self.utility(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     def read(self, sentence: str) -> Judgement | None:
-        """What a sentence (without its full stop) says of an aspect; None for an aside and for what is outside the grammar.
+        """What a sentence (without its full stop) says of an aspect; None for an aside and for what is outside the
+        grammar.
 
         The grammar: `the ASPECT was [not] [very|rather] ADJECTIVE` and `i found the ASPECT [very|rather] ADJECTIVE`.
         """
@@ -128,15 +137,19 @@ class World:
         if len(rest) == 2 and rest[0] in INTENSIFIERS:
             factor *= INTENSIFIERS[rest[0]]
             rest = rest[1:]
-        known = len(rest) == 1 and (rest[0] in ADJECTIVES or rest[0] in TASTES) and aspect in _ALL_ASPECTS
+        known = (
+            len(rest) == 1
+            and (rest[0] in ADJECTIVES or rest[0] in TASTES)
+            and aspect in _ALL_ASPECTS
+        )
         return Judgement(aspect, rest[0], factor) if known else None
 
     def best_utility(self, prompt: str) -> float:
         """The highest utility any text of at most `max_words` words has for a prompt; an exhaustive search.
 
         Asides, sentences beside the point and the longer form `i found` only cost, so the best text is a row of
-        `the ASPECT was ... .`, one for each of some aspects of the topic. Of two judgements of one length the stronger is
-        the better, so one per length is left to choose for each aspect. All choices are tried.
+        `the ASPECT was ... .`, one for each of some aspects of the topic. Of two judgements of one length the stronger
+        is the better, so one per length is left to choose for each aspect. All choices are tried.
         """
         topic = topic_of(prompt)
         if topic not in self._best:
@@ -159,7 +172,9 @@ class World:
         shortest = len(("the", "ASPECT", "was", "ADJECTIVE", "."))
         best: dict[int, float] = {}
         for adjective in (*ADJECTIVES, *TASTES):
-            for negated, (word, scale) in product((False, True), (("", 1.0), *INTENSIFIERS.items())):
+            for negated, (word, scale) in product(
+                (False, True), (("", 1.0), *INTENSIFIERS.items())
+            ):
                 value = worth(topic, adjective) * scale * (self.negation if negated else 1.0)
                 length = shortest + negated + bool(word)
                 best[length] = max(value, best.get(length, value))

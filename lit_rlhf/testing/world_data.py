@@ -40,8 +40,8 @@ class Writers:
         negated: Probability of `not` where the form allows it.
         intensified: Probability of an intensifier.
         found: Probability of the form `i found the ...`.
-        slip: Probability that one word of a review is written twice. Without such slips raters never judge text outside the
-            grammar, and a policy would find what the reward model mistakes for good there.
+        slip: Probability that one word of a review is written twice. Without such slips raters never judge text outside
+            the grammar, and a policy would find what the reward model mistakes for good there.
         repeating: Probability that a sentence pays no heed to which aspects were judged before.
         mood: Spread of how much a writer likes the thing at hand; a mood m makes an adjective of worth w more likely by
             exp(m w). 0 draws all adjectives alike.
@@ -60,16 +60,22 @@ class Writers:
         """One review."""
         topic, mood = topic_of(prompt), rng.gauss(0.0, self.mood)
         words = [*ADJECTIVES, *TASTES]
-        likely = dict(zip(words, (math.exp(mood * worth(topic, word)) for word in words), strict=True))
+        likely = dict(
+            zip(words, (math.exp(mood * worth(topic, word)) for word in words), strict=True)
+        )
         number = rng.choices(range(1, len(self.sentences) + 1), self.sentences)[0]
         judged: set[str] = set()
-        review = " ".join(f"{self._sentence(topic, likely, judged, rng)} ." for _ in range(number)).split()
+        review = " ".join(
+            f"{self._sentence(topic, likely, judged, rng)} ." for _ in range(number)
+        ).split()
         if rng.random() < self.slip:
             slipped = rng.randrange(len(review))
             review.insert(slipped, review[slipped])
         return " ".join(review)
 
-    def _sentence(self, topic: str, likely: Mapping[str, float], judged: set[str], rng: random.Random) -> str:
+    def _sentence(
+        self, topic: str, likely: Mapping[str, float], judged: set[str], rng: random.Random
+    ) -> str:
         if rng.random() < self.aside:
             return rng.choice(ASIDES)
         new = [aspect for aspect in TOPICS[topic] if aspect not in judged]
@@ -125,9 +131,13 @@ class WorldData:
         """Rows with `prompt` and `completion`."""
         rng, pool = self._rng("demonstrations", split), prompt_pool(split)
         prompts = rng.choices(pool, k=number)
-        return [{"prompt": prompt, "completion": self.writers.write(prompt, rng)} for prompt in prompts]
+        return [
+            {"prompt": prompt, "completion": self.writers.write(prompt, rng)} for prompt in prompts
+        ]
 
-    def pairs(self, number: int, split: Split = "train", raters: int = 1) -> list[dict[str, str | float]]:
+    def pairs(
+        self, number: int, split: Split = "train", raters: int = 1
+    ) -> list[dict[str, str | float]]:
         """Rows with `prompt`, `chosen`, `rejected` (two different texts), `p_chosen` and `utility_margin`.
 
         Args:
@@ -182,5 +192,7 @@ def prompt_pool(split: Split) -> list[str]:
         >>> len(prompt_pool("train")) + len(prompt_pool("heldout"))
         160
     """
-    every = [f"{opening} {kind} {topic} :" for opening, kind, topic in product(OPENINGS, KINDS, TOPICS)]
+    every = [
+        f"{opening} {kind} {topic} :" for opening, kind, topic in product(OPENINGS, KINDS, TOPICS)
+    ]
     return [prompt for prompt in every if (stable_hash(prompt) % 5 == 0) == (split == "heldout")]

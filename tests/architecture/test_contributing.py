@@ -57,11 +57,17 @@ def test_algorithm(examples: dict[str, Any]) -> None:
         rewards=torch.tensor([[0.0, 1.0], [5.0, 0.0], [1.0, 1.0]]),
     )
     advantages = module.estimate(SimpleNamespace(), rollout).advantages
-    torch.testing.assert_close(advantages, torch.tensor([[-1.0, -1.0], [3.0, 0.0], [0.0, 0.0]]), **FP32)
+    torch.testing.assert_close(
+        advantages, torch.tensor([[-1.0, -1.0], [3.0, 0.0], [0.0, 0.0]]), **FP32
+    )
 
 
 def test_data_set(examples: dict[str, Any]) -> None:
-    answers = [{"text": "so-so", "stars": 3}, {"text": "best", "stars": 5}, {"text": "worst", "stars": 1}]
+    answers = [
+        {"text": "so-so", "stars": 3},
+        {"text": "best", "stars": 5},
+        {"text": "worst", "stars": 1},
+    ]
     (record,) = examples["BestAndWorst"]()({"question": "how?", "answers": answers})
     assert (record.prompt, record.completions) == ("how?", ("best", "worst"))
     assert record.fields == {"margin": 4.0}

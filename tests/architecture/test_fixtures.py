@@ -11,14 +11,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def test_remote_connections_are_refused() -> None:
-    with socket.socket() as client, pytest.raises(RuntimeError, match=r"tests run offline.*192\.0\.2\.1"):
+    with (
+        socket.socket() as client,
+        pytest.raises(RuntimeError, match=r"tests run offline.*192\.0\.2\.1"),
+    ):
         client.connect(("192.0.2.1", 80))
     with pytest.raises(RuntimeError, match=r"tests run offline.*example\.org"):
         socket.getaddrinfo("example.org", 80)
 
 
 def test_loopback_passes() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()),
+    ):
         pass
 
 
@@ -41,9 +47,13 @@ def test_shapes_are_checked_at_run_time() -> None:
 
 
 def test_tiny_models_load(tiny_model_dir: Path, other_tokenizer_model_dir: Path) -> None:
-    first, second = (AutoTokenizer.from_pretrained(path) for path in (tiny_model_dir, other_tokenizer_model_dir))
+    first, second = (
+        AutoTokenizer.from_pretrained(path) for path in (tiny_model_dir, other_tokenizer_model_dir)
+    )
     text = "the rain in the inn"
-    assert first.decode(first(text)["input_ids"]) == second.decode(second(text)["input_ids"]) == text
+    assert (
+        first.decode(first(text)["input_ids"]) == second.decode(second(text)["input_ids"]) == text
+    )
     theirs = second.get_vocab()
     assert all(theirs.get(token) != index for token, index in first.get_vocab().items())
     for path, tokenizer in ((tiny_model_dir, first), (other_tokenizer_model_dir, second)):

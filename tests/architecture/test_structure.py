@@ -16,11 +16,25 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lit_rlhf"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-ALL_FILES = sorted(path for folder in ("lit_rlhf", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+ALL_FILES = sorted(
+    path for folder in ("lit_rlhf", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
 # From the files, not by importing: a module that fails to import must fail one test, not the collection of all.
-MODULES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES)
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in SOURCES
+)
 LAYER_0 = {"lit_rlhf.types", "lit_rlhf.errors", "lit_rlhf.seeding"}
-PURE = {"collections", "dataclasses", "functools", "itertools", "jaxtyping", "math", "torch", "typing"}
+PURE = {
+    "collections",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "jaxtyping",
+    "math",
+    "torch",
+    "typing",
+}
 MAX_FILE, MAX_FUNCTION = 400, 60
 
 
@@ -50,18 +64,31 @@ def test_files_are_short(path: Path) -> None:
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
 
 
 def _code_lines(text: str) -> set[int]:
     """Numbers of the lines that hold code: neither blank, comment nor docstring."""
-    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    skipped = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
     lines: set[int] = set()
     for token in tokenize.generate_tokens(StringIO(text).readline):
         if token.type not in skipped:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return lines
 
@@ -78,7 +105,8 @@ def test_functions_are_short(path: Path) -> None:
     long = {
         node.name: size
         for node in _functions(ast.parse(text))
-        if (size := sum(node.lineno <= line <= (node.end_lineno or 0) for line in code)) > MAX_FUNCTION
+        if (size := sum(node.lineno <= line <= (node.end_lineno or 0) for line in code))
+        > MAX_FUNCTION
     }
     assert not long, f"{_name(path)}: {long} lines of code"
 
@@ -91,12 +119,16 @@ def test_public_names_are_documented(module: str) -> None:
         value = getattr(loaded, name)
         if inspect.isclass(value) or inspect.isfunction(value):
             # Own text: neither inherited nor the signature that `dataclass` writes.
-            text = vars(value).get("__doc__") or "" if inspect.isclass(value) else value.__doc__ or ""
+            text = (
+                vars(value).get("__doc__") or "" if inspect.isclass(value) else value.__doc__ or ""
+            )
             assert text.strip(), f"{module}.{name} has no docstring"
             assert not text.startswith(f"{name}("), f"{module}.{name} has no docstring of its own"
 
 
-@pytest.mark.parametrize("package", sorted({name for name in MODULES if name.count(".") == 1} - LAYER_0))
+@pytest.mark.parametrize(
+    "package", sorted({name for name in MODULES if name.count(".") == 1} - LAYER_0)
+)
 def test_packages_say_what_is_public(package: str) -> None:
     loaded = importlib.import_module(package)
     if hasattr(loaded, "__path__"):
@@ -116,7 +148,9 @@ def test_functional_imports_torch_and_little_else(path: Path) -> None:
     foreign = {
         name
         for name in _imports(path)
-        if name.split(".")[0] not in PURE and name not in LAYER_0 and not name.startswith("lit_rlhf.functional")
+        if name.split(".")[0] not in PURE
+        and name not in LAYER_0
+        and not name.startswith("lit_rlhf.functional")
     }
     assert not foreign, f"{_name(path)} imports {sorted(foreign)}"
 
@@ -124,15 +158,22 @@ def test_functional_imports_torch_and_little_else(path: Path) -> None:
 def test_layers_hold() -> None:
     """The contracts of pyproject.toml; in a process of its own, as the linter changes logging and the import path."""
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
 
 
 def test_dependencies_have_two_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    extras = [
+        requirement for extra in project["optional-dependencies"].values() for requirement in extra
+    ]
     for requirement in [*project["dependencies"], *extras]:
-        bounds = {bound.rstrip("0123456789.").strip() for bound in requirement.replace("]", "],").split(",")}
+        bounds = {
+            bound.rstrip("0123456789.").strip()
+            for bound in requirement.replace("]", "],").split(",")
+        }
         assert any(bound.endswith(">=") for bound in bounds), requirement
         assert any(bound == "<" for bound in bounds), requirement

@@ -21,7 +21,9 @@ def test_there_are_configurations_and_no_others() -> None:
     assert {path.parent.name for path in CONFIGS.rglob("*.yaml")} == {*STAGES, "overlays"}
 
 
-@pytest.mark.parametrize("path", [*FILES, *OVERLAYS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", [*FILES, *OVERLAYS], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_each_key_has_a_comment(path: Path) -> None:
     """A comment behind it, or a class whose options follow; the file says how to run it."""
     lines = path.read_text().splitlines()
@@ -29,7 +31,10 @@ def test_each_key_has_a_comment(path: Path) -> None:
     bare = [
         line
         for line in lines
-        if line.strip() and "#" not in line and not line.rstrip().endswith(":") and "class_path" not in line
+        if line.strip()
+        and "#" not in line
+        and not line.rstrip().endswith(":")
+        and "class_path" not in line
     ]
     assert path.parent.name == "overlays" or not bare, f"{path.name}: no comment at {bare}"
 
@@ -44,13 +49,25 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _reward_of(path: Path) -> Path | None:
     """The configuration of the reward model that a policy's configuration names."""
-    reward = yaml.safe_load(path.read_text())["model"]["init_args"].get("reward", {}).get("init_args", {}).get("path")
+    reward = (
+        yaml.safe_load(path.read_text())["model"]["init_args"]
+        .get("reward", {})
+        .get("init_args", {})
+        .get("path")
+    )
     return CONFIGS / "reward" / f"{Path(reward).parts[-2]}.yaml" if reward else None
 
 
 def _run(path: Path, *overlays: str) -> None:
     files = [path, *(CONFIGS / "overlays" / f"{name}.yaml" for name in (*overlays, "tiny"))]
-    main(["fit", *(word for file in files for word in ("-c", str(file))), "--data.cache_dir", "cache"])
+    main(
+        [
+            "fit",
+            *(word for file in files for word in ("-c", str(file))),
+            "--data.cache_dir",
+            "cache",
+        ]
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -69,7 +86,9 @@ def test_configuration_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo", "dapo", "online_dpo"])
-def test_group_methods_run_with_a_rule(method: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_methods_run_with_a_rule(
+    method: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = workplace / "arithmetic" / method  # without runs/, so without a reward model
     place.mkdir(parents=True)
     (place / "data").symlink_to(workplace / "data")

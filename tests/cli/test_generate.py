@@ -11,18 +11,35 @@ from lit_rlhf.cli.selection import Sample, keep_best, keep_pairs
 from lit_rlhf.data import DemonstrationDataModule, FileSource, PreferenceDataModule
 from lit_rlhf.testing import write_jsonl
 
-ROWS = [{"prompt": f"how was the {word}? ", "answer": str(n)} for n, word in enumerate(["film", "book", "song"])]
+ROWS = [
+    {"prompt": f"how was the {word}? ", "answer": str(n)}
+    for n, word in enumerate(["film", "book", "song"])
+]
 REWARD = ["--reward.class_path", "LengthReward", "--reward.init_args.unit", "characters"]
 
 
 def generate(model: Path, tmp: Path, *words: str) -> list[dict[str, Any]]:
     prompts, output = write_jsonl(tmp / "prompts.jsonl", ROWS), tmp / "out.jsonl"
     sampling = ["--sampling.max_new_tokens", "40", "--num_samples", "24"]
-    main(["generate", "--model", str(model), "--prompts", str(prompts), "--output", str(output), *sampling, *words])
+    main(
+        [
+            "generate",
+            "--model",
+            str(model),
+            "--prompts",
+            str(prompts),
+            "--output",
+            str(output),
+            *sampling,
+            *words,
+        ]
+    )
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-def test_best_of_n_keeps_the_highest_scores_and_trains(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_best_of_n_keeps_the_highest_scores_and_trains(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     every = generate(tiny_model_dir, tmp_path, *REWARD)
     assert len(every) == 72
     assert all(row["score"] == len(row["response"]) for row in every)
@@ -36,7 +53,10 @@ def test_best_of_n_keeps_the_highest_scores_and_trains(tiny_model_dir: Path, tmp
     assert len(best) > 3
     assert best == wanted
     data = DemonstrationDataModule(
-        FileSource(str(tmp_path / "out.jsonl")), tokenizer=str(tiny_model_dir), batch_size=2, invalid="error"
+        FileSource(str(tmp_path / "out.jsonl")),
+        tokenizer=str(tiny_model_dir),
+        batch_size=2,
+        invalid="error",
     )
     data.prepare_data()
     data.setup("fit")
@@ -45,8 +65,15 @@ def test_best_of_n_keeps_the_highest_scores_and_trains(tiny_model_dir: Path, tmp
 
 def test_rewards_read_the_columns_of_each_row(tiny_model_dir: Path, tmp_path: Path) -> None:
     function = tmp_path / "reward.py"
-    function.write_text("def of_column(responses, answer):\n    return [float(value) for value in answer]\n")
-    reward = ["--reward.class_path", "FunctionReward", "--reward.init_args.function", f"{function}:of_column"]
+    function.write_text(
+        "def of_column(responses, answer):\n    return [float(value) for value in answer]\n"
+    )
+    reward = [
+        "--reward.class_path",
+        "FunctionReward",
+        "--reward.init_args.function",
+        f"{function}:of_column",
+    ]
     rows = generate(tiny_model_dir, tmp_path, *reward, "--batch_size", "2")
     assert [row["score"] for row in rows] == [float(row["answer"]) for row in rows]
     assert {row["score"] for row in rows} == {0.0, 1.0, 2.0}
@@ -56,9 +83,17 @@ def test_best_against_worst_is_preference_data(tiny_model_dir: Path, tmp_path: P
     pairs = generate(tiny_model_dir, tmp_path, *REWARD, "--keep", "pairs", "--seed", "1")
     assert pairs
     for row in pairs:
-        assert row["chosen_score"] == len(row["chosen"]) > len(row["rejected"]) == row["rejected_score"]
+        assert (
+            row["chosen_score"]
+            == len(row["chosen"])
+            > len(row["rejected"])
+            == row["rejected_score"]
+        )
     data = PreferenceDataModule(
-        FileSource(str(tmp_path / "out.jsonl")), tokenizer=str(tiny_model_dir), batch_size=len(pairs), invalid="error"
+        FileSource(str(tmp_path / "out.jsonl")),
+        tokenizer=str(tiny_model_dir),
+        batch_size=len(pairs),
+        invalid="error",
     )
     data.prepare_data()
     data.setup("fit")
@@ -68,7 +103,12 @@ def test_best_against_worst_is_preference_data(tiny_model_dir: Path, tmp_path: P
 
 
 def test_selection() -> None:
-    samples = [Sample("a", 1.0, True), Sample("b", 3.0, False), Sample("c", 1.0, True), Sample("d", 0.0, True)]
+    samples = [
+        Sample("a", 1.0, True),
+        Sample("b", 3.0, False),
+        Sample("c", 1.0, True),
+        Sample("d", 0.0, True),
+    ]
     cut, same = [Sample("x", 9.0, False)], [Sample("e", 2.0, True), Sample("f", 2.0, True)]
     prompts = [({"prompt": "p"}, samples), ({"prompt": "q"}, cut), ({"prompt": "r"}, same)]
     best = keep_best(prompts)
@@ -89,11 +129,18 @@ def test_selection() -> None:
         ([*REWARD, "--keep", "best", "--num_best", "24"], "at least 25"),
         ([*REWARD, "--keep", "best", "--num_best", "0"], "at least"),
         ([*REWARD, "--keep", "pairs", "--num_samples", "1"], "at least 2"),
-        (["--reward.class_path", "ExactAnswerReward", "--reward.init_args.column", "solution"], "column 'solution'"),
+        (
+            ["--reward.class_path", "ExactAnswerReward", "--reward.init_args.column", "solution"],
+            "column 'solution'",
+        ),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(
-    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
 ) -> None:
     with pytest.raises(SystemExit):
         generate(tiny_model_dir, tmp_path, *words)

@@ -34,17 +34,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run the command in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "lit_rlhf", *words], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "lit_rlhf", *words], capture_output=True, text=True, check=False
+    )
 
 
-@pytest.mark.parametrize("words", [["--help"], [], ["fit", "--help"], ["predict", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], [], ["fit", "--help"], ["predict", "--help"], ["--version"]]
+)
 def test_help_answers_at_once(words: list[str]) -> None:
     """Without what takes seconds to import."""
     code = (
         f"import sys; from lit_rlhf.cli.main import main; main({words}); "
         "print(sorted({'torch', 'lightning'} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     shown, _, imported = result.stdout.strip().rpartition("\n")
     assert imported == "[]"
     assert __version__ in shown if words == ["--version"] else "lit-rlhf" in shown
@@ -56,9 +62,22 @@ def test_help_names_every_command_and_class(capsys: pytest.CaptureFixture[str]) 
     assert all(f"  {command} " in shown for command in COMMANDS)
     main(["fit", "--help"])
     shown = capsys.readouterr().out
-    for name in ("PPOPolicyModule", "PreferenceDataModule", "ModelReward", "NativeEngine", "IterationCheckpoint"):
+    for name in (
+        "PPOPolicyModule",
+        "PreferenceDataModule",
+        "ModelReward",
+        "NativeEngine",
+        "IterationCheckpoint",
+    ):
         assert f"  {name} " in shown
-    for name in ("RLHFModule", "ActingModule", "PolicyModule", "BranchedDataModule", "Reward", "RolloutEngine"):
+    for name in (
+        "RLHFModule",
+        "ActingModule",
+        "PolicyModule",
+        "BranchedDataModule",
+        "Reward",
+        "RolloutEngine",
+    ):
         assert f"\n  {name} " not in shown, "made to be subclassed, not to be named"
 
 
@@ -70,7 +89,9 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_errors_of_users_come_without_traceback(tmp_path: Path) -> None:
-    result = run("export", "--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "out"))
+    result = run(
+        "export", "--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "out")
+    )
     assert result.returncode == 2
     assert "There is no checkpoint file" in result.stderr
     assert "Traceback" not in result.stderr
@@ -86,20 +107,40 @@ CONSTANT = ["--model.reward", "LengthReward"]
     [
         (
             [*REWARD, "--model.lr_schedular", "null"],
-            "model: RewardModelModule has no option 'lr_schedular'. Did you mean lr_scheduler? Its options: --model.help Rew",
+            "model: RewardModelModule has no option 'lr_schedular'. Did you mean lr_scheduler? "
+            "Its options: --model.help Rew",
         ),
-        ([*POLICY, "--model.kl.coeff", "0.2"], "model.kl: FixedKL has no option 'coeff'. Did you mean coef?"),
-        ([*REWARD, "--data.trian", "x"], "data: PreferenceDataModule has no option 'trian'. Did you mean train?"),
-        (["--model", "PPOPolicy"], "model: there is no class 'PPOPolicy'. Did you mean PPOPolicyModule or"),
-        (["--model", "absent.Mine"], "model: absent.Mine: there is no module 'absent' in the current directory"),
+        (
+            [*POLICY, "--model.kl.coeff", "0.2"],
+            "model.kl: FixedKL has no option 'coeff'. Did you mean coef?",
+        ),
+        (
+            [*REWARD, "--data.trian", "x"],
+            "data: PreferenceDataModule has no option 'trian'. Did you mean train?",
+        ),
+        (
+            ["--model", "PPOPolicy"],
+            "model: there is no class 'PPOPolicy'. Did you mean PPOPolicyModule or",
+        ),
+        (
+            ["--model", "absent.Mine"],
+            "model: absent.Mine: there is no module 'absent' in the current directory",
+        ),
         (["--model.help", "DPO"], "--model.help: DPO is a class of another kind"),
         ([*POLICY, "--model.num_samples", "x"], "model.num_samples: Expected int. Got value: x"),
         (["--model", "PPOPolicyModule"], "model: the following arguments are required: reward"),
-        ([*POLICY, *CONSTANT, "--model.gamma", "1.5"], "PPOPolicyModule: gamma=1.5 must be in [0, 1]."),
-        ([*POLICY, *CONSTANT, "--model.kl.coef", "-1"], "FixedKL(coef=-1.0): coef must be 0 or more."),
+        (
+            [*POLICY, *CONSTANT, "--model.gamma", "1.5"],
+            "PPOPolicyModule: gamma=1.5 must be in [0, 1].",
+        ),
+        (
+            [*POLICY, *CONSTANT, "--model.kl.coef", "-1"],
+            "FixedKL(coef=-1.0): coef must be 0 or more.",
+        ),
         (
             [*POLICY, *CONSTANT, "--trainer.gradient_clip_val", "0.7"],
-            "trainer.gradient_clip_val=0.7: PPOPolicyModule steps its optimizer itself and clips there. Remove it, and set m",
+            "trainer.gradient_clip_val=0.7: PPOPolicyModule steps its optimizer itself and clips "
+            "there. Remove it, and set m",
         ),
         (
             [*POLICY, *CONSTANT, "--trainer.accumulate_grad_batches", "2"],
@@ -135,7 +176,9 @@ def test_classes_of_the_current_directory_are_found(
 ) -> None:
     """The script `lit-rlhf` has the directory of scripts on its path, not the one where it is called."""
     monkeypatch.chdir(trained)
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(trained))])
+    monkeypatch.setattr(
+        sys, "path", [place for place in sys.path if place not in ("", str(trained))]
+    )
     (trained / "beside.py").write_text(
         "from lit_rlhf.modules import RewardModelModule\n\n\nclass Mine(RewardModelModule):\n    pass\n"
     )
@@ -162,7 +205,8 @@ def test_exported_reward_gives_the_same_scores_in_transformers(
     theirs = []
     for row in rows:
         ids = (
-            tokenizer(row["prompt"])["input_ids"] + tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+            tokenizer(row["prompt"])["input_ids"]
+            + tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
         )
         ids = torch.tensor([[*ids, tokenizer.eos_token_id]])
         with torch.no_grad():
@@ -176,10 +220,15 @@ def test_exported_policy_generates_the_same_greedy_text_in_transformers(
 ) -> None:
     monkeypatch.chdir(trained)
     (checkpoint,) = sorted(Path("runs/sft/lora/checkpoints").glob("*.ckpt"))[-1:]
-    prompt, options = "how was the film? ", ["--sampling.max_new_tokens", "8", "--sampling.temperature", "0"]
+    prompt, options = (
+        "how was the film? ",
+        ["--sampling.max_new_tokens", "8", "--sampling.temperature", "0"],
+    )
     texts = []
     for name, merge in (("merged", "true"), ("adapter", "false")):
-        main(["export", "--ckpt_path", str(checkpoint), "--output", f"out/{name}", "--merge", merge])
+        main(
+            ["export", "--ckpt_path", str(checkpoint), "--output", f"out/{name}", "--merge", merge]
+        )
         capsys.readouterr()
         main(["generate", "--model", f"out/{name}", "--prompt", prompt, *options])
         texts.append(json.loads(capsys.readouterr().out)["response"])
@@ -188,15 +237,26 @@ def test_exported_policy_generates_the_same_greedy_text_in_transformers(
     tokenizer = AutoTokenizer.from_pretrained("out/merged")
     model = AutoModelForCausalLM.from_pretrained("out/merged").eval()
     inputs = tokenizer(prompt, return_tensors="pt")
-    found = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    found = model.generate(**inputs, max_new_tokens=8, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     assert texts == [tokenizer.decode(found, skip_special_tokens=True)] * 3
 
 
-def test_the_command_line_wins_over_the_checkpoint(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_wins_over_the_checkpoint(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lightning alone would train with the rank that the checkpoint remembers, in silence."""
     monkeypatch.chdir(trained)
     (checkpoint,) = sorted(Path("runs/reward/lora/checkpoints").glob("*.ckpt"))[-1:]
-    words = ["validate", "-c", str(CONFIGS / "reward" / "lora.yaml"), *TINY, "--ckpt_path", str(checkpoint)]
+    words = [
+        "validate",
+        "-c",
+        str(CONFIGS / "reward" / "lora.yaml"),
+        *TINY,
+        "--ckpt_path",
+        str(checkpoint),
+    ]
     main(words)
     with pytest.raises(SystemExit) as stopped:
         main([*words, "--model.backbone.lora.rank", "4"])

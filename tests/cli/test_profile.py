@@ -20,10 +20,15 @@ WORDS = [
 
 
 @pytest.mark.parametrize(
-    "callbacks", [[], ["--trainer.callbacks", "null", "--trainer.enable_checkpointing", "false"]], ids=["timer", "none"]
+    "callbacks",
+    [[], ["--trainer.callbacks", "null", "--trainer.enable_checkpointing", "false"]],
+    ids=["timer", "none"],
 )
 def test_a_profile_is_printed_and_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], callbacks: list[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    callbacks: list[str],
 ) -> None:
     write_tiny_world(tmp_path / "data")
     monkeypatch.chdir(tmp_path)

@@ -29,14 +29,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_python_example(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_example(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(workplace)
     (code,) = blocks("python", "Python")
     exec(compile(code, "README.md", "exec"), {})
     assert "'response'" in capsys.readouterr().out
 
 
-def test_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(workplace)
     (script,) = blocks("bash", "YAML")
     lines = [line.split("  #")[0].strip() for line in script.splitlines()]
@@ -57,7 +61,12 @@ def test_yaml_example(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("needs the reward model that test_commands trains")
     (text,) = blocks("yaml", "YAML")
     config = yaml.safe_load(text)
-    config["trainer"] = {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu", "logger": False}
+    config["trainer"] = {
+        "max_epochs": 1,
+        "limit_train_batches": 1,
+        "accelerator": "cpu",
+        "logger": False,
+    }
     config["trainer"]["enable_checkpointing"] = False
     Path("example.yaml").write_text(yaml.safe_dump(config))
     main(["fit", "-c", "example.yaml"])

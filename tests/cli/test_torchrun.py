@@ -20,7 +20,9 @@ TINY = ["-c", "configs/overlays/tiny.yaml", "--data.cache_dir", "cache"]
 
 def documented(beginning: str) -> list[str]:
     """The command of the page that begins so, as a shell would split it."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "SCALING.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(
+        r"```bash\n(.*?)```", (ROOT / "docs" / "SCALING.md").read_text(), flags=re.DOTALL
+    )
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return shlex.split(next(line for line in lines if line.startswith(beginning)))
 
@@ -29,10 +31,19 @@ def run_on_two_machines(command: list[str], where: Path) -> list[str]:
     """Start it once for each machine; what they printed."""
     write_tiny_world(where / "data")
     (where / "configs").symlink_to(ROOT / "configs")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     started = [
         subprocess.Popen(
-            command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=where,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for _ in range(2)
     ]
@@ -57,7 +68,9 @@ def test_torchrun(tmp_path: Path) -> None:
     here = {"$HEAD:29500": f"127.0.0.1:{free_port()}"}
     command = [here.get(word, word) for word in documented("torchrun")]
     place = command.index("--nproc_per_node") + 1
-    command[place] = "1"  # two processes in all are enough; tiny.yaml asks for one on each machine, too
+    command[place] = (
+        "1"  # two processes in all are enough; tiny.yaml asks for one on each machine, too
+    )
     run_on_two_machines([*command, *TINY, "--model.reward", "LengthReward"], tmp_path)
     (checkpoint,) = (tmp_path / "runs/policy/ppo_lora/checkpoints").glob("*.ckpt")
     state = torch.load(checkpoint, weights_only=True)

@@ -44,7 +44,16 @@ def test_a_method_of_ones_own(
     (tmp_path / "own_method.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != ""])
-    main(["verify", "--json", "--model.class_path", "own_method.MyMethod", "--model.init_args.scale", "2.0"])
+    main(
+        [
+            "verify",
+            "--json",
+            "--model.class_path",
+            "own_method.MyMethod",
+            "--model.init_args.scale",
+            "2.0",
+        ]
+    )
     (row,) = json.loads(capsys.readouterr().out)
     assert row["ok"]
     assert row["method"].startswith("MyMethod")

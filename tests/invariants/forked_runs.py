@@ -2,8 +2,9 @@
 
     python <script> plan.json
 
-Processes are forked, so that imports are paid once. A run with several has one per rank, joined by gloo as torchrun would
-start them; when one dies the others are killed, as torchrun would. Exit codes, negative for signals, go to `<plan>.out`.
+Processes are forked, so that imports are paid once. A run with several has one per rank, joined by gloo as torchrun
+would start them; when one dies the others are killed, as torchrun would. Exit codes, negative for signals, go to
+`<plan>.out`.
 """
 
 import json
@@ -21,7 +22,12 @@ import datasets  # noqa: F401 - imported here, once, and not by each process
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 Train = Callable[[dict[str, Any], int], None]
@@ -34,7 +40,9 @@ def make_trainer(run: dict[str, Any], **options: Any) -> Trainer:
     strategies: dict[str, Callable[[], Strategy]] = {
         "one": lambda: SingleDeviceStrategy(torch.device("cpu")),
         "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
-        "fsdp2": lambda: ModelParallelStrategy(ranks, tensor_parallel_size=1, save_distributed_checkpoint=False),
+        "fsdp2": lambda: ModelParallelStrategy(
+            ranks, tensor_parallel_size=1, save_distributed_checkpoint=False
+        ),
     }
     return Trainer(
         accelerator="cpu",

@@ -32,8 +32,13 @@ def train(run: dict[str, Any], rank: int) -> None:
     module.__class__ = Counting
     trainer = make_trainer(run, max_epochs=1)
     trainer.fit(module, datamodule=make_data(model, Path(run["cache"]), rows=11, batch_size=2))
-    weights = {name: w.full_tensor() if isinstance(w, DTensor) else w for name, w in module.named_parameters()}
-    kept = {name: weight.detach() for name, weight in weights.items() if name.startswith("backbone.")}
+    weights = {
+        name: w.full_tensor() if isinstance(w, DTensor) else w
+        for name, w in module.named_parameters()
+    }
+    kept = {
+        name: weight.detach() for name, weight in weights.items() if name.startswith("backbone.")
+    }
     torch.save({"rows": module.rows, "weights": kept}, f"rank-{rank}.pt")
 
 

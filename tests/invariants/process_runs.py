@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter, ValueModel
-from lit_rlhf.modules import PPOPolicyModule, PreferenceModule, RewardModelModule, RLHFModule, SupervisedModule
+from lit_rlhf.modules import (
+    PPOPolicyModule,
+    PreferenceModule,
+    RewardModelModule,
+    RLHFModule,
+    SupervisedModule,
+)
 from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import AdaptiveKL
@@ -31,10 +37,17 @@ def make_module(kind: str, world: Path) -> RLHFModule:
     """In full where the name says nothing; "lora" and "nf4" put all roles on one base."""
     model, lora = str(world / "tiny-model"), LoraSpec(rank=2)
     spec = ModelSpec(name=model)
-    on_one_base = ModelSpec(name=model, lora=lora, quantization="nf4" if kind == "ppo-nf4" else "none")
-    shared: dict[str, Any] = {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-3, eps=1e-5), "seed": 5}
+    on_one_base = ModelSpec(
+        name=model, lora=lora, quantization="nf4" if kind == "ppo-nf4" else "none"
+    )
+    shared: dict[str, Any] = {
+        "optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-3, eps=1e-5),
+        "seed": 5,
+    }
     acting = shared | {
-        "sampling": Sampling(max_new_tokens=12, stop_token_ids=list(range(0, 999, 6))),  # so that lengths differ
+        "sampling": Sampling(
+            max_new_tokens=12, stop_token_ids=list(range(0, 999, 6))
+        ),  # so that lengths differ
         "num_epochs": 2,
         "num_minibatches": 2,
         "microbatch_tokens": 48,  # ranks divide their rows into different numbers of parts
@@ -50,8 +63,12 @@ def make_module(kind: str, world: Path) -> RLHFModule:
         "ppo": lambda: PPOPolicyModule(
             spec, whole, value=ValueModel(dtype="float32"), recompute_logprobs=True, **acting
         ),
-        "ppo-lora": lambda: PPOPolicyModule(on_one_base, adapter, value=ValueAdapter(), kl=kl, **acting),
-        "ppo-nf4": lambda: PPOPolicyModule(on_one_base, adapter, value=ValueAdapter(), kl=kl, **acting),
+        "ppo-lora": lambda: PPOPolicyModule(
+            on_one_base, adapter, value=ValueAdapter(), kl=kl, **acting
+        ),
+        "ppo-nf4": lambda: PPOPolicyModule(
+            on_one_base, adapter, value=ValueAdapter(), kl=kl, **acting
+        ),
         "grpo": lambda: GRPOPolicyModule(spec, whole, num_samples=3, **acting),
     }
     return makers[kind]()
@@ -67,10 +84,16 @@ def record_rollouts(module: RLHFModule) -> Rollouts:
     def recorded(backbone: Any, prompt_ids: Tensor, prompt_mask: Tensor, **options: Any) -> Any:
         found = generate(backbone, prompt_ids, prompt_mask, **options)
         if module.trainer.training:
-            prompts = [tuple(ids[mask].tolist()) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
-            samples = [ids[mask].tolist() for ids, mask in zip(found.tokens, found.mask, strict=True)]
+            prompts = [
+                tuple(ids[mask].tolist()) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)
+            ]
+            samples = [
+                ids[mask].tolist() for ids, mask in zip(found.tokens, found.mask, strict=True)
+            ]
             each = options["num_samples"]
-            rollouts.append({prompt: samples[i * each : (i + 1) * each] for i, prompt in enumerate(prompts)})
+            rollouts.append(
+                {prompt: samples[i * each : (i + 1) * each] for i, prompt in enumerate(prompts)}
+            )
         return found
 
     module.engine.generate = recorded  # type: ignore[method-assign]
@@ -79,8 +102,15 @@ def record_rollouts(module: RLHFModule) -> Rollouts:
 
 def trainable(module: RLHFModule) -> dict[str, Tensor]:
     """Whole trainable parameters, copied."""
-    found = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
-    return {name: (w.full_tensor() if isinstance(w, DTensor) else w).clone() for name, w in found.items()}
+    found = {
+        name: parameter.detach()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    return {
+        name: (w.full_tensor() if isinstance(w, DTensor) else w).clone()
+        for name, w in found.items()
+    }
 
 
 def train(run: dict[str, Any], rank: int) -> None:
@@ -89,17 +119,24 @@ def train(run: dict[str, Any], rank: int) -> None:
     kind = run["module"]
     module = make_module(kind, world)
     rollouts = record_rollouts(module)
-    trainer = make_trainer(run, max_epochs=1, limit_train_batches=BATCHES, enable_checkpointing=False)
+    trainer = make_trainer(
+        run, max_epochs=1, limit_train_batches=BATCHES, enable_checkpointing=False
+    )
     before: dict[str, Tensor] = {}
     module.on_train_start = lambda: before.update(trainable(module))  # type: ignore[method-assign]
     data = {"dpo": "dpo", "sft": "sft"}.get(kind, "reward" if kind.startswith("reward") else "ppo")
     trainer.fit(module, datamodule=make_data(data, world, run["ranks"], workers=0))
     if kind == "reward-lora":
-        trainer.save_checkpoint(world / "reward.ckpt", weights_only=False)  # for the policies that come after
+        trainer.save_checkpoint(
+            world / "reward.ckpt", weights_only=False
+        )  # for the policies that come after
     after = trainable(module)
     moved = max(float((after[name] - before[name]).abs().max()) for name in after)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    torch.save({"parameters": after, "moved": moved, "rollouts": rollouts, "metrics": metrics}, f"rank-{rank}.pt")
+    torch.save(
+        {"parameters": after, "moved": moved, "rollouts": rollouts, "metrics": metrics},
+        f"rank-{rank}.pt",
+    )
 
 
 if __name__ == "__main__":

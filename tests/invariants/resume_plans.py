@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_prompts, write_jsonl, write_tiny_model
+from lit_rlhf.testing import (
+    tiny_demonstrations,
+    tiny_preferences,
+    tiny_prompts,
+    write_jsonl,
+    write_tiny_model,
+)
 
 ROWS, VALIDATION_ROWS = 20, 4
 KILLED = -signal.SIGKILL
@@ -32,10 +38,18 @@ def write_world(root: Path) -> Path:
 def run(directory: Path, world: Path, module: str, **options: Any) -> dict[str, Any]:
     """One run of a plan."""
     defaults: dict[str, Any] = {"ranks": 1, "strategy": "one", "workers": 0}
-    return {"directory": str(directory), "world": str(world), "module": module, **defaults, **options}
+    return {
+        "directory": str(directory),
+        "world": str(world),
+        "module": module,
+        **defaults,
+        **options,
+    }
 
 
-def execute(plan: list[dict[str, Any]], directory: Path, script_name: str = "resume_runs.py") -> list[list[int]]:
+def execute(
+    plan: list[dict[str, Any]], directory: Path, script_name: str = "resume_runs.py"
+) -> list[list[int]]:
     """Do the runs; the exit codes of each one's processes."""
     file = directory / "plan.json"
     file.write_text(json.dumps(plan))
@@ -43,7 +57,11 @@ def execute(plan: list[dict[str, Any]], directory: Path, script_name: str = "res
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), str(file)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(script), str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     codes: list[list[int]] = json.loads(file.with_suffix(".out").read_text())
@@ -65,10 +83,23 @@ def checkpoint_of(directory: Path) -> dict[str, Any]:
 def difference(ours: Any, theirs: Any, path: str = "") -> str | None:
     """Where two checkpoints differ by as much as a bit, or None."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        return next((found for key in ours if (found := difference(ours[key], theirs[key], f"{path}/{key}"))), None)
-    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and len(ours) == len(theirs):
+        return next(
+            (
+                found
+                for key in ours
+                if (found := difference(ours[key], theirs[key], f"{path}/{key}"))
+            ),
+            None,
+        )
+    if (
+        isinstance(ours, list | tuple)
+        and isinstance(theirs, list | tuple)
+        and len(ours) == len(theirs)
+    ):
         pairs = enumerate(zip(ours, theirs, strict=True))
-        return next((found for i, (a, b) in pairs if (found := difference(a, b, f"{path}/{i}"))), None)
+        return next(
+            (found for i, (a, b) in pairs if (found := difference(a, b, f"{path}/{i}"))), None
+        )
     if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
         same = ours.dtype == theirs.dtype and torch.equal(ours, theirs)
         return None if same else f"{path}: {ours} is not {theirs}"

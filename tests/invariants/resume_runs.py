@@ -18,7 +18,13 @@ from lit_rlhf.data import (
     PromptDataModule,
 )
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
-from lit_rlhf.modules import PPOPolicyModule, PreferenceModule, RewardModelModule, RLHFModule, SupervisedModule
+from lit_rlhf.modules import (
+    PPOPolicyModule,
+    PreferenceModule,
+    RewardModelModule,
+    RLHFModule,
+    SupervisedModule,
+)
 from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import AdaptiveKL, BetaDPO
@@ -171,7 +177,9 @@ def train(run: dict[str, Any], rank: int) -> None:
     if kill is not None and rank == kill.get("rank", 0):
         arm(module, kill["point"], kill["iteration"])
     trainer.fit(
-        module, datamodule=make_data(run["module"], world, ranks, run["workers"]), ckpt_path=run.get("ckpt_path")
+        module,
+        datamodule=make_data(run["module"], world, ranks, run["workers"]),
+        ckpt_path=run.get("ckpt_path"),
     )
 
 

@@ -19,15 +19,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.filterwarnings("ignore:Using `ModelCheckpoint` with manual optimization")
-def test_a_checkpoint_of_lightning_is_safe_and_small(kind: str, world: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_lightning_is_safe_and_small(
+    kind: str, world: Path, tmp_path: Path
+) -> None:
     module = make_module(kind, world / "tiny-model")
     writer = ModelCheckpoint(tmp_path, every_n_epochs=1, save_on_train_epoch_end=True)
-    options = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 0, "callbacks": [writer]}
+    options = {
+        "max_epochs": 1,
+        "limit_train_batches": 1,
+        "limit_val_batches": 0,
+        "callbacks": [writer],
+    }
     trainer = make_trainer(run(tmp_path, world, kind), **options)
     trainer.fit(module, datamodule=make_data(kind, world, ranks=1, workers=0))
     (file,) = tmp_path.glob("*.ckpt")
     checkpoint = torch.load(file, weights_only=True)
     roles = {name.split(".")[-2] for name in checkpoint["state_dict"]}
     assert roles == {"reward": {"reward"}, "ppo": {"policy", "value"}}.get(kind, {"policy"})
-    assert set(checkpoint["state_dict"]) == {name for name, p in module.named_parameters() if p.requires_grad}
+    assert set(checkpoint["state_dict"]) == {
+        name for name, p in module.named_parameters() if p.requires_grad
+    }
     assert kind not in POLICIES or checkpoint["lit_rlhf"]["state"]["iteration"] == 1

@@ -85,7 +85,9 @@ SAMPLING = Sampling(max_new_tokens=4, stop_token_ids=list(range(100)))
 POLICIES = {
     name: kind
     for name in modules.__all__
-    if isinstance(kind := getattr(modules, name), type) and issubclass(kind, PolicyModule) and kind is not PolicyModule
+    if isinstance(kind := getattr(modules, name), type)
+    and issubclass(kind, PolicyModule)
+    and kind is not PolicyModule
 }
 
 
@@ -140,7 +142,9 @@ def _result(
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_option_of_a_policy_module_counts(name: str, tiny_model_dir: Path, template: Backbone) -> None:
+def test_every_option_of_a_policy_module_counts(
+    name: str, tiny_model_dir: Path, template: Backbone
+) -> None:
     kind = POLICIES[name]
     plain, logged = _result(kind, tiny_model_dir, template)
     assert torch.isfinite(plain).all()
@@ -154,21 +158,29 @@ def test_every_option_of_a_policy_module_counts(name: str, tiny_model_dir: Path,
             continue
         if knob in SAME:
             torch.testing.assert_close(changed, plain, **FP32)
-        elif changed.shape == plain.shape and torch.equal(changed, plain) and (knob not in LOGGED or other == logged):
+        elif (
+            changed.shape == plain.shape
+            and torch.equal(changed, plain)
+            and (knob not in LOGGED or other == logged)
+        ):
             silent.append(knob)
     assert not silent, f"{name} takes {silent} and does nothing with them"
 
 
 # -- objectives --------------------------------------------------------------------------------------------------------
 
-MASK = torch.tensor([[True, True, True], [True, True, False], [True, True, True], [True, False, False]])
+MASK = torch.tensor(
+    [[True, True, True], [True, True, False], [True, True, True], [True, False, False]]
+)
 NEW = torch.where(MASK, torch.linspace(-3, -0.1, 12).view(4, 3), 0.0)
 OLD = torch.where(MASK, torch.linspace(-0.4, -2.4, 12).view(4, 3), 0.0)
 REWARDS = torch.where(MASK, torch.linspace(1, -1, 12).view(4, 3).sin(), 0.0)
 
 
 def _surrogate(part: Any) -> Tensor:
-    found: Tensor = torch.cat([part(NEW * scale, OLD, REWARDS, MASK).loss for scale in (0.2, 0.6, 1.0, 3.0)])
+    found: Tensor = torch.cat(
+        [part(NEW * scale, OLD, REWARDS, MASK).loss for scale in (0.2, 0.6, 1.0, 3.0)]
+    )
     return found
 
 
@@ -203,7 +215,9 @@ OBJECTIVES = {
     name: (kind, compute)
     for name in o.__all__
     for base, compute in KINDS.items()
-    if isinstance(kind := getattr(o, name), type) and issubclass(kind, base) and not inspect.isabstract(kind)
+    if isinstance(kind := getattr(o, name), type)
+    and issubclass(kind, base)
+    and not inspect.isabstract(kind)
 }
 
 
@@ -232,7 +246,9 @@ def test_the_walk_finds_what_it_should() -> None:
     assert knobs(Idle)[0] == "eta"
 
 
-def test_an_idle_option_is_found(tiny_model_dir: Path, template: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_option_is_found(
+    tiny_model_dir: Path, template: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Idle(modules.RLOOPolicyModule):
         def __init__(self, *args: Any, eta: float = 1.0, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.errors import CheckpointError
-from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, ValueAdapter, export_policy, export_reward
+from lit_rlhf.models import (
+    Backbone,
+    LoraSpec,
+    ModelSpec,
+    ValueAdapter,
+    export_policy,
+    export_reward,
+)
 from lit_rlhf.models.specs import Quantization
 from lit_rlhf.modules import PPOPolicyModule
 from lit_rlhf.rewards import ModelReward
@@ -40,7 +47,9 @@ def trained(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def make(trained: Path, model: Path, quantization: Quantization) -> PPOPolicyModule:
     """Two optimizer steps an iteration, so that all that can move does."""
     return PPOPolicyModule(
-        ModelSpec(name=str(model), adapter=str(trained / "policy"), lora=LORA, quantization=quantization),
+        ModelSpec(
+            name=str(model), adapter=str(trained / "policy"), lora=LORA, quantization=quantization
+        ),
         ModelReward(str(trained / "reward"), share_base=True),
         value=ValueAdapter(start="reward"),
         sampling=Sampling(max_new_tokens=6),
@@ -51,7 +60,9 @@ def make(trained: Path, model: Path, quantization: Quantization) -> PPOPolicyMod
 
 def of_role(module: PPOPolicyModule, role: str) -> dict[str, Tensor]:
     """An adapter's weights and its head, copied, without the role's name."""
-    found = {name: p.detach().clone() for name, p in module.named_parameters() if f".{role}." in name}
+    found = {
+        name: p.detach().clone() for name, p in module.named_parameters() if f".{role}." in name
+    }
     return {name.replace(f".{role}.", "."): weight for name, weight in found.items()}
 
 
@@ -61,10 +72,16 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 
 def run(
-    module: PPOPolicyModule, model: Path, checkpoints: Path, ckpt_path: str | None = None, epochs: int = 1
+    module: PPOPolicyModule,
+    model: Path,
+    checkpoints: Path,
+    ckpt_path: str | None = None,
+    epochs: int = 1,
 ) -> Trainer:
     trainer = make_trainer(
-        enable_checkpointing=True, callbacks=[IterationCheckpoint(str(checkpoints))], max_epochs=epochs
+        enable_checkpointing=True,
+        callbacks=[IterationCheckpoint(str(checkpoints))],
+        max_epochs=epochs,
     )
     trainer.fit(module, prompt_loader(model), ckpt_path=ckpt_path)
     return trainer
@@ -83,18 +100,28 @@ def test_four_roles_on_one_base(
         14 if quantization == "nf4" else 0
     )  # seven linear layers in each of two: once, not four times
     before = {role: of_role(module, role) for role in ROLES}
-    base = {name: p.clone() for name, p in module.named_parameters() if ".lora_" not in name and "heads." not in name}
+    base = {
+        name: p.clone()
+        for name, p in module.named_parameters()
+        if ".lora_" not in name and "heads." not in name
+    }
     assert same(before["policy"], before["reference"])
     assert same(before["value"], before["reward"])
-    assert not same(before["policy"], {k: v for k, v in before["reward"].items() if k in before["policy"]})
+    assert not same(
+        before["policy"], {k: v for k, v in before["reward"].items() if k in before["policy"]}
+    )
 
     rollout = module.collect(prompt_batch(tiny_model_dir))
     mask = rollout.response_mask
     assert rollout.ref_logprobs is not None
     torch.testing.assert_close(rollout.old_logprobs[mask], rollout.ref_logprobs[mask], **FP32_MODEL)
     with module.backbone.use_role(None):
-        bare = module.backbone(module.branched(rollout), num_branches=1, role=None, logprobs=True).logprobs
-    assert float((bare - rollout.ref_logprobs)[mask].abs().max()) > 1e-2, "the reference is the adapter, not the base"
+        bare = module.backbone(
+            module.branched(rollout), num_branches=1, role=None, logprobs=True
+        ).logprobs
+    assert float((bare - rollout.ref_logprobs)[mask].abs().max()) > 1e-2, (
+        "the reference is the adapter, not the base"
+    )
 
     run(module, tiny_model_dir, tmp_path)
     after = {role: of_role(module, role) for role in ROLES}
@@ -120,8 +147,16 @@ def test_a_missing_adapter_file_is_named_and_the_checkpoint_untouched(
     before = checkpoint.read_bytes()
     for role, file in (("policy", "adapter_model.safetensors"), ("reward", "adapter_config.json")):
         moved = (trained / role / file).rename(tmp_path / file)
-        with pytest.raises(CheckpointError, match=rf"{trained / role}' has no file {file} \(found: "):
-            run(make(trained, tiny_model_dir, "nf4"), tiny_model_dir, tmp_path / "checkpoints", "last", epochs=2)
+        with pytest.raises(
+            CheckpointError, match=rf"{trained / role}' has no file {file} \(found: "
+        ):
+            run(
+                make(trained, tiny_model_dir, "nf4"),
+                tiny_model_dir,
+                tmp_path / "checkpoints",
+                "last",
+                epochs=2,
+            )
         moved.rename(trained / role / file)
     assert list((tmp_path / "checkpoints").iterdir()) == [checkpoint]
     assert checkpoint.read_bytes() == before

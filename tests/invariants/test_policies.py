@@ -18,11 +18,23 @@ from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine
 from lit_rlhf.types import Completions, Generation
 from tests.invariants.test_knobs import POLICIES, SAMPLING
-from tests.unit.modules.one_iteration import TokenReward, build, full_batch, iterate, parameters_of, template_of
+from tests.unit.modules.one_iteration import (
+    TokenReward,
+    build,
+    full_batch,
+    iterate,
+    parameters_of,
+    template_of,
+)
 
 SEES_A_SHIFT = {"REINFORCEPolicyModule", "PPOPolicyModule", "PPOPtxPolicyModule"}
 """No baseline, or one that is still to be learned."""
-NO_BASELINE = SEES_A_SHIFT | {"SPPOPolicyModule", "XPOPolicyModule", "NashMDPolicyModule", "OnlineDPOPolicyModule"}
+NO_BASELINE = SEES_A_SHIFT | {
+    "SPPOPolicyModule",
+    "XPOPolicyModule",
+    "NashMDPolicyModule",
+    "OnlineDPOPolicyModule",
+}
 """Those that take a step where all rewards are equal: an even preference is news to them, or the reward itself is."""
 
 
@@ -104,11 +116,15 @@ def test_equal_rewards_teach_nothing(name: str, tiny_model_dir: Path, template: 
     assert torch.isfinite(after).all()
     assert logged["train/skipped_steps"] == 0
     if name not in NO_BASELINE:
-        torch.testing.assert_close(after, before, rtol=0, atol=5e-5)  # whitening blows rounding errors up a little
+        torch.testing.assert_close(
+            after, before, rtol=0, atol=5e-5
+        )  # whitening blows rounding errors up a little
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_completions_without_tokens_are_finite(name: str, tiny_model_dir: Path, template: Backbone) -> None:
+def test_completions_without_tokens_are_finite(
+    name: str, tiny_model_dir: Path, template: Backbone
+) -> None:
     before, after, logged = _after(name, tiny_model_dir, template, engine=MuteEngine())
     assert torch.isfinite(after).all()
     assert not torch.equal(after, before)
@@ -117,7 +133,9 @@ def test_completions_without_tokens_are_finite(name: str, tiny_model_dir: Path, 
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_batch_of_truncated_completions_is_finite(name: str, tiny_model_dir: Path, template: Backbone) -> None:
+def test_a_batch_of_truncated_completions_is_finite(
+    name: str, tiny_model_dir: Path, template: Backbone
+) -> None:
     options: dict[str, Any] = {"engine": CutEngine(), "missing_eos_penalty": 1.0}
     before, after, logged = _after(name, tiny_model_dir, template, **options)
     assert logged["train/completions/clipped_ratio"] == 1.0
@@ -126,7 +144,9 @@ def test_a_batch_of_truncated_completions_is_finite(name: str, tiny_model_dir: P
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_groups_of_one_train_or_are_refused(name: str, tiny_model_dir: Path, template: Backbone) -> None:
+def test_groups_of_one_train_or_are_refused(
+    name: str, tiny_model_dir: Path, template: Backbone
+) -> None:
     try:
         _, after, logged = _after(name, tiny_model_dir, template, num_samples=1)
     except ConfigurationError as error:

@@ -24,7 +24,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Rank
     world = write_world(root / "world")
     cases = [("one", kind) for kind in ("reward-lora", *KINDS["ddp"], "ppo-lora")] + CASES
     plan = [
-        run(root / strategy / kind, world, kind, ranks=1 if strategy == "one" else 2, strategy=strategy)
+        run(
+            root / strategy / kind,
+            world,
+            kind,
+            ranks=1 if strategy == "one" else 2,
+            strategy=strategy,
+        )
         for strategy, kind in cases
     ]
     codes = execute(plan, root, "process_runs.py")
@@ -32,7 +38,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Rank
     for (strategy, kind), code in zip(cases, codes, strict=True):
         directory = root / strategy / kind
         assert set(code) == {0}, f"{strategy}, {kind}: {log_of(directory)}"
-        found[strategy, kind] = [torch.load(file, weights_only=True) for file in sorted(directory.glob("rank-*.pt"))]
+        found[strategy, kind] = [
+            torch.load(file, weights_only=True) for file in sorted(directory.glob("rank-*.pt"))
+        ]
     return found
 
 
@@ -57,10 +65,18 @@ def test_rollouts_differ_between_processes_and_are_those_of_one(
     (whole,), ranks = runs["one", kind], runs[strategy, kind]
     assert len(whole["rollouts"]) == 2
     lengths = [
-        {len(sample) for rows in rank["rollouts"] for samples in rows.values() for sample in samples} for rank in ranks
+        {
+            len(sample)
+            for rows in rank["rollouts"]
+            for samples in rows.values()
+            for sample in samples
+        }
+        for rank in ranks
     ]
     assert all(len(found) > 1 for found in lengths)
-    for expected, first, second in zip(whole["rollouts"], *(rank["rollouts"] for rank in ranks), strict=True):
+    for expected, first, second in zip(
+        whole["rollouts"], *(rank["rollouts"] for rank in ranks), strict=True
+    ):
         assert first.keys().isdisjoint(second)
         assert first | second == expected
         assert all(ours != theirs for ours, theirs in product(first.values(), second.values()))
@@ -68,7 +84,9 @@ def test_rollouts_differ_between_processes_and_are_those_of_one(
 
 @pytest.mark.ddp
 @pytest.mark.parametrize(("strategy", "kind"), CASES)
-def test_metrics_are_those_of_one_process(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -> None:
+def test_metrics_are_those_of_one_process(
+    runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
+) -> None:
     (whole,), ranks = runs["one", kind], runs[strategy, kind]
     for rank in ranks:
         assert rank["metrics"].keys() == whole["metrics"].keys()

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.invariants.resume_plans import KILLED, checkpoint_of, difference, execute, log_of, run, write_world
+from tests.invariants.resume_plans import (
+    KILLED,
+    checkpoint_of,
+    difference,
+    execute,
+    log_of,
+    run,
+    write_world,
+)
 
 KILLS: dict[str, tuple[dict[str, Any], int]] = {
     # what is done to the run, and after which iteration it goes on (checkpoints are written every second one)
@@ -22,7 +30,9 @@ KILLS: dict[str, tuple[dict[str, Any], int]] = {
     "before the first checkpoint, in a step": ({"point": "step", "iteration": 1}, 0),
 }
 OF_POLICIES = [name for name in KILLS if "in a step" not in name]
-OF_OTHERS = [name for name, (kill, _) in KILLS.items() if kill["point"] not in ("rollout", "minibatch")]
+OF_OTHERS = [
+    name for name, (kill, _) in KILLS.items() if kill["point"] not in ("rollout", "minibatch")
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +41,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"))
 
 
-def check(tmp: Path, world: Path, module: str, kills: list[str], dying_rank: int = 0, **options: Any) -> None:
+def check(
+    tmp: Path, world: Path, module: str, kills: list[str], dying_rank: int = 0, **options: Any
+) -> None:
     plan = [run(tmp / "whole", world, module, **options)]
     for name in kills:
         kill, _ = KILLS[name]
@@ -45,11 +57,17 @@ def check(tmp: Path, world: Path, module: str, kills: list[str], dying_rank: int
         log = log_of(tmp / name)
         assert KILLED in killed, log
         assert set(resumed) == {0}, log
-        went_on = f"Going on after iteration {KILLS[name][1]}." if KILLS[name][1] else "so training starts anew"
+        went_on = (
+            f"Going on after iteration {KILLS[name][1]}."
+            if KILLS[name][1]
+            else "so training starts anew"
+        )
         assert went_on in log, f"{name}: {log}"
         assert difference(checkpoint_of(tmp / name), whole) is None, name
         for file in (tmp / "whole" / "records").iterdir():
-            assert (tmp / name / "records" / file.name).read_bytes() == file.read_bytes(), f"{name}: {file.name}"
+            assert (tmp / name / "records" / file.name).read_bytes() == file.read_bytes(), (
+                f"{name}: {file.name}"
+            )
 
 
 def test_ppo_goes_on_bit_for_bit(tmp_path: Path, world: Path) -> None:
@@ -61,7 +79,18 @@ def test_ppo_goes_on_bit_for_bit(tmp_path: Path, world: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("strategy", ["one", "ddp", "fsdp2"])
 @pytest.mark.parametrize("module", ["sft", "reward", "dpo", "ppo", "grpo"])
-def test_everything_goes_on_bit_for_bit(tmp_path: Path, world: Path, module: str, strategy: str, workers: int) -> None:
+def test_everything_goes_on_bit_for_bit(
+    tmp_path: Path, world: Path, module: str, strategy: str, workers: int
+) -> None:
     kills = OF_POLICIES if module in ("ppo", "grpo") else OF_OTHERS
     ranks = 1 if strategy == "one" else 2
-    check(tmp_path, world, module, kills, dying_rank=ranks - 1, ranks=ranks, strategy=strategy, workers=workers)
+    check(
+        tmp_path,
+        world,
+        module,
+        kills,
+        dying_rank=ranks - 1,
+        ranks=ranks,
+        strategy=strategy,
+        workers=workers,
+    )

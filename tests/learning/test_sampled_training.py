@@ -11,7 +11,13 @@ from lit_rlhf.testing.tabular import total_variation
 from lit_rlhf.testing.verify import PolicyCase, all_cases
 
 CASES = {name: case for name, case in all_cases().items() if isinstance(case, PolicyCase)}
-SAMPLED = ["OnlineDPO", "XPO (alpha=0)", "NashMD (bandit)", "SPPO (bandit, a step)", "RLOO (tree, G=2)"]
+SAMPLED = [
+    "OnlineDPO",
+    "XPO (alpha=0)",
+    "NashMD (bandit)",
+    "SPPO (bandit, a step)",
+    "RLOO (tree, G=2)",
+]
 STEPS, ROLLOUT = 100, 128
 
 
@@ -24,7 +30,9 @@ def train(case: PolicyCase, seed: int) -> torch.Tensor:
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, STEPS)
     draws = generator(seed, "sampled training")
     for _ in range(STEPS):
-        picked = torch.multinomial(case.chances(module, every), ROLLOUT, replacement=True, generator=draws)
+        picked = torch.multinomial(
+            case.chances(module, every), ROLLOUT, replacement=True, generator=draws
+        )
         groups = [tuple(group) for group in every[picked].tolist()]
         with torch.no_grad():
             rollout = module.estimate(module.shape_rewards(case.collect(module, groups)))

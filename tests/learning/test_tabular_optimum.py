@@ -39,14 +39,21 @@ from lit_rlhf.testing.verify import (
 )
 from lit_rlhf.testing.verify.exact import PI_STAR
 from lit_rlhf.testing.verify.policy import NoReward
-from lit_rlhf.testing.verify.runner import BETA, GRADIENT_TOLERANCE, expected_gradient, gradient_norm
+from lit_rlhf.testing.verify.runner import (
+    BETA,
+    GRADIENT_TOLERANCE,
+    expected_gradient,
+    gradient_norm,
+)
 from lit_rlhf.types import Rollout
 from tests.tolerances import FP64
 
 CASES = all_cases()
 EXACT = [name for name, case in CASES.items() if case.target.startswith(PI_STAR)]
 PREFERENCE = {name: case for name, case in CASES.items() if isinstance(case, PreferenceCase)}
-OTHER = [name for name, case in CASES.items() if name not in EXACT and not isinstance(case, RewardCase)]
+OTHER = [
+    name for name, case in CASES.items() if name not in EXACT and not isinstance(case, RewardCase)
+]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -71,7 +78,9 @@ def test_the_reference_is_no_stationary_point(name: str) -> None:
     assert gradient_norm(CASES[name], CASES[name].world.reference) > 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case, RewardCase)])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if isinstance(case, RewardCase)]
+)
 def test_equal_scores_are_no_stationary_point_of_reward_losses(name: str) -> None:
     assert gradient_norm(CASES[name], torch.zeros_like(CASES[name].optimum)) > 1e-3
 
@@ -82,7 +91,9 @@ def test_every_preference_loss_has_a_row() -> None:
 
 
 def test_every_reward_loss_has_a_row() -> None:
-    losses = {type(case.make_loss()).__name__ for case in CASES.values() if isinstance(case, RewardCase)}
+    losses = {
+        type(case.make_loss()).__name__ for case in CASES.values() if isinstance(case, RewardCase)
+    }
     assert losses == _concrete(o.RewardLoss) - {"RewardLossSum"}
 
 
@@ -94,7 +105,11 @@ def test_every_policy_module_has_a_row() -> None:
 
 def _concrete(base: type) -> set[str]:
     things = {name: getattr(o, name) for name in o.__all__}
-    return {n for n, x in things.items() if isinstance(x, type) and issubclass(x, base) and not inspect.isabstract(x)}
+    return {
+        n
+        for n, x in things.items()
+        if isinstance(x, type) and issubclass(x, base) and not inspect.isabstract(x)
+    }
 
 
 def test_verify_takes_names_and_refuses_others() -> None:
@@ -116,9 +131,15 @@ def test_a_wrong_loss_is_found_out() -> None:
         def pair_loss(self, pairs: o.Pairs) -> Tensor:
             return super().pair_loss(
                 o.Pairs(
-                    o.Completion(pairs.chosen.logprobs, pairs.chosen.lengths, torch.zeros_like(pairs.chosen.logprobs)),
                     o.Completion(
-                        pairs.rejected.logprobs, pairs.rejected.lengths, torch.zeros_like(pairs.chosen.logprobs)
+                        pairs.chosen.logprobs,
+                        pairs.chosen.lengths,
+                        torch.zeros_like(pairs.chosen.logprobs),
+                    ),
+                    o.Completion(
+                        pairs.rejected.logprobs,
+                        pairs.rejected.lengths,
+                        torch.zeros_like(pairs.chosen.logprobs),
                     ),
                     pairs.policy,
                     pairs.reference,
@@ -129,7 +150,14 @@ def test_a_wrong_loss_is_found_out() -> None:
     world = tree()
     star = targets.tilted(world.reference, world.rewards / BETA)
     row = verify_case(
-        PreferenceCase("Forgetful", PI_STAR, world, partial(Forgetful, BETA), populations.rated_pairs(world), star)
+        PreferenceCase(
+            "Forgetful",
+            PI_STAR,
+            world,
+            partial(Forgetful, BETA),
+            populations.rated_pairs(world),
+            star,
+        )
     )
     assert not row.ok
     assert row.gradient_norm > 1e-3
@@ -172,16 +200,26 @@ OWN: list[tuple[Callable[[], RLHFModule], bool, str]] = [
     (lambda: PreferenceModule(SPEC, o.DROV(0.7)), True, "ref exp(r/0.7)"),
     (lambda: PreferenceModule(SPEC, o.IPO(0.7)), False, "ref exp(r/0.7)"),
     (lambda: PreferenceModule(SPEC, Twice(0.7)), True, "tabular_optimum"),
-    (lambda: GroupPolicyModule(SPEC, NoReward(), kl=o.FixedKL(0.7), reduction=o.SequenceSum()), True, "ref exp(r/0.7)"),
+    (
+        lambda: GroupPolicyModule(SPEC, NoReward(), kl=o.FixedKL(0.7), reduction=o.SequenceSum()),
+        True,
+        "ref exp(r/0.7)",
+    ),
     (lambda: OnlineDPOPolicyModule(SPEC, NoReward(), loss=o.DPO(0.7)), True, "ref exp(r/0.7)"),
     (
-        lambda: LeaveOneOutModule(SPEC, NoReward(), num_samples=4, kl=o.FixedKL(0.7), reduction=o.SequenceSum()),
+        lambda: LeaveOneOutModule(
+            SPEC, NoReward(), num_samples=4, kl=o.FixedKL(0.7), reduction=o.SequenceSum()
+        ),
         True,
         "ref exp(r/0.7)",
     ),
     (
         lambda: DrGRPOPolicyModule(
-            SPEC, NoReward(), advantage=Halves(), kl=o.FixedKL(0.7), sampling=Sampling(max_new_tokens=2)
+            SPEC,
+            NoReward(),
+            advantage=Halves(),
+            kl=o.FixedKL(0.7),
+            sampling=Sampling(max_new_tokens=2),
         ),
         True,
         "tabular_optimum",
@@ -212,7 +250,9 @@ def test_a_constant_reward_of_the_prompt_changes_nothing(name: str) -> None:
     population = dict(case.population)
     if "score" in population:
         population["score"] = population["score"] + 5.0
-    shifted = PreferenceCase(case.method, case.target, case.world, case.make_loss, population, case.optimum)
+    shifted = PreferenceCase(
+        case.method, case.target, case.world, case.make_loss, population, case.optimum
+    )
     assert gradient_norm(shifted, case.optimum) < GRADIENT_TOLERANCE
 
 
@@ -239,7 +279,9 @@ def _slopes_at_the_reference(
 def test_losses_without_an_optimum_start_as_by_hand(name: str) -> None:
     world = tree()
     make, population, slopes = _slopes_at_the_reference(world)[name]
-    gradient = expected_gradient(PreferenceCase(name, "", world, make, population, world.reference), world.reference)
+    gradient = expected_gradient(
+        PreferenceCase(name, "", world, make, population, world.reference), world.reference
+    )
     backbone = world.backbone()
     out = backbone(world.batch([range(7)]), num_branches=7, logprobs=True)
     (out.logprobs.sum(-1) * slopes).sum().backward()
@@ -260,14 +302,18 @@ def test_length_desensitized_dpo_is_dpo_where_lengths_are_equal_or_weights_one()
 def test_filtered_beta_dpo_leaves_the_optimum() -> None:
     """Dropping pairs by their gap depends on which completion won, so it biases: only `drop=0` is exact."""
     case = PREFERENCE["BetaDPO (drop=0)"]
-    biased = PreferenceCase("", "", case.world, partial(o.BetaDPO, BETA, drop=0.5), case.population, case.optimum)
+    biased = PreferenceCase(
+        "", "", case.world, partial(o.BetaDPO, BETA, drop=0.5), case.population, case.optimum
+    )
     assert gradient_norm(biased, case.optimum) > 1e-3
 
 
 # -- the world and the targets -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world", [bandit(2), bandit(5), bandit(7), tree()], ids=["two", "five", "seven", "tree"])
+@pytest.mark.parametrize(
+    "world", [bandit(2), bandit(5), bandit(7), tree()], ids=["two", "five", "seven", "tree"]
+)
 def test_a_tabular_policy_can_be_any_distribution(world: TabularWorld) -> None:
     backbone = world.backbone()
     assert_close(world.policy(backbone), world.reference, **FP64)
@@ -326,11 +372,17 @@ def test_targets_at_their_limits() -> None:
     world = tree()
     star = targets.tilted(world.reference, world.rewards / BETA)
     assert_close(
-        targets.alpha_divergence_optimum(world.reference, world.rewards, BETA, 1e-6), star, rtol=1e-4, atol=1e-4
+        targets.alpha_divergence_optimum(world.reference, world.rewards, BETA, 1e-6),
+        star,
+        rtol=1e-4,
+        atol=1e-4,
     )
     forward = targets.forward_kl_optimum(world.reference, world.rewards, BETA)
     assert_close(
-        targets.alpha_divergence_optimum(world.reference, world.rewards, BETA, 1.0), forward, rtol=1e-8, atol=1e-8
+        targets.alpha_divergence_optimum(world.reference, world.rewards, BETA, 1.0),
+        forward,
+        rtol=1e-8,
+        atol=1e-8,
     )
     assert_close(targets.desensitized_tree(world.reference, world.rewards, BETA, 1.0), star, **FP64)
     p = torch.tensor([0.6, 0.9], dtype=torch.float64)

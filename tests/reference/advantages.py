@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Sequence
 
 
-def gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float) -> tuple[list[float], list[float]]:
+def gae(
+    rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float
+) -> tuple[list[float], list[float]]:
     """Of one sequence without gaps, by the defining sum."""
     n = len(rewards)
     following = [*values[1:], 0.0]
@@ -14,7 +16,10 @@ def gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: fl
 
 
 def returns(rewards: Sequence[float], gamma: float) -> list[float]:
-    return [sum(gamma ** (s - t) * rewards[s] for s in range(t, len(rewards))) for t in range(len(rewards))]
+    return [
+        sum(gamma ** (s - t) * rewards[s] for s in range(t, len(rewards)))
+        for t in range(len(rewards))
+    ]
 
 
 def leave_one_out(scores: Sequence[float], num_samples: int) -> list[float]:
@@ -36,7 +41,9 @@ def group_normalized(scores: Sequence[float], num_samples: int, eps: float) -> l
     return out
 
 
-def kl_shaped(score: float, logprobs: Sequence[float], ref_logprobs: Sequence[float], coef: float) -> list[float]:
+def kl_shaped(
+    score: float, logprobs: Sequence[float], ref_logprobs: Sequence[float], coef: float
+) -> list[float]:
     """Of one sequence: the penalty at each token, the score at the last."""
     out = [-coef * (p - q) for p, q in zip(logprobs, ref_logprobs, strict=True)]
     if out:

@@ -16,9 +16,17 @@ def ragged_mask(lengths: Sequence[int] = LENGTHS, width: int | None = None) -> T
     return steps < torch.tensor(lengths)[:, None]
 
 
-def ragged(mask: Tensor, *, seed: int = 0, dtype: torch.dtype = torch.float64, garbage: float = float("nan")) -> Tensor:
+def ragged(
+    mask: Tensor,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    garbage: float = float("nan"),
+) -> Tensor:
     """Standard normal numbers where the mask is set, garbage elsewhere."""
-    numbers = torch.randn(mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    numbers = torch.randn(
+        mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return torch.where(mask, numbers, garbage).to(dtype)
 
 
@@ -31,9 +39,14 @@ def widened(x: Tensor, columns: int = 3) -> Tensor:
 
 def rows(x: Tensor, mask: Tensor) -> list[list[float]]:
     """The entries that count, row by row, as lists."""
-    return [[float(v) for v, m in zip(row, flags, strict=True) if m] for row, flags in zip(x, mask, strict=True)]
+    return [
+        [float(v) for v, m in zip(row, flags, strict=True) if m]
+        for row, flags in zip(x, mask, strict=True)
+    ]
 
 
-def filled(lists: Sequence[Sequence[float]], width: int, dtype: torch.dtype = torch.float64) -> Tensor:
+def filled(
+    lists: Sequence[Sequence[float]], width: int, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Lists as rows, 0 behind their ends."""
     return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in lists], dtype=dtype)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 Tokens = Sequence[int]
 
 
-def row(prompt: Tokens, branches: Sequence[Tokens], width: int) -> tuple[list[int], list[int], list[int]]:
+def row(
+    prompt: Tokens, branches: Sequence[Tokens], width: int
+) -> tuple[list[int], list[int], list[int]]:
     """Ids, branch ids and positions of one branched row."""
     ids, owners, positions = list(prompt), [0] * len(prompt), list(range(len(prompt)))
     for k, branch in enumerate(branches, start=1):

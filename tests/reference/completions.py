@@ -22,7 +22,8 @@ def make_completions(
     samples = len(responses) // len(prompts)
     heads = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
     tails = [
-        tokenizer(text, add_special_tokens=False)["input_ids"] + ([tokenizer.eos_token_id] if end else [])
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        + ([tokenizer.eos_token_id] if end else [])
         for text, end in zip(responses, ended, strict=True)
     ]
     prompt_ids, prompt_mask = _pad(heads)

@@ -27,7 +27,11 @@ def make_seeds(count: int) -> Tensor:
 def make_backbone(tokenizer: Path, attention: Attention = "sdpa", **config: Any) -> Backbone:
     """A random model of some architecture."""
     return Backbone(
-        ModelSpec(config={"initializer_range": 0.2, **config}, tokenizer=str(tokenizer), attention=attention)
+        ModelSpec(
+            config={"initializer_range": 0.2, **config},
+            tokenizer=str(tokenizer),
+            attention=attention,
+        )
     )
 
 

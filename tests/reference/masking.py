@@ -7,7 +7,10 @@ Row = Sequence[float]
 
 
 def kept(x: Sequence[Row], mask: Sequence[Sequence[bool]]) -> list[list[float]]:
-    return [[v for v, m in zip(row, flags, strict=True) if m] for row, flags in zip(x, mask, strict=True)]
+    return [
+        [v for v, m in zip(row, flags, strict=True) if m]
+        for row, flags in zip(x, mask, strict=True)
+    ]
 
 
 def row_sums(x: Sequence[Row], mask: Sequence[Sequence[bool]]) -> list[float]:
@@ -36,7 +39,9 @@ def whitened(x: Sequence[Row], mask: Sequence[Sequence[bool]], center: bool) -> 
     ]
 
 
-def truncated(tokens: Sequence[Sequence[int]], mask: Sequence[Sequence[bool]], stops: set[int]) -> list[list[bool]]:
+def truncated(
+    tokens: Sequence[Sequence[int]], mask: Sequence[Sequence[bool]], stops: set[int]
+) -> list[list[bool]]:
     out = []
     for row, flags in zip(tokens, mask, strict=True):
         over, result = False, []

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 
 
-def preference_accuracy(chosen: Sequence[float], rejected: Sequence[float], p_chosen: Sequence[float]) -> float:
+def preference_accuracy(
+    chosen: Sequence[float], rejected: Sequence[float], p_chosen: Sequence[float]
+) -> float:
     total = 0.0
     for c, r, p in zip(chosen, rejected, p_chosen, strict=True):
         if c > r:
@@ -35,7 +37,9 @@ def calibration_error(
 
 
 def explained_variance(
-    values: Sequence[Sequence[float]], returns: Sequence[Sequence[float]], mask: Sequence[Sequence[int]]
+    values: Sequence[Sequence[float]],
+    returns: Sequence[Sequence[float]],
+    mask: Sequence[Sequence[int]],
 ) -> float:
     targets, errors = [], []
     for value_row, return_row, mask_row in zip(values, returns, mask, strict=True):

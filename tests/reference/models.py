@@ -23,11 +23,15 @@ class Sequences(NamedTuple):
 
 def plain_model(path: Path, **options: object) -> PreTrainedModel:
     """The model as transformers loads it, with its eager attention."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", **options)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation="eager", **options
+    )
     return model.eval()
 
 
-def separate_rows(model: PreTrainedModel, rows: Sequence[Row], temperature: float = 1.0) -> Sequences:
+def separate_rows(
+    model: PreTrainedModel, rows: Sequence[Row], temperature: float = 1.0
+) -> Sequences:
     """Each branch alone behind its own copy of the prompt."""
     found = Sequences([], [], [], [])
     for prompt, branches in rows:
@@ -36,7 +40,9 @@ def separate_rows(model: PreTrainedModel, rows: Sequence[Row], temperature: floa
             output = model(input_ids=ids, output_hidden_states=True)
             own = slice(len(prompt) - 1, ids.shape[1] - 1)
             logprobs = (output.logits[0, own].float() / temperature).log_softmax(-1)
-            found.logprobs.append(torch.stack([logprobs[t, token] for t, token in enumerate(branch)]))
+            found.logprobs.append(
+                torch.stack([logprobs[t, token] for t, token in enumerate(branch)])
+            )
             found.entropy.append(-(logprobs.exp() * logprobs).sum(-1))
             found.states.append(output.hidden_states[-1][0, own].float())
             found.last.append(output.hidden_states[-1][0, -1].float())

@@ -14,7 +14,9 @@ def clipped(ratio: float, advantage: float, low: float, high: float, dual: float
     return -objective
 
 
-def weight_clipped(ratio: float, logprob: float, advantage: float, low: float | None, high: float) -> float:
+def weight_clipped(
+    ratio: float, logprob: float, advantage: float, low: float | None, high: float
+) -> float:
     weight = min(ratio, 1 + high)
     if low is not None:
         weight = max(weight, 1 - low)

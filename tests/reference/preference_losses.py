@@ -32,7 +32,9 @@ def robust_dpo(uw: float, ul: float, e: float, beta: float) -> float:
     return ((1 - e) * dpo(uw, ul, beta) - e * dpo(ul, uw, beta)) / (1 - 2 * e)
 
 
-def length_regularized_dpo(uw: float, ul: float, nw: int, nl: int, beta: float, alpha: float) -> float:
+def length_regularized_dpo(
+    uw: float, ul: float, nw: int, nl: int, beta: float, alpha: float
+) -> float:
     return nll_of_sigmoid((beta * uw + alpha * nw) - (beta * ul + alpha * nl))
 
 
@@ -95,7 +97,9 @@ def simpo(lw: float, ll: float, nw: int, nl: int, beta: float, gamma: float) -> 
     return nll_of_sigmoid(beta / nw * lw - beta / nl * ll - gamma)
 
 
-def alphapo(lw: float, ll: float, nw: int, nl: int, beta: float, gamma: float, alpha: float) -> float:
+def alphapo(
+    lw: float, ll: float, nw: int, nl: int, beta: float, gamma: float, alpha: float
+) -> float:
     rw, rl = ((1 - math.exp(x / n) ** -alpha) / alpha for x, n in ((lw, nw), (ll, nl)))
     return nll_of_sigmoid(beta * (rw - rl) - gamma)
 
@@ -115,7 +119,9 @@ def slic(lw: float, ll: float, nll: float, margin: float, weight: float) -> floa
 
 
 def nca_pair(uw: float, ul: float, beta: float) -> float:
-    return nll_of_sigmoid(beta * uw) + 0.5 * (nll_of_sigmoid(-beta * uw) + nll_of_sigmoid(-beta * ul))
+    return nll_of_sigmoid(beta * uw) + 0.5 * (
+        nll_of_sigmoid(-beta * uw) + nll_of_sigmoid(-beta * ul)
+    )
 
 
 def bco_pair(uw: float, ul: float, shift: float, beta: float) -> float:
@@ -149,7 +155,9 @@ def on_policy_weight(lw: float, ll: float, cw: float, cl: float, nw: int, nl: in
 # -- single completions ------------------------------------------------------------------------------------------------
 
 
-def kto(u: float, label: bool, z0: float, beta: float, desirable: float, undesirable: float) -> float:
+def kto(
+    u: float, label: bool, z0: float, beta: float, desirable: float, undesirable: float
+) -> float:
     if label:
         return desirable * (1 - sigmoid(beta * u - beta * z0))
     return undesirable * (1 - sigmoid(beta * z0 - beta * u))
@@ -213,7 +221,9 @@ def lipo_lambda(u: Sequence[float], scores: Sequence[float], beta: float) -> flo
     return total
 
 
-def pro(logprobs: Sequence[float], lengths: Sequence[int], scores: Sequence[float], sft_weight: float) -> float:
+def pro(
+    logprobs: Sequence[float], lengths: Sequence[int], scores: Sequence[float], sft_weight: float
+) -> float:
     order = _ranked([x / n for x, n in zip(logprobs, lengths, strict=True)], scores)
     total = 0.0
     for k in range(len(order) - 1):
@@ -227,7 +237,11 @@ def pro(logprobs: Sequence[float], lengths: Sequence[int], scores: Sequence[floa
 
 
 def rrhf(
-    logprobs: Sequence[float], lengths: Sequence[int], scores: Sequence[float], power: float, weight: float
+    logprobs: Sequence[float],
+    lengths: Sequence[int],
+    scores: Sequence[float],
+    power: float,
+    weight: float,
 ) -> float:
     p = [x / n**power for x, n in zip(logprobs, lengths, strict=True)]
     pairs = [(i, j) for i in range(len(p)) for j in range(len(p)) if scores[i] < scores[j]]

@@ -29,4 +29,8 @@ def stats(branches: int = 2, rows: int = 6, seed: int = 0, **extra: Tensor) -> o
 def concrete(base: type) -> set[str]:
     """Names of the exported classes that can be made."""
     found = {name: getattr(o, name) for name in o.__all__}
-    return {n for n, c in found.items() if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)}
+    return {
+        n
+        for n, c in found.items()
+        if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)
+    }

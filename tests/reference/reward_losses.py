@@ -14,7 +14,11 @@ def cross_entropy(logit: float, label: float) -> float:
 
 
 def bradley_terry(
-    chosen: float, rejected: float, margin: float = 0.0, p_chosen: float = 1.0, label_smoothing: float = 0.0
+    chosen: float,
+    rejected: float,
+    margin: float = 0.0,
+    p_chosen: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> float:
     probability = sigmoid(chosen - rejected - margin)
     label = p_chosen * (1 - label_smoothing) + (1 - p_chosen) * label_smoothing
@@ -32,18 +36,24 @@ def all_pairs(scores: Sequence[float], targets: Sequence[float]) -> float:
 
 def soft_pairs(scores: Sequence[float], targets: Sequence[float], temperature: float) -> float:
     terms = [
-        bradley_terry(scores[i], scores[j], p_chosen=sigmoid((targets[i] - targets[j]) / temperature))
+        bradley_terry(
+            scores[i], scores[j], p_chosen=sigmoid((targets[i] - targets[j]) / temperature)
+        )
         for i, j in itertools.combinations(range(len(scores)), 2)
     ]
     return sum(terms) / len(terms) if terms else 0.0
 
 
 def pair_agreement(scores: Sequence[float], targets: Sequence[float]) -> float:
-    pairs = [(i, j) for i, j in itertools.permutations(range(len(scores)), 2) if targets[i] > targets[j]]
+    pairs = [
+        (i, j) for i, j in itertools.permutations(range(len(scores)), 2) if targets[i] > targets[j]
+    ]
     return sum(scores[i] > scores[j] for i, j in pairs) / len(pairs) if pairs else 0.0
 
 
-def plackett_luce(scores: Sequence[float], targets: Sequence[float], top: int | None = None) -> float:
+def plackett_luce(
+    scores: Sequence[float], targets: Sequence[float], top: int | None = None
+) -> float:
     """Draw the completions one after the other without replacement, best first (no ties)."""
     order = sorted(range(len(scores)), key=lambda i: -targets[i])
     probability = 1.0
@@ -55,10 +65,14 @@ def plackett_luce(scores: Sequence[float], targets: Sequence[float], top: int | 
 
 def gaussian_nll(mean: float, log_std: float, target: float) -> float:
     std = math.exp(log_std)
-    return -math.log(math.exp(-((target - mean) ** 2) / (2 * std**2)) / math.sqrt(2 * math.pi * std**2))
+    return -math.log(
+        math.exp(-((target - mean) ** 2) / (2 * std**2)) / math.sqrt(2 * math.pi * std**2)
+    )
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float:
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return covariance / math.sqrt(sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y))
+    return covariance / math.sqrt(
+        sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y)
+    )

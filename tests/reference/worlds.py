@@ -25,7 +25,9 @@ class Sequences(NamedTuple):
 def all_sequences() -> Sequences:
     pairs = [(END, 0), *itertools.product((0, 1), (0, 1, END))]
     tokens = torch.tensor(pairs)
-    states = torch.stack([torch.zeros(len(pairs), dtype=torch.int64), tokens[:, 0].remainder(2) + 1], dim=1)
+    states = torch.stack(
+        [torch.zeros(len(pairs), dtype=torch.int64), tokens[:, 0].remainder(2) + 1], dim=1
+    )
     mask = torch.tensor([[True, first != END] for first, _ in pairs])
     return Sequences(tokens, states * mask, mask)
 

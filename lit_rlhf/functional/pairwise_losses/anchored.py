@@ -20,10 +20,14 @@ def nca_pair_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.01) -> Pairs:
         rejected: Log-ratios of the rejected ones.
         beta: Strength of the KL penalty to the reference.
     """
-    return softplus(-beta * chosen) + 0.5 * softplus(beta * chosen) + 0.5 * softplus(beta * rejected)
+    return (
+        softplus(-beta * chosen) + 0.5 * softplus(beta * chosen) + 0.5 * softplus(beta * rejected)
+    )
 
 
-def bco_pair_loss(chosen: Pairs, rejected: Pairs, shift: float | Tensor = 0.0, beta: float = 0.01) -> Pairs:
+def bco_pair_loss(
+    chosen: Pairs, rejected: Pairs, shift: float | Tensor = 0.0, beta: float = 0.01
+) -> Pairs:
     r"""$-\log\sigma(\beta u_w - \delta) - \log\sigma(-(\beta u_l - \delta))$ (BCO on pairs, arXiv:2404.04656).
 
     Args:
@@ -71,7 +75,9 @@ def cal_dpo_loss(chosen: Pairs, rejected: Pairs, beta: float = 1e-3) -> Pairs:
     return softplus(-(chosen - rejected)) + 0.5 * calibration
 
 
-def sppo_loss(chosen: Pairs, rejected: Pairs, p_chosen: Float[Tensor, "..."] | float = 1.0, eta: float = 1e3) -> Pairs:
+def sppo_loss(
+    chosen: Pairs, rejected: Pairs, p_chosen: Float[Tensor, "..."] | float = 1.0, eta: float = 1e3
+) -> Pairs:
     r"""$\frac12[(u_w - \eta(p - \frac12))^2 + (u_l - \eta(\frac12 - p))^2]$ (SPPO, arXiv:2405.00675).
 
     The log-ratio regressed on the win rate, in place of $\log Z$ the constant $\eta/2$: the multiplicative-weights step

@@ -37,7 +37,9 @@ def jensen_shannon_score(logratios: Float[Tensor, "*shape"]) -> Float[Tensor, "*
     return math.log(2) - softplus(-logratios)
 
 
-def alpha_divergence_score(logratios: Float[Tensor, "*shape"], alpha: float = 0.5) -> Float[Tensor, "*shape"]:
+def alpha_divergence_score(
+    logratios: Float[Tensor, "*shape"], alpha: float = 0.5
+) -> Float[Tensor, "*shape"]:
     r"""$f'(e^u) = (1 - e^{-\alpha u})/\alpha$ of the alpha divergence.
 
     Args:

@@ -32,7 +32,11 @@ def ipo_loss(chosen: Pairs, rejected: Pairs, tau: float = 0.1) -> Pairs:
 
 
 def ipo_mean_loss(
-    chosen: Pairs, rejected: Pairs, chosen_lengths: Lengths, rejected_lengths: Lengths, tau: float = 0.1
+    chosen: Pairs,
+    rejected: Pairs,
+    chosen_lengths: Lengths,
+    rejected_lengths: Lengths,
+    tau: float = 0.1,
 ) -> Pairs:
     r"""$(u_w/n_w - u_l/n_l - \frac{1}{2\tau})^2$: IPO of log-probs averaged over tokens, as TRL and HALOs have it.
 
@@ -90,7 +94,9 @@ def gpo_squared_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.1) -> Pairs
     return (1 - beta * (chosen - rejected)).square()
 
 
-def exo_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.1, label_smoothing: float = 1e-3) -> Pairs:
+def exo_loss(
+    chosen: Pairs, rejected: Pairs, beta: float = 0.1, label_smoothing: float = 1e-3
+) -> Pairs:
     r"""$q\log\frac{q}{1-\epsilon} + (1-q)\log\frac{1-q}{\epsilon}$ with $q = \sigma(\beta h)$.
 
     EXO-pref, arXiv:2402.00856: the KL divergence of the policy's preference from the smoothed label: the reverse of
@@ -107,7 +113,9 @@ def exo_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.1, label_smoothing:
     return agree + (-z).sigmoid() * (logsigmoid(-z) - math.log(label_smoothing))
 
 
-def discopop_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.05, temperature: float = 0.05) -> Pairs:
+def discopop_loss(
+    chosen: Pairs, rejected: Pairs, beta: float = 0.05, temperature: float = 0.05
+) -> Pairs:
     r"""$(1-m)\log(1+e^{-z}) + m\,e^{-z}$ with $z = \beta h$, $m = \sigma(z/\tau)$ (DiscoPOP, arXiv:2406.08414).
 
     Args:

@@ -24,7 +24,9 @@ def dpo_loss(chosen: Pairs, rejected: Pairs, beta: float | Tensor = 0.1) -> Pair
         beta: Strength of the KL penalty to the reference; a number or one per pair.
 
     Example:
-        >>> dpo_loss(torch.tensor([1.0]), torch.tensor([1.0])).item() == torch.tensor(2.0).log().item()
+        >>> dpo_loss(torch.tensor([1.0]), torch.tensor([1.0])).item() == torch.tensor(
+        ...     2.0
+        ... ).log().item()
         True
     """
     return softplus(-beta * (chosen - rejected))
@@ -50,7 +52,9 @@ def soft_label_dpo_loss(
     return p_chosen * softplus(-z) + (1 - p_chosen) * softplus(z)
 
 
-def conservative_dpo_loss(chosen: Pairs, rejected: Pairs, label_smoothing: float, beta: float = 0.1) -> Pairs:
+def conservative_dpo_loss(
+    chosen: Pairs, rejected: Pairs, label_smoothing: float, beta: float = 0.1
+) -> Pairs:
     r"""$-(1-\epsilon)\log\sigma(\beta h) - \epsilon\log\sigma(-\beta h)$ (cDPO, E. Mitchell's note of 2023).
 
     It shrinks the margins: with a true flip rate of $\epsilon$ in the data use `robust_dpo_loss`.
@@ -64,7 +68,9 @@ def conservative_dpo_loss(chosen: Pairs, rejected: Pairs, label_smoothing: float
     return soft_label_dpo_loss(chosen, rejected, 1 - label_smoothing, beta)
 
 
-def robust_dpo_loss(chosen: Pairs, rejected: Pairs, label_smoothing: float, beta: float = 0.1) -> Pairs:
+def robust_dpo_loss(
+    chosen: Pairs, rejected: Pairs, label_smoothing: float, beta: float = 0.1
+) -> Pairs:
     r"""$\frac{-(1-\epsilon)\log\sigma(\beta h) + \epsilon\log\sigma(-\beta h)}{1 - 2\epsilon}$.
 
     rDPO, arXiv:2403.00409. Its expectation over labels flipped with probability $\epsilon$ is the DPO loss of the true
@@ -77,7 +83,9 @@ def robust_dpo_loss(chosen: Pairs, rejected: Pairs, label_smoothing: float, beta
         beta: Strength of the KL penalty to the reference.
     """
     z = beta * (chosen - rejected)
-    return ((1 - label_smoothing) * softplus(-z) - label_smoothing * softplus(z)) / (1 - 2 * label_smoothing)
+    return ((1 - label_smoothing) * softplus(-z) - label_smoothing * softplus(z)) / (
+        1 - 2 * label_smoothing
+    )
 
 
 def length_regularized_dpo_loss(
@@ -105,7 +113,11 @@ def length_regularized_dpo_loss(
 
 
 def length_normalized_dpo_loss(
-    chosen: Pairs, rejected: Pairs, chosen_lengths: Lengths, rejected_lengths: Lengths, beta: float = 5.0
+    chosen: Pairs,
+    rejected: Pairs,
+    chosen_lengths: Lengths,
+    rejected_lengths: Lengths,
+    beta: float = 5.0,
 ) -> Pairs:
     r"""$-\log\sigma(\beta(u_w / n_w - u_l / n_l))$ (LN-DPO, arXiv:2411.15124).
 
@@ -116,11 +128,15 @@ def length_normalized_dpo_loss(
         rejected_lengths: Tokens of the rejected ones.
         beta: Strength of the penalty, per token: larger than DPO's by about the length.
     """
-    return softplus(-beta * (per_token(chosen, chosen_lengths) - per_token(rejected, rejected_lengths)))
+    return softplus(
+        -beta * (per_token(chosen, chosen_lengths) - per_token(rejected, rejected_lengths))
+    )
 
 
 def length_desensitized_logprobs(
-    token_logprobs: Float[Tensor, "rows branches time"], mask: Shaped[Tensor, "rows branches time"], alpha: float = 0.5
+    token_logprobs: Float[Tensor, "rows branches time"],
+    mask: Shaped[Tensor, "rows branches time"],
+    alpha: float = 0.5,
 ) -> Float[Tensor, "rows branches"]:
     r"""Sum of log-probs where tokens beyond the row's shortest branch weigh $\alpha$ (LD-DPO, arXiv:2409.06411).
 
@@ -130,7 +146,9 @@ def length_desensitized_logprobs(
         alpha: Weight in [0, 1]; 1 gives the plain sum, 0 ignores what exceeds the shortest branch.
 
     Example:
-        >>> length_desensitized_logprobs(-torch.ones(1, 2, 3), torch.tensor([[[1, 1, 1], [1, 0, 0]]])).tolist()
+        >>> length_desensitized_logprobs(
+        ...     -torch.ones(1, 2, 3), torch.tensor([[[1, 1, 1], [1, 0, 0]]])
+        ... ).tolist()
         [[-2.0, -1.0]]
     """
     shared = mask.sum(-1).amin(-1)[:, None, None]
@@ -151,7 +169,9 @@ def dpop_loss(chosen: Pairs, rejected: Pairs, beta: float = 0.3, penalty: float 
     return softplus(-beta * (chosen - rejected - penalty * (-chosen).clamp_min(0)))
 
 
-def tdpo_loss(chosen: Pairs, rejected: Pairs, chosen_kl: Pairs, rejected_kl: Pairs, beta: float = 0.1) -> Pairs:
+def tdpo_loss(
+    chosen: Pairs, rejected: Pairs, chosen_kl: Pairs, rejected_kl: Pairs, beta: float = 0.1
+) -> Pairs:
     r"""$-\log\sigma(\beta(h - (D_l - D_w)))$ (TDPO1, arXiv:2404.11999).
 
     Args:
@@ -165,7 +185,12 @@ def tdpo_loss(chosen: Pairs, rejected: Pairs, chosen_kl: Pairs, rejected_kl: Pai
 
 
 def tdpo2_loss(
-    chosen: Pairs, rejected: Pairs, chosen_kl: Pairs, rejected_kl: Pairs, beta: float = 0.1, alpha: float = 0.5
+    chosen: Pairs,
+    rejected: Pairs,
+    chosen_kl: Pairs,
+    rejected_kl: Pairs,
+    beta: float = 0.1,
+    alpha: float = 0.5,
 ) -> Pairs:
     r"""$-\log\sigma(\beta(h - \alpha(D_l - \mathrm{sg}\,D_w)))$ (TDPO2, arXiv:2404.11999).
 
@@ -182,7 +207,9 @@ def tdpo2_loss(
     return softplus(-beta * (chosen - rejected - alpha * (rejected_kl - chosen_kl.detach())))
 
 
-def rpo_loss(chosen: Pairs, rejected: Pairs, chosen_nll: Pairs, beta: float = 0.1, alpha: float = 1.0) -> Pairs:
+def rpo_loss(
+    chosen: Pairs, rejected: Pairs, chosen_nll: Pairs, beta: float = 0.1, alpha: float = 1.0
+) -> Pairs:
     r"""$-\log\sigma(\beta h) + \alpha\,NLL(y_w)$ (RPO, arXiv:2404.19733 and 2405.16436).
 
     Args:
@@ -232,7 +259,10 @@ def on_policy_weight(
 
 
 def dynamic_beta(
-    gap: Float[Tensor, ""], threshold: Float[Tensor, ""] | float, beta: float = 0.1, alpha: float = 0.6
+    gap: Float[Tensor, ""],
+    threshold: Float[Tensor, ""] | float,
+    beta: float = 0.1,
+    alpha: float = 0.6,
 ) -> Float[Tensor, ""]:
     r"""$\max(10^{-3}, \beta_0(1 + \alpha(\bar h - M_0)))$ without gradient (beta-DPO, arXiv:2407.08639).
 

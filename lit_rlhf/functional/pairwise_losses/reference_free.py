@@ -31,7 +31,9 @@ def simpo_loss(
         beta: Scale of the length-normalised reward, 2 to 10.
         gamma: Margin asked for, in units of reward (not divided by beta); 0.1 to 0.8 times beta.
     """
-    return softplus(gamma - beta * (per_token(chosen, chosen_lengths) - per_token(rejected, rejected_lengths)))
+    return softplus(
+        gamma - beta * (per_token(chosen, chosen_lengths) - per_token(rejected, rejected_lengths))
+    )
 
 
 def alphapo_loss(
@@ -69,7 +71,9 @@ def alpha_reward(mean_logprobs: Pairs, alpha: float) -> Pairs:
     return mean_logprobs if alpha == 0 else (1 - bounded_exp(-alpha * mean_logprobs)) / alpha
 
 
-def cpo_loss(chosen: Pairs, rejected: Pairs, chosen_nll: Pairs, beta: float = 0.1, alpha: float = 1.0) -> Pairs:
+def cpo_loss(
+    chosen: Pairs, rejected: Pairs, chosen_nll: Pairs, beta: float = 0.1, alpha: float = 1.0
+) -> Pairs:
     r"""$-\log\sigma(\beta(l_w - l_l)) + \alpha\,NLL(y_w)$ (CPO, arXiv:2401.08417).
 
     Args:
@@ -97,7 +101,11 @@ def log_odds(mean_logprobs: Pairs) -> Pairs:
 
 
 def orpo_loss(
-    chosen: Pairs, rejected: Pairs, chosen_lengths: Lengths, rejected_lengths: Lengths, weight: float = 0.1
+    chosen: Pairs,
+    rejected: Pairs,
+    chosen_lengths: Lengths,
+    rejected_lengths: Lengths,
+    weight: float = 0.1,
 ) -> Pairs:
     r"""$-\frac{l_w}{n_w} - \lambda\log\sigma\left(\log\frac{odds(y_w)}{odds(y_l)}\right)$ (ORPO, arXiv:2403.07691).
 
@@ -115,7 +123,9 @@ def orpo_loss(
     return -chosen + weight * softplus(-(log_odds(chosen) - log_odds(rejected)))
 
 
-def slic_loss(chosen: Pairs, rejected: Pairs, target_nll: Pairs, margin: float = 1.0, weight: float = 0.1) -> Pairs:
+def slic_loss(
+    chosen: Pairs, rejected: Pairs, target_nll: Pairs, margin: float = 1.0, weight: float = 0.1
+) -> Pairs:
     r"""$\max(0, \delta - l_w + l_l) + \lambda\,NLL(y_{target})$ (SLiC-HF, arXiv:2305.10425).
 
     Args:

@@ -35,7 +35,12 @@ class BetaDPO(PairwiseLoss):
     """
 
     def __init__(
-        self, beta: float = 0.1, alpha: float = 0.6, drop: float = 0.2, momentum: float = 0.9, seed: int = 0
+        self,
+        beta: float = 0.1,
+        alpha: float = 0.6,
+        drop: float = 0.2,
+        momentum: float = 0.9,
+        seed: int = 0,
     ) -> None:
         super().__init__(beta)
         require_within(self, 0, 1, "[)", drop=drop, momentum=momentum)
@@ -60,10 +65,19 @@ class BetaDPO(PairwiseLoss):
     def _keep(self, gaps: Tensor) -> Tensor:
         """Which rows of the global batch stay; Gumbel noise makes a top-k a weighted draw without replacement."""
         count = max(int(len(gaps) * (1 - self.drop)), 1)
-        seeds = torch.arange(len(gaps), device=gaps.device) + self.offset + self.moments.count * (1 << 24)
+        seeds = (
+            torch.arange(len(gaps), device=gaps.device)
+            + self.offset
+            + self.moments.count * (1 << 24)
+        )
         noise = uniforms(seeds, 0).clamp_min(1e-300)
-        keys = gap_log_weights(gaps, self.moments.mean, self.moments.std).double() - (-noise.log()).log()
-        return torch.zeros_like(gaps, dtype=torch.bool).index_fill(0, keys.topk(count).indices, True)
+        keys = (
+            gap_log_weights(gaps, self.moments.mean, self.moments.std).double()
+            - (-noise.log()).log()
+        )
+        return torch.zeros_like(gaps, dtype=torch.bool).index_fill(
+            0, keys.topk(count).indices, True
+        )
 
 
 class WPO(PairwiseLoss):
@@ -84,7 +98,9 @@ class WPO(PairwiseLoss):
         """See the class."""
         w, l = pairs.chosen, pairs.rejected  # noqa: E741 - as in the equation
         collision_w, collision_l = pairs.statistic("collision")
-        weight = on_policy_weight(w.logprobs, l.logprobs, collision_w, collision_l, w.lengths, l.lengths)
+        weight = on_policy_weight(
+            w.logprobs, l.logprobs, collision_w, collision_l, w.lengths, l.lengths
+        )
         return weight * dpo_loss(w.logratios, l.logratios, self.beta)
 
 
@@ -104,7 +120,9 @@ class TDPO1(PairwiseLoss):
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
-        return tdpo_loss(pairs.chosen.logratios, pairs.rejected.logratios, *pairs.statistic("kl"), beta=self.beta)
+        return tdpo_loss(
+            pairs.chosen.logratios, pairs.rejected.logratios, *pairs.statistic("kl"), beta=self.beta
+        )
 
 
 class TDPO2(PairwiseLoss):
@@ -124,4 +142,6 @@ class TDPO2(PairwiseLoss):
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
         kl = pairs.statistic("kl")
-        return tdpo2_loss(pairs.chosen.logratios, pairs.rejected.logratios, *kl, beta=self.beta, alpha=self.alpha)
+        return tdpo2_loss(
+            pairs.chosen.logratios, pairs.rejected.logratios, *kl, beta=self.beta, alpha=self.alpha
+        )

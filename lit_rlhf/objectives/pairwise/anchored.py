@@ -53,7 +53,8 @@ class BCOPair(PairwiseLoss):
         if self.training:
             weights = pairs.batch.get("weight")
             self.shift.update(
-                self.beta * torch.cat([chosen, rejected]), None if weights is None else torch.cat([weights, weights])
+                self.beta * torch.cat([chosen, rejected]),
+                None if weights is None else torch.cat([weights, weights]),
             )
         return bco_pair_loss(chosen, rejected, self.shift.mean, self.beta)
 

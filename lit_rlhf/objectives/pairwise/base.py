@@ -7,7 +7,13 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.numerics import per_token
-from lit_rlhf.objectives.preference import Batch, PreferenceLoss, PreferenceStats, Statistic, require_positive
+from lit_rlhf.objectives.preference import (
+    Batch,
+    PreferenceLoss,
+    PreferenceStats,
+    Statistic,
+    require_positive,
+)
 from lit_rlhf.types import LossOutput, SequenceStats
 
 
@@ -78,7 +84,9 @@ class PairwiseLoss(PreferenceLoss):
         r"""The implicit reward that is logged: $\beta u$."""
         return self.beta * completion.logratios
 
-    def forward(self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch) -> LossOutput:
+    def forward(
+        self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
+    ) -> LossOutput:
         """The loss of each pair, and metrics."""
         pairs = self.pairs(policy, reference, batch)
         loss = self.pair_loss(pairs)
@@ -102,7 +110,9 @@ class PairwiseLoss(PreferenceLoss):
             )
         sides = [
             Completion(
-                policy.logprobs[:, k], policy.lengths[:, k], None if reference is None else reference.logprobs[:, k]
+                policy.logprobs[:, k],
+                policy.lengths[:, k],
+                None if reference is None else reference.logprobs[:, k],
             )
             for k in (0, 1)
         ]

@@ -31,7 +31,9 @@ class FDPO(PairwiseLoss):
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
-        return dpo_loss(self.score(pairs.chosen.logratios), self.score(pairs.rejected.logratios), self.beta)
+        return dpo_loss(
+            self.score(pairs.chosen.logratios), self.score(pairs.rejected.logratios), self.beta
+        )
 
     def reward(self, completion: Completion) -> Tensor:
         r"""$\beta f'(e^u)$."""

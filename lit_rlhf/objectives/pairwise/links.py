@@ -126,7 +126,9 @@ class EXO(PairwiseLoss):
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
-        return exo_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta, self.label_smoothing)
+        return exo_loss(
+            pairs.chosen.logratios, pairs.rejected.logratios, self.beta, self.label_smoothing
+        )
 
 
 class DiscoPOP(PairwiseLoss):
@@ -148,4 +150,6 @@ class DiscoPOP(PairwiseLoss):
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
-        return discopop_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta, self.temperature)
+        return discopop_loss(
+            pairs.chosen.logratios, pairs.rejected.logratios, self.beta, self.temperature
+        )

@@ -61,7 +61,9 @@ class ConservativeDPO(PairwiseLoss):
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
-        return conservative_dpo_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.label_smoothing, self.beta)
+        return conservative_dpo_loss(
+            pairs.chosen.logratios, pairs.rejected.logratios, self.label_smoothing, self.beta
+        )
 
 
 class RobustDPO(PairwiseLoss):
@@ -81,7 +83,9 @@ class RobustDPO(PairwiseLoss):
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
-        return robust_dpo_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.label_smoothing, self.beta)
+        return robust_dpo_loss(
+            pairs.chosen.logratios, pairs.rejected.logratios, self.label_smoothing, self.beta
+        )
 
 
 class SoftLabelDPO(PairwiseLoss):
@@ -100,7 +104,9 @@ class SoftLabelDPO(PairwiseLoss):
         """See the class."""
         require_columns(self, pairs.batch, ["p_chosen"])
         p_chosen = pairs.batch["p_chosen"]
-        return soft_label_dpo_loss(pairs.chosen.logratios, pairs.rejected.logratios, p_chosen, self.beta)
+        return soft_label_dpo_loss(
+            pairs.chosen.logratios, pairs.rejected.logratios, p_chosen, self.beta
+        )
 
     def check(self, batch: Batch) -> None:
         """`p_chosen` is there and in [0, 1]."""
@@ -123,7 +129,9 @@ class LengthRegularizedDPO(PairwiseLoss):
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
         w, l = pairs.chosen, pairs.rejected  # noqa: E741 - as in the equation
-        return length_regularized_dpo_loss(w.logratios, l.logratios, w.lengths, l.lengths, self.beta, self.alpha)
+        return length_regularized_dpo_loss(
+            w.logratios, l.logratios, w.lengths, l.lengths, self.beta, self.alpha
+        )
 
 
 class LengthNormalizedDPO(PairwiseLoss):
@@ -161,7 +169,9 @@ class LengthDesensitizedDPO(PairwiseLoss):
         """See the class."""
         if pairs.reference is None:
             raise ConfigurationError("LengthDesensitizedDPO needs a reference.")
-        policy, reference = (self._desensitized(stats, pairs.policy) for stats in (pairs.policy, pairs.reference))
+        policy, reference = (
+            self._desensitized(stats, pairs.policy) for stats in (pairs.policy, pairs.reference)
+        )
         logratios = policy - reference
         return dpo_loss(logratios[:, 0], logratios[:, 1], self.beta)
 
@@ -201,7 +211,9 @@ class RPO(PairwiseLoss):
         length_normalize: NLL per token (2404.19733) or summed (2405.16436).
     """
 
-    def __init__(self, beta: float = 0.1, alpha: float = 1.0, length_normalize: bool = True) -> None:
+    def __init__(
+        self, beta: float = 0.1, alpha: float = 1.0, length_normalize: bool = True
+    ) -> None:
         super().__init__(beta)
         require_within(self, 0, float("inf"), alpha=alpha)
         self.alpha = alpha
@@ -210,7 +222,9 @@ class RPO(PairwiseLoss):
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
         nll = -(pairs.chosen.mean_logprobs if self.length_normalize else pairs.chosen.logprobs)
-        return rpo_loss(pairs.chosen.logratios, pairs.rejected.logratios, nll, self.beta, self.alpha)
+        return rpo_loss(
+            pairs.chosen.logratios, pairs.rejected.logratios, nll, self.beta, self.alpha
+        )
 
 
 class SPIN(PairwiseLoss):

@@ -50,7 +50,9 @@ class AlphaPO(ReferenceFreeLoss):
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """See the class."""
         w, l = pairs.chosen, pairs.rejected  # noqa: E741
-        return alphapo_loss(w.logprobs, l.logprobs, w.lengths, l.lengths, self.beta, self.gamma, self.alpha)
+        return alphapo_loss(
+            w.logprobs, l.logprobs, w.lengths, l.lengths, self.beta, self.gamma, self.alpha
+        )
 
     def reward(self, completion: Completion) -> Tensor:
         """Beta times the shaped reward."""
@@ -66,7 +68,9 @@ class CPO(ReferenceFreeLoss):
         length_normalize: NLL per token, as TRL's (there over the batch's tokens), or summed as in the paper.
     """
 
-    def __init__(self, beta: float = 0.1, alpha: float = 1.0, length_normalize: bool = True) -> None:
+    def __init__(
+        self, beta: float = 0.1, alpha: float = 1.0, length_normalize: bool = True
+    ) -> None:
         super().__init__(beta)
         require_within(self, 0, float("inf"), alpha=alpha)
         self.alpha = alpha

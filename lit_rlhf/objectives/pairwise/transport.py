@@ -53,4 +53,6 @@ class UnpairedAOT(_SortedLoss):
 
     def pair_loss(self, pairs: Pairs) -> Tensor:
         """Losses by rank over the global batch."""
-        return aot_unpaired_loss(gather_rows(pairs.chosen.logratios), gather_rows(pairs.rejected.logratios), self.beta)
+        return aot_unpaired_loss(
+            gather_rows(pairs.chosen.logratios), gather_rows(pairs.rejected.logratios), self.beta
+        )

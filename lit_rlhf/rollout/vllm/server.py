@@ -14,7 +14,8 @@ from lit_rlhf.models import Backbone
 from lit_rlhf.rollout.vllm.base import Completed, Request, VLLMRollouts
 
 COMMAND = (
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server --model {model} --dtype {dtype} "
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server --model "
+    "{model} --dtype {dtype} "
     "--port {port} --enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config vllm"
 )
 """Starts a server that can be used."""
@@ -24,10 +25,12 @@ _CONNECTIONS = 256
 class VLLMServerEngine(VLLMRollouts):
     """A vLLM server that runs already; this process needs no vLLM.
 
-    Start it with the policy's base, in its dtype (vLLM's own choice for float32 is bfloat16), and what the engine needs:
+    Start it with the policy's base, in its dtype (vLLM's own choice for float32 is bfloat16), and what the engine
+    needs:
 
-        VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server --model MODEL --dtype bfloat16
-        --port 8000 --enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config vllm
+        VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server --model MODEL --dtype
+        bfloat16 --port 8000 --enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config
+        vllm
 
     The policy's LoRA adapter is loaded into it over HTTP, under a new name, whenever it has changed. What is said of
     log-probs, seeds and resuming at `VLLMEngine` holds here too. Anyone who can reach the server can load adapters into
@@ -44,11 +47,16 @@ class VLLMServerEngine(VLLMRollouts):
     """
 
     def __init__(
-        self, url: str = "http://127.0.0.1:8000", directory: Path | None = None, timeout: float = 600.0
+        self,
+        url: str = "http://127.0.0.1:8000",
+        directory: Path | None = None,
+        timeout: float = 600.0,
     ) -> None:
         super().__init__(directory)
         if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"VLLMServerEngine.url={url!r} must begin with http:// or https://.")
+            raise ConfigurationError(
+                f"VLLMServerEngine.url={url!r} must begin with http:// or https://."
+            )
         if timeout <= 0:
             raise ConfigurationError(f"VLLMServerEngine.timeout={timeout} must be above 0 seconds.")
         self.url = url.rstrip("/")
@@ -64,17 +72,25 @@ class VLLMServerEngine(VLLMRollouts):
         session.trust_env = False  # no proxy stands between a trainer and its server
         session.mount(self.url, HTTPAdapter(pool_connections=1, pool_maxsize=_CONNECTIONS))
         try:
-            answer = self._answer(session.get(f"{self.url}/v1/models", timeout=self.timeout), "tell its models")
+            answer = self._answer(
+                session.get(f"{self.url}/v1/models", timeout=self.timeout), "tell its models"
+            )
         except requests.RequestException as error:
             spec, port = backbone.spec, urlsplit(self.url).port or 80
             command = COMMAND.format(model=spec.name, dtype=spec.dtype, port=port)
-            raise ConfigurationError(f"No vLLM server answers at {self.url} ({error}). Start one: {command}") from error
+            raise ConfigurationError(
+                f"No vLLM server answers at {self.url} ({error}). Start one: {command}"
+            ) from error
         self._session = session
         self._base = next(model["id"] for model in answer["data"] if model.get("parent") is None)
 
     def load_adapter(self, name: str, number: int, path: Path) -> None:
         """Have the server read it."""
-        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)}, "load a LoRA adapter")
+        self._post(
+            "/v1/load_lora_adapter",
+            {"lora_name": name, "lora_path": str(path)},
+            "load a LoRA adapter",
+        )
 
     def unload_adapter(self, name: str, number: int) -> None:
         """Have the server drop it."""
@@ -87,8 +103,16 @@ class VLLMServerEngine(VLLMRollouts):
         model = self._base if adapter is None else adapter[0]
 
         def ask(request: Request) -> Completed:
-            body = {"model": model, "prompt": request.prompt, "seed": request.seed, "return_token_ids": True, **options}
-            return _completed(self._post("/v1/completions", body, "complete a prompt")["choices"][0])
+            body = {
+                "model": model,
+                "prompt": request.prompt,
+                "seed": request.seed,
+                "return_token_ids": True,
+                **options,
+            }
+            return _completed(
+                self._post("/v1/completions", body, "complete a prompt")["choices"][0]
+            )
 
         with ThreadPoolExecutor(max_workers=min(len(requests), _CONNECTIONS)) as pool:
             return list(pool.map(ask, requests))
@@ -96,7 +120,9 @@ class VLLMServerEngine(VLLMRollouts):
     def _post(self, path: str, body: dict[str, Any], what: str) -> Any:
         assert self._session is not None
         try:
-            return self._answer(self._session.post(f"{self.url}{path}", json=body, timeout=self.timeout), what)
+            return self._answer(
+                self._session.post(f"{self.url}{path}", json=body, timeout=self.timeout), what
+            )
         except requests.Timeout as error:
             raise ConfigurationError(
                 f"The vLLM server at {self.url} took more than timeout={self.timeout} seconds to {what}. Raise "
@@ -104,7 +130,8 @@ class VLLMServerEngine(VLLMRollouts):
             ) from error
         except requests.RequestException as error:
             raise ConfigurationError(
-                f"The vLLM server at {self.url} went away while it was to {what} ({error}). Look at its log; what was trained "
+                f"The vLLM server at {self.url} went away while it was to {what} ({error}). Look "
+                "at its log; what was trained "
                 "so far is in the last checkpoint."
             ) from error
 
@@ -114,13 +141,17 @@ class VLLMServerEngine(VLLMRollouts):
         way_out = "."
         if response.status_code == requests.codes.not_found and what.endswith("adapter"):
             way_out = (
-                ": start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora, and set VLLMServerEngine.directory to "
+                ": start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora, and set "
+                "VLLMServerEngine.directory to "
                 "a place that it can read."
             )
         raise ConfigurationError(
-            f"The vLLM server at {self.url} refused to {what}{way_out} It says ({response.status_code}): {response.text[:500]}"
+            f"The vLLM server at {self.url} refused to {what}{way_out} It says "
+            f"({response.status_code}): {response.text[:500]}"
         )
 
 
 def _completed(choice: dict[str, Any]) -> Completed:
-    return Completed(choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"] == "stop")
+    return Completed(
+        choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"] == "stop"
+    )

@@ -66,7 +66,10 @@ def verify(methods: Sequence[str] | None = None) -> list[VerifyRow]:
     Raises:
         ConfigurationError: There is no such method.
     """
-    return [verify_case(case) for case in (all_cases().values() if methods is None else cases_of(methods))]
+    return [
+        verify_case(case)
+        for case in (all_cases().values() if methods is None else cases_of(methods))
+    ]
 
 
 def cases_of(methods: Sequence[str]) -> list[Case]:
@@ -74,9 +77,13 @@ def cases_of(methods: Sequence[str]) -> list[Case]:
     cases = all_cases()
     chosen: list[Case] = []
     for method in methods:
-        found = [case for name, case in cases.items() if name == method or name.startswith(f"{method} (")]
+        found = [
+            case for name, case in cases.items() if name == method or name.startswith(f"{method} (")
+        ]
         if not found:
-            raise ConfigurationError(f"There is no method {method!r} to verify; there are {sorted(cases)}.")
+            raise ConfigurationError(
+                f"There is no method {method!r} to verify; there are {sorted(cases)}."
+            )
         chosen += found
     return chosen
 

@@ -67,7 +67,13 @@ def degenerate_cases() -> list[PreferenceCase]:
     pairs, best = data.rated_pairs(world, edges=[(0, 1)]), targets.greedy(world.rewards)
     labels = data.binary_labels(world, world.rewards.sigmoid())
     unwanted = data.undesirable(world, [1])
-    greedy = partial(PreferenceCase, target="greedy (no finite optimum)", world=world, optimum=best, training="follow")
+    greedy = partial(
+        PreferenceCase,
+        target="greedy (no finite optimum)",
+        world=world,
+        optimum=best,
+        training="follow",
+    )
     return [
         greedy("APOZero", make_loss=partial(o.APOZero, BETA), population=pairs),
         greedy("APODown", make_loss=partial(o.APODown, BETA), population=pairs),
@@ -92,4 +98,6 @@ def _case(
     follow: bool = False,
 ) -> PreferenceCase:
     best = targets.anchored_optimum(world.reference, slope)
-    return PreferenceCase(name, _ROOT, world, loss, population, best, training="follow" if follow else "minimize")
+    return PreferenceCase(
+        name, _ROOT, world, loss, population, best, training="follow" if follow else "minimize"
+    )

@@ -24,8 +24,8 @@ def custom_case(make_module: Callable[[], RLHFModule]) -> Case:
 
     $\beta$ is `loss.beta` of a preference module and `kl.value` of a policy module. A method that claims another
     optimum says so by a method `tabular_optimum(world)` of the module, or of its loss or advantage, that returns the
-    probabilities (Y,) of `world.completions`; see `lit_rlhf.testing.targets` for what it can be made of. A policy module
-    that draws several samples of a prompt draws two here.
+    probabilities (Y,) of `world.completions`; see `lit_rlhf.testing.targets` for what it can be made of. A policy
+    module that draws several samples of a prompt draws two here.
 
     Args:
         make_module: Makes the module, without a backbone, anew at each call.
@@ -40,12 +40,15 @@ def custom_case(make_module: Callable[[], RLHFModule]) -> Case:
     if isinstance(module, PolicyModule):
         return _policy_case(name, module, make_module)
     raise ConfigurationError(
-        f"{name} can't be verified: the tabular world knows subclasses of PreferenceModule and PolicyModule. Reward losses are "
+        f"{name} can't be verified: the tabular world knows subclasses of PreferenceModule and "
+        "PolicyModule. Reward losses are "
         "verified through their own table."
     )
 
 
-def _preference_case(name: str, module: PreferenceModule, make_module: Callable[[], RLHFModule]) -> Case:
+def _preference_case(
+    name: str, module: PreferenceModule, make_module: Callable[[], RLHFModule]
+) -> Case:
     world = tree()
     best, text = _optimum(world, getattr(module.loss, "beta", None), module.loss, module)
 
@@ -58,7 +61,14 @@ def _preference_case(name: str, module: PreferenceModule, make_module: Callable[
         return cast("PreferenceModule", make_module()).loss
 
     return PreferenceCase(
-        name, text, world, fresh_loss, _population(world, module.loss), best, training="follow", make_module=around
+        name,
+        text,
+        world,
+        fresh_loss,
+        _population(world, module.loss),
+        best,
+        training="follow",
+        make_module=around,
     )
 
 
@@ -80,7 +90,9 @@ def _population(world: TabularWorld, loss: o.PreferenceLoss) -> data.Population:
         return data.soft_pairs(world)
     if isinstance(loss, o.PointwiseLoss):
         return (
-            data.scalar_scores(world) if "score" in loss.columns else data.binary_labels(world, world.rewards.sigmoid())
+            data.scalar_scores(world)
+            if "score" in loss.columns
+            else data.binary_labels(world, world.rewards.sigmoid())
         )
     if isinstance(loss, o.ListwiseLoss):
         return data.scored_pairs(world)
@@ -94,7 +106,8 @@ def _optimum(world: TabularWorld, beta: float | None, *owners: object) -> tuple[
             return cast("Tensor", claim(world)), "its own tabular_optimum"
     if beta is None:
         raise ConfigurationError(
-            f"{type(owners[0]).__name__} has no `beta`, so pi* is not defined. Give it a method tabular_optimum(world) that "
+            f"{type(owners[0]).__name__} has no `beta`, so pi* is not defined. Give it a method "
+            "tabular_optimum(world) that "
             "returns the probabilities it must end in."
         )
     return targets.tilted(world.reference, world.rewards / beta), f"pi* = ref exp(r/{beta:g})"

@@ -28,10 +28,16 @@ def exact_cases() -> list[PreferenceCase]:
         "ReverseKLDPO": partial(o.ReverseKLDPO, BETA),
         "SavageGPO": partial(o.SavageGPO, BETA),
     }
-    stopped: dict[str, MakeLoss] = {"WPO": partial(o.WPO, BETA), "BetaDPO (drop=0)": partial(o.BetaDPO, BETA, drop=0.0)}
+    stopped: dict[str, MakeLoss] = {
+        "WPO": partial(o.WPO, BETA),
+        "BetaDPO (drop=0)": partial(o.BetaDPO, BETA, drop=0.0),
+    }
     return [
         *(PreferenceCase(name, PI_STAR, world, loss, pairs, star) for name, loss in smooth.items()),
-        *(PreferenceCase(name, PI_STAR, world, loss, pairs, star, training="follow") for name, loss in stopped.items()),
+        *(
+            PreferenceCase(name, PI_STAR, world, loss, pairs, star, training="follow")
+            for name, loss in stopped.items()
+        ),
         *_flat_cases(),
         *_other_data_cases(world, star),
     ]
@@ -46,29 +52,66 @@ def _flat_cases() -> list[PreferenceCase]:
     }
     few_pairs = data.rated_pairs(few)
     return [
-        PreferenceCase("TDPO1 (bandit)", PI_STAR, flat, partial(o.TDPO1, BETA), data.rated_pairs(flat), optimum(flat)),
+        PreferenceCase(
+            "TDPO1 (bandit)",
+            PI_STAR,
+            flat,
+            partial(o.TDPO1, BETA),
+            data.rated_pairs(flat),
+            optimum(flat),
+        ),
         *(
             PreferenceCase(name, PI_STAR, few, loss, few_pairs, optimum(few), by_row=True)
             for name, loss in sorted_losses.items()
         ),
         PreferenceCase(
-            "PlackettLuceDPO", PI_STAR, flat, partial(o.PlackettLuceDPO, BETA), data.rankings(flat, 3), optimum(flat)
+            "PlackettLuceDPO",
+            PI_STAR,
+            flat,
+            partial(o.PlackettLuceDPO, BETA),
+            data.rankings(flat, 3),
+            optimum(flat),
         ),
     ]
 
 
 def _other_data_cases(world: TabularWorld, star: Tensor) -> list[PreferenceCase]:
-    flipped, labels = data.rated_pairs(world, flip=0.15), data.binary_labels(world, (world.rewards - 0.3).sigmoid())
+    flipped, labels = (
+        data.rated_pairs(world, flip=0.15),
+        data.binary_labels(world, (world.rewards - 0.3).sigmoid()),
+    )
     shifted = partial(o.BCO, BETA, learn_shift=True)
     return [
-        PreferenceCase("SoftLabelDPO", PI_STAR, world, partial(o.SoftLabelDPO, BETA), data.soft_pairs(world), star),
-        PreferenceCase("RobustDPO", PI_STAR, world, partial(o.RobustDPO, BETA, 0.15), flipped, star),
         PreferenceCase(
-            "DROV", PI_STAR, world, partial(o.DROV, BETA), data.scalar_scores(world), star, training="follow"
+            "SoftLabelDPO",
+            PI_STAR,
+            world,
+            partial(o.SoftLabelDPO, BETA),
+            data.soft_pairs(world),
+            star,
+        ),
+        PreferenceCase(
+            "RobustDPO", PI_STAR, world, partial(o.RobustDPO, BETA, 0.15), flipped, star
+        ),
+        PreferenceCase(
+            "DROV",
+            PI_STAR,
+            world,
+            partial(o.DROV, BETA),
+            data.scalar_scores(world),
+            star,
+            training="follow",
         ),
         PreferenceCase("BCO (learned shift)", PI_STAR, world, shifted, labels, star),
-        PreferenceCase("InfoNCA", PI_STAR, world, partial(o.InfoNCA, BETA), data.scored_list(world), star),
         PreferenceCase(
-            "LiPOLambda (pairs)", PI_STAR, world, partial(o.LiPOLambda, BETA), data.scored_pairs(world), star
+            "InfoNCA", PI_STAR, world, partial(o.InfoNCA, BETA), data.scored_list(world), star
+        ),
+        PreferenceCase(
+            "LiPOLambda (pairs)",
+            PI_STAR,
+            world,
+            partial(o.LiPOLambda, BETA),
+            data.scored_pairs(world),
+            star,
         ),
     ]

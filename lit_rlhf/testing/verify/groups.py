@@ -1,8 +1,8 @@
 r"""Group methods in both worlds, with all groups of two and of three.
 
-$\bar A(y)$ is the mean advantage of y over what else may be in its group. Where the loss sums over tokens, the policy settles
-where $\bar A - \beta u$ is flat; a mean over the tokens of each completion makes long ones count less at each, which
-`targets.token_optimum` solves.
+$\bar A(y)$ is the mean advantage of y over what else may be in its group. Where the loss sums over tokens, the policy
+settles where $\bar A - \beta u$ is flat; a mean over the tokens of each completion makes long ones count less at each,
+which `targets.token_optimum` solves.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,14 +64,20 @@ def group_methods() -> dict[str, GroupMethod]:
     summed = partial(GroupPolicyModule, reduction=o.SequenceSum(), **options)
     flat, per_token = "ref exp(E[A|y]/beta)", "tokens' pulls balance, A and k3 over n"
     return {
-        "RLOO": GroupMethod(PI_STAR, partial(RLOOPolicyModule, **options), _exact, [(1, 2), (1, 3)]),
+        "RLOO": GroupMethod(
+            PI_STAR, partial(RLOOPolicyModule, **options), _exact, [(1, 2), (1, 3)]
+        ),
         "leave-one-out + k2": GroupMethod(PI_STAR, partial(summed, kl_loss=o.SequenceK2()), _exact),
         "leave-one-out + k3": GroupMethod(PI_STAR, partial(summed, kl_loss=o.UnbiasedK3()), _exact),
-        "DrGRPO": GroupMethod("ref exp(r (G-1)/(G beta))", partial(DrGRPOPolicyModule, **options), _shrunk),
+        "DrGRPO": GroupMethod(
+            "ref exp(r (G-1)/(G beta))", partial(DrGRPOPolicyModule, **options), _shrunk
+        ),
         "GRPO": GroupMethod(per_token, partial(GRPOPolicyModule, **options), _per_token),
         "GSPO": GroupMethod(per_token, partial(GSPOPolicyModule, **options), _per_token),
         "CISPO": GroupMethod(flat, partial(CISPOPolicyModule, **options), _ranked, [(2, 3)]),
-        "DAPO": GroupMethod(flat, partial(DAPOPolicyModule, overlong_penalty=0.0, **options), _ranked, [(2, 3)]),
+        "DAPO": GroupMethod(
+            flat, partial(DAPOPolicyModule, overlong_penalty=0.0, **options), _ranked, [(2, 3)]
+        ),
     }
 
 
@@ -135,7 +141,9 @@ def _token_logprobs(world: TabularWorld) -> Tensor:
     result = torch.zeros(len(world.completions), world.depth, dtype=world.reference.dtype)
     for y, tokens in enumerate(world.completions):
         begun = [
-            world.reference[[k for k, other in enumerate(world.completions) if other[:t] == tokens[:t]]].sum()
+            world.reference[
+                [k for k, other in enumerate(world.completions) if other[:t] == tokens[:t]]
+            ].sum()
             for t in range(len(tokens) + 1)
         ]
         result[y, : len(tokens)] = (torch.stack(begun[1:]) / torch.stack(begun[:-1])).log()

@@ -22,7 +22,12 @@ def divergence_cases() -> list[PreferenceCase]:
     world = tree()
     ref, r = world.reference, world.rewards
     rows: list[tuple[str, str, MakeLoss, Tensor]] = [
-        ("ForwardKLDPO", "beta ref/(L - r)", partial(o.ForwardKLDPO, BETA), targets.forward_kl_optimum(ref, r, BETA)),
+        (
+            "ForwardKLDPO",
+            "beta ref/(L - r)",
+            partial(o.ForwardKLDPO, BETA),
+            targets.forward_kl_optimum(ref, r, BETA),
+        ),
         (
             "JensenShannonDPO",
             "ref e^s/(2 - e^s)",
@@ -48,7 +53,8 @@ def margin_cases() -> list[PreferenceCase]:
     uniform = torch.ones_like(world.reference)
     disco = [
         targets.from_margins(
-            world.reference, targets.descent_margin(partial(stationarity.discopop_slope, temperature=tau), p) / BETA
+            world.reference,
+            targets.descent_margin(partial(stationarity.discopop_slope, temperature=tau), p) / BETA,
         )
         for tau in (0.5, 0.05)
     ]
@@ -63,9 +69,16 @@ def margin_cases() -> list[PreferenceCase]:
             "EXO",
             "margins (2p-1) logit(1-e)",
             partial(o.EXO, BETA, _SMOOTHING),
-            targets.from_margins(world.reference, targets.reverse_smoothed_margin(p, _SMOOTHING) / BETA),
+            targets.from_margins(
+                world.reference, targets.reverse_smoothed_margin(p, _SMOOTHING) / BETA
+            ),
         ),
-        ("DiscoPOP (tau=0.5)", "margins p f'(z) = (1-p) f'(-z)", partial(o.DiscoPOP, BETA, 0.5), disco[0]),
+        (
+            "DiscoPOP (tau=0.5)",
+            "margins p f'(z) = (1-p) f'(-z)",
+            partial(o.DiscoPOP, BETA, 0.5),
+            disco[0],
+        ),
         (
             "SimPO",
             "margins p s(g - z) = (1-p) s(g + z)",
@@ -108,4 +121,6 @@ def _desensitized_case() -> PreferenceCase:
     best = targets.desensitized_tree(world.reference, world.rewards, BETA, _ALPHA)
     pairs = data.rated_pairs(world, edges=targets.DESENSITIZED_EDGES)
     loss = partial(o.LengthDesensitizedDPO, BETA, _ALPHA)
-    return PreferenceCase("LengthDesensitizedDPO", "equations of a spanning tree", world, loss, pairs, best)
+    return PreferenceCase(
+        "LengthDesensitizedDPO", "equations of a spanning tree", world, loss, pairs, best
+    )

@@ -43,14 +43,20 @@ class PairCase(PolicyCase):
         """Of pairs (n, 2)."""
         policy, ref = self.world.policy(module.backbone), self.world.reference
         first = ref if self.drawn == "before" else policy
-        second = {"policy": policy, "mixture": token_mixture(self.world, policy)}.get(self.drawn, ref)
+        second = {"policy": policy, "mixture": token_mixture(self.world, policy)}.get(
+            self.drawn, ref
+        )
         return first[groups[:, 0]] * second[groups[:, 1]]
 
     def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> Rollout:
         """The pairs as a rollout."""
         rollout = super().collect(module, groups)
         assert rollout.ref_logprobs is not None
-        return replace(rollout, old_logprobs=rollout.ref_logprobs) if self.drawn == "before" else rollout
+        return (
+            replace(rollout, old_logprobs=rollout.ref_logprobs)
+            if self.drawn == "before"
+            else rollout
+        )
 
 
 def pair_cases() -> list[PairCase]:
@@ -66,8 +72,12 @@ def _dpo_cases() -> list[PairCase]:
     return [
         PairCase("OnlineDPO", PI_STAR, deep, dpo, optimum(deep)),
         # Pairs of likely completions alone teach much, so quasi-Newton steps run astray.
-        PairCase("OnlineDPO (bandit)", PI_STAR, few, dpo, optimum(few), training="descend", rate=0.5),
-        PairCase("OnlineDPO (temperature=2)", "ref exp(r/2beta)", deep, partial(dpo, oracle=hot), wide),
+        PairCase(
+            "OnlineDPO (bandit)", PI_STAR, few, dpo, optimum(few), training="descend", rate=0.5
+        ),
+        PairCase(
+            "OnlineDPO (temperature=2)", "ref exp(r/2beta)", deep, partial(dpo, oracle=hot), wide
+        ),
         # The pairs that still teach die out with the worse completion, so steps must not shrink.
         PairCase(
             "OnlineDPO (hard labels)",
@@ -79,7 +89,9 @@ def _dpo_cases() -> list[PairCase]:
             training="descend",
         ),
         PairCase("XPO (alpha=0)", PI_STAR, deep, _xpo(0.0), optimum(deep), drawn="reference"),
-        PairCase("XPO (bandit, alpha=0)", PI_STAR, flat, _xpo(0.0), optimum(flat), drawn="reference"),
+        PairCase(
+            "XPO (bandit, alpha=0)", PI_STAR, flat, _xpo(0.0), optimum(flat), drawn="reference"
+        ),
     ]
 
 
@@ -91,7 +103,10 @@ def _other_cases() -> list[PairCase]:
         def optimistic(u: Tensor, ref: Tensor = ref, wins: Tensor = wins) -> Tensor:
             # Each pair pulls its first by this and its second back by as much; the bonus pushes the reference's down.
             pull = (
-                BETA * ((BETA * (u[:, None] - u[None, :])).sigmoid() - wins) * (ref * u.exp())[:, None] * ref[None, :]
+                BETA
+                * ((BETA * (u[:, None] - u[None, :])).sigmoid() - wins)
+                * (ref * u.exp())[:, None]
+                * ref[None, :]
             )
             return pull.sum(1) - pull.sum(0) + _ALPHA * ref
 
@@ -101,8 +116,12 @@ def _other_cases() -> list[PairCase]:
         root = partial(targets.anchored_optimum, ref)
         sppo = partial(SPPOPolicyModule, loss=o.SPPO(BETA))
         cases += [
-            PairCase(f"XPO ({name})", _ROOT, world, _xpo(_ALPHA), root(optimistic), drawn="reference"),
-            PairCase(f"SPPO ({name}, a step)", _ROOT, world, sppo, root(regression), drawn="before"),
+            PairCase(
+                f"XPO ({name})", _ROOT, world, _xpo(_ALPHA), root(optimistic), drawn="reference"
+            ),
+            PairCase(
+                f"SPPO ({name}, a step)", _ROOT, world, sppo, root(regression), drawn="before"
+            ),
         ]
     return cases
 
@@ -117,7 +136,11 @@ def _games() -> list[PairCase]:
 
         module = partial(NashMDPolicyModule, mixture=_MIXTURE, kl=o.FixedKL(BETA))
         nash = targets.fixed_point(answer, world.reference)
-        cases.append(PairCase(f"NashMD ({name})", "ref exp(P(y>mix)/beta)", world, module, nash, drawn="mixture"))
+        cases.append(
+            PairCase(
+                f"NashMD ({name})", "ref exp(P(y>mix)/beta)", world, module, nash, drawn="mixture"
+            )
+        )
     return cases
 
 
@@ -130,7 +153,10 @@ def token_mixture(world: TabularWorld, policy: Tensor, weight: float = _MIXTURE)
             choices = sorted({world.completions[k][t] for k in begun})
             shares = [
                 torch.stack(
-                    [p[[k for k in begun if world.completions[k][t] == token]].sum() for token in choices]
+                    [
+                        p[[k for k in begun if world.completions[k][t] == token]].sum()
+                        for token in choices
+                    ]
                 ).log()
                 for p in (policy, world.reference)
             ]

@@ -90,14 +90,19 @@ class PolicyCase(Case):
         """The groups as a rollout of the policy, as `PolicyModule.collect` gives it."""
         return module.evaluate(self._rollout(groups))
 
-    def _parts(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
+    def _parts(
+        self, module: PolicyModule, groups: list[tuple[int, ...]]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Numerator and denominator of each group's loss; the groups are the prompts of one rollout."""
         with torch.no_grad():
             rollout = module.estimate(module.shape_rewards(self.collect(module, groups)))
         loss, mask, size = module.loss(rollout).loss, rollout.response_mask, rollout.num_samples
         rows = [slice(g * size, (g + 1) * size) for g in range(len(groups))]
         return [
-            (module.reduction.numerator(loss[row], mask[row]), module.reduction.denominator(mask[row]).double())
+            (
+                module.reduction.numerator(loss[row], mask[row]),
+                module.reduction.denominator(mask[row]).double(),
+            )
             for row in rows
         ]
 
@@ -126,8 +131,13 @@ def _single_sample_cases() -> list[PolicyCase]:
     deep, flat, few = tree(), bandit(), bandit(2)
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
     ppo = partial(PPOPolicyModule, lam=1.0, whiten_advantages=False, num_epochs=1, **options)
-    reinforce, whitened = partial(REINFORCEPolicyModule, **options), partial(ReinforcePPPolicyModule, **options)
-    generous = targets.tilted(flat.reference.pow(BETA / (BETA + _ENTROPY)), flat.rewards / (BETA + _ENTROPY))
+    reinforce, whitened = (
+        partial(REINFORCEPolicyModule, **options),
+        partial(ReinforcePPPolicyModule, **options),
+    )
+    generous = targets.tilted(
+        flat.reference.pow(BETA / (BETA + _ENTROPY)), flat.rewards / (BETA + _ENTROPY)
+    )
     single = partial(PolicyCase, group=1)
     # Quasi-Newton steps run astray on bandits, and whitened advantages don't fade near the optimum: the rate must.
     descends = partial(single, training="descend")
@@ -151,18 +161,34 @@ def _single_sample_cases() -> list[PolicyCase]:
 
 def _kl_cases() -> list[PolicyCase]:
     flat, few = bandit(), bandit(3)
-    options: dict[str, Any] = {"num_samples": _GROUP, "kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
+    options: dict[str, Any] = {
+        "num_samples": _GROUP,
+        "kl": o.FixedKL(BETA),
+        "sampling": Sampling(max_new_tokens=2),
+    }
     normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), **options)
     biased = partial(GroupPolicyModule, kl_loss=o.BiasedK3(), reduction=o.SequenceSum(), **options)
     forward = targets.forward_kl_optimum(flat.reference, flat.rewards, BETA)
     with_baseline = partial(
-        ReinforcePPPolicyModule, advantage=o.Whitened(o.GroupCentered()), kl_loss=o.SequenceK2(), **options
+        ReinforcePPPolicyModule,
+        advantage=o.Whitened(o.GroupCentered()),
+        kl_loss=o.SequenceK2(),
+        **options,
     )
     signs = targets.anchored_optimum(few.reference, partial(_sign_slope, few), flow=200)
     return [
-        PolicyCase("GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat), training="descend"),
+        PolicyCase(
+            "GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat), training="descend"
+        ),
         PolicyCase("leave-one-out + biased k3", "beta ref/(L - r)", flat, biased, forward),
-        PolicyCase("REINFORCE++ (with a baseline)", "ref exp(E[A|y]/beta)", few, with_baseline, signs, by_group=True),
+        PolicyCase(
+            "REINFORCE++ (with a baseline)",
+            "ref exp(E[A|y]/beta)",
+            few,
+            with_baseline,
+            signs,
+            by_group=True,
+        ),
     ]
 
 

@@ -59,7 +59,11 @@ class PreferenceCase(Case):
             return _loss(module, self.population)
         total = torch.zeros((), dtype=torch.float64)
         for row, weight in enumerate(self.population["weight"]):
-            alone = {name: value[row : row + 1] for name, value in self.population.items() if name != "weight"}
+            alone = {
+                name: value[row : row + 1]
+                for name, value in self.population.items()
+                if name != "weight"
+            }
             total = total + weight * _loss(module, alone)
         return total
 

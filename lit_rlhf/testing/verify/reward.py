@@ -103,7 +103,9 @@ def reward_cases() -> list[RewardCase]:
     labels = data.binary_labels(world, r.sigmoid())
     return [
         RewardCase("BradleyTerry", "r + c", world, o.BradleyTerry, pairs, r),
-        RewardCase("BradleyTerry (soft labels)", "r + c", world, o.BradleyTerry, data.soft_pairs(world), r),
+        RewardCase(
+            "BradleyTerry (soft labels)", "r + c", world, o.BradleyTerry, data.soft_pairs(world), r
+        ),
         RewardCase(
             "BradleyTerry (constant margin)",
             "SimPO's margins",
@@ -131,9 +133,25 @@ def reward_cases() -> list[RewardCase]:
             2.0 * flat.rewards,
         ),
         RewardCase("PlackettLuce", "r + c", flat, o.PlackettLuce, ranked, flat.rewards),
-        RewardCase("Regression", "E[score]", world, o.Regression, data.scalar_scores(world), r, centered=False),
+        RewardCase(
+            "Regression",
+            "E[score]",
+            world,
+            o.Regression,
+            data.scalar_scores(world),
+            r,
+            centered=False,
+        ),
         RewardCase("Outcome", "logit p", world, o.Outcome, labels, r, centered=False),
-        RewardCase("HeadEnsemble", "r + c", world, partial(o.HeadEnsemble, bootstrap=False), pairs, r, head="member_0"),
+        RewardCase(
+            "HeadEnsemble",
+            "r + c",
+            world,
+            partial(o.HeadEnsemble, bootstrap=False),
+            pairs,
+            r,
+            head="member_0",
+        ),
         _process_case(world),
         *_gaussian_cases(world),
         *_length_cases(),
@@ -145,7 +163,9 @@ def _process_case(world: TabularWorld) -> RewardCase:
     steps = world.step_states
     states = torch.tensor(sorted({state for row in steps for state in row}))
     logits = torch.linspace(-1.0, 1.0, len(states), dtype=torch.float64)
-    right = torch.zeros(int(states.max()) + 1, dtype=torch.float64).index_copy(0, states, logits.sigmoid())
+    right = torch.zeros(int(states.max()) + 1, dtype=torch.float64).index_copy(
+        0, states, logits.sigmoid()
+    )
     exists = torch.tensor([[t < len(row) for t in range(world.depth)] for row in steps])
     where = torch.tensor([[*row, *[row[0]] * (world.depth - len(row))] for row in steps])
     population = {
@@ -155,21 +175,49 @@ def _process_case(world: TabularWorld) -> RewardCase:
         "step_mask": exists,
         "weight": data.skewed(world),
     }
-    return RewardCase("Process", "logit p of each step", world, o.Process, population, logits, False, states=states)
+    return RewardCase(
+        "Process",
+        "logit p of each step",
+        world,
+        o.Process,
+        population,
+        logits,
+        False,
+        states=states,
+    )
 
 
 def _gaussian_cases(world: TabularWorld) -> list[RewardCase]:
     """Ratings r - s and r + s, each as often."""
-    once, spread = data.scalar_scores(world), torch.linspace(-0.7, 0.5, len(world.rewards), dtype=torch.float64)
+    once, spread = (
+        data.scalar_scores(world),
+        torch.linspace(-0.7, 0.5, len(world.rewards), dtype=torch.float64),
+    )
     rows = [[y] for y in range(len(world.rewards))] * 2
     ratings = torch.cat([world.rewards - spread.exp(), world.rewards + spread.exp()])
     population = {**world.batch(rows), "score": ratings, "weight": once["weight"].repeat(2) / 2}
     case = partial(
-        RewardCase, world=world, make_loss=o.GaussianRegression, population=population, centered=False, settles=False
+        RewardCase,
+        world=world,
+        make_loss=o.GaussianRegression,
+        population=population,
+        centered=False,
+        settles=False,
     )
     return [
-        case("GaussianRegression (mean)", "E[score]", optimum=world.rewards, others={"log_std": spread}),
-        case("GaussianRegression (std)", "log std", optimum=spread, head="log_std", others={"reward": world.rewards}),
+        case(
+            "GaussianRegression (mean)",
+            "E[score]",
+            optimum=world.rewards,
+            others={"log_std": spread},
+        ),
+        case(
+            "GaussianRegression (std)",
+            "log std",
+            optimum=spread,
+            head="log_std",
+            others={"reward": world.rewards},
+        ),
     ]
 
 

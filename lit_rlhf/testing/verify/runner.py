@@ -16,8 +16,8 @@ GRADIENT_TOLERANCE = 1e-6
 DISTANCE_TOLERANCE = 1e-3
 
 Training = Literal["minimize", "follow", "descend"]
-"""How a case is trained: "minimize" where the gradient is that of the loss; "follow" where parts of the loss carry none, or
-the data move with the policy; "descend" where it has corners, or more than one valley."""
+"""How a case is trained: "minimize" where the gradient is that of the loss; "follow" where parts of the loss carry
+none, or the data move with the policy; "descend" where it has corners, or more than one valley."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ def verify_case(case: Case) -> VerifyRow:
     return VerifyRow(case.method, case.target, norm, distance, ok, time.perf_counter() - start)
 
 
-def _minimize(module: RLHFModule, case: Case, parameters: list[nn.Parameter], search: bool = True) -> None:
+def _minimize(
+    module: RLHFModule, case: Case, parameters: list[nn.Parameter], search: bool = True
+) -> None:
     """Quasi-Newton steps; without a line search they follow the gradient even where it isn't the loss's."""
     optimizer = torch.optim.LBFGS(
         parameters,
@@ -159,7 +161,9 @@ def _minimize(module: RLHFModule, case: Case, parameters: list[nn.Parameter], se
     optimizer.step(closure)
 
 
-def _descend(module: RLHFModule, case: Case, parameters: list[nn.Parameter], steps: int = 150) -> None:
+def _descend(
+    module: RLHFModule, case: Case, parameters: list[nn.Parameter], steps: int = 150
+) -> None:
     """Small steps, and ever smaller ones: for corners, and not to jump over a ridge."""
     optimizer = torch.optim.Adam(parameters, lr=case.rate, betas=(0.8, 0.95))
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, (1e-4 / case.rate) ** (1 / steps))

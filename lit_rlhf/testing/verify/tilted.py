@@ -25,9 +25,24 @@ def tilted_cases() -> list[PreferenceCase]:
     priced = reward - _TOKEN_PRICE / BETA * lengths
     rows: list[tuple[str, str, MakeLoss, Tensor]] = [
         ("IPO", "ref exp(P(y>mu)/tau)", partial(o.IPO, BETA), targets.tilted(ref, wins)),
-        ("SquaredGPO", "ref exp(2P(y>mu)/beta)", partial(o.SquaredGPO, BETA), targets.tilted(ref, 2 * wins)),
-        ("ExponentialGPO", "ref exp(r/2beta)", partial(o.ExponentialGPO, BETA), targets.tilted(ref, reward / 2)),
-        ("MeanIPO", "ref exp(n(P/tau + c))", partial(o.MeanIPO, BETA), targets.tilted_per_token(ref, lengths, wins)),
+        (
+            "SquaredGPO",
+            "ref exp(2P(y>mu)/beta)",
+            partial(o.SquaredGPO, BETA),
+            targets.tilted(ref, 2 * wins),
+        ),
+        (
+            "ExponentialGPO",
+            "ref exp(r/2beta)",
+            partial(o.ExponentialGPO, BETA),
+            targets.tilted(ref, reward / 2),
+        ),
+        (
+            "MeanIPO",
+            "ref exp(n(P/tau + c))",
+            partial(o.MeanIPO, BETA),
+            targets.tilted_per_token(ref, lengths, wins),
+        ),
         (
             "LengthRegularizedDPO",
             "ref exp((r - a n)/beta)",
@@ -46,7 +61,12 @@ def tilted_cases() -> list[PreferenceCase]:
             partial(o.SimPO, BETA, 0.0),
             targets.tilted_per_token(uniform, lengths, reward),
         ),
-        ("CPO (alpha=0)", "exp(r/beta)", partial(o.CPO, BETA, 0.0), targets.tilted(uniform, reward)),
+        (
+            "CPO (alpha=0)",
+            "exp(r/beta)",
+            partial(o.CPO, BETA, 0.0),
+            targets.tilted(uniform, reward),
+        ),
     ]
     return [
         *(PreferenceCase(name, text, world, loss, pairs, best) for name, text, loss, best in rows),
@@ -63,14 +83,30 @@ def _imitating_cases() -> list[PreferenceCase]:
     step = targets.tilted(world.reference, (shown / world.reference).log() / _SPIN_SCALE)
     alone = {**world.batch([[y] for y in range(len(shown))]), "weight": shown}
     return [
-        PreferenceCase("SPIN", "pi_t (p_data/pi_t)^(1/lambda)", world, partial(o.SPIN, _SPIN_SCALE), against, step),
-        PreferenceCase("NLL", "p_data", world, partial(o.NLL, length_normalize=False), alone, shown),
+        PreferenceCase(
+            "SPIN",
+            "pi_t (p_data/pi_t)^(1/lambda)",
+            world,
+            partial(o.SPIN, _SPIN_SCALE),
+            against,
+            step,
+        ),
+        PreferenceCase(
+            "NLL", "p_data", world, partial(o.NLL, length_normalize=False), alone, shown
+        ),
     ]
 
 
 def _pro_case() -> PreferenceCase:
     world, gap = tree(), 0.8
-    best = targets.tilted_per_token(torch.ones_like(world.reference), world.lengths, world.rewards / gap)
+    best = targets.tilted_per_token(
+        torch.ones_like(world.reference), world.lengths, world.rewards / gap
+    )
     return PreferenceCase(
-        "PRO (pairs, no SFT)", "exp(n(r/gap + c))", world, partial(o.PRO, 0.0), data.scored_pairs(world, gap), best
+        "PRO (pairs, no SFT)",
+        "exp(n(r/gap + c))",
+        world,
+        partial(o.PRO, 0.0),
+        data.scored_pairs(world, gap),
+        best,
     )

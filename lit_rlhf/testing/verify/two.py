@@ -24,8 +24,16 @@ def two_completion_cases() -> list[PreferenceCase]:
     pairs = data.rated_pairs(world, edges=[(0, 1)])
     both = partial(o.WeightedSum, [o.DPO(BETA), o.NLL()], [1.0, 0.5])
     rows: list[tuple[str, MakeLoss, Tensor]] = [
-        ("RPO", partial(o.RPO, BETA, 0.5), _root(partial(by_hand.dpo_and_nll, beta=BETA, alpha=0.5))),
-        ("WeightedSum (DPO + NLL)", both, _root(partial(by_hand.dpo_and_nll, beta=BETA, alpha=0.5))),
+        (
+            "RPO",
+            partial(o.RPO, BETA, 0.5),
+            _root(partial(by_hand.dpo_and_nll, beta=BETA, alpha=0.5)),
+        ),
+        (
+            "WeightedSum (DPO + NLL)",
+            both,
+            _root(partial(by_hand.dpo_and_nll, beta=BETA, alpha=0.5)),
+        ),
         ("CPO", partial(o.CPO, BETA, 0.5), _root(partial(by_hand.cpo, beta=BETA, alpha=0.5))),
         ("ORPO", partial(o.ORPO, 0.5), _root(partial(by_hand.orpo, weight=0.5))),
         ("CalDPO", partial(o.CalDPO, BETA), _root(partial(by_hand.cal_dpo, beta=BETA))),
@@ -37,7 +45,9 @@ def two_completion_cases() -> list[PreferenceCase]:
     tdpo2 = _root(partial(by_hand.tdpo2, beta=BETA, alpha=0.5))
     return [
         *(PreferenceCase(name, _ROOT, world, loss, pairs, best) for name, loss, best in rows),
-        PreferenceCase("TDPO2", _ROOT, world, partial(o.TDPO2, BETA), pairs, tdpo2, training="follow"),
+        PreferenceCase(
+            "TDPO2", _ROOT, world, partial(o.TDPO2, BETA), pairs, tdpo2, training="follow"
+        ),
         PreferenceCase("PRO", _ROOT, world, partial(o.PRO, 0.3), gap, pro),
         PreferenceCase("RRHF", _ROOT, world, partial(o.RRHF, rank_weight=0.5), gap, rrhf),
     ]
@@ -57,7 +67,10 @@ def corner_cases() -> list[PreferenceCase]:
             optimum=targets.from_margins(world.reference, margin / 0.8),
         ),
         hinge(
-            "SLiC", "l_w - l_l = delta", make_loss=o.SLiC, optimum=targets.from_margins(torch.ones(2).double(), margin)
+            "SLiC",
+            "l_w - l_l = delta",
+            make_loss=o.SLiC,
+            optimum=targets.from_margins(torch.ones(2).double(), margin),
         ),
     ]
 

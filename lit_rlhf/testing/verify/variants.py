@@ -59,7 +59,9 @@ class ReMaxCase(PolicyCase):
     def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> Rollout:
         """The groups as a rollout with baselines."""
         rollout = super().collect(module, groups)
-        score = self.world.rewards[greedy_completion(self.world, self.world.policy(module.backbone))]
+        score = self.world.rewards[
+            greedy_completion(self.world, self.world.policy(module.backbone))
+        ]
         return replace(rollout, baselines=score.expand(len(rollout.tokens)))
 
 
@@ -97,8 +99,13 @@ def variant_cases() -> list[PolicyCase]:
     """On the tree, and on the bandit where the target is one of single tokens."""
     deep, flat, few = tree(), bandit(), bandit(3)
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
-    remax, rebel = partial(ReMaxPolicyModule, **options), partial(REBELPolicyModule, eta=_ETA, **options)
-    ptx = partial(PPOPtxPolicyModule, ptx_coef=_PTX, lam=1.0, whiten_advantages=False, num_epochs=1, **options)
+    remax, rebel = (
+        partial(ReMaxPolicyModule, **options),
+        partial(REBELPolicyModule, eta=_ETA, **options),
+    )
+    ptx = partial(
+        PPOPtxPolicyModule, ptx_coef=_PTX, lam=1.0, whiten_advantages=False, num_epochs=1, **options
+    )
     step = targets.tilted(deep.reference, _ETA * deep.rewards)
     text = torch.bincount(torch.tensor(TEXT), minlength=len(flat.rewards)) / len(TEXT)
     kept = targets.anchored_optimum(flat.reference, partial(_ptx_slope, flat, text.double()))
@@ -107,8 +114,17 @@ def variant_cases() -> list[PolicyCase]:
         ReMaxCase("ReMax (bandit)", PI_STAR, few, remax, optimum(few), group=1, training="descend"),
         PolicyCase("REBEL", PI_STAR, deep, rebel, optimum(deep)),
         PairCase("REBEL (a step)", "ref exp(eta r)", deep, rebel, step, drawn="before"),
-        PolicyCase("REBEL (three samples)", PI_STAR, few, partial(rebel, num_samples=3), optimum(few), group=3),
-        PolicyCase("DAPO (overlong)", "of r - (n - 1)", deep, _overlong(options), _overlong_optimum(deep)),
+        PolicyCase(
+            "REBEL (three samples)",
+            PI_STAR,
+            few,
+            partial(rebel, num_samples=3),
+            optimum(few),
+            group=3,
+        ),
+        PolicyCase(
+            "DAPO (overlong)", "of r - (n - 1)", deep, _overlong(options), _overlong_optimum(deep)
+        ),
         PtxCase("PPO-ptx", "r - beta u + g D/pi = L", flat, ptx, kept, group=1, training="descend"),
         _constrained("ConstrainedReward", deep, options),
         replace(_constrained("ConstrainedReward (bandit)", few, options), training="descend"),
@@ -156,7 +172,11 @@ def greedy_completion(world: TabularWorld, policy: Tensor) -> int:
     """Number of the completion whose every token is the likeliest one."""
     prefix: tuple[int, ...] = ()
     while prefix not in world.completions:
-        following = sorted({y[: len(prefix) + 1] for y in world.completions if y[: len(prefix)] == prefix})
-        mass = [float(policy[[y[: len(p)] == p for y in world.completions]].sum()) for p in following]
+        following = sorted(
+            {y[: len(prefix) + 1] for y in world.completions if y[: len(prefix)] == prefix}
+        )
+        mass = [
+            float(policy[[y[: len(p)] == p for y in world.completions]].sum()) for p in following
+        ]
         prefix = following[mass.index(max(mass))]
     return world.completions.index(prefix)

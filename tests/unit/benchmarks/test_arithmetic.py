@@ -47,20 +47,28 @@ def test_a_row_without_branches_costs_what_torch_counts(rank: int, backward: boo
 def test_attention_sees_the_prompt_and_the_own_branch() -> None:
     prompt, branches = 5, [3, 1, 4]
     branch_of = [0] * prompt + [k for k, n in enumerate(branches, 1) for _ in range(n)]
-    visible = sum(branch_of[j] in (0, branch_of[i]) for i in range(len(branch_of)) for j in range(i + 1))
-    decoder = Decoder(layers=2, hidden=8, intermediate=16, heads=4, kv_heads=2, head_dim=3, vocabulary=7)
+    visible = sum(
+        branch_of[j] in (0, branch_of[i]) for i in range(len(branch_of)) for j in range(i + 1)
+    )
+    decoder = Decoder(
+        layers=2, hidden=8, intermediate=16, heads=4, kv_heads=2, head_dim=3, vocabulary=7
+    )
     assert decoder.attention(prompt, branches) == 4 * 2 * 4 * 3 * visible
 
 
 def test_generation_costs_its_steps() -> None:
-    decoder = Decoder(layers=2, hidden=8, intermediate=16, heads=4, kv_heads=2, head_dim=3, vocabulary=7)
+    decoder = Decoder(
+        layers=2, hidden=8, intermediate=16, heads=4, kv_heads=2, head_dim=3, vocabulary=7
+    )
     prompt, length = 6, 4
     steps = decoder.forward(prompt, [], 1)
     for fed in range(1, length):
         steps += 2 * decoder.linear + 2 * decoder.head + 4 * 2 * 4 * 3 * (prompt + fed)
     assert decoder.generate(prompt, [length]) == steps
     more = decoder.generate(prompt, [length, length]) - steps
-    assert more == steps - decoder.forward(prompt, [], 1) + 2 * decoder.head, "the prompt is computed once"
+    assert more == steps - decoder.forward(prompt, [], 1) + 2 * decoder.head, (
+        "the prompt is computed once"
+    )
 
 
 def fake(point: Point, time_exponent: float) -> dict[str, object]:
@@ -92,7 +100,9 @@ def test_growth_is_told_as_exponents() -> None:
 def test_growth_has_a_table_and_a_plot(tmp_path: Path) -> None:
     axes = {"samples": along_samples((1, 4), 1.0)}
     text = table(axes)
-    assert len([line for line in text.splitlines() if line.startswith(f"| {AXES['samples']} |")]) == 3
+    assert (
+        len([line for line in text.splitlines() if line.startswith(f"| {AXES['samples']} |")]) == 3
+    )
     plot(axes, tmp_path / "growth.svg")
     assert "<svg" in (tmp_path / "growth.svg").read_text(encoding="utf-8")
 

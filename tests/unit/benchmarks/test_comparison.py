@@ -28,14 +28,26 @@ from lit_rlhf.testing.tokenizers import make_tokenizer
 
 
 def run(seconds: float, *, samples: int = 8, gigabytes: float = 1.0, **more: object) -> Measured:
-    return Measured({"seconds": [seconds] * 2, "samples": samples, **more}, 3 * seconds, round(gigabytes * 1e9))
+    return Measured(
+        {"seconds": [seconds] * 2, "samples": samples, **more}, 3 * seconds, round(gigabytes * 1e9)
+    )
 
 
-def lit_run(seconds: float, curve: Sequence[float] = (0.7, 0.6), dtype: str = "bfloat16") -> Measured:
+def lit_run(
+    seconds: float, curve: Sequence[float] = (0.7, 0.6), dtype: str = "bfloat16"
+) -> Measured:
     """Two steps of 1e12 FLOPs each, on a machine that does 1e12 a second."""
     flops, phases = [{"update": 1e12}] * 2, [{"update": seconds, "other": 9.0}] * 2
     peaks = {"bfloat16": 1e12, "float32": 2e11}
-    return run(seconds, gigabytes=2.0, curve=list(curve), flops=flops, phases=phases, peaks=peaks, dtype=dtype)
+    return run(
+        seconds,
+        gigabytes=2.0,
+        curve=list(curve),
+        flops=flops,
+        phases=phases,
+        peaks=peaks,
+        dtype=dtype,
+    )
 
 
 def test_the_ratio_is_of_medians_and_its_range_of_pairs() -> None:
@@ -77,7 +89,8 @@ def test_loss_curves_agree_step_by_step(ours: list[float], theirs: list[float], 
 
 
 @pytest.mark.parametrize(
-    ("ours", "ok"), [([0.0, 0.0, 1.0, 2.0], True), ([9.0, 9.0, 0.9, 1.1], True), ([9.0, 9.0, 0.9, 1.05], False)]
+    ("ours", "ok"),
+    [([0.0, 0.0, 1.0, 2.0], True), ([9.0, 9.0, 0.9, 1.1], True), ([9.0, 9.0, 0.9, 1.05], False)],
 )
 def test_rewards_reach_the_peers_late_mean_less_its_deviation(ours: list[float], ok: bool) -> None:
     found = parity.rewards(ours, [0.0, 0.0, 1.0, 2.0], least_steps=2)  # late: 1.5 ± 0.5
@@ -86,14 +99,18 @@ def test_rewards_reach_the_peers_late_mean_less_its_deviation(ours: list[float],
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "ok"), [(5, 5, True), (4, 4, None), (1, 1, None), (4, 3, False), (6, 5, False), (0, 0, False)]
+    ("ours", "theirs", "ok"),
+    [(5, 5, True), (4, 4, None), (1, 1, None), (4, 3, False), (6, 5, False), (0, 0, False)],
 )
 def test_rewards_of_too_few_steps_are_not_judged(ours: int, theirs: int, ok: bool | None) -> None:
     assert parity.rewards([1.0] * ours, [0.0] * theirs, least_steps=3)["ok"] is ok
 
 
 def test_generations_agree_by_regret_and_length() -> None:
-    short, long = [8.0, 12.0] * 8, [12.0, 16.0] * 8  # means 10 and 14, of each the standard error is 0.5
+    short, long = (
+        [8.0, 12.0] * 8,
+        [12.0, 16.0] * 8,
+    )  # means 10 and 14, of each the standard error is 0.5
     assert parity.generations(0.01, 0.015, short, short, 0.02, 3.0)["ok"]
     assert not parity.generations(0.03, 0.0, short, short, 0.02, 3.0)["ok"]
     assert not parity.generations(0.0, 0.03, short, short, 0.02, 3.0)["ok"]
@@ -107,7 +124,9 @@ def test_generations_agree_by_regret_and_length() -> None:
 def test_greedy_tokens_have_no_regret_and_others_what_they_lack() -> None:
     model = make_tiny_model(make_tokenizer())
     prompts = [[5, 6, 7], [8, 9]]
-    logits = torch.stack([model(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts]).detach()
+    logits = torch.stack(
+        [model(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts]
+    ).detach()
     best, least = logits.argmax(-1), logits.argmin(-1)
     assert regrets(model, prompts, best[:, None].tolist()).tolist() == [0.0, 0.0]
     gap = logits.amax(-1) - logits.amin(-1)
@@ -151,7 +170,10 @@ def test_rewards_are_judged_by_the_longer_runs_where_there_are_some() -> None:
 
 
 def test_curves_are_judged_in_float32_and_told_in_bfloat16() -> None:
-    timed = {("dpo", side): [lit_run(1.0, curve=[0.7, late])] for side, late in (("lit", 0.69), ("trl", 0.65))}
+    timed = {
+        ("dpo", side): [lit_run(1.0, curve=[0.7, late])]
+        for side, late in (("lit", 0.69), ("trl", 0.65))
+    }
     assert compare(WORKLOADS["dpo"], timed, {})["parity"]["ok"] is False
     for late, ok in ((0.650005, True), (0.65002, False)):
         exact = {
@@ -161,10 +183,15 @@ def test_curves_are_judged_in_float32_and_told_in_bfloat16() -> None:
         found = compare(WORKLOADS["dpo"], timed, exact)["parity"]
         assert (found["ok"], found["dtype"], found["timed"]["dtype"]) == (ok, "float32", "bfloat16")
         assert found["timed"]["worst"] == pytest.approx(0.04)
-    wrong = {("dpo", side): [lit_run(1.0, curve=[0.7, late])] for side, late in (("lit", 0.76), ("trl", 0.65))}
+    wrong = {
+        ("dpo", side): [lit_run(1.0, curve=[0.7, late])]
+        for side, late in (("lit", 0.76), ("trl", 0.65))
+    }
     same = {("dpo", side): lit_run(1.0, [0.7, 0.6], "float32") for side in ("lit", "trl")}
     assert compare(WORKLOADS["dpo"], timed, same)["parity"]["ok"] is True
-    assert compare(WORKLOADS["dpo"], wrong, same)["parity"]["ok"] is False, "the kernels that were timed are others"
+    assert compare(WORKLOADS["dpo"], wrong, same)["parity"]["ok"] is False, (
+        "the kernels that were timed are others"
+    )
     with pytest.raises(ValueError, match="bfloat16 and of float32"):
         compare(WORKLOADS["dpo"], {**timed, ("dpo", "trl"): [lit_run(1.0, dtype="float32")]}, {})
 
@@ -179,7 +206,9 @@ def test_longer_runs_are_made_in_full_comparisons_alone(tmp_path: Path) -> None:
 
     workloads = [WORKLOADS["rloo"], WORKLOADS["generate"]]
     for quick, names in ((True, []), (False, ["rloo-trl-judged", "rloo-lit-judged"])):
-        found = Tiny(tmp_path, Inputs(tmp_path, tmp_path, (2,)), 1, quick=quick, say=said.append).judged(workloads)
+        found = Tiny(
+            tmp_path, Inputs(tmp_path, tmp_path, (2,)), 1, quick=quick, say=said.append
+        ).judged(workloads)
         assert [line.split(":")[0] for line in said] == names
         assert set(found) == ({("rloo", "trl"), ("rloo", "lit")} if names else set())
 
@@ -206,7 +235,9 @@ def test_the_report_has_a_row_for_each_workload_and_goes_between_its_marks(tmp_p
     assert "**4.00** (4.00 to 4.00) | 5 |" in rows[0]
     assert rows[2].endswith("| **no** |")
     document = tmp_path / "doc.md"
-    document.write_text("# A\n\n<!-- compare:begin -->\nold\n<!-- compare:end -->\n\nrest\n", encoding="utf-8")
+    document.write_text(
+        "# A\n\n<!-- compare:begin -->\nold\n<!-- compare:end -->\n\nrest\n", encoding="utf-8"
+    )
     for _ in range(2):
         insert(document, "compare", text)
     found = document.read_text(encoding="utf-8")
@@ -257,7 +288,11 @@ def test_every_workload_has_settings_that_a_script_takes(tmp_path: Path) -> None
     inputs = Inputs(tmp_path, tmp_path, (0, 2))
     for workload in WORKLOADS.values():
         group = GROUPS[workload.group]
-        for told in (group.settings(quick=True), group.settings(quick=False), group.full | (group.judged or {})):
+        for told in (
+            group.settings(quick=True),
+            group.settings(quick=False),
+            group.full | (group.judged or {}),
+        ):
             settings = inputs.settings(workload.group, told | workload.ours.options, 2)
             assert settings.steps >= 2, "the first step isn't timed"
             assert bool(settings.stop_tokens) is (workload.group == "generate_varied")
@@ -271,7 +306,13 @@ def test_texts_are_of_a_data_set_that_prepare_writes(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "reviews.jsonl", build_rows(sentences, Recipe())[REVIEWS])
     make_tokenizer().save_pretrained(tmp_path / "model")
     write_rows(tmp_path / "reviews.jsonl", tmp_path / "model", tmp_path, count=2)
-    for name, columns in (("pairs", {"prompt", "chosen", "rejected", "completion"}), ("short", {"prompt"})):
-        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    for name, columns in (
+        ("pairs", {"prompt", "chosen", "rejected", "completion"}),
+        ("short", {"prompt"}),
+    ):
+        rows = [
+            json.loads(line)
+            for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert len(rows) == 2
         assert all(set(row) == columns for row in rows)

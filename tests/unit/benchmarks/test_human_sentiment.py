@@ -49,11 +49,19 @@ def sentences(number: int) -> list[Sentence]:
         words = " ".join(ADJECTIVES[(i // 8**place) % 8] for place in range(4))
         return f"A {words} film of the kind number {i}."
 
-    return [Sentence(str(i), text(i), tuple((i * 7 + j * 5) % 9 - 4 for j in range(15))) for i in range(number)]
+    return [
+        Sentence(str(i), text(i), tuple((i * 7 + j * 5) % 9 - 4 for j in range(15)))
+        for i in range(number)
+    ]
 
 
 def test_share_of_rater_pairs_equals_counting_them() -> None:
-    for first, second in [((3, 1, 1), (1, 0)), ((-4, 4), (0,)), ((2, 2), (2, 2)), ((4,), (-4, -4, -4))]:
+    for first, second in [
+        ((3, 1, 1), (1, 0)),
+        ((-4, 4), (0,)),
+        ((2, 2), (2, 2)),
+        ((4,), (-4, -4, -4)),
+    ]:
         pairs = list(itertools.product(first, second))
         counted = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
         assert p_preferred(first, second) == counted
@@ -87,7 +95,9 @@ def test_lists_hold_each_sentence_once_a_round_with_its_mean() -> None:
     means = {f" {sentence.text}": sentence.mean for sentence in everything}
     assert all(row["scores"] == [means[text] for text in row["completions"]] for row in rows)
     assert rows == list_rows(everything, size=4, rounds=3, seed=0)
-    assert {len(row["completions"]) for row in list_rows(everything, size=8, rounds=1, seed=1)} == {8}
+    assert {len(row["completions"]) for row in list_rows(everything, size=8, rounds=1, seed=1)} == {
+        8
+    }
 
 
 def test_the_scatter_of_raters_is_recovered() -> None:
@@ -115,7 +125,11 @@ def test_no_sentence_is_on_both_sides_and_sides_stay() -> None:
 
 def test_copies_are_merged_whatever_their_spelling() -> None:
     merged = merge_copies(
-        [Sentence("1", "A fine film!", (1, 2)), Sentence("2", "a  fine film", (3,)), Sentence("3", "...", (0,))]
+        [
+            Sentence("1", "A fine film!", (1, 2)),
+            Sentence("2", "a  fine film", (3,)),
+            Sentence("3", "...", (0,)),
+        ]
     )
     assert merged == [Sentence("1", "A fine film!", (1, 2, 3))]
 
@@ -136,7 +150,9 @@ def test_cutting_loses_nothing_but_spacing(words: int) -> None:
 
 
 def test_prompts_have_first_words_and_leave_enough() -> None:
-    rows = prompt_rows([*sentences(50), Sentence("s", "Too short.", (1,))], words=(2, 4), min_rest=5, seed=0)
+    rows = prompt_rows(
+        [*sentences(50), Sentence("s", "Too short.", (1,))], words=(2, 4), min_rest=5, seed=0
+    )
     assert len(rows) == 50
     for row in rows:
         shown = str(row["prompt"]).removeprefix(f"{PREFIX} ").split()
@@ -153,9 +169,14 @@ def test_data_sets_share_no_sentence_between_sides() -> None:
     held |= {row[side] for row in rows["pairs_heldout"] for side in ("chosen", "rejected")}
     assert held
     assert not train & held
-    whole = {str(r["prompt"]).removeprefix(PREFIX) + str(r["completion"]) for r in rows["demonstrations_train"]}
+    whole = {
+        str(r["prompt"]).removeprefix(PREFIX) + str(r["completion"])
+        for r in rows["demonstrations_train"]
+    }
     assert whole <= train
-    assert [r["prompt"] for r in rows["prompts_heldout"]] == [r["prompt"] for r in rows["demonstrations_heldout"]]
+    assert [r["prompt"] for r in rows["prompts_heldout"]] == [
+        r["prompt"] for r in rows["demonstrations_heldout"]
+    ]
 
 
 def write_corpus(folder: Path, ratings: str, texts: str) -> Path:
@@ -166,9 +187,14 @@ def write_corpus(folder: Path, ratings: str, texts: str) -> Path:
 
 def test_reading_the_corpus(tmp_path: Path) -> None:
     folder = write_corpus(
-        tmp_path, "1\t1.5\t0.5\t[1, 2]\n2\t-1\t0\t[-1]\n", "2\t-1\tWhat a  caf\xe9.\n\n1\t1.5\tFine film.\n"
+        tmp_path,
+        "1\t1.5\t0.5\t[1, 2]\n2\t-1\t0\t[-1]\n",
+        "2\t-1\tWhat a  caf\xe9.\n\n1\t1.5\tFine film.\n",
     )
-    assert read_sentences(folder) == [Sentence("2", "What a caf\xe9.", (-1,)), Sentence("1", "Fine film.", (1, 2))]
+    assert read_sentences(folder) == [
+        Sentence("2", "What a caf\xe9.", (-1,)),
+        Sentence("1", "Fine film.", (1, 2)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +258,12 @@ def test_the_judge_reads_the_sentence_without_prefix() -> None:
     judge_samples(samples, LengthJudge())
     assert [(row["gold"], row["gold_response"]) for row in samples] == [(3.0, 1.0), (3.0, 2.0)]
     summary = summarize(samples, ["reward"])
-    assert (summary["gold"], summary["kl"], summary["tokens"], summary["finished"]) == (3.0, 1.5, 3.0, 0.5)
+    assert (summary["gold"], summary["kl"], summary["tokens"], summary["finished"]) == (
+        3.0,
+        1.5,
+        3.0,
+        0.5,
+    )
     assert summary["reward"] == 1.0
     assert summary["kl_stderr"] == pytest.approx(0.5)
 
@@ -240,7 +271,9 @@ def test_the_judge_reads_the_sentence_without_prefix() -> None:
 @pytest.mark.parametrize("name", ["sft.yaml", "reward.yaml", "policy.yaml"])
 def test_configurations_read_what_prepare_writes(name: str) -> None:
     data = yaml.safe_load((HERE / name).read_text())["data"]["init_args"]
-    written = {f"runs/human_sentiment/data/{key}.jsonl" for key in build_rows(sentences(60), Recipe())}
+    written = {
+        f"runs/human_sentiment/data/{key}.jsonl" for key in build_rows(sentences(60), Recipe())
+    }
     used = {data[split]["init_args"]["path"] for split in ("train", "val") if split in data}
     assert used <= written
 

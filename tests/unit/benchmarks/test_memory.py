@@ -9,7 +9,12 @@ MIB = 2**20
 
 @pytest.mark.parametrize(("ours", "verdict"), [(440, "Met"), (460, r"**Missed**")])
 def test_the_median_is_held_to_the_goal(ours: int, verdict: str) -> None:
-    peaks = {"recompute": {"ours": [n * MIB for n in (ours, 900, 1)], "theirs": [n * MIB for n in (1000, 990, 2000)]}}
+    peaks = {
+        "recompute": {
+            "ours": [n * MIB for n in (ours, 900, 1)],
+            "theirs": [n * MIB for n in (1000, 990, 2000)],
+        }
+    }
     shown = table({**peaks, "store": {"ours": [MIB], "theirs": [2 * MIB]}})
     assert shown.startswith("| | ours | theirs | share |")
     assert f"| recompute | {ours} MiB (1–900) | 1000 MiB (990–2000) | {ours / 1000:.2f} |" in shown

@@ -52,7 +52,11 @@ class Data(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         return _Loader(
-            Rows(), batch_size=BATCH, sampler=self.order, num_workers=self.workers, generator=generator("loader")
+            Rows(),
+            batch_size=BATCH,
+            sampler=self.order,
+            num_workers=self.workers,
+            generator=generator("loader"),
         )
 
     def val_dataloader(self) -> DataLoader[Tensor]:
@@ -60,7 +64,10 @@ class Data(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         loop = self.trainer.fit_loop
-        epoch, batch = loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
+        epoch, batch = (
+            loop.epoch_progress.current.processed,
+            loop.epoch_loop.batch_progress.current.ready,
+        )
         return {"epoch": epoch, "batch": 0 if loop.epoch_progress.current.ready == epoch else batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -103,7 +110,14 @@ class Module(LightningModule):
             }
         ]
         self.log("train/loss", loss.detach(), batch_size=len(batch), on_step=True, on_epoch=True)
-        self.log("train/most", loss.detach(), batch_size=len(batch), on_step=False, on_epoch=True, reduce_fx="max")
+        self.log(
+            "train/most",
+            loss.detach(),
+            batch_size=len(batch),
+            on_step=False,
+            on_epoch=True,
+            reduce_fx="max",
+        )
         if not self.automatic_optimization:
             self.steps(batch)
         self.iteration += 1
@@ -131,7 +145,10 @@ class Module(LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["iteration"] = self.iteration

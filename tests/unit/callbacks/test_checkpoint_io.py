@@ -45,7 +45,9 @@ def test_file_is_synced_before_it_is_moved_and_the_directory_after(
     fsync, replace = os.fsync, Path.replace
 
     def spy_fsync(descriptor: int) -> None:
-        calls.append("sync " + ("directory" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "file"))
+        calls.append(
+            "sync " + ("directory" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "file")
+        )
         fsync(descriptor)
 
     def spy_replace(self: Path, target: Path) -> Path:
@@ -58,14 +60,18 @@ def test_file_is_synced_before_it_is_moved_and_the_directory_after(
     assert calls == ["sync file", "move", "sync directory"]
 
 
-def test_a_full_disk_leaves_the_last_good_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_last_good_file(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good, real_open = saved.read_bytes(), Path.open
 
     def full(self: Path, *args: Any, **kwargs: Any) -> Any:
         return real_open(Path("/dev/full") if self.name.endswith(".tmp") else self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(CheckpointError, match=rf"{saved} can't be written: No space left.* \d+ MiB are free there"):
+    with pytest.raises(
+        CheckpointError, match=rf"{saved} can't be written: No space left.* \d+ MiB are free there"
+    ):
         AtomicCheckpointIO().save_checkpoint({"other": torch.zeros(9)}, saved)
     assert saved.read_bytes() == good
     assert [file.name for file in saved.parent.iterdir()] == [saved.name]
@@ -74,7 +80,9 @@ def test_a_full_disk_leaves_the_last_good_file(saved: Path, monkeypatch: pytest.
 def in_child(action: Callable[[], None]) -> int:
     """Run an action in a forked process; its exit code, negative for a signal."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of threads, of which the child needs none
+        warnings.simplefilter(
+            "ignore"
+        )  # Python 3.12 warns of threads, of which the child needs none
         child = os.fork()
     if child == 0:
         try:
@@ -98,7 +106,9 @@ def test_a_file_size_limit_removes_the_temporary_file(saved: Path) -> None:
     assert checkpoint_problem(saved) is None
 
 
-def test_a_kill_while_writing_leaves_the_last_good_file_and_the_next_save_cleans_up(saved: Path) -> None:
+def test_a_kill_while_writing_leaves_the_last_good_file_and_the_next_save_cleans_up(
+    saved: Path,
+) -> None:
     def die_before_syncing() -> None:
         os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
         AtomicCheckpointIO().save_checkpoint({"other": torch.zeros(9)}, saved)
@@ -134,7 +144,9 @@ def test_only_files_of_dead_processes_are_stale(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", [{"x": NotPlain()}, {"x": lambda: 0}], ids=["object", "function"])
 def test_what_would_not_load_again_is_refused_at_saving(saved: Path, state: dict[str, Any]) -> None:
     good = saved.read_bytes()
-    with pytest.raises(CheckpointError, match=r"would not load again with weights_only=True: .*(NotPlain|lambda)"):
+    with pytest.raises(
+        CheckpointError, match=r"would not load again with weights_only=True: .*(NotPlain|lambda)"
+    ):
         AtomicCheckpointIO().save_checkpoint(state, saved)
     assert saved.read_bytes() == good
 

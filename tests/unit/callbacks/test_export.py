@@ -26,7 +26,10 @@ def fit(tmp: Path, fails: bool = False, ckpt_path: str | None = None, **options:
     target = tmp / "export"
     module = Exporting()
     module.fails = fails
-    callbacks = [ExportModel(str(target), merge=False), IterationCheckpoint(str(tmp / "checkpoints"))]
+    callbacks = [
+        ExportModel(str(target), merge=False),
+        IterationCheckpoint(str(tmp / "checkpoints")),
+    ]
     quiet_trainer(tmp, callbacks, **options).fit(module, datamodule=Data(), ckpt_path=ckpt_path)
     return target
 
@@ -56,7 +59,9 @@ def test_a_failed_export_loses_nothing_and_is_made_up_for(tmp_path: Path) -> Non
     target = tmp_path / "export"
     target.mkdir()
     (target / RECORD).write_text("former")
-    with pytest.raises(CheckpointError, match=rf"The export {target} can't be written: No space left .*untouched"):
+    with pytest.raises(
+        CheckpointError, match=rf"The export {target} can't be written: No space left .*untouched"
+    ):
         fit(tmp_path, fails=True)
     assert (target / RECORD).read_text() == "former"
     assert content(tmp_path) == ["checkpoints", "export"]

@@ -12,7 +12,13 @@ from lit_rlhf.callbacks.guards import distinct_2
 from lit_rlhf.errors import ConfigurationError
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
 
-HEALTHY = {"kl": 1.0, "entropy": 2.0, "length": 10.0, "gold": 2.0, "response": "the film was a joy to see"}
+HEALTHY = {
+    "kl": 1.0,
+    "entropy": 2.0,
+    "length": 10.0,
+    "gold": 2.0,
+    "response": "the film was a joy to see",
+}
 
 
 class Policy(Module):
@@ -40,7 +46,9 @@ class Policy(Module):
         )
 
 
-def fit(tmp: Path, guard: CollapseGuard, ckpt_path: str | None = None, **troubles: tuple[Any, list[int]]) -> Policy:
+def fit(
+    tmp: Path, guard: CollapseGuard, ckpt_path: str | None = None, **troubles: tuple[Any, list[int]]
+) -> Policy:
     diary: dict[int, dict[str, Any]] = {}
     for name, (value, iterations) in troubles.items():
         for iteration in iterations:
@@ -58,14 +66,26 @@ def saved(tmp: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("kl", 51.0, r"Iteration 7: the KL to the reference is 51 nats per sequence, above max_kl=50\."),
+        (
+            "kl",
+            51.0,
+            r"Iteration 7: the KL to the reference is 51 nats per sequence, above max_kl=50\.",
+        ),
         ("kl", float("nan"), r"Iteration 7: the KL to the reference is nan"),
-        ("entropy", 0.05, r"Iteration 7: the entropy is 0.05 nats per token, below min_entropy=0\.1\."),
+        (
+            "entropy",
+            0.05,
+            r"Iteration 7: the entropy is 0.05 nats per token, below min_entropy=0\.1\.",
+        ),
     ],
 )
-def test_kl_explosion_and_entropy_collapse_stop_the_run(tmp_path: Path, name: str, value: float, message: str) -> None:
+def test_kl_explosion_and_entropy_collapse_stop_the_run(
+    tmp_path: Path, name: str, value: float, message: str
+) -> None:
     guard = CollapseGuard(max_kl=50.0, min_entropy=0.1)
-    with pytest.raises(PolicyCollapsedError, match=message + r".*from before: .*iteration-00000004\.ckpt"):
+    with pytest.raises(
+        PolicyCollapsedError, match=message + r".*from before: .*iteration-00000004\.ckpt"
+    ):
         fit(tmp_path, guard, **{name: (value, [4, 5, 6])})
     assert saved(tmp_path)[-1] == "iteration-00000006.ckpt"  # not the one in which it was found
 
@@ -81,7 +101,9 @@ def test_a_falling_gold_reward_stops_the_run_where_the_proxy_still_rises(tmp_pat
 def test_without_a_gold_reward_its_guard_says_what_to_do(tmp_path: Path) -> None:
     class WithoutGold(Policy):
         def log_dict(self, dictionary: Any, **options: Any) -> None:
-            super().log_dict({name: x for name, x in dictionary.items() if "gold" not in name}, **options)
+            super().log_dict(
+                {name: x for name, x in dictionary.items() if "gold" not in name}, **options
+            )
 
     trainer = quiet_trainer(tmp_path, [CollapseGuard(max_gold_drop=0.5)])
     with pytest.raises(ConfigurationError, match="MonitoredReward"):
@@ -94,13 +116,18 @@ def test_trouble_that_passes_is_let_pass(tmp_path: Path) -> None:
 
 def test_it_can_only_warn(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Iteration 5: the KL") as said:
-        fit(tmp_path, CollapseGuard(max_kl=50.0, action="warn", patience=2), kl=(99.0, [3, 4, 5, 6]))
+        fit(
+            tmp_path, CollapseGuard(max_kl=50.0, action="warn", patience=2), kl=(99.0, [3, 4, 5, 6])
+        )
     assert len([warning for warning in said if "the KL" in str(warning.message)]) == 1
 
 
 def test_rolling_back_restores_weights_and_goes_on_with_new_batches(tmp_path: Path) -> None:
     guard = CollapseGuard(max_kl=50.0, action="rollback", patience=2)
-    with pytest.warns(UserWarning, match=r"Iteration 6: .* Rolled back to .*iteration-00000004\.ckpt \(1 of 3 times\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"Iteration 6: .* Rolled back to .*iteration-00000004\.ckpt \(1 of 3 times\)",
+    ):
         module = fit(tmp_path, guard, kl=(99.0, [4, 5]))
     weights = module.weights  # at the beginning of each iteration
     assert weights[6] == weights[4]
@@ -126,8 +153,14 @@ def test_without_a_checkpoint_from_before_it_stops(tmp_path: Path) -> None:
 
 
 def test_repetition_raises_an_alarm(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"Iteration 6: responses repeat themselves: 0\.22 of their pairs") as said:
-        fit(tmp_path, CollapseGuard(min_distinct=0.5), response=("so " + "good so " * 4 + "good", [3, 4, 5, 6, 7]))
+    with pytest.warns(
+        UserWarning, match=r"Iteration 6: responses repeat themselves: 0\.22 of their pairs"
+    ) as said:
+        fit(
+            tmp_path,
+            CollapseGuard(min_distinct=0.5),
+            response=("so " + "good so " * 4 + "good", [3, 4, 5, 6, 7]),
+        )
     assert len([warning for warning in said if "repeat" in str(warning.message)]) == 1
 
 

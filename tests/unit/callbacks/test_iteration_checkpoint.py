@@ -39,7 +39,13 @@ class Diary(Callback):
 
     def note(self, trainer: Trainer, what: str) -> None:
         batches = trainer.fit_loop.epoch_loop._batches_that_stepped
-        self.rows.append((iterations_done(trainer), what, (batches, trainer.current_epoch, current_metrics(trainer))))
+        self.rows.append(
+            (
+                iterations_done(trainer),
+                what,
+                (batches, trainer.current_epoch, current_metrics(trainer)),
+            )
+        )
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         self.note(trainer, "step")
@@ -55,7 +61,13 @@ class Run:
     """One process's part of a run."""
 
     def __init__(
-        self, tmp: Path, *, manual: bool = False, dies_at: int | None = None, ckpt_path: str | None = None, **rest: Any
+        self,
+        tmp: Path,
+        *,
+        manual: bool = False,
+        dies_at: int | None = None,
+        ckpt_path: str | None = None,
+        **rest: Any,
     ) -> None:
         every, workers = rest.pop("every", 1), rest.pop("workers", 0)
         self.checkpoint = IterationCheckpoint(
@@ -63,7 +75,9 @@ class Run:
         )
         self.module, self.diary = Mortal(manual), Diary()
         self.module.dies_at = dies_at
-        self.trainer = quiet_trainer(tmp, [self.checkpoint, self.diary, *rest.pop("callbacks", [])], **rest)
+        self.trainer = quiet_trainer(
+            tmp, [self.checkpoint, self.diary, *rest.pop("callbacks", [])], **rest
+        )
         try:
             self.trainer.fit(self.module, datamodule=Data(workers), ckpt_path=ckpt_path)
         except KilledError:
@@ -71,7 +85,11 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         optimizer = self.trainer.optimizers[0].state_dict()
-        moments = {f"{i}.{name}": torch.as_tensor(v) for i, s in optimizer["state"].items() for name, v in s.items()}
+        moments = {
+            f"{i}.{name}": torch.as_tensor(v)
+            for i, s in optimizer["state"].items()
+            for name, v in s.items()
+        }
         return {
             **{name: value.tolist() for name, value in self.module.state_dict().items()},
             **{name: value.tolist() for name, value in moments.items()},
@@ -96,15 +114,23 @@ CASES = {
     "automatic": {},
     "validation each epoch": {"manual": True, **VALIDATION},
     "validation within epochs": {"manual": True, "val_check_interval": 2, **VALIDATION},
-    "validation across epochs": {"val_check_interval": 4, "check_val_every_n_epoch": None, **VALIDATION},
+    "validation across epochs": {
+        "val_check_interval": 4,
+        "check_val_every_n_epoch": None,
+        **VALIDATION,
+    },
     "accumulation": {"accumulate_grad_batches": 4},
     "part of the data": {"manual": True, "limit_train_batches": 5},
 }
 
 
-@pytest.mark.parametrize(("every", "deaths"), [(1, (0, 3, 6, 11)), (4, (5, 9))], ids=["every", "every 4"])
+@pytest.mark.parametrize(
+    ("every", "deaths"), [(1, (0, 3, 6, 11)), (4, (5, 9))], ids=["every", "every 4"]
+)
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, case: str, every: int, deaths: tuple[int, ...]) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(
+    tmp_path: Path, case: str, every: int, deaths: tuple[int, ...]
+) -> None:
     options = CASES[case]
     whole = Run(tmp_path / "whole", every=every, **options)
     for dies_at in deaths:
@@ -154,7 +180,9 @@ def test_an_exception_saves_nothing(tmp_path: Path) -> None:
 
 
 def test_accumulated_gradients_are_waited_for(tmp_path: Path) -> None:
-    run = Run(tmp_path, every=1, keep=9, accumulate_grad_batches=4)  # of six batches: after the fourth and the last
+    run = Run(
+        tmp_path, every=1, keep=9, accumulate_grad_batches=4
+    )  # of six batches: after the fourth and the last
     assert run.names == [f"iteration-{n:08d}.ckpt" for n in (4, 6, 10, 12)]
 
 
@@ -162,7 +190,9 @@ def test_a_time_limit_saves_within_the_epoch(tmp_path: Path) -> None:
     whole = Run(tmp_path / "whole", manual=True)
 
     class Stop(Callback):
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, *args: Any
+        ) -> None:
             trainer.should_stop = trainer.should_stop or iterations_done(trainer) == 3
 
     Run(tmp_path, manual=True, every=100, callbacks=[Stop()])
@@ -172,7 +202,12 @@ def test_a_time_limit_saves_within_the_epoch(tmp_path: Path) -> None:
 
 def test_early_stopping_and_timer_work_beside_it(tmp_path: Path) -> None:
     stopping = EarlyStopping("val/loss", patience=1, min_delta=1e9)
-    run = Run(tmp_path, every=100, callbacks=[stopping, Timer(duration="00:01:00:00")], limit_val_batches=2)
+    run = Run(
+        tmp_path,
+        every=100,
+        callbacks=[stopping, Timer(duration="00:01:00:00")],
+        limit_val_batches=2,
+    )
     assert run.names == [f"iteration-{ITERATIONS:08d}.ckpt"]
 
 
@@ -184,7 +219,10 @@ def test_a_torn_checkpoint_is_passed_over_aloud(tmp_path: Path) -> None:
     first = Run(tmp_path, manual=True, dies_at=5)
     corrupt(first.checkpoint.directory / "iteration-00000005.ckpt")
     passed_over = r"Passed over iteration-00000005\.ckpt.* Going on from iteration-00000004\.ckpt"
-    with pytest.warns(UserWarning, match=passed_over), pytest.warns(UserWarning, match=r"renamed to \*\.abandoned"):
+    with (
+        pytest.warns(UserWarning, match=passed_over),
+        pytest.warns(UserWarning, match=r"renamed to \*\.abandoned"),
+    ):
         second = Run(tmp_path, manual=True, ckpt_path="last")
     assert len(second.module.seen) == ITERATIONS - 4
     assert second.state() == Run(tmp_path / "whole", manual=True).state()
@@ -195,22 +233,28 @@ def test_it_is_an_error_if_every_checkpoint_is_torn(tmp_path: Path) -> None:
     for path in first.checkpoint.directory.iterdir():
         corrupt(path)
     with pytest.raises(
-        CheckpointError, match=r"None of the checkpoints .* iteration-00000005\.ckpt: .* iteration-00000004\.ckpt"
+        CheckpointError,
+        match=r"None of the checkpoints .* iteration-00000005\.ckpt: .* iteration-00000004\.ckpt",
     ):
         Run(tmp_path, ckpt_path="last")
 
 
 def test_last_without_a_checkpoint_starts_anew_aloud(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"no checkpoint in .*checkpoints yet, so training starts anew") as said:
+    with pytest.warns(
+        UserWarning, match=r"no checkpoint in .*checkpoints yet, so training starts anew"
+    ) as said:
         run = Run(tmp_path, ckpt_path="last")
-    assert len([warning for warning in said if warning.category is not FutureWarning]) == 1  # and not Lightning's own
+    assert (
+        len([warning for warning in said if warning.category is not FutureWarning]) == 1
+    )  # and not Lightning's own
     assert len(run.module.seen) == ITERATIONS
 
 
 def test_a_new_run_in_a_used_directory_is_refused(tmp_path: Path) -> None:
     Run(tmp_path, dies_at=3)
     with pytest.raises(
-        ConfigurationError, match=r"holds checkpoints of an earlier run \(the newest: iteration-00000003"
+        ConfigurationError,
+        match=r"holds checkpoints of an earlier run \(the newest: iteration-00000003",
     ):
         Run(tmp_path)
 
@@ -218,7 +262,8 @@ def test_a_new_run_in_a_used_directory_is_refused(tmp_path: Path) -> None:
 def test_going_back_sets_the_abandoned_future_aside(tmp_path: Path) -> None:
     first = Run(tmp_path, manual=True, dies_at=6, keep=9)
     with pytest.warns(
-        UserWarning, match=r"goes on from iteration 3 .* iteration-00000006\.ckpt, .* iteration-00000004"
+        UserWarning,
+        match=r"goes on from iteration 3 .* iteration-00000006\.ckpt, .* iteration-00000004",
     ):
         second = Run(
             tmp_path,
@@ -249,13 +294,17 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
 class SavesOnException(Callback):
     """As Lightning's OnExceptionCheckpoint and its handler of SLURM's signal do."""
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         trainer.save_checkpoint(f"{trainer.default_root_dir}/exception.ckpt")
 
 
 def test_what_was_saved_within_an_iteration_is_no_state_to_go_on_from(tmp_path: Path) -> None:
     Run(tmp_path, manual=True, dies_at=4, callbacks=[SavesOnException()])
-    with pytest.raises(CheckpointError, match=r"exception\.ckpt was written in the midst of iteration 5"):
+    with pytest.raises(
+        CheckpointError, match=r"exception\.ckpt was written in the midst of iteration 5"
+    ):
         Run(tmp_path, manual=True, ckpt_path=str(tmp_path / "exception.ckpt"))
 
 
@@ -281,7 +330,9 @@ def test_atomic_writing_is_installed_unless_another_was_chosen(tmp_path: Path) -
         pass
 
     assert isinstance(Run(tmp_path / "a").trainer.strategy.checkpoint_io, AtomicCheckpointIO)
-    assert isinstance(Run(tmp_path / "b", plugins=[Chosen()]).trainer.strategy.checkpoint_io, Chosen)
+    assert isinstance(
+        Run(tmp_path / "b", plugins=[Chosen()]).trainer.strategy.checkpoint_io, Chosen
+    )
 
 
 def test_checkpoints_in_parts_are_refused(tmp_path: Path) -> None:
@@ -292,12 +343,15 @@ def test_checkpoints_in_parts_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_limit_in_steps_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"trainer\.max_steps=11 .*Set trainer\.max_epochs"):
+    with pytest.raises(
+        ConfigurationError, match=r"trainer\.max_steps=11 .*Set trainer\.max_epochs"
+    ):
         Run(tmp_path, max_steps=11)
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("every_n_iterations", 0), ("every_n_iterations", -1), ("keep_last", 0), ("keep_last", 1)]
+    ("option", "value"),
+    [("every_n_iterations", 0), ("every_n_iterations", -1), ("keep_last", 0), ("keep_last", 1)],
 )
 def test_options_out_of_range_are_refused(option: str, value: int) -> None:
     with pytest.raises(ConfigurationError, match=f"{option}={value}"):

@@ -46,7 +46,9 @@ class Recorder(Callback):
         self.reference: list[dict[str, Tensor]] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        for history, weights in zip((self.policy, self.reference), weights_of(pl_module), strict=True):
+        for history, weights in zip(
+            (self.policy, self.reference), weights_of(pl_module), strict=True
+        ):
             history.append(weights)
 
 
@@ -63,8 +65,12 @@ def weights_of(module: LightningModule) -> tuple[dict[str, Tensor], dict[str, Te
     return {name: everything[name] for name in reference}, reference
 
 
-def fit(module: PreferenceModule, data: PreferenceDataModule, *callbacks: Callback, **options: Any) -> Trainer:
-    trainer = make_trainer(**({"max_epochs": 2, "num_sanity_val_steps": 0, "callbacks": [*callbacks]} | options))
+def fit(
+    module: PreferenceModule, data: PreferenceDataModule, *callbacks: Callback, **options: Any
+) -> Trainer:
+    trainer = make_trainer(
+        **({"max_epochs": 2, "num_sanity_val_steps": 0, "callbacks": [*callbacks]} | options)
+    )
     trainer.fit(module, datamodule=data)
     return trainer
 
@@ -72,7 +78,12 @@ def fit(module: PreferenceModule, data: PreferenceDataModule, *callbacks: Callba
 @pytest.mark.parametrize("kind", KINDS)
 def test_soft_updates_are_an_average(kind: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     module, seen = make_module(tiny_model_dir, kind), Recorder()
-    fit(module, make_data(tiny_model_dir, tmp_path), seen, MovingReference(0.3, every_n_iterations=2))
+    fit(
+        module,
+        make_data(tiny_model_dir, tmp_path),
+        seen,
+        MovingReference(0.3, every_n_iterations=2),
+    )
     assert len(seen.policy) == 4
     for name, start in seen.reference[0].items():
         assert torch.equal(seen.reference[1][name], start)  # not yet due
@@ -80,11 +91,16 @@ def test_soft_updates_are_an_average(kind: str, tiny_model_dir: Path, tmp_path: 
         assert_close(seen.reference[2][name], first, **FP32)
         last = 0.3 * seen.policy[3][name] + 0.7 * first
         assert_close(weights_of(module)[1][name], last, **FP32)
-    assert any((seen.reference[2][name] - start).abs().max() > 1e-3 for name, start in seen.reference[0].items())
+    assert any(
+        (seen.reference[2][name] - start).abs().max() > 1e-3
+        for name, start in seen.reference[0].items()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hard_update_makes_the_policy_the_reference(kind: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_hard_update_makes_the_policy_the_reference(
+    kind: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     """As in sDPO, at the end of each epoch."""
     module, seen = make_module(tiny_model_dir, kind), Recorder()
     fit(module, make_data(tiny_model_dir, tmp_path), seen, MovingReference(1.0, every_n_epochs=1))
@@ -96,7 +112,9 @@ def test_a_hard_update_makes_the_policy_the_reference(kind: str, tiny_model_dir:
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     module.eval()
-    assert_close(module.reference_statistics(batch).logprobs, module(batch).logprobs.detach(), **FP32)
+    assert_close(
+        module.reference_statistics(batch).logprobs, module(batch).logprobs.detach(), **FP32
+    )
 
 
 def test_the_initial_reference_is_the_initial_policy(tiny_model_dir: Path) -> None:
@@ -105,20 +123,39 @@ def test_the_initial_reference_is_the_initial_policy(tiny_model_dir: Path) -> No
         module.reference_moves = True
         module.configure_model()
         policy, reference = weights_of(module)
-        assert reference and all(torch.equal(reference[name], weight) for name, weight in policy.items())
-        frozen = [w for n, w in module.named_parameters() if n.startswith("reference.") or ".reference." in n]
+        assert reference and all(
+            torch.equal(reference[name], weight) for name, weight in policy.items()
+        )
+        frozen = [
+            w
+            for n, w in module.named_parameters()
+            if n.startswith("reference.") or ".reference." in n
+        ]
         assert not any(weight.requires_grad for weight in frozen)
 
 
-@pytest.mark.parametrize(("kind", "period"), [("full", {"every_n_epochs": 1}), ("lora", {"every_n_iterations": 3})])
-def test_resume_is_exact(kind: str, period: dict[str, int], tiny_model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "period"), [("full", {"every_n_epochs": 1}), ("lora", {"every_n_iterations": 3})]
+)
+def test_resume_is_exact(
+    kind: str, period: dict[str, int], tiny_model_dir: Path, tmp_path: Path
+) -> None:
     whole = make_module(tiny_model_dir, kind)
     fit(whole, make_data(tiny_model_dir, tmp_path), MovingReference(0.5, **period), max_epochs=3)
-    first = fit(make_module(tiny_model_dir, kind), make_data(tiny_model_dir, tmp_path), MovingReference(0.5, **period))
+    first = fit(
+        make_module(tiny_model_dir, kind),
+        make_data(tiny_model_dir, tmp_path),
+        MovingReference(0.5, **period),
+    )
     first.save_checkpoint(tmp_path / "half.ckpt")
     second = make_module(tiny_model_dir, kind)
-    make_trainer(max_epochs=3, num_sanity_val_steps=0, callbacks=[MovingReference(0.5, **period)]).fit(
-        second, datamodule=make_data(tiny_model_dir, tmp_path), ckpt_path=tmp_path / "half.ckpt", weights_only=True
+    make_trainer(
+        max_epochs=3, num_sanity_val_steps=0, callbacks=[MovingReference(0.5, **period)]
+    ).fit(
+        second,
+        datamodule=make_data(tiny_model_dir, tmp_path),
+        ckpt_path=tmp_path / "half.ckpt",
+        weights_only=True,
     )
     for ours, theirs in zip(weights_of(second), weights_of(whole), strict=True):
         assert ours.keys() == theirs.keys() and ours
@@ -127,7 +164,9 @@ def test_resume_is_exact(kind: str, period: dict[str, int], tiny_model_dir: Path
 
 def test_a_checkpoint_brings_its_reference_along(tiny_model_dir: Path, tmp_path: Path) -> None:
     module = make_module(tiny_model_dir, "lora")
-    trainer = fit(module, make_data(tiny_model_dir, tmp_path), MovingReference(0.5, every_n_iterations=1))
+    trainer = fit(
+        module, make_data(tiny_model_dir, tmp_path), MovingReference(0.5, every_n_iterations=1)
+    )
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     assert load_checkpoint_backbone(tmp_path / "last.ckpt").adapters == ("policy", "reference")
 
@@ -175,11 +214,19 @@ def refused(module: LightningModule, alpha: float = 0.5) -> str:
 def test_references_that_cannot_move(tiny_model_dir: Path) -> None:
     spec = ModelSpec(name=str(tiny_model_dir))
     assert "RewardModelModule has none" in refused(RewardModelModule(spec))
-    assert "reference='precomputed'" in refused(make_module(tiny_model_dir, "lora", reference="precomputed"))
+    assert "reference='precomputed'" in refused(
+        make_module(tiny_model_dir, "lora", reference="precomputed")
+    )
     assert "SimPO has none" in refused(make_module(tiny_model_dir, "lora", loss=SimPO()))
-    assert "reference_dtype='bfloat16'" in refused(make_module(tiny_model_dir, "full", reference_dtype="bfloat16"))
-    assert "in bfloat16 small steps round away" in refused(PreferenceModule(ModelSpec(dtype="bfloat16", config={})))
-    MovingReference(1.0, every_n_epochs=1).setup(None, PreferenceModule(ModelSpec(dtype="bfloat16")), "fit")  # type: ignore[arg-type]
+    assert "reference_dtype='bfloat16'" in refused(
+        make_module(tiny_model_dir, "full", reference_dtype="bfloat16")
+    )
+    assert "in bfloat16 small steps round away" in refused(
+        PreferenceModule(ModelSpec(dtype="bfloat16", config={}))
+    )
+    MovingReference(1.0, every_n_epochs=1).setup(
+        None, PreferenceModule(ModelSpec(dtype="bfloat16")), "fit"
+    )  # type: ignore[arg-type]
     built = make_module(tiny_model_dir, "lora")
     built.configure_model()
     assert isinstance(built, ReferencedModule)

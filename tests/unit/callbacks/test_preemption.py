@@ -30,10 +30,15 @@ class Validations(Callback):
         self.count += 1
 
 
-def fit(tmp: Path, at: int | None = None, ckpt_path: str | None = None, **options: Any) -> tuple[Terminated, Trainer]:
+def fit(
+    tmp: Path, at: int | None = None, ckpt_path: str | None = None, **options: Any
+) -> tuple[Terminated, Trainer]:
     module = Terminated(options.pop("manual", True))
     module.at = at
-    callbacks = [Preemption(), IterationCheckpoint(str(tmp / "checkpoints"), every_n_iterations=100)]
+    callbacks = [
+        Preemption(),
+        IterationCheckpoint(str(tmp / "checkpoints"), every_n_iterations=100),
+    ]
     trainer = quiet_trainer(tmp, callbacks + options.pop("callbacks", []), **options)
     if at is None:
         trainer.fit(module, datamodule=Data(), ckpt_path=ckpt_path)

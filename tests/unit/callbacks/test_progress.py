@@ -23,12 +23,29 @@ class Watching(PhaseProgressBar):
             self.shown.append((task.description.strip(), task.completed, task.total))
 
 
-def fit(tmp: Path, bar: PhaseProgressBar, console: Console, monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:
-    for module in ("rich", "lit_rlhf.callbacks.progress", "lightning.pytorch.callbacks.progress.rich_progress"):
+def fit(
+    tmp: Path,
+    bar: PhaseProgressBar,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    **options: Any,
+) -> str:
+    for module in (
+        "rich",
+        "lit_rlhf.callbacks.progress",
+        "lightning.pytorch.callbacks.progress.rich_progress",
+    ):
         monkeypatch.setattr(f"{module}.get_console", lambda: console)
-    monkeypatch.setattr("lightning.pytorch.callbacks.progress.rich_progress.reconfigure", lambda **_: None)
+    monkeypatch.setattr(
+        "lightning.pytorch.callbacks.progress.rich_progress.reconfigure", lambda **_: None
+    )
     trainer = quiet_trainer(
-        tmp, [bar], enable_progress_bar=True, enable_checkpointing=False, limit_val_batches=2, **options
+        tmp,
+        [bar],
+        enable_progress_bar=True,
+        enable_checkpointing=False,
+        limit_val_batches=2,
+        **options,
     )
     module = Module(manual=True)
     trainer.fit(module, datamodule=Data())
@@ -37,7 +54,9 @@ def fit(tmp: Path, bar: PhaseProgressBar, console: Console, monkeypatch: pytest.
     return console.file.getvalue()
 
 
-def test_a_terminal_shows_the_phase_of_the_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_phase_of_the_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     bar = Watching()
     fit(tmp_path, bar, console, monkeypatch, max_epochs=1)
@@ -50,16 +69,22 @@ def test_a_terminal_shows_the_phase_of_the_iteration(tmp_path: Path, monkeypatch
 
 def test_a_file_gets_a_line_per_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), force_terminal=False, width=40)
-    text = fit(tmp_path, PhaseProgressBar(seconds_between_lines=0.0), console, monkeypatch, max_epochs=1)
+    text = fit(
+        tmp_path, PhaseProgressBar(seconds_between_lines=0.0), console, monkeypatch, max_epochs=1
+    )
     lines = text.splitlines()
     assert "\x1b" not in text
     done = [line for line in lines if line.startswith("epoch 0 iteration ")]
-    assert [line.split("|")[0].strip() for line in done] == [f"epoch 0 iteration {n}/6" for n in range(1, 7)]
+    assert [line.split("|")[0].strip() for line in done] == [
+        f"epoch 0 iteration {n}/6" for n in range(1, 7)
+    ]
     assert all("rollout 0.0 s, update 0.0 s" in line for line in done)
     assert "iteration 3: update 1/2" in lines
 
 
-def test_lines_are_rare_but_the_last_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_rare_but_the_last_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
     text = fit(tmp_path, PhaseProgressBar(seconds_between_lines=1000.0), console, monkeypatch)
     assert [line.split("|")[0].strip() for line in text.splitlines()] == [
@@ -70,4 +95,12 @@ def test_lines_are_rare_but_the_last_is_there(tmp_path: Path, monkeypatch: pytes
 
 def test_no_refreshes_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
-    assert fit(tmp_path, PhaseProgressBar(refresh_rate=0, seconds_between_lines=0.0), console, monkeypatch) == ""
+    assert (
+        fit(
+            tmp_path,
+            PhaseProgressBar(refresh_rate=0, seconds_between_lines=0.0),
+            console,
+            monkeypatch,
+        )
+        == ""
+    )

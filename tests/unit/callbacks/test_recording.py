@@ -33,7 +33,13 @@ class Mortal(Module):
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
         self.samples = [
-            {"iteration": self.iteration, "prompt": f"v{batch_idx}", "response": "é", "score": 0.1, "finished": False}
+            {
+                "iteration": self.iteration,
+                "prompt": f"v{batch_idx}",
+                "response": "é",
+                "score": 0.1,
+                "finished": False,
+            }
         ]
 
 
@@ -41,7 +47,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def run(tmp: Path, dies_at: int | None = None, ckpt_path: str | None = None, every: int = 3, **options: Any) -> None:
+def run(
+    tmp: Path,
+    dies_at: int | None = None,
+    ckpt_path: str | None = None,
+    every: int = 3,
+    **options: Any,
+) -> None:
     module = Mortal(manual=True)
     module.dies_at = dies_at
     callbacks = [
@@ -58,7 +70,10 @@ def run(tmp: Path, dies_at: int | None = None, ckpt_path: str | None = None, eve
 
 def test_every_iteration_and_validation_is_on_file(tmp_path: Path) -> None:
     run(tmp_path)
-    samples, metrics = lines(tmp_path / "records/samples.jsonl"), lines(tmp_path / "records/metrics.jsonl")
+    samples, metrics = (
+        lines(tmp_path / "records/samples.jsonl"),
+        lines(tmp_path / "records/metrics.jsonl"),
+    )
     assert [s["iteration"] for s in samples if s["stage"] == "train"] == list(range(ITERATIONS))
     assert [(s["iteration"], s["prompt"]) for s in samples if s["stage"] == "validation"] == [
         (6, "v0"),
@@ -67,7 +82,9 @@ def test_every_iteration_and_validation_is_on_file(tmp_path: Path) -> None:
         (12, "v1"),
     ]
     assert samples[-1]["response"] == "é"
-    assert [m["iteration"] for m in metrics if m["stage"] == "train"] == list(range(1, ITERATIONS + 1))
+    assert [m["iteration"] for m in metrics if m["stage"] == "train"] == list(
+        range(1, ITERATIONS + 1)
+    )
     assert [m["iteration"] for m in metrics if m["stage"] == "validation"] == [6, 12]
     epoch = next(m for m in metrics if m["stage"] == "epoch")
     first = [m for m in metrics if m["stage"] == "train"][:6]
@@ -119,9 +136,14 @@ def test_validating_from_a_checkpoint_cuts_nothing(tmp_path: Path) -> None:
     run(tmp_path, dies_at=5)
     file = tmp_path / "records/samples.jsonl"
     before = file.read_bytes()
-    records = [SampleTable(dirpath=str(tmp_path / "records")), MetricsFile(dirpath=str(tmp_path / "records"))]
+    records = [
+        SampleTable(dirpath=str(tmp_path / "records")),
+        MetricsFile(dirpath=str(tmp_path / "records")),
+    ]
     trainer = quiet_trainer(
-        tmp_path, [IterationCheckpoint(str(tmp_path / "checkpoints")), *records], limit_val_batches=1
+        tmp_path,
+        [IterationCheckpoint(str(tmp_path / "checkpoints")), *records],
+        limit_val_batches=1,
     )
     trainer.validate(Mortal(), datamodule=Data(), ckpt_path="last", verbose=False)
     assert file.read_bytes() == before
@@ -167,7 +189,9 @@ def test_tensorboard_shows_the_first_rows_as_text(tmp_path: Path) -> None:
 def test_weights_and_biases_and_mlflow_get_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against stand-ins: neither package is needed to use the callback, nor to test it."""
     calls: list[Any] = []
-    monkeypatch.setattr(WandbLogger, "log_table", lambda self, key, **rest: calls.append((key, rest)))
+    monkeypatch.setattr(
+        WandbLogger, "log_table", lambda self, key, **rest: calls.append((key, rest))
+    )
     wandb = WandbLogger.__new__(WandbLogger)
     log_table(wandb, "train/samples", ("a", "b"), [["x", 1.0]], 3)
     assert calls == [("train/samples", {"columns": ["a", "b"], "data": [["x", 1.0]], "step": 3})]

@@ -44,7 +44,9 @@ class Reader(PhaseTimer):
 
 def test_phases_and_rates_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timer = Reader(peak_flops=1e6, summary=True)
-    quiet_trainer(tmp_path, [timer], max_epochs=1, enable_checkpointing=False).fit(Slow(manual=True), datamodule=Data())
+    quiet_trainer(tmp_path, [timer], max_epochs=1, enable_checkpointing=False).fit(
+        Slow(manual=True), datamodule=Data()
+    )
     last = timer.last
     assert last["train/time/rollout"] >= SLEEP
     parts = [last[f"train/time/{name}"] for name in ("rollout", "update", "other")]
@@ -55,7 +57,9 @@ def test_phases_and_rates_are_logged(tmp_path: Path, capsys: pytest.CaptureFixtu
     trained = 40 / last["train/time/update"]
     assert last["train/throughput/trained_tokens_per_second"] == pytest.approx(trained)
     assert last["train/throughput/mfu"] == pytest.approx(3e4 / last["train/time/update"] / 1e6)
-    assert last["train/throughput/rollout_mfu"] == pytest.approx(1e4 / last["train/time/rollout"] / 1e6)
+    assert last["train/throughput/rollout_mfu"] == pytest.approx(
+        1e4 / last["train/time/rollout"] / 1e6
+    )
     printed = capsys.readouterr().out
     assert "Time by phase" in printed
     assert "rollout" in printed
@@ -81,12 +85,18 @@ def test_modules_without_phases_are_one_update(tmp_path: Path) -> None:
     module = SimpleNamespace(log_dict=lambda values, batch_size: logged.update(values))
     PhaseTimer.on_train_batch_end(timer, trainer, module, None, batch, 0)
     assert timer.tokens == {"update": 7}
-    assert logged["train/throughput/trained_tokens_per_second"] == pytest.approx(7 / logged["train/time/update"])
+    assert logged["train/throughput/trained_tokens_per_second"] == pytest.approx(
+        7 / logged["train/time/update"]
+    )
 
 
 def test_table_has_shares_of_the_whole() -> None:
     timer = PhaseTimer()
-    timer.totals, timer.tokens, timer.flops = {"rollout": 3.0, "update": 1.0}, {"rollout": 600}, {"update": 5.0}
+    timer.totals, timer.tokens, timer.flops = (
+        {"rollout": 3.0, "update": 1.0},
+        {"rollout": 600},
+        {"update": 5.0},
+    )
     timer._peak = 10.0
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(phase_table(timer.rows()))
@@ -113,7 +123,9 @@ def test_a_profile_of_ppo_counts_every_pass(tmp_path: Path, tiny_model_dir: Path
     """Of two iterations the first is in the table, the second gives the operators."""
     spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4))
     options = {"num_epochs": 2, "num_minibatches": 2, "microbatch_tokens": 64}
-    module = Kept(spec, CountVowels(), value=ValueAdapter(), sampling=Sampling(max_new_tokens=6), **options)
+    module = Kept(
+        spec, CountVowels(), value=ValueAdapter(), sampling=Sampling(max_new_tokens=6), **options
+    )
     timer = PhaseTimer(peak_flops=1e9, profile=True)
     trainer = quiet_trainer(tmp_path, [timer], max_epochs=1, enable_checkpointing=False)
     trainer.fit(module, prompt_loader(tiny_model_dir))
@@ -124,16 +136,24 @@ def test_a_profile_of_ppo_counts_every_pass(tmp_path: Path, tiny_model_dir: Path
     def flops(role: str, logprobs: bool, backward: bool = False) -> float:
         return float(pass_flops(backbone, batch, role, logprobs=logprobs, backward=backward))
 
-    sampled = float(generation_flops(backbone, "policy", rollout.prompt_mask, rollout.response_mask))
+    sampled = float(
+        generation_flops(backbone, "policy", rollout.prompt_mask, rollout.response_mask)
+    )
     assert timer.flops == {
         "rollout": pytest.approx(sampled),
-        "reference": pytest.approx(flops("reference", logprobs=True) + flops("value", logprobs=False)),
-        "update": pytest.approx(2 * (flops("policy", True, backward=True) + flops("value", False, backward=True))),
+        "reference": pytest.approx(
+            flops("reference", logprobs=True) + flops("value", logprobs=False)
+        ),
+        "update": pytest.approx(
+            2 * (flops("policy", True, backward=True) + flops("value", False, backward=True))
+        ),
     }
     record = json.loads((tmp_path / "profile.json").read_text())
     rows = {row["phase"]: row for row in record["phases"]}
     assert set(rows) == {"rollout", "reward", "reference", "update", "other", "outside iterations"}
-    assert rows["update"]["utilisation"] == pytest.approx(timer.flops["update"] / rows["update"]["seconds"] / 1e9)
+    assert rows["update"]["utilisation"] == pytest.approx(
+        timer.flops["update"] / rows["update"]["seconds"] / 1e9
+    )
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
     assert rows["rollout"]["tokens"] == int(rollout.response_mask.sum())
     text = (tmp_path / "profile.md").read_text()

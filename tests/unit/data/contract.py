@@ -51,7 +51,9 @@ def equal(left: Any, right: Any) -> bool:
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
     if isinstance(left, list):
-        return len(left) == len(right) and all(equal(a, b) for a, b in zip(left, right, strict=True))
+        return len(left) == len(right) and all(
+            equal(a, b) for a, b in zip(left, right, strict=True)
+        )
     return bool(left == right)
 
 
@@ -72,20 +74,33 @@ class DataModuleContract:
     @pytest.fixture
     def make(self, tokenizer: PreTrainedTokenizerFast) -> Callable[..., BranchedDataModule]:
         def factory(**options: Any) -> BranchedDataModule:
-            defaults = {"train": RowsSource(self.raw_rows()), "tokenizer": tokenizer, "batch_size": 4}
+            defaults = {
+                "train": RowsSource(self.raw_rows()),
+                "tokenizer": tokenizer,
+                "batch_size": 4,
+            }
             return self.kind(**{**defaults, **options})
 
         return factory
 
-    def test_batches_have_the_keys_and_types_of_their_kind(self, make: Callable[..., BranchedDataModule]) -> None:
+    def test_batches_have_the_keys_and_types_of_their_kind(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
         common = dict.fromkeys(("input_ids", "branch_ids", "position_ids", "index"), torch.int64)
         for batch in ready(make()).train_dataloader():
-            tensors = {name: value.dtype for name, value in batch.items() if isinstance(value, Tensor)}
+            tensors = {
+                name: value.dtype for name, value in batch.items() if isinstance(value, Tensor)
+            }
             assert tensors == {**common, **self.dtypes}
-            assert all(batch[name].shape == batch["input_ids"].shape for name in ("branch_ids", "position_ids"))
+            assert all(
+                batch[name].shape == batch["input_ids"].shape
+                for name in ("branch_ids", "position_ids")
+            )
             assert batch["index"].shape == (4,)
 
-    def test_tokens_branches_and_positions_are_those_of_the_text(self, make: Callable[..., BranchedDataModule]) -> None:
+    def test_tokens_branches_and_positions_are_those_of_the_text(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
         module = ready(make(bucket_batches=3))
         tokenizer, raw = module.tokenizer, self.raw_rows()
         for batch in module.train_dataloader():
@@ -100,17 +115,26 @@ class DataModuleContract:
                     start = len(tokenizer(texts[0])["input_ids"])
                 width = batch["input_ids"].shape[1]
                 expected += [(tokenizer.pad_token_id, -1, 0)] * (width - len(expected))
-                columns = (batch[name][line].tolist() for name in ("input_ids", "branch_ids", "position_ids"))
+                columns = (
+                    batch[name][line].tolist()
+                    for name in ("input_ids", "branch_ids", "position_ids")
+                )
                 assert list(zip(*columns, strict=True)) == expected
 
-    def test_width_is_the_longest_row_rounded_up(self, make: Callable[..., BranchedDataModule]) -> None:
+    def test_width_is_the_longest_row_rounded_up(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
         module = ready(make(pad_to_multiple_of=16))
         for batch in module.train_dataloader():
-            longest = max(int(module.rows["train"].lengths[index]) for index in batch["index"].tolist())
+            longest = max(
+                int(module.rows["train"].lengths[index]) for index in batch["index"].tolist()
+            )
             assert batch["input_ids"].shape[1] % 16 == 0
             assert longest <= batch["input_ids"].shape[1] < longest + 16
 
-    def test_no_prompt_stands_on_both_sides_of_a_split(self, make: Callable[..., BranchedDataModule]) -> None:
+    def test_no_prompt_stands_on_both_sides_of_a_split(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
         module, raw = ready(make(val_fraction=0.3)), self.raw_rows()
         sides = [
             {raw[module.rows[side][i]["row"]]["prompt"] for i in range(len(module.rows[side]))}
@@ -120,17 +144,27 @@ class DataModuleContract:
         assert sides[0] | sides[1] == set(PROMPTS)
         assert len(module.rows["train"]) + len(module.rows["val"]) == len(raw)
 
-    def test_the_split_depends_on_prompts_alone(self, make: Callable[..., BranchedDataModule]) -> None:
+    def test_the_split_depends_on_prompts_alone(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
         def side(rows: list[dict[str, Any]], **options: Any) -> set[str]:
             module = ready(make(train=RowsSource(rows), val_fraction=0.3, **options))
-            return {rows[module.rows["val"][i]["row"]]["prompt"] for i in range(len(module.rows["val"]))}
+            return {
+                rows[module.rows["val"][i]["row"]]["prompt"] for i in range(len(module.rows["val"]))
+            }
 
         raw = self.raw_rows()
-        assert side(raw) == side(raw[::-1], seed=7, batch_size=2, tokenizer=make_tokenizer(merges=()))
+        assert side(raw) == side(
+            raw[::-1], seed=7, batch_size=2, tokenizer=make_tokenizer(merges=())
+        )
         assert side(raw) != side(raw, split_seed=1)
 
-    def test_two_runs_of_one_seed_give_the_same_batches(self, make: Callable[..., BranchedDataModule]) -> None:
-        first, second, other = (list(ready(make(seed=seed)).train_dataloader()) for seed in (3, 3, 4))
+    def test_two_runs_of_one_seed_give_the_same_batches(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
+        first, second, other = (
+            list(ready(make(seed=seed)).train_dataloader()) for seed in (3, 3, 4)
+        )
         assert equal(first, second)
         assert indices(first) != indices(other)
 
@@ -143,18 +177,24 @@ class DataModuleContract:
         for _ in range(2):
             assert equal(list(mine), list(theirs))
 
-    def test_each_epoch_has_an_order_of_its_own(self, make: Callable[..., BranchedDataModule]) -> None:
+    def test_each_epoch_has_an_order_of_its_own(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
         module = ready(make())
         loader = module.train_dataloader()
         first, second = indices(loader), indices(loader)
         assert first != second
         loader.sampler.set_epoch(0)
         assert indices(loader) == first
-        assert indices(module.train_dataloader()) == second  # a new loader goes on with the next epoch
+        assert (
+            indices(module.train_dataloader()) == second
+        )  # a new loader goes on with the next epoch
 
     @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_a_pass_that_is_broken_off_starts_over(self, make: Callable[..., BranchedDataModule], workers: int) -> None:
+    def test_a_pass_that_is_broken_off_starts_over(
+        self, make: Callable[..., BranchedDataModule], workers: int
+    ) -> None:
         module = ready(make(num_workers=workers))
         loader = module.train_dataloader()
         expected = indices(module.train_dataloader())
@@ -171,7 +211,9 @@ class DataModuleContract:
         assert len(seen) == len(set(seen)) == len(loader) * 4 == len(self.raw_rows()) // 4 * 4
 
     @pytest.mark.parametrize("done", [1, 3, 5])
-    def test_a_restored_position_goes_on_exactly(self, make: Callable[..., BranchedDataModule], done: int) -> None:
+    def test_a_restored_position_goes_on_exactly(
+        self, make: Callable[..., BranchedDataModule], done: int
+    ) -> None:
         whole = ready(make())
         expected = [list(whole.train_dataloader()) for _ in range(3)]
         broken = ready(make())
@@ -188,9 +230,14 @@ class DataModuleContract:
         assert equal(list(loader), expected[1][done:])
         assert equal(list(loader), expected[2])
 
-    def test_ranks_share_the_batches_of_one_process(self, make: Callable[..., BranchedDataModule]) -> None:
+    def test_ranks_share_the_batches_of_one_process(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
         one = indices(ready(make(batch_size=6)).train_dataloader())
-        ranks = [indices(ready(attach(make(batch_size=3), 2, rank)).train_dataloader()) for rank in range(2)]
+        ranks = [
+            indices(ready(attach(make(batch_size=3), 2, rank)).train_dataloader())
+            for rank in range(2)
+        ]
         assert len(ranks[0]) == len(ranks[1]) == len(one)
         for whole, left, right in zip(one, *ranks, strict=True):
             assert set(left).isdisjoint(right)
@@ -213,7 +260,9 @@ class DataModuleContract:
         assert flat(module.test_dataloader()) == list(range(len(self.raw_rows())))
         assert equal(list(module.test_dataloader()), list(module.predict_dataloader()))
 
-    def test_a_pass_leaves_the_global_generator_alone(self, make: Callable[..., BranchedDataModule]) -> None:
+    def test_a_pass_leaves_the_global_generator_alone(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
         module = ready(make(val_fraction=0.3))
         before = torch.get_rng_state()
         list(module.train_dataloader())
@@ -227,7 +276,9 @@ class DataModuleContract:
         self, make: Callable[..., BranchedDataModule], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = ready(make())
-        monkeypatch.setattr("lit_rlhf.data.base.Preparation.__iter__", lambda self: pytest.fail("tokenized again"))
+        monkeypatch.setattr(
+            "lit_rlhf.data.base.Preparation.__iter__", lambda self: pytest.fail("tokenized again")
+        )
         second = ready(make(batch_size=2, seed=5))
         assert second.dataset_hash == first.dataset_hash
         assert equal(second.rows["train"][3], first.rows["train"][3])

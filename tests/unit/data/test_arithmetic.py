@@ -16,7 +16,9 @@ def test_answers_are_right_and_steps_lead_to_them() -> None:
     rows = list(ArithmeticSource(rows=200, terms=4, largest=30).load())
     answers = set()
     for row in rows:
-        question = re.fullmatch(r"What is ([-+ 0-9]+)\? End with #### and the answer\.\n", row["prompt"])
+        question = re.fullmatch(
+            r"What is ([-+ 0-9]+)\? End with #### and the answer\.\n", row["prompt"]
+        )
         assert question is not None
         numbers = [int(word) for word in re.findall(r"\d+", question[1])]
         assert len(numbers) == 4
@@ -47,7 +49,9 @@ def test_the_exact_answer_reward_agrees_with_the_worked_steps() -> None:
     responses, answers = [row["completion"] for row in rows], [row["answer"] for row in rows]
     completions = make_completions(make_tokenizer(), ["x"], responses, answer=answers)
     assert torch.equal(ExactAnswerReward().score(completions), torch.ones(40))
-    turned = make_completions(make_tokenizer(), ["x"], responses, answer=[str(int(a) + 1) for a in answers])
+    turned = make_completions(
+        make_tokenizer(), ["x"], responses, answer=[str(int(a) + 1) for a in answers]
+    )
     assert torch.equal(ExactAnswerReward().score(turned), torch.zeros(40))
 
 

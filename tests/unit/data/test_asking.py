@@ -19,7 +19,24 @@ from lit_rlhf.testing import make_tokenizer
 from lit_rlhf.testing.tokenizers import make_word_tokenizer
 from tests.reference.tokenization import tokenize
 
-PIECES = ("the", " the", "th", "e", "in", " in", "er", "\n", "naïve", "🙂", " ", "<eos>", "<bos>", "q:", "t", "")
+PIECES = (
+    "the",
+    " the",
+    "th",
+    "e",
+    "in",
+    " in",
+    "er",
+    "\n",
+    "naïve",
+    "🙂",
+    " ",
+    "<eos>",
+    "<bos>",
+    "q:",
+    "t",
+    "",
+)
 
 
 class AsTheyAre(Format):
@@ -39,29 +56,41 @@ def random_record(rng: random.Random) -> Record:
     kind = rng.choice(("plain", "plain", "chat", "steps", "prompt"))
     if kind == "chat":
         turns = [{"role": "user", "content": text(rng)}]
-        return Record(turns, tuple([{"role": "assistant", "content": text(rng) + "."}] for _ in range(2)))
+        return Record(
+            turns, tuple([{"role": "assistant", "content": text(rng) + "."}] for _ in range(2))
+        )
     if kind == "steps":
         return Record(text(rng), tuple(text(rng) + "." for _ in range(3)), steps=True)
     completions = () if kind == "prompt" else (text(rng) + "a", text(rng) + "b", text(rng) + "c")
     return Record(rng.choice(("", text(rng))), completions)
 
 
-def prepare(tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], **options: Any) -> Preparation:
+def prepare(
+    tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], **options: Any
+) -> Preparation:
     encoder = Encoder(tokenizer, **options)
     return Preparation(RowsSource(rows), AsTheyAre(), encoder, Shape((0, None)), "drop", "drop")
 
 
 @pytest.mark.parametrize(
     "tokenizer",
-    [make_tokenizer(), make_tokenizer(bos=True), make_tokenizer(merges=("t h", "th e", "q :", ": t", "e Ċ"))],
+    [
+        make_tokenizer(),
+        make_tokenizer(bos=True),
+        make_tokenizer(merges=("t h", "th e", "q :", ": t", "e Ċ")),
+    ],
     ids=["plain", "bos", "merges over seams"],
 )
-def test_tokens_are_those_of_row_by_row(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_those_of_row_by_row(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparation_module, "_ROWS_AT_ONCE", 7)
     monkeypatch.setattr(asking_module, "_CHARACTERS_AT_ONCE", 40)
     rng = random.Random(0)
     rows = [{"records": [random_record(rng) for _ in range(rng.randrange(3))]} for _ in range(150)]
-    expected = [(n, *tokenize(tokenizer, record)) for n, row in enumerate(rows) for record in row["records"]]
+    expected = [
+        (n, *tokenize(tokenizer, record)) for n, row in enumerate(rows) for record in row["records"]
+    ]
     found = [(r["row"], r["prompt_ids"], r["completion_ids"]) for r in prepare(tokenizer, rows)]
     assert found == expected
 
@@ -73,8 +102,21 @@ def test_rows_left_out_are_those_of_row_by_row() -> None:
         {"records": [good, Record("q:", (" ", " b"))]},
         {"records": [Record("q:", (" a", " a"))]},
         {"records": [Record("q:", (" a" * 50, " b"))]},
-        {"records": [good, Record("q:", (" a", " b"), fields={"margin": 1.0}), Record("q:", (" ", " b"))]},
-        {"records": [Record([{"role": "assistant", "content": "a"}], ([{"role": "assistant", "content": "b"}],))]},
+        {
+            "records": [
+                good,
+                Record("q:", (" a", " b"), fields={"margin": 1.0}),
+                Record("q:", (" ", " b")),
+            ]
+        },
+        {
+            "records": [
+                Record(
+                    [{"role": "assistant", "content": "a"}],
+                    ([{"role": "assistant", "content": "b"}],),
+                )
+            ]
+        },
         {"error": InvalidRowError("odd row", "it is odd")},
     ]
     rows: list[dict[str, Any]] = [{"records": [good]}]
@@ -90,7 +132,9 @@ def test_rows_left_out_are_those_of_row_by_row() -> None:
         reasons |= {name: reason.first for name, reason in alone.report.reasons.items()}
     assert len(reasons) == len(bad)
     assert together.report.counts == dict.fromkeys(reasons, 3)
-    firsts = {name: reason.first.partition(": ")[2] for name, reason in together.report.reasons.items()}
+    firsts = {
+        name: reason.first.partition(": ")[2] for name, reason in together.report.reasons.items()
+    }
     assert firsts == {name: first.partition(": ")[2] for name, first in reasons.items()}
     assert [reason.first.partition(": ")[0] for reason in together.report.reasons.values()] == [
         f"rows in memory, row {2 + 2 * number}" for number in range(len(bad))
@@ -147,10 +191,15 @@ def test_many_texts_are_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         return answer(tokenizer, texts, special=special)
 
     monkeypatch.setattr(asking_module, "text_ids", counted)
-    tokenizer = make_word_tokenizer([*"abcdefgh", "q", ":"])  # ":a" is no word, so completions are tokenized again
+    tokenizer = make_word_tokenizer(
+        [*"abcdefgh", "q", ":"]
+    )  # ":a" is no word, so completions are tokenized again
     rows = [{"records": [Record("q :", (letter, "h h"))]} for letter in "abcdefg" * 10]
     assert len(list(prepare(tokenizer, rows))) == 70
-    assert calls == [1 + 7 + 1, 1 + 7 + 1]  # prompt and what follows, each text once; the same behind a line break
+    assert calls == [
+        1 + 7 + 1,
+        1 + 7 + 1,
+    ]  # prompt and what follows, each text once; the same behind a line break
 
 
 def test_a_generator_that_raises_ends_all() -> None:

@@ -40,7 +40,11 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "empty completion": (pair(chosen=" \n"), "empty completion", "a completion has no text"),
     "empty prompt": (pair(prompt=""), "empty prompt", "column 'prompt' is empty"),
     "identical pair": (pair(rejected="good"), "identical pair", "have the same 5 tokens"),
-    "missing column": ({"prompt": "q", "chosen": "a"}, "no column 'rejected'", r"columns are \['chosen', 'prompt'\]"),
+    "missing column": (
+        {"prompt": "q", "chosen": "a"},
+        "no column 'rejected'",
+        r"columns are \['chosen', 'prompt'\]",
+    ),
     "missing value": (pair(rejected=None), "no value in column 'rejected'", "missing"),
     "wrong type": (pair(chosen=["a"]), "column 'chosen' is neither text nor messages", "got list"),
     "label out of range": (pair(p_chosen=1.5), "column 'p_chosen' is out of range", "got 1.5"),
@@ -49,8 +53,16 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
         "columns differ from the first row's",
         r"\['margin'\]; the first row's are \[\]",
     ),
-    "prompt too long": (pair(prompt=LONG), "prompt too long", "200 tokens, max_prompt_length is 60"),
-    "completion too long": (pair(chosen=LONG), "completion too long", "201 tokens, max_completion_length is 70"),
+    "prompt too long": (
+        pair(prompt=LONG),
+        "prompt too long",
+        "200 tokens, max_prompt_length is 60",
+    ),
+    "completion too long": (
+        pair(chosen=LONG),
+        "completion too long",
+        "201 tokens, max_completion_length is 70",
+    ),
 }
 LIMITS = {"max_prompt_length": 60, "max_completion_length": 70}
 
@@ -58,22 +70,42 @@ LIMITS = {"max_prompt_length": 60, "max_completion_length": 70}
 class TestRowsThatCannotBeUsed:
     @pytest.mark.parametrize("case", BAD_ROWS)
     def test_they_are_left_out_counted_and_logged(
-        self, case: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+        self,
+        case: str,
+        tmp_path: Path,
+        tokenizer: PreTrainedTokenizerFast,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         row, reason, _ = BAD_ROWS[case]
         path = write_jsonl(tmp_path / "pairs.jsonl", [*GOOD[:3], row, *GOOD[3:], row])
         for _ in range(2):  # the second time from the cache: it is said again
             caplog.clear()
             with caplog.at_level(logging.WARNING, logger="lit_rlhf"):
-                module = ready(PreferenceDataModule(FileSource(str(path)), tokenizer=tokenizer, **LIMITS))
+                module = ready(
+                    PreferenceDataModule(FileSource(str(path)), tokenizer=tokenizer, **LIMITS)
+                )
             assert module.reports["train"].counts == {reason: 2}
             assert len(module.rows["train"]) == 8
-            assert [module.rows["train"][place]["row"] for place in range(8)] == [0, 1, 2, 4, 5, 6, 7, 8]
+            assert [module.rows["train"][place]["row"] for place in range(8)] == [
+                0,
+                1,
+                2,
+                4,
+                5,
+                6,
+                7,
+                8,
+            ]
             (message,) = caplog.messages
-            assert f"{path}: 8 of 10 rows used; 2 left out, {reason} (first: {path}, row 4: " in message
+            assert (
+                f"{path}: 8 of 10 rows used; 2 left out, {reason} (first: {path}, row 4: "
+                in message
+            )
 
     @pytest.mark.parametrize("case", BAD_ROWS)
-    def test_they_end_the_run_when_told_to(self, case: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_they_end_the_run_when_told_to(
+        self, case: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         row, reason, detail = BAD_ROWS[case]
         path = write_jsonl(tmp_path / "pairs.jsonl", [*GOOD[:3], row, *GOOD[3:]])
         module = PreferenceDataModule(
@@ -81,23 +113,39 @@ class TestRowsThatCannotBeUsed:
         )
         way_out = "too_long: drop or too_long: truncate" if "long" in reason else "invalid: drop"
         with pytest.raises(
-            DataError, match=rf"1 left out, {reason} \(first: .*pairs\.jsonl, row 4: .*{detail}.*set {way_out}"
+            DataError,
+            match=rf"1 left out, {reason} \(first: .*pairs\.jsonl, row 4: .*{detail}.*set {way_out}",
         ):
             module.prepare_data()
         assert not list((tmp_path / "cache").iterdir())
 
     def test_truncation_keeps_long_rows(self, tokenizer: PreTrainedTokenizerFast) -> None:
         rows = [pair(prompt=f"{n}{LONG}", chosen=LONG) for n in range(4)]
-        module = ready(PreferenceDataModule(RowsSource(rows), tokenizer=tokenizer, too_long="truncate", **LIMITS))
+        module = ready(
+            PreferenceDataModule(
+                RowsSource(rows), tokenizer=tokenizer, too_long="truncate", **LIMITS
+            )
+        )
         assert module.reports["train"].counts == {}
-        assert (module.reports["train"].longest_prompt, module.reports["train"].longest_completion) == (60, 70)
+        assert (
+            module.reports["train"].longest_prompt,
+            module.reports["train"].longest_completion,
+        ) == (60, 70)
 
-    def test_a_pair_that_truncation_makes_identical_is_left_out(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_a_pair_that_truncation_makes_identical_is_left_out(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         rows = [*GOOD, pair(chosen=LONG + "a", rejected=LONG + "b")]
-        module = ready(PreferenceDataModule(RowsSource(rows), tokenizer=tokenizer, too_long="truncate", **LIMITS))
+        module = ready(
+            PreferenceDataModule(
+                RowsSource(rows), tokenizer=tokenizer, too_long="truncate", **LIMITS
+            )
+        )
         assert module.reports["train"].counts == {"identical pair": 1}
 
-    def test_diverging_transcripts_are_left_out_not_mangled(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_diverging_transcripts_are_left_out_not_mangled(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         turn = "\n\nHuman: hi\n\nAssistant:"
         rows = [
             {"chosen": f"{turn} a", "rejected": f"{turn} b"},
@@ -106,11 +154,17 @@ class TestRowsThatCannotBeUsed:
                 "rejected": f"{turn} b\n\nHuman: so?\n\nAssistant: y",
             },
         ]
-        module = ready(PreferenceDataModule(RowsSource(rows), tokenizer=tokenizer, format=ImplicitPrompt()))
+        module = ready(
+            PreferenceDataModule(RowsSource(rows), tokenizer=tokenizer, format=ImplicitPrompt())
+        )
         assert module.reports["train"].counts == {"chosen and rejected have different prompts": 1}
 
-    def test_nothing_left_is_an_error(self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        path = write_jsonl(tmp_path / "pairs.jsonl", [{"question": "q", "chosen": "a", "rejected": "b"}] * 3)
+    def test_nothing_left_is_an_error(
+        self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        path = write_jsonl(
+            tmp_path / "pairs.jsonl", [{"question": "q", "chosen": "a", "rejected": "b"}] * 3
+        )
         module = PreferenceDataModule(FileSource(str(path)), tokenizer=tokenizer)
         columns = r"\['chosen', 'question', 'rejected'\]"
         with pytest.raises(
@@ -119,9 +173,13 @@ class TestRowsThatCannotBeUsed:
         ):
             module.prepare_data()
 
-    def test_an_empty_file_is_an_error(self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_an_empty_file_is_an_error(
+        self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         path = write_jsonl(tmp_path / "pairs.jsonl", [])
-        with pytest.raises(DataError, match=r"pairs\.jsonl: 0 of 0 rows used. Nothing is left: mend"):
+        with pytest.raises(
+            DataError, match=r"pairs\.jsonl: 0 of 0 rows used. Nothing is left: mend"
+        ):
             PreferenceDataModule(FileSource(str(path)), tokenizer=tokenizer).prepare_data()
 
     def test_all_reasons_are_told_at_once(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -143,7 +201,9 @@ class TestRowsThatCannotBeUsed:
 
     def test_an_unknown_column_to_carry(self, tokenizer: PreTrainedTokenizerFast) -> None:
         module = PromptDataModule(
-            RowsSource([{"prompt": "p"}]), tokenizer=tokenizer, format=PromptOnly(columns=["answer"])
+            RowsSource([{"prompt": "p"}]),
+            tokenizer=tokenizer,
+            format=PromptOnly(columns=["answer"]),
         )
         with pytest.raises(DataError, match="no column 'answer'"):
             module.prepare_data()
@@ -169,12 +229,20 @@ class TestRowsThatCannotBeUsed:
             module.prepare_data()
         assert f"{path}, row 4" in caught.value.__notes__[0]
 
-    def test_pad_equal_to_eos_keeps_eos_a_token_to_learn(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_pad_equal_to_eos_keeps_eos_a_token_to_learn(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         """Batches are told apart by `branch_ids`, never by the id of the padding."""
         padded_with_eos = make_tokenizer()
         padded_with_eos.pad_token = padded_with_eos.eos_token
         usual, same = (
-            next(iter(ready(PreferenceDataModule(RowsSource(GOOD), tokenizer=each, batch_size=8)).train_dataloader()))
+            next(
+                iter(
+                    ready(
+                        PreferenceDataModule(RowsSource(GOOD), tokenizer=each, batch_size=8)
+                    ).train_dataloader()
+                )
+            )
             for each in (tokenizer, padded_with_eos)
         )
         tokens = usual["branch_ids"] >= 0
@@ -212,7 +280,9 @@ class TestOptions:
             PreferenceDataModule(**{"train": RowsSource(GOOD), "tokenizer": tokenizer, **options})
 
     def test_prompts_have_no_completions_to_limit(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        with pytest.raises(ConfigurationError, match="max_completion_length is 5, but prompts have no completions"):
+        with pytest.raises(
+            ConfigurationError, match="max_completion_length is 5, but prompts have no completions"
+        ):
             PromptDataModule(RowsSource(GOOD), tokenizer=tokenizer, max_completion_length=5)
 
     def test_a_tokenizer_that_is_not_there(self, tmp_path: Path) -> None:
@@ -225,13 +295,21 @@ class TestOptions:
 
     def test_a_format_of_another_kind(self, tokenizer: PreTrainedTokenizerFast) -> None:
         module = PreferenceDataModule(RowsSource(GOOD), tokenizer=tokenizer, format=PromptOnly())
-        with pytest.raises(ConfigurationError, match=r"records with 0 completions, this DataModule needs 2.*`format`"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"records with 0 completions, this DataModule needs 2.*`format`",
+        ):
             module.prepare_data()
         from lit_rlhf.data import Demonstration
 
         rows = [{"prompt": "p", "completion": "a"}]
-        unlabelled = UnpairedDataModule(RowsSource(rows), tokenizer=tokenizer, format=Demonstration())
-        with pytest.raises(ConfigurationError, match=r"fields \[\], this DataModule needs one of \['label', 'score'\]"):
+        unlabelled = UnpairedDataModule(
+            RowsSource(rows), tokenizer=tokenizer, format=Demonstration()
+        )
+        with pytest.raises(
+            ConfigurationError,
+            match=r"fields \[\], this DataModule needs one of \['label', 'score'\]",
+        ):
             unlabelled.prepare_data()
 
     def test_a_batch_larger_than_the_data(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -242,12 +320,16 @@ class TestOptions:
     def test_a_split_that_leaves_a_side_empty(self, tokenizer: PreTrainedTokenizerFast) -> None:
         rows = [{**row, "prompt": "the same"} for row in GOOD]
         module = PreferenceDataModule(RowsSource(rows), tokenizer=tokenizer, val_fraction=0.5)
-        with pytest.raises(DataError, match=r"val_fraction 0\.5 splits the 8 rows of rows in memory into"):
+        with pytest.raises(
+            DataError, match=r"val_fraction 0\.5 splits the 8 rows of rows in memory into"
+        ):
             ready(module)
 
     def test_loaders_before_setup(self, tokenizer: PreTrainedTokenizerFast) -> None:
         module = PreferenceDataModule(RowsSource(GOOD), tokenizer=tokenizer)
-        with pytest.raises(ConfigurationError, match=r"call prepare_data\(\) and setup\('fit'\) first"):
+        with pytest.raises(
+            ConfigurationError, match=r"call prepare_data\(\) and setup\('fit'\) first"
+        ):
             module.train_dataloader()
 
     def test_no_chat_template_for_messages(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -264,7 +346,13 @@ class OneMethod(PreferenceDataModule):
         from lit_rlhf.data import Record
 
         good, bad = sorted(row["answers"], key=lambda answer: -answer["votes"])[:2]
-        return [Record(row["question"], (good["text"], bad["text"]), {"margin": good["votes"] - bad["votes"]})]
+        return [
+            Record(
+                row["question"],
+                (good["text"], bad["text"]),
+                {"margin": good["votes"] - bad["votes"]},
+            )
+        ]
 
 
 def test_a_data_set_of_ones_own(tmp_path: Path) -> None:
@@ -272,7 +360,9 @@ def test_a_data_set_of_ones_own(tmp_path: Path) -> None:
     rows = [{"question": f"{n}?", "answers": answers} for n in range(4)]
     (tmp_path / "forum.json").write_text(json.dumps(rows))
     tokenizer = make_tokenizer()
-    module = ready(OneMethod(FileSource(str(tmp_path / "forum.json")), tokenizer=tokenizer, batch_size=2))
+    module = ready(
+        OneMethod(FileSource(str(tmp_path / "forum.json")), tokenizer=tokenizer, batch_size=2)
+    )
     batch = next(iter(module.train_dataloader()))
     assert tokenizer.decode(batch["input_ids"][0][batch["branch_ids"][0] == 1]) == "yes<eos>"
     assert batch["margin"].tolist() == [4.0, 4.0]

@@ -14,7 +14,14 @@ from lit_rlhf.errors import DataError
 from lit_rlhf.testing import make_tokenizer, tiny_preferences
 
 ROWS = [
-    {"row": n, "prompt_key": n, "length": n + 1, "prompt_ids": [n], "completion_ids": [[n, 1], [2]], "extras": "{}"}
+    {
+        "row": n,
+        "prompt_key": n,
+        "length": n + 1,
+        "prompt_ids": [n],
+        "completion_ids": [[n, 1], [2]],
+        "extras": "{}",
+    }
     for n in range(5)
 ]
 
@@ -84,12 +91,16 @@ def test_a_build_that_fails_leaves_nothing(cache: TokenCache) -> None:
     assert list(cache.root.iterdir()) == []
 
 
-def test_an_entry_comes_into_its_place_by_a_rename(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_comes_into_its_place_by_a_rename(
+    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(self: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):  # all is written, and still nobody can take it for the entry
+    with pytest.raises(
+        KeyboardInterrupt
+    ):  # all is written, and still nobody can take it for the entry
         build(cache)
     assert list(cache.root.iterdir()) == []
 
@@ -104,7 +115,9 @@ def test_sizes_are_compared_even_where_checksums_are_not(cache: TokenCache) -> N
 
 def test_what_a_killed_build_left_is_never_taken_and_goes_after_a_day(cache: TokenCache) -> None:
     build(cache)
-    (cache.root / "key").rename(cache.root / ".lit_rlhf-building-x")  # complete, but not yet in its place
+    (cache.root / "key").rename(
+        cache.root / ".lit_rlhf-building-x"
+    )  # complete, but not yet in its place
     other = cache.root / ".somebody-elses"
     other.mkdir()
     assert cache.find("key", verify=True) is None
@@ -125,20 +138,26 @@ def test_the_slower_of_two_builders_takes_the_others_entry(cache: TokenCache) ->
     assert [path.name for path in cache.root.iterdir()] == ["key"]
 
 
-def test_a_full_disk_says_so_and_harms_nothing(cache: TokenCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_says_so_and_harms_nothing(
+    cache: TokenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(cache, "old")
 
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("lit_rlhf.data.cache._write_marker", full)
-    with pytest.raises(DataError, match=r"Can't write the cache .*root: .*No space left.*cache_dir.*LIT_RLHF_CACHE"):
+    with pytest.raises(
+        DataError, match=r"Can't write the cache .*root: .*No space left.*cache_dir.*LIT_RLHF_CACHE"
+    ):
         build(cache, "new")
     assert [path.name for path in cache.root.iterdir()] == ["old"]
     assert build(cache, "old", rows=refuse()) == ROWS
 
 
-def test_the_root_is_the_option_then_the_variable_then_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_is_the_option_then_the_variable_then_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LIT_RLHF_CACHE", "/variable")
     assert cache_root("/option") == Path("/option")
@@ -170,12 +189,16 @@ class Backwards(PreferenceDataModule):
 
 
 class TestKeys:
-    def key(self, rows: int = 6, kind: type[PreferenceDataModule] = PreferenceDataModule, **options: Any) -> str:
+    def key(
+        self, rows: int = 6, kind: type[PreferenceDataModule] = PreferenceDataModule, **options: Any
+    ) -> str:
         options.setdefault("tokenizer", make_tokenizer())
         return kind(RowsSource(tiny_preferences(rows)), **options).dataset_hash
 
     def test_what_leaves_the_tokens_alone_leaves_the_key(self) -> None:
-        assert self.key() == self.key(batch_size=3, seed=4, num_workers=2, cache_dir="/elsewhere", bucket_batches=1)
+        assert self.key() == self.key(
+            batch_size=3, seed=4, num_workers=2, cache_dir="/elsewhere", bucket_batches=1
+        )
 
     def test_what_changes_the_tokens_changes_the_key(self) -> None:
         options: list[dict[str, Any]] = [
@@ -212,13 +235,17 @@ class TestKeys:
         monkeypatch.undo()
         assert describe(Mine("a")) == before
 
-    def test_edited_code_of_the_library_changes_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_edited_code_of_the_library_changes_the_key(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         before = self.key()
         monkeypatch.setattr("lit_rlhf.data.base.code_version", lambda: "edited")
         assert self.key() != before
 
     def test_keys_are_stable_within_sets_and_nested_values(self) -> None:
-        assert content_key({"a": {2, 1}, "b": (1, [2])}) == content_key({"b": [1, (2,)], "a": {1, 2}})
+        assert content_key({"a": {2, 1}, "b": (1, [2])}) == content_key(
+            {"b": [1, (2,)], "a": {1, 2}}
+        )
 
 
 def test_a_cache_directory_can_be_given(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

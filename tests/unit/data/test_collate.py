@@ -40,7 +40,9 @@ def test_the_layout_is_the_one_that_models_read(step: int) -> None:
 
 
 def test_the_value_of_padding_changes_nothing_else() -> None:
-    left, right = (BranchedCollator(pad_id=pad, pad_to_multiple_of=8).layout(ROWS) for pad in (0, 7))
+    left, right = (
+        BranchedCollator(pad_id=pad, pad_to_multiple_of=8).layout(ROWS) for pad in (0, 7)
+    )
     real = left["branch_ids"] >= 0
     assert torch.equal(left["input_ids"][real], right["input_ids"][real])
     assert torch.equal(left["branch_ids"], right["branch_ids"])
@@ -48,7 +50,10 @@ def test_the_value_of_padding_changes_nothing_else() -> None:
 
 
 def test_rankings_of_different_lengths() -> None:
-    rows = [row(0, [1], [2], [3], score=[0.5, 1.0]), row(1, [1], [2], [3], [4], score=[3.0, 2.0, 1.0])]
+    rows = [
+        row(0, [1], [2], [3], score=[0.5, 1.0]),
+        row(1, [1], [2], [3], [4], score=[3.0, 2.0, 1.0]),
+    ]
     batch = RankedCollator(pad_id=0)(rows)
     assert batch["score"].tolist() == [[0.5, 1.0, 0.0], [3.0, 2.0, 1.0]]
     assert batch["branch_mask"].tolist() == [[True, True, False], [True, True, True]]

@@ -12,7 +12,11 @@ import lit_rlhf.data
 from lit_rlhf.data import BranchedDataModule
 from lit_rlhf.testing import tiny_preferences, write_jsonl
 
-KINDS = [name for name in lit_rlhf.data.__all__ if name.endswith("DataModule") and name != "BranchedDataModule"]
+KINDS = [
+    name
+    for name in lit_rlhf.data.__all__
+    if name.endswith("DataModule") and name != "BranchedDataModule"
+]
 
 
 def parse(config: dict[str, Any], tmp_path: Path) -> BranchedDataModule:
@@ -29,12 +33,18 @@ def test_a_module_from_yaml(tmp_path: Path, tiny_model_dir: Path) -> None:
         {
             "class_path": "lit_rlhf.data.PreferenceDataModule",
             "init_args": {
-                "train": {"class_path": "lit_rlhf.data.FileSource", "init_args": {"path": str(path)}},
+                "train": {
+                    "class_path": "lit_rlhf.data.FileSource",
+                    "init_args": {"path": str(path)},
+                },
                 "tokenizer": str(tiny_model_dir),
                 "format": {
                     "class_path": "lit_rlhf.data.AsChat",
                     "init_args": {
-                        "format": {"class_path": "lit_rlhf.data.ExplicitPrompt", "init_args": {"margin": None}},
+                        "format": {
+                            "class_path": "lit_rlhf.data.ExplicitPrompt",
+                            "init_args": {"margin": None},
+                        },
                         "system": "be kind",
                     },
                 },
@@ -73,7 +83,10 @@ def test_a_typo_is_refused(tmp_path: Path) -> None:
             {
                 "class_path": "lit_rlhf.data.PromptDataModule",
                 "init_args": {
-                    "train": {"class_path": "lit_rlhf.data.FileSource", "init_args": {"path": "x.jsonl"}},
+                    "train": {
+                        "class_path": "lit_rlhf.data.FileSource",
+                        "init_args": {"path": "x.jsonl"},
+                    },
                     "tokenizer": "x",
                     "max_promt_length": 5,
                 },

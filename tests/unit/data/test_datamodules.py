@@ -42,20 +42,32 @@ class TestPreferenceDataModule(DataModuleContract):
     def completions(self, row: dict[str, Any]) -> list[str]:
         return [row["chosen"], row["rejected"]]
 
-    def test_margins_and_soft_labels_go_with_their_rows(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        module = ready(PreferenceDataModule(RowsSource(self.raw_rows()), tokenizer=tokenizer, batch_size=5))
+    def test_margins_and_soft_labels_go_with_their_rows(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        module = ready(
+            PreferenceDataModule(RowsSource(self.raw_rows()), tokenizer=tokenizer, batch_size=5)
+        )
         for batch in module.train_dataloader():
             torch.testing.assert_close(batch["margin"], batch["index"] / 2)
             torch.testing.assert_close(batch["p_chosen"], batch["index"] / 40)
 
-    def test_without_the_columns_the_keys_are_absent(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_without_the_columns_the_keys_are_absent(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         plain = ExplicitPrompt(margin=None, p_chosen=None)
-        module = ready(PreferenceDataModule(RowsSource(self.raw_rows()), tokenizer=tokenizer, format=plain))
+        module = ready(
+            PreferenceDataModule(RowsSource(self.raw_rows()), tokenizer=tokenizer, format=plain)
+        )
         assert {"margin", "p_chosen"}.isdisjoint(next(iter(module.train_dataloader())))
 
     def test_rankings_become_pairs(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        source = RowsSource([{"prompt": "p:", "completions": ["a", "b", "c"], "scores": [1.0, 3.0, 1.0]}])
-        module = PreferenceDataModule(source, tokenizer=tokenizer, format=PairsFromRanking(Ranked()), batch_size=2)
+        source = RowsSource(
+            [{"prompt": "p:", "completions": ["a", "b", "c"], "scores": [1.0, 3.0, 1.0]}]
+        )
+        module = PreferenceDataModule(
+            source, tokenizer=tokenizer, format=PairsFromRanking(Ranked()), batch_size=2
+        )
         batch = next(iter(ready(module).train_dataloader()))
         assert batch["margin"].tolist() == [2.0, 2.0]
         first = batch["input_ids"][batch["branch_ids"] == 1]
@@ -87,12 +99,21 @@ class TestPromptDataModule(DataModuleContract):
         module = ready(PromptDataModule(RowsSource(self.raw_rows()), tokenizer=tokenizer))
         for batch in module.train_dataloader():
             rows = batch["index"].tolist()
-            assert batch["columns"] == {"answer": rows, "topics": [[str(row), None] for row in rows]}
+            assert batch["columns"] == {
+                "answer": rows,
+                "topics": [[str(row), None] for row in rows],
+            }
 
-    def test_rows_are_not_sorted_by_length_unless_asked_for(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_rows_are_not_sorted_by_length_unless_asked_for(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         source = RowsSource(self.raw_rows())
-        plain, sorted_ = (PromptDataModule(source, tokenizer=tokenizer, bucket_batches=b) for b in (None, 50))
-        assert indices(ready(plain).train_dataloader()) != indices(ready(sorted_).train_dataloader())
+        plain, sorted_ = (
+            PromptDataModule(source, tokenizer=tokenizer, bucket_batches=b) for b in (None, 50)
+        )
+        assert indices(ready(plain).train_dataloader()) != indices(
+            ready(sorted_).train_dataloader()
+        )
 
 
 class TestRankedDataModule(DataModuleContract):
@@ -112,12 +133,16 @@ class TestRankedDataModule(DataModuleContract):
     def test_scores_stand_by_their_branches_and_missing_branches_are_masked(
         self, tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        module = ready(RankedDataModule(RowsSource(self.raw_rows()), tokenizer=tokenizer, batch_size=6))
+        module = ready(
+            RankedDataModule(RowsSource(self.raw_rows()), tokenizer=tokenizer, batch_size=6)
+        )
         for batch in module.train_dataloader():
             for line, index in enumerate(batch["index"].tolist()):
                 size = 2 + index % 3
                 assert batch["score"][line].tolist()[:size] == [index + k / 4 for k in range(size)]
-                assert batch["branch_mask"][line].tolist() == [k < size for k in range(batch["score"].shape[1])]
+                assert batch["branch_mask"][line].tolist() == [
+                    k < size for k in range(batch["score"].shape[1])
+                ]
                 assert batch["branch_ids"][line].max() == size
 
 
@@ -139,7 +164,11 @@ class TestUnpairedDataModule(DataModuleContract):
     def test_pairs_become_single_examples(self, tokenizer: PreTrainedTokenizerFast) -> None:
         source = RowsSource([{"prompt": "p:", "chosen": "a", "rejected": "b"}])
         module = UnpairedDataModule(
-            source, tokenizer=tokenizer, format=UnpairedFromPairs(ExplicitPrompt()), batch_size=2, bucket_batches=1
+            source,
+            tokenizer=tokenizer,
+            format=UnpairedFromPairs(ExplicitPrompt()),
+            batch_size=2,
+            bucket_batches=1,
         )
         batch = next(iter(ready(module).train_dataloader()))
         texts = {
@@ -152,7 +181,9 @@ class TestUnpairedDataModule(DataModuleContract):
             assert tokenizer.decode(branch) == ("a<eos>" if batch["label"][line] else "b<eos>")
 
 
-@pytest.mark.parametrize("kind", [PreferenceDataModule, DemonstrationDataModule, RankedDataModule, UnpairedDataModule])
+@pytest.mark.parametrize(
+    "kind", [PreferenceDataModule, DemonstrationDataModule, RankedDataModule, UnpairedDataModule]
+)
 def test_hyperparameters_are_plain_values(kind: type, tokenizer: PreTrainedTokenizerFast) -> None:
     module = kind(RowsSource([{"prompt": "p"}]), tokenizer=tokenizer)
     assert all(isinstance(value, int | float | str | None) for value in module.hparams.values())

@@ -57,18 +57,27 @@ class TestPlainText:
     def test_no_space_comes_in_at_the_seam(self, completion: str) -> None:
         # As in Llama 2, a space is put before any text, so a completion tokenized by itself would begin with one.
         letters = ["▁", "\n", *"abq:", ":b"]
-        core = Tokenizer(BPE(vocab={letter: n for n, letter in enumerate(letters)}, merges=[(":", "b")]))
+        core = Tokenizer(
+            BPE(vocab={letter: n for n, letter in enumerate(letters)}, merges=[(":", "b")])
+        )
         core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
         core.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
         encoded = Encoder(tokenizer)(Record("q:", (completion,)))
-        tokens = [tokenizer.convert_ids_to_tokens(ids) for ids in (encoded.prompt, encoded.completions[0])]
+        tokens = [
+            tokenizer.convert_ids_to_tokens(ids) for ids in (encoded.prompt, encoded.completions[0])
+        ]
         assert tokens == [["▁", "q", ":"], [completion, "<eos>"]]
 
-    def test_text_without_prompt_starts_after_bos_or_eos(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_text_without_prompt_starts_after_bos_or_eos(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         record = Record("", ("a b",))
         assert texts(tokenizer, Encoder(tokenizer)(record)) == ("<bos>", ["a b<eos>"])
-        assert texts(tokenizer, Encoder(make_tokenizer(bos=True))(record)) == ("<bos>", ["a b<eos>"])
+        assert texts(tokenizer, Encoder(make_tokenizer(bos=True))(record)) == (
+            "<bos>",
+            ["a b<eos>"],
+        )
         tokenizer.bos_token = None
         assert texts(tokenizer, Encoder(tokenizer)(record)) == ("<eos>", ["a b<eos>"])
 
@@ -91,7 +100,9 @@ class TestConversations:
         tokenizer = make_tokenizer(bos=True)
         assert texts(tokenizer, Encoder(tokenizer)(Record([USER])))[0] == "<|user|>hi<|assistant|>"
 
-    def test_what_follows_the_end_of_the_turn_is_cut_off(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_what_follows_the_end_of_the_turn_is_cut_off(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         encoder = Encoder(
             template(
                 tokenizer,
@@ -104,7 +115,9 @@ class TestConversations:
             ["hello<eos>"],
         )
 
-    def test_a_turn_that_ends_in_another_special_token_gets_no_eos(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_a_turn_that_ends_in_another_special_token_gets_no_eos(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         encoder = Encoder(
             template(
                 tokenizer,
@@ -114,7 +127,9 @@ class TestConversations:
         )
         assert texts(tokenizer, encoder(Record([USER], ([GOOD],))))[1] == ["hello<|system|>"]
 
-    def test_a_template_without_end_of_turn_gets_eos(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_a_template_without_end_of_turn_gets_eos(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         encoder = Encoder(
             template(
                 tokenizer,
@@ -137,7 +152,10 @@ class TestConversations:
             )
         )
         encoded = encoder(Record([USER], ([GOOD], [BAD])))
-        assert texts(tokenizer, encoded) == ("<|user|>hi<eos><|assistant|>", ["hello<eos>", "go<eos>"])
+        assert texts(tokenizer, encoded) == (
+            "<|user|>hi<eos><|assistant|>",
+            ["hello<eos>", "go<eos>"],
+        )
         assert encoder.cut_prompts == 1
 
     def test_a_prompt_that_ends_in_the_assistants_words_is_gone_on_with(
@@ -149,20 +167,29 @@ class TestConversations:
         with pytest.raises(InvalidRowError, match="prompt ends in an answer"):
             encoder(Record([USER, GOOD], ([BAD],)))
 
-    def test_a_template_without_generation_prompt_is_refused(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_a_template_without_generation_prompt_is_refused(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         encoder = Encoder(template(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}"))
-        with pytest.raises(ConfigurationError, match=r"has no generation prompt.*add_generation_prompt"):
+        with pytest.raises(
+            ConfigurationError, match=r"has no generation prompt.*add_generation_prompt"
+        ):
             encoder(Record([USER]))
 
-    def test_messages_without_a_template_are_refused(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_messages_without_a_template_are_refused(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         tokenizer.chat_template = None
         with pytest.raises(ConfigurationError, match="has no chat template"):
             Encoder(tokenizer)(Record([USER]))
 
-    def test_messages_that_the_template_refuses_are_invalid(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_messages_that_the_template_refuses_are_invalid(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
         encoder = Encoder(template(tokenizer, "{{ raise_exception('roles must alternate') }}"))
         with pytest.raises(
-            InvalidRowError, match=r"chat template refuses the messages: roles must alternate \(roles: \['user'\]"
+            InvalidRowError,
+            match=r"chat template refuses the messages: roles must alternate \(roles: \['user'\]",
         ):
             encoder(Record([USER]))
 
@@ -174,7 +201,12 @@ class TestLimits:
     def test_within_the_limits_nothing_is_cut(self, tokenizer: PreTrainedTokenizerFast) -> None:
         whole = ("abcdef", ["uvwxyz<eos>", "u<eos>"])
         for truncate in (False, True):
-            assert self.encode(tokenizer, max_prompt_length=6, max_completion_length=7, truncate=truncate) == whole
+            assert (
+                self.encode(
+                    tokenizer, max_prompt_length=6, max_completion_length=7, truncate=truncate
+                )
+                == whole
+            )
 
     def test_prompts_are_cut_from_the_left_and_completions_from_the_right(
         self, tokenizer: PreTrainedTokenizerFast
@@ -189,5 +221,7 @@ class TestLimits:
     def test_too_long_says_how_long(self, tokenizer: PreTrainedTokenizerFast) -> None:
         with pytest.raises(TooLongError, match="prompt too long: 6 tokens, max_prompt_length is 5"):
             self.encode(tokenizer, max_prompt_length=5)
-        with pytest.raises(TooLongError, match="completion too long: 7 tokens, max_completion_length is 6"):
+        with pytest.raises(
+            TooLongError, match="completion too long: 7 tokens, max_completion_length is 6"
+        ):
             self.encode(tokenizer, max_completion_length=6)

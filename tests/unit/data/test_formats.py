@@ -39,12 +39,19 @@ CASES: list[tuple[Format, dict[str, Any], list[Record]]] = [
     ),
     (
         ExplicitPrompt(),
-        {"prompt": [USER], "chosen": [GOOD], "rejected": "go"},  # plain text after messages is the assistant's
+        {
+            "prompt": [USER],
+            "chosen": [GOOD],
+            "rejected": "go",
+        },  # plain text after messages is the assistant's
         [Record([USER], ([GOOD], [BAD]))],
     ),
     (
         ImplicitPrompt(),
-        {"chosen": TURN + " a\n\nHuman: and?\n\nAssistant: b", "rejected": TURN + " a\n\nHuman: and?\n\nAssistant: c"},
+        {
+            "chosen": TURN + " a\n\nHuman: and?\n\nAssistant: b",
+            "rejected": TURN + " a\n\nHuman: and?\n\nAssistant: c",
+        },
         [Record(TURN + " a\n\nHuman: and?\n\nAssistant:", (" b", " c"))],
     ),
     (
@@ -72,16 +79,32 @@ CASES: list[tuple[Format, dict[str, Any], list[Record]]] = [
         {"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]},
         [Record("p", ("a", "b"), {"score": (-2.0, -1.0)})],
     ),
-    (Unpaired(), {"prompt": "p", "completion": "a", "label": "True"}, [Record("p", ("a",), {"label": True})]),
-    (Unpaired(), {"prompt": "p", "completion": "a", "label": 0}, [Record("p", ("a",), {"label": False})]),
-    (Unpaired(score="stars"), {"prompt": "p", "completion": "a", "stars": "4"}, [Record("p", ("a",), {"score": 4.0})]),
+    (
+        Unpaired(),
+        {"prompt": "p", "completion": "a", "label": "True"},
+        [Record("p", ("a",), {"label": True})],
+    ),
+    (
+        Unpaired(),
+        {"prompt": "p", "completion": "a", "label": 0},
+        [Record("p", ("a",), {"label": False})],
+    ),
+    (
+        Unpaired(score="stars"),
+        {"prompt": "p", "completion": "a", "stars": "4"},
+        [Record("p", ("a",), {"score": 4.0})],
+    ),
     (
         AsChat(ExplicitPrompt(), system="be kind"),
         {"prompt": "hi", "chosen": "hello", "rejected": "go"},
         [Record([{"role": "system", "content": "be kind"}, USER], ([GOOD], [BAD]))],
     ),
     (PromptsOf(ImplicitPrompt()), {"chosen": TURN + " a", "rejected": TURN + " b"}, [Record(TURN)]),
-    (ChosenOf(ExplicitPrompt()), {"prompt": "p", "chosen": "a", "rejected": "b"}, [Record("p", ("a",))]),
+    (
+        ChosenOf(ExplicitPrompt()),
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        [Record("p", ("a",))],
+    ),
     (
         UnpairedFromPairs(ExplicitPrompt()),
         {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2},
@@ -101,7 +124,9 @@ CASES: list[tuple[Format, dict[str, Any], list[Record]]] = [
 
 
 @pytest.mark.parametrize(
-    ("format_", "row", "records"), CASES, ids=[f"{n}-{type(c[0]).__name__}" for n, c in enumerate(CASES)]
+    ("format_", "row", "records"),
+    CASES,
+    ids=[f"{n}-{type(c[0]).__name__}" for n, c in enumerate(CASES)],
 )
 def test_rows_become_records(format_: Format, row: dict[str, Any], records: list[Record]) -> None:
     assert format_(row) == records
@@ -115,10 +140,18 @@ BAD_CASES: list[tuple[Format, dict[str, Any], str]] = [
         r"no column 'rejected': the row's columns are \['chosen', 'prompt'\]",
     ),
     (ExplicitPrompt(), {**PAIR, "chosen": None}, "no value in column 'chosen'"),
-    (ExplicitPrompt(), {**PAIR, "chosen": 3}, "column 'chosen' is neither text nor messages: got int 3"),
+    (
+        ExplicitPrompt(),
+        {**PAIR, "chosen": 3},
+        "column 'chosen' is neither text nor messages: got int 3",
+    ),
     (ExplicitPrompt(), {**PAIR, "prompt": ""}, "empty prompt: column 'prompt' is empty"),
     (ExplicitPrompt(), {**PAIR, "prompt": []}, "column 'prompt' is neither text nor messages"),
-    (ExplicitPrompt(), {**PAIR, "prompt": [{"from": "user"}]}, "column 'prompt' is neither text nor messages"),
+    (
+        ExplicitPrompt(),
+        {**PAIR, "prompt": [{"from": "user"}]},
+        "column 'prompt' is neither text nor messages",
+    ),
     (
         ExplicitPrompt(),
         {**PAIR, "chosen": [USER, GOOD]},
@@ -136,7 +169,11 @@ BAD_CASES: list[tuple[Format, dict[str, Any], str]] = [
     ),
     (ExplicitPrompt(), {**PAIR, "p_chosen": -0.1}, "column 'p_chosen' is out of range"),
     (ExplicitPrompt(), {**PAIR, "margin": "much"}, "column 'margin' is no number: got 'much'"),
-    (ExplicitPrompt(), {**PAIR, "margin": float("nan")}, "column 'margin' is out of range: got nan, it must be finite"),
+    (
+        ExplicitPrompt(),
+        {**PAIR, "margin": float("nan")},
+        "column 'margin' is out of range: got nan, it must be finite",
+    ),
     (ExplicitPrompt(), {**PAIR, "margin": None}, "no value in column 'margin'"),
     (
         ImplicitPrompt(),
@@ -150,26 +187,49 @@ BAD_CASES: list[tuple[Format, dict[str, Any], str]] = [
     ),
     (
         ImplicitPrompt(),  # the transcripts part before the last turn of the chosen one
-        {"chosen": TURN + " a\n\nHuman: and?\n\nAssistant: b", "rejected": TURN + " x\n\nHuman: and?\n\nAssistant: c"},
+        {
+            "chosen": TURN + " a\n\nHuman: and?\n\nAssistant: b",
+            "rejected": TURN + " x\n\nHuman: and?\n\nAssistant: c",
+        },
         "chosen and rejected have different prompts",
     ),
-    (ImplicitPrompt(), {"chosen": [USER, GOOD], "rejected": "go"}, "chosen and rejected have different prompts"),
+    (
+        ImplicitPrompt(),
+        {"chosen": [USER, GOOD], "rejected": "go"},
+        "chosen and rejected have different prompts",
+    ),
     (
         ImplicitPrompt(),
         {"chosen": [USER], "rejected": [USER]},
         r"column 'chosen' doesn't end in an answer: .*\['user'\]",
     ),
-    (Conversation(), {"messages": [USER, GOOD, USER]}, "column 'messages' is no conversation with an answer"),
+    (
+        Conversation(),
+        {"messages": [USER, GOOD, USER]},
+        "column 'messages' is no conversation with an answer",
+    ),
     (PlainText(), {"text": [USER]}, "column 'text' is no plain text"),
     (PromptOnly(columns=["x"]), {"prompt": "p"}, "no column 'x'"),
-    (Ranked(), {"prompt": "p", "completions": ["a"], "scores": [1]}, "column 'completions' is no list of two or more"),
-    (Ranked(), {"prompt": "p", "completions": "ab", "scores": [1, 2]}, "is no list of two or more: got str"),
+    (
+        Ranked(),
+        {"prompt": "p", "completions": ["a"], "scores": [1]},
+        "column 'completions' is no list of two or more",
+    ),
+    (
+        Ranked(),
+        {"prompt": "p", "completions": "ab", "scores": [1, 2]},
+        "is no list of two or more: got str",
+    ),
     (
         Ranked(),
         {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2, 3]},
         "differ in length: 2 completions, 3 values",
     ),
-    (Ranked(), {"prompt": "p", "completions": ["a", "b"], "scores": [1, None]}, "column 'scores' is no number"),
+    (
+        Ranked(),
+        {"prompt": "p", "completions": ["a", "b"], "scores": [1, None]},
+        "column 'scores' is no number",
+    ),
     (
         Unpaired(),
         {"prompt": "p", "completion": "a", "label": 2},
@@ -188,13 +248,20 @@ BAD_CASES: list[tuple[Format, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("format_", "row", "message"), BAD_CASES, ids=[str(n) for n in range(len(BAD_CASES))])
-def test_rows_that_cannot_be_used_say_why(format_: Format, row: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("format_", "row", "message"), BAD_CASES, ids=[str(n) for n in range(len(BAD_CASES))]
+)
+def test_rows_that_cannot_be_used_say_why(
+    format_: Format, row: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InvalidRowError, match=message):
         format_(row)
 
 
 def test_equal_prompts_have_equal_keys_and_texts_without_prompt_their_own() -> None:
-    assert Record([USER]).prompt_key() == Record(({"content": "hi", "role": "user"},), ([GOOD],)).prompt_key()
+    assert (
+        Record([USER]).prompt_key()
+        == Record(({"content": "hi", "role": "user"},), ([GOOD],)).prompt_key()
+    )
     assert Record([USER]).prompt_key() != Record([USER, GOOD]).prompt_key()
     assert Record("", ("a",)).prompt_key() != Record("", ("b",)).prompt_key()

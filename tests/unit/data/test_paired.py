@@ -9,7 +9,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn, optim
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import DemonstrationDataModule, PlainText, PromptDataModule, PromptTextDataModule, RowsSource
+from lit_rlhf.data import (
+    DemonstrationDataModule,
+    PlainText,
+    PromptDataModule,
+    PromptTextDataModule,
+    RowsSource,
+)
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.testing import make_tokenizer
 from tests.unit.data.contract import attach, equal, ready
@@ -25,7 +31,9 @@ def make(tokenizer: PreTrainedTokenizerFast) -> Any:
     def factory(**options: Any) -> PromptTextDataModule:
         given = {"batch_size": 3, "seed": 1, "tokenizer": tokenizer, "format": PlainText()}
         text = DemonstrationDataModule(TEXT, **(given | options.pop("text", {})))
-        return PromptTextDataModule(PROMPTS, text=text, **({"tokenizer": tokenizer, "batch_size": 4} | options))
+        return PromptTextDataModule(
+            PROMPTS, text=text, **({"tokenizer": tokenizer, "batch_size": 4} | options)
+        )
 
     return factory
 
@@ -69,7 +77,9 @@ def _fit(data: PromptTextDataModule, ckpt_path: Path | None = None, **options: A
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.parametrize("at", [3, 7, 10])
-def test_a_resumed_run_sees_the_same_prompts_with_the_same_text(make: Any, tmp_path: Path, at: int) -> None:
+def test_a_resumed_run_sees_the_same_prompts_with_the_same_text(
+    make: Any, tmp_path: Path, at: int
+) -> None:
     whole = _fit(make(), path=tmp_path / "run.ckpt", at=at)
     assert len(whole) == EPOCHS * BATCHES
     assert whole[at:] == _fit(make(), ckpt_path=tmp_path / "run.ckpt")
@@ -82,7 +92,9 @@ def test_text_goes_round_in_epochs_of_its_own(make: Any) -> None:
     batches = list(chain(loader, loader, loader))
     texts = [batch["text"]["index"].tolist() for batch in batches]
     rounds = [sorted(chain.from_iterable(texts[i : i + 4])) for i in (0, 4, 8)]
-    assert all(len(set(rows)) == 12 for rows in rounds)  # four batches of three in each epoch, and no row twice
+    assert all(
+        len(set(rows)) == 12 for rows in rounds
+    )  # four batches of three in each epoch, and no row twice
     assert texts[:4] != texts[4:8] != texts[8:12]
     plain = ready(PromptDataModule(PROMPTS, tokenizer=make_tokenizer(), batch_size=4))
     for batch, alone in zip(batches, plain.train_dataloader(), strict=False):
@@ -90,7 +102,10 @@ def test_text_goes_round_in_epochs_of_its_own(make: Any) -> None:
 
 
 def test_two_processes_share_the_text_of_one(make: Any) -> None:
-    whole = [batch["text"]["index"].tolist() for batch in ready(make(text={"batch_size": 4})).train_dataloader()]
+    whole = [
+        batch["text"]["index"].tolist()
+        for batch in ready(make(text={"batch_size": 4})).train_dataloader()
+    ]
     parts = []
     for rank in range(2):
         data = attach(make(batch_size=2, text={"batch_size": 2}), replicas=2, rank=rank)

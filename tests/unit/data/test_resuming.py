@@ -27,7 +27,9 @@ Seen = list[tuple[int, int, list[int]]]
 class Recorder(LightningModule):
     """Notes (epoch, batch_idx, rows) of each training step that ends."""
 
-    def __init__(self, *, asks_for_steps: bool = False, fails_at: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, *, asks_for_steps: bool = False, fails_at: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: Seen = []
@@ -69,7 +71,9 @@ class SaveAt(Callback):
         if self.batch is None and trainer.current_epoch == self.epoch:
             trainer.save_checkpoint(self.path)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         trainer.save_checkpoint(self.path)
 
 
@@ -77,7 +81,9 @@ class SaveAt(Callback):
 def make(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreferenceDataModule]:
     def factory(rows: int = 23, **options: Any) -> PreferenceDataModule:
         source = RowsSource(tiny_preferences(rows))
-        return PreferenceDataModule(source, **{"tokenizer": tokenizer, "batch_size": 4, "seed": 2, **options})
+        return PreferenceDataModule(
+            source, **{"tokenizer": tokenizer, "batch_size": 4, "seed": 2, **options}
+        )
 
     return factory
 
@@ -90,13 +96,24 @@ def trainer(tmp_path: Path, *callbacks: Callback, **options: Any) -> Trainer:
         "enable_checkpointing": False,
     }
     return Trainer(
-        **{"max_epochs": EPOCHS, "accelerator": "cpu", "devices": 1, "default_root_dir": tmp_path, **quiet, **options},
+        **{
+            "max_epochs": EPOCHS,
+            "accelerator": "cpu",
+            "devices": 1,
+            "default_root_dir": tmp_path,
+            **quiet,
+            **options,
+        },
         callbacks=list(callbacks),
     )
 
 
 def run(
-    tmp_path: Path, data: PreferenceDataModule, *callbacks: Callback, ckpt: Path | None = None, **options: Any
+    tmp_path: Path,
+    data: PreferenceDataModule,
+    *callbacks: Callback,
+    ckpt: Path | None = None,
+    **options: Any,
 ) -> Seen:
     model = Recorder(asks_for_steps=options.pop("asks_for_steps", False))
     trainer(tmp_path, *callbacks, **options).fit(model, data, ckpt_path=ckpt, weights_only=True)
@@ -108,7 +125,9 @@ def after(seen: Seen, epoch: int, batch: int | None) -> Seen:
     return [step for step in seen if step[:2] > (epoch, last)]
 
 
-def test_a_run_sees_what_plain_loops_see(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_a_run_sees_what_plain_loops_see(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     data = make()
     data.prepare_data()
     data.setup("fit")
@@ -123,16 +142,24 @@ def test_a_run_sees_what_plain_loops_see(tmp_path: Path, make: Callable[..., Pre
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("epoch", "batch"), [(0, 1), (1, 0), (1, 2), (1, BATCHES - 1), (1, None), (0, None)])
+@pytest.mark.parametrize(
+    ("epoch", "batch"), [(0, 1), (1, 0), (1, 2), (1, BATCHES - 1), (1, None), (0, None)]
+)
 def test_a_resumed_run_goes_on_exactly(
-    tmp_path: Path, make: Callable[..., PreferenceDataModule], workers: int, epoch: int, batch: int | None
+    tmp_path: Path,
+    make: Callable[..., PreferenceDataModule],
+    workers: int,
+    epoch: int,
+    batch: int | None,
 ) -> None:
     path = tmp_path / "stop.ckpt"
     whole = run(tmp_path, make(num_workers=workers), SaveAt(path, epoch, batch))
     assert run(tmp_path, make(num_workers=workers), ckpt=path) == after(whole, epoch, batch)
 
 
-def test_a_batch_that_was_broken_off_is_done_again(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_a_batch_that_was_broken_off_is_done_again(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     path = tmp_path / "stop.ckpt"
     whole = run(tmp_path, make())
     model = Recorder(fails_at=(1, 3))
@@ -142,7 +169,9 @@ def test_a_batch_that_was_broken_off_is_done_again(tmp_path: Path, make: Callabl
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("options", [{"asks_for_steps": True}, {"reload_dataloaders_every_n_epochs": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"asks_for_steps": True}, {"reload_dataloaders_every_n_epochs": 1}], ids=str
+)
 def test_loaders_made_early_or_anew_go_on_exactly(
     tmp_path: Path, make: Callable[..., PreferenceDataModule], workers: int, options: dict[str, Any]
 ) -> None:
@@ -155,18 +184,24 @@ def test_loaders_made_early_or_anew_go_on_exactly(
 def test_a_part_of_each_epoch(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
     path = tmp_path / "stop.ckpt"
     whole = run(tmp_path, make(), SaveAt(path, 1, 1), limit_train_batches=3)
-    assert [step[:2] for step in whole] == [(epoch, place) for epoch in range(3) for place in range(3)]
+    assert [step[:2] for step in whole] == [
+        (epoch, place) for epoch in range(3) for place in range(3)
+    ]
     assert run(tmp_path, make(), ckpt=path, limit_train_batches=3) == after(whole, 1, 1)
 
 
-def test_a_longer_run_from_the_end_of_a_shorter_one(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_a_longer_run_from_the_end_of_a_shorter_one(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     whole = run(tmp_path, make())
     path = tmp_path / "end.ckpt"
     first = run(tmp_path, make(), SaveAt(path, 1, None), max_epochs=2)
     assert first + run(tmp_path, make(), ckpt=path) == whole
 
 
-def test_max_steps_repeats_no_rows(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_max_steps_repeats_no_rows(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     # Lightning re-enters the finished epoch there (its issue 19617) and gives the next one the number after: the order
     # is another than in an unbroken run, but an epoch still has each row once.
     path = tmp_path / "end.ckpt"
@@ -178,7 +213,9 @@ def test_max_steps_repeats_no_rows(tmp_path: Path, make: Callable[..., Preferenc
         assert len(seen) == len(set(seen))
 
 
-def test_a_loader_without_its_module_goes_on_too(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_a_loader_without_its_module_goes_on_too(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     def loader() -> Any:
         data = make()
         data.prepare_data()
@@ -192,19 +229,21 @@ def test_a_loader_without_its_module_goes_on_too(tmp_path: Path, make: Callable[
     assert resumed.seen == after(whole.seen, 1, 2)
 
 
-def test_one_module_serves_several_runs(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_one_module_serves_several_runs(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     data = make()
     first = run(tmp_path, data, limit_train_batches=3)
     assert run(tmp_path, data, limit_train_batches=3) == first
 
 
-def test_another_data_set_is_refused_by_name(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_another_data_set_is_refused_by_name(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     path = tmp_path / "stop.ckpt"
     mine, other = make(), make(rows=24)
     run(tmp_path, mine, SaveAt(path, 1, None))
-    hashes = (
-        f"(?s)made with the data set {mine.dataset_hash[:16]}, this run has {other.dataset_hash[:16]} .*rows in memory"
-    )
+    hashes = f"(?s)made with the data set {mine.dataset_hash[:16]}, this run has {other.dataset_hash[:16]} .*rows in memory"
     with pytest.raises(CheckpointError, match=hashes):
         run(tmp_path, other, ckpt=path)
 
@@ -215,7 +254,9 @@ def test_another_order_is_refused_within_an_epoch(
 ) -> None:
     path = tmp_path / "stop.ckpt"
     run(tmp_path, make(), SaveAt(path, 1, 2))
-    with pytest.raises(CheckpointError, match=r"order \(4 rows per step, seed 2, bucket_batches 50.*this run has"):
+    with pytest.raises(
+        CheckpointError, match=r"order \(4 rows per step, seed 2, bucket_batches 50.*this run has"
+    ):
         run(tmp_path, make(**option), ckpt=path)
 
 
@@ -229,7 +270,9 @@ def test_states_are_plain_values(make: Callable[..., PreferenceDataModule]) -> N
     assert all(isinstance(value, int | str) for value in make().state_dict().values())
 
 
-def test_other_stages_ignore_the_position(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_other_stages_ignore_the_position(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     path = tmp_path / "stop.ckpt"
     run(tmp_path, make(), SaveAt(path, 1, 2))
     rows = RowsSource(tiny_preferences(9, seed=5))
@@ -239,7 +282,9 @@ def test_other_stages_ignore_the_position(tmp_path: Path, make: Callable[..., Pr
     assert model.evaluated == list(range(9))
 
 
-def test_validation_runs_over_the_kept_prompts(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_validation_runs_over_the_kept_prompts(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     data, model = make(val_fraction=0.3), Recorder()
     trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(model, data)
     kept = list(range(len(data.rows["val"])))
@@ -248,24 +293,34 @@ def test_validation_runs_over_the_kept_prompts(tmp_path: Path, make: Callable[..
 
 
 def test_prediction_gives_each_row_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    data = PreferenceDataModule(test=RowsSource(tiny_preferences(9)), tokenizer=tokenizer, batch_size=4)
+    data = PreferenceDataModule(
+        test=RowsSource(tiny_preferences(9)), tokenizer=tokenizer, batch_size=4
+    )
     answers = trainer(tmp_path).predict(Recorder(), data)
     assert answers == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
 
 
-def test_overfitting_repeats_the_same_batches(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_overfitting_repeats_the_same_batches(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     seen = run(tmp_path, make(), overfit_batches=2)
     assert [rows for *_, rows in seen] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 3
 
 
-def test_a_stage_without_data_is_refused(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
-    with pytest.raises(ConfigurationError, match="Stage 'validate' needs the data option `val` or `val_fraction`"):
+def test_a_stage_without_data_is_refused(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
+    with pytest.raises(
+        ConfigurationError, match="Stage 'validate' needs the data option `val` or `val_fraction`"
+    ):
         trainer(tmp_path).validate(Recorder(), make(), verbose=False)
     with pytest.raises(ConfigurationError, match="Stage 'test' needs the data option `test`"):
         trainer(tmp_path).test(Recorder(), make(), verbose=False)
 
 
-def test_pinned_memory_is_for_cuda_alone(tmp_path: Path, make: Callable[..., PreferenceDataModule]) -> None:
+def test_pinned_memory_is_for_cuda_alone(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule]
+) -> None:
     data = make()
     run(tmp_path, data, max_epochs=1)
     assert not data.train_dataloader().pin_memory

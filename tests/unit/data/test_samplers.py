@@ -13,17 +13,25 @@ LENGTHS = [(7 * n) % 31 + 1 for n in range(100)]
 
 def batches(sampler: LengthBucketSampler, epoch: int = 0) -> list[list[int]]:
     rows = sampler.order(epoch)
-    return [rows[start : start + sampler.batch_size] for start in range(0, len(rows), sampler.batch_size)]
+    return [
+        rows[start : start + sampler.batch_size]
+        for start in range(0, len(rows), sampler.batch_size)
+    ]
 
 
-def reference(lengths: list[int], global_batch: int, seed: int, epoch: int, bucket_batches: int) -> list[list[int]]:
+def reference(
+    lengths: list[int], global_batch: int, seed: int, epoch: int, bucket_batches: int
+) -> list[list[int]]:
     """The global batches in order, by plain loops."""
     rng = generator(seed, "order", epoch)
     order = torch.randperm(len(lengths), generator=rng).tolist()
     count = len(order) // global_batch
     order, result = order[: count * global_batch], []
     while order:
-        bucket, order = order[: bucket_batches * global_batch], order[bucket_batches * global_batch :]
+        bucket, order = (
+            order[: bucket_batches * global_batch],
+            order[bucket_batches * global_batch :],
+        )
         if bucket_batches > 1:
             bucket.sort(key=lambda row: -lengths[row])
         while bucket:
@@ -41,10 +49,15 @@ def test_one_process_has_the_global_batches(bucket_batches: int, epoch: int) -> 
 
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_processes_share_each_global_batch_by_turns(replicas: int) -> None:
-    samplers = [LengthBucketSampler(LENGTHS, 4, num_replicas=replicas, rank=rank, seed=1) for rank in range(replicas)]
+    samplers = [
+        LengthBucketSampler(LENGTHS, 4, num_replicas=replicas, rank=rank, seed=1)
+        for rank in range(replicas)
+    ]
     shares = [batches(sampler) for sampler in samplers]
     for place, whole in enumerate(reference(LENGTHS, 4 * replicas, 1, 0, 50)):
-        assert [share[place] for share in shares] == [whole[rank::replicas] for rank in range(replicas)]
+        assert [share[place] for share in shares] == [
+            whole[rank::replicas] for rank in range(replicas)
+        ]
 
 
 def test_sorting_saves_padding() -> None:
@@ -68,7 +81,9 @@ def test_the_rows_left_out_change_by_epoch() -> None:
 @pytest.mark.parametrize(("replicas", "expected"), [(1, [10]), (2, [5, 5]), (3, [4, 3, 3])])
 def test_without_drop_last_the_rest_is_dealt(replicas: int, expected: list[int]) -> None:
     samplers = [
-        LengthBucketSampler(LENGTHS, 30 // replicas, num_replicas=replicas, rank=rank, drop_last=False)
+        LengthBucketSampler(
+            LENGTHS, 30 // replicas, num_replicas=replicas, rank=rank, drop_last=False
+        )
         for rank in range(replicas)
     ]
     assert sorted(row for sampler in samplers for row in sampler.order(0)) == list(range(100))
@@ -78,7 +93,10 @@ def test_without_drop_last_the_rest_is_dealt(replicas: int, expected: list[int])
 
 
 def test_a_rest_smaller_than_the_processes_is_left_out_even_so() -> None:
-    samplers = [LengthBucketSampler(LENGTHS, 11, num_replicas=3, rank=rank, drop_last=False) for rank in range(3)]
+    samplers = [
+        LengthBucketSampler(LENGTHS, 11, num_replicas=3, rank=rank, drop_last=False)
+        for rank in range(3)
+    ]
     assert [len(sampler.order(0)) for sampler in samplers] == [33, 33, 33]
 
 
@@ -88,7 +106,10 @@ def test_the_position_is_used_once() -> None:
     assert len(sampler) == 100
     assert list(sampler) == sampler.order(2)[40:]
     assert list(sampler) == sampler.order(2)
-    assert sampler.state_dict() == {"epoch": 2, "batches_done": 4}  # counted by the loader, which knows what was used
+    assert sampler.state_dict() == {
+        "epoch": 2,
+        "batches_done": 4,
+    }  # counted by the loader, which knows what was used
 
 
 def test_another_epoch_forgets_the_position() -> None:
@@ -102,7 +123,8 @@ def test_another_epoch_forgets_the_position() -> None:
 
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(
-        ConfigurationError, match=r"7 rows don't fill one batch: batch_size 4 on 2 process\(es\) takes 8"
+        ConfigurationError,
+        match=r"7 rows don't fill one batch: batch_size 4 on 2 process\(es\) takes 8",
     ):
         LengthBucketSampler([1] * 7, 4, num_replicas=2)
     assert LengthBucketSampler([1] * 7, 4, num_replicas=2, drop_last=False).num_batches == 1

@@ -12,7 +12,11 @@ from datasets import Dataset, DatasetDict
 from lit_rlhf.data import DirectorySource, FileSource, HubSource, RowsSource, Source
 from lit_rlhf.errors import DataError
 
-ROWS = [{"prompt": "NA", "n": 1}, {"prompt": 'a "quoted", naïve\nline', "n": 2}, {"prompt": "null", "n": 3}]
+ROWS = [
+    {"prompt": "NA", "n": 1},
+    {"prompt": 'a "quoted", naïve\nline', "n": 2},
+    {"prompt": "null", "n": 3},
+]
 
 
 def write_jsonl(path: Path) -> None:
@@ -60,7 +64,9 @@ def read(source: Source) -> list[dict[str, Any]]:
 def test_files_give_their_rows(tmp_path: Path, name: str) -> None:
     FILES[name](tmp_path / name)
     rows = read(FileSource(str(tmp_path / name)))
-    if name.endswith(("csv", "tsv")):  # text throughout; what reads like a missing value stays what it says
+    if name.endswith(
+        ("csv", "tsv")
+    ):  # text throughout; what reads like a missing value stays what it says
         rows = [{**row, "n": int(row["n"])} for row in rows]
     assert rows == ROWS
 
@@ -81,12 +87,16 @@ def test_several_files_are_read_in_turn_and_rows_are_located_in_theirs(tmp_path:
 
 def test_a_directory_of_the_datasets_library(tmp_path: Path) -> None:
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
-    DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])}).save_to_disk(tmp_path / "two")
+    DatasetDict(
+        {"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])}
+    ).save_to_disk(tmp_path / "two")
     assert read(DirectorySource(str(tmp_path / "one"))) == ROWS
     assert read(DirectorySource(str(tmp_path / "two"), split="test")) == ROWS[:1]
 
 
-def test_the_hub_by_way_of_a_local_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_by_way_of_a_local_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write_jsonl_file = tmp_path / "hub" / "train.jsonl"
     write_jsonl_file.parent.mkdir()
@@ -114,12 +124,18 @@ def test_fingerprints_are_of_the_content(tmp_path: Path, kind: str) -> None:
 
 
 BAD_FILES: dict[str, tuple[bytes, str]] = {
-    "torn.jsonl": (b'{"a": 1}\n{"a": 2\n', r"torn\.jsonl, line 2 is no JSON.*starts with '\{\"a\": 2"),
+    "torn.jsonl": (
+        b'{"a": 1}\n{"a": 2\n',
+        r"torn\.jsonl, line 2 is no JSON.*starts with '\{\"a\": 2",
+    ),
     "list.jsonl": (b'{"a": 1}\n[1]\n', r"list\.jsonl, line 2 is a list, not an object"),
     "torn.json": (b'[{"a": 1},', r"torn\.json is no JSON"),
     "list.json": (b"[1, 2]", r"list\.json, element 1 is a int"),
     "latin.jsonl": ('{"a": "é"}'.encode("latin-1"), r"latin\.jsonl is no utf-8 text.*encoding"),
-    "ragged.csv": (b"a,b\n1,2\n1,2,3\n", r"ragged\.csv, line 3 has more or fewer fields.*\['a', 'b'\]"),
+    "ragged.csv": (
+        b"a,b\n1,2\n1,2,3\n",
+        r"ragged\.csv, line 3 has more or fewer fields.*\['a', 'b'\]",
+    ),
     "short.csv": (b"a,b\n1\n", r"short\.csv, line 2 has more or fewer fields"),
     "quote.csv": (b'a,b\n"1,2\n', r"quote\.csv, near line 2: unexpected end"),
     "torn.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 100)[:-9], r"torn\.jsonl\.gz can't be read"),
@@ -154,7 +170,9 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_split_must_be_named_where_there_are_several(tmp_path: Path) -> None:
-    DatasetDict({"a": Dataset.from_list(ROWS), "b": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "two")
+    DatasetDict({"a": Dataset.from_list(ROWS), "b": Dataset.from_list(ROWS)}).save_to_disk(
+        tmp_path / "two"
+    )
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
     with pytest.raises(DataError, match=r"holds the splits \['a', 'b'\]; set `split`"):
         DirectorySource(str(tmp_path / "two")).load()

@@ -20,7 +20,9 @@ def read(directory: Path, name: str) -> list[dict[str, Any]]:
 @pytest.mark.ddp
 def test_two_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.unit.data.two_processes", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
     one = make(4, str(tmp_path / "cache"))
@@ -38,4 +40,6 @@ def test_two_processes(tmp_path: Path) -> None:
         rows = left["evaluated"][epoch * 5 :][:5] + right["evaluated"][epoch * 4 :][:4]
         assert sorted(rows) == list(range(9))
     assert read(tmp_path, "leaving") == [left, right]
-    assert [rank["seen"] for rank in read(tmp_path, "resumed")] == [rank["seen"][3:] for rank in (left, right)]
+    assert [rank["seen"] for rank in read(tmp_path, "resumed")] == [
+        rank["seen"][3:] for rank in (left, right)
+    ]

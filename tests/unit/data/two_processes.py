@@ -35,7 +35,9 @@ class TwoRecorder(Recorder):
         (self.path / f"{self.name}{self.global_rank}.json").write_text(json.dumps(seen))
 
 
-def fit(directory: Path, name: str, *, save: bool = False, resume: bool = False, **options: Any) -> None:
+def fit(
+    directory: Path, name: str, *, save: bool = False, resume: bool = False, **options: Any
+) -> None:
     quiet = {
         "logger": False,
         "enable_progress_bar": False,
@@ -55,7 +57,9 @@ def fit(directory: Path, name: str, *, save: bool = False, resume: bool = False,
         **options,
     )
     data = make(2, str(directory / "cache"))
-    trainer.fit(TwoRecorder(directory, name), data, ckpt_path=ckpt if resume else None, weights_only=True)
+    trainer.fit(
+        TwoRecorder(directory, name), data, ckpt_path=ckpt if resume else None, weights_only=True
+    )
 
 
 def main(directory: Path) -> None:

@@ -67,11 +67,19 @@ def test_curves_are_means_of_iterations(policy: PolicyResult) -> None:
 def test_examples_show_each_prompt_once(policy: PolicyResult) -> None:
     world = World()
     rows = examples(judge(policy.before, world), judge(policy.after, world), 8)
-    assert [(row["prompt"], row["before"], row["after"]) for row in rows] == [(HOTEL, BAD, GOOD), (FILM, GOOD, BEST)]
+    assert [(row["prompt"], row["before"], row["after"]) for row in rows] == [
+        (HOTEL, BAD, GOOD),
+        (FILM, GOOD, BEST),
+    ]
 
 
 def test_reward_summary_counts_choices_and_knows_the_best() -> None:
-    pairs = [{"utility_margin": 1.0}, {"utility_margin": 2.0}, {"utility_margin": -1.0}, {"utility_margin": 0.5}]
+    pairs = [
+        {"utility_margin": 1.0},
+        {"utility_margin": 2.0},
+        {"utility_margin": -1.0},
+        {"utility_margin": 0.5},
+    ]
     summary = reward_summary(RewardResult(pairs, torch.tensor([1.0, -0.1, 0.3, 0.0])))
     assert summary["accuracy"] == 0.5  # a tie is no hit
     assert summary["bayes_accuracy"] == 0.75

@@ -24,7 +24,9 @@ TINY = DemoConfig(
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object], str]:
     output, text = tmp_path_factory.mktemp("demo"), io.StringIO()
     run_demo(output, 0, TINY, Console(file=io.StringIO()))
-    summary = run_demo(output, 1, TINY, Console(file=text, width=120))  # over the results of another run
+    summary = run_demo(
+        output, 1, TINY, Console(file=text, width=120)
+    )  # over the results of another run
     return output, summary, text.getvalue()
 
 
@@ -42,19 +44,28 @@ def test_summary_has_what_is_promised(run: tuple[Path, dict[str, object], str]) 
 
 def test_earlier_results_are_replaced(run: tuple[Path, dict[str, object], str]) -> None:
     output, *_ = run
-    rows = [json.loads(line) for line in (output / "ppo" / "samples.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (output / "ppo" / "samples.jsonl").read_text().splitlines()
+    ]
     assert len([row for row in rows if row["stage"] == "train"]) == 2 * 8 * TINY.policy.num_samples
     assert not list(output.rglob("samples-*.jsonl"))
 
 
 def test_exports_are_there(run: tuple[Path, dict[str, object], str]) -> None:
     output, *_ = run
-    assert all((output / stage / "export" / "config.json").is_file() for stage in ("sft", "reward", "ppo"))
+    assert all(
+        (output / stage / "export" / "config.json").is_file() for stage in ("sft", "reward", "ppo")
+    )
 
 
-def test_the_reward_model_is_judged_as_it_was_exported(run: tuple[Path, dict[str, object], str]) -> None:
+def test_the_reward_model_is_judged_as_it_was_exported(
+    run: tuple[Path, dict[str, object], str],
+) -> None:
     export = run[0] / "reward" / "export"
-    tokenizer, model = AutoTokenizer.from_pretrained(export), AutoModelForSequenceClassification.from_pretrained(export)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(export),
+        AutoModelForSequenceClassification.from_pretrained(export),
+    )
 
     def score(prompt: str, text: str) -> float:
         ids = [*tokenizer(f"{prompt} {text}")["input_ids"], tokenizer.eos_token_id]
@@ -63,18 +74,22 @@ def test_the_reward_model_is_judged_as_it_was_exported(run: tuple[Path, dict[str
 
     pairs = WorldData(seed=1).pairs(40, "heldout")
     prefers = [
-        score(str(row["prompt"]), str(row["chosen"])) > score(str(row["prompt"]), str(row["rejected"])) for row in pairs
+        score(str(row["prompt"]), str(row["chosen"]))
+        > score(str(row["prompt"]), str(row["rejected"]))
+        for row in pairs
     ]
-    assert json.loads((run[0] / "summary.json").read_text())["reward_model"]["accuracy"] == pytest.approx(
-        sum(prefers) / len(pairs)
-    )
+    assert json.loads((run[0] / "summary.json").read_text())["reward_model"][
+        "accuracy"
+    ] == pytest.approx(sum(prefers) / len(pairs))
 
 
 def test_report_is_one_whole_file(run: tuple[Path, dict[str, object], str]) -> None:
     page = (run[0] / "report.html").read_text()
     assert page.count("<svg") == 4
     assert page.rstrip().endswith("</html>")
-    assert not re.search(r'(src|href)="(http|[^#"])', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+    assert not re.search(
+        r'(src|href)="(http|[^#"])', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+    )
     assert "{{" not in page
 
 

@@ -26,11 +26,16 @@ REWARDS, VALUES = ragged(MASK, seed=0), ragged(MASK, seed=1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 0.0), (0.99, 1.0), (0.0, 0.5)])
+@pytest.mark.parametrize(
+    ("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 0.0), (0.99, 1.0), (0.0, 0.5)]
+)
 def test_gae_matches_the_defining_sum(gamma: float, lam: float, dtype: torch.dtype) -> None:
     rewards, values = REWARDS.to(dtype), VALUES.to(dtype)
     got = gae(rewards, values, MASK, gamma, lam)
-    pairs = [reference.gae(r, v, gamma, lam) for r, v in zip(rows(rewards, MASK), rows(values, MASK), strict=True)]
+    pairs = [
+        reference.gae(r, v, gamma, lam)
+        for r, v in zip(rows(rewards, MASK), rows(values, MASK), strict=True)
+    ]
     tolerance = TOLERANCE[dtype] if dtype != torch.bfloat16 else {"rtol": 5e-2, "atol": 5e-2}
     assert got.advantages.dtype == dtype
     assert_close(got.advantages.double(), filled([a for a, _ in pairs], 7), **tolerance)
@@ -49,7 +54,9 @@ def test_gae_steps_over_tokens_that_do_not_count() -> None:
     rewards, values = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
     mask = torch.tensor([[True, True, False, False, True, True]])
     got = gae(rewards, values, mask, 0.9, 0.8)
-    kept = gae(rewards[mask][None], values[mask][None], torch.ones(1, 4, dtype=torch.bool), 0.9, 0.8)
+    kept = gae(
+        rewards[mask][None], values[mask][None], torch.ones(1, 4, dtype=torch.bool), 0.9, 0.8
+    )
     assert_close(got.advantages[mask][None], kept.advantages, **FP64)
     assert_close(got.returns[mask][None], kept.returns, **FP64)
     assert torch.equal(got.advantages[~mask], torch.zeros(2, dtype=torch.float64))
@@ -68,7 +75,9 @@ def test_group_advantages_match_loops(num_samples: int) -> None:
     loo = torch.tensor(reference.leave_one_out(lists, num_samples), dtype=torch.float64)
     assert_close(leave_one_out(scores, num_samples), loo, **FP64)
     assert_close(group_centered(scores, num_samples), loo * (num_samples - 1) / num_samples, **FP64)
-    normalized = torch.tensor(reference.group_normalized(lists, num_samples, 1e-2), dtype=torch.float64)
+    normalized = torch.tensor(
+        reference.group_normalized(lists, num_samples, 1e-2), dtype=torch.float64
+    )
     assert_close(group_normalized(scores, num_samples, 1e-2), normalized, **FP64)
 
 
@@ -78,7 +87,9 @@ def test_group_advantages_do_not_see_a_shift_of_a_prompt(function: object) -> No
     scores = torch.randn(12, dtype=torch.float64)
     shift = torch.randn(3, dtype=torch.float64).repeat_interleave(4)
     assert_close(function(scores + shift, 4), function(scores, 4), **FP64)
-    assert_close(function(scores, 4).view(3, 4).sum(-1), torch.zeros(3, dtype=torch.float64), **FP64)
+    assert_close(
+        function(scores, 4).view(3, 4).sum(-1), torch.zeros(3, dtype=torch.float64), **FP64
+    )
 
 
 def test_normalized_advantages_do_not_see_the_scale_either() -> None:
@@ -96,9 +107,13 @@ def test_equal_scores_teach_nothing(function: object) -> None:
 @pytest.mark.parametrize("function", [leave_one_out, group_centered, group_normalized])
 def test_groups_of_one_and_uneven_groups_are_refused(function: object) -> None:
     assert callable(function)
-    with pytest.raises(ConfigurationError, match=r"num_samples=1: an advantage within a group needs 2 or more"):
+    with pytest.raises(
+        ConfigurationError, match=r"num_samples=1: an advantage within a group needs 2 or more"
+    ):
         function(torch.zeros(4), 1)
-    with pytest.raises(ConfigurationError, match=r"5 scores can't be divided into groups of num_samples=2"):
+    with pytest.raises(
+        ConfigurationError, match=r"5 scores can't be divided into groups of num_samples=2"
+    ):
         function(torch.zeros(5), 2)
 
 

@@ -24,7 +24,9 @@ ROWS: dict[str, list[Row]] = {
 
 def _batch(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
     width = max(len(prompt) + sum(map(len, branches)) for prompt, branches in rows) + 2
-    columns = zip(*(reference.row(prompt, branches, width) for prompt, branches in rows), strict=True)
+    columns = zip(
+        *(reference.row(prompt, branches, width) for prompt, branches in rows), strict=True
+    )
     ids, owners, positions = (torch.tensor(column) for column in columns)
     return ids, owners, positions
 
@@ -42,7 +44,9 @@ def test_layout_finds_the_tokens_and_what_predicts_them(name: str) -> None:
             mask = layout.mask[b, k]
             assert ids[b, layout.index[b, k]][mask].tolist() == branch
             assert mask.tolist() == [True] * len(branch) + [False] * (longest - len(branch))
-            expected = [reference.predictor(owners[b].tolist(), int(i)) for i in layout.index[b, k][mask]]
+            expected = [
+                reference.predictor(owners[b].tolist(), int(i)) for i in layout.index[b, k][mask]
+            ]
             assert layout.source[b, k][mask].tolist() == expected
             assert int(layout.last[b, k]) == (int(layout.index[b, k][mask][-1]) if branch else 0)
             assert not layout.index[b, k][~mask].any()
@@ -62,7 +66,9 @@ def test_attention_is_causal_within_prompt_and_branch(name: str) -> None:
     _, owners, _ = _batch(ROWS[name])
     got = branch_attention_mask(owners)
     for b, row in enumerate(owners.tolist()):
-        expected = [[reference.attends(row, i, j) for j in range(len(row))] for i in range(len(row))]
+        expected = [
+            [reference.attends(row, i, j) for j in range(len(row))] for i in range(len(row))
+        ]
         assert got[b, 0].tolist() == expected
     assert got.any(-1).all()
 
@@ -139,4 +145,6 @@ def test_apart_each_token_sees_what_it_sees_in_the_row(name: str) -> None:
             seen = parts.mask[sequence, 0, t].tolist()
             exists = [True] * parts.width + layout.mask[b, sequence % branches].tolist()
             found = {j for j, sees, there in zip(keys, seen, exists, strict=True) if sees and there}
-            assert found == {j for j in range(length) if reference.attends(owners[b].tolist(), i, j)}
+            assert found == {
+                j for j in range(length) if reference.attends(owners[b].tolist(), i, j)
+            }

@@ -12,7 +12,16 @@ from tests.reference.batches import LENGTHS, ragged, ragged_mask, widened
 from tests.tolerances import FP32, FP64
 
 Inputs = dict[str, Tensor]
-NAMES = ("logprobs", "old_logprobs", "ref_logprobs", "values", "old_values", "rewards", "advantages", "mask")
+NAMES = (
+    "logprobs",
+    "old_logprobs",
+    "ref_logprobs",
+    "values",
+    "old_values",
+    "rewards",
+    "advantages",
+    "mask",
+)
 
 # Per token: (N, T). Those without a mask of their own are looked at where it is set.
 TOKENWISE: dict[str, Callable[[Inputs], Tensor]] = {
@@ -25,8 +34,12 @@ TOKENWISE: dict[str, Callable[[Inputs], Tensor]] = {
         x["scores"], x["old_logprobs"], x["ref_logprobs"], x["mask"], 0.1
     ),
     "place at end": lambda x: F.place_at_end(x["scores"], x["mask"]),
-    "unbiased k3": lambda x: F.unbiased_k3_loss(x["logprobs"], x["old_logprobs"], x["ref_logprobs"], x["mask"]),
-    "sequence k2": lambda x: F.sequence_k2_loss(x["logprobs"], x["old_logprobs"], x["ref_logprobs"], x["mask"]),
+    "unbiased k3": lambda x: F.unbiased_k3_loss(
+        x["logprobs"], x["old_logprobs"], x["ref_logprobs"], x["mask"]
+    ),
+    "sequence k2": lambda x: F.sequence_k2_loss(
+        x["logprobs"], x["old_logprobs"], x["ref_logprobs"], x["mask"]
+    ),
     "biased k3": lambda x: F.biased_k3_loss(x["logprobs"], x["ref_logprobs"], x["mask"]),
     "approx kl": lambda x: F.approx_kl(x["logprobs"], x["old_logprobs"], x["mask"]),
     "token ratio": lambda x: F.token_ratio(x["logprobs"], x["old_logprobs"], x["mask"]),
@@ -40,8 +53,12 @@ TOKENWISE: dict[str, Callable[[Inputs], Tensor]] = {
     ),
     "reinforce": lambda x: F.reinforce_loss(x["logprobs"], x["advantages"]),
     "value loss": lambda x: F.clipped_value_loss(x["values"], x["old_values"], x["rewards"]),
-    "truncated weights": lambda x: F.truncated_importance_weights(x["logprobs"], x["old_logprobs"], x["mask"]),
-    "masked weights": lambda x: F.masked_importance_weights(x["logprobs"], x["old_logprobs"], x["mask"]),
+    "truncated weights": lambda x: F.truncated_importance_weights(
+        x["logprobs"], x["old_logprobs"], x["mask"]
+    ),
+    "masked weights": lambda x: F.masked_importance_weights(
+        x["logprobs"], x["old_logprobs"], x["mask"]
+    ),
 }
 # Per sequence: (N,).
 ROWWISE: dict[str, Callable[[Inputs], Tensor]] = {
@@ -59,7 +76,10 @@ ALL = TOKENWISE | ROWWISE
 def _inputs(garbage: float = float("nan")) -> Inputs:
     mask = ragged_mask()
     inputs = {name: ragged(mask, seed=i, garbage=garbage) for i, name in enumerate(NAMES)}
-    return inputs | {"mask": mask, "scores": torch.linspace(-1, 2, len(LENGTHS), dtype=torch.float64)}
+    return inputs | {
+        "mask": mask,
+        "scores": torch.linspace(-1, 2, len(LENGTHS), dtype=torch.float64),
+    }
 
 
 def _kept(name: str, inputs: Inputs) -> Tensor:
@@ -99,13 +119,21 @@ def test_batches_without_any_token_are_finite(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_padding_gets_no_gradient(name: str) -> None:
-    garbage = 1e3 if name in {"clipped surrogate", "weight clipped", "reinforce", "value loss"} else float("nan")
+    garbage = (
+        1e3
+        if name in {"clipped surrogate", "weight clipped", "reinforce", "value loss"}
+        else float("nan")
+    )
     inputs = _inputs(garbage)
-    floats = [value.requires_grad_() for key, value in inputs.items() if key not in ("mask", "scores")]
+    floats = [
+        value.requires_grad_() for key, value in inputs.items() if key not in ("mask", "scores")
+    ]
     out = _kept(name, inputs)
     if not out.requires_grad:
         return
-    for value, grad in zip(floats, torch.autograd.grad(out.sum(), floats, allow_unused=True), strict=True):
+    for value, grad in zip(
+        floats, torch.autograd.grad(out.sum(), floats, allow_unused=True), strict=True
+    ):
         if grad is not None:
             padding = grad[~inputs["mask"]]
             assert torch.equal(padding, torch.zeros_like(padding)), value.shape
@@ -118,7 +146,9 @@ def test_the_dtype_is_kept(name: str, dtype: torch.dtype) -> None:
     got = _kept(name, inputs)
     assert got.dtype == dtype
     if dtype == torch.float32:
-        assert_close(got.double(), _kept(name, _inputs() | {"scores": inputs["scores"].double()}), **FP32)
+        assert_close(
+            got.double(), _kept(name, _inputs() | {"scores": inputs["scores"].double()}), **FP32
+        )
 
 
 @pytest.mark.parametrize("name", ALL)

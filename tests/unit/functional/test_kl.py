@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_rlhf.functional.kl import biased_k3_loss, full_kl, k1, k2, k3, sequence_k2_loss, unbiased_k3_loss
+from lit_rlhf.functional.kl import (
+    biased_k3_loss,
+    full_kl,
+    k1,
+    k2,
+    k3,
+    sequence_k2_loss,
+    unbiased_k3_loss,
+)
 from lit_rlhf.functional.masking import masked_sum
 from tests.reference import worlds
 from tests.tolerances import FP32, FP64
@@ -68,10 +76,14 @@ def test_gradcheck_of_full_kl() -> None:
 
 @pytest.mark.parametrize("sampler", [POLICY, OLD], ids=["on-policy", "off-policy"])
 @pytest.mark.parametrize("loss", [unbiased_k3_loss, sequence_k2_loss])
-def test_unbiased_losses_have_the_gradient_of_the_reverse_divergence(loss: object, sampler: Tensor) -> None:
+def test_unbiased_losses_have_the_gradient_of_the_reverse_divergence(
+    loss: object, sampler: Tensor
+) -> None:
     assert callable(loss)
     old, ref = worlds.logprobs_of(sampler), worlds.logprobs_of(REF)
-    got = worlds.gradient(lambda x: _expected(loss(worlds.logprobs_of(x), old, ref, MASK), sampler), POLICY)
+    got = worlds.gradient(
+        lambda x: _expected(loss(worlds.logprobs_of(x), old, ref, MASK), sampler), POLICY
+    )
     expected = worlds.gradient(lambda x: worlds.reverse_kl(x, REF), POLICY)
     assert_close(got, expected, **FP64)
 

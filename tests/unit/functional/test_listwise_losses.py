@@ -78,14 +78,18 @@ def test_order_of_the_branches_does_not_matter(name: str) -> None:
     columns = _columns(name, MASK)
     order = [2, 0, 3, 1]
     shuffled = [column[:, order] for column in columns]
-    assert_close(function(*shuffled, MASK[:, order], **options), function(*columns, MASK, **options), **FP64)
+    assert_close(
+        function(*shuffled, MASK[:, order], **options), function(*columns, MASK, **options), **FP64
+    )
 
 
 @pytest.mark.parametrize("name", ["plackett_luce", "info_nca", "lipo_lambda"])
 def test_a_shift_of_the_prompt_changes_nothing(name: str) -> None:
     function, _, options = EVERY[name]
     u, scores = _columns(name, MASK)
-    assert_close(function(u + 3.0, scores, MASK, **options), function(u, scores, MASK, **options), **FP64)
+    assert_close(
+        function(u + 3.0, scores, MASK, **options), function(u, scores, MASK, **options), **FP64
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in ("nca", "rrhf")])
@@ -110,7 +114,10 @@ def test_finite_with_finite_gradients_however_far(name: str, scale: float) -> No
 
 def test_two_completions_are_a_pair() -> None:
     both = torch.ones(5, 2, dtype=torch.bool)
-    u, scores = torch.randn(5, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(5, 2)
+    u, scores = (
+        torch.randn(5, 2, dtype=torch.float64),
+        torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(5, 2),
+    )
     pair = f.dpo_loss(u[:, 0], u[:, 1], 0.4)
     assert_close(f.plackett_luce_dpo_loss(u, scores, both, 0.4), pair, **FP64)
     # Gains 2 - 1, discounts of ranks 1 and 2.

@@ -16,7 +16,9 @@ from tests.tolerances import BF16, FP32, FP64
 N, WIDTH, VOCABULARY = 7, 5, 11
 
 
-def _problem(dtype: torch.dtype = torch.float64, n: int = N) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _problem(
+    dtype: torch.dtype = torch.float64, n: int = N
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(3)
     hidden = torch.randn(n, WIDTH, generator=draw, dtype=torch.float64)
     weight = torch.randn(VOCABULARY, WIDTH, generator=draw, dtype=torch.float64)
@@ -35,7 +37,11 @@ def _naive(
     logit_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """All logits at once, in the dtype given."""
-    logits = hidden @ weight.T * logit_scale if bias is None else (hidden @ weight.T + bias) * logit_scale
+    logits = (
+        hidden @ weight.T * logit_scale
+        if bias is None
+        else (hidden @ weight.T + bias) * logit_scale
+    )
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     probs = torch.softmax(logits / temperature, dim=-1)
@@ -58,7 +64,9 @@ def test_token_logprobs_and_entropy_match_softmax(temperature: float, dtype: tor
     tokens = torch.randint(0, VOCABULARY, (2, 3))
     probs = torch.softmax(logits.double() / temperature, -1)
     got, entropy = token_logprobs(logits, tokens, temperature), token_entropy(logits, temperature)
-    assert got.dtype == entropy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (
+        got.dtype == entropy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    )
     tolerance = FP64 if dtype == torch.float64 else FP32
     assert_close(got.double(), probs.gather(-1, tokens[..., None]).squeeze(-1).log(), **tolerance)
     assert_close(entropy.double(), -(probs * probs.log()).sum(-1), **tolerance)
@@ -75,10 +83,14 @@ def test_impossible_tokens_add_no_entropy_and_no_nan_gradient() -> None:
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, N, 100])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("callable_head", [False, True], ids=["weight", "callable"])
-def test_chunks_equal_the_whole(callable_head: bool, options: dict[str, float], chunk_size: int | None) -> None:
+def test_chunks_equal_the_whole(
+    callable_head: bool, options: dict[str, float], chunk_size: int | None
+) -> None:
     hidden, weight, _, tokens = _problem()
     head = (lambda states: states @ weight.T) if callable_head else weight
-    got = chunked_logprobs(hidden, head, tokens, with_entropy=True, chunk_size=chunk_size, **options)
+    got = chunked_logprobs(
+        hidden, head, tokens, with_entropy=True, chunk_size=chunk_size, **options
+    )
     logprobs, entropy = _naive(hidden, weight, None, tokens, **options)
     assert_close(got.logprobs, logprobs, **FP64)
     assert_close(got.entropy, entropy, **FP64)
@@ -104,13 +116,24 @@ def test_gradients_equal_those_of_the_whole(
     weights = torch.randn(2, N, dtype=torch.float64)
 
     def total(logprobs: Tensor, entropy: Tensor) -> Tensor:
-        return (weights[0] * logprobs).sum() + (weights[1] * (entropy if entropy_grad else entropy.detach())).sum()
+        return (weights[0] * logprobs).sum() + (
+            weights[1] * (entropy if entropy_grad else entropy.detach())
+        ).sum()
 
     expected = torch.autograd.grad(total(*_naive(hidden, weight, bias, tokens, **options)), leaves)
-    head: Tensor | Callable[[Tensor], Tensor] = (lambda h: h @ weight.T + bias) if callable_head else weight
+    head: Tensor | Callable[[Tensor], Tensor] = (
+        (lambda h: h @ weight.T + bias) if callable_head else weight
+    )
     extra = {} if callable_head else {"bias": bias}
     out = chunked_logprobs(
-        hidden, head, tokens, with_entropy=True, entropy_grad=entropy_grad, chunk_size=3, **extra, **options
+        hidden,
+        head,
+        tokens,
+        with_entropy=True,
+        entropy_grad=entropy_grad,
+        chunk_size=3,
+        **extra,
+        **options,
     )
     assert out.entropy is not None
     got = torch.autograd.grad(total(out.logprobs, out.entropy), leaves)
@@ -145,7 +168,9 @@ def test_gradcheck(head_trains: bool, entropy_grad: bool) -> None:
 def test_the_entropy_alone_has_a_gradient_too() -> None:
     hidden, weight, _, tokens = _problem()
     hidden.requires_grad_()
-    out = chunked_logprobs(hidden, weight, tokens, with_entropy=True, entropy_grad=True, chunk_size=2)
+    out = chunked_logprobs(
+        hidden, weight, tokens, with_entropy=True, entropy_grad=True, chunk_size=2
+    )
     (got,) = torch.autograd.grad(out.entropy.sum(), hidden)
     (expected,) = torch.autograd.grad(_naive(hidden, weight, None, tokens)[1].sum(), hidden)
     assert_close(got, expected, **FP64)

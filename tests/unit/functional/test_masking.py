@@ -67,13 +67,19 @@ def test_nothing_counted_is_zero_and_sends_no_gradient() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("center", [True, False])
-def test_whitening_gives_unit_deviation_and_the_mean_that_was_asked_for(center: bool, dtype: torch.dtype) -> None:
+def test_whitening_gives_unit_deviation_and_the_mean_that_was_asked_for(
+    center: bool, dtype: torch.dtype
+) -> None:
     mask = ragged_mask()
     x = (3.0 + 2.0 * ragged(mask)).to(dtype)
     got = whiten(x, mask, center=center)
-    expected = torch.tensor(reference.whitened(x.double().tolist(), mask.tolist(), center), dtype=torch.float64)
+    expected = torch.tensor(
+        reference.whitened(x.double().tolist(), mask.tolist(), center), dtype=torch.float64
+    )
     assert got.dtype == dtype
-    assert_close(got.double(), expected, **(BF16 if dtype == torch.bfloat16 else FP32))  # eps in the denominator
+    assert_close(
+        got.double(), expected, **(BF16 if dtype == torch.bfloat16 else FP32)
+    )  # eps in the denominator
 
 
 def test_equal_entries_are_whitened_to_zero() -> None:
@@ -87,7 +93,9 @@ def test_equal_entries_are_whitened_to_zero() -> None:
 def test_moments_of_parts_merge_to_those_of_the_whole(offset: float) -> None:
     mask = ragged_mask()
     x = (ragged(mask, garbage=0.0) + offset).float()
-    parts = [masked_moments(rows, flags) for rows, flags in zip(x.split(2), mask.split(2), strict=True)]
+    parts = [
+        masked_moments(rows, flags) for rows, flags in zip(x.split(2), mask.split(2), strict=True)
+    ]
     merged = merge_moments(Moments(*(torch.stack(field) for field in zip(*parts, strict=True))))
     kept = x[mask].double()
     assert float(merged.n) == len(kept)
@@ -101,9 +109,14 @@ def test_whitening_with_the_moments_of_all_ranks_equals_whitening_the_gathered_b
     mask = ragged_mask()
     x = ragged(mask)
     whole = whiten(x, mask)
-    parts = [masked_moments(rows, flags) for rows, flags in zip(x.split(3), mask.split(3), strict=True)]
+    parts = [
+        masked_moments(rows, flags) for rows, flags in zip(x.split(3), mask.split(3), strict=True)
+    ]
     moments = merge_moments(Moments(*torch.stack([torch.stack(part) for part in parts]).unbind(-1)))
-    ranks = [whiten(rows, flags, moments=moments) for rows, flags in zip(x.split(3), mask.split(3), strict=True)]
+    ranks = [
+        whiten(rows, flags, moments=moments)
+        for rows, flags in zip(x.split(3), mask.split(3), strict=True)
+    ]
     assert_close(torch.cat(ranks), whole, **FP64)
 
 
@@ -154,7 +167,9 @@ def test_a_stop_token_in_the_padding_stops_nothing() -> None:
 
 @pytest.mark.parametrize("width", [None, 4])
 def test_padding_sequences(width: int | None) -> None:
-    got = pad_sequences([torch.tensor([1, 2, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([4])], -1, width)
+    got = pad_sequences(
+        [torch.tensor([1, 2, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([4])], -1, width
+    )
     columns = width or 3
     assert got.values.shape == (3, columns)
     assert got.values.dtype == torch.int64
@@ -182,7 +197,9 @@ def test_aligning_left_keeps_order_and_drops_gaps() -> None:
     assert got.values.dtype == x.dtype
 
 
-@pytest.mark.parametrize(("given", "expected"), [(torch.float16, torch.float32), (torch.float64, torch.float64)])
+@pytest.mark.parametrize(
+    ("given", "expected"), [(torch.float16, torch.float32), (torch.float64, torch.float64)]
+)
 def test_half_precision_alone_is_raised(given: torch.dtype, expected: torch.dtype) -> None:
     x: Tensor = torch.ones(2, dtype=given)
     assert at_least_float32(x).dtype == expected

@@ -21,12 +21,29 @@ class Columns:
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         draw = torch.Generator().manual_seed(0)
         size = torch.tensor([1.0] * 6 + [6.0] * 6, dtype=torch.float64)
-        uw, ul, cw, cl = (torch.randn(12, generator=draw, dtype=torch.float64) * size for _ in range(4))
+        uw, ul, cw, cl = (
+            torch.randn(12, generator=draw, dtype=torch.float64) * size for _ in range(4)
+        )
         lengths = torch.randint(1, 9, (2, 12), generator=draw)
         lw, ll = (-torch.rand(2, 12, generator=draw, dtype=torch.float64) - 0.01) * lengths
-        floats = {"uw": uw, "ul": ul, "lw": lw, "ll": ll, "dw": cw.abs(), "dl": cl.abs(), "nll": -lw / lengths[0]}
-        floats |= {"cw": -cw.abs(), "cl": -cl.abs(), "p": torch.rand(12, generator=draw, dtype=torch.float64)}
-        self.columns = {name: value.to(dtype) for name, value in floats.items()} | {"nw": lengths[0], "nl": lengths[1]}
+        floats = {
+            "uw": uw,
+            "ul": ul,
+            "lw": lw,
+            "ll": ll,
+            "dw": cw.abs(),
+            "dl": cl.abs(),
+            "nll": -lw / lengths[0],
+        }
+        floats |= {
+            "cw": -cw.abs(),
+            "cl": -cl.abs(),
+            "p": torch.rand(12, generator=draw, dtype=torch.float64),
+        }
+        self.columns = {name: value.to(dtype) for name, value in floats.items()} | {
+            "nw": lengths[0],
+            "nl": lengths[1],
+        }
 
     def __getitem__(self, names: str) -> list[Tensor]:
         return [self.columns[name] for name in names.split()]
@@ -92,7 +109,11 @@ def test_only_the_difference_counts(name: str) -> None:
     function, _, columns, options = CASES[name]
     chosen, rejected = Columns()[columns]
     shift = torch.linspace(-3, 3, 12, dtype=torch.float64)
-    assert_close(function(chosen + shift, rejected + shift, **options), function(chosen, rejected, **options), **FP64)
+    assert_close(
+        function(chosen + shift, rejected + shift, **options),
+        function(chosen, rejected, **options),
+        **FP64,
+    )
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -103,7 +124,9 @@ def test_swapping_the_pair_turns_the_margin_round(name: str) -> None:
     slope = torch.autograd.grad(function(h, torch.zeros_like(h), **options).sum(), h)[0]
     swapped = torch.autograd.grad(function(torch.zeros_like(h), h, **options).sum(), h)[0]
     turned = (-h).detach().requires_grad_()
-    expected = -torch.autograd.grad(function(turned, torch.zeros_like(h), **options).sum(), turned)[0]
+    expected = -torch.autograd.grad(function(turned, torch.zeros_like(h), **options).sum(), turned)[
+        0
+    ]
     assert_close(swapped, expected, **FP64)
     assert not torch.equal(slope, swapped)
 
@@ -136,7 +159,8 @@ def test_value_at_the_reference(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dpo", "soft_label_dpo", "tdpo1", "length_normalized_dpo", "gpo_savage", "ipo", "simpo"]
+    "name",
+    ["dpo", "soft_label_dpo", "tdpo1", "length_normalized_dpo", "gpo_savage", "ipo", "simpo"],
 )
 def test_an_identical_pair_teaches_nothing(name: str) -> None:
     """Both completions are the same tokens of the same model: their gradients cancel."""
@@ -144,7 +168,10 @@ def test_an_identical_pair_teaches_nothing(name: str) -> None:
     names = columns.split()
     once = dict(zip(names, Columns()[columns], strict=True))
     model = once[names[0]].clone().requires_grad_()
-    arguments = [model if n in names[:2] else once[n.replace("l", "w") if n in ("nl", "dl") else n] for n in names]
+    arguments = [
+        model if n in names[:2] else once[n.replace("l", "w") if n in ("nl", "dl") else n]
+        for n in names
+    ]
     (gradient,) = torch.autograd.grad(function(*arguments, **options).sum(), model)
     assert gradient.abs().max() == 0
 
@@ -202,7 +229,10 @@ def test_alpha_divergence_lies_between_the_kls() -> None:
         (f.reverse_kl_score, lambda t: t * torch.log(t)),
         (f.forward_kl_score, lambda t: -torch.log(t)),
         (f.jensen_shannon_score, lambda t: t * torch.log(t) - (t + 1) * torch.log((t + 1) / 2)),
-        (lambda u: f.alpha_divergence_score(u, 0.3), lambda t: (t**0.7 - 0.7 * t - 0.3) / (0.3 * (0.3 - 1))),
+        (
+            lambda u: f.alpha_divergence_score(u, 0.3),
+            lambda t: (t**0.7 - 0.7 * t - 0.3) / (0.3 * (0.3 - 1)),
+        ),
     ],
 )
 def test_divergence_scores_are_slopes_of_their_generators(
@@ -227,14 +257,21 @@ def test_length_desensitized_logprobs() -> None:
 
 
 def test_aot_pairs_quantiles() -> None:
-    chosen, rejected, ref_chosen, ref_rejected = (torch.randn(7, dtype=torch.float64) for _ in range(4))
+    chosen, rejected, ref_chosen, ref_rejected = (
+        torch.randn(7, dtype=torch.float64) for _ in range(4)
+    )
     got = f.aot_loss(chosen - rejected, ref_chosen - ref_rejected, 0.3)
     margins = sorted((chosen - rejected).tolist())
     ref_margins = sorted((ref_chosen - ref_rejected).tolist())
-    expected = [slow.nll_of_sigmoid(0.3 * (a - b)) for a, b in zip(margins, ref_margins, strict=True)]
+    expected = [
+        slow.nll_of_sigmoid(0.3 * (a - b)) for a, b in zip(margins, ref_margins, strict=True)
+    ]
     assert_close(got, torch.tensor(expected, dtype=torch.float64), **FP64)
     unpaired = f.aot_unpaired_loss(chosen, rejected, 0.3)
-    expected = [slow.dpo(a, b, 0.3) for a, b in zip(sorted(chosen.tolist()), sorted(rejected.tolist()), strict=True)]
+    expected = [
+        slow.dpo(a, b, 0.3)
+        for a, b in zip(sorted(chosen.tolist()), sorted(rejected.tolist()), strict=True)
+    ]
     assert_close(unpaired, torch.tensor(expected, dtype=torch.float64), **FP64)
 
 
@@ -261,7 +298,11 @@ def test_beta_dpo_parts() -> None:
 
 
 def test_log_odds_and_log1mexp_near_both_ends() -> None:
-    x = torch.tensor([-1e-30, -1e-12, -1e-3, -0.5, -0.69, -0.7, -5.0, -80.0], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor(
+        [-1e-30, -1e-12, -1e-3, -0.5, -0.69, -0.7, -5.0, -80.0],
+        dtype=torch.float64,
+        requires_grad=True,
+    )
     got = f.log1mexp(x)
     expected = [math.log(-math.expm1(min(v, -2.220446049250313e-16))) for v in x.tolist()]
     assert_close(got, torch.tensor(expected, dtype=torch.float64), **FP64)
@@ -284,7 +325,10 @@ def test_log_collision() -> None:
 
 
 def test_on_policy_weight_carries_no_gradient() -> None:
-    columns = [x.clone().requires_grad_() if x.is_floating_point() else x for x in Columns()["lw ll cw cl nw nl"]]
+    columns = [
+        x.clone().requires_grad_() if x.is_floating_point() else x
+        for x in Columns()["lw ll cw cl nw nl"]
+    ]
     weight = f.on_policy_weight(*columns)
     assert not weight.requires_grad
     assert weight.max() <= 1

@@ -77,9 +77,15 @@ def test_not_invariant_to_a_shift_of_the_prompt(name: str) -> None:
 def test_at_the_reference() -> None:
     zeros, labels = torch.zeros(4, dtype=torch.float64), torch.tensor([True, False, True, False])
     assert_close(f.kto_loss(zeros, labels, 0.0), torch.full((4,), 0.5, dtype=torch.float64), **FP64)
-    assert_close(f.apo_zero_unpaired_loss(zeros, labels), torch.full((4,), 0.5, dtype=torch.float64), **FP64)
-    assert_close(f.bco_loss(zeros, labels), torch.full((4,), math.log(2), dtype=torch.float64), **FP64)
-    assert_close(f.npo_loss(zeros, beta=0.5), torch.full((4,), 4 * math.log(2), dtype=torch.float64), **FP64)
+    assert_close(
+        f.apo_zero_unpaired_loss(zeros, labels), torch.full((4,), 0.5, dtype=torch.float64), **FP64
+    )
+    assert_close(
+        f.bco_loss(zeros, labels), torch.full((4,), math.log(2), dtype=torch.float64), **FP64
+    )
+    assert_close(
+        f.npo_loss(zeros, beta=0.5), torch.full((4,), 4 * math.log(2), dtype=torch.float64), **FP64
+    )
 
 
 def test_kto_reference_point_is_a_clamped_mean_without_gradient() -> None:

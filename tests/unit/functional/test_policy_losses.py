@@ -47,11 +47,16 @@ def _grid(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dual", [None, 3.0])
 @pytest.mark.parametrize(("low", "high"), [(0.2, 0.2), (0.2, 0.28), (1.0, 0.5)])
-def test_clipped_surrogate_matches_its_cases(low: float, high: float, dual: float | None, dtype: torch.dtype) -> None:
+def test_clipped_surrogate_matches_its_cases(
+    low: float, high: float, dual: float | None, dtype: torch.dtype
+) -> None:
     ratio, advantages = _grid(dtype)
     got = clipped_surrogate(ratio, advantages, low, high, dual)
     expected = [
-        [reference.clipped(float(r), float(a), low, high, dual) for r, a in zip(row, column, strict=True)]
+        [
+            reference.clipped(float(r), float(a), low, high, dual)
+            for r, a in zip(row, column, strict=True)
+        ]
         for row, column in zip(ratio, advantages, strict=True)
     ]
     assert_close(got.double(), torch.tensor(expected, dtype=torch.float64), **TOLERANCE[dtype])
@@ -61,7 +66,10 @@ def test_gradients_stop_where_the_clip_fractions_say() -> None:
     ratio, advantages = _grid()
     ratio.requires_grad_()
     (grad,) = torch.autograd.grad(clipped_surrogate(ratio, advantages, 0.2, 0.28).sum(), ratio)
-    low, high = low_clip_fraction(ratio, advantages, 0.2), high_clip_fraction(ratio, advantages, 0.28)
+    low, high = (
+        low_clip_fraction(ratio, advantages, 0.2),
+        high_clip_fraction(ratio, advantages, 0.28),
+    )
     stopped = (grad == 0) & (advantages != 0)
     assert torch.equal(stopped, (low + high).bool())
     assert low.sum() > 0
@@ -77,12 +85,17 @@ def test_dual_clip_stops_runaway_negative_advantages() -> None:
 
 
 @pytest.mark.parametrize("low", [None, 0.3])
-def test_weight_clipped_surrogate_matches_its_cases_and_keeps_every_gradient(low: float | None) -> None:
+def test_weight_clipped_surrogate_matches_its_cases_and_keeps_every_gradient(
+    low: float | None,
+) -> None:
     ratio, advantages = _grid()
     logprobs = -torch.rand_like(ratio).requires_grad_()
     loss = weight_clipped_surrogate(ratio, logprobs, advantages, low, 1.5)
     expected = [
-        [reference.weight_clipped(float(r), float(p), float(a), low, 1.5) for r, p, a in zip(*lines, strict=True)]
+        [
+            reference.weight_clipped(float(r), float(p), float(a), low, 1.5)
+            for r, p, a in zip(*lines, strict=True)
+        ]
         for lines in zip(ratio, logprobs.detach(), advantages, strict=True)
     ]
     assert_close(loss, torch.tensor(expected, dtype=torch.float64), **FP64)
@@ -93,7 +106,9 @@ def test_weight_clipped_surrogate_matches_its_cases_and_keeps_every_gradient(low
 def test_the_weight_carries_no_gradient() -> None:
     logprobs = torch.tensor([[-1.0]], requires_grad=True)
     ratio = token_ratio(logprobs, torch.tensor([[-1.5]]), torch.tensor([[True]]))
-    (grad,) = torch.autograd.grad(weight_clipped_surrogate(ratio, logprobs, torch.ones(1, 1)).sum(), logprobs)
+    (grad,) = torch.autograd.grad(
+        weight_clipped_surrogate(ratio, logprobs, torch.ones(1, 1)).sum(), logprobs
+    )
     assert_close(grad, -ratio.detach(), **FP32)
 
 
@@ -103,7 +118,10 @@ def test_clipped_value_loss_matches_its_cases(clip: float | None, dtype: torch.d
     values, old, returns = (torch.randn(6, 7, dtype=torch.float64).to(dtype) for _ in range(3))
     got = clipped_value_loss(values, old, returns, clip)
     expected = [
-        [reference.value_loss(float(v), float(o), float(r), clip) for v, o, r in zip(*lines, strict=True)]
+        [
+            reference.value_loss(float(v), float(o), float(r), clip)
+            for v, o, r in zip(*lines, strict=True)
+        ]
         for lines in zip(values, old, returns, strict=True)
     ]
     assert_close(got.double(), torch.tensor(expected, dtype=torch.float64), **TOLERANCE[dtype])
@@ -121,7 +139,9 @@ def test_value_clip_fraction_marks_the_values_without_gradient() -> None:
 def test_ratios_are_one_where_the_policy_is_the_sampler_and_where_masked() -> None:
     for function in (token_ratio, prefix_ratio, sequence_ratio):
         assert torch.equal(function(OLD, OLD, MASK), torch.ones_like(OLD))
-        assert torch.equal(function(NEW, OLD, MASK)[3], torch.ones_like(OLD[3]))  # the empty sequence
+        assert torch.equal(
+            function(NEW, OLD, MASK)[3], torch.ones_like(OLD[3])
+        )  # the empty sequence
     assert torch.equal(token_ratio(NEW, OLD, MASK)[~MASK], torch.ones_like(OLD[~MASK]))
     clipping = low_clip_fraction(token_ratio(OLD, OLD, MASK), ADVANTAGES, 0.2)
     assert float(clipping.sum()) == 0.0
@@ -139,7 +159,10 @@ def test_token_and_prefix_ratios_match_products_of_probabilities() -> None:
 
 
 def test_sequence_ratio_is_the_geometric_mean_and_unnormalized_the_product() -> None:
-    mean, product = sequence_ratio(NEW, OLD, MASK), sequence_ratio(NEW, OLD, MASK, length_normalized=False)
+    mean, product = (
+        sequence_ratio(NEW, OLD, MASK),
+        sequence_ratio(NEW, OLD, MASK, length_normalized=False),
+    )
     for n, (new, old) in enumerate(zip(rows(NEW, MASK), rows(OLD, MASK), strict=True)):
         expected = reference.geometric_mean_ratio(new, old)
         assert_close(mean[n], torch.full_like(mean[n], expected), **FP64)
@@ -186,7 +209,9 @@ def test_gradcheck_away_from_corners() -> None:
     mask = ragged_mask((1, 2, 3))
     new, old, advantages = (ragged(mask, seed=seed, garbage=0.0) for seed in range(3))
     new.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: clipped_surrogate(token_ratio(x, old, mask), advantages), (new,))
+    assert torch.autograd.gradcheck(
+        lambda x: clipped_surrogate(token_ratio(x, old, mask), advantages), (new,)
+    )
     assert torch.autograd.gradcheck(lambda x: prefix_ratio(x, old, mask), (new,))
     assert torch.autograd.gradcheck(lambda x: clipped_value_loss(x, old, advantages), (new,))
 
@@ -220,7 +245,9 @@ def test_importance_weights_are_detached_and_bounded() -> None:
 
 
 @pytest.mark.parametrize(("num_samples", "eta"), [(2, 1.0), (3, 0.4)])
-def test_relative_reward_loss_is_the_squared_error_of_all_pairs(num_samples: int, eta: float) -> None:
+def test_relative_reward_loss_is_the_squared_error_of_all_pairs(
+    num_samples: int, eta: float
+) -> None:
     rewards = ragged(MASK, seed=5)
     losses = relative_reward_loss(NEW, OLD, rewards, MASK, num_samples, eta)
     sums = [

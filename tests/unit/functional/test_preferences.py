@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_rlhf.functional import argmax_preference, best_of_n_kl, draw_preference, preference_probability
+from lit_rlhf.functional import (
+    argmax_preference,
+    best_of_n_kl,
+    draw_preference,
+    preference_probability,
+)
 from tests.tolerances import FP64
 
 
@@ -14,14 +19,20 @@ def test_preferences_of_both_sides_sum_to_one() -> None:
     margins = torch.tensor([-40.0, -1.0, 0.0, 0.5, 800.0], dtype=torch.float64)
     for temperature in (0.5, 2.0):
         first = preference_probability(margins, temperature)
-        by_hand = [1 / (1 + math.exp(-m / temperature)) if m > -700 else 0.0 for m in margins.tolist()]
+        by_hand = [
+            1 / (1 + math.exp(-m / temperature)) if m > -700 else 0.0 for m in margins.tolist()
+        ]
         assert_close(first, torch.tensor(by_hand, dtype=torch.float64), **FP64)
-        assert_close(first + preference_probability(-margins, temperature), torch.ones_like(first), **FP64)
+        assert_close(
+            first + preference_probability(-margins, temperature), torch.ones_like(first), **FP64
+        )
 
 
 def test_hard_and_drawn_preferences() -> None:
     assert argmax_preference(torch.tensor([-1e-6, 0.0, 3.0])).tolist() == [0.0, 0.5, 1.0]
-    drawn = draw_preference(torch.tensor([0.0, 0.3, 0.3, 1.0]), torch.tensor([0.0, 0.29, 0.3, 0.999]))
+    drawn = draw_preference(
+        torch.tensor([0.0, 0.3, 0.3, 1.0]), torch.tensor([0.0, 0.29, 0.3, 0.999])
+    )
     assert drawn.tolist() == [0.0, 1.0, 0.0, 1.0]
 
 

@@ -40,7 +40,9 @@ def test_the_value_is_that_of_the_definition(name: str) -> None:
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1, 1], [2, 4], [3, 3], [6]])
 def test_parts_add_up_to_the_whole(name: str, sizes: list[int]) -> None:
     reduce, _ = REDUCTIONS[name]
-    parts = [reduce(loss, mask) for loss, mask in zip(LOSS.split(sizes), MASK.split(sizes), strict=True)]
+    parts = [
+        reduce(loss, mask) for loss, mask in zip(LOSS.split(sizes), MASK.split(sizes), strict=True)
+    ]
     total = Fraction(sum(p.numerator for p in parts), sum(p.denominator for p in parts))
     assert_close(total.value, reduce(LOSS, MASK).value, **FP64)
 

@@ -57,8 +57,12 @@ def test_bradley_terry_matches_its_probability(
         label_smoothing=label_smoothing,
     )
     expected = [
-        reference.bradley_terry(c, r, m if with_margin else 0.0, p if soft else 1.0, label_smoothing)
-        for c, r, m, p in zip(*(x.tolist() for x in (chosen, rejected, margin, p_chosen)), strict=True)
+        reference.bradley_terry(
+            c, r, m if with_margin else 0.0, p if soft else 1.0, label_smoothing
+        )
+        for c, r, m, p in zip(
+            *(x.tolist() for x in (chosen, rejected, margin, p_chosen)), strict=True
+        )
     ]
     assert_close(got.double(), torch.tensor(expected, dtype=torch.float64), **TOLERANCE[dtype])
 
@@ -92,7 +96,9 @@ def _minimum(loss: Callable[[Tensor], Tensor]) -> float:
     for _ in range(80):
         middle = torch.tensor([(low + high) / 2], dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(loss(middle).sum(), middle)
-        low, high = (float(middle.detach()), high) if float(slope) < 0 else (low, float(middle.detach()))
+        low, high = (
+            (float(middle.detach()), high) if float(slope) < 0 else (low, float(middle.detach()))
+        )
     return low
 
 
@@ -101,7 +107,10 @@ def test_soft_labels_are_fitted_by_their_log_odds(p: float) -> None:
     zero = torch.zeros(1, dtype=torch.float64)
     label = torch.tensor([p], dtype=torch.float64)
     assert_close(
-        _minimum(lambda d: bradley_terry_loss(d, zero, p_chosen=label)), math.log(p / (1 - p)), rtol=1e-9, atol=1e-9
+        _minimum(lambda d: bradley_terry_loss(d, zero, p_chosen=label)),
+        math.log(p / (1 - p)),
+        rtol=1e-9,
+        atol=1e-9,
     )
     smoothed = p * 0.9 + (1 - p) * 0.1
     assert_close(
@@ -117,14 +126,21 @@ def test_scaling_and_centering() -> None:
     expected = scale * bradley_terry_loss(chosen, rejected)
     assert_close(scaled_bradley_terry_loss(chosen, rejected, scale), expected, **FP64)
     smoothed = scale * bradley_terry_loss(chosen, rejected, label_smoothing=0.2)
-    assert_close(scaled_bradley_terry_loss(chosen, rejected, scale, label_smoothing=0.2), smoothed, **FP64)
-    assert centering_penalty(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 1.0])).tolist() == [0.0, 9.0]
+    assert_close(
+        scaled_bradley_terry_loss(chosen, rejected, scale, label_smoothing=0.2), smoothed, **FP64
+    )
+    assert centering_penalty(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 1.0])).tolist() == [
+        0.0,
+        9.0,
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("garbage", [float("nan"), 1e3, -1e3])
 def test_rankings_match_loops_over_pairs_and_choices(garbage: float, dtype: torch.dtype) -> None:
-    scores, targets = (ragged(BRANCHES, seed=seed, dtype=dtype, garbage=garbage) for seed in range(2))
+    scores, targets = (
+        ragged(BRANCHES, seed=seed, dtype=dtype, garbage=garbage) for seed in range(2)
+    )
     lists = list(zip(rows(scores, BRANCHES), rows(targets, BRANCHES), strict=True))
     for function, slow in (
         (all_pairs_loss, reference.all_pairs),
@@ -140,7 +156,9 @@ def test_rankings_match_loops_over_pairs_and_choices(garbage: float, dtype: torc
 def test_rated_lists_give_every_pair_a_soft_label(garbage: float, temperature: float) -> None:
     scores, targets = (ragged(BRANCHES, seed=seed, garbage=garbage) for seed in range(2))
     lists = zip(rows(scores, BRANCHES), rows(targets, BRANCHES), strict=True)
-    expected = torch.tensor([reference.soft_pairs(*pair, temperature) for pair in lists], dtype=torch.float64)
+    expected = torch.tensor(
+        [reference.soft_pairs(*pair, temperature) for pair in lists], dtype=torch.float64
+    )
     assert_close(all_pairs_loss(scores, targets, BRANCHES, temperature).double(), expected, **FP32)
 
 
@@ -156,14 +174,18 @@ def test_tied_completions_are_each_chosen_from_all_that_are_tied() -> None:
     """Breslow: in the order a = b > c, both a and b are drawn from {a, b, c}."""
     a, b, c = 0.3, -0.2, 0.9
     all_three = math.log(math.exp(a) + math.exp(b) + math.exp(c))
-    got = plackett_luce_loss(torch.tensor([[a, b, c]]), torch.tensor([[1.0, 1.0, 0.0]]), torch.ones(1, 3).bool())
+    got = plackett_luce_loss(
+        torch.tensor([[a, b, c]]), torch.tensor([[1.0, 1.0, 0.0]]), torch.ones(1, 3).bool()
+    )
     assert_close(got, torch.tensor([2 * all_three - a - b]), **FP32)
 
 
 @pytest.mark.parametrize("top", [1, 2, 3, 9])
 def test_the_first_choices_alone(top: int) -> None:
     lists = zip(rows(SCORES, BRANCHES), rows(TARGETS, BRANCHES), strict=True)
-    expected = torch.tensor([reference.plackett_luce(s, t, top) for s, t in lists], dtype=torch.float64)
+    expected = torch.tensor(
+        [reference.plackett_luce(s, t, top) for s, t in lists], dtype=torch.float64
+    )
     assert_close(plackett_luce_loss(SCORES, TARGETS, BRANCHES, top), expected, **FP64)
 
 
@@ -178,12 +200,20 @@ def test_a_list_of_two_is_a_pair() -> None:
 
 
 @pytest.mark.parametrize("function", [all_pairs_loss, plackett_luce_loss, pair_agreement])
-def test_the_order_of_the_branches_does_not_matter_even_with_ties(function: Callable[..., Tensor]) -> None:
+def test_the_order_of_the_branches_does_not_matter_even_with_ties(
+    function: Callable[..., Tensor],
+) -> None:
     scores = torch.randn(5, 4, dtype=torch.float64)
-    targets = torch.tensor([[2.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 1.0, 0.0]] * 2)[:5].double()
+    targets = torch.tensor([[2.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 1.0, 0.0]] * 2)[
+        :5
+    ].double()
     mask = ragged_mask((4, 4, 4, 3, 2), width=4)
     order = torch.tensor([2, 0, 3, 1])
-    assert_close(function(scores[:, order], targets[:, order], mask[:, order]), function(scores, targets, mask), **FP64)
+    assert_close(
+        function(scores[:, order], targets[:, order], mask[:, order]),
+        function(scores, targets, mask),
+        **FP64,
+    )
 
 
 def test_ties_are_no_pairs() -> None:
@@ -219,13 +249,21 @@ def test_regression_is_the_mean_squared_error_of_what_was_rated() -> None:
         sum((s - t) ** 2 for s, t in zip(a, b, strict=True)) / max(len(a), 1)
         for a, b in zip(rows(SCORES, BRANCHES), rows(TARGETS, BRANCHES), strict=True)
     ]
-    assert_close(regression_loss(SCORES, TARGETS, BRANCHES), torch.tensor(expected, dtype=torch.float64), **FP64)
+    assert_close(
+        regression_loss(SCORES, TARGETS, BRANCHES),
+        torch.tensor(expected, dtype=torch.float64),
+        **FP64,
+    )
 
 
 def test_gaussian_likelihood() -> None:
     mean, log_std, target = torch.randn(3, 2, 3, dtype=torch.float64)
-    flat = zip(mean.flatten().tolist(), log_std.flatten().tolist(), target.flatten().tolist(), strict=True)
-    expected = torch.tensor([reference.gaussian_nll(*values) for values in flat], dtype=torch.float64).view(2, 3)
+    flat = zip(
+        mean.flatten().tolist(), log_std.flatten().tolist(), target.flatten().tolist(), strict=True
+    )
+    expected = torch.tensor(
+        [reference.gaussian_nll(*values) for values in flat], dtype=torch.float64
+    ).view(2, 3)
     assert_close(gaussian_nll_loss(mean, log_std, target), expected, **FP64)
 
 
@@ -263,19 +301,27 @@ def test_ensembles() -> None:
     scores = torch.tensor([[1.0, 4.0], [2.0, 4.0], [6.0, 4.0]])
     assert ensemble_mean(scores).tolist() == [3.0, 4.0]
     assert ensemble_worst(scores).tolist() == [1.0, 4.0]
-    assert_close(ensemble_uncertainty_weighted(scores, 0.5), torch.tensor([3 - 0.5 * 14 / 3, 4.0]), **FP32)
+    assert_close(
+        ensemble_uncertainty_weighted(scores, 0.5), torch.tensor([3 - 0.5 * 14 / 3, 4.0]), **FP32
+    )
 
 
 def test_gradcheck() -> None:
     chosen, rejected, margin, p = _columns(4)
     chosen.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: bradley_terry_loss(x, rejected, margin=margin, p_chosen=p, label_smoothing=0.1), (chosen,)
+        lambda x: bradley_terry_loss(x, rejected, margin=margin, p_chosen=p, label_smoothing=0.1),
+        (chosen,),
     )
     full = torch.ones(2, 3, dtype=torch.bool)
-    scores, targets = torch.randn(2, 3, dtype=torch.float64, requires_grad=True), torch.randn(2, 3).double()
+    scores, targets = (
+        torch.randn(2, 3, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 3).double(),
+    )
     for function in (all_pairs_loss, plackett_luce_loss, regression_loss, process_loss):
         assert torch.autograd.gradcheck(lambda x, f=function: f(x, targets, full), (scores,))
     lengths = torch.tensor([[3, 5], [9, 2]])
     quality, extra = (torch.randn(2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda q, e: length_debiased_loss(q, e, lengths), (quality, extra))
+    assert torch.autograd.gradcheck(
+        lambda q, e: length_debiased_loss(q, e, lengths), (quality, extra)
+    )

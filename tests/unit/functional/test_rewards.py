@@ -65,7 +65,9 @@ def test_both_placements_of_the_penalty_have_the_same_return() -> None:
 
 def test_staying_at_the_reference_costs_nothing() -> None:
     logprobs = ragged(MASK)
-    assert torch.equal(kl_shaped_rewards(SCORES, logprobs, logprobs, MASK, 5.0), place_at_end(SCORES, MASK))
+    assert torch.equal(
+        kl_shaped_rewards(SCORES, logprobs, logprobs, MASK, 5.0), place_at_end(SCORES, MASK)
+    )
 
 
 def test_missing_ends_are_penalized_or_overridden() -> None:
@@ -77,7 +79,11 @@ def test_missing_ends_are_penalized_or_overridden() -> None:
 def test_normalization_clipping_and_length() -> None:
     scores = torch.tensor([0.0, 2.0, 10.0])
     assert normalize_scores(scores, 2.0, 4.0).tolist() == [-0.5, 0.0, 2.0]
-    assert normalize_scores(scores, torch.tensor(2.0), torch.tensor(4.0)).tolist() == [-0.5, 0.0, 2.0]
+    assert normalize_scores(scores, torch.tensor(2.0), torch.tensor(4.0)).tolist() == [
+        -0.5,
+        0.0,
+        2.0,
+    ]
     assert torch.isfinite(normalize_scores(scores, 2.0, 0.0)).all()
     assert clip_scores(scores - 3, 2.0).tolist() == [-2.0, -1.0, 2.0]
     assert_close(length_penalty(torch.tensor([0, 3]), 0.5), torch.tensor([-0.0, -1.5]), **FP32)
@@ -102,5 +108,7 @@ def test_overlong_penalty_matches_its_cases() -> None:
 
 @pytest.mark.parametrize("buffer", [0, 21])
 def test_a_buffer_out_of_range_is_refused(buffer: int) -> None:
-    with pytest.raises(ConfigurationError, match=rf"buffer={buffer} must be above 0 and no more than max_length=20"):
+    with pytest.raises(
+        ConfigurationError, match=rf"buffer={buffer} must be above 0 and no more than max_length=20"
+    ):
         overlong_penalty(torch.tensor([1]), max_length=20, buffer=buffer)

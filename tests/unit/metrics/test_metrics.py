@@ -127,7 +127,9 @@ def test_accuracy_and_margin_match_the_reference() -> None:
     chosen, rejected, p = _pairs()
     lists = chosen.tolist(), rejected.tolist(), p.tolist()
     assert_close(
-        _value(PreferenceAccuracy(), chosen, rejected, p).item(), reference.preference_accuracy(*lists), **FP32
+        _value(PreferenceAccuracy(), chosen, rejected, p).item(),
+        reference.preference_accuracy(*lists),
+        **FP32,
     )
     expected = sum(a - b for a, b in zip(lists[0], lists[1], strict=True)) / len(p)
     assert_close(_value(RewardMargin(), chosen, rejected).item(), expected, **FP32)
@@ -143,19 +145,25 @@ def test_hard_labels_are_soft_labels_of_one() -> None:
     chosen, rejected, _ = _pairs()
     ones = torch.ones_like(chosen)
     for make in (PreferenceAccuracy, CalibrationError):
-        assert_close(_value(make(), chosen, rejected), _value(make(), chosen, rejected, ones), **FP32)
+        assert_close(
+            _value(make(), chosen, rejected), _value(make(), chosen, rejected, ones), **FP32
+        )
 
 
 def test_pairs_can_be_written_the_other_way_round() -> None:
     chosen, rejected, p = _pairs()
     for make in (PreferenceAccuracy, CalibrationError):
-        assert_close(_value(make(), rejected, chosen, 1 - p), _value(make(), chosen, rejected, p), **FP32)
+        assert_close(
+            _value(make(), rejected, chosen, 1 - p), _value(make(), chosen, rejected, p), **FP32
+        )
 
 
 @pytest.mark.parametrize("num_bins", [1, 5, 10])
 def test_calibration_matches_the_reference(num_bins: int) -> None:
     chosen, rejected, _ = _pairs(400)
-    p = 0.5 + 0.5 * torch.sin(6 * (chosen - rejected))  # too sure in some bins, not sure enough in others
+    p = 0.5 + 0.5 * torch.sin(
+        6 * (chosen - rejected)
+    )  # too sure in some bins, not sure enough in others
     expected = reference.calibration_error(chosen.tolist(), rejected.tolist(), p.tolist(), num_bins)
     assert_close(_value(CalibrationError(num_bins), chosen, rejected, p).item(), expected, **FP32)
 
@@ -171,13 +179,17 @@ def test_calibration_of_hard_labels_matches_torchmetrics() -> None:
 def test_a_calibrated_model_has_no_calibration_error() -> None:
     margin = 3 * torch.randn(500)
     zeros = torch.zeros_like(margin)
-    assert_close(_value(CalibrationError(), margin, zeros, margin.sigmoid()), torch.tensor(0.0), **FP32)
+    assert_close(
+        _value(CalibrationError(), margin, zeros, margin.sigmoid()), torch.tensor(0.0), **FP32
+    )
     # Twice too sure:
     assert _value(CalibrationError(), 2 * margin, zeros, margin.sigmoid()) > 0.05
 
 
 def test_certain_scores_fall_into_the_last_bin() -> None:
-    assert_close(_value(CalibrationError(), torch.full((3,), 1e4), torch.zeros(3)), torch.tensor(0.0), **FP32)
+    assert_close(
+        _value(CalibrationError(), torch.full((3,), 1e4), torch.zeros(3)), torch.tensor(0.0), **FP32
+    )
 
 
 def test_calibration_refuses_no_bins() -> None:
@@ -195,14 +207,18 @@ def test_explained_variance_ignores_what_is_masked() -> None:
     values, returns, mask = _tokens()
     garbage = torch.where(mask, values, torch.nan), torch.where(mask, returns, 1e9)
     assert_close(
-        _value(ExplainedVariance(), *garbage, mask), _value(ExplainedVariance(), values, returns, mask), **FP32
+        _value(ExplainedVariance(), *garbage, mask),
+        _value(ExplainedVariance(), values, returns, mask),
+        **FP32,
     )
 
 
 def test_explained_variance_of_returns_far_from_zero() -> None:
     returns = 1000 + torch.randint(0, 2, (40, 50)).float()
     values = returns + 0.25 * torch.randint(-1, 2, (40, 50))
-    expected = reference.explained_variance(values.tolist(), returns.tolist(), torch.ones(40, 50).tolist())
+    expected = reference.explained_variance(
+        values.tolist(), returns.tolist(), torch.ones(40, 50).tolist()
+    )
     assert_close(_value(ExplainedVariance(), values, returns, parts=8).item(), expected, **FP32)
 
 
@@ -221,7 +237,11 @@ def test_explained_variance_of_a_batch_with_nothing_that_counts() -> None:
     metric = ExplainedVariance()
     metric.update(values, returns, torch.zeros_like(mask))
     assert metric.compute().isnan()
-    assert_close(_value(metric, values, returns, mask), _value(ExplainedVariance(), values, returns, mask), **FP32)
+    assert_close(
+        _value(metric, values, returns, mask),
+        _value(ExplainedVariance(), values, returns, mask),
+        **FP32,
+    )
 
 
 def test_mean_and_std_match_float64() -> None:
@@ -244,7 +264,11 @@ def test_length_correlation_skips_branches_that_do_not_exist() -> None:
     table, mask = torch.full((120, 2), 7.0), torch.tensor([True, False]).expand(120, 2)
     table[:, 0] = scores
     wide = torch.stack([lengths, torch.arange(120)], dim=-1)
-    assert_close(_value(LengthCorrelation(), table, wide, mask), _value(LengthCorrelation(), scores, lengths), **FP32)
+    assert_close(
+        _value(LengthCorrelation(), table, wide, mask),
+        _value(LengthCorrelation(), scores, lengths),
+        **FP32,
+    )
 
 
 def test_length_correlation_of_equal_scores_is_undefined_without_a_warning() -> None:
@@ -254,5 +278,9 @@ def test_length_correlation_of_equal_scores_is_undefined_without_a_warning() -> 
 def test_scores_in_half_precision_are_compared_in_single() -> None:
     chosen = torch.randn(100).bfloat16()
     rejected = torch.randn(100).bfloat16()
-    assert_close(_value(RewardMargin(), chosen, rejected), (chosen.float() - rejected.float()).mean(), **FP32)
-    assert_close(_value(RewardMargin(), chosen, rejected), (chosen - rejected).float().mean(), **BF16)
+    assert_close(
+        _value(RewardMargin(), chosen, rejected), (chosen.float() - rejected.float()).mean(), **FP32
+    )
+    assert_close(
+        _value(RewardMargin(), chosen, rejected), (chosen - rejected).float().mean(), **BF16
+    )

@@ -85,7 +85,9 @@ def model_dirs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -
     dirs = {"llama": tiny_model_dir}
     for config in (GEMMA2, GPT2):
         name = config["model_type"]
-        model, tokenizer = load_model(ModelSpec(config=config, tokenizer=str(tiny_model_dir), init_seed=3))
+        model, tokenizer = load_model(
+            ModelSpec(config=config, tokenizer=str(tiny_model_dir), init_seed=3)
+        )
         dirs[name] = tmp_path_factory.mktemp(name)
         model.save_pretrained(dirs[name])
         tokenizer.save_pretrained(dirs[name])

@@ -27,7 +27,9 @@ class Layer(nn.Module):
     num_key_value_groups = 3
 
 
-def tensors(length: int, keys: int, dtype: torch.dtype = torch.float32, heads: int = 6, groups: int = 2):
+def tensors(
+    length: int, keys: int, dtype: torch.dtype = torch.float32, heads: int = 6, groups: int = 2
+):
     random = torch.Generator().manual_seed(0)
     shapes = ((3, heads, length, 8), (3, groups, keys, 8), (3, groups, keys, 8))
     return [torch.randn(shape, generator=random).to(dtype).requires_grad_() for shape in shapes]
@@ -38,12 +40,18 @@ def masks(length: int, keys: int):
     ragged = torch.arange(keys) >= torch.tensor([0, 1, 2])[:, None]
     boolean = (lower & ragged[:, None])[:, None]
     boolean[..., -1:] = True
-    return {"none": None, "bool": boolean, "additive": torch.zeros(boolean.shape).masked_fill(~boolean, -1e4)}
+    return {
+        "none": None,
+        "bool": boolean,
+        "additive": torch.zeros(boolean.shape).masked_fill(~boolean, -1e4),
+    }
 
 
 @pytest.mark.usefixtures("both_kernels")
 @pytest.mark.parametrize("mask", ["none", "bool", "additive"])
-@pytest.mark.parametrize(("length", "keys"), [(7, 7), (1, 9), (3, 9)], ids=["training", "decode", "continued"])
+@pytest.mark.parametrize(
+    ("length", "keys"), [(7, 7), (1, 9), (3, 9)], ids=["training", "decode", "continued"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equals_sdpa_of_transformers(length: int, keys: int, mask: str, dtype: torch.dtype):
     inputs, twins = tensors(length, keys, dtype), tensors(length, keys, dtype)
@@ -58,7 +66,9 @@ def test_equals_sdpa_of_transformers(length: int, keys: int, mask: str, dtype: t
     ours.float().square().sum().backward()
     theirs.float().square().sum().backward()
     for a, b in zip(inputs, twins, strict=True):
-        torch.testing.assert_close(a.grad / b.grad.abs().max(), b.grad / b.grad.abs().max(), **tolerance)
+        torch.testing.assert_close(
+            a.grad / b.grad.abs().max(), b.grad / b.grad.abs().max(), **tolerance
+        )
 
 
 @pytest.mark.parametrize("mask", ["none", "bool", "additive"])
@@ -97,7 +107,9 @@ def test_prompts_and_branches_apart_equal_the_mask(softcap: float | None, dtype:
     ours[exists].float().square().sum().backward()
     theirs[exists].float().square().sum().backward()
     for a, b in zip(inputs, twins, strict=True):
-        torch.testing.assert_close(a.grad / b.grad.abs().max(), b.grad / b.grad.abs().max(), **tolerance)
+        torch.testing.assert_close(
+            a.grad / b.grad.abs().max(), b.grad / b.grad.abs().max(), **tolerance
+        )
 
 
 def test_rows_of_another_shape_are_not_divided():
@@ -114,7 +126,9 @@ def test_without_groups(tiny_model_dir: Path):
     layer = Layer()
     layer.num_key_value_groups = 1
     torch.testing.assert_close(
-        grouped_attention(layer, *inputs, None)[0], sdpa_attention_forward(layer, *inputs, None)[0], **FP32
+        grouped_attention(layer, *inputs, None)[0],
+        sdpa_attention_forward(layer, *inputs, None)[0],
+        **FP32,
     )
 
 
@@ -127,7 +141,9 @@ def test_training_and_inference_give_the_same_bits_in_bfloat16():
 
 
 def test_dropout_of_probabilities_is_left_to_sdpa(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "dense_attention", lambda *args, **kwargs: pytest.fail("no dropout there"))
+    monkeypatch.setattr(
+        attention, "dense_attention", lambda *args, **kwargs: pytest.fail("no dropout there")
+    )
     grouped_attention(Layer(), *tensors(6, 6, torch.bfloat16), None, dropout=0.5)
 
 

@@ -21,7 +21,15 @@ ARCHITECTURES = ("llama", "gemma2", "gpt2")
 
 
 def evaluate(backbone: Backbone, batch: BranchedBatch, **options: Any):
-    return backbone(batch, num_branches=2, logprobs=True, entropy=True, values="value", scores="reward", **options)
+    return backbone(
+        batch,
+        num_branches=2,
+        logprobs=True,
+        entropy=True,
+        values="value",
+        scores="reward",
+        **options,
+    )
 
 
 def with_heads(backbone: Backbone):
@@ -32,11 +40,16 @@ def with_heads(backbone: Backbone):
 
 
 @pytest.mark.parametrize(
-    ("branching", "attention"), [("shared", "sdpa"), ("expanded", "sdpa"), ("auto", "sdpa"), ("shared", "eager")]
+    ("branching", "attention"),
+    [("shared", "sdpa"), ("expanded", "sdpa"), ("auto", "sdpa"), ("shared", "eager")],
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_equals_separate_rows(
-    model_dirs: dict[str, Path], batch: BranchedBatch, architecture: str, branching: Branching, attention: Attention
+    model_dirs: dict[str, Path],
+    batch: BranchedBatch,
+    architecture: str,
+    branching: Branching,
+    attention: Attention,
 ):
     spec = ModelSpec(name=str(model_dirs[architecture]), branching=branching, attention=attention)
     backbone = with_heads(Backbone(spec))
@@ -48,8 +61,12 @@ def test_equals_separate_rows(
     torch.testing.assert_close(out.logprobs, padded(theirs.logprobs, width), **FP32_MODEL)
     torch.testing.assert_close(out.entropy, padded(theirs.entropy, width), **FP32_MODEL)
     value, reward = backbone.heads["value"].weight, backbone.heads["reward"].weight
-    torch.testing.assert_close(out.values, padded([s @ value for s in theirs.states], width), **FP32_MODEL)
-    torch.testing.assert_close(out.scores, torch.stack([s @ reward for s in theirs.last]), **FP32_MODEL)
+    torch.testing.assert_close(
+        out.values, padded([s @ value for s in theirs.states], width), **FP32_MODEL
+    )
+    torch.testing.assert_close(
+        out.scores, torch.stack([s @ reward for s in theirs.last]), **FP32_MODEL
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -68,7 +85,9 @@ def test_gradients_of_shared_and_expanded_agree(
         with_heads(backbone)
         out = evaluate(backbone, batch, entropy_grad=True)
         weights = torch.linspace(-1, 1, out.mask.numel()).view(out.mask.shape)
-        ((out.logprobs + out.entropy + out.values.square()) * weights).sum().add(out.scores.square().sum()).backward()
+        ((out.logprobs + out.entropy + out.values.square()) * weights).sum().add(
+            out.scores.square().sum()
+        ).backward()
         found.append(gradients(backbone))
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
@@ -95,7 +114,9 @@ def test_padding_and_what_it_is_filled_with_change_nothing(make: MakeBackbone, b
     with torch.no_grad():
         ours, theirs = evaluate(backbone, plain), evaluate(backbone, wide)
     for name in ("logprobs", "entropy", "values", "scores", "mask"):
-        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), msg=name, **FP32_MODEL)
+        torch.testing.assert_close(
+            getattr(ours, name), getattr(theirs, name), msg=name, **FP32_MODEL
+        )
 
 
 @pytest.mark.parametrize("branching", ["shared", "expanded"])
@@ -143,14 +164,18 @@ def test_auto_shares_long_branches_that_are_computed_apart(make: MakeBackbone):
     backbone = make()
     runner = backbone._runner
     runner.costs = Costs(per_token=1.0, per_pair=1.0, causal_share=1.0)
-    long_branches = branched([(range(1, 21), [range(1, 60), range(2, 61), range(3, 62), range(4, 63)])] * 2)
+    long_branches = branched(
+        [(range(1, 21), [range(1, 60), range(2, 61), range(3, 62), range(4, 63)])] * 2
+    )
     assert runs_shared(runner, long_branches, 4)
     runner.splits = False
     assert not runs_shared(runner, long_branches, 4)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
-def test_apart_gives_what_the_mask_gives(make: MakeBackbone, batch: BranchedBatch, checkpointing: bool):
+def test_apart_gives_what_the_mask_gives(
+    make: MakeBackbone, batch: BranchedBatch, checkpointing: bool
+):
     found = []
     for splits in (True, False):
         backbone = with_heads(make(branching="shared", gradient_checkpointing=checkpointing))
@@ -165,7 +190,9 @@ def test_apart_gives_what_the_mask_gives(make: MakeBackbone, batch: BranchedBatc
     torch.testing.assert_close(found[0][0], found[1][0], **FP32_MODEL)
     for name, gradient in found[0][1].items():
         scale = found[1][1][name].abs().max()
-        torch.testing.assert_close(gradient / scale, found[1][1][name] / scale, msg=name, **FP32_MODEL)
+        torch.testing.assert_close(
+            gradient / scale, found[1][1][name] / scale, msg=name, **FP32_MODEL
+        )
 
 
 def runs_shared(runner: BranchRunner, batch: BranchedBatch, branches: int):
@@ -183,23 +210,33 @@ def test_costs_count_what_the_layers_do(make: MakeBackbone, model_dirs: dict[str
     assert gpt2._runner.costs.per_token == 2 * 2 * 12 * 32 * 32
 
 
-def test_a_sliding_window_is_respected(model_dirs: dict[str, Path], batch: BranchedBatch, tmp_path: Path):
+def test_a_sliding_window_is_respected(
+    model_dirs: dict[str, Path], batch: BranchedBatch, tmp_path: Path
+):
     path = shutil.copytree(model_dirs["gemma2"], tmp_path / "windowed")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "sliding_window": 4}))
     with torch.no_grad():
-        theirs, without = (separate_rows(plain_model(model), ROWS) for model in (path, model_dirs["gemma2"]))
+        theirs, without = (
+            separate_rows(plain_model(model), ROWS) for model in (path, model_dirs["gemma2"])
+        )
     assert not torch.allclose(theirs.logprobs[1], without.logprobs[1], **FP32_MODEL)
     out = Backbone(ModelSpec(name=str(path)))(batch, num_branches=2, logprobs=True)
     torch.testing.assert_close(out.logprobs, padded(theirs.logprobs, 4), **FP32_MODEL)
-    with pytest.raises(ConfigurationError, match="a row has 12 tokens, more than the sliding window of 4"):
-        Backbone(ModelSpec(name=str(path), branching="shared"))(batch, num_branches=2, logprobs=True)
+    with pytest.raises(
+        ConfigurationError, match="a row has 12 tokens, more than the sliding window of 4"
+    ):
+        Backbone(ModelSpec(name=str(path), branching="shared"))(
+            batch, num_branches=2, logprobs=True
+        )
 
 
 def test_shared_is_refused_where_it_would_be_wrong(tiny_model_dir: Path, batch: BranchedBatch):
     mamba = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
     options = {"config": mamba, "tokenizer": str(tiny_model_dir), "attention": "eager"}
-    with pytest.raises(ConfigurationError, match="branching='shared' can't run: MambaModel takes no position_ids"):
+    with pytest.raises(
+        ConfigurationError, match="branching='shared' can't run: MambaModel takes no position_ids"
+    ):
         Backbone(ModelSpec(**options, branching="shared"))
     backbone = Backbone(ModelSpec(**options))
     out = backbone(batch, num_branches=2, logprobs=True)
@@ -212,7 +249,9 @@ def test_flash_attention_takes_no_mask(make: MakeBackbone, batch: BranchedBatch)
     runner = BranchRunner(backbone.decoder, backbone.model.config, "flash_attention_2", "auto")
     assert "attention='flash_attention_2' takes no mask" in str(runner.obstacle)
     assert not runs_shared(runner, branched([(range(1, 41), [[1, 2], [3, 4]])]), 2)
-    with pytest.raises(ConfigurationError, match="branching='shared' can't run: attention='flash_attention_2'"):
+    with pytest.raises(
+        ConfigurationError, match="branching='shared' can't run: attention='flash_attention_2'"
+    ):
         BranchRunner(backbone.decoder, backbone.model.config, "flash_attention_2", "shared")
 
 
@@ -220,7 +259,9 @@ def test_recurrent_layers_take_no_mask(make: MakeBackbone):
     backbone = make()
     backbone.model.config.layer_types = ["full_attention", "linear_attention"]
     runner = BranchRunner(backbone.decoder, backbone.model.config, "sdpa", "auto")
-    assert "layers ['linear_attention'], in which no mask tells branches apart" in str(runner.obstacle)
+    assert "layers ['linear_attention'], in which no mask tells branches apart" in str(
+        runner.obstacle
+    )
 
 
 def test_a_decoder_that_fails_the_comparison_at_loading_is_expanded(
@@ -230,7 +271,9 @@ def test_a_decoder_that_fails_the_comparison_at_loading_is_expanded(
 
     original = module.branch_attention_mask
     monkeypatch.setattr(module, "computes_apart", lambda config: False)
-    monkeypatch.setattr(module, "branch_attention_mask", lambda ids: original(ids.new_zeros(ids.shape)))
+    monkeypatch.setattr(
+        module, "branch_attention_mask", lambda ids: original(ids.new_zeros(ids.shape))
+    )
     backbone = make()
     assert "gives other states for a branch under a mask" in backbone._runner.obstacle
     monkeypatch.undo()
@@ -242,7 +285,12 @@ def test_a_decoder_that_fails_the_comparison_at_loading_is_expanded(
 
 
 def test_runs_on_the_meta_device_without_mixing_devices(tiny_model_dir: Path, batch: BranchedBatch):
-    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+    }
     config |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     with torch.device("meta"):
         backbone = Backbone(ModelSpec(config=config, tokenizer=str(tiny_model_dir), lora=LORA))
@@ -251,7 +299,9 @@ def test_runs_on_the_meta_device_without_mixing_devices(tiny_model_dir: Path, ba
     on_meta = {name: value.to("meta") for name, value in batch.items()}
     out = evaluate(backbone, on_meta)
     out.logprobs.sum().add(out.values.sum()).add(out.scores.sum()).backward()
-    assert all(p.grad is not None and p.grad.is_meta for p in backbone.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.is_meta for p in backbone.parameters() if p.requires_grad
+    )
 
 
 def test_an_empty_branch_and_a_long_one(make: MakeBackbone):

@@ -36,7 +36,9 @@ def loss(backbone: Backbone, batch: BranchedBatch):
 
 @pytest.mark.parametrize("branching", ["shared", "expanded"])
 @pytest.mark.parametrize("surrounding", [None, "value"])
-def test_gradients_are_those_without(make: MakeBackbone, batch: BranchedBatch, branching: str, surrounding: str | None):
+def test_gradients_are_those_without(
+    make: MakeBackbone, batch: BranchedBatch, branching: str, surrounding: str | None
+):
     found = []
     for enabled in (False, True):
         backbone = build(make, gradient_checkpointing=enabled, branching=branching)
@@ -55,7 +57,9 @@ def test_layers_are_recomputed_and_store_less(make: MakeBackbone, batch: Branche
     for enabled in (False, True):
         backbone = build(make, gradient_checkpointing=enabled)
         calls: list[int] = []
-        backbone.decoder.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        backbone.decoder.layers[0].mlp.register_forward_pre_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
@@ -72,7 +76,9 @@ def test_inference_in_eval_mode_keeps_its_cache(make: MakeBackbone, batch: Branc
     backbone = build(make, gradient_checkpointing=True).eval()
     with torch.no_grad(), backbone.use_role("policy"):
         cache = DynamicCache()
-        backbone.decoder(input_ids=batch["input_ids"], use_cache=True, **cached(backbone.decoder, cache))
+        backbone.decoder(
+            input_ids=batch["input_ids"], use_cache=True, **cached(backbone.decoder, cache)
+        )
     assert cache.get_seq_length() == batch["input_ids"].shape[1]
 
 
@@ -96,10 +102,14 @@ def test_full_fine_tuning(make: MakeBackbone, batch: BranchedBatch):
         backbone = make(gradient_checkpointing=enabled)
         backbone(batch, num_branches=2, logprobs=True).logprobs.sum().backward()
         found.append(gradients(backbone))
-    assert all(torch.allclose(gradient, found[1][name], **FP32) for name, gradient in found[0].items())
+    assert all(
+        torch.allclose(gradient, found[1][name], **FP32) for name, gradient in found[0].items()
+    )
 
 
-def test_refused_where_no_layer_can_be_recomputed(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_refused_where_no_layer_can_be_recomputed(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
     from lit_rlhf.models import recompute as module
 
     monkeypatch.setattr(module, "GradientCheckpointingLayer", torch.nn.Bilinear)

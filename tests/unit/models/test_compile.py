@@ -29,7 +29,9 @@ def outputs(backbone: Backbone, batch: BranchedBatch) -> list[torch.Tensor]:
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("branching", ["shared", "expanded"])
-def test_compiled_layers_equal_eager_ones(make: MakeBackbone, batch: BranchedBatch, branching: str) -> None:
+def test_compiled_layers_equal_eager_ones(
+    make: MakeBackbone, batch: BranchedBatch, branching: str
+) -> None:
     eager = made(make, branching)
     wanted = outputs(eager, batch)
     compiled = made(make, branching)

@@ -94,11 +94,15 @@ def test_fresh_value_adapter(policy: Backbone, shared: RewardSource, batch: Bran
     critic = ValueAdapter(start="fresh", lora=LoraSpec(rank=2, target_modules=["q_proj"]))
     critic.attach(policy, shared)
     assert critic.values(policy, batch, 2).abs().sum() == 0
-    assert len([name for name in trainable(policy) if ".value." in name and ".lora_" in name]) == 2 * 2
+    assert (
+        len([name for name in trainable(policy) if ".value." in name and ".lora_" in name]) == 2 * 2
+    )
 
 
 def test_value_adapter_from_a_reward_elsewhere_is_refused(policy: Backbone, own: RewardSource):
-    with pytest.raises(ConfigurationError, match="needs a reward model that is an adapter on the policy's base"):
+    with pytest.raises(
+        ConfigurationError, match="needs a reward model that is an adapter on the policy's base"
+    ):
         ValueAdapter(start="reward").attach(policy, own)
     ValueAdapter().attach(policy, own)
     assert policy.heads["value"].weight.abs().sum() == 0
@@ -111,19 +115,25 @@ def test_value_model_starts_as_the_reward_model_and_leaves_it_alone(
     critic = ValueModel()
     critic.attach(policy, own)
     values = critic.values(policy, batch, 2)
-    assert torch.equal(values, own.backbone(batch, num_branches=2, role="reward", values="reward").values)
+    assert torch.equal(
+        values, own.backbone(batch, num_branches=2, role="reward", values="reward").values
+    )
     values.square().sum().backward()
     torch.optim.SGD([p for p in critic.parameters() if p.requires_grad], lr=0.1).step()
     assert (critic.values(policy, batch, 2) - values).abs().max() > 1e-3
     assert torch.equal(scores(own.backbone, batch), before)
     full = "reward" not in own.backbone.adapters
     names = trainable(critic)
-    assert all((".lora_A.value." in n or ".lora_B.value." in n) != full for n in names if "heads" not in n)
+    assert all(
+        (".lora_A.value." in n or ".lora_B.value." in n) != full for n in names if "heads" not in n
+    )
     assert "backbone.heads.value.weight" in names
     assert all(p.grad is not None for p in critic.parameters() if p.requires_grad)
 
 
-def test_value_model_from_a_reward_on_the_policys_base(policy: Backbone, shared: RewardSource, batch: BranchedBatch):
+def test_value_model_from_a_reward_on_the_policys_base(
+    policy: Backbone, shared: RewardSource, batch: BranchedBatch
+):
     critic = ValueModel()
     critic.attach(policy, shared)
     reward = policy(batch, num_branches=2, role="reward", values="reward").values
@@ -159,7 +169,10 @@ def test_value_model_from_a_spec(policy: Backbone, tiny_model_dir: Path, batch: 
 def test_value_model_needs_something_to_start_from_and_the_policys_tokenizer(
     policy: Backbone, other_tokenizer_model_dir: Path
 ):
-    with pytest.raises(ConfigurationError, match=r"ValueModel\(start='auto'\) has nothing to start from: give it spec"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"ValueModel\(start='auto'\) has nothing to start from: give it spec",
+    ):
         ValueModel().attach(policy, None)
     with pytest.raises(ConfigurationError, match="give it a trained reward model"):
         ValueModel(start="reward").attach(policy, None)
@@ -178,7 +191,9 @@ def test_value_model_needs_something_to_start_from_and_the_policys_tokenizer(
 def test_from_yaml(name: str, arguments: dict[str, Any]):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--critic", type=Critic)
-    config = parser.parse_object({"critic": {"class_path": f"lit_rlhf.models.{name}", "init_args": arguments}})
+    config = parser.parse_object(
+        {"critic": {"class_path": f"lit_rlhf.models.{name}", "init_args": arguments}}
+    )
     critic = parser.instantiate_classes(config).critic
     assert type(critic).__name__ == name
     assert all(
@@ -200,4 +215,6 @@ class TestScalarHead:
         head = ScalarHead(8, 1.0)
         hidden = torch.randn(3, 5, 8).bfloat16()
         assert head(hidden).dtype == torch.float32
-        torch.testing.assert_close(head(hidden), (hidden.float() * head.weight).sum(-1), **FP32_MODEL)
+        torch.testing.assert_close(
+            head(hidden), (hidden.float() * head.weight).sum(-1), **FP32_MODEL
+        )

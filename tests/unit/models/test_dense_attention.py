@@ -17,7 +17,9 @@ from tests.unit.models.conftest import MakeBackbone, shake
 SCALE = 0.4
 
 
-def tensors(queries: int, keys: int, dtype: torch.dtype = torch.float32, groups: int = 2) -> list[Tensor]:
+def tensors(
+    queries: int, keys: int, dtype: torch.dtype = torch.float32, groups: int = 2
+) -> list[Tensor]:
     """Query of six heads, key, value (of a width of its own), and a gradient of the output."""
     random = torch.Generator().manual_seed(5)
     shapes = ((5, 6, queries, 8), (5, groups, keys, 8), (5, groups, keys, 4), (5, queries, 6, 4))
@@ -64,7 +66,9 @@ def kinds_of_mask(queries: int, keys: int) -> dict[str, tuple[Tensor | None, boo
     }
 
 
-@pytest.mark.parametrize(("together", "block"), [(1, 1), (250, 4), (10_000, 64)], ids=["one", "some", "all"])
+@pytest.mark.parametrize(
+    ("together", "block"), [(1, 1), (250, 4), (10_000, 64)], ids=["one", "some", "all"]
+)
 @pytest.mark.parametrize("mask", ["none", "causal", "bool", "of all rows", "added"])
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_equals_one_query_at_a_time(
@@ -75,7 +79,9 @@ def test_equals_one_query_at_a_time(
     queries, keys = (6, 6) if mask == "causal" else (4, 6)
     given, causal, bias = kinds_of_mask(queries, keys)[mask]
     inputs = tensors(queries, keys, groups=groups)
-    ours = with_gradients(lambda q, k, v: attend(q, k, v, given, causal=causal, scale=SCALE), inputs)
+    ours = with_gradients(
+        lambda q, k, v: attend(q, k, v, given, causal=causal, scale=SCALE), inputs
+    )
     wanted = with_gradients(lambda q, k, v: one_by_one(q, k, v, bias), inputs)
     for mine, theirs in zip(ours, wanted, strict=True):
         assert_close(mine, theirs, **FP32)
@@ -86,7 +92,8 @@ def test_a_mask_says_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
     soft, *_ = kinds_of_mask(6, 6)["added"]
     inputs = tensors(6, 6)
     both = [
-        with_gradients(lambda q, k, v, c=c: attend(q, k, v, soft, causal=c, scale=SCALE), inputs) for c in (True, False)
+        with_gradients(lambda q, k, v, c=c: attend(q, k, v, soft, causal=c, scale=SCALE), inputs)
+        for c in (True, False)
     ]
     assert all(map(torch.equal, *both))
 
@@ -94,7 +101,9 @@ def test_a_mask_says_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bfloat16_is_near_the_exact_values_and_keeps_its_dtype() -> None:
     inputs = tensors(6, 6, torch.bfloat16)
     ours = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), inputs)
-    exact = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), [x.float() for x in inputs])
+    exact = with_gradients(
+        lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), [x.float() for x in inputs]
+    )
     for mine, wanted in zip(ours, exact, strict=True):
         assert mine.dtype == torch.bfloat16
         assert_close(mine.float(), wanted, **BF16)
@@ -106,9 +115,13 @@ def test_gradients_are_summed_over_queries_in_float32(monkeypatch: pytest.Monkey
     inputs[0][:] = inputs[0].abs()
     inputs[3] = inputs[3].abs()  # gradients of keys and values become large sums
     inputs[2][:] = torch.linspace(-1, 1, 200).square()[:, None]
-    _, _, *ours = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), inputs)
+    _, _, *ours = with_gradients(
+        lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), inputs
+    )
     wide = [x.float() for x in inputs]
-    _, _, *exact = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), wide)
+    _, _, *exact = with_gradients(
+        lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), wide
+    )
     for mine, wanted in zip(ours, exact, strict=True):
         assert (mine - wanted).norm() < BF16["rtol"] / 4 * wanted.norm()
 
@@ -128,7 +141,9 @@ def test_a_constant_in_the_values_leaves_gradients_of_scores_alone() -> None:
     """It cancels in them, of which rounding leaves something: no more than bfloat16 can resolve of the constant."""
     inputs = tensors(6, 6, torch.bfloat16)
     inputs[2] += 8
-    _, query, key, _ = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), inputs)
+    _, query, key, _ = with_gradients(
+        lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), inputs
+    )
     wide = [x.float() for x in inputs]
     exact = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=True, scale=SCALE), wide)
     assert (query - exact[1]).abs().max() <= 8 * BF16["atol"]
@@ -137,7 +152,9 @@ def test_a_constant_in_the_values_leaves_gradients_of_scores_alone() -> None:
 
 def test_no_sequences_at_all() -> None:
     inputs = [x[:0] for x in tensors(4, 6)]
-    out, *_ = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=False, scale=SCALE), inputs)
+    out, *_ = with_gradients(
+        lambda q, k, v: attend(q, k, v, None, causal=False, scale=SCALE), inputs
+    )
     assert out.shape == (0, 4, 6, 4)
 
 
@@ -150,7 +167,9 @@ def test_any_layout_in_memory(causal: bool, monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(x.is_contiguous() for x in turned)
     grad = torch.ones(1, 1, 1, 1).expand(5, 6, 6, 4)
     bias = kinds_of_mask(6, 6)["causal"][2] if causal else None
-    ours = with_gradients(lambda q, k, v: attend(q, k, v, None, causal=causal, scale=SCALE), [*turned, grad])
+    ours = with_gradients(
+        lambda q, k, v: attend(q, k, v, None, causal=causal, scale=SCALE), [*turned, grad]
+    )
     wanted = with_gradients(lambda q, k, v: one_by_one(q, k, v, bias), [*inputs[:3], grad])
     for mine, theirs in zip(ours, wanted, strict=True):
         assert_close(mine, theirs, **FP32)
@@ -169,11 +188,15 @@ def test_a_query_that_attends_to_nothing_is_finite() -> None:
     inputs = tensors(2, 3)
     mask = torch.ones(5, 1, 2, 3, dtype=torch.bool)
     mask[2, :, 1] = False
-    out, *grads = with_gradients(lambda q, k, v: attend(q, k, v, mask, causal=False, scale=SCALE), inputs)
+    out, *grads = with_gradients(
+        lambda q, k, v: attend(q, k, v, mask, causal=False, scale=SCALE), inputs
+    )
     assert_close(out[2, 1], inputs[2][2].mean(1).repeat_interleave(3, 0), **FP32)
     assert all(bool(grad.isfinite().all()) for grad in grads)
     added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    again = with_gradients(lambda q, k, v: attend(q, k, v, added, causal=False, scale=SCALE), inputs)
+    again = with_gradients(
+        lambda q, k, v: attend(q, k, v, added, causal=False, scale=SCALE), inputs
+    )
     for mine, wanted in zip(again, (out, *grads), strict=True):
         assert torch.equal(mine, wanted)
 
@@ -196,9 +219,13 @@ def test_it_is_for_short_sequences_in_bfloat16() -> None:
 
 def test_what_it_keeps_is_what_it_says() -> None:
     """Of three blocks of queries the last alone sees all keys."""
-    query, key = (torch.zeros(2, heads, 150, 64, dtype=torch.bfloat16, requires_grad=True) for heads in (6, 2))
+    query, key = (
+        torch.zeros(2, heads, 150, 64, dtype=torch.bfloat16, requires_grad=True) for heads in (6, 2)
+    )
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.numel()) or x, lambda x: x
+    ):
         attend(query, key, key, None, causal=True, scale=SCALE)
     scores = 2 * 6 * (64 * 64 + 64 * 128 + 22 * 150)
     assert sum(kept) == scores + query.numel() + 2 * key.numel()

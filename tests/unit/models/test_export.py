@@ -78,7 +78,9 @@ def scores_of_transformers(model: Any, path: Path, batch: BranchedBatch, left: b
 
 
 def ending_in(token: int):
-    return branched([(prompt, [[*branch, token] for branch in branches]) for prompt, branches in ROWS])
+    return branched(
+        [(prompt, [[*branch, token] for branch in branches]) for prompt, branches in ROWS]
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
@@ -93,10 +95,14 @@ def test_reward_as_classifier(
 ):
     backbone = reward_model(make, name=str(model_dirs[architecture]), lora=lora)
     export_reward(backbone, tmp_path / "out", merge=True, score_mean=0.25, score_std=2.0)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", attn_implementation="eager")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "out", attn_implementation="eager"
+    )
     assert (model.config.num_labels, model.config.id2label) == (1, {0: "reward"})
     ours = scores(backbone, batch)
-    torch.testing.assert_close(ours, scores_of_transformers(model, tmp_path / "out", batch), **FP32_MODEL)
+    torch.testing.assert_close(
+        ours, scores_of_transformers(model, tmp_path / "out", batch), **FP32_MODEL
+    )
     record = json.loads((tmp_path / "out" / "lit_rlhf.json").read_text())
     assert (record["kind"], record["score_mean"], record["score_std"]) == ("reward", 0.25, 2.0)
 
@@ -118,11 +124,16 @@ def same_pad_and_eos(path: Path, kind: str):
         tokenizer.pad_token = tokenizer.eos_token
     else:
         core = json.loads(tokenizer.backend_tokenizer.to_str())
-        core["added_tokens"] = [token for token in core["added_tokens"] if token["content"] == "<eos>"]
+        core["added_tokens"] = [
+            token for token in core["added_tokens"] if token["content"] == "<eos>"
+        ]
         core["post_processor"] = None
         (path / "core.json").write_text(json.dumps(core))
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(path / "core.json"), eos_token="<eos>", pad_token="<eos>", bos_token="<eos>"
+            tokenizer_file=str(path / "core.json"),
+            eos_token="<eos>",
+            pad_token="<eos>",
+            bos_token="<eos>",
         )
     tokenizer.save_pretrained(path)
 
@@ -149,11 +160,15 @@ def test_pad_equal_to_eos(make: MakeBackbone, tiny_model_dir: Path, tmp_path: Pa
     assert backbone.tokenizer.pad_token_id == eos  # ours is left as it was
     batch = ending_in(eos)
     torch.testing.assert_close(
-        scores(backbone, batch), scores_of_transformers(model, tmp_path / "out", batch), **FP32_MODEL
+        scores(backbone, batch),
+        scores_of_transformers(model, tmp_path / "out", batch),
+        **FP32_MODEL,
     )
 
 
-def test_an_adapter_without_a_token_to_pad_with_is_refused(make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path):
+def test_an_adapter_without_a_token_to_pad_with_is_refused(
+    make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path
+):
     import shutil
 
     path = shutil.copytree(tiny_model_dir, tmp_path / "model")
@@ -166,7 +181,11 @@ def test_an_adapter_without_a_token_to_pad_with_is_refused(make: MakeBackbone, t
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 def test_reward_adapter_loads_with_peft(
-    make: MakeBackbone, tiny_model_dir: Path, batch: BranchedBatch, tmp_path: Path, quantization: str
+    make: MakeBackbone,
+    tiny_model_dir: Path,
+    batch: BranchedBatch,
+    tmp_path: Path,
+    quantization: str,
 ):
     backbone = reward_model(make, lora=LORA, quantization=quantization)
     export_reward(backbone, tmp_path / "out", merge=False)
@@ -177,7 +196,9 @@ def test_reward_adapter_loads_with_peft(
     if quantization == "none":
         theirs = scores_of_transformers(model, tmp_path / "out", batch)
         torch.testing.assert_close(scores(backbone, batch), theirs, **FP32_MODEL)
-    head = load_file(tmp_path / "out" / "adapter_model.safetensors")["base_model.model.score.weight"]
+    head = load_file(tmp_path / "out" / "adapter_model.safetensors")[
+        "base_model.model.score.weight"
+    ]
     assert head.shape == (1, 32)
 
 
@@ -191,33 +212,47 @@ def test_merging_keeps_the_scores_and_the_base(
     export_reward(backbone, tmp_path / "out", merge=True)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert getattr(model.config, "quantization_config", None) is None
-    torch.testing.assert_close(ours, scores_of_transformers(model, tmp_path / "out", batch), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        ours, scores_of_transformers(model, tmp_path / "out", batch), rtol=1e-2, atol=1e-2
+    )
     assert all(torch.equal(p, before[name]) for name, p in backbone.named_parameters())
     assert torch.equal(scores(backbone, batch), ours)
 
 
-def test_merging_a_bfloat16_base_stays_near(make: MakeBackbone, batch: BranchedBatch, tmp_path: Path):
+def test_merging_a_bfloat16_base_stays_near(
+    make: MakeBackbone, batch: BranchedBatch, tmp_path: Path
+):
     backbone = reward_model(make, lora=LORA, dtype="bfloat16")
     export_reward(backbone, tmp_path / "out", merge=True)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
     theirs = scores_of_transformers(model, tmp_path / "out", batch)
-    torch.testing.assert_close(scores(backbone, batch), theirs, rtol=BF16["rtol"], atol=3 * BF16["atol"])
+    torch.testing.assert_close(
+        scores(backbone, batch), theirs, rtol=BF16["rtol"], atol=3 * BF16["atol"]
+    )
 
 
 @pytest.mark.parametrize("lm_head", [True, False])
-def test_a_trunk_alone_is_exported_too(make: MakeBackbone, batch: BranchedBatch, tmp_path: Path, lm_head: bool):
+def test_a_trunk_alone_is_exported_too(
+    make: MakeBackbone, batch: BranchedBatch, tmp_path: Path, lm_head: bool
+):
     backbone = reward_model(make, lm_head=lm_head)
     export_reward(backbone, tmp_path / "out", merge=False)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(
-        scores(backbone, batch), scores_of_transformers(model, tmp_path / "out", batch), **FP32_MODEL
+        scores(backbone, batch),
+        scores_of_transformers(model, tmp_path / "out", batch),
+        **FP32_MODEL,
     )
 
 
 def greedy(model: Any, ids: Tensor, **options: Any):
     return model.eval().generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, **options
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=12,
+        do_sample=False,
+        **options,
     )
 
 
@@ -251,7 +286,12 @@ def test_policy_generates_the_same_greedy_text(
 
 
 def test_full_policy_and_tied_weights(make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path):
-    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+    }
     config |= {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -317,7 +357,9 @@ class TestWriting:
     @pytest.mark.parametrize(
         "torn", ["model.safetensors", "adapter_model.safetensors", "config.json", "tokenizer.json"]
     )
-    def test_a_full_disk_is_named_and_leaves_the_last_export(self, make: MakeBackbone, tmp_path: Path, torn: str):
+    def test_a_full_disk_is_named_and_leaves_the_last_export(
+        self, make: MakeBackbone, tmp_path: Path, torn: str
+    ):
         backbone = make(lora=LORA)
         backbone.add_adapter("policy")
         merge = "adapter" not in torn and torn != "tokenizer.json"
@@ -325,10 +367,10 @@ class TestWriting:
         before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
         with largest_file(len(before[torn]) - 1), pytest.raises(CheckpointError) as caught:
             export_policy(backbone, tmp_path / "out", merge=merge)
-        needed = (
-            r"File too large\. \d+ MiB are free there; this one needs about \d+\. What was there before is untouched"
+        needed = r"File too large\. \d+ MiB are free there; this one needs about \d+\. What was there before is untouched"
+        assert re.search(
+            rf"The export {tmp_path}/out can't be written: {needed}", str(caught.value)
         )
-        assert re.search(rf"The export {tmp_path}/out can't be written: {needed}", str(caught.value))
         assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -38,18 +38,25 @@ def _counted(backbone: Backbone, backward: bool) -> tuple[float, float]:
     in_place = {
         torch.ops.aten.addmm_: lambda _, left, right, **kwargs: 2 * math.prod(left) * right[1]
     }  # not known to it
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter, torch.set_grad_enabled(backward):
+    with (
+        FlopCounterMode(display=False, custom_mapping=in_place) as counter,
+        torch.set_grad_enabled(backward),
+    ):
         out = backbone(_batch(), num_branches=1, role="policy", logprobs=True)
         if backward:
             out.logprobs.sum().backward()
-    counts = {str(name): float(value) for name, value in counter.get_flop_counts()["Global"].items()}
+    counts = {
+        str(name): float(value) for name, value in counter.get_flop_counts()["Global"].items()
+    }
     attention = counts.pop("aten.bmm")
     return sum(counts.values()), attention
 
 
 @pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_arithmetic_agrees_with_torchs_counter(tiny_model_dir: Path, rank: int | None, backward: bool) -> None:
+def test_arithmetic_agrees_with_torchs_counter(
+    tiny_model_dir: Path, rank: int | None, backward: bool
+) -> None:
     backbone = _backbone(tiny_model_dir, LoraSpec(rank=rank) if rank else None)
     config = backbone.model.config
     linear, attention = _counted(backbone, backward)
@@ -63,7 +70,9 @@ def test_arithmetic_agrees_with_torchs_counter(tiny_model_dir: Path, rank: int |
         counted -= head  # logits are computed again in chunks: no model FLOPs
     if backward and rank is not None:
         # Nothing before the first layer is trained, so what enters it needs no gradient.
-        first = [backbone.decoder.layers[0].self_attn.get_submodule(f"{name}_proj") for name in "qkv"]
+        first = [
+            backbone.decoder.layers[0].self_attn.get_submodule(f"{name}_proj") for name in "qkv"
+        ]
         spared = sum(layer.in_features * (layer.out_features + rank) for layer in first)
         counted += 2 * spared * ROWS * LENGTH
     ours = pass_flops(backbone, _batch(), "policy", logprobs=True, backward=backward)
@@ -74,9 +83,16 @@ def test_a_prompt_counts_once_and_padding_never(tiny_model_dir: Path) -> None:
     backbone = _backbone(tiny_model_dir, None)
     batch = _batch(answers=4)
     config = backbone.model.config
-    weights = sum(p.numel() for name, p in backbone.decoder.named_parameters() if name.endswith("_proj.weight"))
+    weights = sum(
+        p.numel()
+        for name, p in backbone.decoder.named_parameters()
+        if name.endswith("_proj.weight")
+    )
     pairs = PROMPT * (PROMPT + 1) / 2 + 4 * sum(PROMPT + i for i in range(1, ANSWER + 1))
-    expected = 2 * weights * (PROMPT + 4 * ANSWER) + 4 * config.num_hidden_layers * config.hidden_size * pairs
+    expected = (
+        2 * weights * (PROMPT + 4 * ANSWER)
+        + 4 * config.num_hidden_layers * config.hidden_size * pairs
+    )
     ours = pass_flops(backbone, batch, "policy", logprobs=False, backward=False)
     assert float(ours) == ROWS * expected
     padded = BranchedBatch(
@@ -84,7 +100,9 @@ def test_a_prompt_counts_once_and_padding_never(tiny_model_dir: Path) -> None:
         branch_ids=torch.nn.functional.pad(batch["branch_ids"], (0, 3), value=-1),
         position_ids=torch.nn.functional.pad(batch["position_ids"], (0, 3)),
     )
-    assert float(pass_flops(backbone, padded, "policy", logprobs=False, backward=False)) == float(ours)
+    assert float(pass_flops(backbone, padded, "policy", logprobs=False, backward=False)) == float(
+        ours
+    )
 
 
 def test_generation_takes_what_a_forward_over_its_tokens_takes(tiny_model_dir: Path) -> None:
@@ -93,7 +111,10 @@ def test_generation_takes_what_a_forward_over_its_tokens_takes(tiny_model_dir: P
     mask = torch.ones(ROWS * 2, ANSWER, dtype=torch.bool)
     ours = generation_flops(backbone, "policy", torch.ones(ROWS, PROMPT, dtype=torch.bool), mask)
     whole = pass_flops(backbone, _batch(answers=2), "policy", logprobs=True, backward=False)
-    costs, adapter = backbone.costs, sum(p.numel() for p in backbone.adapter_weights("policy").values())
+    costs, adapter = (
+        backbone.costs,
+        sum(p.numel() for p in backbone.adapter_weights("policy").values()),
+    )
     last = costs.per_token + 2 * adapter + costs.per_pair * LENGTH
     assert float(ours) == float(whole) - 2 * ROWS * last
     mask[0, 1:] = False  # the first one ended at once

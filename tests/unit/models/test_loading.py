@@ -45,7 +45,9 @@ def test_properties(make: MakeBackbone, tiny_model_dir: Path):
     assert all(module.training for module in backbone.modules())
 
 
-def test_eos_ids_are_gathered_from_generation_config_config_and_tokenizer(tiny_model_dir: Path, tmp_path: Path):
+def test_eos_ids_are_gathered_from_generation_config_config_and_tokenizer(
+    tiny_model_dir: Path, tmp_path: Path
+):
     path = shutil.copytree(tiny_model_dir, tmp_path / "model")
     generation = json.loads((path / "generation_config.json").read_text())
     (path / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": [2, 9]}))
@@ -57,9 +59,14 @@ def test_random_weights_depend_on_init_seed_alone(tiny_model_dir: Path):
     first = from_config(tiny_model_dir, LLAMA)
     state = torch.get_rng_state()
     torch.manual_seed(6)
-    again, other = from_config(tiny_model_dir, LLAMA), from_config(tiny_model_dir, LLAMA, init_seed=1)
+    again, other = (
+        from_config(tiny_model_dir, LLAMA),
+        from_config(tiny_model_dir, LLAMA, init_seed=1),
+    )
     torch.manual_seed(5)
-    assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn from the caller's generator
+    assert torch.equal(
+        torch.get_rng_state(), state
+    )  # nothing was drawn from the caller's generator
     weights = [b.decoder.layers[0].mlp.up_proj.weight for b in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -86,7 +93,9 @@ def test_dropout_is_off_in_training_mode(tiny_model_dir: Path, batch: BranchedBa
 
 
 @pytest.mark.parametrize("config", [GEMMA2, GPT2, LLAMA], ids=lambda c: c["model_type"])
-def test_logits_are_the_models_own(tiny_model_dir: Path, batch: BranchedBatch, config: dict[str, Any]):
+def test_logits_are_the_models_own(
+    tiny_model_dir: Path, batch: BranchedBatch, config: dict[str, Any]
+):
     backbone = from_config(tiny_model_dir, config)
     ids = batch["input_ids"]
     with torch.no_grad():
@@ -106,7 +115,9 @@ def test_logits_are_the_models_own(tiny_model_dir: Path, batch: BranchedBatch, c
     ],
     ids=lambda c: c["model_type"],
 )
-def test_scaled_capped_and_biased_logits(tiny_model_dir: Path, batch: BranchedBatch, config: dict[str, Any]):
+def test_scaled_capped_and_biased_logits(
+    tiny_model_dir: Path, batch: BranchedBatch, config: dict[str, Any]
+):
     backbone = from_config(tiny_model_dir, config)
     backbone.model.get_output_embeddings().weight.data.normal_()
     if backbone.model.get_output_embeddings().bias is not None:
@@ -123,13 +134,19 @@ def test_logits_computed_in_an_unknown_way_are_refused(tiny_model_dir: Path):
     from_config(tiny_model_dir, config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lit_rlhf.models.lm_head._scale", lambda config: 1.0)
-        with pytest.raises(ConfigurationError, match=r"CohereForCausalLM computes logits .* in a way that isn't known"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"CohereForCausalLM computes logits .* in a way that isn't known",
+        ):
             from_config(tiny_model_dir, config)
 
 
 def test_tied_embeddings_stay_tied_and_train(tiny_model_dir: Path, batch: BranchedBatch):
     backbone = from_config(tiny_model_dir, {**LLAMA, "tie_word_embeddings": True})
-    head, embeddings = backbone.model.get_output_embeddings().weight, backbone.model.get_input_embeddings().weight
+    head, embeddings = (
+        backbone.model.get_output_embeddings().weight,
+        backbone.model.get_input_embeddings().weight,
+    )
     assert head is embeddings
     backbone(batch, num_branches=2, logprobs=True).logprobs.sum().backward()
     assert embeddings.grad.abs().sum() > 0
@@ -140,7 +157,9 @@ def test_without_lm_head_the_trunk_alone_is_loaded(make: MakeBackbone, batch: Br
     assert not any("lm_head" in name for name, _ in backbone.named_parameters())
     for model in (backbone, whole):
         model.add_head("reward")
-    ours, theirs = (model(batch, num_branches=2, scores="reward").scores for model in (backbone, whole))
+    ours, theirs = (
+        model(batch, num_branches=2, scores="reward").scores for model in (backbone, whole)
+    )
     assert torch.equal(ours, theirs)
     ours.sum().backward()
     assert all(p.grad is not None for p in backbone.parameters())
@@ -187,12 +206,16 @@ class TestRefused:
         state = load_file(path / "model.safetensors")
         state.pop("model.layers.1.mlp.up_proj.weight")
         save_file(state, path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(CheckpointError, match=r"1 tensors are missing .first: ..model.layers.1.mlp.up_proj"):
+        with pytest.raises(
+            CheckpointError, match=r"1 tensors are missing .first: ..model.layers.1.mlp.up_proj"
+        ):
             Backbone(ModelSpec(name=str(path)))
 
     def test_unknown_model_type(self, tiny_model_dir: Path):
         config = {"model_type": "lama"}
-        self.refused("config.model_type='lama' is no model", config=config, tokenizer=str(tiny_model_dir))
+        self.refused(
+            "config.model_type='lama' is no model", config=config, tokenizer=str(tiny_model_dir)
+        )
 
     def test_unknown_model_type_in_a_directory(self, tiny_model_dir: Path, tmp_path: Path):
         path = shutil.copytree(tiny_model_dir, tmp_path / "odd")
@@ -203,7 +226,9 @@ class TestRefused:
     def test_misspelt_config_option(self, tiny_model_dir: Path):
         config = {**LLAMA, "hiden_size": 32}
         self.refused(
-            "config.hiden_size is no option .* Did you mean 'hidden_size'", config=config, tokenizer=str(tiny_model_dir)
+            "config.hiden_size is no option .* Did you mean 'hidden_size'",
+            config=config,
+            tokenizer=str(tiny_model_dir),
         )
 
     def test_impossible_config(self, tiny_model_dir: Path):
@@ -212,7 +237,11 @@ class TestRefused:
 
     def test_tokenizer_larger_than_the_vocabulary(self, tiny_model_dir: Path):
         config = {**LLAMA, "vocab_size": 100}
-        self.refused("has 267 tokens, but the model embeds only 100", config=config, tokenizer=str(tiny_model_dir))
+        self.refused(
+            "has 267 tokens, but the model embeds only 100",
+            config=config,
+            tokenizer=str(tiny_model_dir),
+        )
 
     def test_remote_code(self, tiny_model_dir: Path, tmp_path: Path):
         path = shutil.copytree(tiny_model_dir, tmp_path / "remote")

@@ -26,8 +26,12 @@ def operands(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [x if index in (3, 4) else x.to(dtype) for index, x in enumerate(found)]
 
 
-def formula(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    return F.linear(x, weight, bias) + scale * F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
+def formula(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor:
+    return F.linear(x, weight, bias) + scale * F.linear(
+        F.linear(x, down.to(x.dtype)), up.to(x.dtype)
+    )
 
 
 def run(function: Any, given: list[Tensor], wants: tuple[int, ...]) -> list[Tensor]:
@@ -39,10 +43,14 @@ def run(function: Any, given: list[Tensor], wants: tuple[int, ...]) -> list[Tens
     return [out.detach(), *grads]
 
 
-@pytest.mark.parametrize("wants", [(0, 3, 4), (3, 4), (0, 1, 2, 3, 4), (0,), (4,), (3,), (2,)], ids=str)
+@pytest.mark.parametrize(
+    "wants", [(0, 3, 4), (3, 4), (0, 1, 2, 3, 4), (0,), (4,), (3,), (2,)], ids=str
+)
 def test_values_and_gradients_are_those_of_autograd(wants: tuple[int, ...]) -> None:
     given = operands()
-    for mine, wanted in zip(run(adapted_linear, given, wants), run(formula, given, wants), strict=True):
+    for mine, wanted in zip(
+        run(adapted_linear, given, wants), run(formula, given, wants), strict=True
+    ):
         assert_close(mine, wanted, **FP32)
 
 
@@ -54,7 +62,11 @@ def test_without_a_bias_and_for_a_single_vector() -> None:
     ours = adapted_linear(leaves[0], weight, None, *leaves[1:], SCALE)
     theirs = formula(twins[0], weight, None, *twins[1:], SCALE)
     assert_close(ours, theirs, **FP32)
-    pairs = zip(torch.autograd.grad(ours, leaves, grad), torch.autograd.grad(theirs, twins, grad), strict=True)
+    pairs = zip(
+        torch.autograd.grad(ours, leaves, grad),
+        torch.autograd.grad(theirs, twins, grad),
+        strict=True,
+    )
     for mine, wanted in pairs:
         assert_close(mine, wanted, **FP32)
 
@@ -92,12 +104,20 @@ class TestWhereItIsUsed:
         return found.eval()
 
     def uses(self, layer: RoleLinear) -> bool:
-        x = torch.randn(2, 3, layer.base_layer.in_features, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(
+            2, 3, layer.base_layer.in_features, generator=torch.Generator().manual_seed(0)
+        )
         with patch.object(lora, "adapted_linear", wraps=adapted_linear) as spy:
             out = layer(x)
         down, up = layer.matrices("policy")
-        if not layer.training and out.dtype == torch.float32 and not layer.base_layer._forward_hooks:
-            wanted = formula(x, layer.base_layer.weight, layer.base_layer.bias, down, up, layer.scaling["policy"])
+        if (
+            not layer.training
+            and out.dtype == torch.float32
+            and not layer.base_layer._forward_hooks
+        ):
+            wanted = formula(
+                x, layer.base_layer.weight, layer.base_layer.bias, down, up, layer.scaling["policy"]
+            )
             assert_close(out, wanted, **FP32)
         return bool(spy.called)
 

@@ -18,7 +18,9 @@ from tests.tolerances import BF16, FP32
 KINDS = [LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm]
 
 
-def pair(kind: Any, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+def pair(
+    kind: Any, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     """Transformers' norm, the same switched, an input, and a gradient of the output."""
     generator = torch.Generator().manual_seed(3)
     theirs = kind(48, eps=1e-2)
@@ -79,7 +81,9 @@ def test_without_a_backward_it_gives_the_same_bits(dtype: torch.dtype) -> None:
 
 def test_a_single_vector_is_normalised_too() -> None:
     theirs, ours, x, grad = pair(LlamaRMSNorm)
-    for found, expected in zip(run(ours, x[0, 0], grad[0, 0]), run(theirs, x[0, 0], grad[0, 0]), strict=True):
+    for found, expected in zip(
+        run(ours, x[0, 0], grad[0, 0]), run(theirs, x[0, 0], grad[0, 0]), strict=True
+    ):
         assert_close(found, expected, **FP32)
 
 

@@ -37,17 +37,25 @@ def decode(backbone: Backbone, batch: BranchedBatch):
     with torch.no_grad(), evaluating(backbone), backbone.use_role("policy"):
         states = []
         for t in range(ids.shape[1]):
-            out = backbone.decoder(input_ids=ids[:, t : t + 1], use_cache=True, **cached(backbone.decoder, cache))
+            out = backbone.decoder(
+                input_ids=ids[:, t : t + 1], use_cache=True, **cached(backbone.decoder, cache)
+            )
             states.append(out.last_hidden_state)
         return backbone.logits(torch.cat(states, 1))
 
 
 def base_bytes(backbone: Backbone):
-    return {name: p.detach().clone() for name, p in backbone.named_parameters() if ".lora_" not in name}
+    return {
+        name: p.detach().clone() for name, p in backbone.named_parameters() if ".lora_" not in name
+    }
 
 
-def test_layers_are_quantized_and_near_the_originals(quantized: Backbone, make: MakeBackbone, batch: BranchedBatch):
-    layers = [m for m in quantized.modules() if isinstance(m, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)]
+def test_layers_are_quantized_and_near_the_originals(
+    quantized: Backbone, make: MakeBackbone, batch: BranchedBatch
+):
+    layers = [
+        m for m in quantized.modules() if isinstance(m, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
+    ]
     assert len(layers) == 14
     base, exact = logprobs(quantized, batch, "reference"), logprobs(make(), batch)
     assert 0 < (base - exact).abs().mean() < 0.5
@@ -55,7 +63,9 @@ def test_layers_are_quantized_and_near_the_originals(quantized: Backbone, make: 
     assert (base - exact).abs().mean() < limit
 
 
-def test_gradients_are_right_after_a_cached_decode_in_eval_mode(quantized: Backbone, batch: BranchedBatch):
+def test_gradients_are_right_after_a_cached_decode_in_eval_mode(
+    quantized: Backbone, batch: BranchedBatch
+):
     logprobs(quantized, batch).sum().backward()
     before = gradients(quantized)
     quantized.zero_grad()
@@ -81,7 +91,9 @@ def test_eval_and_train_mode_agree(quantized: Backbone, batch: BranchedBatch):
     torch.testing.assert_close(logprobs(quantized, batch), training, **FP32)
 
 
-def test_a_step_and_an_inference_leave_the_base_bit_identical(quantized: Backbone, batch: BranchedBatch):
+def test_a_step_and_an_inference_leave_the_base_bit_identical(
+    quantized: Backbone, batch: BranchedBatch
+):
     before = base_bytes(quantized)
     optimizer = torch.optim.AdamW([p for p in quantized.parameters() if p.requires_grad], lr=0.1)
     decode(quantized, batch)
@@ -106,7 +118,10 @@ def test_a_frozen_copy_computes_the_same(quantized: Backbone, batch: BranchedBat
 
 
 def test_without_lora_it_is_refused_for_training_alone(make: MakeBackbone, batch: BranchedBatch):
-    with pytest.raises(ConfigurationError, match="quantization='nf4' without lora: quantized weights can't be trained"):
+    with pytest.raises(
+        ConfigurationError,
+        match="quantization='nf4' without lora: quantized weights can't be trained",
+    ):
         make(quantization="nf4")
     assert torch.isfinite(logprobs(make(quantization="nf4", trainable=False), batch)).all()
 
@@ -115,13 +130,19 @@ def test_without_lora_it_is_refused_for_training_alone(make: MakeBackbone, batch
 def test_sharding_is_refused(make: MakeBackbone, kind: str):
     mesh: Any = None  # never looked at
     with pytest.raises(
-        ConfigurationError, match=f"quantization='{kind}' can't be sharded by ModelParallelStrategy.*Use ddp"
+        ConfigurationError,
+        match=f"quantization='{kind}' can't be sharded by ModelParallelStrategy.*Use ddp",
     ):
         shard(make(quantization=kind, lora=LORA), mesh)
 
 
 def test_a_random_initialisation_can_be_quantized(tiny_model_dir: Path, batch: BranchedBatch):
-    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+    }
     config |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     spec = ModelSpec(config=config, tokenizer=str(tiny_model_dir), quantization="nf4", lora=LORA)
     first, again = Backbone(spec), Backbone(spec)

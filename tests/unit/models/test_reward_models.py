@@ -17,7 +17,13 @@ from lit_rlhf.models.lora import RoleLinear8bit
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import BF16, FP32_MODEL
 from tests.unit.models.conftest import LORA, MakeBackbone
-from tests.unit.models.test_export import ending_in, reward_model, same_pad_and_eos, scores, scores_of_transformers
+from tests.unit.models.test_export import (
+    ending_in,
+    reward_model,
+    same_pad_and_eos,
+    scores,
+    scores_of_transformers,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -40,7 +46,9 @@ def test_options(make: MakeBackbone, batch: BranchedBatch, tmp_path: Path, merge
     export_reward(backbone, tmp_path / "out", merge=merge)
     half = load_reward_model(tmp_path / "out", dtype="bfloat16", branching="expanded")
     assert next(half.model.parameters()).dtype == torch.bfloat16
-    torch.testing.assert_close(scores(half, batch), scores(backbone, batch), rtol=BF16["rtol"], atol=5 * BF16["atol"])
+    torch.testing.assert_close(
+        scores(half, batch), scores(backbone, batch), rtol=BF16["rtol"], atol=5 * BF16["atol"]
+    )
     small = load_reward_model(tmp_path / "out", quantization="int8")
     assert isinstance(small.decoder.layers[0].mlp.up_proj, bnb.nn.Linear8bitLt | RoleLinear8bit)
     assert (scores(small, batch) - scores(backbone, batch)).abs().max() < 0.3
@@ -58,15 +66,21 @@ def classifier(path: Path, tmp_path: Path, seed: int = 0, **options: Any):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_models_of_others(model_dirs: dict[str, Path], batch: BranchedBatch, tmp_path: Path, architecture: str):
+def test_models_of_others(
+    model_dirs: dict[str, Path], batch: BranchedBatch, tmp_path: Path, architecture: str
+):
     path = classifier(model_dirs[architecture], tmp_path)
     loaded = load_reward_model(path)
     model = AutoModelForSequenceClassification.from_pretrained(path)
-    torch.testing.assert_close(scores(loaded, batch), scores_of_transformers(model, path, batch), **FP32_MODEL)
+    torch.testing.assert_close(
+        scores(loaded, batch), scores_of_transformers(model, path, batch), **FP32_MODEL
+    )
     assert (loaded.score_mean, loaded.score_std) == (0.0, 1.0)
 
 
-def test_models_of_others_that_pad_with_eos_are_read_before_it(tiny_model_dir: Path, tmp_path: Path):
+def test_models_of_others_that_pad_with_eos_are_read_before_it(
+    tiny_model_dir: Path, tmp_path: Path
+):
     base = shutil.copytree(tiny_model_dir, tmp_path / "model")
     same_pad_and_eos(base, "others")
     path = classifier(base, tmp_path)
@@ -83,7 +97,9 @@ def test_adapters_of_others(tiny_model_dir: Path, batch: BranchedBatch, tmp_path
     torch.manual_seed(0)
     base = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
     base.config.pad_token_id = AutoTokenizer.from_pretrained(tiny_model_dir).pad_token_id
-    model = get_peft_model(base, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, init_lora_weights=False))
+    model = get_peft_model(
+        base, LoraConfig(task_type=TaskType.SEQ_CLS, r=2, init_lora_weights=False)
+    )
     model.save_pretrained(tmp_path / "adapter")
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "adapter")
     loaded = load_reward_model(tmp_path / "adapter")
@@ -91,7 +107,9 @@ def test_adapters_of_others(tiny_model_dir: Path, batch: BranchedBatch, tmp_path
     torch.testing.assert_close(scores(loaded, batch), theirs, **FP32_MODEL)
 
 
-def test_a_base_that_has_moved(make: MakeBackbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path):
+def test_a_base_that_has_moved(
+    make: MakeBackbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path
+):
     moved = shutil.copytree(tiny_model_dir, tmp_path / "moved")
     backbone = reward_model(make, lora=LORA, name=str(moved))
     export_reward(backbone, tmp_path / "out", merge=False)
@@ -104,20 +122,28 @@ def test_a_base_that_has_moved(make: MakeBackbone, batch: BranchedBatch, tiny_mo
 
 class TestRefused:
     def test_missing(self):
-        with pytest.raises(ConfigurationError, match="The reward model directory '/no/where' doesn't exist"):
+        with pytest.raises(
+            ConfigurationError, match="The reward model directory '/no/where' doesn't exist"
+        ):
             load_reward_model("/no/where")
 
     def test_a_language_model(self, tiny_model_dir: Path):
-        with pytest.raises(ConfigurationError, match=r"is no reward model: its config names .*LlamaForCausalLM"):
+        with pytest.raises(
+            ConfigurationError, match=r"is no reward model: its config names .*LlamaForCausalLM"
+        ):
             load_reward_model(tiny_model_dir)
 
     def test_several_labels(self, tiny_model_dir: Path, tmp_path: Path):
         model = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=3)
         model.save_pretrained(tmp_path)
-        with pytest.raises(ConfigurationError, match="classifies into 3 labels; a reward model has 1"):
+        with pytest.raises(
+            ConfigurationError, match="classifies into 3 labels; a reward model has 1"
+        ):
             load_reward_model(tmp_path)
 
-    def test_an_adapter_without_head(self, make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path):
+    def test_an_adapter_without_head(
+        self, make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path
+    ):
         backbone = make(lora=LORA)
         backbone.add_adapter("policy")
         backbone.save_adapter("policy", tmp_path, base=str(tiny_model_dir), task="CAUSAL_LM")

@@ -42,8 +42,12 @@ def state_of(backbone: Backbone):
     return flags, training
 
 
-def test_roles_differ_and_the_reference_is_the_base(four: Backbone, make: MakeBackbone, batch: BranchedBatch):
-    by_role = {role: logprobs(four, batch, role) for role in ("policy", "reference", "reward", "value")}
+def test_roles_differ_and_the_reference_is_the_base(
+    four: Backbone, make: MakeBackbone, batch: BranchedBatch
+):
+    by_role = {
+        role: logprobs(four, batch, role) for role in ("policy", "reference", "reward", "value")
+    }
     for role in ("policy", "reward", "value"):
         assert (by_role[role] - by_role["reference"]).abs().max() > 0.1
     assert (by_role["reward"] - by_role["value"]).abs().max() > 0.1
@@ -58,7 +62,9 @@ def test_a_fresh_adapter_is_the_identity(make: MakeBackbone, batch: BranchedBatc
     assert torch.equal(logprobs(backbone, batch), logprobs(backbone, batch, "reference"))
 
 
-def test_forward_equals_pefts_own(four: Backbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path):
+def test_forward_equals_pefts_own(
+    four: Backbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path
+):
     four.save_adapter("policy", tmp_path, base=str(tiny_model_dir), task="CAUSAL_LM")
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     theirs = PeftModel.from_pretrained(base, tmp_path)
@@ -115,7 +121,11 @@ def test_gradients_reach_the_role_of_the_forward_alone(four: Backbone, batch: Br
     out = four(batch, num_branches=2, role="value", values="value")
     out.values.sum().backward()
     with_gradient = set(gradients(four))
-    expected = {name for name, _ in four.named_parameters() if ".value." in name or name == "heads.value.weight"}
+    expected = {
+        name
+        for name, _ in four.named_parameters()
+        if ".value." in name or name == "heads.value.weight"
+    }
     assert with_gradient == expected
     assert all(gradient.abs().sum() > 0 for gradient in gradients(four).values())
 
@@ -123,7 +133,10 @@ def test_gradients_reach_the_role_of_the_forward_alone(four: Backbone, batch: Br
 def test_a_step_leaves_frozen_weights_bit_identical(four: Backbone, batch: BranchedBatch):
     before = copy.deepcopy(four.state_dict())
     optimizer = torch.optim.AdamW([p for p in four.parameters() if p.requires_grad], lr=0.1)
-    (logprobs(four, batch).sum() + four(batch, num_branches=2, role="value", values="value").values.sum()).backward()
+    (
+        logprobs(four, batch).sum()
+        + four(batch, num_branches=2, role="value", values="value").values.sum()
+    ).backward()
     optimizer.step()
     trained = {name for name, p in four.named_parameters() if p.requires_grad}
     for name, value in four.state_dict().items():
@@ -132,13 +145,17 @@ def test_a_step_leaves_frozen_weights_bit_identical(four: Backbone, batch: Branc
 
 def test_a_frozen_base_gets_no_weight_gradients(four: Backbone, batch: BranchedBatch):
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.shape), t)[1], lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (saved.append(t.shape), t)[1], lambda t: t
+    ):
         out = logprobs(four, batch)
     out.sum().backward()
     assert {name for name, p in four.named_parameters() if p.grad is not None} == {
         name for name, p in four.named_parameters() if ".policy." in name
     }
-    assert len(four.tokenizer) not in {shape[-1] for shape in saved if len(shape) > 1}  # no stored logits
+    assert len(four.tokenizer) not in {
+        shape[-1] for shape in saved if len(shape) > 1
+    }  # no stored logits
 
 
 def test_initial_adapters_and_heads_depend_on_seed_and_name_alone(make: MakeBackbone):
@@ -148,7 +165,11 @@ def test_initial_adapters_and_heads_depend_on_seed_and_name_alone(make: MakeBack
         for role in roles:
             backbone.add_adapter(role)
         backbone.add_head("reward")
-        return {k: v for k, v in backbone.state_dict().items() if ".lora_A.policy" in k or k == "heads.reward.weight"}
+        return {
+            k: v
+            for k, v in backbone.state_dict().items()
+            if ".lora_A.policy" in k or k == "heads.reward.weight"
+        }
 
     first, again, other = draw(0, "policy"), draw(0, "value", "policy"), draw(1, "policy")
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -170,7 +191,10 @@ def test_adding_an_adapter_leaves_the_others_alone(make: MakeBackbone):
             assert torch.equal(parameter, before[name][1])
         else:
             assert parameter.requires_grad == (".value." in name)
-    policy, value = ({k: v for k, v in backbone.state_dict().items() if f".{r}." in k} for r in ("policy", "value"))
+    policy, value = (
+        {k: v for k, v in backbone.state_dict().items() if f".{r}." in k}
+        for r in ("policy", "value")
+    )
     assert all(torch.equal(v, value[k.replace("policy", "value")]) for k, v in policy.items())
 
 
@@ -187,7 +211,11 @@ def test_adapters_are_float32_on_a_bfloat16_base_and_close_to_pefts(
     backbone.save_adapter("policy", tmp_path, base=None, task="CAUSAL_LM")
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)
     ids = batch["input_ids"][:1]
-    theirs = PeftModel.from_pretrained(base, tmp_path)(input_ids=ids[:, :8]).logits.float().log_softmax(-1)
+    theirs = (
+        PeftModel.from_pretrained(base, tmp_path)(input_ids=ids[:, :8])
+        .logits.float()
+        .log_softmax(-1)
+    )
     picked = theirs[0, 4:7].gather(-1, ids[0, 5:8, None]).squeeze(-1)
     torch.testing.assert_close(out[0, :3], picked, rtol=BF16["rtol"], atol=2 * BF16["atol"])
 
@@ -203,19 +231,31 @@ def test_an_initial_policy_that_is_an_adapter_is_its_own_reference(
     torch.testing.assert_close(logprobs(backbone, batch), logprobs(four, batch), **FP32)
     assert torch.equal(logprobs(backbone, batch), logprobs(backbone, batch, "reference"))
     shake(backbone, "policy")
-    torch.testing.assert_close(logprobs(backbone, batch, "reference"), logprobs(four, batch), **FP32)
-    assert {p.requires_grad for n, p in backbone.named_parameters() if ".reference." in n} == {False}
+    torch.testing.assert_close(
+        logprobs(backbone, batch, "reference"), logprobs(four, batch), **FP32
+    )
+    assert {p.requires_grad for n, p in backbone.named_parameters() if ".reference." in n} == {
+        False
+    }
 
 
-@pytest.mark.parametrize("options", [{"target_modules": ["q_proj", "down_proj"]}, {"rslora": True}, {"dropout": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["q_proj", "down_proj"]}, {"rslora": True}, {"dropout": 0.5}]
+)
 def test_lora_options_mean_what_peft_means(
-    make: MakeBackbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path, options: dict[str, Any]
+    make: MakeBackbone,
+    batch: BranchedBatch,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    options: dict[str, Any],
 ):
     backbone = make(lora=LoraSpec(rank=4, alpha=6.0, **options))
     backbone.add_adapter("policy")
     shake(backbone, "policy")
     backbone.save_adapter("policy", tmp_path, base=None, task="CAUSAL_LM")
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), tmp_path)
+    theirs = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model_dir), tmp_path
+    )
     assert theirs.peft_config["default"].r == 4
     with torch.no_grad(), evaluating(backbone), backbone.use_role("policy"):
         ours = backbone.logits(backbone.decoder(input_ids=batch["input_ids"]).last_hidden_state)
@@ -251,11 +291,15 @@ def test_evaluating_restores_each_flag(four: Backbone):
     assert state_of(four)[1] == before
 
 
-def test_the_reference_of_a_fully_trained_model_is_refused(make: MakeBackbone, batch: BranchedBatch):
+def test_the_reference_of_a_fully_trained_model_is_refused(
+    make: MakeBackbone, batch: BranchedBatch
+):
     backbone = make()
     with pytest.raises(ConfigurationError, match="no longer its own reference"):
         logprobs(backbone, batch, "reference")
-    assert torch.equal(logprobs(backbone.frozen_copy(), batch, "reference"), logprobs(backbone, batch))
+    assert torch.equal(
+        logprobs(backbone.frozen_copy(), batch, "reference"), logprobs(backbone, batch)
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,8 +310,14 @@ def test_the_reference_of_a_fully_trained_model_is_refused(make: MakeBackbone, b
         (lambda b: b.add_head("value"), "There is a head for the role 'value' already"),
         (lambda b: b.add_adapter("x", copy_from="y"), "There is no adapter 'y'; there are"),
         (lambda b: b.add_head("x", copy_from="y"), "There is no head 'y'; there are"),
-        (lambda b: b.add_adapter("x", lora=LoraSpec(target_modules=["qproj"])), "'qproj' names no linear layer"),
-        (lambda b: b.add_adapter("x", lora=LoraSpec(target_modules=["lm_head"])), "'lm_head' names no linear layer"),
+        (
+            lambda b: b.add_adapter("x", lora=LoraSpec(target_modules=["qproj"])),
+            "'qproj' names no linear layer",
+        ),
+        (
+            lambda b: b.add_adapter("x", lora=LoraSpec(target_modules=["lm_head"])),
+            "'lm_head' names no linear layer",
+        ),
     ],
 )
 def test_mistakes_are_named(four: Backbone, act: Callable[[Backbone], object], message: str):
@@ -320,10 +370,17 @@ class TestAdapterFiles:
             "intermediate_size": 96,
         }
         options = {"name": None, "config": config, "tokenizer": str(tiny_model_dir)}
-        self.refused(make, saved, "is of another base: .* fits a layer of width 64, ours has 96", **options)
+        self.refused(
+            make, saved, "is of another base: .* fits a layer of width 64, ours has 96", **options
+        )
 
     def test_fewer_layers(self, make: MakeBackbone, saved: Path, tiny_model_dir: Path):
-        config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+        config = {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+        }
         options = {"name": None, "config": config, "tokenizer": str(tiny_model_dir)}
         self.refused(make, saved, "changes layers that the base doesn't have", **options)
 
@@ -336,18 +393,26 @@ class TestAdapterFiles:
         self.refused(make, saved, "doesn't fit: missing \\['layers.0")
 
     def test_other_kinds(self, make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path):
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), LoraConfig(r=2, use_dora=True))
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tiny_model_dir), LoraConfig(r=2, use_dora=True)
+        )
         model.save_pretrained(tmp_path)
         self.refused(make, tmp_path, "uses \\['use_dora'\\] of peft")
 
-    def test_trained_by_peft(self, make: MakeBackbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path):
+    def test_trained_by_peft(
+        self, make: MakeBackbone, batch: BranchedBatch, tiny_model_dir: Path, tmp_path: Path
+    ):
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-        config = LoraConfig(r=3, lora_alpha=5, target_modules=["k_proj", "up_proj"], init_lora_weights=False)
+        config = LoraConfig(
+            r=3, lora_alpha=5, target_modules=["k_proj", "up_proj"], init_lora_weights=False
+        )
         theirs = get_peft_model(base, config)
         theirs.save_pretrained(tmp_path)
         backbone = make(lora=LORA)
         backbone.add_adapter("policy", path=str(tmp_path))
         with torch.no_grad(), backbone.use_role("policy"):
             ours = backbone.logits(backbone.decoder(input_ids=batch["input_ids"]).last_hidden_state)
-            torch.testing.assert_close(ours, theirs(input_ids=batch["input_ids"]).logits, **FP32_MODEL)
+            torch.testing.assert_close(
+                ours, theirs(input_ids=batch["input_ids"]).logits, **FP32_MODEL
+            )

@@ -52,11 +52,15 @@ def test_pad_id_falls_back_to_eos_then_to_0():
     assert pad_token_id(tokenizer) == tokenizer.pad_token_id
     tokenizer.pad_token = None
     assert pad_token_id(tokenizer) == tokenizer.eos_token_id
-    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a")))
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    )
     assert pad_token_id(bare) == 0
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ConfigurationError, match=r"The directory holds \['notes.txt'\]. tokenizer.json is missing"):
+    with pytest.raises(
+        ConfigurationError, match=r"The directory holds \['notes.txt'\]. tokenizer.json is missing"
+    ):
         load_tokenizer(str(tmp_path))

@@ -37,7 +37,9 @@ class SlightlyOffEngine(NativeEngine):
         generation = super().generate(*args, **kwargs)
         assert generation.logprobs is not None
         off = 0.4 * torch.sin(generation.tokens.float())
-        return replace(generation, logprobs=torch.where(generation.mask, generation.logprobs + off, 0.0))
+        return replace(
+            generation, logprobs=torch.where(generation.mask, generation.logprobs + off, 0.0)
+        )
 
 
 def text_batch(model_dir: Path) -> DemonstrationBatch:
@@ -57,7 +59,9 @@ def full_batch(model_dir: Path) -> PromptBatch:
     return {**prompt_batch(model_dir, PROMPTS), "text": text_batch(model_dir)}
 
 
-def build(module: PolicyModule, template: Backbone | None = None, moved: float = 0.0) -> PolicyModule:
+def build(
+    module: PolicyModule, template: Backbone | None = None, moved: float = 0.0
+) -> PolicyModule:
     """Build its model, from a copy of a loaded backbone where one is given, and move the policy from its reference."""
     load = base.Backbone
     if template is not None:

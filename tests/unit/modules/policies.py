@@ -9,13 +9,30 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_rlhf.models import Critic, LoraSpec, ModelSpec, ValueAdapter, ValueHead, ValueModel, load_tokenizer
+from lit_rlhf.models import (
+    Critic,
+    LoraSpec,
+    ModelSpec,
+    ValueAdapter,
+    ValueHead,
+    ValueModel,
+    load_tokenizer,
+)
 from lit_rlhf.modules import PPOPolicyModule
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import Completions, PromptBatch
 
-PROMPTS = ["how was the film? ", "a", "the hotel: ", "food, then", "x y z", "well well", "what of it ", "12"]
+PROMPTS = [
+    "how was the film? ",
+    "a",
+    "the hotel: ",
+    "food, then",
+    "x y z",
+    "well well",
+    "what of it ",
+    "12",
+]
 
 
 class CountVowels(Reward):

@@ -37,7 +37,9 @@ def collected(module: PolicyModule, batch: PromptBatch) -> Rollout:
 def test_the_baseline_is_the_score_of_the_greedy_completion(tiny_model_dir: Path) -> None:
     reward = NormalizedReward(TokenReward())
     spec = ModelSpec(name=str(tiny_model_dir))
-    module = ReMaxPolicyModule(spec, reward, sampling=SHORT, num_samples=2, missing_eos_penalty=0.25, kl=FixedKL(0.1))
+    module = ReMaxPolicyModule(
+        spec, reward, sampling=SHORT, num_samples=2, missing_eos_penalty=0.25, kl=FixedKL(0.1)
+    )
     rollout = collected(module, prompt_batch(tiny_model_dir))
     assert rollout.baselines is not None
     assert rollout.advantages is not None
@@ -45,7 +47,9 @@ def test_the_baseline_is_the_score_of_the_greedy_completion(tiny_model_dir: Path
     assert reward.seen.n == len(rollout.scores) == 16  # greedy completions don't count
     assert len(module.samples) == 16  # nor stand in tables
     for i, prompt in enumerate(PROMPTS):
-        alone = module.generate(prompt_batch(tiny_model_dir, [prompt]), Sampling(5, temperature=0.0), "greedy", 1)
+        alone = module.generate(
+            prompt_batch(tiny_model_dir, [prompt]), Sampling(5, temperature=0.0), "greedy", 1
+        )
         tokens, mask = alone[0].tokens[0], alone[0].mask[0]
         share = float((tokens[mask] % 2 == 0).float().mean())
         mean, std = reward.moments()
@@ -66,7 +70,10 @@ def test_relative_rewards_are_compared_pair_by_pair(num_samples: int) -> None:
     loss = relative_reward_loss(new, old, rewards, mask, num_samples, eta=0.4)
     for group in range(6 // num_samples):
         rows = range(group * num_samples, (group + 1) * num_samples)
-        moved = {i: float((new[i] - old[i])[mask[i]].sum()) / 0.4 - float(rewards[i][mask[i]].sum()) for i in rows}
+        moved = {
+            i: float((new[i] - old[i])[mask[i]].sum()) / 0.4 - float(rewards[i][mask[i]].sum())
+            for i in rows
+        }
         pairs = [(moved[i] - moved[j]) ** 2 for i in rows for j in rows if i < j]
         assert float(loss[list(rows)].mean()) == pytest.approx(sum(pairs) / len(pairs), rel=1e-9)
     if num_samples == 2:
@@ -76,7 +83,11 @@ def test_relative_rewards_are_compared_pair_by_pair(num_samples: int) -> None:
 def test_rebel_fits_differences_of_rewards(tiny_model_dir: Path) -> None:
     def error(epochs: int) -> float:
         module = REBELPolicyModule(
-            ModelSpec(name=str(tiny_model_dir)), TokenReward(), sampling=SHORT, num_epochs=epochs, max_grad_norm=0.3
+            ModelSpec(name=str(tiny_model_dir)),
+            TokenReward(),
+            sampling=SHORT,
+            num_epochs=epochs,
+            max_grad_norm=0.3,
         )
         module = build(module)
         batch = prompt_batch(tiny_model_dir)
@@ -88,8 +99,12 @@ def test_rebel_fits_differences_of_rewards(tiny_model_dir: Path) -> None:
     assert error(20) < 0.7 * error(1)
 
 
-@pytest.mark.parametrize(("option", "value"), [("reduction", TokenMean()), ("importance_correction", None)])
-def test_rebel_takes_no_options_that_it_has_no_use_for(tiny_model_dir: Path, option: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [("reduction", TokenMean()), ("importance_correction", None)]
+)
+def test_rebel_takes_no_options_that_it_has_no_use_for(
+    tiny_model_dir: Path, option: str, value: object
+) -> None:
     with pytest.raises(TypeError, match=f"multiple values for keyword argument '{option}'"):
         REBELPolicyModule(ModelSpec(name=str(tiny_model_dir)), TokenReward(), **{option: value})  # type: ignore[arg-type]
 
@@ -113,8 +128,14 @@ def _dapo(model_dir: Path, **options: Any) -> DAPOPolicyModule:
 
 
 def _prompts_of(rollout: Rollout, batch: PromptBatch) -> list[int]:
-    rows = [ids[mask].tolist() for ids, mask in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)]
-    pool = [ids[branch == 0].tolist() for ids, branch in zip(batch["input_ids"], batch["branch_ids"], strict=True)]
+    rows = [
+        ids[mask].tolist()
+        for ids, mask in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)
+    ]
+    pool = [
+        ids[branch == 0].tolist()
+        for ids, branch in zip(batch["input_ids"], batch["branch_ids"], strict=True)
+    ]
     return [pool.index(row) for row in rows]
 
 
@@ -151,7 +172,11 @@ def test_a_pool_that_is_used_up_ends_the_search(tiny_model_dir: Path) -> None:
 
 def test_without_oversampling_every_prompt_is_trained_on(tiny_model_dir: Path) -> None:
     batch = _pool(tiny_model_dir, [True, False, True])
-    assert _prompts_of(build(_dapo(tiny_model_dir, oversampling=1)).collect(batch), batch) == [0, 1, 2]
+    assert _prompts_of(build(_dapo(tiny_model_dir, oversampling=1)).collect(batch), batch) == [
+        0,
+        1,
+        2,
+    ]
 
 
 class Ranks:
@@ -199,7 +224,14 @@ def test_the_selection_does_not_depend_on_the_number_of_processes(tiny_model_dir
 
 
 def test_long_completions_pay(tiny_model_dir: Path) -> None:
-    module = build(_dapo(tiny_model_dir, sampling=Sampling(max_new_tokens=10), overlong_buffer=4, overlong_penalty=2.0))
+    module = build(
+        _dapo(
+            tiny_model_dir,
+            sampling=Sampling(max_new_tokens=10),
+            overlong_buffer=4,
+            overlong_penalty=2.0,
+        )
+    )
     rollout = module.sample(_pool(tiny_model_dir, [False] * 3), module.sampling, "rollout", 3)
     lengths = rollout.response_mask.sum(-1)
     assert len(set(lengths.tolist())) > 1
@@ -214,15 +246,22 @@ def test_long_completions_pay(tiny_model_dir: Path) -> None:
         ({"oversampling": 0}, "oversampling=0"),
         ({"overlong_penalty": -1.0}, r"overlong_penalty=-1\.0"),
         ({"overlong_buffer": 6}, "overlong_buffer=6 must be from 1 to max_new_tokens=5"),
-        ({"overlong_buffer": 3, "overlong_penalty": 0.0}, "overlong_buffer=3 is where a penalty of overlong_penalty=0"),
+        (
+            {"overlong_buffer": 3, "overlong_penalty": 0.0},
+            "overlong_buffer=3 is where a penalty of overlong_penalty=0",
+        ),
         ({"num_samples": 1}, "num_samples of at least 2"),
     ],
 )
-def test_bad_options_of_dapo_are_refused(tiny_model_dir: Path, options: dict[str, Any], message: str) -> None:
+def test_bad_options_of_dapo_are_refused(
+    tiny_model_dir: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         _dapo(tiny_model_dir, **options)
 
 
 def test_a_pool_that_cannot_be_divided_is_refused(tiny_model_dir: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"batch of 4 prompts per process.*oversampling=3.*data.batch_size"):
+    with pytest.raises(
+        ConfigurationError, match=r"batch of 4 prompts per process.*oversampling=3.*data.batch_size"
+    ):
         build(_dapo(tiny_model_dir)).collect(_pool(tiny_model_dir, [False] * 4))

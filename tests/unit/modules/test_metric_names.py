@@ -26,10 +26,22 @@ from tests.unit.modules.policies import fit as fit_policy
 from tests.unit.modules.test_preference import PAIRS, batch_of, ready, singles
 from tests.unit.modules.test_preference import fit as fit_preferences
 
-PREFERENCE = {"rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"}
+PREFERENCE = {
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+}
 ROLLOUT = {"completions/mean_length", "completions/clipped_ratio"}
 PPO = {
-    *("objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward", "objective/scores"),
+    *(
+        "objective/kl",
+        "objective/entropy",
+        "objective/non_score_reward",
+        "objective/rlhf_reward",
+        "objective/scores",
+    ),
     *("policy/approxkl_avg", "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg"),
     *("val/clipfrac_avg", "val/ratio", "val/num_eos_tokens"),
 }
@@ -45,10 +57,14 @@ def logged_by(kind: str, model: Path) -> dict[str, Any]:
     if kind in ("dpo", "kto"):
         labels = torch.tensor([True, False, True, False])
         batch = batch_of() if kind == "dpo" else singles(label=labels)
-        return fit_preferences(PreferenceModule(spec, DPO() if kind == "dpo" else KTO()), [batch])[0].callback_metrics
+        return fit_preferences(PreferenceModule(spec, DPO() if kind == "dpo" else KTO()), [batch])[
+            0
+        ].callback_metrics
     if kind == "ppo":
         return fit_policy(make_ppo(model, entropy_coef=0.01), model).callback_metrics
-    module = RLOOPolicyModule(spec, CountVowels(), sampling=Sampling(max_new_tokens=4), num_samples=2)
+    module = RLOOPolicyModule(
+        spec, CountVowels(), sampling=Sampling(max_new_tokens=4), num_samples=2
+    )
     return fit_policy(module, model).callback_metrics
 
 
@@ -94,14 +110,19 @@ def test_a_batch_of_one_class_has_a_loss(label: bool, tiny_model_dir: Path) -> N
     loss = module.reduce(output.loss, {})
     loss.backward()
     assert loss.isfinite()
-    assert any(w.grad is not None and w.grad.abs().max() > 0 for w in module.parameters() if w.requires_grad)
+    assert any(
+        w.grad is not None and w.grad.abs().max() > 0
+        for w in module.parameters()
+        if w.requires_grad
+    )
 
 
 def test_lists_need_two_and_scores(tiny_model_dir: Path) -> None:
     module = ready(tiny_model_dir, PlackettLuceDPO())
     alone = singles(score=torch.zeros(4, 1), branch_mask=torch.ones(4, 1, dtype=torch.bool))
     with pytest.raises(
-        DataError, match="PlackettLuceDPO ranks the completions of a prompt, but the batch has 1 of each"
+        DataError,
+        match="PlackettLuceDPO ranks the completions of a prompt, but the batch has 1 of each",
     ):
         module._step(alone, "train")
     with pytest.raises(DataError, match="score"):

@@ -12,7 +12,13 @@ from torch.testing import assert_close
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import LoraSpec, ModelSpec
-from lit_rlhf.modules import NashMDPolicyModule, OnlineDPOPolicyModule, PolicyModule, SPPOPolicyModule, XPOPolicyModule
+from lit_rlhf.modules import (
+    NashMDPolicyModule,
+    OnlineDPOPolicyModule,
+    PolicyModule,
+    SPPOPolicyModule,
+    XPOPolicyModule,
+)
 from lit_rlhf.rewards import LengthReward, MonitoredReward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import Rollout
@@ -50,12 +56,19 @@ def disturb(module: PolicyModule) -> None:
     with torch.no_grad():
         for name, parameter in module.backbone.named_parameters():
             if parameter.requires_grad and "norm" not in name:
-                parameter.add_(0.3 * torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter))
+                parameter.add_(
+                    0.3
+                    * torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(
+                        parameter
+                    )
+                )
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_trainable_parameter_learns_and_nothing_else_moves(tiny_model_dir: Path, name: str, lora: bool) -> None:
+def test_every_trainable_parameter_learns_and_nothing_else_moves(
+    tiny_model_dir: Path, name: str, lora: bool
+) -> None:
     module = make(name, tiny_model_dir, lora=lora)
     module.configure_model()
     before = {key: p.detach().clone() for key, p in module.named_parameters()}
@@ -64,7 +77,11 @@ def test_every_trainable_parameter_learns_and_nothing_else_moves(tiny_model_dir:
     assert moved == set(module.trainable_names())
     assert module.iteration == 4
     wanted = {"train/objective/kl", "train/objective/scores", "train/policy/approxkl_avg"}
-    wanted |= {"train/preference/win_rate"} if name == "nash-md" else {"train/rewards/margins", "train/loss/pair_avg"}
+    wanted |= (
+        {"train/preference/win_rate"}
+        if name == "nash-md"
+        else {"train/rewards/margins", "train/loss/pair_avg"}
+    )
     assert wanted <= set(trainer.callback_metrics)
     assert all(bool(torch.isfinite(value)) for value in trainer.callback_metrics.values())
 
@@ -96,7 +113,10 @@ def test_oracles() -> None:
 
 
 def test_bernoulli_labels_depend_on_the_seed_alone(tiny_model_dir: Path) -> None:
-    runs = [collected(make("bernoulli", tiny_model_dir, seed=seed), tiny_model_dir).wins for seed in (0, 0, 1)]
+    runs = [
+        collected(make("bernoulli", tiny_model_dir, seed=seed), tiny_model_dir).wins
+        for seed in (0, 0, 1)
+    ]
     assert runs[0] is not None
     assert runs[1] is not None
     assert runs[2] is not None
@@ -111,7 +131,9 @@ def _loss(module: PolicyModule, rollout: Rollout) -> Tensor:
     return module.reduction.numerator(output.loss, mask) / module.reduction.denominator(mask)
 
 
-def test_the_loss_is_the_expectation_of_the_injected_one_over_the_labels(tiny_model_dir: Path) -> None:
+def test_the_loss_is_the_expectation_of_the_injected_one_over_the_labels(
+    tiny_model_dir: Path,
+) -> None:
     module = make("online-dpo", tiny_model_dir, loss=o.DPO(0.3))
     rollout = collected(module, tiny_model_dir)
     assert float(_loss(module, rollout).detach()) == pytest.approx(
@@ -151,7 +173,9 @@ def test_gradients_do_not_depend_on_microbatches(tiny_model_dir: Path) -> None:
         gradients: dict[str, Tensor] = {}
 
         def keep(module: PolicyModule = module, gradients: dict[str, Tensor] = gradients) -> Tensor:
-            gradients.update({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+            gradients.update(
+                {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+            )
             return type(module).optimizer_step_on_minibatch(module)
 
         module.optimizer_step_on_minibatch = keep  # type: ignore[method-assign]
@@ -163,7 +187,9 @@ def test_gradients_do_not_depend_on_microbatches(tiny_model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_xpo_plays_against_the_reference_wherever_the_policy_is(tiny_model_dir: Path, lora: bool) -> None:
+def test_xpo_plays_against_the_reference_wherever_the_policy_is(
+    tiny_model_dir: Path, lora: bool
+) -> None:
     module = make("xpo", tiny_model_dir, lora=lora)
     first = collected(module, tiny_model_dir)
     assert first.num_samples == 2
@@ -193,7 +219,9 @@ def test_metrics_of_xpo_are_of_the_policys_own_samples(tiny_model_dir: Path) -> 
     module.collect = lambda batch: seen.append(keep(batch)) or seen[-1]  # type: ignore[func-returns-value,method-assign]
     trainer = fit(module, tiny_model_dir, batch_size=8, limit_train_batches=1)
     entropies = -(seen[0].old_logprobs * seen[0].response_mask).sum(-1)
-    assert float(trainer.callback_metrics["train/objective/entropy"]) == pytest.approx(float(entropies[::2].mean()))
+    assert float(trainer.callback_metrics["train/objective/entropy"]) == pytest.approx(
+        float(entropies[::2].mean())
+    )
     assert float(entropies[::2].mean()) != pytest.approx(float(entropies.mean()))
 
 
@@ -247,7 +275,9 @@ def test_a_monitor_is_logged_in_training_and_validation(tiny_model_dir: Path) ->
         ("nash-md", {"mixture": 1.5}, r"mixture=1\.5 must be in \[0, 1\]"),
     ],
 )
-def test_bad_options_are_refused(tiny_model_dir: Path, name: str, options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_refused(
+    tiny_model_dir: Path, name: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make(name, tiny_model_dir, **options)
 

@@ -32,21 +32,29 @@ def collected(module: PPOPolicyModule, model_dir: Path) -> Rollout:
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_an_untrained_policy_has_ratio_one_and_no_kl(tiny_model_dir: Path, arrangement: str) -> None:
+def test_an_untrained_policy_has_ratio_one_and_no_kl(
+    tiny_model_dir: Path, arrangement: str
+) -> None:
     module = make_ppo(tiny_model_dir, arrangement)
     rollout = collected(module, tiny_model_dir)
     mask = rollout.response_mask
     assert rollout.ref_logprobs is not None
     torch.testing.assert_close(rollout.old_logprobs[mask], rollout.ref_logprobs[mask], **FP32_MODEL)
-    assert bool((rollout.old_logprobs[mask] < -0.1).all()), "log-probs of a random model are well below 0"
+    assert bool((rollout.old_logprobs[mask] < -0.1).all()), (
+        "log-probs of a random model are well below 0"
+    )
     output = module.loss(rollout)
-    torch.testing.assert_close(output.metrics["val/ratio"][mask], torch.ones(int(mask.sum())), **FP32_MODEL)
+    torch.testing.assert_close(
+        output.metrics["val/ratio"][mask], torch.ones(int(mask.sum())), **FP32_MODEL
+    )
     assert float(output.metrics["policy/clipfrac_avg"].sum()) == 0.0
     assert float(output.metrics["policy/approxkl_avg"].abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_every_trainable_parameter_learns_and_nothing_else_moves(tiny_model_dir: Path, arrangement: str) -> None:
+def test_every_trainable_parameter_learns_and_nothing_else_moves(
+    tiny_model_dir: Path, arrangement: str
+) -> None:
     module = make_ppo(tiny_model_dir, arrangement)
     module.configure_model()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -63,7 +71,9 @@ def test_values_are_used_and_learned(tiny_model_dir: Path) -> None:
     assert rollout.values is not None
     assert rollout.returns is not None
     assert rollout.rewards is not None
-    torch.testing.assert_close(rollout.values, torch.zeros_like(rollout.values))  # a value head starts at 0
+    torch.testing.assert_close(
+        rollout.values, torch.zeros_like(rollout.values)
+    )  # a value head starts at 0
     undiscounted = make_ppo(tiny_model_dir, lam=1.0, whiten_advantages=False)
     rollout = collected(undiscounted, tiny_model_dir)
     assert rollout.returns is not None
@@ -119,7 +129,9 @@ def _gradients(module: PPOPolicyModule, model_dir: Path) -> dict[str, Tensor]:
 
     def keep(*_: object) -> Tensor:
         if not found:
-            found.update({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+            found.update(
+                {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+            )
         return original()
 
     original = module.optimizer_step_on_minibatch
@@ -130,7 +142,9 @@ def _gradients(module: PPOPolicyModule, model_dir: Path) -> dict[str, Tensor]:
 
 def test_gradients_do_not_depend_on_microbatches(tiny_model_dir: Path) -> None:
     options = {"num_samples": 2, "num_minibatches": 1, "num_epochs": 1, "max_grad_norm": 0.0}
-    whole = _gradients(make_ppo(tiny_model_dir, microbatch_tokens=100_000, **options), tiny_model_dir)
+    whole = _gradients(
+        make_ppo(tiny_model_dir, microbatch_tokens=100_000, **options), tiny_model_dir
+    )
     pieces = _gradients(make_ppo(tiny_model_dir, microbatch_tokens=1, **options), tiny_model_dir)
     assert whole.keys() == pieces.keys()
     assert any(float(gradient.abs().max()) > 1e-4 for gradient in whole.values())
@@ -138,7 +152,9 @@ def test_gradients_do_not_depend_on_microbatches(tiny_model_dir: Path) -> None:
         torch.testing.assert_close(pieces[name], gradient, **FP32)
 
 
-def test_a_step_with_gradients_that_are_not_finite_is_skipped_and_counted(tiny_model_dir: Path) -> None:
+def test_a_step_with_gradients_that_are_not_finite_is_skipped_and_counted(
+    tiny_model_dir: Path,
+) -> None:
     module = make_ppo(tiny_model_dir, num_epochs=1, num_minibatches=1)
     estimate = module.estimate
 
@@ -228,7 +244,9 @@ def test_a_score_that_is_not_finite_names_its_sample(tiny_model_dir: Path) -> No
         ({"max_grad_norm": -1.0}, "max_grad_norm=-1"),
     ],
 )
-def test_bad_options_are_refused_at_once(tiny_model_dir: Path, options: dict[str, object], message: str) -> None:
+def test_bad_options_are_refused_at_once(
+    tiny_model_dir: Path, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_ppo(tiny_model_dir, **options)
 

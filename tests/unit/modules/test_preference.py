@@ -48,7 +48,10 @@ ARRANGEMENTS = {
 
 def batch_of(rows: Any = PAIRS, **columns: Tensor) -> Any:
     width = max(len(prompt) + sum(map(len, branches)) for prompt, branches in rows)
-    tensors = [torch.tensor(c) for c in zip(*(row(prompt, branches, width) for prompt, branches in rows), strict=True)]
+    tensors = [
+        torch.tensor(c)
+        for c in zip(*(row(prompt, branches, width) for prompt, branches in rows), strict=True)
+    ]
     names = ("input_ids", "branch_ids", "position_ids")
     return dict(zip(names, tensors, strict=True)) | {"index": torch.arange(len(rows))} | columns
 
@@ -57,12 +60,18 @@ def singles(**columns: Tensor) -> Any:
     return batch_of([(prompt, branches[:1]) for prompt, branches in PAIRS], **columns)
 
 
-def make(model_dir: Path, loss: PreferenceLoss | None = None, kind: str = "lora", **options: Any) -> PreferenceModule:
+def make(
+    model_dir: Path, loss: PreferenceLoss | None = None, kind: str = "lora", **options: Any
+) -> PreferenceModule:
     defaults: dict[str, Any] = {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-2)}
-    return PreferenceModule(ModelSpec(name=str(model_dir), **ARRANGEMENTS[kind]), loss, **(defaults | options))
+    return PreferenceModule(
+        ModelSpec(name=str(model_dir), **ARRANGEMENTS[kind]), loss, **(defaults | options)
+    )
 
 
-def ready(model_dir: Path, loss: PreferenceLoss | None = None, kind: str = "lora", **options: Any) -> PreferenceModule:
+def ready(
+    model_dir: Path, loss: PreferenceLoss | None = None, kind: str = "lora", **options: Any
+) -> PreferenceModule:
     module = make(model_dir, loss, kind, **options)
     module.configure_model()
     return module
@@ -91,7 +100,9 @@ class Logged(Callback):
         self.val = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def fit(module: PreferenceModule, batches: list[Any], epochs: int = 1, **options: Any) -> tuple[Trainer, Logged]:
+def fit(
+    module: PreferenceModule, batches: list[Any], epochs: int = 1, **options: Any
+) -> tuple[Trainer, Logged]:
     logged = Logged()
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
@@ -143,7 +154,9 @@ def test_the_reference_stays(tiny_model_dir: Path, kind: str) -> None:
     after = moved(module).reference_statistics(batch_of())
     assert_close(after.logprobs, before, **FP64)
     assert not after.logprobs.requires_grad
-    assert all(parameter.requires_grad for name, parameter in module.named_parameters() if "lora_" in name)
+    assert all(
+        parameter.requires_grad for name, parameter in module.named_parameters() if "lora_" in name
+    )
 
 
 def test_precomputed_log_probs_stand_in_for_the_reference(tiny_model_dir: Path) -> None:
@@ -277,7 +290,9 @@ def test_a_batch_of_one_class_logs_the_other_not_at_all(tiny_model_dir: Path) ->
 
 def test_metrics_are_means_over_the_rows_they_concern(tiny_model_dir: Path) -> None:
     module = ready(tiny_model_dir)
-    found = module._row_means({"a": torch.tensor([1.0, math.nan, 3.0]), "b": torch.tensor([math.nan] * 3)})
+    found = module._row_means(
+        {"a": torch.tensor([1.0, math.nan, 3.0]), "b": torch.tensor([math.nan] * 3)}
+    )
     assert found == {"a": (2.0, 2)}
 
 

@@ -18,14 +18,20 @@ from tests.tolerances import FP32
 from tests.unit.modules.one_iteration import TokenReward, build, full_batch, iterate
 from tests.unit.modules.policies import make_trainer, prompt_batch
 
-ONCE: dict[str, Any] = {"num_epochs": 1, "max_grad_norm": 0.0, "sampling": Sampling(max_new_tokens=4)}
+ONCE: dict[str, Any] = {
+    "num_epochs": 1,
+    "max_grad_norm": 0.0,
+    "sampling": Sampling(max_new_tokens=4),
+}
 
 
 def _step(module: PolicyModule, batch: PromptBatch) -> dict[str, Tensor]:
     """Change of each parameter in a step of plain descent."""
     before = {name: p.detach().clone() for name, p in build(module).named_parameters()}
     iterate(module, batch, lr=1e-2)
-    return {name: p.detach() - before[name] for name, p in module.named_parameters() if p.requires_grad}
+    return {
+        name: p.detach() - before[name] for name, p in module.named_parameters() if p.requires_grad
+    }
 
 
 def _ragged(model_dir: Path) -> PromptBatch:
@@ -65,13 +71,17 @@ def test_a_step_is_that_of_ppo_and_that_of_the_text(tiny_model_dir: Path, budget
 
 def test_each_row_of_text_is_read_once_an_epoch(tiny_model_dir: Path) -> None:
     options = ONCE | {"num_epochs": 2, "num_minibatches": 3}
-    module = build(PPOPtxPolicyModule(ModelSpec(name=str(tiny_model_dir)), TokenReward(), **options))
+    module = build(
+        PPOPtxPolicyModule(ModelSpec(name=str(tiny_model_dir)), TokenReward(), **options)
+    )
     read: list[int] = []
     text_loss = module.text_loss
     batch = _ragged(tiny_model_dir)
     batch["text"]["input_ids"][:, 0] = torch.arange(4)
     object.__setattr__(
-        module, "text_loss", lambda text: read.extend(text["input_ids"][:, 0].tolist()) or text_loss(text)
+        module,
+        "text_loss",
+        lambda text: read.extend(text["input_ids"][:, 0].tolist()) or text_loss(text),
     )
     logged = iterate(module, batch)
     assert [sorted(read[:4]), sorted(read[4:])] == [[0, 1, 2, 3]] * 2
@@ -81,9 +91,13 @@ def test_each_row_of_text_is_read_once_an_epoch(tiny_model_dir: Path) -> None:
 def test_missing_text_is_said(tiny_model_dir: Path) -> None:
     spec = ModelSpec(name=str(tiny_model_dir))
     with pytest.raises(ConfigurationError, match=r"prompts alone\. Use PromptTextDataModule"):
-        iterate(build(PPOPtxPolicyModule(spec, TokenReward(), **ONCE)), prompt_batch(tiny_model_dir))
+        iterate(
+            build(PPOPtxPolicyModule(spec, TokenReward(), **ONCE)), prompt_batch(tiny_model_dir)
+        )
     many = PPOPtxPolicyModule(spec, TokenReward(), **(ONCE | {"num_minibatches": 5}))
-    with pytest.raises(ConfigurationError, match=r"4 row\(s\) of text per process.*num_minibatches=5"):
+    with pytest.raises(
+        ConfigurationError, match=r"4 row\(s\) of text per process.*num_minibatches=5"
+    ):
         iterate(build(many), full_batch(tiny_model_dir))
     with pytest.raises(ConfigurationError, match="ptx_coef=0"):
         PPOPtxPolicyModule(spec, TokenReward(), ptx_coef=0.0)
@@ -93,10 +107,17 @@ def test_missing_text_is_said(tiny_model_dir: Path) -> None:
 def test_a_trainer_runs_it(tiny_model_dir: Path) -> None:
     tokenizer = str(tiny_model_dir)
     rows = [{"text": "this is what was there before. "}] * 4
-    text = DemonstrationDataModule(RowsSource(rows), tokenizer=tokenizer, format=PlainText(), batch_size=2)
-    data = PromptTextDataModule(RowsSource(tiny_prompts(8)), tokenizer=tokenizer, text=text, batch_size=4)
+    text = DemonstrationDataModule(
+        RowsSource(rows), tokenizer=tokenizer, format=PlainText(), batch_size=2
+    )
+    data = PromptTextDataModule(
+        RowsSource(tiny_prompts(8)), tokenizer=tokenizer, text=text, batch_size=4
+    )
     module = PPOPtxPolicyModule(
-        ModelSpec(name=tokenizer), TokenReward(), optimizer=lambda groups: torch.optim.AdamW(groups, lr=5e-3), **ONCE
+        ModelSpec(name=tokenizer),
+        TokenReward(),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=5e-3),
+        **ONCE,
     )
     trainer = make_trainer(max_epochs=5)
     losses: list[float] = []

@@ -18,12 +18,17 @@ from tests.unit.modules.policies import make_ppo, prompt_batch
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
-def test_strategies_that_break_manual_optimization(strategy: type[Any], tiny_model_dir: Path) -> None:
+def test_strategies_that_break_manual_optimization(
+    strategy: type[Any], tiny_model_dir: Path
+) -> None:
     module = make_ppo(tiny_model_dir)
     unmade = strategy.__new__(strategy)  # neither can be made without a GPU
-    module._trainer = SimpleNamespace(strategy=unmade, max_steps=-1, precision="32-true", world_size=1)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(
+        strategy=unmade, max_steps=-1, precision="32-true", world_size=1
+    )  # type: ignore[assignment]
     with pytest.raises(
-        ConfigurationError, match=rf"trainer\.strategy={strategy.__name__} can't run .*Use ddp, or FSDP2: ModelParallel"
+        ConfigurationError,
+        match=rf"trainer\.strategy={strategy.__name__} can't run .*Use ddp, or FSDP2: ModelParallel",
     ):
         module.setup("fit")
 
@@ -46,8 +51,12 @@ def test_checkpoints_of_something_else(tiny_model_dir: Path) -> None:
         SupervisedModule(spec).on_load_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match=r"was not written by lit_rlhf"):
         SupervisedModule(spec).on_load_checkpoint({"state_dict": {}})
-    with pytest.raises(CheckpointError, match=r"have another shape; .* is \(4, .* and \(8, .*backbone\.lora"):
-        RewardModelModule(ModelSpec(name=spec.name, lora=LoraSpec(rank=8))).on_load_checkpoint(checkpoint)
+    with pytest.raises(
+        CheckpointError, match=r"have another shape; .* is \(4, .* and \(8, .*backbone\.lora"
+    ):
+        RewardModelModule(ModelSpec(name=spec.name, lora=LoraSpec(rank=8))).on_load_checkpoint(
+            checkpoint
+        )
     checkpoint["state_dict"].popitem()
     with pytest.raises(CheckpointError, match=r"1 trainable parameters are missing"):
         RewardModelModule(spec).on_load_checkpoint(checkpoint)

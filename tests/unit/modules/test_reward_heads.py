@@ -59,21 +59,32 @@ def make_data(kind: str, model: Path, cache: Path) -> BranchedDataModule:
     if kind == "process":
         return ProcessDataModule(RowsSource(STEPS), val=RowsSource(STEPS[:4]), **options)
     if kind in ("odin", "ensemble"):
-        return PreferenceDataModule(RowsSource(tiny_preferences(8)), val=RowsSource(tiny_preferences(4, 1)), **options)
+        return PreferenceDataModule(
+            RowsSource(tiny_preferences(8)), val=RowsSource(tiny_preferences(4, 1)), **options
+        )
     if kind == "ratings":
-        return RankedDataModule(RowsSource(tiny_rankings(8)), val=RowsSource(tiny_rankings(4, 1)), **options)
-    rows = [{**row, "label": i % 2 == 0, "score": float(i % 3)} for i, row in enumerate(tiny_demonstrations(8))]
+        return RankedDataModule(
+            RowsSource(tiny_rankings(8)), val=RowsSource(tiny_rankings(4, 1)), **options
+        )
+    rows = [
+        {**row, "label": i % 2 == 0, "score": float(i % 3)}
+        for i, row in enumerate(tiny_demonstrations(8))
+    ]
     rated = Unpaired(score="score") if kind == "gaussian" else Unpaired()
     return UnpairedDataModule(RowsSource(rows), val=RowsSource(rows[:4]), format=rated, **options)
 
 
 def make_module(loss: RewardLoss, model: Path, **spec: Any) -> RewardModelModule:
     return RewardModelModule(
-        ModelSpec(name=str(model), **spec), loss, optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-3)
+        ModelSpec(name=str(model), **spec),
+        loss,
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-3),
     )
 
 
-def fit(kind: str, model: Path, cache: Path, epochs: int = 3, **spec: Any) -> tuple[RewardModelModule, Trainer, Any]:
+def fit(
+    kind: str, model: Path, cache: Path, epochs: int = 3, **spec: Any
+) -> tuple[RewardModelModule, Trainer, Any]:
     module, data = make_module(LOSSES[kind], model, **spec), make_data(kind, model, cache)
     trainer = make_trainer(max_epochs=epochs, num_sanity_val_steps=0)
     trainer.fit(module, datamodule=data)
@@ -98,7 +109,9 @@ def test_trains_and_validates(kind: str, tiny_model_dir: Path, tmp_path: Path) -
     untrained = make_module(LOSSES[kind], tiny_model_dir, lora=LoraSpec(rank=4))
     untrained.configure_model()
     for head in LOSSES[kind].heads:
-        before, after = (m.backbone.heads[head].get_parameter("weight") for m in (untrained, module))
+        before, after = (
+            m.backbone.heads[head].get_parameter("weight") for m in (untrained, module)
+        )
         assert (before - after).abs().max() > 1e-3
         assert (before.abs().max() == 0) == (head == "log_std")
     found = module.predict_step(batch, 0)["scores"]
@@ -127,7 +140,11 @@ def test_a_step_is_scored_as_the_text_that_ends_there(tiny_model_dir: Path, tmp_
 
 def test_steps_become_one_completion(tiny_model_dir: Path, tmp_path: Path) -> None:
     row = {"prompt": "p: ", "completions": ["ab", "cd", "ef"], "labels": [1, 0.5, 0]}
-    options: dict[str, Any] = {"tokenizer": str(tiny_model_dir), "cache_dir": str(tmp_path), "batch_size": 1}
+    options: dict[str, Any] = {
+        "tokenizer": str(tiny_model_dir),
+        "cache_dir": str(tmp_path),
+        "batch_size": 1,
+    }
     for limits, steps in (({}, 3), ({"max_completion_length": 7, "too_long": "truncate"}, 2)):
         data = ProcessDataModule(RowsSource([row]), **options, **limits)
         data.prepare_data()
@@ -153,27 +170,40 @@ def test_steps_become_one_completion(tiny_model_dir: Path, tmp_path: Path) -> No
         ({"completions": [["a"], ["b"], ["c"]]}, "no list of text"),
     ],
 )
-def test_bad_steps(change: dict[str, Any], message: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_bad_steps(
+    change: dict[str, Any], message: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     row = {"prompt": "p: ", "completions": ["ab", "cd", "ef"], "labels": [1, 0.5, 0]} | change
-    data = ProcessDataModule(RowsSource([row]), tokenizer=str(tiny_model_dir), cache_dir=str(tmp_path), invalid="error")
+    data = ProcessDataModule(
+        RowsSource([row]), tokenizer=str(tiny_model_dir), cache_dir=str(tmp_path), invalid="error"
+    )
     with pytest.raises(DataError, match=message):
         data.prepare_data()
 
 
 @pytest.mark.parametrize("kind", ["odin", "ensemble", "gaussian"])
 @pytest.mark.parametrize("merge", [True, False])
-def test_exports_hold_what_their_card_says(kind: str, merge: bool, tiny_model_dir: Path, tmp_path: Path) -> None:
-    module, _, batch = fit(kind, tiny_model_dir, tmp_path / "cache", epochs=1, lora=LoraSpec(rank=4))
+def test_exports_hold_what_their_card_says(
+    kind: str, merge: bool, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    module, _, batch = fit(
+        kind, tiny_model_dir, tmp_path / "cache", epochs=1, lora=LoraSpec(rank=4)
+    )
     module.export(tmp_path / "export", merge=merge)
     card = (tmp_path / "export" / "README.md").read_text()
     assert module.loss.exported in card
-    assert json.loads((tmp_path / "export" / "lit_rlhf.json").read_text())["note"] == module.loss.exported
+    assert (
+        json.loads((tmp_path / "export" / "lit_rlhf.json").read_text())["note"]
+        == module.loss.exported
+    )
     if not merge:
         from lit_rlhf.models import load_reward_model
 
         loaded = load_reward_model(tmp_path / "export")
         branches = int(batch["branch_ids"].max())
-        scores = loaded(batch, num_branches=branches, role="reward", scores="reward").scores.view(4, -1)
+        scores = loaded(batch, num_branches=branches, role="reward", scores="reward").scores.view(
+            4, -1
+        )
         assert_close(scores, module.predict_step(batch, 0)["scores"], **FP32_MODEL)
         return
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
@@ -181,7 +211,11 @@ def test_exports_hold_what_their_card_says(kind: str, merge: bool, tiny_model_di
     ids = batch["input_ids"][:1, batch["branch_ids"][0] <= 1]
     ids = ids[:, batch["branch_ids"][0][batch["branch_ids"][0] <= 1] >= 0]
     assert model.config.pad_token_id == tokenizer.pad_token_id
-    assert_close(model(ids).logits[0, 0], module.predict_step(batch, 0)["scores"][0, 0].detach(), **FP32_MODEL)
+    assert_close(
+        model(ids).logits[0, 0],
+        module.predict_step(batch, 0)["scores"][0, 0].detach(),
+        **FP32_MODEL,
+    )
 
 
 def test_members_differ_by_draw_and_by_rows() -> None:
@@ -207,5 +241,7 @@ def test_missing_columns_are_named(loss: RewardLoss, tiny_model_dir: Path, tmp_p
     data = make_data("outcome", tiny_model_dir, tmp_path)
     data.prepare_data()
     data.setup("fit")
-    with pytest.raises(DataError, match=rf"{type(loss).__name__} needs the column '(step_end|score)'"):
+    with pytest.raises(
+        DataError, match=rf"{type(loss).__name__} needs the column '(step_end|score)'"
+    ):
         module.training_step(next(iter(data.train_dataloader())), 0)

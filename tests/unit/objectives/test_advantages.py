@@ -45,7 +45,9 @@ def test_sequence_advantages_are_spread_over_tokens(advantage: Advantage, expect
 
 
 def test_reward_to_go_discounts() -> None:
-    assert_close(RewardToGo(gamma=0.5)(REWARDS, MASK, 1), discounted_returns(REWARDS, MASK, 0.5), **FP64)
+    assert_close(
+        RewardToGo(gamma=0.5)(REWARDS, MASK, 1), discounted_returns(REWARDS, MASK, 0.5), **FP64
+    )
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -59,7 +61,11 @@ def test_whitening_is_over_the_tokens_of_all_sequences(center: bool) -> None:
 
 def test_how_many_samples_each_takes() -> None:
     assert [a.min_samples for a in (LeaveOneOut(), GroupCentered(), GroupNormalized())] == [2, 2, 2]
-    assert [a.min_samples for a in (RewardToGo(), MovingBaseline(), Whitened(RewardToGo()))] == [1, 1, 1]
+    assert [a.min_samples for a in (RewardToGo(), MovingBaseline(), Whitened(RewardToGo()))] == [
+        1,
+        1,
+        1,
+    ]
     assert Whitened(LeaveOneOut()).min_samples == 2
 
 
@@ -106,7 +112,10 @@ def test_stateless_advantages_refuse_a_state() -> None:
         (lambda: GroupNormalized(eps=0.0), r"GroupNormalized\(eps=0.0\): eps must be above 0"),
         (lambda: RewardToGo(gamma=1.5), r"RewardToGo\(gamma=1.5\): gamma must be in \[0, 1\]"),
         (lambda: RewardToGo(gamma=float("nan")), r"gamma=nan"),
-        (lambda: MovingBaseline(decay=1.0), r"MovingBaseline\(decay=1.0\): decay must be in \[0, 1\)"),
+        (
+            lambda: MovingBaseline(decay=1.0),
+            r"MovingBaseline\(decay=1.0\): decay must be in \[0, 1\)",
+        ),
         (lambda: LeaveOneOut()(REWARDS, MASK, 1), r"num_samples=1"),
     ],
 )

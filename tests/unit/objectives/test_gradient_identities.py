@@ -48,7 +48,9 @@ SURROGATES = [Reinforce(), ClippedSurrogate(dual=3.0), WeightClipped(low=0.5)]
 
 def _rewards(policy: Tensor, beta: float) -> Tensor:
     """(7, 2) of all sequences, KL in the reward."""
-    return kl_shaped_rewards(SCORES, worlds.logprobs_of(policy), worlds.logprobs_of(REF), MASK, beta)
+    return kl_shaped_rewards(
+        SCORES, worlds.logprobs_of(policy), worlds.logprobs_of(REF), MASK, beta
+    )
 
 
 def _expected_gradient(
@@ -92,7 +94,9 @@ def _expected_gradient(
     return worlds.gradient(expected_loss, policy)
 
 
-def _of(advantage: Advantage, rewards: Tensor, group_size: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _of(
+    advantage: Advantage, rewards: Tensor, group_size: int
+) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda rows, mask: advantage(rewards[rows], mask, group_size)
 
 
@@ -131,7 +135,9 @@ def test_reward_to_go_has_the_true_gradient() -> None:
 def test_gae_with_exact_values_has_the_true_gradient_for_every_lambda(lam: float) -> None:
     rewards = _rewards(POLICY, BETA)
     estimate = gae(rewards, worlds.state_values(POLICY, rewards), MASK, 1.0, lam)
-    got = _expected_gradient(POLICY, 1, lambda rows, _: estimate.advantages[rows], Reinforce(), SequenceSum())
+    got = _expected_gradient(
+        POLICY, 1, lambda rows, _: estimate.advantages[rows], Reinforce(), SequenceSum()
+    )
     assert_close(got, -_true_gradient(POLICY), **FP64)
 
 
@@ -171,12 +177,16 @@ def test_the_gradient_vanishes_at_the_optimum(advantage: Advantage, reduction: R
     assert_close(got, torch.zeros_like(got), **FP64)
 
 
-@pytest.mark.parametrize("sampler", [POLICY, worlds.random_logits(1)], ids=["on-policy", "off-policy"])
+@pytest.mark.parametrize(
+    "sampler", [POLICY, worlds.random_logits(1)], ids=["on-policy", "off-policy"]
+)
 def test_the_sequence_ratio_has_the_gradient_of_gspo_written_out(sampler: Tensor) -> None:
     """mean_i s_i A_i with s the geometric-mean ratio, differentiated directly; the clip is out of reach."""
     rewards, advantage = _rewards(sampler, BETA), GroupCentered()
     surrogate = SequenceClipped(low=1.0, high=1e6)
-    got = _expected_gradient(POLICY, 2, _of(advantage, rewards, 2), surrogate, SequenceMean(), sampler=sampler)
+    got = _expected_gradient(
+        POLICY, 2, _of(advantage, rewards, 2), surrogate, SequenceMean(), sampler=sampler
+    )
     sampled = worlds.logprobs_of(sampler)
     probabilities, returns = worlds.sequence_logprobs(sampler).exp(), rewards.sum(-1)
 
@@ -186,7 +196,10 @@ def test_the_sequence_ratio_has_the_gradient_of_gspo_written_out(sampler: Tensor
         total = torch.zeros((), dtype=torch.float64)
         for i, j in itertools.product(range(7), repeat=2):
             half = (returns[i] - returns[j]) / 2
-            total = total - probabilities[i] * probabilities[j] * (ratio[i] * half - ratio[j] * half) / 2
+            total = (
+                total
+                - probabilities[i] * probabilities[j] * (ratio[i] * half - ratio[j] * half) / 2
+            )
         return total
 
     assert_close(got, worlds.gradient(written_out, POLICY), **FP64)

@@ -81,8 +81,14 @@ def test_states_of_the_other_controller_are_refused() -> None:
             lambda: AdaptiveKL(init=0.0),
             r"AdaptiveKL\(init=0.0\): init must be above 0; for no penalty use FixedKL\(0\)",
         ),
-        (lambda: AdaptiveKL(target=0.0), r"AdaptiveKL\(target=0.0\): target must be above 0, in nats"),
-        (lambda: AdaptiveKL(horizon=0), r"AdaptiveKL\(horizon=0\): horizon must be above 0, in sequences"),
+        (
+            lambda: AdaptiveKL(target=0.0),
+            r"AdaptiveKL\(target=0.0\): target must be above 0, in nats",
+        ),
+        (
+            lambda: AdaptiveKL(horizon=0),
+            r"AdaptiveKL\(horizon=0\): horizon must be above 0, in sequences",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(make: object, message: str) -> None:

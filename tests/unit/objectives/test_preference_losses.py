@@ -36,8 +36,14 @@ PAIRWISE: dict[str, tuple[o.PairwiseLoss, Callable[[], Tensor]]] = {
         o.LengthRegularizedDPO(),
         lambda: f.length_regularized_dpo_loss(UW, UL, NW, NL, 0.1, 0.01),
     ),
-    "LengthNormalizedDPO": (o.LengthNormalizedDPO(), lambda: f.length_normalized_dpo_loss(UW, UL, NW, NL, 5.0)),
-    "LengthDesensitizedDPO": (o.LengthDesensitizedDPO(), lambda: f.dpo_loss(*_desensitized(0.5), 0.1)),
+    "LengthNormalizedDPO": (
+        o.LengthNormalizedDPO(),
+        lambda: f.length_normalized_dpo_loss(UW, UL, NW, NL, 5.0),
+    ),
+    "LengthDesensitizedDPO": (
+        o.LengthDesensitizedDPO(),
+        lambda: f.dpo_loss(*_desensitized(0.5), 0.1),
+    ),
     "DPOP": (o.DPOP(), lambda: f.dpop_loss(UW, UL, 0.3, 50.0)),
     "RPO": (o.RPO(), lambda: f.rpo_loss(UW, UL, -LW / NW, 0.1, 1.0)),
     "SPIN": (o.SPIN(), lambda: f.dpo_loss(UW, UL, 0.1)),
@@ -72,11 +78,16 @@ PAIRWISE: dict[str, tuple[o.PairwiseLoss, Callable[[], Tensor]]] = {
     "SPPO": (o.SPPO(), lambda: f.sppo_loss(UW, UL, P, 1e3)),
     "WPO": (
         o.WPO(),
-        lambda: f.on_policy_weight(LW, LL, *COLLISION.unbind(-1), NW, NL) * f.dpo_loss(UW, UL, 0.01),
+        lambda: (
+            f.on_policy_weight(LW, LL, *COLLISION.unbind(-1), NW, NL) * f.dpo_loss(UW, UL, 0.01)
+        ),
     ),
     "TDPO1": (o.TDPO1(), lambda: f.tdpo_loss(UW, UL, *KL.unbind(-1), 0.1)),
     "TDPO2": (o.TDPO2(), lambda: f.tdpo2_loss(UW, UL, *KL.unbind(-1), 0.1, 0.5)),
-    "AOT": (o.AOT(), lambda: f.aot_loss(LW - LL, REFERENCE.logprobs[:, 0] - REFERENCE.logprobs[:, 1], 0.01)),
+    "AOT": (
+        o.AOT(),
+        lambda: f.aot_loss(LW - LL, REFERENCE.logprobs[:, 0] - REFERENCE.logprobs[:, 1], 0.01),
+    ),
     "UnpairedAOT": (o.UnpairedAOT(), lambda: f.aot_unpaired_loss(UW, UL, 0.01)),
     "BetaDPO": (o.BetaDPO(drop=0.0), lambda: f.dpo_loss(UW, UL, 0.1)),
 }
@@ -86,7 +97,9 @@ def _desensitized(alpha: float) -> tuple[Tensor, Tensor]:
     assert POLICY.token_logprobs is not None and REFERENCE.token_logprobs is not None
     difference = POLICY.token_logprobs - REFERENCE.token_logprobs
     shared = torch.arange(5) < torch.minimum(NW, NL)[:, None]
-    chosen, rejected = ((d * torch.where(shared, 1.0, torch.tensor(alpha))).sum(-1) for d in difference.unbind(1))
+    chosen, rejected = (
+        (d * torch.where(shared, 1.0, torch.tensor(alpha))).sum(-1) for d in difference.unbind(1)
+    )
     return chosen, rejected
 
 
@@ -118,8 +131,12 @@ def test_needs_of_the_reference_are_told(name: str) -> None:
 
 
 def test_metrics_of_a_pair() -> None:
-    policy = SequenceStats(torch.tensor([[-1.0, -2.0], [-3.0, -1.0]]), torch.ones(2, 2, dtype=torch.int64))
-    reference = SequenceStats(torch.tensor([[-2.0, -2.0], [-2.0, -2.0]]), torch.ones(2, 2, dtype=torch.int64))
+    policy = SequenceStats(
+        torch.tensor([[-1.0, -2.0], [-3.0, -1.0]]), torch.ones(2, 2, dtype=torch.int64)
+    )
+    reference = SequenceStats(
+        torch.tensor([[-2.0, -2.0], [-2.0, -2.0]]), torch.ones(2, 2, dtype=torch.int64)
+    )
     metrics = o.DPO(beta=0.5)(policy, reference, {}).metrics
     assert_close(metrics["rewards/chosen"], torch.tensor([0.5, -0.5]))
     assert_close(metrics["rewards/rejected"], torch.tensor([0.0, 0.5]))
@@ -161,7 +178,9 @@ BAD_OPTIONS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("make", "options", "message"), BAD_OPTIONS)
-def test_options_out_of_range_are_refused(make: Callable[..., Any], options: dict[str, Any], message: str) -> None:
+def test_options_out_of_range_are_refused(
+    make: Callable[..., Any], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make(**options)
 
@@ -170,7 +189,11 @@ SCORES = torch.tensor([[1.0, 0.0, 2.0]])
 BAD_BATCHES: list[tuple[o.PreferenceLoss, Mapping[str, Tensor], str]] = [
     (o.SoftLabelDPO(), {}, "p_chosen"),
     (o.SoftLabelDPO(), {"p_chosen": torch.tensor([0.5, 1.2])}, r"p_chosen=1.2.*row 1 of the batch"),
-    (o.SoftLabelDPO(), {"p_chosen": torch.tensor([-0.1]), "index": torch.tensor([17])}, "row 17 of the data"),
+    (
+        o.SoftLabelDPO(),
+        {"p_chosen": torch.tensor([-0.1]), "index": torch.tensor([17])},
+        "row 17 of the data",
+    ),
     (o.SoftLabelDPO(), {"p_chosen": torch.tensor([float("nan")])}, "no probability"),
     (o.SPPO(), {"p_chosen": torch.tensor([2.0])}, "no probability"),
     (o.KTO(), {}, "label"),
@@ -185,14 +208,19 @@ BAD_BATCHES: list[tuple[o.PreferenceLoss, Mapping[str, Tensor], str]] = [
 
 
 @pytest.mark.parametrize(("loss", "batch", "message"), BAD_BATCHES)
-def test_bad_columns_are_refused(loss: o.PreferenceLoss, batch: Mapping[str, Tensor], message: str) -> None:
+def test_bad_columns_are_refused(
+    loss: o.PreferenceLoss, batch: Mapping[str, Tensor], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         loss.check(batch)
 
 
 def test_good_columns_pass() -> None:
     o.SoftLabelDPO().check({"p_chosen": torch.tensor([0.0, 1.0])})
-    missing = {"score": torch.tensor([[1.0, float("nan")]]), "branch_mask": torch.tensor([[True, False]])}
+    missing = {
+        "score": torch.tensor([[1.0, float("nan")]]),
+        "branch_mask": torch.tensor([[True, False]]),
+    }
     o.InfoNCA().check(missing)
     o.SPPO().check({})
     o.SoftLabelDPO().check({"p_chosen": torch.empty(3, device="meta")})
@@ -209,7 +237,12 @@ def test_an_empty_branch_is_a_completion_of_probability_one(name: str) -> None:
     loss = copy.deepcopy(PAIRWISE[name][0])
     empty = torch.zeros(6, 2, dtype=torch.float64)
     policy = o.PreferenceStats(
-        empty.clone().requires_grad_(), empty.long(), empty[..., None], empty[..., None].bool(), empty, empty
+        empty.clone().requires_grad_(),
+        empty.long(),
+        empty[..., None],
+        empty[..., None].bool(),
+        empty,
+        empty,
     )
     reference = SequenceStats(empty, empty.long(), empty[..., None], empty[..., None].bool())
     output = loss(policy, reference, {"p_chosen": P}).loss
@@ -221,7 +254,9 @@ def test_an_empty_branch_is_a_completion_of_probability_one(name: str) -> None:
 
 def test_soft_labels_of_one_are_hard_labels() -> None:
     hard = o.DPO()(POLICY, REFERENCE, {}).loss
-    assert_close(o.SoftLabelDPO()(POLICY, REFERENCE, {"p_chosen": torch.ones(6)}).loss, hard, **FP64)
+    assert_close(
+        o.SoftLabelDPO()(POLICY, REFERENCE, {"p_chosen": torch.ones(6)}).loss, hard, **FP64
+    )
     assert math.isclose(o.DPO()(POLICY, POLICY, {}).loss[0].item(), math.log(2))
 
 

@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[3]
 def test_two_ranks_are_one_batch(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.unit.objectives.two_ranks"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)], cwd=ROOT, env=environment) for rank in (0, 1)]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], cwd=ROOT, env=environment)
+        for rank in (0, 1)
+    ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
     for name, expected in gradients(slice(0, ROWS)).items():

@@ -48,7 +48,9 @@ def test_bco_learns_its_shift_or_averages_it() -> None:
     assert learned.shift.grad is not None and learned.shift.grad.abs() > 0
     assert not list(averaged.parameters())
     averaged.train()(policy, reference, batch)
-    assert_close(averaged.running.mean, 0.01 * (policy.logprobs - reference.logprobs).mean(), **FP64)
+    assert_close(
+        averaged.running.mean, 0.01 * (policy.logprobs - reference.logprobs).mean(), **FP64
+    )
 
 
 def test_beta_dpo_keeps_a_share_and_follows_the_gap() -> None:
@@ -78,13 +80,22 @@ def test_beta_dpo_keeps_a_share_and_follows_the_gap() -> None:
 # -- single completions -----------------------------------------------------------------------------------------------
 
 LABELS = torch.tensor([True, False, True, False, True, False])
-RATINGS, VALUES = torch.linspace(-1, 1, 6, dtype=torch.float64), torch.linspace(0, 2, 6, dtype=torch.float64)
+RATINGS, VALUES = (
+    torch.linspace(-1, 1, 6, dtype=torch.float64),
+    torch.linspace(0, 2, 6, dtype=torch.float64),
+)
 
 # The class with its defaults, and the function of u, of the mismatched u, and of log-probs per token.
 POINTWISE: dict[str, tuple[o.PreferenceLoss, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
-    "KTO": (o.KTO(), lambda u, other, _: f.kto_loss(u, LABELS, other.mean().clamp_min(0), 0.1, 1.0, 1.0)),
+    "KTO": (
+        o.KTO(),
+        lambda u, other, _: f.kto_loss(u, LABELS, other.mean().clamp_min(0), 0.1, 1.0, 1.0),
+    ),
     "BCO": (o.BCO(), lambda u, _, __: f.bco_loss(u, LABELS, 0.01 * u.mean(), 0.01)),
-    "UnpairedAPOZero": (o.UnpairedAPOZero(), lambda u, _, __: f.apo_zero_unpaired_loss(u, LABELS, 0.1)),
+    "UnpairedAPOZero": (
+        o.UnpairedAPOZero(),
+        lambda u, _, __: f.apo_zero_unpaired_loss(u, LABELS, 0.1),
+    ),
     "DROV": (o.DROV(), lambda u, _, __: f.dro_v_loss(u, RATINGS, VALUES, 1.0)),
     "NPO": (o.NPO(), lambda u, _, __: torch.where(LABELS, 0.0, f.npo_loss(u, 0.1))),
     "NLL": (o.NLL(), lambda _, __, mean: torch.where(LABELS, -mean, 0.0)),
@@ -101,9 +112,13 @@ def test_pointwise_losses_are_their_functions_with_documented_defaults(name: str
     policy, reference = stats(2, seed=5, value=VALUES), stats(2, seed=6)
     output = loss.train()(policy, reference, {"label": LABELS, "score": RATINGS})
     u = policy.logprobs - reference.logprobs
-    assert_close(output.loss, expected(u[:, 0], u[:, 1], (policy.logprobs / policy.lengths)[:, 0]), **FP64)
+    assert_close(
+        output.loss, expected(u[:, 0], u[:, 1], (policy.logprobs / policy.lengths)[:, 0]), **FP64
+    )
     if name != "NLL":
-        assert {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"} <= set(output.metrics)
+        assert {"rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected"} <= set(
+            output.metrics
+        )
 
 
 def _mismatched(rows: int = 4) -> tuple[SequenceStats, SequenceStats]:
@@ -148,7 +163,11 @@ def test_dro_v_regresses_on_scores_and_values() -> None:
     value, score = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
     policy, reference = stats(1, value=value), stats(1, seed=2)
     output = o.DROV(tau=0.7)(policy, reference, {"score": score})
-    assert_close(output.loss, f.dro_v_loss((policy.logprobs - reference.logprobs)[:, 0], score, value, 0.7), **FP64)
+    assert_close(
+        output.loss,
+        f.dro_v_loss((policy.logprobs - reference.logprobs)[:, 0], score, value, 0.7),
+        **FP64,
+    )
     with pytest.raises(ConfigurationError, match="critic"):
         o.DROV()(stats(1), reference, {"score": score})
 
@@ -156,7 +175,10 @@ def test_dro_v_regresses_on_scores_and_values() -> None:
 def test_npo_and_nll_split_labelled_data() -> None:
     policy, reference = stats(1), stats(1, seed=2)
     labels = torch.tensor([True, False, True, False, True, False])
-    npo, nll = o.NPO()(policy, reference, {"label": labels}).loss, o.NLL()(policy, None, {"label": labels}).loss
+    npo, nll = (
+        o.NPO()(policy, reference, {"label": labels}).loss,
+        o.NLL()(policy, None, {"label": labels}).loss,
+    )
     assert (npo[labels] == 0).all()
     assert (nll[~labels] == 0).all()
     assert_close(o.NPO()(policy, reference, {}).loss[~labels], npo[~labels])
@@ -165,17 +187,31 @@ def test_npo_and_nll_split_labelled_data() -> None:
 
 
 def test_nll_takes_the_best_of_a_list_and_the_chosen_of_a_pair() -> None:
-    policy, batch = stats(3, rows=1), {"score": SCORES, "branch_mask": torch.tensor([[True, True, False]])}
-    assert_close(o.NLL()(policy, None, {"score": SCORES}).loss, -(policy.logprobs / policy.lengths)[:, 2], **FP64)
-    assert_close(o.NLL(length_normalize=False)(policy, None, batch).loss, -policy.logprobs[:, 0], **FP64)
+    policy, batch = (
+        stats(3, rows=1),
+        {"score": SCORES, "branch_mask": torch.tensor([[True, True, False]])},
+    )
+    assert_close(
+        o.NLL()(policy, None, {"score": SCORES}).loss,
+        -(policy.logprobs / policy.lengths)[:, 2],
+        **FP64,
+    )
+    assert_close(
+        o.NLL(length_normalize=False)(policy, None, batch).loss, -policy.logprobs[:, 0], **FP64
+    )
     assert_close(o.NLL()(policy, None, {}).loss, -(policy.logprobs / policy.lengths)[:, 0], **FP64)
 
 
 # -- sums and lists ---------------------------------------------------------------------------------------------------
 
 
-LISTWISE: dict[str, tuple[o.ListwiseLoss, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]]] = {
-    "PlackettLuceDPO": (o.PlackettLuceDPO(), lambda u, _lp, _n, s, m: f.plackett_luce_dpo_loss(u, s, m, 0.1)),
+LISTWISE: dict[
+    str, tuple[o.ListwiseLoss, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]]
+] = {
+    "PlackettLuceDPO": (
+        o.PlackettLuceDPO(),
+        lambda u, _lp, _n, s, m: f.plackett_luce_dpo_loss(u, s, m, 0.1),
+    ),
     "InfoNCA": (o.InfoNCA(), lambda u, _lp, _n, s, m: f.info_nca_loss(u, s, m, 0.01, 1.0)),
     "NCA": (o.NCA(), lambda u, _lp, _n, s, m: f.nca_loss(u, s, m, 0.01, 1.0)),
     "LiPOLambda": (o.LiPOLambda(), lambda u, _lp, _n, s, m: f.lipo_lambda_loss(u, s, m, 0.05)),
@@ -194,28 +230,56 @@ def test_listwise_losses_are_their_functions_with_documented_defaults(name: str)
     policy, reference = stats(4, seed=1), stats(4, seed=2)
     scores = torch.randn(6, 4, dtype=torch.float64)
     mask = torch.tensor(
-        [[True] * 4, [True, False, True, True], [True] * 4, [False, True, False, False], [True] * 4, [False] * 4]
+        [
+            [True] * 4,
+            [True, False, True, True],
+            [True] * 4,
+            [False, True, False, False],
+            [True] * 4,
+            [False] * 4,
+        ]
     )
-    output = loss(policy, reference if loss.needs_reference else None, {"score": scores, "branch_mask": mask})
+    output = loss(
+        policy, reference if loss.needs_reference else None, {"score": scores, "branch_mask": mask}
+    )
     logratios = policy.logprobs - reference.logprobs
-    assert_close(output.loss, expected(logratios, policy.logprobs, policy.lengths, scores, mask), **FP64)
+    assert_close(
+        output.loss, expected(logratios, policy.logprobs, policy.lengths, scores, mask), **FP64
+    )
     assert set(output.metrics) == PAIR_METRICS
-    assert output.metrics["rewards/margins"].isnan().tolist() == [False, False, False, True, False, True]
+    assert output.metrics["rewards/margins"].isnan().tolist() == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_listwise_metrics() -> None:
     policy = SequenceStats(torch.tensor([[-1.0, -2.0, -4.0]]), torch.ones(1, 3, dtype=torch.int64))
-    reference = SequenceStats(torch.tensor([[-2.0, -2.0, -3.0]]), torch.ones(1, 3, dtype=torch.int64))
-    metrics = o.PlackettLuceDPO(beta=1.0)(policy, reference, {"score": torch.tensor([[0.0, 2.0, 1.0]])}).metrics
-    assert metrics["rewards/chosen"].item() == 0.0  # rewards are 1, 0, -1 and the second is the best
+    reference = SequenceStats(
+        torch.tensor([[-2.0, -2.0, -3.0]]), torch.ones(1, 3, dtype=torch.int64)
+    )
+    metrics = o.PlackettLuceDPO(beta=1.0)(
+        policy, reference, {"score": torch.tensor([[0.0, 2.0, 1.0]])}
+    ).metrics
+    assert (
+        metrics["rewards/chosen"].item() == 0.0
+    )  # rewards are 1, 0, -1 and the second is the best
     assert metrics["rewards/rejected"].item() == 0.0
-    assert metrics["rewards/accuracies"].item() == pytest.approx(1 / 3)  # of 2 > 3, 2 > 1, 3 > 1 the first alone holds
+    assert metrics["rewards/accuracies"].item() == pytest.approx(
+        1 / 3
+    )  # of 2 > 3, 2 > 1, 3 > 1 the first alone holds
     assert metrics["logps/rejected"].item() == -2.5
 
 
 def test_a_list_without_tokens_does_not_exist() -> None:
     policy, reference = stats(2, seed=1), stats(2, seed=2)
-    empty = SequenceStats(policy.logprobs * torch.tensor([1.0, 0.0]), policy.lengths * torch.tensor([1, 0]))
+    empty = SequenceStats(
+        policy.logprobs * torch.tensor([1.0, 0.0]), policy.lengths * torch.tensor([1, 0])
+    )
     output = o.PlackettLuceDPO()(empty, reference, {"score": torch.randn(6, 2)})
     assert (output.loss == 0).all()
 

@@ -31,12 +31,19 @@ PAIRS = torch.tensor([[1.0, 0.5], [-0.5, 2.0], [0.3, 0.3]])
 CHOSEN, REJECTED = PAIRS.unbind(-1)
 MARGIN, P = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([0.9, 0.2, 0.5])
 BRANCHES = ragged_mask((3, 2, 0))
-SCORES, RATINGS = ragged(BRANCHES, dtype=torch.float32), ragged(BRANCHES, seed=1, dtype=torch.float32)
+SCORES, RATINGS = (
+    ragged(BRANCHES, dtype=torch.float32),
+    ragged(BRANCHES, seed=1, dtype=torch.float32),
+)
 LIST_BATCH = {"score": RATINGS, "branch_mask": BRANCHES}
 
 
-@pytest.mark.parametrize("columns", [{}, {"margin": MARGIN}, {"p_chosen": P}, {"margin": MARGIN, "p_chosen": P}])
-def test_bradley_terry_takes_margins_and_soft_labels_where_there_are_such(columns: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(
+    "columns", [{}, {"margin": MARGIN}, {"p_chosen": P}, {"margin": MARGIN, "p_chosen": P}]
+)
+def test_bradley_terry_takes_margins_and_soft_labels_where_there_are_such(
+    columns: dict[str, Tensor],
+) -> None:
     got = BradleyTerry()(PAIRS, columns).loss
     expected = bradley_terry_loss(CHOSEN, REJECTED, **columns)
     assert_close(got, expected, **FP32)
@@ -48,7 +55,9 @@ def test_smoothing_and_centering_reach_the_formula() -> None:
     smoothed = BradleyTerry(label_smoothing=0.1)(PAIRS, {}).loss
     assert_close(smoothed, bradley_terry_loss(CHOSEN, REJECTED, label_smoothing=0.1), **FP32)
     centred = BradleyTerry(center_coefficient=0.01)(PAIRS, {}).loss
-    assert_close(centred, bradley_terry_loss(CHOSEN, REJECTED) + 0.01 * (CHOSEN + REJECTED) ** 2, **FP32)
+    assert_close(
+        centred, bradley_terry_loss(CHOSEN, REJECTED) + 0.01 * (CHOSEN + REJECTED) ** 2, **FP32
+    )
 
 
 def test_pair_metrics() -> None:
@@ -63,7 +72,9 @@ def test_pair_metrics() -> None:
 
 def test_scaled_bradley_terry_weighs_by_the_margin() -> None:
     got = ScaledBradleyTerry(label_smoothing=0.1)(PAIRS, {"margin": MARGIN}).loss
-    assert_close(got, scaled_bradley_terry_loss(CHOSEN, REJECTED, MARGIN, label_smoothing=0.1), **FP32)
+    assert_close(
+        got, scaled_bradley_terry_loss(CHOSEN, REJECTED, MARGIN, label_smoothing=0.1), **FP32
+    )
 
 
 def test_rankings_use_scores_and_branch_mask() -> None:
@@ -94,23 +105,31 @@ def test_outcome_and_single_ratings() -> None:
     assert_close(output.loss, outcome_loss(logits[:, 0], labels.float()), **FP32)
     assert output.metrics["accuracy"].tolist() == [1.0, 0.0, 0.0]
     ratings = torch.tensor([1.0, -1.0, 0.0])
-    assert_close(Regression()(logits, {"score": ratings}).loss, torch.tensor([1.0, 0.0, 0.25]), **FP32)
+    assert_close(
+        Regression()(logits, {"score": ratings}).loss, torch.tensor([1.0, 0.0, 0.25]), **FP32
+    )
 
 
 def test_a_weighted_sum_of_losses_is_a_loss() -> None:
     both = RewardLossSum([BradleyTerry(), ScaledBradleyTerry()], [1.0, 0.5])
     got = both(PAIRS, {"margin": MARGIN})
     expected = (
-        BradleyTerry()(PAIRS, {"margin": MARGIN}).loss + 0.5 * ScaledBradleyTerry()(PAIRS, {"margin": MARGIN}).loss
+        BradleyTerry()(PAIRS, {"margin": MARGIN}).loss
+        + 0.5 * ScaledBradleyTerry()(PAIRS, {"margin": MARGIN}).loss
     )
     assert_close(got.loss, expected, **FP32)
     assert set(got.metrics) == {"accuracy", "margin", "mean_reward"}
-    assert_close(RewardLossSum([BradleyTerry()])(PAIRS, {}).loss, BradleyTerry()(PAIRS, {}).loss, **FP32)
+    assert_close(
+        RewardLossSum([BradleyTerry()])(PAIRS, {}).loss, BradleyTerry()(PAIRS, {}).loss, **FP32
+    )
 
 
 @pytest.mark.parametrize("loss", [BradleyTerry(), ScaledBradleyTerry()])
 def test_pair_losses_refuse_lists(loss: RewardLoss) -> None:
-    with pytest.raises(ConfigurationError, match=r"chosen and a rejected completion, but these rows have 3.*AllPairs"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"chosen and a rejected completion, but these rows have 3.*AllPairs",
+    ):
         loss(SCORES, LIST_BATCH | {"margin": MARGIN})
 
 
@@ -133,15 +152,30 @@ def test_a_missing_column_is_named(loss: RewardLoss, scores: Tensor, column: str
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BradleyTerry(label_smoothing=0.5), r"BradleyTerry\(label_smoothing=0.5\).*must be in \[0, 0.5\)"),
+        (
+            lambda: BradleyTerry(label_smoothing=0.5),
+            r"BradleyTerry\(label_smoothing=0.5\).*must be in \[0, 0.5\)",
+        ),
         (lambda: BradleyTerry(label_smoothing=-0.1), r"label_smoothing=-0.1"),
         (lambda: BradleyTerry(center_coefficient=-1.0), r"center_coefficient must be 0 or more"),
-        (lambda: ScaledBradleyTerry(label_smoothing=0.7), r"ScaledBradleyTerry\(label_smoothing=0.7\)"),
-        (lambda: AllPairs(temperature=0.0), r"AllPairs\(temperature=0.0\): temperature must be above 0, or None"),
+        (
+            lambda: ScaledBradleyTerry(label_smoothing=0.7),
+            r"ScaledBradleyTerry\(label_smoothing=0.7\)",
+        ),
+        (
+            lambda: AllPairs(temperature=0.0),
+            r"AllPairs\(temperature=0.0\): temperature must be above 0, or None",
+        ),
         (lambda: PlackettLuce(top=0), r"PlackettLuce\(top=0\): top must be 1 or more"),
         (lambda: RewardLossSum([]), r"losses must be one or more"),
-        (lambda: RewardLossSum([BradleyTerry()], [1.0, 2.0]), r"weights must be as many as losses \(1\)"),
-        (lambda: Outcome()(PAIRS, {"label": P}), r"Outcome judges one completion a row; these rows have 2 branches"),
+        (
+            lambda: RewardLossSum([BradleyTerry()], [1.0, 2.0]),
+            r"weights must be as many as losses \(1\)",
+        ),
+        (
+            lambda: Outcome()(PAIRS, {"label": P}),
+            r"Outcome judges one completion a row; these rows have 2 branches",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(make: object, message: str) -> None:

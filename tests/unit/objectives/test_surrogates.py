@@ -40,8 +40,14 @@ RATIO = token_ratio(NEW, OLD, MASK)
     [
         (ClippedSurrogate(), clipped_surrogate(RATIO, ADVANTAGES, 0.2, 0.2)),
         (ClippedSurrogate(0.1, 0.4, 2.0), clipped_surrogate(RATIO, ADVANTAGES, 0.1, 0.4, 2.0)),
-        (SequenceClipped(), clipped_surrogate(sequence_ratio(NEW, OLD, MASK), ADVANTAGES, 3e-4, 4e-4)),
-        (SequenceClipped(0.1, 0.3), clipped_surrogate(sequence_ratio(NEW, OLD, MASK), ADVANTAGES, 0.1, 0.3)),
+        (
+            SequenceClipped(),
+            clipped_surrogate(sequence_ratio(NEW, OLD, MASK), ADVANTAGES, 3e-4, 4e-4),
+        ),
+        (
+            SequenceClipped(0.1, 0.3),
+            clipped_surrogate(sequence_ratio(NEW, OLD, MASK), ADVANTAGES, 0.1, 0.3),
+        ),
         (WeightClipped(), weight_clipped_surrogate(RATIO, NEW, ADVANTAGES, None, 4.0)),
         (WeightClipped(0.1, 0.3), weight_clipped_surrogate(RATIO, NEW, ADVANTAGES, 0.1, 0.3)),
         (Reinforce(), reinforce_loss(NEW, ADVANTAGES)),
@@ -51,7 +57,9 @@ def test_options_reach_the_formula(surrogate: Surrogate, expected: Tensor) -> No
     assert_close(surrogate(NEW, OLD, ADVANTAGES, MASK).loss[MASK], expected[MASK], **FP64)
 
 
-@pytest.mark.parametrize("surrogate", [ClippedSurrogate(), SequenceClipped(), WeightClipped(), Reinforce()])
+@pytest.mark.parametrize(
+    "surrogate", [ClippedSurrogate(), SequenceClipped(), WeightClipped(), Reinforce()]
+)
 def test_the_first_minibatch_has_ratio_one_and_clips_nothing(surrogate: Surrogate) -> None:
     metrics = surrogate(OLD.clone().requires_grad_(), OLD, ADVANTAGES, MASK).metrics
     assert torch.equal(metrics["val/ratio"], torch.ones_like(OLD))
@@ -59,7 +67,9 @@ def test_the_first_minibatch_has_ratio_one_and_clips_nothing(surrogate: Surrogat
         assert float(metrics[name][MASK].abs().sum()) == 0.0, name
 
 
-@pytest.mark.parametrize("surrogate", [ClippedSurrogate(), SequenceClipped(), WeightClipped(), Reinforce()])
+@pytest.mark.parametrize(
+    "surrogate", [ClippedSurrogate(), SequenceClipped(), WeightClipped(), Reinforce()]
+)
 def test_metrics_are_detached_and_of_the_shape_of_the_loss(surrogate: Surrogate) -> None:
     output = surrogate(NEW.clone().requires_grad_(), OLD, ADVANTAGES, MASK)
     assert output.loss.requires_grad
@@ -70,7 +80,9 @@ def test_metrics_are_detached_and_of_the_shape_of_the_loss(surrogate: Surrogate)
 
 
 def test_clip_metrics_add_up() -> None:
-    advantages = torch.where(MASK, torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0], dtype=torch.float64), 0.0)
+    advantages = torch.where(
+        MASK, torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0], dtype=torch.float64), 0.0
+    )
     metrics = ClippedSurrogate(0.1, 0.3)(NEW, OLD, advantages, MASK).metrics
     low, high = metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]
     assert torch.equal(low.bool(), (RATIO < 0.9) & (advantages < 0))
@@ -83,7 +95,9 @@ def test_clip_metrics_add_up() -> None:
     assert 0 < float(cispo.sum()) < float(MASK.sum())
 
 
-@pytest.mark.parametrize("surrogate", [ClippedSurrogate(), SequenceClipped(), WeightClipped(), Reinforce()])
+@pytest.mark.parametrize(
+    "surrogate", [ClippedSurrogate(), SequenceClipped(), WeightClipped(), Reinforce()]
+)
 def test_padding_gets_no_gradient_through_a_reduction(surrogate: Surrogate) -> None:
     new = NEW.clone().requires_grad_()
     loss = surrogate(new, OLD, ADVANTAGES, MASK).loss
@@ -112,14 +126,26 @@ def test_kl_losses_call_their_functions(kl_loss: KLLoss, expected: Tensor) -> No
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ClippedSurrogate(low=0.0), r"ClippedSurrogate\(low=0.0\): low must be in \(0, 1\]"),
+        (
+            lambda: ClippedSurrogate(low=0.0),
+            r"ClippedSurrogate\(low=0.0\): low must be in \(0, 1\]",
+        ),
         (lambda: ClippedSurrogate(low=1.2), r"low=1.2"),
-        (lambda: ClippedSurrogate(high=-0.1), r"ClippedSurrogate\(high=-0.1\): high must be above 0"),
-        (lambda: ClippedSurrogate(dual=1.0), r"ClippedSurrogate\(dual=1.0\): dual must be above 1, or None"),
+        (
+            lambda: ClippedSurrogate(high=-0.1),
+            r"ClippedSurrogate\(high=-0.1\): high must be above 0",
+        ),
+        (
+            lambda: ClippedSurrogate(dual=1.0),
+            r"ClippedSurrogate\(dual=1.0\): dual must be above 1, or None",
+        ),
         (lambda: SequenceClipped(low=-1e-4), r"SequenceClipped\(low=-0.0001\)"),
         (lambda: SequenceClipped(high=float("nan")), r"SequenceClipped\(high=nan\)"),
         (lambda: WeightClipped(high=0.0), r"WeightClipped\(high=0.0\)"),
-        (lambda: WeightClipped(low=0.0), r"WeightClipped\(low=0.0\): low must be in \(0, 1\], or None"),
+        (
+            lambda: WeightClipped(low=0.0),
+            r"WeightClipped\(low=0.0\): low must be in \(0, 1\], or None",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(make: object, message: str) -> None:

@@ -31,7 +31,10 @@ def gradients(part: slice) -> dict[str, Tensor]:
     for name, make in LOSSES.items():
         policy = logprobs.clone().requires_grad_()
         loss = make().train()
-        stats = SequenceStats(policy[part], lengths[part]), SequenceStats(ref_logprobs[part], lengths[part])
+        stats = (
+            SequenceStats(policy[part], lengths[part]),
+            SequenceStats(ref_logprobs[part], lengths[part]),
+        )
         loss(*stats, {"label": labels[part]}).loss.mean().backward()
         assert policy.grad is not None
         found[name] = policy.grad
@@ -40,7 +43,9 @@ def gradients(part: slice) -> dict[str, Tensor]:
 
 def main(rank: int, directory: Path) -> None:
     """Average the ranks' gradients, as DDP does, and write them."""
-    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2
+    )
     half = ROWS // 2
     averaged = {}
     for name, gradient in gradients(slice(rank * half, (rank + 1) * half)).items():

@@ -31,7 +31,10 @@ def completions() -> Completions:
 def test_a_weighted_sum_adds_up_and_keeps_the_parts_before_weighting() -> None:
     reward = WeightedSum({"good": fixed(1, 2, 3), "short": fixed(-4, 0, 2)}, {"short": 0.5})
     assert reward.score(completions()).tolist() == [-1, 2, 4]
-    assert {name: part.tolist() for name, part in reward.parts.items()} == {"good": [1, 2, 3], "short": [-4, 0, 2]}
+    assert {name: part.tolist() for name, part in reward.parts.items()} == {
+        "good": [1, 2, 3],
+        "short": [-4, 0, 2],
+    }
 
 
 def test_parts_of_parts_are_found_under_both_names() -> None:
@@ -79,7 +82,9 @@ def test_an_ensemble_tells_its_members_and_how_far_they_disagree() -> None:
 def test_what_makes_no_combination_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"WeightedSum.rewards is empty"):
         WeightedSum({})
-    with pytest.raises(ConfigurationError, match=r"weights names \['lenght'\]; the rewards are \['length'\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"weights names \['lenght'\]; the rewards are \['length'\]"
+    ):
         WeightedSum({"length": fixed(1)}, {"lenght": 1.0})
     with pytest.raises(ConfigurationError, match=r"EnsembleMean.rewards has 1 members"):
         EnsembleMean([fixed(1)])
@@ -97,12 +102,18 @@ def test_a_combination_is_made_from_yaml() -> None:
     parser.add_argument("--reward", type=Reward)
     length = {"class_path": "lit_rlhf.rewards.LengthReward", "init_args": {"unit": "characters"}}
     pattern = {"class_path": "PatternReward", "init_args": {"pattern": "b+"}}
-    function = {"class_path": "FunctionReward", "init_args": {"function": f"{__name__.rpartition('.')[0]}.nowhere"}}
+    function = {
+        "class_path": "FunctionReward",
+        "init_args": {"function": f"{__name__.rpartition('.')[0]}.nowhere"},
+    }
     config = parser.parse_object(
         {
             "reward": {
                 "class_path": "lit_rlhf.rewards.WeightedSum",
-                "init_args": {"rewards": {"length": length, "pattern": pattern}, "weights": {"pattern": 10.0}},
+                "init_args": {
+                    "rewards": {"length": length, "pattern": pattern},
+                    "weights": {"pattern": 10.0},
+                },
             }
         }
     )
@@ -115,10 +126,17 @@ def test_a_combination_is_made_from_yaml() -> None:
 
 def test_monitors_watch_and_change_nothing() -> None:
     inner = WeightedSum({"a": fixed(1, 2, 3)})
-    reward = MonitoredReward(inner, {"gold": fixed(5, 5, -5), "length": LengthReward(scale=-1, unit="characters")})
+    reward = MonitoredReward(
+        inner, {"gold": fixed(5, 5, -5), "length": LengthReward(scale=-1, unit="characters")}
+    )
     assert reward.score(completions()).tolist() == [1, 2, 3]
     found = {name: part.tolist() for name, part in reward.parts.items()}
-    assert found == {"proxy": [1, 2, 3], "proxy/a": [1, 2, 3], "gold": [5, 5, -5], "length": [-1, -2, -3]}
+    assert found == {
+        "proxy": [1, 2, 3],
+        "proxy/a": [1, 2, 3],
+        "gold": [5, 5, -5],
+        "length": [-1, -2, -3],
+    }
     assert len(reward.members()) == 3
 
 

@@ -36,10 +36,16 @@ def test_the_cost_is_weighed_against_the_reward() -> None:
 
 def test_the_multiplier_climbs_where_the_cost_exceeds_its_limit() -> None:
     for limit, sign in ((0.5, 1), (1.5, -1), (1.0, 0)):
-        reward = ConstrainedReward(fixed(0, 0, 0), fixed(0, 1, 2), limit=limit, multiplier=2.0, rate=0.1)
+        reward = ConstrainedReward(
+            fixed(0, 0, 0), fixed(0, 1, 2), limit=limit, multiplier=2.0, rate=0.1
+        )
         reward.score(completions())
         assert math.log(reward.multiplier / 2.0) == pytest.approx(sign * 0.1 * 2.0 * 0.5)
-        assert reward.parts["multiplier"].tolist() == [2, 2, 2]  # the batch is scored with the old one
+        assert reward.parts["multiplier"].tolist() == [
+            2,
+            2,
+            2,
+        ]  # the batch is scored with the old one
         reward.eval()
         before = reward.multiplier
         reward.score(completions())
@@ -48,14 +54,18 @@ def test_the_multiplier_climbs_where_the_cost_exceeds_its_limit() -> None:
 
 def test_the_multiplier_keeps_to_its_bounds() -> None:
     for cost, bound in ((1e9, 5.0), (-1e9, 0.2)):
-        reward = ConstrainedReward(fixed(0, 0, 0), fixed(cost, cost, cost), rate=1.0, max_multiplier=5.0)
+        reward = ConstrainedReward(
+            fixed(0, 0, 0), fixed(cost, cost, cost), rate=1.0, max_multiplier=5.0
+        )
         reward.score(completions())
         assert reward.multiplier == pytest.approx(bound)
 
 
 def test_the_multiplier_is_part_of_the_state() -> None:
     def make() -> ConstrainedReward:
-        return ConstrainedReward(NormalizedReward(fixed(1, 2, 3)), NormalizedReward(fixed(0, 3, 4)), limit=-1.0)
+        return ConstrainedReward(
+            NormalizedReward(fixed(1, 2, 3)), NormalizedReward(fixed(0, 3, 4)), limit=-1.0
+        )
 
     reward, other = make(), make()
     reward.score(completions())
@@ -73,7 +83,9 @@ def _batch(world: TabularWorld, policy: Tensor, size: int = 400) -> Completions:
     mask = torch.tensor([[t < len(y) for t in range(world.depth)] for y in rows])
     tokens = torch.tensor([[*y, *[0] * (world.depth - len(y))] for y in rows])
     zeros, texts = torch.zeros(1, 1, dtype=torch.int64), [""] * len(rows)
-    return Completions(zeros, zeros == 0, tokens, mask, torch.ones(len(rows), dtype=torch.bool), texts, texts)
+    return Completions(
+        zeros, zeros == 0, tokens, mask, torch.ones(len(rows), dtype=torch.bool), texts, texts
+    )
 
 
 @pytest.mark.parametrize(("limit", "binds"), [(0.15, True), (5.0, False)])
@@ -82,11 +94,17 @@ def test_dual_ascent_ends_in_complementary_slackness(limit: float, binds: bool) 
     world = tree()
     costs = world.rewards.flip(0) ** 2
     reward = ConstrainedReward(
-        TabularReward(world, world.rewards), TabularReward(world, costs), limit=limit, rate=1.0, max_multiplier=100.0
+        TabularReward(world, world.rewards),
+        TabularReward(world, costs),
+        limit=limit,
+        rate=1.0,
+        max_multiplier=100.0,
     )
     for _ in range(50):
         weight = reward.multiplier
-        policy = targets.tilted(world.reference, (world.rewards - weight * costs) / ((1 + weight) * BETA))
+        policy = targets.tilted(
+            world.reference, (world.rewards - weight * costs) / ((1 + weight) * BETA)
+        )
         reward.score(_batch(world, policy))
     if binds:
         assert float(policy @ costs) == pytest.approx(limit, abs=5e-3)  # counts are whole numbers

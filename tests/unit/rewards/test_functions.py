@@ -22,13 +22,17 @@ def long_ones(responses, **columns):
 
 
 def completions(**columns: list[Any]) -> Completions:
-    return make_completions(make_tokenizer(), ["one ", "two "], ["a", "bb", "ccc", "dddd"], **columns)
+    return make_completions(
+        make_tokenizer(), ["one ", "two "], ["a", "bb", "ccc", "dddd"], **columns
+    )
 
 
 def test_a_function_is_given_prompts_responses_and_the_columns_it_names() -> None:
     seen: dict[str, Any] = {}
 
-    def reward(responses: list[str], topic: list[str], prompts: list[str], absent: int = 3) -> list[float]:
+    def reward(
+        responses: list[str], topic: list[str], prompts: list[str], absent: int = 3
+    ) -> list[float]:
         seen.update(responses=responses, topic=topic, prompts=prompts, absent=absent)
         return [float(len(response)) for response in responses]
 
@@ -48,7 +52,9 @@ def test_a_function_with_keyword_arguments_is_given_all_columns() -> None:
     assert reward.score(completions(a=[1] * 4, b=[2] * 4)).tolist() == [4.0] * 4
 
 
-@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, lambda values: torch.tensor(values).numpy()])
+@pytest.mark.parametrize(
+    "kind", [list, tuple, torch.tensor, lambda values: torch.tensor(values).numpy()]
+)
 def test_lists_tuples_tensors_and_arrays_are_taken(kind: Callable[[list[float]], Any]) -> None:
     values = [1.0, -2.5, 0.0, 3.0]
     assert FunctionReward(lambda **_: kind(values)).score(completions()).tolist() == values
@@ -59,19 +65,34 @@ def test_booleans_count_as_one_and_zero() -> None:
     assert reward.score(completions()).tolist() == [0, 0, 1, 1]
 
 
-def test_a_function_is_found_by_import_path_and_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_is_found_by_import_path_and_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "my_reward_functions.py"
     file.write_text(SOURCE, encoding="utf-8")
     assert FunctionReward(f"{file}:long_ones").score(completions()).tolist() == [2, 4, 6, 8]
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert FunctionReward("my_reward_functions.long_ones").score(completions()).tolist() == [2, 4, 6, 8]
-    assert FunctionReward("my_reward_functions:long_ones").score(completions()).tolist() == [2, 4, 6, 8]
+    assert FunctionReward("my_reward_functions.long_ones").score(completions()).tolist() == [
+        2,
+        4,
+        6,
+        8,
+    ]
+    assert FunctionReward("my_reward_functions:long_ones").score(completions()).tolist() == [
+        2,
+        4,
+        6,
+        8,
+    ]
 
 
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("no_such_package.reward", "There is no function 'no_such_package.reward': No module named"),
+        (
+            "no_such_package.reward",
+            "There is no function 'no_such_package.reward': No module named",
+        ),
         ("math.no_such_function", "no attribute 'no_such_function'"),
         ("math.pi", "'math.pi' is a float, not a function"),
         ("nowhere/rewards.py:score", "There is no file 'nowhere/rewards.py'"),
@@ -87,7 +108,9 @@ def test_a_column_that_is_missing_is_named() -> None:
     def reward(responses: list[str], answer: list[str]) -> list[float]:
         return [0.0] * len(responses + answer)
 
-    with pytest.raises(ConfigurationError, match=r"'reward' wants \['answer'\], .* columns \['topic'\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"'reward' wants \['answer'\], .* columns \['topic'\]"
+    ):
         FunctionReward(reward).score(completions(topic=["x"] * 4))
 
 
@@ -98,7 +121,10 @@ def test_a_column_that_is_missing_is_named() -> None:
         (None, r"'mine' returned None \(NoneType\)"),
         (1.0, r"'mine' returned 1.0 \(float\)"),
         ("good", r"'mine' returned 'good' \(str\)"),
-        ([0.0, 1.0, math.nan, 2.0], r"'mine' returned nan for response 2, 'ccc', to the prompt 'two '"),
+        (
+            [0.0, 1.0, math.nan, 2.0],
+            r"'mine' returned nan for response 2, 'ccc', to the prompt 'two '",
+        ),
         ([0.0, math.inf, 0.0, 2.0], r"'mine' returned inf for response 1, 'bb'"),
         ([0.0, 1.0, 2.0, None], r"'mine' returned None for response 3"),
         ([[0.0], [1.0], [2.0], [3.0]], r"'mine' returned \[0.0\] for response 0"),

@@ -8,7 +8,15 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
-from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, ValueAdapter, ValueModel, export_policy, export_reward
+from lit_rlhf.models import (
+    Backbone,
+    LoraSpec,
+    ModelSpec,
+    ValueAdapter,
+    ValueModel,
+    export_policy,
+    export_reward,
+)
 from lit_rlhf.modules import PPOPolicyModule, RewardModelModule
 from lit_rlhf.rewards import LengthReward, ModelReward
 from lit_rlhf.rewards.retokenize import same_ids
@@ -55,7 +63,10 @@ def adapter_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
 def write_checkpoint(module: RewardModelModule | PPOPolicyModule, path: Path) -> Path:
     module.configure_model()
     train(module.backbone)
-    checkpoint: dict[str, Any] = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    checkpoint: dict[str, Any] = {
+        "state_dict": module.state_dict(),
+        "hyper_parameters": dict(module.hparams),
+    }
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
     return path
@@ -64,7 +75,9 @@ def write_checkpoint(module: RewardModelModule | PPOPolicyModule, path: Path) ->
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4))
-    return write_checkpoint(RewardModelModule(spec), tmp_path_factory.mktemp("checkpoint") / "reward.ckpt")
+    return write_checkpoint(
+        RewardModelModule(spec), tmp_path_factory.mktemp("checkpoint") / "reward.ckpt"
+    )
 
 
 def policy(model: Path, lora: bool = True) -> Backbone:
@@ -103,7 +116,8 @@ def attached(path: Path | str, backbone: Backbone, **options: Any) -> ModelRewar
     return reward
 
 
-# -- scores ---------------------------------------------------------------------------------------------------------------
+# -- scores
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 8192])
@@ -116,11 +130,16 @@ def test_scores_of_an_export_equal_those_of_transformers(
     torch.testing.assert_close(found, classifier_scores(whole_dir, texts()), **FP32_MODEL)
 
 
-def test_scores_do_not_depend_on_the_order_of_prompts(tiny_model_dir: Path, whole_dir: Path) -> None:
+def test_scores_do_not_depend_on_the_order_of_prompts(
+    tiny_model_dir: Path, whole_dir: Path
+) -> None:
     backbone = policy(tiny_model_dir)
     reward = attached(whole_dir, backbone, batch_tokens=60)
     swapped = make_completions(
-        backbone.tokenizer, PROMPTS[::-1], RESPONSES[3:] + RESPONSES[:3], FINISHED[3:] + FINISHED[:3]
+        backbone.tokenizer,
+        PROMPTS[::-1],
+        RESPONSES[3:] + RESPONSES[:3],
+        FINISHED[3:] + FINISHED[:3],
     )
     wanted = reward.score(completions(backbone)).view(2, 3).flip(0).flatten()
     torch.testing.assert_close(reward.score(swapped), wanted, **FP32_MODEL)
@@ -140,20 +159,28 @@ def test_an_adapter_on_the_policys_base_scores_as_a_model_of_its_own(
         assert shared_policy.adapters == ("policy", "reward")
         assert sum(parameter.numel() for parameter in own.parameters()) > 10_000
         assert not list(shared.parameters())
-        assert not any(p.requires_grad for name, p in shared_policy.named_parameters() if ".reward." in name)
+        assert not any(
+            p.requires_grad for name, p in shared_policy.named_parameters() if ".reward." in name
+        )
 
 
 def test_an_adapter_is_put_on_the_policys_base_by_default_where_it_fits(
     tiny_model_dir: Path, adapter_dir: Path, whole_dir: Path
 ) -> None:
-    fits, full, whole = policy(tiny_model_dir), policy(tiny_model_dir, lora=False), policy(tiny_model_dir)
+    fits, full, whole = (
+        policy(tiny_model_dir),
+        policy(tiny_model_dir, lora=False),
+        policy(tiny_model_dir),
+    )
     attached(adapter_dir, fits)
     attached(adapter_dir, full)
     attached(whole_dir, whole)
     assert (fits.adapters, full.adapters, whole.adapters) == (("policy", "reward"), (), ("policy",))
 
 
-def test_a_checkpoint_of_a_model_trained_in_full_scores_as_the_module(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_model_trained_in_full_scores_as_the_module(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     module = RewardModelModule(ModelSpec(name=str(tiny_model_dir)))
     path = write_checkpoint(module, tmp_path / "full.ckpt")
     export_reward(module.backbone, tmp_path / "export", merge=True)
@@ -185,7 +212,9 @@ def test_normalisation_uses_the_recorded_moments_and_is_off_unless_asked_for(
         torch.testing.assert_close(normal, (plain - 0.25) / 2.0, **FP32_MODEL)
 
 
-def test_scoring_leaves_flags_and_records_no_gradient(tiny_model_dir: Path, adapter_dir: Path) -> None:
+def test_scoring_leaves_flags_and_records_no_gradient(
+    tiny_model_dir: Path, adapter_dir: Path
+) -> None:
     backbone = policy(tiny_model_dir)
     backbone.train()
     reward = attached(adapter_dir, backbone)
@@ -195,7 +224,8 @@ def test_scoring_leaves_flags_and_records_no_gradient(tiny_model_dir: Path, adap
     assert all(p.requires_grad for name, p in backbone.named_parameters() if ".policy." in name)
 
 
-# -- a critic's start -----------------------------------------------------------------------------------------------------
+# -- a critic's start
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_critic_starts_from_it(tiny_model_dir: Path, adapter_dir: Path, whole_dir: Path) -> None:
@@ -210,7 +240,9 @@ def test_a_critic_starts_from_it(tiny_model_dir: Path, adapter_dir: Path, whole_
     assert torch.equal(critic.backbone.heads["value"].weight, own.backbone.heads["reward"].weight)
 
 
-def test_before_it_is_attached_there_is_no_source_and_no_score(tiny_model_dir: Path, whole_dir: Path) -> None:
+def test_before_it_is_attached_there_is_no_source_and_no_score(
+    tiny_model_dir: Path, whole_dir: Path
+) -> None:
     reward = ModelReward(str(whole_dir))
     assert reward.source() is None
     assert LengthReward().source() is None
@@ -218,7 +250,8 @@ def test_before_it_is_attached_there_is_no_source_and_no_score(tiny_model_dir: P
         reward.score(completions(policy(tiny_model_dir)))
 
 
-# -- other tokenizers -----------------------------------------------------------------------------------------------------
+# -- other tokenizers
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_another_tokenizer_reads_the_text_never_the_ids(
@@ -240,15 +273,22 @@ def test_another_tokenizer_renders_messages_with_its_own_template(
     rendered = [f"<|user|>{prompt}<|assistant|>" for prompt in PROMPTS]
     chat = make_completions(backbone.tokenizer, rendered, RESPONSES, FINISHED, messages=messages)
     found = attached(path, backbone, conversation_column="messages").score(chat)
-    wanted = [(f"<|user|>{prompt}<|assistant|>", response, finished) for prompt, response, finished in texts()]
+    wanted = [
+        (f"<|user|>{prompt}<|assistant|>", response, finished)
+        for prompt, response, finished in texts()
+    ]
     torch.testing.assert_close(found, classifier_scores(path, wanted), **FP32_MODEL)
-    with pytest.raises(ConfigurationError, match=r"Prompt 0 holds .*<\|assistant\|>.*conversation_column"):
+    with pytest.raises(
+        ConfigurationError, match=r"Prompt 0 holds .*<\|assistant\|>.*conversation_column"
+    ):
         attached(path, backbone).score(chat)
     with pytest.raises(DataError, match="reads the column 'talk'"):
         attached(path, backbone, conversation_column="talk").score(chat)
 
 
-def test_a_pad_token_of_its_own_does_not_make_a_tokenizer_foreign(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_pad_token_of_its_own_does_not_make_a_tokenizer_foreign(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     ours = AutoTokenizer.from_pretrained(tiny_model_dir)
     ours.pad_token = ours.eos_token
     theirs = AutoTokenizer.from_pretrained(tiny_model_dir)
@@ -259,12 +299,17 @@ def test_a_pad_token_of_its_own_does_not_make_a_tokenizer_foreign(tiny_model_dir
     assert not same_ids(ours, theirs)
 
 
-def test_the_other_tokenizer_is_foreign(tiny_model_dir: Path, other_tokenizer_model_dir: Path) -> None:
-    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (tiny_model_dir, other_tokenizer_model_dir)]
+def test_the_other_tokenizer_is_foreign(
+    tiny_model_dir: Path, other_tokenizer_model_dir: Path
+) -> None:
+    tokenizers = [
+        AutoTokenizer.from_pretrained(path) for path in (tiny_model_dir, other_tokenizer_model_dir)
+    ]
     assert not same_ids(*tokenizers)
 
 
-# -- what is refused ------------------------------------------------------------------------------------------------------
+# -- what is refused
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_stand_on_the_policys_base_is_refused_with_the_reason(
@@ -301,13 +346,17 @@ def test_paths_that_hold_no_reward_model_are_refused(tiny_model_dir: Path, tmp_p
 
 
 def test_a_checkpoint_of_a_policy_is_no_reward_model(tiny_model_dir: Path, tmp_path: Path) -> None:
-    module = PPOPolicyModule(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2)), reward=LengthReward())
+    module = PPOPolicyModule(
+        ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2)), reward=LengthReward()
+    )
     path = write_checkpoint(module, tmp_path / "policy.ckpt")
     with pytest.raises(CheckpointError, match="of a PPOPolicyModule holds no reward model"):
         attached(path, policy(tiny_model_dir))
 
 
-def test_an_incomplete_checkpoint_is_refused(tiny_model_dir: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_refused(
+    tiny_model_dir: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     content = torch.load(checkpoint, weights_only=True)
     dropped = next(key for key in content["state_dict"] if "lora_B" in key)
     del content["state_dict"][dropped]
@@ -317,7 +366,9 @@ def test_an_incomplete_checkpoint_is_refused(tiny_model_dir: Path, checkpoint: P
             attached(tmp_path / "part.ckpt", policy(tiny_model_dir), share_base=share)
 
 
-def test_texts_longer_than_the_reward_models_context_are_refused(tiny_model_dir: Path, whole_dir: Path) -> None:
+def test_texts_longer_than_the_reward_models_context_are_refused(
+    tiny_model_dir: Path, whole_dir: Path
+) -> None:
     backbone = policy(tiny_model_dir)
     long = make_completions(backbone.tokenizer, ["x"], ["y" * 600])
     with pytest.raises(ConfigurationError, match=r"has 602 tokens; the reward model .* reads 512"):

@@ -12,7 +12,9 @@ from tests.reference.completions import make_completions
 from tests.tolerances import FP32
 
 
-def score(reward: NormalizedReward | WeightedSum, source: list[float], values: Sequence[float]) -> Tensor:
+def score(
+    reward: NormalizedReward | WeightedSum, source: list[float], values: Sequence[float]
+) -> Tensor:
     source[:] = values
     return reward.score(make_completions(make_tokenizer(), ["p "], ["r"] * len(values)))
 
@@ -59,7 +61,9 @@ def test_fixed_moments_stay_and_no_state_is_kept() -> None:
 
 def test_clipping_comes_last_and_centering_can_be_left_out() -> None:
     source: list[float] = []
-    reward = NormalizedReward(FunctionReward(lambda **_: source), mean=2.0, std=4.0, center=False, clip=1.5)
+    reward = NormalizedReward(
+        FunctionReward(lambda **_: source), mean=2.0, std=4.0, center=False, clip=1.5
+    )
     assert score(reward, source, [2.0, 8.0, -20.0]).tolist() == [0.5, 1.5, -1.5]
 
 
@@ -77,7 +81,9 @@ def test_a_large_offset_loses_no_precision() -> None:
     for start in range(0, 1000, 10):
         score(reward, source, [1e6 + (start + i) % 7 for i in range(10)])
     exact = [1e6 + i % 7 for i in range(1000)]
-    assert reward.moments() == pytest.approx((statistics.fmean(exact), statistics.pstdev(exact)), rel=1e-9)
+    assert reward.moments() == pytest.approx(
+        (statistics.fmean(exact), statistics.pstdev(exact)), rel=1e-9
+    )
 
 
 def test_running_state_goes_through_a_checkpoint_however_deep_it_lies() -> None:

@@ -33,7 +33,10 @@ def test_length_counts_what_it_is_told_to_count() -> None:
 
 
 def test_length_near_a_target_is_worth_most_and_the_scale_is_in_units_of_length() -> None:
-    check(scores(LengthReward(target=3, scale=2, unit="characters"), ["a", "abc", "abcdef"]), [-1.0, 0.0, -1.5])
+    check(
+        scores(LengthReward(target=3, scale=2, unit="characters"), ["a", "abc", "abcdef"]),
+        [-1.0, 0.0, -1.5],
+    )
     check(scores(LengthReward(scale=-10, unit="characters"), ["abcde"]), [-0.5])
 
 
@@ -45,7 +48,10 @@ def test_a_pattern_is_searched_or_must_match_the_whole() -> None:
 def test_a_lexicon_adds_up_weights_without_case_and_in_whole_words() -> None:
     reward = LexiconReward({"Good": 1.0, "bad": -2.0})
     check(scores(reward, ["good GOOD goodness", "Bad, but good.", ""]), [2.0, -1.0, 0.0])
-    check(scores(LexiconReward({"good": 1.0}, mean=True), ["a good film", "good", ""]), [1 / 3, 1.0, 0.0])
+    check(
+        scores(LexiconReward({"good": 1.0}, mean=True), ["a good film", "good", ""]),
+        [1 / 3, 1.0, 0.0],
+    )
 
 
 def test_a_lexicon_is_read_from_a_file_and_words_given_beside_it_win(tmp_path: Path) -> None:
@@ -83,7 +89,9 @@ def test_the_final_answer_is_compared_with_the_column(response: str, wanted: flo
 
 def test_answers_may_be_words_large_numbers_or_numbers_in_the_column() -> None:
     reward = ExactAnswerReward(column="solution")
-    found = scores(reward, ["#### Paris.", "#### 1,000", "7"], solution=["#### paris", 1000, "#### 7"])
+    found = scores(
+        reward, ["#### Paris.", "#### 1,000", "7"], solution=["#### paris", 1000, "#### 7"]
+    )
     check(found, [1, 1, 1])
 
 
@@ -93,7 +101,9 @@ def test_without_last_number_the_format_is_a_must() -> None:
 
 
 def test_a_missing_column_is_named_with_those_that_exist() -> None:
-    with pytest.raises(DataError, match=r"reads the column 'answer', .* columns \['question'\].*format.columns"):
+    with pytest.raises(
+        DataError, match=r"reads the column 'answer', .* columns \['question'\].*format.columns"
+    ):
         scores(ExactAnswerReward(), ["1"], question=["?"])
 
 
@@ -140,5 +150,7 @@ def test_options_that_cannot_work_are_refused(tmp_path: Path) -> None:
         ("#### infinity", "5", 0.0),
     ],
 )
-def test_numbers_are_compared_exactly_however_they_are_written(response: str, answer: str, wanted: float) -> None:
+def test_numbers_are_compared_exactly_however_they_are_written(
+    response: str, answer: str, wanted: float
+) -> None:
     check(scores(ExactAnswerReward(), [response], answer=[answer]), [wanted])

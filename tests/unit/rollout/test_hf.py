@@ -22,12 +22,23 @@ def backbone(tiny_model_dir: Path) -> Backbone:
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}, {"min_new_tokens": 4}],
+    [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.9},
+        {"min_new_tokens": 4},
+    ],
 )
-def test_it_draws_what_the_native_engine_draws(backbone: Backbone, options: dict[str, float], num_samples: int) -> None:
+def test_it_draws_what_the_native_engine_draws(
+    backbone: Backbone, options: dict[str, float], num_samples: int
+) -> None:
     ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=12, stop_token_ids=STOPS, **options)  # type: ignore[arg-type]
-    arguments = {"sampling": sampling, "seeds": make_seeds(6 * num_samples), "num_samples": num_samples}
+    arguments = {
+        "sampling": sampling,
+        "seeds": make_seeds(6 * num_samples),
+        "num_samples": num_samples,
+    }
     ours = HFEngine().generate(backbone, ids, mask, **arguments)  # type: ignore[arg-type]
     native = NativeEngine().generate(backbone, ids, mask, **arguments)  # type: ignore[arg-type]
     assert sequences(ours) == sequences(native)
@@ -38,7 +49,9 @@ def test_it_draws_what_the_native_engine_draws(backbone: Backbone, options: dict
     assert torch.equal(ours.mask, native.mask)
 
 
-def test_a_completion_does_not_depend_on_the_batch_nor_on_global_generators(backbone: Backbone) -> None:
+def test_a_completion_does_not_depend_on_the_batch_nor_on_global_generators(
+    backbone: Backbone,
+) -> None:
     ids, mask = make_prompts()
     sampling, seeds = Sampling(max_new_tokens=8, stop_token_ids=STOPS), make_seeds(6)
     before = torch.get_rng_state()
@@ -53,7 +66,9 @@ def test_penalties_in_the_models_own_generation_config_are_left_out(tiny_model_d
     ids, mask = make_prompts()
     sampling, seeds = Sampling(max_new_tokens=8), make_seeds(6)
     plain = HFEngine().generate(backbone, ids, mask, sampling=sampling, seeds=seeds)
-    config = GenerationConfig(repetition_penalty=5.0, min_new_tokens=3, top_k=2, do_sample=True, temperature=0.1)
+    config = GenerationConfig(
+        repetition_penalty=5.0, min_new_tokens=3, top_k=2, do_sample=True, temperature=0.1
+    )
     backbone.model.generation_config = config
     again = HFEngine().generate(backbone, ids, mask, sampling=sampling, seeds=seeds)
     assert sequences(again) == sequences(plain)
@@ -61,10 +76,17 @@ def test_penalties_in_the_models_own_generation_config_are_left_out(tiny_model_d
 
 
 def test_it_serves_architectures_that_the_native_engine_refuses(tiny_model_dir: Path) -> None:
-    config = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     backbone = make_backbone(tiny_model_dir, model_type="mistral", sliding_window=4, **config)
     ids, mask = make_prompts()
-    out = HFEngine().generate(backbone, ids, mask, sampling=Sampling(max_new_tokens=6), seeds=make_seeds(6))
+    out = HFEngine().generate(
+        backbone, ids, mask, sampling=Sampling(max_new_tokens=6), seeds=make_seeds(6)
+    )
     assert out.tokens.shape == (6, 6)
 
 
@@ -78,7 +100,14 @@ def test_a_role_samples_from_its_own_adapter_and_flags_are_restored(tiny_model_d
     backbone.train()
     found = [
         sequences(
-            engine.generate(backbone, ids, mask, sampling=Sampling(max_new_tokens=6), seeds=make_seeds(6), role=role)
+            engine.generate(
+                backbone,
+                ids,
+                mask,
+                sampling=Sampling(max_new_tokens=6),
+                seeds=make_seeds(6),
+                role=role,
+            )
         )
         for engine in (HFEngine(), NativeEngine())
         for role in ("policy", "reference")
@@ -100,7 +129,9 @@ def test_a_model_without_lm_head_is_refused(tiny_model_dir: Path) -> None:
 def test_a_prompt_that_exceeds_the_context_is_refused(backbone: Backbone) -> None:
     ids, mask = make_prompts()
     with pytest.raises(ConfigurationError, match="need 607 positions; the model has 512"):
-        HFEngine().generate(backbone, ids, mask, sampling=Sampling(max_new_tokens=600), seeds=make_seeds(6))
+        HFEngine().generate(
+            backbone, ids, mask, sampling=Sampling(max_new_tokens=600), seeds=make_seeds(6)
+        )
 
 
 def test_engines_and_sampling_are_made_from_yaml() -> None:

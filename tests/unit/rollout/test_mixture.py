@@ -22,7 +22,12 @@ def backbone(tiny_model_dir: Path) -> Backbone:
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if "lora_B" in name:
-                parameter.add_(torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter) * 0.3)
+                parameter.add_(
+                    torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(
+                        parameter
+                    )
+                    * 0.3
+                )
     return made
 
 
@@ -37,7 +42,9 @@ def test_tokens_follow_the_mixture_of_both_at_each_step(backbone: Backbone) -> N
     ids, mask = prompts(backbone)
     parts = [Component(backbone, "policy", 0.7), Component(backbone, "reference", 0.3)]
     sampling = Sampling(max_new_tokens=8, temperature=0.8)
-    found = sample_mixture(parts, ids, mask, sampling=sampling, seeds=torch.arange(12), num_samples=4)
+    found = sample_mixture(
+        parts, ids, mask, sampling=sampling, seeds=torch.arange(12), num_samples=4
+    )
     assert found.logprobs is not None
     assert found.tokens.shape[0] == 12
     shares = []
@@ -60,7 +67,9 @@ def test_tokens_follow_the_mixture_of_both_at_each_step(backbone: Backbone) -> N
 def test_one_component_alone_is_what_the_engine_samples(backbone: Backbone, role: str) -> None:
     ids, mask = prompts(backbone)
     sampling, seeds = Sampling(max_new_tokens=8), torch.arange(6)
-    engine = NativeEngine().generate(backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=2, role=role)
+    engine = NativeEngine().generate(
+        backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=2, role=role
+    )
     both = [Component(backbone, role, 0.5), Component(backbone, role, 0.5)]
     for parts in ([Component(backbone, role, 1.0)], both):
         found = sample_mixture(parts, ids, mask, sampling=sampling, seeds=seeds, num_samples=2)

@@ -14,7 +14,9 @@ from tests.reference import rollout as reference
 from tests.reference.generations import LENGTHS, make_backbone, make_prompts, make_seeds, sequences
 from tests.tolerances import BF16, FP32_MODEL
 
-STOPS = list(range(60, 110))  # of 265 tokens: completions end after about five, each at another step
+STOPS = list(
+    range(60, 110)
+)  # of 265 tokens: completions end after about five, each at another step
 VARIED = Sampling(max_new_tokens=16, stop_token_ids=STOPS)
 
 
@@ -33,10 +35,14 @@ def generate(
     ids, mask = make_prompts()
     seeds = make_seeds(len(ids) * num_samples)
     engine = engine or NativeEngine()
-    return engine.generate(backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=num_samples, role=role)
+    return engine.generate(
+        backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=num_samples, role=role
+    )
 
 
-def training_logprobs(backbone: Backbone, generation: Generation, temperature: float = 1.0) -> torch.Tensor:
+def training_logprobs(
+    backbone: Backbone, generation: Generation, temperature: float = 1.0
+) -> torch.Tensor:
     ids, mask = make_prompts()
     packed = pack_branches(ids, mask, generation.tokens, generation.mask)
     batch = BranchedBatch(**packed._asdict())  # type: ignore[typeddict-item]
@@ -80,21 +86,31 @@ def test_completions_equal_one_sequence_at_a_time_without_a_cache(
         wanted = reference.complete(backbone.model, prompt, seed, 10, ends, **options)  # type: ignore[arg-type]
         assert found[row] == (wanted.tokens, wanted.finished)
         assert ours.logprobs is not None
-        torch.testing.assert_close(ours.logprobs[row][ours.mask[row]], torch.tensor(wanted.logprobs), **FP32_MODEL)
+        torch.testing.assert_close(
+            ours.logprobs[row][ours.mask[row]], torch.tensor(wanted.logprobs), **FP32_MODEL
+        )
 
 
 def test_greedy_equals_transformers_greedy(backbone: Backbone) -> None:
     ids, _mask = make_prompts()
     ours = generate(backbone, Sampling(max_new_tokens=12, temperature=0))
     for row, length in enumerate(LENGTHS):
-        theirs = backbone.model.generate(ids[row : row + 1, :length], do_sample=False, max_new_tokens=12)
+        theirs = backbone.model.generate(
+            ids[row : row + 1, :length], do_sample=False, max_new_tokens=12
+        )
         assert ours.tokens[row][ours.mask[row]].tolist() == theirs[0, length:].tolist()
 
 
 @pytest.mark.parametrize("num_samples", [1, 4])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_logprobs_equal_those_of_a_training_forward(backbone: Backbone, num_samples: int, temperature: float) -> None:
-    ours = generate(backbone, Sampling(max_new_tokens=16, temperature=temperature, stop_token_ids=STOPS), num_samples)
+def test_logprobs_equal_those_of_a_training_forward(
+    backbone: Backbone, num_samples: int, temperature: float
+) -> None:
+    ours = generate(
+        backbone,
+        Sampling(max_new_tokens=16, temperature=temperature, stop_token_ids=STOPS),
+        num_samples,
+    )
     wanted = training_logprobs(backbone, ours, temperature)
     assert ours.logprobs is not None
     torch.testing.assert_close(ours.logprobs, wanted, **FP32_MODEL)
@@ -124,7 +140,9 @@ def test_the_length_limit_leaves_rows_unfinished(backbone: Backbone) -> None:
     assert not ours.finished.any()
 
 
-def test_eos_ends_a_row_without_any_stop_token(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eos_ends_a_row_without_any_stop_token(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = generate(backbone, Sampling(max_new_tokens=6))
     monkeypatch.setattr(backbone, "eos_token_ids", (int(plain.tokens[2, 3]),))
     ours = generate(backbone, Sampling(max_new_tokens=6))
@@ -137,18 +155,26 @@ def test_no_end_before_the_least_number_of_tokens(backbone: Backbone) -> None:
     assert generate(backbone, sampling, num_samples=4).mask.sum(-1).min() >= 6
 
 
-# -- what it must not depend on -----------------------------------------------------------------------------------------
+# -- what it must not depend on
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_a_completion_depends_on_its_prompt_and_seed_alone(backbone: Backbone, num_samples: int) -> None:
+def test_a_completion_depends_on_its_prompt_and_seed_alone(
+    backbone: Backbone, num_samples: int
+) -> None:
     ids, mask = make_prompts()
     seeds = make_seeds(6 * num_samples).view(6, -1)
     together = sequences(generate(backbone, VARIED, num_samples))
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     moved = sequences(
         NativeEngine().generate(
-            backbone, ids[order], mask[order], sampling=VARIED, seeds=seeds[order].flatten(), num_samples=num_samples
+            backbone,
+            ids[order],
+            mask[order],
+            sampling=VARIED,
+            seeds=seeds[order].flatten(),
+            num_samples=num_samples,
         )
     )
     for place, prompt in enumerate(order.tolist()):
@@ -164,7 +190,10 @@ def test_a_completion_depends_on_its_prompt_and_seed_alone(backbone: Backbone, n
 
 @pytest.mark.parametrize("size", [1, 2, 5, 7, 100])
 def test_splitting_the_batch_changes_nothing(backbone: Backbone, size: int) -> None:
-    whole, split = generate(backbone, VARIED, 3), generate(backbone, VARIED, 3, NativeEngine(max_batch_size=size))
+    whole, split = (
+        generate(backbone, VARIED, 3),
+        generate(backbone, VARIED, 3, NativeEngine(max_batch_size=size)),
+    )
     assert sequences(split) == sequences(whole)
     assert split.logprobs is not None
     assert whole.logprobs is not None
@@ -177,15 +206,21 @@ def test_when_finished_rows_leave_changes_nothing(
     backbone: Backbone, num_samples: int, eagerness: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = sequences(generate(backbone, VARIED, num_samples))
-    monkeypatch.setattr(native, "_WORTH_LEAVING", eagerness)  # 0: never; else as soon as one has finished
+    monkeypatch.setattr(
+        native, "_WORTH_LEAVING", eagerness
+    )  # 0: never; else as soon as one has finished
     assert sequences(generate(backbone, VARIED, num_samples)) == usual
 
 
-def test_finished_rows_do_leave_the_batch(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_rows_do_leave_the_batch(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = []
     step = PackedStep.__call__
     monkeypatch.setattr(
-        PackedStep, "__call__", lambda self, tokens, cache: (sizes.append(len(tokens)), step(self, tokens, cache))[1]
+        PackedStep,
+        "__call__",
+        lambda self, tokens, cache: (sizes.append(len(tokens)), step(self, tokens, cache))[1],
     )
     generate(backbone, VARIED, num_samples=8)
     assert sizes[0] > 30
@@ -193,7 +228,9 @@ def test_finished_rows_do_leave_the_batch(backbone: Backbone, monkeypatch: pytes
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_the_size_of_prefill_parts_changes_nothing(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_prefill_parts_changes_nothing(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usual = sequences(generate(backbone, VARIED, 2))
     monkeypatch.setattr(native, "_PREFILL_TOKENS", 15)  # two prompts at a time
     assert sequences(generate(backbone, VARIED, 2)) == usual
@@ -203,11 +240,15 @@ def test_padding_and_its_content_change_nothing(backbone: Backbone) -> None:
     ids, mask = make_prompts()
     wide_ids = torch.cat([torch.where(mask, ids, 250), torch.full((6, 5), 77)], dim=1)
     wide_mask = torch.cat([mask, torch.zeros(6, 5, dtype=torch.bool)], dim=1)
-    wide = NativeEngine().generate(backbone, wide_ids, wide_mask, sampling=VARIED, seeds=make_seeds(6))
+    wide = NativeEngine().generate(
+        backbone, wide_ids, wide_mask, sampling=VARIED, seeds=make_seeds(6)
+    )
     assert sequences(wide) == sequences(generate(backbone, VARIED))
 
 
-def test_generating_twice_gives_the_same_bits_and_draws_from_no_global_generator(backbone: Backbone) -> None:
+def test_generating_twice_gives_the_same_bits_and_draws_from_no_global_generator(
+    backbone: Backbone,
+) -> None:
     before = torch.get_rng_state()
     first, second = generate(backbone, VARIED, 3), generate(backbone, VARIED, 3)
     assert torch.equal(first.tokens, second.tokens)
@@ -220,12 +261,15 @@ def test_generating_twice_gives_the_same_bits_and_draws_from_no_global_generator
 def test_samples_of_one_prompt_differ_by_seed_and_agree_where_seeds_do(backbone: Backbone) -> None:
     ids, mask = make_prompts()
     seeds = torch.tensor([1, 2, 1] * 6)
-    ours = sequences(NativeEngine().generate(backbone, ids, mask, sampling=VARIED, seeds=seeds, num_samples=3))
+    ours = sequences(
+        NativeEngine().generate(backbone, ids, mask, sampling=VARIED, seeds=seeds, num_samples=3)
+    )
     assert all(ours[3 * prompt] == ours[3 * prompt + 2] for prompt in range(6))
     assert sum(ours[3 * prompt] != ours[3 * prompt + 1] for prompt in range(6)) >= 5
 
 
-# -- what it must leave as it was -----------------------------------------------------------------------------------------
+# -- what it must leave as it was
+# -----------------------------------------------------------------------------------------
 
 
 def test_flags_attention_and_gradients_are_left_as_they_were(tiny_model_dir: Path) -> None:
@@ -241,7 +285,9 @@ def test_flags_attention_and_gradients_are_left_as_they_were(tiny_model_dir: Pat
     assert backbone.decoder.config._attn_implementation == attention  # type: ignore[union-attr]
     assert ours.logprobs is not None
     assert not ours.logprobs.requires_grad
-    (torch.ones(6, requires_grad=True) * ours.logprobs.sum(-1)).sum().backward()  # no inference tensors
+    (
+        torch.ones(6, requires_grad=True) * ours.logprobs.sum(-1)
+    ).sum().backward()  # no inference tensors
 
 
 def test_an_error_while_decoding_leaves_attention_and_flags_as_they_were(
@@ -260,7 +306,8 @@ def test_an_error_while_decoding_leaves_attention_and_flags_as_they_were(
     assert backbone.decoder.config._attn_implementation == attention  # type: ignore[union-attr]
 
 
-# -- roles, dtypes, architectures -----------------------------------------------------------------------------------------
+# -- roles, dtypes, architectures
+# -----------------------------------------------------------------------------------------
 
 
 def test_a_role_samples_from_its_own_adapter(tiny_model_dir: Path) -> None:
@@ -288,7 +335,12 @@ def test_bfloat16_logprobs_stay_near_those_of_a_training_forward(tiny_model_dir:
     assert difference.abs().max() < 0.5
 
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 ARCHITECTURES = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # learned positions
     "gpt_neox": SMALL,  # half of each head is rotated
@@ -305,19 +357,23 @@ ARCHITECTURES = {
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_other_architectures_give_the_logprobs_of_their_training_forward(tiny_model_dir: Path, name: str) -> None:
+def test_other_architectures_give_the_logprobs_of_their_training_forward(
+    tiny_model_dir: Path, name: str
+) -> None:
     backbone = make_backbone(tiny_model_dir, model_type=name, **ARCHITECTURES[name])
     ours = generate(backbone, VARIED, 2)
     assert ours.logprobs is not None
     torch.testing.assert_close(ours.logprobs, training_logprobs(backbone, ours), **FP32_MODEL)
 
 
-# -- what it refuses ------------------------------------------------------------------------------------------------------
+# -- what it refuses
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_prompt_that_exceeds_the_context_is_refused_with_the_numbers(backbone: Backbone) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"7 tokens .* max_new_tokens=506 need 513 positions; the model has 512"
+        ConfigurationError,
+        match=r"7 tokens .* max_new_tokens=506 need 513 positions; the model has 512",
     ):
         generate(backbone, Sampling(max_new_tokens=506))
 
@@ -325,7 +381,9 @@ def test_a_prompt_that_exceeds_the_context_is_refused_with_the_numbers(backbone:
 def test_left_padded_prompts_are_refused(backbone: Backbone) -> None:
     ids, mask = make_prompts()
     with pytest.raises(ConfigurationError, match="right-padded"):
-        NativeEngine().generate(backbone, ids.flip(1), mask.flip(1), sampling=Sampling(), seeds=make_seeds(6))
+        NativeEngine().generate(
+            backbone, ids.flip(1), mask.flip(1), sampling=Sampling(), seeds=make_seeds(6)
+        )
 
 
 def test_an_empty_prompt_is_refused_by_its_number(backbone: Backbone) -> None:
@@ -338,7 +396,9 @@ def test_an_empty_prompt_is_refused_by_its_number(backbone: Backbone) -> None:
 def test_another_number_of_seeds_is_refused(backbone: Backbone) -> None:
     ids, mask = make_prompts()
     with pytest.raises(ConfigurationError, match="6 prompts with num_samples=2 need 12 seeds"):
-        NativeEngine().generate(backbone, ids, mask, sampling=Sampling(), seeds=make_seeds(6), num_samples=2)
+        NativeEngine().generate(
+            backbone, ids, mask, sampling=Sampling(), seeds=make_seeds(6), num_samples=2
+        )
 
 
 def test_a_batch_size_below_one_is_refused() -> None:
@@ -354,8 +414,12 @@ def test_weights_that_have_diverged_are_reported(tiny_model_dir: Path) -> None:
 
 
 def test_a_sliding_window_that_would_cut_is_refused(tiny_model_dir: Path) -> None:
-    backbone = make_backbone(tiny_model_dir, model_type="mistral", **ARCHITECTURES["mistral"], sliding_window=12)
-    with pytest.raises(ConfigurationError, match="make 13 positions, more than the sliding window of 12"):
+    backbone = make_backbone(
+        tiny_model_dir, model_type="mistral", **ARCHITECTURES["mistral"], sliding_window=12
+    )
+    with pytest.raises(
+        ConfigurationError, match="make 13 positions, more than the sliding window of 12"
+    ):
         generate(backbone, Sampling(max_new_tokens=6))
     generate(backbone, Sampling(max_new_tokens=5))
 

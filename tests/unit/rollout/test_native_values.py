@@ -11,7 +11,9 @@ from lit_rlhf.rollout import NativeEngine, Sampling, native
 from tests.reference.generations import make_prompts, make_seeds
 from tests.tolerances import FP32_MODEL
 
-VARIED = Sampling(max_new_tokens=16, stop_token_ids=list(range(60, 110)))  # completions of many lengths
+VARIED = Sampling(
+    max_new_tokens=16, stop_token_ids=list(range(60, 110))
+)  # completions of many lengths
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
@@ -25,7 +27,9 @@ def test_values_are_those_of_a_pass_over_the_whole_sequence(
     ids, mask = make_prompts()
     seeds = make_seeds(6 * num_samples)
     request = {"sampling": VARIED, "seeds": seeds, "num_samples": num_samples}
-    found = NativeEngine(max_batch_size=4 * num_samples).generate(backbone, ids, mask, values="value", **request)
+    found = NativeEngine(max_batch_size=4 * num_samples).generate(
+        backbone, ids, mask, values="value", **request
+    )
     assert NativeEngine().generate(backbone, ids, mask, **request).values is None
     assert found.values is not None
     assert len(set(found.mask.sum(-1).tolist())) > 1
@@ -42,4 +46,6 @@ def test_values_of_an_unknown_head_are_refused(tiny_model_dir: Path) -> None:
     backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
     ids, mask = make_prompts()
     with pytest.raises(ConfigurationError, match=r"There is no head 'worth'; there are \[\]"):
-        NativeEngine().generate(backbone, ids, mask, sampling=VARIED, seeds=make_seeds(6), values="worth")
+        NativeEngine().generate(
+            backbone, ids, mask, sampling=VARIED, seeds=make_seeds(6), values="worth"
+        )

@@ -29,7 +29,9 @@ KINDS = {
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def make(tokenizer: Path, kind: str = "llama", dtype: Any = "float32", lora: LoraSpec | None = None) -> Backbone:
+def make(
+    tokenizer: Path, kind: str = "llama", dtype: Any = "float32", lora: LoraSpec | None = None
+) -> Backbone:
     config = {"model_type": kind, **SMALL, **KINDS[kind]}
     backbone = Backbone(ModelSpec(config=config, tokenizer=str(tokenizer), dtype=dtype, lora=lora))
     if lora is not None:
@@ -42,7 +44,9 @@ def make(tokenizer: Path, kind: str = "llama", dtype: Any = "float32", lora: Lor
 
 
 @torch.no_grad()
-def trajectory(backbone: Backbone, kind: type[DecodeStep], role: str = "policy") -> tuple[torch.Tensor, torch.Tensor]:
+def trajectory(
+    backbone: Backbone, kind: type[DecodeStep], role: str = "policy"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """States and logits of a few given tokens, with rows leaving in between."""
     ids, mask = make_prompts()
     fed = torch.randint(6, 260, (5, 12), generator=torch.Generator().manual_seed(2))
@@ -62,7 +66,9 @@ def trajectory(backbone: Backbone, kind: type[DecodeStep], role: str = "policy")
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_states_and_logits_are_those_of_the_decoders_own_forward(tiny_model_dir: Path, kind: str) -> None:
+def test_states_and_logits_are_those_of_the_decoders_own_forward(
+    tiny_model_dir: Path, kind: str
+) -> None:
     backbone = make(tiny_model_dir, kind)
     assert packable(backbone)
     ours, theirs = trajectory(backbone, PackedStep), trajectory(backbone, ModelStep)
@@ -70,12 +76,16 @@ def test_states_and_logits_are_those_of_the_decoders_own_forward(tiny_model_dir:
     assert_close(ours[1], theirs[1], **FP32_MODEL)
 
 
-@pytest.mark.parametrize("targets", [ALL, ["q_proj", "v_proj"], ["k_proj", "down_proj"], ["up_proj"]])
+@pytest.mark.parametrize(
+    "targets", [ALL, ["q_proj", "v_proj"], ["k_proj", "down_proj"], ["up_proj"]]
+)
 @pytest.mark.parametrize("role", ["policy", "reference"])
 def test_adapters_count_in_the_layers_and_roles_that_have_them(
     tiny_model_dir: Path, targets: list[str], role: str
 ) -> None:
-    backbone = make(tiny_model_dir, "qwen2", lora=LoraSpec(rank=3, alpha=5.0, target_modules=targets))
+    backbone = make(
+        tiny_model_dir, "qwen2", lora=LoraSpec(rank=3, alpha=5.0, target_modules=targets)
+    )
     ours, theirs = trajectory(backbone, PackedStep, role), trajectory(backbone, ModelStep, role)
     assert_close(ours[1], theirs[1], **FP32_MODEL)
     other = trajectory(backbone, PackedStep, "reference" if role == "policy" else "policy")
@@ -84,12 +94,18 @@ def test_adapters_count_in_the_layers_and_roles_that_have_them(
 
 def test_adapters_of_different_rank_stand_beside_each_other(tiny_model_dir: Path) -> None:
     backbone = make(tiny_model_dir, lora=LoraSpec(rank=4, target_modules=["q_proj"]))
-    backbone.add_adapter("other", lora=LoraSpec(rank=2, target_modules=["q_proj", "k_proj", "gate_proj"]))
+    backbone.add_adapter(
+        "other", lora=LoraSpec(rank=2, target_modules=["q_proj", "k_proj", "gate_proj"])
+    )
     for name, parameter in backbone.named_parameters():
         if "lora_B.other" in name:
             parameter.data.fill_(0.3)
     for role in ("policy", "other"):
-        assert_close(trajectory(backbone, PackedStep, role), trajectory(backbone, ModelStep, role), **FP32_MODEL)
+        assert_close(
+            trajectory(backbone, PackedStep, role),
+            trajectory(backbone, ModelStep, role),
+            **FP32_MODEL,
+        )
 
 
 @pytest.mark.parametrize("lora", [None, LoraSpec(rank=4, alpha=8.0, target_modules=ALL)])
@@ -107,7 +123,8 @@ def test_bfloat16_is_as_near_to_float32_as_the_decoders_own_forward(
 
 
 @pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 kernels of oneDNN on this CPU"
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="no bfloat16 kernels of oneDNN on this CPU",
 )
 def test_a_product_laid_out_by_onednn_is_the_plain_one() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -123,20 +140,28 @@ def test_a_product_laid_out_by_onednn_is_the_plain_one() -> None:
 def generate(backbone: Backbone, engine: NativeEngine, new_tokens: int = 8) -> torch.Tensor:
     ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=new_tokens)
-    return engine.generate(backbone, ids, mask, sampling=sampling, seeds=make_seeds(len(LENGTHS))).tokens
+    return engine.generate(
+        backbone, ids, mask, sampling=sampling, seeds=make_seeds(len(LENGTHS))
+    ).tokens
 
 
-def test_the_engine_packs_unless_told_not_to(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_packs_unless_told_not_to(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = make(tiny_model_dir)
     made = []
     before = PackedStep.__init__
-    monkeypatch.setattr(PackedStep, "__init__", lambda self, b: (made.append(b), before(self, b))[1])
+    monkeypatch.setattr(
+        PackedStep, "__init__", lambda self, b: (made.append(b), before(self, b))[1]
+    )
     packed = generate(backbone, NativeEngine())
     assert len(made) == 1
     assert torch.equal(generate(backbone, NativeEngine(pack_weights=False)), packed)
     generate(backbone, NativeEngine(), new_tokens=3)  # not worth it
     assert len(made) == 1
-    generate(backbone, NativeEngine(max_batch_size=2), new_tokens=3)  # three batches, packed once for all
+    generate(
+        backbone, NativeEngine(max_batch_size=2), new_tokens=3
+    )  # three batches, packed once for all
     assert len(made) == 2
 
 
@@ -157,7 +182,13 @@ def test_what_cannot_be_packed_is_decoded_by_its_own_forward(tiny_model_dir: Pat
     gpt2 = Backbone(
         ModelSpec(
             tokenizer=str(tiny_model_dir),
-            config={"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64},
+            config={
+                "model_type": "gpt2",
+                "n_embd": 32,
+                "n_layer": 1,
+                "n_head": 2,
+                "n_positions": 64,
+            },
         )
     )
     for backbone in (nf4, gpt2):

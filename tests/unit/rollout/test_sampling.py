@@ -41,7 +41,9 @@ def test_inverse_cdf_lands_where_the_exact_cumulative_sum_says(size: int) -> Non
 def test_inverse_cdf_equals_a_walk_over_the_tokens() -> None:
     probs = torch.softmax(logits_of(300, rows=50), -1)
     u = uniforms(torch.arange(50), 3)
-    walked = [reference.pick(row.double().tolist(), float(x)) for row, x in zip(probs, u, strict=True)]
+    walked = [
+        reference.pick(row.double().tolist(), float(x)) for row, x in zip(probs, u, strict=True)
+    ]
     assert inverse_cdf(probs, u).tolist() == walked
 
 
@@ -58,7 +60,9 @@ def test_each_token_gets_its_share_of_evenly_spaced_uniforms(size: int) -> None:
 def test_sampled_frequencies_pass_a_chi_square_test_against_the_softmax() -> None:
     logits = logits_of(60, spread=1.0)
     count = 40_000
-    tokens, _ = draw_tokens(logits.expand(count, -1).clone(), uniforms(torch.arange(count), 5), Sampling())
+    tokens, _ = draw_tokens(
+        logits.expand(count, -1).clone(), uniforms(torch.arange(count), 5), Sampling()
+    )
     observed = tokens.bincount(minlength=60).double().numpy()
     expected = torch.softmax(logits[0].double(), -1).numpy() * count
     assert chisquare(observed, expected).pvalue > 1e-3
@@ -120,12 +124,16 @@ def test_a_target_that_rounding_puts_at_the_end_takes_the_last_index_with_weight
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_logprobs_are_those_of_the_tempered_softmax(temperature: float) -> None:
     logits = logits_of(300, rows=20)
-    tokens, logprobs = draw_tokens(logits.clone(), uniforms(torch.arange(20), 0), Sampling(temperature=temperature))
+    tokens, logprobs = draw_tokens(
+        logits.clone(), uniforms(torch.arange(20), 0), Sampling(temperature=temperature)
+    )
     exact = (logits.double() / temperature).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
     torch.testing.assert_close(logprobs.double(), exact, **FP32)
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.7), (20, 0.5), (1, 0.1), (0, 1e-6), (500, 0.999)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(5, 1.0), (0, 0.7), (20, 0.5), (1, 0.1), (0, 1e-6), (500, 0.999)]
+)
 def test_truncation_and_logprobs_equal_the_sorted_reference(top_k: int, top_p: float) -> None:
     logits = logits_of(300, rows=10, spread=2.0)
     sampling = Sampling(temperature=0.8, top_k=top_k, top_p=top_p)
@@ -156,14 +164,18 @@ def test_truncation_keeps_the_tokens_that_transformers_keeps() -> None:
 
 def test_banned_tokens_are_never_drawn_and_the_rest_is_renormalised() -> None:
     logits = torch.zeros(1000, 10)
-    tokens, logprobs = draw_tokens(logits, uniforms(torch.arange(1000), 0), Sampling(), torch.tensor([3, 7]))
+    tokens, logprobs = draw_tokens(
+        logits, uniforms(torch.arange(1000), 0), Sampling(), torch.tensor([3, 7])
+    )
     assert set(tokens.tolist()) == {0, 1, 2, 4, 5, 6, 8, 9}
     torch.testing.assert_close(logprobs, torch.full((1000,), -math.log(8)), **FP32)
 
 
 def test_greedy_takes_the_likeliest_token_and_reports_it_at_temperature_one() -> None:
     logits = logits_of(300, rows=20)
-    tokens, logprobs = draw_tokens(logits.clone(), torch.zeros(20, dtype=torch.float64), Sampling(temperature=0))
+    tokens, logprobs = draw_tokens(
+        logits.clone(), torch.zeros(20, dtype=torch.float64), Sampling(temperature=0)
+    )
     assert torch.equal(tokens, logits.argmax(-1))
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1), **FP32)
 

@@ -32,7 +32,9 @@ class Elsewhere(VLLMRollouts):
 
     def __init__(self, model_dir: Path, raw: bool = False, own_stops: Sequence[int] = ()) -> None:
         super().__init__(None)
-        self.model = Backbone(ModelSpec(name=str(model_dir), lora=LoraSpec(rank=4)), trainable=False)
+        self.model = Backbone(
+            ModelSpec(name=str(model_dir), lora=LoraSpec(rank=4)), trainable=False
+        )
         self.raw, self.own_stops = raw, list(own_stops)
         self.loaded: list[str] = []
         self.asked = 0
@@ -51,7 +53,10 @@ class Elsewhere(VLLMRollouts):
         self, requests: Sequence[Request], options: dict[str, Any], adapter: tuple[str, int] | None
     ) -> list[Completed]:
         self.asked += len(requests)
-        return [self._complete(request, options, adapter[0] if adapter else "reference") for request in requests]
+        return [
+            self._complete(request, options, adapter[0] if adapter else "reference")
+            for request in requests
+        ]
 
     def _complete(self, request: Request, options: dict[str, Any], role: str) -> Completed:
         sampling = Sampling(
@@ -64,9 +69,15 @@ class Elsewhere(VLLMRollouts):
         )
         ids, seeds = torch.tensor([request.prompt]), torch.tensor([request.seed])
         arguments = {"sampling": sampling, "seeds": seeds, "role": role}
-        found = NativeEngine().generate(self.model, ids, torch.ones_like(ids, dtype=torch.bool), **arguments)
+        found = NativeEngine().generate(
+            self.model, ids, torch.ones_like(ids, dtype=torch.bool), **arguments
+        )
         tokens = found.tokens[0].tolist()
-        logprobs = found.logprobs[0] if not self.raw else _logprobs(self.model, request.prompt, tokens, 1.0)
+        logprobs = (
+            found.logprobs[0]
+            if not self.raw
+            else _logprobs(self.model, request.prompt, tokens, 1.0)
+        )
         return Completed(tokens, logprobs.tolist(), bool(found.finished[0]))
 
 
@@ -88,7 +99,13 @@ def _sample(engine: Any, backbone: Backbone, role: str = "policy", **options: An
     ids, mask = make_prompts()
     options = {"max_new_tokens": 8, "stop_token_ids": STOPS} | options
     return engine.generate(
-        backbone, ids, mask, sampling=Sampling(**options), seeds=make_seeds(12), num_samples=2, role=role
+        backbone,
+        ids,
+        mask,
+        sampling=Sampling(**options),
+        seeds=make_seeds(12),
+        num_samples=2,
+        role=role,
     )
 
 
@@ -107,7 +124,9 @@ def test_requests_and_rows_are_those_of_the_native_engine(
     torch.testing.assert_close(ours.logprobs, native.logprobs, **FP32_MODEL)
 
 
-def test_an_adapter_goes_out_when_it_has_changed_and_only_then(tiny_model_dir: Path, backbone: Backbone) -> None:
+def test_an_adapter_goes_out_when_it_has_changed_and_only_then(
+    tiny_model_dir: Path, backbone: Backbone
+) -> None:
     engine = Elsewhere(tiny_model_dir)
     first = _sample(engine, backbone)
     (name,) = engine.loaded
@@ -142,7 +161,9 @@ def test_a_vllm_that_would_sample_something_else_is_refused(
     tiny_model_dir: Path, backbone: Backbone, tmp_path: Path
 ) -> None:
     other = write_tiny_model(tmp_path / "other", seed=1)
-    with pytest.raises(ConfigurationError, match=r"base isn't the policy's .* differ by \d\.\d\d nats"):
+    with pytest.raises(
+        ConfigurationError, match=r"base isn't the policy's .* differ by \d\.\d\d nats"
+    ):
         _sample(Elsewhere(other), backbone)
     with pytest.raises(ConfigurationError, match="--logprobs-mode processed_logprobs"):
         _sample(Elsewhere(tiny_model_dir, raw=True), backbone)
@@ -155,14 +176,18 @@ def test_a_vllm_that_would_sample_something_else_is_refused(
 def test_full_fine_tuning_is_refused(tiny_model_dir: Path) -> None:
     full = Backbone(ModelSpec(name=str(tiny_model_dir)))
     for model in (full, full.frozen_copy()):
-        with pytest.raises(ConfigurationError, match=r"never whole models.*Set model\.backbone\.lora"):
+        with pytest.raises(
+            ConfigurationError, match=r"never whole models.*Set model\.backbone\.lora"
+        ):
             _sample(Elsewhere(tiny_model_dir), model)
 
 
 def test_policies_must_recompute_logprobs(tiny_model_dir: Path) -> None:
     spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4))
     engine = VLLMServerEngine()
-    with pytest.raises(ConfigurationError, match=r"VLLMServerEngine samples with .* Set recompute_logprobs: true"):
+    with pytest.raises(
+        ConfigurationError, match=r"VLLMServerEngine samples with .* Set recompute_logprobs: true"
+    ):
         RLOOPolicyModule(spec, TokenReward(), engine=engine)
     RLOOPolicyModule(spec, TokenReward(), engine=engine, recompute_logprobs=True)
 
@@ -170,7 +195,8 @@ def test_policies_must_recompute_logprobs(tiny_model_dir: Path) -> None:
 def test_a_server_that_is_not_there_is_named_with_how_to_start_it(backbone: Backbone) -> None:
     engine = VLLMServerEngine("http://127.0.0.1:9", timeout=5)
     with pytest.raises(
-        ConfigurationError, match=r"No vLLM server answers at http://127\.0\.0\.1:9 .*--port 9 --enable-lora"
+        ConfigurationError,
+        match=r"No vLLM server answers at http://127\.0\.0\.1:9 .*--port 9 --enable-lora",
     ):
         _sample(engine, backbone)
 
@@ -190,13 +216,17 @@ def test_options_out_of_range_are_refused(make: Any, message: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
 def test_a_missing_vllm_is_named_with_the_way_out() -> None:
-    with pytest.raises(ConfigurationError, match=r"pip install 'lit-rlhf\[vllm\]'.*VLLMServerEngine"):
+    with pytest.raises(
+        ConfigurationError, match=r"pip install 'lit-rlhf\[vllm\]'.*VLLMServerEngine"
+    ):
         VLLMEngine()
 
 
 def test_vllm_is_not_imported_before_it_is_needed() -> None:
     code = "import sys, lit_rlhf.rollout as r; r.VLLMServerEngine(); print('vllm' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "False"
 
 

@@ -50,7 +50,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server for that model, started as the documentation says."""
     if PYTHON is None:
-        pytest.skip("vLLM isn't installed here, and LIT_RLHF_VLLM_PYTHON names no interpreter that has it")
+        pytest.skip(
+            "vLLM isn't installed here, and LIT_RLHF_VLLM_PYTHON names no interpreter that has it"
+        )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -66,12 +68,25 @@ def url(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         "--enable-lora",
         "--enforce-eager",
     ]
-    words += ["--max-lora-rank", "16", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
-    environment = os.environ | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    words += [
+        "--max-lora-rank",
+        "16",
+        "--logprobs-mode",
+        "processed_logprobs",
+        "--generation-config",
+        "vllm",
+    ]
+    environment = os.environ | {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
     environment.pop("PYTHONPATH", None)
     log = tmp_path_factory.mktemp("server") / "log"
     command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", *map(str, words)]
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, env=environment) as server:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, env=environment) as server,
+    ):
         address = f"http://127.0.0.1:{port}"
         try:
             _wait_for(server, address, log)
@@ -122,33 +137,55 @@ def _sample(
     ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=10, stop_token_ids=STOPS, **options)
     return engine.generate(
-        backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=len(seeds) // len(ids), role=role
+        backbone,
+        ids,
+        mask,
+        sampling=sampling,
+        seeds=seeds,
+        num_samples=len(seeds) // len(ids),
+        role=role,
     )
 
 
 def _batch(generation: Generation) -> BranchedBatch:
     ids, mask = make_prompts()
-    return BranchedBatch(**pack_branches(ids, mask, generation.tokens, generation.mask, 0)._asdict())
+    return BranchedBatch(
+        **pack_branches(ids, mask, generation.tokens, generation.mask, 0)._asdict()
+    )
 
 
 @torch.no_grad()
-def _logprobs(backbone: Backbone, generation: Generation, role: str | None, temperature: float = 1.0) -> Tensor:
+def _logprobs(
+    backbone: Backbone, generation: Generation, role: str | None, temperature: float = 1.0
+) -> Tensor:
     samples = len(generation.tokens) // len(make_prompts()[0])
     with evaluating(backbone):
-        out = backbone(_batch(generation), num_branches=samples, role=role, logprobs=True, temperature=temperature)
+        out = backbone(
+            _batch(generation),
+            num_branches=samples,
+            role=role,
+            logprobs=True,
+            temperature=temperature,
+        )
     assert out.logprobs is not None
     return out.logprobs
 
 
-def test_greedy_tokens_are_those_of_the_native_engine(engine: RolloutEngine, backbone: Backbone) -> None:
+def test_greedy_tokens_are_those_of_the_native_engine(
+    engine: RolloutEngine, backbone: Backbone
+) -> None:
     _move(backbone, 1)
-    ours, native = (_sample(each, backbone, make_seeds(6), temperature=0.0) for each in (engine, NativeEngine()))
+    ours, native = (
+        _sample(each, backbone, make_seeds(6), temperature=0.0) for each in (engine, NativeEngine())
+    )
     assert len({len(tokens) for tokens, _ in sequences(ours)}) > 2
     for (mine, _), (theirs, _), logprobs, others in zip(
         sequences(ours), sequences(native), ours.logprobs, native.logprobs, strict=True
     ):
         same = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
-        until = len(theirs) if same is None else same + 1  # where two tokens are equally likely, either may be taken
+        until = (
+            len(theirs) if same is None else same + 1
+        )  # where two tokens are equally likely, either may be taken
         torch.testing.assert_close(logprobs[:until], others[:until], **FP32_MODEL)
         assert same is not None or mine == theirs
 
@@ -159,7 +196,9 @@ def test_logprobs_are_those_of_a_training_forward(
 ) -> None:
     _move(backbone, 2)
     ours = _sample(engine, backbone, make_seeds(12), temperature=temperature)
-    torch.testing.assert_close(ours.logprobs, _logprobs(backbone, ours, "policy", temperature), **FP32_MODEL)
+    torch.testing.assert_close(
+        ours.logprobs, _logprobs(backbone, ours, "policy", temperature), **FP32_MODEL
+    )
 
 
 def test_truncated_logprobs_are_of_what_was_left(engine: RolloutEngine, backbone: Backbone) -> None:
@@ -192,23 +231,33 @@ def test_rows_end_where_they_should(engine: RolloutEngine, backbone: Backbone, l
     assert bool((ours.logprobs[ours.mask] < 0).all())
 
 
-def test_a_sample_depends_on_its_seed_and_not_on_the_batch(engine: RolloutEngine, backbone: Backbone) -> None:
+def test_a_sample_depends_on_its_seed_and_not_on_the_batch(
+    engine: RolloutEngine, backbone: Backbone
+) -> None:
     seeds = make_seeds(12) + 2**62
     first, again = (sequences(_sample(engine, backbone, seeds)) for _ in range(2))
     assert first == again
     assert first != sequences(_sample(engine, backbone, seeds + 1))
     ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=10, stop_token_ids=STOPS)
-    part = engine.generate(backbone, ids[2:4], mask[2:4], sampling=sampling, seeds=seeds[4:8], num_samples=2)
+    part = engine.generate(
+        backbone, ids[2:4], mask[2:4], sampling=sampling, seeds=seeds[4:8], num_samples=2
+    )
     assert sequences(part) == first[4:8]
 
 
-def test_a_changed_adapter_is_sampled_from_and_the_one_before_goes(backbone: Backbone, url: str) -> None:
+def test_a_changed_adapter_is_sampled_from_and_the_one_before_goes(
+    backbone: Backbone, url: str
+) -> None:
     engine = VLLMServerEngine(url)
 
     def names() -> list[str]:
         models = requests.get(f"{url}/v1/models", timeout=60).json()["data"]
-        return [model["id"] for model in models if model["id"].startswith(f"lit-rlhf-{engine._adapters._run}")]
+        return [
+            model["id"]
+            for model in models
+            if model["id"].startswith(f"lit-rlhf-{engine._adapters._run}")
+        ]
 
     _move(backbone, 3)
     before = _sample(engine, backbone, make_seeds(6))
@@ -252,13 +301,17 @@ def test_two_iterations_of_grpo(engine: RolloutEngine, model_dir: Path, tmp_path
         importance_correction=TruncatedImportance(),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.05),
     )
-    quiet_trainer(tmp_path, [], max_epochs=1, enable_checkpointing=False).fit(module, prompt_loader(model_dir))
+    quiet_trainer(tmp_path, [], max_epochs=1, enable_checkpointing=False).fit(
+        module, prompt_loader(model_dir)
+    )
     assert len(seen) == 2
     assert seen[1]["train/objective/kl"] > 0.1
     for metrics in seen:
         assert metrics["train/sampling/sampling_logp_difference/max"] < 10 * FP32_MODEL["atol"]
         for which in ("min", "mean", "max"):
-            assert metrics[f"train/sampling/importance_sampling_ratio/{which}"] == pytest.approx(1, abs=1e-3)
+            assert metrics[f"train/sampling/importance_sampling_ratio/{which}"] == pytest.approx(
+                1, abs=1e-3
+            )
 
 
 def test_another_base_is_refused(url: str, tmp_path: Path) -> None:

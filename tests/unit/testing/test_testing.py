@@ -23,7 +23,8 @@ from lit_rlhf.testing.preferences import KIND, UNKIND
 
 
 @pytest.mark.parametrize(
-    "text", ["the other theme", "naïve 🙂\n\t x", "  two  spaces ", "it 's , don't .", "\x00\x7f", ""]
+    "text",
+    ["the other theme", "naïve 🙂\n\t x", "  two  spaces ", "it 's , don't .", "\x00\x7f", ""],
 )
 @pytest.mark.parametrize("options", [{}, {"specials_last": True}, {"merges": ()}])
 def test_any_text_comes_back(text: str, options: dict[str, object]) -> None:
@@ -55,9 +56,16 @@ def test_chat_template() -> None:
     ]
     text = "<|system|>s<|user|> q\n<|assistant|>a <eos><|user|>again"
     assert tokenizer.apply_chat_template(chat, tokenize=False) == text
-    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text + "<|assistant|>"
-    encoded = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
-    learned = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    assert (
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        == text + "<|assistant|>"
+    )
+    encoded = tokenizer.apply_chat_template(
+        chat, return_dict=True, return_assistant_tokens_mask=True
+    )
+    learned = [
+        i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask
+    ]
     assert tokenizer.decode(learned) == "a <eos>"
 
 
@@ -86,10 +94,22 @@ def test_config_overrides_win() -> None:
 
 def test_command_writes_what_transformers_loads(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "data"
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "lit_rlhf.testing.tiny", str(root)]
+    command = [
+        sys.executable,
+        "-W",
+        "error::RuntimeWarning",
+        "-m",
+        "lit_rlhf.testing.tiny",
+        str(root),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     target = root / "tiny-model"
-    assert {path.stem for path in root.glob("*.jsonl")} == {"demonstrations", "preferences", "prompts", "rankings"}
+    assert {path.stem for path in root.glob("*.jsonl")} == {
+        "demonstrations",
+        "preferences",
+        "prompts",
+        "rankings",
+    }
     tokenizer = AutoTokenizer.from_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(target)
     expected = make_tiny_model(make_tokenizer()).state_dict()

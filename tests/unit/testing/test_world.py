@@ -6,7 +6,16 @@ from itertools import pairwise, product
 
 import pytest
 
-from lit_rlhf.testing.world import ADJECTIVES, ASIDES, INTENSIFIERS, TASTES, TOPICS, World, sentences_of, topic_of
+from lit_rlhf.testing.world import (
+    ADJECTIVES,
+    ASIDES,
+    INTENSIFIERS,
+    TASTES,
+    TOPICS,
+    World,
+    sentences_of,
+    topic_of,
+)
 from lit_rlhf.testing.world_data import (
     Raters,
     WorldData,
@@ -79,13 +88,18 @@ def test_what_is_beside_the_point_costs(nonsense: str) -> None:
 
 
 def test_prompt_without_topic_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"names none of the topics film, hotel, phone, restaurant"):
+    with pytest.raises(
+        ValueError, match=r"names none of the topics film, hotel, phone, restaurant"
+    ):
         World().utility("review of the castle :", "the room was good .")
 
 
 def _all_judgements(topic: str) -> list[str]:
     degrees = ("", *INTENSIFIERS)
-    forms = [f"the {{}} was {'not ' * negated}{degree} {{}} ." for negated, degree in product((0, 1), degrees)]
+    forms = [
+        f"the {{}} was {'not ' * negated}{degree} {{}} ."
+        for negated, degree in product((0, 1), degrees)
+    ]
     forms += [f"i found the {{}} {degree} {{}} ." for degree in degrees]
     aspects = [*TOPICS[topic], *TOPICS["film" if topic != "film" else "hotel"][:1]]
     words = product(forms, aspects, (*ADJECTIVES, *TASTES))
@@ -102,7 +116,9 @@ def test_best_utility_is_that_of_brute_force(topic: str, max_words: int) -> None
     promising = sorted(singles, key=lambda text: world.utility(prompt, text), reverse=True)[:60]
     texts = ["", *singles, *(f"{one} {two}" for one in promising for two in singles)]
     allowed = [text for text in texts if len(text.split()) <= max_words]
-    assert world.best_utility(prompt) == pytest.approx(max(world.utility(prompt, text) for text in allowed))
+    assert world.best_utility(prompt) == pytest.approx(
+        max(world.utility(prompt, text) for text in allowed)
+    )
 
 
 def test_nobody_writes_better_than_the_best() -> None:
@@ -110,7 +126,10 @@ def test_nobody_writes_better_than_the_best() -> None:
     rows = data.demonstrations(2000)
     world = data.world
     for row in rows:
-        assert world.utility(row["prompt"], row["completion"]) <= world.best_utility(row["prompt"]) + 1e-12
+        assert (
+            world.utility(row["prompt"], row["completion"])
+            <= world.best_utility(row["prompt"]) + 1e-12
+        )
 
 
 def test_best_is_neither_repetition_nor_length() -> None:
@@ -118,15 +137,21 @@ def test_best_is_neither_repetition_nor_length() -> None:
     best = "the room was very superb . the staff was very superb ."
     assert world.utility(HOTEL, best) == pytest.approx(world.best_utility(HOTEL))
     assert world.utility(HOTEL, f"{best} the room was very superb .") < world.utility(HOTEL, best)
-    assert world.utility(HOTEL, "the room was very superb . " * 2) < world.utility(HOTEL, best) - 0.5
+    assert (
+        world.utility(HOTEL, "the room was very superb . " * 2) < world.utility(HOTEL, best) - 0.5
+    )
 
 
 def test_writers_are_neutral_and_understood() -> None:
     data = WorldData(writers=Writers(slip=0.0))
     rows = data.demonstrations(3000)
     sentences = [sentence for row in rows for sentence in sentences_of(row["completion"])]
-    assert all(data.world.read(sentence) is not None or sentence in ASIDES for sentence in sentences)
-    mean = sum(data.world.utilities((r["prompt"] for r in rows), (r["completion"] for r in rows))) / len(rows)
+    assert all(
+        data.world.read(sentence) is not None or sentence in ASIDES for sentence in sentences
+    )
+    mean = sum(
+        data.world.utilities((r["prompt"] for r in rows), (r["completion"] for r in rows))
+    ) / len(rows)
     assert abs(mean) < 0.6  # half of it is what words cost
     assert {topic_of(row["prompt"]) for row in rows} == set(TOPICS)
 
@@ -151,7 +176,9 @@ def test_raters_choose_as_often_as_bradley_and_terry_say() -> None:
     rows = data.pairs(6000)
     margins = [float(row["utility_margin"]) for row in rows]
     expected = sum(1 / (1 + math.exp(-abs(margin))) for margin in margins) / len(margins)
-    spread = math.sqrt(sum(p * (1 - p) for p in (1 / (1 + math.exp(-abs(m))) for m in margins))) / len(margins)
+    spread = math.sqrt(
+        sum(p * (1 - p) for p in (1 / (1 + math.exp(-abs(m))) for m in margins))
+    ) / len(margins)
     assert abs(bayes_accuracy(rows) - expected) < 4 * spread
 
 
@@ -163,7 +190,9 @@ def test_share_of_raters_is_the_soft_label() -> None:
     clear = [share for share, p in zip(shares, expected, strict=True) if p > 0.99]
     close = [share for share, p in zip(shares, expected, strict=True) if 0.45 < p < 0.55]
     assert sum(clear) / len(clear) > 0.98
-    assert 0.64 < sum(close) / len(close) < 0.74  # E max(votes, 5 - votes) / 5 = 0.6875 for a fair coin
+    assert (
+        0.64 < sum(close) / len(close) < 0.74
+    )  # E max(votes, 5 - votes) / 5 = 0.6875 for a fair coin
     assert all(row["p_chosen"] == 1.0 for row in WorldData().pairs(50))
 
 
