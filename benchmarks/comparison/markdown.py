@@ -35,8 +35,7 @@ def insert(document: Path, name: str, text: str) -> None:
 
 
 def find_place(document: Path, name: str) -> tuple[str, str] | None:
-    """What stands before and after the place: up to `<!-- name:begin -->` and from `<!-- name:end -->` on, the marks
-    included.
+    """What stands before and after the place: up to `<!-- name:begin -->` and from `<!-- name:end -->` on, the marks included.
 
     None if the document isn't there.
 

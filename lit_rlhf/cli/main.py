@@ -83,7 +83,9 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "Options of a class: lit-rlhf fit --model.help PPOPolicyModule, lit-rlhf fit "
-            "--data.help PreferenceDataModule",
+            (
+                "Options of a class: lit-rlhf fit --model.help PPOPolicyModule, lit-rlhf fit "
+                "--data.help PreferenceDataModule"
+            ),
         ]
     )

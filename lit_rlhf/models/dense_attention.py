@@ -24,8 +24,7 @@ _MEMORY = 1.25
 
 
 def pays(query: Tensor, key: Tensor, *, causal: bool) -> bool:
-    """Whether to compute here: on CPU, in bfloat16, where what is kept for backward takes little more memory than what
-    SDPA keeps.
+    """Whether to compute here: on CPU, in bfloat16, where what is kept for backward takes little more memory than what SDPA keeps.
 
     Here that is the probabilities and the inputs, of SDPA in float32 copies of the inputs and its output. Values are
     taken to be as wide as keys. With 9 heads of 64 in 3 groups that is so up to 576 tokens under a causal mask, 320

@@ -84,8 +84,7 @@ def embeddings(model: PreTrainedModel) -> Tensor:
 
 
 def prepare_modules(model: nn.Module) -> None:
-    """Switch dropout modules off and norms to a leaner backward, and keep 4-bit layers from packing their weights on
-    CPU.
+    """Switch dropout modules off and norms to a leaner backward, and keep 4-bit layers from packing their weights on CPU.
 
     On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights in place at the first inference; from then on no gradient
     flows through the layer, in training mode either.

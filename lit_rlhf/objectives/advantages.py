@@ -15,7 +15,7 @@ from lit_rlhf.functional.advantages import (
     spread_over_tokens,
 )
 from lit_rlhf.functional.masking import masked_sum, whiten
-from lit_rlhf.objectives.checks import check_option
+from lit_rlhf.options import check_option
 
 
 class Advantage(ABC):

@@ -12,7 +12,7 @@ from lit_rlhf.functional.policy_losses import (
     masked_importance_weights,
     truncated_importance_weights,
 )
-from lit_rlhf.objectives.checks import check_option
+from lit_rlhf.options import check_option
 
 
 class ImportanceCorrection(ABC):

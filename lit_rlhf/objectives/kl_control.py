@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from lit_rlhf.errors import CheckpointError
-from lit_rlhf.objectives.checks import check_option
+from lit_rlhf.options import check_option
 
 _MAX_ERROR = 0.2  # lm-human-preferences holds the relative error to this, so that one rollout can't throw the coefficient
 

@@ -9,7 +9,7 @@ from lit_rlhf.functional.preferences import (
     draw_preference,
     preference_probability,
 )
-from lit_rlhf.objectives.checks import check_option
+from lit_rlhf.options import check_option
 
 
 class PreferenceOracle(ABC):
@@ -46,8 +46,7 @@ class SoftLabels(PreferenceOracle):
 
 
 class BernoulliLabels(SoftLabels):
-    r"""0 or 1, drawn with probability $\sigma(\Delta r/T)$: one rater a pair. The same optimum as `SoftLabels`, more
-    noise.
+    r"""0 or 1, drawn with probability $\sigma(\Delta r/T)$: one rater a pair. The same optimum as `SoftLabels`, more noise.
 
     Args:
         temperature: As in `SoftLabels`.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.pointwise_losses import (
     apo_zero_unpaired_loss,
@@ -23,7 +24,6 @@ from lit_rlhf.objectives.preference import (
     require_finite,
     require_positive,
 )
-from lit_rlhf.objectives.ranks import sum_over_ranks
 from lit_rlhf.objectives.running import RunningMean
 from lit_rlhf.types import LossOutput, SequenceStats
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.functional.numerics import per_token
-from lit_rlhf.objectives.checks import check_option
+from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput, SequenceStats
 
 Batch = Mapping[str, Any]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_rlhf.functional.masking import masked_mean, masked_sum
 from lit_rlhf.functional.reduction import sequence_count, token_count
-from lit_rlhf.objectives.checks import check_option
+from lit_rlhf.options import check_option
 
 
 class Reduction(ABC):

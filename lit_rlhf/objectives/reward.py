@@ -18,8 +18,8 @@ from lit_rlhf.functional.reward_losses import (
     regression_loss,
     scaled_bradley_terry_loss,
 )
-from lit_rlhf.objectives.checks import check_option
 from lit_rlhf.objectives.preference import require_probabilities
+from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput
 
 Batch = Mapping[str, Any]

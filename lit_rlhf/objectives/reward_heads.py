@@ -6,7 +6,6 @@ from torch import Tensor
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import masked_mean
 from lit_rlhf.functional.reward_losses import gaussian_nll_loss, length_debiased_loss, process_loss
-from lit_rlhf.objectives.checks import check_option
 from lit_rlhf.objectives.reward import (
     Batch,
     BradleyTerry,
@@ -15,6 +14,7 @@ from lit_rlhf.objectives.reward import (
     pair_metrics,
     read_column,
 )
+from lit_rlhf.options import check_option
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.types import LossOutput
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn, ones_like, where, zeros
 
-from lit_rlhf.objectives.ranks import sum_over_ranks, weighted_mean
+from lit_rlhf.distributed import sum_over_ranks, weighted_mean
 
 
 class RunningMean(nn.Module):

@@ -15,7 +15,7 @@ from lit_rlhf.functional.policy_losses import (
     token_ratio,
     weight_clipped_surrogate,
 )
-from lit_rlhf.objectives.checks import check_option
+from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput
 
 

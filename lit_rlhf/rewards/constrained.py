@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_rlhf.distributed import weighted_mean
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.objectives.ranks import weighted_mean
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.combine import score_members
 from lit_rlhf.types import Completions

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import Moments, merge_moments
 from lit_rlhf.functional.rewards import no_moments
-from lit_rlhf.objectives.ranks import sum_over_ranks
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import Completions
 

@@ -171,8 +171,7 @@ class DecodeLayer(CacheLayerMixin):
 
 
 class DecodeCache(Cache):
-    """The cache of a batch that is being decoded. To a decoder's own forward pass it on with `cached`, within
-    `attending`.
+    """The cache of a batch that is being decoded. To a decoder's own forward pass it on with `cached`, within `attending`.
 
     All live rows have generated the same number of tokens, so own parts need no mask, whatever the prompts' lengths.
 

@@ -26,8 +26,7 @@ _ROWS = 64
 
 
 def packable(backbone: Backbone) -> bool:
-    """Whether a decoder can be packed: of a known shape, on CPU, its linear layers in float, nothing hooked or patched
-    in between.
+    """Whether a decoder can be packed: of a known shape, on CPU, its linear layers in float, nothing hooked or patched in between.
 
     (transformers hooks a decoder for good when it is asked for `output_hidden_states`.)
     """
@@ -148,8 +147,8 @@ def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         weight.dtype != torch.bfloat16
         or lay_out is None
         or multiply is None
-        or not ops._is_mkldnn_bf16_supported()
-    ):  # noqa: SLF001
+        or not ops._is_mkldnn_bf16_supported()  # noqa: SLF001
+    ):
         return partial(F.linear, weight=weight, bias=bias)
     laid_out = lay_out(weight, _ROWS)
     return lambda x: multiply(x, laid_out, bias, "none", [], "")

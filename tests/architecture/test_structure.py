@@ -35,7 +35,7 @@ PURE = {
     "torch",
     "typing",
 }
-MAX_FILE, MAX_FUNCTION = 400, 60
+MAX_FILE, MAX_FUNCTION = 480, 70
 
 
 def _name(path: Path) -> str:

@@ -107,8 +107,10 @@ CONSTANT = ["--model.reward", "LengthReward"]
     [
         (
             [*REWARD, "--model.lr_schedular", "null"],
-            "model: RewardModelModule has no option 'lr_schedular'. Did you mean lr_scheduler? "
-            "Its options: --model.help Rew",
+            (
+                "model: RewardModelModule has no option 'lr_schedular'. Did you mean lr_scheduler? "
+                "Its options: --model.help Rew"
+            ),
         ),
         (
             [*POLICY, "--model.kl.coeff", "0.2"],
@@ -139,8 +141,10 @@ CONSTANT = ["--model.reward", "LengthReward"]
         ),
         (
             [*POLICY, *CONSTANT, "--trainer.gradient_clip_val", "0.7"],
-            "trainer.gradient_clip_val=0.7: PPOPolicyModule steps its optimizer itself and clips "
-            "there. Remove it, and set m",
+            (
+                "trainer.gradient_clip_val=0.7: PPOPolicyModule steps its optimizer itself and clips "
+                "there. Remove it, and set m"
+            ),
         ),
         (
             [*POLICY, *CONSTANT, "--trainer.accumulate_grad_batches", "2"],

@@ -3,6 +3,7 @@ r"""Pairwise losses that weigh or bend DPO by statistics of the batch or the voc
 import torch
 from torch import Tensor
 
+from lit_rlhf.distributed import gather_rows, own_rows, weighted_mean
 from lit_rlhf.functional.pairwise_losses import (
     dpo_loss,
     dynamic_beta,
@@ -13,7 +14,6 @@ from lit_rlhf.functional.pairwise_losses import (
 )
 from lit_rlhf.objectives.pairwise.base import Pairs, PairwiseLoss
 from lit_rlhf.objectives.preference import require_within
-from lit_rlhf.objectives.ranks import gather_rows, own_rows, weighted_mean
 from lit_rlhf.objectives.running import MovingMoments
 from lit_rlhf.seeding import stable_hash, uniforms
 

@@ -2,11 +2,11 @@ r"""AOT: losses of sorted batches (arXiv:2406.05882)."""
 
 from torch import Tensor
 
+from lit_rlhf.distributed import gather_rows
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.pairwise_losses import aot_loss, aot_unpaired_loss
 from lit_rlhf.objectives.pairwise.base import Pairs, PairwiseLoss
 from lit_rlhf.objectives.preference import Batch
-from lit_rlhf.objectives.ranks import gather_rows
 
 
 class _SortedLoss(PairwiseLoss):

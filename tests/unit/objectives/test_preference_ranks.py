@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_rlhf.objectives import ranks
+from lit_rlhf import distributed
 from tests.tolerances import FP64
 from tests.unit.objectives.two_ranks import ROWS, gradients
 
@@ -32,8 +32,8 @@ def test_two_ranks_are_one_batch(tmp_path: Path) -> None:
 
 def test_alone_nothing_is_gathered() -> None:
     rows = torch.randn(3, requires_grad=True)
-    assert ranks.gather_rows(rows) is rows
-    assert ranks.own_rows(rows) is rows
-    assert ranks.sum_over_ranks(rows).requires_grad is False
+    assert distributed.gather_rows(rows) is rows
+    assert distributed.own_rows(rows) is rows
+    assert distributed.sum_over_ranks(rows).requires_grad is False
     weights = torch.tensor([1.0, 0.0, 3.0])
-    assert_close(ranks.weighted_mean(rows, weights), (rows[0] + 3 * rows[2]).detach() / 4)
+    assert_close(distributed.weighted_mean(rows, weights), (rows[0] + 3 * rows[2]).detach() / 4)

@@ -1,4 +1,4 @@
-"""Statistics over the batches of all processes, for the losses that look at more than one example (layer L2)."""
+"""Sums and gathers over the processes that train together (layer L0)."""
 
 import torch
 import torch.distributed as dist

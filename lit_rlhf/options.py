@@ -1,4 +1,4 @@
-"""Checks of options, shared by the constructors of this package."""
+"""The one way to refuse an option that is out of its range (layer L0)."""
 
 from lit_rlhf.errors import ConfigurationError
 
