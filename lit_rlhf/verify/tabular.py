@@ -175,10 +175,10 @@ class TabularWorld:
     def backbone(self, policy: Tensor | None = None) -> Backbone:
         """A backbone whose policy is the given distribution (Y,); default: the reference."""
         config = TabularConfig(self.vocab_size, self.depth)
-        backbone = Backbone.wrap(
-            ModelSpec(config={}, branching="auto"),
+        backbone = Backbone(
             TabularModel(config),
             _tokenizer(self.vocab_size),
+            ModelSpec(config={}, branching="auto"),
         )
         self.set_policy(backbone, self.reference if policy is None else policy)
         return backbone

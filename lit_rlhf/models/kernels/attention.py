@@ -30,7 +30,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lit_rlhf.functional.branches import BranchParts
-from lit_rlhf.models.dense_attention import dense_attention, pays
+from lit_rlhf.internals.transformers import attention_of
+from lit_rlhf.models.kernels.dense_attention import dense_attention, pays
 
 NAME = "lit_rlhf_grouped"
 _parts: ContextVar[BranchParts | None] = ContextVar("branch_parts", default=None)
@@ -61,16 +62,7 @@ def current_parts() -> BranchParts | None:
 
 def computes_apart(config: PretrainedConfig) -> bool:
     """Whether a model's layers heed `apart`."""
-    return getattr(config, "_attn_implementation", None) == NAME
-
-
-def kernel_to_load(config: PretrainedConfig, attention: str) -> str:
-    """The implementation to load a model with before `use_grouped_attention`.
-
-    Models that cap the scores (Gemma 2) are refused SDPA by transformers, whose function can't; the one here can.
-    """
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    return "eager" if attention == "sdpa" and capped else attention
+    return attention_of(config) == NAME
 
 
 def use_grouped_attention(model: PreTrainedModel) -> None:

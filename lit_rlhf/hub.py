@@ -1,4 +1,4 @@
-"""Loading tokenizers, and which of their ids end a text."""
+"""Loading with transformers from directories and the hub: never a repository's code without leave, and clear errors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import TypeVar
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError
 
@@ -20,42 +19,23 @@ _LOAD_ERRORS = (
     ImportError,
     KeyError,
     AttributeError,
+    TypeError,
     RuntimeError,
     SafetensorError,
     StrictDataclassError,
 )
 
 
-def load_tokenizer(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer, padding on the right.
-
-    Args:
-        name: Directory or hub id.
-        revision: Branch, tag or commit on the hub.
-        trust_remote_code: Run code that comes with the tokenizer.
-
-    Raises:
-        ConfigurationError: There is no such directory, or it holds no tokenizer.
-    """
-    tokenizer: PreTrainedTokenizerBase = from_hub(
-        lambda: AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, padding_side="right"
-        ),
-        name,
-        "tokenizer",
-    )
-    return tokenizer
-
-
 def from_hub(load: Callable[[], T], name: str, what: str) -> T:
     """Call a `from_pretrained`, turning its errors into ones that name the option and the way out.
 
     Args:
-        load: Loads.
+        load: Loads, with `trust_remote_code` given as a bool: left out, transformers asks on the terminal.
         name: Directory or hub id that it loads.
         what: "model" or "tokenizer".
+
+    Raises:
+        ConfigurationError: It can't be loaded.
     """
     require_directory(name, what)
     try:
@@ -65,10 +45,10 @@ def from_hub(load: Callable[[], T], name: str, what: str) -> T:
     except _LOAD_ERRORS as error:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
-            reason = (
-                "it comes with code of its own, which runs with trust_remote_code=true alone. "
-                + reason
-            )
+            raise ConfigurationError(
+                f"The {what} {name!r} comes with code of its own, which runs only with trust_remote_code: true. Read "
+                "that code first; without it, use files that transformers loads by itself."
+            ) from error
         raise ConfigurationError(_hint(name, what, reason[:400])) from error
 
 
@@ -87,19 +67,6 @@ def require_directory(name: str, what: str) -> None:
         )
 
 
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end a text, as generation config, config and tokenizer name them."""
-    found: set[int] = set()
-    for source in (
-        getattr(model, "generation_config", None),
-        model.config.get_text_config(),
-        tokenizer,
-    ):
-        ids = getattr(source, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    return tuple(sorted(found))
-
-
 def _hint(name: str, what: str, reason: str) -> str:
     path = Path(name)
     if path.is_dir():
@@ -109,5 +76,8 @@ def _hint(name: str, what: str, reason: str) -> str:
         if wanted not in files:
             advice += f" {wanted} is missing: was the {what} saved there?"
     else:
-        advice = "No such directory; taken for a hub id, which needs the network, or the model in the local cache."
+        advice = (
+            f"No such directory (looked in {Path.cwd()}); taken for a hub id, which needs the network, or the {what} in "
+            "the local cache."
+        )
     return f"Can't load the {what} {name!r}. {advice} The cause: {reason}"

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.peft import active_of
+from lit_rlhf.internals.torch import is_altered, version_of
 
 if TYPE_CHECKING:
     _Layer = nn.Module
@@ -83,7 +84,7 @@ class _AdaptedLinear(torch.autograd.Function):
         )
 
 
-class _RoleLayer(_Layer):
+class RoleLayer(_Layer):
     """The forward of one adapted linear layer: the base alone, or with the adapter of the active role."""
 
     base_layer: nn.Module
@@ -92,11 +93,8 @@ class _RoleLayer(_Layer):
     lora_dropout: nn.ModuleDict
     scaling: dict[str, float]
     in_place = True
-    _active_adapter: list[str]
-    _disable_adapters: bool
-    _cast: (
-        "dict[str, tuple[Tensor, Tensor, tuple[int, int]]]"  # of inference, kept while a role is on
-    )
+    casts: dict[str, tuple[Tensor, Tensor, tuple[int, int]]]
+    """Of inference, kept while a role is on."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -116,8 +114,7 @@ class _RoleLayer(_Layer):
     @property
     def active(self) -> str | None:
         """The adapter that is on; None where the active role has none, or one that leaves this layer out."""
-        name = self._active_adapter[0]
-        return None if self._disable_adapters or name not in self.scaling else name
+        return active_of(self)
 
     def matrices(self, name: str) -> tuple[Tensor, Tensor]:
         """A, (r, in), and B, (out, r), of an adapter."""
@@ -129,14 +126,14 @@ class _RoleLayer(_Layer):
         down, up = self.matrices(name)
         if torch.is_grad_enabled() or down.dtype == dtype:
             return down.to(dtype), up.to(dtype).t()
-        versions = (down._version, up._version)  # noqa: SLF001 - an optimizer's step moves them
-        kept = self._cast.get(name)
+        versions = version_of(down), version_of(up)  # an optimizer's step moves them
+        kept = self.casts.get(name)
         if kept is None or kept[2] != versions:
-            kept = self._cast[name] = (down.to(dtype), up.to(dtype).t(), versions)
+            kept = self.casts[name] = (down.to(dtype), up.to(dtype).t(), versions)
         return kept[0], kept[1]
 
 
-class RoleLinear(_RoleLayer, lora.Linear):  # type: ignore[misc]
+class RoleLinear(RoleLayer, lora.Linear):
     """On a linear layer in float."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,19 +157,19 @@ class RoleLinear(_RoleLayer, lora.Linear):  # type: ignore[misc]
         )
 
 
-class RoleLinear4bit(_RoleLayer, lora_bnb.Linear4bit):  # type: ignore[misc]
+class RoleLinear4bit(RoleLayer, lora_bnb.Linear4bit):
     """On a bitsandbytes layer of 4 bits."""
 
     in_place = False  # its output is a view made inside an autograd function
 
 
-class RoleLinear8bit(_RoleLayer, lora_bnb.Linear8bitLt):  # type: ignore[misc]
+class RoleLinear8bit(RoleLayer, lora_bnb.Linear8bitLt):
     """On a bitsandbytes layer of 8 bits."""
 
     in_place = False
 
 
-_LAYERS: dict[type, type[_RoleLayer]] = {
+_LAYERS: dict[type, type[RoleLayer]] = {
     lora.Linear: RoleLinear,
     lora_bnb.Linear4bit: RoleLinear4bit,
     lora_bnb.Linear8bitLt: RoleLinear8bit,
@@ -198,17 +195,6 @@ def is_float_linear(layer: nn.Module | None) -> bool:
     return type(base) is nn.Linear and base.weight.is_floating_point()
 
 
-def is_altered(module: nn.Module) -> bool:
-    """Whether calling it does more than its class says: it is hooked, or its forward is patched."""
-    hooks = (
-        module._forward_hooks,  # noqa: SLF001
-        module._forward_pre_hooks,  # noqa: SLF001
-        module._backward_hooks,  # noqa: SLF001
-        module._backward_pre_hooks,  # noqa: SLF001
-    )
-    return any(hooks) or "forward" in vars(module)
-
-
 def linear_parts(layer: nn.Module) -> LinearParts:
     """Take a linear layer in float to its parts."""
     base = layer.base_layer if isinstance(layer, RoleLinear) else layer
@@ -219,19 +205,9 @@ def linear_parts(layer: nn.Module) -> LinearParts:
     return LinearParts(base.weight, base.bias, down, up * layer.scaling[layer.active])
 
 
-def adopt(layer: nn.Module, name: str) -> None:
-    """Give a layer that peft injected the forward above; it stays an instance of peft's class.
-
-    Raises:
-        ConfigurationError: peft adapted something else than a linear layer.
-    """
-    if isinstance(layer, _RoleLayer):
-        return
+def adopt(layer: nn.Module) -> None:
+    """Give a layer that peft injected the forward above; it stays an instance of peft's class. Others keep theirs."""
     ours = _LAYERS.get(type(layer))
-    if ours is None:
-        raise ConfigurationError(
-            f"lora.target_modules matches {name!r}, which is no linear layer ({type(layer).__name__} in peft). Name "
-            "linear layers of the decoder, or use 'all-linear'."
-        )
-    layer.__class__ = ours
-    layer._cast = {}  # type: ignore[assignment]  # noqa: SLF001
+    if ours is not None:
+        layer.__class__ = ours
+        layer.casts = {}  # type: ignore[assignment]

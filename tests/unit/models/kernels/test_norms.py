@@ -12,7 +12,7 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from lit_rlhf.models.norms import adopt_norm, rms_norm
+from lit_rlhf.models.kernels.norms import adopt_norm, rms_norm
 from tests.tolerances import BF16, FP32
 
 KINDS = [LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm]

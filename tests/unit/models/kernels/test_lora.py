@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lit_rlhf.models import LoraSpec, lora
-from lit_rlhf.models.lora import RoleLinear, adapted_linear
+from lit_rlhf.models import LoraSpec
+from lit_rlhf.models.kernels import lora
+from lit_rlhf.models.kernels.lora import RoleLinear, adapted_linear
 from tests.tolerances import BF16, FP32
 from tests.unit.models.conftest import MakeBackbone, shake
 

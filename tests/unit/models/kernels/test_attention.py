@@ -9,8 +9,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as eager_capped
 
 from lit_rlhf.functional.branches import branch_attention_mask, branch_layout, branch_parts
-from lit_rlhf.models import attention
-from lit_rlhf.models.attention import NAME, apart, grouped_attention
+from lit_rlhf.models.kernels import attention
+from lit_rlhf.models.kernels.attention import NAME, apart, grouped_attention
 from tests.tolerances import BF16, FP32
 from tests.unit.models.conftest import MakeBackbone
 

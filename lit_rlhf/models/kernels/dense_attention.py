@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_rlhf.internals.torch import softmax_backward
+
 _SCORES = 400_000
 """Scores that are computed together: some 2 MB in float32."""
 _QUERIES = 64
@@ -130,7 +132,7 @@ class _DenseAttention(torch.autograd.Function):
             part.seen(grad_value).add_(torch.bmm(probs.transpose(1, 2), upstream))
             # dL/dz = p (dL/dp - sum_j p_j dL/dp_j), within the operator in float32
             grad_probs = torch.bmm(upstream, part.seen(value).transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype)  # noqa: SLF001
+            grad_scores = softmax_backward(grad_probs, probs)
             part.seen(grad_key).add_(_scaled(grad_scores.transpose(1, 2), rows, ctx.scale))
             own = grad_query[part.sequences, :, part.queries]
             own.copy_(_scaled(grad_scores, part.seen(key), ctx.scale).view(own.shape))

@@ -7,17 +7,14 @@ once for all rows, without the dispatch of a decoder's own forward.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
+from transformers import LlamaModel, MistralModel, PreTrainedModel, Qwen2Model, Qwen3Model
 
-from lit_rlhf.models import Backbone
-from lit_rlhf.models.lora import LinearParts, is_altered, is_float_linear, linear_parts
-from lit_rlhf.rollout.kv_cache import DecodeCache
+from lit_rlhf.internals.torch import is_altered, laid_out_linear
+from lit_rlhf.models.kernels.lora import LinearParts, is_float_linear, linear_parts
 
 _KNOWN = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Decoders of the one shape that `_PackedLayer` computes; a subclass may compute another."""
@@ -25,41 +22,38 @@ _ROWS = 64
 """Rows that weights are laid out for; the layout serves any number."""
 
 
-def packable(backbone: Backbone) -> bool:
+def packable(model: PreTrainedModel) -> bool:
     """Whether a decoder can be packed: of a known shape, on CPU, its linear layers in float, nothing hooked or patched in between.
 
     (transformers hooks a decoder for good when it is asked for `output_hidden_states`.)
     """
-    decoder: Any = backbone.decoder
-    if (
-        type(decoder) not in _KNOWN
-        or backbone.device.type != "cpu"
-        or torch.is_autocast_enabled("cpu")
-    ):
+    decoder: Any = model.base_model
+    if type(decoder) not in _KNOWN or model.device.type != "cpu":
         return False
-    if any(map(is_altered, backbone.model.modules())):
+    if torch.is_autocast_enabled("cpu") or any(map(is_altered, model.modules())):
         return False
     products = [layer for block in decoder.layers for layer in _projections(block)]
-    return all(map(is_float_linear, (*products, backbone.model.get_output_embeddings())))
+    return all(map(is_float_linear, (*products, model.get_output_embeddings())))
 
 
 class PackedStep:
-    """One more token of each row, by a copy of a backbone's weights: those of the role that is active when it is made.
+    """One more token of each row, by a copy of a model's weights: those of the role that is active when it is made.
 
     Args:
-        backbone: One that is `packable`. After a change of its weights, make another: this one may or may not see it.
+        model: One that is `packable`. After a change of its weights, make another: this one may or may not see it.
+        logits: From states and the product with the LM head to logits, as `Backbone.logits`.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        decoder: Any = backbone.decoder
-        self.backbone = backbone
+    def __init__(self, model: PreTrainedModel, logits: Callable[..., Tensor]) -> None:
+        decoder: Any = model.base_model
+        self.logits = logits
         self.embed, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
         self.layers = [
             _PackedLayer(layer) for layer in decoder.layers[: decoder.config.num_hidden_layers]
         ]
-        self.head = _PackedLinear([backbone.model.get_output_embeddings()])
+        self.head = _PackedLinear([model.get_output_embeddings()])
 
-    def __call__(self, tokens: Tensor, cache: DecodeCache) -> tuple[Tensor, Tensor]:
+    def __call__(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
         """See `DecodeStep`."""
         states = self.embed(tokens)
         cos, sin = self.rotary(states[:, None], cache.positions[:, None])
@@ -68,7 +62,7 @@ class PackedStep:
         for index, layer in enumerate(self.layers):
             states = layer(states, turn, cache, index)
         states = self.norm(states)
-        return states, self.backbone.logits(states, product=self.head)
+        return states, self.logits(states, product=self.head)
 
 
 class _PackedLayer:
@@ -88,7 +82,7 @@ class _PackedLayer:
         self.heads = [width // self.dim for width in self.query_key_value.widths]
 
     def __call__(
-        self, states: Tensor, turn: tuple[Tensor, Tensor], cache: DecodeCache, index: int
+        self, states: Tensor, turn: tuple[Tensor, Tensor], cache: Any, index: int
     ) -> Tensor:
         heads = self.query_key_value(self.attention_norm(states)).unflatten(-1, (-1, self.dim))
         queries, keys, values = self.heads
@@ -124,8 +118,10 @@ class _PackedLinear:
                     for weight, given in rows
                 ]
             )
-        self.product = _product(
-            torch.cat([weight for weight, _ in rows]) if len(rows) > 1 else rows[0][0], bias
+        self.product = laid_out_linear(
+            torch.cat([weight for weight, _ in rows]) if len(rows) > 1 else rows[0][0],
+            bias,
+            _ROWS,
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -134,24 +130,6 @@ class _PackedLinear:
         if self.up is None:
             return out
         return out[:, : self.width].addmm_(out[:, self.width :], self.up)
-
-
-def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    ops: Any = torch.ops.mkldnn
-    # Private operators, those that torch's compiler uses: a torch without them gets plain products.
-    lay_out, multiply = (
-        getattr(ops, "_reorder_linear_weight", None),
-        getattr(ops, "_linear_pointwise", None),
-    )
-    if (
-        weight.dtype != torch.bfloat16
-        or lay_out is None
-        or multiply is None
-        or not ops._is_mkldnn_bf16_supported()  # noqa: SLF001
-    ):
-        return partial(F.linear, weight=weight, bias=bias)
-    laid_out = lay_out(weight, _ROWS)
-    return lambda x: multiply(x, laid_out, bias, "none", [], "")
 
 
 def _diagonal(parts: Sequence[LinearParts]) -> Tensor:

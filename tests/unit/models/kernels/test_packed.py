@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lit_rlhf.internals.torch import laid_out_linear, multiplies_bfloat16
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, evaluating
+from lit_rlhf.models.kernels.packed import PackedStep, packable
 from lit_rlhf.rollout import NativeEngine, Sampling
 from lit_rlhf.rollout.native import prefill
-from lit_rlhf.rollout.packed import PackedStep, _product, packable
 from lit_rlhf.rollout.steps import DecodeStep, ModelStep, choose_step
 from tests.reference.generations import LENGTHS, make_prompts, make_seeds
 from tests.tolerances import BF16, FP32_MODEL
@@ -33,7 +34,9 @@ def make(
     tokenizer: Path, kind: str = "llama", dtype: Any = "float32", lora: LoraSpec | None = None
 ) -> Backbone:
     config = {"model_type": kind, **SMALL, **KINDS[kind]}
-    backbone = Backbone(ModelSpec(config=config, tokenizer=str(tokenizer), dtype=dtype, lora=lora))
+    backbone = Backbone.load(
+        ModelSpec(config=config, tokenizer=str(tokenizer), dtype=dtype, lora=lora)
+    )
     if lora is not None:
         backbone.add_adapter("policy")
     generator = torch.Generator().manual_seed(5)
@@ -53,7 +56,8 @@ def trajectory(
     states, logits = [], []
     with evaluating(backbone), backbone.use_role(role):
         _, cache = prefill(backbone, ids, mask.sum(-1), 2)
-        step = kind(backbone)  # type: ignore[call-arg]
+        packed = kind is PackedStep
+        step = PackedStep(backbone.model, backbone.logits) if packed else ModelStep(backbone)
         rows = torch.arange(12)
         for index, tokens in enumerate(fed):
             if index == 2:
@@ -70,7 +74,7 @@ def test_states_and_logits_are_those_of_the_decoders_own_forward(
     tiny_model_dir: Path, kind: str
 ) -> None:
     backbone = make(tiny_model_dir, kind)
-    assert packable(backbone)
+    assert packable(backbone.model)
     ours, theirs = trajectory(backbone, PackedStep), trajectory(backbone, ModelStep)
     assert_close(ours[0], theirs[0], **FP32_MODEL)
     assert_close(ours[1], theirs[1], **FP32_MODEL)
@@ -123,14 +127,14 @@ def test_bfloat16_is_as_near_to_float32_as_the_decoders_own_forward(
 
 
 @pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    not multiplies_bfloat16(),
     reason="no bfloat16 kernels of oneDNN on this CPU",
 )
 def test_a_product_laid_out_by_onednn_is_the_plain_one() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(96, 64, generator=generator).bfloat16()
     bias = torch.randn(96, generator=generator).bfloat16()
-    product = _product(weight, bias)
+    product = laid_out_linear(weight, bias, 64)
     assert not isinstance(product, partial)
     for rows in (1, 7, 64, 100):
         x = torch.randn(rows, 64, generator=generator).bfloat16()
@@ -152,11 +156,13 @@ def test_the_engine_packs_unless_told_not_to(
     made = []
     before = PackedStep.__init__
     monkeypatch.setattr(
-        PackedStep, "__init__", lambda self, b: (made.append(b), before(self, b))[1]
+        PackedStep, "__init__", lambda self, *given: (made.append(0), before(self, *given))[1]
     )
     packed = generate(backbone, NativeEngine())
     assert len(made) == 1
-    assert torch.equal(generate(backbone, NativeEngine(pack_weights=False)), packed)
+    backbone.spec.kernels = "plain"
+    assert torch.equal(generate(backbone, NativeEngine()), packed)
+    backbone.spec.kernels = "auto"
     generate(backbone, NativeEngine(), new_tokens=3)  # not worth it
     assert len(made) == 1
     generate(
@@ -173,13 +179,14 @@ def test_weights_that_have_been_trained_meanwhile_are_packed_anew(tiny_model_dir
             parameter.mul_(1.3)
     after = generate(backbone, engine)
     assert not torch.equal(before, after)
-    assert torch.equal(after, generate(backbone, NativeEngine(pack_weights=False)))
+    backbone.spec.kernels = "plain"
+    assert torch.equal(after, generate(backbone, engine))
 
 
 def test_what_cannot_be_packed_is_decoded_by_its_own_forward(tiny_model_dir: Path) -> None:
     spec = {"tokenizer": str(tiny_model_dir), "config": {"model_type": "llama", **SMALL}}
-    nf4 = Backbone(ModelSpec(**spec, quantization="nf4", lora=LoraSpec(rank=2)))
-    gpt2 = Backbone(
+    nf4 = Backbone.load(ModelSpec(**spec, quantization="nf4", lora=LoraSpec(rank=2)))
+    gpt2 = Backbone.load(
         ModelSpec(
             tokenizer=str(tiny_model_dir),
             config={
