@@ -8,12 +8,12 @@ from torch import Tensor
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import PolicyModule, PreferenceModule, RLHFModule
-from lit_rlhf.testing import populations as data
-from lit_rlhf.testing import targets
-from lit_rlhf.testing.tabular import TabularWorld, tree
-from lit_rlhf.testing.verify.policy import PolicyCase
-from lit_rlhf.testing.verify.preference import PreferenceCase
-from lit_rlhf.testing.verify.runner import Case
+from lit_rlhf.verify import populations as data
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.policy import PolicyCase
+from lit_rlhf.verify.preference import PreferenceCase
+from lit_rlhf.verify.runner import Case
+from lit_rlhf.verify.tabular import TabularWorld, tree
 
 _GROUP = 2
 """Samples of a prompt, of a module that draws several: all groups of more are too many."""
@@ -24,7 +24,7 @@ def custom_case(make_module: Callable[[], RLHFModule]) -> Case:
 
     $\beta$ is `loss.beta` of a preference module and `kl.value` of a policy module. A method that claims another
     optimum says so by a method `tabular_optimum(world)` of the module, or of its loss or advantage, that returns the
-    probabilities (Y,) of `world.completions`; see `lit_rlhf.testing.targets` for what it can be made of. A policy
+    probabilities (Y,) of `world.completions`; see `lit_rlhf.verify.targets` for what it can be made of. A policy
     module that draws several samples of a prompt draws two here.
 
     Args:

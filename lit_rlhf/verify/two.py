@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from lit_rlhf import objectives as o
-from lit_rlhf.testing import populations as data
-from lit_rlhf.testing import stationarity as by_hand
-from lit_rlhf.testing import targets
-from lit_rlhf.testing.stationarity import TwoCompletions
-from lit_rlhf.testing.tabular import bandit
-from lit_rlhf.testing.verify.preference import MakeLoss, PreferenceCase
-from lit_rlhf.testing.verify.runner import BETA
+from lit_rlhf.verify import populations as data
+from lit_rlhf.verify import stationarity as by_hand
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.verify.runner import BETA
+from lit_rlhf.verify.stationarity import TwoCompletions
+from lit_rlhf.verify.tabular import bandit
 
 _ROOT = "root of dE/dx, 2 completions"
 

@@ -12,9 +12,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.seeding import stable_hash
-from lit_rlhf.testing.tokenizers import make_word_tokenizer
-from lit_rlhf.testing.world import (
+from lit_rlhf.demo.world import (
     ADJECTIVES,
     ASIDES,
     INTENSIFIERS,
@@ -26,6 +24,8 @@ from lit_rlhf.testing.world import (
     topic_of,
     worth,
 )
+from lit_rlhf.seeding import stable_hash
+from lit_rlhf.testing.tokenizers import make_word_tokenizer
 
 Split = Literal["train", "heldout"]
 

@@ -8,19 +8,19 @@ from functools import cache
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import RLHFModule
-from lit_rlhf.testing.verify.anchored import anchored_cases, degenerate_cases
-from lit_rlhf.testing.verify.custom import custom_case
-from lit_rlhf.testing.verify.exact import exact_cases
-from lit_rlhf.testing.verify.groups import group_cases
-from lit_rlhf.testing.verify.margins import divergence_cases, margin_cases
-from lit_rlhf.testing.verify.online import pair_cases
-from lit_rlhf.testing.verify.policy import PolicyCase, policy_cases
-from lit_rlhf.testing.verify.preference import PreferenceCase
-from lit_rlhf.testing.verify.reward import RewardCase, reward_cases
-from lit_rlhf.testing.verify.runner import Case, VerifyRow, verify_case
-from lit_rlhf.testing.verify.tilted import tilted_cases
-from lit_rlhf.testing.verify.two import corner_cases, two_completion_cases
-from lit_rlhf.testing.verify.variants import variant_cases
+from lit_rlhf.verify.anchored import anchored_cases, degenerate_cases
+from lit_rlhf.verify.custom import custom_case
+from lit_rlhf.verify.exact import exact_cases
+from lit_rlhf.verify.groups import group_cases
+from lit_rlhf.verify.margins import divergence_cases, margin_cases
+from lit_rlhf.verify.online import pair_cases
+from lit_rlhf.verify.policy import PolicyCase, policy_cases
+from lit_rlhf.verify.preference import PreferenceCase
+from lit_rlhf.verify.reward import RewardCase, reward_cases
+from lit_rlhf.verify.runner import Case, VerifyRow, verify_case
+from lit_rlhf.verify.tilted import tilted_cases
+from lit_rlhf.verify.two import corner_cases, two_completion_cases
+from lit_rlhf.verify.variants import variant_cases
 
 __all__ = [
     "Case",

@@ -6,7 +6,7 @@ from itertools import pairwise, product
 
 import pytest
 
-from lit_rlhf.testing.world import (
+from lit_rlhf.demo.world import (
     ADJECTIVES,
     ASIDES,
     INTENSIFIERS,
@@ -16,7 +16,7 @@ from lit_rlhf.testing.world import (
     sentences_of,
     topic_of,
 )
-from lit_rlhf.testing.world_data import (
+from lit_rlhf.demo.world_data import (
     Raters,
     WorldData,
     Writers,

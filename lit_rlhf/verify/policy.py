@@ -25,11 +25,11 @@ from lit_rlhf.modules import (
 )
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.testing import targets
-from lit_rlhf.testing.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree, use_double_heads
-from lit_rlhf.testing.verify.exact import PI_STAR, optimum
-from lit_rlhf.testing.verify.runner import BETA, Case, Training
 from lit_rlhf.types import Completions, Rollout
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.exact import PI_STAR, optimum
+from lit_rlhf.verify.runner import BETA, Case, Training
+from lit_rlhf.verify.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree, use_double_heads
 
 MakeModule = Callable[[ModelSpec, Reward], PolicyModule]
 _GROUP, _ENTROPY = 2, 0.2

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlhf.testing.tabular import TabularWorld
+from lit_rlhf.verify.tabular import TabularWorld
 
 Population = dict[str, Any]
 """A branched batch with `weight` (B,) float64 that sums to 1."""

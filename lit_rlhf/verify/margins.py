@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from lit_rlhf import objectives as o
-from lit_rlhf.testing import populations as data
-from lit_rlhf.testing import stationarity, targets
-from lit_rlhf.testing.tabular import bandit, tree
-from lit_rlhf.testing.verify.preference import MakeLoss, PreferenceCase
-from lit_rlhf.testing.verify.runner import BETA
+from lit_rlhf.verify import populations as data
+from lit_rlhf.verify import stationarity, targets
+from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.verify.runner import BETA
+from lit_rlhf.verify.tabular import bandit, tree
 
 _SMOOTHING = 0.15
 _GAMMA = 0.6

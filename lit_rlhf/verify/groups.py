@@ -26,11 +26,11 @@ from lit_rlhf.modules import (
     RLOOPolicyModule,
 )
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.testing import targets
-from lit_rlhf.testing.tabular import TabularWorld, bandit, tree
-from lit_rlhf.testing.verify.exact import PI_STAR, optimum
-from lit_rlhf.testing.verify.policy import PolicyCase
-from lit_rlhf.testing.verify.runner import BETA, Training
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.exact import PI_STAR, optimum
+from lit_rlhf.verify.policy import PolicyCase
+from lit_rlhf.verify.runner import BETA, Training
+from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 _EPS = 1e-4
 

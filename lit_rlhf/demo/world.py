@@ -2,7 +2,7 @@
 
 A prompt names a topic (`review of the hotel :`); a text is a row of sentences that judge aspects of a topic
 (`the view was not very good .`) or tell something beside the point (`we went there on monday .`). What a reader gets
-from a text is a number, `World.utility`; raters, data sets and the tokenizer are in `lit_rlhf.testing.world_data`.
+from a text is a number, `World.utility`; raters, data sets and the tokenizer are in `lit_rlhf.demo.world_data`.
 """
 
 import math

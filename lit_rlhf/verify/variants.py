@@ -19,13 +19,13 @@ from lit_rlhf.modules import (
 )
 from lit_rlhf.rewards import ConstrainedReward, Reward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.testing import targets
-from lit_rlhf.testing.tabular import TabularWorld, bandit, tree
-from lit_rlhf.testing.verify.exact import PI_STAR, optimum
-from lit_rlhf.testing.verify.online import PairCase
-from lit_rlhf.testing.verify.policy import MakeModule, PolicyCase
-from lit_rlhf.testing.verify.runner import BETA
 from lit_rlhf.types import Completions, Rollout
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.exact import PI_STAR, optimum
+from lit_rlhf.verify.online import PairCase
+from lit_rlhf.verify.policy import MakeModule, PolicyCase
+from lit_rlhf.verify.runner import BETA
+from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 _ETA = 0.7
 _PTX = 0.2

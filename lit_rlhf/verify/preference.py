@@ -10,9 +10,9 @@ from torch import Tensor
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import PreferenceModule, RLHFModule
 from lit_rlhf.objectives import PreferenceLoss
-from lit_rlhf.testing.populations import Population
-from lit_rlhf.testing.tabular import TabularWorld, use_double_heads
-from lit_rlhf.testing.verify.runner import Case, Training
+from lit_rlhf.verify.populations import Population
+from lit_rlhf.verify.runner import Case, Training
+from lit_rlhf.verify.tabular import TabularWorld, use_double_heads
 
 MakeLoss = Callable[[], PreferenceLoss]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.modules import RLHFModule
-from lit_rlhf.testing.tabular import TabularWorld, total_variation
+from lit_rlhf.verify.tabular import TabularWorld, total_variation
 
 BETA = 0.5
 GRADIENT_TOLERANCE = 1e-6

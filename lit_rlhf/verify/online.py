@@ -15,13 +15,13 @@ from lit_rlhf.modules import (
     SPPOPolicyModule,
     XPOPolicyModule,
 )
-from lit_rlhf.testing import populations as data
-from lit_rlhf.testing import targets
-from lit_rlhf.testing.tabular import TabularWorld, bandit, tree
-from lit_rlhf.testing.verify.exact import PI_STAR, optimum
-from lit_rlhf.testing.verify.policy import MakeModule, PolicyCase
-from lit_rlhf.testing.verify.runner import BETA
 from lit_rlhf.types import Rollout
+from lit_rlhf.verify import populations as data
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.exact import PI_STAR, optimum
+from lit_rlhf.verify.policy import MakeModule, PolicyCase
+from lit_rlhf.verify.runner import BETA
+from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 _ALPHA = 0.05
 _MIXTURE = 0.3

@@ -5,11 +5,11 @@ from functools import partial
 from torch import Tensor
 
 from lit_rlhf import objectives as o
-from lit_rlhf.testing import populations as data
-from lit_rlhf.testing import targets
-from lit_rlhf.testing.tabular import TabularWorld, bandit
-from lit_rlhf.testing.verify.preference import MakeLoss, PreferenceCase
-from lit_rlhf.testing.verify.runner import BETA
+from lit_rlhf.verify import populations as data
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.verify.runner import BETA
+from lit_rlhf.verify.tabular import TabularWorld, bandit
 
 _ROOT = "phi'(u) = pi * sum phi'"
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from lit_rlhf import objectives as o
-from lit_rlhf.testing import populations as data
-from lit_rlhf.testing import targets
-from lit_rlhf.testing.tabular import tree
-from lit_rlhf.testing.verify.preference import MakeLoss, PreferenceCase
-from lit_rlhf.testing.verify.runner import BETA
+from lit_rlhf.verify import populations as data
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.verify.runner import BETA
+from lit_rlhf.verify.tabular import tree
 
 _TOKEN_PRICE = 0.4
 _SPIN_SCALE = 0.7
