@@ -21,7 +21,7 @@ from lit_rlhf.files import whole_directory
 from lit_rlhf.internals.transformers import set_attention
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import RECORD, ExportRecord
-from lit_rlhf.models.loading import DTYPES, embeddings, quiet
+from lit_rlhf.models.loading import dtype_of, embeddings, quiet
 from lit_rlhf.models.merging import merged_state
 from lit_rlhf.models.readback import check_export
 from lit_rlhf.tokenizers import tokenizer_fingerprint
@@ -138,7 +138,7 @@ def _size(backbone: Backbone, role: str | None, as_adapter: bool) -> int:
     count = sum(
         p.quant_state.shape.numel() if isinstance(p, Params4bit) else p.numel() for p in base
     )
-    return count * DTYPES[backbone.spec.dtype].itemsize
+    return count * dtype_of(backbone.spec).itemsize
 
 
 def _save_adapter(
@@ -157,7 +157,7 @@ def _save_whole(
 ) -> None:
     try:
         with torch.device("meta"), quiet():
-            shell = auto_class.from_config(config, dtype=DTYPES[backbone.spec.dtype])
+            shell = auto_class.from_config(config, dtype=dtype_of(backbone.spec))
     except ValueError as error:
         raise ConfigurationError(
             f"transformers has no {auto_class.__name__} for {config.model_type!r}: {error}"

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.internals.bitsandbytes import keep_trainable
 from lit_rlhf.models.backbone import Backbone, evaluating
-from lit_rlhf.models.loading import DTYPES, embeddings, quantization_config, quiet
+from lit_rlhf.models.loading import dtype_of, embeddings, quantization_config, quiet
 from lit_rlhf.types import BranchedBatch
 
 EXACT, ROUNDED = 1e-3, 0.25
@@ -84,7 +84,7 @@ def check_export(
 def _loaded(auto: Any, directory: Path, backbone: Backbone, *, as_adapter: bool) -> Any:
     spec = backbone.spec
     options: dict[str, Any] = {
-        "dtype": DTYPES[spec.dtype],
+        "dtype": dtype_of(spec),
         "trust_remote_code": spec.trust_remote_code,
     }
     with quiet():
