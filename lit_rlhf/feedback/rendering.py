@@ -35,7 +35,7 @@ def turns(text: Text, role: str, *, markdown: bool) -> list[tuple[str, Markup]]:
     """
     if isinstance(text, str):
         return [(role, _html(text, markdown=markdown))]
-    return [(str(turn["role"]), _message(turn, markdown=markdown)) for turn in text]
+    return [(_utf8(turn["role"]), _message(turn, markdown=markdown)) for turn in text]
 
 
 def _message(turn: Mapping[str, Any], *, markdown: bool) -> Markup:

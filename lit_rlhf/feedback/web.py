@@ -292,6 +292,10 @@ def serve(
         raise ConfigurationError(
             "The token is empty; leave it out, and one is made where it is needed."
         )
+    if not 0 <= port <= 65535:
+        raise ConfigurationError(
+            f"There is no port {port}: ports go from 0 (any that is free) to 65535."
+        )
     local = _is_loopback(host)
     if not local and token is None:
         token = secrets.token_urlsafe(16)
@@ -300,7 +304,7 @@ def serve(
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigurationError(
             f"Can't listen on port {port} of {host}: {error}. Take another with --port, or 0 for any that is free."
         ) from error
