@@ -13,6 +13,7 @@ from lit_rlhf.errors import DataError
 from lit_rlhf.feedback.extra import importing_extra
 from lit_rlhf.feedback.pairs import Pair
 from lit_rlhf.feedback.store import LabelStore, Vote
+from lit_rlhf.files import whole_file
 
 _SAYS = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
@@ -127,7 +128,8 @@ def export_preferences(store: LabelStore, path: str | Path) -> Exported:
         path: The file to write; a `.jsonl`, so that the library reads it.
 
     Raises:
-        DataError: No pair has a vote that can be exported, or the file can't be written.
+        DataError: No pair has a vote that can be exported.
+        FileError: The file can't be written.
     """
     path = Path(path).expanduser()
     pairs, votes = store.pairs(), store.votes()
@@ -146,12 +148,10 @@ def export_preferences(store: LabelStore, path: str | Path) -> Exported:
         raise DataError(
             f"{store.path} has no pair to export: {len(flagged)} flagged, {unseen} of {len(pairs)} without a vote."
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # ASCII: lone surrogates, which JSON may hold, are no UTF-8.
-        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} can't be written: {error}.") from error
+    # ASCII: lone surrogates, which JSON may hold, are no UTF-8.
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    with whole_file(path, "The preferences") as file:
+        file.write_text(text, encoding="utf-8")
     tied = sum(row["p_chosen"] == 0.5 for row in rows)
     skipped = len(pairs) - len(rows) - len(flagged) - unseen
     return Exported(path, len(rows), tied, skipped, len(flagged), unseen, agreement(votes))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_rlhf.data import FileSource, PreferenceDataModule
-from lit_rlhf.errors import DataError
+from lit_rlhf.errors import DataError, FileError
 from lit_rlhf.feedback import LabelStore, Pair, Vote, agreement, export_preferences, progress
 
 
@@ -124,7 +124,7 @@ def test_nothing_to_export(store: LabelStore, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no pair to export: 0 flagged, 6 of 6 without a vote"):
         export_preferences(store, tmp_path / "out.jsonl")
     store.vote(Vote(1, "ann", "tie"))
-    with pytest.raises(DataError, match="can't be written"):
+    with pytest.raises(FileError, match="The preferences"):
         export_preferences(store, tmp_path)
 
 
