@@ -1,5 +1,6 @@
 """No export is called done before plain transformers or peft give its numbers."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,14 @@ def test_what_reads_back_otherwise_is_removed(
         export_policy(backbone, tmp_path / "out", merge=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_modes_of_the_umask(make: MakeBackbone, tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        export_policy(policy(make), tmp_path / "out", merge=True)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert set(modes.values()) == {0o666 & ~mask}, modes
