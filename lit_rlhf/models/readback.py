@@ -1,5 +1,6 @@
 """Reading an export back as others will, by plain transformers or peft, and comparing a forward with ours."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def _loaded(auto: Any, directory: Path, backbone: Backbone, *, as_adapter: bool)
         "dtype": dtype_of(spec),
         "trust_remote_code": spec.trust_remote_code,
     }
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft about transformers, say
         if not as_adapter:
             return auto.from_pretrained(directory, **options).eval()
         if auto is AutoModelForSequenceClassification:
