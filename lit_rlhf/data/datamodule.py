@@ -5,7 +5,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,34 +15,40 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.cache import (
-    Entry,
-    TokenCache,
-    cache_root,
-    code_version,
-    content_key,
-    describe_class,
-)
+from lit_rlhf.data.cache import Entry, TokenCache, cache_root
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.loaders import ResumableLoader
-from lit_rlhf.data.logprobs import LogprobStore
-from lit_rlhf.data.preparation import InvalidPolicy, LengthPolicy, Preparation, Report, Shape
+from lit_rlhf.data.keys import (
+    UnknownContentError,
+    code_of_preparation,
+    content_key,
+    describe_class,
+    option_names,
+)
+from lit_rlhf.data.position import (
+    STATE_VERSION,
+    Position,
+    ResumableLoader,
+    batches_in_flight,
+    check_state,
+)
+from lit_rlhf.data.preparation import Preparation, Shape
 from lit_rlhf.data.records import Record, Row
-from lit_rlhf.data.resuming import STATE_VERSION, batches_in_flight, check_state
-from lit_rlhf.data.rows import TokenizedRows
-from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, Position, even_batch_size
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report
+from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
+from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
 from lit_rlhf.data.sources import Source
 from lit_rlhf.data.tokenizers import load_tokenizer
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.options import check_option, is_number, is_text, is_whole
 from lit_rlhf.seeding import generator
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _log = logging.getLogger(__name__)
-_STAGES: dict[
-    str | None, tuple[str | None, tuple[str, ...]]
-] = {  # the source it can't do without, and those it opens
+_Stage: TypeAlias = tuple[str | None, tuple[str, ...]]
+# The source that a stage can't do without, and those it opens.
+_STAGES: dict[str | None, _Stage] = {
     None: (None, ("train", "val", "test")),
     "fit": ("train", ("train", "val")),
     "validate": ("val", ("train", "val")),  # train: for what `val_fraction` keeps of it
@@ -82,6 +88,8 @@ class BranchedDataModule(LightningDataModule, ABC):
             from the right), or end the run (error).
         invalid: Rows that can't be used (empty completion, identical pair, missing column, number out of range) are
             left out and counted (drop), or end the run (error). Counts are logged either way.
+        max_invalid: The largest share of rows that `invalid: drop` may leave out; beyond it the run ends, since then
+            it is more likely that the data are read wrongly. 1: any share.
         batch_size: Prompts per batch and process.
         eval_batch_size: The same for validation, test and prediction. None: `batch_size`. Changed by a few where
             processes would else have unequal numbers of batches.
@@ -94,7 +102,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         cache_dir: Where tokenized rows are kept. None: the environment variable LIT_RLHF_CACHE, else ~/.cache/lit_rlhf.
 
     Raises:
-        ConfigurationError: Options that contradict each other.
+        ConfigurationError: An option out of its range, or options that contradict each other.
     """
 
     shape: ClassVar[Shape]
@@ -115,6 +123,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         max_completion_length: int | None = None,
         too_long: LengthPolicy = "drop",
         invalid: InvalidPolicy = "drop",
+        max_invalid: float = 0.5,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         bucket_batches: int | None = None,
@@ -124,20 +133,16 @@ class BranchedDataModule(LightningDataModule, ABC):
         seed: int = 0,
         cache_dir: str | None = None,
     ) -> None:
-        names_of_subclass = set(vars(self))
         super().__init__()
-        self.save_hyperparameters(
-            logger=False
-        )  # logger: `seed` and `batch_size` are names of the module's too
+        # logger: `seed` and `batch_size` are names of the module's too
+        self.save_hyperparameters(logger=False)
         self._keep_plain_hyperparameters()
         self.sources = {"train": train, "val": val, "test": test}
         self.format = format if format is not None else self.default_format
         self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.max_prompt_length, self.max_completion_length = (
-            max_prompt_length,
-            max_completion_length,
-        )
-        self.too_long, self.invalid = too_long, invalid
+        self.max_prompt_length = max_prompt_length
+        self.max_completion_length = max_completion_length
+        self.too_long, self.invalid, self.max_invalid = too_long, invalid, max_invalid
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.bucket_batches = (
             bucket_batches if bucket_batches is not None else self.default_bucket_batches
@@ -148,8 +153,9 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.rows: dict[str, TokenizedRows] = {}
         self._tokenizer_option = tokenizer
         self._keys: dict[str, str] = {}
+        self._checksums: dict[str, str] = {}
+        self._uncached = False
         self._position = Position()
-        self._own_names = frozenset(vars(self)) - names_of_subclass
         self.check_options()
 
     # -- what kinds of data define ------------------------------------------------------------------------------------
@@ -166,36 +172,92 @@ class BranchedDataModule(LightningDataModule, ABC):
     def collator(self) -> BranchedCollator:
         """What makes batches of rows."""
 
-    def check_options(self) -> None:
-        """Refuse options that contradict each other.
+    def cache_key(self) -> Any:
+        """What of this class decides which records a row becomes, as plain values: for the key of the cache.
+
+        By default its code and the options that it has beyond those of this library's, kept under their names. Override
+        it where something else decides too (the content of a file that `records` reads), or where this can't be had. A
+        class attribute `version` stands for the code: change it whenever `records` gives other records.
 
         Raises:
-            ConfigurationError: They do.
+            UnknownContentError: An option is kept under no attribute of its name, or code can't be read.
         """
-        if not any(self.sources.values()):
+        options: dict[str, Any] = {}
+        own = [] if type(self).__module__.startswith("lit_rlhf.") else option_names(type(self))
+        for name in own:
+            if name in _OPTIONS:
+                continue  # handed on, and counted where it matters
+            if not hasattr(self, name) and name not in self.hparams:
+                raise UnknownContentError(
+                    f"{type(self).__name__} keeps its option {name!r} under no attribute of that name"
+                )
+            options[name] = getattr(self, name) if hasattr(self, name) else self.hparams[name]
+        return [describe_class(type(self)), options]
+
+    def check_options(self) -> None:
+        """Refuse options that are out of range or contradict each other.
+
+        Raises:
+            ConfigurationError: They are, or do.
+        """
+        for name, source in self.sources.items():
+            check_option(
+                source is None or isinstance(source, Source),
+                self,
+                name,
+                source,
+                "a Source or left out",
+            )
+        if not any(source is not None for source in self.sources.values()):
             raise ConfigurationError(
                 "No data: set at least one of the data options `train`, `val` and `test`."
             )
-        if not 0.0 <= self.val_fraction < 1.0:
-            raise ConfigurationError(
-                f"val_fraction is {self.val_fraction}; it must be at least 0 and below 1."
+        tokenizer = self._tokenizer_option
+        allowed = "a directory, a hub id or a tokenizer"
+        check_option(
+            is_text(tokenizer) or isinstance(tokenizer, PreTrainedTokenizerBase),
+            self,
+            "tokenizer",
+            tokenizer,
+            allowed,
+        )
+        check_option(
+            isinstance(self.format, Format), self, "format", self.format, "a Format or left out"
+        )
+        for name, kind in (("too_long", LengthPolicy), ("invalid", InvalidPolicy)):
+            value = getattr(self, name)
+            check_option(
+                value in get_args(kind), self, name, value, f"one of {', '.join(get_args(kind))}"
             )
-        if self.val_fraction > 0 and (
-            self.sources["val"] is not None or self.sources["train"] is None
-        ):
+        least = {"batch_size": 1, "pad_to_multiple_of": 1, "bucket_batches": 1, "num_workers": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            check_option(
+                is_whole(value, low), self, name, value, f"a whole number of {low} or more"
+            )
+        for name in ("eval_batch_size", "max_prompt_length", "max_completion_length"):
+            value = getattr(self, name)
+            valid = value is None or is_whole(value, 1)
+            check_option(valid, self, name, value, "a whole number of 1 or more, or left out")
+        for name in ("seed", "split_seed"):
+            value = getattr(self, name)
+            check_option(is_whole(value), self, name, value, "a whole number")
+        check_option(
+            isinstance(self.drop_last, bool), self, "drop_last", self.drop_last, "true or false"
+        )
+        valid = self.cache_dir is None or is_text(str(self.cache_dir))
+        check_option(valid, self, "cache_dir", self.cache_dir, "a directory or left out")
+        fraction, share = self.val_fraction, self.max_invalid
+        valid = is_number(fraction) and 0 <= fraction < 1
+        check_option(valid, self, "val_fraction", fraction, "at least 0 and below 1")
+        check_option(
+            is_number(share) and 0 <= share <= 1, self, "max_invalid", share, "from 0 to 1"
+        )
+        if fraction > 0 and (self.sources["val"] is not None or self.sources["train"] is None):
             raise ConfigurationError(
-                f"val_fraction is {self.val_fraction}, which splits `train` where `val` is not set; `train` is "
+                f"val_fraction is {fraction}, which splits `train` where `val` is not set; `train` is "
                 f"{self.sources['train']}, `val` is {self.sources['val']}. Leave out val_fraction, or mend these."
             )
-        for name in ("batch_size", "eval_batch_size", "bucket_batches", "pad_to_multiple_of"):
-            self._check_positive(name)
-        for name in ("max_prompt_length", "max_completion_length"):
-            self._check_positive(name)
-
-    def _check_positive(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is not None and value < 1:
-            raise ConfigurationError(f"The data option {name} is {value}; it must be 1 or more.")
 
     # -- preparing ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +276,7 @@ class BranchedDataModule(LightningDataModule, ABC):
     def dataset_hash(self) -> str:
         """A hash of the training rows as they are used: source, format, tokenizer, limits and split."""
         split = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
-        return content_key({"rows": self._key("train"), "split": split})
+        return content_key({"rows": self._content("train"), "split": split})
 
     def prepare_data(self) -> None:
         """Tokenize every source that is not in the cache yet; Lightning calls this in one process per node."""
@@ -250,49 +312,59 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.rows |= {"train": train, "val": val}
 
     def _entry(self, name: str, *, verify: bool) -> Entry:
+        key = self._key(name)
         encoder = Encoder(
             self.tokenizer,
             self.max_prompt_length,
             self.max_completion_length,
             truncate=self.too_long == "truncate",
         )
-        source = self._source(name)
-        preparation = Preparation(
-            source, self.records, encoder, self.shape, self.invalid, self.too_long
-        )
+        policies = self.invalid, self.too_long, self.max_invalid
+        preparation = Preparation(self._source(name), self.records, encoder, self.shape, *policies)
         cache = TokenCache(cache_root(self.cache_dir))
+        rebuild = (
+            self._uncached and verify
+        )  # by whoever prepares, once; the others open what he made
         entry = cache.get_or_build(
-            self._key(name), preparation, preparation.report.to_json, verify=verify
+            key, preparation, preparation.report.to_json, verify=verify, rebuild=rebuild
         )
         if name not in self.reports:
+            self._checksums[name] = entry.checksum
             self.reports[name] = Report.from_json(entry.meta)
             _say(self.reports[name])
+        self.reports[name].judge(*policies)
         return entry
 
     def _key(self, name: str) -> str:
         if name not in self._keys:
-            parts = {
-                "code": code_version(),
+            limits = [self.max_prompt_length, self.max_completion_length]
+            parts: dict[str, Any] = {
+                "code": code_of_preparation(),
                 "source": self._source(name).fingerprint(),
-                "module": describe_class(type(self)),
-                "options": self._options_of_subclass(),
+                "module": self,
                 "format": self.format,
                 "shape": self.shape,
                 "tokenizer": self.tokenizer_fingerprint,
-                "limits": [
-                    self.max_prompt_length,
-                    self.max_completion_length,
-                    self.too_long,
-                    self.invalid,
-                ],
+                "limits": [*limits, self.too_long, self.invalid],
             }
-            self._keys[name] = content_key(parts)
+            try:
+                self._keys[name] = content_key(parts)
+            except UnknownContentError as error:
+                self._uncached = True
+                parts |= {
+                    "module": type(self).__qualname__,
+                    "format": type(self.format).__qualname__,
+                }
+                self._keys[name] = content_key(parts)
+                _say_uncached(error)
         return self._keys[name]
 
-    def _options_of_subclass(self) -> dict[str, Any]:
-        # What a subclass keeps on itself may decide what its `records` gives, so it counts for the cache.
-        ours = self._own_names | {"_own_names", "trainer", "tokenizer", "tokenizer_fingerprint"}
-        return {name: value for name, value in vars(self).items() if name not in ours}
+    def _content(self, name: str) -> str:
+        """What names the content of an entry; where the key doesn't, the rows themselves do."""
+        key = self._key(name)
+        if self._uncached and name not in self._checksums:
+            self._entry(name, verify=False)
+        return f"{key} {self._checksums[name]}" if self._uncached else key
 
     def _source(self, name: str) -> Source:
         source = self.sources[name]
@@ -300,29 +372,22 @@ class BranchedDataModule(LightningDataModule, ABC):
             raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
         return source
 
-    def logprob_stores(self, reference: str) -> list[LogprobStore]:
+    def logprob_stores(self, reference: str) -> list[ReferenceLogprobs]:
         """Where the log-probs of the open training and validation rows under a reference are kept.
 
         Args:
             reference: Hash of the reference's weights.
         """
-        splits = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
-        cache, size = (
-            TokenCache(cache_root(self.cache_dir)),
-            self.eval_batch_size or self.batch_size,
-        )
+        split = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
+        cache = TokenCache(cache_root(self.cache_dir))
         stores = []
         for name in ("train", "val"):
             if name in self.rows:
-                source = "train" if splits else name
-                key = content_key(
-                    {
-                        "logprobs": reference,
-                        "rows": self._key(source),
-                        "split": splits and [*splits, name],
-                    }
-                )
-                stores.append(LogprobStore(self.rows[name], cache, key, self.collator(), size))
+                rows = self._content("train" if split else name)
+                part = [*split, name] if split else None
+                key = content_key({"logprobs": reference, "rows": rows, "split": part})
+                size = self.eval_batch_size or self.batch_size
+                stores.append(ReferenceLogprobs(self.rows[name], cache, key, self.collator(), size))
         return stores
 
     # -- loaders ------------------------------------------------------------------------------------------------------
@@ -447,10 +512,22 @@ class BranchedDataModule(LightningDataModule, ABC):
                 del self.hparams[name]
 
 
+_OPTIONS = frozenset(option_names(BranchedDataModule))
+
+
 @rank_zero_only
 def _say(report: Report) -> None:
     _log.log(
         logging.WARNING if report.reasons or report.cut_prompts else logging.INFO,
         "%s",
         report.summary(),
+    )
+
+
+@rank_zero_only
+def _say_uncached(error: UnknownContentError) -> None:
+    _log.warning(
+        "Tokens are not kept for the next run: %s. State a class attribute `version`, or give the class a method "
+        "`cache_key` with what decides.",
+        error,
     )
