@@ -5,7 +5,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias, get_args
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -24,8 +24,9 @@ from lit_rlhf.data.keys import (
     code_of_preparation,
     content_key,
     describe_class,
-    option_names,
+    users_options,
 )
+from lit_rlhf.data.option_rules import OPTION_RULES
 from lit_rlhf.data.position import (
     STATE_VERSION,
     Position,
@@ -41,7 +42,7 @@ from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_
 from lit_rlhf.data.sources import Source
 from lit_rlhf.data.tokenizers import load_tokenizer
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.options import check_option, is_number, is_text, is_whole
+from lit_rlhf.options import check_option
 from lit_rlhf.seeding import generator
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
@@ -182,17 +183,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         Raises:
             UnknownContentError: An option is kept under no attribute of its name, or code can't be read.
         """
-        options: dict[str, Any] = {}
-        own = [] if type(self).__module__.startswith("lit_rlhf.") else option_names(type(self))
-        for name in own:
-            if name in _OPTIONS:
-                continue  # handed on, and counted where it matters
-            if not hasattr(self, name) and name not in self.hparams:
-                raise UnknownContentError(
-                    f"{type(self).__name__} keeps its option {name!r} under no attribute of that name"
-                )
-            options[name] = getattr(self, name) if hasattr(self, name) else self.hparams[name]
-        return [describe_class(type(self)), options]
+        own = {**self.hparams, **vars(self)}
+        return [describe_class(type(self)), users_options(type(self), own, skip=OPTION_RULES)]
 
     def check_options(self) -> None:
         """Refuse options that are out of range or contradict each other.
@@ -200,59 +192,14 @@ class BranchedDataModule(LightningDataModule, ABC):
         Raises:
             ConfigurationError: They are, or do.
         """
-        for name, source in self.sources.items():
-            check_option(
-                source is None or isinstance(source, Source),
-                self,
-                name,
-                source,
-                "a Source or left out",
-            )
+        given = {**vars(self), **self.sources, "tokenizer": self._tokenizer_option}
+        for name, (valid, allowed) in OPTION_RULES.items():
+            check_option(valid(given[name]), self, name, given[name], allowed)
         if not any(source is not None for source in self.sources.values()):
             raise ConfigurationError(
                 "No data: set at least one of the data options `train`, `val` and `test`."
             )
-        tokenizer = self._tokenizer_option
-        allowed = "a directory, a hub id or a tokenizer"
-        check_option(
-            is_text(tokenizer) or isinstance(tokenizer, PreTrainedTokenizerBase),
-            self,
-            "tokenizer",
-            tokenizer,
-            allowed,
-        )
-        check_option(
-            isinstance(self.format, Format), self, "format", self.format, "a Format or left out"
-        )
-        for name, kind in (("too_long", LengthPolicy), ("invalid", InvalidPolicy)):
-            value = getattr(self, name)
-            check_option(
-                value in get_args(kind), self, name, value, f"one of {', '.join(get_args(kind))}"
-            )
-        least = {"batch_size": 1, "pad_to_multiple_of": 1, "bucket_batches": 1, "num_workers": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            check_option(
-                is_whole(value, low), self, name, value, f"a whole number of {low} or more"
-            )
-        for name in ("eval_batch_size", "max_prompt_length", "max_completion_length"):
-            value = getattr(self, name)
-            valid = value is None or is_whole(value, 1)
-            check_option(valid, self, name, value, "a whole number of 1 or more, or left out")
-        for name in ("seed", "split_seed"):
-            value = getattr(self, name)
-            check_option(is_whole(value), self, name, value, "a whole number")
-        check_option(
-            isinstance(self.drop_last, bool), self, "drop_last", self.drop_last, "true or false"
-        )
-        valid = self.cache_dir is None or is_text(str(self.cache_dir))
-        check_option(valid, self, "cache_dir", self.cache_dir, "a directory or left out")
-        fraction, share = self.val_fraction, self.max_invalid
-        valid = is_number(fraction) and 0 <= fraction < 1
-        check_option(valid, self, "val_fraction", fraction, "at least 0 and below 1")
-        check_option(
-            is_number(share) and 0 <= share <= 1, self, "max_invalid", share, "from 0 to 1"
-        )
+        fraction = self.val_fraction
         if fraction > 0 and (self.sources["val"] is not None or self.sources["train"] is None):
             raise ConfigurationError(
                 f"val_fraction is {fraction}, which splits `train` where `val` is not set; `train` is "
@@ -351,11 +298,7 @@ class BranchedDataModule(LightningDataModule, ABC):
                 self._keys[name] = content_key(parts)
             except UnknownContentError as error:
                 self._uncached = True
-                parts |= {
-                    "module": type(self).__qualname__,
-                    "format": type(self.format).__qualname__,
-                }
-                self._keys[name] = content_key(parts)
+                self._keys[name] = content_key({**parts, "module": str(type(self)), "format": ""})
                 _say_uncached(error)
         return self._keys[name]
 
@@ -510,9 +453,6 @@ class BranchedDataModule(LightningDataModule, ABC):
         for name, value in list(self.hparams.items()):
             if isinstance(value, Source | Format | PreTrainedTokenizerBase):
                 del self.hparams[name]
-
-
-_OPTIONS = frozenset(option_names(BranchedDataModule))
 
 
 @rank_zero_only

@@ -17,7 +17,7 @@ import json
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, NoneType
@@ -141,6 +141,26 @@ def declared_options(value: Any) -> dict[str, Any]:
             )
         found[name] = getattr(value, name)
     return found
+
+
+def users_options(kind: type, values: Mapping[str, Any], skip: Collection[str]) -> dict[str, Any]:
+    """The options that a class derived from the library's has of its own.
+
+    Args:
+        kind: The class.
+        values: The options by name.
+        skip: Options that count elsewhere.
+
+    Raises:
+        UnknownContentError: One has no value.
+    """
+    names = [] if _is_ours(kind.__module__) else [n for n in option_names(kind) if n not in skip]
+    for name in names:
+        if name not in values:
+            raise UnknownContentError(
+                f"{_name(kind)} has the option {name!r} and keeps it under no attribute of that name"
+            )
+    return {name: values[name] for name in names}
 
 
 def option_names(kind: type) -> list[str]:
