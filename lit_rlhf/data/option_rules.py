@@ -23,6 +23,8 @@ OPTION_RULES: dict[str, _Rule] = {
         lambda v: is_text(v) or isinstance(v, PreTrainedTokenizerBase),
         "a directory, a hub id or a tokenizer",
     ),
+    "tokenizer_revision": (lambda v: v is None or is_text(v), "text or left out"),
+    "trust_remote_code": (lambda v: isinstance(v, bool), "true or false"),
     "format": (lambda v: isinstance(v, Format), "a Format or left out"),
     "val_fraction": (lambda v: is_number(v) and 0 <= v < 1, "at least 0 and below 1"),
     "split_seed": (is_whole, "a whole number"),

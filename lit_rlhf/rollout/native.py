@@ -7,9 +7,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.transformers import cache_argument, takes_attention_functions
 from lit_rlhf.models import Backbone, evaluating, gathered
+from lit_rlhf.models.branched import MASKABLE_LAYERS, window_of
+from lit_rlhf.rollout.arithmetic import check_arithmetic
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
-from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, cached
+from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.rollout.steps import DecodeStep, choose_step
 from lit_rlhf.seeding import uniforms
@@ -31,21 +34,17 @@ class NativeEngine(RolloutEngine):
         max_batch_size: Most sequences that are decoded at a time; more are decoded one batch after another, prompts of
             similar length together. Memory grows with it: keys and values of every layer, and two float32 numbers per
             token of the vocabulary. None decodes all at once.
-        pack_weights: On CPU, decode with a copy of the weights that is laid out for it, of decoders of the kind of
-            Llama, Mistral, Qwen2 and Qwen3 that aren't quantized. Takes their memory once more while completions are
-            sampled.
 
     Raises:
         ConfigurationError: The size is below 1.
     """
 
-    def __init__(self, max_batch_size: int | None = None, *, pack_weights: bool = True) -> None:
+    def __init__(self, max_batch_size: int | None = None) -> None:
         if max_batch_size is not None and max_batch_size < 1:
             raise ConfigurationError(
                 f"NativeEngine.max_batch_size={max_batch_size} must be at least 1, or null for no limit."
             )
         self.max_batch_size = max_batch_size
-        self.pack_weights = pack_weights
 
     @torch.no_grad()
     def generate(
@@ -70,15 +69,47 @@ class NativeEngine(RolloutEngine):
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
         lengths = prompt_mask.sum(-1)
         check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
+        self.check(backbone, role)
+        return self._sample(
+            backbone,
+            prompt_ids,
+            prompt_mask,
+            sampling=sampling,
+            seeds=seeds,
+            num_samples=num_samples,
+            role=role,
+            values=values,
+        )
+
+    def check(self, backbone: Backbone, role: str | None) -> None:
+        """Compare a few decoded tokens of a backbone with its forward pass, the first time that it is asked for.
+
+        Raises:
+            ConfigurationError: They differ.
+        """
+        longest = window_of(backbone.model.config.get_text_config())
+        check_arithmetic(self, self._sample, backbone, role, longest)
+
+    def _sample(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int,
+        role: str | None,
+        values: str | None = None,
+    ) -> Generation:
+        lengths = prompt_mask.sum(-1)
         rows = GeneratedRows(
             len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device
         )
         head = None if values is None else backbone.head(values)
         with gathered(backbone), evaluating(backbone), backbone.use_role(role):
             batches = list(self._batches(lengths, num_samples))
-            decode = choose_step(
-                backbone, len(batches) * sampling.max_new_tokens, pack=self.pack_weights
-            )
+            decode = choose_step(backbone, len(batches) * sampling.max_new_tokens)
             for prompts, samples in batches:
                 ids = prompt_ids[prompts, : int(lengths[prompts].max())]
                 batch = (prompts[:, None] * num_samples + samples).flatten()
@@ -212,7 +243,7 @@ def prefill(
             input_ids=part,
             position_ids=positions,
             use_cache=True,
-            **cached(backbone.decoder, cache),
+            **{cache_argument(backbone.decoder): cache},
         )
         states.append(output.last_hidden_state[torch.arange(len(part), device=ids.device), ends])
         layers.append([KeyValues.of(layer, len(part)) for layer in cache.layers])
@@ -225,21 +256,18 @@ def check_decodable(backbone: Backbone, longest: int) -> None:
     config = backbone.model.config.get_text_config()
     name = type(backbone.decoder).__name__
     way_out = "Use lit_rlhf.rollout.HFEngine for this model."
-    if not getattr(backbone.decoder, "_supports_attention_backend", False):
+    if not takes_attention_functions(backbone.decoder):
         raise ConfigurationError(
             f"{name} lets no attention function be chosen, which NativeEngine's decode needs. {way_out}"
         )
-    kinds = set(getattr(config, "layer_types", None) or []) - {
-        "full_attention",
-        "sliding_attention",
-    }
+    kinds = set(getattr(config, "layer_types", None) or []) - MASKABLE_LAYERS
     if kinds or getattr(config, "num_kv_shared_layers", None):
         what = (
             f"layers of the kind {sorted(kinds)}" if kinds else "layers that share keys and values"
         )
         raise ConfigurationError(f"{name} has {what}, which NativeEngine can't decode. {way_out}")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and longest > window and getattr(config, "use_sliding_window", True):
+    window = window_of(config)
+    if window is not None and longest > window:
         raise ConfigurationError(
             f"The longest prompt and max_new_tokens make {longest} positions, more than the sliding window of {window} "
             f"of {name}, which NativeEngine's decode doesn't apply. Shorten them. Or: {way_out[0].lower()}{way_out[1:]}"
