@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -36,7 +35,7 @@ from lit_rlhf.data.position import (
 )
 from lit_rlhf.data.preparation import Preparation, Shape
 from lit_rlhf.data.records import Record, Row
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
 from lit_rlhf.data.sources import Source
@@ -286,7 +285,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         if name not in self.reports:
             self._checksums[name] = entry.checksum
             self.reports[name] = Report.from_json(entry.meta)
-            _say(self.reports[name])
+            say(self.reports[name])
         self.reports[name].judge(*policies)
         return entry
 
@@ -307,7 +306,11 @@ class BranchedDataModule(LightningDataModule, ABC):
             except UnknownContentError as error:
                 self._uncached = True
                 self._keys[name] = content_key({**parts, "module": str(type(self)), "format": ""})
-                _say_uncached(error)
+                _log.warning(
+                    "Tokens are not kept for the next run: %s. State a class attribute `version`, or give the class "
+                    "a method `cache_key` with what decides.",
+                    error,
+                )
         return self._keys[name]
 
     def _content(self, name: str) -> str:
@@ -461,21 +464,3 @@ class BranchedDataModule(LightningDataModule, ABC):
         for name, value in list(self.hparams.items()):
             if isinstance(value, Source | Format | PreTrainedTokenizerBase):
                 del self.hparams[name]
-
-
-@rank_zero_only
-def _say(report: Report) -> None:
-    _log.log(
-        logging.WARNING if report.reasons or report.cut_prompts else logging.INFO,
-        "%s",
-        report.summary(),
-    )
-
-
-@rank_zero_only
-def _say_uncached(error: UnknownContentError) -> None:
-    _log.warning(
-        "Tokens are not kept for the next run: %s. State a class attribute `version`, or give the class a method "
-        "`cache_key` with what decides.",
-        error,
-    )

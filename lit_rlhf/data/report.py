@@ -1,13 +1,18 @@
 """What became of the rows of a source: counts by reason, and when they end the run."""
 
+import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlhf.data.records import InvalidRowError, LabelError, TooLongError
 from lit_rlhf.errors import DataError
 
 InvalidPolicy = Literal["drop", "error"]
 LengthPolicy = Literal["drop", "truncate", "error"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -133,3 +138,10 @@ class Report:
 
 OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}
 """Fields that a record may lack where others have them, and the value that says nothing beyond the order of the pair."""
+
+
+@rank_zero_only
+def say(report: Report) -> None:
+    """Log a report, as a warning where something was left out."""
+    level = logging.WARNING if report.reasons or report.cut_prompts else logging.INFO
+    _log.log(level, "%s", report.summary())
