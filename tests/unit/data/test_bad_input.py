@@ -291,7 +291,7 @@ class TestOptions:
         module = PreferenceDataModule(RowsSource(GOOD), tokenizer=str(tmp_path / "nowhere"))
         with pytest.raises(
             ConfigurationError,
-            match=r"tokenizer '.*nowhere' \(data option `tokenizer`\)\. No such directory \(looked in",
+            match=r"tokenizer directory '.*nowhere' doesn.t exist \(looked in",
         ):
             module.prepare_data()
 
