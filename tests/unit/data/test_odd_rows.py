@@ -41,6 +41,7 @@ from lit_rlhf.testing import make_tokenizer, write_jsonl
 from tests.unit.data.contract import ready
 
 USER = {"role": "user", "content": "hi"}
+WHY = {"role": "user", "content": "why?"}
 GOOD = {"role": "assistant", "content": "hello"}
 PAIR = {"prompt": "p", "chosen": " a", "rejected": " b"}
 
@@ -213,7 +214,7 @@ class TestAnswers:
                 with pytest.raises(InvalidRowError):
                     ImplicitPrompt()(row)
 
-    @pytest.mark.parametrize("rest", [[USER], [GOOD, USER], [GOOD, USER, GOOD]])
+    @pytest.mark.parametrize("rest", [[WHY], [GOOD, WHY], [GOOD, WHY, GOOD]])
     def test_an_answer_is_the_assistants(self, rest: list[dict[str, str]]) -> None:
         with pytest.raises(InvalidRowError, match="goes on for more than one answer"):
             ImplicitPrompt()({"chosen": [USER, GOOD], "rejected": [USER, *rest]})
@@ -291,7 +292,9 @@ class TestFiles:
         self, prompt: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
     ) -> None:
         rows = [{"prompt": "ok", "completion": " fine"}, {"prompt": prompt, "completion": " x"}]
-        path = write_jsonl(tmp_path / "a.jsonl", rows)
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(json.dumps(row) + "
+" for row in rows))
         module = ready(
             DemonstrationDataModule(FileSource(str(path)), tokenizer=tokenizer, batch_size=1)
         )
@@ -339,6 +342,8 @@ class TestFiles:
                 stream.write(rows.encode())
         assert len(list(FileSource(str(path)).load())) == 500
         content = bytearray(path.read_bytes())
+        if suffix == "zst":  # has no checksum
+            del content[len(content) // 2 :]
         content[len(content) // 2 : len(content) // 2 + 40] = b"\xa5" * 40
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"a\.jsonl\.{suffix}.* can't be read") as caught:
@@ -384,7 +389,7 @@ class TestLayouts:
         batch = next(iter(ready(kind(rows, tokenizer=tokenizer, batch_size=2)).train_dataloader()))
         for key in ("index", "columns", "branch_ids"):
             batch.pop(key, None)
-        with pytest.raises(ConfigurationError, match="This batch is branched.*layout: rows"):
+        with pytest.raises(ConfigurationError, match=r"This batch is branched.*layout: rows"):
             model(**batch)
 
     def test_rows_are_what_everybody_knows(
