@@ -37,7 +37,7 @@ from lit_rlhf.data import (
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.records import Record
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.testing import make_tokenizer, write_jsonl
+from lit_rlhf.testing import make_tokenizer
 from tests.unit.data.contract import ready
 
 USER = {"role": "user", "content": "hi"}
@@ -293,8 +293,7 @@ class TestFiles:
     ) -> None:
         rows = [{"prompt": "ok", "completion": " fine"}, {"prompt": prompt, "completion": " x"}]
         path = tmp_path / "a.jsonl"
-        path.write_text("".join(json.dumps(row) + "
-" for row in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         module = ready(
             DemonstrationDataModule(FileSource(str(path)), tokenizer=tokenizer, batch_size=1)
         )

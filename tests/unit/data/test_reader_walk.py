@@ -105,14 +105,15 @@ def test_damaged_files(name: str, inputs: int, tmp_path: Path) -> None:
         try:
             rows = list(preparation)
         except DataError as error:
-            assert str(path) in str(error)
+            assert str(path) in str(error)  # noqa: PT017
             refused += 1
             continue
         report = preparation.report
         assert len(rows) == report.records
         assert report.records + sum(report.counts.values()) == report.rows
         used += 1
-    assert used and refused
+    assert refused
+    assert used or name.endswith(".gz")  # whose checksum sees everything
 
 
 FORMATS: dict[str, tuple[Format, dict[str, Any]]] = {
@@ -274,6 +275,6 @@ def test_bad_options_are_refused_in_a_sentence(kind: Callable[..., Any]) -> None
             try:
                 kind(**{**required, name: value})
             except ConfigurationError as error:
-                assert name in str(error) and str(error).endswith(".")
+                assert name in str(error) and str(error).endswith(".")  # noqa: PT017
                 refused += 1
     assert refused >= 4 * len(option_names(kind))
