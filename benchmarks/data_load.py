@@ -18,6 +18,7 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import datasets
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -71,8 +72,6 @@ def timed(name: str, rows: int, make: Callable[[], Any]) -> None:
 
 def plain_map(path: str, tokenizer: PreTrainedTokenizerFast, rows: int, cache: str) -> None:
     """What `datasets.map` takes for the calls of the tokenizer."""
-    import datasets
-
     datasets.disable_progress_bars()
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
