@@ -10,10 +10,12 @@ and what the conversation's text adds is the completion. Templates that render a
 prefix of the renderings' tokens, and the row is counted in `Encoder.cut_prompts`.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -75,6 +77,7 @@ class Encoder:
         self._specials = special_token_ids(self.tokenizer)
         self._added_at_end = _added_at_end(self.tokenizer)
         self._chat = ChatRenderer(self.tokenizer)
+        self._backend = _direct_backend(self.tokenizer)
         self._blank: dict[tuple[int, ...], bool] = {}
 
     def __call__(self, record: Record) -> Encoded:
@@ -101,6 +104,10 @@ class Encoder:
                 f"The tokenizer {self.tokenizer.name_or_path!r} has no EOS token, so completions would have no end. "
                 "Set tokenizer.eos_token and save the tokenizer again."
             )
+        with _without_collection():
+            return self._encode(records)
+
+    def _encode(self, records: Sequence[Record]) -> list[Encoded | InvalidRowError]:
         works: list[_Work | InvalidRowError] = [
             texts if isinstance(texts, InvalidRowError) else _Work(record, texts)
             for record, texts in zip(records, self._render(records), strict=True)
@@ -227,14 +234,8 @@ class Encoder:
         return found
 
     def _call(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        # verbose=False: texts longer than the model are no news here, the limits of the data decide.
-        batches: list[list[int]] = self.tokenizer(
-            texts,
-            add_special_tokens=special,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        batches = _call_backend(self._backend, texts, special) if self._backend else None
+        batches = batches or _call_tokenizer(self.tokenizer, texts, special)
         if special and self._added_at_end:
             batches = [ids[: -self._added_at_end] for ids in batches]
         if special and self._bos is not None:
@@ -325,6 +326,51 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that stand for no text: end of a turn, BOS, EOS and the like."""
     added = {int(index) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added | {int(index) for index in tokenizer.all_special_ids})
+
+
+def _call_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool
+) -> list[list[int]]:
+    # verbose=False: texts longer than the model are no news here, the limits of the data decide.
+    ids: list[list[int]] = tokenizer(
+        texts,
+        add_special_tokens=special,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return ids
+
+
+def _call_backend(backend: Any, texts: list[str], special: bool) -> list[list[int]] | None:
+    if backend.truncation is not None or backend.padding is not None:
+        return None  # somebody has set them since
+    return [line.ids for line in backend.encode_batch(texts, add_special_tokens=special)]
+
+
+def _direct_backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The Rust core of a tokenizer, which spares a quarter of the time, if it gives the same ids as the tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    probes = ["a", " a  b\n\n\tc. ", "naïve 🙂 ﬁ\u200d\r\n", "".join(tokenizer.all_special_tokens)]
+    probes += [f"x{token} y" for token in tokenizer.all_special_tokens]
+    for special in (False, True):
+        if _call_backend(backend, probes, special) != _call_tokenizer(tokenizer, probes, special):
+            return None
+    return backend
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Many small lists make Python look for circles among all objects again and again; there are none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _added_at_end(tokenizer: PreTrainedTokenizerBase) -> int:
