@@ -153,7 +153,7 @@ def test_lightning(tmp_path: Path) -> None:
                 for name in names:
                     assert hasattr(owner, name), f"Lightning's {owner} no longer has {name}"
             assert our_lightning.iterations_done(trainer) == len(seen) + 1
-            assert our_lightning.current_metrics(trainer)["loss"] == 2.0 + len(seen)
+            assert our_lightning.current_metrics(trainer)["loss_step"] == 2.0 + len(seen)
             means = our_lightning.epoch_means(trainer)
             assert means, "Lightning keeps running means elsewhere"
             assert our_lightning.is_last_batch(trainer) == (len(seen) == 1)
