@@ -49,7 +49,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
 
 
 def test_names_at_run_time_are_those_of_type_checkers() -> None:
-    text = Path(lit_rlhf.__file__).read_text(encoding="utf-8")
+    text = Path(lit_rlhf.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
     assert ["__version__", *sorted(re.findall(r"\b(\w+) as \1\b", text))] == lit_rlhf.__all__
     assert all(getattr(lit_rlhf, name) is not None for name in lit_rlhf.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'PPOModule'"):
