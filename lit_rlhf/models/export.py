@@ -160,7 +160,7 @@ def _save_whole(
         raise ConfigurationError(
             f"{type(shell).__name__} has weights that the backbone lacks: {missing[:5]}. It can't be exported."
         )
-    _grow(state, shell, config.vocab_size)
+    _grow(state, shell, config.get_text_config().vocab_size)
     theirs = getattr(backbone.model, "generation_config", None)
     if theirs is not None and shell.can_generate():
         shell.generation_config = copy.deepcopy(theirs)
