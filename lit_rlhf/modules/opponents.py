@@ -14,7 +14,7 @@ from lit_rlhf.modules.means import Means
 from lit_rlhf.modules.online import ComparingModule, OnlineDPOPolicyModule
 from lit_rlhf.objectives import Advantage, FixedKL, KLController, Surrogate
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import Sampling
 from lit_rlhf.rollout.mixture import Component, sample_mixture
 from lit_rlhf.types import Generation, LossOutput, PromptBatch, Rollout
 
@@ -158,9 +158,6 @@ class NashMDPolicyModule(OpponentModule, REINFORCEPolicyModule):
             sampling=sampling,
             seeds=self.sample_seeds(batch["index"], "opponent", num_samples),
             num_samples=num_samples,
-            pack_weights=self.engine.pack_weights
-            if isinstance(self.engine, NativeEngine)
-            else True,
         )
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
