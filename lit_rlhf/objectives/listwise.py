@@ -229,7 +229,8 @@ class RRHF(ListwiseLoss):
 
     def reward(self, completions: Completion) -> Lists:
         """Log-probs over tokens to the power a."""
-        return completions.logprobs / completions.lengths.clamp_min(1) ** self.length_power
+        lengths = completions.lengths.clamp_min(1).to(completions.logprobs.dtype)
+        return completions.logprobs / lengths**self.length_power
 
 
 def _best(values: Lists, scores: Lists, mask: Mask) -> Rows:

@@ -110,8 +110,9 @@ class LengthRegularizedDPO(PairwiseLoss):
 
     def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        excess = self.alpha * (chosen.lengths - rejected.lengths)
-        return softplus(-(self.beta * (chosen.logratios - rejected.logratios) + excess))
+        h = chosen.logratios - rejected.logratios
+        excess = (chosen.lengths - rejected.lengths).to(h.dtype)
+        return softplus(-(self.beta * h + self.alpha * excess))
 
 
 class LengthNormalizedDPO(PairwiseLoss):
@@ -158,7 +159,7 @@ class LengthDesensitizedDPO(PairwiseLoss):
         mask = completion.statistic("token_mask")
         ratios = completion.statistic("token_logprobs") - completion.statistic("ref_token_logprobs")
         beyond = torch.arange(mask.shape[-1], device=mask.device) >= shared[:, None]
-        weight = torch.where(beyond, self.alpha, 1.0).to(ratios.dtype)
+        weight = 1 - (1 - self.alpha) * beyond.to(ratios.dtype)
         return torch.where(mask, ratios * weight, 0.0).sum(-1)
 
 
