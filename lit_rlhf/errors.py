@@ -19,3 +19,7 @@ class DataError(LitRLHFError):
 
 class CheckpointError(LitRLHFError):
     """A checkpoint, an export or an adapter that is torn, incomplete or made for something else."""
+
+
+class FileError(LitRLHFError):
+    """A file or directory that can't be written: no room, no permission, or something else in its place."""
