@@ -84,4 +84,4 @@ from lit_rlhf.functional.rewards import (
     place_at_end as place_at_end,
 )
 
-__all__ = [name for name in dir() if not name.startswith("_")]
+__all__ = [name for name, value in list(globals().items()) if hasattr(value, "__module__")]

@@ -147,4 +147,4 @@ from lit_rlhf.objectives.surrogates import (
     WeightClipped as WeightClipped,
 )
 
-__all__ = [name for name in dir() if not name.startswith("_")]
+__all__ = [name for name, value in list(globals().items()) if hasattr(value, "__module__")]
