@@ -84,4 +84,8 @@ from lit_rlhf.functional.rewards import (
     place_at_end as place_at_end,
 )
 
-__all__ = [name for name, value in list(globals().items()) if hasattr(value, "__module__")]
+__all__ = [
+    name
+    for name, value in list(globals().items())
+    if name[0] != "_" and hasattr(value, "__module__")
+]

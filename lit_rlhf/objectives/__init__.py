@@ -147,4 +147,8 @@ from lit_rlhf.objectives.surrogates import (
     WeightClipped as WeightClipped,
 )
 
-__all__ = [name for name, value in list(globals().items()) if hasattr(value, "__module__")]
+__all__ = [
+    name
+    for name, value in list(globals().items())
+    if name[0] != "_" and hasattr(value, "__module__")
+]
