@@ -222,7 +222,7 @@ def sync(path: Path) -> None:
 class DirectoryLock:
     """Keeps a second process out of a directory; a process that is dead holds nothing.
 
-    The lock is the system's, on a file `.lock` that says who holds it, and is not inherited by children. Within one
+    The lock is the system's, on a hidden file beside it that says who holds it, and is not inherited by children. Within one
     process it can be taken again.
 
     Args:
@@ -230,7 +230,8 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory / ".lock"
+        self.directory = directory
+        self.path = directory.with_name(f".{directory.name}.lock")
         self._descriptor: int | None = None
 
     def take(self) -> None:
@@ -239,8 +240,8 @@ class DirectoryLock:
         Raises:
             FileError: Another process holds it, or the directory can't be written.
         """
-        with writing(self.path.parent, "The directory"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.directory, "The directory"):
+            self.directory.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -250,7 +251,7 @@ class DirectoryLock:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return  # a file system without locks
             raise FileError(
-                f"Another run is writing to {self.path.parent} ({holder}). Wait for it, stop it, or give this run a "
+                f"Another run is writing to {self.directory} ({holder}). Wait for it, stop it, or give this run a "
                 "directory of its own (run_dir, or dirpath of the callbacks)."
             ) from error
         os.ftruncate(descriptor, 0)

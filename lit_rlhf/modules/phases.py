@@ -73,6 +73,7 @@ class Phases:
 
 
 def now() -> float:
+    """Seconds on a clock, once the device has done what it was given."""
     # Work on an accelerator is asynchronous; without this a phase would be charged for its predecessor's kernels.
     if torch.cuda.is_available():
         torch.cuda.synchronize()

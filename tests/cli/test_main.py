@@ -331,21 +331,15 @@ def test_files_of_the_working_directory_hide_no_modules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    "words",
     [
-        (
-            ["--model.optimizer.init_args.betas", "[.inf, 0.9]"],
-            "model.optimizer: torch.optim.AdamW(",
-        ),
-        (
-            ["--trainer.logger", "WandbLogger"],
-            "WandbLogger can't be made of its options: ",
-        ),
+        ["--model.optimizer.init_args.betas", "[.inf, 0.9]"],
+        ["--trainer.logger", "WandbLogger"],
     ],
+    ids=" ".join,
 )
 def test_what_other_constructors_refuse_is_said_in_a_line(
     words: list[str],
-    message: str,
     trained: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -354,4 +348,4 @@ def test_what_other_constructors_refuse_is_said_in_a_line(
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *REWARD, "--run_dir", "runs/refused", *words])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.partition("lit-rlhf fit: ")[2].startswith(message)
+    assert len(capsys.readouterr().err.partition("lit-rlhf fit: ")[2].splitlines()) == 1

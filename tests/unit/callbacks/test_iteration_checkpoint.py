@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
             continue
         tmp = tmp_path / str(dies_at)
         first = Run(tmp, every=every, dies_at=dies_at, **options)
-        if not first.checkpoint.directory.exists():
+        if not first.checkpoint.checkpoints():
             with pytest.warns(UserWarning, match="starts anew"):
                 second = Run(tmp, every=every, ckpt_path="last", **options)
         else:
