@@ -146,7 +146,7 @@ def _quiet_lightning() -> Iterator[None]:
     names = (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
-        "lit_rlhf.data.base",
+        "lit_rlhf.data.datamodule",
     )
     silence_noise()
     levels = {name: logging.getLogger(name).level for name in names}
