@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -18,6 +19,23 @@ from lit_rlhf.seeding import stable_hash
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 CHECKPOINT_KEY = "lit_rlhf"
+_STEPS = frozenset({"training_step", "validation_step", "test_step", "predict_step"})
+
+
+def _never_ending_data(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step whose StopIteration is an error: Lightning's loops take one for the end of the data and end well."""
+
+    @wraps(step)
+    def run(self: LightningModule, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(self, *args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(
+                f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` raises where nothing is "
+                "left: in a reward, an engine or a loss, see the cause. Give `next` a default there."
+            ) from error
+
+    return run
 
 
 class RLHFModule(LightningModule):
@@ -35,6 +53,11 @@ class RLHFModule(LightningModule):
     needs_lm_head = True
     """Whether log-probs are asked for; a head that is never used would be an unused parameter to DDP."""
     backbone: Backbone
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _STEPS.intersection(vars(cls)):
+            setattr(cls, name, _never_ending_data(getattr(cls, name)))
 
     def __init__(
         self,

@@ -50,10 +50,10 @@ class ReferencedModule(RLHFModule):
             alpha < 1
             and self.spec.lora is None
             and self.spec.adapter is None
-            and self.spec.dtype != "float32"
+            and self.backbone.spec.dtype != "float32"
         ):
             raise ConfigurationError(
-                f"MovingReference(alpha={alpha}) averages weights, and in {self.spec.dtype} small "
+                f"MovingReference(alpha={alpha}) averages weights, and in {self.backbone.spec.dtype} small "
                 "steps round away. Set "
                 "backbone.dtype: float32, or alpha: 1."
             )
