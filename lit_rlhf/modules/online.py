@@ -153,10 +153,10 @@ class OnlineDPOPolicyModule(ComparingModule):
         policy = _statistics(logprobs, mask, order)
         reference = _statistics(self.reference_logprobs(minibatch), mask, order)
         p = wins.gather(1, order)[:, 0]
-        output = self.pair_loss(policy, reference, {"p_chosen": p})
+        output = self.pair_loss.of_batch(policy, reference, {"p_chosen": p})
         if bool((p == 1).all()):
             return output
-        turned = self.pair_loss(_turned(policy), _turned(reference), {"p_chosen": 1 - p})
+        turned = self.pair_loss.of_batch(_turned(policy), _turned(reference), {"p_chosen": 1 - p})
         return replace(output, loss=p * output.loss + (1 - p) * turned.loss)
 
     def own_tokens(self, mask: Tensor) -> Tensor:
