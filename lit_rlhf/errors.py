@@ -19,3 +19,7 @@ class DataError(LitRLHFError):
 
 class CheckpointError(LitRLHFError):
     """A checkpoint, an export or an adapter that is torn, incomplete or made for something else."""
+
+
+class TrainingDivergedError(LitRLHFError):
+    """Weights or losses have left the range of numbers, and going on would spend time on nothing."""

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.mismatch import add_mismatched_branches
 from lit_rlhf.models import (
@@ -20,8 +21,10 @@ from lit_rlhf.models import (
     weights_fingerprint,
 )
 from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.precompute import precompute_reference
-from lit_rlhf.modules.reference import ReferencedModule
+from lit_rlhf.modules.reference import Reference
+from lit_rlhf.modules.steps import Steps
 from lit_rlhf.modules.vocabulary import vocabulary_statistics
 from lit_rlhf.objectives import DPO, PreferenceLoss, PreferenceStats
 from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, num_branches
@@ -29,7 +32,7 @@ from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, num_branche
 _VOCABULARY = {"kl", "collision"}
 
 
-class PreferenceModule(ReferencedModule):
+class PreferenceModule(RLHFModule):
     r"""Train a policy by a loss of its log-probs on labelled completions: DPO (arXiv:2305.18290) and its family.
 
     A prompt with K completions is one row and the prompt is computed once. The loss is injected: pairs (K = 2), ranked
@@ -55,6 +58,7 @@ class PreferenceModule(ReferencedModule):
             1e-5.
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Of LoRA's dropout, by iteration; the module draws nothing else.
+        steps: Which steps are skipped, and what decays; see `Steps`.
 
     Raises:
         ConfigurationError: The loss needs of the reference what can't be precomputed, or an option would do nothing.
@@ -73,8 +77,10 @@ class PreferenceModule(ReferencedModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed)
+        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
+        self.reference = Reference()
         self.loss = loss or DPO()
         self.reference_source = reference
         self.reference_dtype = reference_dtype
@@ -92,7 +98,7 @@ class PreferenceModule(ReferencedModule):
                 f"{weights_fingerprint(self.backbone)} {self.reference_dtype}"
             )
         elif self.loss.needs_reference:
-            self.add_reference(self.reference_dtype)
+            self.reference.attach(self.backbone, self.reference_dtype)
         if self.learns_value:
             self.critic.attach(self.backbone, None)
 
@@ -130,7 +136,7 @@ class PreferenceModule(ReferencedModule):
 
     def reference_statistics(self, batch: BranchedBatch) -> SequenceStats:
         """The same under the reference, live."""
-        model, role = self.reference_model()
+        model, role = self.reference.beside(self.backbone)
         with torch.no_grad(), evaluating(model):
             return self._statistics(model, role, batch)
 
@@ -154,10 +160,10 @@ class PreferenceModule(ReferencedModule):
         weight: Tensor | None = batch.get("weight")
         if weight is None:
             return loss.mean()
-        total = self.sum_over_ranks(weight.sum()).clamp_min(
+        total = sum_over_ranks(weight.sum()).clamp_min(
             torch.finfo(loss.dtype).tiny
         )  # no row counts: the loss is 0
-        return (loss * weight).sum() * self._world_size / total
+        return (loss * weight).sum() * num_ranks() / total
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -215,7 +221,7 @@ class PreferenceModule(ReferencedModule):
             torch.stack([value.double().nansum(), (~value.isnan()).sum()])
             for value in metrics.values()
         ]
-        totals = self.sum_over_ranks(torch.stack(sums)).tolist()
+        totals = sum_over_ranks(torch.stack(sums)).tolist()
         return {
             name: (total / n, int(n))
             for name, (total, n) in zip(metrics, totals, strict=True)
@@ -262,7 +268,7 @@ class PreferenceModule(ReferencedModule):
 
     def _vocabulary_statistics(self, batch: BranchedBatch) -> tuple[PreferenceStats, SequenceStats]:
         branches = self._branches(batch)
-        model, role = self.reference_model()
+        model, role = self.reference.beside(self.backbone)
         with torch.no_grad(), evaluating(model):
             ref_states = model.states(batch, num_branches=branches, role=role)
         states = self.backbone.states(batch, num_branches=branches, role="policy")
@@ -279,7 +285,7 @@ class PreferenceModule(ReferencedModule):
 
     def _reference(self, batch: BranchedBatch) -> SequenceStats:
         given: Tensor | None = cast("Mapping[str, Any]", batch).get("ref_logprobs")
-        if given is not None and self.reference_moves and self.reference_source == "auto":
+        if given is not None and self.reference.moves and self.reference_source == "auto":
             raise DataError(
                 "The batch has `ref_logprobs`, and the reference moves: they are stale. Set reference='live'."
             )

@@ -18,6 +18,7 @@ from lit_rlhf.metrics import (
 )
 from lit_rlhf.models import ModelSpec, export_reward
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
 from lit_rlhf.objectives.reward import read_column
 from lit_rlhf.types import BranchedBatch, BranchOutput, num_branches
@@ -42,6 +43,7 @@ class RewardModelModule(RLHFModule):
             1e-4.
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Seed of the scalar head's initial weights.
+        steps: Which steps are skipped, and what decays; see `Steps`.
     """
 
     default_lr = 1e-5
@@ -54,8 +56,9 @@ class RewardModelModule(RLHFModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed)
+        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
         self.loss = loss or BradleyTerry()
         self.score_mean, self.score_std = 0.0, 1.0
         self.metrics = _Metrics()

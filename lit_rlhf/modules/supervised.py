@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_rlhf.models import ModelSpec, export_policy
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import Reduction, TokenMean
 from lit_rlhf.types import BranchOutput, DemonstrationBatch
 
@@ -26,6 +27,7 @@ class SupervisedModule(RLHFModule):
         optimizer: Called with parameter groups; default AdamW(lr=2e-5).
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Of LoRA's dropout, by iteration; the module draws nothing else.
+        steps: Which steps are skipped, and what decays; see `Steps`.
     """
 
     default_lr = 2e-5
@@ -37,8 +39,9 @@ class SupervisedModule(RLHFModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed)
+        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
         self.reduction = reduction or TokenMean()
 
     def configure_roles(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lit_rlhf.modules.acting import ActingModule
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -20,7 +21,6 @@ from lit_rlhf.modules import (
     RLHFModule,
     SupervisedModule,
 )
-from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import AdaptiveKL
 from lit_rlhf.rewards import ModelReward, NormalizedReward

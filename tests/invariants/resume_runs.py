@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lit_rlhf.modules.acting import ActingModule
 
 from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable, checkpoint_io
 from lit_rlhf.data import (
@@ -25,7 +26,6 @@ from lit_rlhf.modules import (
     RLHFModule,
     SupervisedModule,
 )
-from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import AdaptiveKL, BetaDPO
 from lit_rlhf.rewards import LengthReward, NormalizedReward

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from lit_rlhf.modules.rollouts import select_prompts
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.policy_losses import relative_reward_loss
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import DAPOPolicyModule, PolicyModule, REBELPolicyModule, ReMaxPolicyModule
-from lit_rlhf.modules.rollouts import select_prompts
 from lit_rlhf.objectives import FixedKL, TokenMean
 from lit_rlhf.rewards import FunctionReward, NormalizedReward
 from lit_rlhf.rollout import Sampling
