@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,9 +30,10 @@ from benchmarks.comparison.spread import Spread, ratio
 from benchmarks.workloads.settings import TARGETS
 from benchmarks.workloads.shared import fill_adapters
 from lit_rlhf.data import PreferenceDataModule, RowsSource
-from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, attention
-from lit_rlhf.models.lora import RoleLinear
-from lit_rlhf.models.norms import LeanLlamaRMSNorm
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.models.kernels import attention
+from lit_rlhf.models.kernels.lora import RoleLinear
+from lit_rlhf.models.kernels.norms import LeanLlamaRMSNorm
 from lit_rlhf.rollout import NativeEngine, Sampling, native
 from lit_rlhf.types import BranchedBatch, Generation
 
@@ -82,7 +84,7 @@ class Subject:
 
     def built(self, spec: ModelSpec) -> Backbone:
         """The policy, its adapter away from the identity."""
-        backbone = Backbone(spec)
+        backbone = Backbone.load(spec)
         backbone.add_adapter("policy")
         fill_adapters(backbone.named_parameters(), 0)
         generator = torch.Generator().manual_seed(1)
@@ -127,7 +129,8 @@ class Subject:
         theirs = self.built(self.spec)
         theirs.model.set_attn_implementation("sdpa")
         wide = self.built(ModelSpec(**{**vars(self.spec), "dtype": "float32"}))
-        plain, packed = NativeEngine(pack_weights=False), NativeEngine()
+        engine = NativeEngine()
+        generate = partial(self.generate, engine)
         return [
             Lever("prompts once for both branches, update of pairs", self._train, lambda: self.train(expanded)),
             Lever("grouped attention, prompts and branches apart, update of pairs", self._train, lambda: self.train(theirs)),
@@ -136,16 +139,20 @@ class Subject:
             Lever("adapted layers with a backward of their own, update of pairs", self._train, self._with_autograd),
             Lever("norms with a backward of their own, update of pairs", self._train, self._with_their_norms),
             Lever("LM head on responses alone, log-probs of pairs", self._responses, self._all_positions),
-            Lever("prompts once for 8 samples, generation", self._packed(packed), lambda: self.generate(packed, samples=1)),
-            Lever("packed weights, generation", self._packed(packed), self._packed(plain)),
+            Lever("prompts once for 8 samples, generation", generate, lambda: self.generate(engine, samples=1)),
+            Lever("packed weights, generation", generate, self._unpacked),
             Lever("finished rows leave, generation of varied lengths", self._varied, self._staying),
         ]  # fmt: skip
 
     def _train(self) -> Tensor:
         return self.train(self.backbone)
 
-    def _packed(self, engine: NativeEngine) -> Callable[[], Tensor]:
-        return lambda: self.generate(engine)
+    def _unpacked(self) -> Tensor:
+        self.backbone.spec.kernels = "plain"
+        try:
+            return self.generate(NativeEngine())
+        finally:
+            self.backbone.spec.kernels = "auto"
 
     def _with_kernels(self) -> Tensor:
         with patch.object(attention, "pays", return_value=False):

@@ -1,9 +1,35 @@
-"""What data and models must agree on of a tokenizer: whether it is the same one, and what fills padding (layer L0)."""
+"""The one answer to each question about tokenizers: how one is loaded, whether two agree, what pads, what ends a text."""
 
 import hashlib
 import json
+from collections.abc import Iterable
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lit_rlhf.hub import from_hub
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, padding on the right.
+
+    Args:
+        name: Directory or hub id.
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run code that comes with the tokenizer. Off: such tokenizers are refused, nothing is asked.
+
+    Raises:
+        ConfigurationError: There is no such directory, it holds no tokenizer, or one with code of its own.
+    """
+    tokenizer: PreTrainedTokenizerBase = from_hub(
+        lambda: AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, padding_side="right"
+        ),
+        name,
+        "tokenizer",
+    )
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -32,3 +58,12 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if candidate is not None:
             return int(candidate)
     return 0
+
+
+def eos_token_ids(*sources: object) -> tuple[int, ...]:
+    """Ids that end a text, as tokenizers, configs and generation configs name them in `eos_token_id`."""
+    found: set[int] = set()
+    for source in sources:
+        ids: int | Iterable[int] | None = getattr(source, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return tuple(sorted(found))

@@ -247,7 +247,7 @@ def load_policy(root: Path, name: str, dtype: DTypeName | None = None) -> Backbo
     """
     path = root / name
     if (path / "config.json").is_file():
-        return Backbone(
+        return Backbone.load(
             ModelSpec(name=str(path), dtype=dtype or "bfloat16"), trainable=False
         ).eval()
     checkpoints = (

@@ -39,7 +39,7 @@ def spec(settings: Settings, recompute: bool = False) -> ModelSpec:
 
 def write_reward_adapter(settings: Settings, target: Path) -> None:
     """An adapter and its head as a reward model trained on the same base would leave them."""
-    backbone = Backbone(spec(settings), lm_head=False)
+    backbone = Backbone.load(spec(settings), lm_head=False)
     backbone.add_adapter("reward")
     backbone.add_head("reward")
     export_reward(backbone, target, merge=False)

@@ -162,10 +162,10 @@ def _policy(model: str, dtype: DTypeName) -> Backbone:
     if model.endswith(".ckpt"):
         return load_checkpoint_backbone(model, dtype=dtype)
     if not (Path(model) / "adapter_config.json").is_file():
-        return Backbone(ModelSpec(name=model, dtype=dtype), trainable=False).eval()
+        return Backbone.load(ModelSpec(name=model, dtype=dtype), trainable=False).eval()
     config, _ = read_adapter(model)
     base = config.base_model_name_or_path
-    backbone = Backbone(
+    backbone = Backbone.load(
         ModelSpec(name=base, tokenizer=model, dtype=dtype, lora=LoraSpec()), trainable=False
     )
     backbone.add_adapter("policy", path=model, trainable=False)

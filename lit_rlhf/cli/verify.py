@@ -14,8 +14,8 @@ from lit_rlhf.cli.complaints import describe, own_error
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import PolicyModule, RLHFModule
-from lit_rlhf.testing.verify import Case, VerifyRow, all_cases, cases_of, verify_case
-from lit_rlhf.testing.verify.custom import custom_case
+from lit_rlhf.verify import Case, VerifyRow, all_cases, cases_of, verify_case
+from lit_rlhf.verify.custom import custom_case
 
 _PLACEHOLDERS = {
     "backbone.name": "tabular",

@@ -34,10 +34,9 @@ from lit_rlhf.data.resuming import STATE_VERSION, batches_in_flight, check_state
 from lit_rlhf.data.rows import TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, Position, even_batch_size
 from lit_rlhf.data.sources import Source
-from lit_rlhf.data.tokenizers import load_tokenizer
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.seeding import generator
-from lit_rlhf.tokenizers import tokenizer_fingerprint
+from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 
 _log = logging.getLogger(__name__)
 _STAGES: dict[
@@ -72,6 +71,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         val: Rows to validate on.
         test: Rows to test and to predict on.
         tokenizer: Directory or hub id of the model's tokenizer, or from Python the tokenizer.
+        tokenizer_revision: Branch, tag or commit of it on the hub.
+        trust_remote_code: Run code that comes with the tokenizer. Off: such tokenizers are refused.
         format: How rows become records. None: what the kind of data reads by default.
         val_fraction: Where `val` is None, the share of the training prompts that is kept for validation. The side is
             decided by a hash of the prompt, so a prompt never stands on both. 0 keeps none.
@@ -123,6 +124,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         cache_dir: str | None = None,
+        tokenizer_revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         names_of_subclass = set(vars(self))
         super().__init__()
@@ -147,6 +150,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.reports: dict[str, Report] = {}
         self.rows: dict[str, TokenizedRows] = {}
         self._tokenizer_option = tokenizer
+        self.tokenizer_revision, self.trust_remote_code = tokenizer_revision, trust_remote_code
         self._keys: dict[str, str] = {}
         self._position = Position()
         self._own_names = frozenset(vars(self)) - names_of_subclass
@@ -203,7 +207,11 @@ class BranchedDataModule(LightningDataModule, ABC):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded when it is first asked for."""
         option = self._tokenizer_option
-        return load_tokenizer(option) if isinstance(option, str) else option
+        if not isinstance(option, str):
+            return option
+        return load_tokenizer(
+            option, revision=self.tokenizer_revision, trust_remote_code=self.trust_remote_code
+        )
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_rlhf.testing.world_data import WorldData
+from lit_rlhf.demo.world_data import WorldData
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.demo.stages import PolicyResult, RewardResult, Rows
+from lit_rlhf.demo.world import World
+from lit_rlhf.demo.world_data import bayes_accuracy
 from lit_rlhf.metrics import CalibrationError, PreferenceAccuracy
-from lit_rlhf.testing.world import World
-from lit_rlhf.testing.world_data import bayes_accuracy
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.report import write_report
 from lit_rlhf.demo.results import examples, judge, policy_summary, reward_summary
 from lit_rlhf.demo.stages import PolicyResult, Stages
-from lit_rlhf.testing.world import World
+from lit_rlhf.demo.world import World
 
 Result = TypeVar("Result")
 

@@ -21,6 +21,7 @@ from lit_rlhf.data import (
     RowsSource,
 )
 from lit_rlhf.demo.config import DemoConfig
+from lit_rlhf.demo.world_data import world_tokenizer
 from lit_rlhf.models import ModelSpec, ValueModel
 from lit_rlhf.modules import (
     PolicyModule,
@@ -33,7 +34,6 @@ from lit_rlhf.modules import (
 from lit_rlhf.objectives import BradleyTerry, FixedKL
 from lit_rlhf.rewards import ModelReward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.testing.world_data import world_tokenizer
 
 Rows = list[dict[str, Any]]
 

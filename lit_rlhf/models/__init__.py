@@ -15,7 +15,6 @@ from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.reward_models import load_reward_model
 from lit_rlhf.models.sharding import gathered, shard
 from lit_rlhf.models.specs import LoraSpec, ModelSpec
-from lit_rlhf.models.tokenizers import load_tokenizer
 
 __all__ = [
     "Backbone",
@@ -33,7 +32,6 @@ __all__ = [
     "gathered",
     "load_checkpoint_backbone",
     "load_reward_model",
-    "load_tokenizer",
     "read_checkpoint",
     "shard",
     "weights_fingerprint",

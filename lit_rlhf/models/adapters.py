@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
+from peft.tuners import lora
 from peft.tuners.lora import LoraModel
+from peft.tuners.lora import bnb as lora_bnb
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.models.lora import adopt
-from lit_rlhf.models.specs import LoraSpec
+from lit_rlhf.internals.peft import set_active
+from lit_rlhf.models.kernels.lora import RoleLayer, adopt
+from lit_rlhf.models.specs import Kernels, LoraSpec
 from lit_rlhf.seeding import generator
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -41,16 +44,24 @@ class RoleAdapters:
         trunk_prefix: Path of the trunk within a causal language model of this kind, as in adapter files.
         trunk: The trunk.
         seed: Of the initial weights of adapters.
+        kernels: "plain" leaves peft's layers as they are.
     """
 
     def __init__(
-        self, model: PreTrainedModel, trunk: nn.Module, trunk_prefix: str, seed: int
+        self,
+        model: PreTrainedModel,
+        trunk: nn.Module,
+        trunk_prefix: str,
+        *,
+        seed: int,
+        kernels: Kernels,
     ) -> None:
         self.configs: dict[str, LoraConfig] = {}
         self._model = model
         self._trunk = trunk
         self._trunk_prefix = trunk_prefix
         self._seed = seed
+        self._kernels = kernels
         self._linear = {
             name: module for name, module in trunk.named_modules() if _is_linear(module)
         }
@@ -168,12 +179,10 @@ class RoleAdapters:
     def _switch(self, name: str | None) -> None:
         if name == self._active:
             return
-        active, off = [name], name is None
         for layer in self._layers.values():
-            layer._disable_adapters = off  # noqa: SLF001 - the setters flip requires_grad
-            layer._cast.clear()  # noqa: SLF001
-            if not off:
-                layer._active_adapter = active  # noqa: SLF001
+            set_active(layer, name)
+            if isinstance(layer, RoleLayer):
+                layer.casts.clear()
         self._active = name
 
     def _inject(self, name: str, config: LoraConfig, trainable: bool) -> None:
@@ -192,7 +201,13 @@ class RoleAdapters:
             path: layer for path, layer in self._layers.items() if hasattr(layer, "lora_A")
         }
         for path, layer in self._layers.items():
-            adopt(layer, path)
+            if not isinstance(layer, lora.Linear | lora_bnb.Linear4bit | lora_bnb.Linear8bitLt):
+                raise ConfigurationError(
+                    f"lora.target_modules matches {path!r}, which is no linear layer ({type(layer).__name__} in peft). "
+                    "Name linear layers of the decoder, or use 'all-linear'."
+                )
+            if self._kernels == "auto":
+                adopt(layer)
         for parameter in self._model.parameters():
             parameter.requires_grad_(flags.get(id(parameter), trainable))
         for weight in self.parameters(name).values():

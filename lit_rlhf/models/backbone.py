@@ -5,27 +5,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from bitsandbytes.nn.modules import Linear8bitLt
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import BranchParts
+from lit_rlhf.internals.bitsandbytes import keep_arithmetic
 from lit_rlhf.models.adapters import RoleAdapters
-from lit_rlhf.models.attention import apart, current_parts
 from lit_rlhf.models.branched import BranchRunner, BranchStates, Costs, spread
 from lit_rlhf.models.cards import read_record
-from lit_rlhf.models.checks import check_backbone
+from lit_rlhf.models.checks import check_decoder
 from lit_rlhf.models.heads import ScalarHead
+from lit_rlhf.models.kernels import use_kernels
+from lit_rlhf.models.kernels.attention import apart, current_parts
 from lit_rlhf.models.lm_head import LMHead
-from lit_rlhf.models.loading import DTYPES, embeddings, load_model, refuse_unmeetable
+from lit_rlhf.models.loading import (
+    DTYPES,
+    embeddings,
+    load_model,
+    prepare_modules,
+    refuse_unmeetable,
+)
 from lit_rlhf.models.recompute import recompute_layers
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
-from lit_rlhf.models.tokenizers import eos_token_ids
-from lit_rlhf.tokenizers import pad_token_id
+from lit_rlhf.tokenizers import eos_token_ids, pad_token_id
 from lit_rlhf.types import BranchedBatch, BranchOutput
 
 ROLES = ("policy", "reference", "reward", "value")
@@ -38,8 +44,11 @@ class Backbone(nn.Module):
     full fine-tuning the model itself is the policy, and other roles live in backbones of their own.
 
     Args:
-        spec: What to load and how.
-        lm_head: Whether log-probs and logits will be asked for. Without, the trunk alone is loaded: a reward or value
+        model: A causal language model, or with `lm_head=False` its trunk; its dropout is switched off, and its modules
+            are switched to faster ones with `spec.kernels: auto`.
+        tokenizer: The model's.
+        spec: How to run and adapt it; what it says of loading (`name`, `dtype`, ...) is a record here.
+        lm_head: Whether log-probs and logits will be asked for. Without, the trunk alone is needed: a reward or value
             model of its own has no unused parameters, which distributed strategies refuse.
         trainable: Whether the base may be trained where `spec.lora` is None; False for references and loaded rewards.
 
@@ -50,64 +59,61 @@ class Backbone(nn.Module):
     tokenizer: PreTrainedTokenizerBase
     heads: nn.ModuleDict
 
-    def __init__(self, spec: ModelSpec, *, lm_head: bool = True, trainable: bool = True) -> None:
-        super().__init__()
-        refuse_unmeetable(spec, trainable=trainable)
-        model, tokenizer = load_model(spec, lm_head=lm_head)
-        self._assemble(spec, model, tokenizer, lm_head=lm_head, trainable=trainable)
-
-    @classmethod
-    def wrap(
-        cls,
-        spec: ModelSpec,
+    def __init__(
+        self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        spec: ModelSpec,
         *,
         lm_head: bool = True,
         trainable: bool = True,
-    ) -> "Backbone":
-        """A backbone around a model that is loaded already."""
-        backbone = cls.__new__(cls)
-        nn.Module.__init__(backbone)
-        backbone._assemble(spec, model, tokenizer, lm_head=lm_head, trainable=trainable)  # noqa: SLF001 - our own
-        return backbone
-
-    def _assemble(
-        self,
-        spec: ModelSpec,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        lm_head: bool,
-        trainable: bool,
     ) -> None:
+        super().__init__()
+        prepare_modules(model)
+        if spec.kernels == "auto":
+            use_kernels(model, spec.attention)
         self.spec = spec
         self.tokenizer = tokenizer
         self.model = model
         self.heads = nn.ModuleDict()
         self.frozen = not trainable
-        self.score_mean, self.score_std = (
-            0.0,
-            1.0,
-        )  # of a loaded reward model's scores on held-out data
-        self.score_skip_ids: dict[
-            str, int
-        ] = {}  # by head: scores are read before a trailing token of this id
+        self.score_mean, self.score_std = 0.0, 1.0  # of a loaded reward model's held-out scores
+        # By head: scores are read before a trailing token of this id.
+        self.score_skip_ids: dict[str, int] = {}
         config = model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.pad_token_id = pad_token_id(tokenizer)
-        self.eos_token_ids = eos_token_ids(model, tokenizer)
+        generation = getattr(model, "generation_config", None)
+        self.eos_token_ids = eos_token_ids(generation, config, tokenizer)
         self.has_lora = spec.lora is not None or spec.adapter is not None
         if self.has_lora or self.frozen:
             model.requires_grad_(False)
         self._lm_head = LMHead(model) if lm_head else None
-        self._adapters = RoleAdapters(model, self.decoder, model.base_model_prefix, spec.init_seed)
+        self._adapters = RoleAdapters(
+            model,
+            self.decoder,
+            model.base_model_prefix,
+            seed=spec.init_seed,
+            kernels=spec.kernels,
+        )
         self._runner = BranchRunner(self.decoder, config, spec.attention, spec.branching)
         if spec.gradient_checkpointing:
             draws = spec.lora is not None and spec.lora.dropout > 0.0
             recompute_layers(self.decoder, self._recompute_contexts, draws=draws)
         self.train()
-        check_backbone(self)
+        check_decoder(model, self._runner, self._lm_head)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, *, lm_head: bool = True, trainable: bool = True) -> Self:
+        """Load or initialise what a spec says.
+
+        Raises:
+            ConfigurationError: The spec can't be met; the message names the option.
+            CheckpointError: Weights are missing in the files.
+        """
+        refuse_unmeetable(spec, trainable=trainable)
+        model, tokenizer = load_model(spec, lm_head=lm_head)
+        return cls(model, tokenizer, spec, lm_head=lm_head, trainable=trainable)
 
     @property
     def decoder(self) -> nn.Module:
@@ -352,8 +358,7 @@ class Backbone(nn.Module):
         """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, Linear8bitLt) and module.weight.device.type == "cpu":
-                module.training = True
+            keep_arithmetic(module)
         return self
 
     # -- inner parts --------------------------------------------------------------------------------------------------

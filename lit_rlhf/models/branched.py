@@ -5,8 +5,6 @@
 - **expanded**: K ordinary rows per prompt, for attention kernels and decoders that take no such mask.
 """
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,10 +21,13 @@ from lit_rlhf.functional.branches import (
     branch_parts,
     expand_branches,
 )
-from lit_rlhf.models.attention import apart, computes_apart
+from lit_rlhf.internals.transformers import accepts, attention_of
+from lit_rlhf.models.kernels.attention import apart, computes_apart
 from lit_rlhf.models.specs import Branching
 from lit_rlhf.types import BranchedBatch
 
+_WINDOW_WORDS = ("window", "chunk_size", "local_attention", "attention_span")
+_SWITCHING_ROPES = ("longrope", "dynamic")
 _MASKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
@@ -122,11 +123,13 @@ class BranchRunner:
         self, trunk: nn.Module, config: PretrainedConfig, attention: str, branching: Branching
     ) -> None:
         self.trunk = trunk
+        self.config = config
         self.branching = branching
-        self.takes_positions = "position_ids" in inspect.signature(_forward_of(trunk)).parameters
+        self.takes_positions = "position_ids" in accepts(trunk)
         self.obstacle = self._find_obstacle(config, attention)
-        self.window = _window(config)
-        self.additive_mask = attention == "eager"
+        self.window = window_of(config)
+        self.limit = length_limit(config)
+        self.additive_mask = attention_of(config) == "eager"
         self.splits = computes_apart(config)
         self.costs = Costs.of(trunk, config, attention)
         if branching == "shared":
@@ -141,8 +144,13 @@ class BranchRunner:
             )
 
     def __call__(self, batch: BranchedBatch, num_branches: int) -> BranchStates:
-        """Hidden states of a batch; K = `num_branches`."""
+        """Hidden states of a batch; K = `num_branches`.
+
+        Raises:
+            ConfigurationError: A text is longer than the length from which the model turns its positions otherwise.
+        """
         layout = layout_of(batch["branch_ids"], num_branches)
+        self._check_limit(batch)
         if self.shares(batch["branch_ids"], layout):
             return self.shared(batch, layout)
         return self.expanded(batch, layout, num_branches)
@@ -210,6 +218,17 @@ class BranchRunner:
             rows, own = expanded.input_ids, layout_of(expanded.branch_ids, 1)
         return _gather(self.trunk(input_ids=rows, use_cache=False).last_hidden_state, rows, own)
 
+    def _check_limit(self, batch: BranchedBatch) -> None:
+        if self.limit is None or batch["branch_ids"].is_meta:
+            return
+        longest = int(batch["position_ids"].max()) + 1
+        if longest > self.limit:
+            raise ConfigurationError(
+                f"A text has {longest} tokens, and {type(self.trunk).__name__} turns its positions otherwise where a "
+                f"batch holds one of more than {self.limit} (its rope type), so that rows would depend on each other. "
+                "Keep prompts and completions within that length (max_prompt_length, max_completion_length)."
+            )
+
     def _additive(self, mask: Tensor) -> Tensor:
         dtype = next(p.dtype for p in self.trunk.parameters() if p.is_floating_point())
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
@@ -252,21 +271,38 @@ def _gather(hidden: Tensor, input_ids: Tensor, layout: BranchLayout) -> BranchSt
     )
 
 
-def _window(config: PretrainedConfig) -> int | None:
-    """The longest row that no layer's window cuts; None if there is no window."""
+def window_of(config: PretrainedConfig) -> int | None:
+    """The longest row that no layer's window cuts; None if there is no window.
+
+    A window is any size whose name in the config says so; of the common ones it is known when they aren't used.
+    """
     kinds = set(getattr(config, "layer_types", None) or [])
-    windows = []
-    sliding = getattr(config, "sliding_window", None)
-    if sliding and (
-        "sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True))
+    unused = set()
+    if "sliding_attention" not in kinds and (
+        kinds or not getattr(config, "use_sliding_window", True)
     ):
-        windows.append(int(sliding))
-    chunk = getattr(config, "attention_chunk_size", None)
-    if chunk and ("chunked_attention" in kinds or not kinds):
-        windows.append(int(chunk))
-    return min(windows, default=None)
+        unused.add("sliding_window")
+    if kinds and "chunked_attention" not in kinds:
+        unused.add("attention_chunk_size")
+    found = [
+        value
+        for name, value in vars(config).items()
+        if any(word in name for word in _WINDOW_WORDS) and name not in unused
+        # Not the bools among the numbers.
+        if type(value) is int and value > 0
+    ]
+    return min(found, default=None)
 
 
-def _forward_of(trunk: nn.Module) -> Callable[..., object]:
-    forward: Callable[..., object] = inspect.unwrap(type(trunk).forward)
-    return forward
+def length_limit(config: PretrainedConfig) -> int | None:
+    """The longest text before rotary positions turn otherwise for the whole batch; None if they never do."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    limits = [
+        part.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+        for part in kinds
+        if part.get("rope_type") in _SWITCHING_ROPES
+    ]
+    return min(limits, default=None)

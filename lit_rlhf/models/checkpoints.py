@@ -36,7 +36,7 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
     }
     roles = sorted({match[1] for key in state if (match := _ADAPTER.search(key))})
     heads = sorted(key.split(".")[1] for key in state if key.startswith("heads."))
-    backbone = Backbone(
+    backbone = Backbone.load(
         replace(spec, **overrides),
         lm_head="policy" in roles or "reward" not in heads,
         trainable=False,

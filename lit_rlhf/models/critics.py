@@ -178,7 +178,7 @@ class ValueModel(Critic):
 
     def _from_spec(self, spec: ModelSpec) -> Backbone:
         lora = self.lora or spec.lora
-        model = Backbone(spec, lm_head=False, trainable=lora is None)
+        model = Backbone.load(spec, lm_head=False, trainable=lora is None)
         if lora is not None:
             model.add_adapter("value", lora=lora)
         model.add_head("value")

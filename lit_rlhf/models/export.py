@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.transformers import set_attention
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import ExportRecord
 from lit_rlhf.models.disk import whole_directory
@@ -214,7 +215,7 @@ def _float_config(
     config: PretrainedConfig = copy.deepcopy(backbone.model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config._attn_implementation = None  # noqa: SLF001 - ours is not registered with whoever loads the export
+    set_attention(config, None)  # ours isn't registered with whoever loads the export
     for name, value in changes.items():
         setattr(config, name, value)
     if pad_token_id is not None:

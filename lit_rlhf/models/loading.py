@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
@@ -22,11 +21,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.models.attention import kernel_to_load, use_grouped_attention
-from lit_rlhf.models.norms import adopt_norm
+from lit_rlhf.hub import from_hub
+from lit_rlhf.internals.bitsandbytes import keep_trainable
 from lit_rlhf.models.specs import ModelSpec
-from lit_rlhf.models.tokenizers import from_hub, load_tokenizer
 from lit_rlhf.seeding import stable_hash
+from lit_rlhf.tokenizers import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,7 +40,7 @@ def load_model(
         lm_head: Load a causal language model; else the trunk alone, which `logits` can't be asked of.
 
     Returns:
-        The model, with dropout off and 4-bit layers that train on CPU, and the tokenizer.
+        The model as transformers gives it, and the tokenizer.
 
     Raises:
         ConfigurationError: Neither or both of `name` and `config`; no tokenizer; a directory that doesn't exist; a
@@ -50,16 +49,12 @@ def load_model(
     """
     tokenizer = _tokenizer(spec)
     config = _config(spec, tokenizer)
-    disable_dropout(config)
     model = (
         _pretrained(spec, config, lm_head)
         if spec.name is not None
         else _initialised(spec, config, lm_head)
     )
     _check_vocabulary(model, tokenizer, spec)
-    prepare_modules(model)
-    if spec.attention == "sdpa":
-        use_grouped_attention(model)
     return model, tokenizer
 
 
@@ -83,27 +78,21 @@ def embeddings(model: PreTrainedModel) -> Tensor:
     return weight
 
 
-def prepare_modules(model: nn.Module) -> None:
-    """Switch dropout modules off and norms to a leaner backward, and keep 4-bit layers from packing their weights on CPU.
+def prepare_modules(model: PreTrainedModel) -> None:
+    """Switch dropout off and keep 4-bit layers trainable on CPU.
 
-    On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights in place at the first inference; from then on no gradient
-    flows through the layer, in training mode either.
+    A policy's ratio to itself must be 1, and a score depend on the text: every rate of the config, of dropout modules
+    and of layers that hold one as a number becomes 0.
     """
-    for module in model.modules():
-        adopt_norm(module)
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-
-
-def disable_dropout(config: PretrainedConfig) -> None:
-    """Set every dropout rate of a config to 0: a policy's ratio to itself must be 1, a score depend on the text."""
-    for part in (config, config.get_text_config()):
+    config = model.config
+    for part in (config, config.get_text_config(), *model.modules()):
         for name, value in list(vars(part).items()):
-            rate = isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop"))
-            if rate:
+            if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
                 setattr(part, name, 0.0)
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, nn.Module):
+            keep_trainable(part)
 
 
 def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig | None:
@@ -220,7 +209,7 @@ def pretrained(
                 revision=spec.revision if name == spec.name else None,
                 dtype=DTYPES[spec.dtype],
                 quantization_config=quantization_config(spec),
-                attn_implementation=kernel_to_load(config, spec.attention),
+                attn_implementation=_attention_to_load(config, spec.attention),
                 trust_remote_code=spec.trust_remote_code,
             ),
             name,
@@ -236,6 +225,12 @@ def pretrained(
     return model
 
 
+def _attention_to_load(config: PretrainedConfig, attention: str) -> str:
+    """Models that cap the scores (Gemma 2) are refused SDPA by transformers, whose function can't."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "eager" if attention == "sdpa" and capped else attention
+
+
 def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> PreTrainedModel:
     auto_class: Any = AutoModelForCausalLM if lm_head else AutoModel
     with seeded(stable_hash(spec.init_seed, "model")):
@@ -243,7 +238,7 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
             model: PreTrainedModel = auto_class.from_config(
                 config,
                 dtype=DTYPES[spec.dtype],
-                attn_implementation=kernel_to_load(config, spec.attention),
+                attn_implementation=_attention_to_load(config, spec.attention),
             )
         except (ValueError, ImportError) as error:
             raise ConfigurationError(

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn.modules import Linear8bitLt
-from torch import Tensor, nn
+from torch import Tensor
 
+from lit_rlhf.internals.bitsandbytes import float_weight
+from lit_rlhf.internals.torch import state_tensors
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.loading import DTYPES
 
@@ -27,10 +27,10 @@ def merged_state(backbone: Backbone, role: str | None) -> dict[str, Tensor]:
         if ".lora_" in path:
             continue
         prefix = path.replace(".base_layer", "")
-        for name, value in _own_tensors(module):
+        for name, value in state_tensors(module):
             tensor = value
             if name == "weight":
-                tensor = _float_weight(module, value, DTYPES[backbone.spec.dtype])
+                tensor = float_weight(module, DTYPES[backbone.spec.dtype])
                 if module in adapted:
                     delta = adapted[module].get_delta_weight(role)
                     tensor = (tensor.float() + delta.float()).to(tensor.dtype)
@@ -44,24 +44,3 @@ def _layers(backbone: Backbone, role: str | None) -> list[Any]:
         if role is not None and role in backbone.adapters
         else []
     )
-
-
-def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    buffers = [
-        (name, value)
-        for name, value in module.named_buffers(recurse=False)
-        if name not in module._non_persistent_buffers_set  # noqa: SLF001 - torch has no public name for it
-    ]
-    return [*module.named_parameters(recurse=False), *buffers]
-
-
-def _float_weight(module: nn.Module, value: Tensor, dtype: torch.dtype) -> Tensor:
-    if value.is_floating_point():
-        return value
-    weight: Any = module.weight
-    if isinstance(module, Linear8bitLt):
-        # Before the first forward the scales are with the weight, then with the layer's state.
-        scales = weight.SCB if module.state.SCB is None else module.state.SCB
-        return (value.float() * scales.float()[:, None] / 127).to(dtype)
-    dequantized: Tensor = dequantize_4bit(value.data, weight.quant_state)
-    return dequantized.to(dtype)

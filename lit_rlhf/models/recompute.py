@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.transformers import recompute
 
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
 """Called at each layer's forward: contexts for the forward and for the recomputation."""
@@ -34,6 +35,4 @@ def recompute_layers(decoder: nn.Module, contexts: Contexts, *, draws: bool) -> 
         )
     run = partial(checkpoint, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
     for layer in layers:
-        layer.gradient_checkpointing = True
-        # What transformers' own switch sets, which would also make the embeddings ask for gradients.
-        layer._gradient_checkpointing_func = run  # type: ignore[assignment]  # noqa: SLF001
+        recompute(layer, run)

@@ -13,13 +13,13 @@ from transformers import (
 )
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.hub import from_hub, require_directory
 from lit_rlhf.models.adapters import read_adapter
-from lit_rlhf.models.attention import use_grouped_attention
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import read_record
-from lit_rlhf.models.loading import disable_dropout, prepare_modules, pretrained
+from lit_rlhf.models.loading import pretrained
 from lit_rlhf.models.specs import Attention, Branching, DTypeName, ModelSpec, Quantization
-from lit_rlhf.models.tokenizers import from_hub, load_tokenizer, require_directory
+from lit_rlhf.tokenizers import load_tokenizer
 
 
 def load_reward_model(
@@ -80,7 +80,7 @@ def _from_adapter(spec: ModelSpec, base: str | None) -> Backbone:
         raise CheckpointError(
             f"The adapter {path!r} doesn't say which base it belongs to. Pass base=<directory or hub id>."
         )
-    backbone = Backbone(replace(spec, name=base), lm_head=False, trainable=False)
+    backbone = Backbone.load(replace(spec, name=base), lm_head=False, trainable=False)
     backbone.add_adapter("reward", path=path, trainable=False)
     if "reward" not in backbone.heads:
         raise CheckpointError(
@@ -106,7 +106,6 @@ def _from_classifier(spec: ModelSpec) -> Backbone:
         raise ConfigurationError(
             f"{name!r} classifies into {config.num_labels} labels; a reward model has 1."
         )
-    disable_dropout(config)
     model = pretrained(AutoModelForSequenceClassification, name, spec, config)
     head: object = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
@@ -114,12 +113,9 @@ def _from_classifier(spec: ModelSpec) -> Backbone:
             f"{type(model).__name__} isn't a causal decoder with a linear `score` head. Score with it through a "
             "callable reward."
         )
-    prepare_modules(model)
     trunk = cast("PreTrainedModel", model.base_model)
-    if spec.attention == "sdpa":
-        use_grouped_attention(trunk)
     tokenizer = load_tokenizer(name, trust_remote_code=spec.trust_remote_code)
-    backbone = Backbone.wrap(spec, trunk, tokenizer, lm_head=False, trainable=False)
+    backbone = Backbone(trunk, tokenizer, spec, lm_head=False, trainable=False)
     backbone.add_head("reward", state={"weight": head.weight.detach()}, trainable=False)
     pad = config.get_text_config().pad_token_id
     if pad is not None:

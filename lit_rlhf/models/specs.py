@@ -6,6 +6,7 @@ from typing import Any, Literal
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Branching = Literal["auto", "shared", "expanded"]
+Kernels = Literal["auto", "plain"]
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
 
@@ -48,6 +49,9 @@ class ModelSpec:
         attention: Kernel. "sdpa" also serves grouped heads without copying keys; "flash_attention_2" needs a GPU.
         branching: How K branches of a prompt run: "shared" computes the prompt once, under a mask; "expanded" lays out
             K ordinary rows; "auto" picks the cheaper for each batch. The results agree.
+        kernels: "auto" uses what is faster here where it fits: norms, adapters and attention of this library, and on CPU
+            decoding by a copy of the weights, which takes their memory once more during rollouts. "plain" runs
+            transformers and peft as they are. The results agree up to rounding.
         trust_remote_code: Run code that comes with the model. Off: such models are refused.
         init_seed: Seed of weights that aren't loaded: the model from `config`, adapters, heads.
     """
@@ -63,5 +67,6 @@ class ModelSpec:
     gradient_checkpointing: bool = False
     attention: Attention = "sdpa"
     branching: Branching = "auto"
+    kernels: Kernels = "auto"
     trust_remote_code: bool = False
     init_seed: int = 0

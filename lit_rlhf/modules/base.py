@@ -83,7 +83,7 @@ class RLHFModule(LightningModule):
         """Load the backbone on this process's device; called by Lightning before each stage, so idempotent."""
         if "backbone" in self._modules:
             return
-        self.backbone = Backbone(self.spec, lm_head=self.needs_lm_head)
+        self.backbone = Backbone.load(self.spec, lm_head=self.needs_lm_head)
         self.configure_roles()
         self._undecayed = undecayed_names(self, decay_embeddings=self.steps.decay_embeddings)
         mesh = self.device_mesh

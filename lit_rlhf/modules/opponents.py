@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.objectives import PreferenceOracle
 from lit_rlhf.options import check_option
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import Sampling
 from lit_rlhf.rollout.mixture import Component, sample_mixture
 from lit_rlhf.seeding import sample_seeds, uniforms
 from lit_rlhf.types import Generation, PromptBatch, Stage, change_tensors
@@ -69,7 +69,6 @@ class MixtureOpponent(Opponent):
             Component(policy.backbone, "policy", 1 - self.weight),
             Component(model, role, self.weight),
         ]
-        engine = policy.engine
         return sample_mixture(
             [part for part in parts if part.weight > 0],
             batch["input_ids"],
@@ -77,7 +76,6 @@ class MixtureOpponent(Opponent):
             sampling=sampling,
             seeds=policy.sample_seeds(batch, "opponent", num_samples),
             num_samples=num_samples,
-            pack_weights=engine.pack_weights if isinstance(engine, NativeEngine) else True,
         )
 
 

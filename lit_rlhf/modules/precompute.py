@@ -79,7 +79,7 @@ def _initial_policy(module: "PreferenceModule") -> Iterator[None]:
         yield
         return
     spec = replace(module.spec, dtype=module.reference_dtype or module.spec.dtype)
-    module.reference.model = Backbone(spec, trainable=False).eval().to(module.device)
+    module.reference.model = Backbone.load(spec, trainable=False).eval().to(module.device)
     if module.device_mesh is not None:
         shard(module.reference.model, module.device_mesh["data_parallel"])
     try:

@@ -16,12 +16,12 @@ from lit_rlhf.models import (
     Backbone,
     load_checkpoint_backbone,
     load_reward_model,
-    load_tokenizer,
     read_checkpoint,
 )
 from lit_rlhf.models.adapters import ADAPTER_WEIGHTS, read_adapter
 from lit_rlhf.models.cards import read_record
 from lit_rlhf.rewards.retokenize import same_ids
+from lit_rlhf.tokenizers import load_tokenizer
 
 _ADAPTER_KEY = ".lora_A.reward.weight"
 _PREFIX = "backbone.model."

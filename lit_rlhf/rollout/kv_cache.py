@@ -1,6 +1,5 @@
 """Keys and values of a decode: each prompt's once for all its samples, and an attention that reads them in place."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +11,7 @@ from transformers import AttentionInterface, Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.transformers import attention_of, set_attention
 
 _NAME = "lit_rlhf_decode"
 _ROOM = 32
@@ -171,7 +171,7 @@ class DecodeLayer(CacheLayerMixin):
 
 
 class DecodeCache(Cache):
-    """The cache of a batch that is being decoded. To a decoder's own forward pass it on with `cached`, within `attending`.
+    """The cache of a batch that is being decoded, for a decoder's own forward within `attending`.
 
     All live rows have generated the same number of tokens, so own parts need no mask, whatever the prompts' lengths.
 
@@ -226,12 +226,6 @@ class DecodeCache(Cache):
         self.grid = _grid(self.prompt_of_row, len(self.lengths))
 
 
-def cached(decoder: nn.Module, cache: Cache) -> dict[str, Cache]:
-    """The keyword argument that hands a decoder its cache: transformers 5.24 renamed it."""
-    accepted = inspect.signature(inspect.unwrap(type(decoder).forward)).parameters
-    return {"cache" if "cache" in accepted else "past_key_values": cache}
-
-
 def configs_of(decoder: nn.Module) -> list[PreTrainedConfig]:
     """The configs that the attention layers of a decoder look their function up in."""
     return list(
@@ -244,15 +238,15 @@ def configs_of(decoder: nn.Module) -> list[PreTrainedConfig]:
 @contextmanager
 def attending(configs: Sequence[PreTrainedConfig], cache: DecodeCache) -> Iterator[None]:
     """Let attention layers of these configs read a cache, and put their own attention back at the end."""
-    before = [config._attn_implementation for config in configs]  # noqa: SLF001
+    before = [attention_of(config) for config in configs]
     token = _current.set(cache)
     try:
         for config in configs:
-            config._attn_implementation = _NAME  # noqa: SLF001
+            set_attention(config, _NAME)
         yield
     finally:
         for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name  # noqa: SLF001
+            set_attention(config, name)
         _current.reset(token)
 
 

@@ -34,7 +34,6 @@ def sample_mixture(
     sampling: Sampling,
     seeds: Tensor,
     num_samples: int = 1,
-    pack_weights: bool = True,
 ) -> Generation:
     r"""Sample from $\pi(y_t|s_t) \propto \prod_i \pi_i(y_t|s_t)^{w_i}$, normalised at each token.
 
@@ -49,7 +48,6 @@ def sample_mixture(
         sampling: How tokens are drawn from the mixture.
         seeds: (N,), one per completion.
         num_samples: Completions of each prompt.
-        pack_weights: As in `NativeEngine`, a copy for each component.
 
     Raises:
         ConfigurationError: A model that `NativeEngine` can't decode, or prompts too long for it.
@@ -71,8 +69,7 @@ def sample_mixture(
         ids = prompt_ids[:, : int(lengths.max())]
         steps = sampling.max_new_tokens
         decoders = [
-            _Decoder(component, ids, lengths, num_samples, steps, pack_weights)
-            for component in components
+            _Decoder(component, ids, lengths, num_samples, steps) for component in components
         ]
         _decode(decoders, seeds, sampling, rows)
     return rows.generation()
@@ -88,13 +85,12 @@ class _Decoder:
         lengths: Tensor,
         num_samples: int,
         steps: int,
-        pack: bool,
     ) -> None:
         self.backbone, self.role, self.weight = component
         with self.backbone.use_role(self.role):
             hidden, self.cache = prefill(self.backbone, ids, lengths, num_samples)
             self.logits = self.backbone.logits(hidden)[self.cache.prompt_of_row]
-            self.decode = choose_step(self.backbone, steps, pack=pack)
+            self.decode = choose_step(self.backbone, steps)
 
     def step(self, tokens: Tensor) -> None:
         with self.backbone.use_role(self.role):

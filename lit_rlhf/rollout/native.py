@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.transformers import cache_argument, takes_attention_functions
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
-from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues, cached
+from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.rollout.steps import DecodeStep, choose_step
 from lit_rlhf.seeding import uniforms
@@ -31,21 +32,17 @@ class NativeEngine(RolloutEngine):
         max_batch_size: Most sequences that are decoded at a time; more are decoded one batch after another, prompts of
             similar length together. Memory grows with it: keys and values of every layer, and two float32 numbers per
             token of the vocabulary. None decodes all at once.
-        pack_weights: On CPU, decode with a copy of the weights that is laid out for it, of decoders of the kind of
-            Llama, Mistral, Qwen2 and Qwen3 that aren't quantized. Takes their memory once more while completions are
-            sampled.
 
     Raises:
         ConfigurationError: The size is below 1.
     """
 
-    def __init__(self, max_batch_size: int | None = None, *, pack_weights: bool = True) -> None:
+    def __init__(self, max_batch_size: int | None = None) -> None:
         if max_batch_size is not None and max_batch_size < 1:
             raise ConfigurationError(
                 f"NativeEngine.max_batch_size={max_batch_size} must be at least 1, or null for no limit."
             )
         self.max_batch_size = max_batch_size
-        self.pack_weights = pack_weights
 
     @torch.no_grad()
     def generate(
@@ -76,9 +73,7 @@ class NativeEngine(RolloutEngine):
         head = None if values is None else backbone.head(values)
         with gathered(backbone), evaluating(backbone), backbone.use_role(role):
             batches = list(self._batches(lengths, num_samples))
-            decode = choose_step(
-                backbone, len(batches) * sampling.max_new_tokens, pack=self.pack_weights
-            )
+            decode = choose_step(backbone, len(batches) * sampling.max_new_tokens)
             for prompts, samples in batches:
                 ids = prompt_ids[prompts, : int(lengths[prompts].max())]
                 batch = (prompts[:, None] * num_samples + samples).flatten()
@@ -212,7 +207,7 @@ def prefill(
             input_ids=part,
             position_ids=positions,
             use_cache=True,
-            **cached(backbone.decoder, cache),
+            **{cache_argument(backbone.decoder): cache},
         )
         states.append(output.last_hidden_state[torch.arange(len(part), device=ids.device), ends])
         layers.append([KeyValues.of(layer, len(part)) for layer in cache.layers])
@@ -225,7 +220,7 @@ def check_decodable(backbone: Backbone, longest: int) -> None:
     config = backbone.model.config.get_text_config()
     name = type(backbone.decoder).__name__
     way_out = "Use lit_rlhf.rollout.HFEngine for this model."
-    if not getattr(backbone.decoder, "_supports_attention_backend", False):
+    if not takes_attention_functions(backbone.decoder):
         raise ConfigurationError(
             f"{name} lets no attention function be chosen, which NativeEngine's decode needs. {way_out}"
         )

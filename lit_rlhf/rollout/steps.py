@@ -4,9 +4,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lit_rlhf.internals.transformers import cache_argument
 from lit_rlhf.models import Backbone
-from lit_rlhf.rollout.kv_cache import DecodeCache, attending, cached, configs_of
-from lit_rlhf.rollout.packed import PackedStep, packable
+from lit_rlhf.models.kernels.packed import PackedStep, packable
+from lit_rlhf.rollout.kv_cache import DecodeCache, attending, configs_of
 
 _WORTH_PACKING = 6
 
@@ -33,22 +34,20 @@ class ModelStep:
                 input_ids=tokens[:, None],
                 position_ids=cache.positions[:, None],
                 use_cache=True,
-                **cached(decoder, cache),
+                **{cache_argument(decoder): cache},
             )
         hidden = output.last_hidden_state[:, 0]
         return hidden, self.backbone.logits(hidden)
 
 
-def choose_step(backbone: Backbone, steps: int, *, pack: bool = True) -> DecodeStep:
-    """The way to decode with the role that is active.
+def choose_step(backbone: Backbone, steps: int) -> DecodeStep:
+    """The way to decode with the role that is active: packed, with the backbone's `kernels: auto`, where that pays.
 
     Args:
         backbone: Whose weights to use.
         steps: About how many there will be: packing takes as long as two or three.
-        pack: Whether the weights may be copied.
     """
-    return (
-        PackedStep(backbone)
-        if pack and steps >= _WORTH_PACKING and packable(backbone)
-        else ModelStep(backbone)
-    )
+    pack = backbone.spec.kernels == "auto" and steps >= _WORTH_PACKING
+    if pack and packable(backbone.model):
+        return PackedStep(backbone.model, backbone.logits)
+    return ModelStep(backbone)

@@ -34,7 +34,7 @@ LORA = LoraSpec(rank=2)
 def trained(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Adapters of a supervised policy and of a reward model, as their runs export them."""
     root = tmp_path_factory.mktemp("adapters")
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir), lora=LORA))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LORA))
     for role in ("policy", "reward"):
         backbone.add_adapter(role)
         shake(backbone, role)

@@ -7,8 +7,8 @@ import torch
 
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.seeding import generator
-from lit_rlhf.testing.tabular import total_variation
-from lit_rlhf.testing.verify import PolicyCase, all_cases
+from lit_rlhf.verify import PolicyCase, all_cases
+from lit_rlhf.verify.tabular import total_variation
 
 CASES = {name: case for name, case in all_cases().items() if isinstance(case, PolicyCase)}
 SAMPLED = [

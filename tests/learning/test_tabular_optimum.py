@@ -25,27 +25,28 @@ from lit_rlhf.modules import (
     SupervisedModule,
 )
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.testing import populations, targets
-from lit_rlhf.testing.tabular import TabularWorld, bandit, total_variation, tree
-from lit_rlhf.testing.verify import (
+from lit_rlhf.types import Rollout
+from lit_rlhf.verify import (
     PolicyCase,
     PreferenceCase,
     RewardCase,
     all_cases,
     cases_of,
+    populations,
+    targets,
     verify,
     verify_case,
     verify_module,
 )
-from lit_rlhf.testing.verify.exact import PI_STAR
-from lit_rlhf.testing.verify.policy import NoReward
-from lit_rlhf.testing.verify.runner import (
+from lit_rlhf.verify.exact import PI_STAR
+from lit_rlhf.verify.policy import NoReward
+from lit_rlhf.verify.runner import (
     BETA,
     GRADIENT_TOLERANCE,
     expected_gradient,
     gradient_norm,
 )
-from lit_rlhf.types import Rollout
+from lit_rlhf.verify.tabular import TabularWorld, bandit, total_variation, tree
 from tests.tolerances import FP64
 
 CASES = all_cases()

@@ -26,7 +26,7 @@ def make_seeds(count: int) -> Tensor:
 
 def make_backbone(tokenizer: Path, attention: Attention = "sdpa", **config: Any) -> Backbone:
     """A random model of some architecture."""
-    return Backbone(
+    return Backbone.load(
         ModelSpec(
             config={"initializer_range": 0.2, **config},
             tokenizer=str(tokenizer),

@@ -17,8 +17,8 @@ from lit_rlhf.demo.results import (
     reward_summary,
 )
 from lit_rlhf.demo.stages import PolicyResult, RewardResult
+from lit_rlhf.demo.world import World
 from lit_rlhf.metrics import CalibrationError
-from lit_rlhf.testing.world import World
 
 HOTEL, FILM = "review of the old hotel :", "about the new film :"
 GOOD, BAD, BEST = "the room was good .", "the room was bad .", "the plot was very superb ."

@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.demo import DemoConfig, PolicyStage, RewardStage, SupervisedStage, run_demo
-from lit_rlhf.testing.world_data import WorldData
+from lit_rlhf.demo.world_data import WorldData
 
 TINY = DemoConfig(
     supervised=SupervisedStage(demonstrations=64),

@@ -100,6 +100,6 @@ def make(tiny_model_dir: Path) -> MakeBackbone:
 
     def build(**options: object) -> Backbone:
         arguments = {key: options.pop(key) for key in ("lm_head", "trainable") if key in options}
-        return Backbone(ModelSpec(**{"name": str(tiny_model_dir), **options}), **arguments)
+        return Backbone.load(ModelSpec(**{"name": str(tiny_model_dir), **options}), **arguments)
 
     return build

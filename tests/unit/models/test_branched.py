@@ -52,7 +52,7 @@ def test_equals_separate_rows(
     attention: Attention,
 ):
     spec = ModelSpec(name=str(model_dirs[architecture]), branching=branching, attention=attention)
-    backbone = with_heads(Backbone(spec))
+    backbone = with_heads(Backbone.load(spec))
     out = evaluate(backbone, batch, temperature=0.7)
     with torch.no_grad():
         theirs = separate_rows(plain_model(model_dirs[architecture]), ROWS, temperature=0.7)
@@ -77,7 +77,7 @@ def test_gradients_of_shared_and_expanded_agree(
     found = []
     for branching in ("shared", "expanded"):
         spec = ModelSpec(name=str(model_dirs[architecture]), branching=branching, lora=lora)
-        backbone = Backbone(spec)
+        backbone = Backbone.load(spec)
         if lora is not None:
             backbone.add_adapter("policy")
             shake(backbone, "policy")
@@ -96,7 +96,7 @@ def test_gradients_of_shared_and_expanded_agree(
 
 
 def test_gradient_equals_that_of_separate_rows(model_dirs: dict[str, Path], batch: BranchedBatch):
-    backbone = Backbone(ModelSpec(name=str(model_dirs["llama"]), branching="shared"))
+    backbone = Backbone.load(ModelSpec(name=str(model_dirs["llama"]), branching="shared"))
     backbone(batch, num_branches=2, logprobs=True).logprobs.sum().backward()
     plain = plain_model(model_dirs["llama"])
     torch.cat(separate_rows(plain, ROWS).logprobs).sum().backward()
@@ -206,7 +206,7 @@ def test_costs_count_what_the_layers_do(make: MakeBackbone, model_dirs: dict[str
     # two layers: q, o 32x32; k, v 32x16; gate, up, down 32x64
     assert costs.per_token == 2 * 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
     assert costs.per_pair == 2 * 4 * 32
-    gpt2 = Backbone(ModelSpec(name=str(model_dirs["gpt2"])))
+    gpt2 = Backbone.load(ModelSpec(name=str(model_dirs["gpt2"])))
     assert gpt2._runner.costs.per_token == 2 * 2 * 12 * 32 * 32
 
 
@@ -221,12 +221,12 @@ def test_a_sliding_window_is_respected(
             separate_rows(plain_model(model), ROWS) for model in (path, model_dirs["gemma2"])
         )
     assert not torch.allclose(theirs.logprobs[1], without.logprobs[1], **FP32_MODEL)
-    out = Backbone(ModelSpec(name=str(path)))(batch, num_branches=2, logprobs=True)
+    out = Backbone.load(ModelSpec(name=str(path)))(batch, num_branches=2, logprobs=True)
     torch.testing.assert_close(out.logprobs, padded(theirs.logprobs, 4), **FP32_MODEL)
     with pytest.raises(
         ConfigurationError, match="a row has 12 tokens, more than the sliding window of 4"
     ):
-        Backbone(ModelSpec(name=str(path), branching="shared"))(
+        Backbone.load(ModelSpec(name=str(path), branching="shared"))(
             batch, num_branches=2, logprobs=True
         )
 
@@ -237,8 +237,8 @@ def test_shared_is_refused_where_it_would_be_wrong(tiny_model_dir: Path, batch: 
     with pytest.raises(
         ConfigurationError, match="branching='shared' can't run: MambaModel takes no position_ids"
     ):
-        Backbone(ModelSpec(**options, branching="shared"))
-    backbone = Backbone(ModelSpec(**options))
+        Backbone.load(ModelSpec(**options, branching="shared"))
+    backbone = Backbone.load(ModelSpec(**options))
     out = backbone(batch, num_branches=2, logprobs=True)
     alone = backbone(branched(ROWS[1:2]), num_branches=2, logprobs=True)
     torch.testing.assert_close(out.logprobs[2:4, :3], alone.logprobs, **FP32_MODEL)
@@ -293,7 +293,7 @@ def test_runs_on_the_meta_device_without_mixing_devices(tiny_model_dir: Path, ba
     }
     config |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     with torch.device("meta"):
-        backbone = Backbone(ModelSpec(config=config, tokenizer=str(tiny_model_dir), lora=LORA))
+        backbone = Backbone.load(ModelSpec(config=config, tokenizer=str(tiny_model_dir), lora=LORA))
         backbone.add_adapter("policy")
         with_heads(backbone)
     on_meta = {name: value.to("meta") for name, value in batch.items()}

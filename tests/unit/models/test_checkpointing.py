@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.transformers import cache_argument
 from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.rollout.kv_cache import cached
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32
 from tests.unit.models.conftest import LORA, MakeBackbone, gradients, shake
@@ -77,7 +77,9 @@ def test_inference_in_eval_mode_keeps_its_cache(make: MakeBackbone, batch: Branc
     with torch.no_grad(), backbone.use_role("policy"):
         cache = DynamicCache()
         backbone.decoder(
-            input_ids=batch["input_ids"], use_cache=True, **cached(backbone.decoder, cache)
+            input_ids=batch["input_ids"],
+            use_cache=True,
+            **{cache_argument(backbone.decoder): cache},
         )
     assert cache.get_seq_length() == batch["input_ids"].shape[1]
 
@@ -114,4 +116,4 @@ def test_refused_where_no_layer_can_be_recomputed(
 
     monkeypatch.setattr(module, "GradientCheckpointingLayer", torch.nn.Bilinear)
     with pytest.raises(ConfigurationError, match="LlamaModel has no layers that can be recomputed"):
-        Backbone(ModelSpec(name=str(tiny_model_dir), gradient_checkpointing=True))
+        Backbone.load(ModelSpec(name=str(tiny_model_dir), gradient_checkpointing=True))

@@ -28,11 +28,10 @@ from lit_rlhf.models import (
     ModelSpec,
     export_policy,
     export_reward,
-    load_tokenizer,
 )
 from lit_rlhf.models.disk import whole_directory
 from lit_rlhf.models.export import _size
-from lit_rlhf.tokenizers import tokenizer_fingerprint
+from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import BF16, FP32_MODEL
 from tests.unit.models.conftest import LORA, ROWS, MakeBackbone, branched, shake
@@ -298,7 +297,7 @@ def test_full_policy_and_tied_weights(make: MakeBackbone, tiny_model_dir: Path, 
         "tie_word_embeddings": True,
         "initializer_range": 0.2,
     }
-    backbone = Backbone(ModelSpec(config=config, tokenizer=str(tiny_model_dir)))
+    backbone = Backbone.load(ModelSpec(config=config, tokenizer=str(tiny_model_dir)))
     export_policy(backbone, tmp_path / "out", merge=True)
     assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -17,7 +17,7 @@ LENGTH = PROMPT + ANSWER
 
 
 def _backbone(model_dir: Path, lora: LoraSpec | None) -> Backbone:
-    backbone = Backbone(ModelSpec(name=str(model_dir), lora=lora, attention="eager"))
+    backbone = Backbone.load(ModelSpec(name=str(model_dir), lora=lora, attention="eager"))
     if lora is not None:
         backbone.add_adapter("policy")
     return backbone

@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.transformers import cache_argument
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, shard
-from lit_rlhf.rollout.kv_cache import cached
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32, FP32_MODEL
 from tests.unit.models.conftest import LORA, MakeBackbone, gradients, shake
@@ -38,7 +38,9 @@ def decode(backbone: Backbone, batch: BranchedBatch):
         states = []
         for t in range(ids.shape[1]):
             out = backbone.decoder(
-                input_ids=ids[:, t : t + 1], use_cache=True, **cached(backbone.decoder, cache)
+                input_ids=ids[:, t : t + 1],
+                use_cache=True,
+                **{cache_argument(backbone.decoder): cache},
             )
             states.append(out.last_hidden_state)
         return backbone.logits(torch.cat(states, 1))
@@ -105,7 +107,7 @@ def test_a_step_and_an_inference_leave_the_base_bit_identical(
 
 
 def test_shared_and_expanded_agree(quantized: Backbone, batch: BranchedBatch):
-    twin = Backbone(ModelSpec(**{**vars(quantized.spec), "branching": "expanded"}))
+    twin = Backbone.load(ModelSpec(**{**vars(quantized.spec), "branching": "expanded"}))
     twin.add_adapter("policy")
     shake(twin, "policy")
     quantized._runner.branching = "shared"
@@ -145,6 +147,6 @@ def test_a_random_initialisation_can_be_quantized(tiny_model_dir: Path, batch: B
     }
     config |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     spec = ModelSpec(config=config, tokenizer=str(tiny_model_dir), quantization="nf4", lora=LORA)
-    first, again = Backbone(spec), Backbone(spec)
+    first, again = Backbone.load(spec), Backbone.load(spec)
     assert isinstance(first.decoder.layers[0].mlp.up_proj, bnb.nn.Linear4bit)
     assert torch.equal(logprobs(first, batch, "reference"), logprobs(again, batch, "reference"))

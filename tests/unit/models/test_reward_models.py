@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models import export_reward, load_reward_model
-from lit_rlhf.models.lora import RoleLinear8bit
+from lit_rlhf.models.kernels.lora import RoleLinear8bit
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import BF16, FP32_MODEL
 from tests.unit.models.conftest import LORA, MakeBackbone

@@ -8,9 +8,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import load_tokenizer
 from lit_rlhf.testing import make_tokenizer
-from lit_rlhf.tokenizers import pad_token_id, tokenizer_fingerprint
+from lit_rlhf.tokenizers import load_tokenizer, pad_token_id, tokenizer_fingerprint
 
 
 def test_fingerprint_survives_saving_and_use(tmp_path: Path):

@@ -80,7 +80,7 @@ def build(
 
 def template_of(spec: ModelSpec) -> Backbone:
     """A backbone to copy."""
-    return Backbone(spec)
+    return Backbone.load(spec)
 
 
 def iterate(module: PolicyModule, batch: PromptBatch, lr: float = 0.02) -> dict[str, float]:

@@ -16,11 +16,11 @@ from lit_rlhf.models import (
     ValueAdapter,
     ValueHead,
     ValueModel,
-    load_tokenizer,
 )
 from lit_rlhf.modules import PPOPolicyModule
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
+from lit_rlhf.tokenizers import load_tokenizer
 from lit_rlhf.types import Completions, PromptBatch
 
 PROMPTS = [

@@ -184,18 +184,18 @@ def test_two_processes_share_the_work(tiny_model_dir: Path, tmp_path: Path) -> N
 
 
 def test_fingerprints_go_by_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
-    plain = weights_fingerprint(Backbone(ModelSpec(name=str(tiny_model_dir))))
-    adapted = Backbone(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2)))
+    plain = weights_fingerprint(Backbone.load(ModelSpec(name=str(tiny_model_dir))))
+    adapted = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2)))
     adapted.add_adapter("policy")
     assert weights_fingerprint(adapted) == plain
     next(iter(adapted.parameters())).data[0, 0] += 1e-3
     assert weights_fingerprint(adapted) != plain
     assert (
-        weights_fingerprint(Backbone(ModelSpec(name=str(tiny_model_dir), dtype="bfloat16")))
+        weights_fingerprint(Backbone.load(ModelSpec(name=str(tiny_model_dir), dtype="bfloat16")))
         != plain
     )
     assert (
-        weights_fingerprint(Backbone(ModelSpec(name=str(write_tiny_model(tmp_path / "copy")))))
+        weights_fingerprint(Backbone.load(ModelSpec(name=str(write_tiny_model(tmp_path / "copy")))))
         == plain
     )
     adapted.add_adapter("reference", copy_from="policy")

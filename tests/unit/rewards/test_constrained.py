@@ -8,10 +8,11 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rewards import ConstrainedReward, FunctionReward, NormalizedReward, Reward
-from lit_rlhf.testing import make_tokenizer, targets
-from lit_rlhf.testing.tabular import TabularWorld, tree
-from lit_rlhf.testing.verify.variants import TabularReward
+from lit_rlhf.testing import make_tokenizer
 from lit_rlhf.types import Completions
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.tabular import TabularWorld, tree
+from lit_rlhf.verify.variants import TabularReward
 from tests.reference.completions import make_completions
 from tests.tolerances import FP32
 

@@ -44,7 +44,7 @@ def whole_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def export_whole(model: Path, path: Path) -> Path:
-    backbone = Backbone(ModelSpec(name=str(model)), lm_head=False)
+    backbone = Backbone.load(ModelSpec(name=str(model)), lm_head=False)
     backbone.add_head("reward")
     export_reward(train(backbone), path, merge=True, score_mean=0.25, score_std=2.0)
     return path
@@ -52,7 +52,9 @@ def export_whole(model: Path, path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)), lm_head=False)
+    backbone = Backbone.load(
+        ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)), lm_head=False
+    )
     backbone.add_adapter("reward")
     backbone.add_head("reward")
     path = tmp_path_factory.mktemp("adapter") / "reward"
@@ -81,7 +83,7 @@ def checkpoint(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def policy(model: Path, lora: bool = True) -> Backbone:
-    backbone = Backbone(ModelSpec(name=str(model), lora=LoraSpec(rank=2) if lora else None))
+    backbone = Backbone.load(ModelSpec(name=str(model), lora=LoraSpec(rank=2) if lora else None))
     if lora:
         backbone.add_adapter("policy")
     return backbone

@@ -16,7 +16,7 @@ STOPS = list(range(60, 110))
 
 @pytest.fixture(scope="module")
 def backbone(tiny_model_dir: Path) -> Backbone:
-    return Backbone(ModelSpec(name=str(tiny_model_dir)))
+    return Backbone.load(ModelSpec(name=str(tiny_model_dir)))
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
@@ -62,7 +62,7 @@ def test_a_completion_does_not_depend_on_the_batch_nor_on_global_generators(
 
 
 def test_penalties_in_the_models_own_generation_config_are_left_out(tiny_model_dir: Path) -> None:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
     ids, mask = make_prompts()
     sampling, seeds = Sampling(max_new_tokens=8), make_seeds(6)
     plain = HFEngine().generate(backbone, ids, mask, sampling=sampling, seeds=seeds)
@@ -91,7 +91,7 @@ def test_it_serves_architectures_that_the_native_engine_refuses(tiny_model_dir: 
 
 
 def test_a_role_samples_from_its_own_adapter_and_flags_are_restored(tiny_model_dir: Path) -> None:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
     backbone.add_adapter("policy")
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
@@ -118,7 +118,7 @@ def test_a_role_samples_from_its_own_adapter_and_flags_are_restored(tiny_model_d
 
 
 def test_a_model_without_lm_head_is_refused(tiny_model_dir: Path) -> None:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)), lm_head=False)
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)), lm_head=False)
     ids, mask = make_prompts()
     with pytest.raises(ConfigurationError, match="can't generate"):
         HFEngine().generate(backbone, ids, mask, sampling=Sampling(), seeds=make_seeds(6))
@@ -142,7 +142,7 @@ def test_engines_and_sampling_are_made_from_yaml() -> None:
         {
             "engine": {
                 "class_path": "lit_rlhf.rollout.NativeEngine",
-                "init_args": {"max_batch_size": 16, "pack_weights": False},
+                "init_args": {"max_batch_size": 16},
             },
             "sampling": {"max_new_tokens": 8, "stop_token_ids": [3]},
         }
@@ -150,5 +150,4 @@ def test_engines_and_sampling_are_made_from_yaml() -> None:
     made = parser.instantiate(config)
     assert isinstance(made.engine, NativeEngine)
     assert made.engine.max_batch_size == 16
-    assert not made.engine.pack_weights
     assert made.sampling == Sampling(max_new_tokens=8, stop_token_ids=[3])

@@ -17,7 +17,7 @@ PROMPTS = ["how was the film? ", "a", "the hotel: "]
 @pytest.fixture(scope="module")
 def backbone(tiny_model_dir: Path) -> Backbone:
     """A policy away from its reference."""
-    made = Backbone(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
+    made = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
     made.add_adapter("policy")
     with torch.no_grad():
         for name, parameter in made.named_parameters():

@@ -6,9 +6,9 @@ import torch
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.models.kernels.packed import PackedStep
 from lit_rlhf.rollout import NativeEngine, Sampling, native
 from lit_rlhf.rollout.kv_cache import DecodeLayer
-from lit_rlhf.rollout.packed import PackedStep
 from lit_rlhf.types import BranchedBatch, Generation
 from tests.reference import rollout as reference
 from tests.reference.generations import LENGTHS, make_backbone, make_prompts, make_seeds, sequences
@@ -22,7 +22,7 @@ VARIED = Sampling(max_new_tokens=16, stop_token_ids=STOPS)
 
 @pytest.fixture(scope="module")
 def backbone(tiny_model_dir: Path) -> Backbone:
-    return Backbone(ModelSpec(name=str(tiny_model_dir)))
+    return Backbone.load(ModelSpec(name=str(tiny_model_dir)))
 
 
 def generate(
@@ -273,7 +273,7 @@ def test_samples_of_one_prompt_differ_by_seed_and_agree_where_seeds_do(backbone:
 
 
 def test_flags_attention_and_gradients_are_left_as_they_were(tiny_model_dir: Path) -> None:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
     backbone.train()
     backbone.decoder.layers[0].eval()  # type: ignore[index, union-attr]
     before = [(name, module.training) for name, module in backbone.named_modules()]
@@ -299,9 +299,10 @@ def test_an_error_while_decoding_leaves_attention_and_flags_as_they_were(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
+    generate(backbone, VARIED)
     monkeypatch.setattr(DecodeLayer, "attend", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        generate(backbone, VARIED, engine=NativeEngine(pack_weights=False))
+        generate(backbone, VARIED)
     assert backbone.training
     assert backbone.decoder.config._attn_implementation == attention  # type: ignore[union-attr]
 
@@ -311,7 +312,7 @@ def test_an_error_while_decoding_leaves_attention_and_flags_as_they_were(
 
 
 def test_a_role_samples_from_its_own_adapter(tiny_model_dir: Path) -> None:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
     backbone.add_adapter("policy")
     plain = generate(backbone, VARIED)
     assert sequences(generate(backbone, VARIED, role="reference")) == sequences(plain)
@@ -326,7 +327,7 @@ def test_a_role_samples_from_its_own_adapter(tiny_model_dir: Path) -> None:
 
 
 def test_bfloat16_logprobs_stay_near_those_of_a_training_forward(tiny_model_dir: Path) -> None:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir), dtype="bfloat16"))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), dtype="bfloat16"))
     ours = generate(backbone, Sampling(max_new_tokens=12), 3)
     assert ours.logprobs is not None
     assert ours.logprobs.dtype == torch.float32
@@ -407,7 +408,7 @@ def test_a_batch_size_below_one_is_refused() -> None:
 
 
 def test_weights_that_have_diverged_are_reported(tiny_model_dir: Path) -> None:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
     next(backbone.parameters()).data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite while generating sequence 0"):
         generate(backbone, Sampling(max_new_tokens=3))

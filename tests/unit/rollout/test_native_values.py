@@ -22,7 +22,7 @@ def test_values_are_those_of_a_pass_over_the_whole_sequence(
     tiny_model_dir: Path, num_samples: int, eagerness: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "_WORTH_LEAVING", eagerness)
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
     backbone.add_head("value", drawn=True)
     ids, mask = make_prompts()
     seeds = make_seeds(6 * num_samples)
@@ -43,7 +43,7 @@ def test_values_are_those_of_a_pass_over_the_whole_sequence(
 
 
 def test_values_of_an_unknown_head_are_refused(tiny_model_dir: Path) -> None:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
     ids, mask = make_prompts()
     with pytest.raises(ConfigurationError, match=r"There is no head 'worth'; there are \[\]"):
         NativeEngine().generate(

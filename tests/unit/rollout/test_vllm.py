@@ -32,7 +32,7 @@ class Elsewhere(VLLMRollouts):
 
     def __init__(self, model_dir: Path, raw: bool = False, own_stops: Sequence[int] = ()) -> None:
         super().__init__(None)
-        self.model = Backbone(
+        self.model = Backbone.load(
             ModelSpec(name=str(model_dir), lora=LoraSpec(rank=4)), trainable=False
         )
         self.raw, self.own_stops = raw, list(own_stops)
@@ -83,7 +83,7 @@ class Elsewhere(VLLMRollouts):
 
 @pytest.fixture
 def backbone(tiny_model_dir: Path) -> Backbone:
-    backbone = Backbone(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
     backbone.add_adapter("policy")
     _move(backbone, 1)
     return backbone
@@ -174,7 +174,7 @@ def test_a_vllm_that_would_sample_something_else_is_refused(
 
 
 def test_full_fine_tuning_is_refused(tiny_model_dir: Path) -> None:
-    full = Backbone(ModelSpec(name=str(tiny_model_dir)))
+    full = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
     for model in (full, full.frozen_copy()):
         with pytest.raises(
             ConfigurationError, match=r"never whole models.*Set model\.backbone\.lora"

@@ -120,7 +120,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[RolloutEngine]:
 
 @pytest.fixture(scope="module")
 def backbone(model_dir: Path) -> Backbone:
-    backbone = Backbone(ModelSpec(name=str(model_dir), lora=LoraSpec(rank=4)))
+    backbone = Backbone.load(ModelSpec(name=str(model_dir), lora=LoraSpec(rank=4)))
     backbone.add_adapter("policy")
     return backbone
 
@@ -316,14 +316,14 @@ def test_two_iterations_of_grpo(engine: RolloutEngine, model_dir: Path, tmp_path
 
 def test_another_base_is_refused(url: str, tmp_path: Path) -> None:
     other = write_tiny_model(tmp_path / "other", seed=1, hidden_size=128, head_dim=32)
-    backbone = Backbone(ModelSpec(name=str(other), lora=LoraSpec(rank=4)))
+    backbone = Backbone.load(ModelSpec(name=str(other), lora=LoraSpec(rank=4)))
     backbone.add_adapter("policy")
     with pytest.raises(ConfigurationError, match=r"base isn't the policy's .*differ by"):
         _sample(VLLMServerEngine(url), backbone, make_seeds(6))
 
 
 def test_what_the_server_refuses_is_passed_on(backbone: Backbone, url: str) -> None:
-    large = Backbone(backbone.spec)
+    large = Backbone.load(backbone.spec)
     large.add_adapter("policy", lora=LoraSpec(rank=32))
     with pytest.raises(ConfigurationError, match=r"refused to load a LoRA adapter.*rank"):
         _sample(VLLMServerEngine(url), large, make_seeds(6))

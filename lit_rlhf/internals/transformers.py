@@ -1,0 +1,44 @@
+"""Of transformers, read from 5.24: the attention by name, the cache's argument, recomputation."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def attention_of(config: PretrainedConfig) -> str | None:
+    """The name of the attention function that layers of a config look up at each call."""
+    name: str | None = config._attn_implementation  # noqa: SLF001
+    return name
+
+
+def set_attention(config: PretrainedConfig, name: str | None) -> None:
+    """Write that name without the checks of `set_attn_implementation`; None lets who loads the config choose."""
+    config._attn_implementation = name  # noqa: SLF001
+
+
+def takes_attention_functions(decoder: nn.Module) -> bool:
+    """Whether a decoder's layers call the attention function that the config names."""
+    return bool(getattr(decoder, "_supports_attention_backend", False))
+
+
+def accepts(decoder: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a decoder's forward, seen through transformers' decorators."""
+    return inspect.signature(inspect.unwrap(type(decoder).forward)).parameters
+
+
+def cache_argument(decoder: nn.Module) -> str:
+    """The name under which a decoder takes its cache: 5.24 renamed it."""
+    return "cache" if "cache" in accepts(decoder) else "past_key_values"
+
+
+def recompute(layer: GradientCheckpointingLayer, run: Callable[..., Any]) -> None:
+    """Let a layer's forward go through a function like `torch.utils.checkpoint.checkpoint` in training mode.
+
+    transformers' own switch does this too, and makes the embeddings ask for gradients.
+    """
+    layer.gradient_checkpointing = True
+    layer._gradient_checkpointing_func = run  # type: ignore[assignment]  # noqa: SLF001

@@ -1,0 +1,159 @@
+"""A decode step in fewer and larger products, with the weights rearranged for the time of a rollout.
+
+At each step every weight is read for a few rows. On CPU such products gain from weights that lie as oneDNN's kernels
+read them (which a training step's many rows don't: rearranging them costs it little), and from layers of one input
+being one product. The low-rank product of an adapter is another such layer. Everything between the products is called
+once for all rows, without the dispatch of a decoder's own forward.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaModel, MistralModel, PreTrainedModel, Qwen2Model, Qwen3Model
+
+from lit_rlhf.internals.torch import is_altered, laid_out_linear
+from lit_rlhf.models.kernels.lora import LinearParts, is_float_linear, linear_parts
+
+_KNOWN = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
+"""Decoders of the one shape that `_PackedLayer` computes; a subclass may compute another."""
+_ROWS = 64
+"""Rows that weights are laid out for; the layout serves any number."""
+
+
+def packable(model: PreTrainedModel) -> bool:
+    """Whether a decoder can be packed: of a known shape, on CPU, its linear layers in float, nothing hooked or patched in between.
+
+    (transformers hooks a decoder for good when it is asked for `output_hidden_states`.)
+    """
+    decoder: Any = model.base_model
+    if type(decoder) not in _KNOWN or model.device.type != "cpu":
+        return False
+    if torch.is_autocast_enabled("cpu") or any(map(is_altered, model.modules())):
+        return False
+    products = [layer for block in decoder.layers for layer in _projections(block)]
+    return all(map(is_float_linear, (*products, model.get_output_embeddings())))
+
+
+class PackedStep:
+    """One more token of each row, by a copy of a model's weights: those of the role that is active when it is made.
+
+    Args:
+        model: One that is `packable`. After a change of its weights, make another: this one may or may not see it.
+        logits: From states and the product with the LM head to logits, as `Backbone.logits`.
+    """
+
+    def __init__(self, model: PreTrainedModel, logits: Callable[..., Tensor]) -> None:
+        decoder: Any = model.base_model
+        self.logits = logits
+        self.embed, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
+        self.layers = [
+            _PackedLayer(layer) for layer in decoder.layers[: decoder.config.num_hidden_layers]
+        ]
+        self.head = _PackedLinear([model.get_output_embeddings()])
+
+    def __call__(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
+        """See `DecodeStep`."""
+        states = self.embed(tokens)
+        cos, sin = self.rotary(states[:, None], cache.positions[:, None])
+        half = sin.shape[-1] // 2
+        turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        for index, layer in enumerate(self.layers):
+            states = layer(states, turn, cache, index)
+        states = self.norm(states)
+        return states, self.logits(states, product=self.head)
+
+
+class _PackedLayer:
+    """A pre-norm layer of grouped attention with rotary positions and a gated MLP."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.attention_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.head_norms = (
+            (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+        )
+        query, key, value, out, gate, up, down = _projections(layer)
+        self.query_key_value, self.out = _PackedLinear([query, key, value]), _PackedLinear([out])
+        self.gate_up, self.down = _PackedLinear([gate, up]), _PackedLinear([down])
+        self.act = mlp.act_fn
+        self.scale, self.dim = attention.scaling, attention.head_dim
+        self.heads = [width // self.dim for width in self.query_key_value.widths]
+
+    def __call__(
+        self, states: Tensor, turn: tuple[Tensor, Tensor], cache: Any, index: int
+    ) -> Tensor:
+        heads = self.query_key_value(self.attention_norm(states)).unflatten(-1, (-1, self.dim))
+        queries, keys, values = self.heads
+        turning = heads[:, : queries + keys]
+        if self.head_norms is not None:
+            norm_query, norm_key = self.head_norms
+            turning = torch.cat(
+                [norm_query(turning[:, :queries]), norm_key(turning[:, queries:])], dim=1
+            )
+        turning = _rotated(turning, *turn)
+        cache.own_layers[index].update(turning[:, queries:, None], heads[:, -values:, None])
+        mixed = cache.attend(index, turning[:, :queries, None], self.scale, None)
+        states = states + self.out(mixed.flatten(1))
+        gate, up = self.gate_up(self.mlp_norm(states)).split(self.gate_up.widths, dim=-1)
+        return states + self.down(self.act(gate) * up)
+
+
+class _PackedLinear:
+    """Linear layers of the same input side by side, as one product; behind them the first halves of their adapters."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        parts = [linear_parts(layer) for layer in layers]
+        self.widths = [len(part.weight) for part in parts]
+        self.width = sum(self.widths)
+        downs = [part.down.to(part.weight.dtype) for part in parts if part.down is not None]
+        self.up = _diagonal(parts) if downs else None
+        rows = [(part.weight, part.bias) for part in parts] + [(down, None) for down in downs]
+        bias = None
+        if any(part.bias is not None for part in parts):
+            bias = torch.cat(
+                [
+                    weight.new_zeros(len(weight)) if given is None else given
+                    for weight, given in rows
+                ]
+            )
+        self.product = laid_out_linear(
+            torch.cat([weight for weight, _ in rows]) if len(rows) > 1 else rows[0][0],
+            bias,
+            _ROWS,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(rows, in) to (rows, out of all layers)."""
+        out = self.product(x)
+        if self.up is None:
+            return out
+        return out[:, : self.width].addmm_(out[:, self.width :], self.up)
+
+
+def _diagonal(parts: Sequence[LinearParts]) -> Tensor:
+    """(ranks of all adapters, widths of all layers): the second halves, each where its layer's output is."""
+    ranks = sum(len(part.down) for part in parts if part.down is not None)
+    first = parts[0].weight
+    up = first.new_zeros(ranks, sum(len(part.weight) for part in parts))
+    row = column = 0
+    for part in parts:
+        if part.up is not None:
+            rank = part.up.shape[1]
+            up[row : row + rank, column : column + len(part.weight)] = part.up.t()
+            row += rank
+        column += len(part.weight)
+    return up
+
+
+def _projections(layer: Any) -> tuple[nn.Module, ...]:
+    """The linear layers of a decoder layer, those that share an input beside each other."""
+    attention, mlp = layer.self_attn, layer.mlp
+    of_attention = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    return *of_attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+
+def _rotated(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Rotary positions of (rows, heads, dim), bit for bit as transformers computes them."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * signed_sin

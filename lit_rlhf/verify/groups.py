@@ -1,0 +1,150 @@
+r"""Group methods in both worlds, with all groups of two and of three.
+
+$\bar A(y)$ is the mean advantage of y over what else may be in its group. Where the loss sums over tokens, the policy
+settles where $\bar A - \beta u$ is flat; a mean over the tokens of each completion makes long ones count less at each,
+which `targets.token_optimum` solves.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf import objectives as o
+from lit_rlhf.modules import (
+    CISPOPolicyModule,
+    DAPOPolicyModule,
+    DrGRPOPolicyModule,
+    GroupPolicyModule,
+    GRPOPolicyModule,
+    GSPOPolicyModule,
+    PolicyModule,
+    RLOOPolicyModule,
+)
+from lit_rlhf.rollout import Sampling
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.exact import PI_STAR, optimum
+from lit_rlhf.verify.policy import PolicyCase
+from lit_rlhf.verify.runner import BETA, Training
+from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
+
+_EPS = 1e-4
+
+
+@dataclass(frozen=True)
+class GroupMethod:
+    """A method for groups of any size, and the policy it ends in.
+
+    Attributes:
+        text: The target in words.
+        make_module: Without `num_samples`.
+        best: From a world and a group size to the target.
+        astray: Longest completion and group size where quasi-Newton steps run astray.
+    """
+
+    text: str
+    make_module: Callable[..., PolicyModule]
+    best: Callable[[TabularWorld, int], Tensor]
+    astray: Sequence[tuple[int, int]] = ()
+
+    def case(self, name: str, world: TabularWorld, group: int) -> PolicyCase:
+        """The row."""
+        make, best = partial(self.make_module, num_samples=group), self.best(world, group)
+        training: Training = "descend" if (world.depth, group) in self.astray else "follow"
+        return PolicyCase(name, self.text, world, make, best, group=group, training=training)
+
+
+def group_methods() -> dict[str, GroupMethod]:
+    """By name."""
+    options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
+    summed = partial(GroupPolicyModule, reduction=o.SequenceSum(), **options)
+    flat, per_token = "ref exp(E[A|y]/beta)", "tokens' pulls balance, A and k3 over n"
+    return {
+        "RLOO": GroupMethod(
+            PI_STAR, partial(RLOOPolicyModule, **options), _exact, [(1, 2), (1, 3)]
+        ),
+        "leave-one-out + k2": GroupMethod(PI_STAR, partial(summed, kl_loss=o.SequenceK2()), _exact),
+        "leave-one-out + k3": GroupMethod(PI_STAR, partial(summed, kl_loss=o.UnbiasedK3()), _exact),
+        "DrGRPO": GroupMethod(
+            "ref exp(r (G-1)/(G beta))", partial(DrGRPOPolicyModule, **options), _shrunk
+        ),
+        "GRPO": GroupMethod(per_token, partial(GRPOPolicyModule, **options), _per_token),
+        "GSPO": GroupMethod(per_token, partial(GSPOPolicyModule, **options), _per_token),
+        "CISPO": GroupMethod(flat, partial(CISPOPolicyModule, **options), _ranked, [(2, 3)]),
+        "DAPO": GroupMethod(
+            flat, partial(DAPOPolicyModule, overlong_penalty=0.0, **options), _ranked, [(2, 3)]
+        ),
+    }
+
+
+def group_cases() -> list[PolicyCase]:
+    """Each method in each world with groups of each size."""
+    worlds = {"bandit": bandit(3), "tree": tree()}
+    return [
+        method.case(f"{name} ({where}, G={group})", world, group)
+        for name, method in group_methods().items()
+        for where, world in worlds.items()
+        for group in (2, 3)
+    ]
+
+
+def mean_normalized_advantages(rewards: Tensor, policy: Tensor, group: int) -> Tensor:
+    r"""$E[A(y)]$ (Y,) of scores normalised in a group with G - 1 others of the policy."""
+    numbers = range(len(rewards))
+    others = torch.tensor(list(product(numbers, repeat=group - 1)))
+    chances = policy[others].prod(-1)
+    result = []
+    for y in numbers:
+        scores = torch.cat([rewards[y].expand(len(others), 1), rewards[others]], dim=-1)
+        spread = ((scores - scores.mean(-1, keepdim=True)).square().sum(-1) / (group - 1)).sqrt()
+        result.append((chances * (scores[:, 0] - scores.mean(-1)) / (spread + _EPS)).sum())
+    return torch.stack(result)
+
+
+def _exact(world: TabularWorld, group: int) -> Tensor:
+    del group
+    return optimum(world)
+
+
+def _shrunk(world: TabularWorld, group: int) -> Tensor:
+    return targets.tilted(world.reference, world.rewards * (group - 1) / (group * BETA))
+
+
+def _ranked(world: TabularWorld, group: int) -> Tensor:
+    def slope(u: Tensor) -> Tensor:
+        policy = world.reference * u.exp()
+        return -policy * (mean_normalized_advantages(world.rewards, policy, group) - BETA * u)
+
+    return targets.anchored_optimum(world.reference, slope, flow=200)
+
+
+def _per_token(world: TabularWorld, group: int) -> Tensor:
+    ref = _token_logprobs(world)
+
+    def slope(logprobs: Tensor) -> Tensor:
+        policy, u = logprobs.sum(-1).exp(), logprobs - ref
+        advantages = mean_normalized_advantages(world.rewards, policy, group)
+        k3 = (-u).exp() - 1 + u
+        # A token's own k3, and that of it and all later ones, which it leads to.
+        penalty = 1 - (-u).exp() + k3.flip(-1).cumsum(-1).flip(-1)
+        return (policy / world.lengths)[:, None] * (BETA * penalty - advantages[:, None])
+
+    return targets.token_optimum(world.completions, world.reference, slope, flow=200)
+
+
+def _token_logprobs(world: TabularWorld) -> Tensor:
+    """(Y, T) of the reference: what each token does to the probability of what is to come; 0 behind the end."""
+    result = torch.zeros(len(world.completions), world.depth, dtype=world.reference.dtype)
+    for y, tokens in enumerate(world.completions):
+        begun = [
+            world.reference[
+                [k for k, other in enumerate(world.completions) if other[:t] == tokens[:t]]
+            ].sum()
+            for t in range(len(tokens) + 1)
+        ]
+        result[y, : len(tokens)] = (torch.stack(begun[1:]) / torch.stack(begun[:-1])).log()
+    return result

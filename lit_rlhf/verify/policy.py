@@ -1,0 +1,213 @@
+"""Policy-gradient methods in the tabular world: every group of samples there could be, through the module's own stages.
+
+Sampling and scoring are replaced by enumeration, optimizer steps by the exact expectation; reference, reward shaping,
+advantages, surrogate, KL and reduction are the module's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lit_rlhf import objectives as o
+from lit_rlhf.models import ModelSpec
+from lit_rlhf.modules import (
+    GAE,
+    GroupPolicyModule,
+    PolicyModule,
+    PPOPolicyModule,
+    REINFORCEPolicyModule,
+    ReinforcePPPolicyModule,
+    RLHFModule,
+    Updates,
+)
+from lit_rlhf.rewards import Reward
+from lit_rlhf.rollout import Sampling
+from lit_rlhf.types import (
+    Completions,
+    EvaluatedRollout,
+    Generation,
+    Prompts,
+    ScoredRollout,
+    Scores,
+)
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.exact import PI_STAR, optimum
+from lit_rlhf.verify.runner import BETA, Case, Training
+from lit_rlhf.verify.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree, use_double_heads
+
+MakeModule = Callable[[ModelSpec, Reward], PolicyModule]
+_GROUP, _ENTROPY = 2, 0.2
+
+
+class NoReward(Reward):
+    """Stands where a module wants a reward; the enumerated completions come with their scores."""
+
+    def score(self, completions: Completions) -> Scores:
+        """Zeros."""
+        return Scores(torch.zeros(len(completions.tokens)))
+
+
+@dataclass(frozen=True)
+class PolicyCase(Case):
+    """A policy module and the policy it must end in.
+
+    Attributes:
+        make_module: From a spec and a reward to a module without backbone.
+        group: Samples of one prompt.
+        by_group: Each group is a rollout of its own, for advantages that look at the whole rollout.
+    """
+
+    method: str
+    target: str
+    world: TabularWorld
+    make_module: MakeModule
+    optimum: Tensor
+    group: int = _GROUP
+    by_group: bool = False
+    training: Training = "follow"
+    rate: float = 0.3
+    settles: bool = False
+
+    def module(self) -> PolicyModule:
+        """A module with the world's reference as policy and reference."""
+        module = self.make_module(ModelSpec(config={}), NoReward())
+        module.backbone = self.world.backbone()
+        module.configure_roles()
+        use_double_heads(module.backbone)
+        return module.train()
+
+    def expected_loss(self, module: RLHFModule) -> Tensor:
+        """Mean numerator over mean denominator of all groups, each as likely as it is drawn."""
+        module = cast("PolicyModule", module)
+        groups = list(product(range(len(self.world.completions)), repeat=self.group))
+        chance = self.chances(module, torch.tensor(groups))
+        batches = [[group] for group in groups] if self.by_group else [groups]
+        parts = [part for batch in batches for part in self._parts(module, batch)]
+        numerators, denominators = (torch.stack(column) for column in zip(*parts, strict=True))
+        return (chance * numerators).sum() / (chance * denominators).sum()
+
+    def chances(self, module: PolicyModule, groups: Tensor) -> Tensor:
+        """Probability (n,) of groups of completions (n, group): samples of the policy, as it is."""
+        return self.world.policy(module.backbone)[groups].prod(-1)
+
+    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
+        """The groups as a rollout of the policy, as `PolicyModule.collect` gives it."""
+        return module.evaluate(self._rollout(groups))
+
+    def _parts(
+        self, module: PolicyModule, groups: list[tuple[int, ...]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Numerator and denominator of each group's loss; the groups are the prompts of one rollout."""
+        with torch.no_grad():
+            rollout = module.estimate(self.collect(module, groups))
+        loss, mask, size = module.loss(rollout).loss, rollout.response_mask, rollout.num_samples
+        rows = [slice(g * size, (g + 1) * size) for g in range(len(groups))]
+        return [
+            (
+                module.reduction.numerator(loss[row], mask[row]),
+                module.reduction.denominator(mask[row]).double(),
+            )
+            for row in rows
+        ]
+
+    def _rollout(self, groups: list[tuple[int, ...]]) -> ScoredRollout:
+        picked = [y for group in groups for y in group]
+        depth = self.world.depth
+        completions = [self.world.completions[y] for y in picked]
+        mask = torch.tensor([[t < len(y) for t in range(depth)] for y in completions])
+        return ScoredRollout(
+            Prompts(
+                ids=torch.full((len(groups), 1), PROMPT_TOKEN),
+                mask=torch.ones(len(groups), 1, dtype=torch.bool),
+            ),
+            Generation(
+                tokens=torch.tensor([[*y, *[0] * (depth - len(y))] for y in completions]),
+                mask=mask,
+                finished=torch.ones(len(picked), dtype=torch.bool),
+            ),
+            Scores(self.world.rewards[picked]),
+        )
+
+
+def policy_cases() -> list[PolicyCase]:
+    """Methods of single samples, and the places of the KL that a group method may choose."""
+    return [*_single_sample_cases(), *_kl_cases()]
+
+
+def _single_sample_cases() -> list[PolicyCase]:
+    deep, flat, few = tree(), bandit(), bandit(2)
+    options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
+    ppo = partial(
+        PPOPolicyModule, gae=GAE(lam=1.0, whiten=False), updates=Updates(epochs=1), **options
+    )
+    reinforce, whitened = (
+        partial(REINFORCEPolicyModule, **options),
+        partial(ReinforcePPPolicyModule, **options),
+    )
+    generous = targets.tilted(
+        flat.reference.pow(BETA / (BETA + _ENTROPY)), flat.rewards / (BETA + _ENTROPY)
+    )
+    single = partial(PolicyCase, group=1)
+    # Quasi-Newton steps run astray on bandits, and whitened advantages don't fade near the optimum: the rate must.
+    descends = partial(single, training="descend")
+    return [
+        single("PPO (lam=1)", PI_STAR, deep, ppo, optimum(deep)),
+        single("PPO (terminal KL)", PI_STAR, deep, partial(ppo, terminal_kl=True), optimum(deep)),
+        descends("PPO (bandit)", PI_STAR, few, ppo, optimum(few)),
+        descends(
+            "PPO (entropy bonus)",
+            "ref^(b/(b+c)) exp(r/(b+c))",
+            flat,
+            partial(ppo, entropy_coef=_ENTROPY),
+            generous,
+        ),
+        single("REINFORCE", PI_STAR, deep, reinforce, optimum(deep)),
+        descends("REINFORCE (bandit)", PI_STAR, few, reinforce, optimum(few)),
+        descends("REINFORCE++", PI_STAR, few, whitened, optimum(few), group=_GROUP, by_group=True),
+        descends("REINFORCE++ (tree, one rollout of all)", PI_STAR, deep, whitened, optimum(deep)),
+    ]
+
+
+def _kl_cases() -> list[PolicyCase]:
+    flat, few = bandit(), bandit(3)
+    options: dict[str, Any] = {
+        "num_samples": _GROUP,
+        "kl": o.FixedKL(BETA),
+        "sampling": Sampling(max_new_tokens=2),
+    }
+    normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), **options)
+    biased = partial(GroupPolicyModule, kl_loss=o.BiasedK3(), reduction=o.SequenceSum(), **options)
+    forward = targets.forward_kl_optimum(flat.reference, flat.rewards, BETA)
+    with_baseline = partial(
+        ReinforcePPPolicyModule,
+        advantage=o.Whitened(o.GroupCentered()),
+        kl_loss=o.SequenceK2(),
+        **options,
+    )
+    signs = targets.anchored_optimum(few.reference, partial(_sign_slope, few), flow=200)
+    return [
+        PolicyCase(
+            "GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat), training="descend"
+        ),
+        PolicyCase("leave-one-out + biased k3", "beta ref/(L - r)", flat, biased, forward),
+        PolicyCase(
+            "REINFORCE++ (with a baseline)",
+            "ref exp(E[A|y]/beta)",
+            few,
+            with_baseline,
+            signs,
+            by_group=True,
+        ),
+    ]
+
+
+def _sign_slope(world: TabularWorld, u: Tensor) -> Tensor:
+    r"""Stationary where $E[A|y] - \beta u$ is flat; of two samples, whitened together, A is $\pm 1/\sqrt2$."""
+    policy = world.reference * u.exp()
+    signs = (world.rewards[:, None] - world.rewards[None, :]).sign()
+    return -policy * (signs @ policy / 2**0.5 - BETA * u)

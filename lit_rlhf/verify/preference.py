@@ -1,0 +1,72 @@
+"""Preference losses in the tabular world, through `PreferenceModule`'s own batch, branched forward, loss and reduction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.models import ModelSpec
+from lit_rlhf.modules import PreferenceModule, RLHFModule
+from lit_rlhf.objectives import PreferenceLoss
+from lit_rlhf.verify.populations import Population
+from lit_rlhf.verify.runner import Case, Training
+from lit_rlhf.verify.tabular import TabularWorld, use_double_heads
+
+MakeLoss = Callable[[], PreferenceLoss]
+
+
+@dataclass(frozen=True)
+class PreferenceCase(Case):
+    """A loss and all the data there could be.
+
+    Attributes:
+        make_loss: A fresh loss.
+        population: Its data, weighted by probability.
+        by_row: Evaluate each row as a batch of its own, for losses that sort the batch.
+        make_module: A module without backbone around a loss; default: `PreferenceModule`.
+    """
+
+    method: str
+    target: str
+    world: TabularWorld
+    make_loss: MakeLoss
+    population: Population
+    optimum: Tensor
+    training: Training = "minimize"
+    rate: float = 0.3
+    kink: bool = False
+    by_row: bool = False
+    make_module: Callable[[PreferenceLoss], PreferenceModule] = lambda loss: PreferenceModule(
+        ModelSpec(config={}), loss
+    )
+
+    def module(self) -> PreferenceModule:
+        """A module around a fresh loss, with the world's reference as policy and reference."""
+        module = self.make_module(self.make_loss())
+        module.backbone = self.world.backbone()
+        module.configure_roles()
+        use_double_heads(module.backbone)
+        return module.train()
+
+    def expected_loss(self, module: RLHFModule) -> Tensor:
+        """The module's own loss of all data in one batch, or the mean of its losses of each datum."""
+        module = cast("PreferenceModule", module)
+        for buffer in module.loss.buffers():
+            buffer.zero_()  # with all data in every batch, what running statistics tend to is the batch's own
+        if not self.by_row:
+            return _loss(module, self.population)
+        total = torch.zeros((), dtype=torch.float64)
+        for row, weight in enumerate(self.population["weight"]):
+            alone = {
+                name: value[row : row + 1]
+                for name, value in self.population.items()
+                if name != "weight"
+            }
+            total = total + weight * _loss(module, alone)
+        return total
+
+
+def _loss(module: PreferenceModule, batch: Population) -> Tensor:
+    return module.reduce(module.loss_output(batch).loss, batch)  # type: ignore[arg-type]

@@ -1,0 +1,194 @@
+"""Policy methods with more than scores in their rollouts, and those that are no plain policy gradient."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lit_rlhf import objectives as o
+from lit_rlhf.modules import (
+    GAE,
+    DAPOPolicyModule,
+    GroupPolicyModule,
+    PolicyModule,
+    PPOPtxPolicyModule,
+    REBELPolicyModule,
+    ReMaxPolicyModule,
+    RLHFModule,
+    Updates,
+)
+from lit_rlhf.modules.collect import score_completions
+from lit_rlhf.modules.remax import GREEDY
+from lit_rlhf.rewards import ConstrainedReward, Reward
+from lit_rlhf.rollout import Sampling
+from lit_rlhf.types import Completions, EvaluatedRollout, Scores
+from lit_rlhf.verify import targets
+from lit_rlhf.verify.exact import PI_STAR, optimum
+from lit_rlhf.verify.online import PairCase
+from lit_rlhf.verify.policy import MakeModule, PolicyCase
+from lit_rlhf.verify.runner import BETA
+from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
+
+_ETA = 0.7
+_PTX = 0.2
+_MULTIPLIER = 0.6
+TEXT = (0, 0, 1, 3)
+"""The completions, by number, that PPO-ptx is not to forget."""
+
+
+class TabularReward(Reward):
+    """A number for each completion of a world.
+
+    Args:
+        world: Whose completions they are.
+        values: (Y,).
+    """
+
+    def __init__(self, world: TabularWorld, values: Tensor) -> None:
+        super().__init__()
+        self.values = dict(zip(world.completions, values.tolist(), strict=True))
+
+    def score(self, completions: Completions) -> Scores:
+        """(N,) float32."""
+        pairs = zip(completions.tokens, completions.response_mask, strict=True)
+        values = [self.values[tuple(tokens[mask].tolist())] for tokens, mask in pairs]
+        return Scores(torch.tensor(values))
+
+
+@dataclass(frozen=True)
+class ReMaxCase(PolicyCase):
+    """The baseline is the score of the completion that the policy, as it is, decodes greedily."""
+
+    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
+        """The groups as a rollout with baselines."""
+        rollout = super().collect(module, groups)
+        score = self.world.rewards[
+            greedy_completion(self.world, self.world.policy(module.backbone))
+        ]
+        greedy = score.expand(len(rollout.response_mask))
+        return replace(rollout, scores=Scores(rollout.scores.total, {GREEDY: greedy}))
+
+
+@dataclass(frozen=True)
+class PtxCase(PolicyCase):
+    """PPO's expected loss, and that of the text."""
+
+    def expected_loss(self, module: RLHFModule) -> Tensor:
+        """Both, as an optimizer step adds them."""
+        module = cast("PPOPtxPolicyModule", module)
+        loss, mask = module.text_loss(self.world.batch([[y] for y in TEXT]))
+        return super().expected_loss(module) + module.ptx_coef * loss[mask].mean()
+
+
+@dataclass(frozen=True)
+class ScoredCase(PolicyCase):
+    """Scores come from the module's own reward."""
+
+    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
+        """The groups as a rollout with the reward's scores."""
+        rollout = super().collect(module, groups)
+        generation = rollout.completions
+        completions = Completions(
+            prompt_ids=rollout.prompts.ids,
+            prompt_mask=rollout.prompts.mask,
+            tokens=generation.tokens,
+            response_mask=generation.mask,
+            finished=generation.finished,
+            prompts=[""] * len(generation.tokens),
+            responses=[""] * len(generation.tokens),
+        )
+        scores = score_completions(module.reward, completions, 0)
+        return replace(rollout, scores=Scores(scores.total.double()))
+
+
+def variant_cases() -> list[PolicyCase]:
+    """On the tree, and on the bandit where the target is one of single tokens."""
+    deep, flat, few = tree(), bandit(), bandit(3)
+    options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
+    remax, rebel = (
+        partial(ReMaxPolicyModule, **options),
+        partial(REBELPolicyModule, eta=_ETA, **options),
+    )
+    ptx = partial(
+        PPOPtxPolicyModule,
+        ptx_coef=_PTX,
+        gae=GAE(lam=1.0, whiten=False),
+        updates=Updates(epochs=1),
+        **options,
+    )
+    step = targets.tilted(deep.reference, _ETA * deep.rewards)
+    text = torch.bincount(torch.tensor(TEXT), minlength=len(flat.rewards)) / len(TEXT)
+    kept = targets.anchored_optimum(flat.reference, partial(_ptx_slope, flat, text.double()))
+    return [
+        ReMaxCase("ReMax", PI_STAR, deep, remax, optimum(deep), group=1),
+        ReMaxCase("ReMax (bandit)", PI_STAR, few, remax, optimum(few), group=1, training="descend"),
+        PolicyCase("REBEL", PI_STAR, deep, rebel, optimum(deep)),
+        PairCase("REBEL (a step)", "ref exp(eta r)", deep, rebel, step, drawn="before"),
+        PolicyCase(
+            "REBEL (three samples)",
+            PI_STAR,
+            few,
+            partial(rebel, num_samples=3),
+            optimum(few),
+            group=3,
+        ),
+        PolicyCase(
+            "DAPO (overlong)", "of r - (n - 1)", deep, _overlong(options), _overlong_optimum(deep)
+        ),
+        PtxCase("PPO-ptx", "r - beta u + g D/pi = L", flat, ptx, kept, group=1, training="descend"),
+        _constrained("ConstrainedReward", deep, options),
+        replace(_constrained("ConstrainedReward (bandit)", few, options), training="descend"),
+    ]
+
+
+def _overlong(options: dict[str, Any]) -> MakeModule:
+    """DAPO's shaping without its normalisation, whose optimum on the tree is known."""
+    return partial(
+        DAPOPolicyModule,
+        advantage=o.LeaveOneOut(),
+        kl_loss=o.SequenceK2(),
+        reduction=o.SequenceSum(),
+        num_samples=2,
+        overlong_buffer=1,
+        **options,
+    )
+
+
+def _overlong_optimum(world: TabularWorld) -> Tensor:
+    return targets.tilted(world.reference, (world.rewards - (world.lengths - 1)) / BETA)
+
+
+def _constrained(name: str, world: TabularWorld, options: dict[str, Any]) -> PolicyCase:
+    cost = world.rewards.flip(0) ** 2
+
+    def make(spec: Any, reward: Reward) -> PolicyModule:
+        del reward
+        both = TabularReward(world, world.rewards), TabularReward(world, cost)
+        held = ConstrainedReward(*both, multiplier=_MULTIPLIER, rate=0.0)
+        return GroupPolicyModule(spec, held, reduction=o.SequenceSum(), num_samples=2, **options)
+
+    tilt = (world.rewards - _MULTIPLIER * cost) / ((1 + _MULTIPLIER) * BETA)
+    best = targets.tilted(world.reference, tilt)
+    return ScoredCase(name, "ref exp((r - lam c)/((1+lam) beta))", world, make, best)
+
+
+def _ptx_slope(world: TabularWorld, text: Tensor, u: Tensor) -> Tensor:
+    r"""Stationary where $\pi(r - \beta u) + g D$ is proportional to the policy."""
+    policy = world.reference * u.exp()
+    return -(policy * (world.rewards - BETA * u) + _PTX * text)
+
+
+def greedy_completion(world: TabularWorld, policy: Tensor) -> int:
+    """Number of the completion whose every token is the likeliest one."""
+    prefix: tuple[int, ...] = ()
+    while prefix not in world.completions:
+        following = sorted(
+            {y[: len(prefix) + 1] for y in world.completions if y[: len(prefix)] == prefix}
+        )
+        mass = [
+            float(policy[[y[: len(p)] == p for y in world.completions]].sum()) for p in following
+        ]
+        prefix = following[mass.index(max(mass))]
+    return world.completions.index(prefix)

@@ -1,0 +1,128 @@
+"""What is used of other libraries beyond their documented interface: a sentence for each that moves."""
+
+import importlib.metadata
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+from peft import LoraConfig
+from peft.tuners.lora import LoraModel
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lit_rlhf.internals import bitsandbytes as our_bitsandbytes
+from lit_rlhf.internals import peft as our_peft
+from lit_rlhf.internals import torch as our_torch
+from lit_rlhf.internals import transformers as our_transformers
+
+FOLDER = Path(__file__).parents[2] / "lit_rlhf/internals"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(FOLDER.glob("*.py")) - {FOLDER / "__init__.py"}), ids=lambda path: path.stem
+)
+def test_each_file_says_the_version_it_was_read_from(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r"read from (\d+\.\d+)", text)
+    assert found, f"{path.name} doesn't say 'read from X.Y'"
+    installed = importlib.metadata.version(path.stem)
+    assert installed.split(".")[0] == found[1].split(".")[0], (
+        f"{path.stem} {installed} is another major version than the {found[1]} that internals/{path.name} was read "
+        "from: read its source again."
+    )
+
+
+def test_torch() -> None:
+    layer = nn.Linear(2, 2)
+    assert not our_torch.is_altered(layer)
+    for register in (
+        layer.register_forward_hook,
+        layer.register_forward_pre_hook,
+        layer.register_full_backward_hook,
+        layer.register_full_backward_pre_hook,
+    ):
+        handle = register(lambda *_: None)
+        assert our_torch.is_altered(layer), f"torch keeps hooks of {register.__name__} elsewhere"
+        handle.remove()
+    x = torch.ones(2)
+    before = our_torch.version_of(x)
+    x.add_(1)
+    assert our_torch.version_of(x) > before, "torch no longer counts writes in place in _version"
+    layer.register_buffer("kept", x)
+    layer.register_buffer("left_out", x, persistent=False)
+    names = [name for name, _ in our_torch.state_tensors(layer)]
+    assert names == ["weight", "bias", "kept"], "torch keeps _non_persistent_buffers_set elsewhere"
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    grad = torch.ones(3, 4).cumsum(-1)
+    (wanted,) = torch.autograd.grad(logits.softmax(-1), logits, grad)
+    found = our_torch.softmax_backward(grad, logits.softmax(-1).detach())
+    assert torch.allclose(found, wanted), "_softmax_backward_data has other arguments"
+
+
+def test_onednn_multiplies_as_plain_products_do() -> None:
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x, bias = weight[:3], weight[:, 0].clone()
+    found = our_torch.laid_out_linear(weight, bias, 4)(x)
+    assert torch.allclose(found.float(), nn.functional.linear(x, weight, bias).float(), atol=0.05)
+
+
+def test_transformers() -> None:
+    config = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    config.vocab_size = 5
+    model = LlamaModel(config)
+    our_transformers.set_attention(config, "eager")
+    assert our_transformers.attention_of(config) == "eager"
+    assert model.config._attn_implementation == "eager", "the attention's name moved"
+    assert our_transformers.takes_attention_functions(model), "_supports_attention_backend moved"
+    accepted = our_transformers.accepts(model)
+    assert "position_ids" in accepted, "forward can't be seen through its decorators"
+    assert our_transformers.cache_argument(model) in accepted, "the cache has yet another name"
+    calls: list[object] = []
+    layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+    our_transformers.recompute(layer, lambda run, *args: (calls.append(run), run(*args))[1])
+    model.train()(input_ids=torch.tensor([[1, 2]]))
+    assert calls, "_gradient_checkpointing_func is no longer what layers call in training mode"
+    arguments = set(inspect.signature(sdpa_attention_forward).parameters)
+    assert {"query", "key", "value", "attention_mask", "scaling", "is_causal"} <= arguments
+
+
+def test_peft() -> None:
+    base = nn.Sequential(nn.Linear(2, 3))
+    LoraModel(base, LoraConfig(target_modules=["0"], init_lora_weights=False), "a")
+    layer, x = base[0], torch.ones(1, 2)
+    our_peft.set_active(layer, "a")
+    adapted = layer(x)
+    assert our_peft.active_of(layer) == "a"
+    our_peft.set_active(layer, None)
+    assert our_peft.active_of(layer) is None
+    assert torch.equal(layer(x), layer.base_layer(x)), "_disable_adapters no longer turns it off"
+    our_peft.set_active(layer, "another")
+    assert our_peft.active_of(layer) is None
+    our_peft.set_active(layer, "a")
+    assert torch.equal(layer(x), adapted), "_active_adapter no longer says which adapter is on"
+
+
+@pytest.mark.parametrize("kind", [Linear4bit, Linear8bitLt])
+def test_bitsandbytes(kind: type[nn.Linear]) -> None:
+    layer = kind(64, 64, bias=False)
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    if kind is Linear8bitLt:
+        layer = Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
+    layer.load_state_dict({"weight": weight})
+    our_bitsandbytes.keep_trainable(layer)
+    layer = layer.to("cpu")
+    if layer.weight.is_floating_point():  # quantized as it is moved from another device
+        pytest.skip("this bitsandbytes quantizes on accelerators alone")
+    found = our_bitsandbytes.float_weight(layer, torch.float32)
+    assert found.shape == weight.shape
+    assert float((found - weight).abs().mean()) < 0.1, "scales of quantized weights moved"
+    layer.eval()
+    our_bitsandbytes.keep_arithmetic(layer)
+    assert layer.training == (kind is Linear8bitLt)
