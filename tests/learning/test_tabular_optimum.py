@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -25,7 +24,7 @@ from lit_rlhf.modules import (
     SupervisedModule,
 )
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Rollout
+from lit_rlhf.types import EstimatedRollout, EvaluatedRollout
 from lit_rlhf.verify import (
     PolicyCase,
     PreferenceCase,
@@ -181,9 +180,10 @@ class Twice(o.DPO):
 class LeaveOneOutModule(PolicyModule):
     """RLOO by a module that is no `GroupPolicyModule`."""
 
-    def estimate(self, rollout: Rollout) -> Rollout:
-        advantages = leave_one_out(rollout.rewards.sum(-1), rollout.num_samples)
-        return replace(rollout, advantages=spread_over_tokens(advantages, rollout.response_mask))
+    def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
+        returns = self.shape_rewards(rollout).sum(-1)
+        advantages = leave_one_out(returns, rollout.num_samples)
+        return rollout.with_advantages(spread_over_tokens(advantages, rollout.response_mask))
 
 
 class Halves(o.GroupCentered):
