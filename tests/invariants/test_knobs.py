@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,9 @@ def _result(
     except ConfigurationError as error:
         if "one optimizer step" not in str(error):
             raise
-        module = kind(
-            spec, TokenReward(), **parts, **(given | {"updates": Updates(epochs=1)} | options)
-        )
+        updates = given["updates"]
+        given["updates"] = replace(updates, epochs=1) if updates.epochs == 2 else updates
+        module = kind(spec, TokenReward(), **parts, **given)
     built = build(module, template, moved=0.02)
     logged = iterate(built, full_batch(model_dir))
     return parameters_of(built), logged

@@ -65,7 +65,7 @@ def build(
     """Build its model, from a copy of a loaded backbone where one is given, and move the policy from its reference."""
     load = base.Backbone
     if template is not None:
-        base.Backbone = lambda spec, lm_head: copy.deepcopy(template)  # type: ignore[misc, assignment]
+        base.Backbone = SimpleNamespace(load=lambda spec, lm_head: copy.deepcopy(template))  # type: ignore[misc, assignment]
     try:
         module.configure_model()
     finally:

@@ -132,7 +132,7 @@ def test_a_column_that_is_missing_is_named() -> None:
 )
 def test_what_is_no_list_of_finite_numbers_is_refused_by_name(returned: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        FunctionReward(lambda **_: returned, name="mine").score(completions()).total
+        FunctionReward(lambda **_: returned, name="mine").score(completions())
 
 
 def test_an_error_in_the_function_says_which_function_it_was() -> None:

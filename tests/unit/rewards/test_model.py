@@ -289,7 +289,7 @@ def test_another_tokenizer_renders_messages_with_its_own_template(
     ):
         attached(path, backbone).score(chat)
     with pytest.raises(DataError, match="reads the column 'talk'"):
-        attached(path, backbone, conversation_column="talk").score(chat).total
+        attached(path, backbone, conversation_column="talk").score(chat)
 
 
 def test_a_pad_token_of_its_own_does_not_make_a_tokenizer_foreign(
