@@ -23,3 +23,7 @@ class CheckpointError(LitRLHFError):
 
 class TrainingDivergedError(LitRLHFError):
     """Weights or losses have left the range of numbers, and going on would spend time on nothing."""
+
+
+class FileError(LitRLHFError):
+    """A file or directory that can't be written: no room, no permission, or something else in its place."""

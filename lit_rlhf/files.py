@@ -1,7 +1,209 @@
-"""What writing to disk needs in every layer."""
+"""Files and directories that are whole or not there, and what is said where they can't be written (layer L0).
 
+Whatever is written here lies beside its place until all of it is on disk, and then moves over in one step: a kill, a
+power cut or a full disk leaves what was there before. Modes are those that the umask gives, whoever wrote the bytes.
+"""
+
+import errno
 import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from lit_rlhf.errors import FileError, LitRLHFError
+
+_TEMPORARY = ".tmp"
+_HOST = socket.gethostname().replace(".", "_")
+_DAY = 24 * 3600.0
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EIO,
+}
+# How libraries written in Rust (safetensors, tokenizers) say what the system told them.
+_SYSTEM_ERROR = re.compile(r"^(?:.*: )?(.+?) \(os error (\d+)\)")
+
+
+@contextmanager
+def whole_file(
+    path: Path,
+    what: str = "The file",
+    needed: int = 0,
+    way_out: str = "",
+    kind: type[LitRLHFError] = FileError,
+) -> Iterator[Path]:
+    """Yield a file to write to, and move it to `path` when all is on disk; on an error nothing of it is left.
+
+    Args:
+        path: Where it is to stand; its directory is made, an earlier file is replaced.
+        what: What it is, for messages.
+        needed: Bytes that will be written, about; for the message where there is no room.
+        way_out: What else to do, for messages; default: another directory.
+        kind: The error to raise.
+
+    Raises:
+        FileError: (or `kind`) The system refuses: no room, no permission, something else in the way.
+    """
+    with writing(path, what, needed, way_out, kind):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_files(path.parent)
+        temporary = _beside(path)
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode & 0o777
+            yield temporary
+            temporary.chmod(mode)
+            sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+@contextmanager
+def whole_directory(
+    path: Path,
+    marker: str,
+    what: str = "The directory",
+    needed: int = 0,
+    kind: type[LitRLHFError] = FileError,
+) -> Iterator[Path]:
+    """Yield a directory to write to, and move it to `path` when all is on disk; on an error nothing of it is left.
+
+    Args:
+        path: Where it is to stand; an earlier one there is replaced.
+        marker: The file by which an earlier one is known; anything else is never replaced.
+        what: What it is, for messages.
+        needed: Bytes that will be written, about; for the message where there is no room.
+        kind: The error to raise.
+
+    Raises:
+        FileError: (or `kind`) `path` holds something else, or the system refuses.
+    """
+    refuse_foreign(path, marker, what, kind)
+    with writing(path, what, needed, kind=kind):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_files(path.parent)
+        temporary = _beside(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            mode = temporary.stat().st_mode & 0o777
+            yield temporary
+            for entry in temporary.rglob("*"):
+                entry.chmod(mode if entry.is_dir() else mode & 0o666)
+                sync(entry)
+            _replace(temporary, path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str, what: str = "The file") -> None:
+    """Write a text in UTF-8, whole or not at all.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "runs" / "a.txt"
+        >>> write_text(path, "é")
+        >>> path.read_text(encoding="utf-8")
+        'é'
+    """
+    with whole_file(path, what, len(text)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing(
+    path: Path,
+    what: str = "The file",
+    needed: int = 0,
+    way_out: str = "",
+    kind: type[LitRLHFError] = FileError,
+) -> Iterator[None]:
+    """Say of a file what the system refused while it was written: its name, the reason, the way out.
+
+    Args:
+        path: What is written; the message says so, whatever name the system's own error has.
+        what: What it is, as the first words of a sentence.
+        needed: Bytes, about.
+        way_out: What else to do.
+        kind: The error to raise.
+
+    Raises:
+        FileError: (or `kind`) An `OSError` of a full disk, a missing permission or something in the way.
+    """
+    before = " What was there before is untouched." if path.is_file() or path.is_dir() else ""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LitRLHFError) or (found := _system_refusal(error)) is None:
+            raise
+        number, cause = found
+        elsewhere = way_out or "choose another place"
+        if number in _NO_ROOM:
+            needs = f"; this one needs about {needed / 2**20:.0f}" if needed else ""
+            free = shutil.disk_usage(_nearest(path)).free / 2**20
+            said = (
+                f"{cause}. {free:.0f} MiB are free there{needs}.{before} Make room, or {elsewhere}."
+            )
+        else:
+            said = f"{cause}.{before} Mend that, or {elsewhere}."
+        raise kind(f"{what} {path} can't be written: {said}") from error
+
+
+def refuse_foreign(
+    path: Path, marker: str, what: str = "The directory", kind: type[LitRLHFError] = FileError
+) -> None:
+    """Refuse to replace what isn't an earlier one of its kind.
+
+    Raises:
+        FileError: (or `kind`) `path` holds files, and no `marker`.
+    """
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not (path / marker).is_file():
+        raise kind(
+            f"{what} {path} can't be written: that exists and is no export of lit_rlhf, for it holds no {marker}. Choose "
+            "another path, or delete it."
+        )
+
+
+def remove_stale_files(directory: Path) -> None:
+    """Remove temporary files and directories that processes which are no more left in a directory."""
+    for entry in directory.glob(f".*{_TEMPORARY}"):
+        host, _, pid = entry.name.removesuffix(_TEMPORARY).rpartition(".")[2].rpartition("-")
+        if not pid.isdigit():
+            continue
+        dead = host == _HOST and not _is_alive(int(pid))
+        if dead or time.time() - entry.lstat().st_mtime > _DAY:
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or with the first free number: `a-1.txt`.
+
+    Example:
+        >>> free_name(Path("/nowhere/a.txt"))
+        PosixPath('/nowhere/a.txt')
+    """
+    free, count = path, 1
+    while free.exists():
+        free, count = path.with_name(f"{path.stem}-{count}{path.suffix}"), count + 1
+    return free
 
 
 def sync(path: Path) -> None:
@@ -11,3 +213,51 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}{_TEMPORARY}")
+
+
+def _replace(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old.{_HOST}-{os.getpid()}{_TEMPORARY}")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def _system_refusal(error: BaseException) -> tuple[int, str] | None:
+    """Number and words of the system behind an error, where it says that a path can't be written."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and at.errno is not None:
+            found = at.errno, at.strerror or str(at)
+        elif (said := _SYSTEM_ERROR.match(str(at))) is not None:
+            found = int(said[2]), said[1]
+        else:
+            found = 0, ""
+        if found[0] in _NO_ROOM | _REFUSED:
+            return found
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def _nearest(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.is_dir())
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

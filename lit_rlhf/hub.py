@@ -49,6 +49,11 @@ def from_hub(load: Callable[[], T], name: str, what: str) -> T:
                 f"The {what} {name!r} comes with code of its own, which runs only with trust_remote_code: true. Read "
                 "that code first; without it, use files that transformers loads by itself."
             ) from error
+        if "scaled_dot_product_attention" in reason:
+            raise ConfigurationError(
+                f"The model {name!r} has no attention by scaled_dot_product_attention in transformers. Set "
+                "backbone.attention: eager."
+            ) from error
         raise ConfigurationError(_hint(name, what, reason[:400])) from error
 
 

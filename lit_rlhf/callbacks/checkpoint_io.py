@@ -1,13 +1,9 @@
 """Checkpoint files that are whole or not there: written beside their place, synced, moved over in one step."""
 
-import os
 import pickle
 import re
-import socket
-import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +12,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
 from lit_rlhf.errors import CheckpointError
-from lit_rlhf.files import sync
-from lit_rlhf.models.disk import cause_in_system, room
+from lit_rlhf.files import whole_file
 
-_TEMPORARY = ".tmp"
-_HOST = socket.gethostname().replace(".", "_")
-_DAY = 24 * 3600.0
 # What torch raises for files that are cut off, overwritten, or of another kind.
 _UNREADABLE = (
     RuntimeError,
@@ -32,6 +24,8 @@ _UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
 )
+# What pickle raises for objects that can't be saved, or not be loaded with weights_only=True.
+_NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -63,13 +57,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_files(target.parent)
-        with _temporary_beside(target) as temporary:
-            _write(checkpoint, temporary, target)
-            _check_loads_again(temporary, target)
-            temporary.replace(target)
-        sync(target.parent)
+        way_out = "set IterationCheckpoint's dirpath to another disk, or a lower keep_last, and go on with --ckpt_path last"
+        needed = _bytes(checkpoint)
+        with whole_file(target, "The checkpoint", needed, way_out, CheckpointError) as temporary:
+            try:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+                torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
+            except _NOT_PLAIN as error:
+                raise CheckpointError(
+                    f"The checkpoint {target} would not load again with weights_only=True: {_reason(error)} State "
+                    "(extra_state of the module, state_dict of callbacks and data, hyper-parameters) must be tensors "
+                    "and plain numbers, strings, lists and dicts."
+                ) from error
 
     def load_checkpoint(
         self,
@@ -117,57 +117,6 @@ def checkpoint_problem(path: Path) -> str | None:
     return None
 
 
-def remove_stale_files(directory: Path) -> None:
-    """Remove temporary files that processes which are no more left in a directory."""
-    for file in directory.glob(f".*{_TEMPORARY}"):
-        host, _, pid = file.name.removesuffix(_TEMPORARY).rpartition(".")[2].rpartition("-")
-        if not pid.isdigit():
-            continue
-        dead = host == _HOST and not _is_alive(int(pid))
-        if dead or time.time() - file.lstat().st_mtime > _DAY:
-            file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _temporary_beside(target: Path) -> Iterator[Path]:
-    temporary = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}{_TEMPORARY}")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write(checkpoint: dict[str, Any], temporary: Path, target: Path) -> None:
-    try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        why = room(target.parent, _bytes(checkpoint), cause_in_system(error))
-        raise CheckpointError(
-            f"The checkpoint {target} can't be written: {why}. Checkpoints written before are untouched: make room (a "
-            "lower keep_last) or set dirpath to another disk, and go on with --ckpt_path last."
-        ) from error
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise _not_plain(target, error) from error
-
-
-def _check_loads_again(temporary: Path, target: Path) -> None:
-    try:
-        torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
-    except _UNREADABLE as error:
-        raise _not_plain(target, error) from error
-
-
-def _not_plain(target: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"The checkpoint {target} would not load again with weights_only=True: {_reason(error)} State (extra_state of "
-        "the module, state_dict of callbacks and data, hyper-parameters) must be tensors and plain numbers, strings, "
-        "lists and dicts."
-    )
-
-
 def _bytes(value: object) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
@@ -176,16 +125,6 @@ def _bytes(value: object) -> int:
     if isinstance(value, list | tuple):
         return sum(map(_bytes, value))
     return 0
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _is_remote(path: _PATH) -> bool:

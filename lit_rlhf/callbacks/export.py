@@ -7,8 +7,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lit_rlhf.callbacks.lightning_internals import is_dry_run
-from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models.disk import refuse_foreign
+from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.files import refuse_foreign
+from lit_rlhf.models.cards import RECORD
 
 
 @runtime_checkable
@@ -16,7 +17,7 @@ class Exports(Protocol):
     """A module that writes itself for other tools."""
 
     def export(self, path: Path, merge: bool = True) -> None:
-        """Write the model to a directory, whole or not at all: `lit_rlhf.models.disk.whole_directory`."""
+        """Write the model to a directory, whole or not at all: `lit_rlhf.files.whole_directory`."""
         ...
 
 
@@ -54,7 +55,7 @@ class ExportModel(Callback):
                 f"ExportModel writes from one process, and {type(trainer.strategy).__name__} shards weights over all. "
                 "Remove the callback and run `lit-rlhf export` on a checkpoint afterwards."
             )
-        refuse_foreign(Path(self.dirpath))
+        refuse_foreign(Path(self.dirpath), RECORD, "The export", CheckpointError)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, on rank 0."""

@@ -12,11 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
-from lit_rlhf.callbacks.checkpoint_io import (
-    AtomicCheckpointIO,
-    checkpoint_problem,
-    remove_stale_files,
-)
+from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoint_problem
 from lit_rlhf.callbacks.lightning_internals import (
     EpochMeans,
     add_epoch_means,
@@ -33,6 +29,7 @@ from lit_rlhf.callbacks.lightning_internals import (
     writes_shards,
 )
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.files import free_name, remove_stale_files
 
 SaveListener = Callable[[Trainer, Path], None]
 """Called on every rank after a checkpoint is on disk."""
@@ -145,7 +142,7 @@ class IterationCheckpoint(ModelCheckpoint):
         )
         if trainer.is_global_zero:
             for path in later:
-                path.rename(_free_name(path.with_name(path.name + ".abandoned")))
+                path.rename(free_name(path.with_name(path.name + ".abandoned")))
 
     # -- when to save -------------------------------------------------------------------------------------------------
 
@@ -281,10 +278,3 @@ class IterationCheckpoint(ModelCheckpoint):
             )
         self._means_before = ours["epoch_means"][trainer.global_rank]
         rank_zero_info(f"Going on after iteration {ours['iteration']}.")
-
-
-def _free_name(path: Path) -> Path:
-    free, count = path, 1
-    while free.exists():
-        free, count = path.with_name(f"{path.name}.{count}"), count + 1
-    return free

@@ -8,6 +8,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from lit_rlhf.callbacks.tables import markdown_table
+from lit_rlhf.files import write_text
 
 _OPERATORS = 20
 _COLUMNS = ("phase", "seconds", "share", "tokens", "tokens/s", "utilisation")
@@ -104,16 +105,15 @@ def write_profile(
         peak: FLOP/s that utilisation is measured by, if known.
         operators: Table of an iteration's operators; may be empty.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     parts = ["# Time by phase", markdown_table(_COLUMNS, [_cells(row) for row in rows])]
     if peak is not None:
         parts.append(f"Utilisation is of {peak / 1e9:,.1f} GFLOP/s.")
     if operators:
         parts += ["# Operators of one iteration", f"```\n{operators.strip()}\n```"]
     path = directory / "profile.md"
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(parts) + "\n", "The profile")
     record = {"peak_flops": peak, "phases": [row._asdict() for row in rows]}
-    (directory / "profile.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(directory / "profile.json", json.dumps(record, indent=2) + "\n", "The profile")
     return path
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
+from lit_rlhf.files import free_name, sync, writing
+
 
 class JsonLines:
     r"""A file with one JSON object per line; every line is handed to the system at once, so a kill loses none.
@@ -33,16 +35,17 @@ class JsonLines:
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows at the end."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(text.encode())
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(text.encode())
 
     def sync(self) -> int:
         """Bring what was written to disk; returns the size in bytes."""
         if not self.path.exists():
             return 0
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
+        with writing(self.path):
+            sync(self.path)
         return self.path.stat().st_size
 
     def cut(self, size: int) -> None:
@@ -58,11 +61,7 @@ class JsonLines:
         """Rename the file of another run out of the way, under the first free name `<stem>-<n><suffix>`."""
         if not self.path.exists():
             return
-        count = 1
-        while (
-            other := self.path.with_name(f"{self.path.stem}-{count}{self.path.suffix}")
-        ).exists():
-            count += 1
+        other = free_name(self.path)
         self.path.rename(other)
         rank_zero_info(f"{self.path} is of an earlier run and is now {other.name}.")
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.files import whole_file
+
 
 def print_text(text: str) -> None:
     """Write to standard output, as it stands."""
@@ -18,6 +20,5 @@ def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
     if output is None:
         sys.stdout.writelines(lines)
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", encoding="utf-8") as file:
+    with whole_file(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(lines)

@@ -11,6 +11,7 @@ from lit_rlhf.demo import plots
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.results import curves, examples, judge, reliability
 from lit_rlhf.demo.stages import PolicyResult, RewardResult
+from lit_rlhf.files import write_text
 
 
 def write_report(
@@ -59,5 +60,5 @@ def write_report(
         plots={name: Markup(svg) for name, svg in drawings.items()},  # noqa: S704  (drawn here, from numbers)
         examples=examples(before, after, 8),
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page, "The report")
     return path

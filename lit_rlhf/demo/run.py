@@ -19,6 +19,7 @@ from lit_rlhf.demo.report import write_report
 from lit_rlhf.demo.results import examples, judge, policy_summary, reward_summary
 from lit_rlhf.demo.stages import PolicyResult, Stages
 from lit_rlhf.demo.world import World
+from lit_rlhf.files import write_text
 
 Result = TypeVar("Result")
 
@@ -76,9 +77,7 @@ def run_demo(
     }
     report = write_report(output / "report.html", summary, reward, policy, config)
     settings = {"config": asdict(config)}
-    (output / "summary.json").write_text(
-        json.dumps(summary | settings, indent=2) + "\n", encoding="utf-8"
-    )
+    write_text(output / "summary.json", json.dumps(summary | settings, indent=2) + "\n")
     _show(console, summary, policy, config)
     console.print(f"\nReport: {report}\nNumbers: {output / 'summary.json'}", highlight=False)
     return summary

@@ -69,6 +69,11 @@ class Backbone(nn.Module):
         trainable: bool = True,
     ) -> None:
         super().__init__()
+        if lm_head and model.base_model is model:
+            raise ConfigurationError(
+                f"transformers gives {type(model).__name__} no trunk of its own (base_model), from which states would be "
+                "taken for the LM head. It can't act as a policy."
+            )
         prepare_modules(model)
         if spec.kernels == "auto":
             use_kernels(model, spec.attention)
@@ -81,6 +86,7 @@ class Backbone(nn.Module):
         # By head: scores are read before a trailing token of this id.
         self.score_skip_ids: dict[str, int] = {}
         config = model.config.get_text_config()
+        self.decoded_by: set[str] = set()  # engines whose decode was compared with the forward
         self.hidden_size: int = config.hidden_size
         self.pad_token_id = pad_token_id(tokenizer)
         generation = getattr(model, "generation_config", None)

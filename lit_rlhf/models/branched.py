@@ -28,7 +28,7 @@ from lit_rlhf.types import BranchedBatch
 
 _WINDOW_WORDS = ("window", "chunk_size", "local_attention", "attention_span")
 _SWITCHING_ROPES = ("longrope", "dynamic")
-_MASKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+MASKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class BranchStates(NamedTuple):
@@ -240,7 +240,7 @@ class BranchRunner:
             return f"attention={attention!r} takes no mask of its own (sdpa and eager do)"
         if not self.takes_positions:
             return f"{type(self.trunk).__name__} takes no position_ids, and branches need them"
-        others = set(getattr(config, "layer_types", None) or []) - _MASKABLE_LAYERS
+        others = set(getattr(config, "layer_types", None) or []) - MASKABLE_LAYERS
         if others:
             return f"{type(self.trunk).__name__} has layers {sorted(others)}, in which no mask tells branches apart"
         return None
@@ -287,7 +287,9 @@ def window_of(config: PretrainedConfig) -> int | None:
     found = [
         value
         for name, value in vars(config).items()
-        if any(word in name for word in _WINDOW_WORDS) and name not in unused
+        if any(word in name for word in _WINDOW_WORDS)
+        and name not in unused
+        and "layer" not in name
         # Not the bools among the numbers.
         if type(value) is int and value > 0
     ]

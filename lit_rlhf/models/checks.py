@@ -30,7 +30,10 @@ def check_decoder(model: PreTrainedModel, runner: BranchRunner, lm_head: LMHead 
     """
     if embeddings(model).is_meta:
         return
-    batch = _probe(model, runner)
+    size = _SHORT if runner.costs.per_token > _LARGE else _LONG
+    limits = (runner.limit, getattr(runner.config, "max_position_embeddings", None))
+    size = max(min([size, *(limit // 3 for limit in limits if limit)]), 1)
+    batch = _probe(model, size)
     layout = branch_layout(batch["branch_ids"], 2)
     rows = runner.expanded(batch, layout, 2)
     name, dtype = type(runner.trunk).__name__, embeddings(model).dtype
@@ -45,16 +48,33 @@ def check_decoder(model: PreTrainedModel, runner: BranchRunner, lm_head: LMHead 
             f"{name} gives other states for a row beside a longer one than for the row alone, so that results would "
             "depend on what else is in a microbatch. It can't be trained here."
         )
+    first = rows.hidden[rows.source[:, 0]]  # (4, h): the prompts' last states, for each branch
+    if not close(first[::2], first[1::2], dtype):
+        raise ConfigurationError(
+            f"{name} gives a prompt other states before one answer than before another: it sees later tokens, so it is no "
+            "causal decoder as it is configured (is_decoder)."
+        )
     if lm_head is not None:
         _check_logits(model, lm_head, batch, rows.hidden, dtype)
     if runner.obstacle is None and runner.branching != "expanded":
+        # Rows longer than a window that is known never share their prompt.
+        batch = _probe(model, max(min(size, (runner.window or 3 * size) // 3), 1))
+        if (difference := _shared_differs(runner, batch, dtype)) is not None:
+            runner.require_shared(f"{name} {difference}")
+
+
+def _shared_differs(runner: BranchRunner, batch: BranchedBatch, dtype: torch.dtype) -> str | None:
+    layout = branch_layout(batch["branch_ids"], 2)
+    rows = runner.expanded(batch, layout, 2)
+    try:
         shared = runner.shared(batch, layout)
-        at = rows.mask  # (N, T): states before each token, and after the last one
-        before = close(shared.hidden[shared.source[at]], rows.hidden[rows.source[at]], dtype)
-        if not before or not close(shared.hidden[shared.last], rows.hidden[rows.last], dtype):
-            runner.require_shared(
-                f"{name} gives other states for a branch under a mask than for its own row"
-            )
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        return f"can't take a mask of branches ({' '.join(str(error).split())[:200]})"
+    at = rows.mask  # (N, T): states before each token, and after the last one
+    before = close(shared.hidden[shared.source[at]], rows.hidden[rows.source[at]], dtype)
+    if before and close(shared.hidden[shared.last], rows.hidden[rows.last], dtype):
+        return None
+    return "gives other states for a branch under a mask than for its own row"
 
 
 def _check_logits(
@@ -76,11 +96,8 @@ def _check_logits(
         )
 
 
-def _probe(model: PreTrainedModel, runner: BranchRunner) -> BranchedBatch:
-    """A long and a short prompt of two branches each, within the model's positions and the windows that are known."""
-    size = _SHORT if runner.costs.per_token > _LARGE else _LONG
-    limits = (runner.limit, runner.window, getattr(runner.config, "max_position_embeddings", None))
-    size = max(min([size, *(limit // 3 for limit in limits if limit)]), 1)
+def _probe(model: PreTrainedModel, size: int) -> BranchedBatch:
+    """A long and a short prompt of two branches each; the longest row has thrice the size."""
     lengths = torch.tensor([[size, size, size], [(size + 1) // 2, 1, (size + 1) // 2]])
     branch_ids = torch.full((2, 3 * size), -1)
     positions = torch.zeros_like(branch_ids)

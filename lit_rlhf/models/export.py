@@ -1,6 +1,7 @@
 """Exports that other tools load: sequence classifiers, causal language models, peft adapters."""
 
 import copy
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.files import whole_directory
 from lit_rlhf.internals.transformers import set_attention
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.cards import ExportRecord
-from lit_rlhf.models.disk import whole_directory
+from lit_rlhf.models.cards import RECORD, ExportRecord
 from lit_rlhf.models.loading import DTYPES, embeddings, quiet
 from lit_rlhf.models.merging import merged_state
 from lit_rlhf.tokenizers import tokenizer_fingerprint
@@ -69,7 +70,7 @@ def export_reward(
     tokenizer = copy.deepcopy(backbone.tokenizer)
     rows = embeddings(backbone.model).shape[0]
     pad = _never_last(tokenizer, set(backbone.eos_token_ids), rows, may_grow=not as_adapter)
-    with whole_directory(Path(path), _size(backbone, role, as_adapter)) as directory:
+    with _export_directory(path, _size(backbone, role, as_adapter)) as directory:
         if as_adapter:
             _save_adapter(backbone, str(role), directory, "SEQ_CLS", row)
         else:
@@ -104,7 +105,7 @@ def export_policy(
         CheckpointError: The path holds something that isn't an export, or the disk is full.
     """
     as_adapter = not merge and role in backbone.adapters
-    with whole_directory(Path(path), _size(backbone, role, as_adapter)) as directory:
+    with _export_directory(path, _size(backbone, role, as_adapter)) as directory:
         if as_adapter:
             _save_adapter(backbone, str(role), directory, "CAUSAL_LM", None)
         else:
@@ -159,12 +160,16 @@ def _save_whole(
         raise ConfigurationError(
             f"{type(shell).__name__} has weights that the backbone lacks: {missing[:5]}. It can't be exported."
         )
-    _grow(state, shell, config.vocab_size)
+    _grow(state, shell, config.get_text_config().vocab_size)
     theirs = getattr(backbone.model, "generation_config", None)
     if theirs is not None and shell.can_generate():
         shell.generation_config = copy.deepcopy(theirs)
     with quiet():
         shell.save_pretrained(directory, state_dict=state)
+
+
+def _export_directory(path: str | Path, needed: int) -> AbstractContextManager[Path]:
+    return whole_directory(Path(path), RECORD, "The export", needed, CheckpointError)
 
 
 def _renamed(state: dict[str, Tensor], backbone: Backbone, prefix: str) -> dict[str, Tensor]:

@@ -35,8 +35,11 @@ class ScalarHead(nn.Module):
         self.weight = nn.Parameter((draw * init_std).to(device))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., h) in any float dtype to (...) in float32."""
-        return hidden.float() @ self.weight
+        """(..., h) in any float dtype to (...) in float32, under autocast too."""
+        # The meta device, which checks shapes and devices, knows no autocast.
+        kind = "cpu" if hidden.is_meta else hidden.device.type
+        with torch.autocast(kind, enabled=False):
+            return hidden.float() @ self.weight.float()
 
     @staticmethod
     def reward_std(hidden_size: int) -> float:

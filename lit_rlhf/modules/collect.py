@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.errors import DataError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.models import gathered
 from lit_rlhf.modules.minibatches import microbatch_indices, repeat_columns, row_lengths
 from lit_rlhf.rewards import Reward
@@ -75,6 +75,11 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
             f"{completions.prompts[0]!r}. {RESUME}"
         )
         raise
+    if not isinstance(scores, Scores):
+        raise ConfigurationError(
+            f"{type(reward).__name__}.score returned a {type(scores).__name__}: return "
+            "lit_rlhf.types.Scores(total), with the parts it is made of where it has any."
+        )
     total = scores.total.float()
     bad = (~torch.isfinite(total)).nonzero().flatten().tolist()
     if bad:

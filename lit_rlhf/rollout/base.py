@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.models import Backbone
+from lit_rlhf.models.branched import length_limit
 from lit_rlhf.types import Generation
 
 
@@ -151,9 +152,10 @@ def check_request(
 
 
 def context_length(backbone: Backbone) -> int | None:
-    """Most positions that the model has, where its config tells."""
-    value = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
-    return int(value) if value else None
+    """Most positions that the model has, or has before it turns all of them otherwise, where its config tells."""
+    config = backbone.model.config.get_text_config()
+    values = (getattr(config, "max_position_embeddings", None), length_limit(config))
+    return min((int(value) for value in values if value), default=None)
 
 
 def end_tokens(backbone: Backbone, sampling: Sampling, device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, evaluating, gathered
+from lit_rlhf.rollout.arithmetic import check_arithmetic
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.seeding import uniforms
@@ -47,6 +48,28 @@ class HFEngine(RolloutEngine):
             raise ConfigurationError(
                 f"{type(backbone.model).__name__} can't generate: load a causal language model."
             )
+        check_arithmetic(self, self._sample, backbone, role)
+        return self._sample(
+            backbone,
+            prompt_ids,
+            prompt_mask,
+            sampling=sampling,
+            seeds=seeds,
+            num_samples=num_samples,
+            role=role,
+        )
+
+    def _sample(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int,
+        role: str | None,
+    ) -> Generation:
         ids, mask = _left_padded(prompt_ids, prompt_mask.bool(), backbone.pad_token_id)
         ends = end_tokens(backbone, sampling, ids.device)
         generate: Any = backbone.model.generate

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import Sampling, check_request, end_tokens
-from lit_rlhf.rollout.native import GeneratedRows, check_decodable, prefill
+from lit_rlhf.rollout.native import GeneratedRows, NativeEngine, check_decodable, prefill
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.rollout.steps import choose_step
 from lit_rlhf.seeding import uniforms
@@ -61,6 +61,7 @@ def sample_mixture(
         }.values():
             check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
             check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
+            NativeEngine().check(backbone, None)
             stack.enter_context(gathered(backbone))
             stack.enter_context(evaluating(backbone))
         rows = GeneratedRows(

@@ -9,6 +9,8 @@ from transformers import DynamicCache
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.transformers import cache_argument, takes_attention_functions
 from lit_rlhf.models import Backbone, evaluating, gathered
+from lit_rlhf.models.branched import MASKABLE_LAYERS, window_of
+from lit_rlhf.rollout.arithmetic import check_arithmetic
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues
 from lit_rlhf.rollout.sampling import draw_tokens
@@ -67,6 +69,40 @@ class NativeEngine(RolloutEngine):
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
         lengths = prompt_mask.sum(-1)
         check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
+        self.check(backbone, role)
+        return self._sample(
+            backbone,
+            prompt_ids,
+            prompt_mask,
+            sampling=sampling,
+            seeds=seeds,
+            num_samples=num_samples,
+            role=role,
+            values=values,
+        )
+
+    def check(self, backbone: Backbone, role: str | None) -> None:
+        """Compare a few decoded tokens of a backbone with its forward pass, the first time that it is asked for.
+
+        Raises:
+            ConfigurationError: They differ.
+        """
+        longest = window_of(backbone.model.config.get_text_config())
+        check_arithmetic(self, self._sample, backbone, role, longest)
+
+    def _sample(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int,
+        role: str | None,
+        values: str | None = None,
+    ) -> Generation:
+        lengths = prompt_mask.sum(-1)
         rows = GeneratedRows(
             len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device
         )
@@ -224,17 +260,14 @@ def check_decodable(backbone: Backbone, longest: int) -> None:
         raise ConfigurationError(
             f"{name} lets no attention function be chosen, which NativeEngine's decode needs. {way_out}"
         )
-    kinds = set(getattr(config, "layer_types", None) or []) - {
-        "full_attention",
-        "sliding_attention",
-    }
+    kinds = set(getattr(config, "layer_types", None) or []) - MASKABLE_LAYERS
     if kinds or getattr(config, "num_kv_shared_layers", None):
         what = (
             f"layers of the kind {sorted(kinds)}" if kinds else "layers that share keys and values"
         )
         raise ConfigurationError(f"{name} has {what}, which NativeEngine can't decode. {way_out}")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and longest > window and getattr(config, "use_sliding_window", True):
+    window = window_of(config)
+    if window is not None and longest > window:
         raise ConfigurationError(
             f"The longest prompt and max_new_tokens make {longest} positions, more than the sliding window of {window} "
             f"of {name}, which NativeEngine's decode doesn't apply. Shorten them. Or: {way_out[0].lower()}{way_out[1:]}"

@@ -81,8 +81,19 @@ class VLLMServerEngine(VLLMRollouts):
             raise ConfigurationError(
                 f"No vLLM server answers at {self.url} ({error}). Start one: {command}"
             ) from error
+        models = self._part(answer, "data", list, "tell its models")
+        bases = [
+            model["id"]
+            for model in models
+            if isinstance(model, dict) and model.get("id") and model.get("parent") is None
+        ]
+        if not bases:
+            raise ConfigurationError(
+                f"The server at {self.url} serves no model (/v1/models lists {models[:3]}), so nothing can be sampled "
+                "from it. Start it with --model, and give VLLMServerEngine.url the address of vLLM itself."
+            )
         self._session = session
-        self._base = next(model["id"] for model in answer["data"] if model.get("parent") is None)
+        self._base = str(bases[0])
 
     def load_adapter(self, name: str, number: int, path: Path) -> None:
         """Have the server read it."""
@@ -110,9 +121,11 @@ class VLLMServerEngine(VLLMRollouts):
                 "return_token_ids": True,
                 **options,
             }
-            return _completed(
-                self._post("/v1/completions", body, "complete a prompt")["choices"][0]
-            )
+            what = "complete a prompt"
+            choices = self._part(self._post("/v1/completions", body, what), "choices", list, what)
+            if len(choices) != 1:
+                raise self._odd(f"{len(choices)} choices for one completion", what)
+            return self._completed(choices[0], int(options["max_tokens"]), what)
 
         with ThreadPoolExecutor(max_workers=min(len(requests), _CONNECTIONS)) as pool:
             return list(pool.map(ask, requests))
@@ -137,7 +150,12 @@ class VLLMServerEngine(VLLMRollouts):
 
     def _answer(self, response: requests.Response, what: str) -> Any:
         if response.ok:
-            return response.json() if "json" in response.headers.get("content-type", "") else None
+            if "json" not in response.headers.get("content-type", ""):
+                return None
+            try:
+                return response.json()
+            except ValueError as error:
+                raise self._odd(f"something that is no JSON ({error})", what) from error
         way_out = "."
         if response.status_code == requests.codes.not_found and what.endswith("adapter"):
             way_out = (
@@ -150,8 +168,26 @@ class VLLMServerEngine(VLLMRollouts):
             f"({response.status_code}): {response.text[:500]}"
         )
 
+    def _completed(self, choice: Any, most: int, what: str) -> Completed:
+        tokens = self._part(choice, "token_ids", list, what)
+        found = self._part(self._part(choice, "logprobs", dict, what), "token_logprobs", list, what)
+        if len(tokens) != len(found) or not 0 < len(tokens) <= most:
+            counts = f"{len(tokens)} tokens with {len(found)} log-probs"
+            raise self._odd(f"{counts} where 1 to {most} were asked for", what)
+        if not all(isinstance(token, int) and token >= 0 for token in tokens):
+            raise self._odd("token ids that are no whole numbers", what)
+        if not all(isinstance(number, int | float) for number in found):
+            raise self._odd("log-probs that are no numbers", what)
+        return Completed(tokens, found, choice.get("finish_reason") == "stop")
 
-def _completed(choice: dict[str, Any]) -> Completed:
-    return Completed(
-        choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["finish_reason"] == "stop"
-    )
+    def _part(self, answer: Any, name: str, kind: type, what: str) -> Any:
+        part = answer.get(name) if isinstance(answer, dict) else None
+        if not isinstance(part, kind):
+            raise self._odd(f"no {kind.__name__} {name!r}, but {str(answer)[:200]!r}", what)
+        return part
+
+    def _odd(self, said: str, what: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"The server at {self.url} was asked to {what} and answered with {said}. Is VLLMServerEngine.url the "
+            "address of a vLLM server of version 0.10 or newer, with no other service in between?"
+        )

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from lit_rlhf.callbacks import AtomicCheckpointIO, checkpoint_io
-from lit_rlhf.callbacks.checkpoint_io import checkpoint_problem, remove_stale_files
+from lit_rlhf.callbacks.checkpoint_io import checkpoint_problem
 from lit_rlhf.errors import CheckpointError
+from lit_rlhf.files import remove_stale_files
 
 STATE = {"weights": torch.arange(5000.0), "step": 3, "names": ["a", "b"]}
 

@@ -7,8 +7,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_rlhf.callbacks import ExportModel, IterationCheckpoint
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.files import whole_directory
 from lit_rlhf.models.cards import RECORD
-from lit_rlhf.models.disk import whole_directory
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
 
 
@@ -16,7 +16,7 @@ class Exporting(Module):
     fails = False
 
     def export(self, path: Path, merge: bool = True) -> None:
-        with whole_directory(path) as directory:
+        with whole_directory(path, RECORD, "The export", kind=CheckpointError) as directory:
             (directory / RECORD).write_text(f"merge={merge} iteration={self.iteration}")
             if self.fails:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -48,7 +48,7 @@ def test_a_former_export_is_replaced_and_other_directories_are_not(tmp_path: Pat
     target = tmp_path / "export"
     target.mkdir()
     (target / "notes.txt").touch()
-    with pytest.raises(CheckpointError, match="exists and is no export of lit_rlhf"):
+    with pytest.raises(CheckpointError, match="exists and is no export"):
         fit(tmp_path)
     (target / RECORD).touch()
     fit(tmp_path)

@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.errors import CheckpointError, ConfigurationError, FileError
+from lit_rlhf.files import whole_directory
 from lit_rlhf.functional.branches import expand_branches
 from lit_rlhf.models import (
     Backbone,
@@ -29,7 +30,7 @@ from lit_rlhf.models import (
     export_policy,
     export_reward,
 )
-from lit_rlhf.models.disk import whole_directory
+from lit_rlhf.models.cards import RECORD
 from lit_rlhf.models.export import _size
 from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 from lit_rlhf.types import BranchedBatch
@@ -341,15 +342,18 @@ class TestWriting:
 
     def test_something_else_is_never_overwritten(self, make: MakeBackbone, tmp_path: Path):
         (tmp_path / "thesis.txt").write_text("years of work")
-        with pytest.raises(CheckpointError, match="exists and is no export of lit_rlhf"):
+        with pytest.raises(CheckpointError, match="exists and is no export"):
             export_policy(make(), tmp_path, merge=True)
         assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
     def test_a_failure_leaves_the_last_export_and_no_rubbish(self, tmp_path: Path):
-        with whole_directory(tmp_path / "out") as directory:
+        with whole_directory(tmp_path / "out", RECORD) as directory:
             (directory / "lit_rlhf.json").write_text("{}")
-        with pytest.raises(IsADirectoryError), whole_directory(tmp_path / "out") as directory:
-            directory.write_text("not a file")
+        with (
+            pytest.raises(ZeroDivisionError),
+            whole_directory(tmp_path / "out", RECORD) as directory,
+        ):
+            (directory / "half").write_text(str(1 / 0))
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["lit_rlhf.json"]
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -387,17 +391,20 @@ class TestWriting:
     def test_a_failure_to_move_it_in_place_puts_the_last_export_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        with whole_directory(tmp_path / "out") as directory:
+        with whole_directory(tmp_path / "out", RECORD) as directory:
             (directory / "lit_rlhf.json").write_text("{}")
         rename = Path.rename
 
         def failing(self: Path, target: Path) -> Path:
-            if ".tmp-" in self.name:
-                raise PermissionError
+            if ".old." not in self.name and target.name == "out":
+                raise PermissionError(13, "Permission denied")
             return rename(self, target)
 
         monkeypatch.setattr(Path, "rename", failing)
-        with pytest.raises(PermissionError), whole_directory(tmp_path / "out"):
+        with (
+            pytest.raises(FileError, match="out can't be written: Permission denied"),
+            whole_directory(tmp_path / "out", RECORD),
+        ):
             pass
         assert (tmp_path / "out" / "lit_rlhf.json").read_text() == "{}"
         assert [path.name for path in tmp_path.iterdir()] == ["out"]

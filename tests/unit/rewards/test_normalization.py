@@ -36,7 +36,9 @@ def test_running_moments_are_those_of_all_scores_seen() -> None:
         mean, std = statistics.fmean(seen), statistics.pstdev(seen)
         wanted = torch.tensor([(value - mean) / std for value in batch])
         torch.testing.assert_close(found, wanted, **FP32)
-        assert reward.parts["raw"].tolist() == batch
+    reward.eval()
+    completions = make_completions(make_tokenizer(), ["p "], ["r"] * len(source))
+    assert reward.score(completions).parts["raw"].tolist() == source
 
 
 def test_scores_seen_in_eval_mode_are_not_counted() -> None:

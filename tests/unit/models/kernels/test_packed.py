@@ -153,6 +153,7 @@ def test_the_engine_packs_unless_told_not_to(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = make(tiny_model_dir)
+    generate(backbone, NativeEngine())  # with the first rollout its arithmetic is checked
     made = []
     before = PackedStep.__init__
     monkeypatch.setattr(
@@ -209,6 +210,7 @@ def test_what_cannot_be_packed_is_decoded_by_its_own_forward(tiny_model_dir: Pat
 @pytest.mark.parametrize("where", ["layer", "lm_head", "patched"])
 def test_what_is_hooked_or_patched_in_counts(tiny_model_dir: Path, where: str) -> None:
     backbone = make(tiny_model_dir)
+    generate(backbone, NativeEngine())  # with the first rollout its arithmetic is checked
     decoder: Any = backbone.decoder
     calls = []
     if where == "patched":

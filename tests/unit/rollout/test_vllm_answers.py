@@ -1,0 +1,127 @@
+"""What a server may answer that isn't vLLM, or is vLLM amiss: one sentence that names its address."""
+
+import json
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.rollout import VLLMServerEngine
+from lit_rlhf.rollout.vllm.base import Completed, Request
+from tests.unit.models.conftest import LORA
+
+MODELS = {"data": [{"id": "base", "parent": None}]}
+Answer = tuple[int, str, str]
+Serve = Callable[[dict[str, Answer]], str]
+
+
+def as_json(body: Any) -> Answer:
+    return 200, "application/json", json.dumps(body)
+
+
+def choice(**changes: Any) -> Any:
+    good = {"token_ids": [5], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "length"}
+    return {"choices": [good | changes]}
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Answer each path with what it is given."""
+    answers: dict[str, Answer] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            status, kind, body = answers[self.path]
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_GET  # noqa: N815 - as the base names it
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+
+        def start(given: dict[str, Answer]) -> str:
+            answers.update(given)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield start
+        server.shutdown()
+
+
+def asked(engine: VLLMServerEngine, backbone: Backbone) -> list[Completed]:
+    engine.start(backbone)
+    return engine.complete([Request([1], 0)], {"max_tokens": 2}, None)
+
+
+def refused(url: str, backbone: Backbone, message: str) -> None:
+    engine = VLLMServerEngine(url, timeout=20)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        asked(engine, backbone)
+    assert url in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.fixture
+def backbone(tiny_model_dir: Any) -> Backbone:
+    return Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LORA))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        as_json({"data": []}),
+        as_json({"data": [{"id": "adapter", "parent": "base"}]}),
+        as_json({"data": ["base"]}),
+        as_json({"data": None}),
+        as_json({}),
+        as_json([]),
+        as_json(None),
+        (200, "application/json", "{"),
+        (200, "text/html", "<html>"),
+        (500, "text/plain", "broken"),
+        (404, "text/plain", "no such page"),
+    ],
+    ids=lambda answer: f"{answer[0]} {answer[2][:20]}",
+)
+def test_models(serve: Serve, backbone: Backbone, answer: Answer) -> None:
+    refused(serve({"/v1/models": answer}), backbone, "server")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        as_json({}),
+        as_json({"choices": []}),
+        as_json({"choices": [None]}),
+        as_json({"choices": [*choice()["choices"] * 2]}),
+        as_json(choice(token_ids=None)),
+        as_json(choice(token_ids=["a"])),
+        as_json(choice(token_ids=[])),
+        as_json(choice(token_ids=[5, 6])),
+        as_json(choice(token_ids=[5] * 3, logprobs={"token_logprobs": [-1.0] * 3})),
+        as_json(choice(logprobs=None)),
+        as_json(choice(logprobs={"token_logprobs": [None]})),
+        (200, "application/json", "not json"),
+        (503, "text/plain", "busy"),
+    ],
+    ids=lambda answer: f"{answer[0]} {answer[2][:60]}",
+)
+def test_completions(serve: Serve, backbone: Backbone, answer: Answer) -> None:
+    url = serve({"/v1/models": as_json(MODELS), "/v1/completions": answer})
+    refused(url, backbone, "complete a prompt")
+
+
+def test_a_good_answer_is_taken(serve: Serve, backbone: Backbone) -> None:
+    url = serve({"/v1/models": as_json(MODELS), "/v1/completions": as_json(choice())})
+    (found,) = asked(VLLMServerEngine(url), backbone)
+    assert (found.tokens, found.logprobs, found.stopped) == ([5], [-1.0], False)
