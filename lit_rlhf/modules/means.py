@@ -107,3 +107,16 @@ def rollout_metrics(
             f"{ratio}/max": kept.max(),
         }
     return {name: float(value) for name, value in metrics.items()}
+
+
+def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:
+    """Score, KL to the reference and length of held-out samples, and the parts of the reward."""
+    mask, scores = rollout.response_mask, rollout.scores
+    kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
+    metrics = {
+        "objective/scores": scores.total.mean(),
+        "objective/kl": kl.mean(),
+        "completions/mean_length": mask.sum(-1).float().mean(),
+        "completions/clipped_ratio": (~rollout.completions.finished).float().mean(),
+    }
+    return metrics | {f"rewards/{name}/mean": part.mean() for name, part in scores.parts.items()}

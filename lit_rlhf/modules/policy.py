@@ -14,9 +14,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
-from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.kl import k1
-from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, export_policy, gathered
@@ -29,7 +26,7 @@ from lit_rlhf.modules.collect import (
     read_completions,
     score_completions,
 )
-from lit_rlhf.modules.means import Means, rollout_metrics
+from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
 from lit_rlhf.modules.minibatches import (
     gather_rollout,
     microbatches,
@@ -44,8 +41,9 @@ from lit_rlhf.modules.refusals import (
     refuse_sampling,
     refuse_trainer_options,
     refuse_updates,
+    require_logprobs,
 )
-from lit_rlhf.modules.steps import Updates, gradient_norm, gradients
+from lit_rlhf.modules.steps import Updates, guarded_step
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -267,21 +265,12 @@ class PolicyModule(RLHFModule):
     def take_step(self) -> Tensor:
         """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
         optimizer: Any = self.optimizers()
-        parameters, scale = gradients(optimizer), self.loss_scale()
-        raw = gradient_norm(
-            parameters
-        )  # under a GradScaler of scaled gradients, which its step scales back
-        finite = self.guard.passes(raw, shrinking=scale > 1)
-        if finite and self.updates.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(
-                parameters, self.updates.max_grad_norm * scale, raw
-            )
-        if finite or self.loss_scaler() is not None:  # which skips by itself, and shrinks
-            optimizer.step()
-        if finite and isinstance(schedule := self.lr_schedulers(), LRScheduler):
+        norm, taken = guarded_step(
+            optimizer, self.guard, self.loss_scaler(), self.updates.max_grad_norm
+        )
+        if taken and isinstance(schedule := self.lr_schedulers(), LRScheduler):
             schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        return raw / scale
+        return norm
 
     def finish_iteration(self, rollout: EvaluatedRollout) -> None:
         """Log, move the KL coefficient, count the iteration."""
@@ -439,13 +428,7 @@ class PolicyModule(RLHFModule):
         """(N, T): how much likelier the policy is to draw each token than the engine was; None without correction."""
         if self.importance_correction is None:
             return None
-        engine = rollout.completions.logprobs
-        if engine is None:
-            raise ConfigurationError(
-                f"{type(self.engine).__name__} gives no log-probs of what it samples, so importance_correction="
-                f"{type(self.importance_correction).__name__} has nothing to compare with. Leave it out, or use "
-                "NativeEngine."
-            )
+        engine = require_logprobs(rollout, self.engine, self.importance_correction)
         return self.importance_correction(rollout.old_logprobs, engine, rollout.response_mask)
 
     def drift(self, minibatch: EvaluatedRollout, logprobs: Tensor | None) -> Tensor:
@@ -497,18 +480,7 @@ class PolicyModule(RLHFModule):
         with torch.no_grad():
             scored, samples = self.sample(batch, self.eval_sampling, "validation", 1)
             rollout = self.evaluate(scored)
-        mask = rollout.response_mask
-        kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
-        metrics = {
-            f"{stage}/objective/scores": rollout.scores.total.mean(),
-            f"{stage}/objective/kl": kl.mean(),
-            f"{stage}/completions/mean_length": mask.sum(-1).float().mean(),
-            f"{stage}/completions/clipped_ratio": (~rollout.completions.finished).float().mean(),
-        }
-        metrics |= {
-            f"{stage}/rewards/{name}/mean": part.mean()
-            for name, part in rollout.scores.parts.items()
-        }
+        metrics = {f"{stage}/{k}": value for k, value in evaluation_metrics(rollout).items()}
         self.log_dict(metrics, sync_dist=True, batch_size=rollout.num_prompts, on_epoch=True)
         return {"samples": samples}
 

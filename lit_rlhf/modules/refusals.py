@@ -3,11 +3,13 @@
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules.steps import Updates
 from lit_rlhf.objectives import ImportanceCorrection, Surrogate
 from lit_rlhf.rollout import RolloutEngine, Sampling
+from lit_rlhf.types import Rollout
 
 
 def refuse_sampling(sampling: Sampling) -> None:
@@ -45,6 +47,23 @@ def refuse_logprobs(
             "training forward, which recompute_logprobs=False does without: all weights would be 1. Set "
             "recompute_logprobs: true, or leave importance_correction out."
         )
+
+
+def require_logprobs(
+    rollout: Rollout, engine: RolloutEngine, correction: ImportanceCorrection
+) -> Tensor:
+    """(N, T): the engine's log-probs, which a correction compares with.
+
+    Raises:
+        ConfigurationError: The engine gives none.
+    """
+    found = rollout.completions.logprobs
+    if found is None:
+        raise ConfigurationError(
+            f"{type(engine).__name__} gives no log-probs of what it samples, so importance_correction="
+            f"{type(correction).__name__} has nothing to compare with. Leave it out, or use NativeEngine."
+        )
+    return found
 
 
 def refuse_updates(updates: Updates, surrogate: Surrogate) -> None:

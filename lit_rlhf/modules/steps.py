@@ -135,6 +135,34 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def guarded_step(
+    optimizer: Any, guard: StepGuard, scaler: Any, max_norm: float
+) -> tuple[Tensor, bool]:
+    """Clip, step and forget the gradient; a step whose gradient isn't finite is not taken.
+
+    Args:
+        optimizer: Lightning's, whose step runs the scaler's.
+        guard: Counts the steps not taken.
+        scaler: The GradScaler of float16, or None.
+        max_norm: What the norm is clipped to; 0 clips nothing.
+
+    Returns:
+        The norm before clipping, as it is, and whether the step was taken.
+    """
+    parameters = gradients(optimizer)
+    scale = 1.0 if scaler is None else float(scaler.get_scale())
+    raw = gradient_norm(
+        parameters
+    )  # under a scaler of scaled gradients, which its step scales back
+    finite = guard.passes(raw, shrinking=scale > 1)
+    if finite and max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm * scale, raw)
+    if finite or scaler is not None:  # which skips by itself, and shrinks
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return raw / scale, finite
+
+
 def undecayed_names(module: nn.Module, *, decay_embeddings: bool) -> set[str]:
     """Names of the parameters that weight decay leaves alone: biases and norms (of one axis), embeddings by choice."""
     embeddings = {

@@ -165,7 +165,7 @@ def test_precomputed_log_probs_stand_in_for_the_reference(tiny_model_dir: Path) 
     expected = live.loss_output(batch_of()).loss
     assert_close(live.loss_output(batch_of(**given)).loss, expected)
     stored = moved(ready(tiny_model_dir, kind="full", reference="precomputed"))
-    assert "reference" not in stored._modules
+    assert "model" not in stored.reference._modules
     assert_close(stored.loss_output(batch_of(**given)).loss, expected)
     # "live" never looks at them, and what isn't there can't be taken.
     wrong = batch_of(ref_logprobs=torch.zeros(4, 2))
@@ -179,7 +179,7 @@ def test_precomputed_log_probs_stand_in_for_the_reference(tiny_model_dir: Path) 
 
 def test_no_reference_is_kept_for_losses_without(tiny_model_dir: Path) -> None:
     module = ready(tiny_model_dir, SimPO(), kind="full")
-    assert "reference" not in module._modules
+    assert "model" not in module.reference._modules
     assert module.loss_output(batch_of()).loss.isfinite().all()
     assert set(module.predict_step(batch_of(), 0)) == {"index", "logprobs", "lengths"}
 
@@ -193,7 +193,7 @@ def test_vocabulary_statistics(tiny_model_dir: Path, kind: str) -> None:
     assert_close(reference.logprobs, module.reference_statistics(batch_of()).logprobs, **FP32_MODEL)
     assert torch.equal(policy.lengths, plain.lengths)
     prompt, branches = PAIRS[0]
-    model, role = module.reference_model()
+    model, role = module.reference.beside(module.backbone)
     ids = torch.tensor([prompt + branches[1]])
     inside = slice(len(prompt) - 1, -1)
     with torch.no_grad(), module.backbone.use_role("policy"):
