@@ -18,14 +18,8 @@ from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, export_policy, gathered
 from lit_rlhf.models.flops import generation_flops
+from lit_rlhf.modules import collect as stages
 from lit_rlhf.modules.base import RLHFModule
-from lit_rlhf.modules.collect import (
-    by_parts,
-    list_samples,
-    prompt_sample_seeds,
-    read_completions,
-    score_completions,
-)
 from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
 from lit_rlhf.modules.minibatches import (
     gather_rollout,
@@ -277,11 +271,8 @@ class PolicyModule(RLHFModule):
         metrics = self.means.compute() | rollout_metrics(
             rollout, self.kl.value, self.importance_weights(rollout)
         )
-        metrics |= {
-            "iteration": self.iteration,
-            "kl_coef": self.kl.value,
-            "skipped_steps": self.guard.skipped,
-        }
+        metrics |= {"iteration": self.iteration, "kl_coef": self.kl.value}
+        metrics |= {"skipped_steps": self.guard.skipped}
         self.means = Means()
         self.log_dict(
             {f"train/{name}": float(value) for name, value in metrics.items()},
@@ -308,8 +299,8 @@ class PolicyModule(RLHFModule):
         """Sample and score completions of a batch of prompts; also as texts."""
         rollout, completions = self.generate(batch, sampling, purpose, num_samples)
         with self.phases("reward"), evaluating(self.backbone):
-            scores = score_completions(self.reward, completions, self.iteration)
-        samples = list_samples(completions, scores, self.iteration)
+            scores = stages.score_completions(self.reward, completions, self.iteration)
+        samples = stages.list_samples(completions, scores, self.iteration)
         return rollout.to_stage(ScoredRollout, scores=scores), samples
 
     def generate(
@@ -323,7 +314,7 @@ class PolicyModule(RLHFModule):
             "rollout", generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
         )
         columns = batch.get("columns", {})
-        completions = read_completions(self.backbone.tokenizer, prompts, generation, columns)
+        completions = stages.read_completions(self.backbone.tokenizer, prompts, generation, columns)
         return Rollout(prompts, generation), completions
 
     def sample_tokens(
@@ -347,12 +338,8 @@ class PolicyModule(RLHFModule):
 
     def sample_seeds(self, batch: PromptBatch, purpose: str, num_samples: int) -> Tensor:
         """A seed (N,) for each sample of each prompt."""
-        return prompt_sample_seeds(
-            batch["index"],
-            num_samples,
-            seed=self.seed,
-            iteration=self.iteration,
-            purpose=purpose,
+        return stages.prompt_sample_seeds(
+            batch["index"], num_samples, seed=self.seed, iteration=self.iteration, purpose=purpose
         )
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
@@ -372,7 +359,7 @@ class PolicyModule(RLHFModule):
         self, rollout: Rollout, weights: torch.nn.Module, compute: Callable[[Rollout], Tensor]
     ) -> Tensor:
         """See `collect.by_parts`."""
-        return by_parts(rollout, weights, self.updates.microbatch_tokens, compute)
+        return stages.by_parts(rollout, weights, self.updates.microbatch_tokens, compute)
 
     def count_generated(self, mask: Tensor) -> None:
         """Count this process's generated tokens, (N, T) bool, among those of all, for the throughput."""
@@ -395,12 +382,9 @@ class PolicyModule(RLHFModule):
 
         The KL term is that of the policy that sampled and carries no gradient (arXiv:1909.08593).
         """
+        scores, mask = self.penalized_scores(rollout), rollout.response_mask
         return kl_shaped_rewards(
-            self.penalized_scores(rollout),
-            rollout.old_logprobs,
-            rollout.ref_logprobs,
-            rollout.response_mask,
-            self.kl.value,
+            scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value
         )
 
     def branched(self, rollout: Rollout) -> BranchedBatch:
