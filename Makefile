@@ -8,19 +8,28 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+NUMERIC := $(addprefix tests/unit/,functional objectives rewards rollout modules) tests/invariants
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-slow mutations lint format clean
+.PHONY: help demo test test-avx2 test-benchmarks test-lowest test-slow mutations lint format clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
 
 demo: $(STAMP)  ## Train a reward model and a policy on embedded data, in two to three minutes; see runs/demo
 	$(BIN)/lit-rlhf demo
 
 test: lint  ## Lint, types, layers and the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-avx2: $(STAMP)  ## The numeric tests as a CPU without AVX-512 computes
+	$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC)
+
+test-benchmarks: $(STAMP)  ## Tests of the benchmarks, with what they need
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	$(BIN)/python -m pytest -n $(WORKERS) benchmarks/tests
 
 test-slow: $(STAMP)  ## Tests that take minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600

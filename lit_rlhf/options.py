@@ -20,3 +20,19 @@ def check_option(valid: bool, owner: object, name: str, value: object, allowed: 
         raise ConfigurationError(
             f"{type(owner).__name__}({name}={value!r}): {name} must be {allowed}."
         )
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def is_whole(value: object, least: int | None = None) -> bool:
+    """Whether a value is a whole number of at least so much."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and (least is None or value >= least)  # type: ignore[operator]
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number; nan and the infinities are."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

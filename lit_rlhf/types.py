@@ -25,6 +25,7 @@ class BranchedBatch(TypedDict):
     input_ids: Tensor  # (B, L) int64
     branch_ids: Tensor  # (B, L) int64: 0 = prompt, 1..K = which branch, -1 = padding
     position_ids: Tensor  # (B, L) int64: each branch goes on from its prompt's length
+    attention_mask: NotRequired[Any]  # no mask: it fails when an ordinary model looks at it
 
 
 class DemonstrationBatch(BranchedBatch):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmarks.seeds.runs import METHODS, Budget, Runs, one_thread
 from benchmarks.seeds.table import markdown, summarize
-from lit_rlhf.callbacks.lightning_internals import silence_noise
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.stages import Stages
+from lit_rlhf.internals.lightning import silence_noise
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -13,10 +13,10 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
 from lit_rlhf.callbacks.guards import distinct_2
-from lit_rlhf.callbacks.lightning_internals import silence_noise
 from lit_rlhf.data import PromptDataModule, RowsSource
 from lit_rlhf.demo.results import policy_summary
 from lit_rlhf.demo.stages import PolicyResult, Rows, Stages, complete_heldout
+from lit_rlhf.internals.lightning import silence_noise
 from lit_rlhf.models import ModelSpec, ValueModel
 from lit_rlhf.modules import (
     GRPOPolicyModule,

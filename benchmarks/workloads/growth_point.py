@@ -16,7 +16,7 @@ from benchmarks.peers.processes import report
 from benchmarks.workloads.arithmetic import Decoder
 from benchmarks.workloads.peak import matmul_peaks
 from lit_rlhf.callbacks import PhaseTimer
-from lit_rlhf.callbacks.lightning_internals import silence_noise
+from lit_rlhf.internals.lightning import silence_noise
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import GroupPolicyModule
 from lit_rlhf.objectives import FixedKL, RewardToGo, UnbiasedK3

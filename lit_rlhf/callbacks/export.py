@@ -6,9 +6,9 @@ from typing import Protocol, runtime_checkable
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from lit_rlhf.callbacks.lightning_internals import is_dry_run
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.files import refuse_foreign
+from lit_rlhf.internals.lightning import is_dry_run
 from lit_rlhf.models.cards import RECORD
 
 
@@ -30,7 +30,8 @@ class ExportModel(Callback):
     from any checkpoint.
 
     Args:
-        dirpath: Directory of the export. One from an earlier run is replaced.
+        dirpath: Directory of the export. One from an earlier run is replaced. Default: `export` in the trainer's
+            `default_root_dir` (on the command line, `--run_dir`).
         merge: Merge LoRA into the weights; otherwise the adapter alone is written.
 
     Raises:
@@ -38,7 +39,7 @@ class ExportModel(Callback):
         CheckpointError: `dirpath` holds something that is no export, or the disk is full.
     """
 
-    def __init__(self, dirpath: str, merge: bool = True) -> None:
+    def __init__(self, dirpath: str | None = None, merge: bool = True) -> None:
         self.dirpath = dirpath
         self.merge = merge
 
@@ -55,11 +56,14 @@ class ExportModel(Callback):
                 f"ExportModel writes from one process, and {type(trainer.strategy).__name__} shards weights over all. "
                 "Remove the callback and run `lit-rlhf export` on a checkpoint afterwards."
             )
-        refuse_foreign(Path(self.dirpath), RECORD, "The export", CheckpointError)
+        refuse_foreign(self._directory(trainer), RECORD, "The export", CheckpointError)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, on rank 0."""
         if not trainer.is_global_zero or is_dry_run(trainer):
             return
         assert isinstance(pl_module, Exports)
-        pl_module.export(Path(self.dirpath), merge=self.merge)
+        pl_module.export(self._directory(trainer), merge=self.merge)
+
+    def _directory(self, trainer: Trainer) -> Path:
+        return Path(self.dirpath or Path(trainer.default_root_dir) / "export")

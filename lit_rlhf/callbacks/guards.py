@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore
 
 from lit_rlhf.callbacks.checkpoint_io import checkpoint_problem
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
-from lit_rlhf.callbacks.lightning_internals import callbacks_of, iterations_done
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
+from lit_rlhf.internals.lightning import callbacks_of, iterations_done
 from lit_rlhf.types import Sample
 
 _KL, _ENTROPY = "train/objective/kl", "train/objective/entropy"

@@ -13,7 +13,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
 from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoint_problem
-from lit_rlhf.callbacks.lightning_internals import (
+from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.files import free_name, remove_stale_files
+from lit_rlhf.internals.lightning import (
     EpochMeans,
     add_epoch_means,
     call_last,
@@ -28,8 +30,6 @@ from lit_rlhf.callbacks.lightning_internals import (
     will_validate,
     writes_shards,
 )
-from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.files import free_name, remove_stale_files
 
 SaveListener = Callable[[Trainer, Path], None]
 """Called on every rank after a checkpoint is on disk."""
@@ -53,8 +53,8 @@ class IterationCheckpoint(ModelCheckpoint):
     starts anew.
 
     Args:
-        dirpath: Directory of this run's checkpoints; fixed, so that a restarted run finds it. A relative one is
-            relative to the working directory.
+        dirpath: Directory of this run's checkpoints; fixed, so that a restarted run finds it. Default: `checkpoints` in
+            the trainer's `default_root_dir` (on the command line, `--run_dir`).
         every_n_iterations: At most this many iterations are lost by a kill.
         keep_last: How many checkpoints to keep, at least 2, lest a damaged file be the only one.
 
@@ -65,7 +65,9 @@ class IterationCheckpoint(ModelCheckpoint):
             another than when it was written.
     """
 
-    def __init__(self, dirpath: str, every_n_iterations: int = 10, keep_last: int = 2) -> None:
+    def __init__(
+        self, dirpath: str | None = None, every_n_iterations: int = 10, keep_last: int = 2
+    ) -> None:
         if every_n_iterations < 1:
             raise ConfigurationError(f"every_n_iterations={every_n_iterations} must be at least 1.")
         if keep_last < 2:
@@ -91,10 +93,15 @@ class IterationCheckpoint(ModelCheckpoint):
         """Where the checkpoints are."""
         return Path(str(self.dirpath))
 
+    def _take_directory(self, trainer: Trainer) -> None:
+        if self.dirpath is None:
+            self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+
     # -- before training ----------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Install atomic writing and move behind all other callbacks, whose state is saved with the run."""
+        self._take_directory(trainer)
         super().setup(trainer, pl_module, stage)
         silence_noise()
         if stage != "fit":
@@ -215,6 +222,7 @@ class IterationCheckpoint(ModelCheckpoint):
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         # What Lightning asks of each ModelCheckpoint for ckpt_path="last"; it then takes the newest of all.
         silence_noise()
+        self._take_directory(trainer)
         torn: list[str] = []
         for _, path in self.checkpoints():
             problem = checkpoint_problem(path)

@@ -4,8 +4,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_rlhf.callbacks.lightning_internals import current_metrics, iterations_done
 from lit_rlhf.callbacks.records import RecordingCallback
+from lit_rlhf.internals.lightning import current_metrics, iterations_done
 
 
 class MetricsFile(RecordingCallback):
@@ -18,7 +18,7 @@ class MetricsFile(RecordingCallback):
     Put it behind callbacks that log (`PhaseTimer`) in `trainer.callbacks`.
 
     Args:
-        dirpath: Directory of the file; fixed, if runs are to be resumed. Default: the logger's directory.
+        dirpath: Directory of the file; fixed, if runs are to be resumed. Default: the trainer's `default_root_dir`.
         every_n_iterations: Write the line of every n-th iteration only.
         filename: Name of the file.
     """

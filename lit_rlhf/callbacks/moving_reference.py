@@ -4,8 +4,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlhf.callbacks.lightning_internals import iterations_done
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.lightning import iterations_done
 from lit_rlhf.modules.base import RLHFModule
 
 

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
-from lit_rlhf.callbacks.lightning_internals import callbacks_of
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.lightning import callbacks_of
 
 EXIT_CODE = 128 + signal.SIGTERM
 """143, what supervisors (SLURM, Kubernetes, systemd) expect of a process that ended because of SIGTERM."""

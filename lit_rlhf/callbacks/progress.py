@@ -9,7 +9,7 @@ from rich import get_console
 from rich.console import Console
 from rich.progress import TaskID
 
-from lit_rlhf.callbacks.lightning_internals import iterations_done
+from lit_rlhf.internals.lightning import iterations_done
 from lit_rlhf.modules.phases import Phases
 
 

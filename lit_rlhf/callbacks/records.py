@@ -78,8 +78,8 @@ class RecordingCallback(Callback):
     uninterrupted run. A file that is there when a run starts anew is renamed, never overwritten.
 
     Args:
-        dirpath: Directory of the file; fixed, if runs are to be resumed. Default: the logger's directory, else the
-            trainer's `default_root_dir`; a logger that counts versions gives a resumed run a new one.
+        dirpath: Directory of the file; fixed, if runs are to be resumed. Default: the trainer's
+            `default_root_dir` (on the command line, `--run_dir`).
         filename: Name of the file.
     """
 
@@ -96,13 +96,9 @@ class RecordingCallback(Callback):
         return f"{type(self).__qualname__}[{self.filename}]"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out where the file is; every rank takes part."""
-        directory = self.dirpath or trainer.log_dir or trainer.default_root_dir
-        self.lines = (
-            JsonLines(Path(trainer.strategy.broadcast(directory)) / self.filename)
-            if stage == "fit"
-            else None
-        )
+        """Find out where the file is."""
+        path = Path(self.dirpath or trainer.default_root_dir) / self.filename
+        self.lines = JsonLines(path) if stage == "fit" else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the file back to the checkpoint."""

@@ -6,10 +6,10 @@ from typing import Any
 import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_rlhf.callbacks.lightning_internals import iterations_done
 from lit_rlhf.callbacks.records import RecordingCallback
 from lit_rlhf.callbacks.tables import log_table
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.lightning import iterations_done
 from lit_rlhf.types import Sample
 
 _COLUMNS = ("prompt", "response", "score", "finished")
@@ -26,7 +26,7 @@ class SampleTable(RecordingCallback):
     Args:
         every_n_iterations: Show the training samples of every n-th iteration; validation is always shown.
         num_rows: Rows of a logger's table; the file has all.
-        dirpath: Directory of the file; fixed, if runs are to be resumed. Default: the logger's directory.
+        dirpath: Directory of the file; fixed, if runs are to be resumed. Default: the trainer's `default_root_dir`.
         filename: Name of the file.
 
     Raises:

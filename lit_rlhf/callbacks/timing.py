@@ -53,7 +53,7 @@ class PhaseTimer(Callback):
             takes what a large matrix product reaches on it, in the dtype of the model's base; None logs no utilisation.
         summary: Print a table of all phases when training ends.
         profile: Print that table, and write it with the operators that took the most time to `profile.md`, and its
-            numbers to `profile.json`, in the logger's directory. Operators are those of the second iteration, which
+            numbers to `profile.json`, in the trainer's `default_root_dir`. Operators are those of the second iteration, which
             recording slows down and which the table therefore leaves out; a run of one iteration has none. Measures
             the peak if none is given. `lit-rlhf fit --profile` sets it.
 
@@ -145,13 +145,13 @@ class PhaseTimer(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and write the profile, if asked."""
         self._unhook()
-        directory = trainer.log_dir if self.profile else None  # all processes ask: it is broadcast
         if not trainer.is_global_zero or not (self.summary or self.profile):
             return
         Console().print(phase_table(self.rows()))
         if self.profile:
-            where = Path(directory or trainer.default_root_dir)
-            path = write_profile(where, self.rows(), self._peak, self._operators.table())
+            path = write_profile(
+                Path(trainer.default_root_dir), self.rows(), self._peak, self._operators.table()
+            )
             Console().print(f"The profile is in {path}")
 
     def on_exception(

@@ -29,6 +29,19 @@ def own_error(error: BaseException | None) -> LitRLHFError | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    r"""What an error of another library says, as one sentence.
+
+    Example:
+        >>> first_line(ValueError("Invalid beta.\\nMore of it."))
+        'Invalid beta.'
+        >>> first_line(KeyError())
+        'KeyError.'
+    """
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".") + "."
+
+
 def describe(text: str) -> str:
     r"""The parser's message without its noise: which option of which class, and the way out.
 

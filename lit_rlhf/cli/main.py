@@ -20,6 +20,10 @@ COMMANDS = {
     "export": ("lit_rlhf.cli.export", "Turn a checkpoint into a directory that transformers loads"),
     "score": ("lit_rlhf.cli.score", "Score completions with a reward model"),
     "generate": ("lit_rlhf.cli.generate", "Sample completions from a policy"),
+    "annotate": (
+        "lit_rlhf.cli.annotate",
+        "Let people compare answers on a local page; makes preference data",
+    ),
     "verify": (
         "lit_rlhf.cli.verify",
         "Hold every method to the optimum that it claims, in a world small enough to enumerate",

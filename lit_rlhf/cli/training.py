@@ -10,23 +10,32 @@ from typing import Any
 # lightning 2.6 calls jsonargparse functions that are deprecated since 4.49; nothing a user could mend.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
 
 from lit_rlhf.callbacks import PhaseTimer
-from lit_rlhf.callbacks.lightning_internals import callbacks_of
-from lit_rlhf.cli.complaints import PACKAGES, describe, own_error
+from lit_rlhf.cli.complaints import PACKAGES, describe, first_line, own_error
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.lightning import CommandLineWins, callbacks_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
 
-class TrainingCLI(LightningCLI):
-    """LightningCLI whose command line wins over what a checkpoint remembers, and which says in a line what is wrong."""
+class TrainingCLI(CommandLineWins):
+    """LightningCLI with one directory for a run, which says in a line what is wrong before any work starts."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the commands that are of no class."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Directory of all that the run writes, where no other is named: logs, metrics.jsonl, samples.jsonl, "
+            "checkpoints/, export/. The same as trainer.default_root_dir.",
+        )
         parser.add_argument(
             "--profile",
             type=bool,
@@ -36,9 +45,56 @@ class TrainingCLI(LightningCLI):
             help="Print and write a table of time, tokens and utilisation by phase, and the slowest operators (fit).",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a wrong option is one message, without the usage of the whole Trainer."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise own_error(error) or ConfigurationError(describe(str(error))) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Give the trainer the run's directory."""
+        options = self.config[self.subcommand]
+        if options.run_dir is None:
+            return
+        if options.trainer.default_root_dir not in (None, options.run_dir):
+            raise ConfigurationError(
+                f"run_dir={options.run_dir!r} and trainer.default_root_dir={options.trainer.default_root_dir!r} are two "
+                "names of one directory: give one of them."
+            )
+        options.trainer.default_root_dir = options.run_dir
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, model and data; what their constructors refuse is said with the options that they were given.
+
+        Anything may come from a constructor that isn't ours (`ModuleNotFoundError` of a logger's package, `TypeError` of
+        a callback), and whatever it is, no work was done yet: the way out is another option.
+        """
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            raise own_error(error) or ConfigurationError(self._refusal(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; `devices: x` gets past the parser, for it may be a list as a string."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except Exception as error:
+            options = self.config[self.subcommand].trainer
+            where = ", ".join(
+                f"trainer.{name}={options.get(name)!r}"
+                for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
+                if options.get(name) is not None
+            )
+            raise own_error(error) or ConfigurationError(
+                f"{where}: the Trainer can't be made: {first_line(error)}"
+            ) from error
+
     def before_fit(self) -> None:
-        """Have the run's `PhaseTimer` profile, or add one."""
-        if not self._get(self.config, "profile"):
+        """Refuse what would fail later; have the run's `PhaseTimer` profile, or add one."""
+        self._refuse_trainer_options()
+        self._try_optimizer()
+        if not self.config[self.subcommand].profile:
             return
         timers = [
             callback for callback in callbacks_of(self.trainer) if isinstance(callback, PhaseTimer)
@@ -48,50 +104,43 @@ class TrainingCLI(LightningCLI):
         else:
             callbacks_of(self.trainer).insert(0, PhaseTimer(profile=True))
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a wrong option is one message, without the usage of the whole Trainer."""
-        try:
-            super().parse_arguments(parser, args)
-        except ArgumentError as error:
-            raise own_error(error) or ConfigurationError(describe(str(error))) from error
-
-    def instantiate_classes(self) -> None:
-        """Build trainer, model and data; what their constructors refuse comes without the parser's wrapping."""
-        try:
-            super().instantiate_classes()
-        except MisconfigurationException as error:
-            raise ConfigurationError(str(error)) from error
-        except ValueError as error:
-            own = own_error(error)
-            if own is None:
-                raise
-            raise own from error
-
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        try:
-            return super()._instantiate_trainer(config, callbacks)
-        except (
-            TypeError,
-            ValueError,
-        ) as error:  # `devices: x` gets past the parser, for it may be a list as a string
-            where = ", ".join(
-                f"trainer.{name}={config.get(name)!r}"
-                for name in ("accelerator", "devices", "num_nodes")
-            )
-            raise own_error(error) or ConfigurationError(
-                f"{where}: the Trainer can't be made: {error}"
-            ) from error
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        self._refuse_trainer_options()
-        if subcommand != "fit" and self._get(self.config, "profile"):
+    def _refuse_profile(self) -> None:
+        if self.config[self.subcommand].profile:
             raise ConfigurationError(
-                f"--profile is of phases of training, of which `{subcommand}` has none: use it with `fit`."
+                f"--profile is of phases of training, of which `{self.subcommand}` has none: use it with `fit`."
             )
-        try:
-            super()._run_subcommand(subcommand)
-        except MisconfigurationException as error:
-            raise ConfigurationError(str(error)) from error
+
+    before_validate = before_test = before_predict = _refuse_profile
+
+    def _refusal(self, error: Exception) -> str:
+        """An error of somebody else's constructor, with the class that raised it where the traceback shows one."""
+        if isinstance(error, MisconfigurationException):
+            return str(error)
+        owner, at = "", error.__traceback__
+        while at is not None:
+            if at.tb_frame.f_code.co_name == "__init__" and "self" in at.tb_frame.f_locals:
+                owner = owner or type(at.tb_frame.f_locals["self"]).__name__
+                owner = "" if owner in ("TrainingCLI", "LightningCLI") else owner
+            at = at.tb_next
+        return f"{owner or 'A class of the configuration'} can't be made of its options: {first_line(error)}"
+
+    def _try_optimizer(self) -> None:
+        """Call what makes optimizer and schedule once, on a parameter of its own: torch refuses bad options there."""
+        parameter = nn.Parameter(torch.zeros(1))
+        optimizer = None
+        for name in ("optimizer", "lr_scheduler"):
+            make = getattr(self.model, f"{name}_factory", None)
+            if make is None:
+                continue
+            try:
+                made = make([{"params": [parameter]}] if optimizer is None else optimizer)
+            except Exception as error:
+                given = self.config[self.subcommand].model.init_args.get(name)
+                options = ", ".join(f"{k}={v!r}" for k, v in given.get("init_args", {}).items())
+                raise own_error(error) or ConfigurationError(
+                    f"model.{name}: {given.class_path}({options}) can't be made: {first_line(error)}"
+                ) from error
+            optimizer = made if name == "optimizer" else optimizer
 
     def _refuse_trainer_options(self) -> None:
         # Lightning refuses both, and names as the way out an automatic optimization that these modules can't have.
@@ -110,12 +159,6 @@ class TrainingCLI(LightningCLI):
                 "(optimizer steps per pass) or data.batch_size."
             )
 
-    def _parse_ckpt_path(self) -> None:
-        # Lightning lets the hyper-parameters stored in the checkpoint of --ckpt_path override flags and YAML in silence
-        # (Lightning issue 21455). What the user wrote holds; what doesn't fit is refused by
-        # RLHFModule.on_load_checkpoint.
-        return
-
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
@@ -126,6 +169,13 @@ def run(words: Sequence[str]) -> None:
     warnings.filterwarnings(
         "ignore", message="LightningCLI's args parameter is intended to run from within Python"
     )
+    try:
+        _start(None if own_command_line and words == sys.argv[1:] else words)
+    except MisconfigurationException as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _start(args: list[str] | None) -> None:
     TrainingCLI(
         model_class=LightningModule,
         datamodule_class=LightningDataModule,
@@ -146,7 +196,7 @@ def run(words: Sequence[str]) -> None:
             **{command: {"exit_on_error": False} for command in COMMANDS},
         },
         # Only what was passed in code: children of a multi-process run read their own command line.
-        args=None if own_command_line and words == sys.argv[1:] else words,
+        args=args,
     )
 
 

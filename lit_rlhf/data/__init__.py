@@ -5,22 +5,7 @@ tokens, a sampler orders them, a collator pads them to a branched batch (`lit_rl
 """
 
 from lit_rlhf.data.arithmetic import ArithmeticSource
-from lit_rlhf.data.base import BranchedDataModule
-from lit_rlhf.data.conversions import (
-    AsChat,
-    ChosenOf,
-    PairsFromRanking,
-    PromptsOf,
-    UnpairedFromPairs,
-)
-from lit_rlhf.data.datamodules import (
-    DemonstrationDataModule,
-    PreferenceDataModule,
-    ProcessDataModule,
-    PromptDataModule,
-    RankedDataModule,
-    UnpairedDataModule,
-)
+from lit_rlhf.data.datamodule import BranchedDataModule
 from lit_rlhf.data.formats import (
     Conversation,
     Demonstration,
@@ -33,9 +18,24 @@ from lit_rlhf.data.formats import (
     Steps,
     Unpaired,
 )
-from lit_rlhf.data.paired import PromptTextDataModule
+from lit_rlhf.data.kinds import (
+    DemonstrationDataModule,
+    PreferenceDataModule,
+    ProcessDataModule,
+    PromptDataModule,
+    RankedDataModule,
+    UnpairedDataModule,
+)
+from lit_rlhf.data.prompt_text import PromptTextDataModule
 from lit_rlhf.data.records import InvalidRowError, Record
 from lit_rlhf.data.sources import DirectorySource, FileSource, HubSource, RowsSource, Source
+from lit_rlhf.data.wrappers import (
+    AsChat,
+    ChosenOf,
+    PairsFromRanking,
+    PromptsOf,
+    UnpairedFromPairs,
+)
 
 __all__ = [
     "ArithmeticSource",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from lit_rlhf.data.sources import Source
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.seeding import generator
 
 _MARKER = "####"
@@ -38,11 +38,12 @@ class ArithmeticSource(Source):
     """
 
     def __init__(self, rows: int = 1000, terms: int = 2, largest: int = 99, seed: int = 0) -> None:
-        for name, value, least in (("rows", rows, 1), ("terms", terms, 2), ("largest", largest, 1)):
-            if value < least:
-                raise ConfigurationError(
-                    f"ArithmeticSource.{name}={value} must be {least} or more."
-                )
+        least = {"rows": (rows, 1), "terms": (terms, 2), "largest": (largest, 1)}
+        for name, (value, low) in least.items():
+            check_option(
+                is_whole(value, low), self, name, value, f"a whole number of {low} or more"
+            )
+        check_option(is_whole(seed), self, "seed", seed, "a whole number")
         self.rows = rows
         self.terms = terms
         self.largest = largest

@@ -1,15 +1,15 @@
-"""A content-addressed cache of tokenized rows: directories of the `datasets` library, written whole or not at all."""
+"""A content-addressed cache of tokenized rows: Arrow files, written whole or not at all."""
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _MARKER = "complete.json"
 _BUILDING = ".lit_rlhf-building-"
 _STALE_SECONDS = 24 * 3600
 _CHUNK = 1000
-_OURS = ("lit_rlhf", "lightning", "torch", "builtins", "abc", "typing")
+_ROWS = "rows.arrow"
 
 
 def cache_root(option: str | None) -> Path:
@@ -46,7 +46,13 @@ class Entry:
         """Memory-map the rows: a `datasets.Dataset`."""
         import datasets  # noqa: PLC0415  (a second of start-up that --help shall not pay)
 
-        return datasets.load_from_disk(str(self.path))
+        return datasets.Dataset.from_file(str(self.path / _ROWS))
+
+    @property
+    def checksum(self) -> str:
+        """Of the rows."""
+        marker = json.loads((self.path / _MARKER).read_text(encoding="utf-8"))
+        return str(marker["files"][_ROWS]["sha256"])
 
 
 class TokenCache:
@@ -70,6 +76,7 @@ class TokenCache:
         meta: Callable[[], dict[str, Any]],
         *,
         verify: bool = True,
+        rebuild: bool = False,
         schema: Any = None,
     ) -> Entry:
         """Take an entry, or make it.
@@ -79,12 +86,13 @@ class TokenCache:
             rows: The rows, gone through where they must be written.
             meta: Gives what is stored with them, called after the last row.
             verify: Compare the checksums of an entry that is there, not only sizes.
+            rebuild: Make the entry anew if it is there.
             schema: Arrow schema of the rows; default: that of tokenized rows.
 
         Raises:
             DataError: The cache can't be written (no space, no permission).
         """
-        entry = self.find(key, verify=verify)
+        entry = None if rebuild else self.find(key, verify=verify)
         if entry is not None:
             return entry
         try:
@@ -94,9 +102,10 @@ class TokenCache:
                 dir=self.root, prefix=_BUILDING, ignore_cleanup_errors=True
             ) as parent:
                 fresh = Path(parent) / "rows"
-                _write_rows(fresh, rows, schema or _token_schema())
+                fresh.mkdir()
+                _write_rows(fresh / _ROWS, rows, schema or _token_schema())
                 _write_marker(fresh, meta())
-                self._publish(fresh, self.root / key)
+                self._publish(fresh, self.root / key, replace=rebuild)
         except OSError as error:
             raise DataError(
                 f"Can't write the cache of tokenized rows in {self.root}: {error}. Make room there, or point the data "
@@ -125,12 +134,12 @@ class TokenCache:
             return None
         return Entry(path, marker["meta"]) if sound else None
 
-    def _publish(self, fresh: Path, final: Path) -> None:
+    def _publish(self, fresh: Path, final: Path, *, replace: bool) -> None:
         try:
             fresh.rename(final)
         except OSError:
             # Another process was faster, or a damaged entry is in the way.
-            if self.find(final.name, verify=True) is not None:
+            if not replace and self.find(final.name, verify=True) is not None:
                 return
             final.rename(fresh.parent / "damaged")
             fresh.rename(final)
@@ -141,63 +150,6 @@ class TokenCache:
             with contextlib.suppress(OSError):
                 if path.is_dir() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
-
-
-def content_key(parts: Mapping[str, Any]) -> str:
-    """Hash what decides the content of an entry; values are described by `describe`."""
-    return hashlib.sha256(json.dumps(describe(dict(parts)), sort_keys=True).encode()).hexdigest()
-
-
-def describe(value: Any) -> Any:
-    """A value as plain JSON: objects by class, attributes and, for classes outside of lit_rlhf, source code.
-
-    Source code counts, so that an edited format or an edited DataModule never meets the rows of its old self.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [
-            describe(item)
-            for item in (sorted(value) if isinstance(value, set | frozenset) else value)
-        ]
-    if isinstance(value, type) or inspect.isroutine(value):
-        return [f"{value.__module__}.{value.__qualname__}", _source(value)]
-    return {
-        "class": describe_class(type(value)),
-        "state": describe(getattr(value, "__dict__", repr(value))),
-    }
-
-
-def describe_class(kind: type) -> list[str]:
-    """The name of a class, and the source of those of its bases that are not the library's."""
-    theirs = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _OURS]
-    return [f"{kind.__module__}.{kind.__qualname__}", *(_source(base) for base in theirs)]
-
-
-def code_version() -> str:
-    """A hash of the code that turns rows into tokens: whoever changes it makes the cache anew."""
-    digest = hashlib.sha256()
-    for name in (
-        "records",
-        "formats",
-        "conversions",
-        "encoding",
-        "asking",
-        "tokenizers",
-        "preparation",
-        "cache",
-    ):
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
-    return digest.hexdigest()
-
-
-def _source(code: Any) -> str:
-    try:
-        return inspect.getsource(code)
-    except (OSError, TypeError):
-        return ""
 
 
 def _token_schema() -> Any:
@@ -217,39 +169,12 @@ def _token_schema() -> Any:
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Any) -> None:
-    import datasets  # noqa: PLC0415  (see above)
-    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow as pa  # noqa: PLC0415  (see above)
 
-    stream = path.parent / "stream.arrow"
-    with pa.OSFile(str(stream), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for chunk in _chunks(rows):
+    remaining = iter(rows)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while chunk := list(islice(remaining, _CHUNK)):
             writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
-    with _without_progress_bars():
-        datasets.Dataset.from_file(str(stream)).save_to_disk(str(path))
-
-
-def _chunks(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    chunk: list[Mapping[str, Any]] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    import datasets  # noqa: PLC0415  (see above)
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _write_marker(path: Path, meta: dict[str, Any]) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any, cast
+from typing import Any, Literal, Never, cast
 
 import torch
 from torch import Tensor
 
 from lit_rlhf.data.rows import TokenizedRow
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.types import (
     BranchedBatch,
     DemonstrationBatch,
@@ -20,6 +21,39 @@ from lit_rlhf.types import (
 )
 
 Rows = Sequence[TokenizedRow]
+Layout = Literal["branched", "rows"]
+
+
+class BranchedLayoutError(ConfigurationError, AttributeError):
+    """A branched batch was given to a model that reads ordinary rows."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This batch is branched: each row holds a prompt and all its completions, which an ordinary model would read "
+            "as one text. Give it to a module of lit_rlhf, or set `layout: rows` in the DataModule, which gives "
+            "chosen_input_ids, chosen_attention_mask and so on."
+        )
+
+
+class NoAttentionMask:
+    """Stands where ordinary models look for their mask, and fails when one looks: `model(**batch)` ends at once."""
+
+    def __getattr__(self, name: str) -> Never:
+        raise BranchedLayoutError
+
+    def __getitem__(self, item: object) -> Never:
+        raise BranchedLayoutError
+
+    @classmethod
+    def __torch_function__(cls, *args: Any, **kwargs: Any) -> Never:
+        """Called by whatever torch does with it."""
+        raise BranchedLayoutError
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NoAttentionMask)
+
+    def __hash__(self) -> int:
+        return hash(NoAttentionMask)
 
 
 @dataclass(frozen=True)
@@ -58,6 +92,21 @@ class BranchedCollator:
             "input_ids": _pad(ids, width, self.pad_id),
             "branch_ids": _pad(branches, width, -1),
             "position_ids": _pad(positions, width, 0),
+            "attention_mask": NoAttentionMask(),
+        }
+
+    def plain_rows(self, rows: Rows, branch: int, prefix: str = "") -> dict[str, Tensor]:
+        """Prompt and one completion as other people's models take them, (B, L) each; `labels` is -100 on the prompt."""
+        lines = [(row["prompt_ids"], row["completion_ids"][branch]) for row in rows]
+        whole = [[*prompt, *completion] for prompt, completion in lines]
+        step = self.pad_to_multiple_of
+        width = -(-max(map(len, whole)) // step) * step
+        return {
+            f"{prefix}input_ids": _pad(whole, width, self.pad_id),
+            f"{prefix}attention_mask": _pad([[1] * len(ids) for ids in whole], width, 0),
+            f"{prefix}labels": _pad(
+                [[-100] * len(prompt) + completion for prompt, completion in lines], width, -100
+            ),
         }
 
     def labelled(self, rows: Rows) -> dict[str, Tensor]:
@@ -80,6 +129,26 @@ class PreferenceCollator(BranchedCollator):
         if "p_chosen" in rows[0]["fields"]:
             batch["p_chosen"] = _numbers(rows, "p_chosen")
         return batch
+
+
+@dataclass(frozen=True)
+class PairRowsCollator(BranchedCollator):
+    """Pairs as ordinary rows: `chosen_input_ids`, `chosen_attention_mask`, `chosen_labels`, and so for `rejected`."""
+
+    def __call__(self, rows: Rows) -> Any:
+        """Collate."""
+        batch = self.plain_rows(rows, 0, "chosen_") | self.plain_rows(rows, 1, "rejected_")
+        present = [name for name in ("margin", "p_chosen") if name in rows[0]["fields"]]
+        return batch | {name: _numbers(rows, name) for name in present}
+
+
+@dataclass(frozen=True)
+class DemonstrationRowsCollator(BranchedCollator):
+    """Answers to imitate as ordinary rows: `input_ids`, `attention_mask`, `labels`."""
+
+    def __call__(self, rows: Rows) -> Any:
+        """Collate."""
+        return self.plain_rows(rows, 0)
 
 
 @dataclass(frozen=True)

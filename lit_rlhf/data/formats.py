@@ -12,8 +12,7 @@ are rendered with the tokenizer's chat template.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from lit_rlhf.data.records import (
@@ -25,17 +24,26 @@ from lit_rlhf.data.records import (
     check_number,
     check_text,
     read_bool,
+    read_list,
     read_number,
     read_text,
     read_value,
 )
+from lit_rlhf.options import check_option, is_number, is_text
 
 TRANSCRIPT_MARKER = "\n\nAssistant:"
 """What comes before each answer in the transcripts of HH-RLHF (arXiv 2204.05862)."""
+TRANSCRIPT_QUESTION = "\n\nHuman:"
+"""What comes before each question in them."""
 
 
 class Format(ABC):
-    """Turns a raw row into records."""
+    """Turns a raw row into records.
+
+    The cache of tokens goes by the options that a format declares (the fields of a dataclass, else the arguments of its
+    constructor, kept under their names) and by its code. A class attribute `version` stands for the code: whoever states
+    one changes it with what the format gives. A method `cache_key` that gives plain values replaces both.
+    """
 
     @abstractmethod
     def __call__(self, row: Row) -> list[Record]:
@@ -47,7 +55,27 @@ class Format(ABC):
 
 
 @dataclass(frozen=True)
-class ExplicitPrompt(Format):
+class Columns(Format):
+    """A format whose options name columns.
+
+    Raises:
+        ConfigurationError: One is no name.
+    """
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.type in (str, "str", str | None, "str | None"):
+                allowed = "text that is not empty"
+                named = isinstance(value, str) and bool(value or option.name == "separator")
+                optional = value is None and option.type not in (str, "str")
+                if optional or option.type not in (str, "str"):
+                    allowed += ", or null"
+                check_option(named or optional, self, option.name, value, allowed)
+
+
+@dataclass(frozen=True)
+class ExplicitPrompt(Columns):
     """Pairs with the prompt in a column of its own.
 
     Args:
@@ -82,16 +110,18 @@ class ExplicitPrompt(Format):
 
 
 @dataclass(frozen=True)
-class ImplicitPrompt(Format):
+class ImplicitPrompt(Columns):
     """Pairs of whole transcripts that begin alike, as in HH-RLHF (arXiv 2204.05862).
 
     Of text, the prompt is everything up to and including the last marker of `chosen`; of messages, all but the last.
-    `rejected` must begin with the same prompt: a pair that diverges earlier is invalid, never cut to fit.
+    `rejected` must begin with the same prompt and then be one answer too: a pair that diverges earlier or goes on for
+    more turns is invalid, never cut to fit.
 
     Args:
         chosen: Column of the transcript that was preferred.
         rejected: Column of the other one.
         marker: What stands before an answer.
+        question: What stands before a question.
         margin: See `ExplicitPrompt`.
         p_chosen: See `ExplicitPrompt`.
     """
@@ -99,6 +129,7 @@ class ImplicitPrompt(Format):
     chosen: str = "chosen"
     rejected: str = "rejected"
     marker: str = TRANSCRIPT_MARKER
+    question: str = TRANSCRIPT_QUESTION
     margin: str | None = "margin"
     p_chosen: str | None = "p_chosen"
 
@@ -120,13 +151,23 @@ class ImplicitPrompt(Format):
                 "chosen and rejected have different prompts",
                 f"{self.rejected!r} doesn't begin with the prompt of {self.chosen!r}, which ends in {prompt[-60:]!r}",
             )
-        return [
-            Record(
-                prompt,
-                (chosen[cut:], rejected[cut:]),
-                _pair_fields(row, self.margin, self.p_chosen),
+        for column, answer in ((self.chosen, chosen[cut:]), (self.rejected, rejected[cut:])):
+            self._check_answer(column, answer)
+        completions = chosen[cut:], rejected[cut:]
+        return [Record(prompt, completions, _pair_fields(row, self.margin, self.p_chosen))]
+
+    def _check_answer(self, column: str, answer: Text) -> None:
+        if isinstance(answer, str):
+            further = [text for text in (self.question, self.marker) if text in answer]
+            detail = f"{further[0]!r} stands in it" if further else ""
+        else:
+            roles = [turn["role"] for turn in answer]
+            detail = "" if roles == ["assistant"] else f"its roles are {roles}"
+        if detail:
+            raise InvalidRowError(
+                f"column {column!r} goes on for more than one answer",
+                f"behind the prompt of {self.chosen!r}, {detail}",
             )
-        ]
 
     def _cut(self, chosen: Text) -> int:
         if not isinstance(chosen, str):
@@ -146,7 +187,7 @@ class ImplicitPrompt(Format):
 
 
 @dataclass(frozen=True)
-class Demonstration(Format):
+class Demonstration(Columns):
     """A prompt and the answer to imitate.
 
     Args:
@@ -164,7 +205,7 @@ class Demonstration(Format):
 
 
 @dataclass(frozen=True)
-class Conversation(Format):
+class Conversation(Columns):
     """A conversation whose last turn, the assistant's, is to be imitated.
 
     Args:
@@ -176,16 +217,18 @@ class Conversation(Format):
     def __call__(self, row: Row) -> list[Record]:
         """One record with one completion: the last turn."""
         turns = read_text(row, self.messages)
-        if isinstance(turns, str) or len(turns) < 2 or turns[-1]["role"] != "assistant":
+        roles = [] if isinstance(turns, str) else [turn["role"] for turn in turns]
+        if len(roles) < 2 or roles[-1] != "assistant" or roles[-2] == "assistant":
             raise InvalidRowError(
                 f"column {self.messages!r} is no conversation with an answer",
-                "it must be a list of messages, the last with the role 'assistant', after at least one other",
+                "it must be a list of messages, the last with the role 'assistant', after at least one other's; "
+                f"its roles are {roles}",
             )
         return [Record(turns[:-1], (turns[-1:],))]
 
 
 @dataclass(frozen=True)
-class PlainText(Format):
+class PlainText(Columns):
     """Text to imitate from its first token on; the prompt is the tokenizer's start token alone.
 
     Args:
@@ -205,7 +248,7 @@ class PlainText(Format):
 
 
 @dataclass(frozen=True)
-class PromptOnly(Format):
+class PromptOnly(Columns):
     """Prompts to roll out from, with further columns for rewards that need them (a reference answer, a topic).
 
     Args:
@@ -215,6 +258,12 @@ class PromptOnly(Format):
 
     prompt: str = "prompt"
     columns: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names: object = [] if self.columns is None else self.columns
+        valid = isinstance(names, list | tuple) and all(map(is_text, names))
+        check_option(valid, self, "columns", self.columns, "a list of names or left out")
 
     def __call__(self, row: Row) -> list[Record]:
         """One record without completions."""
@@ -228,7 +277,7 @@ class PromptOnly(Format):
 
 
 @dataclass(frozen=True)
-class Ranked(Format):
+class Ranked(Columns):
     """Several completions of a prompt with a score each, or with ranks.
 
     Args:
@@ -246,9 +295,9 @@ class Ranked(Format):
     def __call__(self, row: Row) -> list[Record]:
         """One record with K completions and the field `score` of K numbers."""
         prompt = read_prompt(row, self.prompt)
-        answers = _read_list(row, self.completions)
+        answers = read_list(row, self.completions)
         column, sign = (self.scores, 1.0) if self.ranks is None else (self.ranks, -1.0)
-        scores = tuple(sign * check_number(value, column) for value in _read_list(row, column))
+        scores = tuple(sign * check_number(value, column) for value in read_list(row, column))
         if len(scores) != len(answers):
             raise InvalidRowError(
                 f"columns {self.completions!r} and {column!r} differ in length",
@@ -261,7 +310,7 @@ class Ranked(Format):
 
 
 @dataclass(frozen=True)
-class Steps(Format):
+class Steps(Columns):
     """A solution in steps, each with a label (PRM800K, arXiv:2305.20050; the columns are those of TRL's step data).
 
     Args:
@@ -290,8 +339,8 @@ class Steps(Format):
             (('1 + 2 = 3\n', '3 + 3 = 7'), (1.0, 0.0))
         """
         steps, labels = (
-            _read_list(row, self.completions, least=1),
-            _read_list(row, self.labels, least=1),
+            read_list(row, self.completions, least=1),
+            read_list(row, self.labels, least=1),
         )
         if len(steps) != len(labels):
             raise InvalidRowError(
@@ -308,13 +357,13 @@ class Steps(Format):
 
 
 @dataclass(frozen=True)
-class Unpaired(Format):
+class Unpaired(Columns):
     """Single completions that are desirable or not, or have a score.
 
     Args:
         prompt: Column of the prompt.
         completion: Column of the completion.
-        label: Column with true (desirable) or false.
+        label: Column with true (desirable) or false, 1 or 0, or 1 or -1.
         score: Column with a number, instead of `label`; higher is better.
         low: Smallest score that is valid.
         high: Largest score that is valid.
@@ -327,15 +376,21 @@ class Unpaired(Format):
     low: float = float("-inf")
     high: float = float("inf")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = is_number(self.low) and is_number(self.high)
+        valid = numbers and self.low < self.high
+        check_option(valid, self, "low", self.low, f"a number below high ({self.high!r})")
+
     def __call__(self, row: Row) -> list[Record]:
         """One record with one completion and the field `label` or `score`."""
         prompt = read_prompt(row, self.prompt)
-        fields: dict[str, FieldValue] = (
+        values: dict[str, FieldValue] = (
             {"label": read_bool(row, self.label)}
             if self.score is None
             else {"score": read_number(row, self.score, self.low, self.high)}
         )
-        return [Record(prompt, (read_completion(row, self.completion, prompt),), fields)]
+        return [Record(prompt, (read_completion(row, self.completion, prompt),), values)]
 
 
 def read_prompt(row: Row, column: str) -> Text:
@@ -379,23 +434,20 @@ def check_completion(value: Any, column: str, prompt: Text) -> Text:
             "completion repeats the prompt",
             f"column {column!r} holds the whole conversation; use ImplicitPrompt",
         )
+    roles = [turn["role"] for turn in text]
+    if set(roles) != {"assistant"}:
+        raise InvalidRowError(
+            "completion is no answer",
+            f"the roles of column {column!r} are {roles}; what is learned is the assistant's, so put earlier turns into "
+            "the prompt",
+        )
     return text
 
 
 def _pair_fields(row: Row, margin: str | None, p_chosen: str | None) -> dict[str, FieldValue]:
-    fields: dict[str, FieldValue] = {}
-    if margin is not None and margin in row:
-        fields["margin"] = read_number(row, margin)
-    if p_chosen is not None and p_chosen in row:
-        fields["p_chosen"] = read_number(row, p_chosen, 0.0, 1.0)
-    return fields
-
-
-def _read_list(row: Row, column: str, least: int = 2) -> Sequence[Any]:
-    value = read_value(row, column)
-    if not isinstance(value, list | tuple) or len(value) < least:
-        number = {1: "one", 2: "two"}[least]
-        raise InvalidRowError(
-            f"column {column!r} is no list of {number} or more", f"got {type(value).__name__}"
-        )
-    return value
+    found: dict[str, FieldValue] = {}
+    if margin is not None and row.get(margin) is not None:
+        found["margin"] = read_number(row, margin)
+    if p_chosen is not None and row.get(p_chosen) is not None:
+        found["p_chosen"] = read_number(row, p_chosen, 0.0, 1.0)
+    return found

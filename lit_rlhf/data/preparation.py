@@ -1,20 +1,27 @@
 """From a source to tokenized rows, with a count of what was left out and why."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from lit_rlhf.data.asking import Asking, together
 from lit_rlhf.data.encoding import Encoded, Encoder
-from lit_rlhf.data.records import InvalidRowError, Record, Row, Text, TooLongError
+from lit_rlhf.data.records import (
+    InvalidRowError,
+    Record,
+    Row,
+    Text,
+    UnreadableRow,
+    shorten,
+    without_missing,
+)
+from lit_rlhf.data.report import OPTIONAL_FIELDS, InvalidPolicy, LengthPolicy, Report
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.seeding import stable_hash
 
-InvalidPolicy = Literal["drop", "error"]
-LengthPolicy = Literal["drop", "truncate", "error"]
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 512
+_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
 @dataclass(frozen=True)
@@ -24,94 +31,14 @@ class Shape:
     Args:
         completions: How many completions, at least and at most (None: any number).
         one_of: Fields of which a record must have exactly one. Empty: no such condition.
+        fields: Further fields that a record may have.
+        unit: What a record is called, in the plural.
     """
 
     completions: tuple[int, int | None]
     one_of: tuple[str, ...] = ()
-
-
-@dataclass
-class Reason:
-    """How many rows were left out for a reason, and the first of them."""
-
-    count: int
-    first: str
-    option: str
-
-
-@dataclass
-class Report:
-    """What became of the rows of a source.
-
-    Args:
-        source: What messages call it.
-        rows: Rows read.
-        records: Records made of them (a format may make several of one row).
-        reasons: Rows left out, by reason.
-        cut_prompts: Conversations whose prompt the chat template renders otherwise once an answer follows.
-        longest_prompt: In tokens.
-        longest_completion: In tokens.
-    """
-
-    source: str
-    rows: int = 0
-    records: int = 0
-    reasons: dict[str, Reason] = field(default_factory=dict)
-    cut_prompts: int = 0
-    longest_prompt: int = 0
-    longest_completion: int = 0
-
-    def leave_out(self, where: str, error: InvalidRowError) -> None:
-        """Count a row."""
-        option = "too_long" if isinstance(error, TooLongError) else "invalid"
-        reason = self.reasons.setdefault(
-            error.reason, Reason(0, f"{where}: {error.detail}", option)
-        )
-        reason.count += 1
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Rows left out, by reason."""
-        return {name: reason.count for name, reason in self.reasons.items()}
-
-    def summary(self) -> str:
-        """The report in one line per reason."""
-        used = f"{self.source}: {self.rows - sum(self.counts.values())} of {self.rows} rows used"
-        lines = [
-            f"{reason.count} left out, {name} (first: {reason.first})"
-            for name, reason in self.reasons.items()
-        ]
-        if self.cut_prompts:
-            lines.append(
-                f"{self.cut_prompts} prompts are cut to what the chat template renders alike with and without an "
-                "answer; rollouts from them would begin with other tokens"
-            )
-        return "; ".join([used, *lines])
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for the cache."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Report":
-        """The inverse of `to_json`."""
-        reasons = {name: Reason(**reason) for name, reason in values["reasons"].items()}
-        return cls(**{**values, "reasons": reasons})
-
-
-@dataclass
-class Attempt:
-    """What comes of a row.
-
-    Args:
-        records: What the format made of it.
-        tokenized: Those records, up to the first that can't be used.
-        error: Why the row can't be used.
-    """
-
-    records: list[Record] = field(default_factory=list)
-    tokenized: list[dict[str, Any]] = field(default_factory=list)
-    error: Exception | None = None
+    fields: tuple[str, ...] = ()
+    unit: str = "records"
 
 
 @dataclass
@@ -123,21 +50,23 @@ class Preparation:
         convert: Turns a raw row into records.
         encoder: Tokenizes records.
         shape: What records must look like.
-        invalid: What happens to rows that can't be used: left out and counted, or the run ends.
-        too_long: The same for rows over the length limits (truncation is the encoder's).
+        invalid: What happens to records that can't be used: left out and counted, or the run ends.
+        too_long: The same for records over the length limits (truncation is the encoder's).
+        max_invalid: The share of records that may be left out as unusable.
     """
 
     source: Source
     convert: Callable[[Row], list[Record]]
     encoder: Encoder
     shape: Shape
-    invalid: InvalidPolicy
-    too_long: LengthPolicy
+    invalid: InvalidPolicy = "drop"
+    too_long: LengthPolicy = "drop"
+    max_invalid: float = 1.0
     report: Report = field(init=False)
-    _names: tuple[frozenset[str], frozenset[str]] | None = field(default=None, init=False)
+    _required: frozenset[str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.report = Report(str(self.source))
+        self.report = Report(str(self.source), self.shape.unit)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Tokenize the rows in order, many with one call of the tokenizer.
@@ -146,132 +75,155 @@ class Preparation:
             DataError: Rows were left out against the policies, or none is left.
             ConfigurationError: The format gives records of another shape.
         """
-        for number, attempt in enumerate(self._attempts()):
-            self.report.rows += 1
-            try:
-                rows = self._settle(attempt)
-            except InvalidRowError as error:
-                self.report.leave_out(self.source.locate(number), error)
-                continue
-            except (TypeError, LookupError, AttributeError) as error:  # of a format of one's own
-                error.add_note(
-                    f"This was {self.source.locate(number)}. A row that can't be used: InvalidRowError."
-                )
-                raise
-            for tokenized in rows:
-                self._measure(tokenized)
-                yield {"row": number, **tokenized}
+        for rows in _portions(self._read()):
+            attempts = [
+                (number, attempt) for number, row in rows for attempt in self._convert(number, row)
+            ]
+            encoded = iter(self.encoder.encode([a for _, a in attempts if isinstance(a, Record)]))
+            self.report.rows += len(rows)
+            for number, attempt in attempts:
+                try:
+                    if isinstance(attempt, InvalidRowError):
+                        raise attempt
+                    yield {"row": number, **self._settle(attempt, next(encoded))}
+                except InvalidRowError as error:
+                    self.report.leave_out(self.source.locate(number), error)
         self.report.cut_prompts = self.encoder.cut_prompts
-        self._conclude()
+        self.report.judge(self.invalid, self.too_long, self.max_invalid)
 
-    def _attempts(self) -> Iterator[Attempt]:
-        for portion in _portions(self._convert(row) for row in self.source.load()):
-            yield from together(
-                self.encoder.tokenizer, [self._tokenize_all(attempt) for attempt in portion]
+    def _read(self) -> Iterator[tuple[int, Row]]:
+        try:
+            yield from enumerate(self.source.load())
+        except (OSError, EOFError) as error:
+            raise DataError(f"{self.source} can't be read: {error}.") from error
+
+    def _convert(self, number: int, row: Row) -> list[Record | InvalidRowError]:
+        """The records of a row, and errors in place of those that can't be used."""
+        try:
+            records = self.convert(row)
+            if not records:
+                return [InvalidRowError("the format makes no record of it", shorten(dict(row)))]
+            template = {} if isinstance(row, UnreadableRow) else _template_options(row)
+            return [self._check(record, template) for record in records]
+        except InvalidRowError as error:
+            return [error]
+        except OSError as error:  # of a format that reads files
+            raise DataError(f"{self.source.locate(number)} can't be read: {error}.") from error
+        except (TypeError, LookupError, AttributeError) as error:  # of a format of one's own
+            error.add_note(
+                f"This was {self.source.locate(number)}. A row that can't be used: InvalidRowError."
             )
+            raise
 
-    def _convert(self, row: Row) -> Attempt:
-        try:
-            return Attempt(self._records(row))
-        except Exception as error:  # noqa: BLE001  (raised when all rows before this one are settled)
-            return Attempt(error=error)
-
-    def _tokenize_all(self, attempt: Attempt) -> Asking[Attempt]:
-        try:
-            for record in attempt.records:
-                attempt.tokenized.append((yield from self._tokenize(record)))
-        except Exception as error:  # noqa: BLE001  (as above)
-            attempt.error = error
-        return attempt
-
-    def _settle(self, attempt: Attempt) -> list[dict[str, Any]]:
-        for record, _ in zip(attempt.records, attempt.tokenized, strict=False):
-            self._same_names(record)
-        if attempt.error is not None:
-            raise attempt.error
-        return attempt.tokenized
-
-    def _records(self, row: Row) -> list[Record]:
-        records = self.convert(row)
+    def _check(self, record: Record, template: Row) -> Record | InvalidRowError:
         low, high = self.shape.completions
-        for record in records:
-            count = len(record.completions)
-            if count < low or (high is not None and count > high):
-                wanted = f"{low}" if low == high else f"{low} or more"
-                raise ConfigurationError(
-                    f"The format gives records with {count} completions, this DataModule needs {wanted}. Set `format` "
-                    "to one that fits it (see lit_rlhf.data.formats), or take the DataModule that fits the format."
-                )
-            if self.shape.one_of and sum(name in record.fields for name in self.shape.one_of) != 1:
-                raise ConfigurationError(
-                    f"The format gives records with the fields {sorted(record.fields)}, this DataModule needs one of "
-                    f"{list(self.shape.one_of)}. Set `format` to one that gives it."
-                )
-        return records
-
-    def _tokenize(self, record: Record) -> Asking[dict[str, Any]]:
+        count = len(record.completions)
+        if count < low or (high is not None and count > high):
+            wanted = f"{low}" if low == high else f"{low} or more"
+            raise ConfigurationError(
+                f"The format gives records with {count} completions, this DataModule needs {wanted}. Set `format` "
+                "to one that fits it (see lit_rlhf.data.formats), or take the DataModule that fits the format."
+            )
+        if self.shape.one_of and sum(name in record.fields for name in self.shape.one_of) != 1:
+            raise ConfigurationError(
+                f"The format gives records with the fields {sorted(record.fields)}, this DataModule needs one of "
+                f"{list(self.shape.one_of)}. Set `format` to one that gives it."
+            )
+        unknown = record.fields.keys() - {*self.shape.fields, *self.shape.one_of}
+        if unknown:
+            raise ConfigurationError(
+                f"The format gives records with the fields {sorted(unknown)}, which this DataModule would not read: "
+                "scores and labels say which completion is better. Take the DataModule that fits the format, or a "
+                "format that fits this DataModule (such as PairsFromRanking for pairs of rankings)."
+            )
         for completion in record.completions:
             if _is_empty(completion):
-                raise InvalidRowError("empty completion", "a completion has no text")
-        encoded = yield from self.encoder.encode(record)
-        if not record.steps:
-            _refuse_identical(encoded)
+                return InvalidRowError("empty completion", "a completion has no text")
+        carried = isinstance(record.prompt, str) and bool(record.columns)  # they reach the rewards
+        if template and record.template is None and not carried:
+            return replace(record, template=template)
+        return record
+
+    def _settle(self, record: Record, encoded: Encoded | InvalidRowError) -> dict[str, Any]:
+        if isinstance(encoded, InvalidRowError):
+            raise encoded
+        prompt, completions = encoded
+        if (
+            not record.steps
+            and len(completions) > 1
+            and completions.count(completions[0]) == len(completions)
+        ):
+            name = "identical pair" if len(completions) == 2 else "identical completions"
+            raise InvalidRowError(
+                name,
+                f"all completions have the same {len(completions[0])} tokens (after truncation)",
+            )
         extras = _to_json(record)
+        self._count(record)
+        lengths = [len(ids) for ids in completions]
+        self.report.records += 1
+        self.report.longest_prompt = max(self.report.longest_prompt, len(prompt))
+        self.report.longest_completion = max(self.report.longest_completion, *lengths, 0)
         return {
             "prompt_key": stable_hash(record.prompt_key()),
-            "length": len(encoded.prompt) + sum(len(ids) for ids in encoded.completions),
-            "prompt_ids": encoded.prompt,
-            "completion_ids": encoded.completions,
+            "length": len(prompt) + sum(lengths),
+            "prompt_ids": prompt,
+            "completion_ids": completions,
             "extras": extras,
         }
 
-    def _same_names(self, record: Record) -> None:
-        names = frozenset(record.fields), frozenset(record.columns)
-        if self._names is None:
-            self._names = names
-        if names != self._names:
-            wanted, found = (sorted(pair[0] | pair[1]) for pair in (self._names, names))
+    def _count(self, record: Record) -> None:
+        """Which fields and columns there are: all records have the same, but for optional ones."""
+        required = frozenset(record.fields).difference(OPTIONAL_FIELDS)
+        if self._required is None:
+            self._required = required
+        if required != self._required:
             raise InvalidRowError(
-                "columns differ from the first row's", f"{found}; the first row's are {wanted}"
+                "fields differ from the first row's",
+                f"{sorted(required)}; the first row's are {sorted(self._required)}",
             )
-
-    def _measure(self, tokenized: dict[str, Any]) -> None:
-        self.report.records += 1
-        self.report.longest_prompt = max(self.report.longest_prompt, len(tokenized["prompt_ids"]))
-        longest = max((len(ids) for ids in tokenized["completion_ids"]), default=0)
-        self.report.longest_completion = max(self.report.longest_completion, longest)
-
-    def _conclude(self) -> None:
-        policies = {"invalid": self.invalid, "too_long": self.too_long}
-        refused = {
-            reason.option
-            for reason in self.report.reasons.values()
-            if policies[reason.option] == "error"
-        }
-        if refused:
-            ways = {"invalid": "invalid: drop", "too_long": "too_long: drop or too_long: truncate"}
-            hint = " and ".join(ways[option] for option in sorted(refused))
-            raise DataError(f"{self.report.summary()}. Mend the rows, or set {hint}.")
-        if self.report.records == 0:
-            way = "mend the rows, the `format` or the limits"
-            if self.report.reasons and all(
-                name.startswith("no column") for name in self.report.reasons
-            ):
-                way = "name the data's columns in the options of `format`, or take another format"
-            raise DataError(f"{self.report.summary()}. Nothing is left: {way}.")
+        for name in record.fields:
+            if name in OPTIONAL_FIELDS:
+                self.report.optional[name] = self.report.optional.get(name, 0) + 1
+        if record.columns.keys() - self.report.columns:
+            self.report.columns = sorted({*self.report.columns, *record.columns})
+        if "label" in record.fields:
+            label = str(record.fields["label"])
+            self.report.labels[label] = self.report.labels.get(label, 0) + 1
 
 
-def _portions(attempts: Iterable[Attempt]) -> Iterator[list[Attempt]]:
-    portion: list[Attempt] = []
-    try:
-        for attempt in attempts:
-            portion.append(attempt)
-            if len(portion) == _ROWS_AT_ONCE:
-                yield portion
-                portion = []
-    except Exception:  # the source's: what is wrong with rows before comes first
-        yield portion
-        raise
+def _template_options(row: Row) -> dict[str, Any]:
+    """What a row gives the chat template beside the messages: `tools`, and the keys of `chat_template_kwargs`."""
+    options: dict[str, Any] = {}
+    for column in _TEMPLATE_COLUMNS:
+        value = row.get(column)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.strip() else None
+            except ValueError:
+                raise InvalidRowError(
+                    f"column {column!r} is no JSON", f"got {shorten(value)}"
+                ) from None
+        if not value:
+            continue
+        value = without_missing(value)
+        kind = list if column == "tools" else dict
+        if not isinstance(value, kind):
+            raise InvalidRowError(
+                f"column {column!r} can't be given to the chat template",
+                f"got {type(value).__name__} {shorten(value)}, it must be a {kind.__name__}",
+            )
+        options |= {"tools": value} if column == "tools" else value
+    return options
+
+
+def _portions(rows: Iterator[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+    portion: list[tuple[int, Row]] = []
+    for row in rows:
+        portion.append(row)
+        if len(portion) == _ROWS_AT_ONCE:
+            yield portion
+            portion = []
     if portion:
         yield portion
 
@@ -281,26 +233,16 @@ def _is_empty(completion: Text) -> bool:
         return not completion.strip()
     # A turn that calls a tool has no content, but further keys.
     return all(
-        set(turn) <= {"role", "content"} and not str(turn["content"] or "").strip()
-        for turn in completion
+        set(turn) <= {"role", "content"} and not str(turn["content"]).strip() for turn in completion
     )
 
 
-def _refuse_identical(encoded: Encoded) -> None:
-    completions = encoded.completions
-    if len(completions) > 1 and all(ids == completions[0] for ids in completions[1:]):
-        name = "identical pair" if len(completions) == 2 else "identical completions"
-        raise InvalidRowError(
-            name, f"all completions have the same {len(completions[0])} tokens (after truncation)"
-        )
-
-
 def _to_json(record: Record) -> str:
+    if not record.fields and not record.columns:
+        return '{"fields": {}, "columns": {}}'
     try:
-        return json.dumps(
-            {"fields": dict(record.fields), "columns": dict(record.columns)}, allow_nan=True
-        )
-    except (TypeError, ValueError) as error:
+        return json.dumps({"fields": dict(record.fields), "columns": dict(record.columns)})
+    except (TypeError, ValueError, RecursionError) as error:
         kinds = {name: type(value).__name__ for name, value in record.columns.items()}
         raise InvalidRowError(
             "column can't be carried",

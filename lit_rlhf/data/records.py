@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Never, TypeAlias
 
 from lit_rlhf.errors import DataError
 
@@ -15,6 +15,11 @@ Message: TypeAlias = Mapping[str, Any]
 Text: TypeAlias = str | Sequence[Message]
 """Plain text, or the turns of a conversation."""
 FieldValue: TypeAlias = float | bool | tuple[float, ...]
+LABELS = {
+    **dict.fromkeys(("true", "1", "1.0", "+1"), True),
+    **dict.fromkeys(("false", "0", "0.0", "-1", "-1.0"), False),
+}
+"""How text and numbers are read as labels, in any case of letters."""
 
 
 class InvalidRowError(DataError):
@@ -35,6 +40,31 @@ class TooLongError(InvalidRowError):
     """A row with more tokens than the limits allow; the option `too_long` says what happens to it."""
 
 
+class LabelError(InvalidRowError):
+    """A row whose label can't be read; where a whole class goes by it, the run ends."""
+
+
+class UnreadableRow(Mapping[str, Any]):
+    """Stands for a row that its file holds in no readable form; whoever looks into it gets the error.
+
+    Args:
+        reason: See `InvalidRowError`.
+        detail: See `InvalidRowError`.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.error = InvalidRowError(reason, detail)
+
+    def __getitem__(self, key: object) -> Never:
+        raise self.error
+
+    def __iter__(self) -> Iterator[str]:
+        raise self.error
+
+    def __len__(self) -> int:
+        raise self.error
+
+
 @dataclass(frozen=True)
 class Record:
     """A prompt and K completions of it: the one shape of all data, before tokenization.
@@ -45,6 +75,8 @@ class Record:
         fields: What goes into the batch beside the tokens: `margin`, `p_chosen`, `label` or `score`.
         columns: Further columns, carried to rewards as they are (prompts only).
         steps: The completions are the steps of one answer, in order: they are joined, and only the last gets EOS.
+        template: What the chat template is given beside the messages, such as `tools`. None: what the row's columns
+            `tools` and `chat_template_kwargs` say.
     """
 
     prompt: Text
@@ -52,11 +84,12 @@ class Record:
     fields: Mapping[str, FieldValue] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
     steps: bool = False
+    template: Mapping[str, Any] | None = None
 
     def prompt_key(self) -> str:
         """What splits go by: the prompt as one string, equal for equal prompts; of text without prompt, the text."""
         text = self.prompt or self.completions
-        return text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=list)
+        return text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=_plain)
 
 
 def read_value(row: Row, column: str) -> Any:
@@ -82,15 +115,40 @@ def read_text(row: Row, column: str) -> Text:
 
 
 def check_text(value: Any, column: str) -> Text:
-    """Refuse what is neither plain text nor a list of messages with role and content."""
+    """Plain text, or messages with role and content; the text parts of a content are joined.
+
+    Raises:
+        InvalidRowError: It is neither, or a content is no text.
+    """
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and all(_is_message(turn) for turn in value):
-        return [_without_missing(turn) for turn in value]
-    raise InvalidRowError(
-        f"column {column!r} is neither text nor messages",
-        f"got {type(value).__name__} {_shorten(value)}; messages are a list of {{'role': ..., 'content': ...}}",
-    )
+    if (
+        not isinstance(value, list | tuple)
+        or not value
+        or not all(
+            isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value
+        )
+    ):
+        raise InvalidRowError(
+            f"column {column!r} is neither text nor messages",
+            f"got {type(value).__name__} {shorten(value)}; messages are a list of {{'role': ..., 'content': ...}}",
+        )
+    return [_message(turn, column) for turn in value]
+
+
+def read_list(row: Row, column: str, least: int = 2) -> Sequence[Any]:
+    """A column that holds a list of at least so many values.
+
+    Raises:
+        InvalidRowError: It holds something else.
+    """
+    value = read_value(row, column)
+    if not isinstance(value, list | tuple) or len(value) < least:
+        number = {1: "one", 2: "two"}[least]
+        raise InvalidRowError(
+            f"column {column!r} is no list of {number} or more", f"got {type(value).__name__}"
+        )
+    return value
 
 
 def read_number(row: Row, column: str, low: float = -math.inf, high: float = math.inf) -> float:
@@ -106,8 +164,8 @@ def check_number(value: Any, column: str, low: float = -math.inf, high: float = 
     """Refuse what is no finite number between `low` and `high`."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise InvalidRowError(f"column {column!r} is no number", f"got {_shorten(value)}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRowError(f"column {column!r} is no number", f"got {shorten(value)}") from None
     if not math.isfinite(number) or not low <= number <= high:
         span = "finite" if math.isinf(low) else f"between {low:g} and {high:g}"
         raise InvalidRowError(
@@ -117,31 +175,68 @@ def check_number(value: Any, column: str, low: float = -math.inf, high: float = 
 
 
 def read_bool(row: Row, column: str) -> bool:
-    """A column that holds true or false, 1 or 0, or text of these.
+    """A column that holds true or false, 1 or 0, 1 or -1, or text of these.
 
     Raises:
-        InvalidRowError: It holds something else.
+        LabelError: It holds something else.
     """
     value = read_value(row, column)
-    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-    answer = known.get(str(value).strip().lower())
+    answer = (
+        LABELS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
+    )
     if answer is None:
-        raise InvalidRowError(
+        raise LabelError(
             f"column {column!r} is out of range",
-            f"got {_shorten(value)}, it must be true or false (or 1 or 0)",
+            f"got {shorten(value)}, it must be true or false (or 1 or 0, or 1 or -1)",
         )
     return answer
 
 
-def _is_message(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and "content" in turn
-
-
-def _without_missing(turn: Message) -> dict[str, Any]:
-    # Arrow gives every message the keys of all messages; chat templates take a None for a value that is there.
-    return {key: value for key, value in turn.items() if value is not None or key == "content"}
-
-
-def _shorten(value: Any, limit: int = 80) -> str:
-    text = repr(value)
+def shorten(value: Any, limit: int = 80) -> str:
+    """A value as messages show it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        text = f"a {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def without_missing(value: Any) -> Any:
+    """Without the keys whose value is None: Arrow gives every dictionary of a column the keys of all of them."""
+    if isinstance(value, Mapping):
+        return {k: without_missing(item) for k, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [without_missing(item) for item in value]
+    return value
+
+
+def _message(turn: Message, column: str) -> Message:
+    content = turn.get("content")
+    if isinstance(content, str) and len(turn) == 2:
+        return turn
+    rest = {key: without_missing(value) for key, value in turn.items() if value is not None}
+    if content is None:
+        if rest.keys() <= {"role", "content", "name"}:
+            raise InvalidRowError(
+                f"a message of column {column!r} has no content", f"got {shorten(turn)}"
+            )
+        return {**rest, "content": ""}  # it calls tools, or holds a thought alone
+    return {**rest, "content": content if isinstance(content, str) else _joined(content, column)}
+
+
+def _joined(parts: Any, column: str) -> str:
+    texts = []
+    for part in parts if isinstance(parts, list | tuple) else [parts]:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if kind != "text" or not isinstance(text, str) or isinstance(parts, Mapping):
+            raise InvalidRowError(
+                f"a message of column {column!r} holds more than text",
+                f"got {shorten(part)}; a content is text, or a list of {{'type': 'text', 'text': ...}}",
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence | set | frozenset) else repr(value)

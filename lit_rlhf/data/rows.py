@@ -1,14 +1,18 @@
-"""Tokenized rows as a torch data set."""
+"""Tokenized rows as a torch data set, and the log-probs of a reference that go with them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from typing import Any, TypedDict
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_rlhf.data.cache import Entry
+from lit_rlhf.data.cache import Entry, TokenCache
+from lit_rlhf.data.report import OPTIONAL_FIELDS
 from lit_rlhf.seeding import stable_hash
+from lit_rlhf.types import BranchedBatch
 
 
 class TokenizedRow(TypedDict):
@@ -35,6 +39,9 @@ class TokenizedRows(Dataset[TokenizedRow]):
         self.positions = np.arange(len(self.table)) if positions is None else positions
         self.lengths = np.asarray(self.table.data["length"])[self.positions]
         self.ref_logprobs: np.ndarray | None = None  # (n, K) float32, once they were computed
+        # What some rows have and others lack.
+        self.fields = {name: OPTIONAL_FIELDS[name] for name in entry.meta.get("optional", ())}
+        self.columns = dict.fromkeys(entry.meta.get("columns", ()))
 
     @property
     def prompt_keys(self) -> np.ndarray:
@@ -44,10 +51,10 @@ class TokenizedRows(Dataset[TokenizedRow]):
 
     def most_completions(self) -> int:
         """The largest number of completions of a prompt."""
-        return max(
-            map(len, self.table.with_format(None).select(self.positions)["completion_ids"]),
-            default=0,
-        )
+        import pyarrow.compute as pc  # noqa: PLC0415  (start-up that --help shall not pay)
+
+        counts = np.asarray(pc.list_value_length(self.table.data["completion_ids"]))
+        return int(counts[self.positions].max(initial=0))
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -58,7 +65,7 @@ class TokenizedRows(Dataset[TokenizedRow]):
     def __getitems__(self, indices: Sequence[int]) -> list[TokenizedRow]:
         """Several rows at once, as torch's loaders ask for them."""
         raw = self.table.__getitems__([int(self.positions[index]) for index in indices])
-        rows = [_row(int(index), values) for index, values in zip(indices, raw, strict=True)]
+        rows = [self._row(int(index), values) for index, values in zip(indices, raw, strict=True)]
         if self.ref_logprobs is not None:
             for row in rows:
                 row["fields"]["ref_logprobs"] = self.ref_logprobs[
@@ -81,23 +88,72 @@ class TokenizedRows(Dataset[TokenizedRow]):
         return self._part(~chosen), self._part(chosen)
 
     def _part(self, keep: np.ndarray) -> "TokenizedRows":
-        part = object.__new__(TokenizedRows)
-        part.table, part.positions, part.lengths = (
-            self.table,
-            self.positions[keep],
-            self.lengths[keep],
-        )
+        part = copy(self)
+        part.positions, part.lengths = self.positions[keep], self.lengths[keep]
         part.ref_logprobs = None
         return part
 
+    def _row(self, index: int, values: dict[str, Any]) -> TokenizedRow:
+        extras = json.loads(values["extras"])
+        return {
+            "index": index,
+            "row": values["row"],
+            "prompt_ids": values["prompt_ids"],
+            "completion_ids": values["completion_ids"],
+            "fields": {**self.fields, **extras["fields"]},
+            "columns": {**self.columns, **extras["columns"]},
+        }
 
-def _row(index: int, values: dict[str, Any]) -> TokenizedRow:
-    extras = json.loads(values["extras"])
-    return {
-        "index": index,
-        "row": values["row"],
-        "prompt_ids": values["prompt_ids"],
-        "completion_ids": values["completion_ids"],
-        "fields": extras["fields"],
-        "columns": extras["columns"],
-    }
+
+class ReferenceLogprobs:
+    """The log-probs of one split under one reference.
+
+    Args:
+        rows: The split.
+        cache: Where they are kept.
+        key: Names the reference, the rows and how these were tokenized.
+        collate: Makes batches.
+        batch_size: Rows of a batch.
+    """
+
+    def __init__(
+        self,
+        rows: TokenizedRows,
+        cache: TokenCache,
+        key: str,
+        collate: Callable[[Sequence[TokenizedRow]], BranchedBatch],
+        batch_size: int,
+    ) -> None:
+        self.rows, self.cache, self.key = rows, cache, key
+        self.collate, self.batch_size = collate, batch_size
+        self.num_rows, self.num_branches = len(rows), rows.most_completions()
+
+    def load(self) -> bool:
+        """Give the rows their log-probs, if the cache has them whole."""
+        entry = self.cache.find(self.key, verify=True)
+        if entry is None:
+            return False
+        column = entry.open().data["logprobs"].combine_chunks()
+        self.rows.ref_logprobs = np.asarray(column.flatten()).reshape(len(self.rows), -1)
+        return True
+
+    def save(self, logprobs: Tensor) -> None:
+        """Keep log-probs (rows, K); what other processes saved before is left as it is.
+
+        Raises:
+            DataError: The cache can't be written.
+        """
+        import pyarrow as pa  # noqa: PLC0415  (start-up that --help shall not pay)
+
+        lines = ({"logprobs": row} for row in logprobs.float().tolist())
+        self.cache.get_or_build(
+            self.key, lines, dict, schema=pa.schema([("logprobs", pa.list_(pa.float32()))])
+        )
+
+    def batches(self, rank: int, world_size: int) -> Iterator[BranchedBatch]:
+        """All rows by length, in as many batches for each process; the last may repeat a row to make up the number."""
+        order = np.argsort(self.rows.lengths, kind="stable")
+        order = np.pad(order, (0, -len(order) % world_size), mode="edge")[rank::world_size]
+        for start in range(0, len(order), self.batch_size):
+            chosen = self.rows.__getitems__(order[start : start + self.batch_size].tolist())
+            yield self.collate(chosen)

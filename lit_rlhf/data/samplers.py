@@ -5,7 +5,6 @@ Fabric then leave them alone, with `use_distributed_sampler` on or off, and tell
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -13,39 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DistributedSampler
 
+from lit_rlhf.data.position import Position
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.seeding import generator
-
-
-@dataclass
-class Position:
-    """How far a run through the data has come.
-
-    Args:
-        epoch: Which permutation is used.
-        batches_done: Batches of the epoch that were handed out, the same on each process.
-        start: The batch that the next pass begins at, once: set when a position is restored.
-        restored: Whether a DataModule restored it; a loader's own state then doesn't count.
-    """
-
-    epoch: int = 0
-    batches_done: int = 0
-    start: int = 0
-    restored: bool = False
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; going to the one that is under way changes nothing."""
-        if epoch != self.epoch:
-            self.epoch, self.batches_done, self.start = epoch, 0, 0
-
-    def restore(self, epoch: int, batches_done: int) -> None:
-        """Go to a batch of an epoch."""
-        self.epoch, self.batches_done, self.start = epoch, batches_done, batches_done
-
-    def begin(self) -> int:
-        """The batch that a pass begins at; the pass after it begins at 0."""
-        start, self.start = self.start, 0
-        return start
 
 
 class LengthBucketSampler(DistributedSampler[int]):

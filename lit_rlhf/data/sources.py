@@ -1,18 +1,18 @@
 """Where rows come from: files, directories of the `datasets` library, its hub, and memory."""
 
-import csv
-import gzip
+import codecs
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from lit_rlhf.data.readers import COMPRESSIONS, KINDS, kind_of, read_rows
+from lit_rlhf.data.records import UnreadableRow, shorten
 from lit_rlhf.errors import DataError
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+from lit_rlhf.options import check_option, is_text
 
 
 class Source(ABC):
@@ -23,11 +23,15 @@ class Source(ABC):
 
     @abstractmethod
     def load(self) -> Iterable[Mapping[str, Any]]:
-        """Go through the rows, in the same order each time."""
+        """Go through the rows, in the same order each time; for one that can't be read, give an `UnreadableRow`."""
 
     def fingerprint(self) -> str:
         """Hash the content: equal content, equal fingerprint, wherever it lies."""
         return _hash_rows(self.load())
+
+    def cache_key(self) -> str:
+        """What the cache of tokens goes by where a source is an option of something else."""
+        return self.fingerprint()
 
     def locate(self, row: int) -> str:
         """Say where a row is, for error messages.
@@ -43,20 +47,26 @@ class Source(ABC):
 
 
 class FileSource(Source):
-    """Rows of files: JSONL, JSON (an array of objects), CSV, TSV or Parquet, by suffix; text files may be gzipped.
+    """Rows of files: JSONL, JSON (an array of objects), CSV, TSV or Parquet, by suffix; text files may be compressed.
 
-    CSV and TSV need a header line, and all their values are text. Rows are counted from 1 in messages.
+    CSV and TSV need a header line, and all their values are text. Rows are counted from 1 in messages. A row that its
+    file holds in no readable form is a row that can't be used; a file that is torn ends the run.
 
     Args:
         path: A file, or several, read one after the other.
         encoding: Of text files.
 
     Raises:
-        DataError: No such file, or a suffix that says nothing; while loading: a line that can't be parsed.
+        ConfigurationError: A path or an encoding that is none.
+        DataError: No such file, or a suffix that says nothing; while loading: a file that is torn.
     """
 
     def __init__(self, path: str | list[str], encoding: str = "utf-8") -> None:
-        self.paths = [Path(p).expanduser() for p in ([path] if isinstance(path, str) else path)]
+        paths = path if isinstance(path, list | tuple) else [path]
+        valid = bool(paths) and all(_is_path(p) for p in paths)
+        check_option(valid, self, "path", path, "a path, or a list of one or more")
+        check_option(_is_encoding(encoding), self, "encoding", encoding, "one that Python knows")
+        self.paths = [Path(p).expanduser() for p in paths]
         self.encoding = encoding
         self._starts: list[int] = []
 
@@ -66,14 +76,14 @@ class FileSource(Source):
         self._starts, count = [], 0
         for path in self.paths:
             self._starts.append(count)
-            for row in self._read(path):
+            for row in read_rows(path, self.encoding):
                 yield row
                 count += 1
 
     def fingerprint(self) -> str:
-        """Hash the bytes of the files and their kinds."""
+        """Hash the bytes of the files, their kinds and their encoding."""
         self._check()
-        return _hash_files(self.paths, [_suffix(path) for path in self.paths])
+        return _hash_files(self.paths, [*map(kind_of, self.paths), self.encoding])
 
     def locate(self, row: int) -> str:
         """File and row within it."""
@@ -91,33 +101,12 @@ class FileSource(Source):
                 raise DataError(
                     f"There is no file {path} (looked in {Path.cwd()}). Give the path of an existing file."
                 )
-            if _suffix(path) not in SUFFIXES:
+            if kind_of(path) not in KINDS:
                 raise DataError(
-                    f"Can't tell from its name what {path} holds. Known suffixes: {', '.join(SUFFIXES)}, and .gz after "
-                    "those of text files. Rename it, or convert it; a `datasets` directory is read by DirectorySource."
+                    f"Can't tell from its name what {path} holds. Known suffixes: {', '.join(KINDS)}, and "
+                    f"{', '.join(COMPRESSIONS)} after those of text files. Rename it, or convert it; a `datasets` "
+                    "directory is read by DirectorySource."
                 )
-
-    def _read(self, path: Path) -> Iterator[Mapping[str, Any]]:
-        suffix = _suffix(path)
-        if suffix == ".parquet":
-            yield from _read_parquet(path)
-            return
-        try:
-            with _open_text(path, self.encoding) as file:
-                if suffix in (".csv", ".tsv"):
-                    yield from _read_csv(path, file, "\t" if suffix == ".tsv" else ",")
-                elif suffix == ".json" and file.read(4096).lstrip().startswith("["):
-                    file.seek(0)
-                    yield from _read_json(path, file)
-                else:
-                    file.seek(0)
-                    yield from _read_jsonl(path, file)
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path} is no {self.encoding} text: {error}. Set `encoding`."
-            ) from error
-        except (OSError, EOFError) as error:
-            raise DataError(f"{path} can't be read: {error}.") from error
 
 
 class DirectorySource(Source):
@@ -129,6 +118,9 @@ class DirectorySource(Source):
     """
 
     def __init__(self, path: str, split: str | None = None) -> None:
+        valid = _is_path(path)
+        check_option(valid, self, "path", path, "a directory")
+        check_option(_is_name(split), self, "split", split, "the name of a split or left out")
         self.path = Path(path).expanduser()
         self.split = split
 
@@ -138,7 +130,7 @@ class DirectorySource(Source):
 
         try:
             loaded = datasets.load_from_disk(str(self.path))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # pyarrow and datasets raise many kinds
             raise DataError(
                 f"{self.path} is no directory that `save_to_disk` of the datasets library wrote: {error}. "
                 "For files use FileSource, for the hub HubSource."
@@ -180,7 +172,12 @@ class HubSource(Source):
         split: str = "train",
         revision: str | None = None,
     ) -> None:
-        self.name = name
+        valid = _is_path(name)
+        check_option(valid, self, "name", name, "organisation/name, or a directory")
+        check_option(is_text(split), self, "split", split, "the name of a split")
+        for option, value in (("config", config), ("revision", revision)):
+            check_option(_is_name(value), self, option, value, "a name or left out")
+        self.name = str(name)
         self.config = config
         self.split = split
         self.revision = revision
@@ -228,6 +225,15 @@ class RowsSource(Source):
     """
 
     def __init__(self, rows: list[dict[str, Any]], name: str = "rows in memory") -> None:
+        valid = _are_rows(rows)
+        check_option(
+            valid,
+            self,
+            "rows",
+            rows if valid else shorten(rows),
+            "a list of mappings from column to value",
+        )
+        check_option(is_text(name), self, "name", name, "text")
         self.rows = rows
         self.name = name
 
@@ -242,71 +248,6 @@ class RowsSource(Source):
     def __deepcopy__(self, memo: dict[int, Any]) -> "RowsSource":
         """Itself: `save_hyperparameters` copies its arguments, and rows may be many."""
         return self
-
-
-def _suffix(path: Path) -> str:
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
-
-
-def _open_text(path: Path, encoding: str) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding=encoding, newline="")
-    return path.open(encoding=encoding, newline="")
-
-
-def _read_jsonl(path: Path, lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number} is no JSON: {error}. It starts with {line[:60]!r}."
-            ) from error
-        yield _object(row, f"{path}, line {number}")
-
-
-def _read_json(path: Path, file: TextIO) -> Iterator[Mapping[str, Any]]:
-    try:
-        rows = json.load(file)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is no JSON: {error}.") from error
-    for number, row in enumerate(rows, start=1):
-        yield _object(row, f"{path}, element {number}")
-
-
-def _object(row: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is a {type(row).__name__}, not an object with columns.")
-    return row
-
-
-def _read_csv(path: Path, file: TextIO, delimiter: str) -> Iterator[Mapping[str, Any]]:
-    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(
-                    f"{path}, line {reader.line_num} has more or fewer fields than the header, which names "
-                    f"{reader.fieldnames}. Quote text that holds the delimiter {delimiter!r} or a line break."
-                )
-            yield row
-    except csv.Error as error:
-        raise DataError(f"{path}, near line {reader.line_num + 1}: {error}.") from error
-
-
-def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
-    import pyarrow  # noqa: PLC0415  (see above)
-    import pyarrow.parquet  # noqa: PLC0415
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is no Parquet file, or a torn one: {error}.") from error
 
 
 def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[str, Any]]:
@@ -325,11 +266,16 @@ def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[s
 def _hash_rows(rows: Iterable[Mapping[str, Any]]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(
-            json.dumps(row, sort_keys=True, default=repr, ensure_ascii=False).encode(
-                errors="surrogatepass"
-            )
-        )
+        content = [row.error.reason] if isinstance(row, UnreadableRow) else row
+        try:
+            text = json.dumps(content, sort_keys=True, default=repr)
+        except (
+            TypeError,
+            ValueError,
+            RecursionError,
+        ):  # keys of several types; a value that holds itself
+            text = shorten(content, limit=1_000_000)
+        digest.update(text.encode())
         digest.update(b"\n")
     return digest.hexdigest()
 
@@ -340,3 +286,23 @@ def _hash_files(paths: Sequence[Path], labels: Sequence[str]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(row, Mapping) for row in value)
+
+
+def _is_name(value: object) -> bool:
+    return value is None or is_text(value)
+
+
+def _is_path(value: object) -> bool:
+    return is_text(value) or isinstance(value, Path)
+
+
+def _is_encoding(value: object) -> bool:
+    try:
+        codecs.lookup(str(value))
+    except (LookupError, ValueError):
+        return False
+    return isinstance(value, str)

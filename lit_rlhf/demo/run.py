@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from lit_rlhf.callbacks.lightning_internals import silence_noise
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.report import write_report
 from lit_rlhf.demo.results import examples, judge, policy_summary, reward_summary
 from lit_rlhf.demo.stages import PolicyResult, Stages
 from lit_rlhf.demo.world import World
 from lit_rlhf.files import write_text
+from lit_rlhf.internals.lightning import silence_noise
 
 Result = TypeVar("Result")
 
@@ -146,7 +146,7 @@ def _quiet_lightning() -> Iterator[None]:
     names = (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
-        "lit_rlhf.data.base",
+        "lit_rlhf.data.datamodule",
     )
     silence_noise()
     levels = {name: logging.getLogger(name).level for name in names}

@@ -288,4 +288,6 @@ def _exp(log_ratio: Tensor) -> Tensor:
 
 
 def _clip_value(values: Tensor, old_values: Tensor, clip: float) -> Tensor:
-    return old_values + (values - old_values).clamp(-clip, clip)
+    moved = values - old_values
+    # Within the range the value itself: old + (new - old) would differ from it by rounding, which clip fractions count.
+    return torch.where(moved.abs() > clip, old_values + moved.clamp(-clip, clip), values)

@@ -3,4 +3,4 @@
 Each says the version that it was read from; `tests/architecture/test_internals.py` fails with a sentence when one moves.
 """
 
-__all__ = ["bitsandbytes", "peft", "torch", "transformers"]
+__all__ = ["bitsandbytes", "lightning", "peft", "torch", "transformers"]

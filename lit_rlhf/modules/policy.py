@@ -157,9 +157,8 @@ class PolicyModule(RLHFModule):
         self.iteration = 0
         self.phases = Phases()
         self.means = Means()
-        samples = self.num_samples
+        samples, penalty = self.num_samples, missing_eos_penalty
         check_option(samples >= 1, self, "num_samples", samples, "at least 1")
-        penalty = missing_eos_penalty
         check_option(penalty >= 0, self, "missing_eos_penalty", penalty, "0 or more")
         refuse_sampling(self.sampling)
         refuse_updates(updates, self.surrogate)
@@ -268,11 +267,10 @@ class PolicyModule(RLHFModule):
 
     def finish_iteration(self, rollout: EvaluatedRollout) -> None:
         """Log, move the KL coefficient, count the iteration."""
-        metrics = self.means.compute() | rollout_metrics(
-            rollout, self.kl.value, self.importance_weights(rollout)
-        )
-        metrics |= {"iteration": self.iteration, "kl_coef": self.kl.value}
-        metrics |= {"skipped_steps": self.guard.skipped}
+        weights = self.importance_weights(rollout)
+        metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value, weights)
+        counts = {"iteration": self.iteration, "skipped_steps": self.guard.skipped}
+        metrics |= {"kl_coef": self.kl.value} | counts
         self.means = Means()
         self.log_dict(
             {f"train/{name}": float(value) for name, value in metrics.items()},

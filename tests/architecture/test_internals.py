@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlhf.internals import bitsandbytes as our_bitsandbytes
+from lit_rlhf.internals import lightning as our_lightning
 from lit_rlhf.internals import peft as our_peft
 from lit_rlhf.internals import torch as our_torch
 from lit_rlhf.internals import transformers as our_transformers
@@ -126,3 +131,57 @@ def test_bitsandbytes(kind: type[nn.Linear]) -> None:
     layer.eval()
     our_bitsandbytes.keep_arithmetic(layer)
     assert layer.training == (kind is Linear8bitLt)
+
+
+def test_lightning(tmp_path: Path) -> None:
+    """Every private name that `internals/lightning.py` and the checkpoint callback use, on a run in its midst."""
+    seen: list[str] = []
+
+    class Probe(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+            loop = trainer.fit_loop
+            for owner, names in (
+                (loop, ("_should_accumulate", "_data_fetcher", "_can_stop_early")),
+                (
+                    loop.epoch_loop,
+                    ("_num_ready_batches_reached", "_should_check_val_fx", "_results"),
+                ),
+                (trainer, ("_logger_connector", "_callback_connector", "fast_dev_run")),
+                (LightningCLI, ("_parse_ckpt_path",)),
+                (ModelCheckpoint, ("_find_last_checkpoints", "_save_checkpoint")),
+            ):
+                for name in names:
+                    assert hasattr(owner, name), f"Lightning's {owner} no longer has {name}"
+            assert our_lightning.iterations_done(trainer) == len(seen) + 1
+            assert our_lightning.current_metrics(trainer)["loss_step"] == 2.0 + len(seen)
+            means = our_lightning.epoch_means(trainer)
+            assert means, "Lightning keeps running means elsewhere"
+            assert our_lightning.is_last_batch(trainer) == (len(seen) == 1)
+            assert not our_lightning.is_within_iteration(trainer)
+            seen.append("batch")
+
+    class Model(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            assert our_lightning.is_within_iteration(self.trainer)
+            self.log("loss", 2.0 + batch_idx, on_step=True, on_epoch=True, batch_size=1)
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[Probe()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Model(), DataLoader(torch.ones(2, 1)))
+    assert seen == ["batch", "batch"]

@@ -13,16 +13,23 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = ("sft", "reward", "preference", "policy")
 """Policies need reward models, so those run first."""
 FILES = [path for stage in STAGES for path in sorted((CONFIGS / stage).glob("*.yaml"))]
+PARTS = sorted((CONFIGS / "parts").glob("*.yaml"))
 OVERLAYS = sorted((CONFIGS / "overlays").glob("*.yaml"))
 
 
 def test_there_are_configurations_and_no_others() -> None:
     assert len(FILES) >= 8
-    assert {path.parent.name for path in CONFIGS.rglob("*.yaml")} == {*STAGES, "overlays"}
+    assert {path.parent.name for path in CONFIGS.rglob("*.yaml")} == {*STAGES, "overlays", "parts"}
+
+
+def test_configurations_are_short() -> None:
+    sizes = {path: len(path.read_text().splitlines()) for path in CONFIGS.rglob("*.yaml")}
+    assert sum(sizes.values()) < 800
+    assert max(sizes.values()) <= 36
 
 
 @pytest.mark.parametrize(
-    "path", [*FILES, *OVERLAYS], ids=lambda path: f"{path.parent.name}/{path.stem}"
+    "path", [*FILES, *OVERLAYS, *PARTS], ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_each_key_has_a_comment(path: Path) -> None:
     """A comment behind it, or a class whose options follow; the file says how to run it."""
@@ -81,8 +88,10 @@ def test_configuration_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
         _run(path)
     assert (run / "export").is_dir()
     assert list((run / "checkpoints").glob("*.ckpt"))
-    assert list((run / "logs").rglob("metrics.csv"))
-    assert path.parent.name != "policy" or list((run / "samples").glob("*.jsonl"))
+    assert (run / "metrics.jsonl").stat().st_size > 0
+    assert list((run / "lightning_logs").rglob("config.yaml"))
+    assert path.parent.name != "policy" or (run / "samples.jsonl").stat().st_size > 0
+    assert sorted(place.name for place in Path().iterdir()) == ["cache", "data", "runs"]
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo", "dapo", "online_dpo"])
@@ -94,7 +103,7 @@ def test_group_methods_run_with_a_rule(
     (place / "data").symlink_to(workplace / "data")
     monkeypatch.chdir(place)
     _run(CONFIGS / "policy" / f"{method}_lora.yaml", "arithmetic")
-    (samples,) = (place / "runs" / "policy" / f"{method}_lora" / "samples").glob("*.jsonl")
+    samples = place / "runs" / "policy" / f"{method}_lora" / "samples.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert rows
     assert all("####" in row["prompt"] for row in rows)

@@ -152,7 +152,7 @@ CONSTANT = ["--model.reward", "LengthReward"]
         ([*POLICY, *CONSTANT, "--trainer.deterministic", "x"], "trainer.deterministic: "),
         (
             [*REWARD, "--trainer.devices", "x"],
-            "trainer.accelerator='cpu', trainer.devices='x', trainer.num_nodes=1: the Tr",
+            "trainer.accelerator='cpu', trainer.devices='x', trainer.num_nodes=1, trainer.strategy='auto', trainer",
         ),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",

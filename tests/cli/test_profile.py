@@ -36,7 +36,7 @@ def test_a_profile_is_printed_and_written(
     printed = capsys.readouterr().out
     assert printed.count("Time by phase") == 1
     written = list(tmp_path.rglob("profile.md"))
-    assert [path.parent.parent.name for path in written] == ["logs"]
+    assert [path.parent.name for path in written] == ["lora"]
     assert str(written[0].relative_to(tmp_path)) in printed.replace("\n", "")
     assert "aten::" in written[0].read_text()
     record = json.loads(written[0].with_suffix(".json").read_text())

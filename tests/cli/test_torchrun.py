@@ -76,7 +76,7 @@ def test_torchrun(tmp_path: Path) -> None:
     state = torch.load(checkpoint, weights_only=True)
     assert state["lit_rlhf.IterationCheckpoint"]["world_size"] == 2
     assert state["lit_rlhf"]["state"]["iteration"] == 2
-    (samples,) = (tmp_path / "runs/policy/ppo_lora/samples").glob("*.jsonl")
+    samples = tmp_path / "runs/policy/ppo_lora/samples.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     first = [row["prompt"] for row in rows if row["stage"] == "train" and row["iteration"] == 0]
     assert len(first) == len(set(first)) == 8  # four prompts of each process

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_rlhf.callbacks import AtomicCheckpointIO, IterationCheckpoint
-from lit_rlhf.callbacks.lightning_internals import current_metrics, iterations_done
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.internals.lightning import current_metrics, iterations_done
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
 
 ITERATIONS = 12  # two epochs of six batches

@@ -150,7 +150,7 @@ def test_validating_from_a_checkpoint_cuts_nothing(tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
-def test_files_go_to_the_loggers_directory_by_default(tmp_path: Path) -> None:
+def test_files_go_to_the_root_directory_by_default(tmp_path: Path) -> None:
     trainer = quiet_trainer(
         tmp_path,
         [SampleTable(every_n_iterations=5)],
@@ -159,7 +159,7 @@ def test_files_go_to_the_loggers_directory_by_default(tmp_path: Path) -> None:
         enable_checkpointing=False,
     )
     trainer.fit(Module(manual=True), datamodule=Data())
-    assert [s["iteration"] for s in lines(tmp_path / "logs/version_0/samples.jsonl")] == [4]
+    assert [s["iteration"] for s in lines(tmp_path / "samples.jsonl")] == [4]
 
 
 def test_a_module_without_samples_is_refused(tmp_path: Path) -> None:

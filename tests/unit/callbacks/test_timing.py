@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
 from lit_rlhf.callbacks import PhaseTimer
-from lit_rlhf.callbacks.lightning_internals import current_metrics
 from lit_rlhf.callbacks.profile import phase_table
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.lightning import current_metrics
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.models.flops import generation_flops, pass_flops
 from lit_rlhf.modules import PPOPolicyModule, Updates

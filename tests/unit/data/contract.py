@@ -277,7 +277,8 @@ class DataModuleContract:
     ) -> None:
         first = ready(make())
         monkeypatch.setattr(
-            "lit_rlhf.data.base.Preparation.__iter__", lambda self: pytest.fail("tokenized again")
+            "lit_rlhf.data.datamodule.Preparation.__iter__",
+            lambda self: pytest.fail("tokenized again"),
         )
         second = ready(make(batch_size=2, seed=5))
         assert second.dataset_hash == first.dataset_hash

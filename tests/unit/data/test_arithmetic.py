@@ -69,5 +69,5 @@ def test_it_feeds_imitation_and_rollouts() -> None:
 @pytest.mark.parametrize("options", [{"rows": 0}, {"terms": 1}, {"largest": 0}])
 def test_bad_sizes_are_refused(options: dict[str, int]) -> None:
     (name,) = options
-    with pytest.raises(ConfigurationError, match=f"{name}={options[name]} must be"):
+    with pytest.raises(ConfigurationError, match=f"{name}={options[name]}.: {name} must be"):
         ArithmeticSource(**options)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import ExplicitPrompt, Format, PreferenceDataModule, Record, RowsSource
-from lit_rlhf.data.cache import TokenCache, cache_root, content_key, describe
+from lit_rlhf.data import PreferenceDataModule, RowsSource
+from lit_rlhf.data.cache import TokenCache, cache_root
 from lit_rlhf.errors import DataError
-from lit_rlhf.testing import make_tokenizer, tiny_preferences
+from lit_rlhf.testing import tiny_preferences
 
 ROWS = [
     {
@@ -164,88 +164,6 @@ def test_the_root_is_the_option_then_the_variable_then_home(
     assert cache_root(None) == Path("/variable")
     monkeypatch.delenv("LIT_RLHF_CACHE")
     assert cache_root(None) == tmp_path / ".cache" / "lit_rlhf"
-
-
-class Mine(Format):
-    def __init__(self, column: str) -> None:
-        self.column = column
-
-    def __call__(self, row: Mapping[str, Any]) -> list[Record]:
-        return [Record(row["prompt"], (row[self.column], row["rejected"]))]
-
-
-class Edited(PreferenceDataModule):
-    def __init__(self, *args: Any, suffix: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.suffix = suffix
-
-    def records(self, row: Mapping[str, Any]) -> list[Record]:
-        return [Record(row["prompt"], (row["chosen"] + self.suffix, row["rejected"]))]
-
-
-class Backwards(PreferenceDataModule):
-    def records(self, row: Mapping[str, Any]) -> list[Record]:
-        return [Record(row["prompt"], (row["rejected"], row["chosen"]))]
-
-
-class TestKeys:
-    def key(
-        self, rows: int = 6, kind: type[PreferenceDataModule] = PreferenceDataModule, **options: Any
-    ) -> str:
-        options.setdefault("tokenizer", make_tokenizer())
-        return kind(RowsSource(tiny_preferences(rows)), **options).dataset_hash
-
-    def test_what_leaves_the_tokens_alone_leaves_the_key(self) -> None:
-        assert self.key() == self.key(
-            batch_size=3, seed=4, num_workers=2, cache_dir="/elsewhere", bucket_batches=1
-        )
-
-    def test_what_changes_the_tokens_changes_the_key(self) -> None:
-        options: list[dict[str, Any]] = [
-            {},
-            {"rows": 7},
-            {"tokenizer": make_tokenizer(merges=())},
-            {"tokenizer": make_tokenizer(bos=True)},
-            {"max_prompt_length": 50},
-            {"max_completion_length": 50},
-            {"too_long": "truncate"},
-            {"invalid": "error"},
-            {"format": ExplicitPrompt(margin=None)},
-            {"format": Mine("chosen")},
-            {"format": Mine("rejected")},
-            {"kind": Backwards},
-            {"kind": Edited},
-            {"kind": Edited, "suffix": "!"},
-            {"val_fraction": 0.2},
-            {"val_fraction": 0.2, "split_seed": 1},
-        ]
-        keys = [self.key(**option) for option in options]
-        assert len(set(keys)) == len(keys)
-        assert self.key(format=Mine("chosen")) == self.key(format=Mine("chosen"))
-
-    def test_an_edited_template_changes_the_key(self) -> None:
-        tokenizer = make_tokenizer()
-        tokenizer.chat_template = "{{ messages }}"
-        assert self.key(tokenizer=tokenizer) != self.key()
-
-    def test_edited_source_code_changes_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        before = describe(Mine("a"))
-        monkeypatch.setattr("lit_rlhf.data.cache.inspect.getsource", lambda code: "edited")
-        assert describe(Mine("a")) != before
-        monkeypatch.undo()
-        assert describe(Mine("a")) == before
-
-    def test_edited_code_of_the_library_changes_the_key(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        before = self.key()
-        monkeypatch.setattr("lit_rlhf.data.base.code_version", lambda: "edited")
-        assert self.key() != before
-
-    def test_keys_are_stable_within_sets_and_nested_values(self) -> None:
-        assert content_key({"a": {2, 1}, "b": (1, [2])}) == content_key(
-            {"b": [1, (2,)], "a": {1, 2}}
-        )
 
 
 def test_a_cache_directory_can_be_given(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -24,6 +24,7 @@ from lit_rlhf.data import (
 USER = {"role": "user", "content": "hi"}
 GOOD = {"role": "assistant", "content": "hello"}
 BAD = {"role": "assistant", "content": "go"}
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 TURN = "\n\nHuman: hi\n\nAssistant:"
 
 CASES: list[tuple[Format, dict[str, Any], list[Record]]] = [
@@ -46,6 +47,7 @@ CASES: list[tuple[Format, dict[str, Any], list[Record]]] = [
         },  # plain text after messages is the assistant's
         [Record([USER], ([GOOD], [BAD]))],
     ),
+    (ExplicitPrompt(), {**PAIR, "margin": None}, [Record("p", ("a", "b"))]),
     (
         ImplicitPrompt(),
         {
@@ -132,7 +134,6 @@ def test_rows_become_records(format_: Format, row: dict[str, Any], records: list
     assert format_(row) == records
 
 
-PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 BAD_CASES: list[tuple[Format, dict[str, Any], str]] = [
     (
         ExplicitPrompt(),
@@ -174,7 +175,6 @@ BAD_CASES: list[tuple[Format, dict[str, Any], str]] = [
         {**PAIR, "margin": float("nan")},
         "column 'margin' is out of range: got nan, it must be finite",
     ),
-    (ExplicitPrompt(), {**PAIR, "margin": None}, "no value in column 'margin'"),
     (
         ImplicitPrompt(),
         {"chosen": "a", "rejected": "b"},

@@ -131,7 +131,10 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "list.jsonl": (b'{"a": 1}\n[1]\n', r"list\.jsonl, line 2 is a list, not an object"),
     "torn.json": (b'[{"a": 1},', r"torn\.json is no JSON"),
     "list.json": (b"[1, 2]", r"list\.json, element 1 is a int"),
-    "latin.jsonl": ('{"a": "é"}'.encode("latin-1"), r"latin\.jsonl is no utf-8 text.*encoding"),
+    "latin.jsonl": (
+        '{"a": "é"}'.encode("latin-1"),
+        r"latin\.jsonl, line 1 is no utf-8 text.*encoding",
+    ),
     "ragged.csv": (
         b"a,b\n1,2\n1,2,3\n",
         r"ragged\.csv, line 3 has more or fewer fields.*\['a', 'b'\]",

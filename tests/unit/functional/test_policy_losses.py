@@ -136,6 +136,12 @@ def test_value_clip_fraction_marks_the_values_without_gradient() -> None:
     assert 0 < float(fraction.mean()) < 1
 
 
+def test_no_value_within_the_range_counts_as_clipped() -> None:
+    """Values of large magnitude that moved little: what rounding makes of a sum is no clip."""
+    old, moved = torch.randn(50, 40) * 10, torch.rand(50, 40) * 0.39 - 0.195
+    assert float(value_clip_fraction(old + moved, old, torch.randn(50, 40), 0.2).sum()) == 0.0
+
+
 def test_ratios_are_one_where_the_policy_is_the_sampler_and_where_masked() -> None:
     for function in (token_ratio, prefix_ratio, sequence_ratio):
         assert torch.equal(function(OLD, OLD, MASK), torch.ones_like(OLD))

@@ -8,12 +8,13 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.modules import PolicyModule, base
+from lit_rlhf.modules import PolicyModule
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine
 from lit_rlhf.types import Completions, DemonstrationBatch, Generation, PromptBatch, Scores
@@ -63,13 +64,9 @@ def build(
     module: PolicyModule, template: Backbone | None = None, moved: float = 0.0
 ) -> PolicyModule:
     """Build its model, from a copy of a loaded backbone where one is given, and move the policy from its reference."""
-    load = base.Backbone
-    if template is not None:
-        base.Backbone = SimpleNamespace(load=lambda spec, lm_head: copy.deepcopy(template))  # type: ignore[misc, assignment]
-    try:
+    load = patch.object(Backbone, "load", lambda spec, lm_head: copy.deepcopy(template))
+    with load if template is not None else nullcontext():
         module.configure_model()
-    finally:
-        base.Backbone = load  # type: ignore[misc]
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from lit_rlhf.data import PreferenceDataModule, RankedDataModule, RowsSource
-from lit_rlhf.data.base import BranchedDataModule
+from lit_rlhf.data.datamodule import BranchedDataModule
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, weights_fingerprint
 from lit_rlhf.modules import PreferenceModule

@@ -18,7 +18,7 @@ from lit_rlhf.data import (
     Unpaired,
     UnpairedDataModule,
 )
-from lit_rlhf.data.base import BranchedDataModule
+from lit_rlhf.data.datamodule import BranchedDataModule
 from lit_rlhf.errors import DataError
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import RewardModelModule

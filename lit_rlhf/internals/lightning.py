@@ -1,4 +1,4 @@
-"""The one place that touches private parts of Lightning's loops (2.6; the upper bound in pyproject.toml guards it)."""
+"""Of Lightning, read from 2.6: its loops, its logger connector, and what its command line does with checkpoints."""
 # ruff: noqa: SLF001
 
 import warnings
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
@@ -141,3 +142,13 @@ def add_epoch_means(trainer: Trainer, before: EpochMeans) -> None:
             else:
                 setattr(metric, name, old + new)
         metric._computed = None
+
+
+class CommandLineWins(LightningCLI):
+    """LightningCLI whose options hold, whatever the checkpoint of `--ckpt_path` remembers.
+
+    Lightning lets hyper-parameters that are stored there override flags and YAML in silence (its issue 21455).
+    """
+
+    def _parse_ckpt_path(self) -> None:
+        return

@@ -40,7 +40,7 @@ from benchmarks.human_sentiment.rows import (
 )
 from lit_rlhf.cli import main
 
-HERE = Path(__file__).parents[3] / "benchmarks" / "human_sentiment"
+HERE = Path(__file__).parents[1] / "human_sentiment"
 ADJECTIVES = ("warm", "cold", "odd", "sharp", "dull", "sly", "loud", "soft")
 
 

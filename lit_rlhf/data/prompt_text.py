@@ -5,11 +5,12 @@ from typing import Any, cast
 
 from torch.utils.data import DataLoader
 
-from lit_rlhf.data.cache import content_key
-from lit_rlhf.data.datamodules import DemonstrationDataModule, PromptDataModule
-from lit_rlhf.data.loaders import ResumableLoader
-from lit_rlhf.data.samplers import LengthBucketSampler, Position
+from lit_rlhf.data.keys import content_key
+from lit_rlhf.data.kinds import DemonstrationDataModule, PromptDataModule
+from lit_rlhf.data.position import Position, ResumableLoader
+from lit_rlhf.data.samplers import LengthBucketSampler
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option
 from lit_rlhf.types import DemonstrationBatch, PromptBatch
 
 
@@ -33,6 +34,8 @@ class PromptTextDataModule(PromptDataModule):
     def __init__(self, *args: Any, text: DemonstrationDataModule, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.text = text
+        valid = isinstance(text, DemonstrationDataModule)
+        check_option(valid, self, "text", text, "a DemonstrationDataModule")
         if text.sources["train"] is None:
             raise ConfigurationError(
                 "PromptTextDataModule.text has no training rows: set its option `train`."
@@ -69,12 +72,6 @@ class PromptTextDataModule(PromptDataModule):
                 "PromptTextDataModule can't be used with Trainer(overfit_batches)."
             )
         return PairedLoader(super().train_dataloader(), self.text.train_dataloader())
-
-    def _options_of_subclass(self) -> dict[str, Any]:
-        # The text has a cache entry of its own.
-        return {
-            name: value for name, value in super()._options_of_subclass().items() if name != "text"
-        }
 
     def _order(self) -> str:
         return f"{super()._order()}; text: {self.text._order()}"  # noqa: SLF001 (its base class is ours)

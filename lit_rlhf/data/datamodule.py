@@ -5,43 +5,49 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.cache import (
-    Entry,
-    TokenCache,
-    cache_root,
-    code_version,
-    content_key,
-    describe_class,
-)
+from lit_rlhf.data.cache import Entry, TokenCache, cache_root
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.loaders import ResumableLoader
-from lit_rlhf.data.logprobs import LogprobStore
-from lit_rlhf.data.preparation import InvalidPolicy, LengthPolicy, Preparation, Report, Shape
+from lit_rlhf.data.keys import (
+    UnknownContentError,
+    code_of_preparation,
+    content_key,
+    describe_class,
+    users_options,
+)
+from lit_rlhf.data.option_rules import OPTION_RULES
+from lit_rlhf.data.position import (
+    STATE_VERSION,
+    Position,
+    ResumableLoader,
+    batches_in_flight,
+    check_state,
+)
+from lit_rlhf.data.preparation import Preparation, Shape
 from lit_rlhf.data.records import Record, Row
-from lit_rlhf.data.resuming import STATE_VERSION, batches_in_flight, check_state
-from lit_rlhf.data.rows import TokenizedRows
-from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, Position, even_batch_size
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
+from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
+from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.options import check_option
 from lit_rlhf.seeding import generator
 from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 
 _log = logging.getLogger(__name__)
-_STAGES: dict[
-    str | None, tuple[str | None, tuple[str, ...]]
-] = {  # the source it can't do without, and those it opens
+_Stage: TypeAlias = tuple[str | None, tuple[str, ...]]
+# The source that a stage can't do without, and those it opens.
+_STAGES: dict[str | None, _Stage] = {
     None: (None, ("train", "val", "test")),
     "fit": ("train", ("train", "val")),
     "validate": ("val", ("train", "val")),  # train: for what `val_fraction` keeps of it
@@ -83,6 +89,8 @@ class BranchedDataModule(LightningDataModule, ABC):
             from the right), or end the run (error).
         invalid: Rows that can't be used (empty completion, identical pair, missing column, number out of range) are
             left out and counted (drop), or end the run (error). Counts are logged either way.
+        max_invalid: The largest share of rows that `invalid: drop` may leave out; beyond it the run ends, since then
+            it is more likely that the data are read wrongly. 1: any share.
         batch_size: Prompts per batch and process.
         eval_batch_size: The same for validation, test and prediction. None: `batch_size`. Changed by a few where
             processes would else have unequal numbers of batches.
@@ -95,7 +103,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         cache_dir: Where tokenized rows are kept. None: the environment variable LIT_RLHF_CACHE, else ~/.cache/lit_rlhf.
 
     Raises:
-        ConfigurationError: Options that contradict each other.
+        ConfigurationError: An option out of its range, or options that contradict each other.
     """
 
     shape: ClassVar[Shape]
@@ -116,6 +124,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         max_completion_length: int | None = None,
         too_long: LengthPolicy = "drop",
         invalid: InvalidPolicy = "drop",
+        max_invalid: float = 0.5,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         bucket_batches: int | None = None,
@@ -127,20 +136,16 @@ class BranchedDataModule(LightningDataModule, ABC):
         tokenizer_revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        names_of_subclass = set(vars(self))
         super().__init__()
-        self.save_hyperparameters(
-            logger=False
-        )  # logger: `seed` and `batch_size` are names of the module's too
+        # logger: `seed` and `batch_size` are names of the module's too
+        self.save_hyperparameters(logger=False)
         self._keep_plain_hyperparameters()
         self.sources = {"train": train, "val": val, "test": test}
         self.format = format if format is not None else self.default_format
         self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.max_prompt_length, self.max_completion_length = (
-            max_prompt_length,
-            max_completion_length,
-        )
-        self.too_long, self.invalid = too_long, invalid
+        self.max_prompt_length = max_prompt_length
+        self.max_completion_length = max_completion_length
+        self.too_long, self.invalid, self.max_invalid = too_long, invalid, max_invalid
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.bucket_batches = (
             bucket_batches if bucket_batches is not None else self.default_bucket_batches
@@ -152,8 +157,9 @@ class BranchedDataModule(LightningDataModule, ABC):
         self._tokenizer_option = tokenizer
         self.tokenizer_revision, self.trust_remote_code = tokenizer_revision, trust_remote_code
         self._keys: dict[str, str] = {}
+        self._checksums: dict[str, str] = {}
+        self._uncached = False
         self._position = Position()
-        self._own_names = frozenset(vars(self)) - names_of_subclass
         self.check_options()
 
     # -- what kinds of data define ------------------------------------------------------------------------------------
@@ -170,36 +176,38 @@ class BranchedDataModule(LightningDataModule, ABC):
     def collator(self) -> BranchedCollator:
         """What makes batches of rows."""
 
-    def check_options(self) -> None:
-        """Refuse options that contradict each other.
+    def cache_key(self) -> Any:
+        """What of this class decides which records a row becomes, as plain values: for the key of the cache.
+
+        By default its code and the options that it has beyond those of this library's, kept under their names. Override
+        it where something else decides too (the content of a file that `records` reads), or where this can't be had. A
+        class attribute `version` stands for the code: change it whenever `records` gives other records.
 
         Raises:
-            ConfigurationError: They do.
+            UnknownContentError: An option is kept under no attribute of its name, or code can't be read.
         """
-        if not any(self.sources.values()):
+        own = {**self.hparams, **vars(self)}
+        return [describe_class(type(self)), users_options(type(self), own, skip=OPTION_RULES)]
+
+    def check_options(self) -> None:
+        """Refuse options that are out of range or contradict each other.
+
+        Raises:
+            ConfigurationError: They are, or do.
+        """
+        given = {**vars(self), **self.sources, "tokenizer": self._tokenizer_option}
+        for name, (valid, allowed) in OPTION_RULES.items():
+            check_option(valid(given[name]), self, name, given[name], allowed)
+        if not any(source is not None for source in self.sources.values()):
             raise ConfigurationError(
                 "No data: set at least one of the data options `train`, `val` and `test`."
             )
-        if not 0.0 <= self.val_fraction < 1.0:
+        fraction = self.val_fraction
+        if fraction > 0 and (self.sources["val"] is not None or self.sources["train"] is None):
             raise ConfigurationError(
-                f"val_fraction is {self.val_fraction}; it must be at least 0 and below 1."
-            )
-        if self.val_fraction > 0 and (
-            self.sources["val"] is not None or self.sources["train"] is None
-        ):
-            raise ConfigurationError(
-                f"val_fraction is {self.val_fraction}, which splits `train` where `val` is not set; `train` is "
+                f"val_fraction is {fraction}, which splits `train` where `val` is not set; `train` is "
                 f"{self.sources['train']}, `val` is {self.sources['val']}. Leave out val_fraction, or mend these."
             )
-        for name in ("batch_size", "eval_batch_size", "bucket_batches", "pad_to_multiple_of"):
-            self._check_positive(name)
-        for name in ("max_prompt_length", "max_completion_length"):
-            self._check_positive(name)
-
-    def _check_positive(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is not None and value < 1:
-            raise ConfigurationError(f"The data option {name} is {value}; it must be 1 or more.")
 
     # -- preparing ----------------------------------------------------------------------------------------------------
 
@@ -222,7 +230,7 @@ class BranchedDataModule(LightningDataModule, ABC):
     def dataset_hash(self) -> str:
         """A hash of the training rows as they are used: source, format, tokenizer, limits and split."""
         split = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
-        return content_key({"rows": self._key("train"), "split": split})
+        return content_key({"rows": self._content("train"), "split": split})
 
     def prepare_data(self) -> None:
         """Tokenize every source that is not in the cache yet; Lightning calls this in one process per node."""
@@ -258,49 +266,59 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.rows |= {"train": train, "val": val}
 
     def _entry(self, name: str, *, verify: bool) -> Entry:
+        key = self._key(name)
         encoder = Encoder(
             self.tokenizer,
             self.max_prompt_length,
             self.max_completion_length,
             truncate=self.too_long == "truncate",
         )
-        source = self._source(name)
-        preparation = Preparation(
-            source, self.records, encoder, self.shape, self.invalid, self.too_long
-        )
+        policies = self.invalid, self.too_long, self.max_invalid
+        preparation = Preparation(self._source(name), self.records, encoder, self.shape, *policies)
         cache = TokenCache(cache_root(self.cache_dir))
+        rebuild = (
+            self._uncached and verify
+        )  # by whoever prepares, once; the others open what he made
         entry = cache.get_or_build(
-            self._key(name), preparation, preparation.report.to_json, verify=verify
+            key, preparation, preparation.report.to_json, verify=verify, rebuild=rebuild
         )
         if name not in self.reports:
+            self._checksums[name] = entry.checksum
             self.reports[name] = Report.from_json(entry.meta)
-            _say(self.reports[name])
+            say(self.reports[name])
+        self.reports[name].judge(*policies)
         return entry
 
     def _key(self, name: str) -> str:
         if name not in self._keys:
-            parts = {
-                "code": code_version(),
+            limits = [self.max_prompt_length, self.max_completion_length]
+            parts: dict[str, Any] = {
+                "code": code_of_preparation(),
                 "source": self._source(name).fingerprint(),
-                "module": describe_class(type(self)),
-                "options": self._options_of_subclass(),
+                "module": self,
                 "format": self.format,
                 "shape": self.shape,
                 "tokenizer": self.tokenizer_fingerprint,
-                "limits": [
-                    self.max_prompt_length,
-                    self.max_completion_length,
-                    self.too_long,
-                    self.invalid,
-                ],
+                "limits": [*limits, self.too_long, self.invalid],
             }
-            self._keys[name] = content_key(parts)
+            try:
+                self._keys[name] = content_key(parts)
+            except UnknownContentError as error:
+                self._uncached = True
+                self._keys[name] = content_key({**parts, "module": str(type(self)), "format": ""})
+                _log.warning(
+                    "Tokens are not kept for the next run: %s. State a class attribute `version`, or give the class "
+                    "a method `cache_key` with what decides.",
+                    error,
+                )
         return self._keys[name]
 
-    def _options_of_subclass(self) -> dict[str, Any]:
-        # What a subclass keeps on itself may decide what its `records` gives, so it counts for the cache.
-        ours = self._own_names | {"_own_names", "trainer", "tokenizer", "tokenizer_fingerprint"}
-        return {name: value for name, value in vars(self).items() if name not in ours}
+    def _content(self, name: str) -> str:
+        """What names the content of an entry; where the key doesn't, the rows themselves do."""
+        key = self._key(name)
+        if self._uncached and name not in self._checksums:
+            self._entry(name, verify=False)
+        return f"{key} {self._checksums[name]}" if self._uncached else key
 
     def _source(self, name: str) -> Source:
         source = self.sources[name]
@@ -308,29 +326,22 @@ class BranchedDataModule(LightningDataModule, ABC):
             raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
         return source
 
-    def logprob_stores(self, reference: str) -> list[LogprobStore]:
+    def logprob_stores(self, reference: str) -> list[ReferenceLogprobs]:
         """Where the log-probs of the open training and validation rows under a reference are kept.
 
         Args:
             reference: Hash of the reference's weights.
         """
-        splits = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
-        cache, size = (
-            TokenCache(cache_root(self.cache_dir)),
-            self.eval_batch_size or self.batch_size,
-        )
+        split = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
+        cache = TokenCache(cache_root(self.cache_dir))
         stores = []
         for name in ("train", "val"):
             if name in self.rows:
-                source = "train" if splits else name
-                key = content_key(
-                    {
-                        "logprobs": reference,
-                        "rows": self._key(source),
-                        "split": splits and [*splits, name],
-                    }
-                )
-                stores.append(LogprobStore(self.rows[name], cache, key, self.collator(), size))
+                rows = self._content("train" if split else name)
+                part = [*split, name] if split else None
+                key = content_key({"logprobs": reference, "rows": rows, "split": part})
+                size = self.eval_batch_size or self.batch_size
+                stores.append(ReferenceLogprobs(self.rows[name], cache, key, self.collator(), size))
         return stores
 
     # -- loaders ------------------------------------------------------------------------------------------------------
@@ -453,12 +464,3 @@ class BranchedDataModule(LightningDataModule, ABC):
         for name, value in list(self.hparams.items()):
             if isinstance(value, Source | Format | PreTrainedTokenizerBase):
                 del self.hparams[name]
-
-
-@rank_zero_only
-def _say(report: Report) -> None:
-    _log.log(
-        logging.WARNING if report.reasons or report.cut_prompts else logging.INFO,
-        "%s",
-        report.summary(),
-    )

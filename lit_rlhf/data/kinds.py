@@ -1,17 +1,20 @@
 """One DataModule for each kind of data."""
 
-from typing import ClassVar
+from typing import Any, ClassVar, get_args
 
-from lit_rlhf.data.base import BranchedDataModule
 from lit_rlhf.data.collate import (
     BranchedCollator,
     DemonstrationCollator,
+    DemonstrationRowsCollator,
+    Layout,
+    PairRowsCollator,
     PreferenceCollator,
     ProcessCollator,
     PromptCollator,
     RankedCollator,
     UnpairedCollator,
 )
+from lit_rlhf.data.datamodule import BranchedDataModule
 from lit_rlhf.data.formats import (
     Demonstration,
     ExplicitPrompt,
@@ -23,35 +26,68 @@ from lit_rlhf.data.formats import (
 )
 from lit_rlhf.data.preparation import Shape
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option
 from lit_rlhf.tokenizers import pad_token_id
 
 
 class PreferenceDataModule(BranchedDataModule):
     """Pairs of completions, one preferred: batches are `PreferenceBatch`es. For reward models, DPO and their kin.
 
-    Arguments are those of `BranchedDataModule`; the default format is `ExplicitPrompt`.
+    The default format is `ExplicitPrompt`.
+
+    Args:
+        *args: As for `BranchedDataModule`.
+        layout: `rows` gives other people's models the rows that they know: `chosen_input_ids`, `chosen_attention_mask`,
+            `chosen_labels` (-100 on the prompt), and the same for `rejected`.
+        **kwargs: As for `BranchedDataModule`.
     """
 
-    shape: ClassVar[Shape] = Shape((2, 2))
+    shape: ClassVar[Shape] = Shape((2, 2), fields=("margin", "p_chosen"), unit="pairs")
     default_format: ClassVar[Format] = ExplicitPrompt()
+
+    def __init__(self, *args: Any, layout: Layout = "branched", **kwargs: Any) -> None:
+        self.layout = layout
+        super().__init__(*args, **kwargs)
 
     def collator(self) -> BranchedCollator:
         """Makes `PreferenceBatch`es."""
-        return PreferenceCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+        kind = PairRowsCollator if self.layout == "rows" else PreferenceCollator
+        return kind(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+    def check_options(self) -> None:
+        """Refuse an unknown layout too."""
+        super().check_options()
+        _check_layout(self)
 
 
 class DemonstrationDataModule(BranchedDataModule):
     """Answers to imitate: batches are `DemonstrationBatch`es. For supervised fine-tuning.
 
-    Arguments are those of `BranchedDataModule`; the default format is `Demonstration`.
+    The default format is `Demonstration`.
+
+    Args:
+        *args: As for `BranchedDataModule`.
+        layout: `rows` gives other people's models the rows that they know: `input_ids`, `attention_mask` and `labels`,
+            -100 on the prompt.
+        **kwargs: As for `BranchedDataModule`.
     """
 
-    shape: ClassVar[Shape] = Shape((1, 1))
+    shape: ClassVar[Shape] = Shape((1, 1), unit="demonstrations")
     default_format: ClassVar[Format] = Demonstration()
+
+    def __init__(self, *args: Any, layout: Layout = "branched", **kwargs: Any) -> None:
+        self.layout = layout
+        super().__init__(*args, **kwargs)
 
     def collator(self) -> BranchedCollator:
         """Makes `DemonstrationBatch`es."""
-        return DemonstrationCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+        kind = DemonstrationRowsCollator if self.layout == "rows" else DemonstrationCollator
+        return kind(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+    def check_options(self) -> None:
+        """Refuse an unknown layout too."""
+        super().check_options()
+        _check_layout(self)
 
 
 class PromptDataModule(BranchedDataModule):
@@ -64,7 +100,7 @@ class PromptDataModule(BranchedDataModule):
         ConfigurationError: `max_completion_length` is set.
     """
 
-    shape: ClassVar[Shape] = Shape((0, 0))
+    shape: ClassVar[Shape] = Shape((0, 0), unit="prompts")
     default_format: ClassVar[Format] = PromptOnly()
     default_bucket_batches: ClassVar[int] = 1
 
@@ -89,7 +125,7 @@ class RankedDataModule(BranchedDataModule):
     are read by `PreferenceDataModule` with the format `PairsFromRanking(Ranked())`.
     """
 
-    shape: ClassVar[Shape] = Shape((2, None), one_of=("score",))
+    shape: ClassVar[Shape] = Shape((2, None), one_of=("score",), unit="rankings")
     default_format: ClassVar[Format] = Ranked()
 
     def collator(self) -> BranchedCollator:
@@ -104,7 +140,7 @@ class UnpairedDataModule(BranchedDataModule):
     `UnpairedFromPairs(ExplicitPrompt())`.
     """
 
-    shape: ClassVar[Shape] = Shape((1, 1), one_of=("label", "score"))
+    shape: ClassVar[Shape] = Shape((1, 1), one_of=("label", "score"), unit="completions")
     default_format: ClassVar[Format] = Unpaired()
 
     def collator(self) -> BranchedCollator:
@@ -119,9 +155,15 @@ class ProcessDataModule(BranchedDataModule):
     don't fit whole into `max_completion_length` are left out, and the prompt is cut from the left.
     """
 
-    shape: ClassVar[Shape] = Shape((1, None), one_of=("step_label",))
+    shape: ClassVar[Shape] = Shape((1, None), one_of=("step_label",), unit="solutions")
     default_format: ClassVar[Format] = Steps()
 
     def collator(self) -> BranchedCollator:
         """Makes `ProcessBatch`es."""
         return ProcessCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+
+def _check_layout(module: PreferenceDataModule | DemonstrationDataModule) -> None:
+    layouts = get_args(Layout)
+    valid = module.layout in layouts
+    check_option(valid, module, "layout", module.layout, f"one of {', '.join(layouts)}")

@@ -1,0 +1,88 @@
+"""`lit-rlhf annotate`: a page where people compare answers, and preference data made of what they say."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from lit_rlhf.cli.output import print_text
+from lit_rlhf.data import DirectorySource, FileSource, Format, Source
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.feedback import LabelStore, export_preferences, read_pairs
+
+
+def annotate(
+    data: str | None = None,
+    output: Path = Path("labels"),
+    source: Source | None = None,
+    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    skip_invalid: bool = False,
+    uncertainty: str | None = None,
+    raters_per_pair: int = 2,
+    attributes: list[str] | None = None,
+    comments: bool = False,
+    markdown: bool = True,
+    instructions: str = "",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    seed: int = 0,
+    export: Path | None = None,
+) -> None:
+    """Let people compare answers on a page of this machine; votes go to a directory, and from there to a preference file.
+
+    `lit-rlhf annotate pairs.jsonl --output labels` starts it, and started again goes on where it was; `lit-rlhf annotate
+    --output labels --export preferences.jsonl` writes what PreferenceDataModule reads. See docs/ANNOTATE.md.
+
+    Args:
+        data: JSONL, JSON, CSV or Parquet with two answers (or more, all pairs of them) per row, or a directory of the
+            `datasets` library.
+        output: Directory of the votes (`labels.sqlite`).
+        source: Rows from elsewhere, instead of a file: HubSource and its kin.
+        format: How a row becomes answers. Default: columns prompt, chosen and rejected, or prompt and completions.
+        skip_invalid: Leave out rows that can't be used, and say how many, rather than stop.
+        uncertainty: Column with a number per row; the most uncertain pairs are asked first. Default: random order.
+        raters_per_pair: How many raters judge each pair.
+        attributes: What is asked beside the overall choice, as in --attributes '[helpful, harmless]'.
+        comments: Offer a field for free text.
+        markdown: Render Markdown; false shows texts as they are written.
+        instructions: What raters are told at the start.
+        host: Address to listen on; others than this machine's own need a token.
+        port: 0 takes a free one.
+        token: What visitors must know; made where it is needed and not given.
+        seed: Of the order of pairs and of answers.
+        export: Write the votes to this JSONL, and start no page.
+    """
+    if export is not None:
+        if data is not None or source is not None:
+            raise ConfigurationError(
+                "--export writes the votes there are: leave out the data to annotate."
+            )
+        print_text(f"{export_preferences(LabelStore(output, create=False), export)}\n")
+        return
+    if (data is None) == (source is None):
+        raise ConfigurationError("Give either a file to annotate or --source, or --export FILE.")
+    from lit_rlhf.feedback.web import Page, serve  # noqa: PLC0415  (an extra, which an export does without)
+
+    page = Page(attributes or (), comments, markdown, instructions)
+    if source is None:
+        assert data is not None
+        source = DirectorySource(data) if Path(data).is_dir() else FileSource(data)
+    pairs = read_pairs(source, format, uncertainty, "drop" if skip_invalid else "error")
+    store = LabelStore(output, raters_per_pair, seed)
+    new = store.add(pairs)
+    print_text(f"{len(pairs)} pairs, {new} of them new, in {store.path}\n")
+    serve(store, page, host=host, port=port, token=token)
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it."""
+    parser = ArgumentParser(
+        prog="lit-rlhf annotate", description=(annotate.__doc__ or "").split("Args:")[0]
+    )
+    parser.add_argument(
+        "data", nargs="?", type=str | None, help="a file or a directory with answers to compare"
+    )
+    parser.add_function_arguments(annotate, as_group=False, as_positional=False, skip={"data"})
+    options = parser.instantiate_classes(parser.parse_args(list(words[1:])))
+    annotate(**options.as_dict())

@@ -1,0 +1,181 @@
+"""Conversations as text: what a tokenizer's chat template makes of them, and what it must not do to an answer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_rlhf.data.records import InvalidRowError, Record, Text, shorten
+from lit_rlhf.errors import ConfigurationError
+
+_QUESTION, _ANSWER = "What is it?", "It is so."
+
+
+class Rendered(NamedTuple):
+    """A conversation as text.
+
+    Args:
+        prompt: With its generation prompt: what a rollout starts from.
+        wholes: Prompt and answer together, one for each completion.
+    """
+
+    prompt: str
+    wholes: list[str]
+
+
+class _Request(NamedTuple):
+    turns: list[dict[str, Any]]
+    mode: str  # what comes behind the turns: a generation prompt, nothing, or more of the last turn
+    options: Mapping[str, Any]
+
+
+class ChatRenderer:
+    """Renders conversations with a tokenizer's chat template, many with one call.
+
+    A prompt that ends in the assistant's words is gone on with: its completions are the rest of that turn.
+
+    Args:
+        tokenizer: Its template is used.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._checked = False
+
+    def __call__(self, records: Sequence[Record]) -> list[Rendered | InvalidRowError]:
+        """Render records of messages, steps without their steps.
+
+        Raises:
+            ConfigurationError: There is no template, or one that gives an answer no beginning.
+        """
+        if records and self.tokenizer.chat_template is None:
+            raise ConfigurationError(
+                f"The rows hold messages, and the tokenizer {self.tokenizer.name_or_path!r} has no chat template to "
+                "render them with. Set tokenizer.chat_template, take the tokenizer of a chat model, or give plain text."
+            )
+        requests = [_requests(record) for record in records]
+        texts = iter(self._render([request for group in requests for request in group]))
+        rendered = []
+        for record, group in zip(records, requests, strict=True):
+            rendered.append(self._settle(record, [next(texts) for _ in group]))
+        return rendered
+
+    def _settle(
+        self, record: Record, texts: list[str | InvalidRowError]
+    ) -> Rendered | InvalidRowError:
+        for text in texts:
+            if isinstance(text, InvalidRowError):
+                return text
+        prompt, *wholes = (str(text) for text in texts)
+        self._check_generation_prompt(record)
+        for completion, whole in zip(record.completions if wholes else (), wholes, strict=True):
+            lost = _lost_text(completion, whole)
+            if lost is not None:
+                return InvalidRowError(
+                    "the chat template leaves out text of the answer",
+                    f"of {shorten(lost)} it renders {shorten(whole[-80:])}. Some templates strip what stands between "
+                    "<think> and </think>: set tokenizer.chat_template to one that keeps it, give the thought in the "
+                    "message's key `reasoning_content` if the template reads that, or give prompt and completion as "
+                    "plain text",
+                )
+        return Rendered(prompt, wholes)
+
+    def _render(self, requests: list[_Request]) -> list[str | InvalidRowError]:
+        groups: dict[tuple[str, str], list[int]] = {}
+        for place, request in enumerate(requests):
+            options = json.dumps(request.options, sort_keys=True, default=repr)
+            groups.setdefault((request.mode, options if request.options else ""), []).append(place)
+        texts: dict[int, str | InvalidRowError] = {}
+        for places in groups.values():
+            try:
+                texts.update(zip(places, self._apply([requests[p] for p in places]), strict=True))
+            except Exception:  # noqa: BLE001  (of one conversation among many: each is rendered by itself)
+                texts |= {place: self._apply_alone(requests[place]) for place in places}
+        return [texts[place] for place in range(len(requests))]
+
+    def _apply(self, requests: list[_Request]) -> list[str]:
+        mode, options = requests[0].mode, dict(requests[0].options)
+        texts: Any = self.tokenizer.apply_chat_template(
+            [request.turns for request in requests],
+            tools=options.pop("tools", None),
+            tokenize=False,
+            add_generation_prompt=mode == "open",
+            continue_final_message=mode == "continued",
+            **options,
+        )
+        return list(texts)
+
+    def _apply_alone(self, request: _Request) -> str | InvalidRowError:
+        try:
+            return self._apply([request])[0]
+        except Exception as error:  # noqa: BLE001  (templates are programs: they raise what they like)
+            roles = [turn["role"] for turn in request.turns]
+            return InvalidRowError(
+                "the chat template refuses the messages",
+                f"{' '.join(str(error).split())[:300] or type(error).__name__} (roles: {roles})",
+            )
+
+    def _check_generation_prompt(self, record: Record) -> None:
+        """Refuse a template whose prompts end in the user's own words, or that puts a header before an answer only."""
+        if (
+            self._checked
+            or not _turns(record.prompt)
+            or _turns(record.prompt)[-1]["role"] != "user"
+        ):
+            return
+        turns = [*_turns(record.prompt)[:-1], {"role": "user", "content": _QUESTION}]
+        answered = [*turns, {"role": "assistant", "content": _ANSWER}]
+        options = record.template or {}
+        texts = [
+            self._apply_alone(_Request(turns, "open", options)),
+            self._apply_alone(_Request(turns, "closed", options)),
+            self._apply_alone(_Request(answered, "closed", options)),
+        ]
+        if not all(isinstance(text, str) for text in texts):
+            return
+        self._checked = True
+        opened, closed, whole = (str(text) for text in texts)
+        marker = opened[opened.rfind(_QUESTION) + len(_QUESTION) :]
+        header = whole[len(opened) :].partition(_ANSWER)[0]
+        # A template like Mistral's needs no generation prompt: the user's turn ends in a marker, then comes the answer.
+        if opened == closed and (header.strip() or not marker.strip()):
+            raise ConfigurationError(
+                f"The chat template of the tokenizer {self.tokenizer.name_or_path!r} has no generation prompt: with "
+                f"add_generation_prompt it renders the same, {opened[-40:]!r}, and an answer would "
+                + (f"begin with {header!r}" if header.strip() else "have no beginning")
+                + ". Give the tokenizer a template that handles `add_generation_prompt`, or give plain-text columns."
+            )
+
+
+def _requests(record: Record) -> list[_Request]:
+    turns, options = _turns(record.prompt), record.template or {}
+    if turns[-1]["role"] != "assistant":
+        answered = [[*turns, *_turns(completion)] for completion in record.completions]
+        prompt = _Request(turns, "open", options)
+    else:
+        answered = [_continued(turns, _turns(c)) for c in record.completions if not record.steps]
+        prompt = _Request(turns, "continued", options)
+    if record.steps:
+        return [prompt]
+    return [prompt, *(_Request(each, "closed", options) for each in answered)]
+
+
+def _continued(
+    turns: list[dict[str, Any]], completion: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    first, *rest = completion
+    return [*turns[:-1], {**first, "content": turns[-1]["content"] + first["content"]}, *rest]
+
+
+def _lost_text(completion: Text, whole: str) -> str | None:
+    """The first content of a completion that is not in its rendering, white space apart."""
+    for turn in () if isinstance(completion, str) else completion:
+        content = turn["content"].strip()
+        if content not in whole and "".join(content.split()) not in "".join(whole.split()):
+            return str(turn["content"])
+    return None
+
+
+def _turns(text: Text) -> list[dict[str, Any]]:
+    return [] if isinstance(text, str) else [dict(turn) for turn in text]

@@ -1,0 +1,311 @@
+"""Keys of the cache: a hash of all that decides which tokens a row becomes.
+
+An object is described by its class and its declared options: the fields of a dataclass, else the arguments of its
+constructor, kept under their names. A class outside of the library counts with its code too, which is that of its
+module and of all modules of one's own that this imports, without comments and docstrings. An author who states a
+`version` on the class takes that upon himself: then the version counts, and the code doesn't. A method `cache_key`
+that gives plain values replaces all of this.
+"""
+
+import ast
+import enum
+import functools
+import hashlib
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import sysconfig
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, NoneType
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_rlhf.tokenizers import tokenizer_fingerprint
+
+_OURS = "lit_rlhf"
+_PREPARING = ("chat", "encoding", "formats", "preparation", "records", "wrappers")
+_INSTALLED = tuple(
+    {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")}
+)
+
+
+class UnknownContentError(Exception):
+    """What decides the content can't be had as plain values; the message says of which object."""
+
+
+def content_key(parts: Mapping[str, Any]) -> str:
+    """Hash what decides the content of an entry; values are described by `describe`.
+
+    Raises:
+        UnknownContentError: See `describe`.
+    """
+    try:
+        text = json.dumps(describe(dict(parts)), sort_keys=True)
+    except RecursionError as error:
+        raise UnknownContentError("an option holds itself") from error
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.singledispatch
+def describe(value: Any) -> Any:
+    """A value as plain JSON; see the top of this file.
+
+    Raises:
+        UnknownContentError: An object keeps a declared option under no name of its own, or source code can't be read.
+    """
+    if callable(getattr(value, "cache_key", None)):
+        return [_name(type(value)), describe(value.cache_key())]
+    return [describe_class(type(value)), describe(declared_options(value))]
+
+
+@describe.register(NoneType | bool | int | float | str)
+def _(value: Any) -> Any:
+    return value
+
+
+@describe.register(list | tuple)
+def _(value: Any) -> Any:
+    return [describe(item) for item in value]
+
+
+@describe.register(set | frozenset)
+def _(value: Any) -> Any:
+    return sorted(json.dumps(describe(item), sort_keys=True) for item in value)
+
+
+@describe.register(Mapping)
+def _(value: Any) -> Any:
+    return {str(key): describe(item) for key, item in value.items()}
+
+
+@describe.register(bytes | Path | enum.Enum | re.Pattern | BuiltinFunctionType)
+def _(value: Any) -> Any:
+    return [type(value).__name__, repr(value)]
+
+
+@describe.register(functools.partial)
+def _(value: Any) -> Any:
+    return describe([value.func, value.args, value.keywords])
+
+
+@describe.register(MethodType)
+def _(value: Any) -> Any:
+    return describe([value.__func__, value.__self__])
+
+
+@describe.register(PreTrainedTokenizerBase)
+def _(value: Any) -> Any:
+    return tokenizer_fingerprint(value)
+
+
+@describe.register(type)
+def describe_class(kind: type) -> Any:
+    """Its name; of what isn't the library's also the stated `version`, or the code."""
+    if "version" in vars(kind) and not _is_ours(kind.__module__):
+        return [_name(kind), describe(vars(kind)["version"])]
+    theirs = [base for base in kind.__mro__ if _is_users(base.__module__)]
+    functions = [
+        member
+        for base in theirs
+        for member in vars(base).values()
+        if isinstance(member, FunctionType)
+    ]
+    return [
+        _name(kind),
+        [code_digest(name) for name in sorted({base.__module__ for base in theirs})],
+        [_surroundings(function) for function in functions],
+    ]
+
+
+def declared_options(value: Any) -> dict[str, Any]:
+    """The options that an object's class declares, with their values.
+
+    Raises:
+        UnknownContentError: An argument of its constructor is no attribute of it, or the class is another library's.
+    """
+    kind = type(value)
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if not _is_ours(kind.__module__) and not _is_users(kind.__module__):
+        raise UnknownContentError(f"what a {_name(kind)} holds is not known")
+    found = {}
+    for name in option_names(kind):
+        if not hasattr(value, name):
+            raise UnknownContentError(
+                f"{_name(kind)} has the option {name!r} and keeps it under no attribute of that name"
+            )
+        found[name] = getattr(value, name)
+    return found
+
+
+def users_options(kind: type, values: Mapping[str, Any], skip: Collection[str]) -> dict[str, Any]:
+    """The options that a class derived from the library's has of its own.
+
+    Args:
+        kind: The class.
+        values: The options by name.
+        skip: Options that count elsewhere.
+
+    Raises:
+        UnknownContentError: One has no value.
+    """
+    names = [] if _is_ours(kind.__module__) else [n for n in option_names(kind) if n not in skip]
+    for name in names:
+        if name not in values:
+            raise UnknownContentError(
+                f"{_name(kind)} has the option {name!r} and keeps it under no attribute of that name"
+            )
+    return {name: values[name] for name in names}
+
+
+def option_names(kind: type) -> list[str]:
+    """Named arguments of the constructors of a class and of its bases, up to the library's."""
+    names: dict[str, None] = {}
+    for base in kind.__mro__:
+        if _is_ours(base.__module__) and not _is_ours(kind.__module__):
+            break
+        if isinstance(init := vars(base).get("__init__"), FunctionType):
+            parameters = list(inspect.signature(init).parameters.values())[1:]
+            plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            names |= dict.fromkeys(parameter.name for parameter in plain)
+            if len(plain) == len(parameters):
+                break  # it hands nothing on that it doesn't name
+    return list(names)
+
+
+@functools.cache
+def code_of_preparation() -> str:
+    """A hash of the library's own code that turns rows into tokens: whoever changes it makes the cache anew."""
+    trees = [ast.dump(_parse(f"{_OURS}.data.{name}")) for name in _PREPARING]
+    return hashlib.sha256("".join(trees).encode()).hexdigest()
+
+
+def code_digest(module: str) -> str:
+    """A hash of a module's code and of that of the modules of one's own that it imports.
+
+    Comments, docstrings and line breaks don't count. Of installed packages, the version counts.
+
+    Raises:
+        UnknownContentError: Its source can't be read.
+    """
+    digest = hashlib.sha256()
+    waiting, seen = [module], {module}
+    while waiting:
+        name = waiting.pop()
+        digest.update(name.encode())
+        tree = _parse(name)
+        digest.update(ast.dump(tree).encode())
+        for imported in sorted(_imports(tree, name) - seen):
+            seen.add(imported)
+            if _is_users(imported):
+                waiting.append(imported)
+            elif not _is_ours(imported):
+                digest.update(f"{imported} {_version(imported)}".encode())
+    return digest.hexdigest()
+
+
+def _parse(module: str) -> ast.Module:
+    try:
+        tree = ast.parse(Path(_origin(module) or module).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnknownContentError(f"the source of module {module!r} can't be read") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return tree
+
+
+def _imports(tree: ast.Module, module: str) -> set[str]:
+    """Names of modules that a module imports, anywhere in it."""
+    loaded = sys.modules.get(module)
+    package = getattr(loaded, "__package__", None) or module.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(part for part in (parent, node.module or "") if part)
+            found.add(base)  # and what is named may be a module in it
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+    return {name for name in found if _origin(name) is not None}
+
+
+def _origin(module: str) -> str | None:
+    """The file of a module, `built-in`, or None where there is no such module."""
+    loaded = sys.modules.get(module)
+    if isinstance(loaded, ModuleType):
+        return str(getattr(loaded, "__file__", None) or "built-in")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return None if spec is None else str(spec.origin or "built-in")
+
+
+@functools.cache
+def _is_users(module: str) -> bool:
+    """Whether a module is neither the library's nor installed."""
+    origin = _origin(module)
+    if _is_ours(module) or origin is None or origin in ("built-in", "frozen"):
+        # Code typed into a prompt has a module without a file; its source can't be had, and `code_digest` says so.
+        return module == "__main__"
+    return not str(Path(origin).resolve()).startswith(_INSTALLED)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == _OURS
+
+
+def _version(module: str) -> str:
+    return str(getattr(sys.modules.get(module.partition(".")[0]), "__version__", ""))
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@describe.register(FunctionType)
+def _(function: FunctionType) -> Any:
+    name = f"{function.__module__}.{function.__qualname__}"
+    if not _is_users(function.__module__):
+        return name
+    defaults = describe([function.__defaults__, function.__kwdefaults__])
+    described = [name, code_digest(function.__module__), defaults, _surroundings(function)]
+    if function.__name__ == "<lambda>":  # several of one module may have one name
+        for code in _codes(function.__code__):
+            constants = [repr(c) for c in code.co_consts if not isinstance(c, CodeType)]
+            described.append([code.co_code.hex(), constants, code.co_names])
+    return described
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _surroundings(function: FunctionType) -> Any:
+    """What a function takes from around it: variables of the function it stands in, plain globals of its module."""
+    cells = {
+        name: cell.cell_contents
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        )
+        if name != "__class__"  # what `super()` needs
+    }
+    used = {name for code in _codes(function.__code__) for name in code.co_names}
+    plain = {
+        name: function.__globals__[name]
+        for name in sorted(used & function.__globals__.keys())
+        if isinstance(function.__globals__[name], bool | int | float | str)
+    }
+    return [describe(cells), plain]

@@ -1,0 +1,48 @@
+"""What each option of a DataModule may be."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias, get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from lit_rlhf.data.formats import Format
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy
+from lit_rlhf.data.sources import Source
+from lit_rlhf.options import is_number, is_text, is_whole
+
+_Rule: TypeAlias = tuple[Callable[[Any], bool], str]
+_SOURCE: _Rule = (lambda v: v is None or isinstance(v, Source), "a Source or left out")
+_COUNT: _Rule = (lambda v: is_whole(v, 1), "a whole number of 1 or more")
+_LIMIT: _Rule = (lambda v: v is None or is_whole(v, 1), "a whole number of 1 or more, or left out")
+OPTION_RULES: dict[str, _Rule] = {
+    "train": _SOURCE,
+    "val": _SOURCE,
+    "test": _SOURCE,
+    "tokenizer": (
+        lambda v: is_text(v) or isinstance(v, PreTrainedTokenizerBase),
+        "a directory, a hub id or a tokenizer",
+    ),
+    "tokenizer_revision": (lambda v: v is None or is_text(v), "text or left out"),
+    "trust_remote_code": (lambda v: isinstance(v, bool), "true or false"),
+    "format": (lambda v: isinstance(v, Format), "a Format or left out"),
+    "val_fraction": (lambda v: is_number(v) and 0 <= v < 1, "at least 0 and below 1"),
+    "split_seed": (is_whole, "a whole number"),
+    "max_prompt_length": _LIMIT,
+    "max_completion_length": _LIMIT,
+    "too_long": (lambda v: v in get_args(LengthPolicy), "drop, truncate or error"),
+    "invalid": (lambda v: v in get_args(InvalidPolicy), "drop or error"),
+    "max_invalid": (lambda v: is_number(v) and 0 <= v <= 1, "from 0 to 1"),
+    "batch_size": _COUNT,
+    "eval_batch_size": _LIMIT,
+    "bucket_batches": _COUNT,
+    "drop_last": (lambda v: isinstance(v, bool), "true or false"),
+    "pad_to_multiple_of": _COUNT,
+    "num_workers": (lambda v: is_whole(v, 0), "a whole number of 0 or more"),
+    "seed": (is_whole, "a whole number"),
+    "cache_dir": (
+        lambda v: v is None or is_text(v) or isinstance(v, Path),
+        "a directory or left out",
+    ),
+}
+"""Of each option, whether a value is in its range, and the range in words."""

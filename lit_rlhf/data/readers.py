@@ -1,0 +1,185 @@
+"""Files to rows: JSONL, JSON, CSV, TSV and Parquet, compressed or not.
+
+A row that can't be read is given as an `UnreadableRow`, to be counted like any other row that can't be used. Where the
+rest of a file is lost (a torn archive, half a JSON array), an error names the file and how far it could be read.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from lit_rlhf.data.records import UnreadableRow
+from lit_rlhf.errors import DataError
+
+KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_UNDECODED = re.compile("[\udc80-\udcff]")  # what bytes that are no text become on reading
+
+
+def _open_zstd(path: Path) -> Any:
+    import pyarrow as pa  # noqa: PLC0415  (start-up that --help shall not pay)
+
+    return pa.input_stream(str(path), compression="zstd")
+
+
+COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that says what a file holds, without that of a compression."""
+    name = path.name.lower()
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    return Path(name).suffix
+
+
+def read_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
+    """Go through the rows of a file.
+
+    Args:
+        path: Its suffix says what it holds.
+        encoding: Of text.
+
+    Raises:
+        DataError: The file can't be read, or not to its end.
+    """
+    count = 0
+    try:
+        for row in _KINDS[kind_of(path)](path, encoding):
+            yield row
+            count += 1
+    except DataError:
+        raise
+    except Exception as error:  # zlib, lzma, pyarrow and codecs raise kinds of their own
+        where = f"after row {count}" if count else "from its first row on"
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        if kind_of(path) == ".parquet":
+            raise DataError(
+                f"{path} is no Parquet file, or a torn one: it can't be read {where} ({text}). Write or download it again."
+            ) from error
+        raise DataError(
+            f"{path} can't be read {where}: {text}. It is torn, or no {encoding} text: write or download it again, or "
+            "set `encoding`."
+        ) from error
+
+
+def _open_text(path: Path, encoding: str) -> IO[str]:
+    # A byte-order mark is no text. Bytes that are no text are kept as such, so that one row alone is lost by them.
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = "utf-8-sig"
+    opened = COMPRESSIONS.get(path.suffix.lower(), Path.open)
+    binary = path.open("rb") if opened is Path.open else opened(path)
+    return io.TextIOWrapper(binary, encoding=encoding, errors="surrogateescape", newline="")
+
+
+def _read_jsonl(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
+    with _open_text(path, encoding) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _parse_line(line, f"{path}, line {number}", encoding)
+
+
+def _parse_line(line: str, where: str, encoding: str) -> Mapping[str, Any]:
+    if not line.isascii() and _UNDECODED.search(line):
+        return _undecoded(where, encoding)
+    try:
+        return _object(json.loads(line), where)
+    except (ValueError, RecursionError) as error:
+        return UnreadableRow(
+            "no JSON", f"{where} is no JSON: {error}. It starts with {line[:60]!r}"
+        )
+
+
+def _read_json(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
+    with _open_text(path, encoding) as file:
+        text = file.read()
+    if not text.lstrip().startswith("["):  # objects, one on each line
+        yield from _read_jsonl(path, encoding)
+        return
+    if not text.isascii() and _UNDECODED.search(text):
+        raise DataError(f"{path} is no {encoding} text. Set `encoding`.")
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON: {error}.") from error
+    yield from (
+        _object(row, f"{path}, element {number}") for number, row in enumerate(rows, start=1)
+    )
+
+
+def _object(row: Any, where: str) -> Mapping[str, Any]:
+    if isinstance(row, dict):
+        return row
+    return UnreadableRow(
+        "no object", f"{where} is a {type(row).__name__}, not an object with columns"
+    )
+
+
+def _undecoded(where: str, encoding: str) -> UnreadableRow:
+    return UnreadableRow(f"no {encoding} text", f"{where} is no {encoding} text; set `encoding`")
+
+
+def _read_csv(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
+    delimiter = "\t" if kind_of(path) == ".tsv" else ","
+    csv.field_size_limit(
+        sys.maxsize
+    )  # answers may be longer than the 131,072 characters it starts from
+    with _open_text(path, encoding) as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        while True:
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(f"{path}, near line {reader.line_num}: {error}.") from error
+            where = f"{path}, line {reader.line_num}"
+            if not values:
+                continue
+            if header is None:
+                header = values
+                if _UNDECODED.search("".join(header)):
+                    raise DataError(f"{where}: the header is no {encoding} text. Set `encoding`.")
+                if len(set(header)) < len(header):
+                    raise DataError(f"{path}: the header names a column twice: {header}.")
+            elif len(values) != len(header):
+                yield UnreadableRow(
+                    "more or fewer fields than the header",
+                    f"{where} has more or fewer fields than the header, which names {header}. Quote text that holds the "
+                    f"delimiter {delimiter!r} or a line break",
+                )
+            elif any(not value.isascii() and _UNDECODED.search(value) for value in values):
+                yield _undecoded(where, encoding)
+            else:
+                yield dict(zip(header, values, strict=True))
+
+
+def _read_parquet(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
+    import pyarrow.parquet  # noqa: PLC0415  (see above)
+
+    del encoding
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+
+
+_KINDS: dict[str, Callable[[Path, str], Iterator[Mapping[str, Any]]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}

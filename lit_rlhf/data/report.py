@@ -1,0 +1,147 @@
+"""What became of the rows of a source: counts by reason, and when they end the run."""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_rlhf.data.records import InvalidRowError, LabelError, TooLongError
+from lit_rlhf.errors import DataError
+
+InvalidPolicy = Literal["drop", "error"]
+LengthPolicy = Literal["drop", "truncate", "error"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Reason:
+    """How many were left out for a reason, the first of them, and the option that says what happens then."""
+
+    count: int
+    first: str
+    option: str
+    label: bool = False  # it is the label that can't be read
+
+
+@dataclass
+class Report:
+    """What became of the rows of a source.
+
+    Counts are of records: where a format makes several of a row, each is used or left out by itself, and a row that
+    gives none counts as one that is left out. So `records` and the counts add up to all there is.
+
+    Args:
+        source: What messages call it.
+        unit: What a record is called, in the plural.
+        rows: Rows read.
+        records: Records used.
+        reasons: Those left out, by reason.
+        optional: How many records have an optional field, by its name.
+        columns: The further columns of all records.
+        labels: How many records have a label, by its value.
+        cut_prompts: Conversations whose prompt the chat template renders otherwise once an answer follows.
+        longest_prompt: In tokens.
+        longest_completion: In tokens.
+    """
+
+    source: str
+    unit: str = "records"
+    rows: int = 0
+    records: int = 0
+    reasons: dict[str, Reason] = field(default_factory=dict)
+    optional: dict[str, int] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    cut_prompts: int = 0
+    longest_prompt: int = 0
+    longest_completion: int = 0
+
+    def leave_out(self, where: str, error: InvalidRowError) -> None:
+        """Count one."""
+        option = "too_long" if isinstance(error, TooLongError) else "invalid"
+        first = Reason(0, f"{where}: {error.detail}", option, isinstance(error, LabelError))
+        self.reasons.setdefault(error.reason, first).count += 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Records left out, by reason."""
+        return {name: reason.count for name, reason in self.reasons.items()}
+
+    def summary(self) -> str:
+        """The report in one line per reason."""
+        total = self.records + sum(self.counts.values())
+        unit = "rows" if total == self.rows else f"{self.unit} of {self.rows} rows"
+        lines = [f"{self.source}: {self.records} of {total} {unit} used"]
+        lines += [
+            f"{reason.count} left out, {name} (first: {reason.first})"
+            for name, reason in self.reasons.items()
+        ]
+        lines += [
+            f"{self.records - count} have no {name}, {OPTIONAL_FIELDS[name]:g} is taken"
+            for name, count in self.optional.items()
+            if count < self.records
+        ]
+        if self.cut_prompts:
+            lines.append(
+                f"{self.cut_prompts} prompts are cut to what the chat template renders alike with and without an "
+                "answer; rollouts from them would begin with other tokens"
+            )
+        return "; ".join(lines)
+
+    def judge(self, invalid: InvalidPolicy, too_long: LengthPolicy, max_invalid: float) -> None:
+        """End the run where more was left out than the options allow.
+
+        Args:
+            invalid: Whether records that can't be used may be left out.
+            too_long: The same for those over the length limits.
+            max_invalid: The share of records that can't be used that may be left out.
+
+        Raises:
+            DataError: They may not, nothing is left, or of the labels one class alone is left.
+        """
+        policies = {"invalid": invalid, "too_long": too_long}
+        refused = sorted({r.option for r in self.reasons.values() if policies[r.option] == "error"})
+        if refused:
+            ways = {"invalid": "invalid: drop", "too_long": "too_long: drop or too_long: truncate"}
+            hint = " and ".join(ways[option] for option in refused)
+            raise DataError(f"{self.summary()}. Mend the rows, or set {hint}.")
+        way = "mend the rows, the `format` or the limits"
+        if self.reasons and all(name.startswith("no column") for name in self.reasons):
+            way = "name the data's columns in the options of `format`, or take another format"
+        if self.records == 0:
+            raise DataError(f"{self.summary()}. Nothing is left: {way}.")
+        unusable = sum(r.count for r in self.reasons.values() if r.option == "invalid")
+        share = unusable / (self.records + unusable)
+        if share > max_invalid:
+            raise DataError(
+                f"{self.summary()}. {share:.0%} can't be used, more than max_invalid ({max_invalid:.0%}) allows: {way}, "
+                "or raise max_invalid if this is what the data are like."
+            )
+        if len(self.labels) == 1 and any(reason.label for reason in self.reasons.values()):
+            raise DataError(
+                f"{self.summary()}. All labels that could be read are {next(iter(self.labels))}, so one class is left out: "
+                "labels are true or false, 1 or 0, or 1 or -1. Write them so, or give numbers as the option `score`."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the cache."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Report":
+        """The inverse of `to_json`."""
+        reasons = {name: Reason(**reason) for name, reason in values["reasons"].items()}
+        return cls(**{**values, "reasons": reasons})
+
+
+OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}
+"""Fields that a record may lack where others have them, and the value that says nothing beyond the order of the pair."""
+
+
+@rank_zero_only
+def say(report: Report) -> None:
+    """Log a report, as a warning where something was left out."""
+    level = logging.WARNING if report.reasons or report.cut_prompts else logging.INFO
+    _log.log(level, "%s", report.summary())

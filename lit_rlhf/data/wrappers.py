@@ -1,0 +1,184 @@
+"""Formats around formats: pairs to single examples, rankings to pairs, plain text to conversations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from lit_rlhf.data.formats import Format
+from lit_rlhf.data.records import InvalidRowError, Message, Record, Row, Text
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option, is_text
+
+
+@dataclass(frozen=True)
+class Wrapper(Format):
+    """A format around another one.
+
+    Args:
+        format: Gives the records that this one changes.
+
+    Raises:
+        ConfigurationError: `format` is none.
+    """
+
+    format: Format
+
+    def __post_init__(self) -> None:
+        check_option(isinstance(self.format, Format), self, "format", self.format, "a Format")
+
+    def pairs(self, row: Row) -> list[Record]:
+        """The records of `format`, which must be pairs, the preferred completion first.
+
+        Where a record says by `p_chosen` or `margin` that the second one is preferred, they change places.
+
+        Raises:
+            ConfigurationError: They are no pairs: what comes first in them is not what is preferred.
+            InvalidRowError: Neither completion is preferred.
+        """
+        return [self._ordered(record) for record in self.format(row)]
+
+    def _ordered(self, record: Record) -> Record:
+        name = type(self).__name__
+        if record.steps or len(record.completions) != 2 or {"score", "label"} & set(record.fields):
+            inner = f"{name}(PairsFromRanking(...))" if "score" in record.fields else f"{name}(...)"
+            raise ConfigurationError(
+                f"{name} needs a format that gives pairs, {type(self.format).__name__} gives records with "
+                f"{len(record.completions)} completions and the fields {sorted(record.fields)}, whose first is not the "
+                f"preferred one by its place. Use {inner} around pairs, such as those of ExplicitPrompt."
+            )
+        p_chosen, margin = record.fields.get("p_chosen", 1.0), record.fields.get("margin")
+        assert isinstance(p_chosen, float | int)
+        if p_chosen == 0.5 or record.completions[0] == record.completions[1]:
+            raise InvalidRowError("pair of equals", "neither completion is preferred")
+        if p_chosen < 0.5 or (isinstance(margin, float | int) and margin < 0):
+            return replace(record, completions=record.completions[::-1])
+        return record
+
+
+@dataclass(frozen=True)
+class AsChat(Wrapper):
+    """Plain text as a conversation: the prompt becomes the user's turn, each completion the assistant's.
+
+    The steps of a solution stay text: they are parts of one turn. What is messages already stays as it is.
+
+    Args:
+        format: Gives records of plain text.
+        system: A system turn to put in front, where the prompt has none. None: no system turn.
+
+    Example:
+        >>> from lit_rlhf.data import ExplicitPrompt
+        >>> row = {"prompt": "hi", "chosen": "hello", "rejected": "go"}
+        >>> AsChat(ExplicitPrompt())(row)[0].prompt
+        [{'role': 'user', 'content': 'hi'}]
+    """
+
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        valid = self.system is None or is_text(self.system)
+        check_option(valid, self, "system", self.system, "text or left out")
+
+    def __call__(self, row: Row) -> list[Record]:
+        """The same records, with messages for text."""
+        return [self._chat(record) for record in self.format(row)]
+
+    def _chat(self, record: Record) -> Record:
+        if not record.prompt:
+            raise InvalidRowError(
+                "text without prompt",
+                "it has no user's turn; leave AsChat out to train on plain text",
+            )
+        prompt = _turn("user", record.prompt)
+        if self.system is not None and prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": self.system}, *prompt]
+        completions = record.completions
+        if not record.steps:
+            completions = tuple(_turn("assistant", completion) for completion in completions)
+        return replace(record, prompt=prompt, completions=completions)
+
+
+@dataclass(frozen=True)
+class PromptsOf(Wrapper):
+    """The prompts of other data, such as those of preference pairs, to roll out from."""
+
+    def __call__(self, row: Row) -> list[Record]:
+        """Records without completions."""
+        return [
+            replace(record, completions=(), fields={}, steps=False) for record in self.format(row)
+        ]
+
+
+@dataclass(frozen=True)
+class ChosenOf(Wrapper):
+    """The preferred completions of pairs, as demonstrations; where `p_chosen` or `margin` say so, the second ones."""
+
+    def __call__(self, row: Row) -> list[Record]:
+        """Records with the preferred completion alone."""
+        return [
+            replace(record, completions=record.completions[:1], fields={})
+            for record in self.pairs(row)
+        ]
+
+
+@dataclass(frozen=True)
+class UnpairedFromPairs(Wrapper):
+    """Each pair as two single examples: the preferred one desirable, the other not."""
+
+    def __call__(self, row: Row) -> list[Record]:
+        """Two records per pair, with the field `label`."""
+        return [
+            replace(record, completions=(completion,), fields={"label": label})
+            for record in self.pairs(row)
+            for completion, label in zip(record.completions, (True, False), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class PairsFromRanking(Wrapper):
+    """Each ranking as all its pairs whose scores differ; the margin is the difference.
+
+    The pairs of one prompt are correlated: a model that sees them in several steps overfits (arXiv 2203.02155). Where
+    the loss takes lists, feed the ranking itself.
+
+    Args:
+        format: Gives rankings, records with the field `score`.
+        with_margin: Whether the difference of scores goes into the field `margin`.
+    """
+
+    with_margin: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        valid = isinstance(self.with_margin, bool)
+        check_option(valid, self, "with_margin", self.with_margin, "true or false")
+
+    def __call__(self, row: Row) -> list[Record]:
+        """Up to K (K - 1) / 2 records with two completions."""
+        pairs = [pair for record in self.format(row) for pair in self._pairs(record)]
+        if not pairs:
+            raise InvalidRowError(
+                "ranking of ties", "all scores are equal, so no completion is preferred"
+            )
+        return pairs
+
+    def _pairs(self, record: Record) -> list[Record]:
+        scores = record.fields.get("score")
+        if not isinstance(scores, tuple):
+            raise ConfigurationError(
+                f"PairsFromRanking needs a format that gives rankings, {type(self.format).__name__} gives records with "
+                f"the fields {sorted(record.fields)}. Use Ranked, or the format alone if it gives pairs."
+            )
+        pairs = []
+        for first, second in combinations(range(len(scores)), 2):
+            better, worse = (first, second) if scores[first] > scores[second] else (second, first)
+            margin = scores[better] - scores[worse]
+            if margin > 0:
+                completions = (record.completions[better], record.completions[worse])
+                fields = {"margin": margin} if self.with_margin else {}
+                pairs.append(replace(record, completions=completions, fields=fields))
+        return pairs
+
+
+def _turn(role: str, text: Text) -> Sequence[Message]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text

@@ -1,0 +1,140 @@
+"""Pairs of answers to compare, read by the library's own sources and formats."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+from lit_rlhf.data import ExplicitPrompt, Format, InvalidRowError, Record, Source
+from lit_rlhf.data.formats import check_completion, read_prompt
+from lit_rlhf.data.records import Row, Text, read_number, read_value
+from lit_rlhf.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt.
+
+    Args:
+        prompt: Plain text or messages.
+        first: An answer, of the same kind as the prompt.
+        second: Another one.
+        uncertainty: How unsure a model is which is better; larger is asked earlier. None: not known.
+    """
+
+    prompt: Text
+    first: Text
+    second: Text
+    uncertainty: float | None = None
+
+    @property
+    def content(self) -> str:
+        """Prompt and answers as JSON."""
+        return json.dumps([self.prompt, self.first, self.second], sort_keys=True, default=dict)
+
+    @classmethod
+    def of(cls, content: str, uncertainty: float | None) -> "Pair":
+        """The inverse of `content`."""
+        prompt, first, second = json.loads(content)
+        return cls(prompt, first, second, uncertainty)
+
+    @property
+    def key(self) -> str:
+        """A hash of the content: what a pair is known by from one start to the next."""
+        return hashlib.sha256(self.content.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Candidates(Format):
+    """Several answers to a prompt that nobody has judged yet.
+
+    Args:
+        prompt: Column of the prompt.
+        completions: Column with the list of answers.
+    """
+
+    prompt: str = "prompt"
+    completions: str = "completions"
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with all the answers.
+
+        Example:
+            >>> Candidates()({"prompt": "2 + 2 =", "completions": ["4", "5"]})[0].completions
+            ('4', '5')
+        """
+        prompt, answers = read_prompt(row, self.prompt), read_value(row, self.completions)
+        if not isinstance(answers, list | tuple):
+            raise InvalidRowError(
+                f"column {self.completions!r} is no list", f"got {type(answers).__name__}"
+            )
+        completions = (check_completion(answer, self.completions, prompt) for answer in answers)
+        return [Record(prompt, tuple(completions))]
+
+
+def read_pairs(
+    source: Source,
+    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    uncertainty: str | None = None,
+    invalid: Literal["drop", "error"] = "error",
+) -> list[Pair]:
+    """Read what is to be compared: of each record with K answers all K (K - 1) / 2 pairs.
+
+    Args:
+        source: Where the rows come from.
+        format: How a row becomes records. None: `ExplicitPrompt`, or `Candidates` for rows with a column `completions`.
+            Labels that the rows may hold already (which answer was chosen, scores) are not shown.
+        uncertainty: Column with a number per row, such as the standard deviation of an ensemble's margins. None: no such.
+        invalid: Rows that can't be used end it (error), or are left out (drop).
+
+    Raises:
+        DataError: A row can't be used, or there is no pair at all.
+
+    Example:
+        >>> from lit_rlhf.data import RowsSource
+        >>> read_pairs(RowsSource([{"prompt": "2 + 2 =", "chosen": "4", "rejected": "5"}]))
+        [Pair(prompt='2 + 2 =', first='4', second='5', uncertainty=None)]
+    """
+    pairs: dict[str, Pair] = {}
+    dropped: list[str] = []
+    for number, row in enumerate(source.load()):
+        try:
+            for pair in _pairs_of(row, format or _format_for(row), uncertainty):
+                pairs.setdefault(pair.key, pair)
+        except InvalidRowError as error:
+            if invalid == "error":
+                raise DataError(f"{source.locate(number)}: {error}.") from error
+            dropped.append(f"{source.locate(number)}: {error}")
+    left_out = f" {len(dropped)} rows were left out, the first: {dropped[0]}." if dropped else ""
+    if not pairs:
+        raise DataError(f"{source} holds no pair of answers to compare.{left_out}")
+    if dropped:
+        _log.warning("%s: %d pairs.%s", source, len(pairs), left_out)
+    return list(pairs.values())
+
+
+def _format_for(row: Row) -> Format:
+    return Candidates() if "completions" in row and "chosen" not in row else ExplicitPrompt()
+
+
+def _pairs_of(row: Row, read: Format, uncertainty: str | None) -> Iterator[Pair]:
+    number = None if uncertainty is None else read_number(row, uncertainty)
+    records = read(row)
+    for record in records:
+        if len(record.completions) < 2 or record.steps:
+            raise InvalidRowError(
+                "fewer than two answers", f"{type(read).__name__} gives {len(record.completions)}"
+            )
+        for first, second in combinations(record.completions, 2):
+            if first == second:
+                raise InvalidRowError("identical pair", f"both answers are {_start(first)}")
+            yield Pair(record.prompt, first, second, number)
+
+
+def _start(answer: Any) -> str:
+    return repr(answer if len(repr(answer)) <= 60 else f"{str(answer)[:57]}...")

@@ -1,0 +1,336 @@
+"""The page where people compare answers: FastAPI, pages made on the server, no network and no build step.
+
+Needs the extra `annotate`.
+"""
+
+import hmac
+import ipaddress
+import logging
+import secrets
+import socket
+import sqlite3
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, unquote, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lit_rlhf import __version__
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.feedback.extra import importing_extra
+from lit_rlhf.feedback.pairs import Pair
+from lit_rlhf.feedback.preferences import progress
+from lit_rlhf.feedback.rendering import turns
+from lit_rlhf.feedback.store import LabelStore, Verdict, Vote
+from lit_rlhf.options import check_option
+
+with importing_extra():
+    import uvicorn
+    from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
+    from fastapi.responses import HTMLResponse, RedirectResponse
+    from fastapi.staticfiles import StaticFiles
+    from starlette.exceptions import HTTPException as AnyHTTPException
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+_log = logging.getLogger(__name__)
+_YEAR = 365 * 24 * 3600
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What raters are asked, and how texts are shown.
+
+    Args:
+        attributes: Names of what is asked beside the overall choice, such as helpful and harmless.
+        comments: Whether there is a field for free text.
+        markdown: Whether Markdown is rendered; else texts are shown as they are written.
+        instructions: What raters are told on the first page; Markdown.
+    """
+
+    attributes: Sequence[str] = ()
+    comments: bool = False
+    markdown: bool = True
+    instructions: str = ""
+
+    def __post_init__(self) -> None:
+        names = list(self.attributes)
+        valid = len(set(names)) == len(names) <= 9 and all(name.strip() for name in names)
+        check_option(valid, self, "attributes", names, "up to 9 different names")
+
+
+class _Site:
+    """Pages of one labelling."""
+
+    def __init__(self, store: LabelStore, page: Page, token: str | None) -> None:
+        self.store, self.page, self.token, self.secret = store, page, token, store.secret
+        self.templates = Environment(
+            loader=PackageLoader("lit_rlhf.feedback"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def show(self, name: str, request: Request, status: int = 200, **values: Any) -> HTMLResponse:
+        rater = self.rater(request)
+        voted, total = self.store.counts(rater) if rater and status < 500 else (0, 0)
+        body = self.templates.get_template(f"{name}.html.j2").render(
+            page=self.page,
+            secret=self.secret,
+            rater=rater,
+            voted=voted,
+            total=total,
+            version=__version__,
+            **values,
+        )
+        return HTMLResponse(body, status)
+
+    def rater(self, request: Request) -> str:
+        return unquote(request.cookies.get("rater", ""))
+
+    def admit(self, request: Request) -> None:
+        """Let pass who has the token, and forms that a page of ours sent."""
+        given = request.cookies.get("token", "")
+        if self.token is not None and not _equal(unquote(given), self.token):
+            raise HTTPException(
+                401, "This page needs the token that its owner was given at the start."
+            )
+
+    async def check_form(self, request: Request) -> None:
+        form = await request.form()
+        if not _equal(str(form.get("secret", "")), self.secret):
+            raise HTTPException(
+                403, "This form didn't come from this page. Reload the page and answer again."
+            )
+
+    def compare(self, request: Request, number: int, before: Vote | None) -> HTMLResponse:
+        """The page of one pair."""
+        pair, rater = self._pair(number), self.rater(request)
+        swapped = before.swapped if before else self.store.is_swapped(number, rater)
+        order: list[Verdict] = ["second", "first"] if swapped else ["first", "second"]
+        given = self.store.votes(rater)
+        earlier = [v for v in given if before is None or v.number < before.number]
+        return self.show(
+            "pair",
+            request,
+            number=number,
+            prompt=turns(pair.prompt, "prompt", markdown=self.page.markdown),
+            answers=[
+                (letter, side, turns(getattr(pair, side), "answer", markdown=self.page.markdown))
+                for letter, side in zip("AB", order, strict=True)
+            ],
+            swapped=int(swapped),
+            before=before,
+            back=earlier[-1].pair if earlier else None,
+        )
+
+    def _pair(self, number: int) -> Pair:
+        pair = self.store.pair(number)
+        if pair is None:
+            raise HTTPException(404, f"There is no pair {number}.")
+        return pair
+
+
+def create_app(
+    store: LabelStore,
+    page: Page | None = None,
+    token: str | None = None,
+    hosts: Sequence[str] | None = None,
+) -> FastAPI:
+    """The page as an ASGI application.
+
+    Args:
+        store: Where pairs come from and votes go to.
+        page: What is asked. None: only which answer is better.
+        token: What a visitor must know, in `/?token=...` or typed in. None: everybody who reaches the page may vote.
+        hosts: Names by which browsers may call the page. None: any.
+    """
+    site = _Site(store, page or Page(), token)
+    app = FastAPI(title="lit-rlhf annotate", docs_url=None, redoc_url=None, openapi_url=None)
+    if (
+        hosts is not None
+    ):  # a page from elsewhere can't point its own name at this machine to read votes
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
+    _add_door(app, site)
+    _add_pages(app, site)
+
+    @app.middleware("http")
+    async def protect(request: Request, call_next: Any) -> Response:
+        response = cast("Response", await call_next(request))
+        response.headers.update(_HEADERS)
+        return response
+
+    @app.exception_handler(AnyHTTPException)
+    def refuse(request: Request, error: AnyHTTPException) -> Response:
+        page = "token" if error.status_code == 401 else "error"
+        return site.show(page, request, error.status_code, message=error.detail)
+
+    @app.exception_handler(sqlite3.Error)
+    def not_stored(request: Request, error: sqlite3.Error) -> Response:
+        _log.error("a vote was not saved: %s", error)
+        message = f"Your last answer was not saved ({error}). Go back and give it again."
+        return site.show("error", request, 503, message=message)
+
+    return app
+
+
+def _add_door(app: FastAPI, site: _Site) -> None:
+    """Routes by which a visitor comes in: token, then name."""
+
+    def remember(name: str, value: str) -> Response:
+        response = RedirectResponse("/", 303)
+        response.set_cookie(name, quote(value), max_age=_YEAR, httponly=True, samesite="lax")
+        return response
+
+    @app.get("/")
+    def start(request: Request, token: str | None = None) -> Response:
+        if token is not None:
+            return remember("token", token)
+        site.admit(request)
+        if site.rater(request):
+            return RedirectResponse("/pair", 303)
+        told = turns(site.page.instructions, "instructions", markdown=True)
+        return site.show("name", request, instructions=told[0][1])
+
+    @app.post("/token")
+    def enter(token: str = Form(max_length=1000)) -> Response:
+        return remember("token", token)
+
+    @app.post("/rater", dependencies=[Depends(site.admit), Depends(site.check_form)])
+    def choose_name(rater: str = Form("", max_length=1000)) -> Response:
+        name = " ".join(rater.split())
+        if not (0 < len(name) <= 60 and name.isprintable()):
+            raise HTTPException(422, "A name has 1 to 60 characters that can be printed.")
+        return remember("rater", name)
+
+    @app.post("/leave", dependencies=[Depends(site.admit), Depends(site.check_form)])
+    def leave() -> Response:
+        response = RedirectResponse("/", 303)
+        response.delete_cookie("rater")
+        return response
+
+
+def _add_pages(app: FastAPI, site: _Site) -> None:
+    """Routes of a rater at work."""
+    inside = [Depends(site.admit)]
+
+    @app.get("/pair", dependencies=inside)
+    def ask(request: Request) -> Response:
+        rater = site.rater(request)
+        if not rater:
+            return RedirectResponse("/", 303)
+        number = site.store.next_pair(rater)
+        if number is None:
+            given = site.store.votes(rater)
+            return site.show("done", request, back=given[-1].pair if given else None)
+        return site.compare(request, number, None)
+
+    @app.get("/pair/{number}", dependencies=inside)
+    def ask_again(request: Request, number: int) -> Response:
+        given = site.store.votes(site.rater(request), number)
+        return site.compare(request, number, given[0]) if given else RedirectResponse("/pair", 303)
+
+    @app.post("/pair/{number}", dependencies=[*inside, Depends(site.check_form)])
+    async def answer(request: Request, number: int) -> Response:
+        rater, form = site.rater(request), await request.form()
+        if not rater:
+            return RedirectResponse("/", 303)
+        said = {key: str(value) for key, value in form.items()}
+        names = enumerate(site.page.attributes)
+        attributes = {name: said[f"attribute{i}"] for i, name in names if said.get(f"attribute{i}")}
+        vote = Vote(
+            pair=number,
+            rater=rater,
+            verdict=cast("Verdict", said.get("verdict")),
+            swapped=said.get("swapped") == "1",
+            attributes=cast("dict[str, Verdict]", attributes),
+            comment=said.get("comment", "").strip()[:10_000],
+        )
+        try:
+            site.store.vote(vote)
+        except DataError as error:
+            raise HTTPException(422, str(error)) from error
+        return RedirectResponse("/pair", 303)
+
+    @app.get("/progress", dependencies=inside)
+    def show_progress(request: Request) -> Response:
+        return site.show("progress", request, progress=progress(site.store))
+
+
+def serve(
+    store: LabelStore,
+    page: Page | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+) -> None:
+    """Serve the page until it is interrupted (Ctrl-C), and say where it is.
+
+    Args:
+        store: Where pairs come from and votes go to.
+        page: What is asked.
+        host: Address to listen on. On others than this machine's own a token is needed, and made where none is given.
+        port: 0 takes a free one.
+        token: What visitors must know. None: nothing on this machine's own address.
+
+    Raises:
+        ConfigurationError: The address can't be listened on, or the token is empty.
+    """
+    if token is not None and not token.strip():
+        raise ConfigurationError(
+            "The token is empty; leave it out, and one is made where it is needed."
+        )
+    if not 0 <= port <= 65535:
+        raise ConfigurationError(
+            f"There is no port {port}: ports go from 0 (any that is free) to 65535."
+        )
+    local = _is_loopback(host)
+    if not local and token is None:
+        token = secrets.token_urlsafe(16)
+    hosts = ["127.0.0.1", "localhost", "[::1]", host] if local else None
+    app = create_app(store, page, token, hosts)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Can't listen on port {port} of {host}: {error}. Take another with --port, or 0 for any that is free."
+        ) from error
+    name = f"[{host}]" if ":" in host else host
+    query = "" if token is None else f"?{urlencode({'token': token})}"
+    sys.stdout.write(
+        f"Compare answers at http://{name}:{listener.getsockname()[1]}/{query} (Ctrl-C ends it)\n"
+    )
+    sys.stdout.flush()
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+    )
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn has closed down in order, and passes on what it was told
+        _log.info("stopped")
+    finally:
+        listener.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _equal(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode(errors="replace"), wanted.encode(errors="replace"))

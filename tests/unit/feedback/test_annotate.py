@@ -1,0 +1,136 @@
+"""`lit-rlhf annotate` as it is called."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lit_rlhf.cli import main
+from lit_rlhf.feedback import LabelStore, Pair, Vote
+from lit_rlhf.testing import tiny_preferences, write_jsonl
+from tests.unit.feedback.server import running
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> str:
+    return str(write_jsonl(tmp_path / "pairs.jsonl", tiny_preferences(30)))
+
+
+def vote_on_next(client: httpx.Client, page: str | None = None) -> int:
+    """Answer the pair that is shown, or one that was shown before the server was killed."""
+    page = page or client.get("/pair").text
+    fields = dict(
+        re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.partition('id="choice"')[2])
+    )
+    found = re.search(r'data-pair="(\d+)"', page)
+    assert found, page
+    answer = client.post(f"/pair/{found[1]}", data={**fields, "verdict": "first"})
+    assert answer.status_code == 200
+    return int(found[1])
+
+
+def sign_in(client: httpx.Client, name: str) -> None:
+    secret = re.search(r'name="secret" value="([^"]+)"', client.get("/").text)
+    assert secret
+    assert client.post("/rater", data={"rater": name, "secret": secret[1]}).status_code == 200
+
+
+def test_kill_9_loses_no_vote(pairs: str, tmp_path: Path) -> None:
+    options = [pairs, "--output", str(tmp_path / "labels"), "--raters_per_pair", "1"]
+    with running(*options, "--port", "0") as server:
+        client = httpx.Client(base_url=server.url, follow_redirects=True)
+        sign_in(client, "ann")
+        voted = [vote_on_next(client) for _ in range(10)]
+        open_page = client.get("/pair").text
+        server.end(signal.SIGKILL)
+    with pytest.raises(httpx.ConnectError):
+        vote_on_next(client, open_page)
+    assert [vote.pair for vote in LabelStore(tmp_path / "labels").votes()] == voted
+    with running(*options, "--port", server.port) as again:
+        assert "30 pairs, 0 of them new" in again.said
+        assert client.get("/pair").text == open_page
+        voted.append(vote_on_next(client, open_page))
+        voted += [vote_on_next(client) for _ in range(3)]
+        assert again.end(signal.SIGINT) == 0
+    client.close()
+    assert [vote.pair for vote in LabelStore(tmp_path / "labels").votes()] == voted
+    assert len(set(voted)) == 14
+
+
+def test_other_addresses_need_a_token(pairs: str, tmp_path: Path) -> None:
+    options = [pairs, "--output", str(tmp_path), "--port", "0"]
+    with running(*options, "--host", "0.0.0.0") as server:
+        url = f"http://127.0.0.1:{server.port}/"
+        assert len(server.query) > 20
+        assert httpx.get(url).status_code == 401
+        assert httpx.get(url + server.query, follow_redirects=False).status_code == 303
+        with httpx.Client(follow_redirects=True) as client:
+            assert "Your name" in client.get(url + server.query).text
+
+
+def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = LabelStore(tmp_path)
+    store.add([Pair("p", "a", "b"), Pair("q", "a", "b")])
+    store.vote(Vote(1, "ann", "second"))
+    main(["annotate", "--output", str(tmp_path), "--export", str(tmp_path / "out.jsonl")])
+    assert (
+        "out.jsonl: 1 pairs, 0 of them tied; left out: 0 flagged, 0 skipped, 1 without"
+        in capsys.readouterr().out
+    )
+    assert json.loads((tmp_path / "out.jsonl").read_text())["chosen"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Give either a file to annotate or --source"),
+        (["no.jsonl"], "There is no file no.jsonl"),
+        (["bad.jsonl"], "bad.jsonl, line 2 is no JSON"),
+        (["same.jsonl"], "same.jsonl, row 1: identical pair: both answers are 'a'"),
+        (["same.jsonl", "--skip_invalid", "true"], "holds no pair of answers to compare. 1 rows"),
+        (["good.jsonl", "--uncertainty", "std"], "row 1: no column 'std'"),
+        (["good.jsonl", "--raters_per_pair", "0"], "raters_per_pair must be 1 or more"),
+        (["good.jsonl", "--attributes", "[x, x]"], "attributes must be up to 9 different names"),
+        (["good.jsonl", "--output", "good.jsonl"], "Labels can't be kept in good.jsonl"),
+        (["good.jsonl", "--port", "70000"], "There is no port 70000"),
+        (["good.jsonl", "--host", "203.0.113.7"], "Can't listen on port 8000 of 203.0.113.7"),
+        (["good.jsonl", "--token", ""], "The token is empty"),
+        (["good.jsonl", "--export", "out.jsonl"], "leave out the data to annotate"),
+        (["--export", "out.jsonl", "--output", "nowhere"], "There are no labels in nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    Path("good.jsonl").write_text(json.dumps(row))
+    Path("same.jsonl").write_text(json.dumps({**row, "rejected": "a"}))
+    Path("bad.jsonl").write_text(json.dumps(row) + "\nbad")
+    with pytest.raises(SystemExit) as stopped:
+        main(["annotate", *words])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("\nlit-rlhf annotate: ")
+    assert said in error
+
+
+def test_a_missing_extra_is_named(pairs: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['fastapi'] = None; from lit_rlhf.cli import main; "
+        f"main(['annotate', {pairs!r}, '--output', {str(tmp_path)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "lit-rlhf annotate: Annotating needs fastapi, which isn't installed: pip install 'lit-rlhf[annotate]'."
+    )
