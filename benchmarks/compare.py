@@ -10,6 +10,8 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ sys.path.insert(
 )  # as a script, Python looks in this file's directory alone
 
 from benchmarks.comparison.inputs import make_inputs
-from benchmarks.comparison.machine import machine
+from benchmarks.comparison.machine import fast_dtype, machine
 from benchmarks.comparison.markdown import find_place, insert, tables
 from benchmarks.comparison.results import compare
 from benchmarks.comparison.runner import Runner
@@ -31,13 +33,17 @@ _SHOWN = ("torch", "transformers", "peft", "lightning")
 def main(args: Sequence[str] | None = None) -> None:
     """Command line of this file."""
     options = _parse(args)
+    missing = [name for name in ("gguf", "vaderSentiment") if find_spec(name) is None]
+    if missing:
+        sys.exit(f"The comparison needs {' and '.join(missing)}: pip install -e '.[bench]'")
     if options.markdown is not None:
-        find_place(options.markdown, "compare")  # before the work, not after it
+        find_place(options.markdown, options.place)  # before the work, not after it
     workloads = [WORKLOADS[name] for name in WORKLOADS if name in options.workloads]
     start = time.perf_counter()
-    inputs = make_inputs(options.root, options.work / "inputs")
+    inputs = replace(make_inputs(options.root, options.work / "inputs"), dtype=options.dtype)
     versions = _environments(workloads, options.work)
     prepared = time.perf_counter() - start
+    print(f"Weights are in {options.dtype}, which this CPU multiplies.")
     print(f"Model, rows and environments: {prepared:.0f} s. Now the runs.", flush=True)
     runner = Runner(
         options.work,
@@ -49,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.fresh:
         runner.ledger.forget()
     results: dict[str, Any] = {"quick": options.quick, "pairs": options.pairs, "versions": versions}
-    results["machine"] = machine(options.threads, runner.peaks())
+    results["machine"] = machine(options.threads, runner.peaks(), options.dtype)
     runs = runner.timed(workloads, options.pairs)
     runner.judge_generations(runs)
     judged = runner.judged(workloads)
@@ -64,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if options.markdown is not None:
-        insert(options.markdown, "compare", text)
+        insert(options.markdown, options.place, text)
 
 
 def _environments(workloads: Sequence[Workload], work: Path) -> dict[str, dict[str, str]]:
@@ -116,6 +122,9 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     options.pairs = options.pairs or (1 if options.quick else 3)
     options.work = options.work.resolve()
+    options.dtype = fast_dtype()
+    # One table for each kind of CPU: ratios in bfloat16 say nothing of CPUs that emulate it.
+    options.place = "compare" if options.dtype == "bfloat16" else f"compare-{options.dtype}"
     return options
 
 

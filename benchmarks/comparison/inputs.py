@@ -25,11 +25,13 @@ class Inputs:
         model: Directory of the language model.
         folder: Of everything else.
         stop_tokens: Ids that end a completion where lengths vary: EOS and the ends of sentences.
+        dtype: Of the base's weights where a workload doesn't name its own.
     """
 
     model: Path
     folder: Path
     stop_tokens: tuple[int, ...]
+    dtype: str = "bfloat16"
 
     def settings(self, workload: str, told: dict[str, Any], threads: int) -> Settings:
         """What a script is told."""
@@ -46,7 +48,7 @@ class Inputs:
             ),
             stop_tokens=self.stop_tokens if told.get("stops") else (),
             threads=threads,
-            **rest,
+            **{"dtype": self.dtype, **rest},
         )
 
 

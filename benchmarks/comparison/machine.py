@@ -5,18 +5,22 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.internals.torch import multiplies_bfloat16
 
-def machine(threads: int, peaks: dict[str, float]) -> dict[str, Any]:
+
+def machine(threads: int, peaks: dict[str, float], dtype: str) -> dict[str, Any]:
     """CPU, cores, memory, and what a matrix product reached.
 
     Args:
         threads: Used by each process.
         peaks: FLOP/s by dtype.
+        dtype: Of the weights in the timed runs.
     """
     return {
         "cpu": cpu_model(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
         "cores": os.cpu_count(),
         "threads": threads,
+        "dtype": dtype,
         "memory_gigabytes": round(
             os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1
         ),
@@ -43,3 +47,8 @@ def cpu_model(cpuinfo: str) -> str:
         flag for flag in ("avx512_bf16", "amx_bf16") if flag in found.get("flags", "").split()
     ]
     return ", ".join([name, *numbers, *features])
+
+
+def fast_dtype() -> str:
+    """What this CPU multiplies: bfloat16 where it has instructions for it; emulated, it takes many times as long."""
+    return "bfloat16" if multiplies_bfloat16() else "float32"

@@ -15,7 +15,7 @@ def tables(results: Mapping[str, Any]) -> str:
     used = [row for name, entry in workloads for row in _utilisation(name, entry)]
     if used:
         parts += [
-            "Share of the bfloat16 matrix-product peak that lit_rlhf reaches:",
+            f"Share of the {results['machine']['dtype']} matrix-product peak that lit_rlhf reaches:",
             _table(_UTILISATION, used),
         ]
     parts += [
@@ -66,6 +66,7 @@ def _about(results: Mapping[str, Any]) -> str:
     pairs = "1 pair" if results["pairs"] == 1 else f"{results['pairs']} pairs"
     about = (
         f"{machine['cpu']}; {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gigabytes']} GB. "
+        f"Weights in {machine['dtype']}, which this CPU multiplies. "
         f"Matrix product, GFLOP/s: {peaks}. {pairs} of runs{', quick settings' if results['quick'] else ''}; "
         f"{results['seconds']['runs'] / 60:.0f} minutes."
     )

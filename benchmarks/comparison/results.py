@@ -44,14 +44,14 @@ def compare(workload: Workload, runs: Runs, judged: Judged) -> dict[str, Any]:
 
 
 def utilisation(runs: Sequence[Measured]) -> dict[str, Any]:
-    """By phase whose arithmetic is counted: share of the bfloat16 peak of the run's own process, and what it is made of."""
+    """By phase whose arithmetic is counted: share of the peak, in its dtype, of the run's own process, and what it is made of."""
     found: dict[str, Any] = {}
     for phase in runs[0].result["flops"][0] if runs[0].result.get("flops") else ():
         shares, rates, seconds = [], [], []
         for run in runs:
             flops = sum(step[phase] for step in run.result["flops"])
             spent = sum(step[phase] for step in run.result["phases"])
-            shares.append(flops / spent / run.result["peaks"]["bfloat16"])
+            shares.append(flops / spent / run.result["peaks"][run.result["dtype"]])
             rates.append(flops / spent / 1e9)
             seconds.append(spent / len(run.result["phases"]))
         found[phase] = {

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import compare as compare_script
+from benchmarks.comparison import machine as machine_module
 from benchmarks.comparison import parity
 from benchmarks.comparison.inputs import REVIEWS, Inputs
 from benchmarks.comparison.ledger import Measured
@@ -136,6 +138,23 @@ def test_greedy_tokens_have_no_regret_and_others_what_they_lack() -> None:
     torch.testing.assert_close(longer[:2], torch.stack([gap[0], torch.tensor(0.0)]))
 
 
+def test_weights_are_in_what_the_cpu_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(machine_module, "multiplies_bfloat16", lambda native=native: native)
+        assert machine_module.fast_dtype() == dtype
+        inputs = Inputs(Path(), Path(), (2,), dtype)
+        assert inputs.settings("sft", {**GROUPS["sft"].full}, 1).dtype == dtype
+        assert (
+            inputs.settings("sft", {**GROUPS["sft"].full, "dtype": "float32"}, 1).dtype == "float32"
+        )
+
+
+def test_what_is_missing_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_script, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"gguf and vaderSentiment: pip install -e '\.\[bench\]'"):
+        compare_script.main([])
+
+
 def test_utilisation_counts_the_phase_alone() -> None:
     found = utilisation([lit_run(2.0), lit_run(4.0)])
     assert set(found) == {"update"}
@@ -218,7 +237,7 @@ def test_the_report_has_a_row_for_each_workload_and_goes_between_its_marks(tmp_p
         ("dpo", "lit"): [lit_run(1.0)],
         ("dpo", "trl"): [run(4.0, gigabytes=4.0, curve=[0.7, 9.0], dtype="bfloat16")],
     }
-    about = machine(2, {"float32": 2e11, "bfloat16": 8e11})
+    about = machine(2, {"float32": 2e11, "bfloat16": 8e11}, "bfloat16")
     seconds = {"runs": 60.0, "environments": 1.0}
     text = tables(
         {

@@ -1,5 +1,6 @@
 """`lit-rlhf annotate`: a page where people compare answers, and preference data made of what they say."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def annotate(
         skip_invalid: Leave out rows that can't be used, and say how many, rather than stop.
         uncertainty: Column with a number per row; the most uncertain pairs are asked first. Default: random order.
         raters_per_pair: How many raters judge each pair.
-        attributes: What is asked beside the overall choice, as in --attributes '[helpful, harmless]'.
+        attributes: What is asked beside the overall choice, as in --attributes helpful harmless.
         comments: Offer a field for free text.
         markdown: Render Markdown; false shows texts as they are written.
         instructions: What raters are told at the start.
@@ -62,7 +63,7 @@ def annotate(
         return
     if (data is None) == (source is None):
         raise ConfigurationError("Give either a file to annotate or --source, or --export FILE.")
-    from lit_rlhf.feedback.web import Page, serve  # noqa: PLC0415  (an extra, which an export does without)
+    from lit_rlhf.feedback.web import Page, serve  # noqa: PLC0415  (needs more of the extra than an export)
 
     page = Page(attributes or (), comments, markdown, instructions)
     if source is None:
@@ -83,6 +84,17 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument(
         "data", nargs="?", type=str | None, help="a file or a directory with answers to compare"
     )
-    parser.add_function_arguments(annotate, as_group=False, as_positional=False, skip={"data"})
-    options = parser.instantiate_classes(parser.parse_args(list(words[1:])))
-    annotate(**options.as_dict())
+    parser.add_function_arguments(
+        annotate, as_group=False, as_positional=False, skip={"data", "attributes"}
+    )
+    parser.add_argument(
+        "--attributes",
+        nargs="+",
+        type=str,
+        help="what is asked beside the overall choice, as in --attributes helpful harmless",
+    )
+    # --raters-per-pair is --raters_per_pair
+    words = [
+        re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), w) for w in words[1:]
+    ]
+    annotate(**parser.instantiate_classes(parser.parse_args(words)).as_dict())

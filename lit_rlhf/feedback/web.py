@@ -3,6 +3,7 @@
 Needs the extra `annotate`.
 """
 
+import hashlib
 import hmac
 import ipaddress
 import logging
@@ -18,7 +19,6 @@ from urllib.parse import quote, unquote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lit_rlhf import __version__
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.feedback.extra import importing_extra
 from lit_rlhf.feedback.pairs import Pair
@@ -30,6 +30,7 @@ from lit_rlhf.options import check_option
 with importing_extra():
     import uvicorn
     from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, RedirectResponse
     from fastapi.staticfiles import StaticFiles
     from starlette.exceptions import HTTPException as AnyHTTPException
@@ -73,6 +74,8 @@ class _Site:
 
     def __init__(self, store: LabelStore, page: Page, token: str | None) -> None:
         self.store, self.page, self.token, self.secret = store, page, token, store.secret
+        # Browsers keep cookies by host, whatever the port: those of two labellings must not meet.
+        self.suffix = hashlib.sha256(self.secret.encode()).hexdigest()[:8]
         self.templates = Environment(
             loader=PackageLoader("lit_rlhf.feedback"),
             autoescape=True,
@@ -90,28 +93,37 @@ class _Site:
             rater=rater,
             voted=voted,
             total=total,
-            version=__version__,
             **values,
         )
         return HTMLResponse(body, status)
 
+    def cookie(self, request: Request, name: str) -> str:
+        return unquote(request.cookies.get(f"{name}-{self.suffix}", ""))
+
     def rater(self, request: Request) -> str:
-        return unquote(request.cookies.get("rater", ""))
+        return self.cookie(request, "rater")
+
+    def remember(self, name: str, value: str) -> Response:
+        response = RedirectResponse("/", 303)
+        cookie = f"{name}-{self.suffix}"
+        response.set_cookie(cookie, quote(value), max_age=_YEAR, httponly=True, samesite="lax")
+        return response
 
     def admit(self, request: Request) -> None:
-        """Let pass who has the token, and forms that a page of ours sent."""
-        given = request.cookies.get("token", "")
-        if self.token is not None and not _equal(unquote(given), self.token):
+        """Refuse who hasn't the token."""
+        if self.token is not None and not _equal(self.cookie(request, "token"), self.token):
             raise HTTPException(
                 401, "This page needs the token that its owner was given at the start."
             )
 
-    async def check_form(self, request: Request) -> None:
-        form = await request.form()
-        if not _equal(str(form.get("secret", "")), self.secret):
+    async def form(self, request: Request) -> dict[str, str]:
+        """The fields of a form that a page of this labelling sent; others are refused."""
+        fields = {name: str(value) for name, value in (await request.form()).items()}
+        if not _equal(fields.get("secret", ""), self.secret):
             raise HTTPException(
                 403, "This form didn't come from this page. Reload the page and answer again."
             )
+        return fields
 
     def compare(self, request: Request, number: int, before: Vote | None) -> HTMLResponse:
         """The page of one pair."""
@@ -157,9 +169,8 @@ def create_app(
     """
     site = _Site(store, page or Page(), token)
     app = FastAPI(title="lit-rlhf annotate", docs_url=None, redoc_url=None, openapi_url=None)
-    if (
-        hosts is not None
-    ):  # a page from elsewhere can't point its own name at this machine to read votes
+    # A page from elsewhere can't point a name of its own at this machine, and so read and vote.
+    if hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     _add_door(app, site)
@@ -176,10 +187,14 @@ def create_app(
         page = "token" if error.status_code == 401 else "error"
         return site.show(page, request, error.status_code, message=error.detail)
 
+    @app.exception_handler(RequestValidationError)
+    def misread(request: Request, _: RequestValidationError) -> Response:
+        return site.show("error", request, 422, message="This is no address or form of this page.")
+
     @app.exception_handler(sqlite3.Error)
     def not_stored(request: Request, error: sqlite3.Error) -> Response:
-        _log.error("a vote was not saved: %s", error)
-        message = f"Your last answer was not saved ({error}). Go back and give it again."
+        _log.error("labels can't be read or written: %s", error)
+        message = f"The labels can't be read or written ({error}). An answer just given was not saved: give it again."
         return site.show("error", request, 503, message=message)
 
     return app
@@ -188,15 +203,10 @@ def create_app(
 def _add_door(app: FastAPI, site: _Site) -> None:
     """Routes by which a visitor comes in: token, then name."""
 
-    def remember(name: str, value: str) -> Response:
-        response = RedirectResponse("/", 303)
-        response.set_cookie(name, quote(value), max_age=_YEAR, httponly=True, samesite="lax")
-        return response
-
     @app.get("/")
     def start(request: Request, token: str | None = None) -> Response:
         if token is not None:
-            return remember("token", token)
+            return site.remember("token", token)
         site.admit(request)
         if site.rater(request):
             return RedirectResponse("/pair", 303)
@@ -205,19 +215,19 @@ def _add_door(app: FastAPI, site: _Site) -> None:
 
     @app.post("/token")
     def enter(token: str = Form(max_length=1000)) -> Response:
-        return remember("token", token)
+        return site.remember("token", token)
 
-    @app.post("/rater", dependencies=[Depends(site.admit), Depends(site.check_form)])
+    @app.post("/rater", dependencies=[Depends(site.admit), Depends(site.form)])
     def choose_name(rater: str = Form("", max_length=1000)) -> Response:
         name = " ".join(rater.split())
         if not (0 < len(name) <= 60 and name.isprintable()):
             raise HTTPException(422, "A name has 1 to 60 characters that can be printed.")
-        return remember("rater", name)
+        return site.remember("rater", name)
 
-    @app.post("/leave", dependencies=[Depends(site.admit), Depends(site.check_form)])
+    @app.post("/leave", dependencies=[Depends(site.admit), Depends(site.form)])
     def leave() -> Response:
         response = RedirectResponse("/", 303)
-        response.delete_cookie("rater")
+        response.delete_cookie(f"rater-{site.suffix}")
         return response
 
 
@@ -241,14 +251,19 @@ def _add_pages(app: FastAPI, site: _Site) -> None:
         given = site.store.votes(site.rater(request), number)
         return site.compare(request, number, given[0]) if given else RedirectResponse("/pair", 303)
 
-    @app.post("/pair/{number}", dependencies=[*inside, Depends(site.check_form)])
-    async def answer(request: Request, number: int) -> Response:
-        rater, form = site.rater(request), await request.form()
-        if not rater:
-            return RedirectResponse("/", 303)
-        said = {key: str(value) for key, value in form.items()}
-        names = enumerate(site.page.attributes)
-        attributes = {name: said[f"attribute{i}"] for i, name in names if said.get(f"attribute{i}")}
+    @app.post("/pair/{number}", dependencies=inside)
+    def answer(
+        request: Request,
+        number: int,
+        said: dict[str, str] = Depends(site.form),  # noqa: B008  (how FastAPI is told)
+    ) -> Response:
+        rater = site.rater(request)
+        if not rater or said.get("rater") != rater:
+            raise HTTPException(
+                409, f"This page was opened for another rater: you are {rater!r} now."
+            )
+        given = {name: said.get(f"attribute {name}") for name in site.page.attributes}
+        attributes = {name: value for name, value in given.items() if value}
         vote = Vote(
             pair=number,
             rater=rater,
@@ -299,7 +314,7 @@ def serve(
     local = _is_loopback(host)
     if not local and token is None:
         token = secrets.token_urlsafe(16)
-    hosts = ["127.0.0.1", "localhost", "[::1]", host] if local else None
+    hosts = ["127.0.0.1", "localhost", "[::1]", "::1", host] if token is None else None
     app = create_app(store, page, token, hosts)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

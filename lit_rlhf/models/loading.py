@@ -23,11 +23,17 @@ from transformers.utils import logging as transformers_logging
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.hub import from_hub
 from lit_rlhf.internals.bitsandbytes import keep_trainable
+from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.tokenizers import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def dtype_of(spec: ModelSpec) -> torch.dtype:
+    """The dtype that a spec's weights are loaded in."""
+    return DTYPES[resolve_dtype(spec.dtype)]
 
 
 def load_model(
@@ -104,7 +110,7 @@ def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=spec.quantization,
-        bnb_4bit_compute_dtype=DTYPES[spec.dtype],
+        bnb_4bit_compute_dtype=dtype_of(spec),
     )
 
 
@@ -207,7 +213,7 @@ def pretrained(
                 output_loading_info=True,
                 config=config,
                 revision=spec.revision if name == spec.name else None,
-                dtype=DTYPES[spec.dtype],
+                dtype=dtype_of(spec),
                 quantization_config=quantization_config(spec),
                 attn_implementation=_attention_to_load(config, spec.attention),
                 trust_remote_code=spec.trust_remote_code,
@@ -237,7 +243,7 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
         try:
             model: PreTrainedModel = auto_class.from_config(
                 config,
-                dtype=DTYPES[spec.dtype],
+                dtype=dtype_of(spec),
                 attn_implementation=_attention_to_load(config, spec.attention),
             )
         except (ValueError, ImportError) as error:

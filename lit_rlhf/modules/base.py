@@ -1,8 +1,9 @@
 """What every module of the library shares: building the backbone, optimizers, checkpoints that are small and complete."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -32,6 +33,23 @@ from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 CHECKPOINT_KEY = "lit_rlhf"
 CHECKPOINT_VERSION = 2
+_STEPS = frozenset({"training_step", "validation_step", "test_step", "predict_step"})
+
+
+def _never_ending_data(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step whose StopIteration is an error: Lightning's loops take one for the end of the data and end well."""
+
+    @wraps(step)
+    def run(self: LightningModule, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(self, *args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(
+                f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` raises where nothing is "
+                "left: in a reward, an engine or a loss, see the cause. Give `next` a default there."
+            ) from error
+
+    return run
 
 
 class RLHFModule(LightningModule):
@@ -52,6 +70,11 @@ class RLHFModule(LightningModule):
     backbone: Backbone
     reference: Reference
     """Of modules that are held to one."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _STEPS.intersection(vars(cls)):
+            setattr(cls, name, _never_ending_data(getattr(cls, name)))
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, RewardSource, evaluating, gathered
-from lit_rlhf.models.specs import Attention, DTypeName, Quantization
+from lit_rlhf.models.specs import Attention, DTypeOption, Quantization
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
 from lit_rlhf.rewards.trained import TrainedReward
@@ -67,7 +67,7 @@ class ModelReward(Reward):
         share_base: bool | None = None,
         normalize: bool = False,
         batch_tokens: int = 8192,
-        dtype: DTypeName | None = None,
+        dtype: DTypeOption | None = None,
         quantization: Quantization | None = None,
         attention: Attention = "sdpa",
         base: str | None = None,

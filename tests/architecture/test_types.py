@@ -59,7 +59,7 @@ def test_names_at_run_time_are_those_of_type_checkers() -> None:
 def test_mypy_knows_every_name(program: tuple[Path, int, int]) -> None:
     file, count, right = program
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-pretty", "--follow-imports=silent", file],
+        [sys.executable, "-m", "mypy", str(file)],
         cwd=ROOT,
         capture_output=True,
         text=True,

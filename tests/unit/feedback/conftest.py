@@ -23,7 +23,7 @@ class Visitor(TestClient):
 
     def __init__(self, store: LabelStore, name: str, page: Page | None = None) -> None:
         super().__init__(create_app(store, page), base_url="http://127.0.0.1")
-        self.store = store
+        self.store, self.name = store, name
         assert self.post("/rater", data={"rater": name, "secret": store.secret}).status_code == 200
 
     def see(self, path: str = "/pair") -> tuple[int, str]:
@@ -34,7 +34,9 @@ class Visitor(TestClient):
         return int(found[1]), text
 
     def say(self, number: int, verdict: str, **fields: str) -> None:
-        data = {"verdict": verdict, "secret": self.store.secret, "swapped": "0", **fields}
+        name = " ".join(self.name.split())
+        data = {"verdict": verdict, "secret": self.store.secret, "swapped": "0", "rater": name}
+        data |= fields
         assert self.post(f"/pair/{number}", data=data).status_code == 200
 
 

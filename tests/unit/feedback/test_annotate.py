@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -94,8 +93,8 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["same.jsonl"], "same.jsonl, row 1: identical pair: both answers are 'a'"),
         (["same.jsonl", "--skip_invalid", "true"], "holds no pair of answers to compare. 1 rows"),
         (["good.jsonl", "--uncertainty", "std"], "row 1: no column 'std'"),
-        (["good.jsonl", "--raters_per_pair", "0"], "raters_per_pair must be 1 or more"),
-        (["good.jsonl", "--attributes", "[x, x]"], "attributes must be up to 9 different names"),
+        (["good.jsonl", "--raters-per-pair", "0"], "raters_per_pair must be 1 or more"),
+        (["good.jsonl", "--attributes", "x", "x"], "attributes must be up to 9 different names"),
         (["good.jsonl", "--output", "good.jsonl"], "Labels can't be kept in good.jsonl"),
         (["good.jsonl", "--port", "70000"], "There is no port 70000"),
         (["good.jsonl", "--host", "203.0.113.7"], "Can't listen on port 8000 of 203.0.113.7"),
@@ -124,13 +123,28 @@ def test_bad_input_is_one_sentence(
     assert said in error
 
 
-def test_a_missing_extra_is_named(pairs: str, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['fastapi'] = None; from lit_rlhf.cli import main; "
-        f"main(['annotate', {pairs!r}, '--output', {str(tmp_path)!r}])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.strip() == (
+def test_a_missing_extra_is_named(
+    pairs: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "lit_rlhf.feedback.web", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        main(["annotate", pairs, "--output", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip() == (
         "lit-rlhf annotate: Annotating needs fastapi, which isn't installed: pip install 'lit-rlhf[annotate]'."
     )
+
+
+def test_names_of_columns_keep_their_dashes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "p", "answer-1": "a", "answer-2": "a"}
+    file = write_jsonl(tmp_path / "pairs.jsonl", [row])
+    words = ["--format=ExplicitPrompt", "--format.chosen=answer-1", "--format.rejected", "answer-2"]
+    with pytest.raises(SystemExit):
+        main(["annotate", str(file), *words])
+    assert "identical pair" in capsys.readouterr().err

@@ -83,7 +83,8 @@ def test_two_raters(browsers: list[Any], tmp_path: Path) -> None:
         "--output",
         str(output),
         "--attributes",
-        f"[helpful, {HOSTILE!r}]",
+        "helpful",
+        HOSTILE,
         "--comments",
         "true",
     ]

@@ -140,7 +140,9 @@ def test_a_vote_is_stored_as_it_was_shown(store: LabelStore, visit: Any) -> None
         assert sides == (["second", "first"] if swapped[1] == "1" else ["first", "second"])
         good, bad = (page.index(f"{word} {number - 1}<") for word in ("good", "bad"))
         assert (bad < good) == (swapped[1] == "1")
-        rater.say(number, sides[0], swapped=swapped[1], attribute0="tie", comment=" why ")
+        rater.say(
+            number, sides[0], swapped=swapped[1], **{"attribute helpful": "tie"}, comment=" why "
+        )
     assert "All done" in rater.get("/pair").text
     votes = store.votes("ann")
     assert all((vote.verdict == "second") == vote.swapped for vote in votes)
@@ -164,7 +166,7 @@ def test_undo_walks_back_and_a_second_choice_replaces_the_first(
     numbers = []
     for _ in range(2):
         numbers.append(rater.see()[0])
-        rater.say(numbers[-1], "first", attribute0="first", comment="because <it> is")
+        rater.say(numbers[-1], "first", **{"attribute helpful": "first"}, comment="because <it> is")
     _, page = rater.see()
     assert f'href="/pair/{numbers[1]}" data-key="u"' in page
     _, page = rater.see(f"/pair/{numbers[1]}")
@@ -236,6 +238,30 @@ def test_names_that_are_none(store: LabelStore, visit: Any, name: str) -> None:
     assert "A name has 1 to 60 characters" in answer.text
 
 
+def test_a_page_of_another_rater_is_refused(store: LabelStore, visit: Any) -> None:
+    answer = visit("ann").post(
+        "/pair/1", data={"verdict": "tie", "secret": store.secret, "rater": "bob"}
+    )
+    assert answer.status_code == 409
+    assert "you are &#39;ann&#39; now" in answer.text
+    assert store.votes() == []
+
+
+def test_two_labellings_on_one_machine_keep_their_cookies_apart(
+    store: LabelStore, visit: Any, tmp_path: Any
+) -> None:
+    cookies = visit("ann").cookies
+    other = TestClient(create_app(LabelStore(tmp_path / "other")), cookies=dict(cookies))
+    assert "Your name" in other.get("/").text
+    assert "Your name" not in TestClient(create_app(store), cookies=dict(cookies)).get("/").text
+
+
+def test_addresses_that_are_none(visit: Any) -> None:
+    answer = visit("ann").get("/pair/<b>")
+    assert answer.status_code == 422
+    assert "This is no address" in answer.text
+
+
 def test_names_of_any_script(store: LabelStore, visit: Any) -> None:
     name = 'Zoë 李雷; ="%'
     rater = visit(name)
@@ -246,10 +272,12 @@ def test_names_of_any_script(store: LabelStore, visit: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"verdict": "maybe"}, {"verdict": "tie", "attribute0": "all"}]
+    "fields", [{}, {"verdict": "maybe"}, {"verdict": "tie", "attribute x": "all"}]
 )
 def test_forms_that_say_nothing(store: LabelStore, visit: Any, fields: dict[str, str]) -> None:
-    answer = visit("ann", Page(["x"])).post("/pair/1", data={"secret": store.secret, **fields})
+    answer = visit("ann", Page(["x"])).post(
+        "/pair/1", data={"secret": store.secret, "rater": "ann", **fields}
+    )
     assert answer.status_code == 422
     assert store.votes() == []
 
@@ -260,9 +288,9 @@ def test_a_vote_that_can_not_be_stored_is_said(store: LabelStore, visit: Any) ->
     store.path.write_bytes(b"torn" * 2000)
     for side in ("-wal", "-shm"):
         store.path.with_name(store.path.name + side).unlink(missing_ok=True)
-    answer = rater.post("/pair/1", data={"verdict": "tie", "secret": secret})
+    answer = rater.post("/pair/1", data={"verdict": "tie", "secret": secret, "rater": "ann"})
     assert answer.status_code == 503
-    assert "Your last answer was not saved" in answer.text
+    assert "An answer just given was not saved" in answer.text
 
 
 @pytest.mark.parametrize("names", [["a", "a"], [" "], [str(i) for i in range(10)]])
