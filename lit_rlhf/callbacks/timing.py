@@ -1,6 +1,5 @@
 """Where the time goes: seconds by phase, tokens per second, and the share of the hardware's arithmetic that is used."""
 
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.flops import measure_peak_flops, pass_flops
 from lit_rlhf.models.loading import DTYPES
-from lit_rlhf.modules.phases import Phases
+from lit_rlhf.modules.phases import Phases, now
 from lit_rlhf.types import BranchOutput
 
 _OUTSIDE = "outside iterations"
@@ -92,13 +91,13 @@ class PhaseTimer(Callback):
         self._phases = phases if isinstance(phases, Phases) else Phases()
         backbones = [module for module in pl_module.modules() if isinstance(module, Backbone)]
         wants_peak = self.peak_flops == "measure" or (self.profile and self.peak_flops is None)
-        dtype = DTYPES[backbones[0].spec.dtype] if backbones else torch.float32
+        dtype = _precision(trainer, backbones)
         self._peak = measure_peak_flops(pl_module.device, dtype) if wants_peak else self.peak_flops  # type: ignore[assignment]
         if self._peak is not None:
             self._hooks = [
                 module.register_forward_hook(self._count, with_kwargs=True) for module in backbones
             ]
-        self._ended = time.perf_counter()
+        self._ended = now()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -107,7 +106,7 @@ class PhaseTimer(Callback):
         if not isinstance(getattr(pl_module, "phases", None), Phases):
             self._phases.reset()
         self._recording = self.profile and self._iterations == _PROFILED and trainer.is_global_zero
-        self._began = time.perf_counter()
+        self._began = now()
         self._add(self.totals, {_OUTSIDE: self._began - self._ended})
         if self._recording:
             self._operators.start()
@@ -116,7 +115,7 @@ class PhaseTimer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the iteration's seconds and throughput."""
-        iteration = time.perf_counter() - self._began
+        iteration = now() - self._began
         phases = self._phases
         if phases is getattr(pl_module, "phases", None):
             seconds, tokens = dict(phases.seconds), dict(phases.tokens)
@@ -140,7 +139,7 @@ class PhaseTimer(Callback):
         }
         logged |= self._throughput(seconds, tokens, flops)
         pl_module.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
-        self._ended = time.perf_counter()
+        self._ended = now()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and write the profile, if asked."""
@@ -208,6 +207,14 @@ class PhaseTimer(Callback):
                 name = "mfu" if phase == _UPDATE else f"{phase}_mfu"
                 rates[f"throughput/{name}"] = value / (seconds[phase] * self._peak)
         return rates
+
+
+def _precision(trainer: Trainer, backbones: list[Backbone]) -> torch.dtype:
+    """The dtype that products are computed in: autocast's, else that of the model's base."""
+    name = str(trainer.precision)
+    if name.startswith(("bf16", "16")):
+        return torch.bfloat16 if name.startswith("bf16") else torch.float16
+    return DTYPES[backbones[0].spec.dtype] if backbones else torch.float32
 
 
 def _num_tokens(batch: Any) -> int:

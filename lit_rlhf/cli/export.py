@@ -17,12 +17,13 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
 
     Args:
         ckpt_path: A checkpoint written by `lit-rlhf fit`, or the directory of a run's checkpoints, of which the newest
-            is taken.
+            that is whole is taken.
         output: Directory to write; an earlier export there is replaced once the new one is complete.
         merge: Merge the adapter into the weights; a 4-bit base is dequantized into a copy first.
         role: "policy" or "reward"; default: the one that was trained.
     """
-    backbone = load_checkpoint_backbone(_newest(ckpt_path))
+    found = IterationCheckpoint(ckpt_path).newest_whole() if Path(ckpt_path).is_dir() else None
+    backbone = load_checkpoint_backbone(str(found or ckpt_path))
     is_reward = role == "reward" or (
         role is None and "reward" in backbone.heads and "policy" not in backbone.adapters
     )
@@ -32,11 +33,6 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
     else:
         export_policy(backbone, output, merge=merge)
     print(f"Wrote {output}")  # noqa: T201
-
-
-def _newest(path: str) -> str:
-    checkpoints = IterationCheckpoint(path).checkpoints() if Path(path).is_dir() else []
-    return str(checkpoints[0][1]) if checkpoints else path
 
 
 def run(words: Sequence[str]) -> None:

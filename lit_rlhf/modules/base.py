@@ -1,5 +1,6 @@
 """What every module of the library shares: building the backbone, optimizers, checkpoints that are small and complete."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lit_rlhf.distributed import num_ranks, sum_over_ranks
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.modules.reference import Reference
@@ -26,7 +27,6 @@ from lit_rlhf.modules.steps import (
     split_by_decay,
     undecayed_names,
 )
-from lit_rlhf.objectives import Reduction
 from lit_rlhf.rewards import Reward
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.tokenizers import tokenizer_fingerprint
@@ -99,6 +99,22 @@ class RLHFModule(LightningModule):
         self.guard = StepGuard(self.steps.max_skipped)
         self._undecayed: set[str] | None = None
         self.strict_loading = False  # checkpoints hold trainable weights alone; on_load_checkpoint checks completeness
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse an attribute of the name of a method: one of the two would be ignored.
+
+        Methods, such as `loss`, are overridden; what is injected are options, kept under names of their own.
+
+        Raises:
+            ConfigurationError: Names both.
+        """
+        method = getattr(type(self), name, None)
+        if inspect.isfunction(method) and not inspect.isroutine(value):
+            raise ConfigurationError(
+                f"{type(self).__name__} has a method {name} ({method.__qualname__}), and an attribute of that name is "
+                f"set to a {type(value).__name__}: one of the two would be ignored. Give one of them another name."
+            )
+        super().__setattr__(name, value)
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -192,15 +208,6 @@ class RLHFModule(LightningModule):
                 groups, lr=self.default_lr, betas=(0.9, 0.95), weight_decay=0.0
             )
         return self.optimizer_factory(groups)
-
-    def reduce_loss(self, loss: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
-        """Reduce an unreduced loss with a denominator counted over all ranks.
-
-        Strategies average gradients over ranks, so the local share is multiplied by their number: the average then is
-        the global numerator over the global denominator, however unevenly the tokens lie.
-        """
-        denominator = sum_over_ranks(reduction.denominator(mask)).clamp_min(1)
-        return reduction.numerator(loss, mask) * num_ranks() / denominator
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Skip a step whose gradient isn't finite, where Lightning takes the steps."""

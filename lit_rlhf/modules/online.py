@@ -159,13 +159,13 @@ class OnlineDPOPolicyModule(PolicyModule):
         policy = _statistics(logprobs, mask, order)
         reference = _statistics(self.reference_logprobs(minibatch), mask, order)
         p = wins.gather(1, order)[:, 0]
-        output = self.pair_loss(policy, reference, {"p_chosen": p})
+        output = self.pair_loss.of_batch(policy, reference, {"p_chosen": p})
         if bool((p == 1).all()):
             return output
         turned = order.flip(1)
         policy = _statistics(logprobs, mask, turned)
         reference = _statistics(self.reference_logprobs(minibatch), mask, turned)
-        other = self.pair_loss(policy, reference, {"p_chosen": 1 - p})
+        other = self.pair_loss.of_batch(policy, reference, {"p_chosen": 1 - p})
         return replace(output, loss=p * output.loss + (1 - p) * other.loss)
 
     def own_tokens(self, mask: Tensor) -> Tensor:

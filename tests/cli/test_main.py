@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -270,3 +271,80 @@ def test_generate_wants_one_kind_of_prompt(trained: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(trained)
     with pytest.raises(SystemExit):
         main(["generate", "--model", "data/tiny-model"])
+
+
+def test_a_damaged_checkpoint_is_not_exported(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest has a wrong bit: the one before it is taken, as `fit --ckpt_path last` does."""
+    monkeypatch.chdir(tmp_path)
+    (whole,) = sorted((trained / "runs/sft/lora/checkpoints").glob("*.ckpt"))[-1:]
+    Path("checkpoints").mkdir()
+    content = bytearray(whole.read_bytes())
+    Path("checkpoints/iteration-00000001.ckpt").write_bytes(content)
+    content[len(content) // 2] ^= 1
+    Path("checkpoints/iteration-00000002.ckpt").write_bytes(content)
+    monkeypatch.chdir(trained)  # the checkpoint names its base by a relative path
+    with pytest.warns(UserWarning, match=r"Passed over iteration-00000002\.ckpt"):
+        main(
+            [
+                "export",
+                "--ckpt_path",
+                str(tmp_path / "checkpoints"),
+                "--output",
+                str(tmp_path / "x"),
+            ]
+        )
+    assert (tmp_path / "x" / "lit_rlhf.json").is_file()
+
+
+def test_empty_answers_score_null(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    rows = [{"prompt": "p ", "completion": text} for text in ("", "good", " ")]
+    data = write_jsonl("empty.jsonl", rows)
+    words = ["--model", "runs/reward/lora/export", "--data", str(data), "--output", "scored.jsonl"]
+    main(["score", *words])
+    scores = [json.loads(line)["score"] for line in Path("scored.jsonl").read_text().splitlines()]
+    assert scores[0] is None
+    assert scores[2] is None
+    assert isinstance(scores[1], float)
+
+
+def test_files_of_the_working_directory_hide_no_modules(tmp_path: Path) -> None:
+    """Console scripts have their own folder first; what the command adds comes last."""
+    (tmp_path / "tty.py").write_text("1 / 0")
+    code = (
+        "from lit_rlhf.cli import main\ntry: main(['score', '--help'])\n"
+        "except SystemExit: pass\nimport tty"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.optimizer.init_args.betas", "[.inf, 0.9]"],
+        ["--trainer.logger", "WandbLogger"],
+    ],
+    ids=" ".join,
+)
+def test_what_other_constructors_refuse_is_said_in_a_line(
+    words: list[str],
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *REWARD, "--run_dir", "runs/refused", *words])
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.partition("lit-rlhf fit: ")[2].splitlines()) == 1
