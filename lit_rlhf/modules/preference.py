@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.functional.branches import add_mismatched_branches
 from lit_rlhf.models import (
@@ -22,8 +23,10 @@ from lit_rlhf.models import (
 )
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules.averages import StepMean, row_means
+from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.precompute import precompute_reference
-from lit_rlhf.modules.reference import ReferencedModule
+from lit_rlhf.modules.reference import Reference
+from lit_rlhf.modules.steps import Steps
 from lit_rlhf.modules.vocabulary import vocabulary_statistics
 from lit_rlhf.objectives import DPO, PreferenceLoss, PreferenceStats
 from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, num_branches
@@ -33,7 +36,7 @@ _TINY = 1e-30
 """Where no row counts, the loss is 0."""
 
 
-class PreferenceModule(ReferencedModule):
+class PreferenceModule(RLHFModule):
     r"""Train a policy by a loss of its log-probs on labelled completions: DPO (arXiv:2305.18290) and its family.
 
     A prompt with K completions is one row and the prompt is computed once. The loss is injected: pairs (K = 2), ranked
@@ -61,6 +64,7 @@ class PreferenceModule(ReferencedModule):
             1e-5.
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Of LoRA's dropout, by iteration; the module draws nothing else.
+        steps: Which steps are skipped, and what decays; see `Steps`.
 
     Raises:
         ConfigurationError: The loss needs of the reference what can't be precomputed, or an option would do nothing.
@@ -79,8 +83,10 @@ class PreferenceModule(ReferencedModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed)
+        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
+        self.reference = Reference()
         self.objective = loss or DPO()
         self.step_mean = StepMean()
         self.reference_source = reference
@@ -99,7 +105,7 @@ class PreferenceModule(ReferencedModule):
                 f"{weights_fingerprint(self.backbone)} {self.reference_dtype}"
             )
         elif self.objective.needs_reference:
-            self.add_reference(self.reference_dtype)
+            self.reference.attach(self.backbone, self.reference_dtype)
         if self.learns_value:
             self.critic.attach(self.backbone, None)
 
@@ -137,7 +143,7 @@ class PreferenceModule(ReferencedModule):
 
     def reference_statistics(self, batch: BranchedBatch) -> SequenceStats:
         """The same under the reference, live."""
-        model, role = self.reference_model()
+        model, role = self.reference.beside(self.backbone)
         with torch.no_grad(), evaluating(model):
             return self._statistics(model, role, batch)
 
@@ -164,7 +170,7 @@ class PreferenceModule(ReferencedModule):
     def reduce(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Mean over the rows of the batch on all ranks, weighted by the column `weight` where there is one."""
         numerator, denominator = _fraction(loss, batch)
-        return numerator * self._world_size / self.sum_over_ranks(denominator).clamp_min(_TINY)
+        return numerator * num_ranks() / sum_over_ranks(denominator).clamp_min(_TINY)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -175,12 +181,13 @@ class PreferenceModule(ReferencedModule):
         rows = len(batch["input_ids"])
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
         numerator, denominator = _fraction(output.loss, cast("Mapping[str, Any]", batch))
-        total = self.sum_over_ranks(denominator).clamp_min(_TINY)
+        total = sum_over_ranks(denominator).clamp_min(_TINY)
         return self.step_mean.share(self, numerator, total, batch_idx)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Weigh the microbatches of the step by their rows."""
         self.step_mean.finish(self)
+        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> None:
         """Log loss and metrics on held-out preferences."""
@@ -224,7 +231,7 @@ class PreferenceModule(ReferencedModule):
     def _step(self, batch: BranchedBatch, stage: str) -> LossOutput:
         self.objective.check(cast("Mapping[str, Tensor]", batch))
         output = self.loss_output(batch)
-        for name, (mean, count) in row_means(output.metrics, self.sum_over_ranks).items():
+        for name, (mean, count) in row_means(output.metrics, sum_over_ranks).items():
             self.log(f"{stage}/{name}", mean, batch_size=count)
         return output
 
@@ -275,7 +282,7 @@ class PreferenceModule(ReferencedModule):
 
     def _vocabulary_statistics(self, batch: BranchedBatch) -> tuple[PreferenceStats, SequenceStats]:
         branches = self._branches(batch)
-        model, role = self.reference_model()
+        model, role = self.reference.beside(self.backbone)
         with torch.no_grad(), evaluating(model):
             ref_states = model.states(batch, num_branches=branches, role=role)
         states = self.backbone.states(batch, num_branches=branches, role="policy")
@@ -292,7 +299,7 @@ class PreferenceModule(ReferencedModule):
 
     def _reference(self, batch: BranchedBatch) -> SequenceStats:
         given: Tensor | None = cast("Mapping[str, Any]", batch).get("ref_logprobs")
-        if given is not None and self.reference_moves and self.reference_source == "auto":
+        if given is not None and self.reference.moves and self.reference_source == "auto":
             raise DataError(
                 "The batch has `ref_logprobs`, and the reference moves: they are stale. Set reference='live'."
             )

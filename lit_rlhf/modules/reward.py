@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.functional.branches import at_step_ends
 from lit_rlhf.metrics import (
     CalibrationError,
@@ -20,6 +21,7 @@ from lit_rlhf.metrics import (
 from lit_rlhf.models import ModelSpec, export_reward
 from lit_rlhf.modules.averages import StepMean, row_means
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
 from lit_rlhf.objectives.columns import read_column
 from lit_rlhf.types import BranchedBatch, BranchOutput, LossOutput, num_branches
@@ -44,6 +46,7 @@ class RewardModelModule(RLHFModule):
             1e-4.
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Seed of the scalar head's initial weights.
+        steps: Which steps are skipped, and what decays; see `Steps`.
     """
 
     default_lr = 1e-5
@@ -56,8 +59,9 @@ class RewardModelModule(RLHFModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed)
+        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
         self.objective = loss or BradleyTerry()
         self.step_mean = StepMean()
         self.score_mean, self.score_std = 0.0, 1.0
@@ -103,12 +107,13 @@ class RewardModelModule(RLHFModule):
         self._log_rows("train", {**output.metrics, "mean_reward": reward.flatten()})
         self.log("train/min_reward", reward.min(), reduce_fx="min", sync_dist=True)
         self.log("train/max_reward", reward.max(), reduce_fx="max", sync_dist=True)
-        total = self.sum_over_ranks(output.loss.new_tensor(float(len(output.loss))))
+        total = sum_over_ranks(output.loss.new_tensor(float(len(output.loss))))
         return self.step_mean.share(self, output.loss.sum(), total, batch_idx)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Weigh the microbatches of the step by their rows."""
         self.step_mean.finish(self)
+        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Accumulate loss, accuracy, margin, calibration and length correlation; callbacks get what `predict_step` gives."""
@@ -194,7 +199,7 @@ class RewardModelModule(RLHFModule):
         return {"scores": rewards}
 
     def _log_rows(self, stage: str, metrics: Mapping[str, Tensor]) -> None:
-        for name, (mean, count) in row_means(metrics, self.sum_over_ranks).items():
+        for name, (mean, count) in row_means(metrics, sum_over_ranks).items():
             self.log(f"{stage}/{name}", mean, batch_size=count)
 
     def on_validation_epoch_end(self) -> None:

@@ -6,9 +6,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.models import ModelSpec, export_policy
 from lit_rlhf.modules.averages import StepMean
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import Reduction, TokenMean
 from lit_rlhf.types import BranchOutput, DemonstrationBatch, LossOutput
 
@@ -29,6 +31,7 @@ class SupervisedModule(RLHFModule):
         optimizer: Called with parameter groups; default AdamW(lr=2e-5).
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Of LoRA's dropout, by iteration; the module draws nothing else.
+        steps: Which steps are skipped, and what decays; see `Steps`.
     """
 
     default_lr = 2e-5
@@ -40,8 +43,9 @@ class SupervisedModule(RLHFModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed)
+        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
         self.reduction = reduction or TokenMean()
         self.step_mean = StepMean()
 
@@ -63,8 +67,8 @@ class SupervisedModule(RLHFModule):
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The loss: the reduction of the tokens of an optimizer step, on all ranks and in all its microbatches."""
         numerator, denominator = self._step(batch, "train")
-        total = self.sum_over_ranks(denominator).clamp_min(1)
-        loss = (numerator * self._world_size / total).detach()
+        total = sum_over_ranks(denominator).clamp_min(1)
+        loss = (numerator * num_ranks() / total).detach()
         rows = len(batch["input_ids"])
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
         return self.step_mean.share(self, numerator, total, batch_idx)
@@ -72,6 +76,7 @@ class SupervisedModule(RLHFModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Weigh the microbatches of the step by their tokens."""
         self.step_mean.finish(self)
+        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Log the loss on held-out demonstrations."""

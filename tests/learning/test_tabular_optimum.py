@@ -24,7 +24,7 @@ from lit_rlhf.modules import (
     SupervisedModule,
 )
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Rollout
+from lit_rlhf.types import EstimatedRollout, EvaluatedRollout
 from lit_rlhf.verify import (
     PolicyCase,
     PreferenceCase,
@@ -167,9 +167,9 @@ class Twice(o.DPO):
 class LeaveOneOutModule(PolicyModule):
     """RLOO by a module that is no `GroupPolicyModule`."""
 
-    def estimate(self, rollout: Rollout) -> Rollout:
-        advantages = o.LeaveOneOut()(rollout.rewards, rollout.response_mask, rollout.num_samples)
-        return replace(rollout, advantages=advantages)
+    def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
+        mask, rewards = rollout.response_mask, self.shape_rewards(rollout)
+        return rollout.with_advantages(o.LeaveOneOut()(rewards, mask, rollout.num_samples))
 
 
 class Halves(o.GroupCentered):
