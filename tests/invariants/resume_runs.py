@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
+from lit_rlhf import files
 from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable
 from lit_rlhf.data import (
     DemonstrationDataModule,
