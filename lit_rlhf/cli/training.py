@@ -150,12 +150,12 @@ class TrainingCLI(CommandLineWins):
         if self.trainer.gradient_clip_val is not None:
             raise ConfigurationError(
                 f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: {name} steps its optimizer itself and "
-                "clips there. Remove it, and set model.max_grad_norm."
+                "clips there. Remove it, and set model.updates.max_grad_norm."
             )
         if self.trainer.accumulate_grad_batches != 1:
             raise ConfigurationError(
                 f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: {name} sums gradients over "
-                "microbatches itself. Remove it, and set model.microbatch_tokens (memory), model.num_minibatches "
+                "microbatches itself. Remove it, and set model.updates.microbatch_tokens (memory), model.updates.minibatches "
                 "(optimizer steps per pass) or data.batch_size."
             )
 

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 _EXP_LIMIT = 30.0
@@ -50,17 +50,6 @@ def per_token(
         [-2.0, 0.0]
     """
     return logprobs / lengths.clamp_min(1)
-
-
-def ranks_descending(values: Float[Tensor, "rows branches"]) -> Int[Tensor, "rows branches"]:
-    """Rank of each entry of a row, 1 for the largest; ties in the order of their columns.
-
-    Example:
-        >>> ranks_descending(torch.tensor([[0.1, 0.7, 0.2]])).tolist()
-        [[3, 1, 2]]
-    """
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    return order.argsort(dim=-1) + 1
 
 
 def log_collision(logits: Float[Tensor, "*shape vocabulary"]) -> Float[Tensor, "*shape"]:

@@ -54,9 +54,11 @@ def check_export(
             states = backbone.states(batch, num_branches=1, role=role)
             ours = states.hidden[states.last].float() @ head[0].float().to(states.hidden.device)
     assert ours is not None
+    ids = batch["input_ids"].cpu()
     auto: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     try:
         model = _loaded(auto, directory, backbone, as_adapter=as_adapter)
+        logits = model(input_ids=ids.to(model.device), use_cache=False).logits.float().cpu()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a loader says of files that it can't take
@@ -64,8 +66,6 @@ def check_export(
         raise CheckpointError(
             f"The export was written and can't be loaded by {auto.__name__}, so it was removed again: {said}"
         ) from error
-    ids = batch["input_ids"].cpu()
-    logits = model(input_ids=ids.to(model.device)).logits.float().cpu()
     if head is None:
         theirs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
         gaps = (theirs - ours.float().cpu()).abs()

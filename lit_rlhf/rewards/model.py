@@ -14,7 +14,7 @@ from lit_rlhf.models.specs import Attention, DTypeOption, Quantization
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
 from lit_rlhf.rewards.trained import TrainedReward
-from lit_rlhf.types import BranchedBatch, Completions
+from lit_rlhf.types import BranchedBatch, Completions, Scores
 
 
 class _Place(NamedTuple):
@@ -118,7 +118,7 @@ class ModelReward(Reward):
         return None if place is None else RewardSource(place.backbone[0], place.role, place.role)
 
     @torch.no_grad()
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32.
 
         Raises:
@@ -143,7 +143,7 @@ class ModelReward(Reward):
                 )
                 found = backbone(batch, num_branches=samples, role=role, scores=role).scores
                 scores[part] = found.view(len(part), samples).float()
-        return (scores.flatten() - self._place.mean) / self._place.std
+        return Scores((scores.flatten() - self._place.mean) / self._place.std)
 
     def _rows(self, completions: Completions, retokenizer: Retokenizer | None) -> TokenRows:
         if retokenizer is not None:

@@ -73,7 +73,6 @@ def test_help_names_every_command_and_class(capsys: pytest.CaptureFixture[str]) 
         assert f"  {name} " in shown
     for name in (
         "RLHFModule",
-        "ActingModule",
         "PolicyModule",
         "BranchedDataModule",
         "Reward",
@@ -134,7 +133,7 @@ CONSTANT = ["--model.reward", "LengthReward"]
         (["--model", "PPOPolicyModule"], "model: the following arguments are required: reward"),
         (
             [*POLICY, *CONSTANT, "--model.gamma", "1.5"],
-            "PPOPolicyModule: gamma=1.5 must be in [0, 1].",
+            "GAE(gamma=1.5): gamma must be in [0, 1].",
         ),
         (
             [*POLICY, *CONSTANT, "--model.kl.coef", "-1"],

@@ -19,13 +19,15 @@ from lit_rlhf.data import (
 )
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.modules import (
+    PolicyModule,
     PPOPolicyModule,
     PreferenceModule,
     RewardModelModule,
     RLHFModule,
     SupervisedModule,
+    Updates,
+    ValueLoss,
 )
-from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import AdaptiveKL, BetaDPO
 from lit_rlhf.rewards import LengthReward, NormalizedReward
@@ -65,12 +67,11 @@ def make_module(kind: str, model: Path) -> RLHFModule:
         "reward": NormalizedReward(LengthReward(target=4.0, scale=2.0)),
         "sampling": Sampling(max_new_tokens=6),
         "kl": AdaptiveKL(init=0.1, target=0.01, horizon=10),
-        "num_epochs": 2,
-        "num_minibatches": 2,
+        "updates": Updates(epochs=2, minibatches=2),
     }
     if kind == "grpo":
         return GRPOPolicyModule(spec, num_samples=3, **shared)
-    return PPOPolicyModule(spec, value=ValueAdapter(), critic_warmup=1, **shared)
+    return PPOPolicyModule(spec, value=ValueAdapter(), value_loss=ValueLoss(warmup=1), **shared)
 
 
 def make_data(kind: str, world: Path, ranks: int, workers: int) -> LightningDataModule:
@@ -112,7 +113,7 @@ def arm(module: RLHFModule, point: str, iteration: int) -> None:
             die()
         return model_forward(module, *args, **kwargs)
 
-    if isinstance(module, ActingModule):
+    if isinstance(module, PolicyModule):
         module.phases.listeners.append(on_phase)
         if point == "rollout":
             arm_rollout(module, now)
@@ -120,7 +121,7 @@ def arm(module: RLHFModule, point: str, iteration: int) -> None:
         module.forward = counted  # type: ignore[method-assign]
 
 
-def arm_rollout(module: ActingModule, now: Callable[[], bool]) -> None:
+def arm_rollout(module: PolicyModule, now: Callable[[], bool]) -> None:
     generate = module.engine.generate
 
     def deadly(backbone: Any, *args: Any, **kwargs: Any) -> Any:

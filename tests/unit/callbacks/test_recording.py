@@ -30,9 +30,9 @@ class Mortal(Module):
         if self.iteration == self.dies_at:
             raise KilledError
 
-    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
         super().validation_step(batch, batch_idx)
-        self.samples = [
+        samples = [
             {
                 "iteration": self.iteration,
                 "prompt": f"v{batch_idx}",
@@ -41,6 +41,7 @@ class Mortal(Module):
                 "finished": False,
             }
         ]
+        return {"samples": samples}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import current_metrics
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.models.flops import generation_flops, pass_flops
-from lit_rlhf.modules import PPOPolicyModule
+from lit_rlhf.modules import PPOPolicyModule, Updates
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Rollout
+from lit_rlhf.types import EvaluatedRollout
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
 from tests.unit.modules.policies import CountVowels, prompt_loader
 
@@ -114,7 +114,7 @@ def test_a_peak_that_is_not_positive_is_refused() -> None:
 class Kept(PPOPolicyModule):
     """Keeps its rollouts."""
 
-    def finish_iteration(self, rollout: Rollout) -> None:
+    def finish_iteration(self, rollout: EvaluatedRollout) -> None:
         super().finish_iteration(rollout)
         self.kept = [*getattr(self, "kept", []), rollout]
 
@@ -122,7 +122,7 @@ class Kept(PPOPolicyModule):
 def test_a_profile_of_ppo_counts_every_pass(tmp_path: Path, tiny_model_dir: Path) -> None:
     """Of two iterations the first is in the table, the second gives the operators."""
     spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4))
-    options = {"num_epochs": 2, "num_minibatches": 2, "microbatch_tokens": 64}
+    options = {"updates": Updates(epochs=2, minibatches=2, microbatch_tokens=64)}
     module = Kept(
         spec, CountVowels(), value=ValueAdapter(), sampling=Sampling(max_new_tokens=6), **options
     )
@@ -137,7 +137,7 @@ def test_a_profile_of_ppo_counts_every_pass(tmp_path: Path, tiny_model_dir: Path
         return float(pass_flops(backbone, batch, role, logprobs=logprobs, backward=backward))
 
     sampled = float(
-        generation_flops(backbone, "policy", rollout.prompt_mask, rollout.response_mask)
+        generation_flops(backbone, "policy", rollout.prompts.mask, rollout.response_mask)
     )
     assert timer.flops == {
         "rollout": pytest.approx(sampled),

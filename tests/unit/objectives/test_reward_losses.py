@@ -1,19 +1,13 @@
 """The classes of reward losses: which columns they read, metrics, what they refuse."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.functional.reward_losses import (
-    all_pairs_loss,
-    bradley_terry_loss,
-    outcome_loss,
-    plackett_luce_loss,
-    regression_loss,
-    scaled_bradley_terry_loss,
-)
 from lit_rlhf.objectives import (
     AllPairs,
     BradleyTerry,
@@ -44,83 +38,87 @@ LIST_BATCH = {"score": RATINGS, "branch_mask": BRANCHES}
 def test_bradley_terry_takes_margins_and_soft_labels_where_there_are_such(
     columns: dict[str, Tensor],
 ) -> None:
-    got = BradleyTerry()(PAIRS, columns).loss
-    expected = bradley_terry_loss(CHOSEN, REJECTED, **columns)
+    got = BradleyTerry().of_batch(PAIRS, columns).loss
+    expected = BradleyTerry()(CHOSEN, REJECTED, **columns)
     assert_close(got, expected, **FP32)
     if columns:
-        assert (got - BradleyTerry()(PAIRS, {}).loss).abs().max() > 0.1
+        assert (got - BradleyTerry().of_batch(PAIRS, {}).loss).abs().max() > 0.1
 
 
 def test_smoothing_and_centering_reach_the_formula() -> None:
-    smoothed = BradleyTerry(label_smoothing=0.1)(PAIRS, {}).loss
-    assert_close(smoothed, bradley_terry_loss(CHOSEN, REJECTED, label_smoothing=0.1), **FP32)
-    centred = BradleyTerry(center_coefficient=0.01)(PAIRS, {}).loss
+    smoothed = BradleyTerry(label_smoothing=0.1).of_batch(PAIRS, {}).loss
+    assert_close(smoothed, BradleyTerry(0.1)(CHOSEN, REJECTED), **FP32)
+    centred = BradleyTerry(center_coefficient=0.01).of_batch(PAIRS, {}).loss
     assert_close(
-        centred, bradley_terry_loss(CHOSEN, REJECTED) + 0.01 * (CHOSEN + REJECTED) ** 2, **FP32
+        centred, BradleyTerry()(CHOSEN, REJECTED) + 0.01 * (CHOSEN + REJECTED) ** 2, **FP32
     )
 
 
 def test_pair_metrics() -> None:
-    metrics = BradleyTerry()(PAIRS.clone().requires_grad_(), {}).metrics
+    metrics = BradleyTerry().of_batch(PAIRS.clone().requires_grad_(), {}).metrics
     assert metrics["accuracy"].tolist() == [1.0, 0.0, 0.0]  # a tie is no hit
     assert_close(metrics["margin"], torch.tensor([0.5, -2.5, 0.0]), **FP32)
     assert_close(metrics["mean_reward"], torch.tensor([0.75, 0.75, 0.3]), **FP32)
     assert not any(value.requires_grad for value in metrics.values())
-    soft = BradleyTerry()(PAIRS, {"p_chosen": P}).metrics["accuracy"]
+    soft = BradleyTerry().of_batch(PAIRS, {"p_chosen": P}).metrics["accuracy"]
     assert_close(soft, torch.tensor([0.9, 0.8, 0.0]), **FP32)
 
 
 def test_scaled_bradley_terry_weighs_by_the_margin() -> None:
-    got = ScaledBradleyTerry(label_smoothing=0.1)(PAIRS, {"margin": MARGIN}).loss
-    assert_close(
-        got, scaled_bradley_terry_loss(CHOSEN, REJECTED, MARGIN, label_smoothing=0.1), **FP32
-    )
+    got = ScaledBradleyTerry(label_smoothing=0.1).of_batch(PAIRS, {"margin": MARGIN}).loss
+    assert_close(got, ScaledBradleyTerry(0.1)(CHOSEN, REJECTED, margin=MARGIN), **FP32)
 
 
-def test_rankings_use_scores_and_branch_mask() -> None:
-    for loss, expected in (
-        (AllPairs(), all_pairs_loss(SCORES, RATINGS, BRANCHES)),
-        (AllPairs(temperature=0.8), all_pairs_loss(SCORES, RATINGS, BRANCHES, 0.8)),
-        (PlackettLuce(), plackett_luce_loss(SCORES, RATINGS, BRANCHES)),
-        (PlackettLuce(top=1), plackett_luce_loss(SCORES, RATINGS, BRANCHES, 1)),
-        (Regression(), regression_loss(SCORES, RATINGS, BRANCHES)),
-    ):
-        output = loss(SCORES, LIST_BATCH)
-        assert_close(output.loss, expected, **FP32)
-        assert output.loss.shape == (3,)
+@pytest.mark.parametrize(
+    "loss",
+    [AllPairs(), AllPairs(temperature=0.8), PlackettLuce(), PlackettLuce(top=1), Regression()],
+)
+def test_rankings_use_scores_and_branch_mask(loss: Any) -> None:
+    output = loss.of_batch(SCORES, LIST_BATCH)
+    assert_close(output.loss, loss(SCORES, RATINGS, BRANCHES), **FP32)
+    assert output.loss.shape == (3,)
     full = {"score": RATINGS[:1]}
-    assert_close(AllPairs()(SCORES[:1], full).loss, AllPairs()(SCORES, LIST_BATCH).loss[:1], **FP32)
+    assert_close(loss.of_batch(SCORES[:1], full).loss, output.loss[:1], **FP32)
+
+
+def test_lists_without_a_pair_have_no_accuracy() -> None:
+    accuracy = AllPairs().of_batch(SCORES, LIST_BATCH).metrics["accuracy"]
+    assert accuracy.isnan().tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("loss", [AllPairs(), PlackettLuce()])
 def test_a_pair_without_scores_is_chosen_over_rejected(loss: RewardLoss) -> None:
-    output = loss(PAIRS, {})
-    assert_close(output.loss, bradley_terry_loss(CHOSEN, REJECTED), **FP32)
+    output = loss.of_batch(PAIRS, {})
+    assert_close(output.loss, BradleyTerry()(CHOSEN, REJECTED), **FP32)
     assert output.metrics["accuracy"].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_outcome_and_single_ratings() -> None:
     logits, labels = torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([True, True, False])
-    output = Outcome()(logits, {"label": labels})
-    assert_close(output.loss, outcome_loss(logits[:, 0], labels.float()), **FP32)
+    output = Outcome().of_batch(logits, {"label": labels})
+    assert_close(output.loss, Outcome()(logits[:, 0], labels.float()), **FP32)
     assert output.metrics["accuracy"].tolist() == [1.0, 0.0, 0.0]
     ratings = torch.tensor([1.0, -1.0, 0.0])
     assert_close(
-        Regression()(logits, {"score": ratings}).loss, torch.tensor([1.0, 0.0, 0.25]), **FP32
+        Regression().of_batch(logits, {"score": ratings}).loss,
+        torch.tensor([1.0, 0.0, 0.25]),
+        **FP32,
     )
 
 
 def test_a_weighted_sum_of_losses_is_a_loss() -> None:
     both = RewardLossSum([BradleyTerry(), ScaledBradleyTerry()], [1.0, 0.5])
-    got = both(PAIRS, {"margin": MARGIN})
+    got = both.of_batch(PAIRS, {"margin": MARGIN})
     expected = (
-        BradleyTerry()(PAIRS, {"margin": MARGIN}).loss
-        + 0.5 * ScaledBradleyTerry()(PAIRS, {"margin": MARGIN}).loss
+        BradleyTerry().of_batch(PAIRS, {"margin": MARGIN}).loss
+        + 0.5 * ScaledBradleyTerry().of_batch(PAIRS, {"margin": MARGIN}).loss
     )
     assert_close(got.loss, expected, **FP32)
     assert set(got.metrics) == {"accuracy", "margin", "mean_reward"}
     assert_close(
-        RewardLossSum([BradleyTerry()])(PAIRS, {}).loss, BradleyTerry()(PAIRS, {}).loss, **FP32
+        RewardLossSum([BradleyTerry()]).of_batch(PAIRS, {}).loss,
+        BradleyTerry().of_batch(PAIRS, {}).loss,
+        **FP32,
     )
 
 
@@ -130,7 +128,7 @@ def test_pair_losses_refuse_lists(loss: RewardLoss) -> None:
         ConfigurationError,
         match=r"chosen and a rejected completion, but these rows have 3.*AllPairs",
     ):
-        loss(SCORES, LIST_BATCH | {"margin": MARGIN})
+        loss.of_batch(SCORES, LIST_BATCH | {"margin": MARGIN})
 
 
 @pytest.mark.parametrize(
@@ -146,7 +144,7 @@ def test_pair_losses_refuse_lists(loss: RewardLoss) -> None:
 def test_a_missing_column_is_named(loss: RewardLoss, scores: Tensor, column: str) -> None:
     message = rf"{type(loss).__name__} needs the column '{column}', which the batches lack \(they hold \['index'\]\)"
     with pytest.raises(DataError, match=message):
-        loss(scores, {"index": torch.arange(3)})
+        loss.of_batch(scores, {"index": torch.arange(3)})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +171,7 @@ def test_a_missing_column_is_named(loss: RewardLoss, scores: Tensor, column: str
             r"weights must be as many as losses \(1\)",
         ),
         (
-            lambda: Outcome()(PAIRS, {"label": P}),
+            lambda: Outcome().of_batch(PAIRS, {"label": P}),
             r"Outcome judges one completion a row; these rows have 2 branches",
         ),
     ],
