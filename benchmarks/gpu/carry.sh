@@ -2,7 +2,7 @@
 # What a GPU machine with PyTorch's usual stack (torch, transformers, peft, lightning, accelerate) and without network lacks, as
 # wheels in .whl/, which git ignores. Run in the repository's root, with network.
 #   bash benchmarks/gpu/carry.sh            all of it, about 47 MB
-#   STRIP=1 bash benchmarks/gpu/carry.sh    of bitsandbytes the libraries for CPU and CUDA 13.0 alone: about 9 MB
+#   STRIP=1 bash benchmarks/gpu/carry.sh    of bitsandbytes the libraries for CPU and CUDA 13.0 alone: about 7 MB
 # PYTHON_VERSION (3.12) and CUDA (130) are those of that machine.
 set -euo pipefail
 version=${PYTHON_VERSION:-3.12}

@@ -37,7 +37,7 @@ python -m benchmarks.gpu --out runs/gpu --markdown docs/GPU.md
 ```
 
 For a machine without network, which has PyTorch's usual stack: `benchmarks/gpu/carry.sh` fetches the wheels that it lacks
-into `.whl/` (`STRIP=1` keeps of bitsandbytes what an H100 needs: about 9 MB in all), and there
+into `.whl/` (`STRIP=1` keeps of bitsandbytes what an H100 needs: about 7 MB in all), and there
 `benchmarks/gpu/gpu_check.sh` installs them and runs the command. `--size 7b --only machine grpo --budget 600` is a run of its
 own. `--device cpu --size tiny` rehearses everything; its numbers mean nothing.
 """

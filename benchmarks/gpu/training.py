@@ -90,8 +90,13 @@ def nf4(setting: Setting) -> Result:
     base, adapter = setting.work / "base", setting.work / "reward"
     loaded = Backbone.load(setting.spec(lora=None))
     loaded.model.save_pretrained(base)
-    loaded.tokenizer.save_pretrained(base)
-    spec = ModelSpec(name=str(base), dtype="bfloat16", quantization="nf4", lora=setting.spec().lora)
+    spec = ModelSpec(
+        name=str(base),
+        tokenizer=setting.tiny,
+        dtype="bfloat16",
+        quantization="nf4",
+        lora=setting.spec().lora,
+    )
     rewarding = Backbone.load(spec, lm_head=False)
     rewarding.add_adapter("reward")
     rewarding.add_head("reward")
