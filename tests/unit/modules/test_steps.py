@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
@@ -151,6 +151,13 @@ def test_checkpoints_by_optimizer_steps_are_refused(tiny_model_dir: Path, tmp_pa
     with pytest.raises(ConfigurationError, match=r"every_n_train_steps=3.*IterationCheckpoint"):
         run(make_ppo(tiny_model_dir))
     run(make_ppo(tiny_model_dir, updates=ONE_STEP))
+
+
+@pytest.mark.filterwarnings("ignore:You.re using the WeightAveraging callback")
+def test_averages_of_the_whole_model_are_refused(tiny_model_dir: Path) -> None:
+    trainer = make_trainer(callbacks=[EMAWeightAveraging()])
+    with pytest.raises(ConfigurationError, match=r"EMAWeightAveraging copies the whole model"):
+        trainer.fit(make_ppo(tiny_model_dir), prompt_loader(tiny_model_dir))
 
 
 def test_a_schedule_that_waits_for_a_metric_is_refused(tiny_model_dir: Path) -> None:
