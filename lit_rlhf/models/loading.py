@@ -262,7 +262,8 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
                 f"Can't build a model of config {spec.config}: {error}"
             ) from error
     if spec.quantization == "none":
-        return model.to(device)
+        model.to(device)  # type: ignore[arg-type]  # transformers wraps it, and mypy loses `self`
+        return model
     # bitsandbytes quantizes as weights are loaded, so they make a detour over the disk.
     with tempfile.TemporaryDirectory() as directory:
         with quiet():
