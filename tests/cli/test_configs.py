@@ -1,6 +1,7 @@
 """Every file of configs/ runs, from YAML through `main`, in the order in which a user would run them."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,29 @@ def test_there_are_configurations_and_no_others() -> None:
     assert {path.parent.name for path in CONFIGS.rglob("*.yaml")} == {*STAGES, "overlays", "parts"}
 
 
+def test_the_wheel_has_them(tmp_path: Path) -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    builder = wheel.WheelBuilder(str(CONFIGS.parent))
+    (built,) = builder.build(directory=str(tmp_path), versions=["standard"])
+    names = set(zipfile.ZipFile(built).namelist())
+    assert {
+        f"lit_rlhf/configs/{path.relative_to(CONFIGS)}" for path in CONFIGS.rglob("*.yaml")
+    } <= names
+
+
+def test_the_four_bit_reward_model_is_an_adapter(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that PPO can put it on the base that the policy has."""
+    monkeypatch.chdir(workplace)
+    if not Path("runs/reward/nf4_lora/export").is_dir():
+        _run(CONFIGS / "reward" / "nf4_lora.yaml")
+    assert Path("runs/reward/nf4_lora/export/adapter_config.json").is_file()
+
+
 def test_configurations_are_short() -> None:
     sizes = {path: len(path.read_text().splitlines()) for path in CONFIGS.rglob("*.yaml")}
-    assert sum(sizes.values()) < 800
+    assert sum(sizes.values()) < 700
     assert max(sizes.values()) <= 36
 
 
