@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jsonargparse
-from jsonargparse._loaders_dumpers import yaml_load
+from jsonargparse._loaders_dumpers import get_loader_exceptions, yaml_load
 from jsonargparse._util import import_object
 
 # It tells of each member of a union why it doesn't fit, and repeats what was given: the whole configuration.
@@ -77,13 +77,11 @@ def read_none_as_null() -> None:
 
     A `null` for an option of an option's option is handed from parser to parser as text, as Python writes it.
     """
-    import yaml  # noqa: PLC0415  (jsonargparse's own, asked for by its extra)
-
-    jsonargparse.set_loader("yaml", _load, (yaml.YAMLError,))
+    jsonargparse.set_loader("yaml", _load, get_loader_exceptions("yaml"))
 
 
 def _load(text: str) -> object:
-    return None if text == "None" else yaml_load(text)
+    return None if text == "None" else yaml_load(text)  # type: ignore[no-untyped-call]
 
 
 def flat_options(config: object, key: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:

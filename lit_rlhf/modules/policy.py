@@ -309,9 +309,8 @@ class PolicyModule(RLHFModule):
         self.engine.check(self.backbone)
         with self.phases("rollout"), gathered(self.backbone):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
-        self.phases.add_flops(
-            "rollout", generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
-        )
+        flops = generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
+        self.phases.add_flops("rollout", flops)
         columns = batch.get("columns", {})
         completions = stages.read_completions(self.backbone.tokenizer, prompts, generation, columns)
         return Rollout(prompts, generation), completions

@@ -55,7 +55,7 @@ class HFEngine(RolloutEngine):
             role=role,
         )
 
-    def check(self, backbone: Backbone, role: str = "policy") -> None:
+    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
         """Compare a few generated tokens of a backbone with its forward pass, the first time that it is asked for.
 
         Raises:
