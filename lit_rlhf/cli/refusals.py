@@ -1,5 +1,6 @@
 """What the parser and constructors say of a wrong option, in the words of the person who wrote it."""
 
+import dataclasses
 import inspect
 import sysconfig
 import traceback
@@ -11,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lit_rlhf.cli.help import described_classes
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
-from lit_rlhf.internals.jsonargparse import Complaint, read_refusal
+from lit_rlhf.internals.jsonargparse import Complaint, flat_options, read_refusal
 
 PACKAGES = ("callbacks", "data", "modules", "objectives", "rewards", "rollout")
 """Packages of classes that a configuration can name."""
@@ -63,7 +64,7 @@ def construct(kind: Any, *args: Any, **options: Any) -> Any:
     Raises:
         ConstructorError: Its constructor raises anything else than an error of ours; the message has the options.
     """
-    refuse_null(kind, options)
+    refuse_misfits(kind, options)
     try:
         return kind(*args, **options)
     except LitRLHFError:
@@ -79,21 +80,41 @@ def construct(kind: Any, *args: Any, **options: Any) -> Any:
         raise ConstructorError(kind, message) from error
 
 
-def refuse_null(kind: Any, options: dict[str, Any]) -> None:
-    """Refuse null for options of the library's classes that must have a value; the parser takes it for "not given".
+def refuse_all_misfits(config: Any) -> None:
+    """Refuse misfits in every class of a parsed configuration.
+
+    Raises:
+        ConfigurationError: There is one; the message begins with its class's key.
+    """
+    for key, kind, given in flat_options(config):
+        try:
+            refuse_misfits(kind, given)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{key}: {error}") from error
+
+
+def refuse_misfits(kind: Any, options: dict[str, Any]) -> None:
+    """Refuse what the parser lets through for options of the library's classes: null for a value, a list for a group.
 
     Raises:
         ConfigurationError: There is one.
     """
-    nulls = [name for name, value in options.items() if value is None]
-    if not nulls or not kind.__module__.startswith("lit_rlhf."):
+    plain = [n for n, v in options.items() if v is None or isinstance(v, list | str | int | float)]
+    if not plain or not kind.__module__.startswith("lit_rlhf."):
         return
     hints = get_type_hints(kind.__init__)
-    for name in nulls:
-        hint = hints.get(name, Any)
-        union = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
-        if hint is not Any and hint is not type(None) and not union:
+    for name in plain:
+        hint, value = hints.get(name, Any), options[name]
+        union = get_origin(hint) in (Union, types.UnionType)
+        members = get_args(hint) if union else (hint,)
+        if value is None and not {Any, type(None)}.intersection(members):
             raise ConfigurationError(f"{kind.__name__}({name}=null): {name} must have a value.")
+        if value is not None and all(
+            dataclasses.is_dataclass(m) or m is type(None) for m in members
+        ):
+            raise ConfigurationError(
+                f"{kind.__name__}({name}={value!r}): {name} is a group of options: --KEY.{name}.help shows them."
+            )
 
 
 def describe(text: str) -> str:

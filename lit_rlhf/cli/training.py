@@ -27,7 +27,7 @@ from lit_rlhf.cli.refusals import (
     construct,
     describe,
     own_error,
-    refuse_null,
+    refuse_all_misfits,
     sentence,
 )
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
@@ -68,11 +68,7 @@ class TrainingCLI(CommandLineWins):
     def before_instantiate_classes(self) -> None:
         """Give the trainer the run's directory, and refuse null where a value must be."""
         options = self.config[self.subcommand]
-        for key, kind, given in flat_options(options):
-            try:
-                refuse_null(kind, given)
-            except ConfigurationError as error:
-                raise ConfigurationError(f"{key}: {error}") from error
+        refuse_all_misfits(options)
         if options.run_dir is None:
             return
         if options.trainer.default_root_dir not in (None, options.run_dir):
@@ -192,7 +188,7 @@ def run(words: Sequence[str]) -> None:
     own_command_line = list(words) == sys.argv[1:]
     words = ["--help" if word == "--help-all" else word for word in words]
     read_none_as_null()
-    _import_components()
+    import_components()
     # `main([...])` from Python is how tests and notebooks run a configuration; Lightning warns of any `args`.
     warnings.filterwarnings(
         "ignore", message="LightningCLI's args parameter is intended to run from within Python"
@@ -228,7 +224,7 @@ def _start(args: list[str] | None) -> None:
     )
 
 
-def _import_components() -> None:
+def import_components() -> None:
     """Import the packages whose classes are known by their short names in YAML."""
     for package in PACKAGES:
         __import__(f"lit_rlhf.{package}")

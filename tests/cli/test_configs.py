@@ -1,6 +1,10 @@
 """Every file of configs/ runs, from YAML through `main`, in the order in which a user would run them."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -113,6 +117,43 @@ def test_configuration_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
     assert list((run / "lightning_logs").rglob("config.yaml"))
     assert path.parent.name != "policy" or (run / "samples.jsonl").stat().st_size > 0
     assert sorted(place.name for place in Path().iterdir()) == ["cache", "data", "runs"]
+
+
+def test_sigterm_keeps_a_checkpoint(workplace: Path, tmp_path: Path) -> None:
+    """The console script with a configuration as it is shipped, but for its length."""
+    files = [CONFIGS / "reward" / "lora.yaml", CONFIGS / "overlays" / "tiny.yaml"]
+    words = [
+        "--trainer.max_epochs",
+        "100000",
+        "--run_dir",
+        str(tmp_path),
+        "--data.cache_dir",
+        "cache",
+    ]
+    started = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("lit-rlhf")),
+            "fit",
+            *(word for file in files for word in ("-c", str(file))),
+            *words,
+        ],
+        cwd=workplace,
+        env={**os.environ, "PYTHONPATH": str(CONFIGS.parent)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while started.poll() is None and not (tmp_path / "metrics.jsonl").is_file():
+            time.sleep(0.1)
+        started.terminate()
+        _, said = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 143, said
+    assert "SIGTERM: saved" in said
+    assert "Traceback" not in said
+    assert list((tmp_path / "checkpoints").glob("iteration-*.ckpt"))
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo", "dapo", "online_dpo"])
