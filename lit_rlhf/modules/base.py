@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
@@ -140,6 +141,18 @@ class RLHFModule(LightningModule):
             raise ConfigurationError(
                 f"trainer.precision={precision!r} casts heads, adapters and running statistics to half precision. Set "
                 "model.init_args.backbone.dtype: bfloat16 (weights of the base) and trainer.precision: 32-true instead."
+            )
+
+        averaging = [
+            type(each).__name__
+            for each in getattr(self.trainer, "callbacks", [])
+            if isinstance(each, WeightAveraging)
+        ]
+        if stage == "fit" and averaging:
+            raise ConfigurationError(
+                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every checkpoint, and a run "
+                "can't go on from them. Remove it from trainer.callbacks; checkpoints hold trained weights alone, and "
+                "those of several iterations can be averaged after the run."
             )
 
     def on_fit_start(self) -> None:

@@ -29,7 +29,7 @@ def test_every_package_is_in_the_reference() -> None:
 @pytest.mark.docs
 def test_it_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs the docs extra")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "--site-dir", str(tmp_path / "site")],
