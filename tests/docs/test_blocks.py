@@ -7,6 +7,7 @@ here: what installs, takes hours, serves, or needs several machines.
 import shlex
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,9 @@ def run_line(line: str) -> None:
     words = shlex.split(line, comments=True)
     if words[:3] == ["python", "-m", "lit_rlhf.testing.tiny"]:
         tiny.main(words[3:])
+        return
+    if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+        assert find_spec(words[2])  # they want a machine of their own
         return
     assert words[0] == "lit-rlhf", f"a bash block runs; use sh for what can't: {line}"
     try:
