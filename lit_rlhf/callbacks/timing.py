@@ -35,7 +35,8 @@ class PhaseTimer(Callback):
     For policies: `train/time/<phase>` in seconds (rollout, reward, reference, update, other; their sum is
     `train/time/iteration`), `train/throughput/generated_tokens_per_second` over the rollout and
     `train/throughput/trained_tokens_per_second` over the update. Other modules have one phase, the update. Tokens are
-    those of all processes.
+    those of all processes. On CUDA `train/memory/peak_gib` is the most memory that tensors took during the iteration, on the
+    first process's device.
 
     With a peak, `train/throughput/mfu` is the model-FLOPs utilisation of the update, and
     `train/throughput/<phase>_mfu` that of each other phase: its FLOPs by arithmetic over its seconds and the peak. A
@@ -108,6 +109,8 @@ class PhaseTimer(Callback):
         if not self._has_phases:
             self._phases.reset()
         self._recording = self.profile and self._iterations == _PROFILED and trainer.is_global_zero
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._began = now()
         self._add(self.totals, {_OUTSIDE: self._began - self._ended})
         if self._recording:
@@ -140,6 +143,8 @@ class PhaseTimer(Callback):
             "time/iteration": iteration
         }
         logged |= self._throughput(seconds, tokens, flops)
+        if pl_module.device.type == "cuda":
+            logged["memory/peak_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
         pl_module.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
         self._ended = now()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.numerics import cumulative_sum
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.arithmetic import check_arithmetic
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
@@ -148,7 +149,7 @@ def _left_padded(ids: Tensor, mask: Tensor, pad: int) -> tuple[Tensor, Tensor]:
 
 def _generation(tokens: Tensor, logprobs: Tensor, ends: Tensor, pad: int) -> Generation:
     ended = torch.isin(tokens, ends)
-    mask = (ended.cumsum(-1) - ended.long()) == 0
+    mask = (cumulative_sum(ended.long()) - ended.long()) == 0
     return Generation(
         tokens=torch.where(mask, tokens, pad),
         mask=mask,

@@ -82,7 +82,9 @@ def test_modules_without_phases_are_one_update(tmp_path: Path) -> None:
     timer.on_train_batch_start(trainer, trainer.lightning_module, batch, 0)
     timer._ended = time.perf_counter()
     logged: dict[str, float] = {}
-    module = SimpleNamespace(log_dict=lambda values, batch_size: logged.update(values))
+    module = SimpleNamespace(
+        device=torch.device("cpu"), log_dict=lambda values, batch_size: logged.update(values)
+    )
     PhaseTimer.on_train_batch_end(timer, trainer, module, None, batch, 0)
     assert timer.tokens == {"update": 7}
     assert logged["train/throughput/trained_tokens_per_second"] == pytest.approx(
@@ -188,3 +190,16 @@ def test_a_profile_of_ppo_counts_every_pass(tmp_path: Path, tiny_model_dir: Path
     assert "| update |" in text
     assert "aten::mm" in text
     assert not any(module._forward_hooks for module in backbone.modules())
+
+
+def test_peak_memory_is_logged_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, logged, since = torch.device("cuda"), {}, []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", since.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    trainer = SimpleNamespace(is_global_zero=True, world_size=1)
+    module: Any = SimpleNamespace(device=gpu, log_dict=lambda values, **_: logged.update(values))
+    timer = PhaseTimer()
+    timer.on_train_batch_start(trainer, module, {}, 0)  # type: ignore[arg-type]
+    timer.on_train_batch_end(trainer, module, None, {}, 0)  # type: ignore[arg-type]
+    assert since == [gpu]
+    assert logged["train/memory/peak_gib"] == 3.0
