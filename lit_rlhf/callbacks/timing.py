@@ -79,6 +79,7 @@ class PhaseTimer(Callback):
         self.flops: dict[str, float] = {}
         self._peak: float | None = None
         self._phases = Phases()
+        self._has_phases = False
         self._hooks: list[RemovableHandle] = []
         self._operators = OperatorProfile()
         self._recording = False
@@ -89,6 +90,7 @@ class PhaseTimer(Callback):
         """Watch the module's backbones, and measure the peak where asked."""
         self.totals, self.tokens, self.flops, self._iterations = {}, {}, {}, 0
         phases = getattr(pl_module, "phases", None)
+        self._has_phases = isinstance(phases, Phases)
         self._phases = phases if isinstance(phases, Phases) else Phases()
         backbones = [module for module in pl_module.modules() if isinstance(module, Backbone)]
         wants_peak = self.peak_flops == "measure" or (self.profile and self.peak_flops is None)
@@ -104,7 +106,7 @@ class PhaseTimer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """An iteration begins."""
-        if not isinstance(getattr(pl_module, "phases", None), Phases):
+        if not self._has_phases:
             self._phases.reset()
         self._recording = self.profile and self._iterations == _PROFILED and trainer.is_global_zero
         if pl_module.device.type == "cuda":
@@ -120,7 +122,7 @@ class PhaseTimer(Callback):
         """Log the iteration's seconds and throughput."""
         iteration = now() - self._began
         phases = self._phases
-        if phases is getattr(pl_module, "phases", None):
+        if self._has_phases:
             seconds, tokens = dict(phases.seconds), dict(phases.tokens)
             seconds[_OTHER] = iteration - sum(seconds.values())
         else:
@@ -177,7 +179,10 @@ class PhaseTimer(Callback):
         kwargs: dict[str, Any],
         output: BranchOutput,
     ) -> None:
-        """Add a pass's FLOPs to those of the phase that is on."""
+        """Add a pass's FLOPs to those of the phase that is on; passes between the phases of an iteration are checks."""
+        phase = self._phases.current if self._has_phases else _UPDATE
+        if phase is None:
+            return
         batch = args[0] if args else kwargs["batch"]
         known = [
             value for value in (output.logprobs, output.values, output.scores) if value is not None
@@ -189,7 +194,7 @@ class PhaseTimer(Callback):
             logprobs=output.logprobs is not None or output.entropy is not None,
             backward=any(value.requires_grad for value in known),
         )
-        self._phases.add_flops(self._phases.current or _UPDATE, flops)
+        self._phases.add_flops(phase, flops)
 
     def _unhook(self) -> None:
         while self._hooks:

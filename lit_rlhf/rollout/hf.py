@@ -45,11 +45,7 @@ class HFEngine(RolloutEngine):
             ConfigurationError: The model can't generate, or a prompt and its completion exceed its context.
         """
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
-        if not backbone.model.can_generate():
-            raise ConfigurationError(
-                f"{type(backbone.model).__name__} can't generate: load a causal language model."
-            )
-        check_arithmetic(self, self._sample, backbone, role)
+        self.check(backbone, role)
         return self._sample(
             backbone,
             prompt_ids,
@@ -59,6 +55,18 @@ class HFEngine(RolloutEngine):
             num_samples=num_samples,
             role=role,
         )
+
+    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
+        """Compare a few generated tokens of a backbone with its forward pass, the first time that it is asked for.
+
+        Raises:
+            ConfigurationError: They differ, or the model can't generate.
+        """
+        if not backbone.model.can_generate():
+            raise ConfigurationError(
+                f"{type(backbone.model).__name__} can't generate: load a causal language model."
+            )
+        check_arithmetic(self, self._sample, backbone, role)
 
     def _sample(
         self,

@@ -16,7 +16,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import current_metrics
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.models.flops import generation_flops, pass_flops
-from lit_rlhf.modules import PPOPolicyModule, Updates
+from lit_rlhf.modules import PPOPolicyModule, Updates, phases
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EvaluatedRollout
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
@@ -90,6 +90,34 @@ def test_modules_without_phases_are_one_update(tmp_path: Path) -> None:
     assert logged["train/throughput/trained_tokens_per_second"] == pytest.approx(
         7 / logged["train/time/update"]
     )
+
+
+def test_automatic_modules_wait_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step only launches work on a device; it takes as long as that does."""
+    launched: list[float] = []
+
+    def wait() -> None:
+        while launched:
+            time.sleep(launched.pop())
+
+    device = SimpleNamespace(is_available=lambda: True, synchronize=wait)
+    monkeypatch.setattr(phases, "torch", SimpleNamespace(cuda=device))
+
+    class Launching(Module):
+        def __init__(self) -> None:
+            super().__init__(manual=False)
+            self.phases = None  # type: ignore[assignment]
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            launched.append(0.1)
+            return self.loss(batch)
+
+    timer = Reader()
+    trainer = quiet_trainer(tmp_path, [timer], max_epochs=1, enable_checkpointing=False)
+    trainer.fit(Launching(), datamodule=Data())
+    assert timer.last["train/time/update"] >= 0.1
 
 
 def test_table_has_shares_of_the_whole() -> None:
