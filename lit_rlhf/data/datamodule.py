@@ -34,10 +34,19 @@ from lit_rlhf.data.position import (
     check_state,
 )
 from lit_rlhf.data.preparation import Preparation, Shape
+from lit_rlhf.data.recognition import (
+    Auto,
+    Takes,
+    choose,
+    first_rows,
+    spell,
+    unread_columns,
+)
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
+from lit_rlhf.data.showing import say_difference, say_format
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
@@ -79,7 +88,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         tokenizer: Directory or hub id of the model's tokenizer, or from Python the tokenizer.
         tokenizer_revision: Branch, tag or commit of it on the hub.
         trust_remote_code: Run code that comes with the tokenizer. Off: such tokenizers are refused.
-        format: How rows become records. None: what the kind of data reads by default.
+        format: How rows become records. None: the one that reads the first rows, found for each source by itself and
+            said, with a row as the model will see it. Rows that several read, or none, are refused (see `Auto`).
         val_fraction: Where `val` is None, the share of the training prompts that is kept for validation. The side is
             decided by a hash of the prompt, so a prompt never stands on both. 0 keeps none.
         split_seed: Other seeds keep other prompts. Leave it when the seed of the run changes, or validation data leak.
@@ -107,7 +117,12 @@ class BranchedDataModule(LightningDataModule, ABC):
     """
 
     shape: ClassVar[Shape]
-    default_format: ClassVar[Format]
+    takes: ClassVar[Takes]
+    """The kinds of records that make batches, as they are or through a wrapper."""
+    canonical_format: ClassVar[Format]
+    """What `records` of a subclass gets from its base, and what a source without rows is read with."""
+    default_format: ClassVar[Format | None] = None
+    """A subclass's own format where none is set. None: it is found from the rows."""
     default_bucket_batches: ClassVar[int] = 50
 
     def __init__(
@@ -141,7 +156,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.save_hyperparameters(logger=False)
         self._keep_plain_hyperparameters()
         self.sources = {"train": train, "val": val, "test": test}
-        self.format = format if format is not None else self.default_format
+        self.format = format or self.default_format or self._found_format()
+        self.formats: dict[str, Format] = {}
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
@@ -170,7 +186,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         Raises:
             InvalidRowError: The row can't be used.
         """
-        return self.format(row)
+        return self.format_of(next(name for name, each in self.sources.items() if each))(row)
 
     @abstractmethod
     def collator(self) -> BranchedCollator:
@@ -254,6 +270,35 @@ class BranchedDataModule(LightningDataModule, ABC):
         if splits and "val" in opened:
             self._split()
 
+    def _found_format(self) -> Format:
+        overridden = type(self).records is not BranchedDataModule.records
+        return self.canonical_format if overridden else Auto()
+
+    def format_of(self, name: str) -> Format:
+        """The format of a source, found from its first rows where none is set.
+
+        Args:
+            name: train, val or test.
+
+        Raises:
+            ConfigurationError: No format reads the rows, or several do.
+        """
+        if not isinstance(self.format, Auto):
+            return self.format
+        if name not in self.formats:
+            self.formats[name] = self._find_format(self.format, self._source(name))
+            if name != "train" and self.sources["train"] is not None:
+                say_difference(name, spell(self.formats[name]), spell(self.format_of("train")))
+        return self.formats[name]
+
+    def _find_format(self, auto: Auto, source: Source) -> Format:
+        rows = first_rows(source)
+        if not rows:
+            return self.canonical_format
+        what, usual = (str(source), type(self).__name__), self.canonical_format
+        template = self.tokenizer.chat_template is not None
+        return choose(rows, auto, self.takes, usual, *what, template=template)
+
     def _split(self) -> None:
         rows = self.rows["train"]
         train, val = rows.split(self.val_fraction, self.split_seed)
@@ -274,7 +319,9 @@ class BranchedDataModule(LightningDataModule, ABC):
             truncate=self.too_long == "truncate",
         )
         policies = self.invalid, self.too_long, self.max_invalid
-        preparation = Preparation(self._source(name), self.records, encoder, self.shape, *policies)
+        found = isinstance(self.format, Auto)
+        convert = self.format_of(name) if found else self.records
+        preparation = Preparation(self._source(name), convert, encoder, self.shape, *policies)
         cache = TokenCache(cache_root(self.cache_dir))
         rebuild = (
             self._uncached and verify
@@ -286,6 +333,10 @@ class BranchedDataModule(LightningDataModule, ABC):
             self._checksums[name] = entry.checksum
             self.reports[name] = Report.from_json(entry.meta)
             say(self.reports[name])
+            if found and len(rows := TokenizedRows(entry)) > 0:
+                unread = unread_columns(self.format_of(name), first_rows(self._source(name)))
+                what = f"{self._source(name)} is read as {spell(self.format_of(name))}"
+                say_format(what, rows[0], self.tokenizer, unread)
         self.reports[name].judge(*policies)
         return entry
 
@@ -296,7 +347,7 @@ class BranchedDataModule(LightningDataModule, ABC):
                 "code": code_of_preparation(),
                 "source": self._source(name).fingerprint(),
                 "module": self,
-                "format": self.format,
+                "format": self.format_of(name),
                 "shape": self.shape,
                 "tokenizer": self.tokenizer_fingerprint,
                 "limits": [*limits, self.too_long, self.invalid],
