@@ -72,10 +72,14 @@ def show(
             for each in readings(rows)
             if each.kind != reading.kind
         ]
+    try:
+        records = reading.format(shown)
+    except InvalidRowError as error:
+        raise DataError(f"{source.locate(row - 1)}: {error}.") from error
     if unread := unread_columns(reading.format, [shown]):
         lines.append(f"columns that are not read: {', '.join(unread)}")
     paint = color == "always" or (color == "auto" and sys.stdout.isatty())
-    for record in reading.format(shown):
+    for record in records:
         lines += ["", *_parts(record, shown, loaded, paint=paint)]
     print_text("\n".join(lines) + "\n")
 
@@ -87,7 +91,9 @@ def convert(
     format: Format | None = None,  # noqa: A002  (see above)
     invalid: Literal["drop", "error"] = "drop",
 ) -> None:
-    """Write any format as the canonical columns, which every version of this library, and TRL, reads without an option.
+    """Write any format as the columns prompt, chosen, rejected and so on, which are read without an option.
+
+    Questions and answers that are turns of a conversation are written as messages; transcripts with markers stay text.
 
     Args:
         path: See `lit-rlhf data show --help`.
@@ -100,6 +106,10 @@ def convert(
         raise ConfigurationError(f"The output is {output}; its suffix must be .jsonl or .parquet.")
     source = _source(path)
     reading = read_as(first_rows(source), str(source), kind, format)
+    if format is None and reading.format.style == "turns":
+        reading = as_conversation(
+            reading, template=True
+        )  # as text, question and answer would run together
     counts: dict[str, int] = {}
     made = _canonical(source, reading, counts, invalid)
     if output.suffix == ".jsonl":

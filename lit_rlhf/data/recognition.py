@@ -179,8 +179,8 @@ def choose(
 ) -> Format:
     """The one format of rows that a DataModule takes.
 
-    Rows that have all columns of the DataModule's usual format and are read by none are read by that one all the same:
-    what is wrong with them is then counted, and said of each.
+    Where no format reads them and some have all columns of the DataModule's usual format, that one is taken: what is
+    wrong with the rows is then counted by reason.
 
     Args:
         rows: The first rows.
@@ -205,7 +205,7 @@ def choose(
     others = [one for one in found if one.kind != "prompts"]
     if others:
         raise ConfigurationError(_refusal(others[0], rows, takes, what, module))
-    if 2 * sum(all(name in row for name in usual.reads()) for row in rows) >= len(rows):
+    if any(all(name in row for name in usual.reads()) for row in rows):
         return usual
     raise ConfigurationError(
         f"No format reads the rows of {what} as {module} needs them. Their columns: {_columns(rows)}. Nearest: "
@@ -229,14 +229,16 @@ def read_as(
         format: The format that is set, if one is.
 
     Raises:
-        ConfigurationError: There is none, or there are several.
-        InvalidRowError: A format is set, and the first row can't be read by it.
+        ConfigurationError: There is none, or there are several; or the format that is set reads no row.
     """
     if format is not None:
         if not rows:
             raise ConfigurationError(f"{what} has no rows.")
         readable = next((row for row in rows if format.reads_row(row)), rows[0])
-        return Reading(format, format(readable)[0])
+        try:
+            return Reading(format, format(readable)[0])
+        except InvalidRowError as error:
+            raise ConfigurationError(f"{spell(format)} reads no row of {what}: {error}.") from error
     found = readings(rows)
     kinds = [each for each in MODULES if any(one.kind == each for one in found)]
     wanted = kind or (kinds[0] if kinds else None)
