@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.data.cache import Entry, TokenCache, cache_root
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.encoding import Encoder
+from lit_rlhf.data.finding import FormatFinder
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import (
     UnknownContentError,
@@ -25,7 +26,7 @@ from lit_rlhf.data.keys import (
     describe_class,
     users_options,
 )
-from lit_rlhf.data.option_rules import OPTION_RULES
+from lit_rlhf.data.option_rules import OPTION_RULES, check_sources
 from lit_rlhf.data.position import (
     STATE_VERSION,
     Position,
@@ -34,19 +35,11 @@ from lit_rlhf.data.position import (
     check_state,
 )
 from lit_rlhf.data.preparation import Preparation, Shape
-from lit_rlhf.data.recognition import (
-    Auto,
-    Takes,
-    choose,
-    first_rows,
-    spell,
-    unread_columns,
-)
+from lit_rlhf.data.recognition import Auto, Takes
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
-from lit_rlhf.data.showing import say_difference, say_format
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
@@ -156,8 +149,11 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.save_hyperparameters(logger=False)
         self._keep_plain_hyperparameters()
         self.sources = {"train": train, "val": val, "test": test}
-        self.format = format or self.default_format or self._found_format()
-        self.formats: dict[str, Format] = {}
+        self.format = format or self.default_format or self._usual_format()
+        self._finder: FormatFinder | None = None
+        if isinstance(self.format, Auto):
+            usual, module = self.canonical_format, type(self).__name__
+            self._finder = FormatFinder(self.sources, self.format, self.takes, usual, module)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
@@ -214,16 +210,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         given = {**vars(self), **self.sources, "tokenizer": self._tokenizer_option}
         for name, (valid, allowed) in OPTION_RULES.items():
             check_option(valid(given[name]), self, name, given[name], allowed)
-        if not any(source is not None for source in self.sources.values()):
-            raise ConfigurationError(
-                "No data: set at least one of the data options `train`, `val` and `test`."
-            )
-        fraction = self.val_fraction
-        if fraction > 0 and (self.sources["val"] is not None or self.sources["train"] is None):
-            raise ConfigurationError(
-                f"val_fraction is {fraction}, which splits `train` where `val` is not set; `train` is "
-                f"{self.sources['train']}, `val` is {self.sources['val']}. Leave out val_fraction, or mend these."
-            )
+        check_sources(self.sources, self.val_fraction)
 
     # -- preparing ----------------------------------------------------------------------------------------------------
 
@@ -270,34 +257,13 @@ class BranchedDataModule(LightningDataModule, ABC):
         if splits and "val" in opened:
             self._split()
 
-    def _found_format(self) -> Format:
+    def _usual_format(self) -> Format:
         overridden = type(self).records is not BranchedDataModule.records
         return self.canonical_format if overridden else Auto()
 
     def format_of(self, name: str) -> Format:
-        """The format of a source, found from its first rows where none is set.
-
-        Args:
-            name: train, val or test.
-
-        Raises:
-            ConfigurationError: No format reads the rows, or several do.
-        """
-        if not isinstance(self.format, Auto):
-            return self.format
-        if name not in self.formats:
-            self.formats[name] = self._find_format(self.format, self._source(name))
-            if name != "train" and self.sources["train"] is not None:
-                say_difference(name, spell(self.formats[name]), spell(self.format_of("train")))
-        return self.formats[name]
-
-    def _find_format(self, auto: Auto, source: Source) -> Format:
-        rows = first_rows(source)
-        if not rows:
-            return self.canonical_format
-        what, usual = (str(source), type(self).__name__), self.canonical_format
-        template = self.tokenizer.chat_template is not None
-        return choose(rows, auto, self.takes, usual, *what, template=template)
+        """The format of the source train, val or test; found from its first rows where none is set."""
+        return self._finder.find(name, self.tokenizer) if self._finder else self.format
 
     def _split(self) -> None:
         rows = self.rows["train"]
@@ -319,8 +285,7 @@ class BranchedDataModule(LightningDataModule, ABC):
             truncate=self.too_long == "truncate",
         )
         policies = self.invalid, self.too_long, self.max_invalid
-        found = isinstance(self.format, Auto)
-        convert = self.format_of(name) if found else self.records
+        convert = self.format_of(name) if self._finder else self.records
         preparation = Preparation(self._source(name), convert, encoder, self.shape, *policies)
         cache = TokenCache(cache_root(self.cache_dir))
         rebuild = (
@@ -333,10 +298,8 @@ class BranchedDataModule(LightningDataModule, ABC):
             self._checksums[name] = entry.checksum
             self.reports[name] = Report.from_json(entry.meta)
             say(self.reports[name])
-            if found and len(rows := TokenizedRows(entry)) > 0:
-                unread = unread_columns(self.format_of(name), first_rows(self._source(name)))
-                what = f"{self._source(name)} is read as {spell(self.format_of(name))}"
-                say_format(what, rows[0], self.tokenizer, unread)
+            if self._finder:
+                self._finder.say(name, TokenizedRows(entry), self.tokenizer)
         self.reports[name].judge(*policies)
         return entry
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.data import (
     DemonstrationDataModule,
+    ExplicitPrompt,
     FileSource,
     Format,
     ImplicitPrompt,
