@@ -46,3 +46,18 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
     total, count = sum_over_ranks(torch.stack([(values * weights).sum(), weights.sum()]))
     mean: Tensor = total / count
     return mean
+
+
+def rank() -> int:
+    """Number of this process; 0 outside a process group."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
+def stack_over_ranks(value: Tensor) -> Tensor:
+    """(processes, ...) from a tensor (...) of one shape on all processes, without gradient."""
+    value = value.detach().contiguous()
+    if num_ranks() == 1:
+        return value[None]
+    found = [torch.empty_like(value) for _ in range(num_ranks())]
+    dist.all_gather(found, value)
+    return torch.stack(found)

@@ -21,5 +21,9 @@ class CheckpointError(LitRLHFError):
     """A checkpoint, an export or an adapter that is torn, incomplete or made for something else."""
 
 
+class TrainingDivergedError(LitRLHFError):
+    """Weights or losses have left the range of numbers, and going on would spend time on nothing."""
+
+
 class FileError(LitRLHFError):
     """A file or directory that can't be written: no room, no permission, or something else in its place."""

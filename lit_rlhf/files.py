@@ -5,6 +5,7 @@ power cut or a full disk leaves what was there before. Modes are those that the 
 """
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -31,6 +32,9 @@ _REFUSED = {
     errno.ELOOP,
     errno.EIO,
 }
+REFUSALS = _NO_ROOM | _REFUSED
+"""Numbers of errors by which the system says that a path can't be written."""
+
 # How libraries written in Rust (safetensors, tokenizers) say what the system told them.
 _SYSTEM_ERROR = re.compile(r"^(?:.*: )?(.+?) \(os error (\d+)\)")
 
@@ -215,6 +219,53 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+class DirectoryLock:
+    """Keeps a second process out of a directory; a process that is dead holds nothing.
+
+    The lock is the system's, on a hidden file beside it that says who holds it, and is not inherited by children. Within one
+    process it can be taken again.
+
+    Args:
+        directory: Made if it is missing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.path = directory.with_name(f".{directory.name}.lock")
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Take it.
+
+        Raises:
+            FileError: Another process holds it, or the directory can't be written.
+        """
+        with writing(self.directory, "The directory"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return  # a file system without locks
+            raise FileError(
+                f"Another run is writing to {self.directory} ({holder}). Wait for it, stop it, or give this run a "
+                "directory of its own (run_dir, or dirpath of the callbacks)."
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Give it back and remove the file; nothing if it isn't held."""
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}{_TEMPORARY}")
 
@@ -243,7 +294,7 @@ def _system_refusal(error: BaseException) -> tuple[int, str] | None:
             found = int(said[2]), said[1]
         else:
             found = 0, ""
-        if found[0] in _NO_ROOM | _REFUSED:
+        if found[0] in REFUSALS:
             return found
         at = at.__cause__ or at.__context__
     return None

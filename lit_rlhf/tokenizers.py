@@ -60,6 +60,25 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token with which the chat template ends an answer; None without a template or such a token.
+
+    Example: `<|im_end|>` of a base model with a ChatML template, whose EOS is another token.
+    """
+    if not tokenizer.chat_template:
+        return None
+    answer = "The answer."
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": answer}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # noqa: BLE001 - a template may refuse such turns; it says so where it is used
+        return None
+    ids = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((int(index) for index in ids if index in special), None)
+
+
 def eos_token_ids(*sources: object) -> tuple[int, ...]:
     """Ids that end a text, as tokenizers, configs and generation configs name them in `eos_token_id`."""
     found: set[int] = set()

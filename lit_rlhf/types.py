@@ -2,12 +2,16 @@
 
 Loaders emit plain dictionaries (Lightning moves those to devices); inside modules the frozen dataclasses below carry
 the data. Sequences of one prompt are neighbours: sequence n = prompt * K + branch.
+
+A rollout goes through stages, each a type with the fields of the one before and more: `Rollout` (sampled),
+`ScoredRollout`, `EvaluatedRollout`, `EstimatedRollout`. A field that a stage has is never None.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, NotRequired, Self, TypedDict, TypeVar
 
+import torch
 from torch import Tensor
 
 
@@ -118,19 +122,41 @@ class LossOutput:
 
     loss: Tensor  # (N, T) for token losses, (B,) or (B, K) for losses of examples or branches
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    logprobs: Tensor | None = None
+    """(N, T) of the current policy, where a loss of a rollout has them: what `target_kl` then looks at for free."""
+
+
+def asked(value: Tensor | None) -> Tensor:
+    """What was asked of a backbone, which gives nothing that wasn't.
+
+    Raises:
+        ValueError: It wasn't asked for.
+    """
+    if value is None:
+        raise ValueError(
+            "The backbone was not asked for this: see the arguments of Backbone.forward."
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One row per prompt."""
+
+    ids: Tensor  # (B, P) int64, right-padded
+    mask: Tensor  # (B, P) bool
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a rollout engine returns."""
+    """What a rollout engine returns: one row per sample."""
 
     tokens: Tensor  # (N, T) int64, padded after the end
     mask: Tensor  # (N, T) bool: 1 = a generated token that counts, EOS included
     finished: Tensor  # (N,) bool: ended by EOS or a stop token, not by the length limit
     logprobs: Tensor | None = None  # (N, T) float32 of the distribution sampled from
-    values: Tensor | None = (
-        None  # (N, T) float32 of the state before each token, where an engine was asked and could
-    )
+    values: Tensor | None = None
+    """(N, T) float32 of the state before each token, where an engine was asked and could."""
 
 
 @dataclass(frozen=True)
@@ -148,59 +174,164 @@ class Completions:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One iteration's samples; each stage fills in further fields with `dataclasses.replace`."""
+class Scores:
+    """What a reward says of completions."""
 
-    prompt_ids: Tensor  # (B, P) int64, right-padded
-    prompt_mask: Tensor  # (B, P) bool
-    tokens: Tensor  # (N, T) int64
-    response_mask: Tensor  # (N, T) bool
-    finished: Tensor  # (N,) bool
-    scores: Tensor  # (N,) float32
-    old_logprobs: (
-        Tensor  # (N, T) float32, of the distribution sampled from: the denominator of ratios
-    )
-    engine_logprobs: Tensor | None = None  # (N, T) float32, as the engine reported them
-    ref_logprobs: Tensor | None = None  # (N, T) float32
-    values: Tensor | None = None  # (N, T) float32
-    rewards: Tensor | None = None  # (N, T) float32
-    advantages: Tensor | None = None  # (N, T) float32
-    returns: Tensor | None = None  # (N, T) float32
-    wins: Tensor | None = (
-        None  # (N,) float32 in [0, 1]: how far the sample is preferred to the other one of its pair
-    )
-    baselines: Tensor | None = None  # (N,) float32: what a method of its own subtracts from returns
+    total: Tensor  # (N,) float32, higher is better
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """(N,) each: what the total is made of, or what watches beside it, by name; for the logs."""
+
+
+class Sample(TypedDict):
+    """A completion for people to read."""
+
+    iteration: int  # iterations done when it was drawn
+    prompt: str
+    response: str
+    score: float
+    finished: bool
+
+
+Change = Callable[..., Tensor]
+"""A tensor from the tensors that stand at one place in one or several records."""
+Stage = TypeVar("Stage", bound="Rollout")
+
+
+def change_tensors(change: Change, *records: Any) -> Any:
+    """The first of several records of one kind, with each tensor replaced by `change` of those at its place in all."""
+    first = records[0]
+    if isinstance(first, Tensor):
+        return change(*records)
+    if isinstance(first, Mapping):
+        return {key: change_tensors(change, *(record[key] for record in records)) for key in first}
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [item.name for item in fields(first)]
+        inner = {
+            name: change_tensors(change, *(getattr(record, name) for record in records))
+            for name in names
+            if all(getattr(record, name) is not None for record in records)
+        }
+        return type(first)(**inner)  # what one of them lacks has None as its default
+    return first
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One iteration's samples as they were drawn: the first stage.
+
+    Its `Prompts` have a row for each prompt; all other tensors, at this stage and later ones, one for each sample. A
+    second axis is that of tokens.
+    """
+
+    prompts: Prompts
+    completions: Generation
+
+    @property
+    def response_mask(self) -> Tensor:
+        """(N, T) bool: 1 = a generated token that counts."""
+        return self.completions.mask
 
     @property
     def num_prompts(self) -> int:
         """B."""
-        return self.prompt_ids.shape[0]
+        return self.prompts.ids.shape[0]
 
     @property
     def num_samples(self) -> int:
         """Sequences per prompt, K."""
-        return self.tokens.shape[0] // self.prompt_ids.shape[0]
+        return self.completions.tokens.shape[0] // self.num_prompts
 
-    def select(self, prompts: Tensor) -> "Rollout":
+    def to_stage(self, stage: type[Stage], **new: Any) -> Stage:
+        """The rollout at another stage.
+
+        Args:
+            stage: Its type.
+            new: The fields that this stage lacks, or has otherwise.
+        """
+        had = {
+            item.name: getattr(self, item.name)
+            for item in fields(stage)
+            if hasattr(self, item.name)
+        }
+        return stage(**(had | new))
+
+    @classmethod
+    def of(cls, rollout: "Rollout") -> Self:
+        """A rollout that must be at this stage or a later one.
+
+        Raises:
+            TypeError: It is at an earlier one: the method that makes this stage was overridden by one that doesn't.
+        """
+        if not isinstance(rollout, cls):
+            raise TypeError(
+                f"A {cls.__name__} ({', '.join(item.name for item in fields(cls))}) is wanted here, and this is a "
+                f"{type(rollout).__name__}: collect, evaluate or estimate must return the stage that loss reads."
+            )
+        return rollout
+
+    def map(self, prompts: Change, samples: Change, *others: Self) -> Self:
+        """Change all tensors: this is the one place that knows which axis is whose.
+
+        Args:
+            prompts: From the tensors of prompts, (B, P) each: this rollout's and those of `others`.
+            samples: The same of samples, (N,) or (N, T).
+            others: Rollouts of the same stage.
+        """
+        columns = {
+            item.name: [getattr(each, item.name) for each in (self, *others)]
+            for item in fields(self)
+        }
+        return replace(
+            self,
+            **{
+                name: change_tensors(
+                    prompts if isinstance(values[0], Prompts) else samples, *values
+                )
+                for name, values in columns.items()
+            },
+        )
+
+    def select(self, prompts: Tensor) -> Self:
         """The part of the rollout that belongs to some prompts, trimmed to its longest prompt and response.
 
         Args:
             prompts: (m,) int64 indices of prompts; all samples of a prompt stay together.
         """
-        rows = (
-            prompts[:, None] * self.num_samples + prompts.new_tensor(range(self.num_samples))
-        ).flatten()
-        width = max(int(self.prompt_mask[prompts].sum(-1).max()), 1)
+        samples = torch.arange(self.num_samples, device=prompts.device)
+        rows = (prompts[:, None] * self.num_samples + samples).flatten()
+        width = max(int(self.prompts.mask[prompts].sum(-1).max()), 1)
         length = max(int(self.response_mask[rows].sum(-1).max()), 1)
-        chosen: dict[str, Tensor] = {}
-        for name, value in self._tensors():
-            if name.startswith("prompt"):
-                chosen[name] = value[prompts, :width]
-            else:
-                chosen[name] = value[rows, :length] if value.dim() == 2 else value[rows]
-        return replace(self, **chosen)
+        return self.map(
+            lambda tensor: tensor[prompts, :width],
+            lambda tensor: tensor[rows, :length] if tensor.dim() == 2 else tensor[rows],
+        )
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in vars(self).items():
-            if value is not None:
-                yield name, value
+
+@dataclass(frozen=True)
+class ScoredRollout(Rollout):
+    """Samples and what the reward says of them."""
+
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class EvaluatedRollout(ScoredRollout):
+    """Scored samples and their log-probs."""
+
+    old_logprobs: Tensor  # (N, T) of the distribution sampled from: the denominator of ratios
+    ref_logprobs: Tensor  # (N, T) under the reference
+
+    def with_advantages(self, advantages: Tensor) -> "EstimatedRollout":
+        """The next stage: what policy gradients weigh each token by.
+
+        Args:
+            advantages: (N, T), 0 where masked.
+        """
+        return self.to_stage(EstimatedRollout, advantages=advantages)
+
+
+@dataclass(frozen=True)
+class EstimatedRollout(EvaluatedRollout):
+    """What a policy gradient is taken of."""
+
+    advantages: Tensor  # (N, T)

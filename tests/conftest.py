@@ -1,7 +1,7 @@
 """Fixtures for all tests: offline, seeded, with the environment put back afterwards.
 
-Nothing of lit_rlhf is imported here at module level: jaxtyping's plugin must see `lit_rlhf.functional` imported first
-by a test to check its shapes at run time.
+Nothing of lit_rlhf is imported here at module level: jaxtyping's plugin must see `functional` and `objectives` imported
+first by a test to check their shapes at run time.
 """
 
 import os

@@ -2,12 +2,11 @@
 
     python tests/mutations.py [names of functions or files ...] [--list]
 
-For every function of the preference, reward and policy losses, advantages and KL estimators, each of four mutations
-that
-applies to its source is made in a temporary copy of the package, and the tests of its file run there: a sign flipped,
-the mask dropped, a mean for a sum (or a sum for a mean), the reference forgotten. The reference is subtracted in one
-place for all preference losses of a kind, which is mutated too. Prints which test went red; ends with 1 when a mutant
-survives.
+For every method and function of the preference, reward and policy losses, advantages, reductions and KL estimators, each
+of four mutations that applies to its source is made in a temporary copy of the package, and the tests of its file run
+there: a sign flipped, the mask dropped, a mean for a sum (or a sum for a mean), the reference forgotten. The reference
+is subtracted in one place for all preference losses, which is mutated too. Prints which test went red; ends with 1 when
+a mutant survives.
 """
 
 import argparse
@@ -26,28 +25,37 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 _FUNCTIONAL = "tests/unit/functional"
-_CLASSES = "tests/unit/objectives/test_preference_losses.py"
-_MORE_CLASSES = "tests/unit/objectives/test_preference_state.py"
+_OBJECTIVES = "tests/unit/objectives"
+_FORMULAS = tuple(
+    f"{_OBJECTIVES}/test_{kind}_formulas.py" for kind in ("pairwise", "pointwise", "listwise")
+)
+_STATE = f"{_OBJECTIVES}/test_preference_state.py"
 TESTS = {
-    "functional/pairwise_losses": (f"{_FUNCTIONAL}/test_pairwise_losses.py", _CLASSES),
-    "functional/pointwise_losses.py": (f"{_FUNCTIONAL}/test_pointwise_losses.py", _MORE_CLASSES),
-    "functional/listwise_losses.py": (f"{_FUNCTIONAL}/test_listwise_losses.py", _MORE_CLASSES),
-    "functional/reward_losses.py": (f"{_FUNCTIONAL}/test_reward_losses.py",),
-    "functional/policy_losses.py": (
-        f"{_FUNCTIONAL}/test_policy_losses.py",
-        "tests/unit/objectives/test_surrogates.py",
-    ),
+    "objectives/pairwise": (_FORMULAS[0], f"{_OBJECTIVES}/test_preference_losses.py", _STATE),
+    "objectives/pointwise.py": (_FORMULAS[1], _STATE),
+    "objectives/listwise.py": (_FORMULAS[2], _STATE),
+    **{
+        f"objectives/{name}.py": (
+            f"{_OBJECTIVES}/test_reward_formulas.py",
+            f"{_OBJECTIVES}/test_reward_losses.py",
+        )
+        for name in ("reward", "reward_heads")
+    },
+    **{
+        f"objectives/{name}.py": (f"{_OBJECTIVES}/test_{name}.py",)
+        for name in ("advantages", "importance", "kl_losses", "oracles", "reductions", "surrogates")
+    },
+    "functional/rankings.py": (f"{_OBJECTIVES}/test_reward_formulas.py", _FORMULAS[2]),
+    "functional/policy_losses.py": (f"{_FUNCTIONAL}/test_policy_losses.py",),
     "functional/kl.py": (f"{_FUNCTIONAL}/test_kl.py", f"{_FUNCTIONAL}/test_invariances.py"),
     "functional/advantages.py": (f"{_FUNCTIONAL}/test_advantages.py",),
     "functional/rewards.py": (f"{_FUNCTIONAL}/test_rewards.py",),
 }
 """What is mutated, and the tests that belong to it."""
 REFERENCES = {
-    "objectives/pairwise/base.py": ("self.logprobs - self.ref_logprobs", _CLASSES),
-    "objectives/listwise.py": ("self.logprobs - self.ref_logprobs", _MORE_CLASSES),
-    "objectives/pointwise.py": ("policy.logprobs - reference.logprobs", _MORE_CLASSES),
+    "objectives/preference.py": ("self.logprobs - self.ref_logprobs", _FORMULAS[0]),
 }
-"""Where the reference is subtracted for every loss of a kind."""
+"""Where the reference is subtracted for every preference loss."""
 _PYTEST = [
     "-x",
     "-q",
@@ -165,17 +173,27 @@ def mutants(package: Path) -> Iterator[Mutant]:
 
 
 def _mutants_of(source: str, file: str, tests: tuple[str, ...]) -> Iterator[Mutant]:
-    names = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    for name in names:
+    for name in _functions(ast.parse(source)):
         for mutation, apply in MUTATIONS.items():
             tree = ast.parse(source)
-            function = next(
-                n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name
-            )
-            if apply(function):
-                yield Mutant(
-                    file, name, mutation, ast.unparse(ast.fix_missing_locations(tree)), tests
-                )
+            if apply(_functions(tree)[name]):
+                changed = ast.unparse(ast.fix_missing_locations(tree))
+                yield Mutant(file, name, mutation, changed, tests)
+
+
+def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
+    """Functions, and the methods of classes that compute: neither constructors nor state nor what is abstract."""
+    found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for owner in tree.body:
+        if isinstance(owner, ast.ClassDef):
+            found |= {
+                f"{owner.name}.{node.name}": node
+                for node in owner.body
+                if isinstance(node, ast.FunctionDef)
+                and (not node.name.startswith("__") or node.name == "__call__")
+                and not node.decorator_list
+            }
+    return found
 
 
 def _body(function: ast.FunctionDef) -> Iterator[ast.expr]:

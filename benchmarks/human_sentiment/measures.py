@@ -119,7 +119,9 @@ class Measurement:
             "tokens": found.mask.sum(-1).tolist(),
             "finished": found.finished.tolist(),
         }
-        columns |= {name: reward.score(completions).tolist() for name, reward in rewards.items()}
+        columns |= {
+            name: reward.score(completions).total.tolist() for name, reward in rewards.items()
+        }
         return [
             dict(zip(columns, values, strict=True))
             for values in zip(*columns.values(), strict=True)

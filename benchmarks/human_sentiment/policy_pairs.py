@@ -109,7 +109,7 @@ def _complete_twice(
     twice = [prompt for prompt in prompts for _ in range(2)]
     scores = reward.score(
         Completions(prompt_ids, prompt_mask, found.tokens, found.mask, found.finished, twice, texts)
-    ).tolist()
+    ).total.tolist()
     finished = found.finished.tolist()
     return [
         {

@@ -18,7 +18,7 @@ from benchmarks.workloads.settings import TARGETS, Settings
 from benchmarks.workloads.shared import start
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, ValueAdapter, export_reward
-from lit_rlhf.modules import PPOPolicyModule
+from lit_rlhf.modules import PPOPolicyModule, Updates
 from lit_rlhf.objectives import FixedKL
 from lit_rlhf.rewards import ModelReward
 from lit_rlhf.rollout import Sampling
@@ -69,7 +69,7 @@ def main() -> None:
         spec(settings, recompute="recompute" in sys.argv[2:]),
         ModelReward(settings.reward_model, share_base=True),
         value=ValueAdapter(start="reward"),
-        num_epochs=settings.epochs,
+        updates=Updates(epochs=settings.epochs),
         kl=FixedKL(0.05),
         sampling=Sampling(max_new_tokens=settings.new_tokens),
         optimizer=partial(torch.optim.AdamW, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),

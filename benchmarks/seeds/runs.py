@@ -18,7 +18,14 @@ from lit_rlhf.demo.results import policy_summary
 from lit_rlhf.demo.stages import PolicyResult, Rows, Stages, complete_heldout
 from lit_rlhf.internals.lightning import silence_noise
 from lit_rlhf.models import ModelSpec, ValueModel
-from lit_rlhf.modules import GRPOPolicyModule, PolicyModule, PPOPolicyModule, RLOOPolicyModule
+from lit_rlhf.modules import (
+    GRPOPolicyModule,
+    PolicyModule,
+    PPOPolicyModule,
+    RLOOPolicyModule,
+    Updates,
+    ValueLoss,
+)
 from lit_rlhf.objectives import FixedKL
 from lit_rlhf.rewards import ModelReward
 from lit_rlhf.rollout import Sampling
@@ -43,7 +50,9 @@ class Method:
 
 METHODS = {
     "PPO": Method(
-        PPOPolicyModule, 2, lambda: {"value": ValueModel(), "value_lr": 1e-3, "value_coef": 0.5}
+        PPOPolicyModule,
+        2,
+        lambda: {"value": ValueModel(), "value_loss": ValueLoss(coef=0.5, lr=1e-3)},
     ),
     "RLOO": Method(RLOOPolicyModule, 4),
     "GRPO": Method(GRPOPolicyModule, 4),
@@ -132,15 +141,14 @@ class Runs:
             reward=ModelReward(str(self.stages.reward_model), normalize=True),
             sampling=Sampling(max_new_tokens=budget.max_new_tokens),
             num_samples=recipe.num_samples,
-            num_epochs=budget.num_epochs,
-            num_minibatches=budget.num_minibatches,
+            updates=Updates(epochs=budget.num_epochs, minibatches=budget.num_minibatches),
             kl=FixedKL(budget.kl_coef),
             missing_eos_penalty=1.0,
             optimizer=partial(AdamW, lr=budget.lr, betas=(0.9, 0.95), weight_decay=0.01),
             seed=seed,
             **recipe.options(),
         )
-        steps = budget.iterations * module.num_epochs * budget.num_minibatches
+        steps = budget.iterations * module.updates.per_iteration
         module.lr_scheduler_factory = partial(
             LinearLR, start_factor=1.0, end_factor=0.1, total_iters=steps
         )

@@ -32,6 +32,7 @@ from lit_rlhf.modules import (
     RewardModelModule,
     RLOOPolicyModule,
     SupervisedModule,
+    Updates,
 )
 from lit_rlhf.objectives import FixedKL
 from lit_rlhf.rewards import FunctionReward, ModelReward
@@ -119,7 +120,7 @@ def build(settings: Settings) -> LightningModule:
         spec(settings),
         reward_model,
         value=ValueModel() if alike else None,
-        num_epochs=settings.epochs,
+        updates=Updates(epochs=settings.epochs),
         kl=FixedKL(0.05),
         sampling=sampling,
         optimizer=adamw,

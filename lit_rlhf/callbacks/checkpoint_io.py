@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import LightningModule, Trainer
 
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.files import whole_file
+from lit_rlhf.internals.lightning import iterations_done
 
 # What torch raises for files that are cut off, overwritten, or of another kind.
 _UNREADABLE = (
@@ -94,6 +96,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
+def install_atomic_io(trainer: Trainer) -> None:
+    """Let a trainer read and write by `AtomicCheckpointIO`, unless another IO was chosen."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
 def checkpoint_problem(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None where it loads completely.
 
@@ -115,6 +123,25 @@ def checkpoint_problem(path: Path) -> str | None:
     except _UNREADABLE as error:
         return _reason(error)
     return None
+
+
+def refuse_non_finite(trainer: Trainer, module: LightningModule) -> None:
+    """Stop a run whose trained weights hold NaN or infinity: they never become numbers again. All ranks must ask.
+
+    Raises:
+        CheckpointError: They do, on any rank; nothing was written.
+    """
+    wrong = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and not bool(torch.isfinite(parameter.detach()).all())
+    ]
+    if trainer.strategy.reduce_boolean_decision(bool(wrong), all=False):
+        raise CheckpointError(
+            f"{len(wrong)} trained weights ({', '.join(wrong[:2])}, ...) are NaN or infinite after iteration "
+            f"{iterations_done(trainer)}: they are not saved and not exported, and the run ends. The last checkpoint is "
+            "from before: go on from it with --ckpt_path last and a lower learning rate, or mend the data."
+        )
 
 
 def _bytes(value: object) -> int:

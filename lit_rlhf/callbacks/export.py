@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
+from lit_rlhf.callbacks.checkpoint_io import refuse_non_finite
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.files import refuse_foreign
 from lit_rlhf.internals.lightning import is_dry_run
@@ -60,7 +61,10 @@ class ExportModel(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, on rank 0."""
-        if not trainer.is_global_zero or is_dry_run(trainer):
+        if is_dry_run(trainer):
+            return
+        refuse_non_finite(trainer, pl_module)
+        if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, Exports)
         pl_module.export(self._directory(trainer), merge=self.merge)

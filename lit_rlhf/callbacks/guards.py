@@ -14,6 +14,7 @@ from lit_rlhf.callbacks.checkpoint_io import checkpoint_problem
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.lightning import callbacks_of, iterations_done
+from lit_rlhf.types import Sample
 
 _KL, _ENTROPY = "train/objective/kl", "train/objective/entropy"
 _LENGTH = "train/completions/mean_length"
@@ -85,7 +86,7 @@ class CollapseGuard(Callback):
         """Refuse what can't be watched or restored."""
         if stage != "fit":
             return
-        if not hasattr(pl_module, "samples"):
+        if not getattr(pl_module, "draws_samples", False):
             raise ConfigurationError(
                 f"CollapseGuard watches a policy's samples, and {type(pl_module).__name__} draws none. Remove it from "
                 "trainer.callbacks."
@@ -108,7 +109,7 @@ class CollapseGuard(Callback):
         """Look at what the iteration logged and sampled; act if trouble has lasted."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         troubles = self._serious(metrics)
-        alarms = self._alarms(trainer, pl_module, metrics)
+        alarms = self._alarms(trainer, pl_module, outputs["samples"], metrics)
         self.lasting = {name: self.lasting.get(name, 0) + 1 for name in (*troubles, *alarms)}
         for name, said in alarms.items():
             if self.lasting[name] == self.patience:
@@ -163,13 +164,16 @@ class CollapseGuard(Callback):
         }
 
     def _alarms(
-        self, trainer: Trainer, module: LightningModule, metrics: Mapping[str, float]
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        samples: Sequence[Sample],
+        metrics: Mapping[str, float],
     ) -> dict[str, str]:
         found, watched = {}, {}
         if self.min_distinct is not None:
-            assert isinstance(module.samples, list)
             distinct = _over_ranks(
-                trainer, distinct_2([str(sample["response"]) for sample in module.samples])
+                trainer, distinct_2([str(sample["response"]) for sample in samples])
             )
             watched["train/guard/distinct_2"] = distinct
             if distinct < self.min_distinct:

@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
-from lit_rlhf.callbacks.checkpoint_io import AtomicCheckpointIO, checkpoint_problem
+from lit_rlhf.callbacks.checkpoint_io import (
+    checkpoint_problem,
+    install_atomic_io,
+    refuse_non_finite,
+)
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.files import free_name, remove_stale_files
+from lit_rlhf.files import DirectoryLock, free_name, remove_stale_files
 from lit_rlhf.internals.lightning import (
     EpochMeans,
     add_epoch_means,
@@ -80,6 +83,7 @@ class IterationCheckpoint(ModelCheckpoint):
         self.keep_last = keep_last
         self.listeners: list[SaveListener] = []
         self.last_saved = 0
+        self._lock: DirectoryLock | None = None
         self._due = False
         self._means_before: EpochMeans = {}
 
@@ -122,10 +126,22 @@ class IterationCheckpoint(ModelCheckpoint):
                 "trainer.limit_train_batches for a part of an epoch."
             )
         call_last(trainer, self)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if trainer.is_global_zero and self.directory.is_dir():
+        install_atomic_io(trainer)
+        if trainer.is_global_zero and not is_dry_run(trainer):
+            self._lock = DirectoryLock(self.directory)
+            self._lock.take()
             remove_stale_files(self.directory)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let another run have the directory."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Let another run have the directory."""
+        self.teardown(trainer, pl_module, "fit")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to mix two runs in one directory; set aside checkpoints of iterations that will be redone."""
@@ -199,6 +215,7 @@ class IterationCheckpoint(ModelCheckpoint):
     # -- saving and finding -------------------------------------------------------------------------------------------
 
     def _save(self, trainer: Trainer, iteration: int) -> None:
+        refuse_non_finite(trainer, trainer.lightning_module)
         path = self.directory / f"iteration-{iteration:08d}.ckpt"
         self.last_saved = iteration
         self.last_model_path = self.best_model_path = str(path)
@@ -219,10 +236,12 @@ class IterationCheckpoint(ModelCheckpoint):
         ]
         return sorted(numbered, reverse=True)
 
-    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        # What Lightning asks of each ModelCheckpoint for ckpt_path="last"; it then takes the newest of all.
-        silence_noise()
-        self._take_directory(trainer)
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint that loads completely; says which were passed over.
+
+        Raises:
+            CheckpointError: There are some, and none loads.
+        """
         torn: list[str] = []
         for _, path in self.checkpoints():
             problem = checkpoint_problem(path)
@@ -231,13 +250,22 @@ class IterationCheckpoint(ModelCheckpoint):
                     rank_zero_warn(
                         f"Passed over {'; '.join(torn)} Going on from {path.name} instead."
                     )
-                return {str(path)}
+                return path
             torn.append(f"{path.name}: {problem}")
         if torn:
             raise CheckpointError(
                 f"None of the checkpoints in {self.dirpath} loads: {'; '.join(torn)} Restore one, or move them away to "
                 "start anew."
             )
+        return None
+
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        # What Lightning asks of each ModelCheckpoint for ckpt_path="last"; it then takes the newest of all.
+        silence_noise()
+        self._take_directory(trainer)
+        found = self.newest_whole()
+        if found is not None:
+            return {str(found)}
         rank_zero_warn(
             f"ckpt_path='last': there is no checkpoint in {self.dirpath} yet, so training starts anew."
         )

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import iterations_done
-from lit_rlhf.modules.reference import ReferencedModule
+from lit_rlhf.modules.base import RLHFModule
 
 
 class MovingReference(Callback):
@@ -54,13 +54,13 @@ class MovingReference(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the module for a reference of its own, before it builds the model."""
-        if not isinstance(pl_module, ReferencedModule):
+        if not isinstance(pl_module, RLHFModule) or not hasattr(pl_module, "reference"):
             raise ConfigurationError(
                 f"MovingReference moves the reference of a policy, and {type(pl_module).__name__} has none. Remove it "
                 "from trainer.callbacks."
             )
         pl_module.require_movable_reference(self.alpha)
-        pl_module.reference_moves = True
+        pl_module.reference.moves = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,6 +80,5 @@ class MovingReference(Callback):
         ):
             self._move(pl_module)
 
-    def _move(self, module: LightningModule) -> None:
-        assert isinstance(module, ReferencedModule)
-        module.move_reference(self.alpha)
+    def _move(self, module: Any) -> None:
+        module.reference.move(dict(module.named_parameters()), self.alpha)

@@ -1,6 +1,7 @@
 """Files of JSON lines that belong to a run: appended to, and cut back to where a checkpoint was written."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
 from lit_rlhf.files import free_name, sync, writing
+
+
+def plain_json(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON has no words for.
+
+    Example:
+        >>> plain_json({"a": [1.5, float("nan")], "b": float("inf")})
+        {'a': [1.5, None], 'b': None}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    return value
 
 
 class JsonLines:
@@ -34,7 +51,9 @@ class JsonLines:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows at the end."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(
+            json.dumps(plain_json(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows
+        )
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:

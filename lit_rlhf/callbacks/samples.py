@@ -10,8 +10,7 @@ from lit_rlhf.callbacks.records import RecordingCallback
 from lit_rlhf.callbacks.tables import log_table
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import iterations_done
-
-Sample = dict[str, Any]
+from lit_rlhf.types import Sample
 
 _COLUMNS = ("prompt", "response", "score", "finished")
 
@@ -51,7 +50,7 @@ class SampleTable(RecordingCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse modules that draw no samples."""
         super().setup(trainer, pl_module, stage)
-        if not hasattr(pl_module, "samples"):
+        if not getattr(pl_module, "draws_samples", False):
             raise ConfigurationError(
                 f"SampleTable shows what a policy samples, and {type(pl_module).__name__} samples nothing. Remove it "
                 "from trainer.callbacks."
@@ -62,7 +61,7 @@ class SampleTable(RecordingCallback):
     ) -> None:
         """Keep the iteration's rollout."""
         if iterations_done(trainer) % self.every_n_iterations == 0:
-            self._keep(trainer, _samples(pl_module), "train")
+            self._keep(trainer, outputs["samples"], "train")
 
     def on_validation_batch_end(
         self,
@@ -75,7 +74,7 @@ class SampleTable(RecordingCallback):
     ) -> None:
         """Collect this batch's samples."""
         if not trainer.sanity_checking:
-            self._validation += _samples(pl_module)
+            self._validation += outputs["samples"]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the samples of the whole validation."""
@@ -93,12 +92,6 @@ class SampleTable(RecordingCallback):
             log_table(
                 logger, f"{stage}/samples", _COLUMNS, rows, iterations_done(trainer) - 1
             )  # as loggers count
-
-
-def _samples(pl_module: LightningModule) -> list[Sample]:
-    samples = pl_module.samples
-    assert isinstance(samples, list)
-    return samples
 
 
 def _gather(trainer: Trainer, samples: list[Sample]) -> list[Sample]:

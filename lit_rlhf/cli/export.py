@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
 from lit_rlhf.callbacks import IterationCheckpoint
+from lit_rlhf.cli.functions import call
 from lit_rlhf.models import export_policy, export_reward, load_checkpoint_backbone
 
 
@@ -17,12 +16,13 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
 
     Args:
         ckpt_path: A checkpoint written by `lit-rlhf fit`, or the directory of a run's checkpoints, of which the newest
-            is taken.
+            that is whole is taken.
         output: Directory to write; an earlier export there is replaced once the new one is complete.
         merge: Merge the adapter into the weights; a 4-bit base is dequantized into a copy first.
         role: "policy" or "reward"; default: the one that was trained.
     """
-    backbone = load_checkpoint_backbone(_newest(ckpt_path))
+    found = IterationCheckpoint(ckpt_path).newest_whole() if Path(ckpt_path).is_dir() else None
+    backbone = load_checkpoint_backbone(str(found or ckpt_path))
     is_reward = role == "reward" or (
         role is None and "reward" in backbone.heads and "policy" not in backbone.adapters
     )
@@ -34,11 +34,6 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
     print(f"Wrote {output}")  # noqa: T201
 
 
-def _newest(path: str) -> str:
-    checkpoints = IterationCheckpoint(path).checkpoints() if Path(path).is_dir() else []
-    return str(checkpoints[0][1]) if checkpoints else path
-
-
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli(export, as_positional=False, args=list(words[1:]), prog="lit-rlhf export")
+    call(export, words[1:], "export")

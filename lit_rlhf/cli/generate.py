@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import auto_cli
-from torch import Tensor
 
+from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import write_rows
 from lit_rlhf.cli.selection import Sample, keep_best, keep_pairs
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource
@@ -16,10 +15,11 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, load_checkpoint_backbone
 from lit_rlhf.models.adapters import read_adapter
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.modules import ActingModule
+from lit_rlhf.modules import PolicyModule
+from lit_rlhf.modules.collect import score_completions
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import RolloutEngine, Sampling
-from lit_rlhf.types import Completions, PromptBatch
+from lit_rlhf.types import Completions, PromptBatch, Scores
 
 
 def generate(
@@ -69,7 +69,14 @@ def generate(
         raise ConfigurationError("Give either --prompts FILE or --prompt TEXT.")
     _check_selection(reward, keep, num_samples, num_best)
     source = FileSource(prompts) if prompts is not None else RowsSource([{prompt_column: prompt}])
-    actor = ActingModule(ModelSpec(name=model), reward or _Unscored(), engine, sampling, seed=seed)
+    actor = PolicyModule(
+        ModelSpec(name=model),
+        reward or _Unscored(),
+        engine=engine,
+        eval_sampling=sampling,
+        recompute_logprobs=True,  # whose log-probs they are is no matter here
+        seed=seed,
+    )
     actor.backbone = _policy(model, dtype)
     actor.reward.attach(actor.backbone)
     data = PromptDataModule(
@@ -93,15 +100,15 @@ def generate(
 class _Unscored(Reward):
     """Where no reward is given."""
 
-    def score(self, completions: Completions) -> Tensor:
-        return torch.zeros(len(completions.responses))
+    def score(self, completions: Completions) -> Scores:
+        return Scores(torch.zeros(len(completions.responses)))
 
 
-def _samples(actor: ActingModule, batch: PromptBatch, num_samples: int) -> list[Sample]:
+def _samples(actor: PolicyModule, batch: PromptBatch, num_samples: int) -> list[Sample]:
     with torch.no_grad():
-        _, completions = actor.generate(batch, actor.sampling, "generate", num_samples)
-        scores = actor.score(completions)
-    columns = (completions.responses, scores.tolist(), completions.finished.tolist())
+        _, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
+        scores = score_completions(actor.reward, completions, 0)
+    columns = (completions.responses, scores.total.tolist(), completions.finished.tolist())
     return [Sample(*values) for values in zip(*columns, strict=True)]
 
 
@@ -167,4 +174,4 @@ def _policy(model: str, dtype: DTypeName) -> Backbone:
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli(generate, as_positional=False, args=list(words[1:]), prog="lit-rlhf generate")
+    call(generate, words[1:], "generate")

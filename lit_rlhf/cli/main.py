@@ -1,7 +1,8 @@
 """Dispatch of the command line. Heavy imports wait until a command is known, so that help answers at once."""
 
-import errno
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from lit_rlhf import __version__
 from lit_rlhf.cli.help import training_help
 from lit_rlhf.errors import LitRLHFError
+from lit_rlhf.files import REFUSALS
 
 TRAINING = "lit_rlhf.cli.training"
 
@@ -58,21 +60,23 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     module, what = COMMANDS[words[0]]
     if module == TRAINING and any(word in ("-h", "--help") for word in words[1:]):
-        print(training_help(words[0], what))  # noqa: T201
+        for part in training_help(words[0], what):
+            print(part, flush=True)  # noqa: T201
         return
-    # A script on the PATH doesn't look for modules where it is called; `python -m` does. `mine.MyModule` is found by
-    # both.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    # `mine.MyModule` is found where the command is called; last, so that a file such as tty.py there hides nothing.
+    here = str(Path.cwd())
+    sys.path[:] = [*(place for place in sys.path if place not in ("", here)), here]
     try:
         import_module(module).run(words)
     except LitRLHFError as error:
+        if os.environ.get("LIT_RLHF_DEBUG"):
+            traceback.print_exc()
         print(f"\nlit-rlhf {words[0]}: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
-    except OSError as error:  # what libraries write by themselves: a log, a file of rows
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except OSError as error:  # what libraries write by themselves: a log, a cache
+        if error.errno not in REFUSALS:
             raise
-        print(f"\nlit-rlhf {words[0]}: {error}. Make room, and start it again.", file=sys.stderr)  # noqa: T201
+        print(f"\nlit-rlhf {words[0]}: {error}. Mend that, and start it again.", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 
+from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import write_rows
-from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource
+from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, RowsSource
 from lit_rlhf.models import Backbone, evaluating, load_checkpoint_backbone, load_reward_model
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.types import DemonstrationBatch
@@ -27,7 +27,7 @@ def score(
     Args:
         model: An export, a checkpoint (.ckpt) of RewardModelModule, or a sequence classifier with one label.
         data: JSONL, JSON, CSV or Parquet with a prompt and a completion in each row.
-        output: JSONL to write, the rows with a column `score`; default: standard output.
+        output: JSONL to write, the rows with a column `score`, null for an empty completion; default: standard output.
         prompt_column: Column of the prompt.
         completion_column: Column of the completion.
         batch_size: Rows that are scored together.
@@ -39,21 +39,24 @@ def score(
         if is_checkpoint
         else load_reward_model(model, dtype=dtype)
     )
-    source = FileSource(data)
+    every = [dict(row) for row in FileSource(data).load()]
+    answered = [i for i, row in enumerate(every) if str(row.get(completion_column, "?")).strip()]
     rows = DemonstrationDataModule(
-        test=source,
+        test=RowsSource([every[i] for i in answered]),
         tokenizer=backbone.tokenizer,
         format=Demonstration(prompt_column, completion_column),
         invalid="error",
         too_long="error",
         batch_size=batch_size,
     )
-    rows.prepare_data()
-    rows.setup("test")
+    if answered:
+        rows.prepare_data()
+        rows.setup("test")
     scores: dict[int, float] = {}
-    for batch in rows.test_dataloader():
-        scores.update(zip(batch["index"].tolist(), _scores(backbone, batch).tolist(), strict=True))
-    write_rows(({**row, "score": scores[i]} for i, row in enumerate(source.load())), output)
+    for batch in rows.test_dataloader() if answered else ():
+        found = _scores(backbone, batch).tolist()
+        scores.update(zip((answered[i] for i in batch["index"].tolist()), found, strict=True))
+    write_rows(({**row, "score": scores.get(i)} for i, row in enumerate(every)), output)
 
 
 def _scores(backbone: Backbone, batch: DemonstrationBatch) -> torch.Tensor:
@@ -65,4 +68,4 @@ def _scores(backbone: Backbone, batch: DemonstrationBatch) -> torch.Tensor:
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli(score, as_positional=False, args=list(words[1:]), prog="lit-rlhf score")
+    call(score, words[1:], "score")

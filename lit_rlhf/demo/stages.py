@@ -23,7 +23,14 @@ from lit_rlhf.data import (
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.world_data import world_tokenizer
 from lit_rlhf.models import ModelSpec, ValueModel
-from lit_rlhf.modules import PolicyModule, PPOPolicyModule, RewardModelModule, SupervisedModule
+from lit_rlhf.modules import (
+    PolicyModule,
+    PPOPolicyModule,
+    RewardModelModule,
+    SupervisedModule,
+    Updates,
+    ValueLoss,
+)
 from lit_rlhf.objectives import BradleyTerry, FixedKL
 from lit_rlhf.rewards import ModelReward
 from lit_rlhf.rollout import Sampling
@@ -169,12 +176,10 @@ class Stages:
             ModelSpec(name=str(self.initial), init_seed=self.seed),
             reward=ModelReward(str(self.reward_model), normalize=True),
             value=ValueModel(),
-            value_lr=stage.value_lr,
-            value_coef=0.5,
+            value_loss=ValueLoss(coef=0.5, lr=stage.value_lr),
             sampling=Sampling(max_new_tokens=stage.max_new_tokens),
             num_samples=stage.num_samples,
-            num_epochs=stage.num_epochs,
-            num_minibatches=stage.num_minibatches,
+            updates=Updates(epochs=stage.num_epochs, minibatches=stage.num_minibatches),
             kl=FixedKL(stage.kl_coef),
             missing_eos_penalty=1.0,
             optimizer=_adamw(stage.lr),
@@ -232,8 +237,23 @@ def complete_heldout(
     trainer: Trainer, module: PolicyModule, data: PromptDataModule
 ) -> tuple[Rows, float]:
     """Samples on the held-out prompts (one batch), and their KL to the initial policy."""
+    keep = _KeepSamples()
+    trainer.callbacks.append(keep)  # type: ignore[attr-defined]
     trainer.validate(module, datamodule=data, verbose=False)
-    return module.samples, float(trainer.callback_metrics["val/objective/kl"])
+    trainer.callbacks.remove(keep)  # type: ignore[attr-defined]
+    return keep.rows, float(trainer.callback_metrics["val/objective/kl"])
+
+
+class _KeepSamples(Callback):
+    """Of the last validation batch."""
+
+    rows: Rows
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Keep them."""
+        self.rows = outputs["samples"]
 
 
 def _training_rows(path: Path) -> Rows:

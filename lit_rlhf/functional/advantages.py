@@ -77,28 +77,6 @@ def discounted_returns(
     return gae(rewards, torch.zeros_like(rewards), mask, gamma, lam=1.0).returns
 
 
-def leave_one_out(
-    scores: Float[Tensor, " sequences"], num_samples: int
-) -> Float[Tensor, " sequences"]:
-    r"""$A_i = R_i - \frac{1}{G-1}\sum_{j\ne i} R_j$ over the samples of a prompt (RLOO, arXiv:2402.14740).
-
-    The baseline of a sample doesn't depend on it, so the policy gradient is unbiased.
-
-    Args:
-        scores: (N,), samples of a prompt as neighbours.
-        num_samples: G, 2 or more.
-
-    Raises:
-        ConfigurationError: G is below 2 or does not divide N.
-
-    Example:
-        >>> leave_one_out(torch.tensor([1.0, 0.0, 0.0]), 3)
-        tensor([ 1.0000, -0.5000, -0.5000])
-    """
-    groups = _groups(scores, num_samples, at_least=2)
-    return ((groups - groups.mean(-1, keepdim=True)) * (num_samples / (num_samples - 1))).flatten()
-
-
 def group_centered(
     scores: Float[Tensor, " sequences"], num_samples: int
 ) -> Float[Tensor, " sequences"]:
@@ -120,31 +98,6 @@ def group_centered(
     """
     groups = _groups(scores, num_samples, at_least=2)
     return (groups - groups.mean(-1, keepdim=True)).flatten()
-
-
-def group_normalized(
-    scores: Float[Tensor, " sequences"], num_samples: int, eps: float = 1e-4
-) -> Float[Tensor, " sequences"]:
-    r"""$A_i = (R_i - \text{mean})/(\text{std} + \epsilon)$ over the samples of a prompt (GRPO, arXiv:2402.03300).
-
-    The standard deviation is the unbiased one (divided by G - 1). Dividing by it weighs prompts by how sure the policy
-    is, and makes a KL term in the loss count relative to it.
-
-    Args:
-        scores: (N,), samples of a prompt as neighbours.
-        num_samples: G, 2 or more.
-        eps: Above 0; groups whose scores differ by less are held back instead of blown up. Equal scores give 0.
-
-    Raises:
-        ConfigurationError: G is below 2 or does not divide N.
-
-    Example:
-        >>> group_normalized(torch.tensor([1.0, 0.0]), 2, eps=1e-9)
-        tensor([ 0.7071, -0.7071])
-    """
-    groups = _groups(scores, num_samples, at_least=2)
-    centred = groups - groups.mean(-1, keepdim=True)
-    return (centred / (groups.std(-1, keepdim=True) + eps)).flatten()
 
 
 def greedy_baseline(

@@ -4,15 +4,11 @@ Masked entries may hold anything, nan and infinity included: they are replaced, 
 value nor a gradient of theirs gets out.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
-
-from lit_rlhf.errors import DataError
 
 
 class Moments(NamedTuple):
@@ -31,21 +27,6 @@ class Moments(NamedTuple):
     def std(self) -> Tensor:
         """Square root of `variance`."""
         return self.variance.sqrt()
-
-
-class Padded(NamedTuple):
-    """Right-padded rows."""
-
-    values: Shaped[Tensor, "sequences time"]
-    mask: Bool[Tensor, "sequences time"]
-
-
-class Truncation(NamedTuple):
-    """Where sequences end."""
-
-    mask: Bool[Tensor, "sequences time"]
-    finished: Bool[Tensor, " sequences"]
-    """Whether a stop token was found."""
 
 
 def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -81,28 +62,6 @@ def masked_mean(
     """
     count = mask.sum() if dim is None else mask.sum(dim)
     return masked_sum(x, mask, dim) / count.clamp_min(1)
-
-
-def masked_var(
-    x: Float[Tensor, "*shape"],
-    mask: Bool[Tensor, "*shape"],
-    dim: int | None = None,
-    correction: int = 1,
-) -> Float[Tensor, "..."]:
-    """Variance of the entries that count, over all axes or one; 0 where no more than `correction` count.
-
-    Args:
-        x: Any shape.
-        mask: The same shape.
-        dim: The axis, or all.
-        correction: 1 = unbiased (divide by n - 1), 0 = of the population.
-    """
-    mean = masked_mean(x, mask, dim)
-    count = mask.sum() if dim is None else mask.sum(dim)
-    # Replaced before squaring: the square's gradient at nan or infinity is nan even where nothing comes back.
-    centred = torch.where(mask, x - (mean if dim is None else mean.unsqueeze(dim)), 0.0)
-    total = centred.square().sum() if dim is None else centred.square().sum(dim)
-    return total / (count - correction).clamp_min(1)
 
 
 def masked_moments(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Moments:
@@ -163,100 +122,6 @@ def whiten(
     return torch.where(mask, white, 0.0).to(x.dtype)
 
 
-def length_mask(lengths: Int[Tensor, "*rows"], width: int) -> Bool[Tensor, "*rows width"]:
-    """True at the first `lengths` positions of each row.
-
-    Example:
-        >>> length_mask(torch.tensor([2, 0]), 3).tolist()
-        [[True, True, False], [False, False, False]]
-    """
-    return torch.arange(width, device=lengths.device) < lengths[..., None]
-
-
 def last_index(mask: Bool[Tensor, "sequences time"]) -> Int[Tensor, " sequences"]:
     """Position of the last entry that counts, 0 in rows without any."""
     return (mask * torch.arange(mask.shape[-1], device=mask.device)).amax(-1)
-
-
-def last_value(
-    x: Float[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"]
-) -> Float[Tensor, " sequences"]:
-    """The last entry that counts, 0 in rows without any.
-
-    Example:
-        >>> last_value(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]]))
-        tensor([2.])
-    """
-    picked = x.gather(-1, last_index(mask)[:, None]).squeeze(-1)
-    return torch.where(mask.any(-1), picked, 0.0)
-
-
-def truncate_at_stop(
-    tokens: Int[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-    stop_token_ids: Sequence[int],
-) -> Truncation:
-    """End each sequence with its first stop token, which still counts.
-
-    Example:
-        >>> cut = truncate_at_stop(
-        ...     torch.tensor([[5, 2, 7], [5, 6, 7]]), torch.ones(2, 3, dtype=torch.bool), [2]
-        ... )
-        >>> cut.mask.tolist(), cut.finished.tolist()
-        ([[True, True, False], [True, True, True]], [True, False])
-    """
-    stops = torch.tensor(list(stop_token_ids), dtype=tokens.dtype, device=tokens.device)
-    stop = torch.isin(tokens, stops) & mask
-    stops_before = stop.cumsum(-1) - stop.int()
-    return Truncation(mask & (stops_before == 0), stop.any(-1))
-
-
-def pad_sequences(sequences: Sequence[Tensor], value: int, width: int | None = None) -> Padded:
-    """Lay sequences of different lengths out as right-padded rows.
-
-    Args:
-        sequences: Tensors of one axis, of one type.
-        value: What padding is filled with.
-        width: Width of the result; default: the longest sequence, at least 1.
-
-    Raises:
-        DataError: A sequence is longer than `width`.
-
-    Example:
-        >>> pad_sequences([torch.tensor([1, 2]), torch.tensor([3])], 0).values.tolist()
-        [[1, 2], [3, 0]]
-    """
-    lengths = [len(sequence) for sequence in sequences]
-    longest = max(lengths, default=0)
-    if width is None:
-        width = max(longest, 1)
-    elif longest > width:
-        raise DataError(
-            f"sequence {lengths.index(longest)} has {longest} entries, more than width={width}: truncate it first."
-        )
-    rows = [pad(sequence, (0, width - len(sequence)), value=value) for sequence in sequences]
-    values = torch.stack(rows) if rows else torch.full((0, width), value)
-    return Padded(
-        values, length_mask(torch.tensor(lengths, dtype=torch.int64, device=values.device), width)
-    )
-
-
-def align_left(
-    x: Shaped[Tensor, "sequences time"], mask: Bool[Tensor, "sequences time"], value: int
-) -> Padded:
-    """Move the entries that count to the front of their rows, in order: left padding becomes right padding.
-
-    Args:
-        x: (N, T).
-        mask: (N, T), any pattern.
-        value: What is put behind them.
-
-    Example:
-        >>> align_left(
-        ...     torch.tensor([[0, 7, 8]]), torch.tensor([[False, True, True]]), -1
-        ... ).values.tolist()
-        [[7, 8, -1]]
-    """
-    order = (~mask).int().argsort(dim=-1, stable=True)
-    kept = mask.gather(-1, order)
-    return Padded(torch.where(kept, x.gather(-1, order), value).to(x.dtype), kept)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 _EXP_LIMIT = 30.0
@@ -52,17 +52,6 @@ def per_token(
     return logprobs / lengths.clamp_min(1)
 
 
-def ranks_descending(values: Float[Tensor, "rows branches"]) -> Int[Tensor, "rows branches"]:
-    """Rank of each entry of a row, 1 for the largest; ties in the order of their columns.
-
-    Example:
-        >>> ranks_descending(torch.tensor([[0.1, 0.7, 0.2]])).tolist()
-        [[3, 1, 2]]
-    """
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    return order.argsort(dim=-1) + 1
-
-
 def log_collision(logits: Float[Tensor, "*shape vocabulary"]) -> Float[Tensor, "*shape"]:
     r"""$\log\sum_v\pi(v)^2$ of $\pi = \mathrm{softmax}$ of the logits: log of the chance that two draws agree.
 
@@ -71,3 +60,25 @@ def log_collision(logits: Float[Tensor, "*shape vocabulary"]) -> Float[Tensor, "
         0.25
     """
     return (2 * logits.log_softmax(-1)).logsumexp(-1)
+
+
+def cumulative_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Sums of what stands up to each place of the last axis, also where torch refuses them.
+
+    Of floats on CUDA torch has no kernel that it calls deterministic, so that `trainer.deterministic` makes `cumsum` raise.
+
+    Example:
+        >>> cumulative_sum(torch.tensor([1.0, 2.0, 3.0])).tolist()
+        [1.0, 3.0, 6.0]
+    """
+    refused = x.is_cuda and x.is_floating_point() and torch.are_deterministic_algorithms_enabled()
+    return sum_by_doubling(x) if refused else x.cumsum(-1)
+
+
+def sum_by_doubling(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The same by additions alone: after n of them each place holds the sum of the last 2^n."""
+    reach = 1
+    while reach < x.shape[-1]:
+        x = torch.cat([x[..., :reach], x[..., reach:] + x[..., :-reach]], dim=-1)
+        reach *= 2
+    return x

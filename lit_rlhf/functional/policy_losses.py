@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_rlhf.functional.advantages import group_centered
 from lit_rlhf.functional.masking import masked_mean, masked_sum
+from lit_rlhf.functional.numerics import cumulative_sum
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are held to this size, in nats, so that no ratio overflows; gradients beyond it are 0."""
@@ -49,7 +50,7 @@ def prefix_ratio(
     mask: Bool[Tensor, "sequences time"],
 ) -> Float[Tensor, "sequences time"]:
     r"""Importance ratio $\rho_{\le t}=\prod_{s\le t}\pi_s/\pi_{old,s}$ of a sequence up to each token."""
-    return _exp(log_ratio(logprobs, old_logprobs, mask).cumsum(-1))
+    return _exp(cumulative_sum(log_ratio(logprobs, old_logprobs, mask)))
 
 
 def sequence_ratio(
@@ -77,66 +78,6 @@ def sequence_ratio(
     )
     ratio = _exp(pooled.detach())[:, None]
     return ratio * (change - change.detach()).exp()
-
-
-def clipped_surrogate(
-    ratio: Float[Tensor, "sequences time"],
-    advantages: Float[Tensor, "sequences time"],
-    low: float = 0.2,
-    high: float = 0.2,
-    dual: float | None = None,
-) -> Float[Tensor, "sequences time"]:
-    r"""PPO's $-\min(\rho A,\ \mathrm{clip}(\rho, 1-\epsilon_{low}, 1+\epsilon_{high})A)$ (arXiv:1707.06347).
-
-    With `high` above `low` this is DAPO's clip-higher (arXiv:2503.14476); with `dual` c the objective of a negative
-    advantage is bounded below by $cA$ (arXiv:1912.09729); with a sequence ratio it is GSPO's.
-
-    Args:
-        ratio: (N, T).
-        advantages: (N, T).
-        low: How far below 1 the ratio still has a gradient; in (0, 1], typically 0.2.
-        high: How far above 1; above 0, typically 0.2 to 0.3.
-        dual: Above 1, typically 3; None leaves the loss of a negative advantage unbounded in the ratio.
-
-    Example:
-        >>> clipped_surrogate(torch.tensor([[1.5, 1.5]]), torch.tensor([[1.0, -1.0]]))
-        tensor([[-1.2000,  1.5000]])
-    """
-    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
-    if dual is not None:
-        objective = torch.where(
-            advantages < 0, torch.maximum(objective, dual * advantages), objective
-        )
-    return -objective
-
-
-def weight_clipped_surrogate(
-    ratio: Float[Tensor, "sequences time"],
-    logprobs: Float[Tensor, "sequences time"],
-    advantages: Float[Tensor, "sequences time"],
-    low: float | None = None,
-    high: float = 4.0,
-) -> Float[Tensor, "sequences time"]:
-    r"""CISPO's $-\mathrm{sg}[\mathrm{clip}(\rho, 1-\epsilon_{low}, 1+\epsilon_{high})]\,A\log\pi$ (arXiv:2506.13585).
-
-    The weight is bounded but no token loses its gradient.
-
-    Args:
-        ratio: (N, T); its gradient is not used.
-        logprobs: (N, T), differentiable.
-        advantages: (N, T).
-        low: In (0, 1]; None (the paper's experiments) leaves the weight unbounded below.
-        high: Above 0: the weight is at most 1 + high.
-    """
-    weight = ratio.detach().clamp(None if low is None else 1 - low, 1 + high)
-    return -weight * advantages * logprobs
-
-
-def reinforce_loss(
-    logprobs: Float[Tensor, "sequences time"], advantages: Float[Tensor, "sequences time"]
-) -> Float[Tensor, "sequences time"]:
-    r"""$-A_t\log\pi_t$, whose gradient is the policy gradient for samples of the current policy (Williams 1992)."""
-    return -advantages * logprobs
 
 
 def relative_reward_loss(
@@ -209,20 +150,6 @@ def value_clip_fraction(
     return (clipped > (values - returns).square()).to(values.dtype)
 
 
-def low_clip_fraction(
-    ratio: Float[Tensor, "sequences time"], advantages: Float[Tensor, "sequences time"], low: float
-) -> Float[Tensor, "sequences time"]:
-    """1 where a negative advantage has pushed the ratio below 1 - low, so that it has no gradient; else 0."""
-    return ((ratio < 1 - low) & (advantages < 0)).to(ratio.dtype)
-
-
-def high_clip_fraction(
-    ratio: Float[Tensor, "sequences time"], advantages: Float[Tensor, "sequences time"], high: float
-) -> Float[Tensor, "sequences time"]:
-    """1 where a positive advantage has pushed the ratio above 1 + high, so that it has no gradient; else 0."""
-    return ((ratio > 1 + high) & (advantages > 0)).to(ratio.dtype)
-
-
 def approx_kl(
     logprobs: Float[Tensor, "sequences time"],
     old_logprobs: Float[Tensor, "sequences time"],
@@ -238,49 +165,6 @@ def approx_kl(
     """
     change = log_ratio(logprobs, old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.expm1(change) - change
-
-
-def truncated_importance_weights(
-    logprobs: Float[Tensor, "sequences time"],
-    engine_logprobs: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-    cap: float = 2.0,
-) -> Float[Tensor, "sequences time"]:
-    r"""Detached $\min(\pi_{train}/\pi_{engine}, c)$ per token, a weight for losses if the engine's log-probs differ.
-
-    Args:
-        logprobs: (N, T) of the sampling policy, by the training forward.
-        engine_logprobs: (N, T) of the same tokens, by the engine that sampled them.
-        mask: (N, T).
-        cap: Above 0, typically 2; a larger one is less biased and of higher variance.
-
-    Returns:
-        (N, T), 1 where masked.
-    """
-    return token_ratio(logprobs, engine_logprobs, mask).detach().clamp_max(cap)
-
-
-def masked_importance_weights(
-    logprobs: Float[Tensor, "sequences time"],
-    engine_logprobs: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-    low: float = 0.5,
-    high: float = 2.0,
-) -> Float[Tensor, "sequences time"]:
-    r"""Detached $\pi_{train}/\pi_{engine}$ per token, 0 outside [low, high]: tokens that differ too much are dropped.
-
-    Args:
-        logprobs: (N, T) of the sampling policy, by the training forward.
-        engine_logprobs: (N, T) of the same tokens, by the engine that sampled them.
-        mask: (N, T).
-        low: In (0, 1).
-        high: Above 1.
-
-    Returns:
-        (N, T), 1 where masked.
-    """
-    ratio = token_ratio(logprobs, engine_logprobs, mask).detach()
-    return torch.where((ratio >= low) & (ratio <= high), ratio, 0.0)
 
 
 def _exp(log_ratio: Tensor) -> Tensor:

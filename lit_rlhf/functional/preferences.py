@@ -23,21 +23,6 @@ def preference_probability(margins: Pairs, temperature: float = 1.0) -> Pairs:
     return (margins / temperature).sigmoid()
 
 
-def argmax_preference(margins: Pairs) -> Pairs:
-    """1 where the first scores higher, 0 where the second does, 1/2 in a tie."""
-    return 0.5 * (1 + margins.sign())
-
-
-def draw_preference(probabilities: Pairs, uniforms: Float[Tensor, " pairs"]) -> Pairs:
-    """What one rater says: 1 with the given probability, else 0.
-
-    Args:
-        probabilities: In [0, 1].
-        uniforms: In [0, 1); a number decides its own pair alone.
-    """
-    return (uniforms < probabilities).to(probabilities.dtype)
-
-
 def best_of_n_kl(n: int) -> float:
     r"""$\log n - \frac{n-1}{n}$, the most KL that best-of-n has to the policy it draws from, in nats.
 

@@ -1,4 +1,4 @@
-"""From scores of sequences to rewards of tokens: where the score sits, the KL penalty, length, a missing end.
+"""From scores of sequences to rewards of tokens: where the score sits, the KL penalty, an end that is missing or late.
 
 In order: the reward model's score is normalized and clipped, penalties are subtracted, and the KL term comes last, on
 top of what was clipped. Clipping or scaling after the KL term would change the objective that is optimized.
@@ -10,13 +10,7 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.kl import k1
-from lit_rlhf.functional.masking import (
-    Moments,
-    last_index,
-    masked_moments,
-    masked_sum,
-    merge_moments,
-)
+from lit_rlhf.functional.masking import Moments, last_index, masked_sum
 
 
 def place_at_end(
@@ -97,61 +91,10 @@ def missing_eos_penalty(
     return torch.where(finished, scores, scores - penalty)
 
 
-def missing_eos_score(
-    scores: Float[Tensor, " sequences"], finished: Bool[Tensor, " sequences"], value: float
-) -> Float[Tensor, " sequences"]:
-    """Replace the score of each response that was cut at the length limit by a fixed one (arXiv:2403.17031: -1).
-
-    The reward model has seen complete responses only, so its score of a cut one means little.
-    """
-    return torch.where(finished, scores, value)
-
-
-def normalize_scores(
-    scores: Float[Tensor, " sequences"],
-    mean: float | Tensor,
-    std: float | Tensor,
-    eps: float = 1e-8,
-) -> Float[Tensor, " sequences"]:
-    """(scores - mean) / std, with a standard deviation of no less than `eps`.
-
-    Scores of a reward model are known up to a constant: with mean and standard deviation of the reference's responses,
-    the KL coefficient means the same for every reward model. Dividing by a *changing* standard deviation changes the
-    objective as training goes on.
-    """
-    deviation = torch.as_tensor(std, dtype=scores.dtype, device=scores.device).clamp_min(eps)
-    return (scores - mean) / deviation
-
-
 def no_moments(like: Float[Tensor, "..."]) -> Moments:
     """Running statistics of nothing seen so far, of the dtype and on the device of a tensor."""
     zero = like.new_zeros(())
     return Moments(zero, zero, zero)
-
-
-def update_moments(moments: Moments, scores: Float[Tensor, " sequences"]) -> Moments:
-    """Running statistics after further scores; those of one batch or of many give the same result.
-
-    Example:
-        >>> moments = update_moments(no_moments(torch.zeros(())), torch.tensor([1.0, 3.0]))
-        >>> float(moments.mean), float(moments.variance)
-        (2.0, 2.0)
-    """
-    new = masked_moments(scores, torch.ones_like(scores, dtype=torch.bool))
-    pairs = zip(moments, new, strict=True)
-    return merge_moments(
-        Moments(*(torch.stack([old, fresh.to(old.dtype)]) for old, fresh in pairs))
-    )
-
-
-def clip_scores(scores: Float[Tensor, " sequences"], limit: float) -> Float[Tensor, " sequences"]:
-    """Hold scores to [-limit, limit]; limit above 0, in units of reward. Changes the objective where it bites."""
-    return scores.clamp(-limit, limit)
-
-
-def length_penalty(lengths: Int[Tensor, " sequences"], coef: float) -> Float[Tensor, " sequences"]:
-    """-coef * length, to add to scores: the price of a token, in units of reward."""
-    return -coef * lengths.float()
 
 
 def overlong_penalty(

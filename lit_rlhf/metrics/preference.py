@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option
 
 
 class PreferenceAccuracy(Metric):
@@ -45,8 +45,8 @@ class PreferenceAccuracy(Metric):
         """
         margin = chosen.float() - rejected.float()
         p = torch.ones_like(margin) if p_chosen is None else p_chosen.float()
-        self.agreement += (p * (margin > 0) + (1 - p) * (margin < 0)).sum()
-        self.total += margin.numel()
+        self.agreement = self.agreement + (p * (margin > 0) + (1 - p) * (margin < 0)).sum()
+        self.total = self.total + margin.numel()
 
     def compute(self) -> Tensor:
         """A scalar in [0, 1]; nan if no pair was seen."""
@@ -82,8 +82,8 @@ class RewardMargin(Metric):
             chosen: (n,) scores of the chosen answers.
             rejected: (n,) scores of the rejected answers.
         """
-        self.margin += (chosen.detach().float() - rejected.detach().float()).sum()
-        self.total += chosen.numel()
+        self.margin = self.margin + (chosen.detach().float() - rejected.detach().float()).sum()
+        self.total = self.total + chosen.numel()
 
     def compute(self) -> Tensor:
         """A scalar; nan if no pair was seen."""
@@ -134,10 +134,7 @@ class CalibrationError(Metric):
 
     def __init__(self, num_bins: int = 10) -> None:
         super().__init__()
-        if num_bins < 1:
-            raise ConfigurationError(
-                f"CalibrationError: num_bins must be at least 1, not {num_bins}."
-            )
+        check_option(num_bins >= 1, self, "num_bins", num_bins, "1 or more")
         self.num_bins = num_bins
         for name in ("count", "confidence", "agreement"):
             self.add_state(name, torch.zeros(num_bins), dist_reduce_fx="sum")
@@ -157,9 +154,9 @@ class CalibrationError(Metric):
         bins = ((confidence - 0.5) * 2 * self.num_bins).long().clamp_(0, self.num_bins - 1)
         # Sums over a comparison, not scatter_add: that one has no deterministic kernel on GPU.
         member = (bins == torch.arange(self.num_bins, device=bins.device)[:, None]).float()
-        self.count += member.sum(-1)
-        self.confidence += member @ confidence
-        self.agreement += member @ agreement
+        self.count = self.count + member.sum(-1)
+        self.confidence = self.confidence + member @ confidence
+        self.agreement = self.agreement + member @ agreement
 
     def compute(self) -> Tensor:
         """A scalar in [0, 1]; nan if no pair was seen."""

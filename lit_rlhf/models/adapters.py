@@ -1,8 +1,10 @@
 """LoRA adapters by role on one frozen base."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,30 @@ from lit_rlhf.seeding import generator
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what peft writes before the path of each parameter
-_UNSUPPORTED = (
-    "use_dora",
-    "lora_bias",
-    "target_parameters",
-    "trainable_token_indices",
-    "modules_to_save",
-)
+_TAKEN = {
+    # Options of peft's LoRA that a role heeds, or that say nothing about numbers; any other that is used is refused.
+    *(
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+    ),
+    *(
+        "inference_mode",
+        "runtime_config",
+        "fan_in_fan_out",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+    ),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern"),
+    *("alpha_pattern", "init_lora_weights", "eva_config", "modules_to_save"),
+}
+_KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Ways to draw the first adapter that leave the base as it is; the others take a part of its weights away."""
 
 
 class RoleAdapters:
@@ -119,8 +138,13 @@ class RoleAdapters:
         """
         config, state = read_adapter(path)
         weights, extra = self._sort_keys(state)
-        config.target_modules = self._condense({key.rsplit(".", 2)[0] for key in weights})
+        paths = {key.rsplit(".", 2)[0] for key in weights}
         self._check_shapes(weights, path)
+        config.target_modules = self._condense(paths)
+        # The paths of its weights say which layers it has; patterns are of names in a causal language model.
+        config.layers_to_transform = config.layers_pattern = config.exclude_modules = None
+        config.rank_pattern = self._by_path(config.rank_pattern, paths)
+        config.alpha_pattern = self._by_path(config.alpha_pattern, paths)
         self._inject(name, config, trainable)
         ours = self.parameters(name)
         missing, unexpected = sorted(set(ours) - set(weights)), sorted(set(weights) - set(ours))
@@ -242,6 +266,17 @@ class RoleAdapters:
         full = {f"{self._model_prefix}{path}" for path in paths}
         return sorted(leaves) if matched == full else sorted(full)
 
+    def _by_path(self, pattern: Mapping[str, Any] | None, paths: set[str]) -> dict[str, Any]:
+        """A pattern of peft, whose keys match ends of a layer's name, by the whole names of the layers here."""
+        found = {}
+        for path in paths:
+            full = f"{self._trunk_prefix}.{path}"
+            for key, value in (pattern or {}).items():
+                if re.match(rf"(.*\.)?({key})$", full):
+                    found[re.escape(f"{self._model_prefix}{path}")] = value
+                    break
+        return found
+
     @property
     def _model_prefix(self) -> str:
         return "" if self._trunk is self._model else f"{self._trunk_prefix}."
@@ -308,11 +343,28 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
         "classifier",
     }:  # peft's names for the head of a classifier
         config.modules_to_save = None
-    used = [option for option in _UNSUPPORTED if getattr(config, option, None)]
-    if used or config.bias != "none":
+    defaults = LoraConfig()
+    used = [
+        item.name
+        for item in fields(config)
+        if item.name not in _TAKEN
+        and getattr(config, item.name) != getattr(defaults, item.name, None)
+    ]
+    if config.modules_to_save:
+        used.append("modules_to_save")
+    if used:
         raise CheckpointError(
-            f"The adapter {path!r} uses {used or ['bias']} of peft, which roles don't support. Merge it into its base "
-            "first."
+            f"The adapter {path!r} uses {used} of peft, which roles don't support. Merge it into its base first: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(directory), and set name to "
+            "that directory."
+        )
+    if config.init_lora_weights not in _KEEPS_BASE:
+        raise CheckpointError(
+            f"The adapter {path!r} was started with init_lora_weights={config.init_lora_weights!r}, which changes the "
+            "base's weights too, so it means something else on the base as it was. Convert it as it is saved by peft "
+            "(save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(directory), and set name to "
+            "that directory."
         )
     config.inference_mode, config.init_lora_weights, config.task_type = False, True, None
     return config, state

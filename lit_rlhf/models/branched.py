@@ -26,7 +26,8 @@ from lit_rlhf.models.kernels.attention import apart, computes_apart
 from lit_rlhf.models.specs import Branching
 from lit_rlhf.types import BranchedBatch
 
-_WINDOW_WORDS = ("window", "chunk_size", "local_attention", "attention_span")
+_WINDOWS = ("window", "window_size", "attention_chunk_size", "local_attention")
+"""How the names of windows end."""
 _SWITCHING_ROPES = ("longrope", "dynamic")
 MASKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -97,8 +98,11 @@ class Costs:
                 weights += module.nx * module.nf
             elif isinstance(module, nn.Linear):
                 weights += module.in_features * module.out_features
-        heads = getattr(config, "num_attention_heads", None) or 0
-        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
+        sizes = config.to_dict()  # attributes of configs that differ by layer raise
+        heads: int = (
+            sizes.get("num_attention_heads") or getattr(config, "num_attention_heads", None) or 0
+        )
+        width = heads * (sizes.get("head_dim") or config.hidden_size // max(heads, 1))
         return Costs(
             2.0 * weights,
             4.0 * width * config.num_hidden_layers,
@@ -287,9 +291,7 @@ def window_of(config: PretrainedConfig) -> int | None:
     found = [
         value
         for name, value in vars(config).items()
-        if any(word in name for word in _WINDOW_WORDS)
-        and name not in unused
-        and "layer" not in name
+        if name.endswith(_WINDOWS) and name not in unused
         # Not the bools among the numbers.
         if type(value) is int and value > 0
     ]

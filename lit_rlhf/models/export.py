@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn.modules import Params4bit
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -14,14 +14,16 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.files import whole_directory
 from lit_rlhf.internals.transformers import set_attention
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import RECORD, ExportRecord
-from lit_rlhf.models.loading import DTYPES, embeddings, quiet
+from lit_rlhf.models.loading import dtype_of, embeddings, quiet
 from lit_rlhf.models.merging import merged_state
+from lit_rlhf.models.readback import check_export
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _PAD = "<|pad|>"  # given to tokenizers that have no token which never ends a text
@@ -56,9 +58,12 @@ def export_reward(
         weight: (h,) to export in its place: what several heads come to.
         note: What was exported, for the model card.
 
+    Before the export appears it is read back by transformers or peft, and a score compared (`readback`).
+
     Raises:
         ConfigurationError: There is no such head, or the architecture has no sequence classifier in transformers.
-        CheckpointError: The path holds something that isn't an export, or the disk is full.
+        CheckpointError: The path holds something that isn't an export, the disk is full, or what was written reads
+            back otherwise.
     """
     if head not in backbone.heads:
         raise ConfigurationError(
@@ -88,6 +93,7 @@ def export_reward(
         _record(backbone, "reward", as_adapter, tokenizer, score_mean, score_std, note).write(
             directory
         )
+        check_export(directory, backbone, role, as_adapter=as_adapter, head=row)
 
 
 def export_policy(
@@ -101,8 +107,11 @@ def export_policy(
         merge: As in `export_reward`.
         role: Whose adapter.
 
+    Before the export appears it is read back by transformers or peft, and log-probs compared (`readback`).
+
     Raises:
-        CheckpointError: The path holds something that isn't an export, or the disk is full.
+        CheckpointError: The path holds something that isn't an export, the disk is full, or what was written reads
+            back otherwise.
     """
     as_adapter = not merge and role in backbone.adapters
     with _export_directory(path, _size(backbone, role, as_adapter)) as directory:
@@ -114,6 +123,7 @@ def export_policy(
             )
         backbone.tokenizer.save_pretrained(directory)
         _record(backbone, "policy", as_adapter, backbone.tokenizer, 0.0, 1.0).write(directory)
+        check_export(directory, backbone, role, as_adapter=as_adapter)
 
 
 def _size(backbone: Backbone, role: str | None, as_adapter: bool) -> int:
@@ -128,7 +138,7 @@ def _size(backbone: Backbone, role: str | None, as_adapter: bool) -> int:
     count = sum(
         p.quant_state.shape.numel() if isinstance(p, Params4bit) else p.numel() for p in base
     )
-    return count * DTYPES[backbone.spec.dtype].itemsize
+    return count * dtype_of(backbone.spec).itemsize
 
 
 def _save_adapter(
@@ -147,12 +157,21 @@ def _save_whole(
 ) -> None:
     try:
         with torch.device("meta"), quiet():
-            shell = auto_class.from_config(config, dtype=DTYPES[backbone.spec.dtype])
+            shell = auto_class.from_config(config, dtype=dtype_of(backbone.spec))
     except ValueError as error:
         raise ConfigurationError(
             f"transformers has no {auto_class.__name__} for {config.model_type!r}: {error}"
         ) from error
     state = _renamed(merged_state(backbone, role), backbone, shell.base_model_prefix) | extra
+    quantized = {
+        f"{path.replace('.base_layer', '')}.weight": module.weight
+        for path, module in backbone.model.named_modules()
+        if isinstance(module, Linear4bit | Linear8bitLt)
+    }
+    for key in _renamed(quantized, backbone, shell.base_model_prefix):
+        # bitsandbytes has turned the layers of GPT-2 and its kin, whose weights are (in, out).
+        if isinstance(shell.get_submodule(key.removesuffix(".weight")), Conv1D):
+            state[key] = state[key].t().contiguous()
     wanted = set(shell.state_dict())
     state = {name: value for name, value in state.items() if name in wanted}
     missing = sorted(wanted - set(state))

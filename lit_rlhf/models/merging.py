@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_rlhf.internals.bitsandbytes import float_weight
 from lit_rlhf.internals.torch import state_tensors
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.loading import DTYPES
+from lit_rlhf.models.loading import dtype_of
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def merged_state(backbone: Backbone, role: str | None) -> dict[str, Tensor]:
         for name, value in state_tensors(module):
             tensor = value
             if name == "weight":
-                tensor = float_weight(module, DTYPES[backbone.spec.dtype])
+                tensor = float_weight(module, dtype_of(backbone.spec))
                 if module in adapted:
                     delta = adapted[module].get_delta_weight(role)
                     tensor = (tensor.float() + delta.float()).to(tensor.dtype)

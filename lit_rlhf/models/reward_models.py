@@ -18,14 +18,14 @@ from lit_rlhf.models.adapters import read_adapter
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import read_record
 from lit_rlhf.models.loading import pretrained
-from lit_rlhf.models.specs import Attention, Branching, DTypeName, ModelSpec, Quantization
+from lit_rlhf.models.specs import Attention, Branching, DTypeOption, ModelSpec, Quantization
 from lit_rlhf.tokenizers import load_tokenizer
 
 
 def load_reward_model(
     path: str | Path,
     *,
-    dtype: DTypeName = "float32",
+    dtype: DTypeOption = "float32",
     quantization: Quantization = "none",
     attention: Attention = "sdpa",
     branching: Branching = "auto",

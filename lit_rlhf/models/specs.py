@@ -8,6 +8,7 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Branching = Literal["auto", "shared", "expanded"]
 Kernels = Literal["auto", "plain"]
 DTypeName = Literal["float32", "bfloat16", "float16"]
+DTypeOption = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass
@@ -40,9 +41,12 @@ class ModelSpec:
         config: Random initialisation instead: `{"model_type": "llama", "hidden_size": 64, ...}`; needs `tokenizer`.
         tokenizer: Directory or hub id; default: `name`.
         revision: Branch, tag or commit on the hub.
-        dtype: Of the base's weights; adapters, heads and losses are float32 whatever this says.
+        dtype: Of the base's weights; adapters, heads and losses are float32 whatever this says. "auto" is bfloat16 where
+            the device multiplies it and float32 elsewhere, which is said at loading; a loaded `Backbone.spec` holds
+            what was taken.
         quantization: Of the base's linear layers through bitsandbytes, on CPU as well: nf4 and fp4 take about 0.5 bytes
-            a weight (arXiv:2305.14314), int8 takes 1. Training then needs `lora`.
+            a weight (arXiv:2305.14314), int8 takes 1. Training then needs `lora`. Products with 4 bits are computed in
+            `dtype`, and in bfloat16 on a GPU that multiplies it.
         lora: Adapters to train on a frozen base; None trains the model in full.
         adapter: Directory of a trained LoRA adapter that the policy starts from; its frozen copy is the reference.
         gradient_checkpointing: Recompute each layer in backward: less memory for a third more time.
@@ -60,7 +64,7 @@ class ModelSpec:
     config: dict[str, Any] | None = None
     tokenizer: str | None = None
     revision: str | None = None
-    dtype: DTypeName = "float32"
+    dtype: DTypeOption = "float32"
     quantization: Quantization = "none"
     lora: LoraSpec | None = None
     adapter: str | None = None

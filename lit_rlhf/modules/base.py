@@ -1,23 +1,57 @@
 """What every module of the library shares: building the backbone, optimizers, checkpoints that are small and complete."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, is_dataclass
+from functools import wraps
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.internals.lightning import precision_of
 from lit_rlhf.models import Backbone, ModelSpec, shard
-from lit_rlhf.objectives import Reduction
+from lit_rlhf.modules.reference import Reference
+from lit_rlhf.modules.steps import (
+    StepGuard,
+    Steps,
+    gradient_norm,
+    gradients,
+    split_by_decay,
+    undecayed_names,
+)
+from lit_rlhf.rewards import Reward
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 CHECKPOINT_KEY = "lit_rlhf"
+CHECKPOINT_VERSION = 2
+_STEPS = frozenset({"training_step", "validation_step", "test_step", "predict_step"})
+
+
+def _never_ending_data(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step whose StopIteration is an error: Lightning's loops take one for the end of the data and end well."""
+
+    @wraps(step)
+    def run(self: LightningModule, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(self, *args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(
+                f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` raises where nothing is "
+                "left: in a reward, an engine or a loss, see the cause. Give `next` a default there."
+            ) from error
+
+    return run
 
 
 class RLHFModule(LightningModule):
@@ -29,12 +63,20 @@ class RLHFModule(LightningModule):
             module.
         lr_scheduler: Called with the optimizer; stepped once per optimizer step. Default: a constant rate.
         seed: Seed of everything the module draws (rollouts, minibatch order, LoRA's dropout).
+        steps: Which steps are not taken, and what decays; see `Steps`.
     """
 
     default_lr = 1e-5
     needs_lm_head = True
     """Whether log-probs are asked for; a head that is never used would be an unused parameter to DDP."""
     backbone: Backbone
+    reference: Reference
+    """Of modules that are held to one."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _STEPS.intersection(vars(cls)):
+            setattr(cls, name, _never_ending_data(getattr(cls, name)))
 
     def __init__(
         self,
@@ -42,6 +84,7 @@ class RLHFModule(LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
         super().__init__()
         with (
@@ -54,7 +97,26 @@ class RLHFModule(LightningModule):
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.seed = seed
+        self.steps = steps or Steps()
+        self.guard = StepGuard(self.steps.max_skipped)
+        self._undecayed: set[str] | None = None
         self.strict_loading = False  # checkpoints hold trainable weights alone; on_load_checkpoint checks completeness
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse an attribute of the name of a method: one of the two would be ignored.
+
+        Methods, such as `loss`, are overridden; what is injected are options, kept under names of their own.
+
+        Raises:
+            ConfigurationError: Names both.
+        """
+        method = getattr(type(self), name, None)
+        if inspect.isfunction(method) and not inspect.isroutine(value):
+            raise ConfigurationError(
+                f"{type(self).__name__} has a method {name} ({method.__qualname__}), and an attribute of that name is "
+                f"set to a {type(value).__name__}: one of the two would be ignored. Give one of them another name."
+            )
+        super().__setattr__(name, value)
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -64,6 +126,7 @@ class RLHFModule(LightningModule):
             return
         self.backbone = Backbone.load(self.spec, lm_head=self.needs_lm_head)
         self.configure_roles()
+        self._undecayed = undecayed_names(self, decay_embeddings=self.steps.decay_embeddings)
         mesh = self.device_mesh
         if mesh is not None:
             for part in [module for module in self.modules() if isinstance(module, Backbone)]:
@@ -81,6 +144,18 @@ class RLHFModule(LightningModule):
                 "model.init_args.backbone.dtype: bfloat16 (weights of the base) and trainer.precision: 32-true instead."
             )
 
+        averaging = [
+            type(each).__name__
+            for each in getattr(self.trainer, "callbacks", [])
+            if isinstance(each, WeightAveraging)
+        ]
+        if stage == "fit" and averaging:
+            raise ConfigurationError(
+                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every checkpoint, and a run "
+                "can't go on from them. Remove it from trainer.callbacks; checkpoints hold trained weights alone, and "
+                "those of several iterations can be averaged after the run."
+            )
+
     def on_fit_start(self) -> None:
         """Compare the tokenizer of the data with the model's."""
         self._check_tokenizer()
@@ -94,15 +169,9 @@ class RLHFModule(LightningModule):
                 "Point both at the same directory."
             )
 
-    def check(self, name: str, fits: Callable[[Any], bool], range_: str) -> None:
-        """Refuse an option of the module that is out of its range.
-
-        Raises:
-            ConfigurationError: Names the option, its value and the range.
-        """
-        value = getattr(self, name)
-        if not fits(value):
-            raise ConfigurationError(f"{type(self).__name__}: {name}={value} must be {range_}.")
+    def require_movable_reference(self, alpha: float) -> None:
+        """Refuse what can't be moved; `MovingReference` asks before the model is built."""
+        self.reference.require_movable(self.spec, alpha, built="backbone" in self._modules)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout, the one thing that draws from torch's global generator, by iteration and process."""
@@ -123,10 +192,25 @@ class RLHFModule(LightningModule):
             raise ConfigurationError(
                 "Nothing to train: every parameter of the model is frozen. Add backbone.lora."
             )
-        optimizer = self._make_optimizer(groups)
+        if self._undecayed is None:
+            self._undecayed = undecayed_names(self, decay_embeddings=self.steps.decay_embeddings)
+        # By name, for FSDP1 leaves parameters flat by now.
+        spared = {
+            id(parameter)
+            for name, parameter in self.named_parameters()
+            if name.replace("_fsdp_wrapped_module.", "") in self._undecayed
+        }
+        optimizer = self._make_optimizer(
+            part for group in groups for part in split_by_decay(group, spared)
+        )
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigurationError(
+                f"lr_scheduler={type(scheduler).__name__} waits for a metric, and schedules here are stepped with each "
+                "optimizer step, which has none. Use a schedule by steps, such as WarmupCosine of lit_rlhf.modules."
+            )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -134,37 +218,69 @@ class RLHFModule(LightningModule):
 
     def _make_optimizer(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         if self.optimizer_factory is None:
+            groups = list(groups)
             return torch.optim.AdamW(
-                groups, lr=self.default_lr, betas=(0.9, 0.95), weight_decay=0.0
+                groups,
+                lr=self.default_lr,
+                betas=(0.9, 0.95),
+                weight_decay=0.0,
+                fused=self._fuses(groups),
             )
         return self.optimizer_factory(groups)
 
-    def reduce_loss(self, loss: Tensor, mask: Tensor, reduction: Reduction) -> Tensor:
-        """Reduce an unreduced loss with a denominator counted over all ranks.
+    def _fuses(self, groups: list[dict[str, Any]]) -> bool | None:
+        """Whether one kernel may take the default optimizer's step; None leaves it to torch.
 
-        Strategies average gradients over ranks, so the local share is multiplied by their number: the average then is
-        the global numerator over the global denominator, however unevenly the tokens lie.
+        Not with a loss scale: a fused step unscales by itself, and Lightning then refuses `gradient_clip_val`.
         """
-        denominator = self.sum_over_ranks(reduction.denominator(mask)).clamp_min(1)
-        return reduction.numerator(loss, mask) * self._world_size / denominator
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        return True if on_gpu and self.loss_scaler() is None else None
 
-    def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """All-reduce a tensor that needs no gradient."""
-        if self._world_size == 1:
-            return value
-        reduced = self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum")
-        assert isinstance(reduced, Tensor)
-        return reduced
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Skip a step whose gradient isn't finite, where Lightning takes the steps."""
+        if not self.automatic_optimization:
+            return
+        parameters = gradients(optimizer)
+        if not parameters:  # DeepSpeed keeps them to itself, and skips by itself
+            return
+        norm = gradient_norm(parameters)
+        if isinstance(self.trainer.strategy, FSDPStrategy):  # each process has a part
+            norm = sum_over_ranks(norm.square()).sqrt()
+        scale = self.loss_scale()
+        if getattr(
+            optimizer, "_step_supports_amp_scaling", False
+        ):  # fused ones unscale in their step
+            norm = norm / scale
+        if not self.guard.passes(norm, shrinking=scale > 1) and self.loss_scaler() is None:
+            optimizer.zero_grad(
+                set_to_none=True
+            )  # what has no gradient doesn't move; a scaler skips by itself
+        self.log("train/grad_norm", norm)
+        self.log("train/skipped_steps", float(self.guard.skipped))
 
-    @property
-    def _world_size(self) -> int:
-        return self._trainer.world_size if self._trainer is not None else 1
+    def loss_scaler(self) -> Any:
+        """The GradScaler of `trainer.precision: 16-mixed`; None elsewhere."""
+        return getattr(precision_of(self), "scaler", None)
+
+    def loss_scale(self) -> float:
+        """By how much losses are multiplied now."""
+        scaler = self.loss_scaler()
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def trainable_names(self) -> list[str]:
-        """Names of the parameters a checkpoint must hold."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        """Names of the weights a checkpoint must hold: what is trained, a reference that moves, what rewards count."""
+        parameters = dict(self.named_parameters())
+        trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        moved = self.reference.names(parameters) if hasattr(self, "reference") else []
+        counted = [
+            f"{place}.{name}"
+            for place, part in self.named_modules()
+            if isinstance(part, Reward)
+            for name, _ in part.named_buffers(recurse=False)
+        ]
+        return [*trained, *moved, *counted]
 
     def extra_state(self) -> dict[str, Any]:
         """State beside weights that a checkpoint must hold: plain numbers, strings, lists, dicts and tensors."""
@@ -182,7 +298,8 @@ class RLHFModule(LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__qualname__,
             "shapes": _shapes(checkpoint["state_dict"].items()),
-            "state": self.extra_state(),
+            "state": self.extra_state() | {"guard": self.guard.state_dict()},
+            "version": CHECKPOINT_VERSION,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -191,6 +308,12 @@ class RLHFModule(LightningModule):
         if ours is None:
             raise CheckpointError(
                 "This checkpoint was not written by lit_rlhf: it has no record of the module's class and state."
+            )
+        if ours.get("version") != CHECKPOINT_VERSION:
+            raise CheckpointError(
+                f"The checkpoint has version {ours.get('version', 1)} of its layout, and this release reads version "
+                f"{CHECKPOINT_VERSION}: go on with the release that wrote it, or start anew from an export of it "
+                "(`lit-rlhf export` there)."
             )
         if ours["class"] != type(self).__qualname__:
             raise CheckpointError(
@@ -213,10 +336,11 @@ class RLHFModule(LightningModule):
                 "lora or value other when it was written?"
             )
         self._check_shapes(shapes)
+        self.guard.load_state_dict(ours["state"]["guard"])
         self.load_extra_state(ours["state"])
 
     def _check_shapes(self, found: Mapping[str, tuple[int, ...]]) -> None:
-        shapes = _shapes(self.named_parameters())
+        shapes = _shapes([*self.named_parameters(), *self.named_buffers()])
         wrong = [name for name, shape in found.items() if tuple(shape) != shapes[name]]
         if wrong:
             name = wrong[0]

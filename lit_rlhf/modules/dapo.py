@@ -1,27 +1,22 @@
 """Group methods that sample on until enough prompts have something to teach."""
 
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.advantages import equal_groups
 from lit_rlhf.functional.rewards import overlong_penalty
-from lit_rlhf.modules.group import GroupPolicyModule
-from lit_rlhf.modules.means import Means
-from lit_rlhf.modules.rollouts import gather_rollout, join_rollouts, select_prompts
-from lit_rlhf.objectives import (
-    Advantage,
-    ClippedSurrogate,
-    FixedKL,
-    GroupNormalized,
-    KLController,
-    KLLoss,
-    Surrogate,
-    UnbiasedK3,
-)
-from lit_rlhf.types import PromptBatch, Rollout
+from lit_rlhf.models import ModelSpec
+from lit_rlhf.modules.group import GroupPolicyModule, Parts
+from lit_rlhf.modules.minibatches import gather_rollout, join_rollouts, select_prompts
+from lit_rlhf.objectives import ClippedSurrogate, FixedKL, GroupNormalized, UnbiasedK3
+from lit_rlhf.options import check_option
+from lit_rlhf.rewards import Reward
+from lit_rlhf.types import PromptBatch, Sample, ScoredRollout
 
 
 class DAPOPolicyModule(GroupPolicyModule):
@@ -53,50 +48,45 @@ class DAPOPolicyModule(GroupPolicyModule):
             scores of -1 and 1.
         overlong_buffer: Tokens over which the penalty grows, from 1 to max_new_tokens; None: a fifth of max_new_tokens,
             the paper's share (4,096 of 20,480).
-        advantage: Default `GroupNormalized()`.
-        surrogate: Default `ClippedSurrogate(low=0.2, high=0.28)`.
-        kl: Default `FixedKL(0)`.
-        kl_loss: Default `UnbiasedK3()`, which counts once `kl` is above 0.
-        num_samples: Default 16, as in the paper.
-        **kwargs: As for `GroupPolicyModule`; the reduction is `TokenMean()` by default.
+        **kwargs: As for `GroupPolicyModule`. The advantage is `GroupNormalized()` by default, the surrogate
+            `ClippedSurrogate(low=0.2, high=0.28)`, the reduction `TokenMean()`, kl `FixedKL(0)` (`UnbiasedK3()` counts
+            once it is above 0), and `num_samples` 16, as in the paper.
 
     Raises:
         ConfigurationError: An option is out of range, or the batch is no multiple of `oversampling`.
     """
 
+    default_parts: ClassVar[Parts] = {
+        **GroupPolicyModule.default_parts,
+        "advantage": GroupNormalized,
+        "surrogate": partial(ClippedSurrogate, low=0.2, high=0.28),
+        "kl": partial(FixedKL, 0.0),
+        "kl_loss": UnbiasedK3,
+    }
+    default_samples: ClassVar[int] = 16
+
     def __init__(
         self,
-        *args: Any,
+        backbone: ModelSpec,
+        reward: Reward,
+        *,
         oversampling: int = 3,
         overlong_penalty: float = 1.0,
         overlong_buffer: int | None = None,
-        advantage: Advantage | None = None,
-        surrogate: Surrogate | None = None,
-        kl: KLController | None = None,
-        kl_loss: KLLoss | None = None,
-        num_samples: int = 16,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            *args,
-            advantage=advantage or GroupNormalized(),
-            surrogate=surrogate or ClippedSurrogate(low=0.2, high=0.28),
-            kl=kl or FixedKL(0.0),
-            kl_loss=kl_loss or UnbiasedK3(),
-            num_samples=num_samples,
-            **kwargs,
-        )
+        super().__init__(backbone, reward, **kwargs)
         self.oversampling = oversampling
         self.overlong_penalty = overlong_penalty
         longest = self.sampling.max_new_tokens
         self.overlong_buffer = max(longest // 5, 1) if overlong_buffer is None else overlong_buffer
-        self.check("oversampling", lambda number: number >= 1, "at least 1")
-        self.check("overlong_penalty", lambda number: number >= 0, "0 (none) or more")
-        self.check(
-            "overlong_buffer",
-            lambda number: 1 <= number <= longest,
-            f"from 1 to max_new_tokens={longest}",
+        buffer = self.overlong_buffer
+        check_option(oversampling >= 1, self, "oversampling", oversampling, "at least 1")
+        check_option(
+            overlong_penalty >= 0, self, "overlong_penalty", overlong_penalty, "0 (none) or more"
         )
+        what = f"from 1 to max_new_tokens={longest}"
+        check_option(1 <= buffer <= longest, self, "overlong_buffer", buffer, what)
         if overlong_buffer is not None and overlong_penalty == 0:
             raise ConfigurationError(
                 f"overlong_buffer={overlong_buffer} is where a penalty of overlong_penalty=0 would "
@@ -104,7 +94,7 @@ class DAPOPolicyModule(GroupPolicyModule):
                 "leave the buffer out."
             )
 
-    def penalized_scores(self, rollout: Rollout) -> Tensor:
+    def penalized_scores(self, rollout: ScoredRollout) -> Tensor:
         """The scores less the penalties of a missing EOS and of length."""
         scores = super().penalized_scores(rollout)
         if self.overlong_penalty == 0:
@@ -113,56 +103,44 @@ class DAPOPolicyModule(GroupPolicyModule):
         share = overlong_penalty(lengths, self.sampling.max_new_tokens, self.overlong_buffer)
         return scores + self.overlong_penalty * share
 
-    def draw(self, batch: PromptBatch) -> Rollout:
-        """This process's share of the prompts of all pools that have something to teach."""
-        pool, ranks = len(batch["index"]), self._world_size
+    def draw(self, batch: PromptBatch) -> tuple[ScoredRollout, list[Sample]]:
+        """This process's share of the prompts of all pools that have something to teach; samples of all drawn."""
+        pool, ranks = len(batch["index"]), num_ranks()
         if pool % self.oversampling:
             raise ConfigurationError(
                 f"A batch of {pool} prompts per process can't be divided by oversampling={self.oversampling}: set "
                 "data.batch_size to that many times the prompts to train on."
             )
         wanted = lacking = pool // self.oversampling
-        rounds: list[Rollout] = []
-        samples, parts, done = [], Means(), 0
+        rounds: list[ScoredRollout] = []
+        samples: list[Sample] = []
+        done = 0
         while lacking > 0 and done < pool:
-            rollout = self.sample(
-                select_prompts(batch, slice(done, done + lacking)),
-                self.sampling,
-                "rollout",
-                self.num_samples,
-            )
+            rollout, drawn = super().draw(select_prompts(batch, slice(done, done + lacking)))
             rounds.append(rollout)
-            samples += self.samples
-            self.add_reward_parts(parts)
-            self.count_generated(rollout.response_mask)
+            samples += drawn
             done = min(done + lacking, pool)
-            teach = int(
-                self.sum_over_ranks(
-                    torch.stack([self._teaches(each).sum() for each in rounds]).sum()
-                )
-            )
-            lacking = -(-(wanted * ranks - teach) // ranks)
-        self.samples = samples
-        self._count_means(parts)
-        return self._share(join_rollouts(rounds), wanted)
+            found = torch.stack([_teaches(each).sum() for each in rounds]).sum()
+            lacking = -(-(wanted * ranks - int(sum_over_ranks(found))) // ranks)
+        return self._share(join_rollouts(rounds), wanted), samples
 
-    def _share(self, rollout: Rollout, wanted: int) -> Rollout:
-        """Select over all ranks, log, and take this rank's part."""
-        ranks = self._world_size
-        rollout = gather_rollout(rollout, self._gather) if ranks > 1 else rollout
-        teaches = self._teaches(rollout)
-        chosen = teaches.argsort(descending=True, stable=True)[: wanted * ranks].sort().values
+    def _share(self, rollout: ScoredRollout, wanted: int) -> ScoredRollout:
+        """Select over all processes, log, and take this one's part."""
+        rollout = gather_rollout(rollout)
+        teaches = _teaches(rollout)
+        chosen = teaches.argsort(descending=True, stable=True)[: wanted * num_ranks()].sort().values
         self.means.add_all(
             {
                 "sampling/prompts": torch.tensor(len(teaches)),
                 "sampling/resampled_prompts": torch.tensor(len(teaches) - len(chosen)),
                 "sampling/unfilled_prompts": (~teaches[chosen]).sum(),
-                "sampling/scores": rollout.scores,
+                "sampling/scores": rollout.scores.total,
                 "frac_reward_zero_std": ~teaches,
             }
         )
-        return rollout.select(chosen[self.global_rank :: ranks])
+        return rollout.select(chosen[rank() :: num_ranks()])
 
-    def _teaches(self, rollout: Rollout) -> Tensor:
-        """(B,): whether a prompt's scores differ."""
-        return ~equal_groups(rollout.scores, rollout.num_samples)
+
+def _teaches(rollout: ScoredRollout) -> Tensor:
+    """(B,): whether a prompt's scores differ."""
+    return ~equal_groups(rollout.scores.total, rollout.num_samples)

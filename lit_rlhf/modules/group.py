@@ -1,8 +1,10 @@
 """Policy optimization without a critic: advantage x surrogate x reduction x place of the KL, and the named points in between."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.rewards import place_at_end
@@ -14,7 +16,6 @@ from lit_rlhf.objectives import (
     FixedKL,
     GroupCentered,
     GroupNormalized,
-    KLController,
     KLLoss,
     LeaveOneOut,
     Reduction,
@@ -23,20 +24,22 @@ from lit_rlhf.objectives import (
     SequenceClipped,
     SequenceMean,
     SequenceSum,
-    Surrogate,
     TokenMean,
     UnbiasedK3,
     WeightClipped,
     Whitened,
 )
 from lit_rlhf.rewards import Reward
-from lit_rlhf.types import LossOutput, Rollout
+from lit_rlhf.rollout import Sampling
+from lit_rlhf.types import EstimatedRollout, EvaluatedRollout, LossOutput, asked
+
+Parts = Mapping[str, Callable[[], Any]]
 
 
 class GroupPolicyModule(PolicyModule):
     r"""Policy gradients from several completions of each prompt, judged against one another.
 
-    The parts are orthogonal and injected; the named methods below only choose them.
+    The parts are orthogonal and injected; the named methods below only choose them, in `default_parts`.
 
     Args:
         backbone: The initial policy.
@@ -44,8 +47,15 @@ class GroupPolicyModule(PolicyModule):
         advantage: Returns to advantages; default `LeaveOneOut()`.
         kl_loss: The KL to the reference as a term of the loss, weighted with `kl.value`; None puts it into the reward
             (k1 per token), where it is exact for any advantage that doesn't rescale returns.
-        **kwargs: As for `PolicyModule`.
+        **kwargs: As for `PolicyModule`; `num_samples` is 8 by default.
     """
+
+    default_parts: ClassVar[Parts] = {
+        **PolicyModule.default_parts,
+        "advantage": LeaveOneOut,
+        "kl_loss": lambda: None,
+    }
+    default_samples: ClassVar[int] = 8
 
     def __init__(
         self,
@@ -54,47 +64,44 @@ class GroupPolicyModule(PolicyModule):
         *,
         advantage: Advantage | None = None,
         kl_loss: KLLoss | None = None,
-        num_samples: int = 8,
         **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, reward, num_samples=num_samples, **kwargs)
-        self.advantage = advantage or LeaveOneOut()
-        self.kl_loss = kl_loss
-        if num_samples < self.advantage.min_samples:
+        super().__init__(backbone, reward, **kwargs)
+        self.advantage: Advantage = self.part("advantage", advantage)
+        self.kl_loss: KLLoss | None = self.part("kl_loss", kl_loss)
+        if self.num_samples < self.advantage.min_samples:
             raise ConfigurationError(
                 f"{type(self.advantage).__name__} compares the samples of a prompt and needs num_samples of at least "
-                f"{self.advantage.min_samples}, not {num_samples}."
+                f"{self.advantage.min_samples}, not {self.num_samples}."
             )
 
-    def shape_rewards(self, rollout: Rollout) -> Rollout:
+    def shape_rewards(self, rollout: EvaluatedRollout) -> Tensor:
         """The score at the end; the KL per token as well, unless it is a term of the loss."""
         if self.kl_loss is None:
             return super().shape_rewards(rollout)
-        return replace(
-            rollout, rewards=place_at_end(self.penalized_scores(rollout), rollout.response_mask)
+        return place_at_end(self.penalized_scores(rollout), rollout.response_mask)
+
+    def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
+        """Advantages from the rewards of the prompt's samples."""
+        rewards = self.shape_rewards(rollout)
+        return rollout.with_advantages(
+            self.advantage(rewards, rollout.response_mask, rollout.num_samples)
         )
 
-    def estimate(self, rollout: Rollout) -> Rollout:
-        """Advantages from the rewards of the prompt's samples."""
-        assert rollout.rewards is not None
-        advantages = self.advantage(rollout.rewards, rollout.response_mask, rollout.num_samples)
-        return replace(rollout, advantages=advantages)
-
-    def loss(self, minibatch: Rollout) -> LossOutput:
+    def loss(self, minibatch: EvaluatedRollout) -> LossOutput:
         """The surrogate, plus the KL where it is a term of the loss."""
         if self.kl_loss is None:
             return super().loss(minibatch)
+        minibatch = EstimatedRollout.of(minibatch)
         out = self.policy_forward(minibatch)
-        assert out.logprobs is not None and minibatch.ref_logprobs is not None
-        surrogate = self.surrogate_loss(out.logprobs, minibatch)
-        penalty = self.kl_loss(
-            out.logprobs, minibatch.old_logprobs, minibatch.ref_logprobs, out.mask
-        )
+        logprobs = asked(out.logprobs)
+        surrogate = self.surrogate_loss(logprobs, minibatch)
+        penalty = self.kl_loss(logprobs, minibatch.old_logprobs, minibatch.ref_logprobs, out.mask)
         metrics = dict(surrogate.metrics) | {
             "loss/policy_avg": surrogate.loss,
             "loss/kl_avg": penalty,
         }
-        return LossOutput(surrogate.loss + self.kl.value * penalty, metrics)
+        return LossOutput(surrogate.loss + self.kl.value * penalty, metrics, surrogate.logprobs)
 
     def extra_state(self) -> dict[str, Any]:
         """That of the policy and of the advantage."""
@@ -109,175 +116,116 @@ class GroupPolicyModule(PolicyModule):
 class REINFORCEPolicyModule(GroupPolicyModule):
     """REINFORCE (Williams 1992): rewards to go, KL in the reward, one step per rollout.
 
-    Args:
-        advantage: Default `RewardToGo()`, no baseline; `MovingBaseline()` has less variance.
-        surrogate: Default `Reinforce()`.
-        reduction: Default `SequenceSum()`.
-        **kwargs: As for `GroupPolicyModule`.
+    The advantage is `RewardToGo()`, no baseline; `MovingBaseline()` has less variance. The surrogate is `Reinforce()`,
+    the reduction `SequenceSum()`, and `num_samples` is 1. All are options, as for `GroupPolicyModule`.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        advantage: Advantage | None = None,
-        surrogate: Surrogate | None = None,
-        reduction: Reduction | None = None,
-        num_samples: int = 1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            *args,
-            advantage=advantage or RewardToGo(),
-            surrogate=surrogate or Reinforce(),
-            reduction=reduction or SequenceSum(),
-            num_samples=num_samples,
-            **kwargs,
-        )
+    default_parts: ClassVar[Parts] = {
+        **GroupPolicyModule.default_parts,
+        "advantage": RewardToGo,
+        "surrogate": Reinforce,
+        "reduction": SequenceSum,
+    }
+    default_samples: ClassVar[int] = 1
 
 
 class ReinforcePPPolicyModule(GroupPolicyModule):
     """REINFORCE++ (arXiv:2501.03262): rewards to go, whitened over the whole batch, PPO's clip, KL in the reward.
 
-    Its form with a baseline is `advantage=Whitened(GroupCentered())` with `kl_loss=SequenceK2()`.
-
-    Args:
-        advantage: Default `Whitened(RewardToGo())`.
-        **kwargs: As for `GroupPolicyModule`.
+    The advantage is `Whitened(RewardToGo())`, and `num_samples` is 1. Its form with a baseline is
+    `advantage=Whitened(GroupCentered())` with `kl_loss=SequenceK2()`.
     """
 
-    def __init__(
-        self, *args: Any, advantage: Advantage | None = None, num_samples: int = 1, **kwargs: Any
-    ) -> None:
-        super().__init__(
-            *args, advantage=advantage or Whitened(RewardToGo()), num_samples=num_samples, **kwargs
-        )
+    default_parts: ClassVar[Parts] = {
+        **GroupPolicyModule.default_parts,
+        "advantage": lambda: Whitened(RewardToGo()),
+    }
+    default_samples: ClassVar[int] = 1
 
 
 class RLOOPolicyModule(GroupPolicyModule):
     """RLOO (arXiv:2402.14740): baseline from the prompt's other samples, KL in the reward, sum over the sequence.
 
-    Args:
-        reduction: Default `SequenceSum()`.
-        num_samples: At least 2; default 4.
-        **kwargs: As for `GroupPolicyModule`.
+    The reduction is `SequenceSum()`, and `num_samples` is 4; at least 2.
     """
 
-    def __init__(
-        self, *args: Any, reduction: Reduction | None = None, num_samples: int = 4, **kwargs: Any
-    ) -> None:
-        super().__init__(
-            *args, reduction=reduction or SequenceSum(), num_samples=num_samples, **kwargs
-        )
+    default_parts: ClassVar[Parts] = {
+        **GroupPolicyModule.default_parts,
+        "reduction": SequenceSum,
+    }
+    default_samples: ClassVar[int] = 4
 
 
 class GRPOPolicyModule(GroupPolicyModule):
     """GRPO (arXiv:2402.03300): scores normalised in their group, PPO's clip, KL in the loss, mean over sequences.
 
-    The paper differentiates k3 without its importance ratio, which pulls towards another optimum; here the KL's
-    gradient is unbiased unless `kl_loss=BiasedK3()` is asked for.
-
-    Args:
-        advantage: Default `GroupNormalized()`.
-        kl_loss: Default `UnbiasedK3()`.
-        kl: Default `FixedKL(0.04)`, the paper's.
-        reduction: Default `SequenceMean()`.
-        **kwargs: As for `GroupPolicyModule`.
+    The advantage is `GroupNormalized()`, the reduction `SequenceMean()`, kl `FixedKL(0.04)`, the paper's. The paper
+    differentiates k3 without its importance ratio, which pulls towards another optimum; here the KL's gradient is
+    unbiased (`UnbiasedK3()`) unless `kl_loss=BiasedK3()` is asked for.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        advantage: Advantage | None = None,
-        kl_loss: KLLoss | None = None,
-        kl: KLController | None = None,
-        reduction: Reduction | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            *args,
-            advantage=advantage or GroupNormalized(),
-            kl_loss=kl_loss or UnbiasedK3(),
-            kl=kl or FixedKL(0.04),
-            reduction=reduction or SequenceMean(),
-            **kwargs,
-        )
+    default_parts: ClassVar[Parts] = {
+        **GroupPolicyModule.default_parts,
+        "advantage": GroupNormalized,
+        "kl_loss": UnbiasedK3,
+        "kl": partial(FixedKL, 0.04),
+        "reduction": SequenceMean,
+    }
 
 
 class DrGRPOPolicyModule(GroupPolicyModule):
     """Dr. GRPO (arXiv:2503.20783): centred but not scaled, divided by a constant length, no KL by default.
 
+    The advantage is `GroupCentered()`; kl is `FixedKL(0)`, and `UnbiasedK3()` counts once it is above 0.
+
     Args:
-        advantage: Default `GroupCentered()`.
-        kl: Default `FixedKL(0)`.
-        kl_loss: Default `UnbiasedK3()`, which counts once `kl` is above 0.
         reduction: Default `ConstantLength(sampling.max_new_tokens)`.
         **kwargs: As for `GroupPolicyModule`.
     """
 
+    default_parts: ClassVar[Parts] = {
+        **GroupPolicyModule.default_parts,
+        "advantage": GroupCentered,
+        "kl_loss": UnbiasedK3,
+        "kl": partial(FixedKL, 0.0),
+    }
+
     def __init__(
         self,
-        *args: Any,
-        advantage: Advantage | None = None,
-        kl: KLController | None = None,
-        kl_loss: KLLoss | None = None,
+        backbone: ModelSpec,
+        reward: Reward,
+        *,
+        sampling: Sampling | None = None,
         reduction: Reduction | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            *args,
-            advantage=advantage or GroupCentered(),
-            kl=kl or FixedKL(0.0),
-            kl_loss=kl_loss or UnbiasedK3(),
-            reduction=reduction,
-            **kwargs,
-        )
-        if reduction is None:
-            self.reduction = ConstantLength(self.sampling.max_new_tokens)
+        sampling = sampling or Sampling()
+        reduction = reduction or ConstantLength(sampling.max_new_tokens)
+        super().__init__(backbone, reward, sampling=sampling, reduction=reduction, **kwargs)
 
 
-class GSPOPolicyModule(GRPOPolicyModule):
+class GSPOPolicyModule(GroupPolicyModule):
     """GSPO (arXiv:2507.18071): GRPO with the clip on the geometric-mean ratio of the sequence, no KL by default.
 
-    Args:
-        surrogate: Default `SequenceClipped()`.
-        kl: Default `FixedKL(0)`.
-        **kwargs: As for `GRPOPolicyModule`.
+    As `GRPOPolicyModule`, with the surrogate `SequenceClipped()` and kl `FixedKL(0)`.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        surrogate: Surrogate | None = None,
-        kl: KLController | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            *args, surrogate=surrogate or SequenceClipped(), kl=kl or FixedKL(0.0), **kwargs
-        )
+    default_parts: ClassVar[Parts] = {
+        **GRPOPolicyModule.default_parts,
+        "surrogate": SequenceClipped,
+        "kl": partial(FixedKL, 0.0),
+    }
 
 
-class CISPOPolicyModule(GRPOPolicyModule):
+class CISPOPolicyModule(GroupPolicyModule):
     """CISPO (arXiv:2506.13585): the importance weight is clipped, no token loses its gradient; mean over tokens, no KL.
 
-    Args:
-        surrogate: Default `WeightClipped()`.
-        kl: Default `FixedKL(0)`.
-        reduction: Default `TokenMean()`.
-        **kwargs: As for `GRPOPolicyModule`.
+    As `GRPOPolicyModule`, with the surrogate `WeightClipped()`, kl `FixedKL(0)` and the reduction `TokenMean()`.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        surrogate: Surrogate | None = None,
-        kl: KLController | None = None,
-        reduction: Reduction | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            *args,
-            surrogate=surrogate or WeightClipped(),
-            kl=kl or FixedKL(0.0),
-            reduction=reduction or TokenMean(),
-            **kwargs,
-        )
+    default_parts: ClassVar[Parts] = {
+        **GRPOPolicyModule.default_parts,
+        "surrogate": WeightClipped,
+        "kl": partial(FixedKL, 0.0),
+        "reduction": TokenMean,
+    }

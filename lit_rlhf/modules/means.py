@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_mean, masked_sum
-from lit_rlhf.types import Rollout
+from lit_rlhf.types import EvaluatedRollout
 
 
 class Means:
@@ -63,7 +63,7 @@ class Means:
 
 
 def rollout_metrics(
-    rollout: Rollout, kl_coef: float, weights: Tensor | None = None
+    rollout: EvaluatedRollout, kl_coef: float, weights: Tensor | None = None
 ) -> dict[str, float]:
     """What TRL's PPO logs of a rollout, under the same names; per-sequence sums in nats.
 
@@ -72,25 +72,30 @@ def rollout_metrics(
         kl_coef: The coefficient that was used.
         weights: (N, T) importance weights of its tokens against the engine, where any were used.
     """
-    assert rollout.ref_logprobs is not None
-    mask = rollout.response_mask
+    mask, scores, finished = (
+        rollout.response_mask,
+        rollout.scores.total,
+        rollout.completions.finished,
+    )
     kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
     lengths = mask.sum(-1).float()
     metrics = {
-        "objective/scores": rollout.scores.mean(),
+        "objective/scores": scores.mean(),
         "objective/kl": kl.mean(),
         "objective/non_score_reward": -kl_coef * kl.mean(),
-        "objective/rlhf_reward": rollout.scores.mean() - kl_coef * kl.mean(),
+        "objective/rlhf_reward": scores.mean() - kl_coef * kl.mean(),
         "objective/entropy": -masked_sum(rollout.old_logprobs, mask, dim=-1).mean(),
-        "objective/scores_std": rollout.scores.std(unbiased=False),
+        "objective/scores_std": scores.std(unbiased=False),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
-        "completions/clipped_ratio": (~rollout.finished).float().mean(),
-        "val/num_eos_tokens": rollout.finished.float().sum(),
+        "completions/clipped_ratio": (~finished).float().mean(),
+        "val/num_eos_tokens": finished.float().sum(),
     }
-    if rollout.engine_logprobs is not None:
-        gap = torch.where(mask, (rollout.engine_logprobs - rollout.old_logprobs).abs(), 0.0)
+    metrics |= {f"rewards/{name}/mean": part.mean() for name, part in rollout.scores.parts.items()}
+    engine = rollout.completions.logprobs
+    if engine is not None:
+        gap = torch.where(mask, (engine - rollout.old_logprobs).abs(), 0.0)
         metrics["sampling/sampling_logp_difference/mean"] = masked_mean(gap, mask)
         metrics["sampling/sampling_logp_difference/max"] = gap.max()
     if weights is not None and bool(mask.any()):
@@ -102,3 +107,16 @@ def rollout_metrics(
             f"{ratio}/max": kept.max(),
         }
     return {name: float(value) for name, value in metrics.items()}
+
+
+def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:
+    """Score, KL to the reference and length of held-out samples, and the parts of the reward."""
+    mask, scores = rollout.response_mask, rollout.scores
+    kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
+    metrics = {
+        "objective/scores": scores.total.mean(),
+        "objective/kl": kl.mean(),
+        "completions/mean_length": mask.sum(-1).float().mean(),
+        "completions/clipped_ratio": (~rollout.completions.finished).float().mean(),
+    }
+    return metrics | {f"rewards/{name}/mean": part.mean() for name, part in scores.parts.items()}

@@ -46,12 +46,12 @@ class Phases:
 
         self._tell(name, 0, total)
         before, self.current = self.current, name
-        start = _now()
+        start = now()
         try:
             yield advance
         finally:
             self.current = before
-            self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + now() - start
 
     def count(self, name: str, tokens: int) -> None:
         """Add to the tokens, of all processes, that a phase generated (rollout) or computed (the others)."""
@@ -72,7 +72,8 @@ class Phases:
             listener(name, done, total)
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds on a clock, once the device has done what it was given."""
     # Work on an accelerator is asynchronous; without this a phase would be charged for its predecessor's kernels.
     if torch.cuda.is_available():
         torch.cuda.synchronize()

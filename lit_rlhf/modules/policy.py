@@ -1,28 +1,43 @@
-"""The template of on-policy algorithms: collect, shape, estimate, update."""
+"""The template of on-policy algorithms: collect, estimate, update."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
+from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
-from lit_rlhf.models import ModelSpec, evaluating
-from lit_rlhf.modules.acting import ActingModule
-from lit_rlhf.modules.means import Means, rollout_metrics
-from lit_rlhf.modules.rollouts import (
+from lit_rlhf.models import Backbone, ModelSpec, evaluating, export_policy, gathered
+from lit_rlhf.models.flops import generation_flops
+from lit_rlhf.modules import collect as stages
+from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
+from lit_rlhf.modules.minibatches import (
     gather_rollout,
-    microbatch_indices,
+    microbatches,
     minibatch_indices,
+    rollout_batch,
     row_lengths,
 )
+from lit_rlhf.modules.phases import Phases
+from lit_rlhf.modules.reference import Reference
+from lit_rlhf.modules.refusals import (
+    refuse_logprobs,
+    refuse_sampling,
+    refuse_trainer_options,
+    refuse_updates,
+    require_logprobs,
+)
+from lit_rlhf.modules.steps import Updates, guarded_step
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -32,21 +47,38 @@ from lit_rlhf.objectives import (
     Surrogate,
     TokenMean,
 )
+from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import RolloutEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutEngine, Sampling
 from lit_rlhf.seeding import generator
-from lit_rlhf.types import LossOutput, PromptBatch, Rollout
+from lit_rlhf.types import (
+    BranchedBatch,
+    BranchOutput,
+    Completions,
+    EstimatedRollout,
+    EvaluatedRollout,
+    Generation,
+    LossOutput,
+    PromptBatch,
+    Prompts,
+    Rollout,
+    Sample,
+    ScoredRollout,
+    asked,
+)
 
 
-class PolicyModule(ActingModule):
+class PolicyModule(RLHFModule):
     r"""The template of on-policy algorithms: override `estimate` to make one.
 
     The objective is $E_\pi[r(x, y)] - \beta\,KL(\pi \,\|\, \pi_{ref})$, optimized by hand from the policy's own
     samples.
 
-    A batch of prompts is one iteration: rollout, reward, reference (and values), then `num_epochs` passes over
-    `num_minibatches` minibatches, one optimizer step each. An algorithm overrides `shape_rewards`, `estimate` or
-    `loss`.
+    A batch of prompts is one iteration: rollout, reward, reference (and values), then `updates.epochs` passes over
+    `updates.minibatches` minibatches, one optimizer step each. An algorithm overrides `estimate`, `shape_rewards` or
+    `loss`. Without `estimate` a policy samples, validates and predicts, but doesn't learn.
+
+    Training steps give callbacks `{"samples": ...}`, validation and test steps too, `predict` a list of `Sample`.
 
     Args:
         backbone: The initial policy; the reference is the same base with adapters off, or a frozen copy.
@@ -54,18 +86,13 @@ class PolicyModule(ActingModule):
         engine: Samples completions; default `NativeEngine()`.
         sampling: Length limit and temperature of rollouts. Losses use the log-probs of the tempered distribution. Top-k
             and top-p are refused here: the loss would be that of another distribution than the one sampled from.
-        eval_sampling: The same for validation; default: as in training.
-        num_samples: Completions per prompt.
-        num_epochs: Passes over each rollout; more reuse samples further from the policy that drew them.
-        num_minibatches: Optimizer steps per pass.
-        microbatch_tokens: Padded tokens of one forward and backward; bounds memory, never changes the result.
+        eval_sampling: The same for validation and prediction; default: as in training.
+        num_samples: Completions per prompt in training; validation takes one. None: the method's own number, here 1.
+        updates: How a rollout becomes optimizer steps; see `Updates`.
         kl: The coefficient beta, fixed or adaptive; default `FixedKL(0.05)`.
         surrogate: The policy-gradient surrogate; default: PPO's clip at 0.2.
         reduction: How token losses become one number; default: mean over all tokens of the minibatch.
         missing_eos_penalty: Subtracted from the score of a completion cut at the length limit.
-        max_grad_norm: The gradient's norm is clipped to this before each step; 0 clips nothing.
-        target_kl: Ends an iteration's updates early when the mean approximate KL between the sampling policy and the
-            current one exceeds this, in nats per token; None never does.
         recompute_logprobs: Take `old_logprobs` from a forward of the training kind instead of the engine's. Costs a
             forward; makes the first ratio exactly one where the engine's arithmetic differs (bfloat16).
         importance_correction: Weighs the surrogate of each token by how likely the policy is to draw it against how
@@ -77,202 +104,173 @@ class PolicyModule(ActingModule):
     """
 
     default_lr = 1e-6
+    default_parts: ClassVar[Mapping[str, Callable[[], Any]]] = {
+        "kl": partial(FixedKL, 0.05),
+        "surrogate": ClippedSurrogate,
+        "reduction": TokenMean,
+    }
+    """What stands where an option is left out; a named method is mostly such a table."""
+    default_epochs: ClassVar[int] = 1
+    default_samples: ClassVar[int] = 1
+    draws_samples: ClassVar[bool] = True
+    """Callbacks that show or watch samples ask for it."""
 
     def __init__(
         self,
         backbone: ModelSpec,
         reward: Reward,
+        *,
         engine: RolloutEngine | None = None,
         sampling: Sampling | None = None,
         eval_sampling: Sampling | None = None,
-        num_samples: int = 1,
-        num_epochs: int = 1,
-        num_minibatches: int = 1,
-        microbatch_tokens: int = 8192,
+        num_samples: int | None = None,
+        updates: Updates | None = None,
         kl: KLController | None = None,
         surrogate: Surrogate | None = None,
         reduction: Reduction | None = None,
         missing_eos_penalty: float = 0.0,
-        max_grad_norm: float = 1.0,
-        target_kl: float | None = None,
         recompute_logprobs: bool = False,
         importance_correction: ImportanceCorrection | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
+        updates = updates or Updates()
+        updates = replace(updates, epochs=updates.epochs or self.default_epochs)
         super().__init__(
-            backbone,
-            reward,
-            engine,
-            sampling,
-            eval_sampling,
-            num_samples,
-            microbatch_tokens,
-            recompute_logprobs,
-            optimizer,
-            lr_scheduler,
-            seed,
+            backbone, optimizer=optimizer, lr_scheduler=lr_scheduler, seed=seed, steps=updates
         )
         self.automatic_optimization = False
-        self.num_epochs = num_epochs
-        self.num_minibatches = num_minibatches
-        self.kl = kl or FixedKL(0.05)
-        self.surrogate = surrogate or ClippedSurrogate()
-        self.reduction = reduction or TokenMean()
+        self.reference = Reference()
+        self.reward = reward
+        self.engine = engine or NativeEngine()
+        self.sampling = sampling or Sampling()
+        self.eval_sampling = eval_sampling or self.sampling
+        self.num_samples = self.default_samples if num_samples is None else num_samples
+        self.updates = updates
+        self.kl: KLController = self.part("kl", kl)
+        self.surrogate: Surrogate = self.part("surrogate", surrogate)
+        self.reduction: Reduction = self.part("reduction", reduction)
         self.missing_eos_penalty = missing_eos_penalty
-        self.max_grad_norm = max_grad_norm
-        self.target_kl = target_kl
+        self.recompute_logprobs = recompute_logprobs
         self.importance_correction = importance_correction
-        self.skipped_steps = 0
+        self.iteration = 0
+        self.phases = Phases()
         self.means = Means()
-        self._refuse_bad_options()
+        samples, penalty = self.num_samples, missing_eos_penalty
+        check_option(samples >= 1, self, "num_samples", samples, "at least 1")
+        check_option(penalty >= 0, self, "missing_eos_penalty", penalty, "0 or more")
+        refuse_sampling(self.sampling)
+        refuse_updates(updates, self.surrogate)
+        refuse_logprobs(self.engine, importance_correction, recompute=recompute_logprobs)
+
+    def part(self, name: str, given: Any) -> Any:
+        """An injected part, or the method's own where none is given."""
+        return self.default_parts[name]() if given is None else given
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that break manual optimization, and step counts that are not iterations."""
+        """Refuse strategies that break manual optimization, and what counts steps where iterations are meant."""
         super().setup(stage)
-        strategy = self.trainer.strategy
-        if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
-            raise ConfigurationError(
-                f"trainer.strategy={type(strategy).__name__} can't run several optimizer steps within a training step "
-                "(Lightning issues 19685, 20138): gradients would be lost in silence. Use ddp, or FSDP2: "
-                "ModelParallelStrategy(data_parallel_size=<processes>, tensor_parallel_size=1)."
-            )
-        if stage == "fit" and self.trainer.max_steps not in (-1, None):
-            raise ConfigurationError(
-                f"trainer.max_steps={self.trainer.max_steps} counts optimizer steps, of which an iteration has "
-                f"{self.num_epochs * self.num_minibatches}. Set trainer.max_epochs, or "
-                "trainer.limit_train_batches in iterations."
-            )
+        refuse_trainer_options(self.trainer, stage, self.updates.per_iteration)
+
+    def configure_roles(self) -> None:
+        """Adapter `policy` and the base as reference, or a trainable model and a frozen copy of it."""
+        if self.backbone.has_lora:
+            self.backbone.add_adapter("policy")
+        self.reference.attach(self.backbone)
+        self.reward.attach(self.backbone)
+        for parameter in self.reward.parameters():
+            parameter.requires_grad_(False)
 
     # -- the iteration ------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:
         """One iteration on a batch of prompts."""
         self.phases.reset()
-        rollout = self.estimate(self.shape_rewards(self.collect(batch)))
-        with self.phases("update", total=self.num_epochs * self.num_minibatches) as advance:
-            for minibatch in self.schedule(rollout):
-                kl = self.update(minibatch)
+        collected, samples = self.collect(batch)
+        rollout = self.estimate(collected)
+        target = self.updates.target_kl
+        with self.phases("update", total=self.updates.per_iteration) as advance:
+            for step, minibatch in enumerate(self.schedule(rollout)):
+                drift = self.update(minibatch, batch, step)
                 advance()
-                if self.target_kl is not None and kl > self.target_kl:
+                if target is not None and drift > target:
                     break
         self.finish_iteration(rollout)
+        return {"samples": samples}
 
     @torch.no_grad()
-    def collect(self, batch: PromptBatch) -> Rollout:
-        """Sample completions, score them, and add what the losses need of frozen models; all ranks' together."""
-        rollout = self.draw(batch)
+    def collect(self, batch: PromptBatch) -> tuple[EvaluatedRollout, list[Sample]]:
+        """Sample completions, score them, and add what the losses need of frozen models: of all processes together."""
+        rollout, samples = self.draw(batch)
         with self.phases("reference"), evaluating(self.backbone):
-            rollout = self.evaluate(rollout)
-        return gather_rollout(rollout, self._gather) if self._world_size > 1 else rollout
+            evaluated = self.evaluate(rollout)
+        return gather_rollout(evaluated), samples
 
-    def draw(self, batch: PromptBatch) -> Rollout:
-        """Sample and score this process's completions, and count the parts of the reward."""
-        rollout = self.sample(batch, self.sampling, "rollout", self.num_samples)
-        parts = Means()
-        self.add_reward_parts(parts)
-        self._count_means(parts)
-        self.count_generated(rollout.response_mask)
-        return rollout
-
-    def add_reward_parts(self, means: Means) -> None:
-        """Add the parts of the reward's last scores to means."""
-        means.add_all(
-            {f"rewards/{name}/mean": scores for name, scores in self.reward.parts.items()}
-        )
-
-    def count_generated(self, mask: Tensor) -> None:
-        """Count this process's generated tokens, (N, T) bool, among those of all, for the throughput."""
-        self.phases.count("rollout", int(self.sum_over_ranks(mask.sum())))
-
-    def penalized_scores(self, rollout: Rollout) -> Tensor:
-        """(N,): the scores less what their completions pay for how they end."""
-        return missing_eos_penalty(rollout.scores, rollout.finished, self.missing_eos_penalty)
-
-    def shape_rewards(self, rollout: Rollout) -> Rollout:
-        """Rewards per token: the score at the end of the completion minus `kl.value` times k1 at each token.
-
-        The KL term is that of the policy that sampled and carries no gradient (arXiv:1909.08593).
-        """
-        assert rollout.ref_logprobs is not None
-        scores, mask = self.penalized_scores(rollout), rollout.response_mask
-        rewards = kl_shaped_rewards(
-            scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value
-        )
-        return replace(rollout, rewards=rewards)
-
-    def estimate(self, rollout: Rollout) -> Rollout:
-        """Fill in `advantages` (and `returns`) from `rewards`; what tells algorithms apart."""
+    def estimate(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
+        """Make advantages of `shape_rewards`, `rollout.with_advantages(...)`; what tells algorithms apart."""
         raise NotImplementedError(
-            f"{type(self).__name__} must override estimate(rollout) to fill in advantages."
+            f"{type(self).__name__} must override estimate(rollout) to return advantages."
         )
 
-    def schedule(self, rollout: Rollout) -> Iterator[Rollout]:
+    def schedule(self, rollout: EvaluatedRollout) -> Iterator[EvaluatedRollout]:
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""
-        for epoch in range(self.num_epochs):
+        for epoch in range(self.updates.epochs or self.default_epochs):
             order = generator(self.seed, self.iteration, "minibatches", epoch)
             for indices in minibatch_indices(
-                rollout.num_prompts, self.num_minibatches, order, self._world_size
+                rollout.num_prompts, self.updates.minibatches, order, num_ranks()
             ):
-                yield rollout.select(indices.to(rollout.tokens.device))
+                yield rollout.select(indices.to(rollout.response_mask.device))
 
-    def loss(self, minibatch: Rollout) -> LossOutput:
-        """The unreduced loss (N, T) of a microbatch."""
-        out = self.policy_forward(minibatch)
-        assert out.logprobs is not None
-        return self.surrogate_loss(out.logprobs, minibatch)
+    def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
+        """Sum a minibatch's gradient over microbatches, clip it and step.
 
-    def surrogate_loss(self, logprobs: Tensor, minibatch: Rollout) -> LossOutput:
-        """The surrogate (N, T) of a microbatch, weighed where the engine sampled from other log-probs."""
-        assert minibatch.advantages is not None
-        output = self.surrogate(
-            logprobs, minibatch.old_logprobs, minibatch.advantages, minibatch.response_mask
-        )
-        weights = self._importance_weights(minibatch)
-        return output if weights is None else replace(output, loss=weights * output.loss)
+        Args:
+            minibatch: Of all processes, so its denominator is global; each takes its own share of the rows.
+            batch: The iteration's prompts, with what else the data set has for losses beside that of the rollout.
+            step: Number of the update within the iteration.
 
-    def _importance_weights(self, rollout: Rollout) -> Tensor | None:
-        if self.importance_correction is None:
-            return None
-        if rollout.engine_logprobs is None:
-            raise ConfigurationError(
-                f"{type(self.engine).__name__} gives no log-probs of what it samples, so importance_correction="
-                f"{type(self.importance_correction).__name__} has nothing to compare with. Leave "
-                "it out, or use NativeEngine."
-            )
-        return self.importance_correction(
-            rollout.old_logprobs, rollout.engine_logprobs, rollout.response_mask
-        )
-
-    def update(self, minibatch: Rollout) -> float:
-        """Accumulate a minibatch's gradient over microbatches, clip it and step. Returns the mean approximate KL.
-
-        The minibatch is that of all ranks, so its denominator is global; each rank takes its own share of the rows.
+        Returns:
+            The mean approximate KL to the policy that sampled, in nats per token; 0 where `target_kl` asks for none.
         """
         total = self.reduction.denominator(minibatch.response_mask).clamp_min(1)
         self.phases.count("update", int(row_lengths(minibatch).sum()))
-        stats = Means()
-        microbatches = self._microbatches(minibatch)
-        for i, micro in enumerate(microbatches):
-            with self._gradient_sync(enabled=i == len(microbatches) - 1):
+        stats, drift = Means(), Means()
+        parts = microbatches(minibatch, self.updates.microbatch_tokens, rank(), num_ranks())
+        for i, micro in enumerate(parts):
+            mask = micro.response_mask
+            with self.gradient_sync(enabled=i == len(parts) - 1):
                 output = self.loss(micro)
-                loss = self.reduction.numerator(output.loss, micro.response_mask) / total
-                self.manual_backward(loss * self._world_size)
-            stats.add_all(output.metrics, micro.response_mask)
-        stats.add("grad_norm", self.optimizer_step_on_minibatch())
-        return self._count_means(stats).get("policy/approxkl_avg", 0.0)
+                loss = self.reduction.numerator(output.loss, mask) / total
+                self.manual_backward(loss * num_ranks())
+            stats.add_all(output.metrics, mask)
+            if self.updates.target_kl is not None:
+                drift.add("kl", self.drift(micro, output.logprobs), self.own_tokens(mask))
+        stats.add("grad_norm", self.take_step())
+        self.count_means(stats)
+        return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
 
-    def finish_iteration(self, rollout: Rollout) -> None:
-        """Log, move the KL coefficient, count the iteration."""
-        metrics = self.means.compute() | rollout_metrics(
-            rollout, self.kl.value, self._importance_weights(rollout)
+    def loss(self, minibatch: EvaluatedRollout) -> LossOutput:
+        """The unreduced loss (N, T) of a microbatch."""
+        logprobs = asked(self.policy_forward(minibatch).logprobs)
+        return self.surrogate_loss(logprobs, EstimatedRollout.of(minibatch))
+
+    def take_step(self) -> Tensor:
+        """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
+        optimizer: Any = self.optimizers()
+        norm, taken = guarded_step(
+            optimizer, self.guard, self.loss_scaler(), self.updates.max_grad_norm
         )
-        metrics |= {
-            "iteration": self.iteration,
-            "kl_coef": self.kl.value,
-            "skipped_steps": self.skipped_steps,
-        }
+        if taken and isinstance(schedule := self.lr_schedulers(), LRScheduler):
+            schedule.step()
+        return norm
+
+    def finish_iteration(self, rollout: EvaluatedRollout) -> None:
+        """Log, move the KL coefficient, count the iteration."""
+        weights = self.importance_weights(rollout)
+        metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value, weights)
+        counts = {"iteration": self.iteration, "skipped_steps": self.guard.skipped}
+        metrics |= {"kl_coef": self.kl.value} | counts
         self.means = Means()
         self.log_dict(
             {f"train/{name}": float(value) for name, value in metrics.items()},
@@ -282,125 +280,201 @@ class PolicyModule(ActingModule):
         self.log_dict(
             {name: float(value) for name, value in shown.items()}, prog_bar=True, logger=False
         )
-        self.kl.update(metrics["objective/kl"], len(rollout.tokens))
+        self.kl.update(metrics["objective/kl"], len(rollout.response_mask))
         self.iteration += 1
 
-    def _gather(self, tensor: Tensor) -> Tensor:
-        gathered = self.all_gather(tensor)
-        assert isinstance(gathered, Tensor)
-        return gathered
+    # -- collecting ---------------------------------------------------------------------------------------------------
 
-    def _count_means(self, local: Means) -> dict[str, float]:
-        """Reduce means over ranks and count them among the iteration's."""
-        means = local.compute(self.sum_over_ranks, self.device)
-        self.means.add_all({name: torch.tensor(value) for name, value in means.items()})
-        return means
+    def draw(self, batch: PromptBatch) -> tuple[ScoredRollout, list[Sample]]:
+        """Sample and score this process's completions of a training batch."""
+        rollout, samples = self.sample(batch, self.sampling, "rollout", self.num_samples)
+        self.count_generated(rollout.response_mask)
+        return rollout, samples
 
-    # -- the optimizer step -------------------------------------------------------------------------------------------
+    def sample(
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+    ) -> tuple[ScoredRollout, list[Sample]]:
+        """Sample and score completions of a batch of prompts; also as texts."""
+        rollout, completions = self.generate(batch, sampling, purpose, num_samples)
+        with self.phases("reward"), evaluating(self.backbone):
+            scores = stages.score_completions(self.reward, completions, self.iteration)
+        samples = stages.list_samples(completions, scores, self.iteration)
+        return rollout.to_stage(ScoredRollout, scores=scores), samples
 
-    def _microbatches(self, minibatch: Rollout) -> list[Rollout]:
-        lengths = row_lengths(minibatch)
-        everything = torch.arange(minibatch.num_prompts, device=lengths.device)
-        shares = [everything[rank :: self._world_size] for rank in range(self._world_size)]
-        counts = [
-            len(microbatch_indices(lengths, share, self.microbatch_tokens)) for share in shares
-        ]
-        mine = microbatch_indices(
-            lengths, shares[self.global_rank], self.microbatch_tokens, at_least=max(counts)
+    def generate(
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+    ) -> tuple[Rollout, Completions]:
+        """Completions of a batch of prompts as the engine gives them, and as rewards see them."""
+        prompts = Prompts(batch["input_ids"], batch["branch_ids"] == 0)
+        self.engine.check(self.backbone)
+        with self.phases("rollout"), gathered(self.backbone):
+            generation = self.sample_tokens(batch, sampling, purpose, num_samples)
+        flops = generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
+        self.phases.add_flops("rollout", flops)
+        columns = batch.get("columns", {})
+        completions = stages.read_completions(self.backbone.tokenizer, prompts, generation, columns)
+        return Rollout(prompts, generation), completions
+
+    def sample_tokens(
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+    ) -> Generation:
+        """Completions of a batch of prompts by the policy; those of one prompt are neighbours."""
+        return self.engine.generate(
+            self.backbone,
+            batch["input_ids"],
+            batch["branch_ids"] == 0,
+            sampling=sampling,
+            seeds=self.sample_seeds(batch, purpose, num_samples),
+            num_samples=num_samples,
+            values=self.sampled_values,
         )
-        return [minibatch.select(indices) for indices in mine]
 
-    def _gradient_sync(self, enabled: bool) -> AbstractContextManager[None]:
+    @property
+    def sampled_values(self) -> str | None:
+        """A head on the policy whose values the engine is asked for while it samples."""
+        return None
+
+    def sample_seeds(self, batch: PromptBatch, purpose: str, num_samples: int) -> Tensor:
+        """A seed (N,) for each sample of each prompt."""
+        return stages.prompt_sample_seeds(
+            batch["index"], num_samples, seed=self.seed, iteration=self.iteration, purpose=purpose
+        )
+
+    def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
+        """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
+        model, role = self.reference.beside(self.backbone)
+        ref = self.by_parts(
+            rollout, model, lambda part: asked(self._logprobs(model, role, part).logprobs)
+        )
+        old = rollout.completions.logprobs
+        if self.recompute_logprobs or old is None:
+            old = self.by_parts(
+                rollout, self.backbone, lambda part: asked(self.policy_forward(part).logprobs)
+            )
+        return rollout.to_stage(EvaluatedRollout, old_logprobs=old, ref_logprobs=ref)
+
+    def by_parts(
+        self, rollout: Rollout, weights: torch.nn.Module, compute: Callable[[Rollout], Tensor]
+    ) -> Tensor:
+        """See `collect.by_parts`."""
+        return stages.by_parts(rollout, weights, self.updates.microbatch_tokens, compute)
+
+    def count_generated(self, mask: Tensor) -> None:
+        """Count this process's generated tokens, (N, T) bool, among those of all, for the throughput."""
+        self.phases.count("rollout", int(sum_over_ranks(mask.sum())))
+
+    def count_means(self, local: Means) -> None:
+        """Reduce means over processes and count them among the iteration's."""
+        means = local.compute(sum_over_ranks, self.device)
+        self.means.add_all({name: torch.tensor(value) for name, value in means.items()})
+
+    # -- rewards and losses -------------------------------------------------------------------------------------------
+
+    def penalized_scores(self, rollout: ScoredRollout) -> Tensor:
+        """(N,): the scores less what their completions pay for how they end."""
+        finished = rollout.completions.finished
+        return missing_eos_penalty(rollout.scores.total, finished, self.missing_eos_penalty)
+
+    def shape_rewards(self, rollout: EvaluatedRollout) -> Tensor:
+        """Rewards per token, (N, T): the score at the end of the completion minus `kl.value` times k1 at each token.
+
+        The KL term is that of the policy that sampled and carries no gradient (arXiv:1909.08593).
+        """
+        scores, mask = self.penalized_scores(rollout), rollout.response_mask
+        return kl_shaped_rewards(
+            scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value
+        )
+
+    def branched(self, rollout: Rollout) -> BranchedBatch:
+        """The rollout as branched rows."""
+        return rollout_batch(rollout, self.backbone.pad_token_id)
+
+    def policy_forward(
+        self, rollout: Rollout, values: str | None = None, entropy: bool = False
+    ) -> BranchOutput:
+        """Log-probs of the responses under the current policy, at the sampling temperature; and their entropy, differentiable."""
+        return self._logprobs(
+            self.backbone, "policy", rollout, entropy=entropy, entropy_grad=entropy, values=values
+        )
+
+    def surrogate_loss(self, logprobs: Tensor, minibatch: EstimatedRollout) -> LossOutput:
+        """The surrogate (N, T) of a microbatch, weighed where the engine sampled from other log-probs."""
+        output = self.surrogate(
+            logprobs, minibatch.old_logprobs, minibatch.advantages, minibatch.response_mask
+        )
+        weights = self.importance_weights(minibatch)
+        loss = output.loss if weights is None else weights * output.loss
+        return LossOutput(loss, output.metrics, logprobs.detach())
+
+    def importance_weights(self, rollout: EvaluatedRollout) -> Tensor | None:
+        """(N, T): how much likelier the policy is to draw each token than the engine was; None without correction."""
+        if self.importance_correction is None:
+            return None
+        engine = require_logprobs(rollout, self.engine, self.importance_correction)
+        return self.importance_correction(rollout.old_logprobs, engine, rollout.response_mask)
+
+    def drift(self, minibatch: EvaluatedRollout, logprobs: Tensor | None) -> Tensor:
+        """(N, T): approximate KL between the policy that sampled and the current one, by a forward if a loss knows none."""
+        if logprobs is None:
+            with torch.no_grad():
+                logprobs = asked(self.policy_forward(minibatch).logprobs)
+        return approx_kl(logprobs, minibatch.old_logprobs, minibatch.response_mask)
+
+    def own_tokens(self, mask: Tensor) -> Tensor:
+        """(N, T): the tokens that the policy has sampled itself."""
+        return mask
+
+    def gradient_sync(self, enabled: bool) -> AbstractContextManager[None]:
+        """Whether processes exchange gradients in this backward; the last of a step must."""
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and not enabled:
             return strategy.block_backward_sync()
         return nullcontext()
 
-    def optimizer_step_on_minibatch(self) -> Tensor:
-        """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        parameters = [
-            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        # Gradients are the same on all ranks after synchronisation, so all ranks agree whether to step.
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
-        if isinstance(norm, DTensor):  # under FSDP2
-            norm = norm.full_tensor()
-        if torch.isfinite(norm):
-            optimizer.step()
-            if isinstance(scheduler := self.lr_schedulers(), LRScheduler):
-                scheduler.step()
-        else:
-            self.skipped_steps += 1
-        optimizer.zero_grad(set_to_none=True)
-        return norm.nan_to_num(posinf=0.0) if not torch.isfinite(norm) else norm
+    def _logprobs(
+        self, model: Backbone, role: str | None, rollout: Rollout, **more: Any
+    ) -> BranchOutput:
+        out: BranchOutput = model(
+            self.branched(rollout),
+            num_branches=rollout.num_samples,
+            role=role,
+            logprobs=True,
+            temperature=self.sampling.temperature,
+            **more,
+        )
+        return out
 
-    # -- state --------------------------------------------------------------------------------------------------------
+    # -- validation, prediction, results ------------------------------------------------------------------------------
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:
+        """Log score, KL to the reference and length on held-out prompts, from seeds that are the same each time."""
+        return self._evaluate_batch(batch, "val")
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:
+        """The same on test prompts."""
+        return self._evaluate_batch(batch, "test")
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Sample]:
+        """Prompts, responses and scores."""
+        return self.sample(batch, self.eval_sampling, "predict", 1)[1]
+
+    def _evaluate_batch(self, batch: PromptBatch, stage: str) -> dict[str, list[Sample]]:
+        with torch.no_grad():
+            scored, samples = self.sample(batch, self.eval_sampling, "validation", 1)
+            rollout = self.evaluate(scored)
+        metrics = {f"{stage}/{k}": value for k, value in evaluation_metrics(rollout).items()}
+        self.log_dict(metrics, sync_dist=True, batch_size=rollout.num_prompts, on_epoch=True)
+        return {"samples": samples}
+
+    def export(self, path: Path, merge: bool = True) -> None:
+        """Write the policy for other tools; see `models.export_policy`."""
+        export_policy(self.backbone, path, merge=merge)
 
     def extra_state(self) -> dict[str, Any]:
-        """Iteration, KL coefficient, the reward's own state, skipped steps."""
-        return {
-            "iteration": self.iteration,
-            "kl": self.kl.state_dict(),
-            "reward": self.reward.running_state(),
-            "skipped_steps": self.skipped_steps,
-        }
+        """Iteration and KL coefficient."""
+        return {"iteration": self.iteration, "kl": self.kl.state_dict()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.iteration = state["iteration"]
-        self.skipped_steps = state["skipped_steps"]
         self.kl.load_state_dict(state["kl"])
-        self.reward.load_running_state(state["reward"])
-
-    def _refuse_bad_options(self) -> None:
-        if self.sampling.top_p < 1.0 or self.sampling.top_k > 0:
-            raise ConfigurationError(
-                f"sampling.top_p={self.sampling.top_p}, sampling.top_k={self.sampling.top_k}: "
-                "rollouts must come from the whole "
-                "distribution, for that is the one whose log-probs the loss uses. Set them in eval_sampling instead."
-            )
-        if self.sampling.temperature <= 0:
-            raise ConfigurationError(
-                f"sampling.temperature={self.sampling.temperature}: greedy rollouts explore "
-                "nothing and have no log-probs. "
-                "Use a temperature above 0 (1.0 samples the policy itself)."
-            )
-        if self.sampling.min_new_tokens > 0:
-            raise ConfigurationError(
-                f"sampling.min_new_tokens={self.sampling.min_new_tokens} forbids tokens that the "
-                "loss counts with. Reward length "
-                "instead, or set it in eval_sampling."
-            )
-        for name in ("num_epochs", "num_minibatches", "microbatch_tokens"):
-            self.check(name, lambda number: number >= 1, "at least 1")
-        steps = self.num_epochs * self.num_minibatches
-        if self.surrogate.on_policy_only and steps > 1:
-            raise ConfigurationError(
-                f"{type(self.surrogate).__name__} is right for one optimizer step per rollout; "
-                f"num_epochs={self.num_epochs} and "
-                f"num_minibatches={self.num_minibatches} take {steps}. Set both to 1, or use ClippedSurrogate."
-            )
-        if self.target_kl is not None and steps == 1:
-            raise ConfigurationError(
-                f"target_kl={self.target_kl} ends an iteration before its second optimizer step or a later one, and "
-                "num_epochs=1 with num_minibatches=1 takes one alone. Leave target_kl out, or raise one of them."
-            )
-        if not self.engine.own_arithmetic and not self.recompute_logprobs:
-            raise ConfigurationError(
-                f"{type(self.engine).__name__} samples with kernels of its own, whose log-probs "
-                "are not those of a training "
-                "forward: the first ratio would not be 1. Set recompute_logprobs: true; importance_correction: "
-                "TruncatedImportance then corrects for what it sampled from."
-            )
-        if self.importance_correction is not None and not self.recompute_logprobs:
-            raise ConfigurationError(
-                f"importance_correction={type(self.importance_correction).__name__} compares the "
-                "engine's log-probs with those "
-                "of a training forward, which recompute_logprobs=False does without: all weights would be 1. Set "
-                "recompute_logprobs: true, or leave importance_correction out."
-            )
-        self.check("max_grad_norm", lambda number: number >= 0, "0 (no clipping) or more")
-        self.check("target_kl", lambda number: number is None or number > 0, "above 0, or null")
-        self.check("missing_eos_penalty", lambda number: number >= 0, "0 or more")

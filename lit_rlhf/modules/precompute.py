@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from lit_rlhf.distributed import num_ranks, stack_over_ranks, sum_over_ranks
 from lit_rlhf.models import Backbone, shard
 from lit_rlhf.types import BranchedBatch
 
@@ -65,8 +66,7 @@ def _compute(module: "PreferenceModule", store: LogprobStore) -> Tensor:
         found.append(torch.nn.functional.pad(logprobs, (0, store.num_branches - logprobs.shape[1])))
         rows.append(moved["index"])  # type: ignore[typeddict-item]
     values, index = torch.cat(found), torch.cat(rows)
-    if world_size > 1:
-        values, index = (part.flatten(0, 1) for part in module.all_gather((values, index)))
+    values, index = (stack_over_ranks(part).flatten(0, 1) for part in (values, index))
     result = values.new_zeros(store.num_rows, store.num_branches)
     result[index] = values
     return result.cpu()
@@ -79,15 +79,14 @@ def _initial_policy(module: "PreferenceModule") -> Iterator[None]:
         yield
         return
     spec = replace(module.spec, dtype=module.reference_dtype or module.spec.dtype)
-    module.reference = Backbone.load(spec, trainable=False).eval().to(module.device)
+    module.reference.model = Backbone.load(spec, trainable=False).eval().to(module.device)
     if module.device_mesh is not None:
-        shard(module.reference, module.device_mesh["data_parallel"])
+        shard(module.reference.model, module.device_mesh["data_parallel"])
     try:
         yield
     finally:
-        del module.reference
+        del module.reference.model
 
 
 def _all_ranks(module: "PreferenceModule", yes: bool) -> bool:
-    total = module.sum_over_ranks(torch.tensor(float(yes), device=module.device))
-    return int(total) == module.trainer.world_size
+    return int(sum_over_ranks(torch.tensor(float(yes), device=module.device))) == num_ranks()

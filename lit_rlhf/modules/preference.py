@@ -7,9 +7,11 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.optim import Optimizer
 
-from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.functional.mismatch import add_mismatched_branches
+from lit_rlhf.distributed import num_ranks, sum_over_ranks
+from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
+from lit_rlhf.functional.branches import add_mismatched_branches
 from lit_rlhf.models import (
     Backbone,
     Critic,
@@ -20,16 +22,21 @@ from lit_rlhf.models import (
     weights_fingerprint,
 )
 from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.modules.averages import StepMean, row_means
+from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.precompute import precompute_reference
-from lit_rlhf.modules.reference import ReferencedModule
+from lit_rlhf.modules.reference import Reference
+from lit_rlhf.modules.steps import Steps
 from lit_rlhf.modules.vocabulary import vocabulary_statistics
 from lit_rlhf.objectives import DPO, PreferenceLoss, PreferenceStats
-from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, num_branches
+from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, asked, num_branches
 
 _VOCABULARY = {"kl", "collision"}
+_TINY = 1e-30
+"""Where no row counts, the loss is 0."""
 
 
-class PreferenceModule(ReferencedModule):
+class PreferenceModule(RLHFModule):
     r"""Train a policy by a loss of its log-probs on labelled completions: DPO (arXiv:2305.18290) and its family.
 
     A prompt with K completions is one row and the prompt is computed once. The loss is injected: pairs (K = 2), ranked
@@ -38,6 +45,8 @@ class PreferenceModule(ReferencedModule):
     rows.
 
     Logs TRL's `rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins, logps/chosen, logps/rejected`.
+
+    For a formula of your own write a `PreferenceLoss`, or override `loss`.
 
     Args:
         backbone: The initial policy and how it is loaded, quantized and adapted.
@@ -55,6 +64,7 @@ class PreferenceModule(ReferencedModule):
             1e-5.
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Of LoRA's dropout, by iteration; the module draws nothing else.
+        steps: Which steps are skipped, and what decays; see `Steps`.
 
     Raises:
         ConfigurationError: The loss needs of the reference what can't be precomputed, or an option would do nothing.
@@ -73,12 +83,15 @@ class PreferenceModule(ReferencedModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed)
-        self.loss = loss or DPO()
+        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
+        self.reference = Reference()
+        self.objective = loss or DPO()
+        self.step_mean = StepMean()
         self.reference_source = reference
         self.reference_dtype = reference_dtype
-        self.learns_value = "value" in self.loss.statistics
+        self.learns_value = "value" in self.objective.statistics
         if self.learns_value:
             self.critic = critic or ValueHead()
         self._refuse_bad_options(critic)
@@ -91,8 +104,8 @@ class PreferenceModule(ReferencedModule):
             self.reference_fingerprint = (
                 f"{weights_fingerprint(self.backbone)} {self.reference_dtype}"
             )
-        elif self.loss.needs_reference:
-            self.add_reference(self.reference_dtype)
+        elif self.objective.needs_reference:
+            self.reference.attach(self.backbone, self.reference_dtype)
         if self.learns_value:
             self.critic.attach(self.backbone, None)
 
@@ -105,11 +118,11 @@ class PreferenceModule(ReferencedModule):
     def require_movable_reference(self, alpha: float) -> None:
         """Refuse log-probs that were computed before the reference moved, and rounding."""
         super().require_movable_reference(alpha)
-        if self.reference_source == "precomputed" or not self.loss.needs_reference:
+        if self.reference_source == "precomputed" or not self.objective.needs_reference:
             why = (
                 "reference='precomputed'"
-                if self.loss.needs_reference
-                else f"{type(self.loss).__name__} has none"
+                if self.objective.needs_reference
+                else f"{type(self.objective).__name__} has none"
             )
             raise ConfigurationError(
                 f"The reference of this PreferenceModule can't move: {why}. Set reference='live' and a loss with a "
@@ -130,48 +143,59 @@ class PreferenceModule(ReferencedModule):
 
     def reference_statistics(self, batch: BranchedBatch) -> SequenceStats:
         """The same under the reference, live."""
-        model, role = self.reference_model()
+        model, role = self.reference.beside(self.backbone)
         with torch.no_grad(), evaluating(model):
             return self._statistics(model, role, batch)
 
+    def loss(
+        self, policy: PreferenceStats, reference: SequenceStats | None, batch: BranchedBatch
+    ) -> LossOutput:
+        """The unreduced loss (B,) and metrics of a batch: the injected formula. To be overridden for another one."""
+        return self.objective.of_batch(policy, reference, cast("Mapping[str, Any]", batch))
+
     def loss_output(self, batch: BranchedBatch) -> LossOutput:
-        """The unreduced loss and metrics of a batch."""
+        """The statistics of a batch, and `loss` of them."""
         self._require_branches(batch)
-        if self.loss.needs_mismatched:
+        if self.objective.needs_mismatched:
             rows = add_mismatched_branches(
                 batch["input_ids"], batch["branch_ids"], self.backbone.pad_token_id
             )
             batch = cast("BranchedBatch", {**batch, **rows._asdict()})
-        if _VOCABULARY & self.loss.statistics:
+        if _VOCABULARY & self.objective.statistics:
             policy, reference = self._vocabulary_statistics(batch)
             return self.loss(policy, reference, batch)
-        return self.loss(
-            self(batch), self._reference(batch) if self.loss.needs_reference else None, batch
-        )
+        given = self._reference(batch) if self.objective.needs_reference else None
+        return self.loss(self(batch), given, batch)
 
     def reduce(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Mean over the rows of the batch on all ranks, weighted by the column `weight` where there is one."""
-        weight: Tensor | None = batch.get("weight")
-        if weight is None:
-            return loss.mean()
-        total = self.sum_over_ranks(weight.sum()).clamp_min(
-            torch.finfo(loss.dtype).tiny
-        )  # no row counts: the loss is 0
-        return (loss * weight).sum() * self._world_size / total
+        numerator, denominator = _fraction(loss, batch)
+        return numerator * num_ranks() / sum_over_ranks(denominator).clamp_min(_TINY)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: BranchedBatch, batch_idx: int) -> Tensor:
-        """One optimizer step's loss: the mean over the prompts of the batch."""
-        return self._step(batch, "train")
+        """The loss: the mean over the prompts of an optimizer step, on all ranks and in all its microbatches."""
+        output = self._step(batch, "train")
+        loss = self.reduce(output.loss, cast("Mapping[str, Any]", batch)).detach()
+        rows = len(batch["input_ids"])
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
+        numerator, denominator = _fraction(output.loss, cast("Mapping[str, Any]", batch))
+        total = sum_over_ranks(denominator).clamp_min(_TINY)
+        return self.step_mean.share(self, numerator, total, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Weigh the microbatches of the step by their rows."""
+        self.step_mean.finish(self)
+        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> None:
         """Log loss and metrics on held-out preferences."""
-        self._step(batch, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: BranchedBatch, batch_idx: int) -> None:
         """The same on the test set."""
-        self._step(batch, "test")
+        self._evaluate(batch, "test")
 
     def predict_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Log-probs under policy and reference, and lengths, (B, K) each, with the rows' index in the data."""
@@ -179,7 +203,7 @@ class PreferenceModule(ReferencedModule):
         result = {"logprobs": policy.logprobs, "lengths": policy.lengths}
         if "index" in batch:
             result["index"] = cast("Mapping[str, Tensor]", batch)["index"]
-        if self.loss.needs_reference:
+        if self.objective.needs_reference:
             result["ref_logprobs"] = self._reference(batch).logprobs
         return result
 
@@ -188,50 +212,46 @@ class PreferenceModule(ReferencedModule):
         export_policy(self.backbone, path, merge=merge)
 
     def extra_state(self) -> dict[str, Any]:
-        """Running statistics of the loss."""
-        return {"loss": self.loss.running_state()}
+        """Running statistics and parameters of the loss."""
+        return {"loss": self.objective.state_dict()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
-        self.loss.load_running_state(state["loss"])
+        found, wanted = set(state["loss"]), set(self.objective.state_dict())
+        if found != wanted:
+            raise CheckpointError(
+                f"The checkpoint holds the statistics {sorted(found)} of its loss, but "
+                f"{type(self.objective).__name__} keeps {sorted(wanted)}. Set model.init_args.loss to the loss it was "
+                "written with."
+            )
+        self.objective.load_state_dict(state["loss"])
 
     # -- inner parts --------------------------------------------------------------------------------------------------
 
-    def _step(self, batch: BranchedBatch, stage: str) -> Tensor:
-        self.loss.check(cast("Mapping[str, Tensor]", batch))
+    def _step(self, batch: BranchedBatch, stage: str) -> LossOutput:
+        self.objective.check(cast("Mapping[str, Tensor]", batch))
         output = self.loss_output(batch)
-        loss = self.reduce(output.loss, cast("Mapping[str, Any]", batch))
-        rows = len(batch["input_ids"])
-        self.log(f"{stage}/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=rows)
-        for name, (mean, count) in self._row_means(output.metrics).items():
+        for name, (mean, count) in row_means(output.metrics, sum_over_ranks).items():
             self.log(f"{stage}/{name}", mean, batch_size=count)
-        return loss
+        return output
 
-    def _row_means(self, metrics: Mapping[str, Tensor]) -> dict[str, tuple[float, int]]:
-        """Mean over the rows of all ranks that a metric concerns, and their number; metrics of no row are left out."""
-        if not metrics:
-            return {}
-        sums = [
-            torch.stack([value.double().nansum(), (~value.isnan()).sum()])
-            for value in metrics.values()
-        ]
-        totals = self.sum_over_ranks(torch.stack(sums)).tolist()
-        return {
-            name: (total / n, int(n))
-            for name, (total, n) in zip(metrics, totals, strict=True)
-            if n > 0
-        }
+    def _evaluate(self, batch: BranchedBatch, stage: str) -> None:
+        loss = self._step(batch, stage).loss
+        total, weight = _fraction(loss, cast("Mapping[str, Any]", batch))
+        mean = total / weight.clamp_min(_TINY)
+        # Lightning adds up mean * weight over batches and ranks, and divides by all the weight.
+        self.log(f"{stage}/loss", mean, prog_bar=True, sync_dist=True, batch_size=float(weight))  # type: ignore[arg-type]
 
     def _branches(self, batch: BranchedBatch) -> int:
-        if self.loss.num_branches is None:
+        if self.objective.num_branches is None:
             return num_branches(batch)
-        return self.loss.num_branches + int(self.loss.needs_mismatched)
+        return self.objective.num_branches + int(self.objective.needs_mismatched)
 
     def _require_branches(self, batch: BranchedBatch) -> None:
-        wanted = self.loss.num_branches
+        wanted = self.objective.num_branches
         if wanted is not None and not batch["branch_ids"].is_meta and num_branches(batch) != wanted:
             raise DataError(
-                f"{type(self.loss).__name__} takes {wanted} completions of each prompt, but the batch has "
+                f"{type(self.objective).__name__} takes {wanted} completions of each prompt, but the batch has "
                 f"{num_branches(batch)}. Choose a loss for this data, or convert the data "
                 "(data.init_args) to what it takes."
             )
@@ -243,9 +263,8 @@ class PreferenceModule(ReferencedModule):
         policy = role == "policy"
         on_policy = "value" if policy and self.learns_value and self.critic.head_on_policy else None
         out = model(batch, num_branches=branches, role=role, logprobs=True, values=on_policy)
-        assert out.logprobs is not None
         tokens, mask = (
-            part.view(-1, branches, part.shape[-1]) for part in (out.logprobs, out.mask)
+            part.view(-1, branches, part.shape[-1]) for part in (asked(out.logprobs), out.mask)
         )
         value = None
         if policy and self.learns_value:
@@ -255,14 +274,14 @@ class PreferenceModule(ReferencedModule):
             ]  # at the state before the first token: that of the prompt
         by_token = (
             {"token_logprobs": tokens, "token_mask": mask}
-            if "tokens" in self.loss.statistics
+            if "tokens" in self.objective.statistics
             else {}
         )
         return PreferenceStats(tokens.sum(-1), mask.sum(-1), value=value, **by_token)
 
     def _vocabulary_statistics(self, batch: BranchedBatch) -> tuple[PreferenceStats, SequenceStats]:
         branches = self._branches(batch)
-        model, role = self.reference_model()
+        model, role = self.reference.beside(self.backbone)
         with torch.no_grad(), evaluating(model):
             ref_states = model.states(batch, num_branches=branches, role=role)
         states = self.backbone.states(batch, num_branches=branches, role="policy")
@@ -279,7 +298,7 @@ class PreferenceModule(ReferencedModule):
 
     def _reference(self, batch: BranchedBatch) -> SequenceStats:
         given: Tensor | None = cast("Mapping[str, Any]", batch).get("ref_logprobs")
-        if given is not None and self.reference_moves and self.reference_source == "auto":
+        if given is not None and self.reference.moves and self.reference_source == "auto":
             raise DataError(
                 "The batch has `ref_logprobs`, and the reference moves: they are stale. Set reference='live'."
             )
@@ -298,20 +317,20 @@ class PreferenceModule(ReferencedModule):
         return SequenceStats(given, lengths)
 
     def _refuse_bad_options(self, critic: Critic | None) -> None:
-        beyond = ({"tokens", *_VOCABULARY} & self.loss.statistics) or (
-            {"KTO's KL"} if self.loss.needs_mismatched else set()
+        beyond = ({"tokens", *_VOCABULARY} & self.objective.statistics) or (
+            {"KTO's KL"} if self.objective.needs_mismatched else set()
         )
         if self.reference_source == "precomputed" and beyond:
             raise ConfigurationError(
-                f"reference='precomputed' holds summed log-probs alone, but {type(self.loss).__name__} needs "
+                f"reference='precomputed' holds summed log-probs alone, but {type(self.objective).__name__} needs "
                 f"{sorted(beyond)} of the reference. Set reference='live'."
             )
-        if self.reference_source == "precomputed" and not self.loss.needs_reference:
+        if self.reference_source == "precomputed" and not self.objective.needs_reference:
             raise ConfigurationError(
-                f"reference='precomputed' is given, but {type(self.loss).__name__} needs no reference: leave it out."
+                f"reference='precomputed' is given, but {type(self.objective).__name__} needs no reference: leave it out."
             )
         if self.reference_dtype is not None and (
-            self.spec.lora or self.spec.adapter or not self.loss.needs_reference
+            self.spec.lora or self.spec.adapter or not self.objective.needs_reference
         ):
             raise ConfigurationError(
                 f"reference_dtype={self.reference_dtype!r} is of the frozen copy in full "
@@ -319,5 +338,11 @@ class PreferenceModule(ReferencedModule):
             )
         if critic is not None and not self.learns_value:
             raise ConfigurationError(
-                f"critic is given, but {type(self.loss).__name__} learns no value: leave it out."
+                f"critic is given, but {type(self.objective).__name__} learns no value: leave it out."
             )
+
+
+def _fraction(loss: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Sum of the rows' losses, and of their weights: the column `weight` where there is one, else 1 each."""
+    weight: Tensor = batch.get("weight", torch.ones_like(loss)).to(loss.dtype)
+    return (loss * weight).sum(), weight.sum().detach()

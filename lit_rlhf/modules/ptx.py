@@ -1,19 +1,20 @@
 """PPO with a second stream of text, which the policy must not forget."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_rlhf.distributed import num_ranks, stack_over_ranks, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules.means import Means
+from lit_rlhf.modules.minibatches import microbatch_indices
 from lit_rlhf.modules.ppo import PPOPolicyModule
-from lit_rlhf.modules.rollouts import microbatch_indices
 from lit_rlhf.objectives import TokenMean
+from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
-from lit_rlhf.types import BranchedBatch, PromptBatch, Rollout
+from lit_rlhf.types import BranchedBatch, EvaluatedRollout, PromptBatch, Sample, asked
 
 
 class PPOPtxPolicyModule(PPOPolicyModule):
@@ -40,56 +41,48 @@ class PPOPtxPolicyModule(PPOPolicyModule):
     ) -> None:
         super().__init__(backbone, reward, **kwargs)
         self.ptx_coef = ptx_coef
-        self.check(
-            "ptx_coef", lambda number: number > 0, "above 0; without text use PPOPolicyModule"
-        )
-        self._text: list[BranchedBatch] = []
-        self._part = 0
+        what = "above 0; without text use PPOPolicyModule"
+        check_option(ptx_coef > 0, self, "ptx_coef", ptx_coef, what)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:
         """One iteration on a batch of prompts and text."""
-        self._text = self._divide(batch)
-        super().training_step(batch, batch_idx)
+        self._divide(batch)  # or say what is wrong with it, before the rollout
+        return super().training_step(batch, batch_idx)
 
-    def schedule(self, rollout: Rollout) -> Iterator[Rollout]:
-        """The minibatches, each with its part of the text."""
-        for step, minibatch in enumerate(super().schedule(rollout)):
-            self._part = step % self.num_minibatches
-            yield minibatch
-
-    def update(self, minibatch: Rollout) -> float:
-        """The text's gradient, then that of PPO, in one step."""
-        self._add_text_gradient(self._text[self._part])
-        return super().update(minibatch)
+    def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
+        """The text's gradient, then that of PPO, in one step; each minibatch of an epoch has its part of the text."""
+        parts = self._divide(batch)
+        self._add_text_gradient(parts[step % len(parts)])
+        return super().update(minibatch, batch, step)
 
     def text_loss(self, text: BranchedBatch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of each token of the completions, (B, T), and their mask."""
         out = self.backbone(text, num_branches=1, role="policy", logprobs=True)
-        assert out.logprobs is not None
-        return -out.logprobs, out.mask
+        return -asked(out.logprobs), out.mask
 
     def _add_text_gradient(self, text: BranchedBatch) -> None:
         reduction = TokenMean()
-        total = self.sum_over_ranks(reduction.denominator(text["branch_ids"] > 0)).clamp_min(1)
+        total = sum_over_ranks(reduction.denominator(text["branch_ids"] > 0)).clamp_min(1)
         means = Means()
         for rows in self._text_microbatches(text):
-            with self._gradient_sync(enabled=False):  # the rollout's last microbatch will
+            with self.gradient_sync(enabled=False):  # the rollout's last microbatch will
                 loss, mask = self.text_loss(_rows(text, rows))
                 share = reduction.numerator(loss, mask) / total
-                self.manual_backward(self.ptx_coef * share * self._world_size)
+                self.manual_backward(self.ptx_coef * share * num_ranks())
             means.add("loss/ptx_avg", loss, mask)
-        self._count_means(means)
+        self.count_means(means)
 
     def _text_microbatches(self, text: BranchedBatch) -> list[Tensor]:
         lengths = (text["branch_ids"] >= 0).sum(-1)
         everything = torch.arange(len(lengths), device=lengths.device)
         count = torch.tensor(
-            len(microbatch_indices(lengths, everything, self.microbatch_tokens)),
+            len(microbatch_indices(lengths, everything, self.updates.microbatch_tokens)),
             device=lengths.device,
         )
-        if self._world_size > 1:  # sharded strategies need the same number on every process
-            count = self._gather(count).amax()
-        return microbatch_indices(lengths, everything, self.microbatch_tokens, at_least=int(count))
+        count = stack_over_ranks(count).amax()  # sharded strategies need the same number on all
+        return microbatch_indices(
+            lengths, everything, self.updates.microbatch_tokens, at_least=int(count)
+        )
 
     def _divide(self, batch: PromptBatch) -> list[BranchedBatch]:
         text = batch.get("text")
@@ -99,14 +92,15 @@ class PPOPtxPolicyModule(PPOPolicyModule):
                 "Use PromptTextDataModule."
             )
         count = len(text["input_ids"])
-        if count < self.num_minibatches:
+        wanted = self.updates.minibatches
+        if count < wanted:
             raise ConfigurationError(
                 f"{count} row(s) of text per process can't be divided into "
-                f"num_minibatches={self.num_minibatches}. Raise the "
+                f"updates.minibatches={wanted}. Raise the "
                 "batch_size of the data module's `text`."
             )
         rows = torch.arange(count, device=text["input_ids"].device)
-        return [_rows(text, part) for part in rows.tensor_split(self.num_minibatches)]
+        return [_rows(text, part) for part in rows.tensor_split(wanted)]
 
 
 def _rows(batch: BranchedBatch, rows: Tensor) -> BranchedBatch:

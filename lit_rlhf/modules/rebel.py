@@ -1,7 +1,10 @@
 """Regression to relative rewards instead of a policy gradient."""
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.functional.policy_losses import relative_reward_loss, token_ratio
@@ -10,8 +13,16 @@ from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.objectives import SequenceSum
 from lit_rlhf.objectives.surrogates import drift_metrics
+from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
-from lit_rlhf.types import LossOutput, Rollout
+from lit_rlhf.types import EvaluatedRollout, LossOutput, asked
+
+
+@dataclass(frozen=True)
+class ReturnsRollout(EvaluatedRollout):
+    """With the returns of whole sequences."""
+
+    returns: Tensor  # (N, T), at the last token
 
 
 class REBELPolicyModule(PolicyModule):
@@ -29,57 +40,49 @@ class REBELPolicyModule(PolicyModule):
         reward: Scores completions.
         eta: Step size of an iteration, above 0, in nats per unit of reward; the authors' default is 1. Larger moves the
             policy further per iteration and needs more steps to be fitted.
-        num_samples: Completions per prompt, 2 or more; the paper's are 2.
-        num_epochs: Default 4, as in the authors' code: one step alone would be that of a policy gradient.
-        **kwargs: As for `PolicyModule`, but for surrogate, reduction and importance_correction.
+        **kwargs: As for `PolicyModule`, but for surrogate, reduction and importance_correction. `num_samples` is 2 or
+            more; the paper's are 2. There are 4 epochs by default, as in the authors' code: one step alone would be
+            that of a policy gradient.
     """
 
+    default_parts: ClassVar[Mapping[str, Callable[[], Any]]] = {
+        **PolicyModule.default_parts,
+        "reduction": SequenceSum,
+    }
+    default_epochs: ClassVar[int] = 4
+    default_samples: ClassVar[int] = 2
+
     def __init__(
-        self,
-        backbone: ModelSpec,
-        reward: Reward,
-        *,
-        eta: float = 1.0,
-        num_samples: int = 2,
-        num_epochs: int = 4,
-        **kwargs: Any,
+        self, backbone: ModelSpec, reward: Reward, *, eta: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(
             backbone,
             reward,
-            num_samples=num_samples,
-            num_epochs=num_epochs,
             surrogate=None,
-            reduction=SequenceSum(),
+            reduction=None,
             importance_correction=None,
             **kwargs,
         )
         self.eta = eta
-        self.check("eta", lambda number: number > 0, "above 0")
-        self.check(
-            "num_samples",
-            lambda number: number >= 2,
-            "at least 2: rewards are compared within a prompt",
-        )
+        check_option(eta > 0, self, "eta", eta, "above 0")
+        samples = self.num_samples
+        what = "at least 2: rewards are compared within a prompt"
+        check_option(samples >= 2, self, "num_samples", samples, what)
 
-    def estimate(self, rollout: Rollout) -> Rollout:
+    def estimate(self, rollout: EvaluatedRollout) -> ReturnsRollout:
         """Returns of whole sequences; there are no advantages."""
-        assert rollout.rewards is not None
-        returns = masked_sum(rollout.rewards, rollout.response_mask, dim=-1)
-        return replace(rollout, returns=place_at_end(returns, rollout.response_mask))
+        mask = rollout.response_mask
+        returns = masked_sum(self.shape_rewards(rollout), mask, dim=-1)
+        return rollout.to_stage(ReturnsRollout, returns=place_at_end(returns, mask))
 
-    def loss(self, minibatch: Rollout) -> LossOutput:
+    def loss(self, minibatch: EvaluatedRollout) -> LossOutput:
         """The squared error of each sequence against the others of its prompt, at its last token."""
-        out = self.policy_forward(minibatch)
-        assert out.logprobs is not None and minibatch.returns is not None
+        minibatch = ReturnsRollout.of(minibatch)
+        logprobs, mask = asked(self.policy_forward(minibatch).logprobs), minibatch.response_mask
+        old = minibatch.old_logprobs
         loss = relative_reward_loss(
-            out.logprobs,
-            minibatch.old_logprobs,
-            minibatch.returns,
-            out.mask,
-            minibatch.num_samples,
-            self.eta,
+            logprobs, old, minibatch.returns, mask, minibatch.num_samples, self.eta
         )
-        ratio = token_ratio(out.logprobs, minibatch.old_logprobs, out.mask)
-        metrics = drift_metrics(ratio, out.logprobs, minibatch.old_logprobs, out.mask)
-        return LossOutput(place_at_end(loss, out.mask), metrics | {"loss/policy_avg": loss})
+        metrics = drift_metrics(token_ratio(logprobs, old, mask), logprobs, old, mask)
+        metrics = metrics | {"loss/policy_avg": loss}
+        return LossOutput(place_at_end(loss, mask), metrics, logprobs.detach())

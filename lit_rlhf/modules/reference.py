@@ -1,90 +1,94 @@
 """The reference that a policy is held to: where it lives, how it moves, what a checkpoint holds of it."""
 
+from collections.abc import Iterable, Mapping
+
 import torch
+from torch import nn
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import Backbone
+from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.modules.base import RLHFModule
 
 
-class ReferencedModule(RLHFModule):
-    """A module whose policy is held to a reference: the initial policy, unless the callback `MovingReference` moves it.
+class Reference(nn.Module):
+    """What a policy is held to: the initial policy, unless the callback `MovingReference` moves it.
 
     With LoRA the reference is the base with adapters off (or a frozen copy of the adapter that the policy starts from),
     and one that moves is a frozen adapter `reference`. In full fine-tuning it is a frozen copy of the model.
+
+    Attributes:
+        moves: Set before the model is built: the reference then has weights of its own, which checkpoints hold.
+        model: The frozen copy, where there is one.
     """
 
-    reference: Backbone
-    reference_moves = False
-    """Set before the model is built: the reference then has weights of its own, which checkpoints hold."""
+    model: Backbone
 
-    def add_reference(self, dtype: DTypeName | None = None) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves = False
+
+    def attach(self, policy: Backbone, dtype: DTypeName | None = None) -> None:
         """Make what the reference needs; the policy must stand, untrained.
 
         Args:
+            policy: Its backbone.
             dtype: Of a frozen copy; default: the policy's.
         """
-        if not self.backbone.has_lora:
-            self.reference = self.backbone.frozen_copy(dtype)
-        elif self.reference_moves and "reference" not in self.backbone.adapters:
-            self.backbone.add_adapter("reference", copy_from="policy", trainable=False)
+        if not policy.has_lora:
+            self.model = policy.frozen_copy(dtype)
+        elif self.moves and "reference" not in policy.adapters:
+            policy.add_adapter("reference", copy_from="policy", trainable=False)
 
-    def reference_model(self) -> tuple[Backbone, str | None]:
+    def beside(self, policy: Backbone) -> tuple[Backbone, str | None]:
         """The backbone to ask, and under which role."""
-        return (self.backbone, "reference") if self.backbone.has_lora else (self.reference, None)
+        return (policy, "reference") if policy.has_lora else (self.model, None)
 
-    def require_movable_reference(self, alpha: float) -> None:
-        """Refuse what can't be moved; `MovingReference` asks before the model is built.
+    def require_movable(self, spec: ModelSpec, alpha: float, *, built: bool) -> None:
+        """Refuse what can't be moved.
+
+        Args:
+            spec: The policy's.
+            alpha: How far it is to be moved.
+            built: Whether the policy's model stands already.
 
         Raises:
             ConfigurationError: Names the option that stands in the way.
         """
-        if "backbone" in self._modules and not self.reference_moves:
+        if built and not self.moves:
             raise ConfigurationError(
-                f"The model of this {type(self).__name__} was built without a reference of its "
-                "own. Give MovingReference "
-                "to the Trainer that trains it first."
+                "The model was built without a reference of its own. Give MovingReference to the Trainer that trains it "
+                "first."
             )
-        if (
-            alpha < 1
-            and self.spec.lora is None
-            and self.spec.adapter is None
-            and self.spec.dtype != "float32"
-        ):
+        if alpha < 1 and spec.lora is None and spec.adapter is None and spec.dtype != "float32":
             raise ConfigurationError(
-                f"MovingReference(alpha={alpha}) averages weights, and in {self.spec.dtype} small "
-                "steps round away. Set "
+                f"MovingReference(alpha={alpha}) averages weights, and in {spec.dtype} small steps round away. Set "
                 "backbone.dtype: float32, or alpha: 1."
             )
 
     @torch.no_grad()
-    def move_reference(self, alpha: float) -> None:
+    def move(self, parameters: Mapping[str, nn.Parameter], alpha: float) -> None:
         r"""$\theta_{ref} \leftarrow \alpha\,\theta + (1 - \alpha)\,\theta_{ref}$ over the weights that are trained.
 
         With LoRA these are the matrices A and B, so the reference keeps their rank; the product of the averages is not
         quite the average of the products.
 
         Args:
+            parameters: The module's, by name.
             alpha: In (0, 1]; 1 puts the policy in the reference's place.
         """
-        policy = dict(self.named_parameters())
-        for name, reference in policy.items():
-            twin = self._twin(name)
-            if twin is not None:
-                reference.lerp_(policy[twin].to(reference.dtype), alpha)
+        for name in self.names(parameters):
+            reference, twin = parameters[name], parameters[_twin(name) or name]
+            reference.lerp_(twin.to(reference.dtype), alpha)
 
-    def trainable_names(self) -> list[str]:
-        """Trained parameters, and the reference's where it moves."""
-        moved = [
-            name for name, _ in self.named_parameters() if self.reference_moves and self._twin(name)
-        ]
-        return [*super().trainable_names(), *moved]
+    def names(self, parameters: Iterable[str]) -> list[str]:
+        """Names of the reference's own parameters among a module's, where it moves."""
+        return [name for name in parameters if self.moves and _twin(name) is not None]
 
-    def _twin(self, name: str) -> str | None:
-        """The policy's parameter that a parameter of the reference follows; None for all other parameters."""
-        if name.startswith("reference."):
-            return name.replace("reference.", "backbone.", 1)
-        if name.startswith("backbone.") and ".lora_" in name and ".reference." in name:
-            return name.replace(".reference.", ".policy.")
-        return None
+
+def _twin(name: str) -> str | None:
+    """The policy's parameter that a parameter of the reference follows; None for all other parameters."""
+    if name.startswith("reference.model."):
+        return name.replace("reference.model.", "backbone.", 1)
+    if name.startswith("backbone.") and ".lora_" in name and ".reference." in name:
+        return name.replace(".reference.", ".policy.")
+    return None

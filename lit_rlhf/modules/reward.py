@@ -7,7 +7,9 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.functional.branches import at_step_ends
 from lit_rlhf.metrics import (
     CalibrationError,
@@ -17,10 +19,12 @@ from lit_rlhf.metrics import (
     RewardMargin,
 )
 from lit_rlhf.models import ModelSpec, export_reward
+from lit_rlhf.modules.averages import StepMean, row_means
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
-from lit_rlhf.objectives.reward import read_column
-from lit_rlhf.types import BranchedBatch, BranchOutput, num_branches
+from lit_rlhf.objectives.columns import read_column
+from lit_rlhf.types import BranchedBatch, BranchOutput, LossOutput, asked, num_branches
 
 
 class RewardModelModule(RLHFModule):
@@ -30,7 +34,7 @@ class RewardModelModule(RLHFModule):
 
     A prompt with K branches is one row and the prompt is computed once; each branch is scored at its last token by a
     float32 head. The loss is injected, so margins, soft labels, rankings, regression, labels of steps and losses with
-    several heads need no other module.
+    several heads need no other module. For a formula of your own write a `RewardLoss`, or override `loss`.
 
     Logs TRL's `accuracy, margin, min_reward, mean_reward, max_reward` and, in validation, the calibration error of
     $\sigma(\text{margin})$ and the correlation of reward and length.
@@ -42,6 +46,7 @@ class RewardModelModule(RLHFModule):
             1e-4.
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Seed of the scalar head's initial weights.
+        steps: Which steps are skipped, and what decays; see `Steps`.
     """
 
     default_lr = 1e-5
@@ -54,9 +59,11 @@ class RewardModelModule(RLHFModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed)
-        self.loss = loss or BradleyTerry()
+        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
+        self.objective = loss or BradleyTerry()
+        self.step_mean = StepMean()
         self.score_mean, self.score_std = 0.0, 1.0
         self.metrics = _Metrics()
 
@@ -64,36 +71,49 @@ class RewardModelModule(RLHFModule):
         """Train the adapter `reward` where a LoRA is given, else the model; always with a scalar head."""
         if self.backbone.has_lora:
             self.backbone.add_adapter("reward", path=self.spec.adapter)
-        for head in self.loss.heads:
+        for head in self.objective.heads:
             if head not in self.backbone.heads:  # an adapter directory may bring one
-                self.backbone.add_head(head, drawn=head not in self.loss.zero_heads)
+                self.backbone.add_head(head, drawn=head not in self.objective.zero_heads)
 
     def forward(self, batch: BranchedBatch) -> BranchOutput:
         """Scores of all branches, (B * K,) or with several heads (B * K, H); where steps count, `values` too."""
-        heads = self.loss.heads
+        heads = self.objective.heads
         out: BranchOutput = self.backbone(
             batch,
             num_branches=num_branches(batch),
             role="reward",
             scores=heads[0] if len(heads) == 1 else heads,
-            values=heads[0] if self.loss.by_step else None,
+            values=heads[0] if self.objective.by_step else None,
         )
         return out
 
+    def loss(self, scores: Tensor, batch: BranchedBatch) -> LossOutput:
+        """The unreduced loss (B,) and metrics of scores: the injected formula. To be overridden for another one."""
+        return self.objective.of_batch(scores, cast("Mapping[str, Any]", batch))
+
     def training_step(self, batch: BranchedBatch, batch_idx: int) -> Tensor:
-        """One optimizer step's loss: the mean over the prompts of the batch."""
+        """The loss: the mean over the prompts of an optimizer step, on all ranks and in all its microbatches."""
         scores, _ = self.scores(batch)
         output = self.loss(scores, batch)
-        loss = output.loss.mean()
         rows = len(batch["input_ids"])
-        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=rows)
-        metrics = {f"train/{name}": value.mean() for name, value in output.metrics.items()}
-        detached = self.loss.reward(scores).detach()
-        metrics["train/mean_reward"] = detached.mean()
-        self.log_dict(metrics, sync_dist=True, batch_size=rows)
-        self.log("train/min_reward", detached.min(), reduce_fx="min", sync_dist=True)
-        self.log("train/max_reward", detached.max(), reduce_fx="max", sync_dist=True)
-        return loss
+        self.log(
+            "train/loss",
+            output.loss.mean().detach(),
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=rows,
+        )
+        reward = self.objective.reward(scores).detach()
+        self._log_rows("train", {**output.metrics, "mean_reward": reward.flatten()})
+        self.log("train/min_reward", reward.min(), reduce_fx="min", sync_dist=True)
+        self.log("train/max_reward", reward.max(), reduce_fx="max", sync_dist=True)
+        total = sum_over_ranks(output.loss.new_tensor(float(len(output.loss))))
+        return self.step_mean.share(self, output.loss.sum(), total, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Weigh the microbatches of the step by their rows."""
+        self.step_mean.finish(self)
+        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Accumulate loss, accuracy, margin, calibration and length correlation; callbacks get what `predict_step` gives."""
@@ -106,7 +126,7 @@ class RewardModelModule(RLHFModule):
     def predict_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Rewards of the branches, (B, K), or of the steps, (B, S)."""
         scores, _ = self.scores(batch)
-        return {"scores": self.loss.reward(scores)}
+        return {"scores": self.objective.reward(scores)}
 
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the reward model for other tools; see `models.export_reward`. `loss.exported` says what of it."""
@@ -116,9 +136,9 @@ class RewardModelModule(RLHFModule):
             merge=merge,
             score_mean=self.score_mean,
             score_std=self.score_std,
-            head=self.loss.heads[0],
-            weight=self.loss.exported_weight(self._head_weights()),
-            note=self.loss.exported,
+            head=self.objective.heads[0],
+            weight=self.objective.exported_weight(self._head_weights()),
+            note=self.objective.exported,
         )
 
     def extra_state(self) -> dict[str, Any]:
@@ -131,36 +151,35 @@ class RewardModelModule(RLHFModule):
 
     def _head_weights(self) -> Tensor:
         return torch.stack(
-            [self.backbone.heads[name].get_parameter("weight") for name in self.loss.heads]
+            [self.backbone.heads[name].get_parameter("weight") for name in self.objective.heads]
         )
 
     def scores(self, batch: BranchedBatch) -> tuple[Tensor, Tensor]:
         """Scores as the loss takes them, and the number of tokens of each branch, (B, K)."""
         out = self(batch)
-        assert out.scores is not None
+        scores = asked(out.scores)
         rows, lengths = len(batch["input_ids"]), out.mask.sum(-1)
-        if self.loss.by_step:
-            assert out.values is not None
-            ends = read_column(self.loss, cast("Mapping[str, Any]", batch), "step_end")
-            return at_step_ends(out.values, out.scores, out.mask, ends), lengths[:, None]
-        return out.scores.view(rows, -1, *out.scores.shape[1:]), lengths.view(rows, -1)
+        if self.objective.by_step:
+            ends = read_column(self.objective, cast("Mapping[str, Any]", batch), "step_end")
+            return at_step_ends(asked(out.values), scores, out.mask, ends), lengths[:, None]
+        return scores.view(rows, -1, *scores.shape[1:]), lengths.view(rows, -1)
 
     def _evaluate(self, batch: BranchedBatch, stage: str) -> dict[str, Tensor]:
         scores, lengths = self.scores(batch)
         rows = len(batch["input_ids"])
-        output, rewards = self.loss(scores, batch), self.loss.reward(scores)
+        output, rewards = self.loss(scores, batch), self.objective.reward(scores)
         self.log(
             f"{stage}/loss", output.loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows
         )
         updated = []
-        if self.loss.by_step:
+        if self.objective.by_step:
             self.metrics.score.update(rewards[batch["step_mask"]])  # type: ignore[typeddict-item]
         else:
             exists = lengths > 0
             self.metrics.score.update(rewards[exists])
             self.metrics.length_correlation.update(rewards[exists], lengths[exists].float())
             updated.append("length_correlation")
-        if "score" not in batch and not self.loss.by_step and rewards.shape[1] == 2:
+        if "score" not in batch and not self.objective.by_step and rewards.shape[1] == 2:
             chosen, rejected = rewards.unbind(-1)
             p_chosen = cast("Tensor | None", batch.get("p_chosen"))
             self.metrics.accuracy.update(chosen, rejected, p_chosen)
@@ -168,8 +187,7 @@ class RewardModelModule(RLHFModule):
             self.metrics.calibration_error.update(chosen, rejected, p_chosen)
             updated += ["accuracy", "margin", "calibration_error"]
         else:  # ranked lists, scalar labels and steps have no one chosen answer: the loss knows what to count
-            means = {f"{stage}/{name}": value.mean() for name, value in output.metrics.items()}
-            self.log_dict(means, sync_dist=True, batch_size=rows)
+            self._log_rows(stage, output.metrics)
         for name in updated:
             self.log(
                 f"{stage}/{name}",
@@ -178,6 +196,10 @@ class RewardModelModule(RLHFModule):
                 batch_size=rows,
             )
         return {"scores": rewards}
+
+    def _log_rows(self, stage: str, metrics: Mapping[str, Tensor]) -> None:
+        for name, (mean, count) in row_means(metrics, sum_over_ranks).items():
+            self.log(f"{stage}/{name}", mean, batch_size=count)
 
     def on_validation_epoch_end(self) -> None:
         """Remember mean and deviation of the scores, with which an export lets others normalise them."""

@@ -4,11 +4,15 @@ from pathlib import Path
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.optim import Optimizer
 
+from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.models import ModelSpec, export_policy
+from lit_rlhf.modules.averages import StepMean
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import Reduction, TokenMean
-from lit_rlhf.types import BranchOutput, DemonstrationBatch
+from lit_rlhf.types import BranchOutput, DemonstrationBatch, LossOutput, asked
 
 
 class SupervisedModule(RLHFModule):
@@ -17,15 +21,17 @@ class SupervisedModule(RLHFModule):
     $L = -\frac{1}{\sum_n |y_n|} \sum_n \sum_t \log \pi(y_{n,t} \mid x_n, y_{n,<t})$: only the tokens of completions
     count.
 
-    Logs `loss` (nats per token) and `num_tokens`. With `trainer.accumulate_grad_batches` each microbatch weighs the
-    same, however many tokens it has.
+    The sums go over all tokens of an optimizer step, on all ranks and in all microbatches of
+    `trainer.accumulate_grad_batches`, and in evaluation over the whole data set: batch sizes change nothing. Logs
+    `loss` (nats per token) and `num_tokens`. For another loss of tokens override `loss`.
 
     Args:
         backbone: The model and how it is loaded, quantized and adapted.
-        reduction: How token losses become one number; default: mean over the tokens of the batch on all ranks.
+        reduction: How token losses become one number; default: mean over tokens.
         optimizer: Called with parameter groups; default AdamW(lr=2e-5).
         lr_scheduler: Called with the optimizer, stepped once per optimizer step.
         seed: Of LoRA's dropout, by iteration; the module draws nothing else.
+        steps: Which steps are skipped, and what decays; see `Steps`.
     """
 
     default_lr = 2e-5
@@ -37,9 +43,11 @@ class SupervisedModule(RLHFModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed)
+        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
         self.reduction = reduction or TokenMean()
+        self.step_mean = StepMean()
 
     def configure_roles(self) -> None:
         """Train the adapter `policy` where a LoRA is given, else the model."""
@@ -51,17 +59,31 @@ class SupervisedModule(RLHFModule):
         out: BranchOutput = self.backbone(batch, num_branches=1, role="policy", logprobs=True)
         return out
 
+    def loss(self, out: BranchOutput, batch: DemonstrationBatch) -> LossOutput:
+        """The unreduced loss (N, T) of what the model says of a batch. To be overridden for another one."""
+        return LossOutput(-asked(out.logprobs))
+
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
-        """One optimizer step's loss."""
-        return self._step(batch, "train")
+        """The loss: the reduction of the tokens of an optimizer step, on all ranks and in all its microbatches."""
+        numerator, denominator = self._step(batch, "train")
+        total = sum_over_ranks(denominator).clamp_min(1)
+        loss = (numerator * num_ranks() / total).detach()
+        rows = len(batch["input_ids"])
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
+        return self.step_mean.share(self, numerator, total, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Weigh the microbatches of the step by their tokens."""
+        self.step_mean.finish(self)
+        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Log the loss on held-out demonstrations."""
-        self._step(batch, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Log the loss on test demonstrations."""
-        self._step(batch, "test")
+        self._evaluate(batch, "test")
 
     def predict_step(self, batch: DemonstrationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Log-likelihood and length of each completion."""
@@ -76,12 +98,17 @@ class SupervisedModule(RLHFModule):
         """Write the fine-tuned model for other tools; see `models.export_policy`."""
         export_policy(self.backbone, path, merge=merge)
 
-    def _step(self, batch: DemonstrationBatch, stage: str) -> Tensor:
+    def _evaluate(self, batch: DemonstrationBatch, stage: str) -> None:
+        numerator, denominator = self._step(batch, stage)
+        # Lightning adds up mean * weight over batches and ranks, and divides by all the weight.
+        mean, weight = numerator / denominator.clamp_min(1), float(denominator)
+        self.log(f"{stage}/loss", mean, prog_bar=True, sync_dist=True, batch_size=weight)  # type: ignore[arg-type]
+
+    def _step(self, batch: DemonstrationBatch, stage: str) -> tuple[Tensor, Tensor]:
+        """This process's numerator and denominator of the loss."""
         out = self(batch)
-        loss = self.reduce_loss(-out.logprobs, out.mask, self.reduction)
-        rows = len(batch["input_ids"])
-        self.log(f"{stage}/loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=rows)
-        tokens = out.mask.sum().float()
+        output, tokens = self.loss(out, batch), out.mask.sum().float()
+        self.log_dict({f"{stage}/{name}": value.mean() for name, value in output.metrics.items()})
         self.log(
             f"{stage}/num_tokens",
             tokens,
@@ -90,4 +117,7 @@ class SupervisedModule(RLHFModule):
             on_step=False,
             on_epoch=True,
         )
-        return loss
+        return (
+            self.reduction.numerator(output.loss, out.mask),
+            self.reduction.denominator(out.mask),
+        )

@@ -4,18 +4,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_rlhf.errors import CheckpointError
-from lit_rlhf.functional.advantages import (
-    discounted_returns,
-    group_centered,
-    group_normalized,
-    leave_one_out,
-    spread_over_tokens,
-)
+from lit_rlhf.functional.advantages import discounted_returns, group_centered, spread_over_tokens
 from lit_rlhf.functional.masking import masked_sum, whiten
 from lit_rlhf.options import check_option
+
+Tokens = Float[Tensor, "sequences time"]
+Mask = Bool[Tensor, "sequences time"]
 
 
 class Advantage(ABC):
@@ -28,7 +26,7 @@ class Advantage(ABC):
     """How many samples of each prompt it takes; fewer are refused before anything is sampled."""
 
     @abstractmethod
-    def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
+    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
         """Advantages (N, T), 0 where masked.
 
         Args:
@@ -55,34 +53,51 @@ class Advantage(ABC):
 
 
 class LeaveOneOut(Advantage):
-    """Return minus the mean return of the prompt's *other* samples: unbiased (RLOO, arXiv:2402.14740)."""
+    r"""$R_i - \frac{1}{G-1}\sum_{j\ne i}R_j$: return minus the mean return of the prompt's *other* samples.
+
+    RLOO, arXiv:2402.14740. The baseline of a sample doesn't depend on it, so the policy gradient is unbiased.
+
+    Raises:
+        ConfigurationError: When called: G is below 2 or does not divide the number of sequences.
+
+    Example:
+        >>> rewards, mask = torch.tensor([[1.0], [0.0], [0.0]]), torch.ones(3, 1, dtype=torch.bool)
+        >>> LeaveOneOut()(rewards, mask, 3).flatten()
+        tensor([ 1.0000, -0.5000, -0.5000])
+    """
 
     min_samples = 2
 
-    def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
-        """See `functional.leave_one_out`."""
-        return spread_over_tokens(
-            leave_one_out(masked_sum(rewards, mask, dim=-1), num_samples), mask
-        )
+    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
+        """See the class."""
+        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples)
+        return spread_over_tokens(centered * (num_samples / (num_samples - 1)), mask)
 
 
 class GroupCentered(Advantage):
-    """Return minus the mean return of the prompt's samples (Dr. GRPO, arXiv:2503.20783): (G - 1)/G of the gradient."""
+    r"""$R_i - \frac1G\sum_j R_j$: return minus the mean return of the prompt's samples (Dr. GRPO, arXiv:2503.20783).
+
+    The mean includes the sample itself, so the expected gradient is (G - 1)/G of the true one: with a KL term in the
+    *loss* the effective coefficient is beta * G / (G - 1).
+    """
 
     min_samples = 2
 
-    def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
-        """See `functional.group_centered`."""
-        return spread_over_tokens(
-            group_centered(masked_sum(rewards, mask, dim=-1), num_samples), mask
-        )
+    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
+        """See the class."""
+        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples)
+        return spread_over_tokens(centered, mask)
 
 
 class GroupNormalized(Advantage):
-    """Return minus the mean over the standard deviation of the prompt's samples (GRPO, arXiv:2402.03300).
+    r"""$(R_i - \text{mean})/(\text{std} + \epsilon)$ over the prompt's samples (GRPO, arXiv:2402.03300).
+
+    The standard deviation is the unbiased one (divided by G - 1). Dividing by it weighs prompts by how sure the policy
+    is, and makes a KL term in the loss count relative to it.
 
     Args:
-        eps: Above 0, added to the standard deviation: groups whose returns differ by less are held back.
+        eps: Above 0, added to the standard deviation: groups whose returns differ by less are held back instead of
+            blown up.
 
     Raises:
         ConfigurationError: eps is not above 0.
@@ -94,11 +109,11 @@ class GroupNormalized(Advantage):
         check_option(eps > 0, self, "eps", eps, "above 0: equal returns would give nan")
         self.eps = float(eps)
 
-    def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
-        """See `functional.group_normalized`."""
-        return spread_over_tokens(
-            group_normalized(masked_sum(rewards, mask, dim=-1), num_samples, self.eps), mask
-        )
+    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
+        """See the class."""
+        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples)
+        std = centered.view(-1, num_samples).std(-1).repeat_interleave(num_samples)  # (N,)
+        return spread_over_tokens(centered / (std + self.eps), mask)
 
 
 class RewardToGo(Advantage):
@@ -115,8 +130,8 @@ class RewardToGo(Advantage):
         check_option(0 <= gamma <= 1, self, "gamma", gamma, "in [0, 1]")
         self.gamma = float(gamma)
 
-    def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
-        """See `functional.discounted_returns`."""
+    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
+        """See the class."""
         del num_samples
         return discounted_returns(rewards, mask, self.gamma)
 
@@ -139,7 +154,7 @@ class MovingBaseline(Advantage):
         self.decay = float(decay)
         self.baseline: float | None = None
 
-    def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
+    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
         """Subtract the baseline, then move it."""
         del num_samples
         returns = masked_sum(rewards, mask, dim=-1)
@@ -172,8 +187,8 @@ class Whitened(Advantage):
         self.center = center
         self.min_samples = advantage.min_samples
 
-    def __call__(self, rewards: Tensor, mask: Tensor, num_samples: int) -> Tensor:
-        """See `functional.whiten`."""
+    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
+        """See the class."""
         return whiten(self.advantage(rewards, mask, num_samples), mask, center=self.center)
 
     def state_dict(self) -> dict[str, float]:

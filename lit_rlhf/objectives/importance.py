@@ -6,20 +6,22 @@ With $\rho_t = \pi_{train}(a_t)/\pi_{engine}(a_t)$ as a weight the surrogate is 
 
 from abc import ABC, abstractmethod
 
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_rlhf.functional.policy_losses import (
-    masked_importance_weights,
-    truncated_importance_weights,
-)
+from lit_rlhf.functional.policy_losses import token_ratio
 from lit_rlhf.options import check_option
+
+Tokens = Float[Tensor, "sequences time"]
+Mask = Bool[Tensor, "sequences time"]
 
 
 class ImportanceCorrection(ABC):
     """Weights (N, T) of the tokens of a rollout, without gradient, to multiply the surrogate with."""
 
     @abstractmethod
-    def __call__(self, old_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, old_logprobs: Tokens, engine_logprobs: Tokens, mask: Mask) -> Tokens:
         """Weights, 1 where masked.
 
         Args:
@@ -43,9 +45,9 @@ class TruncatedImportance(ImportanceCorrection):
         check_option(cap > 0, self, "cap", cap, "above 0")
         self.cap = float(cap)
 
-    def __call__(self, old_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> Tensor:
-        """See `functional.truncated_importance_weights`."""
-        return truncated_importance_weights(old_logprobs, engine_logprobs, mask, self.cap)
+    def __call__(self, old_logprobs: Tokens, engine_logprobs: Tokens, mask: Mask) -> Tokens:
+        """See the class."""
+        return token_ratio(old_logprobs, engine_logprobs, mask).detach().clamp_max(self.cap)
 
 
 class MaskedImportance(ImportanceCorrection):
@@ -65,6 +67,7 @@ class MaskedImportance(ImportanceCorrection):
         self.low = float(low)
         self.high = float(high)
 
-    def __call__(self, old_logprobs: Tensor, engine_logprobs: Tensor, mask: Tensor) -> Tensor:
-        """See `functional.masked_importance_weights`."""
-        return masked_importance_weights(old_logprobs, engine_logprobs, mask, self.low, self.high)
+    def __call__(self, old_logprobs: Tokens, engine_logprobs: Tokens, mask: Mask) -> Tokens:
+        """See the class."""
+        ratio = token_ratio(old_logprobs, engine_logprobs, mask).detach()
+        return torch.where((ratio >= self.low) & (ratio <= self.high), ratio, 0.0)

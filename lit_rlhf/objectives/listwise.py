@@ -1,99 +1,68 @@
 r"""Losses of ranked or scored lists of completions.
 
-Notation: $u = \log\pi(y|x) - \log\pi_{ref}(y|x)$ of a whole completion.
+Notation: $u = \log\pi(y|x) - \log\pi_{ref}(y|x)$ of a whole completion. A row with fewer than two completions that exist
+has no ranking: its ranking loss is 0 (terms of single completions, as NCA's, remain).
 """
 
-from abc import abstractmethod
-from dataclasses import dataclass
-
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
 
-from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.functional.listwise_losses import (
-    info_nca_loss,
-    lipo_lambda_loss,
-    nca_loss,
-    plackett_luce_dpo_loss,
-    pro_loss,
-    rrhf_loss,
-)
-from lit_rlhf.functional.numerics import per_token
-from lit_rlhf.objectives.preference import (
-    Batch,
-    PreferenceLoss,
-    require_columns,
-    require_finite,
-    require_positive,
-    require_within,
-)
+from lit_rlhf.errors import DataError
+from lit_rlhf.functional.rankings import better_pairs, pair_agreement, plackett_luce_loss
+from lit_rlhf.objectives.columns import Batch, branch_mask, read_column, require_finite
+from lit_rlhf.objectives.preference import Completion, PreferenceLoss, Rows, completions_of
+from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput, SequenceStats
 
+Lists = Float[Tensor, "rows branches"]
+Mask = Bool[Tensor, "rows branches"]
 
-@dataclass(frozen=True)
-class Lists:
-    """A batch as lists of scored completions; all tensors are (B, K)."""
-
-    logprobs: Tensor  # summed over tokens
-    lengths: Tensor
-    scores: Tensor
-    mask: Tensor  # bool: the completion exists
-    ref_logprobs: Tensor | None
-
-    @property
-    def logratios(self) -> Tensor:
-        """U of each completion."""
-        if self.ref_logprobs is None:
-            raise ConfigurationError(
-                "This loss needs a reference, but none was given: call it with the reference's statistics."
-            )
-        return self.logprobs - self.ref_logprobs
+# In place of minus infinity, whose differences and gradients would be nan.
+_MISSING = -1e30
 
 
 class ListwiseLoss(PreferenceLoss):
-    """Base of losses of lists with the columns `score` (B, K) and, where lists differ in length, `branch_mask` (B, K).
+    r"""Base of losses of lists: a subclass writes `forward(completions, scores, mask)`, and `reward` if not $\beta u$.
 
-    A row with fewer than two completions has nothing to rank: its ranking loss is 0. Logs TRL's names: `rewards/chosen`
-    of the best completion, `rewards/rejected` the mean of the others, `rewards/accuracies` the share of pairs in the
-    order of their scores.
+    The columns are `score` (B, K), higher is better, and, where lists differ in length, `branch_mask` (B, K). Logs
+    TRL's names: `rewards/chosen` of the best completion, `rewards/rejected` the mean of the others,
+    `rewards/accuracies` the share of pairs in the order of their scores.
 
     Args:
-        beta: Scale of the implicit reward.
+        beta: Scale of the implicit reward, above 0.
+
+    Raises:
+        ConfigurationError: An option is out of range.
     """
 
     def __init__(self, beta: float) -> None:
         super().__init__()
-        require_positive(self, beta=beta)
+        check_option(beta > 0, self, "beta", beta, "above 0")
         self.beta = beta
 
-    @abstractmethod
-    def list_loss(self, lists: Lists) -> Tensor:
-        """The unreduced loss, (B,)."""
-
-    def reward(self, lists: Lists) -> Tensor:
+    def reward(self, completions: Completion) -> Lists:
         r"""The implicit rewards (B, K) that are logged: $\beta u$."""
-        return self.beta * lists.logratios
+        return self.beta * completions.logratios
 
-    def forward(
+    def of_batch(
         self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
     ) -> LossOutput:
-        """The loss of each list, and metrics."""
+        """The formula on the completions that have tokens, and metrics."""
         self._require_list(policy.logprobs.shape[-1])
-        require_columns(self, batch, ["score"])
-        scores = batch["score"].to(policy.logprobs.dtype)
-        mask = batch.get("branch_mask", torch.ones_like(scores, dtype=torch.bool)).bool() & (
-            policy.lengths > 0
-        )
-        ref_logprobs = None if reference is None else reference.logprobs
-        lists = Lists(
-            policy.logprobs, policy.lengths, scores.masked_fill(~mask, 0.0), mask, ref_logprobs
-        )
-        return LossOutput(self.list_loss(lists), _metrics(self.reward(lists).detach(), lists))
+        completions = completions_of(policy, reference)
+        scores = read_column(self, batch, "score").to(policy.logprobs.dtype)
+        mask = branch_mask(scores, batch) & (policy.lengths > 0)
+        scores = scores.masked_fill(~mask, 0.0)
+        loss = self(completions, scores, mask)
+        rewards = self.reward(completions).detach()
+        return LossOutput(loss, _metrics(rewards, completions.logprobs.detach(), scores, mask))
 
     def check(self, batch: Batch) -> None:
         """There are scores, finite ones, of at least two completions."""
-        require_columns(self, batch, ["score"])
-        self._require_list(batch["score"].shape[-1] if batch["score"].dim() == 2 else 1)
+        scores = read_column(self, batch, "score")
+        self._require_list(scores.shape[-1] if scores.dim() == 2 else 1)
         require_finite(self, batch, "score", batch.get("branch_mask"))
 
     def _require_list(self, branches: int) -> None:
@@ -107,6 +76,8 @@ class ListwiseLoss(PreferenceLoss):
 class PlackettLuceDPO(ListwiseLoss):
     r"""$-\sum_k\log\frac{e^{\beta u_{(k)}}}{\sum_{j\ge k}e^{\beta u_{(j)}}}$ (DPO of rankings, arXiv:2305.18290 A.3).
 
+    Only the order of the scores counts; ties share their denominator.
+
     Args:
         beta: Strength of the KL penalty; 0.1 as in DPO.
     """
@@ -114,9 +85,9 @@ class PlackettLuceDPO(ListwiseLoss):
     def __init__(self, beta: float = 0.1) -> None:
         super().__init__(beta)
 
-    def list_loss(self, lists: Lists) -> Tensor:
+    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
         """See the class."""
-        return plackett_luce_dpo_loss(lists.logratios, lists.scores, lists.mask, self.beta)
+        return plackett_luce_loss(self.beta * completions.logratios, scores, mask)
 
 
 class InfoNCA(ListwiseLoss):
@@ -124,17 +95,19 @@ class InfoNCA(ListwiseLoss):
 
     Args:
         beta: Strength of the KL penalty; 0.01 in the paper.
-        temperature: $\alpha$; the optimum is $\pi_{ref}e^{r/(\alpha\beta)}$. 1 leaves the scores as they are.
+        temperature: $\alpha$, above 0; the optimum is $\pi_{ref}e^{r/(\alpha\beta)}$. 1 leaves the scores as they are.
     """
 
     def __init__(self, beta: float = 0.01, temperature: float = 1.0) -> None:
         super().__init__(beta)
-        require_positive(self, temperature=temperature)
+        check_option(temperature > 0, self, "temperature", temperature, "above 0")
         self.temperature = temperature
 
-    def list_loss(self, lists: Lists) -> Tensor:
+    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
         """See the class."""
-        return info_nca_loss(lists.logratios, lists.scores, lists.mask, self.beta, self.temperature)
+        target = _masked_softmax(scores / self.temperature, mask)
+        logits = (self.beta * completions.logratios).masked_fill(~mask, _MISSING)
+        return -(target * logits.log_softmax(-1)).sum(-1)
 
 
 class NCA(ListwiseLoss):
@@ -144,24 +117,28 @@ class NCA(ListwiseLoss):
 
     Args:
         beta: Strength of the KL penalty; 0.01 in the paper.
-        temperature: $\alpha$ of the scores.
+        temperature: $\alpha$ of the scores, above 0.
     """
 
     def __init__(self, beta: float = 0.01, temperature: float = 1.0) -> None:
         super().__init__(beta)
-        require_positive(self, temperature=temperature)
+        check_option(temperature > 0, self, "temperature", temperature, "above 0")
         self.temperature = temperature
 
-    def list_loss(self, lists: Lists) -> Tensor:
+    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
         """See the class."""
-        return nca_loss(lists.logratios, lists.scores, lists.mask, self.beta, self.temperature)
+        target = _masked_softmax(scores / self.temperature, mask)
+        count = mask.sum(-1, keepdim=True).clamp_min(1)
+        z = self.beta * torch.where(mask, completions.logratios, 0.0)
+        return -((target * logsigmoid(z) + logsigmoid(-z) / count) * mask).sum(-1)
 
 
 class LiPOLambda(ListwiseLoss):
     r"""$\sum_{\psi_i>\psi_j}\Delta_{ij}\log(1+e^{-\beta(u_i-u_j)})$ with LambdaRank's weights (LiPO, arXiv:2402.01878).
 
-    Scores are gains' exponents of 2: bring them to about [0, 1]. Fixed scores are hard labels, which separable data
-    drive to infinite margins.
+    $\Delta_{ij} = |2^{\psi_i} - 2^{\psi_j}| \cdot |\frac{1}{\log(1 + \tau_i)} - \frac{1}{\log(1 + \tau_j)}|$ with
+    $\tau$ the rank by u, 1 the highest; it carries no gradient. Scores $\psi$ are gains' exponents of 2: bring them to
+    about [0, 1]. Fixed scores are hard labels, which separable data drive to infinite margins.
 
     Args:
         beta: Strength of the KL penalty; 0.05 in the paper.
@@ -170,90 +147,119 @@ class LiPOLambda(ListwiseLoss):
     def __init__(self, beta: float = 0.05) -> None:
         super().__init__(beta)
 
-    def list_loss(self, lists: Lists) -> Tensor:
+    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
         """See the class."""
-        return lipo_lambda_loss(lists.logratios, lists.scores, lists.mask, self.beta)
+        s = self.beta * torch.where(mask, completions.logratios, 0.0)
+        scores = torch.where(mask, scores, 0.0)
+        order = s.masked_fill(~mask, _MISSING).argsort(dim=-1, descending=True, stable=True)
+        rank = order.argsort(dim=-1).to(s.dtype) + 1
+        discount = 1 / torch.log1p(rank)
+        weight = _differences(scores.exp2()).abs() * _differences(discount).abs()  # (B, K, K)
+        return (better_pairs(scores, mask) * weight * softplus(-_differences(s))).sum((-2, -1))
 
 
 class PRO(ListwiseLoss):
     r"""Preference ranking optimization: one-against-the-rest softmaxes, score gaps as temperatures (arXiv:2306.17492).
 
-    No reference. Equation in `functional.listwise_losses.pro_loss`.
+    $\sum_{k<K}-\log\frac{e^{p_kT_k}}{e^{p_kT_k} + \sum_{i>k}e^{p_i(r_k - r_i)}} + b(K-1)^2 NLL(y_1)$: p is the mean
+    log-prob per token, completions are in the order of their scores r, and $T_k = \max_{i>k}(r_k - r_i)$. The
+    likelihood is that of the best completion, summed over tokens. A tie of all that is left has $T_k = 0$: its term is
+    a constant. No reference.
 
     Args:
-        sft_weight: b, weight of $(K-1)^2$ times the best completion's summed NLL; 0.05 in the paper.
+        sft_weight: b, 0 or more; 0.05 in the paper.
     """
 
     needs_reference = False
 
     def __init__(self, sft_weight: float = 0.05) -> None:
         super().__init__(1.0)
-        require_within(self, 0, float("inf"), sft_weight=sft_weight)
+        check_option(sft_weight >= 0, self, "sft_weight", sft_weight, "0 or more")
         self.sft_weight = sft_weight
 
-    def list_loss(self, lists: Lists) -> Tensor:
+    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
         """See the class."""
-        return pro_loss(lists.logprobs, lists.lengths, lists.scores, lists.mask, self.sft_weight)
+        order = scores.masked_fill(~mask, -torch.inf).argsort(
+            dim=-1, descending=True, stable=True
+        )  # best first, missing last
+        exists = mask.gather(-1, order)
+        p, r = (
+            torch.where(exists, values.gather(-1, order), 0.0)
+            for values in (completions.mean_logprobs, scores)
+        )
+        after = torch.ones(mask.shape[-1:] * 2, dtype=torch.bool, device=mask.device).triu(1)
+        rest = exists[:, None, :] & after  # [k, i]: i exists and comes after k
+        gap = torch.where(rest, _differences(r), 0.0)
+        positive = p * gap.amax(-1)
+        against = (p[:, None, :] * gap).masked_fill(~rest, _MISSING)
+        total = torch.cat([positive[..., None], against], dim=-1).logsumexp(-1)
+        ranking = (total - positive).sum(-1)  # with nothing left to compare with, both are the same
+        others = (exists.sum(-1) - 1).to(p.dtype)
+        nll = -_best(completions.logprobs, scores, mask)
+        return ranking + self.sft_weight * others.square() * nll
 
-    def reward(self, lists: Lists) -> Tensor:
+    def reward(self, completions: Completion) -> Lists:
         """Log-probs per token."""
-        return per_token(lists.logprobs, lists.lengths)
+        return completions.mean_logprobs
 
 
 class RRHF(ListwiseLoss):
     r"""$w\sum_{r_i<r_j}\max(0, p_i - p_j) + NLL(y_{best})$, $p = l/n^a$ (RRHF, arXiv:2304.05302).
 
-    No reference. The likelihood is per token.
+    No reference. The hinge has no margin, the likelihood is the mean over the best completion's tokens.
 
     Args:
         length_power: a; 1 in the authors' code.
-        rank_weight: w; 1 in the authors' code.
+        rank_weight: w, 0 or more; 1 in the authors' code.
     """
 
     needs_reference = False
 
     def __init__(self, length_power: float = 1.0, rank_weight: float = 1.0) -> None:
         super().__init__(1.0)
-        require_within(self, 0, float("inf"), rank_weight=rank_weight)
+        check_option(rank_weight >= 0, self, "rank_weight", rank_weight, "0 or more")
         self.length_power = length_power
         self.rank_weight = rank_weight
 
-    def list_loss(self, lists: Lists) -> Tensor:
+    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
         """See the class."""
-        return rrhf_loss(
-            lists.logprobs,
-            lists.lengths,
-            lists.scores,
-            lists.mask,
-            self.length_power,
-            self.rank_weight,
-        )
+        p = torch.where(mask, self.reward(completions), 0.0)
+        ranking = (better_pairs(scores, mask) * (-_differences(p)).clamp_min(0)).sum((-2, -1))
+        return self.rank_weight * ranking - _best(completions.mean_logprobs, scores, mask)
 
-    def reward(self, lists: Lists) -> Tensor:
+    def reward(self, completions: Completion) -> Lists:
         """Log-probs over tokens to the power a."""
-        power: Tensor = lists.lengths.clamp_min(1) ** self.length_power
-        return lists.logprobs / power
+        lengths = completions.lengths.clamp_min(1).to(completions.logprobs.dtype)
+        return completions.logprobs / lengths**self.length_power
 
 
-def _metrics(rewards: Tensor, lists: Lists) -> dict[str, Tensor]:
-    ranked = lists.mask.sum(-1) > 1
-    best = torch.zeros_like(lists.mask).scatter(
-        -1, lists.scores.masked_fill(~lists.mask, -torch.inf).argmax(-1, keepdim=True), True
+def _best(values: Lists, scores: Lists, mask: Mask) -> Rows:
+    """The value of the branch with the highest score; 0 in a row without branches."""
+    best = scores.masked_fill(~mask, -torch.inf).argmax(-1, keepdim=True)
+    return torch.where(mask.any(-1), values.gather(-1, best)[:, 0], 0.0)
+
+
+def _differences(values: Lists) -> Float[Tensor, "rows branches branches"]:
+    return values[:, :, None] - values[:, None, :]
+
+
+def _masked_softmax(logits: Lists, mask: Mask) -> Lists:
+    """Softmax over the branches that exist; zeros in a row without any."""
+    return logits.masked_fill(~mask, _MISSING).softmax(-1) * mask
+
+
+def _metrics(rewards: Lists, logprobs: Lists, scores: Lists, mask: Mask) -> dict[str, Tensor]:
+    ranked = mask.sum(-1) > 1
+    best = torch.zeros_like(mask).scatter(
+        -1, scores.masked_fill(~mask, -torch.inf).argmax(-1, keepdim=True), True
     )
-    others = lists.mask & ~best
+    others = mask & ~best
     count = others.sum(-1).clamp_min(1)
-    logprobs = lists.logprobs.detach()
     chosen, rejected = (rewards * best).sum(-1), (rewards * others).sum(-1) / count
-    better = (
-        (lists.scores[:, :, None] > lists.scores[:, None, :])
-        & lists.mask[:, :, None]
-        & lists.mask[:, None, :]
-    )
-    agree = better & (rewards[:, :, None] > rewards[:, None, :])
     metrics = {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
-        "rewards/accuracies": agree.sum((-2, -1)) / better.sum((-2, -1)).clamp_min(1),
+        "rewards/accuracies": pair_agreement(rewards, scores, mask),
         "rewards/margins": chosen - rejected,
         "logps/chosen": (logprobs * best).sum(-1),
         "logps/rejected": (logprobs * others).sum(-1) / count,

@@ -2,21 +2,20 @@
 
 from abc import ABC, abstractmethod
 
+from jaxtyping import Float
 from torch import Tensor
 
-from lit_rlhf.functional.preferences import (
-    argmax_preference,
-    draw_preference,
-    preference_probability,
-)
+from lit_rlhf.functional.preferences import preference_probability
 from lit_rlhf.options import check_option
+
+Pairs = Float[Tensor, " pairs"]
 
 
 class PreferenceOracle(ABC):
     """Labels pairs of completions by their scores."""
 
     @abstractmethod
-    def __call__(self, margins: Tensor, uniforms: Tensor) -> Tensor:
+    def __call__(self, margins: Pairs, uniforms: Pairs) -> Pairs:
         """Labels (P,) in [0, 1]: 1 prefers the first completion of the pair, 0 the second.
 
         Args:
@@ -40,7 +39,7 @@ class SoftLabels(PreferenceOracle):
         check_option(temperature > 0, self, "temperature", temperature, "above 0")
         self.temperature = temperature
 
-    def __call__(self, margins: Tensor, uniforms: Tensor) -> Tensor:
+    def __call__(self, margins: Pairs, uniforms: Pairs) -> Pairs:
         """The probabilities; nothing is drawn."""
         return preference_probability(margins, self.temperature)
 
@@ -52,9 +51,10 @@ class BernoulliLabels(SoftLabels):
         temperature: As in `SoftLabels`.
     """
 
-    def __call__(self, margins: Tensor, uniforms: Tensor) -> Tensor:
+    def __call__(self, margins: Pairs, uniforms: Pairs) -> Pairs:
         """The draws."""
-        return draw_preference(super().__call__(margins, uniforms), uniforms)
+        probabilities = super().__call__(margins, uniforms)
+        return (uniforms < probabilities).to(probabilities.dtype)
 
 
 class HardLabels(PreferenceOracle):
@@ -64,6 +64,6 @@ class HardLabels(PreferenceOracle):
     labels is all on the best completion, whatever beta is.
     """
 
-    def __call__(self, margins: Tensor, uniforms: Tensor) -> Tensor:
+    def __call__(self, margins: Pairs, uniforms: Pairs) -> Pairs:
         """The signs."""
-        return argmax_preference(margins)
+        return 0.5 * (1 + margins.sign())

@@ -1,102 +1,72 @@
 r"""Losses of single labelled completions. Notation: $u = \log\pi(y|x) - \log\pi_{ref}(y|x)$ of a whole completion."""
 
-from abc import abstractmethod
-from dataclasses import dataclass
-
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.pointwise_losses import (
-    apo_zero_unpaired_loss,
-    bco_loss,
-    dro_v_loss,
-    kto_loss,
-    kto_reference_point,
-    npo_loss,
-)
-from lit_rlhf.objectives.preference import (
-    Batch,
-    PreferenceLoss,
-    PreferenceStats,
-    require_columns,
-    require_finite,
-    require_positive,
-)
+from lit_rlhf.objectives.columns import Batch, columns_of
+from lit_rlhf.objectives.preference import Completion, PreferenceLoss, Rows, completions_of
 from lit_rlhf.objectives.running import RunningMean
+from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput, SequenceStats
 
-
-@dataclass(frozen=True)
-class Examples:
-    """A batch as single completions."""
-
-    logratios: Tensor  # (B, K): u of the example, and of a mismatched completion where the loss asked for one
-    policy: SequenceStats
-    batch: Batch
-
-    @property
-    def u(self) -> Tensor:
-        """Log-ratios of the examples, (B,)."""
-        return self.logratios[:, 0]
-
-    @property
-    def labels(self) -> Tensor:
-        """Whether each example is desirable, (B,) bool."""
-        labels: Tensor = self.batch["label"]
-        return labels.bool()
+Labels = Bool[Tensor, " rows"]
 
 
 class PointwiseLoss(PreferenceLoss):
-    r"""Base of losses of single completions with a boolean column `label` (True = desirable).
+    r"""Base of losses of single completions: a subclass writes `forward(completion, *, label)` or of another column.
 
-    Logs TRL's `rewards/chosen, rewards/rejected, logps/chosen, logps/rejected` over the desirable and undesirable
-    completions; a batch may lack either.
+    `label` (B,) is True where a completion is desirable. Logs TRL's `rewards/chosen, rewards/rejected, logps/chosen,
+    logps/rejected` over the desirable and undesirable completions; a batch may lack either.
 
     Args:
-        beta: Scale of the implicit reward $\beta u$.
+        beta: Scale of the implicit reward $\beta u$, above 0.
+
+    Raises:
+        ConfigurationError: An option is out of range.
     """
 
     num_branches = 1
-    columns: tuple[str, ...] = ("label",)
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
-        require_positive(self, beta=beta)
+        check_option(beta > 0, self, "beta", beta, "above 0")
         self.beta = beta
 
-    @abstractmethod
-    def example_loss(self, examples: Examples) -> LossOutput:
-        """The unreduced loss (B,), and metrics of its own."""
+    def metrics(self, *completions: Completion, **columns: Tensor) -> dict[str, Tensor]:
+        """What a loss logs beside rewards, (B,) each or one for all, of the same arguments as `forward`."""
+        return {}
 
-    def forward(
+    def of_batch(
         self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
     ) -> LossOutput:
-        """The loss of each example, and metrics."""
-        require_columns(self, batch, self.columns)
-        if reference is None:
+        """The formula on the first branch (and, where it asks for one, the mismatched second), and metrics."""
+        if self.needs_mismatched and policy.logprobs.shape[-1] < 2:
             raise ConfigurationError(
-                f"{type(self).__name__} needs a reference, but none was given."
+                f"{type(self).__name__} needs a mismatched completion as second branch; PreferenceModule adds it."
             )
-        logratios = policy.logprobs - reference.logprobs
-        out = self.example_loss(Examples(logratios, policy, batch))
-        metrics = _metrics(self.beta * logratios[:, 0], policy.logprobs[:, 0], batch.get("label"))
-        return LossOutput(out.loss, {**metrics, **out.metrics})
-
-    def check(self, batch: Batch) -> None:
-        """The columns are there, and scores are finite."""
-        require_columns(self, batch, self.columns)
-        if "score" in self.columns:
-            require_finite(self, batch, "score")
+        lists = completions_of(policy, reference)
+        completions = [lists.branch(k) for k in range(2 if self.needs_mismatched else 1)]
+        columns = columns_of(self, self.forward, batch)
+        if "label" in columns:
+            columns["label"] = columns["label"].bool()
+        loss = self(*completions, **columns)
+        own = self.metrics(*completions, **columns)
+        rewards = (self.beta * completions[0].logratios).detach()
+        metrics = _metrics(rewards, completions[0].logprobs.detach(), batch.get("label"))
+        return LossOutput(loss, metrics | {n: v.detach().expand(len(loss)) for n, v in own.items()})
 
 
 class KTO(PointwiseLoss):
     r"""$\lambda_D(1-\sigma(\beta u - \beta z_0))$ if desirable, $\lambda_U(1-\sigma(\beta z_0 - \beta u))$ if not.
 
-    Kahneman-Tversky optimization, arXiv:2402.01306. $z_0 = \max(0, \mathrm{sg}\,E\,u(x, y'))$ over completions y' of
-    other prompts, of all processes: each row is given the next row's completion as a second branch. So shuffle, and use
-    batches of 4 or more per process; a batch of one has $z_0 = 0$, and one class alone is fine. Logs $z_0$ as `kl`.
+    Kahneman-Tversky optimization, arXiv:2402.01306. $z_0 = \max(0, \mathrm{sg}\,E\,u(x, y'))$, an estimate of
+    $KL(\pi\|\pi_{ref})$ over completions y' of other prompts, of all processes: each row is given the next row's
+    completion as a second branch. So shuffle, and use batches of 4 or more per process; a batch of one has $z_0 = 0$,
+    and one class alone is fine. Logs $z_0$ as `kl`.
 
     Args:
         beta: Strength of the KL penalty; 0.1 in the paper, with a rate of at most 1e-6.
@@ -110,39 +80,49 @@ class KTO(PointwiseLoss):
         self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
     ) -> None:
         super().__init__(beta)
-        require_positive(
-            self, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
-        )
+        for name, value in (
+            ("desirable_weight", desirable_weight),
+            ("undesirable_weight", undesirable_weight),
+        ):
+            check_option(value > 0, self, name, value, "above 0")
         self.desirable_weight = desirable_weight
         self.undesirable_weight = undesirable_weight
 
-    def example_loss(self, examples: Examples) -> LossOutput:
-        """See the class."""
-        point = self._reference_point(examples.logratios, examples.batch)
-        weights = (self.desirable_weight, self.undesirable_weight)
-        loss = kto_loss(examples.u, examples.labels, point, self.beta, *weights)
-        return LossOutput(loss, {"kl": point.expand(len(loss))})
+    def forward(
+        self,
+        completion: Completion,
+        mismatched: Completion,
+        *,
+        label: Labels,
+        weight: Float[Tensor, " rows"] | None = None,
+    ) -> Rows:
+        """`mismatched` are the prompts with the next rows' completions; `weight` is that of each row."""
+        z = self.beta * (completion.logratios - self.reference_point(mismatched, weight))
+        desirable = self.desirable_weight * (-z).sigmoid()
+        return torch.where(label, desirable, self.undesirable_weight * z.sigmoid())
 
-    @staticmethod
-    def _reference_point(logratios: Tensor, batch: Batch) -> Tensor:
-        if logratios.shape[1] < 2:
-            raise ConfigurationError(
-                "KTO needs a mismatched completion as second branch; PreferenceModule adds it."
-            )
-        mismatched = logratios[:, 1].detach()
+    def reference_point(
+        self, mismatched: Completion, weight: Float[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, ""]:
+        """z_0, over all processes; 0 where there is nothing to average."""
+        u = mismatched.logratios.detach()
         # The completion is the next row's, and so is its weight; alone in its batch, a row has nothing to borrow.
-        weight = batch.get("weight", torch.ones_like(mismatched)).roll(-1) * (len(mismatched) > 1)
-        return kto_reference_point(
-            sum_over_ranks((mismatched * weight).sum()), sum_over_ranks(weight.sum())
-        )
+        weight = (torch.ones_like(u) if weight is None else weight).roll(-1) * (len(u) > 1)
+        total, count = sum_over_ranks(torch.stack([(u * weight).sum(), weight.sum().to(u.dtype)]))
+        mean: Tensor = total / count.clamp_min(torch.finfo(count.dtype).tiny)
+        return mean.clamp_min(0)
+
+    def metrics(self, *completions: Completion, **columns: Tensor) -> dict[str, Tensor]:
+        """z_0."""
+        return {"kl": self.reference_point(completions[1], columns.get("weight"))}
 
 
 class BCO(PointwiseLoss):
     r"""$-\log\sigma(\beta u - \delta)$ if desirable, $-\log\sigma(-(\beta u - \delta))$ if not (BCO, arXiv:2404.04656).
 
-    $\delta$ is the running mean of $\beta u$ over all examples trained on (saved), or, which the paper doesn't have,
-    learned: only then is the optimum that of RLHF. The paper's density-ratio weights of undesirable examples go into
-    the column `weight`.
+    A binary classifier whose logit is the implicit reward. $\delta$ is the running mean of $\beta u$ over all examples
+    trained on (saved), or, which the paper doesn't have, learned: only then is the optimum that of RLHF. The paper's
+    density-ratio weights of undesirable examples go into the column `weight`.
 
     Args:
         beta: Strength of the KL penalty; 0.01 in the paper, 0.1 in TRL.
@@ -157,13 +137,26 @@ class BCO(PointwiseLoss):
         else:
             self.running = RunningMean()
 
-    def example_loss(self, examples: Examples) -> LossOutput:
-        """See the class."""
+    def forward(
+        self,
+        completion: Completion,
+        *,
+        label: Labels,
+        weight: Float[Tensor, " rows"] | None = None,
+    ) -> Rows:
+        """`weight` is that of each row in the running mean."""
+        reward = self.beta * completion.logratios
         if not self.learn_shift and self.training:
-            self.running.update(self.beta * examples.u, examples.batch.get("weight"))
-        shift = self.shift if self.learn_shift else self.running.mean
-        loss = bco_loss(examples.u, examples.labels, shift, self.beta)
-        return LossOutput(loss, {"shift": shift.detach().expand(len(loss))})
+            self.running.update(reward, weight)
+        z = reward - self._shift()
+        return torch.where(label, softplus(-z), softplus(z))
+
+    def metrics(self, *completions: Completion, **columns: Tensor) -> dict[str, Tensor]:
+        """The shift."""
+        return {"shift": self._shift()}
+
+    def _shift(self) -> Tensor:
+        return self.shift if self.learn_shift else self.running.mean
 
 
 class UnpairedAPOZero(PointwiseLoss):
@@ -173,69 +166,57 @@ class UnpairedAPOZero(PointwiseLoss):
         beta: Strength of the KL penalty; 0.1 in the paper.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def example_loss(self, examples: Examples) -> LossOutput:
+    def forward(self, completion: Completion, *, label: Labels) -> Rows:
         """See the class."""
-        return LossOutput(apo_zero_unpaired_loss(examples.u, examples.labels, self.beta))
+        z = self.beta * completion.logratios
+        return torch.where(label, (-z).sigmoid(), z.sigmoid())
 
 
 class DROV(PointwiseLoss):
     r"""$\frac12(r - V(x) - \tau u)^2$ with the column `score` as r (DRO-V, arXiv:2405.19107).
 
     V is the module's critic (`PreferenceModule(critic=...)`), on features of its own where it is a `ValueAdapter` or
-    `ValueModel` as in the paper. Logs the values as `value`.
+    `ValueModel` as in the paper: policy and value must not share parameters that both move, or one fits the other's
+    residual. Logs the values as `value`.
 
     Args:
         tau: Strength of the KL penalty; 1 in the paper.
     """
 
-    columns = ("score",)
     statistics = frozenset(["value"])
 
     def __init__(self, tau: float = 1.0) -> None:
-        require_positive(self, tau=tau)
+        check_option(tau > 0, self, "tau", tau, "above 0")
         super().__init__(tau)
 
-    def example_loss(self, examples: Examples) -> LossOutput:
-        """See the class."""
-        value = examples.policy.value if isinstance(examples.policy, PreferenceStats) else None
-        if value is None:
-            raise ConfigurationError(
-                "DROV needs a learned value of each prompt: give PreferenceModule a critic."
-            )
-        loss = dro_v_loss(
-            examples.u, examples.batch["score"].to(examples.u.dtype), value, self.beta
-        )
-        return LossOutput(loss, {"value": value.detach()})
+    def forward(self, completion: Completion, *, score: Float[Tensor, " rows"]) -> Rows:
+        """`score` is the reward r of each completion."""
+        u = completion.logratios
+        return 0.5 * (score.to(u.dtype) - completion.statistic("value") - self.beta * u).square()
+
+    def metrics(self, *completions: Completion, **columns: Tensor) -> dict[str, Tensor]:
+        """The values."""
+        return {"value": completions[0].statistic("value")}
 
 
 class NPO(PointwiseLoss):
     r"""$-\frac2\beta\log\sigma(-\beta u)$ of undesirable completions (NPO, arXiv:2404.05868).
 
-    Unlearning. Desirable completions have loss 0; without a column `label` all are undesirable. Drifts without bound
-    unless a term retains what is wanted: `WeightedSum([NPO(), NLL()])` on labelled data.
+    Unlearning: as beta goes to 0 it becomes gradient ascent on the likelihood. Desirable completions have loss 0;
+    without a column `label` all are undesirable. Drifts without bound unless a term retains what is wanted:
+    `WeightedSum([NPO(), NLL()])` on labelled data.
 
     Args:
         beta: How soon the push fades; 0.1 in the paper.
     """
 
-    columns = ()
-
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def example_loss(self, examples: Examples) -> LossOutput:
+    def forward(self, completion: Completion, *, label: Labels | None = None) -> Rows:
         """See the class."""
-        loss = npo_loss(examples.u, self.beta)
-        return LossOutput(
-            torch.where(examples.labels, 0.0, loss) if "label" in examples.batch else loss
-        )
+        loss = 2 / self.beta * softplus(self.beta * completion.logratios)
+        return loss if label is None else torch.where(label, 0.0, loss)
 
 
 def _metrics(rewards: Tensor, logprobs: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-    rewards, logprobs = rewards.detach(), logprobs.detach()
     if labels is None:
         return {"rewards/mean": rewards, "logps/mean": logprobs}
     good = labels.bool()

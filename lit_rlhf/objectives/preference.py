@@ -1,20 +1,30 @@
-"""What preference losses are: the interface between a module's statistics of branches and a formula (layer L2)."""
+r"""What preference losses are: formulas of completions, which a module calls on batches (layer L2).
+
+A loss is called in two ways. `DPO(beta=0.1)(chosen, rejected)` is the formula: completions and, as keyword-only
+arguments, the columns of the data that it reads, to one number for each row. `DPO().of_batch(policy, reference, batch)`
+is what modules call: it finds completions and columns in a batch and adds the metrics that are logged.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.numerics import per_token
-from lit_rlhf.options import check_option
+from lit_rlhf.objectives.columns import (
+    Batch,
+    branch_mask,
+    column_defaults,
+    columns_of,
+    require_finite,
+)
 from lit_rlhf.types import LossOutput, SequenceStats
 
-Batch = Mapping[str, Any]
-"""One of the batches of `lit_rlhf.types`: to a type checker a TypedDict is no mapping to tensors."""
+Rows = Float[Tensor, " rows"]
 
 Statistic = Literal["tokens", "kl", "collision", "value"]
 """What a loss may need beside summed log-probs: log-probs by token (of both models), $KL(\\pi_{ref}\\|\\pi)$ over the
@@ -25,18 +35,105 @@ vocabulary summed over tokens, $\\log\\sum_v\\pi(v)^2$ summed over tokens, a lea
 class PreferenceStats(SequenceStats):
     """`SequenceStats` and what only some losses ask for, by `PreferenceLoss.statistics`."""
 
-    kl: Tensor | None = (
-        None  # (B, K): sum over tokens of KL(reference || policy) over the vocabulary, nats
+    kl: Tensor | None = None
+    """(B, K): sum over tokens of KL(reference || policy) over the vocabulary, nats."""
+    collision: Tensor | None = None
+    """(B, K): sum over tokens of log sum_v pi(v)^2."""
+    value: Tensor | None = None
+    """(B,): learned value of the prompt."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What losses see of completions: one of each row, (B,), or lists of them, (B, K).
+
+    Example:
+        >>> chosen = Completion(torch.tensor([-5.0]), torch.tensor([4]), torch.tensor([-6.0]))
+        >>> chosen.logratios, chosen.mean_logprobs
+        (tensor([1.]), tensor([-1.2500]))
+    """
+
+    logprobs: Float[Tensor, "*rows"]
+    """Log-probs under the policy, summed over tokens, the end of sequence included."""
+    lengths: Int[Tensor, "*rows"]
+    """Number of tokens."""
+    ref_logprobs: Float[Tensor, "*rows"] | None = None
+    """The same sums under the reference, without gradient."""
+    kl: Float[Tensor, "*rows"] | None = None
+    """Sum over tokens of KL(reference || policy) over the vocabulary."""
+    collision: Float[Tensor, "*rows"] | None = None
+    """Sum over tokens of log sum_v pi(v)^2."""
+    token_logprobs: Float[Tensor, "*rows time"] | None = None
+    ref_token_logprobs: Float[Tensor, "*rows time"] | None = None
+    token_mask: Bool[Tensor, "*rows time"] | None = None
+    value: Float[Tensor, " prompts"] | None = None
+    """A learned value of the prompt."""
+
+    @property
+    def logratios(self) -> Float[Tensor, "*rows"]:
+        """U = log pi - log pi_ref of the whole completion."""
+        if self.ref_logprobs is None:
+            raise ConfigurationError(
+                "This loss needs a reference, but none was given: call it with the reference's statistics."
+            )
+        return self.logprobs - self.ref_logprobs
+
+    @property
+    def mean_logprobs(self) -> Float[Tensor, "*rows"]:
+        """Log-probs per token, 0 of an empty completion."""
+        return per_token(self.logprobs, self.lengths)
+
+    @property
+    def mean_logratios(self) -> Float[Tensor, "*rows"]:
+        """U per token."""
+        return per_token(self.logratios, self.lengths)
+
+    def statistic(self, name: str) -> Tensor:
+        """A field that not every completion has.
+
+        Raises:
+            ConfigurationError: It was not given.
+        """
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ConfigurationError(
+                f"This loss needs {name!r} of its completions, which PreferenceModule computes for it (a value by its "
+                "critic, log-probs by token of a live reference)."
+            )
+        return value
+
+    def branch(self, index: int) -> "Completion":
+        """Of lists (B, K) those at one place, (B,)."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        picked = {
+            name: column[:, index]
+            for name, column in columns.items()
+            if column is not None and name != "value"
+        }
+        return replace(self, **picked)
+
+
+def completions_of(policy: SequenceStats, reference: SequenceStats | None) -> Completion:
+    """A module's statistics as lists (B, K)."""
+    more: dict[str, Tensor | None] = {}
+    if isinstance(policy, PreferenceStats):
+        more = {"kl": policy.kl, "collision": policy.collision, "value": policy.value}
+    return Completion(
+        policy.logprobs,
+        policy.lengths,
+        None if reference is None else reference.logprobs,
+        token_logprobs=policy.token_logprobs,
+        ref_token_logprobs=None if reference is None else reference.token_logprobs,
+        token_mask=policy.token_mask,
+        **more,
     )
-    collision: Tensor | None = None  # (B, K): sum over tokens of log sum_v pi(v)^2
-    value: Tensor | None = None  # (B,): learned value of the prompt
 
 
 class PreferenceLoss(nn.Module, ABC):
     """An unreduced loss of the branches of a batch; what `PreferenceModule` is injected with.
 
-    A subclass declares what it needs, computes, and keeps what must survive a restart in buffers: `running_state` and
-    `load_running_state` hand them to checkpoints. Learned parameters are trained along with the policy.
+    A subclass declares what it needs, computes, and keeps what must survive a restart in buffers (`state_dict`).
+    Learned parameters are trained along with the policy.
     """
 
     needs_reference: bool = True
@@ -48,11 +145,24 @@ class PreferenceLoss(nn.Module, ABC):
     statistics: frozenset[Statistic] = frozenset()
     """What it needs beside summed log-probs and lengths."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a batch that the formula reads: its keyword-only arguments."""
+        return tuple(column_defaults(self.forward))
+
     @abstractmethod
-    def forward(
+    def forward(self, *completions: Any, **columns: Any) -> Tensor:
+        """The formula: completions, and columns as keyword-only arguments, to a loss (B,)."""
+
+    def __call__(self, *completions: Any, **columns: Any) -> Tensor:
+        """`forward`, typed."""
+        return cast("Tensor", super().__call__(*completions, **columns))
+
+    @abstractmethod
+    def of_batch(
         self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
     ) -> LossOutput:
-        """The unreduced loss.
+        """The formula on the branches of a batch.
 
         Args:
             policy: Statistics (B, K) of the branches under the policy, with gradient.
@@ -64,38 +174,14 @@ class PreferenceLoss(nn.Module, ABC):
             concern a row.
         """
 
-    def __call__(
-        self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
-    ) -> LossOutput:
-        """`forward`, typed."""
-        return cast("LossOutput", super().__call__(policy, reference, batch))
-
     def check(self, batch: Batch) -> None:
         """Refuse a batch whose columns are missing or out of range; `PreferenceModule` calls it at every step.
 
         Raises:
             DataError: The message names the column, the values and the way out.
         """
-
-    def running_state(self) -> dict[str, Tensor]:
-        """Buffers that a checkpoint must hold, on CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.named_buffers()}
-
-    def load_running_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `running_state` gave.
-
-        Raises:
-            CheckpointError: It is the state of another loss.
-        """
-        buffers = dict(self.named_buffers())
-        if set(buffers) != set(state):
-            raise CheckpointError(
-                f"The checkpoint holds the running statistics {sorted(state)} of its loss, but "
-                f"{type(self).__name__} keeps "
-                f"{sorted(buffers)}. Set model.init_args.loss to the loss it was written with."
-            )
-        for name, value in buffers.items():
-            value.data = state[name].to(value.device)
+        if "score" in columns_of(self, self.forward, batch):
+            require_finite(self, batch, "score")
 
 
 class WeightedSum(PreferenceLoss):
@@ -130,29 +216,37 @@ class WeightedSum(PreferenceLoss):
         self.needs_mismatched = any(loss.needs_mismatched for loss in losses)
         self.statistics = frozenset[Statistic]().union(*(loss.statistics for loss in losses))
 
-    def forward(
+    def forward(self, *completions: Completion, **columns: Tensor) -> Tensor:
+        """The weighted sum of terms that take the same completions and columns."""
+        return self._total([loss(*completions, **columns) for loss in self.losses])
+
+    def of_batch(
         self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
     ) -> LossOutput:
-        """The weighted sum of the terms."""
-        outputs = [loss(policy, reference, batch) for loss in self.losses]
-        total = torch.stack(
-            [weight * out.loss for weight, out in zip(self.weights, outputs, strict=True)]
-        ).sum(0)
+        """The weighted sum of the terms, each with the completions and columns that it takes."""
+        terms = [cast("PreferenceLoss", loss) for loss in self.losses]
+        outputs = [loss.of_batch(policy, reference, batch) for loss in terms]
         metrics: dict[str, Tensor] = {}
-        for loss, out in reversed(list(zip(self.losses, outputs, strict=True))):
+        for loss, out in reversed(list(zip(terms, outputs, strict=True))):
             metrics |= {f"loss/{type(loss).__name__}": out.loss.detach()} | dict(out.metrics)
-        return LossOutput(total, metrics)
+        return LossOutput(self._total([out.loss for out in outputs]), metrics)
 
     def check(self, batch: Batch) -> None:
         """Each term's own check."""
         for loss in self.losses:
             cast("PreferenceLoss", loss).check(batch)
 
+    def _total(self, losses: list[Tensor]) -> Tensor:
+        terms = [weight * loss for weight, loss in zip(self.weights, losses, strict=True)]
+        return torch.stack(terms).sum(0)
+
 
 class NLL(PreferenceLoss):
-    r"""$-\log\pi(y_1|x)$, per token by default: the likelihood of the chosen, best or only completion.
+    r"""$-\frac1n\log\pi(y|x)$ of the chosen, best or only completion, or summed over its tokens.
 
-    With labels, undesirable completions have loss 0. For sums such as DPO + NLL (RPO, arXiv:2404.19733).
+    Every row weighs the same, however long its completion is: the mean over rows of means over tokens. TRL's term of
+    this kind is the mean over all tokens of the batch, in which long completions weigh more. With labels, undesirable
+    completions have loss 0. For sums such as DPO + NLL (RPO, arXiv:2404.19733).
 
     Args:
         length_normalize: Divide by the number of tokens.
@@ -165,84 +259,21 @@ class NLL(PreferenceLoss):
         self.length_normalize = length_normalize
 
     def forward(
+        self, completion: Completion, *, label: Bool[Tensor, " rows"] | None = None
+    ) -> Rows:
+        """Of completions (B,); `label` says which are desirable."""
+        nll = -(completion.mean_logprobs if self.length_normalize else completion.logprobs)
+        return nll if label is None else torch.where(label, nll, 0.0)
+
+    def of_batch(
         self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
     ) -> LossOutput:
-        """The negative log-likelihood of one branch of each row."""
-        best = torch.zeros_like(policy.lengths[:, 0])
+        """Of the first branch, or of the one with the highest score where there are scores (B, K)."""
+        best = torch.zeros_like(policy.lengths[:, :1])
         if "score" in batch and batch["score"].dim() == 2:
-            missing = ~batch.get("branch_mask", torch.ones_like(batch["score"], dtype=torch.bool))
-            best = batch["score"].masked_fill(missing, -torch.inf).argmax(-1)
-        logprobs = policy.logprobs.gather(1, best[:, None])[:, 0]
-        lengths = policy.lengths.gather(1, best[:, None])[:, 0]
-        nll = -(per_token(logprobs, lengths) if self.length_normalize else logprobs)
-        if "label" in batch:
-            nll = torch.where(batch["label"].bool(), nll, 0.0)
-        return LossOutput(nll, {"nll_loss": nll.detach()})
-
-
-# -- checks of options and batches -------------------------------------------------------------------------------------
-
-
-def require_positive(owner: object, **options: float) -> None:
-    """Refuse options that are not above 0."""
-    for name, value in options.items():
-        check_option(value > 0, owner, name, value, "above 0")
-
-
-def require_within(
-    owner: object, low: float, high: float, closed: str = "[]", **options: float
-) -> None:
-    """Refuse options outside an interval; `closed` gives its brackets, such as "[)"."""
-    for name, value in options.items():
-        above = value >= low if closed[0] == "[" else value > low
-        below = value <= high if closed[1] == "]" else value < high
-        check_option(
-            above and below, owner, name, value, f"in {closed[0]}{low:g}, {high:g}{closed[1]}"
-        )
-
-
-def require_columns(owner: object, batch: Batch, names: Sequence[str]) -> None:
-    """Refuse a batch that lacks columns."""
-    missing = [name for name in names if name not in batch]
-    if missing:
-        raise DataError(
-            f"{type(owner).__name__} needs {', '.join(missing)} in the batch, which has {', '.join(sorted(batch))}. "
-            "Give the data set that column, or choose a loss that doesn't need it."
-        )
-
-
-def require_finite(owner: object, batch: Batch, name: str, mask: Tensor | None = None) -> None:
-    """Refuse scores that are nan or infinite where a completion exists."""
-    if batch[name].is_meta:
-        return
-    bad = ~torch.isfinite(batch[name])
-    if mask is not None:
-        bad &= mask
-    if bad.any():
-        raise DataError(
-            f"{type(owner).__name__}: {name} is not finite in {int(bad.sum())} places of the batch; the first: "
-            f"{_first(bad, batch)}. Every completion needs a score; drop or mend those rows."
-        )
-
-
-def require_probabilities(owner: object, batch: Batch, name: str) -> None:
-    """Refuse soft labels outside [0, 1] (nan included)."""
-    values = batch[name]
-    if values.is_meta:
-        return
-    bad = ~((values >= 0) & (values <= 1))
-    if bad.any():
-        raise DataError(
-            f"{type(owner).__name__}: {name}={float(values[bad][0])} is no probability ({int(bad.sum())} of "
-            f"{len(values)} in the batch; the first: {_first(bad, batch)}). Soft labels must lie in [0, 1]."
-        )
-
-
-def _first(bad: Tensor, batch: Batch) -> str:
-    place = bad.nonzero()[0].tolist()
-    row = (
-        f"row {int(batch['index'][place[0]])} of the data"
-        if "index" in batch
-        else f"row {place[0]} of the batch"
-    )
-    return row if len(place) == 1 else f"{row}, completion {place[1]}"
+            missing = ~branch_mask(batch["score"], batch)
+            best = batch["score"].masked_fill(missing, -torch.inf).argmax(-1, keepdim=True)
+        picked = Completion(*(x.gather(1, best)[:, 0] for x in (policy.logprobs, policy.lengths)))
+        columns = columns_of(self, self.forward, batch)
+        loss = self(picked, **{name: column.bool() for name, column in columns.items()})
+        return LossOutput(loss, {"nll_loss": loss.detach()})

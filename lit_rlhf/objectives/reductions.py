@@ -2,11 +2,15 @@
 
 from abc import ABC, abstractmethod
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_rlhf.functional.masking import masked_mean, masked_sum
-from lit_rlhf.functional.reduction import sequence_count, token_count
 from lit_rlhf.options import check_option
+
+Tokens = Float[Tensor, "sequences time"]
+Mask = Bool[Tensor, "sequences time"]
+Scalar = Float[Tensor, ""]
 
 
 class Reduction(ABC):
@@ -17,7 +21,7 @@ class Reduction(ABC):
     """
 
     @abstractmethod
-    def numerator(self, loss: Tensor, mask: Tensor) -> Tensor:
+    def numerator(self, loss: Tokens, mask: Mask) -> Scalar:
         """The scalar to differentiate.
 
         Args:
@@ -26,24 +30,36 @@ class Reduction(ABC):
         """
 
     @abstractmethod
-    def denominator(self, mask: Tensor) -> Tensor:
+    def denominator(self, mask: Mask) -> Scalar:
         """The scalar to divide by, summed over the global batch; it needs no loss.
 
         Args:
             mask: (N, T) bool.
         """
 
+    def __call__(self, loss: Tokens, mask: Mask) -> Scalar:
+        """The quotient of one batch that is the whole; 0 where nothing counts.
+
+        Example:
+            >>> import torch
+            >>> loss = torch.tensor([[1.0, 1.0], [4.0, 0.0]])
+            >>> mask = torch.tensor([[True, True], [True, False]])
+            >>> TokenMean()(loss, mask), SequenceMean()(loss, mask)
+            (tensor(2.), tensor(2.5000))
+        """
+        return self.numerator(loss, mask) / self.denominator(mask).clamp_min(1)
+
 
 class TokenMean(Reduction):
     r"""$\sum_{i,t}\ell_{it} / \sum_i n_i$: every token weighs the same (PPO; DAPO, arXiv:2503.14476)."""
 
-    def numerator(self, loss: Tensor, mask: Tensor) -> Tensor:
+    def numerator(self, loss: Tokens, mask: Mask) -> Scalar:
         """Sum over tokens."""
         return masked_sum(loss, mask)
 
-    def denominator(self, mask: Tensor) -> Tensor:
+    def denominator(self, mask: Mask) -> Scalar:
         """Number of tokens."""
-        return token_count(mask)
+        return mask.sum().float()
 
 
 class SequenceMean(Reduction):
@@ -52,25 +68,25 @@ class SequenceMean(Reduction):
     With any baseline that is not the mean of the group's returns the division by length biases the policy gradient.
     """
 
-    def numerator(self, loss: Tensor, mask: Tensor) -> Tensor:
+    def numerator(self, loss: Tokens, mask: Mask) -> Scalar:
         """Sum over sequences of their token means."""
         return masked_mean(loss, mask, dim=-1).sum()
 
-    def denominator(self, mask: Tensor) -> Tensor:
+    def denominator(self, mask: Mask) -> Scalar:
         """Number of sequences that have tokens."""
-        return sequence_count(mask)
+        return _sequences(mask)
 
 
 class SequenceSum(Reduction):
     r"""$\frac1N\sum_i\sum_t\ell_{it}$: the policy gradient of whole sequences (REINFORCE; RLOO, arXiv:2402.14740)."""
 
-    def numerator(self, loss: Tensor, mask: Tensor) -> Tensor:
+    def numerator(self, loss: Tokens, mask: Mask) -> Scalar:
         """Sum over tokens."""
         return masked_sum(loss, mask)
 
-    def denominator(self, mask: Tensor) -> Tensor:
+    def denominator(self, mask: Mask) -> Scalar:
         """Number of sequences that have tokens."""
-        return sequence_count(mask)
+        return _sequences(mask)
 
 
 class ConstantLength(Reduction):
@@ -87,10 +103,15 @@ class ConstantLength(Reduction):
         check_option(length >= 1, self, "length", length, "1 or more")
         self.length = length
 
-    def numerator(self, loss: Tensor, mask: Tensor) -> Tensor:
+    def numerator(self, loss: Tokens, mask: Mask) -> Scalar:
         """Sum over tokens."""
         return masked_sum(loss, mask)
 
-    def denominator(self, mask: Tensor) -> Tensor:
+    def denominator(self, mask: Mask) -> Scalar:
         """Number of sequences that have tokens, times L."""
-        return sequence_count(mask) * self.length
+        return _sequences(mask) * self.length
+
+
+def _sequences(mask: Mask) -> Scalar:
+    """Sequences with at least one token that counts; rows of padding are none."""
+    return mask.any(-1).sum().float()

@@ -1,18 +1,22 @@
 """Losses of reward models with several heads on one base, and of the steps of a solution."""
 
-import torch
-from torch import Tensor
+import math
 
-from lit_rlhf.errors import ConfigurationError
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
 from lit_rlhf.functional.masking import masked_mean
-from lit_rlhf.functional.reward_losses import gaussian_nll_loss, length_debiased_loss, process_loss
+from lit_rlhf.objectives.columns import Batch, branch_mask, read_column
 from lit_rlhf.objectives.reward import (
-    Batch,
     BradleyTerry,
+    Lists,
+    Mask,
     RewardLoss,
-    branch_mask,
+    Rows,
     pair_metrics,
-    read_column,
+    pair_of,
 )
 from lit_rlhf.options import check_option
 from lit_rlhf.seeding import stable_hash
@@ -29,43 +33,51 @@ class Process(RewardLoss):
     by_step = True
     exported = "The logit that the last step is right, given those before it."
 
-    def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
-        """See `functional.process_loss`; labels are the batch's `step_label`, (B, S) in [0, 1].
+    def __call__(
+        self,
+        logits: Float[Tensor, "rows steps"],
+        labels: Float[Tensor, "rows steps"],
+        mask: Bool[Tensor, "rows steps"],
+    ) -> Rows:
+        """Of logits at the last token of each step, labels, and which steps were labelled.
 
-        Raises:
-            DataError: The batch has no steps.
+        Labels lie in [0, 1]: between where rollouts estimated them (Math-Shepherd, arXiv:2312.08935).
         """
+        z, y = torch.where(mask, logits, 0.0), torch.where(mask, labels, 0.0)
+        losses = binary_cross_entropy_with_logits(z, y, reduction="none")
+        return masked_mean(losses, mask, dim=-1)
+
+    def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
+        """Labels are the batch's `step_label` (B, S), of the steps in its `step_mask`; rows without any have no accuracy."""
         labels, mask = read_column(self, batch, "step_label"), read_column(self, batch, "step_mask")
-        loss = masked_mean(process_loss(scores, labels.to(scores.dtype), mask), mask, dim=-1)
         right = ((scores > 0) == (labels > 0.5)).to(scores.dtype)
-        return LossOutput(loss, {"accuracy": masked_mean(right, mask, dim=-1).detach()})
+        accuracy = torch.where(mask.any(-1), masked_mean(right, mask, dim=-1), torch.nan)
+        return LossOutput(self(scores, labels.to(scores.dtype), mask), {"accuracy": accuracy})
 
 
 class GaussianRegression(RewardLoss):
-    r"""$\tfrac12((y-\mu)/\sigma)^2 + \log\sigma$: a rating with a spread of its own (arXiv:2410.00847).
+    r"""$\tfrac12((y-\mu)/\sigma)^2 + \log\sigma + \tfrac12\log 2\pi$: ratings with a spread of their own.
 
-    The second head is $\log\sigma$ and starts at 0. An export holds $\mu$.
+    The uncertainty-aware reward model of arXiv:2410.00847. The second head is $\log\sigma$ and starts at 0. An export
+    holds $\mu$.
     """
 
     heads = ("reward", "log_std")
     zero_heads = ("log_std",)
     exported = "The mean of the rating; the head of its deviation stays in the checkpoint."
 
-    def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
-        """See `functional.gaussian_nll_loss`; ratings are the batch's `score`, (B, K) or, with one branch, (B,).
+    def __call__(self, means: Lists, log_stds: Lists, targets: Lists, mask: Mask) -> Rows:
+        """Mean over the completions that were rated."""
+        losses = 0.5 * ((targets - means) * torch.exp(-log_stds)).square() + log_stds
+        return masked_mean(losses + 0.5 * math.log(2 * math.pi), mask, dim=-1)
 
-        Raises:
-            DataError: The batch has no scores.
-        """
+    def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
+        """Ratings are the batch's `score`, (B, K) or, with one branch, (B,)."""
         means, log_stds = scores.unbind(-1)
-        targets, mask = (
-            read_column(self, batch, "score").view(means.shape),
-            branch_mask(means, batch),
-        )
-        loss = masked_mean(
-            gaussian_nll_loss(means, log_stds, targets.to(means.dtype)), mask, dim=-1
-        )
-        return LossOutput(loss, {"std": masked_mean(log_stds.detach().exp(), mask, dim=-1)})
+        targets = read_column(self, batch, "score").view(means.shape).to(means.dtype)
+        mask = branch_mask(means, batch)
+        metrics = {"std": masked_mean(log_stds.detach().exp(), mask, dim=-1)}
+        return LossOutput(self(means, log_stds, targets, mask), metrics)
 
 
 class LengthDebiased(RewardLoss):
@@ -73,7 +85,7 @@ class LengthDebiased(RewardLoss):
 
     $-\log\sigma(\Delta(q + \ell)) + \lambda(|\mathrm{corr}(q, n)| + 1 - \mathrm{corr}(\ell, n))$ with correlations over
     the completions of the batch of one process: take 16 pairs or more. Validation and export are of q alone. Deviation:
-    without the paper's penalty on the inner product of the two heads' weights.
+    without the paper's penalty on the inner product of the two heads' weights, which is no function of scores.
 
     Args:
         coef: lambda, 0 or more; larger separates more strictly. Default 1, the paper's.
@@ -89,22 +101,29 @@ class LengthDebiased(RewardLoss):
         check_option(coef >= 0, self, "coef", coef, "0 or more")
         self.coef = float(coef)
 
-    def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
-        """See `functional.length_debiased_loss`; lengths are counted in the batch's `branch_ids`.
+    def __call__(
+        self,
+        quality: Float[Tensor, "rows 2"],
+        length_scores: Float[Tensor, "rows 2"],
+        lengths: Int[Tensor, "rows 2"],
+    ) -> Rows:
+        """Of the scores of both heads and the number of tokens, chosen first.
 
-        Raises:
-            ConfigurationError: The rows are no pairs.
+        The penalty of the batch is added to each row, so that the mean is the loss.
         """
-        if scores.shape[1] != 2:
-            raise ConfigurationError(
-                "LengthDebiased compares a chosen and a rejected completion, but these rows have "
-                f"{scores.shape[1]} branches."
-            )
+        total, n = quality + length_scores, lengths.flatten().to(quality.dtype)
+        penalty = _correlation(quality.flatten(), n).abs() + 1
+        penalty = penalty - _correlation(length_scores.flatten(), n)
+        return softplus(-(total[:, 0] - total[:, 1])) + self.coef * penalty
+
+    def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
+        """Lengths are counted in the batch's `branch_ids`."""
+        pair_of(self, scores)
         quality, length_scores = scores.unbind(-1)
         branches = read_column(self, batch, "branch_ids")
         lengths = torch.stack([(branches == 1).sum(-1), (branches == 2).sum(-1)], -1)
-        loss = length_debiased_loss(quality, length_scores, lengths, self.coef)
-        return LossOutput(loss, pair_metrics(quality[:, 0], quality[:, 1], batch.get("p_chosen")))
+        metrics = pair_metrics(quality[:, 0], quality[:, 1], batch.get("p_chosen"))
+        return LossOutput(self(quality, length_scores, lengths), metrics)
 
 
 class HeadEnsemble(RewardLoss):
@@ -145,16 +164,14 @@ class HeadEnsemble(RewardLoss):
         self.bootstrap = bootstrap
         self.seed = seed
 
-    def __call__(self, scores: Tensor, batch: Batch) -> LossOutput:
-        """The mean of the members' losses; metrics of their mean score, and their deviation.
-
-        Raises:
-            DataError: `bootstrap` is on and the batch has no `index`.
-        """
-        losses = torch.stack([self.loss(member, batch).loss for member in scores.unbind(-1)])
+    def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
+        """The mean of the members' losses; metrics of their mean score, and their deviation."""
+        losses = torch.stack(
+            [self.loss.of_batch(member, batch).loss for member in scores.unbind(-1)]
+        )
         if self.bootstrap:
             losses = losses * self._weights(read_column(self, batch, "index")).to(losses)
-        metrics = self.loss(self.reward(scores), batch).metrics
+        metrics = self.loss.of_batch(self.reward(scores), batch).metrics
         spread = scores.detach().std(-1, correction=0).mean(-1)
         return LossOutput(losses.mean(0), {**metrics, "members_std": spread})
 
@@ -174,3 +191,11 @@ class HeadEnsemble(RewardLoss):
                 for m in range(len(self.heads))
             ]
         )
+
+
+def _correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's; 0 where one of them does not vary."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = x.square().sum() * y.square().sum()
+    varies = scale > torch.finfo(x.dtype).tiny
+    return torch.where(varies, (x * y).sum() * torch.where(varies, scale, 1.0).rsqrt(), 0.0)

@@ -3,20 +3,16 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_rlhf.functional.policy_losses import (
-    approx_kl,
-    clipped_surrogate,
-    high_clip_fraction,
-    low_clip_fraction,
-    reinforce_loss,
-    sequence_ratio,
-    token_ratio,
-    weight_clipped_surrogate,
-)
+from lit_rlhf.functional.policy_losses import approx_kl, sequence_ratio, token_ratio
 from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput
+
+Tokens = Float[Tensor, "sequences time"]
+Mask = Bool[Tensor, "sequences time"]
 
 
 class Surrogate(ABC):
@@ -27,7 +23,7 @@ class Surrogate(ABC):
 
     @abstractmethod
     def __call__(
-        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+        self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens, mask: Mask
     ) -> LossOutput:
         """Loss and metrics.
 
@@ -61,12 +57,13 @@ class ClippedSurrogate(Surrogate):
         self.dual = None if dual is None else float(dual)
 
     def __call__(
-        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+        self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens, mask: Mask
     ) -> LossOutput:
-        """See `functional.clipped_surrogate`, with the ratio of each token."""
+        """With the ratio of each token."""
         ratio = token_ratio(logprobs, old_logprobs, mask)
-        loss = clipped_surrogate(ratio, advantages, self.low, self.high, self.dual)
-        clipping = _clip_metrics(ratio, advantages, self.low, self.high)
+        loss, clipping = _clip(ratio, advantages, self.low, self.high)
+        if self.dual is not None:
+            loss = torch.where(advantages < 0, loss.minimum(-self.dual * advantages), loss)
         return LossOutput(loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
 
 
@@ -90,12 +87,11 @@ class SequenceClipped(Surrogate):
         self.high = float(high)
 
     def __call__(
-        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+        self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens, mask: Mask
     ) -> LossOutput:
-        """See `functional.clipped_surrogate`, with `functional.sequence_ratio`."""
+        """With the ratio of each sequence, in its token form."""
         ratio = sequence_ratio(logprobs, old_logprobs, mask)
-        loss = clipped_surrogate(ratio, advantages, self.low, self.high)
-        clipping = _clip_metrics(ratio, advantages, self.low, self.high)
+        loss, clipping = _clip(ratio, advantages, self.low, self.high)
         return LossOutput(loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
 
 
@@ -125,15 +121,14 @@ class WeightClipped(Surrogate):
         self.high = float(high)
 
     def __call__(
-        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+        self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens, mask: Mask
     ) -> LossOutput:
-        """See `functional.weight_clipped_surrogate`."""
-        ratio = token_ratio(logprobs, old_logprobs, mask)
-        loss = weight_clipped_surrogate(ratio, logprobs, advantages, self.low, self.high)
-        clipped = (ratio.detach() > 1 + self.high).to(ratio.dtype)
-        return LossOutput(
-            loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | {"cispo_clip_ratio": clipped}
-        )
+        """See the class."""
+        ratio = token_ratio(logprobs, old_logprobs, mask).detach()
+        weight = ratio.clamp(None if self.low is None else 1 - self.low, 1 + self.high)
+        clipped = {"cispo_clip_ratio": (ratio > 1 + self.high).to(ratio.dtype)}
+        drift = drift_metrics(ratio, logprobs, old_logprobs, mask)
+        return LossOutput(-weight * advantages * logprobs, drift | clipped)
 
 
 class Reinforce(Surrogate):
@@ -142,17 +137,16 @@ class Reinforce(Surrogate):
     on_policy_only: ClassVar[bool] = True
 
     def __call__(
-        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+        self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens, mask: Mask
     ) -> LossOutput:
-        """See `functional.reinforce_loss`."""
+        """See the class."""
         ratio = token_ratio(logprobs, old_logprobs, mask)
-        return LossOutput(
-            reinforce_loss(logprobs, advantages), drift_metrics(ratio, logprobs, old_logprobs, mask)
-        )
+        drift = drift_metrics(ratio, logprobs, old_logprobs, mask)
+        return LossOutput(-advantages * logprobs, drift)
 
 
 def drift_metrics(
-    ratio: Tensor, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor
+    ratio: Tokens, logprobs: Tokens, old_logprobs: Tokens, mask: Mask
 ) -> dict[str, Tensor]:
     """How far the policy has moved since it sampled, (N, T) each: what `target_kl` looks at, and the ratio."""
     return {
@@ -161,11 +155,17 @@ def drift_metrics(
     }
 
 
-def _clip_metrics(ratio: Tensor, advantages: Tensor, low: float, high: float) -> dict[str, Tensor]:
-    below = low_clip_fraction(ratio.detach(), advantages, low)
-    above = high_clip_fraction(ratio.detach(), advantages, high)
-    return {
+def _clip(
+    ratio: Tokens, advantages: Tokens, low: float, high: float
+) -> tuple[Tokens, dict[str, Tensor]]:
+    r"""$-\min(\rho A, \mathrm{clip}(\rho)A)$, and where the clip leaves no gradient."""
+    clipped = ratio.clamp(1 - low, 1 + high)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    below = ((ratio < 1 - low) & (advantages < 0)).to(ratio.dtype)
+    above = ((ratio > 1 + high) & (advantages > 0)).to(ratio.dtype)
+    metrics = {
         "policy/clipfrac_avg": below + above,
         "clip_ratio/low_mean": below,
         "clip_ratio/high_mean": above,
     }
+    return loss, metrics

@@ -1,31 +1,23 @@
 """What a reward is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lit_rlhf.errors import DataError
 from lit_rlhf.models import Backbone, RewardSource
-from lit_rlhf.types import Completions
+from lit_rlhf.types import Completions, Scores
 
 
 class Reward(nn.Module, ABC):
     """Scores completions: one number for each, higher is better.
 
-    A reward is a module so that Lightning moves it to the device and its parts are found; it is never trained.
-
-    Attributes:
-        parts: Scores (N,) of the parts of the last call of `score`, by name, for logging; empty where there is but one.
+    A reward is a module so that Lightning moves it to the device and its parts are found; it is never trained. What
+    scoring changes and a checkpoint must hold are buffers of the reward itself (`register_buffer`), saved and restored
+    with the policy's weights.
     """
-
-    parts: dict[str, Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = {}
 
     def attach(self, backbone: Backbone) -> None:
         """Meet the policy's backbone: load what lives on it or must agree with it.
@@ -44,26 +36,16 @@ class Reward(nn.Module, ABC):
         return next((source for source in sources if source is not None), None)
 
     @abstractmethod
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """Score completions; records no gradient.
 
         Returns:
-            (N,) float32 on the device of `completions.tokens`, finite.
+            (N,) float32 on the device of `completions.tokens`, finite, and the parts it is made of, where it has any.
         """
 
     def members(self) -> list["Reward"]:
         """The rewards that this one is made of."""
         return [module for module in self.children() if isinstance(module, Reward)]
-
-    def running_state(self) -> dict[str, Any]:
-        """What scoring has changed and a checkpoint must hold, as plain numbers, lists and dicts."""
-        states = {str(i): reward.running_state() for i, reward in enumerate(self.members())}
-        return {name: state for name, state in states.items() if state}
-
-    def load_running_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `running_state` gave."""
-        for i, reward in enumerate(self.members()):
-            reward.load_running_state(state.get(str(i), {}))
 
 
 def read_column(completions: Completions, name: str, reader: str) -> list[Any]:
@@ -80,6 +62,6 @@ def read_column(completions: Completions, name: str, reader: str) -> list[Any]:
     return completions.columns[name]
 
 
-def as_scores(values: list[float], completions: Completions) -> Tensor:
+def as_scores(values: list[float], completions: Completions) -> Scores:
     """Python numbers as scores."""
-    return completions.tokens.new_tensor(values, dtype=torch.float32)
+    return Scores(completions.tokens.new_tensor(values, dtype=torch.float32))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rewards.base import Reward
-from lit_rlhf.types import Completions
+from lit_rlhf.types import Completions, Scores
 
 
 class WeightedSum(Reward):
@@ -40,12 +40,11 @@ class WeightedSum(Reward):
         """The rewards, in the order of their names."""
         return _rewards(self.rewards)
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
-        scores = score_members(self, self.names, completions)
-        return torch.stack(
-            [weight * part for weight, part in zip(self.weights, scores, strict=True)]
-        ).sum(0)
+        scores, parts = score_members(self, self.names, completions)
+        weighted = [weight * part for weight, part in zip(self.weights, scores, strict=True)]
+        return Scores(torch.stack(weighted).sum(0), parts)
 
 
 class Ensemble(Reward):
@@ -75,13 +74,12 @@ class Ensemble(Reward):
         """The members."""
         return _rewards(self.rewards)
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
-        scores = torch.stack(
-            score_members(self, [str(i) for i in range(len(self.rewards))], completions)
-        )
-        self.parts["std"] = scores.std(0, correction=0)
-        return self.combine(scores)
+        names = [str(i) for i in range(len(self.rewards))]
+        members, parts = score_members(self, names, completions)
+        scores = torch.stack(members)  # (members, N)
+        return Scores(self.combine(scores), {**parts, "std": scores.std(0, correction=0)})
 
     @abstractmethod
     def combine(self, scores: Tensor) -> Tensor:
@@ -160,21 +158,24 @@ class MonitoredReward(Reward):
         """The reward, then the monitors."""
         return _rewards(self.rewards)
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32: the reward's alone."""
-        return score_members(self, self.names, completions)[0]
+        scores, parts = score_members(self, self.names, completions)
+        return Scores(scores[0], parts)
 
 
-def score_members(reward: Reward, names: list[str], completions: Completions) -> list[Tensor]:
-    """Score with every member and collect scores and their parts in `reward.parts`."""
-    reward.parts = {}
+def score_members(
+    reward: Reward, names: list[str], completions: Completions
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The score (N,) of every member, and all of them with their parts by name."""
     scores = []
+    parts: dict[str, Tensor] = {}
     for name, member in zip(names, reward.members(), strict=True):
-        score = member.score(completions).float()
-        reward.parts[name] = score
-        reward.parts.update({f"{name}/{part}": value for part, value in member.parts.items()})
-        scores.append(score)
-    return scores
+        found = member.score(completions)
+        total = found.total.float()
+        parts |= {name: total} | {f"{name}/{part}": value for part, value in found.parts.items()}
+        scores.append(total)
+    return scores, parts
 
 
 def _rewards(modules: nn.ModuleList) -> list[Reward]:

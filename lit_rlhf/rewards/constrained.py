@@ -1,16 +1,15 @@
 """A reward under a constraint on a cost, by a multiplier that training moves."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_rlhf.distributed import weighted_mean
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.combine import score_members
-from lit_rlhf.types import Completions
+from lit_rlhf.types import Completions, Scores
 
 
 class ConstrainedReward(Reward):
@@ -22,7 +21,7 @@ class ConstrainedReward(Reward):
 
     Dual ascent, as in the paper: after each training batch that is scored, by its mean cost over all processes,
     $\log\lambda \leftarrow \log\lambda + \text{rate}\cdot\lambda\,(\bar c - \text{limit})$. Scores seen in eval mode,
-    as in validation, move nothing. The multiplier is part of `running_state`, so a resumed run goes on with it. `parts`
+    as in validation, move nothing. The multiplier is a buffer, so a resumed run goes on with it. `parts`
     holds reward and cost, each with its parts, and the "multiplier" that was used.
 
     The paper has a critic each for reward and cost; here one learns the value of the combination, which moves with the
@@ -67,31 +66,25 @@ class ConstrainedReward(Reward):
         self.reward = reward
         self.cost = cost
         self.limit = limit
-        self.multiplier = multiplier
+        self.multiplier: Tensor
+        self.register_buffer("multiplier", torch.tensor(multiplier, dtype=torch.float64))
         self.rate = rate
         self.max_multiplier = max_multiplier
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
-        reward, cost = score_members(self, ["reward", "cost"], completions)
-        scores = (reward - self.multiplier * cost) / (1 + self.multiplier)
-        self.parts["multiplier"] = cost.new_full(cost.shape, self.multiplier)
+        (reward, cost), parts = score_members(self, ["reward", "cost"], completions)
+        multiplier = float(self.multiplier)
+        scores = (reward - multiplier * cost) / (1 + multiplier)
+        parts["multiplier"] = cost.new_full(cost.shape, multiplier)
         if self.training:
             self._ascend(float(weighted_mean(cost)))
-        return scores
-
-    def running_state(self) -> dict[str, Any]:
-        """The multiplier, and what the members have."""
-        return {**super().running_state(), "multiplier": self.multiplier}
-
-    def load_running_state(self, state: Mapping[str, Any]) -> None:
-        """Restore them."""
-        super().load_running_state(state)
-        self.multiplier = float(state["multiplier"])
+        return Scores(scores, parts)
 
     def _ascend(self, mean_cost: float) -> None:
         if not math.isfinite(mean_cost):  # the module will name the completion
             return
         bound = math.log(self.max_multiplier)
-        moved = math.log(self.multiplier) + self.rate * self.multiplier * (mean_cost - self.limit)
-        self.multiplier = math.exp(min(max(moved, -bound), bound))
+        multiplier = float(self.multiplier)
+        moved = math.log(multiplier) + self.rate * multiplier * (mean_cost - self.limit)
+        self.multiplier.fill_(math.exp(min(max(moved, -bound), bound)))

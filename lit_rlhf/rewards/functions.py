@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.rewards.base import Reward, as_scores
-from lit_rlhf.types import Completions
+from lit_rlhf.types import Completions, Scores
 
 _GIVEN = ("prompts", "responses")
 
@@ -49,7 +47,7 @@ class FunctionReward(Reward):
         self.name = name or given.rpartition(">.")[2] or given
         self.wants = _parameters(self.function)
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32.
 
         Raises:
@@ -142,8 +140,8 @@ def _from_file(path: Path) -> Any:
             f"There is no file {str(path)!r} (looked in {Path.cwd()}) to take a reward function from."
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigurationError(f"{str(path)!r} is no Python file to take a reward function from.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

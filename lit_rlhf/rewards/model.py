@@ -10,11 +10,11 @@ from torch import Tensor
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, RewardSource, evaluating, gathered
-from lit_rlhf.models.specs import Attention, DTypeName, Quantization
+from lit_rlhf.models.specs import Attention, DTypeOption, Quantization
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
 from lit_rlhf.rewards.trained import TrainedReward
-from lit_rlhf.types import BranchedBatch, Completions
+from lit_rlhf.types import BranchedBatch, Completions, Scores
 
 
 class _Place(NamedTuple):
@@ -67,7 +67,7 @@ class ModelReward(Reward):
         share_base: bool | None = None,
         normalize: bool = False,
         batch_tokens: int = 8192,
-        dtype: DTypeName | None = None,
+        dtype: DTypeOption | None = None,
         quantization: Quantization | None = None,
         attention: Attention = "sdpa",
         base: str | None = None,
@@ -118,7 +118,7 @@ class ModelReward(Reward):
         return None if place is None else RewardSource(place.backbone[0], place.role, place.role)
 
     @torch.no_grad()
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32.
 
         Raises:
@@ -143,7 +143,7 @@ class ModelReward(Reward):
                 )
                 found = backbone(batch, num_branches=samples, role=role, scores=role).scores
                 scores[part] = found.view(len(part), samples).float()
-        return (scores.flatten() - self._place.mean) / self._place.std
+        return Scores((scores.flatten() - self._place.mean) / self._place.std)
 
     def _rows(self, completions: Completions, retokenizer: Retokenizer | None) -> TokenRows:
         if retokenizer is not None:

@@ -1,8 +1,5 @@
 """Bringing rewards to a scale."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +8,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import Moments, merge_moments
 from lit_rlhf.functional.rewards import no_moments
 from lit_rlhf.rewards.base import Reward
-from lit_rlhf.types import Completions
+from lit_rlhf.types import Completions, Scores
 
 _LEAST_STD = 1e-8
 
@@ -26,7 +23,7 @@ class NormalizedReward(Reward):
 
     Mean and deviation are fixed where they are given. Otherwise they are those of all scores seen so far, of all
     processes (Welford's sums in float64): a batch is counted first and then normalised. Scores seen in eval mode, as in
-    validation, are normalised but not counted. They are part of `running_state`.
+    validation, are normalised but not counted. They are a buffer, which checkpoints hold.
 
     Args:
         reward: The reward to normalise.
@@ -62,17 +59,27 @@ class NormalizedReward(Reward):
         self.fixed = (mean, std) if mean is not None and std is not None else None
         self.center = center
         self.clip = clip
-        self.seen = no_moments(torch.zeros((), dtype=torch.float64))
+        if self.fixed is None:
+            self.counted: Tensor  # number, mean and sum of squared deviations of the scores seen
+            moments = torch.stack(no_moments(torch.zeros((), dtype=torch.float64)))
+            self.register_buffer("counted", moments)
 
-    def score(self, completions: Completions) -> Tensor:
-        """(N,) float32; `parts` holds the score before normalisation as "raw"."""
-        raw = self.reward.score(completions).float()
-        self.parts = {"raw": raw, **self.reward.parts}
+    def score(self, completions: Completions) -> Scores:
+        """(N,) float32; the parts hold the score before normalisation as "raw"."""
+        found = self.reward.score(completions)
+        raw = found.total.float()
         if self.fixed is None and self.training:
             self._count(raw)
         mean, std = self.moments()
         scores = (raw - mean) / std if self.center else raw / std
-        return scores if self.clip is None else scores.clamp(-self.clip, self.clip)
+        if self.clip is not None:
+            scores = scores.clamp(-self.clip, self.clip)
+        return Scores(scores, {"raw": raw, **found.parts})
+
+    @property
+    def seen(self) -> Moments:
+        """Of the scores counted so far."""
+        return Moments(*self.counted)
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation in use; 0 and 1 before anything was counted, and 1 while all are alike."""
@@ -80,17 +87,6 @@ class NormalizedReward(Reward):
             return self.fixed
         std = float((self.seen.m2 / self.seen.n.clamp_min(1)).sqrt())
         return float(self.seen.mean), std if std > _LEAST_STD else 1.0
-
-    def running_state(self) -> dict[str, Any]:
-        """Count, mean and sum of squared deviations, and what the inner reward has."""
-        own = [float(value) for value in self.seen]
-        return {**super().running_state(), **({} if self.fixed is not None else {"own": own})}
-
-    def load_running_state(self, state: Mapping[str, Any]) -> None:
-        """Restore them."""
-        super().load_running_state(state)
-        if "own" in state:
-            self.seen = Moments(*torch.tensor(state["own"], dtype=torch.float64))
 
     def _count(self, scores: Tensor) -> None:
         scores = scores.detach().double()
@@ -101,5 +97,6 @@ class NormalizedReward(Reward):
             return
         mean = total / count
         squares = float(sum_over_ranks((scores - mean).square().sum()))
-        new = torch.tensor([count, mean, squares], dtype=torch.float64)
-        self.seen = merge_moments(Moments(*torch.stack([torch.stack(self.seen), new], -1)))
+        new = self.counted.new_tensor([count, mean, squares])
+        merged = merge_moments(Moments(*torch.stack([self.counted, new], -1)))
+        self.counted.copy_(torch.stack(merged))

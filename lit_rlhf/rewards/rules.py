@@ -7,11 +7,9 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.rewards.base import Reward, as_scores, read_column
-from lit_rlhf.types import Completions
+from lit_rlhf.types import Completions, Scores
 
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 # A minus between two numbers, as in 5-3, is no sign.
@@ -21,7 +19,7 @@ _NUMBER = re.compile(r"(?:(?<![\d)])[-\u2212])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 class TextReward(Reward):
     """A reward that depends on the text of the response alone; subclasses say how in `of_text`."""
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
         return as_scores(
             [self.of_text(response) for response in completions.responses], completions
@@ -59,20 +57,17 @@ class LengthReward(Reward):
         self.scale = scale
         self.unit = unit
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
         if self.unit == "tokens":
             lengths = completions.response_mask.sum(-1).float()
         else:
             count = _count_words if self.unit == "words" else len
-            lengths = as_scores(
-                [float(count(response)) for response in completions.responses], completions
-            )
-        return (
-            lengths / self.scale
-            if self.target is None
-            else -(lengths - self.target).abs() / self.scale
-        )
+            counts = [float(count(response)) for response in completions.responses]
+            lengths = as_scores(counts, completions).total
+        if self.target is None:
+            return Scores(lengths / self.scale)
+        return Scores(-(lengths - self.target).abs() / self.scale)
 
 
 class PatternReward(TextReward):
@@ -195,7 +190,7 @@ class ExactAnswerReward(Reward):
                 "answer."
             )
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32.
 
         Raises:

@@ -36,7 +36,7 @@ def custom_case(make_module: Callable[[], RLHFModule]) -> Case:
     module = make_module()
     name = type(module).__name__
     if isinstance(module, PreferenceModule):
-        return _preference_case(f"{name} ({type(module.loss).__name__})", module, make_module)
+        return _preference_case(f"{name} ({type(module.objective).__name__})", module, make_module)
     if isinstance(module, PolicyModule):
         return _policy_case(name, module, make_module)
     raise ConfigurationError(
@@ -50,22 +50,22 @@ def _preference_case(
     name: str, module: PreferenceModule, make_module: Callable[[], RLHFModule]
 ) -> Case:
     world = tree()
-    best, text = _optimum(world, getattr(module.loss, "beta", None), module.loss, module)
+    best, text = _optimum(world, getattr(module.objective, "beta", None), module.objective, module)
 
     def around(loss: o.PreferenceLoss) -> PreferenceModule:
         fresh = cast("PreferenceModule", make_module())
-        fresh.loss = loss
+        fresh.objective = loss
         return fresh
 
     def fresh_loss() -> o.PreferenceLoss:
-        return cast("PreferenceModule", make_module()).loss
+        return cast("PreferenceModule", make_module()).objective
 
     return PreferenceCase(
         name,
         text,
         world,
         fresh_loss,
-        _population(world, module.loss),
+        _population(world, module.objective),
         best,
         training="follow",
         make_module=around,

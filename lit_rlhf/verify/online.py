@@ -9,13 +9,14 @@ from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.modules import (
+    MixtureOpponent,
     NashMDPolicyModule,
     OnlineDPOPolicyModule,
     PolicyModule,
     SPPOPolicyModule,
     XPOPolicyModule,
 )
-from lit_rlhf.types import Rollout
+from lit_rlhf.types import EvaluatedRollout
 from lit_rlhf.verify import populations as data
 from lit_rlhf.verify import targets
 from lit_rlhf.verify.exact import PI_STAR, optimum
@@ -48,10 +49,9 @@ class PairCase(PolicyCase):
         )
         return first[groups[:, 0]] * second[groups[:, 1]]
 
-    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> Rollout:
+    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
         """The pairs as a rollout."""
         rollout = super().collect(module, groups)
-        assert rollout.ref_logprobs is not None
         return (
             replace(rollout, old_logprobs=rollout.ref_logprobs)
             if self.drawn == "before"
@@ -134,7 +134,7 @@ def _games() -> list[PairCase]:
         def answer(policy: Tensor, world: TabularWorld = world, wins: Tensor = wins) -> Tensor:
             return targets.tilted(world.reference, wins @ token_mixture(world, policy) / BETA)
 
-        module = partial(NashMDPolicyModule, mixture=_MIXTURE, kl=o.FixedKL(BETA))
+        module = partial(NashMDPolicyModule, opponent=MixtureOpponent(_MIXTURE), kl=o.FixedKL(BETA))
         nash = targets.fixed_point(answer, world.reference)
         cases.append(
             PairCase(

@@ -16,16 +16,25 @@ from torch import Tensor
 from lit_rlhf import objectives as o
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import (
+    GAE,
     GroupPolicyModule,
     PolicyModule,
     PPOPolicyModule,
     REINFORCEPolicyModule,
     ReinforcePPPolicyModule,
     RLHFModule,
+    Updates,
 )
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Completions, Rollout
+from lit_rlhf.types import (
+    Completions,
+    EvaluatedRollout,
+    Generation,
+    Prompts,
+    ScoredRollout,
+    Scores,
+)
 from lit_rlhf.verify import targets
 from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.runner import BETA, Case, Training
@@ -38,9 +47,9 @@ _GROUP, _ENTROPY = 2, 0.2
 class NoReward(Reward):
     """Stands where a module wants a reward; the enumerated completions come with their scores."""
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """Zeros."""
-        return torch.zeros(len(completions.tokens))
+        return Scores(torch.zeros(len(completions.tokens)))
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class PolicyCase(Case):
         """Probability (n,) of groups of completions (n, group): samples of the policy, as it is."""
         return self.world.policy(module.backbone)[groups].prod(-1)
 
-    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> Rollout:
+    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
         """The groups as a rollout of the policy, as `PolicyModule.collect` gives it."""
         return module.evaluate(self._rollout(groups))
 
@@ -95,7 +104,7 @@ class PolicyCase(Case):
     ) -> list[tuple[Tensor, Tensor]]:
         """Numerator and denominator of each group's loss; the groups are the prompts of one rollout."""
         with torch.no_grad():
-            rollout = module.estimate(module.shape_rewards(self.collect(module, groups)))
+            rollout = module.estimate(self.collect(module, groups))
         loss, mask, size = module.loss(rollout).loss, rollout.response_mask, rollout.num_samples
         rows = [slice(g * size, (g + 1) * size) for g in range(len(groups))]
         return [
@@ -106,19 +115,22 @@ class PolicyCase(Case):
             for row in rows
         ]
 
-    def _rollout(self, groups: list[tuple[int, ...]]) -> Rollout:
+    def _rollout(self, groups: list[tuple[int, ...]]) -> ScoredRollout:
         picked = [y for group in groups for y in group]
         depth = self.world.depth
         completions = [self.world.completions[y] for y in picked]
         mask = torch.tensor([[t < len(y) for t in range(depth)] for y in completions])
-        return Rollout(
-            prompt_ids=torch.full((len(groups), 1), PROMPT_TOKEN),
-            prompt_mask=torch.ones(len(groups), 1, dtype=torch.bool),
-            tokens=torch.tensor([[*y, *[0] * (depth - len(y))] for y in completions]),
-            response_mask=mask,
-            finished=torch.ones(len(picked), dtype=torch.bool),
-            scores=self.world.rewards[picked],
-            old_logprobs=torch.zeros(mask.shape, dtype=torch.float64),
+        return ScoredRollout(
+            Prompts(
+                ids=torch.full((len(groups), 1), PROMPT_TOKEN),
+                mask=torch.ones(len(groups), 1, dtype=torch.bool),
+            ),
+            Generation(
+                tokens=torch.tensor([[*y, *[0] * (depth - len(y))] for y in completions]),
+                mask=mask,
+                finished=torch.ones(len(picked), dtype=torch.bool),
+            ),
+            Scores(self.world.rewards[picked]),
         )
 
 
@@ -130,7 +142,9 @@ def policy_cases() -> list[PolicyCase]:
 def _single_sample_cases() -> list[PolicyCase]:
     deep, flat, few = tree(), bandit(), bandit(2)
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
-    ppo = partial(PPOPolicyModule, lam=1.0, whiten_advantages=False, num_epochs=1, **options)
+    ppo = partial(
+        PPOPolicyModule, gae=GAE(lam=1.0, whiten=False), updates=Updates(epochs=1), **options
+    )
     reinforce, whitened = (
         partial(REINFORCEPolicyModule, **options),
         partial(ReinforcePPPolicyModule, **options),

@@ -53,7 +53,7 @@ class PreferenceCase(Case):
     def expected_loss(self, module: RLHFModule) -> Tensor:
         """The module's own loss of all data in one batch, or the mean of its losses of each datum."""
         module = cast("PreferenceModule", module)
-        for buffer in module.loss.buffers():
+        for buffer in module.objective.buffers():
             buffer.zero_()  # with all data in every batch, what running statistics tend to is the batch's own
         if not self.by_row:
             return _loss(module, self.population)

@@ -59,7 +59,7 @@ class RewardCase(Case):
         """The loss of all data in one batch."""
         module = cast("RewardModelModule", module)
         scores, _ = module.scores(self.population)  # type: ignore[arg-type]
-        loss = module.loss(scores, self.population).loss
+        loss = module.loss(scores, self.population).loss  # type: ignore[arg-type]
         weight: Tensor = self.population["weight"]
         return (loss * weight).sum()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.modules import (
+    GAE,
     DAPOPolicyModule,
     GroupPolicyModule,
     PolicyModule,
@@ -16,10 +17,13 @@ from lit_rlhf.modules import (
     REBELPolicyModule,
     ReMaxPolicyModule,
     RLHFModule,
+    Updates,
 )
+from lit_rlhf.modules.collect import score_completions
+from lit_rlhf.modules.remax import GREEDY
 from lit_rlhf.rewards import ConstrainedReward, Reward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Completions, Rollout
+from lit_rlhf.types import Completions, EvaluatedRollout, Scores
 from lit_rlhf.verify import targets
 from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.online import PairCase
@@ -46,23 +50,25 @@ class TabularReward(Reward):
         super().__init__()
         self.values = dict(zip(world.completions, values.tolist(), strict=True))
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
         pairs = zip(completions.tokens, completions.response_mask, strict=True)
-        return torch.tensor([self.values[tuple(tokens[mask].tolist())] for tokens, mask in pairs])
+        values = [self.values[tuple(tokens[mask].tolist())] for tokens, mask in pairs]
+        return Scores(torch.tensor(values))
 
 
 @dataclass(frozen=True)
 class ReMaxCase(PolicyCase):
     """The baseline is the score of the completion that the policy, as it is, decodes greedily."""
 
-    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> Rollout:
+    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
         """The groups as a rollout with baselines."""
         rollout = super().collect(module, groups)
         score = self.world.rewards[
             greedy_completion(self.world, self.world.policy(module.backbone))
         ]
-        return replace(rollout, baselines=score.expand(len(rollout.tokens)))
+        greedy = score.expand(len(rollout.response_mask))
+        return replace(rollout, scores=Scores(rollout.scores.total, {GREEDY: greedy}))
 
 
 @dataclass(frozen=True)
@@ -80,19 +86,21 @@ class PtxCase(PolicyCase):
 class ScoredCase(PolicyCase):
     """Scores come from the module's own reward."""
 
-    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> Rollout:
+    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
         """The groups as a rollout with the reward's scores."""
         rollout = super().collect(module, groups)
+        generation = rollout.completions
         completions = Completions(
-            prompt_ids=rollout.prompt_ids,
-            prompt_mask=rollout.prompt_mask,
-            tokens=rollout.tokens,
-            response_mask=rollout.response_mask,
-            finished=rollout.finished,
-            prompts=[""] * len(rollout.tokens),
-            responses=[""] * len(rollout.tokens),
+            prompt_ids=rollout.prompts.ids,
+            prompt_mask=rollout.prompts.mask,
+            tokens=generation.tokens,
+            response_mask=generation.mask,
+            finished=generation.finished,
+            prompts=[""] * len(generation.tokens),
+            responses=[""] * len(generation.tokens),
         )
-        return replace(rollout, scores=module.score(completions).double())
+        scores = score_completions(module.reward, completions, 0)
+        return replace(rollout, scores=Scores(scores.total.double()))
 
 
 def variant_cases() -> list[PolicyCase]:
@@ -104,7 +112,11 @@ def variant_cases() -> list[PolicyCase]:
         partial(REBELPolicyModule, eta=_ETA, **options),
     )
     ptx = partial(
-        PPOPtxPolicyModule, ptx_coef=_PTX, lam=1.0, whiten_advantages=False, num_epochs=1, **options
+        PPOPtxPolicyModule,
+        ptx_coef=_PTX,
+        gae=GAE(lam=1.0, whiten=False),
+        updates=Updates(epochs=1),
+        **options,
     )
     step = targets.tilted(deep.reference, _ETA * deep.rewards)
     text = torch.bincount(torch.tensor(TEXT), minlength=len(flat.rewards)) / len(TEXT)

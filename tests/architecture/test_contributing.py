@@ -11,7 +11,7 @@ import torch
 
 from lit_rlhf.data import InvalidRowError
 from lit_rlhf.modules import PolicyModule
-from lit_rlhf.types import Completions, Rollout
+from lit_rlhf.types import Completions, EvaluatedRollout, Generation, Prompts, Scores
 from tests.tolerances import FP32
 
 ROOT = Path(__file__).parents[2]
@@ -46,17 +46,18 @@ def test_algorithm(examples: dict[str, Any]) -> None:
     module = examples["MedianPolicyModule"]
     assert issubclass(module, PolicyModule)
     mask = torch.tensor([[True, True], [True, False], [True, True]])
-    rollout = Rollout(
-        prompt_ids=torch.zeros(1, 2, dtype=torch.int64),
-        prompt_mask=torch.ones(1, 2, dtype=torch.bool),
-        tokens=torch.zeros(3, 2, dtype=torch.int64),
-        response_mask=mask,
-        finished=torch.ones(3, dtype=torch.bool),
-        scores=torch.zeros(3),
+    rollout = EvaluatedRollout(
+        Prompts(torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2, dtype=torch.bool)),
+        Generation(
+            torch.zeros(3, 2, dtype=torch.int64), mask, finished=torch.ones(3, dtype=torch.bool)
+        ),
+        Scores(torch.zeros(3)),
         old_logprobs=torch.zeros(3, 2),
-        rewards=torch.tensor([[0.0, 1.0], [5.0, 0.0], [1.0, 1.0]]),
+        ref_logprobs=torch.zeros(3, 2),
     )
-    advantages = module.estimate(SimpleNamespace(), rollout).advantages
+    rewards = torch.tensor([[0.0, 1.0], [5.0, 0.0], [1.0, 1.0]])
+    shaped = SimpleNamespace(shape_rewards=lambda rollout: rewards)
+    advantages = module.estimate(shaped, rollout).advantages
     torch.testing.assert_close(
         advantages, torch.tensor([[-1.0, -1.0], [3.0, 0.0], [0.0, 0.0]]), **FP32
     )
@@ -87,5 +88,5 @@ def test_reward(examples: dict[str, Any]) -> None:
         prompts=["", ""],
         responses=["one two three", ""],
     )
-    scores = examples["Brevity"](limit=1).score(completions)
+    scores = examples["Brevity"](limit=1).score(completions).total
     torch.testing.assert_close(scores, torch.tensor([-2.0, 0.0]), **FP32)

@@ -14,13 +14,14 @@ from torch.distributed.tensor import DTensor
 
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter, ValueModel
 from lit_rlhf.modules import (
+    PolicyModule,
     PPOPolicyModule,
     PreferenceModule,
     RewardModelModule,
     RLHFModule,
     SupervisedModule,
+    Updates,
 )
-from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import AdaptiveKL
 from lit_rlhf.rewards import ModelReward, NormalizedReward
@@ -48,9 +49,8 @@ def make_module(kind: str, world: Path) -> RLHFModule:
         "sampling": Sampling(
             max_new_tokens=12, stop_token_ids=list(range(0, 999, 6))
         ),  # so that lengths differ
-        "num_epochs": 2,
-        "num_minibatches": 2,
-        "microbatch_tokens": 48,  # ranks divide their rows into different numbers of parts
+        # 48: ranks divide their rows into different numbers of parts
+        "updates": Updates(epochs=2, minibatches=2, microbatch_tokens=48),
     }
     adapter = NormalizedReward(ModelReward(str(world / "reward.ckpt"), batch_tokens=64))
     whole = ModelReward(str(world / "reward.ckpt"), batch_tokens=64, share_base=False)
@@ -77,7 +77,7 @@ def make_module(kind: str, world: Path) -> RLHFModule:
 def record_rollouts(module: RLHFModule) -> Rollouts:
     """What this process samples in training."""
     rollouts: Rollouts = []
-    if not isinstance(module, ActingModule):
+    if not isinstance(module, PolicyModule):
         return rollouts
     generate = module.engine.generate
 

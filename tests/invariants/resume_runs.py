@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable, checkpoint_io
+from lit_rlhf import files
+from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable
 from lit_rlhf.data import (
     DemonstrationDataModule,
     FileSource,
@@ -19,13 +20,15 @@ from lit_rlhf.data import (
 )
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.modules import (
+    PolicyModule,
     PPOPolicyModule,
     PreferenceModule,
     RewardModelModule,
     RLHFModule,
     SupervisedModule,
+    Updates,
+    ValueLoss,
 )
-from lit_rlhf.modules.acting import ActingModule
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import AdaptiveKL, BetaDPO
 from lit_rlhf.rewards import LengthReward, NormalizedReward
@@ -65,12 +68,11 @@ def make_module(kind: str, model: Path) -> RLHFModule:
         "reward": NormalizedReward(LengthReward(target=4.0, scale=2.0)),
         "sampling": Sampling(max_new_tokens=6),
         "kl": AdaptiveKL(init=0.1, target=0.01, horizon=10),
-        "num_epochs": 2,
-        "num_minibatches": 2,
+        "updates": Updates(epochs=2, minibatches=2),
     }
     if kind == "grpo":
         return GRPOPolicyModule(spec, num_samples=3, **shared)
-    return PPOPolicyModule(spec, value=ValueAdapter(), critic_warmup=1, **shared)
+    return PPOPolicyModule(spec, value=ValueAdapter(), value_loss=ValueLoss(warmup=1), **shared)
 
 
 def make_data(kind: str, world: Path, ranks: int, workers: int) -> LightningDataModule:
@@ -112,7 +114,7 @@ def arm(module: RLHFModule, point: str, iteration: int) -> None:
             die()
         return model_forward(module, *args, **kwargs)
 
-    if isinstance(module, ActingModule):
+    if isinstance(module, PolicyModule):
         module.phases.listeners.append(on_phase)
         if point == "rollout":
             arm_rollout(module, now)
@@ -120,7 +122,7 @@ def arm(module: RLHFModule, point: str, iteration: int) -> None:
         module.forward = counted  # type: ignore[method-assign]
 
 
-def arm_rollout(module: ActingModule, now: Callable[[], bool]) -> None:
+def arm_rollout(module: PolicyModule, now: Callable[[], bool]) -> None:
     generate = module.engine.generate
 
     def deadly(backbone: Any, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +146,7 @@ def arm_rollout(module: ActingModule, now: Callable[[], bool]) -> None:
 
 def arm_checkpoint(point: str, iteration: int) -> None:
     """While the checkpoint of an iteration is being written, or right after it took its place."""
-    save, sync = torch.save, checkpoint_io.sync
+    save, sync = torch.save, files.sync
     name = f"iteration-{iteration:08d}.ckpt"
 
     def half(checkpoint: Any, file: Any, **options: Any) -> None:
@@ -160,7 +162,7 @@ def arm_checkpoint(point: str, iteration: int) -> None:
             die()
 
     torch.save = half  # type: ignore[assignment]
-    checkpoint_io.sync = after
+    files.sync = after
 
 
 def train(run: dict[str, Any], rank: int) -> None:

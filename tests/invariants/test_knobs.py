@@ -7,6 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lit_rlhf import modules
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.modules import PolicyModule
+from lit_rlhf.modules import PolicyModule, Updates
 from lit_rlhf.rollout import Sampling
 from tests.tolerances import FP32
 from tests.unit.modules.one_iteration import (
@@ -36,7 +37,6 @@ OTHER: Mapping[str, object] = {
     "center": False,
     "coef": 0.7,
     "cap": 0.9,
-    "critic_warmup": 1,
     "decay": 0.3,
     "dual": 1.05,
     "entropy_coef": 0.3,
@@ -49,12 +49,7 @@ OTHER: Mapping[str, object] = {
     "lam": 0.2,
     "length": 9,
     "low": 0.11,
-    "max_grad_norm": 0.01,
-    "microbatch_tokens": 1,
     "missing_eos_penalty": 0.5,
-    "mixture": 0.4,
-    "num_epochs": 3,
-    "num_minibatches": 2,
     "num_samples": 6,
     "overlong_buffer": 4,
     "overlong_penalty": 0.5,
@@ -63,18 +58,28 @@ OTHER: Mapping[str, object] = {
     "recompute_logprobs": True,
     "seed": 1,
     "target": 1.3,
-    "target_kl": 1e-9,
     "temperature": 2.0,
     "terminal_kl": True,
-    "value_clip": 1e-4,
-    "value_coef": 0.9,
-    "value_lr": 0.3,
-    "whiten_advantages": False,
+    "weight": 0.4,
+    "updates.decay_embeddings": False,
+    "updates.epochs": 3,
+    "updates.max_grad_norm": 0.01,
+    "updates.max_skipped": 1,
+    "updates.microbatch_tokens": 1,
+    "updates.minibatches": 2,
+    "updates.target_kl": 1e-9,
+    "gae.gamma": 0.5,
+    "gae.lam": 0.2,
+    "gae.whiten": False,
+    "value_loss.clip": 1e-4,
+    "value_loss.coef": 0.9,
+    "value_loss.lr": 0.3,
+    "value_loss.warmup": 1,
 }
 """A value of each option that is not its default."""
 
-SAME = {"microbatch_tokens"}
-"""Options that bound memory and must leave the result as it is."""
+SAME = {"updates.microbatch_tokens", "updates.max_skipped", "updates.decay_embeddings"}
+"""Options that bound memory, or count elsewhere: gradients that aren't finite and weight decay have tests of their own."""
 
 LOGGED = {"recompute_logprobs"}
 """Options that may change what is logged alone: how far the policy drifts, where the loss doesn't look at it."""
@@ -91,6 +96,19 @@ POLICIES = {
 }
 
 
+GROUPS: dict[str, Any] = {"updates": Updates, "gae": modules.GAE, "value_loss": modules.ValueLoss}
+"""Options that are groups of numbers."""
+
+
+def _changed(knob: str) -> dict[str, Any]:
+    """The option with another value; of a group, one number of it."""
+    group, _, name = knob.partition(".")
+    if not name:
+        return {knob: OTHER[knob]}
+    others = {"epochs": 2} if group == "updates" else {}
+    return {group: GROUPS[group](**(others | {name: OTHER[knob]}))}
+
+
 def is_knob(annotation: object) -> bool:
     """Whether an option is a number or a switch, perhaps None."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
@@ -105,7 +123,11 @@ def knobs(kind: type) -> list[str]:
         if "__init__" not in vars(each) or each is object:
             continue
         parameters = inspect.signature(each.__init__).parameters.values()
-        found |= {p.name: None for p in parameters if p.name not in found and is_knob(p.annotation)}
+        for p in parameters:
+            if is_knob(p.annotation):
+                found[p.name] = None
+            elif p.name in GROUPS:
+                found |= {f"{p.name}.{field.name}": None for field in fields(GROUPS[p.name])}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return list(found)
@@ -124,7 +146,11 @@ def _spec(model_dir: Path) -> ModelSpec:
 def _result(
     kind: type[PolicyModule], model_dir: Path, template: Backbone, **options: Any
 ) -> tuple[Tensor, dict[str, float]]:
-    given: dict[str, Any] = {"kl": o.FixedKL(0.1), "sampling": SAMPLING, "num_epochs": 2} | options
+    given: dict[str, Any] = {
+        "kl": o.FixedKL(0.1),
+        "sampling": SAMPLING,
+        "updates": Updates(epochs=2),
+    } | options
     if issubclass(kind, modules.PPOPtxPolicyModule):
         given = {"ptx_coef": 0.3} | given  # else the text is all that counts
     spec, parts = _spec(model_dir), {"engine": SlightlyOffEngine()}
@@ -135,7 +161,9 @@ def _result(
     except ConfigurationError as error:
         if "one optimizer step" not in str(error):
             raise
-        module = kind(spec, TokenReward(), **parts, **(given | {"num_epochs": 1} | options))
+        updates = given["updates"]
+        given["updates"] = replace(updates, epochs=1) if updates.epochs == 2 else updates
+        module = kind(spec, TokenReward(), **parts, **given)
     built = build(module, template, moved=0.02)
     logged = iterate(built, full_batch(model_dir))
     return parameters_of(built), logged
@@ -151,9 +179,9 @@ def test_every_option_of_a_policy_module_counts(
     silent = []
     for knob in knobs(kind):
         try:
-            changed, other = _result(kind, tiny_model_dir, template, **{knob: OTHER[knob]})
+            changed, other = _result(kind, tiny_model_dir, template, **_changed(knob))
         except ConfigurationError as error:
-            if knob not in str(error):
+            if knob.rpartition(".")[-1] not in str(error):
                 raise
             continue
         if knob in SAME:
@@ -233,7 +261,7 @@ def test_every_option_of_an_objective_counts(name: str) -> None:
 
 def test_the_walk_finds_what_it_should() -> None:
     assert len(POLICIES) >= 12
-    assert {"num_epochs", "value_clip", "seed", "microbatch_tokens", "terminal_kl"} <= set(
+    assert {"updates.epochs", "value_loss.clip", "seed", "gae.whiten", "terminal_kl"} <= set(
         knobs(modules.PPOPolicyModule)
     )
     assert {"oversampling", "num_samples", "seed"} <= set(knobs(modules.DAPOPolicyModule))

@@ -13,10 +13,10 @@ from lit_rlhf import modules
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.modules import PolicyModule
+from lit_rlhf.modules import PolicyModule, Updates
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine
-from lit_rlhf.types import Completions, Generation
+from lit_rlhf.types import Completions, Generation, Scores
 from tests.invariants.test_knobs import POLICIES, SAMPLING
 from tests.unit.modules.one_iteration import (
     TokenReward,
@@ -41,15 +41,15 @@ NO_BASELINE = SEES_A_SHIFT | {
 class Shifted(TokenReward):
     """The reward plus a constant."""
 
-    def score(self, completions: Completions) -> Tensor:
-        return super().score(completions) + 3.0
+    def score(self, completions: Completions) -> Scores:
+        return Scores(super().score(completions).total + 3.0)
 
 
 class Constant(Reward):
     """The same for all."""
 
-    def score(self, completions: Completions) -> Tensor:
-        return torch.full((len(completions.tokens),), 0.5)
+    def score(self, completions: Completions) -> Scores:
+        return Scores(torch.full((len(completions.tokens),), 0.5))
 
 
 class MuteEngine(NativeEngine):
@@ -82,7 +82,11 @@ def _after(
     name: str, model_dir: Path, template: Backbone, reward: Reward | None = None, **options: Any
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Parameters before and after an iteration of one step, and what it logs."""
-    given: dict[str, Any] = {"sampling": SAMPLING, "kl": o.FixedKL(0.1), "num_epochs": 1} | options
+    given: dict[str, Any] = {
+        "sampling": SAMPLING,
+        "kl": o.FixedKL(0.1),
+        "updates": Updates(epochs=1),
+    } | options
     if issubclass(POLICIES[name], modules.OnlineDPOPolicyModule):
         del given["kl"]
     if issubclass(POLICIES[name], modules.PPOPtxPolicyModule):

@@ -13,7 +13,6 @@ from torch.testing import assert_close
 from lit_rlhf import modules
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.advantages import leave_one_out, spread_over_tokens
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import (
     DrGRPOPolicyModule,
@@ -25,7 +24,7 @@ from lit_rlhf.modules import (
     SupervisedModule,
 )
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Rollout
+from lit_rlhf.types import EstimatedRollout, EvaluatedRollout
 from lit_rlhf.verify import (
     PolicyCase,
     PreferenceCase,
@@ -129,23 +128,10 @@ def test_a_wrong_loss_is_found_out() -> None:
     class Forgetful(o.DPO):
         """Forgets the reference."""
 
-        def pair_loss(self, pairs: o.Pairs) -> Tensor:
-            return super().pair_loss(
-                o.Pairs(
-                    o.Completion(
-                        pairs.chosen.logprobs,
-                        pairs.chosen.lengths,
-                        torch.zeros_like(pairs.chosen.logprobs),
-                    ),
-                    o.Completion(
-                        pairs.rejected.logprobs,
-                        pairs.rejected.lengths,
-                        torch.zeros_like(pairs.chosen.logprobs),
-                    ),
-                    pairs.policy,
-                    pairs.reference,
-                    pairs.batch,
-                )
+        def forward(self, chosen: o.Completion, rejected: o.Completion) -> Tensor:
+            zeros = torch.zeros_like(chosen.logprobs)
+            return super().forward(
+                replace(chosen, ref_logprobs=zeros), replace(rejected, ref_logprobs=zeros)
             )
 
     world = tree()
@@ -171,8 +157,8 @@ def test_a_wrong_loss_is_found_out() -> None:
 class Twice(o.DPO):
     """DPO of half the beta it is given, which it says."""
 
-    def pair_loss(self, pairs: o.Pairs) -> Tensor:
-        return o.DPO(self.beta / 2).pair_loss(pairs)
+    def forward(self, chosen: o.Completion, rejected: o.Completion) -> Tensor:
+        return o.DPO(self.beta / 2)(chosen, rejected)
 
     def tabular_optimum(self, world: TabularWorld) -> Tensor:
         return targets.tilted(world.reference, 2 * world.rewards / self.beta)
@@ -181,9 +167,9 @@ class Twice(o.DPO):
 class LeaveOneOutModule(PolicyModule):
     """RLOO by a module that is no `GroupPolicyModule`."""
 
-    def estimate(self, rollout: Rollout) -> Rollout:
-        advantages = leave_one_out(rollout.rewards.sum(-1), rollout.num_samples)
-        return replace(rollout, advantages=spread_over_tokens(advantages, rollout.response_mask))
+    def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
+        mask, rewards = rollout.response_mask, self.shape_rewards(rollout)
+        return rollout.with_advantages(o.LeaveOneOut()(rewards, mask, rollout.num_samples))
 
 
 class Halves(o.GroupCentered):

@@ -21,14 +21,6 @@ def row_means(x: Sequence[Row], mask: Sequence[Sequence[bool]]) -> list[float]:
     return [sum(row) / len(row) if row else 0.0 for row in kept(x, mask)]
 
 
-def row_variances(x: Sequence[Row], mask: Sequence[Sequence[bool]], correction: int) -> list[float]:
-    out = []
-    for row in kept(x, mask):
-        mean = sum(row) / max(len(row), 1)
-        out.append(sum((v - mean) ** 2 for v in row) / max(len(row) - correction, 1))
-    return out
-
-
 def whitened(x: Sequence[Row], mask: Sequence[Sequence[bool]], center: bool) -> list[list[float]]:
     values = [v for row in kept(x, mask) for v in row]
     mean, std = statistics.fmean(values), statistics.stdev(values)
@@ -37,16 +29,3 @@ def whitened(x: Sequence[Row], mask: Sequence[Sequence[bool]], center: bool) -> 
         [(v - mean) / std + shift if m else 0.0 for v, m in zip(row, flags, strict=True)]
         for row, flags in zip(x, mask, strict=True)
     ]
-
-
-def truncated(
-    tokens: Sequence[Sequence[int]], mask: Sequence[Sequence[bool]], stops: set[int]
-) -> list[list[bool]]:
-    out = []
-    for row, flags in zip(tokens, mask, strict=True):
-        over, result = False, []
-        for token, m in zip(row, flags, strict=True):
-            result.append(m and not over)
-            over = over or (m and token in stops)
-        out.append(result)
-    return out

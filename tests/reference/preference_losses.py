@@ -54,8 +54,23 @@ def tdpo2(uw: float, ul: float, dw: float, dl: float, beta: float, alpha: float)
     return nll_of_sigmoid(beta * ((uw - ul) - alpha * (dl - dw)))
 
 
-def rpo(uw: float, ul: float, nll: float, beta: float, alpha: float) -> float:
-    return dpo(uw, ul, beta) + alpha * nll
+def rpo(uw: float, ul: float, lw: float, nw: int, beta: float, alpha: float) -> float:
+    return dpo(uw, ul, beta) - alpha * lw / nw
+
+
+def forward_kl_dpo(uw: float, ul: float, beta: float) -> float:
+    """f(t) = -log t has f'(t) = -1 / t."""
+    return dpo(-1 / math.exp(uw), -1 / math.exp(ul), beta)
+
+
+def jensen_shannon_dpo(uw: float, ul: float, beta: float) -> float:
+    tw, tl = math.exp(uw), math.exp(ul)
+    return dpo(math.log(2 * tw / (1 + tw)), math.log(2 * tl / (1 + tl)), beta)
+
+
+def alpha_divergence_dpo(uw: float, ul: float, beta: float, alpha: float) -> float:
+    tw, tl = math.exp(uw), math.exp(ul)
+    return dpo((1 - tw**-alpha) / alpha, (1 - tl**-alpha) / alpha, beta)
 
 
 def ipo(uw: float, ul: float, tau: float) -> float:
@@ -104,8 +119,8 @@ def alphapo(
     return nll_of_sigmoid(beta * (rw - rl) - gamma)
 
 
-def cpo(lw: float, ll: float, nll: float, beta: float, alpha: float) -> float:
-    return nll_of_sigmoid(beta * (lw - ll)) + alpha * nll
+def cpo(lw: float, ll: float, nw: int, beta: float, alpha: float) -> float:
+    return nll_of_sigmoid(beta * (lw - ll)) - alpha * lw / nw
 
 
 def orpo(lw: float, ll: float, nw: int, nl: int, weight: float) -> float:
@@ -114,8 +129,8 @@ def orpo(lw: float, ll: float, nw: int, nl: int, weight: float) -> float:
     return -lw / nw - weight * math.log(ratio / (1 + ratio))
 
 
-def slic(lw: float, ll: float, nll: float, margin: float, weight: float) -> float:
-    return max(0.0, margin - lw + ll) + weight * nll
+def slic(lw: float, ll: float, margin: float, weight: float) -> float:
+    return max(0.0, margin - lw + ll) - weight * lw
 
 
 def nca_pair(uw: float, ul: float, beta: float) -> float:
@@ -140,16 +155,33 @@ def cal_dpo(uw: float, ul: float, beta: float) -> float:
     return dpo(uw, ul, 1.0) + 0.5 * ((uw - 1 / (2 * beta)) ** 2 + (ul + 1 / (2 * beta)) ** 2)
 
 
-def sppo(uw: float, ul: float, p: float, eta: float) -> float:
+def sppo(uw: float, ul: float, p: float, beta: float) -> float:
+    eta = 1 / beta
     return ((uw - eta * (p - 0.5)) ** 2 + (ul - eta * (1 - p - 0.5)) ** 2) / 2
 
 
-def length_desensitized(tokens: Sequence[float], shared: int, alpha: float) -> float:
-    return sum(tokens[:shared]) + alpha * sum(tokens[shared:])
+def length_desensitized_dpo(
+    tw: Sequence[float], tl: Sequence[float], beta: float, alpha: float
+) -> float:
+    """Of log-ratios by token."""
+    shared = min(len(tw), len(tl))
+    uw, ul = (sum(tokens[:shared]) + alpha * sum(tokens[shared:]) for tokens in (tw, tl))
+    return dpo(uw, ul, beta)
 
 
-def on_policy_weight(lw: float, ll: float, cw: float, cl: float, nw: int, nl: int) -> float:
-    return min(1.0, math.exp((lw - cw) / nw) * math.exp((ll - cl) / nl))
+def wpo(
+    uw: float,
+    ul: float,
+    lw: float,
+    ll: float,
+    cw: float,
+    cl: float,
+    nw: int,
+    nl: int,
+    beta: float,
+) -> float:
+    weight = min(1.0, math.exp((lw - cw) / nw) * math.exp((ll - cl) / nl))
+    return weight * dpo(uw, ul, beta)
 
 
 # -- single completions ------------------------------------------------------------------------------------------------
@@ -177,6 +209,14 @@ def dro_v(u: float, score: float, value: float, tau: float) -> float:
 
 def npo(u: float, beta: float) -> float:
     return -2 / beta * math.log(sigmoid(-beta * u))
+
+
+def npo_labelled(u: float, label: bool, beta: float) -> float:
+    return 0.0 if label else npo(u, beta)
+
+
+def nll(logprob: float, length: int, label: bool) -> float:
+    return -logprob / length if label else 0.0
 
 
 # -- lists: only the completions that exist, in any order --------------------------------------------------------------

@@ -1,18 +1,12 @@
 r"""Losses that hold each completion of a pair to a place of its own. Notation as in `logistic`."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from lit_rlhf.functional.pairwise_losses import (
-    apo_down_loss,
-    apo_zero_loss,
-    bco_pair_loss,
-    cal_dpo_loss,
-    nca_pair_loss,
-    sppo_loss,
-)
-from lit_rlhf.objectives.pairwise.base import Pairs, PairwiseLoss
-from lit_rlhf.objectives.preference import Batch, require_probabilities
+from lit_rlhf.objectives.pairwise.base import PairwiseLoss
+from lit_rlhf.objectives.preference import Completion, Rows
 from lit_rlhf.objectives.running import RunningMean
 
 
@@ -28,9 +22,10 @@ class NCAPair(PairwiseLoss):
     def __init__(self, beta: float = 0.01) -> None:
         super().__init__(beta)
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return nca_pair_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        zw, zl = self.beta * chosen.logratios, self.beta * rejected.logratios
+        return softplus(-zw) + 0.5 * softplus(zw) + 0.5 * softplus(zl)
 
 
 class BCOPair(PairwiseLoss):
@@ -47,16 +42,19 @@ class BCOPair(PairwiseLoss):
         super().__init__(beta)
         self.shift = RunningMean()
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
-        """See the class."""
-        chosen, rejected = pairs.chosen.logratios, pairs.rejected.logratios
+    def forward(
+        self,
+        chosen: Completion,
+        rejected: Completion,
+        *,
+        weight: Float[Tensor, " rows"] | None = None,
+    ) -> Rows:
+        """`weight` is that of each pair in the running mean."""
+        zw, zl = self.beta * chosen.logratios, self.beta * rejected.logratios
         if self.training:
-            weights = pairs.batch.get("weight")
-            self.shift.update(
-                self.beta * torch.cat([chosen, rejected]),
-                None if weights is None else torch.cat([weights, weights]),
-            )
-        return bco_pair_loss(chosen, rejected, self.shift.mean, self.beta)
+            weights = None if weight is None else torch.cat([weight, weight])
+            self.shift.update(torch.cat([zw, zl]), weights)
+        return softplus(-(zw - self.shift.mean)) + softplus(zl - self.shift.mean)
 
 
 class APOZero(PairwiseLoss):
@@ -66,27 +64,26 @@ class APOZero(PairwiseLoss):
         beta: Strength of the KL penalty; 0.1 in the paper.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return apo_zero_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        return (-self.beta * chosen.logratios).sigmoid() + (
+            self.beta * rejected.logratios
+        ).sigmoid()
 
 
 class APODown(PairwiseLoss):
     r"""$\sigma(\beta u_w) + 1 - \sigma(\beta h)$: both down, rejected more (APO-down, arXiv:2408.06266).
 
+    For data whose chosen completions, too, are worse than the model's own.
+
     Args:
         beta: Strength of the KL penalty; 0.1 in the paper.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return apo_down_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        h = chosen.logratios - rejected.logratios
+        return (self.beta * chosen.logratios).sigmoid() + (-self.beta * h).sigmoid()
 
 
 class CalDPO(PairwiseLoss):
@@ -99,16 +96,18 @@ class CalDPO(PairwiseLoss):
     def __init__(self, beta: float = 1e-3) -> None:
         super().__init__(beta)
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return cal_dpo_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        uw, ul, target = chosen.logratios, rejected.logratios, 0.5 / self.beta
+        return softplus(-(uw - ul)) + 0.5 * ((uw - target).square() + (ul + target).square())
 
 
 class SPPO(PairwiseLoss):
     r"""$\frac12[(u_w - \eta(p-\frac12))^2 + (u_l - \eta(\frac12-p))^2]$, $\eta = 1/\beta$ (SPPO, arXiv:2405.00675).
 
-    The reference is the last iteration's policy. p is the column `p_chosen` where there is one, else 1 (the paper's
-    hard form).
+    The log-ratio regressed on the win rate, in place of $\log Z$ the constant $\eta/2$: the multiplicative-weights step
+    for small $\eta$ alone. The reference is the last iteration's policy. p is the column `p_chosen` where there is one,
+    else 1 (the paper's hard form).
 
     Args:
         beta: $1/\eta$; 1e-3 in the paper.
@@ -117,12 +116,14 @@ class SPPO(PairwiseLoss):
     def __init__(self, beta: float = 1e-3) -> None:
         super().__init__(beta)
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
-        """See the class."""
-        p_chosen = pairs.batch.get("p_chosen", 1.0)
-        return sppo_loss(pairs.chosen.logratios, pairs.rejected.logratios, p_chosen, 1 / self.beta)
-
-    def check(self, batch: Batch) -> None:
-        """`p_chosen`, where given, is in [0, 1]."""
-        if "p_chosen" in batch:
-            require_probabilities(self, batch, "p_chosen")
+    def forward(
+        self,
+        chosen: Completion,
+        rejected: Completion,
+        *,
+        p_chosen: Float[Tensor, " rows"] | float = 1.0,
+    ) -> Rows:
+        """`p_chosen` is the probability that the chosen completion wins."""
+        target = (p_chosen - 0.5) / self.beta
+        uw, ul = chosen.logratios, rejected.logratios
+        return 0.5 * ((uw - target).square() + (ul + target).square())

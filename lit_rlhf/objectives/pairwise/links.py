@@ -1,35 +1,36 @@
-r"""Other links than the logistic: IPO, hinges, GPO, EXO, DiscoPOP. Notation as in `logistic`; $z = \beta h$."""
+r"""Other links than the logistic (IPO, hinges, GPO, EXO, DiscoPOP) and other divergences than the KL (f-DPO).
 
+Notation as in `logistic`; $z = \beta h$.
+"""
+
+import math
+from abc import abstractmethod
+
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
 
-from lit_rlhf.functional.pairwise_losses import (
-    discopop_loss,
-    exo_loss,
-    gpo_exponential_loss,
-    gpo_savage_loss,
-    gpo_squared_loss,
-    ipo_loss,
-    ipo_mean_loss,
-    rso_hinge_loss,
-)
-from lit_rlhf.objectives.pairwise.base import Pairs, PairwiseLoss
-from lit_rlhf.objectives.preference import require_positive, require_within
+from lit_rlhf.functional.numerics import bounded_exp
+from lit_rlhf.objectives.pairwise.base import PairwiseLoss
+from lit_rlhf.objectives.preference import Completion, Rows
+from lit_rlhf.options import check_option
 
 
 class IPO(PairwiseLoss):
     r"""Identity preference optimization as in the paper, $(h - \frac1{2\tau})^2$, log-probs summed (arXiv:2310.12036).
 
     Args:
-        tau: Strength of the KL penalty; 0.1 in the paper. TRL's and HALOs' IPO is `MeanIPO`.
+        tau: Strength of the KL penalty, smaller asks for larger margins; 0.1 in the paper. TRL's and HALOs' IPO is
+            `MeanIPO`.
     """
 
     def __init__(self, tau: float = 0.1) -> None:
-        require_positive(self, tau=tau)
+        check_option(tau > 0, self, "tau", tau, "above 0")
         super().__init__(tau)
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return ipo_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        return (chosen.logratios - rejected.logratios - 1 / (2 * self.beta)).square()
 
 
 class MeanIPO(PairwiseLoss):
@@ -41,13 +42,12 @@ class MeanIPO(PairwiseLoss):
     """
 
     def __init__(self, tau: float = 0.1) -> None:
-        require_positive(self, tau=tau)
+        check_option(tau > 0, self, "tau", tau, "above 0")
         super().__init__(tau)
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        w, l = pairs.chosen, pairs.rejected  # noqa: E741 - as in the equation
-        return ipo_mean_loss(w.logratios, l.logratios, w.lengths, l.lengths, self.beta)
+        return (chosen.mean_logratios - rejected.mean_logratios - 1 / (2 * self.beta)).square()
 
 
 class RSOHinge(PairwiseLoss):
@@ -58,42 +58,36 @@ class RSOHinge(PairwiseLoss):
     """
 
     def __init__(self, gamma: float = 0.05) -> None:
-        require_positive(self, gamma=gamma)
+        check_option(gamma > 0, self, "gamma", gamma, "above 0")
         super().__init__(gamma)
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return rso_hinge_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        return (1 - self.beta * (chosen.logratios - rejected.logratios)).clamp_min(0)
 
 
 class ExponentialGPO(PairwiseLoss):
-    r"""GPO with $f(z) = e^{-z}$ (arXiv:2402.05749).
+    r"""GPO with $f(z) = e^{-z}$ (arXiv:2402.05749); above e^30 it goes on as a straight line.
 
     Args:
         beta: Strength of the KL penalty; acts as twice DPO's. 0.1 as in DPO.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return gpo_exponential_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        return bounded_exp(-self.beta * (chosen.logratios - rejected.logratios))
 
 
 class SavageGPO(PairwiseLoss):
-    r"""GPO with Savage's link, $f(z) = (1 + e^z)^{-2}$ (arXiv:2402.05749).
+    r"""GPO with Savage's link, $f(z) = (1 + e^z)^{-2}$ (arXiv:2402.05749): bounded, so outliers can't dominate.
 
     Args:
         beta: Strength of the KL penalty; 0.1 as in DPO, whose optimum it shares.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return gpo_savage_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        return (-self.beta * (chosen.logratios - rejected.logratios)).sigmoid().square()
 
 
 class SquaredGPO(PairwiseLoss):
@@ -103,16 +97,15 @@ class SquaredGPO(PairwiseLoss):
         beta: Strength of the KL penalty; 0.1 as in DPO.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return gpo_squared_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        return (1 - self.beta * (chosen.logratios - rejected.logratios)).square()
 
 
 class EXO(PairwiseLoss):
     r"""$q\log\frac q{1-\epsilon} + (1-q)\log\frac{1-q}\epsilon$, $q = \sigma(\beta h)$ (EXO-pref, arXiv:2402.00856).
+
+    The KL divergence of the policy's preference from the smoothed label: the reverse of cDPO's.
 
     Args:
         beta: Strength of the KL penalty; 0.1 as in TRL.
@@ -121,14 +114,20 @@ class EXO(PairwiseLoss):
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 1e-3) -> None:
         super().__init__(beta)
-        require_within(self, 0, 0.5, "()", label_smoothing=label_smoothing)
+        check_option(
+            0 < label_smoothing < 0.5,
+            self,
+            "label_smoothing",
+            label_smoothing,
+            "in (0, 0.5): at 0 the loss is infinite",
+        )
         self.label_smoothing = label_smoothing
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return exo_loss(
-            pairs.chosen.logratios, pairs.rejected.logratios, self.beta, self.label_smoothing
-        )
+        z, e = self.beta * (chosen.logratios - rejected.logratios), self.label_smoothing
+        agree = z.sigmoid() * (logsigmoid(z) - math.log1p(-e))
+        return agree + (-z).sigmoid() * (logsigmoid(-z) - math.log(e))
 
 
 class DiscoPOP(PairwiseLoss):
@@ -140,16 +139,91 @@ class DiscoPOP(PairwiseLoss):
 
     Args:
         beta: Strength of the KL penalty; 0.05 in the paper.
-        temperature: $\tau$ in (0, 1), width of the passage between the two links; 0.05 in the paper.
+        temperature: $\tau$ in (0, 1), width of the passage from the logistic (z < 0) to the exponential link (z > 0);
+            0.05 in the paper.
     """
 
     def __init__(self, beta: float = 0.05, temperature: float = 0.05) -> None:
         super().__init__(beta)
-        require_within(self, 0, 1, "()", temperature=temperature)
+        check_option(0 < temperature < 1, self, "temperature", temperature, "in (0, 1)")
         self.temperature = temperature
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return discopop_loss(
-            pairs.chosen.logratios, pairs.rejected.logratios, self.beta, self.temperature
+        z = self.beta * (chosen.logratios - rejected.logratios)
+        modulation = z / self.temperature
+        # m * e^-z in logs: for z -> -inf the factors are 0 and infinite, their product is 0.
+        exponential = (logsigmoid(modulation) - z).exp()
+        return (-modulation).sigmoid() * softplus(-z) + exponential
+
+
+# -- f-DPO ------------------------------------------------------------------------------------------------------------
+
+
+class FDPO(PairwiseLoss):
+    r"""Base of $-\log\sigma(\beta f'(e^{u_w}) - \beta f'(e^{u_l}))$ (arXiv:2309.16240): a subclass gives $f'(e^u)$.
+
+    For a penalty $\beta D_f(\pi\|\pi_{ref})$ the implicit reward is $\beta f'(\pi/\pi_{ref})$.
+
+    Args:
+        beta: Strength of the penalty $\beta D_f(\pi\|\pi_{ref})$; 0.1 in the paper.
+    """
+
+    @abstractmethod
+    def score(self, logratios: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+        """f'(e^u) of log-ratios u."""
+
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
+        """See the class."""
+        return softplus(
+            -self.beta * (self.score(chosen.logratios) - self.score(rejected.logratios))
         )
+
+    def reward(self, completion: Completion) -> Tensor:
+        r"""$\beta f'(e^u)$."""
+        return self.beta * self.score(completion.logratios)
+
+
+class ReverseKLDPO(FDPO):
+    r"""f-DPO of the reverse KL, $f(t) = t\log t$, $f' = u + 1$: DPO."""
+
+    def score(self, logratios: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+        """See the class."""
+        return logratios + 1
+
+
+class ForwardKLDPO(FDPO):
+    r"""f-DPO of the forward KL, $f(t) = -\log t$, $f' = -e^{-u}$; covers all that the reference does.
+
+    Its gradients are large. Below u = -30 it goes on as a straight line, so that loss and gradient stay finite.
+    """
+
+    def score(self, logratios: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+        """See the class."""
+        return -bounded_exp(-logratios)
+
+
+class JensenShannonDPO(FDPO):
+    r"""f-DPO of the Jensen-Shannon divergence, $f' = \log\frac{2e^u}{1+e^u}$."""
+
+    def score(self, logratios: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+        """See the class."""
+        return math.log(2) - softplus(-logratios)
+
+
+class AlphaDivergenceDPO(FDPO):
+    r"""f-DPO of the alpha divergence, $f' = (1 - e^{-\alpha u})/\alpha$.
+
+    Args:
+        beta: Strength of the penalty.
+        alpha: In (0, 1); towards 0 the reverse KL, 1 would be the forward KL. The paper tries 0.3, 0.5 and 0.7.
+    """
+
+    def __init__(self, beta: float = 0.1, alpha: float = 0.5) -> None:
+        super().__init__(beta)
+        check_option(0 < alpha < 1, self, "alpha", alpha, "in (0, 1)")
+        self.alpha = alpha
+
+    def score(self, logratios: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+        """See the class."""
+        return (1 - bounded_exp(-self.alpha * logratios)) / self.alpha

@@ -1,32 +1,17 @@
 r"""DPO and the losses that differ from it in labels, lengths or an added likelihood.
 
-Notation: $u(y) = \log\pi(y|x) - \log\pi_{ref}(y|x)$ of a whole completion; w = chosen, l = rejected; $h = u_w - u_l$.
+Notation: $u(y) = \log\pi(y|x) - \log\pi_{ref}(y|x)$ of a whole completion; w = chosen, l = rejected; $h = u_w - u_l$;
+n = number of tokens.
 """
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import softplus
 
-from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.pairwise_losses import (
-    conservative_dpo_loss,
-    dpo_loss,
-    dpop_loss,
-    length_desensitized_logprobs,
-    length_normalized_dpo_loss,
-    length_regularized_dpo_loss,
-    robust_dpo_loss,
-    rpo_loss,
-    soft_label_dpo_loss,
-    spin_loss,
-)
-from lit_rlhf.objectives.pairwise.base import Pairs, PairwiseLoss
-from lit_rlhf.objectives.preference import (
-    Batch,
-    require_columns,
-    require_positive,
-    require_probabilities,
-    require_within,
-)
-from lit_rlhf.types import SequenceStats
+from lit_rlhf.objectives.pairwise.base import PairwiseLoss
+from lit_rlhf.objectives.preference import Completion, Rows
+from lit_rlhf.options import check_option
 
 
 class DPO(PairwiseLoss):
@@ -34,14 +19,16 @@ class DPO(PairwiseLoss):
 
     Args:
         beta: Strength of the KL penalty to the reference; 0.1 in the paper (0.5 for TL;DR), 0.01 to 0.5 in use.
+
+    Example:
+        >>> y = Completion(torch.tensor([-5.0]), torch.tensor([4]), torch.tensor([-6.0]))
+        >>> DPO(beta=0.1)(y, y)
+        tensor([0.6931])
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return dpo_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        return softplus(-self.beta * (chosen.logratios - rejected.logratios))
 
 
 class ConservativeDPO(PairwiseLoss):
@@ -56,20 +43,22 @@ class ConservativeDPO(PairwiseLoss):
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.1) -> None:
         super().__init__(beta)
-        require_within(self, 0, 0.5, "[)", label_smoothing=label_smoothing)
+        check_option(
+            0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)"
+        )
         self.label_smoothing = label_smoothing
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return conservative_dpo_loss(
-            pairs.chosen.logratios, pairs.rejected.logratios, self.label_smoothing, self.beta
-        )
+        z, e = self.beta * (chosen.logratios - rejected.logratios), self.label_smoothing
+        return (1 - e) * softplus(-z) + e * softplus(z)
 
 
 class RobustDPO(PairwiseLoss):
     r"""rDPO, $\frac{-(1-\epsilon)\log\sigma(\beta h) + \epsilon\log\sigma(-\beta h)}{1-2\epsilon}$ (arXiv:2403.00409).
 
-    Unbiased for labels flipped with probability $\epsilon$; single losses may be negative and are unbounded below.
+    Its expectation over labels flipped with probability $\epsilon$ is the DPO loss of the true labels. Single losses
+    may be negative, and are unbounded below as h goes to minus infinity.
 
     Args:
         beta: As in DPO; 0.1 in the paper.
@@ -78,14 +67,15 @@ class RobustDPO(PairwiseLoss):
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.1) -> None:
         super().__init__(beta)
-        require_within(self, 0, 0.5, "[)", label_smoothing=label_smoothing)
+        check_option(
+            0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)"
+        )
         self.label_smoothing = label_smoothing
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return robust_dpo_loss(
-            pairs.chosen.logratios, pairs.rejected.logratios, self.label_smoothing, self.beta
-        )
+        z, e = self.beta * (chosen.logratios - rejected.logratios), self.label_smoothing
+        return ((1 - e) * softplus(-z) - e * softplus(z)) / (1 - 2 * e)
 
 
 class SoftLabelDPO(PairwiseLoss):
@@ -97,21 +87,12 @@ class SoftLabelDPO(PairwiseLoss):
         beta: As in DPO.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def pair_loss(self, pairs: Pairs) -> Tensor:
-        """See the class."""
-        require_columns(self, pairs.batch, ["p_chosen"])
-        p_chosen = pairs.batch["p_chosen"]
-        return soft_label_dpo_loss(
-            pairs.chosen.logratios, pairs.rejected.logratios, p_chosen, self.beta
-        )
-
-    def check(self, batch: Batch) -> None:
-        """`p_chosen` is there and in [0, 1]."""
-        require_columns(self, batch, ["p_chosen"])
-        require_probabilities(self, batch, "p_chosen")
+    def forward(
+        self, chosen: Completion, rejected: Completion, *, p_chosen: Float[Tensor, " rows"]
+    ) -> Rows:
+        """`p_chosen` is the probability in [0, 1] that a rater prefers the chosen completion."""
+        z = self.beta * (chosen.logratios - rejected.logratios)
+        return p_chosen * softplus(-z) + (1 - p_chosen) * softplus(z)
 
 
 class LengthRegularizedDPO(PairwiseLoss):
@@ -119,39 +100,41 @@ class LengthRegularizedDPO(PairwiseLoss):
 
     Args:
         beta: As in DPO.
-        alpha: Price of a token in units of reward; the paper tries 0.005 to 0.5, the default is 0.01.
+        alpha: Price of a token in units of reward, positive to make completions shorter; the paper tries 0.005 to 0.5,
+            the default is 0.01.
     """
 
     def __init__(self, beta: float = 0.1, alpha: float = 0.01) -> None:
         super().__init__(beta)
         self.alpha = alpha
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        w, l = pairs.chosen, pairs.rejected  # noqa: E741 - as in the equation
-        return length_regularized_dpo_loss(
-            w.logratios, l.logratios, w.lengths, l.lengths, self.beta, self.alpha
-        )
+        h = chosen.logratios - rejected.logratios
+        excess = (chosen.lengths - rejected.lengths).to(h.dtype)
+        return softplus(-(self.beta * h + self.alpha * excess))
 
 
 class LengthNormalizedDPO(PairwiseLoss):
     r"""LN-DPO, $-\log\sigma(\beta(u_w/n_w - u_l/n_l))$ (arXiv:2411.15124).
 
     Args:
-        beta: Strength of the penalty per token; 5 in Tulu 3.
+        beta: Strength of the penalty per token, so larger than DPO's by about the length; 5 in Tulu 3.
     """
 
     def __init__(self, beta: float = 5.0) -> None:
         super().__init__(beta)
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        w, l = pairs.chosen, pairs.rejected  # noqa: E741
-        return length_normalized_dpo_loss(w.logratios, l.logratios, w.lengths, l.lengths, self.beta)
+        return softplus(-self.beta * (chosen.mean_logratios - rejected.mean_logratios))
 
 
 class LengthDesensitizedDPO(PairwiseLoss):
     r"""LD-DPO: DPO whose tokens beyond the pair's shorter completion weigh $\alpha$ (arXiv:2409.06411).
+
+    $-\log\sigma(\beta(\tilde u_w - \tilde u_l))$, $\tilde u = \sum_{t\le m}u_t + \alpha\sum_{t>m}u_t$, m the shorter
+    completion's number of tokens. It needs log-probs by token, also of the reference.
 
     Args:
         beta: As in DPO.
@@ -162,25 +145,22 @@ class LengthDesensitizedDPO(PairwiseLoss):
 
     def __init__(self, beta: float = 0.1, alpha: float = 0.5) -> None:
         super().__init__(beta)
-        require_within(self, 0, 1, alpha=alpha)
+        check_option(0 <= alpha <= 1, self, "alpha", alpha, "in [0, 1]")
         self.alpha = alpha
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        if pairs.reference is None:
-            raise ConfigurationError("LengthDesensitizedDPO needs a reference.")
-        policy, reference = (
-            self._desensitized(stats, pairs.policy) for stats in (pairs.policy, pairs.reference)
-        )
-        logratios = policy - reference
-        return dpo_loss(logratios[:, 0], logratios[:, 1], self.beta)
+        shared = torch.minimum(chosen.lengths, rejected.lengths)
+        return softplus(-self.beta * (self._sum(chosen, shared) - self._sum(rejected, shared)))
 
-    def _desensitized(self, stats: SequenceStats, policy: SequenceStats) -> Tensor:
-        if stats.token_logprobs is None or policy.token_mask is None:
-            raise ConfigurationError(
-                "LengthDesensitizedDPO needs log-probs by token, also of the reference: precomputed sums don't do."
-            )
-        return length_desensitized_logprobs(stats.token_logprobs, policy.token_mask, self.alpha)
+    def _sum(self, completion: Completion, shared: Tensor) -> Rows:
+        """Log-ratios summed over tokens, those beyond the first `shared` weighing less."""
+        completion.logratios  # noqa: B018 - says that a reference is missing before its tokens are
+        mask = completion.statistic("token_mask")
+        ratios = completion.statistic("token_logprobs") - completion.statistic("ref_token_logprobs")
+        beyond = torch.arange(mask.shape[-1], device=mask.device) >= shared[:, None]
+        weight = 1 - (1 - self.alpha) * beyond.to(ratios.dtype)
+        return torch.where(mask, ratios * weight, 0.0).sum(-1)
 
 
 class DPOP(PairwiseLoss):
@@ -194,20 +174,24 @@ class DPOP(PairwiseLoss):
 
     def __init__(self, beta: float = 0.3, penalty: float = 50.0) -> None:
         super().__init__(beta)
-        require_within(self, 0, float("inf"), penalty=penalty)
+        check_option(penalty >= 0, self, "penalty", penalty, "0 or more")
         self.penalty = penalty
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return dpop_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta, self.penalty)
+        uw, ul = chosen.logratios, rejected.logratios
+        return softplus(-self.beta * (uw - ul - self.penalty * (-uw).clamp_min(0)))
 
 
 class RPO(PairwiseLoss):
     r"""DPO + likelihood, $-\log\sigma(\beta h) + \alpha\,NLL(y_w)$ (arXiv:2404.19733, 2405.16436).
 
+    The likelihood per token is each pair's own mean, as in 2404.19733; TRL's (`rpo_alpha`) is the mean over all chosen
+    tokens of the batch, in which long completions weigh more.
+
     Args:
         beta: As in DPO; 0.1.
-        alpha: Weight of the likelihood; 1 per token (2404.19733), 0.005 summed (2405.16436).
+        alpha: Weight of the likelihood, 0 or more; 1 per token (2404.19733), 0.005 summed (2405.16436).
         length_normalize: NLL per token (2404.19733) or summed (2405.16436).
     """
 
@@ -215,16 +199,15 @@ class RPO(PairwiseLoss):
         self, beta: float = 0.1, alpha: float = 1.0, length_normalize: bool = True
     ) -> None:
         super().__init__(beta)
-        require_within(self, 0, float("inf"), alpha=alpha)
+        check_option(alpha >= 0, self, "alpha", alpha, "0 or more")
         self.alpha = alpha
         self.length_normalize = length_normalize
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        nll = -(pairs.chosen.mean_logprobs if self.length_normalize else pairs.chosen.logprobs)
-        return rpo_loss(
-            pairs.chosen.logratios, pairs.rejected.logratios, nll, self.beta, self.alpha
-        )
+        nll = -(chosen.mean_logprobs if self.length_normalize else chosen.logprobs)
+        margin = chosen.logratios - rejected.logratios
+        return softplus(-self.beta * margin) + self.alpha * nll
 
 
 class SPIN(PairwiseLoss):
@@ -238,9 +221,9 @@ class SPIN(PairwiseLoss):
     """
 
     def __init__(self, scale: float = 0.1) -> None:
-        require_positive(self, scale=scale)
+        check_option(scale > 0, self, "scale", scale, "above 0")
         super().__init__(scale)
 
-    def pair_loss(self, pairs: Pairs) -> Tensor:
+    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return spin_loss(pairs.chosen.logratios, pairs.rejected.logratios, self.beta)
+        return softplus(-self.beta * (chosen.logratios - rejected.logratios))

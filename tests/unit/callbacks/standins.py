@@ -82,6 +82,8 @@ class _Loader(DataLoader[Tensor]):
 class Module(LightningModule):
     """Two layers and Adam; automatic, or manual with two optimizer steps an iteration."""
 
+    draws_samples = True
+
     def __init__(self, manual: bool = False) -> None:
         super().__init__()
         self.automatic_optimization = not manual
@@ -89,10 +91,9 @@ class Module(LightningModule):
         self.net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
         self.iteration = 0
         self.seen: list[float] = []
-        self.samples: list[dict[str, Any]] = []
         self.phases = Phases()
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Any]:
         self.seen.append(float(batch.sum()))
         self.phases.reset()
         with self.phases("rollout", total=2) as advance:
@@ -100,7 +101,7 @@ class Module(LightningModule):
             advance()
             advance()
         loss = self.loss(batch)
-        self.samples = [
+        samples = [
             {
                 "iteration": self.iteration,
                 "prompt": f"p{self.iteration}",
@@ -121,7 +122,7 @@ class Module(LightningModule):
         if not self.automatic_optimization:
             self.steps(batch)
         self.iteration += 1
-        return loss if self.automatic_optimization else None
+        return {"samples": samples} | ({"loss": loss} if self.automatic_optimization else {})
 
     def steps(self, batch: Tensor) -> None:
         optimizer = self.optimizers()

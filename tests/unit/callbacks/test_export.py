@@ -80,3 +80,12 @@ def test_modules_and_strategies_that_cannot_export_are_refused(tmp_path: Path) -
     trainer._accelerator_connector.strategy = ModelParallelStrategy()
     with pytest.raises(ConfigurationError, match="ModelParallelStrategy shards weights"):
         ExportModel("x").setup(trainer, Exporting(), "fit")
+
+
+def test_weights_that_are_no_numbers_are_not_exported(tmp_path: Path) -> None:
+    module = Exporting()
+    module.net[0].weight.data.fill_(float("inf"))
+    trainer = quiet_trainer(tmp_path, [ExportModel()], enable_checkpointing=False, max_epochs=1)
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        trainer.fit(module, datamodule=Data())
+    assert not (tmp_path / "export").exists()

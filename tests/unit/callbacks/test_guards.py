@@ -29,11 +29,10 @@ class Policy(Module):
         self.diary = diary
         self.weights: list[float] = []
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+    def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Any]:
         self.weights.append(float(self.net[0].weight[0, 0].detach()))
         today = HEALTHY | self.diary.get(self.iteration, {})
         super().training_step(batch, batch_idx)
-        self.samples = [{"response": today["response"]}]
         self.log_dict(
             {
                 "train/objective/kl": today["kl"],
@@ -44,6 +43,7 @@ class Policy(Module):
             },
             batch_size=1,
         )
+        return {"samples": [{"response": today["response"]}]}
 
 
 def fit(

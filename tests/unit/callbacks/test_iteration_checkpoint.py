@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_rlhf.callbacks import AtomicCheckpointIO, IterationCheckpoint
-from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.errors import CheckpointError, ConfigurationError, FileError
 from lit_rlhf.internals.lightning import current_metrics, iterations_done
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
 
@@ -138,7 +140,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
             continue
         tmp = tmp_path / str(dies_at)
         first = Run(tmp, every=every, dies_at=dies_at, **options)
-        if not first.checkpoint.directory.exists():
+        if not first.checkpoint.checkpoints():
             with pytest.warns(UserWarning, match="starts anew"):
                 second = Run(tmp, every=every, ckpt_path="last", **options)
         else:
@@ -356,3 +358,33 @@ def test_a_limit_in_steps_is_refused(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(option: str, value: int) -> None:
     with pytest.raises(ConfigurationError, match=f"{option}={value}"):
         IterationCheckpoint("somewhere", **{option: value})
+
+
+@pytest.mark.parametrize("manual", [True, False])
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, manual: bool) -> None:
+    class Diverges(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+            if iterations_done(trainer) == 3:
+                next(module.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(
+        CheckpointError, match=r"net\.0\.weight.* NaN or infinite after iteration 3"
+    ):
+        Run(tmp_path, manual=manual, callbacks=[Diverges()])
+    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert sorted(names) == ["iteration-00000001.ckpt", "iteration-00000002.ckpt"]
+
+
+def test_a_second_process_is_kept_out_and_a_dead_one_keeps_nobody_out(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from lit_rlhf.files import DirectoryLock; "
+        "DirectoryLock(Path(sys.argv[1])).take(); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "checkpoints")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as other:  # type: ignore[call-overload]
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FileError, match=rf"Another run is writing .*process {other.pid} on"):
+            Run(tmp_path)
+        other.kill()
+    assert Run(tmp_path).names == ["iteration-00000011.ckpt", "iteration-00000012.ckpt"]

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable
 from lit_rlhf.callbacks.records import JsonLines
 from lit_rlhf.callbacks.tables import log_table
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, FileError
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
 
 ITERATIONS = 12
@@ -30,9 +30,9 @@ class Mortal(Module):
         if self.iteration == self.dies_at:
             raise KilledError
 
-    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> dict[str, Any]:
         super().validation_step(batch, batch_idx)
-        self.samples = [
+        samples = [
             {
                 "iteration": self.iteration,
                 "prompt": f"v{batch_idx}",
@@ -41,6 +41,7 @@ class Mortal(Module):
                 "finished": False,
             }
         ]
+        return {"samples": samples}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -202,3 +203,11 @@ def test_weights_and_biases_and_mlflow_get_tables(monkeypatch: pytest.MonkeyPatc
     mlflow = MLFlowLogger.__new__(MLFlowLogger)
     log_table(mlflow, "train/samples", ("a", "b"), [["x", 1.0], ["y", 2.0]], 3)
     assert calls[-1] == ("run-1", {"a": ["x", "y"], "b": [1.0, 2.0]}, "train/samples/00000003.json")
+
+
+def test_a_full_disk_is_said_with_the_name_and_lines_are_always_json(tmp_path: Path) -> None:
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    with pytest.raises(FileError, match=r"full\.jsonl can't be written: No space left"):
+        JsonLines(tmp_path / "full.jsonl").append([{"a": 1}])
+    JsonLines(tmp_path / "a.jsonl").append([{"a": float("nan"), "b": [float("inf"), 1.5]}])
+    assert (tmp_path / "a.jsonl").read_text() == '{"a": null, "b": [null, 1.5]}\n'

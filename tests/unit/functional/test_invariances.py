@@ -1,6 +1,7 @@
 """What holds for every function of token batches: padding, row order, empty rows and devices change nothing."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lit_rlhf import functional as F
+from lit_rlhf import objectives as o
 from tests.reference.batches import LENGTHS, ragged, ragged_mask, widened
+from tests.reference.preference_stats import concrete
 from tests.tolerances import FP32, FP64
 
 Inputs = dict[str, Tensor]
@@ -23,6 +26,22 @@ NAMES = (
     "mask",
 )
 
+
+def _kl_loss(name: str, x: Inputs) -> Tensor:
+    loss: o.KLLoss = getattr(o, name)()
+    return loss(x["logprobs"], x["old_logprobs"], x["ref_logprobs"], x["mask"])
+
+
+def _surrogate(name: str, x: Inputs) -> Tensor:
+    surrogate: o.Surrogate = getattr(o, name)()
+    return surrogate(x["logprobs"], x["old_logprobs"], x["advantages"], x["mask"]).loss
+
+
+def _importance(name: str, x: Inputs) -> Tensor:
+    correction: o.ImportanceCorrection = getattr(o, name)()
+    return correction(x["logprobs"], x["old_logprobs"], x["mask"])
+
+
 # Per token: (N, T). Those without a mask of their own are looked at where it is set.
 TOKENWISE: dict[str, Callable[[Inputs], Tensor]] = {
     "whiten": lambda x: F.whiten(x["rewards"], x["mask"]),
@@ -34,38 +53,22 @@ TOKENWISE: dict[str, Callable[[Inputs], Tensor]] = {
         x["scores"], x["old_logprobs"], x["ref_logprobs"], x["mask"], 0.1
     ),
     "place at end": lambda x: F.place_at_end(x["scores"], x["mask"]),
-    "unbiased k3": lambda x: F.unbiased_k3_loss(
-        x["logprobs"], x["old_logprobs"], x["ref_logprobs"], x["mask"]
-    ),
-    "sequence k2": lambda x: F.sequence_k2_loss(
-        x["logprobs"], x["old_logprobs"], x["ref_logprobs"], x["mask"]
-    ),
-    "biased k3": lambda x: F.biased_k3_loss(x["logprobs"], x["ref_logprobs"], x["mask"]),
+    **{f"KL loss {name}": partial(_kl_loss, name) for name in sorted(concrete(o.KLLoss))},
     "approx kl": lambda x: F.approx_kl(x["logprobs"], x["old_logprobs"], x["mask"]),
     "token ratio": lambda x: F.token_ratio(x["logprobs"], x["old_logprobs"], x["mask"]),
     "prefix ratio": lambda x: F.prefix_ratio(x["logprobs"], x["old_logprobs"], x["mask"]),
     "sequence ratio": lambda x: F.sequence_ratio(x["logprobs"], x["old_logprobs"], x["mask"]),
-    "clipped surrogate": lambda x: F.clipped_surrogate(
-        F.token_ratio(x["logprobs"], x["old_logprobs"], x["mask"]), x["advantages"], dual=3.0
-    ),
-    "weight clipped": lambda x: F.weight_clipped_surrogate(
-        F.token_ratio(x["logprobs"], x["old_logprobs"], x["mask"]), x["logprobs"], x["advantages"]
-    ),
-    "reinforce": lambda x: F.reinforce_loss(x["logprobs"], x["advantages"]),
+    **{f"surrogate {name}": partial(_surrogate, name) for name in sorted(concrete(o.Surrogate))},
     "value loss": lambda x: F.clipped_value_loss(x["values"], x["old_values"], x["rewards"]),
-    "truncated weights": lambda x: F.truncated_importance_weights(
-        x["logprobs"], x["old_logprobs"], x["mask"]
-    ),
-    "masked weights": lambda x: F.masked_importance_weights(
-        x["logprobs"], x["old_logprobs"], x["mask"]
-    ),
+    **{
+        f"importance {name}": partial(_importance, name)
+        for name in sorted(concrete(o.ImportanceCorrection))
+    },
 }
 # Per sequence: (N,).
 ROWWISE: dict[str, Callable[[Inputs], Tensor]] = {
     "masked sum": lambda x: F.masked_sum(x["rewards"], x["mask"], dim=-1),
     "masked mean": lambda x: F.masked_mean(x["rewards"], x["mask"], dim=-1),
-    "masked variance": lambda x: F.masked_var(x["rewards"], x["mask"], dim=-1),
-    "last value": lambda x: F.last_value(x["values"], x["mask"]),
     "penalized scores": lambda x: F.kl_penalized_scores(
         x["scores"], x["old_logprobs"], x["ref_logprobs"], x["mask"], 0.1
     ),
@@ -121,7 +124,7 @@ def test_batches_without_any_token_are_finite(name: str) -> None:
 def test_padding_gets_no_gradient(name: str) -> None:
     garbage = (
         1e3
-        if name in {"clipped surrogate", "weight clipped", "reinforce", "value loss"}
+        if name in {"value loss", *(name for name in ALL if name.startswith("surrogate"))}
         else float("nan")
     )
     inputs = _inputs(garbage)

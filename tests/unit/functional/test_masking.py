@@ -1,25 +1,18 @@
-"""Statistics under masks against loops over lists; moments merged over parts; padding helpers."""
+"""Statistics under masks against loops over lists; moments merged over parts."""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_rlhf.errors import DataError
 from lit_rlhf.functional.masking import (
     Moments,
-    align_left,
     at_least_float32,
     last_index,
-    last_value,
-    length_mask,
     masked_mean,
     masked_moments,
     masked_sum,
-    masked_var,
     merge_moments,
-    pad_sequences,
-    truncate_at_stop,
     whiten,
 )
 from tests.reference import masking as reference
@@ -37,8 +30,6 @@ def test_row_statistics_match_loops(dtype: torch.dtype) -> None:
     for got, expected in (
         (masked_sum(x, mask, dim=-1), reference.row_sums(*lists)),
         (masked_mean(x, mask, dim=-1), reference.row_means(*lists)),
-        (masked_var(x, mask, dim=-1), reference.row_variances(*lists, correction=1)),
-        (masked_var(x, mask, dim=-1, correction=0), reference.row_variances(*lists, correction=0)),
     ):
         assert got.dtype == dtype
         assert_close(got.double(), torch.tensor(expected, dtype=torch.float64), **TOLERANCE[dtype])
@@ -50,14 +41,12 @@ def test_statistics_over_everything_are_those_of_the_entries_that_count() -> Non
     kept = x[mask]
     assert_close(masked_sum(x, mask), kept.sum(), **FP64)
     assert_close(masked_mean(x, mask), kept.mean(), **FP64)
-    assert_close(masked_var(x, mask), kept.var(), **FP64)
-    assert_close(masked_var(x, mask, correction=0), kept.var(correction=0), **FP64)
 
 
 def test_nothing_counted_is_zero_and_sends_no_gradient() -> None:
     mask = torch.zeros(2, 3, dtype=torch.bool)
     x = torch.full((2, 3), torch.inf, requires_grad=True)
-    for function in (masked_sum, masked_mean, masked_var):
+    for function in (masked_sum, masked_mean):
         out = function(x, mask)
         assert float(out.detach()) == 0.0
         (grad,) = torch.autograd.grad(out, x)
@@ -131,70 +120,11 @@ def test_merging_with_nothing_changes_nothing() -> None:
     assert float(nothing.variance) == 0.0
 
 
-def test_length_mask() -> None:
-    assert torch.equal(length_mask(torch.tensor(LENGTHS), 7), ragged_mask())
-    assert length_mask(torch.tensor([[1], [0]]), 2).tolist() == [[[True, False]], [[False, False]]]
-
-
-def test_last_index_and_value() -> None:
+def test_last_index() -> None:
     mask = ragged_mask()
-    x = ragged(mask)
     assert last_index(mask).tolist() == [max(n - 1, 0) for n in LENGTHS]
-    expected = [float(x[i, n - 1]) if n else 0.0 for i, n in enumerate(LENGTHS)]
-    assert_close(last_value(x, mask), torch.tensor(expected, dtype=torch.float64), **FP64)
     holes = torch.tensor([[True, False, True, False]])
     assert last_index(holes).tolist() == [2]
-
-
-@pytest.mark.parametrize("stops", [{1}, {1, 4}, set()])
-def test_truncation_ends_with_the_first_stop_token(stops: set[int]) -> None:
-    tokens = torch.randint(0, 6, (40, 7), generator=torch.Generator().manual_seed(0))
-    mask = ragged_mask((1, 2, 7, 0, 7) * 8)
-    got = truncate_at_stop(tokens, mask, sorted(stops))
-    expected = reference.truncated(tokens.tolist(), mask.tolist(), stops)
-    assert got.mask.tolist() == expected
-    finished = [
-        any(token in stops and flag for token, flag in zip(row, flags, strict=True))
-        for row, flags in zip(tokens.tolist(), mask.tolist(), strict=True)
-    ]
-    assert got.finished.tolist() == finished
-
-
-def test_a_stop_token_in_the_padding_stops_nothing() -> None:
-    got = truncate_at_stop(torch.tensor([[5, 2]]), torch.tensor([[True, False]]), [2])
-    assert not got.finished.item()
-
-
-@pytest.mark.parametrize("width", [None, 4])
-def test_padding_sequences(width: int | None) -> None:
-    got = pad_sequences(
-        [torch.tensor([1, 2, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([4])], -1, width
-    )
-    columns = width or 3
-    assert got.values.shape == (3, columns)
-    assert got.values.dtype == torch.int64
-    assert got.values[got.mask].tolist() == [1, 2, 3, 4]
-    assert (got.values[~got.mask] == -1).all()
-    assert got.mask.sum(-1).tolist() == [3, 0, 1]
-
-
-def test_padding_nothing() -> None:
-    assert pad_sequences([], 0).values.shape == (0, 1)
-    assert pad_sequences([torch.tensor([], dtype=torch.int64)], 0).values.shape == (1, 1)
-
-
-def test_padding_refuses_what_is_too_long() -> None:
-    with pytest.raises(DataError, match=r"sequence 1 has 3 entries, more than width=2"):
-        pad_sequences([torch.tensor([1]), torch.tensor([1, 2, 3])], 0, width=2)
-
-
-def test_aligning_left_keeps_order_and_drops_gaps() -> None:
-    x = torch.tensor([[9, 1, 9, 2], [1, 2, 3, 4], [9, 9, 9, 9]])
-    mask = torch.tensor([[False, True, False, True], [True] * 4, [False] * 4])
-    got = align_left(x, mask, 0)
-    assert got.values.tolist() == [[1, 2, 0, 0], [1, 2, 3, 4], [0, 0, 0, 0]]
-    assert got.mask.sum(-1).tolist() == [2, 4, 0]
-    assert got.values.dtype == x.dtype
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_rlhf.functional import (
-    argmax_preference,
-    best_of_n_kl,
-    draw_preference,
-    preference_probability,
-)
+from lit_rlhf.functional import best_of_n_kl, preference_probability
 from tests.tolerances import FP64
 
 
@@ -26,14 +21,6 @@ def test_preferences_of_both_sides_sum_to_one() -> None:
         assert_close(
             first + preference_probability(-margins, temperature), torch.ones_like(first), **FP64
         )
-
-
-def test_hard_and_drawn_preferences() -> None:
-    assert argmax_preference(torch.tensor([-1e-6, 0.0, 3.0])).tolist() == [0.0, 0.5, 1.0]
-    drawn = draw_preference(
-        torch.tensor([0.0, 0.3, 0.3, 1.0]), torch.tensor([0.0, 0.29, 0.3, 0.999])
-    )
-    assert drawn.tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 16])

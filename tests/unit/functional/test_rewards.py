@@ -6,17 +6,11 @@ from torch.testing import assert_close
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.rewards import (
-    clip_scores,
     kl_penalized_scores,
     kl_shaped_rewards,
-    length_penalty,
     missing_eos_penalty,
-    missing_eos_score,
-    no_moments,
-    normalize_scores,
     overlong_penalty,
     place_at_end,
-    update_moments,
 )
 from tests.reference import advantages as reference
 from tests.reference.batches import DTYPES, LENGTHS, filled, ragged, ragged_mask, rows
@@ -70,33 +64,9 @@ def test_staying_at_the_reference_costs_nothing() -> None:
     )
 
 
-def test_missing_ends_are_penalized_or_overridden() -> None:
+def test_missing_ends_are_penalized() -> None:
     scores, finished = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([True, False, False])
     assert missing_eos_penalty(scores, finished, 0.5).tolist() == [1.0, 1.5, -3.5]
-    assert missing_eos_score(scores, finished, -1.0).tolist() == [1.0, -1.0, -1.0]
-
-
-def test_normalization_clipping_and_length() -> None:
-    scores = torch.tensor([0.0, 2.0, 10.0])
-    assert normalize_scores(scores, 2.0, 4.0).tolist() == [-0.5, 0.0, 2.0]
-    assert normalize_scores(scores, torch.tensor(2.0), torch.tensor(4.0)).tolist() == [
-        -0.5,
-        0.0,
-        2.0,
-    ]
-    assert torch.isfinite(normalize_scores(scores, 2.0, 0.0)).all()
-    assert clip_scores(scores - 3, 2.0).tolist() == [-2.0, -1.0, 2.0]
-    assert_close(length_penalty(torch.tensor([0, 3]), 0.5), torch.tensor([-0.0, -1.5]), **FP32)
-
-
-def test_running_moments_are_those_of_all_scores_seen() -> None:
-    scores = torch.randn(23, dtype=torch.float64) * 3 + 50
-    moments = no_moments(scores)
-    for part in scores.split([1, 5, 0, 16, 1]):
-        moments = update_moments(moments, part)
-    assert float(moments.n) == 23
-    assert_close(moments.mean, scores.mean(), **FP64)
-    assert_close(moments.std, scores.std(), **FP64)
 
 
 def test_overlong_penalty_matches_its_cases() -> None:

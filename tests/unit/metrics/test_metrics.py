@@ -193,7 +193,9 @@ def test_certain_scores_fall_into_the_last_bin() -> None:
 
 
 def test_calibration_refuses_no_bins() -> None:
-    with pytest.raises(ConfigurationError, match="num_bins must be at least 1, not 0"):
+    with pytest.raises(
+        ConfigurationError, match=r"CalibrationError\(num_bins=0\): num_bins must be 1 or more"
+    ):
         CalibrationError(0)
 
 

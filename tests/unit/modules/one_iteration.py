@@ -17,7 +17,7 @@ from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine
-from lit_rlhf.types import Completions, DemonstrationBatch, Generation, PromptBatch
+from lit_rlhf.types import Completions, DemonstrationBatch, Generation, PromptBatch, Scores
 from tests.unit.modules.policies import prompt_batch
 
 PROMPTS = ["how was the film? ", "a", "food, then", "x y z", "well well", "12"]
@@ -26,9 +26,9 @@ PROMPTS = ["how was the film? ", "a", "food, then", "x y z", "well well", "12"]
 class TokenReward(Reward):
     """Share of a response's tokens with an even id: an equal share in some groups, another one in others."""
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         even = (completions.tokens % 2 == 0) & completions.response_mask
-        return (even.sum(-1) / completions.response_mask.sum(-1).clamp_min(1)).float()
+        return Scores((even.sum(-1) / completions.response_mask.sum(-1).clamp_min(1)).float())
 
 
 class SlightlyOffEngine(NativeEngine):
@@ -89,9 +89,10 @@ def iterate(module: PolicyModule, batch: PromptBatch, lr: float = 0.02) -> dict[
     module._trainer = SimpleNamespace(world_size=1, strategy=None, global_rank=0)  # type: ignore[assignment]
     stand_ins = {
         "manual_backward": backward,
+        "loss_scaler": lambda: None,
         "optimizers": lambda: optimizer,
         "lr_schedulers": lambda: None,
-        "_gradient_sync": lambda enabled: nullcontext(),
+        "gradient_sync": lambda enabled: nullcontext(),
         "log_dict": lambda metrics, **_: logged.update({k: float(v) for k, v in metrics.items()}),
     }
     for name, stand_in in stand_ins.items():

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_rlhf.models import (
@@ -17,11 +16,11 @@ from lit_rlhf.models import (
     ValueHead,
     ValueModel,
 )
-from lit_rlhf.modules import PPOPolicyModule
+from lit_rlhf.modules import PPOPolicyModule, Updates
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.tokenizers import load_tokenizer
-from lit_rlhf.types import Completions, PromptBatch
+from lit_rlhf.types import Completions, PromptBatch, Scores
 
 PROMPTS = [
     "how was the film? ",
@@ -38,9 +37,9 @@ PROMPTS = [
 class CountVowels(Reward):
     """Vowels in the response: deterministic, and different for different responses."""
 
-    def score(self, completions: Completions) -> Tensor:
+    def score(self, completions: Completions) -> Scores:
         counts = [sum(letter in "aeiou" for letter in text) for text in completions.responses]
-        return torch.tensor(counts, dtype=torch.float32, device=completions.tokens.device)
+        return Scores(torch.tensor(counts, dtype=torch.float32, device=completions.tokens.device))
 
 
 def prompt_batch(model_dir: Path, prompts: Iterable[str] = PROMPTS, start: int = 0) -> PromptBatch:
@@ -87,8 +86,7 @@ def make_ppo(model_dir: Path, arrangement: str = "lora-head", **options: Any) ->
     defaults: dict[str, Any] = {
         "sampling": Sampling(max_new_tokens=6),
         "value": critic(spec),
-        "num_epochs": 2,
-        "num_minibatches": 2,
+        "updates": Updates(epochs=2, minibatches=2),
         "optimizer": lambda groups: torch.optim.AdamW(groups, lr=1e-3),
     }
     return PPOPolicyModule(spec, CountVowels(), **(defaults | options))

@@ -2,7 +2,6 @@
 
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +11,21 @@ from torch import Tensor
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.policy_losses import relative_reward_loss
 from lit_rlhf.models import ModelSpec
-from lit_rlhf.modules import DAPOPolicyModule, PolicyModule, REBELPolicyModule, ReMaxPolicyModule
-from lit_rlhf.modules.rollouts import select_prompts
+from lit_rlhf.modules import (
+    DAPOPolicyModule,
+    PolicyModule,
+    REBELPolicyModule,
+    ReMaxPolicyModule,
+    Updates,
+    dapo,
+    minibatches,
+    policy,
+)
+from lit_rlhf.modules.minibatches import select_prompts
 from lit_rlhf.objectives import FixedKL, TokenMean
 from lit_rlhf.rewards import FunctionReward, NormalizedReward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import PromptBatch, Rollout
+from lit_rlhf.types import PromptBatch, ScoredRollout
 from tests.reference.batches import ragged, ragged_mask
 from tests.tolerances import FP32, FP64
 from tests.unit.modules.one_iteration import TokenReward, build, iterate
@@ -26,9 +34,8 @@ from tests.unit.modules.policies import PROMPTS, prompt_batch
 SHORT = Sampling(max_new_tokens=5)
 
 
-def collected(module: PolicyModule, batch: PromptBatch) -> Rollout:
-    rollout = build(module).collect(batch)
-    return module.estimate(module.shape_rewards(rollout))
+def collected(module: PolicyModule, batch: PromptBatch) -> Any:
+    return module.estimate(build(module).collect(batch)[0])
 
 
 # -- ReMax -------------------------------------------------------------------------------------------------------------
@@ -40,23 +47,22 @@ def test_the_baseline_is_the_score_of_the_greedy_completion(tiny_model_dir: Path
     module = ReMaxPolicyModule(
         spec, reward, sampling=SHORT, num_samples=2, missing_eos_penalty=0.25, kl=FixedKL(0.1)
     )
-    rollout = collected(module, prompt_batch(tiny_model_dir))
-    assert rollout.baselines is not None
-    assert rollout.advantages is not None
-    assert rollout.rewards is not None
-    assert reward.seen.n == len(rollout.scores) == 16  # greedy completions don't count
-    assert len(module.samples) == 16  # nor stand in tables
+    found, samples = build(module).collect(prompt_batch(tiny_model_dir))
+    rollout = module.estimate(found)
+    baselines = rollout.scores.parts["greedy"]
+    assert reward.seen.n == len(rollout.scores.total) == 16  # greedy completions don't count
+    assert len(samples) == 16  # nor stand in tables
     for i, prompt in enumerate(PROMPTS):
         alone = module.generate(
             prompt_batch(tiny_model_dir, [prompt]), Sampling(5, temperature=0.0), "greedy", 1
         )
-        tokens, mask = alone[0].tokens[0], alone[0].mask[0]
+        tokens, mask = alone[0].completions.tokens[0], alone[0].response_mask[0]
         share = float((tokens[mask] % 2 == 0).float().mean())
         mean, std = reward.moments()
-        score = (share - mean) / std - (0.0 if alone[0].finished[0] else 0.25)
-        assert rollout.baselines[2 * i : 2 * i + 2].tolist() == pytest.approx([score] * 2, abs=1e-5)
-    to_go = rollout.rewards.flip(-1).cumsum(-1).flip(-1)
-    expected = torch.where(rollout.response_mask, to_go - rollout.baselines[:, None], 0.0)
+        score = (share - mean) / std - (0.0 if alone[0].completions.finished[0] else 0.25)
+        assert baselines[2 * i : 2 * i + 2].tolist() == pytest.approx([score] * 2, abs=1e-5)
+    to_go = module.shape_rewards(rollout).flip(-1).cumsum(-1).flip(-1)
+    expected = torch.where(rollout.response_mask, to_go - baselines[:, None], 0.0)
     torch.testing.assert_close(rollout.advantages, expected, **FP32)
 
 
@@ -86,12 +92,11 @@ def test_rebel_fits_differences_of_rewards(tiny_model_dir: Path) -> None:
             ModelSpec(name=str(tiny_model_dir)),
             TokenReward(),
             sampling=SHORT,
-            num_epochs=epochs,
-            max_grad_norm=0.3,
+            updates=Updates(epochs=epochs, max_grad_norm=0.3),
         )
         module = build(module)
         batch = prompt_batch(tiny_model_dir)
-        rollout = module.estimate(module.shape_rewards(module.collect(batch)))
+        rollout = module.estimate(module.collect(batch)[0])
         iterate(module, batch)
         with torch.no_grad():
             return float(module.loss(rollout).loss.sum(-1).mean())
@@ -127,10 +132,10 @@ def _dapo(model_dir: Path, **options: Any) -> DAPOPolicyModule:
     return DAPOPolicyModule(ModelSpec(name=str(model_dir)), FunctionReward(_score), **given)
 
 
-def _prompts_of(rollout: Rollout, batch: PromptBatch) -> list[int]:
+def _prompts_of(rollout: ScoredRollout, batch: PromptBatch) -> list[int]:
     rows = [
         ids[mask].tolist()
-        for ids, mask in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)
+        for ids, mask in zip(rollout.prompts.ids, rollout.prompts.mask, strict=True)
     ]
     pool = [
         ids[branch == 0].tolist()
@@ -142,26 +147,28 @@ def _prompts_of(rollout: Rollout, batch: PromptBatch) -> list[int]:
 def test_prompts_with_equal_scores_are_replaced_by_the_next_ones(tiny_model_dir: Path) -> None:
     batch = _pool(tiny_model_dir, [True, False, True, True, False, False])
     module = build(_dapo(tiny_model_dir))
-    rollout = module.collect(batch)
+    rollout, _ = module.collect(batch)
     assert _prompts_of(rollout, batch) == [1, 4]
     # Each completion is the one that the prompt has in any batch.
-    whole = module.sample(batch, module.sampling, "rollout", 3)
-    width = rollout.tokens.shape[1]
-    torch.testing.assert_close(rollout.tokens[:3], whole.tokens[3:6, :width])
-    torch.testing.assert_close(rollout.scores[3:], whole.scores[12:15])
+    whole, _ = module.sample(batch, module.sampling, "rollout", 3)
+    width = rollout.response_mask.shape[1]
+    torch.testing.assert_close(
+        rollout.completions.tokens[:3], whole.completions.tokens[3:6, :width]
+    )
+    torch.testing.assert_close(rollout.scores.total[3:], whole.scores.total[12:15])
     logged = iterate(build(_dapo(tiny_model_dir)), batch)
     assert logged["train/sampling/prompts"] == 5  # two at first, then one for each that is lacking
     assert logged["train/sampling/resampled_prompts"] == 3
     assert logged["train/frac_reward_zero_std"] == pytest.approx(3 / 5)
     assert logged["train/sampling/unfilled_prompts"] == 0
-    assert logged["train/objective/scores"] == pytest.approx(float(rollout.scores.mean()))
-    assert logged["train/sampling/scores"] == pytest.approx(float(whole.scores[:15].mean()))
+    assert logged["train/objective/scores"] == pytest.approx(float(rollout.scores.total.mean()))
+    assert logged["train/sampling/scores"] == pytest.approx(float(whole.scores.total[:15].mean()))
 
 
 def test_a_pool_that_is_used_up_ends_the_search(tiny_model_dir: Path) -> None:
     batch = _pool(tiny_model_dir, [True, True, True, True, True, False])
     module = build(_dapo(tiny_model_dir))
-    assert _prompts_of(module.collect(batch), batch) == [0, 5]
+    assert _prompts_of(module.collect(batch)[0], batch) == [0, 5]
     hopeless = build(_dapo(tiny_model_dir, overlong_penalty=0.0))
     before = [p.detach().clone() for p in hopeless.parameters()]
     logged = iterate(hopeless, _pool(tiny_model_dir, [True] * 6))
@@ -172,7 +179,7 @@ def test_a_pool_that_is_used_up_ends_the_search(tiny_model_dir: Path) -> None:
 
 def test_without_oversampling_every_prompt_is_trained_on(tiny_model_dir: Path) -> None:
     batch = _pool(tiny_model_dir, [True, False, True])
-    assert _prompts_of(build(_dapo(tiny_model_dir, oversampling=1)).collect(batch), batch) == [
+    assert _prompts_of(build(_dapo(tiny_model_dir, oversampling=1)).collect(batch)[0], batch) == [
         0,
         1,
         2,
@@ -184,6 +191,7 @@ class Ranks:
 
     def __init__(self, number: int) -> None:
         self.parts: list[Tensor | None] = [None] * number
+        self.number = threading.local()
         self.barrier = threading.Barrier(number, timeout=60)
 
     def gather(self, rank: int, value: Tensor) -> Tensor:
@@ -193,24 +201,35 @@ class Ranks:
         self.barrier.wait()
         return together
 
-    def join(self, module: PolicyModule, rank: int) -> None:
-        reduce = SimpleNamespace(reduce=lambda value, reduce_op: self.gather(rank, value).sum(0))
-        module._trainer = SimpleNamespace(world_size=2, global_rank=rank, strategy=reduce)  # type: ignore[assignment]
-        object.__setattr__(module, "_gather", lambda value: self.gather(rank, value))
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For `lit_rlhf.distributed`, where threads have said their number."""
+        functions = {
+            "num_ranks": lambda: len(self.parts),
+            "rank": lambda: self.number.rank,
+            "sum_over_ranks": lambda value: self.gather(self.number.rank, value).sum(0),
+            "stack_over_ranks": lambda value: self.gather(self.number.rank, value),
+        }
+        for module in (dapo, minibatches, policy):
+            for name, function in functions.items():
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, function)
 
 
-def test_the_selection_does_not_depend_on_the_number_of_processes(tiny_model_dir: Path) -> None:
+def test_the_selection_does_not_depend_on_the_number_of_processes(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     even = [True, True, True, False, False, True, False, False]
     batch = _pool(tiny_model_dir, even)
-    alone = build(_dapo(tiny_model_dir, oversampling=2)).collect(batch)
+    alone, _ = build(_dapo(tiny_model_dir, oversampling=2)).collect(batch)
     assert _prompts_of(alone, batch) == [3, 4, 6, 7]
     ranks, found = Ranks(2), {}
+    ranks.stand_in(monkeypatch)
 
     def work(rank: int) -> None:
         module = build(_dapo(tiny_model_dir, oversampling=2))
-        ranks.join(module, rank)
+        ranks.number.rank = rank
         part = select_prompts(batch, slice(rank, None, 2))  # as the sampler deals them
-        found[rank] = module.collect(part)
+        found[rank] = module.collect(part)[0]
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -218,8 +237,10 @@ def test_the_selection_does_not_depend_on_the_number_of_processes(tiny_model_dir
     for thread in threads:
         thread.join()
     for rank in range(2):
-        for name in ("prompt_ids", "tokens", "scores", "response_mask"):
-            torch.testing.assert_close(getattr(found[rank], name), getattr(alone, name))
+        for name in ("prompts", "completions", "scores"):
+            theirs, ours = vars(getattr(found[rank], name)), vars(getattr(alone, name))
+            for key in set(ours) - {"parts", "logprobs", "values"}:
+                torch.testing.assert_close(theirs[key], ours[key])
         torch.testing.assert_close(found[rank].ref_logprobs, alone.ref_logprobs, **FP32)
 
 
@@ -232,10 +253,10 @@ def test_long_completions_pay(tiny_model_dir: Path) -> None:
             overlong_penalty=2.0,
         )
     )
-    rollout = module.sample(_pool(tiny_model_dir, [False] * 3), module.sampling, "rollout", 3)
+    rollout, _ = module.sample(_pool(tiny_model_dir, [False] * 3), module.sampling, "rollout", 3)
     lengths = rollout.response_mask.sum(-1)
     assert len(set(lengths.tolist())) > 1
-    expected = rollout.scores - 2.0 * ((lengths - 6).clamp_min(0) / 4)
+    expected = rollout.scores.total - 2.0 * ((lengths - 6).clamp_min(0) / 4)
     torch.testing.assert_close(module.penalized_scores(rollout), expected, **FP32)
     assert _dapo(tiny_model_dir, sampling=Sampling(max_new_tokens=20480)).overlong_buffer == 4096
 
@@ -245,7 +266,7 @@ def test_long_completions_pay(tiny_model_dir: Path) -> None:
     [
         ({"oversampling": 0}, "oversampling=0"),
         ({"overlong_penalty": -1.0}, r"overlong_penalty=-1\.0"),
-        ({"overlong_buffer": 6}, "overlong_buffer=6 must be from 1 to max_new_tokens=5"),
+        ({"overlong_buffer": 6}, "overlong_buffer=6.* must be from 1 to max_new_tokens=5"),
         (
             {"overlong_buffer": 3, "overlong_penalty": 0.0},
             "overlong_buffer=3 is where a penalty of overlong_penalty=0",

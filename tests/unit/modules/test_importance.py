@@ -10,10 +10,16 @@ import torch
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.models import ModelSpec
-from lit_rlhf.modules import GRPOPolicyModule, PolicyModule, PPOPolicyModule, RLOOPolicyModule
+from lit_rlhf.modules import (
+    GRPOPolicyModule,
+    PolicyModule,
+    PPOPolicyModule,
+    RLOOPolicyModule,
+    Updates,
+)
 from lit_rlhf.objectives import FixedKL, ImportanceCorrection, MaskedImportance, TruncatedImportance
 from lit_rlhf.rollout import NativeEngine, Sampling
-from lit_rlhf.types import Generation, Rollout
+from lit_rlhf.types import Generation
 from tests.tolerances import FP32
 from tests.unit.modules.one_iteration import (
     SlightlyOffEngine,
@@ -26,7 +32,7 @@ from tests.unit.modules.one_iteration import (
 OPTIONS: dict[str, Any] = {
     "num_samples": 2,
     "sampling": Sampling(max_new_tokens=4),
-    "num_epochs": 1,
+    "updates": Updates(epochs=1),
 }
 MASK = torch.tensor([[True, True, True, False]])
 OLD, ENGINE = (
@@ -54,8 +60,8 @@ def test_weights_are_ratios_within_bounds(name: str) -> None:
     assert weights[0].tolist() == pytest.approx([*(expected(ratio) for ratio in ratios), 1.0])
 
 
-def _rollout(module: PolicyModule, model_dir: Path) -> Rollout:
-    return module.estimate(module.shape_rewards(build(module).collect(full_batch(model_dir))))
+def _rollout(module: PolicyModule, model_dir: Path) -> Any:
+    return module.estimate(build(module).collect(full_batch(model_dir))[0])
 
 
 @pytest.mark.parametrize("kind", [PPOPolicyModule, GRPOPolicyModule, RLOOPolicyModule])
@@ -70,9 +76,8 @@ def test_the_surrogate_is_weighed_token_by_token(
     )
     rollout = _rollout(plain, tiny_model_dir)
     build(weighed)
-    assert rollout.engine_logprobs is not None
     mask = rollout.response_mask
-    weights = correction(rollout.old_logprobs, rollout.engine_logprobs, mask)
+    weights = correction(rollout.old_logprobs, rollout.completions.logprobs, mask)
     assert 1.19 < float(weights[mask].max()) <= 1.2 + 1e-6
     assert float(weights[mask].min()) < 0.8
     logprobs = rollout.old_logprobs * 1.01
@@ -148,10 +153,8 @@ def test_a_terminal_kl_sits_on_the_last_token_and_sums_to_the_same(tiny_model_di
         PPOPolicyModule(spec, TokenReward(), terminal_kl=where, kl=FixedKL(0.7), **OPTIONS)
         for where in (False, True)
     )
-    rollout = build(spread, moved=0.05).collect(full_batch(tiny_model_dir))
-    every, last = spread.shape_rewards(rollout).rewards, terminal.shape_rewards(rollout).rewards
-    assert every is not None
-    assert last is not None
+    rollout = build(spread, moved=0.05).collect(full_batch(tiny_model_dir))[0]
+    every, last = spread.shape_rewards(rollout), terminal.shape_rewards(rollout)
     mask = rollout.response_mask
     torch.testing.assert_close(
         masked_sum(every, mask, dim=-1), masked_sum(last, mask, dim=-1), **FP32
@@ -164,7 +167,7 @@ def test_target_kl_with_a_single_step_is_refused(tiny_model_dir: Path) -> None:
     spec = ModelSpec(name=str(tiny_model_dir))
     with pytest.raises(
         ConfigurationError,
-        match=r"target_kl=0.1 ends an iteration before its second optimizer step",
+        match=r"target_kl=0.1.*ends an iteration before its second optimizer step",
     ):
-        RLOOPolicyModule(spec, TokenReward(), target_kl=0.1)
-    RLOOPolicyModule(spec, TokenReward(), target_kl=0.1, num_minibatches=2)
+        RLOOPolicyModule(spec, TokenReward(), updates=Updates(target_kl=0.1))
+    RLOOPolicyModule(spec, TokenReward(), updates=Updates(target_kl=0.1, minibatches=2))

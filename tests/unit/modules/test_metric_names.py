@@ -99,7 +99,7 @@ def test_a_soft_label_that_is_no_probability(p: float, tiny_model_dir: Path) -> 
     with pytest.raises(DataError, match=rf"p_chosen={p}"):
         ready(tiny_model_dir, SoftLabelDPO())._step(batch, "train")
     with pytest.raises(DataError, match=rf"p_chosen={p}"):
-        BradleyTerry()(torch.zeros(4, 2), batch)
+        BradleyTerry().of_batch(torch.zeros(4, 2), batch)
 
 
 @pytest.mark.parametrize("label", [True, False])
@@ -128,7 +128,7 @@ def test_lists_need_two_and_scores(tiny_model_dir: Path) -> None:
     with pytest.raises(DataError, match="score"):
         module._step(batch_of(), "train")
     with pytest.raises(DataError, match="needs the column 'score'"):
-        AllPairs()(torch.zeros(4, 3), batch_of())
+        AllPairs().of_batch(torch.zeros(4, 3), batch_of())
 
 
 @pytest.mark.parametrize("loss", [PlackettLuceDPO(), PlackettLuce(), AllPairs()])
@@ -139,7 +139,7 @@ def test_a_prompt_without_branches_counts_as_0(loss: Any, tiny_model_dir: Path) 
         values = ready(tiny_model_dir, loss).loss_output(batch).loss
     else:
         scores = torch.randn(4, 2, requires_grad=True)
-        values = loss(scores, batch).loss
+        values = loss.of_batch(scores, batch).loss
         values.sum().backward()
         assert scores.grad is not None and scores.grad.isfinite().all()
         assert scores.grad[3].abs().max() == 0

@@ -13,15 +13,17 @@ from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import (
+    MixtureOpponent,
     NashMDPolicyModule,
     OnlineDPOPolicyModule,
     PolicyModule,
     SPPOPolicyModule,
+    Updates,
     XPOPolicyModule,
 )
 from lit_rlhf.rewards import LengthReward, MonitoredReward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Rollout
+from lit_rlhf.types import EvaluatedRollout, Scores
 from tests.tolerances import FP32, FP32_MODEL
 from tests.unit.modules.policies import CountVowels, fit, make_trainer, prompt_batch, prompt_loader
 
@@ -30,8 +32,8 @@ METHODS: dict[str, tuple[type[PolicyModule], dict[str, Any]]] = {
     "bernoulli": (OnlineDPOPolicyModule, {"oracle": o.BernoulliLabels()}),
     "ipo": (OnlineDPOPolicyModule, {"loss": o.IPO(0.1)}),
     "xpo": (XPOPolicyModule, {"alpha": 0.1}),
-    "sppo": (SPPOPolicyModule, {"loss": o.SPPO(0.1), "num_epochs": 2}),
-    "nash-md": (NashMDPolicyModule, {"mixture": 0.25}),
+    "sppo": (SPPOPolicyModule, {"loss": o.SPPO(0.1), "updates": Updates(epochs=2)}),
+    "nash-md": (NashMDPolicyModule, {"opponent": MixtureOpponent(0.25)}),
 }
 
 
@@ -45,10 +47,10 @@ def make(name: str, model_dir: Path, *, lora: bool = True, **options: Any) -> Po
     return kind(spec, CountVowels(), **(defaults | own | options))
 
 
-def collected(module: PolicyModule, model_dir: Path) -> Rollout:
+def collected(module: PolicyModule, model_dir: Path) -> Any:
     """The first rollout, ready for the first minibatch."""
     module.configure_model()
-    return module.estimate(module.shape_rewards(module.collect(prompt_batch(model_dir))))
+    return module.estimate(module.collect(prompt_batch(model_dir))[0])
 
 
 def disturb(module: PolicyModule) -> None:
@@ -89,9 +91,8 @@ def test_every_trainable_parameter_learns_and_nothing_else_moves(
 def test_neighbours_are_paired_and_labelled_by_their_scores(tiny_model_dir: Path) -> None:
     module = make("online-dpo", tiny_model_dir, oracle=o.SoftLabels(2.0), missing_eos_penalty=0.5)
     rollout = collected(module, tiny_model_dir)
-    assert rollout.wins is not None
     assert rollout.num_samples == 4
-    scores = rollout.scores - 0.5 * (~rollout.finished).float()
+    scores = rollout.scores.total - 0.5 * (~rollout.completions.finished).float()
     for first in range(0, len(scores), 2):
         chance = 1 / (1 + float(torch.exp(-(scores[first] - scores[first + 1]) / 2.0)))
         assert float(rollout.wins[first]) == pytest.approx(chance, abs=1e-6)
@@ -117,15 +118,12 @@ def test_bernoulli_labels_depend_on_the_seed_alone(tiny_model_dir: Path) -> None
         collected(make("bernoulli", tiny_model_dir, seed=seed), tiny_model_dir).wins
         for seed in (0, 0, 1)
     ]
-    assert runs[0] is not None
-    assert runs[1] is not None
-    assert runs[2] is not None
     assert set(runs[0].tolist()) == {0.0, 1.0}
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
 
-def _loss(module: PolicyModule, rollout: Rollout) -> Tensor:
+def _loss(module: PolicyModule, rollout: EvaluatedRollout) -> Tensor:
     output = module.loss(rollout)
     mask = rollout.response_mask
     return module.reduction.numerator(output.loss, mask) / module.reduction.denominator(mask)
@@ -142,8 +140,6 @@ def test_the_loss_is_the_expectation_of_the_injected_one_over_the_labels(
     disturb(module)
     out = module.policy_forward(rollout)
     assert out.logprobs is not None
-    assert rollout.ref_logprobs is not None
-    assert rollout.wins is not None
     u = ((out.logprobs - rollout.ref_logprobs) * rollout.response_mask).sum(-1).view(-1, 2)
     h, p = 0.3 * (u[:, 0] - u[:, 1]), rollout.wins.view(-1, 2)[:, 0]
     by_hand = -(p * h.sigmoid().log() + (1 - p) * (-h).sigmoid().log()).mean()
@@ -160,25 +156,27 @@ def test_a_constant_added_to_the_reward_of_a_prompt_changes_nothing(tiny_model_d
     module = make("online-dpo", tiny_model_dir)
     rollout = collected(module, tiny_model_dir)
     shift = torch.arange(rollout.num_prompts).repeat_interleave(rollout.num_samples).float()
-    shifted = module.shape_rewards(replace(rollout, scores=rollout.scores + shift))
-    assert rollout.wins is not None
-    assert shifted.wins is not None
+    shifted = module.estimate(replace(rollout, scores=Scores(rollout.scores.total + shift)))
     assert_close(shifted.wins, rollout.wins, **FP32)
 
 
 def test_gradients_do_not_depend_on_microbatches(tiny_model_dir: Path) -> None:
     found: list[dict[str, Tensor]] = []
     for budget in (100_000, 1):
-        module = make("online-dpo", tiny_model_dir, microbatch_tokens=budget, max_grad_norm=0.0)
+        module = make(
+            "online-dpo",
+            tiny_model_dir,
+            updates=Updates(microbatch_tokens=budget, max_grad_norm=0.0),
+        )
         gradients: dict[str, Tensor] = {}
 
         def keep(module: PolicyModule = module, gradients: dict[str, Tensor] = gradients) -> Tensor:
             gradients.update(
                 {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
             )
-            return type(module).optimizer_step_on_minibatch(module)
+            return type(module).take_step(module)
 
-        module.optimizer_step_on_minibatch = keep  # type: ignore[method-assign]
+        module.take_step = keep  # type: ignore[method-assign]
         fit(module, tiny_model_dir, batch_size=8, limit_train_batches=1)
         found.append(gradients)
     assert any(float(gradient.abs().max()) > 1e-4 for gradient in found[0].values())
@@ -193,12 +191,16 @@ def test_xpo_plays_against_the_reference_wherever_the_policy_is(
     module = make("xpo", tiny_model_dir, lora=lora)
     first = collected(module, tiny_model_dir)
     assert first.num_samples == 2
-    assert not torch.equal(first.tokens[::2], first.tokens[1::2])
+    assert not torch.equal(first.completions.tokens[::2], first.completions.tokens[1::2])
     disturb(module)
     second = collected(module, tiny_model_dir)
-    width = min(first.tokens.shape[1], second.tokens.shape[1])
-    assert torch.equal(first.tokens[1::2, :width], second.tokens[1::2, :width])
-    assert not torch.equal(first.tokens[::2, :width], second.tokens[::2, :width])
+    width = min(first.response_mask.shape[1], second.response_mask.shape[1])
+    assert torch.equal(
+        first.completions.tokens[1::2, :width], second.completions.tokens[1::2, :width]
+    )
+    assert not torch.equal(
+        first.completions.tokens[::2, :width], second.completions.tokens[::2, :width]
+    )
 
 
 def test_xpo_lowers_what_the_reference_wrote(tiny_model_dir: Path) -> None:
@@ -214,11 +216,11 @@ def test_xpo_lowers_what_the_reference_wrote(tiny_model_dir: Path) -> None:
 
 def test_metrics_of_xpo_are_of_the_policys_own_samples(tiny_model_dir: Path) -> None:
     module = make("xpo", tiny_model_dir)
-    seen: list[Rollout] = []
+    seen: list[Any] = []
     keep = module.collect
     module.collect = lambda batch: seen.append(keep(batch)) or seen[-1]  # type: ignore[func-returns-value,method-assign]
     trainer = fit(module, tiny_model_dir, batch_size=8, limit_train_batches=1)
-    entropies = -(seen[0].old_logprobs * seen[0].response_mask).sum(-1)
+    entropies = -(seen[0][0].old_logprobs * seen[0][0].response_mask).sum(-1)
     assert float(trainer.callback_metrics["train/objective/entropy"]) == pytest.approx(
         float(entropies[::2].mean())
     )
@@ -230,7 +232,6 @@ def test_sppo_regresses_to_the_policy_that_sampled(tiny_model_dir: Path) -> None
     module.configure_model()
     disturb(module)  # far from the reference, which must not matter
     rollout = collected(module, tiny_model_dir)
-    assert rollout.wins is not None
     by_hand = 0.5 * (2.0 * (rollout.wins - 0.5)).square().view(-1, 2).sum(-1)
     assert float(by_hand.max()) > 0.1
     assert_close(_loss(module, rollout), by_hand.mean(), **FP32_MODEL)
@@ -240,16 +241,14 @@ def test_nash_md_keeps_its_own_samples_and_rewards_winning(tiny_model_dir: Path)
     module = make("nash-md", tiny_model_dir, kl=o.FixedKL(0.5))
     module.configure_model()
     disturb(module)
-    pairs = module.collect(prompt_batch(tiny_model_dir))
-    rollout = module.shape_rewards(pairs)
+    pairs, _ = module.collect(prompt_batch(tiny_model_dir))
+    rollout = module.estimate(pairs)
     assert (pairs.num_samples, rollout.num_samples) == (2, 1)
-    assert torch.equal(rollout.scores, pairs.scores[::2])
-    assert rollout.rewards is not None
-    assert rollout.ref_logprobs is not None
+    assert torch.equal(rollout.scores.total, pairs.scores.total[::2])
     kl = ((rollout.old_logprobs - rollout.ref_logprobs) * rollout.response_mask).sum(-1)
     assert float(kl.abs().max()) > 0.1
-    wins = (pairs.scores[::2] - pairs.scores[1::2]).sigmoid()
-    assert_close(rollout.rewards.sum(-1), wins - 0.5 - 0.5 * kl, **FP32_MODEL)
+    wins = (pairs.scores.total[::2] - pairs.scores.total[1::2]).sigmoid()
+    assert_close(rollout.advantages[:, 0], wins - 0.5 - 0.5 * kl, **FP32_MODEL)
 
 
 def test_a_monitor_is_logged_in_training_and_validation(tiny_model_dir: Path) -> None:
@@ -271,8 +270,7 @@ def test_a_monitor_is_logged_in_training_and_validation(tiny_model_dir: Path) ->
         ("online-dpo", {"num_samples": 3}, "num_samples=3 samples of a prompt can't be paired"),
         ("online-dpo", {"loss": o.TDPO1()}, r"TDPO1 needs \['kl'\]"),
         ("online-dpo", {"loss": o.AOT()}, "AOT looks at a whole batch"),
-        ("xpo", {"alpha": -0.1}, r"alpha=-0\.1 must be 0 or more"),
-        ("nash-md", {"mixture": 1.5}, r"mixture=1\.5 must be in \[0, 1\]"),
+        ("xpo", {"alpha": -0.1}, r"alpha=-0\.1.* must be 0 or more"),
     ],
 )
 def test_bad_options_are_refused(
@@ -282,10 +280,15 @@ def test_bad_options_are_refused(
         make(name, tiny_model_dir, **options)
 
 
+def test_a_mixture_has_a_weight_in_range() -> None:
+    with pytest.raises(ConfigurationError, match=r"weight=1\.5.* must be in \[0, 1\]"):
+        MixtureOpponent(1.5)
+
+
 def test_equal_scores_teach_nothing_but_the_way_back(tiny_model_dir: Path) -> None:
     module = make("online-dpo", tiny_model_dir)
     rollout = collected(module, tiny_model_dir)
-    same = module.shape_rewards(replace(rollout, scores=torch.ones_like(rollout.scores)))
+    same = module.estimate(replace(rollout, scores=Scores(torch.ones_like(rollout.scores.total))))
     _loss(module, same).backward()
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     assert gradients

@@ -3,16 +3,18 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.modules import PPOPolicyModule
+from lit_rlhf.modules import GAE, PPOPolicyModule, Updates, ValueLoss
+from lit_rlhf.modules.ppo import PPORollout, ValuedRollout
 from lit_rlhf.objectives import AdaptiveKL, FixedKL
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Completions, Rollout
+from lit_rlhf.types import Completions, EvaluatedRollout, Scores
 from tests.tolerances import FP32, FP32_MODEL
 from tests.unit.modules.policies import (
     ARRANGEMENTS,
@@ -25,10 +27,10 @@ from tests.unit.modules.policies import (
 )
 
 
-def collected(module: PPOPolicyModule, model_dir: Path) -> Rollout:
+def collected(module: PPOPolicyModule, model_dir: Path) -> PPORollout:
     """The module's first rollout, ready for the first minibatch."""
     module.configure_model()
-    return module.estimate(module.shape_rewards(module.collect(prompt_batch(model_dir))))
+    return module.estimate(module.collect(prompt_batch(model_dir))[0])
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
@@ -38,7 +40,6 @@ def test_an_untrained_policy_has_ratio_one_and_no_kl(
     module = make_ppo(tiny_model_dir, arrangement)
     rollout = collected(module, tiny_model_dir)
     mask = rollout.response_mask
-    assert rollout.ref_logprobs is not None
     torch.testing.assert_close(rollout.old_logprobs[mask], rollout.ref_logprobs[mask], **FP32_MODEL)
     assert bool((rollout.old_logprobs[mask] < -0.1).all()), (
         "log-probs of a random model are well below 0"
@@ -68,17 +69,12 @@ def test_every_trainable_parameter_learns_and_nothing_else_moves(
 def test_values_are_used_and_learned(tiny_model_dir: Path) -> None:
     module = make_ppo(tiny_model_dir)
     rollout = collected(module, tiny_model_dir)
-    assert rollout.values is not None
-    assert rollout.returns is not None
-    assert rollout.rewards is not None
     torch.testing.assert_close(
         rollout.values, torch.zeros_like(rollout.values)
     )  # a value head starts at 0
-    undiscounted = make_ppo(tiny_model_dir, lam=1.0, whiten_advantages=False)
+    undiscounted = make_ppo(tiny_model_dir, gae=GAE(lam=1.0, whiten=False))
     rollout = collected(undiscounted, tiny_model_dir)
-    assert rollout.returns is not None
-    assert rollout.rewards is not None
-    to_go = rollout.rewards.flip(-1).cumsum(-1).flip(-1) * rollout.response_mask
+    to_go = undiscounted.shape_rewards(rollout).flip(-1).cumsum(-1).flip(-1) * rollout.response_mask
     torch.testing.assert_close(rollout.returns, to_go, **FP32)
 
 
@@ -91,12 +87,10 @@ def test_the_engine_gives_the_values_of_a_pass_of_their_own(
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():  # a head of 0 would agree with anything
         module.backbone.heads["value"].weight.normal_(generator=draw)
-    ours = module.collect(prompt_batch(tiny_model_dir))
+    ours = ValuedRollout.of(module.collect(prompt_batch(tiny_model_dir))[0])
     monkeypatch.setattr(PPOPolicyModule, "sampled_values", None)
-    theirs = module.collect(prompt_batch(tiny_model_dir))
-    assert torch.equal(ours.tokens, theirs.tokens)
-    assert ours.values is not None
-    assert theirs.values is not None
+    theirs = ValuedRollout.of(module.collect(prompt_batch(tiny_model_dir))[0])
+    assert torch.equal(ours.completions.tokens, theirs.completions.tokens)
     assert float(theirs.values.abs().max()) > 0.1
     torch.testing.assert_close(ours.values, theirs.values, **FP32_MODEL)
     monkeypatch.undo()
@@ -107,19 +101,19 @@ def test_the_engine_gives_the_values_of_a_pass_of_their_own(
 def test_score_sits_on_the_last_token_and_kl_on_each(tiny_model_dir: Path) -> None:
     module = make_ppo(tiny_model_dir, kl=FixedKL(0.5), missing_eos_penalty=2.0)
     module.configure_model()
-    rollout = module.collect(prompt_batch(tiny_model_dir))
-    assert rollout.ref_logprobs is not None
+    rollout, _ = module.collect(prompt_batch(tiny_model_dir))
     rollout = replace(rollout, ref_logprobs=rollout.ref_logprobs - 0.25)
-    rewards = module.shape_rewards(rollout).rewards
-    assert rewards is not None
-    for row in range(len(rollout.tokens)):
+    rewards = module.shape_rewards(rollout)
+    for row in range(len(rewards)):
         length = int(rollout.response_mask[row].sum())
         for t in range(rewards.shape[1]):
             expected = 0.0
             if t < length:
                 expected = -0.5 * float(rollout.old_logprobs[row, t] - rollout.ref_logprobs[row, t])
             if t == length - 1:
-                expected += float(rollout.scores[row]) - (0.0 if rollout.finished[row] else 2.0)
+                expected += float(rollout.scores.total[row]) - (
+                    0.0 if rollout.completions.finished[row] else 2.0
+                )
             assert float(rewards[row, t]) == pytest.approx(expected, abs=1e-5)
 
 
@@ -134,18 +128,24 @@ def _gradients(module: PPOPolicyModule, model_dir: Path) -> dict[str, Tensor]:
             )
         return original()
 
-    original = module.optimizer_step_on_minibatch
-    module.optimizer_step_on_minibatch = keep  # type: ignore[method-assign]
+    original = module.take_step
+    module.take_step = keep  # type: ignore[method-assign]
     fit(module, model_dir, batch_size=8, limit_train_batches=1)
     return found
 
 
 def test_gradients_do_not_depend_on_microbatches(tiny_model_dir: Path) -> None:
-    options = {"num_samples": 2, "num_minibatches": 1, "num_epochs": 1, "max_grad_norm": 0.0}
-    whole = _gradients(
-        make_ppo(tiny_model_dir, microbatch_tokens=100_000, **options), tiny_model_dir
+    whole, pieces = (
+        _gradients(
+            make_ppo(
+                tiny_model_dir,
+                num_samples=2,
+                updates=Updates(epochs=1, microbatch_tokens=budget, max_grad_norm=0.0),
+            ),
+            tiny_model_dir,
+        )
+        for budget in (100_000, 1)
     )
-    pieces = _gradients(make_ppo(tiny_model_dir, microbatch_tokens=1, **options), tiny_model_dir)
     assert whole.keys() == pieces.keys()
     assert any(float(gradient.abs().max()) > 1e-4 for gradient in whole.values())
     for name, gradient in whole.items():
@@ -155,12 +155,11 @@ def test_gradients_do_not_depend_on_microbatches(tiny_model_dir: Path) -> None:
 def test_a_step_with_gradients_that_are_not_finite_is_skipped_and_counted(
     tiny_model_dir: Path,
 ) -> None:
-    module = make_ppo(tiny_model_dir, num_epochs=1, num_minibatches=1)
+    module = make_ppo(tiny_model_dir, updates=Updates(epochs=1))
     estimate = module.estimate
 
-    def poisoned(rollout: Rollout) -> Rollout:
+    def poisoned(rollout: EvaluatedRollout) -> PPORollout:
         rollout = estimate(rollout)
-        assert rollout.advantages is not None
         rollout.advantages[0, 0] = math.inf
         return rollout
 
@@ -168,7 +167,7 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped_and_counted(
     module.configure_model()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     trainer = fit(module, tiny_model_dir, limit_train_batches=1)
-    assert module.skipped_steps == 1
+    assert module.guard.skipped == 1
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
     assert float(trainer.callback_metrics["train/skipped_steps"]) == 1.0
 
@@ -177,8 +176,7 @@ def test_target_kl_ends_an_iteration_early(tiny_model_dir: Path) -> None:
     def steps(target: float | None) -> int:
         module = make_ppo(
             tiny_model_dir,
-            num_epochs=4,
-            target_kl=target,
+            updates=Updates(epochs=4, minibatches=2, target_kl=target),
             optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0),
         )
         return fit(module, tiny_model_dir, limit_train_batches=1).global_step
@@ -188,7 +186,7 @@ def test_target_kl_ends_an_iteration_early(tiny_model_dir: Path) -> None:
 
 
 def test_critic_warmup_leaves_the_policy_alone(tiny_model_dir: Path) -> None:
-    module = make_ppo(tiny_model_dir, "lora-adapter", critic_warmup=1)
+    module = make_ppo(tiny_model_dir, "lora-adapter", value_loss=ValueLoss(warmup=1))
     module.configure_model()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit(module, tiny_model_dir, limit_train_batches=1)
@@ -204,7 +202,7 @@ def test_adaptive_kl_moves_after_each_iteration(tiny_model_dir: Path) -> None:
 
 
 def test_value_parameters_have_their_own_learning_rate(tiny_model_dir: Path) -> None:
-    module = make_ppo(tiny_model_dir, "lora-adapter", value_lr=0.5)
+    module = make_ppo(tiny_model_dir, "lora-adapter", value_loss=ValueLoss(lr=0.5))
     module.configure_model()
     groups = {group["name"]: group for group in module.parameter_groups()}
     assert groups["value"]["lr"] == 0.5
@@ -217,9 +215,9 @@ def test_value_parameters_have_their_own_learning_rate(tiny_model_dir: Path) -> 
 
 def test_a_score_that_is_not_finite_names_its_sample(tiny_model_dir: Path) -> None:
     class Broken(CountVowels):
-        def score(self, completions: Completions) -> Tensor:
+        def score(self, completions: Completions) -> Scores:
             scores = super().score(completions)
-            scores[2] = math.nan
+            scores.total[2] = math.nan
             return scores
 
     module = make_ppo(tiny_model_dir)
@@ -234,14 +232,8 @@ def test_a_score_that_is_not_finite_names_its_sample(tiny_model_dir: Path) -> No
         ({"sampling": Sampling(top_p=0.9)}, "top_p=0.9"),
         ({"sampling": Sampling(top_k=5)}, "top_k=5"),
         ({"sampling": Sampling(temperature=0.0)}, "temperature=0"),
-        ({"num_epochs": 0}, "num_epochs=0"),
         ({"num_samples": 0}, "num_samples=0"),
-        ({"microbatch_tokens": 0}, "microbatch_tokens=0"),
-        ({"gamma": 1.5}, "gamma=1.5"),
-        ({"lam": -0.1}, r"lam=-0\.1"),
-        ({"value_clip": 0.0}, "value_clip=0"),
-        ({"target_kl": -1.0}, "target_kl=-1"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm=-1"),
+        ({"entropy_coef": -0.5}, r"entropy_coef=-0\.5"),
     ],
 )
 def test_bad_options_are_refused_at_once(
@@ -249,6 +241,27 @@ def test_bad_options_are_refused_at_once(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_ppo(tiny_model_dir, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Updates(epochs=0), r"Updates\(epochs=0\)"),
+        (lambda: Updates(minibatches=0), "minibatches=0"),
+        (lambda: Updates(microbatch_tokens=0), "microbatch_tokens=0"),
+        (lambda: Updates(target_kl=-1.0), r"target_kl=-1\.0"),
+        (lambda: Updates(max_grad_norm=-1.0), r"max_grad_norm=-1\.0"),
+        (lambda: Updates(max_skipped=0), "max_skipped=0"),
+        (lambda: GAE(gamma=1.5), "gamma=1.5"),
+        (lambda: GAE(lam=-0.1), r"lam=-0\.1"),
+        (lambda: ValueLoss(clip=0.0), "clip=0"),
+        (lambda: ValueLoss(coef=-1.0), "coef=-1"),
+        (lambda: ValueLoss(warmup=-1), "warmup=-1"),
+    ],
+)
+def test_groups_of_options_refuse_numbers_out_of_range(make: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make()
 
 
 def test_max_steps_is_refused(tiny_model_dir: Path) -> None:
@@ -270,8 +283,8 @@ def test_validation_is_the_same_each_time_and_leaves_no_trace(tiny_model_dir: Pa
 def test_rollouts_do_not_depend_on_the_batch(tiny_model_dir: Path) -> None:
     module = make_ppo(tiny_model_dir, num_samples=2)
     module.configure_model()
-    whole = module.collect(prompt_batch(tiny_model_dir))
-    part = module.collect(prompt_batch(tiny_model_dir, ["what of it ", "12"], start=6))
-    width = part.tokens.shape[1]
-    torch.testing.assert_close(part.tokens, whole.tokens[12:, :width])
+    whole, _ = module.collect(prompt_batch(tiny_model_dir))
+    part, _ = module.collect(prompt_batch(tiny_model_dir, ["what of it ", "12"], start=6))
+    width = part.response_mask.shape[1]
+    torch.testing.assert_close(part.completions.tokens, whole.completions.tokens[12:, :width])
     torch.testing.assert_close(part.old_logprobs, whole.old_logprobs[12:, :width], **FP32_MODEL)

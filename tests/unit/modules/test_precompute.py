@@ -78,7 +78,7 @@ def test_training_is_the_same(
     module = make_module(tiny_model_dir, "precomputed", kind)
     stored = fit(module, make_data(tiny_model_dir, tmp_path))
     assert sum(runs) == 12 + 5  # each row once, of training and validation
-    assert "reference" not in module._modules
+    assert "model" not in module.reference._modules
     assert live.keys() == stored.keys()
     for name, weight in live.items():
         assert_close(stored[name], weight, **FP32)

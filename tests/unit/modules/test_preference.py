@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.modules import PreferenceModule
+from lit_rlhf.modules.averages import row_means
 from lit_rlhf.objectives import (
     DPO,
     DROV,
@@ -165,7 +167,7 @@ def test_precomputed_log_probs_stand_in_for_the_reference(tiny_model_dir: Path) 
     expected = live.loss_output(batch_of()).loss
     assert_close(live.loss_output(batch_of(**given)).loss, expected)
     stored = moved(ready(tiny_model_dir, kind="full", reference="precomputed"))
-    assert "reference" not in stored._modules
+    assert "model" not in stored.reference._modules
     assert_close(stored.loss_output(batch_of(**given)).loss, expected)
     # "live" never looks at them, and what isn't there can't be taken.
     wrong = batch_of(ref_logprobs=torch.zeros(4, 2))
@@ -179,7 +181,7 @@ def test_precomputed_log_probs_stand_in_for_the_reference(tiny_model_dir: Path) 
 
 def test_no_reference_is_kept_for_losses_without(tiny_model_dir: Path) -> None:
     module = ready(tiny_model_dir, SimPO(), kind="full")
-    assert "reference" not in module._modules
+    assert "model" not in module.reference._modules
     assert module.loss_output(batch_of()).loss.isfinite().all()
     assert set(module.predict_step(batch_of(), 0)) == {"index", "logprobs", "lengths"}
 
@@ -193,7 +195,7 @@ def test_vocabulary_statistics(tiny_model_dir: Path, kind: str) -> None:
     assert_close(reference.logprobs, module.reference_statistics(batch_of()).logprobs, **FP32_MODEL)
     assert torch.equal(policy.lengths, plain.lengths)
     prompt, branches = PAIRS[0]
-    model, role = module.reference_model()
+    model, role = module.reference.beside(module.backbone)
     ids = torch.tensor([prompt + branches[1]])
     inside = slice(len(prompt) - 1, -1)
     with torch.no_grad(), module.backbone.use_role("policy"):
@@ -221,7 +223,7 @@ def test_kto_scores_each_prompt_with_the_next_completion(tiny_model_dir: Path) -
     labels = torch.tensor([True, False, True, False])
     output = module.loss_output(singles(label=labels))
     turned = [(prompt, [PAIRS[(i + 1) % 4][1][0]]) for i, (prompt, _) in enumerate(PAIRS)]
-    module.loss.needs_mismatched = False  # score these completions as they stand
+    module.objective.needs_mismatched = False  # score these completions as they stand
     other = batch_of(turned)
     u = (module(other).logprobs - module.reference_statistics(other).logprobs)[:, 0]
     assert_close(output.metrics["kl"], u.mean().clamp_min(0).expand(4), **FP32_MODEL)
@@ -288,11 +290,9 @@ def test_a_batch_of_one_class_logs_the_other_not_at_all(tiny_model_dir: Path) ->
     assert math.isfinite(logged.val["val/loss"])
 
 
-def test_metrics_are_means_over_the_rows_they_concern(tiny_model_dir: Path) -> None:
-    module = ready(tiny_model_dir)
-    found = module._row_means(
-        {"a": torch.tensor([1.0, math.nan, 3.0]), "b": torch.tensor([math.nan] * 3)}
-    )
+def test_metrics_are_means_over_the_rows_they_concern() -> None:
+    metrics = {"a": torch.tensor([1.0, math.nan, 3.0]), "b": torch.tensor([math.nan] * 3)}
+    found = row_means(metrics, sum_over_ranks)
     assert found == {"a": (2.0, 2)}
 
 
@@ -311,9 +311,9 @@ def test_running_statistics_survive_a_checkpoint(tiny_model_dir: Path, tmp_path:
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     restored.on_load_checkpoint(checkpoint)
     restored.load_state_dict(checkpoint["state_dict"], strict=False)
-    assert isinstance(restored.loss, BCOPair) and isinstance(module.loss, BCOPair)
-    assert_close(restored.loss.shift.mean, module.loss.shift.mean)
-    assert restored.loss.shift.count.item() == 12
+    assert isinstance(restored.objective, BCOPair) and isinstance(module.objective, BCOPair)
+    assert_close(restored.objective.shift.mean, module.objective.shift.mean)
+    assert restored.objective.shift.count.item() == 12
     assert_close(restored(batch_of()).logprobs, module(batch_of()).logprobs)
     with pytest.raises(CheckpointError, match="DPO"):
         make(tiny_model_dir, DPO()).on_load_checkpoint(checkpoint)

@@ -1,5 +1,6 @@
 """PPO-ptx: the text's gradient on top of PPO's, and the text that it needs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from lit_rlhf.data import DemonstrationDataModule, PlainText, PromptTextDataModule, RowsSource
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import ModelSpec
-from lit_rlhf.modules import PolicyModule, PPOPolicyModule, PPOPtxPolicyModule
+from lit_rlhf.modules import PolicyModule, PPOPolicyModule, PPOPtxPolicyModule, Updates
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.testing import tiny_prompts
 from lit_rlhf.types import PromptBatch
@@ -19,8 +20,7 @@ from tests.unit.modules.one_iteration import TokenReward, build, full_batch, ite
 from tests.unit.modules.policies import make_trainer, prompt_batch
 
 ONCE: dict[str, Any] = {
-    "num_epochs": 1,
-    "max_grad_norm": 0.0,
+    "updates": Updates(epochs=1, max_grad_norm=0.0),
     "sampling": Sampling(max_new_tokens=4),
 }
 
@@ -46,8 +46,9 @@ def _ragged(model_dir: Path) -> PromptBatch:
 @pytest.mark.parametrize("budget", [100_000, 1])
 def test_a_step_is_that_of_ppo_and_that_of_the_text(tiny_model_dir: Path, budget: int) -> None:
     spec, batch = ModelSpec(name=str(tiny_model_dir)), _ragged(tiny_model_dir)
-    ppo = _step(PPOPolicyModule(spec, TokenReward(), microbatch_tokens=budget, **ONCE), batch)
-    module = PPOPtxPolicyModule(spec, TokenReward(), ptx_coef=3.0, microbatch_tokens=budget, **ONCE)
+    once = ONCE | {"updates": replace(ONCE["updates"], microbatch_tokens=budget)}
+    ppo = _step(PPOPolicyModule(spec, TokenReward(), **once), batch)
+    module = PPOPtxPolicyModule(spec, TokenReward(), ptx_coef=3.0, **once)
     both = _step(module, batch)
     fresh = build(PPOPolicyModule(spec, TokenReward(), **ONCE))
     ids, counts = batch["text"]["input_ids"], batch["text"]["branch_ids"] > 0
@@ -70,7 +71,7 @@ def test_a_step_is_that_of_ppo_and_that_of_the_text(tiny_model_dir: Path, budget
 
 
 def test_each_row_of_text_is_read_once_an_epoch(tiny_model_dir: Path) -> None:
-    options = ONCE | {"num_epochs": 2, "num_minibatches": 3}
+    options = ONCE | {"updates": Updates(epochs=2, minibatches=3)}
     module = build(
         PPOPtxPolicyModule(ModelSpec(name=str(tiny_model_dir)), TokenReward(), **options)
     )
@@ -94,9 +95,11 @@ def test_missing_text_is_said(tiny_model_dir: Path) -> None:
         iterate(
             build(PPOPtxPolicyModule(spec, TokenReward(), **ONCE)), prompt_batch(tiny_model_dir)
         )
-    many = PPOPtxPolicyModule(spec, TokenReward(), **(ONCE | {"num_minibatches": 5}))
+    many = PPOPtxPolicyModule(
+        spec, TokenReward(), **(ONCE | {"updates": Updates(epochs=1, minibatches=5)})
+    )
     with pytest.raises(
-        ConfigurationError, match=r"4 row\(s\) of text per process.*num_minibatches=5"
+        ConfigurationError, match=r"4 row\(s\) of text per process.*updates.minibatches=5"
     ):
         iterate(build(many), full_batch(tiny_model_dir))
     with pytest.raises(ConfigurationError, match="ptx_coef=0"):

@@ -73,13 +73,15 @@ def test_pad_equal_to_eos_changes_no_rollout(tiny_model_dir: Path, tmp_path: Pat
     for model in (tiny_model_dir, same):
         module = make_ppo(model, num_samples=4)
         module.configure_model()
-        rollouts.append(module.collect(prompt_batch(tiny_model_dir)))
+        rollouts.append(module.collect(prompt_batch(tiny_model_dir))[0])
     ours, theirs = rollouts
-    assert ours.finished.any()
-    assert not ours.finished.all()
-    ends = theirs.tokens.gather(1, theirs.response_mask.sum(-1, keepdim=True) - 1).squeeze(-1)
-    assert ((ends == tokenizer.eos_token_id) == theirs.finished).all()
-    assert (theirs.tokens[~theirs.response_mask] == tokenizer.eos_token_id).all()
+    found = theirs.completions
+    assert found.finished.any()
+    assert not found.finished.all()
+    ends = found.tokens.gather(1, found.mask.sum(-1, keepdim=True) - 1).squeeze(-1)
+    assert ((ends == tokenizer.eos_token_id) == found.finished).all()
+    assert (found.tokens[~theirs.response_mask] == tokenizer.eos_token_id).all()
     assert torch.equal(ours.response_mask, theirs.response_mask)
-    for name in ("scores", "old_logprobs", "ref_logprobs"):
+    torch.testing.assert_close(ours.scores.total, theirs.scores.total)
+    for name in ("old_logprobs", "ref_logprobs"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **FP32_MODEL)

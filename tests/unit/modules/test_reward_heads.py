@@ -191,10 +191,10 @@ def test_exports_hold_what_their_card_says(
     )
     module.export(tmp_path / "export", merge=merge)
     card = (tmp_path / "export" / "README.md").read_text()
-    assert module.loss.exported in card
+    assert module.objective.exported in card
     assert (
         json.loads((tmp_path / "export" / "lit_rlhf.json").read_text())["note"]
-        == module.loss.exported
+        == module.objective.exported
     )
     if not merge:
         from lit_rlhf.models import load_reward_model
@@ -227,11 +227,13 @@ def test_members_differ_by_draw_and_by_rows() -> None:
     assert not torch.equal(weights[0], weights[1])
     assert torch.equal(weights[:, :5], loss._weights(batch["index"][:5]))
     scores = torch.randn(400, 2, 3)
-    member = torch.stack([loss.loss(scores[..., m], batch).loss for m in range(3)])
-    assert_close(loss(scores, batch).loss, (weights * member).mean(0), **FP32)
-    assert_close(HeadEnsemble(members=3, bootstrap=False)(scores, {}).loss, member.mean(0), **FP32)
+    member = torch.stack([loss.loss.of_batch(scores[..., m], batch).loss for m in range(3)])
+    assert_close(loss.of_batch(scores, batch).loss, (weights * member).mean(0), **FP32)
+    assert_close(
+        HeadEnsemble(members=3, bootstrap=False).of_batch(scores, {}).loss, member.mean(0), **FP32
+    )
     with pytest.raises(DataError, match="HeadEnsemble needs the column 'index'"):
-        loss(scores, {})
+        loss.of_batch(scores, {})
 
 
 @pytest.mark.parametrize("loss", [Process(), GaussianRegression(), PlackettLuce()])

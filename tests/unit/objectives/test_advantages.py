@@ -1,18 +1,14 @@
 """The advantage classes: what they call, their state and what they refuse."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.functional.advantages import (
-    discounted_returns,
-    group_centered,
-    group_normalized,
-    leave_one_out,
-    spread_over_tokens,
-)
+from lit_rlhf.functional.advantages import discounted_returns
 from lit_rlhf.objectives import (
     Advantage,
     GroupCentered,
@@ -22,6 +18,7 @@ from lit_rlhf.objectives import (
     RewardToGo,
     Whitened,
 )
+from tests.reference import advantages as reference
 from tests.reference.batches import ragged, ragged_mask
 from tests.tolerances import FP32, FP64
 
@@ -30,18 +27,59 @@ REWARDS = ragged(MASK, garbage=0.0)
 RETURNS = REWARDS.sum(-1)
 
 
+OF_GROUPS = [LeaveOneOut(), GroupCentered(), GroupNormalized()]
+
+
+def _scores(advantage: Advantage, returns: Tensor, num_samples: int) -> Tensor:
+    """Advantages (N,) of sequences of one token."""
+    mask = torch.ones(len(returns), 1, dtype=torch.bool)
+    return advantage(returns[:, None], mask, num_samples).squeeze(-1)
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 6])
+def test_group_advantages_match_loops(num_samples: int) -> None:
+    returns = torch.randn(12, dtype=torch.float64)
+    lists = returns.tolist()
+    loo = torch.tensor(reference.leave_one_out(lists, num_samples), dtype=torch.float64)
+    assert_close(_scores(LeaveOneOut(), returns, num_samples), loo, **FP64)
+    centered = loo * (num_samples - 1) / num_samples
+    assert_close(_scores(GroupCentered(), returns, num_samples), centered, **FP64)
+    for eps in (1e-4, 1e-2):
+        expected = reference.group_normalized(lists, num_samples, eps)
+        advantage = GroupNormalized() if eps == 1e-4 else GroupNormalized(eps)
+        got = _scores(advantage, returns, num_samples)
+        assert_close(got, torch.tensor(expected, dtype=torch.float64), **FP64)
+
+
+@pytest.mark.parametrize("advantage", OF_GROUPS, ids=lambda a: type(a).__name__)
+def test_group_advantages_do_not_see_a_shift_of_a_prompt(advantage: Advantage) -> None:
+    returns = torch.randn(12, dtype=torch.float64)
+    shift = torch.randn(3, dtype=torch.float64).repeat_interleave(4)
+    got = _scores(advantage, returns, 4)
+    assert_close(_scores(advantage, returns + shift, 4), got, **FP64)
+    assert_close(got.view(3, 4).sum(-1), torch.zeros(3, dtype=torch.float64), **FP64)
+
+
+def test_normalized_advantages_do_not_see_the_scale_either() -> None:
+    returns, normalized = torch.randn(12, dtype=torch.float64), GroupNormalized(1e-14)
+    assert_close(_scores(normalized, 7 * returns, 4), _scores(normalized, returns, 4), **FP64)
+    loo = LeaveOneOut()
+    assert_close(_scores(loo, 7 * returns, 4), 7 * _scores(loo, returns, 4), **FP64)
+
+
+@pytest.mark.parametrize("advantage", OF_GROUPS, ids=lambda a: type(a).__name__)
+def test_equal_returns_teach_nothing(advantage: Advantage) -> None:
+    got = _scores(advantage, torch.full((6,), 0.1), 3)
+    assert_close(got, torch.zeros(6), rtol=0.0, atol=1e-3)
+
+
 @pytest.mark.parametrize(
-    ("advantage", "expected"),
-    [
-        (LeaveOneOut(), leave_one_out(RETURNS, 2)),
-        (GroupCentered(), group_centered(RETURNS, 2)),
-        (GroupNormalized(eps=0.5), group_normalized(RETURNS, 2, 0.5)),
-        (MovingBaseline(), RETURNS - RETURNS.mean()),
-    ],
-    ids=lambda x: type(x).__name__ if isinstance(x, Advantage) else "",
+    "advantage", [*OF_GROUPS, MovingBaseline()], ids=lambda a: type(a).__name__
 )
-def test_sequence_advantages_are_spread_over_tokens(advantage: Advantage, expected: Tensor) -> None:
-    assert_close(advantage(REWARDS, MASK, 2), spread_over_tokens(expected, MASK), **FP64)
+def test_sequence_advantages_are_spread_over_tokens(advantage: Advantage) -> None:
+    expected = _scores(copy.deepcopy(advantage), RETURNS, 2)
+    got = advantage(REWARDS, MASK, 2)
+    assert_close(got, torch.where(MASK, expected[:, None], 0.0), **FP64)
 
 
 def test_reward_to_go_discounts() -> None:

@@ -10,108 +10,29 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_rlhf import functional as f
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.objectives.preference import completions_of
 from lit_rlhf.types import SequenceStats
 from tests.reference.preference_stats import PAIR_METRICS, concrete, stats
 from tests.tolerances import FP64
 
 POLICY, REFERENCE = stats(seed=1), stats(seed=2)
-U = POLICY.logprobs - REFERENCE.logprobs
-UW, UL = U.unbind(-1)
-LW, LL = POLICY.logprobs.unbind(-1)
-NW, NL = POLICY.lengths.unbind(-1)
 P = torch.linspace(0, 1, 6, dtype=torch.float64)
 KL, COLLISION = stats(seed=3).logprobs.abs(), stats(seed=4).logprobs
 RICH = stats(seed=1, kl=KL, collision=COLLISION)
 
-# The class with its defaults, and the function with the numbers that its docstring names as defaults.
-PAIRWISE: dict[str, tuple[o.PairwiseLoss, Callable[[], Tensor]]] = {
-    "DPO": (o.DPO(), lambda: f.dpo_loss(UW, UL, 0.1)),
-    "ConservativeDPO": (o.ConservativeDPO(), lambda: f.conservative_dpo_loss(UW, UL, 0.1, 0.1)),
-    "RobustDPO": (o.RobustDPO(), lambda: f.robust_dpo_loss(UW, UL, 0.1, 0.1)),
-    "SoftLabelDPO": (o.SoftLabelDPO(), lambda: f.soft_label_dpo_loss(UW, UL, P, 0.1)),
-    "LengthRegularizedDPO": (
-        o.LengthRegularizedDPO(),
-        lambda: f.length_regularized_dpo_loss(UW, UL, NW, NL, 0.1, 0.01),
-    ),
-    "LengthNormalizedDPO": (
-        o.LengthNormalizedDPO(),
-        lambda: f.length_normalized_dpo_loss(UW, UL, NW, NL, 5.0),
-    ),
-    "LengthDesensitizedDPO": (
-        o.LengthDesensitizedDPO(),
-        lambda: f.dpo_loss(*_desensitized(0.5), 0.1),
-    ),
-    "DPOP": (o.DPOP(), lambda: f.dpop_loss(UW, UL, 0.3, 50.0)),
-    "RPO": (o.RPO(), lambda: f.rpo_loss(UW, UL, -LW / NW, 0.1, 1.0)),
-    "SPIN": (o.SPIN(), lambda: f.dpo_loss(UW, UL, 0.1)),
-    "ReverseKLDPO": (o.ReverseKLDPO(), lambda: f.dpo_loss(UW, UL, 0.1)),
-    "ForwardKLDPO": (o.ForwardKLDPO(), lambda: f.dpo_loss(-(-UW).exp(), -(-UL).exp(), 0.1)),
-    "JensenShannonDPO": (
-        o.JensenShannonDPO(),
-        lambda: f.dpo_loss(UW - UW.exp().log1p(), UL - UL.exp().log1p(), 0.1),
-    ),
-    "AlphaDivergenceDPO": (
-        o.AlphaDivergenceDPO(),
-        lambda: f.dpo_loss(-(-UW / 2).exp() / 0.5, -(-UL / 2).exp() / 0.5, 0.1),
-    ),
-    "IPO": (o.IPO(), lambda: f.ipo_loss(UW, UL, 0.1)),
-    "MeanIPO": (o.MeanIPO(), lambda: f.ipo_mean_loss(UW, UL, NW, NL, 0.1)),
-    "RSOHinge": (o.RSOHinge(), lambda: f.rso_hinge_loss(UW, UL, 0.05)),
-    "ExponentialGPO": (o.ExponentialGPO(), lambda: f.gpo_exponential_loss(UW, UL, 0.1)),
-    "SavageGPO": (o.SavageGPO(), lambda: f.gpo_savage_loss(UW, UL, 0.1)),
-    "SquaredGPO": (o.SquaredGPO(), lambda: f.gpo_squared_loss(UW, UL, 0.1)),
-    "EXO": (o.EXO(), lambda: f.exo_loss(UW, UL, 0.1, 1e-3)),
-    "DiscoPOP": (o.DiscoPOP(), lambda: f.discopop_loss(UW, UL, 0.05, 0.05)),
-    "SimPO": (o.SimPO(), lambda: f.simpo_loss(LW, LL, NW, NL, 2.0, 1.0)),
-    "AlphaPO": (o.AlphaPO(), lambda: f.alphapo_loss(LW, LL, NW, NL, 2.0, 1.0, 0.25)),
-    "CPO": (o.CPO(), lambda: f.cpo_loss(LW, LL, -LW / NW, 0.1, 1.0)),
-    "ORPO": (o.ORPO(), lambda: f.orpo_loss(LW, LL, NW, NL, 0.1)),
-    "SLiC": (o.SLiC(), lambda: f.slic_loss(LW, LL, -LW, 1.0, 0.1)),
-    "NCAPair": (o.NCAPair(), lambda: f.nca_pair_loss(UW, UL, 0.01)),
-    "BCOPair": (o.BCOPair(), lambda: f.bco_pair_loss(UW, UL, 0.01 * U.mean(), 0.01)),
-    "APOZero": (o.APOZero(), lambda: f.apo_zero_loss(UW, UL, 0.1)),
-    "APODown": (o.APODown(), lambda: f.apo_down_loss(UW, UL, 0.1)),
-    "CalDPO": (o.CalDPO(), lambda: f.cal_dpo_loss(UW, UL, 1e-3)),
-    "SPPO": (o.SPPO(), lambda: f.sppo_loss(UW, UL, P, 1e3)),
-    "WPO": (
-        o.WPO(),
-        lambda: (
-            f.on_policy_weight(LW, LL, *COLLISION.unbind(-1), NW, NL) * f.dpo_loss(UW, UL, 0.01)
-        ),
-    ),
-    "TDPO1": (o.TDPO1(), lambda: f.tdpo_loss(UW, UL, *KL.unbind(-1), 0.1)),
-    "TDPO2": (o.TDPO2(), lambda: f.tdpo2_loss(UW, UL, *KL.unbind(-1), 0.1, 0.5)),
-    "AOT": (
-        o.AOT(),
-        lambda: f.aot_loss(LW - LL, REFERENCE.logprobs[:, 0] - REFERENCE.logprobs[:, 1], 0.01),
-    ),
-    "UnpairedAOT": (o.UnpairedAOT(), lambda: f.aot_unpaired_loss(UW, UL, 0.01)),
-    "BetaDPO": (o.BetaDPO(drop=0.0), lambda: f.dpo_loss(UW, UL, 0.1)),
-}
-
-
-def _desensitized(alpha: float) -> tuple[Tensor, Tensor]:
-    assert POLICY.token_logprobs is not None and REFERENCE.token_logprobs is not None
-    difference = POLICY.token_logprobs - REFERENCE.token_logprobs
-    shared = torch.arange(5) < torch.minimum(NW, NL)[:, None]
-    chosen, rejected = (
-        (d * torch.where(shared, 1.0, torch.tensor(alpha))).sum(-1) for d in difference.unbind(1)
-    )
-    return chosen, rejected
-
-
-def test_the_table_has_every_pairwise_loss() -> None:
-    assert concrete(o.PairwiseLoss) == set(PAIRWISE)
+PAIRWISE = {name: getattr(o, name)() for name in sorted(concrete(o.PairwiseLoss))}
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
-def test_pairwise_losses_are_their_functions_with_documented_defaults(name: str) -> None:
-    loss, expected = copy.deepcopy(PAIRWISE[name][0]), PAIRWISE[name][1]
-    output = loss.train()(RICH, REFERENCE if loss.needs_reference else None, {"p_chosen": P})
-    assert_close(output.loss, expected(), **FP64)
+def test_a_batch_is_its_first_and_second_branch(name: str) -> None:
+    loss, twin = copy.deepcopy(PAIRWISE[name]).train(), copy.deepcopy(PAIRWISE[name]).train()
+    output = loss.of_batch(RICH, REFERENCE if loss.needs_reference else None, {"p_chosen": P})
+    completions = completions_of(RICH, REFERENCE)
+    columns = {"p_chosen": P} if "p_chosen" in loss.columns else {}
+    expected = twin(completions.branch(0), completions.branch(1), **columns)
+    assert_close(output.loss, expected, **FP64)
     assert set(output.metrics) == PAIR_METRICS
     assert not any(value.requires_grad for value in output.metrics.values())
     assert all(value.shape == (6,) for value in output.metrics.values())
@@ -119,15 +40,15 @@ def test_pairwise_losses_are_their_functions_with_documented_defaults(name: str)
 
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_needs_of_the_reference_are_told(name: str) -> None:
-    loss = copy.deepcopy(PAIRWISE[name][0])
+    loss = copy.deepcopy(PAIRWISE[name])
     if loss.needs_reference:
         with pytest.raises(ConfigurationError, match="reference"):
-            loss(RICH, None, {"p_chosen": P})
+            loss.of_batch(RICH, None, {"p_chosen": P})
     for statistic in loss.statistics - {"tokens"}:
         with pytest.raises(ConfigurationError, match=statistic):
-            loss(POLICY, REFERENCE, {})
+            loss.of_batch(POLICY, REFERENCE, {})
     with pytest.raises(DataError, match="batch has 3"):
-        loss(stats(3), stats(3), {"p_chosen": P})
+        loss.of_batch(stats(3), stats(3), {"p_chosen": P})
 
 
 def test_metrics_of_a_pair() -> None:
@@ -137,7 +58,7 @@ def test_metrics_of_a_pair() -> None:
     reference = SequenceStats(
         torch.tensor([[-2.0, -2.0], [-2.0, -2.0]]), torch.ones(2, 2, dtype=torch.int64)
     )
-    metrics = o.DPO(beta=0.5)(policy, reference, {}).metrics
+    metrics = o.DPO(beta=0.5).of_batch(policy, reference, {}).metrics
     assert_close(metrics["rewards/chosen"], torch.tensor([0.5, -0.5]))
     assert_close(metrics["rewards/rejected"], torch.tensor([0.0, 0.5]))
     assert_close(metrics["rewards/margins"], torch.tensor([0.5, -1.0]))
@@ -234,7 +155,7 @@ def test_sorted_losses_refuse_weights() -> None:
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_an_empty_branch_is_a_completion_of_probability_one(name: str) -> None:
     """All masked: log-prob 0, length 0. The loss is finite."""
-    loss = copy.deepcopy(PAIRWISE[name][0])
+    loss = copy.deepcopy(PAIRWISE[name])
     empty = torch.zeros(6, 2, dtype=torch.float64)
     policy = o.PreferenceStats(
         empty.clone().requires_grad_(),
@@ -245,7 +166,7 @@ def test_an_empty_branch_is_a_completion_of_probability_one(name: str) -> None:
         empty,
     )
     reference = SequenceStats(empty, empty.long(), empty[..., None], empty[..., None].bool())
-    output = loss(policy, reference, {"p_chosen": P}).loss
+    output = loss.of_batch(policy, reference, {"p_chosen": P}).loss
     assert output.isfinite().all()
     if output.requires_grad:
         (gradient,) = torch.autograd.grad(output.sum(), policy.logprobs)
@@ -253,11 +174,11 @@ def test_an_empty_branch_is_a_completion_of_probability_one(name: str) -> None:
 
 
 def test_soft_labels_of_one_are_hard_labels() -> None:
-    hard = o.DPO()(POLICY, REFERENCE, {}).loss
+    hard = o.DPO().of_batch(POLICY, REFERENCE, {}).loss
     assert_close(
-        o.SoftLabelDPO()(POLICY, REFERENCE, {"p_chosen": torch.ones(6)}).loss, hard, **FP64
+        o.SoftLabelDPO().of_batch(POLICY, REFERENCE, {"p_chosen": torch.ones(6)}).loss, hard, **FP64
     )
-    assert math.isclose(o.DPO()(POLICY, POLICY, {}).loss[0].item(), math.log(2))
+    assert math.isclose(o.DPO().of_batch(POLICY, POLICY, {}).loss[0].item(), math.log(2))
 
 
 # -- sums
@@ -266,11 +187,18 @@ def test_soft_labels_of_one_are_hard_labels() -> None:
 def test_a_weighted_sum_is_a_loss() -> None:
     rpo, parts = o.RPO(alpha=0.3), o.WeightedSum([o.DPO(), o.NLL()], [1.0, 0.3])
     assert parts.needs_reference and parts.num_branches == 2 and not parts.needs_mismatched
-    output = parts(POLICY, REFERENCE, {})
-    assert_close(output.loss, rpo(POLICY, REFERENCE, {}).loss, **FP64)
+    output = parts.of_batch(POLICY, REFERENCE, {})
+    assert_close(output.loss, rpo.of_batch(POLICY, REFERENCE, {}).loss, **FP64)
     assert set(output.metrics) == PAIR_METRICS | {"nll_loss", "loss/DPO", "loss/NLL"}
     nested = o.WeightedSum([parts, o.TDPO2()], [0.5, 2.0])
     assert nested.statistics == {"kl"}
-    expected = 0.5 * output.loss + 2 * o.TDPO2()(RICH, REFERENCE, {}).loss
-    assert_close(nested(RICH, REFERENCE, {}).loss, expected, **FP64)
+    expected = 0.5 * output.loss + 2 * o.TDPO2().of_batch(RICH, REFERENCE, {}).loss
+    assert_close(nested.of_batch(RICH, REFERENCE, {}).loss, expected, **FP64)
     assert not o.WeightedSum([o.SimPO(), o.NLL()]).needs_reference
+
+
+def test_a_weighted_sum_of_losses_of_pairs_is_a_formula_too() -> None:
+    both, pair = o.WeightedSum([o.DPO(), o.CPO()], [1.0, 0.5]), completions_of(POLICY, REFERENCE)
+    chosen, rejected = pair.branch(0), pair.branch(1)
+    expected = o.DPO()(chosen, rejected) + 0.5 * o.CPO()(chosen, rejected)
+    assert_close(both(chosen, rejected), expected, **FP64)

@@ -35,7 +35,7 @@ def gradients(part: slice) -> dict[str, Tensor]:
             SequenceStats(policy[part], lengths[part]),
             SequenceStats(ref_logprobs[part], lengths[part]),
         )
-        loss(*stats, {"label": labels[part]}).loss.mean().backward()
+        loss.of_batch(*stats, {"label": labels[part]}).loss.mean().backward()
         assert policy.grad is not None
         found[name] = policy.grad
     return found

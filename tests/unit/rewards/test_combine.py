@@ -30,8 +30,8 @@ def completions() -> Completions:
 
 def test_a_weighted_sum_adds_up_and_keeps_the_parts_before_weighting() -> None:
     reward = WeightedSum({"good": fixed(1, 2, 3), "short": fixed(-4, 0, 2)}, {"short": 0.5})
-    assert reward.score(completions()).tolist() == [-1, 2, 4]
-    assert {name: part.tolist() for name, part in reward.parts.items()} == {
+    assert reward.score(completions()).total.tolist() == [-1, 2, 4]
+    assert {name: part.tolist() for name, part in reward.score(completions()).parts.items()} == {
         "good": [1, 2, 3],
         "short": [-4, 0, 2],
     }
@@ -40,17 +40,8 @@ def test_a_weighted_sum_adds_up_and_keeps_the_parts_before_weighting() -> None:
 def test_parts_of_parts_are_found_under_both_names() -> None:
     inner = WeightedSum({"a": fixed(1, 1, 1), "b": fixed(2, 2, 2)})
     reward = WeightedSum({"inner": inner, "c": fixed(0, 0, 0)}, {"inner": 10})
-    assert reward.score(completions()).tolist() == [30, 30, 30]
-    assert list(reward.parts) == ["inner", "inner/a", "inner/b", "c"]
-
-
-def test_parts_are_those_of_the_last_call() -> None:
-    values = [1.0, 2.0, 3.0]
-    reward = WeightedSum({"moving": FunctionReward(lambda **_: values)})
-    reward.score(completions())
-    values[0] = 9.0
-    reward.score(completions())
-    assert reward.parts["moving"].tolist() == [9, 2, 3]
+    assert reward.score(completions()).total.tolist() == [30, 30, 30]
+    assert list(reward.score(completions()).parts) == ["inner", "inner/a", "inner/b", "c"]
 
 
 MEMBERS = ((1.0, 0.0, 5.0), (3.0, 0.0, -5.0), (2.0, 3.0, 0.0))
@@ -61,22 +52,22 @@ def members() -> list[Reward]:
 
 
 def test_ensembles_take_the_mean_the_worst_or_the_mean_less_the_variance() -> None:
-    assert EnsembleMean(members()).score(completions()).tolist() == [2, 1, 0]
-    assert EnsembleWorst(members()).score(completions()).tolist() == [1, 0, -5]
+    assert EnsembleMean(members()).score(completions()).total.tolist() == [2, 1, 0]
+    assert EnsembleWorst(members()).score(completions()).total.tolist() == [1, 0, -5]
     wanted = []
     for column in zip(*MEMBERS, strict=True):
         mean = sum(column) / 3
         wanted.append(mean - 0.5 * sum((value - mean) ** 2 for value in column) / 3)
-    found = EnsembleUncertainty(members(), coefficient=0.5).score(completions())
+    found = EnsembleUncertainty(members(), coefficient=0.5).score(completions()).total
     torch.testing.assert_close(found, torch.tensor(wanted), **FP32)
 
 
 def test_an_ensemble_tells_its_members_and_how_far_they_disagree() -> None:
     reward = EnsembleWorst(members())
     reward.score(completions())
-    assert list(reward.parts) == ["0", "1", "2", "std"]
+    assert list(reward.score(completions()).parts) == ["0", "1", "2", "std"]
     wanted = torch.tensor([(2 / 3) ** 0.5, 2**0.5, (50 / 3) ** 0.5])
-    torch.testing.assert_close(reward.parts["std"], wanted, **FP32)
+    torch.testing.assert_close(reward.score(completions()).parts["std"], wanted, **FP32)
 
 
 def test_what_makes_no_combination_is_refused() -> None:
@@ -94,7 +85,7 @@ def test_what_makes_no_combination_is_refused() -> None:
 
 def test_names_of_parts_may_be_any_text() -> None:
     reward = WeightedSum({"keys": fixed(1, 1, 1), "a.b": fixed(1, 1, 1), "0": fixed(1, 1, 1)})
-    assert reward.score(completions()).tolist() == [3, 3, 3]
+    assert reward.score(completions()).total.tolist() == [3, 3, 3]
 
 
 def test_a_combination_is_made_from_yaml() -> None:
@@ -119,7 +110,7 @@ def test_a_combination_is_made_from_yaml() -> None:
     )
     reward = parser.instantiate(config).reward
     assert [type(member) for member in reward.members()] == [LengthReward, PatternReward]
-    assert reward.score(completions()).tolist() == [1, 12, 3]
+    assert reward.score(completions()).total.tolist() == [1, 12, 3]
     with pytest.raises(ConfigurationError, match="There is no function"):
         parser.instantiate(parser.parse_object({"reward": function}))
 
@@ -129,8 +120,8 @@ def test_monitors_watch_and_change_nothing() -> None:
     reward = MonitoredReward(
         inner, {"gold": fixed(5, 5, -5), "length": LengthReward(scale=-1, unit="characters")}
     )
-    assert reward.score(completions()).tolist() == [1, 2, 3]
-    found = {name: part.tolist() for name, part in reward.parts.items()}
+    assert reward.score(completions()).total.tolist() == [1, 2, 3]
+    found = {name: part.tolist() for name, part in reward.score(completions()).parts.items()}
     assert found == {
         "proxy": [1, 2, 3],
         "proxy/a": [1, 2, 3],

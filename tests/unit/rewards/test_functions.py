@@ -36,7 +36,7 @@ def test_a_function_is_given_prompts_responses_and_the_columns_it_names() -> Non
         seen.update(responses=responses, topic=topic, prompts=prompts, absent=absent)
         return [float(len(response)) for response in responses]
 
-    scores = FunctionReward(reward).score(completions(topic=["x"] * 4, unused=[0] * 4))
+    scores = FunctionReward(reward).score(completions(topic=["x"] * 4, unused=[0] * 4)).total
     assert scores.tolist() == [1, 2, 3, 4]
     assert scores.dtype == torch.float32
     assert seen == {
@@ -49,7 +49,7 @@ def test_a_function_is_given_prompts_responses_and_the_columns_it_names() -> Non
 
 def test_a_function_with_keyword_arguments_is_given_all_columns() -> None:
     reward = FunctionReward(lambda **given: [float(len(given))] * 4)
-    assert reward.score(completions(a=[1] * 4, b=[2] * 4)).tolist() == [4.0] * 4
+    assert reward.score(completions(a=[1] * 4, b=[2] * 4)).total.tolist() == [4.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_a_function_with_keyword_arguments_is_given_all_columns() -> None:
 )
 def test_lists_tuples_tensors_and_arrays_are_taken(kind: Callable[[list[float]], Any]) -> None:
     values = [1.0, -2.5, 0.0, 3.0]
-    assert FunctionReward(lambda **_: kind(values)).score(completions()).tolist() == values
+    assert FunctionReward(lambda **_: kind(values)).score(completions()).total.tolist() == values
 
 
 def test_booleans_count_as_one_and_zero() -> None:
     reward = FunctionReward(lambda responses: [len(response) > 2 for response in responses])
-    assert reward.score(completions()).tolist() == [0, 0, 1, 1]
+    assert reward.score(completions()).total.tolist() == [0, 0, 1, 1]
 
 
 def test_a_function_is_found_by_import_path_and_by_file(
@@ -70,15 +70,15 @@ def test_a_function_is_found_by_import_path_and_by_file(
 ) -> None:
     file = tmp_path / "my_reward_functions.py"
     file.write_text(SOURCE, encoding="utf-8")
-    assert FunctionReward(f"{file}:long_ones").score(completions()).tolist() == [2, 4, 6, 8]
+    assert FunctionReward(f"{file}:long_ones").score(completions()).total.tolist() == [2, 4, 6, 8]
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert FunctionReward("my_reward_functions.long_ones").score(completions()).tolist() == [
+    assert FunctionReward("my_reward_functions.long_ones").score(completions()).total.tolist() == [
         2,
         4,
         6,
         8,
     ]
-    assert FunctionReward("my_reward_functions:long_ones").score(completions()).tolist() == [
+    assert FunctionReward("my_reward_functions:long_ones").score(completions()).total.tolist() == [
         2,
         4,
         6,

@@ -127,7 +127,9 @@ def test_scores_of_an_export_equal_those_of_transformers(
     tiny_model_dir: Path, whole_dir: Path, batch_tokens: int
 ) -> None:
     backbone = policy(tiny_model_dir)
-    found = attached(whole_dir, backbone, batch_tokens=batch_tokens).score(completions(backbone))
+    found = (
+        attached(whole_dir, backbone, batch_tokens=batch_tokens).score(completions(backbone)).total
+    )
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, classifier_scores(whole_dir, texts()), **FP32_MODEL)
 
@@ -143,8 +145,8 @@ def test_scores_do_not_depend_on_the_order_of_prompts(
         RESPONSES[3:] + RESPONSES[:3],
         FINISHED[3:] + FINISHED[:3],
     )
-    wanted = reward.score(completions(backbone)).view(2, 3).flip(0).flatten()
-    torch.testing.assert_close(reward.score(swapped), wanted, **FP32_MODEL)
+    wanted = reward.score(completions(backbone)).total.view(2, 3).flip(0).flatten()
+    torch.testing.assert_close(reward.score(swapped).total, wanted, **FP32_MODEL)
 
 
 def test_an_adapter_on_the_policys_base_scores_as_a_model_of_its_own(
@@ -154,9 +156,11 @@ def test_an_adapter_on_the_policys_base_scores_as_a_model_of_its_own(
         own_policy, shared_policy = policy(tiny_model_dir), policy(tiny_model_dir)
         own = attached(path, own_policy, share_base=False)
         shared = attached(path, shared_policy, share_base=True)
-        wanted = own.score(completions(own_policy))
+        wanted = own.score(completions(own_policy)).total
         assert wanted.std() > 0.1
-        torch.testing.assert_close(shared.score(completions(shared_policy)), wanted, **FP32_MODEL)
+        torch.testing.assert_close(
+            shared.score(completions(shared_policy)).total, wanted, **FP32_MODEL
+        )
         assert own_policy.adapters == ("policy",)
         assert shared_policy.adapters == ("policy", "reward")
         assert sum(parameter.numel() for parameter in own.parameters()) > 10_000
@@ -187,7 +191,7 @@ def test_a_checkpoint_of_a_model_trained_in_full_scores_as_the_module(
     path = write_checkpoint(module, tmp_path / "full.ckpt")
     export_reward(module.backbone, tmp_path / "export", merge=True)
     backbone = policy(tiny_model_dir)
-    found = attached(path, backbone).score(completions(backbone))
+    found = attached(path, backbone).score(completions(backbone)).total
     torch.testing.assert_close(found, classifier_scores(tmp_path / "export", texts()), **FP32_MODEL)
 
 
@@ -198,8 +202,8 @@ def test_two_rewards_on_one_base_have_roles_of_their_own(
     checkpoint_backbone = policy(tiny_model_dir)
     first, second = attached(adapter_dir, backbone), attached(checkpoint, backbone)
     assert backbone.adapters == ("policy", "reward", "reward_2")
-    alone = attached(checkpoint, checkpoint_backbone).score(completions(checkpoint_backbone))
-    torch.testing.assert_close(second.score(completions(backbone)), alone, **FP32_MODEL)
+    alone = attached(checkpoint, checkpoint_backbone).score(completions(checkpoint_backbone)).total
+    torch.testing.assert_close(second.score(completions(backbone)).total, alone, **FP32_MODEL)
     first.attach(backbone)  # idempotent
     assert backbone.adapters == ("policy", "reward", "reward_2")
 
@@ -209,8 +213,8 @@ def test_normalisation_uses_the_recorded_moments_and_is_off_unless_asked_for(
 ) -> None:
     for path in (adapter_dir, whole_dir):
         backbone, other = policy(tiny_model_dir), policy(tiny_model_dir)
-        plain = attached(path, backbone).score(completions(backbone))
-        normal = attached(path, other, normalize=True).score(completions(other))
+        plain = attached(path, backbone).score(completions(backbone)).total
+        normal = attached(path, other, normalize=True).score(completions(other)).total
         torch.testing.assert_close(normal, (plain - 0.25) / 2.0, **FP32_MODEL)
 
 
@@ -220,7 +224,7 @@ def test_scoring_leaves_flags_and_records_no_gradient(
     backbone = policy(tiny_model_dir)
     backbone.train()
     reward = attached(adapter_dir, backbone)
-    found = reward.score(completions(backbone))
+    found = reward.score(completions(backbone)).total
     assert not found.requires_grad
     assert backbone.training
     assert all(p.requires_grad for name, p in backbone.named_parameters() if ".policy." in name)
@@ -261,7 +265,7 @@ def test_another_tokenizer_reads_the_text_never_the_ids(
 ) -> None:
     path = export_whole(other_tokenizer_model_dir, tmp_path / "other")
     backbone = policy(tiny_model_dir)
-    found = attached(path, backbone).score(completions(backbone))
+    found = attached(path, backbone).score(completions(backbone)).total
     wanted = [(prompt, response, finished) for prompt, response, finished in texts()]
     torch.testing.assert_close(found, classifier_scores(path, wanted), **FP32_MODEL)
 
@@ -274,7 +278,7 @@ def test_another_tokenizer_renders_messages_with_its_own_template(
     messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS for _ in range(3)]
     rendered = [f"<|user|>{prompt}<|assistant|>" for prompt in PROMPTS]
     chat = make_completions(backbone.tokenizer, rendered, RESPONSES, FINISHED, messages=messages)
-    found = attached(path, backbone, conversation_column="messages").score(chat)
+    found = attached(path, backbone, conversation_column="messages").score(chat).total
     wanted = [
         (f"<|user|>{prompt}<|assistant|>", response, finished)
         for prompt, response, finished in texts()

@@ -16,7 +16,7 @@ def score(
     reward: NormalizedReward | WeightedSum, source: list[float], values: Sequence[float]
 ) -> Tensor:
     source[:] = values
-    return reward.score(make_completions(make_tokenizer(), ["p "], ["r"] * len(values)))
+    return reward.score(make_completions(make_tokenizer(), ["p "], ["r"] * len(values))).total
 
 
 def running(**options: float | bool | None) -> tuple[NormalizedReward, list[float]]:
@@ -36,7 +36,9 @@ def test_running_moments_are_those_of_all_scores_seen() -> None:
         mean, std = statistics.fmean(seen), statistics.pstdev(seen)
         wanted = torch.tensor([(value - mean) / std for value in batch])
         torch.testing.assert_close(found, wanted, **FP32)
-        assert reward.parts["raw"].tolist() == batch
+    reward.eval()
+    completions = make_completions(make_tokenizer(), ["p "], ["r"] * len(source))
+    assert reward.score(completions).parts["raw"].tolist() == source
 
 
 def test_scores_seen_in_eval_mode_are_not_counted() -> None:
@@ -56,7 +58,7 @@ def test_fixed_moments_stay_and_no_state_is_kept() -> None:
     reward = NormalizedReward(FunctionReward(lambda **_: source), mean=2.0, std=4.0)
     assert score(reward, source, [2.0, 6.0, -2.0]).tolist() == [0, 1, -1]
     assert score(reward, source, [10.0]).tolist() == [2]
-    assert reward.running_state() == {}
+    assert not reward.state_dict()
 
 
 def test_clipping_comes_last_and_centering_can_be_left_out() -> None:
@@ -94,10 +96,10 @@ def test_running_state_goes_through_a_checkpoint_however_deep_it_lies() -> None:
 
     reward, source = build()
     score(reward, source, BATCHES[0])
-    state = reward.running_state()
-    assert list(state) == ["1"]
+    state = reward.state_dict()
+    assert list(state) == ["rewards.1.counted"]
     again, other = build()
-    again.load_running_state(state)
+    again.load_state_dict(state)
     assert torch.equal(score(reward, source, BATCHES[1]), score(again, other, BATCHES[1]))
     fresh, third = build()
     assert not torch.equal(score(again, other, BATCHES[2]), score(fresh, third, BATCHES[2]))

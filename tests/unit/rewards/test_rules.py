@@ -14,7 +14,7 @@ TOKENIZER = make_tokenizer()
 
 
 def scores(reward: Reward, responses: list[str], **columns: list[object]) -> Tensor:
-    found = reward.score(make_completions(TOKENIZER, ["x"], responses, **columns))
+    found = reward.score(make_completions(TOKENIZER, ["x"], responses, **columns)).total
     assert found.dtype == torch.float32
     assert found.shape == (len(responses),)
     return found

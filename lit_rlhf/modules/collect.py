@@ -1,0 +1,135 @@
+"""Collecting: from what an engine generated to texts, scores and log-probs. The steps that need no module state."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.models import gathered
+from lit_rlhf.modules.minibatches import microbatch_indices, repeat_columns, row_lengths
+from lit_rlhf.rewards import Reward
+from lit_rlhf.seeding import sample_seeds
+from lit_rlhf.types import Completions, Generation, Prompts, Rollout, Sample, Scores
+
+RESUME = "The run goes on from its last checkpoint with --ckpt_path last."
+
+
+def prompt_sample_seeds(
+    index: Tensor, num_samples: int, *, seed: int, iteration: int, purpose: str
+) -> Tensor:
+    """A seed (N,) for each sample of each prompt, by what it is for.
+
+    Args:
+        index: (B,) positions of the prompts in the data set.
+        num_samples: Samples of each prompt.
+        seed: The module's.
+        iteration: The module's; "validation" and "predict" draw the same samples at each.
+        purpose: What the samples are for.
+    """
+    which = index.repeat_interleave(num_samples) * num_samples
+    which = which + torch.arange(num_samples, device=which.device).repeat(len(index))
+    when = 0 if purpose in ("validation", "predict") else iteration
+    return sample_seeds(seed, when, purpose, which)
+
+
+def read_completions(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    generation: Generation,
+    columns: Mapping[str, list[Any]],
+) -> Completions:
+    """Tokens and texts as rewards see them."""
+    num_samples = len(generation.tokens) // len(prompts.ids)
+    decode = partial(_decode, tokenizer)
+    texts = [decode(ids[mask], False) for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
+    pairs = zip(generation.tokens, generation.mask, strict=True)
+    return Completions(
+        prompt_ids=prompts.ids,
+        prompt_mask=prompts.mask,
+        tokens=generation.tokens,
+        response_mask=generation.mask,
+        finished=generation.finished,
+        prompts=[text for text in texts for _ in range(num_samples)],
+        responses=[decode(ids[mask], True) for ids, mask in pairs],
+        columns=repeat_columns(columns, num_samples),
+    )
+
+
+@torch.no_grad()
+def score_completions(reward: Reward, completions: Completions, iteration: int) -> Scores:
+    """Scores of completions, in float32.
+
+    Raises:
+        DataError: A score is not finite; its sample is named.
+    """
+    where = f"{type(reward).__name__} in iteration {iteration}"
+    try:
+        scores = reward.score(completions)
+    except Exception as error:
+        error.add_note(
+            f"raised by {where}, while it scored {len(completions.responses)} completions, the first to the prompt "
+            f"{completions.prompts[0]!r}. {RESUME}"
+        )
+        raise
+    if not isinstance(scores, Scores):
+        raise ConfigurationError(
+            f"{type(reward).__name__}.score returned a {type(scores).__name__}: return "
+            "lit_rlhf.types.Scores(total), with the parts it is made of where it has any."
+        )
+    total = scores.total.float()
+    bad = (~torch.isfinite(total)).nonzero().flatten().tolist()
+    if bad:
+        first = bad[0]
+        raise DataError(
+            f"{type(reward).__name__} gave {float(total[first])} for {len(bad)} of {len(total)} completions in "
+            f"iteration {iteration}; the first: prompt {completions.prompts[first]!r}, response "
+            f"{completions.responses[first]!r}. A reward must be finite; clip or replace such scores in the reward. "
+            f"{RESUME}"
+        )
+    return Scores(total, scores.parts)
+
+
+def list_samples(completions: Completions, scores: Scores, iteration: int) -> list[Sample]:
+    """The completions for people to read."""
+    columns = (completions.prompts, completions.responses, scores.total.tolist())
+    rows = zip(*columns, completions.finished.tolist(), strict=True)
+    return [
+        Sample(
+            iteration=iteration, prompt=prompt, response=response, score=score, finished=finished
+        )
+        for prompt, response, score, finished in rows
+    ]
+
+
+@torch.no_grad()
+def by_parts(
+    rollout: Rollout, weights: torch.nn.Module, budget: int, compute: Callable[[Rollout], Tensor]
+) -> Tensor:
+    """(N, T), computed of parts of similar length within a budget of tokens, without gradient; 0 where masked.
+
+    Args:
+        rollout: This process's; others may have other numbers of parts.
+        weights: Whose sharded weights are gathered once for all parts.
+        budget: Padded tokens of one part.
+        compute: From a part to (n, t).
+    """
+    prompts = torch.arange(rollout.num_prompts, device=rollout.response_mask.device)
+    samples = torch.arange(rollout.num_samples, device=prompts.device)
+    shape = rollout.response_mask.shape
+    result = torch.zeros(shape, device=prompts.device)
+    with gathered(weights):
+        for chosen in microbatch_indices(row_lengths(rollout), prompts, budget):
+            found = compute(rollout.select(chosen))
+            # Never less than float32, whatever autocast gives; float64 stays.
+            result = result.to(torch.promote_types(found.dtype, result.dtype))
+            rows = (chosen[:, None] * rollout.num_samples + samples).flatten()
+            result[rows, : found.shape[1]] = found.to(result.dtype)
+    return result
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor, skip_special_tokens: bool) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))

@@ -1,0 +1,114 @@
+"""What is refused before work starts: options that contradict each other, and what a Trainer would do wrongly."""
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.modules.steps import Updates
+from lit_rlhf.objectives import ImportanceCorrection, Surrogate
+from lit_rlhf.rollout import RolloutEngine, Sampling
+from lit_rlhf.types import Rollout
+
+
+def refuse_sampling(sampling: Sampling) -> None:
+    """Refuse rollouts from another distribution than the one whose log-probs the loss uses."""
+    if sampling.top_p < 1.0 or sampling.top_k > 0:
+        raise ConfigurationError(
+            f"sampling.top_p={sampling.top_p}, sampling.top_k={sampling.top_k}: rollouts must come from the whole "
+            "distribution, for that is the one whose log-probs the loss uses. Set them in eval_sampling instead."
+        )
+    if sampling.temperature <= 0:
+        raise ConfigurationError(
+            f"sampling.temperature={sampling.temperature}: greedy rollouts explore nothing and have no log-probs. "
+            "Use a temperature above 0 (1.0 samples the policy itself)."
+        )
+    if sampling.min_new_tokens > 0:
+        raise ConfigurationError(
+            f"sampling.min_new_tokens={sampling.min_new_tokens} forbids tokens that the loss counts with. Reward length "
+            "instead, or set it in eval_sampling."
+        )
+
+
+def refuse_logprobs(
+    engine: RolloutEngine, correction: ImportanceCorrection | None, *, recompute: bool
+) -> None:
+    """Refuse log-probs of other kernels where the loss takes them for a training forward's."""
+    if not engine.own_arithmetic and not recompute:
+        raise ConfigurationError(
+            f"{type(engine).__name__} samples with kernels of its own, whose log-probs are not those of a training "
+            "forward: the first ratio would not be 1. Set recompute_logprobs: true; importance_correction: "
+            "TruncatedImportance then corrects for what it sampled from."
+        )
+    if correction is not None and not recompute:
+        raise ConfigurationError(
+            f"importance_correction={type(correction).__name__} compares the engine's log-probs with those of a "
+            "training forward, which recompute_logprobs=False does without: all weights would be 1. Set "
+            "recompute_logprobs: true, or leave importance_correction out."
+        )
+
+
+def require_logprobs(
+    rollout: Rollout, engine: RolloutEngine, correction: ImportanceCorrection
+) -> Tensor:
+    """(N, T): the engine's log-probs, which a correction compares with.
+
+    Raises:
+        ConfigurationError: The engine gives none.
+    """
+    found = rollout.completions.logprobs
+    if found is None:
+        raise ConfigurationError(
+            f"{type(engine).__name__} gives no log-probs of what it samples, so importance_correction="
+            f"{type(correction).__name__} has nothing to compare with. Leave it out, or use NativeEngine."
+        )
+    return found
+
+
+def refuse_updates(updates: Updates, surrogate: Surrogate) -> None:
+    """Refuse more steps per rollout than the surrogate is right for."""
+    if surrogate.on_policy_only and updates.per_iteration > 1:
+        raise ConfigurationError(
+            f"{type(surrogate).__name__} is right for one optimizer step per rollout; updates.epochs={updates.epochs} "
+            f"and updates.minibatches={updates.minibatches} take {updates.per_iteration}. Set both to 1, or use "
+            "ClippedSurrogate."
+        )
+
+
+def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> None:
+    """Refuse strategies that break manual optimization, and what counts steps where iterations are meant.
+
+    Args:
+        trainer: Of the run.
+        stage: What it is to do.
+        per_iteration: Optimizer steps of an iteration.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
+        raise ConfigurationError(
+            f"trainer.strategy={type(strategy).__name__} can't run several optimizer steps within a training step "
+            "(Lightning issues 19685, 20138): gradients would be lost in silence. Use ddp, or FSDP2: "
+            "ModelParallelStrategy(data_parallel_size=<processes>, tensor_parallel_size=1)."
+        )
+    if stage != "fit":
+        return
+    if trainer.max_steps not in (-1, None):
+        raise ConfigurationError(
+            f"trainer.max_steps={trainer.max_steps} counts optimizer steps, of which an iteration has {per_iteration}. "
+            "Set trainer.max_epochs, or trainer.limit_train_batches in iterations."
+        )
+    for callback in getattr(trainer, "checkpoint_callbacks", []):
+        every = _every_n_train_steps(callback)
+        if every and per_iteration > 1:
+            raise ConfigurationError(
+                f"ModelCheckpoint(every_n_train_steps={every}) counts optimizer steps and looks at them between "
+                f"iterations, each of {per_iteration} steps, so it would save at other times than it says. Use "
+                "IterationCheckpoint(every_n_iterations=...), or every_n_epochs."
+            )
+
+
+def _every_n_train_steps(callback: object) -> int:
+    return (
+        getattr(callback, "_every_n_train_steps", 0) if isinstance(callback, ModelCheckpoint) else 0
+    )
