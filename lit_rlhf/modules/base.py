@@ -12,14 +12,16 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.modules.reference import Reference
+from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
 from lit_rlhf.modules.steps import (
     StepGuard,
     Steps,
@@ -99,6 +101,9 @@ class RLHFModule(LightningModule):
         self.steps = steps or Steps()
         self.guard = StepGuard(self.steps.max_skipped)
         self._undecayed: set[str] | None = None
+        self._written: dict[str, Any] = {}
+        self._restored: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
+        self._scheduled_steps: int | None = None
         self.strict_loading = False  # checkpoints hold trainable weights alone; on_load_checkpoint checks completeness
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -136,6 +141,7 @@ class RLHFModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would train wrongly, before any work starts."""
+        self._restored, self._written = None, {}
         precision = str(self.trainer.precision)
         if precision in ("bf16-true", "16-true"):
             raise ConfigurationError(
@@ -156,8 +162,9 @@ class RLHFModule(LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """Compare the tokenizer of the data with the model's."""
+        """Compare the tokenizer of the data with the model's, and a checkpoint's options with the written ones."""
         self._check_tokenizer()
+        self._compare_with_written()
 
     def _check_tokenizer(self) -> None:
         theirs = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_fingerprint", None)
@@ -186,6 +193,16 @@ class RLHFModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer over `parameter_groups`, with a schedule in optimizer steps where one is given."""
+        optimizer, scheduler = self._make_optimizer_and_schedule()
+        self._written = written_options(optimizer, scheduler)
+        if scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _make_optimizer_and_schedule(self) -> tuple[Optimizer, LRScheduler | None]:
         groups = [group for group in self.parameter_groups() if group["params"]]
         if not groups:
             raise ConfigurationError(
@@ -203,17 +220,14 @@ class RLHFModule(LightningModule):
             part for group in groups for part in split_by_decay(group, spared)
         )
         if self.lr_scheduler_factory is None:
-            return optimizer
+            return optimizer, None
         scheduler = self.lr_scheduler_factory(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigurationError(
                 f"lr_scheduler={type(scheduler).__name__} waits for a metric, and schedules here are stepped with each "
                 "optimizer step, which has none. Use a schedule by steps, such as WarmupCosine of lit_rlhf.modules."
             )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return optimizer, scheduler
 
     def _make_optimizer(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         if self.optimizer_factory is None:
@@ -221,6 +235,36 @@ class RLHFModule(LightningModule):
                 groups, lr=self.default_lr, betas=(0.9, 0.95), weight_decay=0.0
             )
         return self.optimizer_factory(groups)
+
+    def _compare_with_written(self) -> None:
+        # Once both are there: strategies differ in which comes first. The optimizer's state isn't restored yet.
+        if self._restored is None or not self._written:
+            return
+        before, schedules = self._restored
+        changes = changed_options(before, self._written) if before else []
+        if not changes:
+            self._restored = None
+            return
+        rank_zero_warn(
+            f"Options changed since the checkpoint was written: {'; '.join(changes)}. What is written now holds, a "
+            "schedule as if it had been so from the first step. To go on as before, write the former values."
+        )
+        self._scheduled_steps = schedules[0]["last_epoch"] if schedules else None
+        schedules.clear()  # else Lightning would restore it into another one
+
+    def on_train_start(self) -> None:
+        """After a resume that restored the optimizer, give it the options that are written now."""
+        if self._restored is None or not self._written:
+            return
+        self._restored = None
+        configs = self.trainer.lr_scheduler_configs
+        steps = self._scheduled_steps
+        apply_written(
+            self.trainer.optimizers[0],
+            configs[0].scheduler if configs else None,
+            self._make_optimizer_and_schedule(),
+            self.trainer.global_step if steps is None else steps,
+        )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Skip a step whose gradient isn't finite, where Lightning takes the steps."""
@@ -283,6 +327,7 @@ class RLHFModule(LightningModule):
         }
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__qualname__,
+            "optimizer": self._written,
             "shapes": _shapes(checkpoint["state_dict"].items()),
             "state": self.extra_state() | {"guard": self.guard.state_dict()},
             "version": CHECKPOINT_VERSION,
@@ -324,6 +369,8 @@ class RLHFModule(LightningModule):
         self._check_shapes(shapes)
         self.guard.load_state_dict(ours["state"]["guard"])
         self.load_extra_state(ours["state"])
+        self._restored = ours.get("optimizer", {}), checkpoint.get("lr_schedulers", [])
+        self._compare_with_written()
 
     def _check_shapes(self, found: Mapping[str, tuple[int, ...]]) -> None:
         shapes = _shapes([*self.named_parameters(), *self.named_buffers()])
