@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.internals.lightning import precision_of
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
@@ -231,8 +232,13 @@ class RLHFModule(LightningModule):
 
     def _make_optimizer(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         if self.optimizer_factory is None:
+            groups = list(groups)
             return torch.optim.AdamW(
-                groups, lr=self.default_lr, betas=(0.9, 0.95), weight_decay=0.0
+                groups,
+                lr=self.default_lr,
+                betas=(0.9, 0.95),
+                weight_decay=0.0,
+                fused=self._fuses(groups),
             )
         return self.optimizer_factory(groups)
 
@@ -266,6 +272,14 @@ class RLHFModule(LightningModule):
             self.trainer.global_step if steps is None else steps,
         )
 
+    def _fuses(self, groups: list[dict[str, Any]]) -> bool | None:
+        """Whether one kernel may take the default optimizer's step; None leaves it to torch.
+
+        Not with a loss scale: a fused step unscales by itself, and Lightning then refuses `gradient_clip_val`.
+        """
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        return True if on_gpu and self.loss_scaler() is None else None
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Skip a step whose gradient isn't finite, where Lightning takes the steps."""
         if not self.automatic_optimization:
@@ -290,7 +304,7 @@ class RLHFModule(LightningModule):
 
     def loss_scaler(self) -> Any:
         """The GradScaler of `trainer.precision: 16-mixed`; None elsewhere."""
-        return getattr(self.trainer.precision_plugin, "scaler", None)
+        return getattr(precision_of(self), "scaler", None)
 
     def loss_scale(self) -> float:
         """By how much losses are multiplied now."""

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.errors import CheckpointError
 
-_OF_A_GROUP = ("params", "name", "initial_lr")
+_NOT_OPTIONS = {"params", "name", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 _OF_RATES = {"base_lrs", "_last_lr"}  # of a schedule, told by the groups
 _FIXED = ("optimizer", "parameters")  # what the optimizer's state hangs on
 
@@ -19,7 +19,7 @@ def written_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> dict
     """Plain options of a fresh optimizer and its schedule, by name; what else they hold can't be told in a checkpoint."""
     options: dict[str, Any] = {"optimizer": type(optimizer).__name__}
     for group in optimizer.param_groups:
-        own = {key: value for key, value in group.items() if key not in _OF_A_GROUP}
+        own = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
         own["lr"] = group.get("initial_lr", group["lr"])  # a schedule has set the rate by now
         options |= _walk(own, str(group.get("name", "")))
         options[f"{group.get('name', '')}.parameters"] = len(group["params"])

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -183,3 +184,19 @@ def test_warmup_and_cosine() -> None:
     assert rates[-1] == pytest.approx(0.2)
     with pytest.raises(ConfigurationError, match="total_steps=3"):
         WarmupCosine(optimizer, total_steps=3, warmup_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "scaled", "fused"),
+    [(True, False, True), (True, True, None), (False, False, None)],
+)
+def test_the_default_optimizer_is_fused_on_gpus_but_not_with_a_loss_scale(
+    tiny_model_dir: Path, on_gpu: bool, scaled: bool, fused: bool | None
+) -> None:
+    module = make_ppo(tiny_model_dir)
+    module.trainer = make_trainer(plugins=[fp16(2.0)] if scaled else [])
+    assert module._fuses([{"params": [SimpleNamespace(is_cuda=on_gpu)]}]) is fused
+
+
+def test_without_a_trainer_nothing_is_scaled(tiny_model_dir: Path) -> None:
+    assert make_ppo(tiny_model_dir).loss_scaler() is None
