@@ -3,9 +3,8 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, is_dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,7 +12,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -21,6 +20,7 @@ from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.internals.lightning import precision_of
 from lit_rlhf.models import Backbone, ModelSpec, shard
+from lit_rlhf.modules.parts import require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
 from lit_rlhf.modules.steps import (
@@ -89,12 +89,10 @@ class RLHFModule(LightningModule):
         steps: Steps | None = None,
     ) -> None:
         super().__init__()
-        with (
-            warnings.catch_warnings()
-        ):  # of parts that are nn.Modules, which _keep_plain_hyperparameters takes out
+        with warnings.catch_warnings():  # of parts that are nn.Modules, which take_parts takes out
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
-        self._keep_plain_hyperparameters()
+        self._parts = take_parts(type(self), self.hparams)
         self.spec = backbone
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
@@ -342,10 +340,28 @@ class RLHFModule(LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__qualname__,
             "optimizer": self._written,
+            "parts": self._parts,
             "shapes": _shapes(checkpoint["state_dict"].items()),
             "state": self.extra_state() | {"guard": self.guard.state_dict()},
             "version": CHECKPOINT_VERSION,
         }
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Lightning's; of a module that was built in Python, its parts must be passed.
+
+        Args:
+            checkpoint_path: A file that Lightning wrote.
+            args: As Lightning's.
+            kwargs: As Lightning's: what is given here takes the place of what the checkpoint holds.
+
+        Raises:
+            ConfigurationError: Names the parts that are missing, with the options they had.
+        """
+        require_parts(checkpoint_path, CHECKPOINT_KEY, kwargs)
+        with warnings.catch_warnings():  # of frozen weights; on_load_checkpoint misses the others
+            warnings.filterwarnings("ignore", message="Found keys that are in the model state dict")
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this class and complete, then restore the module's own state."""
@@ -398,23 +414,6 @@ class RLHFModule(LightningModule):
                 "was written? What stands in files and on the command line holds; the checkpoint's options don't."
             )
 
-    def _keep_plain_hyperparameters(self) -> None:
-        # Under LightningCLI the hyper-parameters are the parsed config (plain). From Python they are live objects,
-        # which a checkpoint that loads with weights_only=True can't hold: dataclasses become dicts, other objects go.
-        for name, value in list(self.hparams.items()):
-            if is_dataclass(value) and not isinstance(value, type):
-                self.hparams[name] = asdict(value)
-            elif isinstance(value, nn.Module) or not _is_plain(value):
-                del self.hparams[name]
-
 
 def _shapes(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights}
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float | bool)
