@@ -13,7 +13,7 @@ NUMERIC := $(addprefix tests/unit/,functional objectives rewards rollout modules
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-avx2 test-benchmarks test-lowest test-slow mutations lint format clean
+.PHONY: help demo docs test test-docs test-avx2 test-benchmarks test-lowest test-slow mutations lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
@@ -22,6 +22,13 @@ help:  ## Show this list
 demo: export OMP_NUM_THREADS = 2
 demo: $(STAMP)  ## Train a reward model and a policy on embedded data, in two to five minutes; see runs/demo
 	$(BIN)/lit-rlhf demo
+
+docs: $(STAMP)  ## The documentation as a site that opens from disk: site/index.html
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # --quiet would hide warnings from --strict too
+
+test-docs: docs  ## Run every block of every page, and check the site
+	$(BIN)/python -m pytest -n $(WORKERS) -m docs tests/docs
 
 test: lint  ## Lint, types, layers and the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS)
