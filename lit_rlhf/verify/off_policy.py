@@ -113,7 +113,7 @@ class OffPolicyCase(Case):
     def loss_by_token(self, module: PolicyModule, rollout: EvaluatedRollout) -> Tensor:
         """(N, T), whose gradient is what the module claims."""
         rollout = EstimatedRollout.of(rollout)
-        table, rows = self.table(module), []
+        table, temperature, rows = self.table(module), module.sampling.temperature, []
         ppo = module if isinstance(module, PPOPolicyModule) else None
         advantages, returns = (
             _gae_by_token(ppo, cast("PPORollout", rollout))
@@ -123,7 +123,7 @@ class OffPolicyCase(Case):
         for n, mask in enumerate(rollout.response_mask):
             tokens = tuple(rollout.completions.tokens[n][mask].tolist())
             states = [self.world.state(tokens[:t]) for t in range(len(tokens))]
-            steps = [table[:, state].log_softmax(0) for state in states]
+            steps = [(table[:, state] / temperature).log_softmax(0) for state in states]
             logprobs = [step[token] for step, token in zip(steps, tokens, strict=True)]
             old = rollout.old_logprobs[n].tolist()
             moved = [new.item() - before for new, before in zip(logprobs, old, strict=False)]
@@ -133,7 +133,7 @@ class OffPolicyCase(Case):
                 loss = -weight * advantages[n][t] * logprob
                 if ppo:
                     entropy = -(steps[t].exp() * steps[t]).sum()
-                    value = ppo.backbone.heads["value"].weight[states[t]]
+                    value = cast("Tensor", ppo.backbone.heads["value"].weight)[states[t]]
                     before = float(cast("PPORollout", rollout).values[n, t])
                     error = _value_error(ppo.value_loss, value, before, returns[n][t])
                     loss = loss + ppo.value_loss.coef * error - ppo.entropy_coef * entropy
@@ -286,6 +286,8 @@ def off_policy_cases() -> list[Case]:
         "CISPO": partial(CISPOPolicyModule, surrogate=o.WeightClipped(low=0.1, high=0.1)),
         "RLOO (dual clip)": partial(RLOOPolicyModule, surrogate=o.ClippedSurrogate(dual=1.5)),
     }
+    warm = {"sampling": Sampling(max_new_tokens=2, temperature=0.7)}
+    grouped["RLOO (temperature)"], more = RLOOPolicyModule, {"RLOO (temperature)": warm}
     world = tree()
     bases = [
         *(
@@ -293,7 +295,13 @@ def off_policy_cases() -> list[Case]:
             for name, make in single.items()
         ),
         *(
-            PolicyCase(name, TEXT, world, partial(make, num_samples=2, **options), optimum(world))
+            PolicyCase(
+                name,
+                TEXT,
+                world,
+                partial(make, num_samples=2, **(options | more.get(name, {}))),
+                optimum(world),
+            )
             for name, make in grouped.items()
         ),
     ]
