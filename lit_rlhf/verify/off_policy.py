@@ -182,7 +182,7 @@ def _value_error(options: ValueLoss, value: Tensor, before: float, wanted: float
         value - before if abs(far) <= options.clip else options.clip * (far / abs(far))
     )
     clipped = (held - wanted) ** 2
-    return torch.as_tensor(clipped if float(clipped) > float(error) else error) / 2
+    return torch.as_tensor(clipped if bool(clipped > error) else error) / 2
 
 
 def _gae_by_token(
