@@ -13,13 +13,20 @@ NUMERIC := $(addprefix tests/unit/,functional objectives rewards rollout modules
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test test-avx2 test-benchmarks test-lowest test-slow mutations lint format clean
+.PHONY: help demo docs test test-docs test-avx2 test-benchmarks test-lowest test-slow mutations lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
 
 demo: $(STAMP)  ## Train a reward model and a policy on embedded data, in two to three minutes; see runs/demo
 	$(BIN)/lit-rlhf demo
+
+docs: $(STAMP)  ## The documentation as a site that opens from disk: site/index.html
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # --quiet would hide warnings from --strict too
+
+test-docs: docs  ## Run every block of every page, and check the site
+	$(BIN)/python -m pytest -n $(WORKERS) -m docs tests/docs
 
 test: lint  ## Lint, types, layers and the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -30,6 +37,12 @@ test-avx2: $(STAMP)  ## The numeric tests as a CPU without AVX-512 computes
 test-benchmarks: $(STAMP)  ## Tests of the benchmarks, with what they need
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	$(BIN)/python -m pytest -n $(WORKERS) benchmarks/tests
+
+test-lowest: $(STAMP)  ## The default test suite with each dependency at its lower bound, in an environment of its own
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-lowest
+	$(BIN)/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest -n $(WORKERS)
 
 test-slow: $(STAMP)  ## Tests that take minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
@@ -48,7 +61,7 @@ format: $(STAMP)  ## Mend style and format
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # Made once, and again when the dependencies change. A half-made environment has no stamp, and is finished then.
 # Where Python lacks the venv module (Debian splits it off), pip fetches virtualenv, used from a directory of its own.

@@ -96,6 +96,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
+def install_atomic_io(trainer: Trainer) -> None:
+    """Let a trainer read and write by `AtomicCheckpointIO`, unless another IO was chosen."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+
 def checkpoint_problem(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None where it loads completely.
 

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn  # type: ignore[attr-defined]
 
 from lit_rlhf.callbacks.checkpoint_io import (
-    AtomicCheckpointIO,
     checkpoint_problem,
+    install_atomic_io,
     refuse_non_finite,
 )
 from lit_rlhf.errors import CheckpointError, ConfigurationError
@@ -127,8 +126,7 @@ class IterationCheckpoint(ModelCheckpoint):
                 "trainer.limit_train_batches for a part of an epoch."
             )
         call_last(trainer, self)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        install_atomic_io(trainer)
         if trainer.is_global_zero and not is_dry_run(trainer):
             self._lock = DirectoryLock(self.directory)
             self._lock.take()

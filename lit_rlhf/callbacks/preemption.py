@@ -7,12 +7,13 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.internals.lightning import callbacks_of
+from lit_rlhf.internals.lightning import callbacks_of, is_accumulating
 
 EXIT_CODE = 128 + signal.SIGTERM
 """143, what supervisors (SLURM, Kubernetes, systemd) expect of a process that ended because of SIGTERM."""
@@ -24,36 +25,37 @@ class Preemption(Callback):
     The signal only sets a flag. At the end of each iteration all processes agree whether any of them has it; then
     `IterationCheckpoint` saves at its next boundary (after a validation that is due, and after accumulated gradients
     are applied), and training ends by `SystemExit(143)`: loggers are closed, nothing of the iteration is lost, and
-    `--ckpt_path last` goes on from there. Without this callback Lightning ends the run there too, and saves nothing.
+    `--ckpt_path last` goes on from there. With Lightning's own `ModelCheckpoint` instead (which DeepSpeed needs), it writes
+    `last.ckpt` in that callback's directory. Without this callback Lightning ends the run there too, and saves nothing.
 
     The iteration must end within the time that the cluster grants between SIGTERM and SIGKILL (torchrun: 30 s;
     Kubernetes: `terminationGracePeriodSeconds`; SLURM: `--signal=TERM@300`). Where it doesn't, the kill loses that
         iteration and no more.
 
     Raises:
-        ConfigurationError: There is no `IterationCheckpoint` among `trainer.callbacks`.
+        ConfigurationError: There is no checkpoint callback among `trainer.callbacks`.
     """
 
     def __init__(self) -> None:
         self.received = False
         self._agreed = False
+        self._lightnings: ModelCheckpoint | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look for the checkpoint callback."""
         if stage != "fit":
             return
-        checkpoints = [
-            callback
-            for callback in callbacks_of(trainer)
-            if isinstance(callback, IterationCheckpoint)
-        ]
-        if not checkpoints:
+        ours = [c for c in callbacks_of(trainer) if isinstance(c, IterationCheckpoint)]
+        others = [c for c in callbacks_of(trainer) if isinstance(c, ModelCheckpoint)]
+        if not others:
             raise ConfigurationError(
-                "Preemption saves through IterationCheckpoint: add one to trainer.callbacks."
+                "Preemption saves through IterationCheckpoint, or where Lightning's ModelCheckpoint does: add one to "
+                "trainer.callbacks."
             )
         self.received = self._agreed = False
-        if self._stop not in checkpoints[0].listeners:
-            checkpoints[0].listeners.append(self._stop)
+        self._lightnings = None if ours else others[0]
+        if ours and self._stop not in ours[0].listeners:
+            ours[0].listeners.append(self._stop)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signal over from Lightning, which puts the former handlers back when training is over."""
@@ -69,6 +71,10 @@ class Preemption(Callback):
             for callback in callbacks_of(trainer):
                 if isinstance(callback, IterationCheckpoint):
                     callback.request()
+        if self._agreed and self._lightnings is not None and not is_accumulating(trainer):
+            path = Path(str(self._lightnings.dirpath)) / "last.ckpt"
+            trainer.save_checkpoint(path)
+            self._stop(trainer, path)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.received = True

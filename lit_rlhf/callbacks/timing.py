@@ -35,7 +35,8 @@ class PhaseTimer(Callback):
     For policies: `train/time/<phase>` in seconds (rollout, reward, reference, update, other; their sum is
     `train/time/iteration`), `train/throughput/generated_tokens_per_second` over the rollout and
     `train/throughput/trained_tokens_per_second` over the update. Other modules have one phase, the update. Tokens are
-    those of all processes.
+    those of all processes. On CUDA `train/memory/peak_gib` is the most memory that tensors took during the iteration, on the
+    first process's device.
 
     With a peak, `train/throughput/mfu` is the model-FLOPs utilisation of the update, and
     `train/throughput/<phase>_mfu` that of each other phase: its FLOPs by arithmetic over its seconds and the peak. A
@@ -78,6 +79,7 @@ class PhaseTimer(Callback):
         self.flops: dict[str, float] = {}
         self._peak: float | None = None
         self._phases = Phases()
+        self._has_phases = False
         self._hooks: list[RemovableHandle] = []
         self._operators = OperatorProfile()
         self._recording = False
@@ -88,6 +90,7 @@ class PhaseTimer(Callback):
         """Watch the module's backbones, and measure the peak where asked."""
         self.totals, self.tokens, self.flops, self._iterations = {}, {}, {}, 0
         phases = getattr(pl_module, "phases", None)
+        self._has_phases = isinstance(phases, Phases)
         self._phases = phases if isinstance(phases, Phases) else Phases()
         backbones = [module for module in pl_module.modules() if isinstance(module, Backbone)]
         wants_peak = self.peak_flops == "measure" or (self.profile and self.peak_flops is None)
@@ -103,9 +106,11 @@ class PhaseTimer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """An iteration begins."""
-        if not isinstance(getattr(pl_module, "phases", None), Phases):
+        if not self._has_phases:
             self._phases.reset()
         self._recording = self.profile and self._iterations == _PROFILED and trainer.is_global_zero
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._began = now()
         self._add(self.totals, {_OUTSIDE: self._began - self._ended})
         if self._recording:
@@ -117,7 +122,7 @@ class PhaseTimer(Callback):
         """Log the iteration's seconds and throughput."""
         iteration = now() - self._began
         phases = self._phases
-        if phases is getattr(pl_module, "phases", None):
+        if self._has_phases:
             seconds, tokens = dict(phases.seconds), dict(phases.tokens)
             seconds[_OTHER] = iteration - sum(seconds.values())
         else:
@@ -138,6 +143,8 @@ class PhaseTimer(Callback):
             "time/iteration": iteration
         }
         logged |= self._throughput(seconds, tokens, flops)
+        if pl_module.device.type == "cuda":
+            logged["memory/peak_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
         pl_module.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
         self._ended = now()
 
@@ -172,7 +179,10 @@ class PhaseTimer(Callback):
         kwargs: dict[str, Any],
         output: BranchOutput,
     ) -> None:
-        """Add a pass's FLOPs to those of the phase that is on."""
+        """Add a pass's FLOPs to those of the phase that is on; passes between the phases of an iteration are checks."""
+        phase = self._phases.current if self._has_phases else _UPDATE
+        if phase is None:
+            return
         batch = args[0] if args else kwargs["batch"]
         known = [
             value for value in (output.logprobs, output.values, output.scores) if value is not None
@@ -184,7 +194,7 @@ class PhaseTimer(Callback):
             logprobs=output.logprobs is not None or output.entropy is not None,
             backward=any(value.requires_grad for value in known),
         )
-        self._phases.add_flops(self._phases.current or _UPDATE, flops)
+        self._phases.add_flops(phase, flops)
 
     def _unhook(self) -> None:
         while self._hooks:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.data import DirectorySource, FileSource, Format, Source
 from lit_rlhf.errors import ConfigurationError
@@ -78,14 +79,16 @@ def annotate(
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    parser = ArgumentParser(
-        prog="lit-rlhf annotate", description=(annotate.__doc__ or "").split("Args:")[0]
-    )
+    # --raters-per-pair is --raters_per_pair
+    words = [
+        re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), w) for w in words[1:]
+    ]
+    call(annotate, words, "annotate", _add_arguments)
+
+
+def _add_arguments(parser: ArgumentParser) -> set[str | int]:
     parser.add_argument(
         "data", nargs="?", type=str | None, help="a file or a directory with answers to compare"
-    )
-    parser.add_function_arguments(
-        annotate, as_group=False, as_positional=False, skip={"data", "attributes"}
     )
     parser.add_argument(
         "--attributes",
@@ -93,8 +96,4 @@ def run(words: Sequence[str]) -> None:
         type=str,
         help="what is asked beside the overall choice, as in --attributes helpful harmless",
     )
-    # --raters-per-pair is --raters_per_pair
-    words = [
-        re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), w) for w in words[1:]
-    ]
-    annotate(**parser.instantiate_classes(parser.parse_args(words)).as_dict())
+    return {"data", "attributes"}

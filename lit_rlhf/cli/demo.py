@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
+from lit_rlhf.cli.functions import call
 from lit_rlhf.demo import run_demo
 
 
@@ -20,4 +19,4 @@ def demo(output: Path = Path("runs/demo"), seed: int = 0) -> None:
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli(demo, as_positional=False, args=list(words[1:]), prog="lit-rlhf demo")
+    call(demo, words[1:], "demo")

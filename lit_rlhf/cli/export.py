@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
 from lit_rlhf.callbacks import IterationCheckpoint
+from lit_rlhf.cli.functions import call
 from lit_rlhf.models import export_policy, export_reward, load_checkpoint_backbone
 
 
@@ -37,4 +36,4 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli(export, as_positional=False, args=list(words[1:]), prog="lit-rlhf export")
+    call(export, words[1:], "export")

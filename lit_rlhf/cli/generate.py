@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import auto_cli
 
+from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import write_rows
 from lit_rlhf.cli.selection import Sample, keep_best, keep_pairs
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource
@@ -174,4 +174,4 @@ def _policy(model: str, dtype: DTypeName) -> Backbone:
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli(generate, as_positional=False, args=list(words[1:]), prog="lit-rlhf generate")
+    call(generate, words[1:], "generate")

@@ -1,11 +1,8 @@
-"""Help that answers at once: read from the sources as text, with nothing imported."""
+"""Help of the training commands: their usage at once, then the classes that a configuration can name."""
 
-import ast
+import inspect
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-
-PACKAGE = Path(__file__).parent.parent
+from importlib import import_module
 
 TRAINING = """usage: lit-rlhf {command} -c FILE [-c OVERLAY ...] [--key value ...]
 
@@ -35,9 +32,9 @@ show the options of a part. Classes of your own are named module.Class, found in
 """
 
 
-def training_help(command: str, what: str) -> str:
-    """Help of a training command: usage, and the classes that YAML can name; not those made to be subclassed."""
-    parts = [TRAINING.format(command=command, what=what)]
+def training_help(command: str, what: str) -> Iterator[str]:
+    """Help of a training command, in parts: usage, which is there at once, and the classes that YAML can name."""
+    yield TRAINING.format(command=command, what=what)
     for title, package, suffix in (
         ("models", "modules", "Module"),
         ("data", "data", "DataModule"),
@@ -46,68 +43,33 @@ def training_help(command: str, what: str) -> str:
         ("callbacks and plugins", "callbacks", ""),
     ):
         rows = [(name, text) for name, text in described_classes(package) if name.endswith(suffix)]
-        rows = [(name, text) for name, text in rows if not name.endswith("Error")]
-        width = max((len(name) for name, _ in rows), default=0)
-        parts.append(
-            "\n".join([f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in rows), ""])
-        )
-    return "\n".join([*parts, PARTS.format(command=command)])
+        width = max(len(name) for name, _ in rows)
+        yield "\n".join([f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in rows), ""])
+    yield PARTS.format(command=command)
 
 
 def described_classes(package: str) -> Iterator[tuple[str, str]]:
     """Classes of one of the library's packages that can be built, with the first line of their docstrings.
 
-    In the order of `__all__`. Left out are classes with a method that is left to subclasses, and modules without a
-    training step.
+    In the order of `__all__`. Left out are errors, and classes with a method that is left to subclasses.
     """
-    classes = _classes()
-    for name in _public_names(PACKAGE / package / "__init__.py"):
-        if name in classes and _can_be_built(name, classes):
-            yield name, (ast.get_docstring(classes[name]) or "").split("\n")[0]
+    # Help of the command itself and of its version need none of it: it brings torch.
+    home = import_module(f"lit_rlhf.{package}")
+    for name in home.__all__:
+        found = getattr(home, name)
+        if isinstance(found, type) and not issubclass(found, Exception) and not _is_open(found):
+            yield name, (inspect.getdoc(found) or "").split("\n")[0]
 
 
-@cache
-def _classes() -> dict[str, ast.ClassDef]:
-    nodes = (
-        node for file in sorted(PACKAGE.rglob("*.py")) for node in ast.parse(file.read_text()).body
+def _is_open(kind: type) -> bool:
+    """Whether a method of a class raises NotImplementedError, is abstract, or is Lightning's empty training step."""
+    methods = [getattr(kind, name) for name in dir(kind) if not name.startswith("__")]
+    return inspect.isabstract(kind) or any(
+        (
+            method.__module__.startswith("lit_rlhf.")
+            and "NotImplementedError" in method.__code__.co_names
+        )
+        or method.__qualname__ == "LightningModule.training_step"
+        for method in methods
+        if inspect.isfunction(method)
     )
-    return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
-
-
-def _can_be_built(name: str, classes: dict[str, ast.ClassDef]) -> bool:
-    methods = _methods(name, classes)
-    lacks_step = (
-        name.endswith("Module") and "DataModule" not in name and "training_step" not in methods
-    )
-    return not lacks_step and not any(map(_is_left_open, methods.values()))
-
-
-def _methods(name: str, classes: dict[str, ast.ClassDef]) -> dict[str, ast.FunctionDef]:
-    """A class's methods by name, those of its bases included; what one base leaves open, the next may fill."""
-    node = classes[name]
-    found = {child.name: child for child in node.body if isinstance(child, ast.FunctionDef)}
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in classes:
-            for key, method in _methods(base.id, classes).items():
-                if key not in found or _is_left_open(found[key]):
-                    found[key] = method
-    return found
-
-
-def _is_left_open(method: ast.FunctionDef) -> bool:
-    if any(
-        isinstance(mark, ast.Name) and mark.id == "abstractmethod" for mark in method.decorator_list
-    ):
-        return True
-    last = method.body[-1]
-    return isinstance(last, ast.Raise) and "NotImplementedError" in ast.unparse(last)
-
-
-def _public_names(file: Path) -> list[str]:
-    for node in ast.parse(file.read_text()).body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
-            assert isinstance(node, ast.Assign)
-            names: list[str] = ast.literal_eval(node.value)
-            return names
-    return []

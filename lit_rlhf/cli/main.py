@@ -1,6 +1,8 @@
 """Dispatch of the command line. Heavy imports wait until a command is known, so that help answers at once."""
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -57,7 +59,8 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     module, what = COMMANDS[words[0]]
     if module == TRAINING and any(word in ("-h", "--help") for word in words[1:]):
-        print(training_help(words[0], what))  # noqa: T201
+        for part in training_help(words[0], what):
+            print(part, flush=True)  # noqa: T201
         return
     # `mine.MyModule` is found where the command is called; last, so that a file such as tty.py there hides nothing.
     here = str(Path.cwd())
@@ -65,6 +68,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         import_module(module).run(words)
     except LitRLHFError as error:
+        if os.environ.get("LIT_RLHF_DEBUG"):
+            traceback.print_exc()
         print(f"\nlit-rlhf {words[0]}: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
     except OSError as error:  # what libraries write by themselves: a log, a cache

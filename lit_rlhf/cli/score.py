@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 
+from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import write_rows
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, RowsSource
 from lit_rlhf.models import Backbone, evaluating, load_checkpoint_backbone, load_reward_model
@@ -68,4 +68,4 @@ def _scores(backbone: Backbone, batch: DemonstrationBatch) -> torch.Tensor:
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli(score, as_positional=False, args=list(words[1:]), prog="lit-rlhf score")
+    call(score, words[1:], "score")

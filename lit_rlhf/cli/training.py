@@ -1,10 +1,12 @@
 """`lit-rlhf fit | validate | test | predict`: LightningCLI in subclass mode."""
 
 import os
+import re
 import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 # lightning 2.6 calls jsonargparse functions that are deprecated since 4.49; nothing a user could mend.
@@ -14,11 +16,22 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from lit_rlhf.callbacks import PhaseTimer
-from lit_rlhf.cli.complaints import PACKAGES, describe, first_line, own_error
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
+from lit_rlhf.cli.refusals import (
+    PACKAGES,
+    ConstructorError,
+    construct,
+    describe,
+    own_error,
+    refuse_all_misfits,
+    sentence,
+)
+from lit_rlhf.errors import ConfigurationError, LitRLHFError
+from lit_rlhf.internals.jsonargparse import flat_options, read_none_as_null
 from lit_rlhf.internals.lightning import CommandLineWins, callbacks_of
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -53,8 +66,9 @@ class TrainingCLI(CommandLineWins):
             raise own_error(error) or ConfigurationError(describe(str(error))) from error
 
     def before_instantiate_classes(self) -> None:
-        """Give the trainer the run's directory."""
+        """Give the trainer the run's directory, and refuse null where a value must be."""
         options = self.config[self.subcommand]
+        refuse_all_misfits(options)
         if options.run_dir is None:
             return
         if options.trainer.default_root_dir not in (None, options.run_dir):
@@ -70,28 +84,31 @@ class TrainingCLI(CommandLineWins):
         Anything may come from a constructor that isn't ours (`ModuleNotFoundError` of a logger's package, `TypeError` of
         a callback), and whatever it is, no work was done yet: the way out is another option.
         """
+        self.parser.add_instantiator(construct, object)
         try:
             super().instantiate_classes()
+        except MisconfigurationException:
+            raise
         except Exception as error:
-            raise own_error(error) or ConfigurationError(self._refusal(error)) from error
+            raise self._placed(error) or ConfigurationError(describe(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; `devices: x` gets past the parser, for it may be a list as a string."""
         try:
             return super().instantiate_trainer(**kwargs)
         except Exception as error:
-            options = self.config[self.subcommand].trainer
-            where = ", ".join(
-                f"trainer.{name}={options.get(name)!r}"
-                for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")
-                if options.get(name) is not None
-            )
+            options = vars(self.config[self.subcommand].trainer)
+            said = set(re.findall(r"\w+", str(error)))
+            names = [name for name in options if name in said]
+            names = names or ["accelerator", "devices", "num_nodes", "strategy", "precision"]
+            where = ", ".join(f"trainer.{name}={options[name]!r}" for name in names)
             raise own_error(error) or ConfigurationError(
-                f"{where}: the Trainer can't be made: {first_line(error)}"
+                f"{where}: the Trainer can't be made: {sentence(error)}"
             ) from error
 
     def before_fit(self) -> None:
         """Refuse what would fail later; have the run's `PhaseTimer` profile, or add one."""
+        self._check_checkpoint()
         self._refuse_trainer_options()
         self._try_optimizer()
         if not self.config[self.subcommand].profile:
@@ -104,43 +121,49 @@ class TrainingCLI(CommandLineWins):
         else:
             callbacks_of(self.trainer).insert(0, PhaseTimer(profile=True))
 
-    def _refuse_profile(self) -> None:
+    def _check_evaluation(self) -> None:
+        self._check_checkpoint()
         if self.config[self.subcommand].profile:
             raise ConfigurationError(
                 f"--profile is of phases of training, of which `{self.subcommand}` has none: use it with `fit`."
             )
 
-    before_validate = before_test = before_predict = _refuse_profile
+    before_validate = before_test = before_predict = _check_evaluation
 
-    def _refusal(self, error: Exception) -> str:
-        """An error of somebody else's constructor, with the class that raised it where the traceback shows one."""
-        if isinstance(error, MisconfigurationException):
-            return str(error)
-        owner, at = "", error.__traceback__
-        while at is not None:
-            if at.tb_frame.f_code.co_name == "__init__" and "self" in at.tb_frame.f_locals:
-                owner = owner or type(at.tb_frame.f_locals["self"]).__name__
-                owner = "" if owner in ("TrainingCLI", "LightningCLI") else owner
-            at = at.tb_next
-        return f"{owner or 'A class of the configuration'} can't be made of its options: {first_line(error)}"
+    def _placed(self, error: Exception) -> LitRLHFError | None:
+        """The library's own error behind another, with the option whose class raised what isn't ours."""
+        own = own_error(error)
+        if not isinstance(own, ConstructorError):
+            return own
+        made = flat_options(self.config[self.subcommand])
+        key = next((key for key, kind, _ in made if kind is own.kind), "")
+        return ConfigurationError(f"{key}: {own}" if key else str(own))
+
+    def _check_checkpoint(self) -> None:
+        """Refuse a checkpoint that isn't there, and read those that are as `IterationCheckpoint` does."""
+        install_atomic_io(self.trainer)
+        path = self.config[self.subcommand].ckpt_path
+        if path is None or path in ("last", "best", "hpc") or ":" in path:
+            return
+        sharded = isinstance(
+            self.trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy
+        )
+        if not Path(path).exists() or (Path(path).is_dir() and not sharded):
+            what = "is a directory" if Path(path).is_dir() else "isn't there"
+            raise ConfigurationError(
+                f"ckpt_path={path!r} {what}: give a file such as checkpoints/iteration-00000010.ckpt, or last for the newest "
+                "in the run's directory."
+            )
 
     def _try_optimizer(self) -> None:
         """Call what makes optimizer and schedule once, on a parameter of its own: torch refuses bad options there."""
-        parameter = nn.Parameter(torch.zeros(1))
-        optimizer = None
-        for name in ("optimizer", "lr_scheduler"):
-            make = getattr(self.model, f"{name}_factory", None)
-            if make is None:
-                continue
-            try:
-                made = make([{"params": [parameter]}] if optimizer is None else optimizer)
-            except Exception as error:
-                given = self.config[self.subcommand].model.init_args.get(name)
-                options = ", ".join(f"{k}={v!r}" for k, v in given.get("init_args", {}).items())
-                raise own_error(error) or ConfigurationError(
-                    f"model.{name}: {given.class_path}({options}) can't be made: {first_line(error)}"
-                ) from error
-            optimizer = made if name == "optimizer" else optimizer
+        make = getattr(self.model, "optimizer_factory", None) or torch.optim.AdamW
+        try:
+            optimizer = make([{"params": [nn.Parameter(torch.zeros(1))]}])
+            if (schedule := getattr(self.model, "lr_scheduler_factory", None)) is not None:
+                schedule(optimizer)
+        except ConstructorError as error:
+            raise self._placed(error) or error from error
 
     def _refuse_trainer_options(self) -> None:
         # Lightning refuses both, and names as the way out an automatic optimization that these modules can't have.
@@ -164,7 +187,8 @@ def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
     own_command_line = list(words) == sys.argv[1:]
     words = ["--help" if word == "--help-all" else word for word in words]
-    _import_components()
+    read_none_as_null()
+    import_components()
     # `main([...])` from Python is how tests and notebooks run a configuration; Lightning warns of any `args`.
     warnings.filterwarnings(
         "ignore", message="LightningCLI's args parameter is intended to run from within Python"
@@ -200,7 +224,7 @@ def _start(args: list[str] | None) -> None:
     )
 
 
-def _import_components() -> None:
+def import_components() -> None:
     """Import the packages whose classes are known by their short names in YAML."""
     for package in PACKAGES:
         __import__(f"lit_rlhf.{package}")

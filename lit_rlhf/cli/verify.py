@@ -10,8 +10,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from lit_rlhf.cli.complaints import describe, own_error
 from lit_rlhf.cli.output import print_text
+from lit_rlhf.cli.refusals import describe, own_error
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import PolicyModule, RLHFModule
 from lit_rlhf.verify import Case, VerifyRow, all_cases, cases_of, verify_case

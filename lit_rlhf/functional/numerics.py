@@ -60,3 +60,25 @@ def log_collision(logits: Float[Tensor, "*shape vocabulary"]) -> Float[Tensor, "
         0.25
     """
     return (2 * logits.log_softmax(-1)).logsumexp(-1)
+
+
+def cumulative_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Sums of what stands up to each place of the last axis, also where torch refuses them.
+
+    Of floats on CUDA torch has no kernel that it calls deterministic, so that `trainer.deterministic` makes `cumsum` raise.
+
+    Example:
+        >>> cumulative_sum(torch.tensor([1.0, 2.0, 3.0])).tolist()
+        [1.0, 3.0, 6.0]
+    """
+    refused = x.is_cuda and x.is_floating_point() and torch.are_deterministic_algorithms_enabled()
+    return sum_by_doubling(x) if refused else x.cumsum(-1)
+
+
+def sum_by_doubling(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """The same by additions alone: after n of them each place holds the sum of the last 2^n."""
+    reach = 1
+    while reach < x.shape[-1]:
+        x = torch.cat([x[..., :reach], x[..., reach:] + x[..., :-reach]], dim=-1)
+        reach *= 2
+    return x

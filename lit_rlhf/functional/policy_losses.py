@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_rlhf.functional.advantages import group_centered
 from lit_rlhf.functional.masking import masked_mean, masked_sum
+from lit_rlhf.functional.numerics import cumulative_sum
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are held to this size, in nats, so that no ratio overflows; gradients beyond it are 0."""
@@ -49,7 +50,7 @@ def prefix_ratio(
     mask: Bool[Tensor, "sequences time"],
 ) -> Float[Tensor, "sequences time"]:
     r"""Importance ratio $\rho_{\le t}=\prod_{s\le t}\pi_s/\pi_{old,s}$ of a sequence up to each token."""
-    return _exp(log_ratio(logprobs, old_logprobs, mask).cumsum(-1))
+    return _exp(cumulative_sum(log_ratio(logprobs, old_logprobs, mask)))
 
 
 def sequence_ratio(

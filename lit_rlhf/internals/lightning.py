@@ -5,8 +5,9 @@ import warnings
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
@@ -152,3 +153,9 @@ class CommandLineWins(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         return
+
+
+def precision_of(module: LightningModule) -> Precision | None:
+    """The trainer's plugin for precision; None of a module that no trainer has."""
+    trainer = module._trainer
+    return None if trainer is None else trainer.precision_plugin

@@ -12,6 +12,7 @@ from lit_rlhf.models.loading import embeddings
 from lit_rlhf.types import BranchedBatch
 
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_ROUNDED = {"highest": torch.float32, "high": torch.float16, "medium": torch.bfloat16}
 """Of the largest absolute value, by the dtype of the weights."""
 _LONG, _SHORT = 32, 6
 """Tokens of the probe's prompts and branches; the short ones for models beyond `_LARGE`."""
@@ -115,12 +116,21 @@ def _probe(model: PreTrainedModel, size: int) -> BranchedBatch:
     )
 
 
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that has about as many bits as products of a dtype are computed from.
+
+    `torch.set_float32_matmul_precision` rounds float32 to TF32 ("high", 10 bits as in float16) or bfloat16 ("medium").
+    """
+    return _ROUNDED[torch.get_float32_matmul_precision()] if dtype == torch.float32 else dtype
+
+
 def close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
     """Whether states or logits (n, d) of two ways are alike up to the rounding of weights of a dtype.
 
     In float32 each token's must be; in lower precision it is their mean, for a rounding that sends a token to another
     expert moves that token far.
     """
+    dtype = product_dtype(dtype)
     tolerance = _TOLERANCE.get(dtype, _TOLERANCE[torch.float32])
     limit = tolerance * float(theirs.abs().max()) + tolerance
     gaps = (ours.float() - theirs.float()).abs().flatten(1).amax(-1)

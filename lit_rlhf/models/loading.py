@@ -110,8 +110,16 @@ def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=spec.quantization,
-        bnb_4bit_compute_dtype=dtype_of(spec),
+        bnb_4bit_compute_dtype=_compute_dtype(spec),
     )
+
+
+def _compute_dtype(spec: ModelSpec) -> torch.dtype:
+    """Of products with 4-bit weights: bfloat16 on a GPU that multiplies it, else the spec's."""
+    on_gpu = torch.get_default_device().type == "cuda"
+    if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return dtype_of(spec)
 
 
 @contextmanager
@@ -239,7 +247,10 @@ def _attention_to_load(config: PretrainedConfig, attention: str) -> str:
 
 def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> PreTrainedModel:
     auto_class: Any = AutoModelForCausalLM if lm_head else AutoModel
-    with seeded(stable_hash(spec.init_seed, "model")):
+    device = torch.get_default_device()
+    # Drawn on CPU, for a GPU's generator gives other numbers; the meta device has none to draw.
+    draw = device if device.type == "meta" else torch.device("cpu")
+    with seeded(stable_hash(spec.init_seed, "model")), draw:
         try:
             model: PreTrainedModel = auto_class.from_config(
                 config,
@@ -251,6 +262,7 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
                 f"Can't build a model of config {spec.config}: {error}"
             ) from error
     if spec.quantization == "none":
+        model.to(device)  # type: ignore[arg-type]  # transformers wraps it, and mypy loses `self`
         return model
     # bitsandbytes quantizes as weights are loaded, so they make a detour over the disk.
     with tempfile.TemporaryDirectory() as directory:

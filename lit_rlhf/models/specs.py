@@ -45,7 +45,8 @@ class ModelSpec:
             the device multiplies it and float32 elsewhere, which is said at loading; a loaded `Backbone.spec` holds
             what was taken.
         quantization: Of the base's linear layers through bitsandbytes, on CPU as well: nf4 and fp4 take about 0.5 bytes
-            a weight (arXiv:2305.14314), int8 takes 1. Training then needs `lora`.
+            a weight (arXiv:2305.14314), int8 takes 1. Training then needs `lora`. Products with 4 bits are computed in
+            `dtype`, and in bfloat16 on a GPU that multiplies it.
         lora: Adapters to train on a frozen base; None trains the model in full.
         adapter: Directory of a trained LoRA adapter that the policy starts from; its frozen copy is the reference.
         gradient_checkpointing: Recompute each layer in backward: less memory for a third more time.

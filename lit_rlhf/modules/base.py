@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.internals.lightning import precision_of
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import (
@@ -142,6 +144,18 @@ class RLHFModule(LightningModule):
                 "model.init_args.backbone.dtype: bfloat16 (weights of the base) and trainer.precision: 32-true instead."
             )
 
+        averaging = [
+            type(each).__name__
+            for each in getattr(self.trainer, "callbacks", [])
+            if isinstance(each, WeightAveraging)
+        ]
+        if stage == "fit" and averaging:
+            raise ConfigurationError(
+                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every checkpoint, and a run "
+                "can't go on from them. Remove it from trainer.callbacks; checkpoints hold trained weights alone, and "
+                "those of several iterations can be averaged after the run."
+            )
+
     def on_fit_start(self) -> None:
         """Compare the tokenizer of the data with the model's."""
         self._check_tokenizer()
@@ -204,10 +218,23 @@ class RLHFModule(LightningModule):
 
     def _make_optimizer(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         if self.optimizer_factory is None:
+            groups = list(groups)
             return torch.optim.AdamW(
-                groups, lr=self.default_lr, betas=(0.9, 0.95), weight_decay=0.0
+                groups,
+                lr=self.default_lr,
+                betas=(0.9, 0.95),
+                weight_decay=0.0,
+                fused=self._fuses(groups),
             )
         return self.optimizer_factory(groups)
+
+    def _fuses(self, groups: list[dict[str, Any]]) -> bool | None:
+        """Whether one kernel may take the default optimizer's step; None leaves it to torch.
+
+        Not with a loss scale: a fused step unscales by itself, and Lightning then refuses `gradient_clip_val`.
+        """
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        return True if on_gpu and self.loss_scaler() is None else None
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Skip a step whose gradient isn't finite, where Lightning takes the steps."""
@@ -233,7 +260,7 @@ class RLHFModule(LightningModule):
 
     def loss_scaler(self) -> Any:
         """The GradScaler of `trainer.precision: 16-mixed`; None elsewhere."""
-        return getattr(self.trainer.precision_plugin, "scaler", None)
+        return getattr(precision_of(self), "scaler", None)
 
     def loss_scale(self) -> float:
         """By how much losses are multiplied now."""

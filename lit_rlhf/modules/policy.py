@@ -306,11 +306,11 @@ class PolicyModule(RLHFModule):
     ) -> tuple[Rollout, Completions]:
         """Completions of a batch of prompts as the engine gives them, and as rewards see them."""
         prompts = Prompts(batch["input_ids"], batch["branch_ids"] == 0)
+        self.engine.check(self.backbone)
         with self.phases("rollout"), gathered(self.backbone):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
-        self.phases.add_flops(
-            "rollout", generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
-        )
+        flops = generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
+        self.phases.add_flops("rollout", flops)
         columns = batch.get("columns", {})
         completions = stages.read_completions(self.backbone.tokenizer, prompts, generation, columns)
         return Rollout(prompts, generation), completions

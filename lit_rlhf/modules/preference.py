@@ -29,7 +29,7 @@ from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import Steps
 from lit_rlhf.modules.vocabulary import vocabulary_statistics
 from lit_rlhf.objectives import DPO, PreferenceLoss, PreferenceStats
-from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, num_branches
+from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, asked, num_branches
 
 _VOCABULARY = {"kl", "collision"}
 _TINY = 1e-30
@@ -263,9 +263,8 @@ class PreferenceModule(RLHFModule):
         policy = role == "policy"
         on_policy = "value" if policy and self.learns_value and self.critic.head_on_policy else None
         out = model(batch, num_branches=branches, role=role, logprobs=True, values=on_policy)
-        assert out.logprobs is not None
         tokens, mask = (
-            part.view(-1, branches, part.shape[-1]) for part in (out.logprobs, out.mask)
+            part.view(-1, branches, part.shape[-1]) for part in (asked(out.logprobs), out.mask)
         )
         value = None
         if policy and self.learns_value:

@@ -24,7 +24,7 @@ from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
 from lit_rlhf.objectives.columns import read_column
-from lit_rlhf.types import BranchedBatch, BranchOutput, LossOutput, num_branches
+from lit_rlhf.types import BranchedBatch, BranchOutput, LossOutput, asked, num_branches
 
 
 class RewardModelModule(RLHFModule):
@@ -157,13 +157,12 @@ class RewardModelModule(RLHFModule):
     def scores(self, batch: BranchedBatch) -> tuple[Tensor, Tensor]:
         """Scores as the loss takes them, and the number of tokens of each branch, (B, K)."""
         out = self(batch)
-        assert out.scores is not None
+        scores = asked(out.scores)
         rows, lengths = len(batch["input_ids"]), out.mask.sum(-1)
         if self.objective.by_step:
-            assert out.values is not None
             ends = read_column(self.objective, cast("Mapping[str, Any]", batch), "step_end")
-            return at_step_ends(out.values, out.scores, out.mask, ends), lengths[:, None]
-        return out.scores.view(rows, -1, *out.scores.shape[1:]), lengths.view(rows, -1)
+            return at_step_ends(asked(out.values), scores, out.mask, ends), lengths[:, None]
+        return scores.view(rows, -1, *scores.shape[1:]), lengths.view(rows, -1)
 
     def _evaluate(self, batch: BranchedBatch, stage: str) -> dict[str, Tensor]:
         scores, lengths = self.scores(batch)

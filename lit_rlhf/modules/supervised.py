@@ -12,7 +12,7 @@ from lit_rlhf.modules.averages import StepMean
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import Reduction, TokenMean
-from lit_rlhf.types import BranchOutput, DemonstrationBatch, LossOutput
+from lit_rlhf.types import BranchOutput, DemonstrationBatch, LossOutput, asked
 
 
 class SupervisedModule(RLHFModule):
@@ -61,8 +61,7 @@ class SupervisedModule(RLHFModule):
 
     def loss(self, out: BranchOutput, batch: DemonstrationBatch) -> LossOutput:
         """The unreduced loss (N, T) of what the model says of a batch. To be overridden for another one."""
-        assert out.logprobs is not None
-        return LossOutput(-out.logprobs)
+        return LossOutput(-asked(out.logprobs))
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The loss: the reduction of the tokens of an optimizer step, on all ranks and in all its microbatches."""

@@ -140,8 +140,8 @@ def _from_file(path: Path) -> Any:
             f"There is no file {str(path)!r} (looked in {Path.cwd()}) to take a reward function from."
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigurationError(f"{str(path)!r} is no Python file to take a reward function from.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, evaluating, gathered
+from lit_rlhf.models.checks import product_dtype
 from lit_rlhf.models.loading import embeddings
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, context_length
 from lit_rlhf.types import BranchedBatch, Generation
@@ -66,7 +67,9 @@ def check_arithmetic(
     prompts = [ids[i // _SAMPLES][mask[i // _SAMPLES]] for i in range(len(seeds))]
     gaps = torch.cat([_gap(backbone, prompt, out, i, role) for i, prompt in enumerate(prompts)])
     exact = backbone.spec.quantization == "none" and not torch.is_autocast_enabled(device.type)
-    exact = exact and all(p.dtype == torch.float32 for p in backbone.model.parameters())
+    exact = exact and all(
+        product_dtype(p.dtype) == torch.float32 for p in backbone.model.parameters()
+    )
     gap = float(gaps.max() if exact else gaps.mean())
     if gap > (_TOLERANCE if exact else _ROUNDED):
         raise ConfigurationError(

@@ -106,6 +106,12 @@ class RolloutEngine(ABC):
             N completions in the order of the prompts.
         """
 
+    def check(self, backbone: Backbone, role: str | None = "policy") -> None:  # noqa: B027  (an engine may have none)
+        """Refuse a backbone that would be sampled from wrongly; work of its own, which is no part of a rollout.
+
+        `generate` does it too, the first time; policies call it before a rollout is timed.
+        """
+
 
 def check_request(
     backbone: Backbone,

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.numerics import cumulative_sum
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.arithmetic import check_arithmetic
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
@@ -44,11 +45,7 @@ class HFEngine(RolloutEngine):
             ConfigurationError: The model can't generate, or a prompt and its completion exceed its context.
         """
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
-        if not backbone.model.can_generate():
-            raise ConfigurationError(
-                f"{type(backbone.model).__name__} can't generate: load a causal language model."
-            )
-        check_arithmetic(self, self._sample, backbone, role)
+        self.check(backbone, role)
         return self._sample(
             backbone,
             prompt_ids,
@@ -58,6 +55,18 @@ class HFEngine(RolloutEngine):
             num_samples=num_samples,
             role=role,
         )
+
+    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
+        """Compare a few generated tokens of a backbone with its forward pass, the first time that it is asked for.
+
+        Raises:
+            ConfigurationError: They differ, or the model can't generate.
+        """
+        if not backbone.model.can_generate():
+            raise ConfigurationError(
+                f"{type(backbone.model).__name__} can't generate: load a causal language model."
+            )
+        check_arithmetic(self, self._sample, backbone, role)
 
     def _sample(
         self,
@@ -140,7 +149,7 @@ def _left_padded(ids: Tensor, mask: Tensor, pad: int) -> tuple[Tensor, Tensor]:
 
 def _generation(tokens: Tensor, logprobs: Tensor, ends: Tensor, pad: int) -> Generation:
     ended = torch.isin(tokens, ends)
-    mask = (ended.cumsum(-1) - ended.long()) == 0
+    mask = (cumulative_sum(ended.long()) - ended.long()) == 0
     return Generation(
         tokens=torch.where(mask, tokens, pad),
         mask=mask,

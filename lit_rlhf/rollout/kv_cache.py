@@ -11,6 +11,7 @@ from transformers import AttentionInterface, Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.numerics import cumulative_sum
 from lit_rlhf.internals.transformers import attention_of, set_attention
 
 _NAME = "lit_rlhf_decode"
@@ -285,7 +286,7 @@ def _grid(prompt_of_row: Tensor, prompts: int) -> Grid | None:
     if width * prompts == len(prompt_of_row):
         return None
     rows = torch.arange(len(prompt_of_row), device=prompt_of_row.device)
-    slot = rows - (counts.cumsum(0) - counts)[prompt_of_row]
+    slot = rows - (cumulative_sum(counts) - counts)[prompt_of_row]
     cell = prompt_of_row * width + slot
     return Grid(rows.new_zeros(width * prompts).index_copy_(0, cell, rows), cell)
 

@@ -81,7 +81,7 @@ class NativeEngine(RolloutEngine):
             values=values,
         )
 
-    def check(self, backbone: Backbone, role: str | None) -> None:
+    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
         """Compare a few decoded tokens of a backbone with its forward pass, the first time that it is asked for.
 
         Raises:

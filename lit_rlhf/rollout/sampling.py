@@ -3,6 +3,7 @@ r"""Drawing tokens from logits by inverse CDF: one uniform number a row instead 
 import torch
 from torch import Tensor
 
+from lit_rlhf.functional.numerics import cumulative_sum
 from lit_rlhf.rollout.base import Sampling
 
 _BLOCK = 128
@@ -95,11 +96,11 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     if whole < size:
         sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
     sums = sums.double()
-    outer = sums.cumsum(-1)
+    outer = cumulative_sum(sums)
     target = uniforms[:, None] * outer[:, -1:]
     block = _first_above(outer, target)
     index = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
-    inner = (weights.gather(-1, index.clamp_max(size - 1)).double() * (index < size)).cumsum(-1)
+    inner = cumulative_sum(weights.gather(-1, index.clamp_max(size - 1)).double() * (index < size))
     # As a share of the block, whose sum was rounded to float32; not below 0, where a token of weight 0 may stand.
     share = ((target - outer.gather(-1, block)) / sums.gather(-1, block) + 1).clamp_min(0)
     return (block * _BLOCK + _first_above(inner, share * inner[:, -1:]))[:, 0].clamp_max(size - 1)
@@ -119,7 +120,7 @@ def _nucleus_floor(logits: Tensor, top_p: float) -> Tensor:
     # Nuclei are small as a rule; sorting the whole vocabulary costs fifty times as much.
     for count in (min(_CANDIDATES, size), size):
         top = logits.topk(count, dim=-1).values
-        cumulative = (top - log_total).double().exp().cumsum(-1)
+        cumulative = cumulative_sum((top - log_total).double().exp())
         if count == size or bool((cumulative[:, -1] >= top_p).all()):
             break
     kept = (cumulative < top_p).sum(-1, keepdim=True).clamp_max(size - 1)

@@ -3,11 +3,13 @@
 import importlib.metadata
 import inspect
 import re
+from argparse import ArgumentError
 from pathlib import Path
 
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
@@ -20,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlhf.internals import bitsandbytes as our_bitsandbytes
+from lit_rlhf.internals import jsonargparse as our_jsonargparse
 from lit_rlhf.internals import lightning as our_lightning
 from lit_rlhf.internals import peft as our_peft
 from lit_rlhf.internals import torch as our_torch
@@ -131,6 +134,30 @@ def test_bitsandbytes(kind: type[nn.Linear]) -> None:
     layer.eval()
     our_bitsandbytes.keep_arithmetic(layer)
     assert layer.training == (kind is Linear8bitLt)
+
+
+def test_jsonargparse() -> None:
+    """Of its refusals only the words say what is wrong: these are those of the version that was read."""
+    our_jsonargparse.read_none_as_null()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "part")
+
+    def refusal(*words: str) -> our_jsonargparse.Refusal:
+        with pytest.raises(ArgumentError) as refused:
+            parser.parse_args(list(words))
+        return our_jsonargparse.read_refusal(str(refused.value))
+
+    option = refusal("--part=torch.nn.Dropout", "--part.pp=0.1")
+    assert option.key == "part", "jsonargparse names options otherwise than 4.53"
+    assert ("option", "pp", "torch.nn.Dropout") in [line[:3] for line in option.complaints]
+    assert ("class", "Nix") in [line[:2] for line in refusal("--part=Nix").complaints]
+    assert ("module", "nix") in [line[:2] for line in refusal("--part=nix.Nix").complaints]
+    value = refusal("--part=torch.nn.Dropout", "--part.p=x")
+    assert value.key == "part.p"
+    assert [line.kind for line in value.complaints] == ["other"]
+    made = parser.parse_args(["--part=torch.nn.Dropout", "--part.p=0.25"])
+    (found,) = our_jsonargparse.flat_options(made)
+    assert (found[:2], found[2]["p"]) == (("part", nn.Dropout), 0.25)
 
 
 def test_lightning(tmp_path: Path) -> None:

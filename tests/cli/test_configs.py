@@ -1,6 +1,11 @@
 """Every file of configs/ runs, from YAML through `main`, in the order in which a user would run them."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,9 +27,29 @@ def test_there_are_configurations_and_no_others() -> None:
     assert {path.parent.name for path in CONFIGS.rglob("*.yaml")} == {*STAGES, "overlays", "parts"}
 
 
+def test_the_wheel_has_them(tmp_path: Path) -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    builder = wheel.WheelBuilder(str(CONFIGS.parent))
+    (built,) = builder.build(directory=str(tmp_path), versions=["standard"])
+    names = set(zipfile.ZipFile(built).namelist())
+    assert {
+        f"lit_rlhf/configs/{path.relative_to(CONFIGS)}" for path in CONFIGS.rglob("*.yaml")
+    } <= names
+
+
+def test_the_four_bit_reward_model_is_an_adapter(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that PPO can put it on the base that the policy has."""
+    monkeypatch.chdir(workplace)
+    if not Path("runs/reward/nf4_lora/export").is_dir():
+        _run(CONFIGS / "reward" / "nf4_lora.yaml")
+    assert Path("runs/reward/nf4_lora/export/adapter_config.json").is_file()
+
+
 def test_configurations_are_short() -> None:
     sizes = {path: len(path.read_text().splitlines()) for path in CONFIGS.rglob("*.yaml")}
-    assert sum(sizes.values()) < 800
+    assert sum(sizes.values()) < 700
     assert max(sizes.values()) <= 36
 
 
@@ -92,6 +117,43 @@ def test_configuration_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
     assert list((run / "lightning_logs").rglob("config.yaml"))
     assert path.parent.name != "policy" or (run / "samples.jsonl").stat().st_size > 0
     assert sorted(place.name for place in Path().iterdir()) == ["cache", "data", "runs"]
+
+
+def test_sigterm_keeps_a_checkpoint(workplace: Path, tmp_path: Path) -> None:
+    """The console script with a configuration as it is shipped, but for its length."""
+    files = [CONFIGS / "reward" / "lora.yaml", CONFIGS / "overlays" / "tiny.yaml"]
+    words = [
+        "--trainer.max_epochs",
+        "100000",
+        "--run_dir",
+        str(tmp_path),
+        "--data.cache_dir",
+        "cache",
+    ]
+    started = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("lit-rlhf")),
+            "fit",
+            *(word for file in files for word in ("-c", str(file))),
+            *words,
+        ],
+        cwd=workplace,
+        env={**os.environ, "PYTHONPATH": str(CONFIGS.parent)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while started.poll() is None and not (tmp_path / "metrics.jsonl").is_file():
+            time.sleep(0.1)
+        started.terminate()
+        _, said = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 143, said
+    assert "SIGTERM: saved" in said
+    assert "Traceback" not in said
+    assert list((tmp_path / "checkpoints").glob("iteration-*.ckpt"))
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo", "dapo", "online_dpo"])

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lit_rlhf import __version__
 from lit_rlhf.cli import main
 from lit_rlhf.cli.main import COMMANDS
+from lit_rlhf.cli.training import TrainingCLI
 from lit_rlhf.testing import tiny_demonstrations, write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
 from tests.tolerances import FP32_MODEL
@@ -40,9 +41,7 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], [], ["fit", "--help"], ["predict", "--help"], ["--version"]]
-)
+@pytest.mark.parametrize("words", [["--help"], [], ["--version"]])
 def test_help_answers_at_once(words: list[str]) -> None:
     """Without what takes seconds to import."""
     code = (
@@ -132,7 +131,7 @@ CONSTANT = ["--model.reward", "LengthReward"]
         ([*POLICY, "--model.num_samples", "x"], "model.num_samples: Expected int. Got value: x"),
         (["--model", "PPOPolicyModule"], "model: the following arguments are required: reward"),
         (
-            [*POLICY, *CONSTANT, "--model.gamma", "1.5"],
+            [*POLICY, *CONSTANT, "--model.gae.gamma", "1.5"],
             "GAE(gamma=1.5): gamma must be in [0, 1].",
         ),
         (
@@ -153,7 +152,7 @@ CONSTANT = ["--model.reward", "LengthReward"]
         ([*POLICY, *CONSTANT, "--trainer.deterministic", "x"], "trainer.deterministic: "),
         (
             [*REWARD, "--trainer.devices", "x"],
-            "trainer.accelerator='cpu', trainer.devices='x', trainer.num_nodes=1, trainer.strategy='auto', trainer",
+            "trainer.devices='x': the Trainer can't be made: `devices` selected with",
         ),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
@@ -330,15 +329,34 @@ def test_files_of_the_working_directory_hide_no_modules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "start"),
     [
-        ["--model.optimizer.init_args.betas", "[.inf, 0.9]"],
-        ["--trainer.logger", "WandbLogger"],
+        (["--model.optimizer.init_args.betas", "[.inf, 0.9]"], "model.optimizer.betas: "),
+        (
+            ["--model.optimizer.init_args.betas", "[2, 0.9]"],
+            "model.optimizer: AdamW(lr=0.0001, betas=(2",
+        ),
+        (
+            ["--model.lr_scheduler.init_args.start_factor", "7"],
+            "model.lr_scheduler: LinearLR(start_fac",
+        ),
+        (["--data.num_workers", "-1"], "PreferenceDataModule(num_workers=-1): "),
+        (["--trainer.logger", "WandbLogger"], "trainer.logger: WandbLogger() can't be made: "),
+        (["--trainer.max_epochs", "-5"], "trainer.max_epochs=-5: the Trainer can't be made: "),
+        (
+            ["--model.backbone", "null"],
+            "model: RewardModelModule(backbone=null): backbone must have",
+        ),
+        (["--model.seed", "null"], "model: RewardModelModule(seed=null): seed must have a value."),
+        (["--model.backbone.lora.rank", "null"], "LoraSpec(rank=null): rank must have a value."),
+        (["--ckpt_path", "data"], "ckpt_path='data' is a directory: give a file such as"),
+        (["--ckpt_path", "nix.ckpt"], "ckpt_path='nix.ckpt' isn't there: give a file such as"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_other_constructors_refuse_is_said_in_a_line(
     words: list[str],
+    start: str,
     trained: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -347,4 +365,62 @@ def test_what_other_constructors_refuse_is_said_in_a_line(
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *REWARD, "--run_dir", "runs/refused", *words])
     assert stopped.value.code == 2
-    assert len(capsys.readouterr().err.partition("lit-rlhf fit: ")[2].splitlines()) == 1
+    (said,) = capsys.readouterr().err.partition("lit-rlhf fit: ")[2].splitlines()
+    assert said.startswith(start)
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_errors_of_ones_own_classes_say_where(
+    debug: str,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("LIT_RLHF_DEBUG", debug)
+    Path("faulty.py").write_text(
+        "from lightning.pytorch import Callback\n\n\nclass Faulty(Callback):\n"
+        "    def __init__(self, scale: int = 0) -> None:\n        self.inverse = 1 / scale\n"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *REWARD, "--trainer.callbacks+=faulty.Faulty"])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    said = "trainer.callbacks: Faulty() can't be made: division by zero (ZeroDivisionError, "
+    assert f"lit-rlhf fit: {said}{trained / 'faulty.py'}:6). LIT_RLHF_DEBUG=1" in shown
+    assert ("Traceback" in shown) == bool(debug)
+
+
+NULLS = {
+    "reward": ["backbone.lora", "lr_scheduler", "optimizer", "loss"],
+    "policy": ["backbone.lora", "kl", "updates", "gae", "value_loss", "sampling", "engine"],
+}
+
+
+@pytest.mark.parametrize("way", ["command line", "file"])
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in NULLS for key in NULLS[kind]])
+def test_null_takes_an_optional_part_away(
+    kind: str, key: str, way: str, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Shown by the configuration that is printed: whatever stood there before is gone."""
+    monkeypatch.chdir(trained)
+    words = [f"--model.{key}", "null"]
+    if way == "file":
+        tree: object = None
+        for part in reversed(["model", "init_args", *key.split(".")]):
+            tree = {part: tree}
+        (tmp_path / "null.yaml").write_text(json.dumps(tree))
+        words = ["-c", str(tmp_path / "null.yaml")]
+    found: list[object] = []
+
+    class Parsed(Exception):  # noqa: N818
+        pass
+
+    def stop(cli: TrainingCLI) -> None:
+        found.append(cli.config[cli.subcommand].model.init_args.get(key))
+        raise Parsed
+
+    monkeypatch.setattr(TrainingCLI, "before_instantiate_classes", stop)
+    with pytest.raises(Parsed):
+        main(["fit", *({"reward": REWARD, "policy": [*POLICY, *CONSTANT]}[kind]), *words])
+    assert found == [None]

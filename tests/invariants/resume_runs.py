@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable, checkpoint_io
+from lit_rlhf import files
+from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, SampleTable
 from lit_rlhf.data import (
     DemonstrationDataModule,
     FileSource,
@@ -145,7 +146,7 @@ def arm_rollout(module: PolicyModule, now: Callable[[], bool]) -> None:
 
 def arm_checkpoint(point: str, iteration: int) -> None:
     """While the checkpoint of an iteration is being written, or right after it took its place."""
-    save, sync = torch.save, checkpoint_io.sync
+    save, sync = torch.save, files.sync
     name = f"iteration-{iteration:08d}.ckpt"
 
     def half(checkpoint: Any, file: Any, **options: Any) -> None:
@@ -161,7 +162,7 @@ def arm_checkpoint(point: str, iteration: int) -> None:
             die()
 
     torch.save = half  # type: ignore[assignment]
-    checkpoint_io.sync = after
+    files.sync = after
 
 
 def train(run: dict[str, Any], rank: int) -> None:

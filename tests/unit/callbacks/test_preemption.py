@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_rlhf.callbacks import IterationCheckpoint, Preemption
 from lit_rlhf.callbacks.preemption import EXIT_CODE
@@ -81,6 +83,28 @@ def test_accumulated_gradients_are_applied_first(tmp_path: Path) -> None:
 
 
 def test_it_needs_a_checkpoint_callback(tmp_path: Path) -> None:
-    trainer = quiet_trainer(tmp_path, [Preemption()])
+    trainer = quiet_trainer(tmp_path, [Preemption()], enable_checkpointing=False)
     with pytest.raises(ConfigurationError, match=r"add one to trainer\.callbacks"):
         trainer.fit(Module(), datamodule=Data())
+
+
+def test_lightnings_own_checkpoints_will_do(tmp_path: Path) -> None:
+    module = Terminated(False)
+    step = module.training_step
+
+    def terminated(batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch, batch_idx)
+
+    module.training_step = terminated  # type: ignore[method-assign]
+    callbacks = [Preemption(), ModelCheckpoint(dirpath=tmp_path / "kept")]
+    trainer = quiet_trainer(tmp_path, callbacks)
+    with (
+        pytest.warns(UserWarning, match=r"SIGTERM: saved .*last\.ckpt"),
+        pytest.raises(SystemExit) as ended,
+    ):
+        trainer.fit(module, datamodule=Data())
+    assert ended.value.code == EXIT_CODE
+    kept = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=False)
+    assert kept["global_step"] == 2

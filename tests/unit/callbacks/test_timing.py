@@ -16,7 +16,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import current_metrics
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.models.flops import generation_flops, pass_flops
-from lit_rlhf.modules import PPOPolicyModule, Updates
+from lit_rlhf.modules import PPOPolicyModule, Updates, phases
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EvaluatedRollout
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
@@ -82,12 +82,42 @@ def test_modules_without_phases_are_one_update(tmp_path: Path) -> None:
     timer.on_train_batch_start(trainer, trainer.lightning_module, batch, 0)
     timer._ended = time.perf_counter()
     logged: dict[str, float] = {}
-    module = SimpleNamespace(log_dict=lambda values, batch_size: logged.update(values))
+    module = SimpleNamespace(
+        device=torch.device("cpu"), log_dict=lambda values, batch_size: logged.update(values)
+    )
     PhaseTimer.on_train_batch_end(timer, trainer, module, None, batch, 0)
     assert timer.tokens == {"update": 7}
     assert logged["train/throughput/trained_tokens_per_second"] == pytest.approx(
         7 / logged["train/time/update"]
     )
+
+
+def test_automatic_modules_wait_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step only launches work on a device; it takes as long as that does."""
+    launched: list[float] = []
+
+    def wait() -> None:
+        while launched:
+            time.sleep(launched.pop())
+
+    device = SimpleNamespace(is_available=lambda: True, synchronize=wait)
+    monkeypatch.setattr(phases, "torch", SimpleNamespace(cuda=device))
+
+    class Launching(Module):
+        def __init__(self) -> None:
+            super().__init__(manual=False)
+            self.phases = None  # type: ignore[assignment]
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            launched.append(0.1)
+            return self.loss(batch)
+
+    timer = Reader()
+    trainer = quiet_trainer(tmp_path, [timer], max_epochs=1, enable_checkpointing=False)
+    trainer.fit(Launching(), datamodule=Data())
+    assert timer.last["train/time/update"] >= 0.1
 
 
 def test_table_has_shares_of_the_whole() -> None:
@@ -160,3 +190,16 @@ def test_a_profile_of_ppo_counts_every_pass(tmp_path: Path, tiny_model_dir: Path
     assert "| update |" in text
     assert "aten::mm" in text
     assert not any(module._forward_hooks for module in backbone.modules())
+
+
+def test_peak_memory_is_logged_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, logged, since = torch.device("cuda"), {}, []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", since.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    trainer = SimpleNamespace(is_global_zero=True, world_size=1)
+    module: Any = SimpleNamespace(device=gpu, log_dict=lambda values, **_: logged.update(values))
+    timer = PhaseTimer()
+    timer.on_train_batch_start(trainer, module, {}, 0)  # type: ignore[arg-type]
+    timer.on_train_batch_end(trainer, module, None, {}, 0)  # type: ignore[arg-type]
+    assert since == [gpu]
+    assert logged["train/memory/peak_gib"] == 3.0

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from lit_rlhf.cli import main
@@ -20,7 +20,7 @@ def pairs(tmp_path: Path) -> str:
     return str(write_jsonl(tmp_path / "pairs.jsonl", tiny_preferences(30)))
 
 
-def vote_on_next(client: httpx.Client, page: str | None = None) -> int:
+def vote_on_next(client: httpx2.Client, page: str | None = None) -> int:
     """Answer the pair that is shown, or one that was shown before the server was killed."""
     page = page or client.get("/pair").text
     fields = dict(
@@ -33,7 +33,7 @@ def vote_on_next(client: httpx.Client, page: str | None = None) -> int:
     return int(found[1])
 
 
-def sign_in(client: httpx.Client, name: str) -> None:
+def sign_in(client: httpx2.Client, name: str) -> None:
     secret = re.search(r'name="secret" value="([^"]+)"', client.get("/").text)
     assert secret
     assert client.post("/rater", data={"rater": name, "secret": secret[1]}).status_code == 200
@@ -42,12 +42,12 @@ def sign_in(client: httpx.Client, name: str) -> None:
 def test_kill_9_loses_no_vote(pairs: str, tmp_path: Path) -> None:
     options = [pairs, "--output", str(tmp_path / "labels"), "--raters_per_pair", "1"]
     with running(*options, "--port", "0") as server:
-        client = httpx.Client(base_url=server.url, follow_redirects=True)
+        client = httpx2.Client(base_url=server.url, follow_redirects=True)
         sign_in(client, "ann")
         voted = [vote_on_next(client) for _ in range(10)]
         open_page = client.get("/pair").text
         server.end(signal.SIGKILL)
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(httpx2.ConnectError):
         vote_on_next(client, open_page)
     assert [vote.pair for vote in LabelStore(tmp_path / "labels").votes()] == voted
     with running(*options, "--port", server.port) as again:
@@ -66,9 +66,9 @@ def test_other_addresses_need_a_token(pairs: str, tmp_path: Path) -> None:
     with running(*options, "--host", "0.0.0.0") as server:
         url = f"http://127.0.0.1:{server.port}/"
         assert len(server.query) > 20
-        assert httpx.get(url).status_code == 401
-        assert httpx.get(url + server.query, follow_redirects=False).status_code == 303
-        with httpx.Client(follow_redirects=True) as client:
+        assert httpx2.get(url).status_code == 401
+        assert httpx2.get(url + server.query, follow_redirects=False).status_code == 303
+        with httpx2.Client(follow_redirects=True) as client:
             assert "Your name" in client.get(url + server.query).text
 
 

@@ -1,11 +1,16 @@
 """Elementary functions near the edges of what floats hold."""
 
 import math
+import re
+from pathlib import Path
 
+import pytest
 import torch
 from torch.testing import assert_close
 
+import lit_rlhf
 from lit_rlhf import functional as f
+from lit_rlhf.functional.numerics import sum_by_doubling
 from tests.tolerances import FP64
 
 
@@ -34,3 +39,25 @@ def test_bounded_exp_goes_on_as_its_tangent() -> None:
 def test_log_collision() -> None:
     logits = torch.randn(3, 5, dtype=torch.float64)
     assert_close(f.log_collision(logits), logits.softmax(-1).square().sum(-1).log(), **FP64)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 64, 65])
+def test_sums_by_doubling_are_cumulative_sums(length: int) -> None:
+    x = torch.randn(3, length, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, length, dtype=torch.float64)
+    ours, theirs = sum_by_doubling(x), x.cumsum(-1)
+    assert_close(ours, theirs, **FP64)
+    (slope,) = torch.autograd.grad((ours * weight).sum(), x)
+    assert_close(slope, torch.autograd.grad((theirs * weight).sum(), x)[0], **FP64)
+
+
+def test_no_other_cumulative_sum_stands_where_a_gpu_computes() -> None:
+    """Under `trainer.deterministic` torch's own raises there."""
+    package = Path(lit_rlhf.__file__).parent
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"\bcumsum\(", path.read_text(encoding="utf-8"))
+        and path.relative_to(package).parts[0] not in ("verify", "demo")  # these run on CPU
+    }
+    assert found == {"functional/numerics.py"}

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.models.loading import prepare_modules
+from lit_rlhf.models.checks import product_dtype
+from lit_rlhf.models.loading import load_model, prepare_modules, quantization_config
 from lit_rlhf.testing import make_tokenizer
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32_MODEL
@@ -261,3 +262,52 @@ class TestRefused:
             name=str(path),
             tokenizer=str(tiny_model_dir),
         )
+
+
+def test_random_weights_are_drawn_on_cpu_and_moved(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec = ModelSpec(config=LLAMA, tokenizer=str(tiny_model_dir))
+    expected = load_model(spec)[0].state_dict()
+    moved: list[torch.device] = []
+
+    def move(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+        moved.append(device)
+        return model
+
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch, "get_default_device", lambda: gpu)
+    monkeypatch.setattr(PreTrainedModel, "to", move)
+    with torch.device("meta"):  # stands for a GPU: what is made there holds no numbers
+        found = load_model(spec)[0].state_dict()
+    assert moved == [gpu]
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "dtype"),
+    [
+        ("cpu", True, torch.float32),
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float32),
+    ],
+)
+def test_four_bits_are_computed_in_bfloat16_on_gpus_that_multiply_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, native: bool, dtype: torch.dtype
+):
+    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    config = quantization_config(ModelSpec(name="x", quantization="nf4"))
+    assert config is not None and config.bnb_4bit_compute_dtype == dtype
+
+
+def test_products_rounded_to_tf32_are_held_to_its_bits():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert product_dtype(torch.float32) == torch.float16
+        assert product_dtype(torch.bfloat16) == torch.bfloat16
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert product_dtype(torch.float32) == torch.float32

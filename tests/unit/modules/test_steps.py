@@ -3,11 +3,12 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
@@ -152,6 +153,13 @@ def test_checkpoints_by_optimizer_steps_are_refused(tiny_model_dir: Path, tmp_pa
     run(make_ppo(tiny_model_dir, updates=ONE_STEP))
 
 
+@pytest.mark.filterwarnings("ignore:You.re using the WeightAveraging callback")
+def test_averages_of_the_whole_model_are_refused(tiny_model_dir: Path) -> None:
+    trainer = make_trainer(callbacks=[EMAWeightAveraging()])
+    with pytest.raises(ConfigurationError, match=r"EMAWeightAveraging copies the whole model"):
+        trainer.fit(make_ppo(tiny_model_dir), prompt_loader(tiny_model_dir))
+
+
 def test_a_schedule_that_waits_for_a_metric_is_refused(tiny_model_dir: Path) -> None:
     module = make_ppo(tiny_model_dir, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     with pytest.raises(ConfigurationError, match=r"ReduceLROnPlateau waits .* WarmupCosine"):
@@ -176,3 +184,19 @@ def test_warmup_and_cosine() -> None:
     assert rates[-1] == pytest.approx(0.2)
     with pytest.raises(ConfigurationError, match="total_steps=3"):
         WarmupCosine(optimizer, total_steps=3, warmup_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "scaled", "fused"),
+    [(True, False, True), (True, True, None), (False, False, None)],
+)
+def test_the_default_optimizer_is_fused_on_gpus_but_not_with_a_loss_scale(
+    tiny_model_dir: Path, on_gpu: bool, scaled: bool, fused: bool | None
+) -> None:
+    module = make_ppo(tiny_model_dir)
+    module.trainer = make_trainer(plugins=[fp16(2.0)] if scaled else [])
+    assert module._fuses([{"params": [SimpleNamespace(is_cuda=on_gpu)]}]) is fused
+
+
+def test_without_a_trainer_nothing_is_scaled(tiny_model_dir: Path) -> None:
+    assert make_ppo(tiny_model_dir).loss_scaler() is None

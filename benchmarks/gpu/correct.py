@@ -1,0 +1,234 @@
+"""Is it right there: what CPU and GPU compute alike, what each precision does, export, and resuming bit for bit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from benchmarks.gpu.methods import ADAM, KINDS, make
+from benchmarks.gpu.result import Result
+from benchmarks.gpu.setting import Rows, Setting
+from lit_rlhf.callbacks import IterationCheckpoint
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.modules import PPOPolicyModule, Updates
+from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.seeding import generator, uniforms
+from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_prompts
+
+# In float32, TF32 off. Sums run in another order on each device, and training carries what that rounds.
+FORWARD, GRADIENT, CURVE, SAMPLED = 1e-5, 1e-4, 2e-3, 0.01
+EXPORT = 1e-3
+WATCHED = {
+    "SFT": "train/loss",
+    "reward model": "train/loss",
+    "DPO": "train/loss",
+    "PPO": "train/grad_norm",
+    "GRPO": "train/grad_norm",
+}
+SHORT: dict[str, Any] = {"tokens": 8, "optimizer": ADAM}
+
+
+class Curve(Callback):
+    """A metric after each step."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """A step has ended."""
+        self.values.append(float(trainer.callback_metrics[self.name]))
+
+
+def same_as_cpu(setting: Setting) -> Result:
+    """A tiny model in float32 on the CPU and here: uniforms, passes, gradients, samples, and curves of training."""
+    result = Result()
+    seeds = torch.randint(2**62, (4096,), generator=generator("seeds"))
+    there = uniforms(seeds.to(setting.device), 3).cpu()
+    result.check("uniforms that differ", float((uniforms(seeds, 3) != there).sum()), 0.0)
+    for branching in ("shared", "expanded"):
+        ours, theirs = (_passes(setting, device, branching) for device in _devices(setting))
+        for name, value in ours.items():
+            limit = GRADIENT if name == "gradient" else FORWARD
+            result.check(f"{name}, {branching}", _distance(theirs[name], value), limit)
+    ours, theirs = (_samples(setting, device) for device in _devices(setting))
+    other = float((ours != theirs).float().mean()) if ours.shape == theirs.shape else 1.0
+    result.check("share of sampled tokens that differ", other, SAMPLED)
+    for name, metric in WATCHED.items():
+        with result.attempt(f"curve of {name}"):
+            ours, theirs = (_curve(setting, name, metric, device) for device in _devices(setting))
+            result.check(f"curve of {metric}, {name}", _distance(theirs, ours), CURVE)
+    return result
+
+
+def precisions(setting: Setting) -> Result:
+    """Each method in float32 weights under mixed precision, in full and with LoRA: it learns, and skips no step."""
+    result = Result()
+    for precision in ("bf16-mixed", "16-mixed") if setting.on_gpu else ("bf16-mixed",):
+        for what, lora in (("full", None), ("LoRA", LoraSpec(rank=8))):
+            for name in WATCHED:
+                title = f"{name}, {precision}, {what}"
+                with result.attempt(title):
+                    _fit_mixed(setting, result, name, precision, lora, title)
+    return result
+
+
+def export(setting: Setting) -> Result:
+    """What a policy that was trained here exports, read by transformers: the same logits."""
+    result = Result()
+    module = PPOPolicyModule(**_ppo(setting))
+    setting.trainer([]).fit(module, setting.data("prompts", 8, tiny_prompts(16)))
+    backbone = module.backbone.to(setting.device)
+    module.export(setting.work / "export", merge=True)
+    theirs = AutoModelForCausalLM.from_pretrained(setting.work / "export").to(setting.device).eval()
+    ids = torch.arange(5, 29, device=setting.device).view(2, -1)
+    with torch.no_grad(), backbone.use_role("policy"):
+        ours = backbone.logits(backbone.decoder(input_ids=ids).last_hidden_state)
+        gap = (ours - theirs(input_ids=ids).logits.float()).abs().max()
+    result.check("largest difference of logits", float(gap), EXPORT)
+    return result
+
+
+def resume(setting: Setting) -> Result:
+    """With `trainer.deterministic`, a run that was cut in two ends with the bits of one that wasn't."""
+    result = Result()
+    whole = _checkpointed(setting, "whole", epochs=2)
+    _checkpointed(setting, "cut", epochs=1)
+    resumed = _checkpointed(setting, "cut", epochs=2, resume="last")
+    again = dict(resumed.named_parameters())
+    unequal = [
+        name
+        for name, weight in whole.named_parameters()
+        if weight.requires_grad and not torch.equal(weight, again[name])
+    ]
+    result.check("tensors that differ", float(len(unequal)), 0.0)
+    return result
+
+
+def _devices(setting: Setting) -> tuple[torch.device, torch.device]:
+    return torch.device("cpu"), setting.device
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference, as a share of the norm."""
+    found, expected = found.double(), expected.double()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def _backbone(setting: Setting, device: torch.device, branching: Any) -> Backbone:
+    spec = ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8), branching=branching)
+    backbone = Backbone.load(spec)
+    backbone.add_adapter("policy")
+    backbone.add_head("value", drawn=True)
+    for path, weight in sorted(backbone.adapter_weights("policy").items()):
+        # B starts at 0, which would leave A without a gradient.
+        weight.data.normal_(std=0.1, generator=generator("adapter", path))
+    return backbone.to(device)
+
+
+def _batch(setting: Setting, device: torch.device) -> Any:
+    data = setting.data("pairs", 8, tiny_preferences(8))
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    return {name: batch[name].to(device) for name in ("input_ids", "branch_ids", "position_ids")}
+
+
+def _passes(setting: Setting, device: torch.device, branching: str) -> dict[str, Tensor]:
+    backbone = _backbone(setting, device, branching)
+    batch = _batch(setting, device)
+    out = backbone(batch, num_branches=2, logprobs=True, entropy=True, values="value")
+    (out.logprobs.sum() + out.values.sum()).backward()
+    gradient = [weight.grad.flatten() for weight in backbone.adapter_weights("policy").values()]
+    found = {"log-probs": out.logprobs, "entropy": out.entropy, "values": out.values}
+    return {
+        name: x.detach().cpu() for name, x in (found | {"gradient": torch.cat(gradient)}).items()
+    }
+
+
+def _samples(setting: Setting, device: torch.device) -> Tensor:
+    backbone = _backbone(setting, device, "auto")
+    backbone.eos_token_ids = ()  # all of one length
+    ids = (torch.arange(48, device=device).view(4, -1) * 7 + 1) % 256
+    generation = NativeEngine(max_batch_size=12).generate(
+        backbone,
+        ids,
+        torch.ones_like(ids).bool(),
+        sampling=Sampling(max_new_tokens=24),
+        seeds=torch.arange(16, device=device),
+        num_samples=4,
+    )
+    return generation.tokens.cpu()
+
+
+def _curve(setting: Setting, name: str, metric: str, device: torch.device) -> Tensor:
+    module = make(name, ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8)), **SHORT)
+    curve = Curve(metric)
+    accelerator = "gpu" if device.type == "cuda" else "cpu"
+    _fit_tiny(setting, module, name, [curve], accelerator=accelerator)
+    return torch.tensor(curve.values)
+
+
+def _fit_mixed(
+    setting: Setting,
+    result: Result,
+    name: str,
+    precision: str,
+    lora: LoraSpec | None,
+    title: str,
+) -> None:
+    module = make(name, ModelSpec(name=setting.tiny, lora=lora), **SHORT)
+    norms = Curve("train/grad_norm")
+    skipped = Curve("train/skipped_steps")
+    _fit_tiny(setting, module, name, [norms, skipped], precision=precision)
+    result.check(f"{title}: gradient norms that are 0", norms.values.count(0.0), 0.0)
+    # float16 starts with a loss scale that overflows at first.
+    result.check(f"{title}: skipped steps", skipped.values[-1], 0.0 if "bf16" in precision else 2.0)
+
+
+def _fit_tiny(
+    setting: Setting, module: LightningModule, name: str, callbacks: list[Any], **options: Any
+) -> None:
+    makers = {"sft": tiny_demonstrations, "pairs": tiny_preferences, "prompts": tiny_prompts}
+    rows: Rows = makers[KINDS[name]](24)
+    setting.trainer(callbacks, **options).fit(module, setting.data(KINDS[name], 8, rows))
+
+
+def _ppo(setting: Setting) -> dict[str, Any]:
+    return {
+        "backbone": ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8)),
+        "reward": make("PPO", ModelSpec(name=setting.tiny), tokens=8).reward,
+        "num_samples": 2,
+        "updates": Updates(epochs=2),
+        "sampling": Sampling(max_new_tokens=8),
+        "optimizer": ADAM,
+    }
+
+
+def _checkpointed(
+    setting: Setting, name: str, *, epochs: int, resume: str | None = None
+) -> LightningModule:
+    module = PPOPolicyModule(**_ppo(setting))
+    directory: Path = setting.work / name
+    with _deterministic():
+        setting.trainer(
+            [IterationCheckpoint(dirpath=str(directory), every_n_iterations=1)],
+            max_epochs=epochs,
+            enable_checkpointing=True,
+            deterministic=True,
+        ).fit(module, setting.data("prompts", 8, tiny_prompts(16)), ckpt_path=resume)
+    return module
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Take back what the trainer switches on for the whole process."""
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,48 @@
+"""One part in a process of its own: it imports everything, says so, waits for a line on its input, then works and writes.
+
+python -m benchmarks.gpu.part NAME DEVICE SIZE DIRECTORY
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import training
+from benchmarks.gpu.correct import export, precisions, resume, same_as_cpu
+from benchmarks.gpu.decoding import decoding
+from benchmarks.gpu.machine import machine
+from benchmarks.gpu.result import Result
+from benchmarks.gpu.setting import SIZES, Setting
+
+ALONE = (machine, same_as_cpu, resume, export, precisions, decoding)
+PARTS: dict[str, Callable[[Setting], Result]] = {
+    part.__name__: part for part in ALONE
+} | training.PARTS
+
+
+def main() -> None:
+    name, device, size, directory = sys.argv[1:]
+    warnings.filterwarnings("ignore")
+    for library in ("lightning.pytorch", "lightning.fabric", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    print("ready", flush=True)
+    os.dup2(2, 1)  # the rest goes to the log
+    sys.stdin.readline()
+    out = Path(directory)
+    measured = out / "machine.json"
+    setting = Setting(torch.device(device), SIZES[size], out)
+    if name != "machine" and measured.is_file():
+        setting.peak = Result.read(measured).measures["bf16 product"]["tflops"] * 1e12
+    result = Result()
+    with result.attempt(name):
+        result = PARTS[name](setting)
+    result.write(out / f"{name}.json")
+
+
+if __name__ == "__main__":
+    main()

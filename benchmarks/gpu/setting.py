@@ -1,0 +1,181 @@
+"""What every part is given: device, shapes of the model, data, a trainer, clock and memory."""
+
+import gc
+import tempfile
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from lit_rlhf.data import (
+    DemonstrationDataModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    PromptOnly,
+    RowsSource,
+)
+from lit_rlhf.models import LoraSpec, ModelSpec
+from lit_rlhf.testing import write_tiny_model
+
+Rows = list[dict[str, str]]
+WORDS = ("film", "book", "song", "play", "meal", "walk", "game", "talk", "good", "bad", "was", "it")
+DATA = {
+    "sft": (DemonstrationDataModule, ("prompt", "completion"), {}),
+    "pairs": (PreferenceDataModule, ("prompt", "chosen", "rejected"), {}),
+    "prompts": (PromptDataModule, ("prompt",), {"format": PromptOnly(columns=[])}),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shapes of a model and of the work.
+
+    Attributes:
+        config: Of the model, whose weights are random.
+        prompt: Tokens of a prompt.
+        response: Tokens of a response, and most of a completion.
+        rows: Rows of a batch; pairs and prompts of policies are half as many.
+        samples: Completions per prompt in GRPO.
+        decode: Rows that are decoded at a time.
+        steps: Steps or iterations that are run; the first isn't counted.
+        full: Whether the card can train all its weights.
+    """
+
+    config: dict[str, Any]
+    prompt: int
+    response: int
+    rows: int
+    samples: int
+    decode: tuple[int, ...]
+    steps: int
+    full: bool = True
+
+
+def _qwen2(
+    hidden: int, inner: int, layers: int, heads: int, groups: int, vocabulary: int, tied: bool
+) -> dict[str, Any]:
+    return {
+        "model_type": "qwen2",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": 4096,
+    }
+
+
+SIZES = {
+    "tiny": Size(_qwen2(64, 128, 2, 4, 2, 512, True), 16, 8, 4, 2, (4,), 3),
+    # Qwen2.5-0.5B and -7B
+    "0.5b": Size(_qwen2(896, 4864, 24, 14, 2, 151936, True), 256, 128, 64, 8, (64, 256), 3),
+    "7b": Size(_qwen2(3584, 18944, 28, 28, 4, 152064, False), 256, 128, 16, 8, (64, 256), 3, False),
+}
+
+
+@dataclass
+class Setting:
+    """A part's device, sizes and tools.
+
+    Args:
+        device: "cuda" or "cpu".
+        size: Key of `SIZES`.
+        out: Directory for what a part writes beside its result.
+        peak: FLOP/s that the part `machine` measured; 0 if it didn't run.
+    """
+
+    device: torch.device
+    size: Size
+    out: Path
+    peak: float = 0.0
+    work: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="lit_rlhf_gpu_")))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+    @cached_property
+    def tiny(self) -> str:
+        """Directory of a tiny llama with a tokenizer of bytes."""
+        return str(write_tiny_model(self.work / "tiny"))
+
+    def spec(self, **options: Any) -> ModelSpec:
+        """The model of this size: bfloat16 with LoRA, unless the options say otherwise."""
+        fixed: dict[str, Any] = {
+            "config": dict(self.size.config),
+            "tokenizer": self.tiny,
+            "dtype": "bfloat16",
+            "lora": LoraSpec(rank=16),
+        }
+        return ModelSpec(**(fixed | options))
+
+    def rows(self, count: int) -> Rows:
+        """Texts of the size's lengths: the tokenizer takes about each byte for a token."""
+        size = self.size
+        names = {"prompt": size.prompt, "completion": size.response}
+        names |= {"chosen": size.response, "rejected": size.response}
+        return [
+            {name: _text(length, 4 * i + j) for j, (name, length) in enumerate(names.items())}
+            for i in range(count)
+        ]
+
+    def data(self, kind: str, batch: int, rows: Rows) -> Any:
+        """A DataModule of a kind in `DATA`."""
+        module, columns, more = DATA[kind]
+        return module(
+            RowsSource([{name: row[name] for name in columns} for row in rows]),
+            tokenizer=self.tiny,
+            batch_size=batch,
+            cache_dir=str(self.work / "cache"),
+            **more,
+        )
+
+    def trainer(self, callbacks: list[Any], **options: Any) -> Trainer:
+        """A quiet trainer on the device."""
+        fixed: dict[str, Any] = {
+            "accelerator": "gpu" if self.on_gpu else "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            "default_root_dir": str(self.work),
+            "callbacks": callbacks,
+        }
+        return Trainer(**(fixed | options))
+
+    def now(self) -> float:
+        """Seconds on a clock, once the device has done what it was given."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def forget(self) -> None:
+        """Free what is no longer used, and count peak memory from here."""
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def memory(self) -> dict[str, float]:
+        """GiB of the peak since `forget`: taken by tensors, and by the allocator from the card."""
+        if not self.on_gpu:
+            return {}
+        return {
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+        }
+
+
+def _text(length: int, seed: int) -> str:
+    words = (WORDS[(7 * seed + i * (1 + seed % 5)) % len(WORDS)] for i in range(length))
+    return " ".join(words)[:length]

@@ -1,0 +1,172 @@
+"""How fast is training, and what does it take: each method at its size, by phase; and what single choices are worth."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from benchmarks.gpu.methods import KINDS, ONLINE, make
+from benchmarks.gpu.result import Result
+from benchmarks.gpu.setting import Setting
+from lit_rlhf.callbacks import PhaseTimer
+from lit_rlhf.models import Backbone, ModelSpec, ValueAdapter, export_reward
+from lit_rlhf.modules import Updates
+from lit_rlhf.rewards import ModelReward
+
+LARGE = {"updates": Updates(microbatch_tokens=32768)}
+
+
+class Warm(Callback):
+    """Remembers what a timer had counted when the first step was done, and how long steps took after it."""
+
+    def __init__(self, timer: PhaseTimer, setting: Setting, compiled: bool) -> None:
+        self.timer = timer
+        self.setting = setting
+        self.compiled = compiled
+        self.first: dict[str, dict[str, float]] = {}
+        self.ends: list[float] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile the layers, if asked."""
+        if self.compiled:
+            for layer in pl_module.backbone.decoder.layers:
+                layer.compile(dynamic=False)
+        self.ends.append(self.setting.now())
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """A step has ended."""
+        self.ends.append(self.setting.now())
+        if not self.first:
+            timer = self.timer
+            self.first = {
+                name: dict(getattr(timer, name)) for name in ("totals", "tokens", "flops")
+            }
+
+    def since(self, what: str, phase: str) -> float:
+        """Of a phase after the first step: seconds (`totals`), `tokens` or `flops`."""
+        return float(getattr(self.timer, what).get(phase, 0) - self.first[what].get(phase, 0))
+
+
+def supervised(setting: Setting) -> Result:
+    """SFT with LoRA on bfloat16, and in full from float32 weights under bf16-mixed."""
+    result = Result()
+    _fit(setting, result, "SFT", "LoRA r16")
+    if setting.size.full:
+        spec = setting.spec(lora=None, dtype="float32")
+        _fit(setting, result, "SFT", "full, bf16-mixed", spec, precision="bf16-mixed")
+    return result
+
+
+def reward_model(setting: Setting) -> Result:
+    """Pairs of a prompt in one row."""
+    return _fit(setting, Result(), "reward model", "LoRA r16")
+
+
+def dpo(setting: Setting) -> Result:
+    """Pairs in one row, and as rows of their own."""
+    result = Result()
+    for branching in ("shared", "expanded"):
+        _fit(setting, result, "DPO", f"LoRA r16, {branching}", setting.spec(branching=branching))
+    return result
+
+
+def ppo(setting: Setting) -> Result:
+    """PPO with a value head on the policy."""
+    return _fit(setting, Result(), "PPO", "LoRA r16")
+
+
+def grpo(setting: Setting) -> Result:
+    """GRPO with the default microbatches, with larger ones, and with these and recomputed layers."""
+    result = Result()
+    _fit(setting, result, "GRPO", "LoRA r16")
+    _fit(setting, result, "GRPO", "LoRA r16, microbatches of 32768", **LARGE)
+    spec = setting.spec(gradient_checkpointing=True)
+    _fit(setting, result, "GRPO", "the same, layers recomputed", spec, **LARGE)
+    return result
+
+
+def nf4(setting: Setting) -> Result:
+    """PPO with policy, reference, reward and value on one base of 4 bits."""
+    base, adapter = setting.work / "base", setting.work / "reward"
+    loaded = Backbone.load(setting.spec(lora=None))
+    loaded.model.save_pretrained(base)
+    spec = ModelSpec(
+        name=str(base),
+        tokenizer=setting.tiny,
+        dtype="bfloat16",
+        quantization="nf4",
+        lora=setting.spec().lora,
+    )
+    rewarding = Backbone.load(spec, lm_head=False)
+    rewarding.add_adapter("reward")
+    rewarding.add_head("reward")
+    export_reward(rewarding, adapter, merge=False)
+    del loaded, rewarding
+    reward = ModelReward(str(adapter), share_base=True)
+    options = {"reward": reward, "value": ValueAdapter(start="reward")}
+    return _fit(setting, Result(), "PPO", "four roles on one nf4 base", spec, **options)
+
+
+def kernels(setting: Setting) -> Result:
+    """GRPO's and DPO's steps with the library's kernels and without."""
+    result = Result()
+    for name in ("DPO", "GRPO"):
+        for choice in ("auto", "plain"):
+            _fit(setting, result, name, f"kernels: {choice}", setting.spec(kernels=choice))
+    return result
+
+
+def compiled(setting: Setting) -> Result:
+    """DPO's step with each decoder layer compiled, as rows of their own, so that shapes stay."""
+    spec = setting.spec(branching="expanded")
+    return _fit(setting, Result(), "DPO", "layers compiled", spec, compiled=True)
+
+
+def _fit(
+    setting: Setting,
+    result: Result,
+    name: str,
+    title: str,
+    spec: ModelSpec | None = None,
+    *,
+    precision: str = "32-true",
+    compiled: bool = False,
+    **options: Any,
+) -> Result:
+    """Train for some steps, and add seconds, tokens per second and utilisation by phase, and the peak of memory."""
+    size = setting.size
+    batch = size.rows if name == "SFT" else size.rows // 2
+    setting.forget()
+    with result.attempt(f"{name}, {title}"):
+        module = make(
+            name, spec or setting.spec(), tokens=size.response, samples=size.samples, **options
+        )
+        timer = PhaseTimer(peak_flops=setting.peak or 1.0)
+        warm = Warm(timer, setting, compiled)
+        data = setting.data(KINDS[name], batch, setting.rows(batch * size.steps))
+        setting.trainer([timer, warm], precision=precision).fit(module, data)
+        _measure(result, f"{name}, {title}", warm, setting, by_phase=name in ONLINE)
+    return result
+
+
+def _measure(result: Result, title: str, warm: Warm, setting: Setting, *, by_phase: bool) -> None:
+    steps = len(warm.ends) - 2
+    whole = (warm.ends[-1] - warm.ends[1]) / steps
+    result.measure(title, seconds=whole, first_seconds=warm.ends[1] - warm.ends[0])
+    result.measure(title, **setting.memory())
+    for phase in ("rollout", "reward", "reference", "update"):
+        seconds = warm.since("totals", phase)
+        if not seconds:
+            continue
+        numbers = {"seconds": seconds / steps}
+        if tokens := warm.since("tokens", phase):
+            numbers["tokens_per_s"] = tokens / seconds
+        if (flops := warm.since("flops", phase)) and setting.peak:
+            numbers["mfu"] = flops / seconds / setting.peak
+        result.measure(f"{title}: {phase}" if by_phase else title, **numbers)
+
+
+PARTS: dict[str, Callable[[Setting], Result]] = {
+    part.__name__: part
+    for part in (ppo, grpo, dpo, reward_model, supervised, nf4, kernels, compiled)
+}

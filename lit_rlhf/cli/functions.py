@@ -1,0 +1,48 @@
+"""Commands that are a function: its arguments are the options, its docstring the help."""
+
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lit_rlhf.cli.refusals import construct, describe, own_error, refuse_all_misfits
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.jsonargparse import read_none_as_null
+
+
+def call(
+    function: Callable[..., None],
+    words: Sequence[str],
+    command: str,
+    extend: Callable[[ArgumentParser], set[str | int]] = lambda _: set(),
+) -> None:
+    """Call a function with the options of a command line.
+
+    Args:
+        function: What the command does.
+        words: Its options.
+        command: Its name.
+        extend: Adds arguments that need more than a type, and returns their names.
+
+    Raises:
+        ConfigurationError: An option is wrong.
+    """
+    read_none_as_null()
+    description = (function.__doc__ or "").split("Args:")[0]
+    parser = ArgumentParser(
+        prog=f"lit-rlhf {command}", description=description, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="options in a YAML file")
+    parser.add_function_arguments(
+        function, as_group=False, as_positional=False, skip=extend(parser)
+    )
+    parser.add_instantiator(construct, object)
+    try:
+        parsed = parser.parse_args(words)
+        refuse_all_misfits(parsed)
+        options: dict[str, Any] = parser.instantiate_classes(parsed).as_dict()
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise own_error(error) or ConfigurationError(describe(str(error))) from error
+    options.pop("config")
+    function(**options)

@@ -1,0 +1,176 @@
+"""What the parser and constructors say of a wrong option, in the words of the person who wrote it."""
+
+import dataclasses
+import inspect
+import sysconfig
+import traceback
+import types
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from lit_rlhf.cli.help import described_classes
+from lit_rlhf.errors import ConfigurationError, LitRLHFError
+from lit_rlhf.internals.jsonargparse import Complaint, flat_options, read_refusal
+
+PACKAGES = ("callbacks", "data", "modules", "objectives", "rewards", "rollout")
+"""Packages of classes that a configuration can name."""
+
+DEBUG = "LIT_RLHF_DEBUG"
+"""The environment variable that asks for tracebacks."""
+
+_HERE = str(Path(__file__).parents[1])
+_LIBRARIES = ("site-packages", "dist-packages", sysconfig.get_path("stdlib"))
+
+
+class ConstructorError(ConfigurationError):
+    """What a constructor that isn't ours raised; `kind` is its class."""
+
+    def __init__(self, kind: Any, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def own_error(error: BaseException | None) -> LitRLHFError | None:
+    """The library's own error in a chain of causes: what a constructor said before the parser wrapped it; None without one."""
+    while error is not None:
+        if isinstance(error, LitRLHFError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def sentence(error: BaseException) -> str:
+    r"""What an error that isn't ours says, where it was raised if that is the user's file or ours, and how to see more.
+
+    Example:
+        >>> sentence(ValueError("Invalid beta.\\nMore of it."))
+        'Invalid beta. LIT_RLHF_DEBUG=1 shows the traceback.'
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    at = frames[-1] if frames else None
+    known = at is None or (
+        any(place in at.filename for place in _LIBRARIES) and not at.filename.startswith(_HERE)
+    )
+    where = "" if known or at is None else f" ({type(error).__name__}, {at.filename}:{at.lineno})"
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return f"{said}{where}. {DEBUG}=1 shows the traceback."
+
+
+def construct(kind: Any, *args: Any, **options: Any) -> Any:
+    """Make an object of a configuration's class.
+
+    Raises:
+        ConstructorError: Its constructor raises anything else than an error of ours; the message has the options.
+    """
+    refuse_misfits(kind, options)
+    try:
+        return kind(*args, **options)
+    except LitRLHFError:
+        raise
+    except Exception as error:
+        try:
+            defaults = {n: p.default for n, p in inspect.signature(kind).parameters.items()}
+        except ValueError:  # of a class written in C
+            defaults = {}
+        given = {n: v for n, v in options.items() if n not in defaults or v is not defaults[n]}
+        said = ", ".join(f"{name}={value!r:.80}" for name, value in given.items())
+        message = f"{kind.__name__}({said}) can't be made: {sentence(error)}"
+        raise ConstructorError(kind, message) from error
+
+
+def refuse_all_misfits(config: Any) -> None:
+    """Refuse misfits in every class of a parsed configuration.
+
+    Raises:
+        ConfigurationError: There is one; the message begins with its class's key.
+    """
+    for key, kind, given in flat_options(config):
+        try:
+            refuse_misfits(kind, given)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{key}: {error}") from error
+
+
+def refuse_misfits(kind: Any, options: dict[str, Any]) -> None:
+    """Refuse what the parser lets through for options of the library's classes: null for a value, a list for a group.
+
+    Raises:
+        ConfigurationError: There is one.
+    """
+    plain = [n for n, v in options.items() if v is None or isinstance(v, list | str | int | float)]
+    if not plain or not kind.__module__.startswith("lit_rlhf."):
+        return
+    hints = get_type_hints(kind.__init__)
+    for name in plain:
+        hint, value = hints.get(name, Any), options[name]
+        union = get_origin(hint) in (Union, types.UnionType)
+        members = get_args(hint) if union else (hint,)
+        if value is None and not {Any, type(None)}.intersection(members):
+            raise ConfigurationError(f"{kind.__name__}({name}=null): {name} must have a value.")
+        if value is not None and all(
+            dataclasses.is_dataclass(m) or m is type(None) for m in members
+        ):
+            raise ConfigurationError(
+                f"{kind.__name__}({name}={value!r}): {name} is a group of options: --KEY.{name}.help shows them."
+            )
+
+
+def describe(text: str) -> str:
+    r"""The parser's message without its noise: which option of which class, and the way out.
+
+    Example:
+        >>> describe(
+        ...     "Errors:\n  - Expected a <class 'int'>. Got value: x\n  - Expected a <class 'NoneType'>"
+        ... )
+        'Expected int. Got value: x'
+    """
+    refusal = read_refusal(text)
+    # A value that fits no member of a union that has classes in it: none was meant.
+    others = [c for c in refusal.complaints if c.kind != "class"]
+    found = others if others and all("Expected" in c.text for c in others) else refusal.complaints
+    said = "; ".join(dict.fromkeys(_say(complaint, refusal.key) for complaint in found))
+    if refusal.value and "Got value" not in said and found is not refusal.complaints:
+        said += f". Got value: {refusal.value}"
+    return f"{refusal.key}: {said}" if refusal.key else said
+
+
+def _say(complaint: Complaint, key: str) -> str:
+    path, word = complaint.path, complaint.word
+    if complaint.kind == "option":
+        name = path.rpartition(".")[2] if path.startswith("lit_rlhf.") else path
+        near = _near(word, _options(path))
+        return f"{name} has no option {word!r}.{near} Its options: --{key}.help {name}"
+    if complaint.kind == "class":
+        option = complaint.text.partition(" ")[0] + " " if complaint.text.startswith("--") else ""
+        return option + _no_class(word)
+    if complaint.kind == "module":
+        return f"{path}: there is no module {word!r} in the current directory or on PYTHONPATH"
+    return complaint.text
+
+
+def _no_class(name: str) -> str:
+    names = [name for package in PACKAGES for name, _ in described_classes(package)]
+    if name in names:
+        return (
+            f"{name} is a class of another kind, the value of an option: see its options with --KEY.help {name}, "
+            "as in --model PreferenceModule --model.loss.help DPO"
+        )
+    return (
+        f"there is no class {name!r}.{_near(name, names)} Give the name of one of the library's classes (lit-rlhf "
+        "fit --help), or module.Class for one of your own"
+    )
+
+
+def _near(word: str, names: list[str]) -> str:
+    close = get_close_matches(word, names, n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _options(path: str) -> list[str]:
+    module, _, name = path.rpartition(".")
+    bases = getattr(import_module(module), name).__mro__ if module else ()
+    return sorted(
+        {option for base in bases for option in inspect.signature(base.__init__).parameters}
+    )

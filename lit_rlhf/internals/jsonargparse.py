@@ -1,0 +1,104 @@
+"""Of jsonargparse, read from 4.53: its loader of values, and the words in which it refuses them.
+
+It raises one type of error for all that is wrong with a command line, so what is wrong can only be read in its text.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jsonargparse
+from jsonargparse._loaders_dumpers import get_loader_exceptions, yaml_load
+from jsonargparse._util import import_object
+
+# It tells of each member of a union why it doesn't fit, and repeats what was given: the whole configuration.
+_NOISE = re.compile(
+    r"^(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*"
+    r"|(- )?Expected a <class 'NoneType'>|Expected a path but (?!\S*(?:/|\.ya?ml\b)).*)$"
+)
+_KEY = re.compile(r'^(?:Type .* callable class: )?Parser key "(?P<key>.+?)":\s*(?P<rest>.*)$')
+_CLASS = re.compile(r"^Problem with given class_path '(?P<path>.+)':$")
+_VALUE = re.compile(r"^Given value: (?P<value>.*?)(\. Got value: .*)?$")
+_KINDS = {
+    "option": re.compile(r"^Option '(?P<word>.+)' is not accepted$"),
+    "class": re.compile(r"^(?:--\S+: )?Expected a dot import path string: (?P<word>\S+)$"),
+    "module": re.compile(r"^No module named '(?P<word>.+)'$"),
+}
+
+
+class Complaint(NamedTuple):
+    """A line of a refusal."""
+
+    kind: str  # "option" or "class" or "module" that there isn't, or "other"
+    word: str  # its name; empty for others
+    path: str  # the class whose option was refused; may be empty
+    text: str
+
+
+class Refusal(NamedTuple):
+    """What the parser says, without what it says for itself."""
+
+    key: str  # dotted, of the innermost option
+    complaints: list[Complaint]
+    value: str  # the innermost value that fits no type; may be empty
+
+
+def read_refusal(text: str) -> Refusal:
+    """Take a message of the parser apart."""
+    keys: list[str] = []
+    complaints: list[Complaint] = []
+    path = value = ""
+    for raw in text.splitlines():
+        line = raw.strip().removeprefix("- ")
+        if not value and (match := _VALUE.match(line)):
+            value = match["value"]
+        if not line or _NOISE.match(line):
+            continue
+        if match := _KEY.match(line):
+            keys.append(match["key"])
+            line = match["rest"]
+        elif match := _CLASS.match(line):
+            path, line = match["path"], ""
+        if line and (complaint := _complaint(line, path)) not in complaints:
+            complaints.append(complaint)
+    return Refusal(".".join(keys), complaints, value)
+
+
+def _complaint(line: str, path: str) -> Complaint:
+    for kind, pattern in _KINDS.items():
+        if match := pattern.match(line):
+            return Complaint(kind, match["word"], path, line)
+    line = re.sub(r"<class '(.+?)'>", r"\1", line).replace("Expected a ", "Expected ")
+    return Complaint("other", "", path, line)
+
+
+def read_none_as_null() -> None:
+    """Read `None` as YAML reads `null`, everywhere.
+
+    A `null` for an option of an option's option is handed from parser to parser as text, as Python writes it.
+    """
+    jsonargparse.set_loader("yaml", _load, get_loader_exceptions("yaml"))
+
+
+def _load(text: str) -> object:
+    return None if text == "None" else yaml_load(text)  # type: ignore[no-untyped-call]
+
+
+def flat_options(config: object, key: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Key, class and options of every class in a parsed configuration."""
+    if isinstance(config, list):
+        for entry in config:
+            yield from flat_options(entry, key)
+    elif isinstance(config, jsonargparse.Namespace):
+        options = vars(config)
+        inner = options.get("init_args")
+        if isinstance(path := options.get("class_path"), str):
+            yield (
+                key,
+                import_object(path),
+                vars(inner) if isinstance(inner, jsonargparse.Namespace) else {},
+            )
+        for name, value in options.items():
+            yield from flat_options(
+                value, key if name == "init_args" else f"{key}.{name}".lstrip(".")
+            )
