@@ -47,12 +47,17 @@ class Means:
         sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
         device: torch.device | None = None,
     ) -> dict[str, float]:
-        """Mean of each name; all ranks must have added the same names."""
-        names = sorted(self._sums)
+        """Mean of each name; all ranks must have added the same names.
+
+        Args:
+            sum_over_ranks: Sums over processes; None leaves each its own.
+            device: Where to sum. What was added may lie on several; default: the CPU.
+        """
+        names, where = sorted(self._sums), device or torch.device("cpu")
         if not names:
             return {}
         rows = torch.stack(
-            [torch.stack([self._sums[n].to(device), self._counts[n].to(device)]) for n in names]
+            [torch.stack([self._sums[n].to(where), self._counts[n].to(where)]) for n in names]
         )
         if sum_over_ranks is not None:
             rows = sum_over_ranks(rows)
