@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "demo": (
         "lit_rlhf.cli.demo",
-        "SFT, reward model and PPO on a synthetic world, in two to three minutes on a CPU",
+        "SFT, reward model and PPO on a synthetic world, in two to five minutes on a CPU",
     ),
 }
 """Each command's module, whose `run(args)` gets the whole command line, and its line in the help."""
