@@ -5,7 +5,8 @@
 For every method and function of the preference, reward and policy losses, advantages, reductions and KL estimators, each
 of four mutations that applies to its source is made in a temporary copy of the package, and the tests of its file run
 there: a sign flipped, the mask dropped, a mean for a sum (or a sum for a mean), the reference forgotten. The reference
-is subtracted in one place for all preference losses, which is mutated too. Prints which test went red; ends with 1 when
+is subtracted in one place for all preference losses, which is mutated too. Modules are broken as `module_mutants.toml`
+says; `module` as a name chooses those. Prints which test went red; ends with 1 when
 a mutant survives.
 """
 
@@ -16,6 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
+import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +58,12 @@ REFERENCES = {
     "objectives/preference.py": ("self.logprobs - self.ref_logprobs", _FORMULAS[0]),
 }
 """Where the reference is subtracted for every preference loss."""
+MODULES = Path(__file__).with_name("module_mutants.toml")
+"""Changes of whole modules, each written out, and the rows of `verify` or the tests that notice."""
+_ROW = (
+    "tests/learning/test_tabular_optimum.py::"
+    "test_gradient_vanishes_at_the_target_and_training_arrives"
+)
 _PYTEST = [
     "-x",
     "-q",
@@ -163,13 +171,21 @@ def mutants(package: Path) -> Iterator[Mutant]:
             source = file.read_text(encoding="utf-8")
             yield from _mutants_of(source, str(file.relative_to(package)), tests)
     for name, (text, test) in REFERENCES.items():
-        source = (package / name).read_text(encoding="utf-8")
-        if source.count(text) != 1:
-            raise SystemExit(
-                f"{name} has {source.count(text)} times {text!r}: mend REFERENCES in {__file__}."
-            )
-        forgotten = source.replace(text, text.split(" - ", maxsplit=1)[0])
+        forgotten = _replaced(package / name, text, text.split(" - ", maxsplit=1)[0])
         yield Mutant(name, "all losses", "forget the reference", forgotten, (test,))
+    for entry in tomllib.loads(MODULES.read_text(encoding="utf-8"))["mutant"]:
+        changed = _replaced(package / entry["file"], entry["old"], entry["new"])
+        tests = (*entry.get("tests", ()), *(f"{_ROW}[{row}]" for row in entry.get("rows", ())))
+        yield Mutant(entry["file"], "module", entry["what"], changed, tests)
+
+
+def _replaced(path: Path, old: str, new: str) -> str:
+    source = path.read_text(encoding="utf-8")
+    if source.count(old) != 1:
+        raise SystemExit(
+            f"{path} has {source.count(old)} times {old!r}: mend REFERENCES in {__file__}, or {MODULES}."
+        )
+    return source.replace(old, new)
 
 
 def _mutants_of(source: str, file: str, tests: tuple[str, ...]) -> Iterator[Mutant]:
@@ -310,7 +326,7 @@ def main(args: Sequence[str] | None = None) -> int:
             survivors += red is None
             outcome = "SURVIVED" if red is None else red
             sys.stdout.write(
-                f"{mutant.file:42} {mutant.function:32} {mutant.mutation:22} {outcome}\n"
+                f"{mutant.file:34} {mutant.function:32} {mutant.mutation:42} {outcome}\n"
             )
             sys.stdout.flush()
     sys.stdout.write(f"{len(chosen)} mutants, {survivors} survived\n")

@@ -15,15 +15,13 @@ from lit_rlhf.cli.refusals import describe, own_error
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import PolicyModule, RLHFModule
 from lit_rlhf.verify import Case, VerifyRow, all_cases, cases_of, verify_case
-from lit_rlhf.verify.custom import custom_case
+from lit_rlhf.verify.custom import custom_cases
 
 _PLACEHOLDERS = {
     "backbone.name": "tabular",
     "reward": "LengthReward",
-    "kl": '{"class_path": "FixedKL", "init_args": {"coef": 0.5}}',
 }
-"""What is set unless the user does: the tabular world has a policy and rewards of its own; with a KL coefficient far
-below its rewards (of order 1) the optimum is nearly a single completion, which no training reaches exactly."""
+"""What is set unless the user does: the tabular world has a policy and rewards of its own."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -35,7 +33,7 @@ def run(words: Sequence[str]) -> None:
     except ArgumentError as error:
         raise own_error(error) or ConfigurationError(describe(str(error))) from error
     if options.model is not None:
-        cases: Iterable[Case] = [custom_case(lambda: parser.instantiate_classes(options).model)]
+        cases: Iterable[Case] = custom_cases(lambda: parser.instantiate_classes(options).model)
     elif options.methods is not None:
         cases = cases_of([options.methods] if isinstance(options.methods, str) else options.methods)
     else:
@@ -87,7 +85,7 @@ def _placeholders(words: Sequence[str]) -> Iterator[str]:
         found = getattr(import_module(home or "lit_rlhf.modules"), leaf)
     except (ImportError, AttributeError):
         return  # the parser says so
-    needed = ["backbone.name", *(["reward", "kl"] if issubclass(found, PolicyModule) else [])]
+    needed = ["backbone.name", *(["reward"] if issubclass(found, PolicyModule) else [])]
     for option in needed:
         if f".{option}" not in given:
             yield from (f"--model.init_args.{option}", _PLACEHOLDERS[option])

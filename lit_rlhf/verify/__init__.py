@@ -9,10 +9,11 @@ from functools import cache
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import RLHFModule
 from lit_rlhf.verify.anchored import anchored_cases, degenerate_cases
-from lit_rlhf.verify.custom import custom_case
+from lit_rlhf.verify.custom import custom_cases
 from lit_rlhf.verify.exact import exact_cases
 from lit_rlhf.verify.groups import group_cases
 from lit_rlhf.verify.margins import divergence_cases, margin_cases
+from lit_rlhf.verify.off_policy import off_policy_cases
 from lit_rlhf.verify.online import pair_cases
 from lit_rlhf.verify.policy import PolicyCase, policy_cases
 from lit_rlhf.verify.preference import PreferenceCase
@@ -51,6 +52,7 @@ def all_cases() -> dict[str, Case]:
         *policy_cases(),
         *group_cases(),
         *variant_cases(),
+        *off_policy_cases(),
         *pair_cases(),
         *reward_cases(),
     ]
@@ -88,10 +90,10 @@ def cases_of(methods: Sequence[str]) -> list[Case]:
     return chosen
 
 
-def verify_module(make_module: Callable[[], RLHFModule]) -> VerifyRow:
-    """The row of a module of the user's own; see `custom_case` for the data it gets and the optimum it is held to.
+def verify_module(make_module: Callable[[], RLHFModule]) -> list[VerifyRow]:
+    """The rows of a module of the user's own; see `custom_cases` for its data and what it is held to.
 
     Args:
         make_module: Makes the module, without a backbone, anew at each call.
     """
-    return verify_case(custom_case(make_module))
+    return [verify_case(case) for case in custom_cases(make_module)]

@@ -1,31 +1,57 @@
 """A module of the user's own in the tabular world."""
 
 from collections.abc import Callable
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.modules import PolicyModule, PreferenceModule, RLHFModule
+from lit_rlhf.modules import (
+    GroupPolicyModule,
+    MixtureOpponent,
+    NashMDPolicyModule,
+    OnlineDPOPolicyModule,
+    PolicyModule,
+    PPOPolicyModule,
+    PPOPtxPolicyModule,
+    PreferenceModule,
+    REBELPolicyModule,
+    ReMaxPolicyModule,
+    RLHFModule,
+    SPPOPolicyModule,
+    XPOPolicyModule,
+)
 from lit_rlhf.verify import populations as data
 from lit_rlhf.verify import targets
-from lit_rlhf.verify.policy import PolicyCase
+from lit_rlhf.verify.groups import per_token_optimum, ranked_optimum, shrunk_optimum
+from lit_rlhf.verify.off_policy import OffPolicyCase, has_known_weights
+from lit_rlhf.verify.online import PairCase, nash_optimum, sppo_optimum, xpo_optimum
+from lit_rlhf.verify.policy import CriticCase, PolicyCase
 from lit_rlhf.verify.preference import PreferenceCase
-from lit_rlhf.verify.runner import Case
-from lit_rlhf.verify.tabular import TabularWorld, tree
+from lit_rlhf.verify.runner import BETA, Case
+from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
+from lit_rlhf.verify.variants import PtxCase, ReMaxCase, ptx_optimum
 
 _GROUP = 2
 """Samples of a prompt, of a module that draws several: all groups of more are too many."""
+_PTX = 0.2
+"""The text's weight beside rewards of order 1."""
 
 
-def custom_case(make_module: Callable[[], RLHFModule]) -> Case:
-    r"""A case for a module: data by the kind of its loss, and as optimum $\pi_{ref}e^{r/\beta}/Z$.
+def custom_cases(make_module: Callable[[], RLHFModule]) -> list[Case]:
+    r"""The cases of a module: data by the kind of its loss, and as optimum $\pi_{ref}e^{r/\beta}/Z$.
 
-    $\beta$ is `loss.beta` of a preference module and `kl.value` of a policy module. A method that claims another
-    optimum says so by a method `tabular_optimum(world)` of the module, or of its loss or advantage, that returns the
-    probabilities (Y,) of `world.completions`; see `lit_rlhf.verify.targets` for what it can be made of. A policy
-    module that draws several samples of a prompt draws two here.
+    $\beta$ is `beta` of a preference loss and `kl.value` of a policy module; the latter, and the loss of an online
+    preference method, count as 0.5 at least, for with a KL far weaker than the world's rewards (of order 1) the optimum is nearly
+    a single completion. The library's methods that claim another optimum, and classes under them, are held to that one. A
+    method of yours that claims another says so by a method `tabular_optimum(world)` of the module, or of its loss or
+    advantage, that returns the probabilities (Y,) of `world.completions`; see `lit_rlhf.verify.targets` for what it can
+    be made of. A policy module that draws several samples of a prompt draws two here.
+
+    A policy gradient whose surrogate is one of the library's, or of a class under one, has a second case: its gradient
+    on rollouts of an earlier policy; see `OffPolicyCase`.
 
     Args:
         make_module: Makes the module, without a backbone, anew at each call.
@@ -36,9 +62,11 @@ def custom_case(make_module: Callable[[], RLHFModule]) -> Case:
     module = make_module()
     name = type(module).__name__
     if isinstance(module, PreferenceModule):
-        return _preference_case(f"{name} ({type(module.objective).__name__})", module, make_module)
+        return [
+            _preference_case(f"{name} ({type(module.objective).__name__})", module, make_module)
+        ]
     if isinstance(module, PolicyModule):
-        return _policy_case(name, module, make_module)
+        return _policy_cases(name, make_module)
     raise ConfigurationError(
         f"{name} can't be verified: the tabular world knows subclasses of PreferenceModule and "
         "PolicyModule. Reward losses are "
@@ -72,17 +100,91 @@ def _preference_case(
     )
 
 
-def _policy_case(name: str, module: PolicyModule, make_module: Callable[[], RLHFModule]) -> Case:
-    group = min(module.num_samples, _GROUP)
-    deep = tree()
-    best, text = _optimum(deep, module.kl.value, module, getattr(module, "advantage", None))
-
+def _policy_cases(name: str, make_module: Callable[[], RLHFModule]) -> list[Case]:
     def fresh(*_: object) -> PolicyModule:
         made = cast("PolicyModule", make_module())
-        made.num_samples = group
+        made.num_samples = 1 if getattr(made, "opponent", None) else min(made.num_samples, _GROUP)
+        if made.kl.value < BETA:
+            made.kl = o.FixedKL(BETA)
+        if isinstance(made, OnlineDPOPolicyModule):
+            made.pair_loss.beta = max(made.pair_loss.beta, BETA)
+        if isinstance(made, PPOPtxPolicyModule):
+            made.ptx_coef, made.gae = _PTX, replace(made.gae, whiten=False)
         return made
 
-    return PolicyCase(name, text, deep, fresh, best, group=group)
+    module = fresh()
+    world = bandit() if isinstance(module, PPOPtxPolicyModule) else tree()
+    best, text = _policy_optimum(world, module)
+    group = 2 if getattr(module, "opponent", None) else module.num_samples
+    kind, more = _kind(module)
+    case = kind(name, text, world, fresh, best, group=group, training="either", **more)
+    compared = "drawn" not in more and not isinstance(module, REBELPolicyModule)
+    if not compared or module.surrogate.on_policy_only or not has_known_weights(module.surrogate):
+        return [case]
+    return [case, OffPolicyCase(case)]
+
+
+def _kind(module: PolicyModule) -> tuple[type[PolicyCase], dict[str, Any]]:
+    """The case of a module, and what it is given beside what all are."""
+    if isinstance(module, OnlineDPOPolicyModule | NashMDPolicyModule):
+        mixture = {"mixture": getattr(module.opponent, "weight", 1.0)}
+        return PairCase, {"drawn": _drawn(module), **mixture}
+    if isinstance(module, PPOPtxPolicyModule):
+        return PtxCase, {}
+    if isinstance(module, PPOPolicyModule):
+        return CriticCase, {}
+    return (ReMaxCase if isinstance(module, ReMaxPolicyModule) else PolicyCase), {}
+
+
+def _drawn(module: OnlineDPOPolicyModule | NashMDPolicyModule) -> Any:
+    """Who draws a pair; see `PairCase`."""
+    if isinstance(module, SPPOPolicyModule):
+        return "before"
+    if isinstance(module.opponent, MixtureOpponent):
+        return "mixture"
+    return "policy" if module.opponent is None else "reference"
+
+
+def _policy_optimum(world: TabularWorld, module: PolicyModule) -> tuple[Tensor, str]:
+    """What a module claims, by the nearest class or part of the library that claims something of its own."""
+    beta, advantage = module.kl.value, getattr(module, "advantage", None)
+    if any(hasattr(owner, "tabular_optimum") for owner in (module, advantage)):
+        return _optimum(world, beta, module, advantage)
+    if isinstance(module, OnlineDPOPolicyModule | NashMDPolicyModule):
+        return _pair_optimum(world, module)
+    if isinstance(module, PPOPtxPolicyModule):
+        return ptx_optimum(world, beta, module.ptx_coef), "r - beta u + g D/pi = L"
+    cut = module.missing_eos_penalty * (~world.finished).double()
+    world = replace(world, rewards=world.rewards - cut)
+    if isinstance(module, GroupPolicyModule) and module.kl_loss is not None:
+        return _group_optimum(world, module)
+    return _optimum(world, beta, module)
+
+
+def _pair_optimum(
+    world: TabularWorld, module: OnlineDPOPolicyModule | NashMDPolicyModule
+) -> tuple[Tensor, str]:
+    if isinstance(module, NashMDPolicyModule):
+        mixture = getattr(module.opponent, "weight", 1.0)
+        return nash_optimum(world, module.kl.value, mixture), "ref exp(P(y>mix)/beta)"
+    beta = module.pair_loss.beta
+    if isinstance(module, XPOPolicyModule):
+        return xpo_optimum(world, beta, module.alpha), "XPO's, with its alpha"
+    if isinstance(module, SPPOPolicyModule):
+        return sppo_optimum(world, beta), "SPPO's, of a step"
+    return _optimum(world, beta, module)
+
+
+def _group_optimum(world: TabularWorld, module: GroupPolicyModule) -> tuple[Tensor, str]:
+    """Of a KL that is a term of the loss, beside advantages that may be scaled."""
+    size, beta = module.num_samples, module.kl.value
+    if isinstance(module.advantage, o.GroupCentered):
+        return shrunk_optimum(world, size, beta), "ref exp(r (G-1)/(G beta))"
+    if not isinstance(module.advantage, o.GroupNormalized):
+        return _optimum(world, beta, module)
+    if isinstance(module.reduction, o.SequenceMean):
+        return per_token_optimum(world, size, beta), "tokens' pulls balance, A and k3 over n"
+    return ranked_optimum(world, size, beta), "ref exp(E[A|y]/beta)"
 
 
 def _population(world: TabularWorld, loss: o.PreferenceLoss) -> data.Population:

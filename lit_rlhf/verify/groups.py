@@ -70,13 +70,16 @@ def group_methods() -> dict[str, GroupMethod]:
         "leave-one-out + k2": GroupMethod(PI_STAR, partial(summed, kl_loss=o.SequenceK2()), _exact),
         "leave-one-out + k3": GroupMethod(PI_STAR, partial(summed, kl_loss=o.UnbiasedK3()), _exact),
         "DrGRPO": GroupMethod(
-            "ref exp(r (G-1)/(G beta))", partial(DrGRPOPolicyModule, **options), _shrunk
+            "ref exp(r (G-1)/(G beta))", partial(DrGRPOPolicyModule, **options), shrunk_optimum
         ),
-        "GRPO": GroupMethod(per_token, partial(GRPOPolicyModule, **options), _per_token),
-        "GSPO": GroupMethod(per_token, partial(GSPOPolicyModule, **options), _per_token),
-        "CISPO": GroupMethod(flat, partial(CISPOPolicyModule, **options), _ranked, [(2, 3)]),
+        "GRPO": GroupMethod(per_token, partial(GRPOPolicyModule, **options), per_token_optimum),
+        "GSPO": GroupMethod(per_token, partial(GSPOPolicyModule, **options), per_token_optimum),
+        "CISPO": GroupMethod(flat, partial(CISPOPolicyModule, **options), ranked_optimum, [(2, 3)]),
         "DAPO": GroupMethod(
-            flat, partial(DAPOPolicyModule, overlong_penalty=0.0, **options), _ranked, [(2, 3)]
+            flat,
+            partial(DAPOPolicyModule, overlong_penalty=0.0, **options),
+            ranked_optimum,
+            [(2, 3)],
         ),
     }
 
@@ -110,19 +113,23 @@ def _exact(world: TabularWorld, group: int) -> Tensor:
     return optimum(world)
 
 
-def _shrunk(world: TabularWorld, group: int) -> Tensor:
-    return targets.tilted(world.reference, world.rewards * (group - 1) / (group * BETA))
+def shrunk_optimum(world: TabularWorld, group: int, beta: float = BETA) -> Tensor:
+    """Of centered scores, whose mean holds the sample itself."""
+    return targets.tilted(world.reference, world.rewards * (group - 1) / (group * beta))
 
 
-def _ranked(world: TabularWorld, group: int) -> Tensor:
+def ranked_optimum(world: TabularWorld, group: int, beta: float = BETA) -> Tensor:
+    """Of normalised scores and a sum over tokens."""
+
     def slope(u: Tensor) -> Tensor:
         policy = world.reference * u.exp()
-        return -policy * (mean_normalized_advantages(world.rewards, policy, group) - BETA * u)
+        return -policy * (mean_normalized_advantages(world.rewards, policy, group) - beta * u)
 
     return targets.anchored_optimum(world.reference, slope, flow=200)
 
 
-def _per_token(world: TabularWorld, group: int) -> Tensor:
+def per_token_optimum(world: TabularWorld, group: int, beta: float = BETA) -> Tensor:
+    """Of normalised scores and a mean over the tokens of each completion."""
     ref = _token_logprobs(world)
 
     def slope(logprobs: Tensor) -> Tensor:
@@ -131,7 +138,7 @@ def _per_token(world: TabularWorld, group: int) -> Tensor:
         k3 = (-u).exp() - 1 + u
         # A token's own k3, and that of it and all later ones, which it leads to.
         penalty = 1 - (-u).exp() + k3.flip(-1).cumsum(-1).flip(-1)
-        return (policy / world.lengths)[:, None] * (BETA * penalty - advantages[:, None])
+        return (policy / world.lengths)[:, None] * (beta * penalty - advantages[:, None])
 
     return targets.token_optimum(world.completions, world.reference, slope, flow=200)
 

@@ -36,15 +36,17 @@ class PairCase(PolicyCase):
     Attributes:
         drawn: Who draws a pair: the policy both; the policy and the reference; the policy and a mixture of both; or the
             reference both, which stands for the policy of the rollout whose step is taken.
+        mixture: The reference's weight in the mixture.
     """
 
     drawn: Literal["policy", "reference", "mixture", "before"] = "policy"
+    mixture: float = _MIXTURE
 
     def chances(self, module: PolicyModule, groups: Tensor) -> Tensor:
         """Of pairs (n, 2)."""
         policy, ref = self.world.policy(module.backbone), self.world.reference
         first = ref if self.drawn == "before" else policy
-        second = {"policy": policy, "mixture": token_mixture(self.world, policy)}.get(
+        second = {"policy": policy, "mixture": token_mixture(self.world, policy, self.mixture)}.get(
             self.drawn, ref
         )
         return first[groups[:, 0]] * second[groups[:, 1]]
@@ -97,51 +99,62 @@ def _dpo_cases() -> list[PairCase]:
 
 def _other_cases() -> list[PairCase]:
     cases = []
+    sppo = partial(SPPOPolicyModule, loss=o.SPPO(BETA))
     for name, world in (("tree", tree()), ("bandit", bandit())):
-        ref, wins = world.reference, data.preference_probabilities(world)
-
-        def optimistic(u: Tensor, ref: Tensor = ref, wins: Tensor = wins) -> Tensor:
-            # Each pair pulls its first by this and its second back by as much; the bonus pushes the reference's down.
-            pull = (
-                BETA
-                * ((BETA * (u[:, None] - u[None, :])).sigmoid() - wins)
-                * (ref * u.exp())[:, None]
-                * ref[None, :]
-            )
-            return pull.sum(1) - pull.sum(0) + _ALPHA * ref
-
-        def regression(u: Tensor, ref: Tensor = ref, wins: Tensor = wins) -> Tensor:
-            return ref * (u - (wins @ ref - 0.5) / BETA)
-
-        root = partial(targets.anchored_optimum, ref)
-        sppo = partial(SPPOPolicyModule, loss=o.SPPO(BETA))
+        xpo_best, sppo_best = xpo_optimum(world, BETA, _ALPHA), sppo_optimum(world, BETA)
         cases += [
-            PairCase(
-                f"XPO ({name})", _ROOT, world, _xpo(_ALPHA), root(optimistic), drawn="reference"
-            ),
-            PairCase(
-                f"SPPO ({name}, a step)", _ROOT, world, sppo, root(regression), drawn="before"
-            ),
+            PairCase(f"XPO ({name})", _ROOT, world, _xpo(_ALPHA), xpo_best, drawn="reference"),
+            PairCase(f"SPPO ({name}, a step)", _ROOT, world, sppo, sppo_best, drawn="before"),
         ]
     return cases
 
 
-def _games() -> list[PairCase]:
-    cases = []
-    for name, world in (("tree", tree()), ("bandit", bandit())):
-        wins = data.preference_probabilities(world)
+def xpo_optimum(world: TabularWorld, beta: float, alpha: float) -> Tensor:
+    """Online DPO of the policy against the reference, with optimism."""
+    ref, wins = world.reference, data.preference_probabilities(world)
 
-        def answer(policy: Tensor, world: TabularWorld = world, wins: Tensor = wins) -> Tensor:
-            return targets.tilted(world.reference, wins @ token_mixture(world, policy) / BETA)
-
-        module = partial(NashMDPolicyModule, opponent=MixtureOpponent(_MIXTURE), kl=o.FixedKL(BETA))
-        nash = targets.fixed_point(answer, world.reference)
-        cases.append(
-            PairCase(
-                f"NashMD ({name})", "ref exp(P(y>mix)/beta)", world, module, nash, drawn="mixture"
-            )
+    def slope(u: Tensor) -> Tensor:
+        # Each pair pulls its first by this and its second back by as much; the bonus pushes the reference's down.
+        pull = (
+            beta
+            * ((beta * (u[:, None] - u[None, :])).sigmoid() - wins)
+            * (ref * u.exp())[:, None]
+            * ref[None, :]
         )
-    return cases
+        return pull.sum(1) - pull.sum(0) + alpha * ref
+
+    return targets.anchored_optimum(ref, slope)
+
+
+def sppo_optimum(world: TabularWorld, beta: float) -> Tensor:
+    """Of the step from the reference."""
+    ref, wins = world.reference, data.preference_probabilities(world)
+    return targets.anchored_optimum(ref, lambda u: ref * (u - (wins @ ref - 0.5) / beta))
+
+
+def _games() -> list[PairCase]:
+    module = partial(NashMDPolicyModule, opponent=MixtureOpponent(_MIXTURE), kl=o.FixedKL(BETA))
+    return [
+        PairCase(
+            f"NashMD ({name})",
+            "ref exp(P(y>mix)/beta)",
+            world,
+            module,
+            nash_optimum(world, BETA, _MIXTURE),
+            drawn="mixture",
+        )
+        for name, world in (("tree", tree()), ("bandit", bandit()))
+    ]
+
+
+def nash_optimum(world: TabularWorld, beta: float, mixture: float) -> Tensor:
+    """The policy that is the answer to its own mixture with the reference."""
+    wins = data.preference_probabilities(world)
+
+    def answer(policy: Tensor) -> Tensor:
+        return targets.tilted(world.reference, wins @ token_mixture(world, policy, mixture) / beta)
+
+    return targets.fixed_point(answer, world.reference)
 
 
 def token_mixture(world: TabularWorld, policy: Tensor, weight: float = _MIXTURE) -> Tensor:

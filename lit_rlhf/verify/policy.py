@@ -4,7 +4,7 @@ Sampling and scoring are replaced by enumeration, optimizer steps by the exact e
 advantages, surrogate, KL and reduction are the module's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf import objectives as o
+from lit_rlhf.functional.advantages import discounted_returns
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import (
     GAE,
@@ -53,6 +54,30 @@ class NoReward(Reward):
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """All groups of a world.
+
+    Attributes:
+        chance: (groups,) probability of each.
+        rollouts: One of all groups, or one of each; at the stage that the module's loss reads.
+    """
+
+    chance: Tensor
+    rollouts: list[EvaluatedRollout]
+
+    def expected(self, reduction: o.Reduction, losses: Sequence[Tensor]) -> Tensor:
+        """Mean numerator over mean denominator of losses (N, T), one for each rollout: both add up over groups."""
+        shares = self.chance.split([rollout.num_prompts for rollout in self.rollouts])
+        top, bottom = torch.zeros_like(self.chance[0]), torch.zeros_like(self.chance[0])
+        for rollout, loss, chance in zip(self.rollouts, losses, shares, strict=True):
+            mask, size = rollout.response_mask, rollout.num_samples
+            top = top + reduction.numerator(loss * chance.repeat_interleave(size)[:, None], mask)
+            for group, weight in zip(mask.split(size), chance, strict=True):
+                bottom += weight * reduction.denominator(group)
+        return top / bottom
+
+
+@dataclass(frozen=True)
 class PolicyCase(Case):
     """A policy module and the policy it must end in.
 
@@ -84,12 +109,19 @@ class PolicyCase(Case):
     def expected_loss(self, module: RLHFModule) -> Tensor:
         """Mean numerator over mean denominator of all groups, each as likely as it is drawn."""
         module = cast("PolicyModule", module)
+        return self.loss_of(module, self.draw(module))
+
+    @torch.no_grad()
+    def draw(self, module: PolicyModule) -> Drawn:
+        """All groups there could be, as rollouts ready for the loss, and how likely the policy draws each."""
         groups = list(product(range(len(self.world.completions)), repeat=self.group))
-        chance = self.chances(module, torch.tensor(groups))
         batches = [[group] for group in groups] if self.by_group else [groups]
-        parts = [part for batch in batches for part in self._parts(module, batch)]
-        numerators, denominators = (torch.stack(column) for column in zip(*parts, strict=True))
-        return (chance * numerators).sum() / (chance * denominators).sum()
+        rollouts = [module.estimate(self.collect(module, batch)) for batch in batches]
+        return Drawn(self.chances(module, torch.tensor(groups)), rollouts)
+
+    def loss_of(self, module: PolicyModule, drawn: Drawn) -> Tensor:
+        """The expected loss of the policy as it is now, on what was drawn."""
+        return drawn.expected(module.reduction, [module.loss(each).loss for each in drawn.rollouts])
 
     def chances(self, module: PolicyModule, groups: Tensor) -> Tensor:
         """Probability (n,) of groups of completions (n, group): samples of the policy, as it is."""
@@ -98,22 +130,6 @@ class PolicyCase(Case):
     def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
         """The groups as a rollout of the policy, as `PolicyModule.collect` gives it."""
         return module.evaluate(self._rollout(groups))
-
-    def _parts(
-        self, module: PolicyModule, groups: list[tuple[int, ...]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Numerator and denominator of each group's loss; the groups are the prompts of one rollout."""
-        with torch.no_grad():
-            rollout = module.estimate(self.collect(module, groups))
-        loss, mask, size = module.loss(rollout).loss, rollout.response_mask, rollout.num_samples
-        rows = [slice(g * size, (g + 1) * size) for g in range(len(groups))]
-        return [
-            (
-                module.reduction.numerator(loss[row], mask[row]),
-                module.reduction.denominator(mask[row]).double(),
-            )
-            for row in rows
-        ]
 
     def _rollout(self, groups: list[tuple[int, ...]]) -> ScoredRollout:
         picked = [y for group in groups for y in group]
@@ -128,10 +144,34 @@ class PolicyCase(Case):
             Generation(
                 tokens=torch.tensor([[*y, *[0] * (depth - len(y))] for y in completions]),
                 mask=mask,
-                finished=torch.ones(len(picked), dtype=torch.bool),
+                finished=self.world.finished[picked],
             ),
             Scores(self.world.rewards[picked]),
         )
+
+
+@dataclass(frozen=True)
+class CriticCase(PolicyCase):
+    """With a critic: at the target it knows the expected rewards to come of each state, else it starts at 0."""
+
+    def write(self, module: RLHFModule, values: Tensor) -> None:
+        """The policy, and the values of its states."""
+        super().write(module, values)
+        module = cast("PPOPolicyModule", module)
+        drawn = self.draw(module)
+        (rollout,) = drawn.rollouts
+        to_go = discounted_returns(
+            module.shape_rewards(rollout), rollout.response_mask, module.gae.gamma
+        )
+        weight = cast("Tensor", module.backbone.heads["value"].weight)
+        total, mass = torch.zeros_like(weight), torch.full_like(weight, 1e-300)
+        for y, tokens in enumerate(self.world.completions):
+            for t in range(len(tokens)):
+                state = self.world.state(tokens[:t])
+                total[state] += drawn.chance[y] * to_go[y, t]
+                mass[state] += drawn.chance[y]
+        with torch.no_grad():
+            weight.copy_(total / mass)
 
 
 def policy_cases() -> list[PolicyCase]:

@@ -15,9 +15,10 @@ BETA = 0.5
 GRADIENT_TOLERANCE = 1e-6
 DISTANCE_TOLERANCE = 1e-3
 
-Training = Literal["minimize", "follow", "descend"]
+Training = Literal["minimize", "follow", "descend", "either"]
 """How a case is trained: "minimize" where the gradient is that of the loss; "follow" where parts of the loss carry
-none, or the data move with the policy; "descend" where it has corners, or more than one valley."""
+none, or the data move with the policy; "descend" where it has corners, or more than one valley; "either" follows, and
+descends anew if that ran astray."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class VerifyRow:
         target: What it must reach.
         gradient_norm: Norm of the expected gradient at the target, by logits (of a reward model: by scores).
         distance: Total variation between the target and what training from the reference reached; of reward models the
-            largest difference of centered scores.
+            largest difference of centered scores. Of off-policy rows neither: see `OffPolicyCase`.
         ok: Both are within tolerance.
         seconds: Wall time.
     """
@@ -64,6 +65,10 @@ class Case(ABC):
     rate: float = 0.3
     kink: bool = False
     settles: bool = True
+
+    def measure(self) -> tuple[float, float]:
+        """Norm of the gradient at the optimum, and how far from it training ends."""
+        return gradient_norm(self, self.optimum), self.distance(train(self))
 
     @abstractmethod
     def module(self) -> RLHFModule:
@@ -121,22 +126,27 @@ def gradient_norm(case: Case, values: Tensor) -> float:
 
 def train(case: Case) -> Tensor:
     """Train from the reference on the expected loss; what it ends in, (Y,)."""
+    if case.training != "descend":
+        module = case.module()
+        _minimize(module, case, _trained(module), search=case.training == "minimize")
+        reached = case.read(module)
+        if case.training != "either" or case.distance(reached) < DISTANCE_TOLERANCE:
+            return reached
     module = case.module()
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if case.training == "descend":
-        _descend(module, case, parameters)
-    else:
-        _minimize(module, case, parameters, search=case.training == "minimize")
+    _descend(module, case, _trained(module))
     return case.read(module)
 
 
 def verify_case(case: Case) -> VerifyRow:
     """Gradient at the target, and distance after training from the reference."""
     start = time.perf_counter()
-    norm = gradient_norm(case, case.optimum)
-    distance = case.distance(train(case))
+    norm, distance = case.measure()
     ok = norm < GRADIENT_TOLERANCE and distance < DISTANCE_TOLERANCE
     return VerifyRow(case.method, case.target, norm, distance, ok, time.perf_counter() - start)
+
+
+def _trained(module: RLHFModule) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
 
 
 def _minimize(

@@ -163,14 +163,19 @@ class TabularWorld:
         return max(map(len, self.completions))
 
     @cached_property
+    def finished(self) -> Tensor:
+        """(Y,) bool: whether a completion ends with the last token of the vocabulary, EOS, and is not cut."""
+        return torch.tensor([y[-1] == self.vocab_size - 1 for y in self.completions])
+
+    @cached_property
     def final_states(self) -> Tensor:
         """Number of the state in which each completion ends, (Y,)."""
-        return torch.tensor([self._number(y) for y in self.completions])
+        return torch.tensor([self.state(y) for y in self.completions])
 
     @cached_property
     def step_states(self) -> list[list[int]]:
         """Numbers of the states after each token of each completion; the last is the one it ends in."""
-        return [[self._number(y[: t + 1]) for t in range(len(y))] for y in self.completions]
+        return [[self.state(y[: t + 1]) for t in range(len(y))] for y in self.completions]
 
     def backbone(self, policy: Tensor | None = None) -> Backbone:
         """A backbone whose policy is the given distribution (Y,); default: the reference."""
@@ -220,9 +225,10 @@ class TabularWorld:
     def _states(self) -> dict[int, tuple[int, ...]]:
         """Number and tokens of each state in which a policy still has a choice."""
         prefixes = {y[:t] for y in self.completions for t in range(len(y))}
-        return {self._number(prefix): prefix for prefix in sorted(prefixes)}
+        return {self.state(prefix): prefix for prefix in sorted(prefixes)}
 
-    def _number(self, prefix: tuple[int, ...]) -> int:
+    def state(self, prefix: tuple[int, ...]) -> int:
+        """Number of the state after some tokens."""
         state = 0
         for token in prefix:
             state = state * self.vocab_size + token + 1

@@ -27,7 +27,7 @@ from lit_rlhf.types import Completions, EvaluatedRollout, Scores
 from lit_rlhf.verify import targets
 from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.online import PairCase
-from lit_rlhf.verify.policy import MakeModule, PolicyCase
+from lit_rlhf.verify.policy import CriticCase, MakeModule, PolicyCase
 from lit_rlhf.verify.runner import BETA
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
@@ -72,7 +72,7 @@ class ReMaxCase(PolicyCase):
 
 
 @dataclass(frozen=True)
-class PtxCase(PolicyCase):
+class PtxCase(CriticCase):
     """PPO's expected loss, and that of the text."""
 
     def expected_loss(self, module: RLHFModule) -> Tensor:
@@ -119,8 +119,7 @@ def variant_cases() -> list[PolicyCase]:
         **options,
     )
     step = targets.tilted(deep.reference, _ETA * deep.rewards)
-    text = torch.bincount(torch.tensor(TEXT), minlength=len(flat.rewards)) / len(TEXT)
-    kept = targets.anchored_optimum(flat.reference, partial(_ptx_slope, flat, text.double()))
+    kept = ptx_optimum(flat, BETA, _PTX)
     return [
         ReMaxCase("ReMax", PI_STAR, deep, remax, optimum(deep), group=1),
         ReMaxCase("ReMax (bandit)", PI_STAR, few, remax, optimum(few), group=1, training="descend"),
@@ -174,10 +173,15 @@ def _constrained(name: str, world: TabularWorld, options: dict[str, Any]) -> Pol
     return ScoredCase(name, "ref exp((r - lam c)/((1+lam) beta))", world, make, best)
 
 
-def _ptx_slope(world: TabularWorld, text: Tensor, u: Tensor) -> Tensor:
-    r"""Stationary where $\pi(r - \beta u) + g D$ is proportional to the policy."""
-    policy = world.reference * u.exp()
-    return -(policy * (world.rewards - BETA * u) + _PTX * text)
+def ptx_optimum(world: TabularWorld, beta: float, coef: float) -> Tensor:
+    r"""On a bandit: stationary where $\pi(r - \beta u) + g D$ is proportional to the policy, D that of `TEXT`."""
+    counts = torch.bincount(torch.tensor(TEXT), minlength=len(world.rewards)).double()
+
+    def slope(u: Tensor) -> Tensor:
+        policy = world.reference * u.exp()
+        return -(policy * (world.rewards - beta * u) + coef * counts / len(TEXT))
+
+    return targets.anchored_optimum(world.reference, slope)
 
 
 def greedy_completion(world: TabularWorld, policy: Tensor) -> int:

@@ -35,7 +35,7 @@ def train(case: PolicyCase, seed: int) -> torch.Tensor:
         )
         groups = [tuple(group) for group in every[picked].tolist()]
         with torch.no_grad():
-            rollout = module.estimate(module.shape_rewards(case.collect(module, groups)))
+            rollout = module.estimate(case.collect(module, groups))
         loss, mask = module.loss(rollout).loss, rollout.response_mask
         optimizer.zero_grad()
         (module.reduction.numerator(loss, mask) / module.reduction.denominator(mask)).backward()

@@ -19,12 +19,15 @@ from lit_rlhf.modules import (
     GroupPolicyModule,
     OnlineDPOPolicyModule,
     PolicyModule,
+    PPOPolicyModule,
     PreferenceModule,
     RLHFModule,
+    RLOOPolicyModule,
     SupervisedModule,
 )
+from lit_rlhf.modules.ppo import PPORollout
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import EstimatedRollout, EvaluatedRollout
+from lit_rlhf.types import EstimatedRollout, EvaluatedRollout, LossOutput, ScoredRollout
 from lit_rlhf.verify import (
     PolicyCase,
     PreferenceCase,
@@ -37,7 +40,9 @@ from lit_rlhf.verify import (
     verify_case,
     verify_module,
 )
+from lit_rlhf.verify.custom import custom_cases
 from lit_rlhf.verify.exact import PI_STAR
+from lit_rlhf.verify.off_policy import OffPolicyCase
 from lit_rlhf.verify.policy import NoReward
 from lit_rlhf.verify.runner import (
     BETA,
@@ -52,7 +57,9 @@ CASES = all_cases()
 EXACT = [name for name, case in CASES.items() if case.target.startswith(PI_STAR)]
 PREFERENCE = {name: case for name, case in CASES.items() if isinstance(case, PreferenceCase)}
 OTHER = [
-    name for name, case in CASES.items() if name not in EXACT and not isinstance(case, RewardCase)
+    name
+    for name, case in CASES.items()
+    if name not in EXACT and not isinstance(case, RewardCase | OffPolicyCase)
 ]
 
 
@@ -216,9 +223,82 @@ OWN: list[tuple[Callable[[], RLHFModule], bool, str]] = [
 
 @pytest.mark.parametrize(("make", "ok", "target"), OWN)
 def test_a_module_of_the_users_own(make: Callable[[], RLHFModule], ok: bool, target: str) -> None:
-    row = verify_module(make)
+    row, *more = verify_module(make)
     assert row.ok == ok, row
     assert target in row.target
+    assert all(each.ok for each in more), more
+
+
+NAMED = sorted(
+    name
+    for name in modules.__all__
+    if issubclass(kind := getattr(modules, name), PolicyModule) and kind is not PolicyModule
+)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_policy_module_passes_through_the_users_door(name: str) -> None:
+    """With its own defaults."""
+    rows = verify_module(lambda: getattr(modules, name)(SPEC, NoReward()))
+    assert all(row.ok for row in rows), rows
+
+
+class InvertedClip(o.ClippedSurrogate):
+    """Leaves the gradient where it should stop, and stops it where it should go on."""
+
+    def __call__(
+        self, logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
+    ) -> LossOutput:
+        ratio = (logprobs - old).exp()
+        clipped = ratio.clamp(1 - self.low, 1 + self.high)
+        return LossOutput(-torch.maximum(ratio * advantages, clipped * advantages))
+
+
+class NoOldPolicy(PPOPolicyModule):
+    """Takes every ratio for 1."""
+
+    def surrogate_loss(self, logprobs: Tensor, minibatch: EstimatedRollout) -> LossOutput:
+        return super().surrogate_loss(logprobs, replace(minibatch, old_logprobs=logprobs.detach()))
+
+
+class Swapped(RLOOPolicyModule):
+    """The ratio of the old policy to the new one."""
+
+    def surrogate_loss(self, logprobs: Tensor, minibatch: EstimatedRollout) -> LossOutput:
+        ratio = torch.where(minibatch.response_mask, minibatch.old_logprobs - logprobs, 0.0).exp()
+        return LossOutput(minibatch.advantages * ratio)
+
+
+class WhitenedReturns(PPOPolicyModule):
+    """Fits the critic to whitened advantages."""
+
+    def estimate(self, rollout: EvaluatedRollout) -> PPORollout:
+        estimated = super().estimate(rollout)
+        return replace(estimated, returns=estimated.advantages + estimated.values)
+
+
+class NoPenalty(PPOPolicyModule):
+    """Forgets that a completion was cut."""
+
+    def penalized_scores(self, rollout: ScoredRollout) -> Tensor:
+        return rollout.scores.total
+
+
+WRONG: list[Callable[[], RLHFModule]] = [
+    lambda: PPOPolicyModule(SPEC, NoReward(), surrogate=InvertedClip()),
+    lambda: RLOOPolicyModule(SPEC, NoReward(), surrogate=InvertedClip()),
+    lambda: NoOldPolicy(SPEC, NoReward()),
+    lambda: Swapped(SPEC, NoReward()),
+    lambda: WhitenedReturns(SPEC, NoReward()),
+    lambda: NoPenalty(SPEC, NoReward()),
+]
+
+
+@pytest.mark.parametrize("make", WRONG)
+def test_what_is_wrong_off_policy_alone_is_found_out(make: Callable[[], RLHFModule]) -> None:
+    *_, off_policy = custom_cases(make)
+    assert isinstance(off_policy, OffPolicyCase)
+    assert not verify_case(off_policy).ok
 
 
 def test_what_cannot_be_verified_says_why() -> None:
