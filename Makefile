@@ -18,7 +18,9 @@ export OMP_NUM_THREADS ?= 1
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
 
-demo: $(STAMP)  ## Train a reward model and a policy on embedded data, in two to three minutes; see runs/demo
+# Tests run side by side, one thread each; the demo runs alone.
+demo: export OMP_NUM_THREADS = 2
+demo: $(STAMP)  ## Train a reward model and a policy on embedded data, in two to five minutes; see runs/demo
 	$(BIN)/lit-rlhf demo
 
 docs: $(STAMP)  ## The documentation as a site that opens from disk: site/index.html

@@ -8,13 +8,4 @@ PROCESSES = {
     "rtol": 0.0,
     "atol": 1e-5,
 }  # parameters after a few steps, trained by one process or by two
-
-
-def one_apart(metric: str) -> float:
-    """How far two runs of the same arithmetic may differ in a metric, absolutely: shares jump, all else is smooth.
-
-    A share counts what lies beyond a threshold, or which of two is the larger: where one value lies on the boundary,
-    rounding decides, and it differs by one of its count. The smallest count in our runs is 20 tokens or pairs.
-    """
-    shares = ("clipfrac", "accuracy", "accuracies", "clip_ratio", "clipped_ratio")
-    return 1 / 20 if any(share in metric for share in shares) else 1e-4
+METRICS = {"rel_tol": 1e-3, "abs_tol": 1e-4}  # of runs by one process or by two, for math.isclose

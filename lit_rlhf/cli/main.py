@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("lit_rlhf.cli.export", "Turn a checkpoint into a directory that transformers loads"),
     "score": ("lit_rlhf.cli.score", "Score completions with a reward model"),
     "generate": ("lit_rlhf.cli.generate", "Sample completions from a policy"),
+    "data": ("lit_rlhf.cli.data", "Show which format a file has and a row as tokens; convert it"),
     "annotate": (
         "lit_rlhf.cli.annotate",
         "Let people compare answers on a local page; makes preference data",
@@ -32,7 +33,7 @@ COMMANDS = {
     ),
     "demo": (
         "lit_rlhf.cli.demo",
-        "SFT, reward model and PPO on a synthetic world, in two to three minutes on a CPU",
+        "SFT, reward model and PPO on a synthetic world, in two to five minutes on a CPU",
     ),
 }
 """Each command's module, whose `run(args)` gets the whole command line, and its line in the help."""

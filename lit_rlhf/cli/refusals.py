@@ -45,7 +45,7 @@ def sentence(error: BaseException) -> str:
     r"""What an error that isn't ours says, where it was raised if that is the user's file or ours, and how to see more.
 
     Example:
-        >>> sentence(ValueError("Invalid beta.\\nMore of it."))
+        >>> sentence(ValueError("Invalid beta.\nMore of it."))
         'Invalid beta. LIT_RLHF_DEBUG=1 shows the traceback.'
     """
     frames = traceback.extract_tb(error.__traceback__)

@@ -7,15 +7,26 @@ tokens, a sampler orders them, a collator pads them to a branched batch (`lit_rl
 from lit_rlhf.data.arithmetic import ArithmeticSource
 from lit_rlhf.data.datamodule import BranchedDataModule
 from lit_rlhf.data.formats import (
+    PRM800K,
+    Alpaca,
     Conversation,
+    ConversationTree,
     Demonstration,
     ExplicitPrompt,
     Format,
+    HelpSteer2Ratings,
     ImplicitPrompt,
+    MathShepherd,
     PlainText,
+    PreferenceLabel,
+    PreferenceStrength,
     PromptOnly,
     Ranked,
+    RankedAnswers,
+    RatedAnswers,
+    SharedPrefix,
     Steps,
+    SummaryComparison,
     Unpaired,
 )
 from lit_rlhf.data.kinds import (
@@ -27,10 +38,12 @@ from lit_rlhf.data.kinds import (
     UnpairedDataModule,
 )
 from lit_rlhf.data.prompt_text import PromptTextDataModule
+from lit_rlhf.data.recognition import Auto
 from lit_rlhf.data.records import InvalidRowError, Record
 from lit_rlhf.data.sources import DirectorySource, FileSource, HubSource, RowsSource, Source
 from lit_rlhf.data.wrappers import (
     AsChat,
+    AsTranscript,
     ChosenOf,
     PairsFromRanking,
     PromptsOf,
@@ -38,34 +51,47 @@ from lit_rlhf.data.wrappers import (
 )
 
 __all__ = [
+    "PRM800K",
+    "Alpaca",
     "ArithmeticSource",
     "AsChat",
+    "AsTranscript",
+    "Auto",
     "BranchedDataModule",
     "ChosenOf",
     "Conversation",
+    "ConversationTree",
     "Demonstration",
     "DemonstrationDataModule",
     "DirectorySource",
     "ExplicitPrompt",
     "FileSource",
     "Format",
+    "HelpSteer2Ratings",
     "HubSource",
     "ImplicitPrompt",
     "InvalidRowError",
+    "MathShepherd",
     "PairsFromRanking",
     "PlainText",
     "PreferenceDataModule",
+    "PreferenceLabel",
+    "PreferenceStrength",
     "ProcessDataModule",
     "PromptDataModule",
     "PromptOnly",
     "PromptTextDataModule",
     "PromptsOf",
     "Ranked",
+    "RankedAnswers",
     "RankedDataModule",
+    "RatedAnswers",
     "Record",
     "RowsSource",
+    "SharedPrefix",
     "Source",
     "Steps",
+    "SummaryComparison",
     "Unpaired",
     "UnpairedDataModule",
     "UnpairedFromPairs",

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.data.cache import Entry, TokenCache, cache_root
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.encoding import Encoder
+from lit_rlhf.data.finding import FormatFinder
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import (
     UnknownContentError,
@@ -25,7 +26,7 @@ from lit_rlhf.data.keys import (
     describe_class,
     users_options,
 )
-from lit_rlhf.data.option_rules import OPTION_RULES
+from lit_rlhf.data.option_rules import OPTION_RULES, check_sources
 from lit_rlhf.data.position import (
     STATE_VERSION,
     Position,
@@ -34,6 +35,7 @@ from lit_rlhf.data.position import (
     check_state,
 )
 from lit_rlhf.data.preparation import Preparation, Shape
+from lit_rlhf.data.recognition import Auto, Takes
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
@@ -79,7 +81,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         tokenizer: Directory or hub id of the model's tokenizer, or from Python the tokenizer.
         tokenizer_revision: Branch, tag or commit of it on the hub.
         trust_remote_code: Run code that comes with the tokenizer. Off: such tokenizers are refused.
-        format: How rows become records. None: what the kind of data reads by default.
+        format: How rows become records. None: the one that reads the first rows, found for each source by itself and
+            said, with a row as the model will see it. Rows that several read, or none, are refused (see `Auto`).
         val_fraction: Where `val` is None, the share of the training prompts that is kept for validation. The side is
             decided by a hash of the prompt, so a prompt never stands on both. 0 keeps none.
         split_seed: Other seeds keep other prompts. Leave it when the seed of the run changes, or validation data leak.
@@ -107,7 +110,12 @@ class BranchedDataModule(LightningDataModule, ABC):
     """
 
     shape: ClassVar[Shape]
-    default_format: ClassVar[Format]
+    takes: ClassVar[Takes]
+    """The kinds of records that make batches, as they are or through a wrapper."""
+    canonical_format: ClassVar[Format]
+    """What `records` of a subclass gets from its base, and what a source without rows is read with."""
+    default_format: ClassVar[Format | None] = None
+    """A subclass's own format where none is set. None: it is found from the rows."""
     default_bucket_batches: ClassVar[int] = 50
 
     def __init__(
@@ -141,7 +149,11 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.save_hyperparameters(logger=False)
         self._keep_plain_hyperparameters()
         self.sources = {"train": train, "val": val, "test": test}
-        self.format = format if format is not None else self.default_format
+        self.format = format or self.default_format or self._usual_format()
+        self._finder: FormatFinder | None = None
+        if isinstance(self.format, Auto):
+            usual, module = self.canonical_format, type(self).__name__
+            self._finder = FormatFinder(self.sources, self.format, self.takes, usual, module)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
@@ -170,7 +182,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         Raises:
             InvalidRowError: The row can't be used.
         """
-        return self.format(row)
+        return self.format_of(next(name for name, each in self.sources.items() if each))(row)
 
     @abstractmethod
     def collator(self) -> BranchedCollator:
@@ -198,16 +210,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         given = {**vars(self), **self.sources, "tokenizer": self._tokenizer_option}
         for name, (valid, allowed) in OPTION_RULES.items():
             check_option(valid(given[name]), self, name, given[name], allowed)
-        if not any(source is not None for source in self.sources.values()):
-            raise ConfigurationError(
-                "No data: set at least one of the data options `train`, `val` and `test`."
-            )
-        fraction = self.val_fraction
-        if fraction > 0 and (self.sources["val"] is not None or self.sources["train"] is None):
-            raise ConfigurationError(
-                f"val_fraction is {fraction}, which splits `train` where `val` is not set; `train` is "
-                f"{self.sources['train']}, `val` is {self.sources['val']}. Leave out val_fraction, or mend these."
-            )
+        check_sources(self.sources, self.val_fraction)
 
     # -- preparing ----------------------------------------------------------------------------------------------------
 
@@ -254,6 +257,14 @@ class BranchedDataModule(LightningDataModule, ABC):
         if splits and "val" in opened:
             self._split()
 
+    def _usual_format(self) -> Format:
+        overridden = type(self).records is not BranchedDataModule.records
+        return self.canonical_format if overridden else Auto()
+
+    def format_of(self, name: str) -> Format:
+        """The format of the source train, val or test; found from its first rows where none is set."""
+        return self._finder.find(name, self.tokenizer) if self._finder else self.format
+
     def _split(self) -> None:
         rows = self.rows["train"]
         train, val = rows.split(self.val_fraction, self.split_seed)
@@ -274,7 +285,8 @@ class BranchedDataModule(LightningDataModule, ABC):
             truncate=self.too_long == "truncate",
         )
         policies = self.invalid, self.too_long, self.max_invalid
-        preparation = Preparation(self._source(name), self.records, encoder, self.shape, *policies)
+        convert = self.format_of(name) if self._finder else self.records
+        preparation = Preparation(self._source(name), convert, encoder, self.shape, *policies)
         cache = TokenCache(cache_root(self.cache_dir))
         rebuild = (
             self._uncached and verify
@@ -286,6 +298,8 @@ class BranchedDataModule(LightningDataModule, ABC):
             self._checksums[name] = entry.checksum
             self.reports[name] = Report.from_json(entry.meta)
             say(self.reports[name])
+            if self._finder:
+                self._finder.say(name, TokenizedRows(entry), self.tokenizer)
         self.reports[name].judge(*policies)
         return entry
 
@@ -296,7 +310,7 @@ class BranchedDataModule(LightningDataModule, ABC):
                 "code": code_of_preparation(),
                 "source": self._source(name).fingerprint(),
                 "module": self,
-                "format": self.format,
+                "format": self.format_of(name),
                 "shape": self.shape,
                 "tokenizer": self.tokenizer_fingerprint,
                 "limits": [*limits, self.too_long, self.invalid],

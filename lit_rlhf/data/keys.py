@@ -28,7 +28,13 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _OURS = "lit_rlhf"
-_PREPARING = ("chat", "encoding", "formats", "preparation", "records", "wrappers")
+_PREPARING = (
+    *("chat", "encoding", "preparation", "records", "wrappers"),
+    *(
+        f"formats.{name}"
+        for name in ("answers", "base", "comparisons", "pairs", "rankings", "steps")
+    ),
+)
 _INSTALLED = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")}
 )

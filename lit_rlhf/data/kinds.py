@@ -25,6 +25,8 @@ from lit_rlhf.data.formats import (
     Unpaired,
 )
 from lit_rlhf.data.preparation import Shape
+from lit_rlhf.data.recognition import Takes
+from lit_rlhf.data.wrappers import PairsFromRanking, PromptsOf, UnpairedFromPairs
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option
 from lit_rlhf.tokenizers import pad_token_id
@@ -33,7 +35,8 @@ from lit_rlhf.tokenizers import pad_token_id
 class PreferenceDataModule(BranchedDataModule):
     """Pairs of completions, one preferred: batches are `PreferenceBatch`es. For reward models, DPO and their kin.
 
-    The default format is `ExplicitPrompt`.
+    Where no format is set, rankings and ratings are taken too, as all their pairs that differ, without margins
+    (`PairsFromRanking`).
 
     Args:
         *args: As for `BranchedDataModule`.
@@ -43,7 +46,8 @@ class PreferenceDataModule(BranchedDataModule):
     """
 
     shape: ClassVar[Shape] = Shape((2, 2), fields=("margin", "p_chosen"), unit="pairs")
-    default_format: ClassVar[Format] = ExplicitPrompt()
+    canonical_format: ClassVar[Format] = ExplicitPrompt()
+    takes: ClassVar[Takes] = {"pairs": None, "rankings": PairsFromRanking}
 
     def __init__(self, *args: Any, layout: Layout = "branched", **kwargs: Any) -> None:
         self.layout = layout
@@ -63,7 +67,7 @@ class PreferenceDataModule(BranchedDataModule):
 class DemonstrationDataModule(BranchedDataModule):
     """Answers to imitate: batches are `DemonstrationBatch`es. For supervised fine-tuning.
 
-    The default format is `Demonstration`.
+    Of pairs, the preferred answers are imitated with the format `ChosenOf`.
 
     Args:
         *args: As for `BranchedDataModule`.
@@ -73,7 +77,8 @@ class DemonstrationDataModule(BranchedDataModule):
     """
 
     shape: ClassVar[Shape] = Shape((1, 1), unit="demonstrations")
-    default_format: ClassVar[Format] = Demonstration()
+    canonical_format: ClassVar[Format] = Demonstration()
+    takes: ClassVar[Takes] = {"demonstrations": None, "text": None}
 
     def __init__(self, *args: Any, layout: Layout = "branched", **kwargs: Any) -> None:
         self.layout = layout
@@ -93,15 +98,19 @@ class DemonstrationDataModule(BranchedDataModule):
 class PromptDataModule(BranchedDataModule):
     """Prompts to roll out from: batches are `PromptBatch`es, each one iteration of a policy module.
 
-    Arguments are those of `BranchedDataModule`; the default format is `PromptOnly`. There are no completions, so
-    `max_completion_length` is refused: the length of a rollout is the policy module's.
+    Arguments are those of `BranchedDataModule`. Where no format is set, the prompts of other data are taken
+    too. There are no completions, so `max_completion_length` is refused: the length of a rollout is the policy module's.
 
     Raises:
         ConfigurationError: `max_completion_length` is set.
     """
 
     shape: ClassVar[Shape] = Shape((0, 0), unit="prompts")
-    default_format: ClassVar[Format] = PromptOnly()
+    canonical_format: ClassVar[Format] = PromptOnly()
+    takes: ClassVar[Takes] = {
+        "prompts": None,
+        **dict.fromkeys(("pairs", "rankings", "unpaired", "demonstrations", "steps"), PromptsOf),
+    }
     default_bucket_batches: ClassVar[int] = 1
 
     def collator(self) -> BranchedCollator:
@@ -121,12 +130,13 @@ class PromptDataModule(BranchedDataModule):
 class RankedDataModule(BranchedDataModule):
     """Two or more completions of a prompt with scores: batches are `RankedBatch`es. For listwise losses.
 
-    Arguments are those of `BranchedDataModule`; the default format is `Ranked`. As pairs, for pairwise losses, rankings
+    Arguments are those of `BranchedDataModule`. As pairs, for pairwise losses, rankings
     are read by `PreferenceDataModule` with the format `PairsFromRanking(Ranked())`.
     """
 
     shape: ClassVar[Shape] = Shape((2, None), one_of=("score",), unit="rankings")
-    default_format: ClassVar[Format] = Ranked()
+    canonical_format: ClassVar[Format] = Ranked()
+    takes: ClassVar[Takes] = {"rankings": None}
 
     def collator(self) -> BranchedCollator:
         """Makes `RankedBatch`es."""
@@ -136,12 +146,13 @@ class RankedDataModule(BranchedDataModule):
 class UnpairedDataModule(BranchedDataModule):
     """Single completions with a label or a score: batches are `UnpairedBatch`es. For KTO and pointwise losses.
 
-    Arguments are those of `BranchedDataModule`; the default format is `Unpaired`. Pairs are read with the format
-    `UnpairedFromPairs(ExplicitPrompt())`.
+    Arguments are those of `BranchedDataModule`. Where no format is set, pairs are taken too, each as two examples
+    (`UnpairedFromPairs`).
     """
 
     shape: ClassVar[Shape] = Shape((1, 1), one_of=("label", "score"), unit="completions")
-    default_format: ClassVar[Format] = Unpaired()
+    canonical_format: ClassVar[Format] = Unpaired()
+    takes: ClassVar[Takes] = {"unpaired": None, "pairs": UnpairedFromPairs}
 
     def collator(self) -> BranchedCollator:
         """Makes `UnpairedBatch`es."""
@@ -151,12 +162,13 @@ class UnpairedDataModule(BranchedDataModule):
 class ProcessDataModule(BranchedDataModule):
     """Solutions in labelled steps: batches are `ProcessBatch`es. For process reward models.
 
-    Arguments are those of `BranchedDataModule`; the default format is `Steps`. With `too_long: truncate`, steps that
+    Arguments are those of `BranchedDataModule`. With `too_long: truncate`, steps that
     don't fit whole into `max_completion_length` are left out, and the prompt is cut from the left.
     """
 
     shape: ClassVar[Shape] = Shape((1, None), one_of=("step_label",), unit="solutions")
-    default_format: ClassVar[Format] = Steps()
+    canonical_format: ClassVar[Format] = Steps()
+    takes: ClassVar[Takes] = {"steps": None}
 
     def collator(self) -> BranchedCollator:
         """Makes `ProcessBatch`es."""

@@ -1,6 +1,6 @@
 """What each option of a DataModule may be."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy
 from lit_rlhf.data.sources import Source
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import is_number, is_text, is_whole
 
 _Rule: TypeAlias = tuple[Callable[[Any], bool], str]
@@ -46,3 +47,20 @@ OPTION_RULES: dict[str, _Rule] = {
     ),
 }
 """Of each option, whether a value is in its range, and the range in words."""
+
+
+def check_sources(sources: Mapping[str, Source | None], val_fraction: float) -> None:
+    """Refuse a DataModule without data, and a split of nothing or beside validation data.
+
+    Raises:
+        ConfigurationError: There is no source, or `val_fraction` contradicts those there are.
+    """
+    if not any(source is not None for source in sources.values()):
+        raise ConfigurationError(
+            "No data: set at least one of the data options `train`, `val` and `test`."
+        )
+    if val_fraction > 0 and (sources["val"] is not None or sources["train"] is None):
+        raise ConfigurationError(
+            f"val_fraction is {val_fraction}, which splits `train` where `val` is not set; `train` is "
+            f"{sources['train']}, `val` is {sources['val']}. Leave out val_fraction, or mend these."
+        )

@@ -103,7 +103,7 @@ class Preparation:
             records = self.convert(row)
             if not records:
                 return [InvalidRowError("the format makes no record of it", shorten(dict(row)))]
-            template = {} if isinstance(row, UnreadableRow) else _template_options(row)
+            template = {} if isinstance(row, UnreadableRow) else template_options(row)
             return [self._check(record, template) for record in records]
         except InvalidRowError as error:
             return [error]
@@ -192,7 +192,7 @@ class Preparation:
             self.report.labels[label] = self.report.labels.get(label, 0) + 1
 
 
-def _template_options(row: Row) -> dict[str, Any]:
+def template_options(row: Row) -> dict[str, Any]:
     """What a row gives the chat template beside the messages: `tools`, and the keys of `chat_template_kwargs`."""
     options: dict[str, Any] = {}
     for column in _TEMPLATE_COLUMNS:

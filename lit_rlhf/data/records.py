@@ -22,6 +22,14 @@ LABELS = {
 """How text and numbers are read as labels, in any case of letters."""
 
 
+_ROLES = {
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "function_call"), "assistant"),
+    "observation": "tool",
+}
+"""What ShareGPT calls the roles; others keep their names."""
+
+
 class InvalidRowError(DataError):
     """A row that can't be used; the option `invalid` says whether it is dropped and counted or ends the run.
 
@@ -115,13 +123,19 @@ def read_text(row: Row, column: str) -> Text:
 
 
 def check_text(value: Any, column: str) -> Text:
-    """Plain text, or messages with role and content; the text parts of a content are joined.
+    """Plain text, or messages with role and content, or ShareGPT's from and value; text parts of a content are joined.
+
+    A message by itself stands for a list of one.
 
     Raises:
         InvalidRowError: It is neither, or a content is no text.
     """
     if isinstance(value, str):
         return value
+    if isinstance(value, Mapping) and value.keys() & {"content", "value"}:
+        value = [value]
+    if isinstance(value, list | tuple):
+        value = [_named_role(turn) for turn in value]
     if (
         not isinstance(value, list | tuple)
         or not value
@@ -208,6 +222,13 @@ def without_missing(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_missing(item) for item in value]
     return value
+
+
+def _named_role(turn: Any) -> Any:
+    if not isinstance(turn, Mapping) or turn.get("role") or not isinstance(turn.get("from"), str):
+        return turn
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value", "role")}
+    return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn.get("value"), **rest}
 
 
 def _message(turn: Message, column: str) -> Message:

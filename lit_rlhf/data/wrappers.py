@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from lit_rlhf.data.formats import Format
+from lit_rlhf.data.formats import TRANSCRIPT_MARKER, TRANSCRIPT_QUESTION, Format
 from lit_rlhf.data.records import InvalidRowError, Message, Record, Row, Text
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_text
@@ -59,7 +59,8 @@ class Wrapper(Format):
 class AsChat(Wrapper):
     """Plain text as a conversation: the prompt becomes the user's turn, each completion the assistant's.
 
-    The steps of a solution stay text: they are parts of one turn. What is messages already stays as it is.
+    A prompt that is a transcript, as in HH-RLHF, becomes the turns that its markers part. The steps of a solution stay
+    text: they are parts of one turn. What is messages already stays as it is.
 
     Args:
         format: Gives records of plain text.
@@ -89,13 +90,45 @@ class AsChat(Wrapper):
                 "text without prompt",
                 "it has no user's turn; leave AsChat out to train on plain text",
             )
-        prompt = _turn("user", record.prompt)
+        prompt = _transcript_turns(record.prompt) or _turn("user", record.prompt)
         if self.system is not None and prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": self.system}, *prompt]
         completions = record.completions
         if not record.steps:
-            completions = tuple(_turn("assistant", completion) for completion in completions)
+            marked = isinstance(record.prompt, str) and record.prompt.endswith(TRANSCRIPT_MARKER)
+            texts = [c.strip() if marked and isinstance(c, str) else c for c in completions]
+            completions = tuple(_turn("assistant", text) for text in texts)
         return replace(record, prompt=prompt, completions=completions)
+
+
+@dataclass(frozen=True)
+class AsTranscript(Wrapper):
+    r"""Conversations as plain text, for a tokenizer without a chat template: HH-RLHF's transcripts.
+
+    Turns get the markers `\n\nHuman:` and `\n\nAssistant:`, system turns stand in front as they are, and an answer
+    begins with a space. Plain text is taken for a user's turn; what has the markers already stays as it is.
+
+    Args:
+        format: Gives records of messages, or of plain text.
+
+    Example:
+        >>> from lit_rlhf.data import Demonstration
+        >>> AsTranscript(Demonstration())({"prompt": "hi", "completion": "hello"})[0].prompt
+        '\n\nHuman: hi\n\nAssistant:'
+    """
+
+    def __call__(self, row: Row) -> list[Record]:
+        """The same records, with text for messages."""
+        return [self._plain(record) for record in self.format(row)]
+
+    def _plain(self, record: Record) -> Record:
+        if isinstance(record.prompt, str) and TRANSCRIPT_MARKER in record.prompt:
+            return record
+        texts = [_transcript(turn) for turn in _turn("user", record.prompt)]
+        first = record.completions[:1] if record.steps else record.completions
+        answers = [f" {_answer(completion)}" for completion in first]
+        completions = (*answers, *record.completions[len(answers) :])
+        return replace(record, prompt="".join(texts) + TRANSCRIPT_MARKER, completions=completions)
 
 
 @dataclass(frozen=True)
@@ -178,6 +211,41 @@ class PairsFromRanking(Wrapper):
                 fields = {"margin": margin} if self.with_margin else {}
                 pairs.append(replace(record, completions=completions, fields=fields))
         return pairs
+
+
+def _transcript_turns(prompt: Text) -> list[Message]:
+    """The turns of a transcript that ends where an answer is to follow; none where the text is no transcript."""
+    if not isinstance(prompt, str) or not prompt.endswith(TRANSCRIPT_MARKER):
+        return []
+    before, *parts = prompt.removesuffix(TRANSCRIPT_MARKER).split(TRANSCRIPT_QUESTION)
+    if not parts:
+        return []
+    turns = list(_turn("system", before.strip())) if before.strip() else []
+    for part in parts:
+        question, *answers = part.split(TRANSCRIPT_MARKER)
+        turns += _turn("user", question.strip())
+        turns += [turn for answer in answers for turn in _turn("assistant", answer.strip())]
+    return turns
+
+
+def _transcript(turn: Message) -> str:
+    markers = {"system": "", "user": TRANSCRIPT_QUESTION, "assistant": TRANSCRIPT_MARKER}
+    if turn["role"] not in markers:
+        raise InvalidRowError(
+            "a transcript has no place for a turn",
+            f"its role is {turn['role']!r}; take the tokenizer of a chat model, whose template knows it",
+        )
+    return (
+        f"{markers[turn['role']]} {turn['content']}"
+        if turn["role"] != "system"
+        else turn["content"]
+    )
+
+
+def _answer(completion: Text) -> str:
+    if isinstance(completion, str):
+        return completion.lstrip(" ")
+    return "".join(turn["content"] for turn in completion)
 
 
 def _turn(role: str, text: Text) -> Sequence[Message]:

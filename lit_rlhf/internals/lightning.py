@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -50,6 +51,11 @@ def call_last(trainer: Trainer, callback: Callback) -> None:
     """Move a callback behind all others."""
     others = [other for other in callbacks_of(trainer) if other is not callback]
     trainer.callbacks = [*others, callback]  # type: ignore[attr-defined]
+
+
+def saves_every_n_steps(callback: Callback) -> int:
+    """The `every_n_train_steps` of a ModelCheckpoint; 0 of others, and where it isn't set."""
+    return callback._every_n_train_steps if isinstance(callback, ModelCheckpoint) else 0
 
 
 def is_dry_run(trainer: Trainer) -> bool:

@@ -3,24 +3,26 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, is_dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
-from torch import Tensor, nn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.internals.lightning import precision_of
 from lit_rlhf.models import Backbone, ModelSpec, shard
+from lit_rlhf.modules.parts import require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
+from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
 from lit_rlhf.modules.steps import (
     StepGuard,
     Steps,
@@ -87,12 +89,10 @@ class RLHFModule(LightningModule):
         steps: Steps | None = None,
     ) -> None:
         super().__init__()
-        with (
-            warnings.catch_warnings()
-        ):  # of parts that are nn.Modules, which _keep_plain_hyperparameters takes out
+        with warnings.catch_warnings():  # of parts that are nn.Modules, which take_parts takes out
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
-        self._keep_plain_hyperparameters()
+        self._parts = take_parts(type(self), self.hparams)
         self.spec = backbone
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
@@ -100,6 +100,9 @@ class RLHFModule(LightningModule):
         self.steps = steps or Steps()
         self.guard = StepGuard(self.steps.max_skipped)
         self._undecayed: set[str] | None = None
+        self._written: dict[str, Any] = {}
+        self._restored: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
+        self._scheduled_steps: int | None = None
         self.strict_loading = False  # checkpoints hold trainable weights alone; on_load_checkpoint checks completeness
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -137,6 +140,7 @@ class RLHFModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would train wrongly, before any work starts."""
+        self._restored, self._written = None, {}
         precision = str(self.trainer.precision)
         if precision in ("bf16-true", "16-true"):
             raise ConfigurationError(
@@ -157,8 +161,9 @@ class RLHFModule(LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """Compare the tokenizer of the data with the model's."""
+        """Compare the tokenizer of the data with the model's, and a checkpoint's options with the written ones."""
         self._check_tokenizer()
+        self._compare_with_written()
 
     def _check_tokenizer(self) -> None:
         theirs = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_fingerprint", None)
@@ -187,6 +192,16 @@ class RLHFModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer over `parameter_groups`, with a schedule in optimizer steps where one is given."""
+        optimizer, scheduler = self._make_optimizer_and_schedule()
+        self._written = written_options(optimizer, scheduler)
+        if scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _make_optimizer_and_schedule(self) -> tuple[Optimizer, LRScheduler | None]:
         groups = [group for group in self.parameter_groups() if group["params"]]
         if not groups:
             raise ConfigurationError(
@@ -204,17 +219,14 @@ class RLHFModule(LightningModule):
             part for group in groups for part in split_by_decay(group, spared)
         )
         if self.lr_scheduler_factory is None:
-            return optimizer
+            return optimizer, None
         scheduler = self.lr_scheduler_factory(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigurationError(
                 f"lr_scheduler={type(scheduler).__name__} waits for a metric, and schedules here are stepped with each "
                 "optimizer step, which has none. Use a schedule by steps, such as WarmupCosine of lit_rlhf.modules."
             )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return optimizer, scheduler
 
     def _make_optimizer(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
         if self.optimizer_factory is None:
@@ -227,6 +239,36 @@ class RLHFModule(LightningModule):
                 fused=self._fuses(groups),
             )
         return self.optimizer_factory(groups)
+
+    def _compare_with_written(self) -> None:
+        # Once both are there: strategies differ in which comes first. The optimizer's state isn't restored yet.
+        if self._restored is None or not self._written:
+            return
+        before, schedules = self._restored
+        changes = changed_options(before, self._written) if before else []
+        if not changes:
+            self._restored = None
+            return
+        rank_zero_warn(
+            f"Options changed since the checkpoint was written: {'; '.join(changes)}. What is written now holds, a "
+            "schedule as if it had been so from the first step. To go on as before, write the former values."
+        )
+        self._scheduled_steps = schedules[0]["last_epoch"] if schedules else None
+        schedules.clear()  # else Lightning would restore it into another one
+
+    def on_train_start(self) -> None:
+        """After a resume that restored the optimizer, give it the options that are written now."""
+        if self._restored is None or not self._written:
+            return
+        self._restored = None
+        configs = self.trainer.lr_scheduler_configs
+        steps = self._scheduled_steps
+        apply_written(
+            self.trainer.optimizers[0],
+            configs[0].scheduler if configs else None,
+            self._make_optimizer_and_schedule(),
+            self.trainer.global_step if steps is None else steps,
+        )
 
     def _fuses(self, groups: list[dict[str, Any]]) -> bool | None:
         """Whether one kernel may take the default optimizer's step; None leaves it to torch.
@@ -297,10 +339,29 @@ class RLHFModule(LightningModule):
         }
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__qualname__,
+            "optimizer": self._written,
+            "parts": self._parts,
             "shapes": _shapes(checkpoint["state_dict"].items()),
             "state": self.extra_state() | {"guard": self.guard.state_dict()},
             "version": CHECKPOINT_VERSION,
         }
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Lightning's; of a module that was built in Python, its parts must be passed.
+
+        Args:
+            checkpoint_path: A file that Lightning wrote.
+            args: As Lightning's.
+            kwargs: As Lightning's: what is given here takes the place of what the checkpoint holds.
+
+        Raises:
+            ConfigurationError: Names the parts that are missing, with the options they had.
+        """
+        require_parts(checkpoint_path, CHECKPOINT_KEY, kwargs)
+        with warnings.catch_warnings():  # of frozen weights; on_load_checkpoint misses the others
+            warnings.filterwarnings("ignore", message="Found keys that are in the model state dict")
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this class and complete, then restore the module's own state."""
@@ -338,6 +399,8 @@ class RLHFModule(LightningModule):
         self._check_shapes(shapes)
         self.guard.load_state_dict(ours["state"]["guard"])
         self.load_extra_state(ours["state"])
+        self._restored = ours.get("optimizer", {}), checkpoint.get("lr_schedulers", [])
+        self._compare_with_written()
 
     def _check_shapes(self, found: Mapping[str, tuple[int, ...]]) -> None:
         shapes = _shapes([*self.named_parameters(), *self.named_buffers()])
@@ -351,23 +414,6 @@ class RLHFModule(LightningModule):
                 "was written? What stands in files and on the command line holds; the checkpoint's options don't."
             )
 
-    def _keep_plain_hyperparameters(self) -> None:
-        # Under LightningCLI the hyper-parameters are the parsed config (plain). From Python they are live objects,
-        # which a checkpoint that loads with weights_only=True can't hold: dataclasses become dicts, other objects go.
-        for name, value in list(self.hparams.items()):
-            if is_dataclass(value) and not isinstance(value, type):
-                self.hparams[name] = asdict(value)
-            elif isinstance(value, nn.Module) or not _is_plain(value):
-                del self.hparams[name]
-
 
 def _shapes(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights}
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float | bool)

@@ -1,11 +1,11 @@
 """What is refused before work starts: options that contradict each other, and what a Trainer would do wrongly."""
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.lightning import saves_every_n_steps
 from lit_rlhf.modules.steps import Updates
 from lit_rlhf.objectives import ImportanceCorrection, Surrogate
 from lit_rlhf.rollout import RolloutEngine, Sampling
@@ -99,16 +99,10 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
             "Set trainer.max_epochs, or trainer.limit_train_batches in iterations."
         )
     for callback in getattr(trainer, "checkpoint_callbacks", []):
-        every = _every_n_train_steps(callback)
+        every = saves_every_n_steps(callback)
         if every and per_iteration > 1:
             raise ConfigurationError(
                 f"ModelCheckpoint(every_n_train_steps={every}) counts optimizer steps and looks at them between "
                 f"iterations, each of {per_iteration} steps, so it would save at other times than it says. Use "
                 "IterationCheckpoint(every_n_iterations=...), or every_n_epochs."
             )
-
-
-def _every_n_train_steps(callback: object) -> int:
-    return (
-        getattr(callback, "_every_n_train_steps", 0) if isinstance(callback, ModelCheckpoint) else 0
-    )

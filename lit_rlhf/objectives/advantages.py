@@ -61,6 +61,7 @@ class LeaveOneOut(Advantage):
         ConfigurationError: When called: G is below 2 or does not divide the number of sequences.
 
     Example:
+        >>> import torch
         >>> rewards, mask = torch.tensor([[1.0], [0.0], [0.0]]), torch.ones(3, 1, dtype=torch.bool)
         >>> LeaveOneOut()(rewards, mask, 3).flatten()
         tensor([ 1.0000, -0.5000, -0.5000])

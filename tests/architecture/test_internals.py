@@ -136,6 +136,13 @@ def test_bitsandbytes(kind: type[nn.Linear]) -> None:
     assert layer.training == (kind is Linear8bitLt)
 
 
+def test_lightning_keeps_when_a_checkpoint_is_written() -> None:
+    found = our_lightning.saves_every_n_steps(ModelCheckpoint(every_n_train_steps=3))
+    assert found == 3, "ModelCheckpoint keeps every_n_train_steps elsewhere"
+    assert our_lightning.saves_every_n_steps(ModelCheckpoint(every_n_epochs=1)) == 0
+    assert our_lightning.saves_every_n_steps(Callback()) == 0
+
+
 def test_jsonargparse() -> None:
     """Of its refusals only the words say what is wrong: these are those of the version that was read."""
     our_jsonargparse.read_none_as_null()

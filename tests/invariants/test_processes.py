@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.invariants.resume_plans import execute, log_of, run, write_world
-from tests.tolerances import PROCESSES, one_apart
+from tests.tolerances import METRICS, PROCESSES
 
 WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
 KINDS = {"ddp": (*WHOLE, "ppo-nf4"), "fsdp2": (*WHOLE, "ppo-lora")}
@@ -93,8 +93,6 @@ def test_metrics_are_those_of_one_process(
         wrong = {
             name: (rank["metrics"][name], expected)
             for name, expected in whole["metrics"].items()
-            if not math.isclose(
-                rank["metrics"][name], expected, rel_tol=1e-3, abs_tol=one_apart(name)
-            )
+            if not math.isclose(rank["metrics"][name], expected, **METRICS)
         }
         assert not wrong

@@ -48,11 +48,11 @@ def test_the_exact_answer_reward_agrees_with_the_worked_steps() -> None:
     rows = list(ArithmeticSource(rows=40, terms=3).load())
     responses, answers = [row["completion"] for row in rows], [row["answer"] for row in rows]
     completions = make_completions(make_tokenizer(), ["x"], responses, answer=answers)
-    assert torch.equal(ExactAnswerReward().score(completions), torch.ones(40))
+    assert torch.equal(ExactAnswerReward().score(completions).total, torch.ones(40))
     turned = make_completions(
         make_tokenizer(), ["x"], responses, answer=[str(int(a) + 1) for a in answers]
     )
-    assert torch.equal(ExactAnswerReward().score(turned), torch.zeros(40))
+    assert torch.equal(ExactAnswerReward().score(turned).total, torch.zeros(40))
 
 
 def test_it_feeds_imitation_and_rollouts() -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.data import (
     DemonstrationDataModule,
+    ExplicitPrompt,
     FileSource,
     Format,
     ImplicitPrompt,
@@ -161,7 +162,12 @@ class TestRowsThatCannotBeUsed:
             tmp_path / "pairs.jsonl", [{"question": "q", "chosen": "a", "rejected": "b"}] * 3
         )
         module = PreferenceDataModule(FileSource(str(path)), tokenizer=tokenizer)
+        with pytest.raises(ConfigurationError, match=r"pairs\.jsonl .*missing: prompt.*`format`"):
+            module.prepare_data()
         columns = r"\['chosen', 'question', 'rejected'\]"
+        module = PreferenceDataModule(
+            FileSource(str(path)), tokenizer=tokenizer, format=ExplicitPrompt()
+        )
         with pytest.raises(
             DataError,
             match=rf"0 of 3 rows used; 3 left out, no column 'prompt' .*row 1.*{columns}.*Nothing is left: name",

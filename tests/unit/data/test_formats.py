@@ -151,7 +151,7 @@ BAD_CASES: list[tuple[Format, dict[str, Any], str]] = [
     (
         ExplicitPrompt(),
         {**PAIR, "prompt": [{"from": "user"}]},
-        "column 'prompt' is neither text nor messages",
+        "a message of column 'prompt' has no content",
     ),
     (
         ExplicitPrompt(),

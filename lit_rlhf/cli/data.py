@@ -1,0 +1,198 @@
+"""`lit-rlhf data`: which format rows are of, a row as tokens, and any format to the canonical columns."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import auto_cli
+from transformers import PreTrainedTokenizerBase
+
+from lit_rlhf.cli.output import print_text, write_rows
+from lit_rlhf.data import DirectorySource, FileSource, Format, InvalidRowError, Record, Source
+from lit_rlhf.data.canonical import canonical_row
+from lit_rlhf.data.encoding import Encoder
+from lit_rlhf.data.preparation import template_options
+from lit_rlhf.data.recognition import (
+    MODULES,
+    Kind,
+    Reading,
+    as_conversation,
+    first_rows,
+    read_as,
+    readings,
+    spell,
+    unread_columns,
+)
+from lit_rlhf.data.records import UnreadableRow
+from lit_rlhf.data.showing import part_names
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.files import whole_file
+from lit_rlhf.tokenizers import load_tokenizer
+
+_BLUE, _GREEN, _PLAIN = "\033[34m", "\033[32m", "\033[0m"
+
+
+def show(
+    path: str,
+    tokenizer: str | None = None,
+    kind: Kind | None = None,
+    format: Format | None = None,  # noqa: A002  (what it is, as in the DataModules)
+    row: int = 1,
+    color: Literal["auto", "always", "never"] = "auto",
+) -> None:
+    """Name the format of a file and show a row: its prompt, and the answers, which are what is learned.
+
+    Args:
+        path: JSONL, JSON, CSV, TSV or Parquet, or a directory that `save_to_disk` of the datasets library wrote.
+        tokenizer: Directory or hub id of a tokenizer: the row is shown token by token, as its model will see it.
+        kind: What to read the rows as, where they can be several things. Default: what says most of them.
+        format: The format; default: the one that reads the first rows.
+        row: Which row, counted from 1.
+        color: Prompts blue and answers green: on a terminal, always, or never.
+    """
+    source = _source(path)
+    rows = first_rows(source)
+    reading = read_as(rows, str(source), kind, format)
+    loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
+    if loaded is not None and format is None:
+        reading = as_conversation(reading, template=loaded.chat_template is not None)
+    shown = next(islice(source.load(), row - 1, None), None) if row > 0 else None
+    if shown is None:
+        raise ConfigurationError(f"{source} has no row {row}; rows are counted from 1.")
+    lines = [
+        f"format: {spell(reading.format)}",
+        f"kind:   {reading.kind}, for {MODULES[reading.kind]}",
+    ]
+    if format is None:
+        lines += [
+            f"        or {each.kind}, by {spell(each.format)}: --kind={each.kind}"
+            for each in readings(rows)
+            if each.kind != reading.kind
+        ]
+    try:
+        records = reading.format(shown)
+    except InvalidRowError as error:
+        raise DataError(f"{source.locate(row - 1)}: {error}.") from error
+    if unread := unread_columns(reading.format, [shown]):
+        lines.append(f"columns that are not read: {', '.join(unread)}")
+    paint = color == "always" or (color == "auto" and sys.stdout.isatty())
+    for record in records:
+        lines += ["", *_parts(record, shown, loaded, paint=paint)]
+    print_text("\n".join(lines) + "\n")
+
+
+def convert(
+    path: str,
+    output: Path,
+    kind: Kind | None = None,
+    format: Format | None = None,  # noqa: A002  (see above)
+    invalid: Literal["drop", "error"] = "drop",
+) -> None:
+    """Write any format as the columns prompt, chosen, rejected and so on, which are read without an option.
+
+    Questions and answers that are turns of a conversation are written as messages; transcripts with markers stay text.
+
+    Args:
+        path: See `lit-rlhf data show --help`.
+        output: JSONL or Parquet, by its suffix.
+        kind: What to read the rows as, where they can be several things. Default: what says most of them.
+        format: The format; default: the one that reads the first rows.
+        invalid: Rows that can't be used are left out and counted, or end the run.
+    """
+    if output.suffix not in (".jsonl", ".parquet"):
+        raise ConfigurationError(f"The output is {output}; its suffix must be .jsonl or .parquet.")
+    source = _source(path)
+    reading = read_as(first_rows(source), str(source), kind, format)
+    if format is None and reading.format.style == "turns":
+        reading = as_conversation(
+            reading, template=True
+        )  # as text, question and answer would run together
+    counts: dict[str, int] = {}
+    made = _canonical(source, reading, counts, invalid)
+    if output.suffix == ".jsonl":
+        write_rows(made, output)
+    else:
+        _write_parquet(list(made), output)
+    left_out = sum(count for reason, count in counts.items() if reason)
+    reasons = "".join(f"; {count} left out, {reason}" for reason, count in counts.items() if reason)
+    print_text(
+        f"Wrote {counts.get('', 0)} {reading.kind} to {output}, read by {spell(reading.format)}"
+        f"{reasons if left_out else ''}.\n"
+    )
+
+
+def _canonical(
+    source: Source, reading: Reading, counts: dict[str, int], invalid: str
+) -> Iterator[Mapping[str, Any]]:
+    """The rows to write; counts of those made (under no name) and of those left out, by reason."""
+    for number, row in enumerate(source.load()):
+        try:
+            records = reading.format(row)
+            template = {} if isinstance(row, UnreadableRow) else template_options(row)
+        except InvalidRowError as error:
+            if invalid == "error":
+                raise DataError(
+                    f"{source.locate(number)}: {error}. Mend it, or set invalid: drop."
+                ) from error
+            counts[error.reason] = counts.get(error.reason, 0) + 1
+            continue
+        for record in records:
+            counts[""] = counts.get("", 0) + 1
+            yield canonical_row(record, reading.format, template)
+
+
+def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+    import pyarrow as pa  # noqa: PLC0415  (start-up that --help shall not pay)
+    import pyarrow.parquet  # noqa: PLC0415  (see above)
+
+    try:
+        table = pa.Table.from_pylist([dict(row) for row in rows])
+    except pa.ArrowException as error:
+        raise DataError(
+            f"The rows can't be written to {output}: a column of Parquet has one type, and {error}. Write JSONL."
+        ) from error
+    with whole_file(output) as temporary:
+        pyarrow.parquet.write_table(table, temporary)
+
+
+def _parts(
+    record: Record,
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    paint: bool,
+) -> Iterator[str]:
+    """Prompt and answers of a record, a line each: as text, or with a tokenizer as tokens."""
+    names = part_names(record.fields, len(record.completions))
+    if tokenizer is None:
+        shown = [("", _plain(text)) for text in (record.prompt, *record.completions)]
+    else:
+        if options := template_options(row):
+            record = replace(record, template=options)
+        prompt, completions = Encoder(tokenizer)(record)
+        shown = [
+            (f"{len(ids)} tokens, ", "|".join(str(tokenizer.decode([index])) for index in ids))
+            for ids in (prompt, *completions)
+        ]
+    for place, (name, (size, text)) in enumerate(zip(names, shown, strict=True)):
+        color, what = (_GREEN, "learned") if place else (_BLUE, "not learned")
+        line = f"{name} ({size}{what}): " + text.replace("\n", "\\n")
+        yield f"{color}{line}{_PLAIN}" if paint else line
+
+
+def _plain(text: Any) -> str:
+    if isinstance(text, str):
+        return text
+    return " ".join(f"[{turn['role']}] {turn['content']}" for turn in text)
+
+
+def _source(path: str) -> Source:
+    return DirectorySource(path) if Path(path).is_dir() else FileSource(path)
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it."""
+    auto_cli([show, convert], args=list(words[1:]), prog="lit-rlhf data")

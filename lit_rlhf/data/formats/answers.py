@@ -1,0 +1,254 @@
+"""Prompts, and single answers to them: to imitate, or with a label."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lit_rlhf.data.formats.base import Columns, Format, Style, read_completion, read_prompt
+from lit_rlhf.data.records import (
+    FieldValue,
+    InvalidRowError,
+    Record,
+    Row,
+    Text,
+    read_bool,
+    read_number,
+    read_text,
+    read_value,
+)
+from lit_rlhf.options import check_option, is_number, is_text
+
+
+@dataclass(frozen=True)
+class Demonstration(Columns):
+    """A prompt and the answer to imitate.
+
+    Args:
+        prompt: Column of the prompt.
+        completion: Column of the answer.
+    """
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+
+    def reads(self) -> tuple[str, ...]:
+        """Prompt and answer."""
+        return self.prompt, self.completion
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with one completion."""
+        prompt = read_prompt(row, self.prompt)
+        return [Record(prompt, (read_completion(row, self.completion, prompt),))]
+
+
+@dataclass(frozen=True)
+class Conversation(Columns):
+    """A conversation whose last turn, the assistant's, is to be imitated.
+
+    Turns are `role` and `content`, or ShareGPT's `from` and `value`.
+
+    Args:
+        messages: Column of the turns, the last of them the assistant's.
+        system: Column with the text of a system turn, put in front where there is none; read when the data have it.
+    """
+
+    messages: str = "messages"
+    system: str | None = "system"
+
+    @classmethod
+    def candidates(cls) -> Sequence[Format]:
+        """Under the names that the column has elsewhere too."""
+        return cls(), cls(messages="conversations"), cls(messages="conversation")
+
+    def reads(self) -> tuple[str, ...]:
+        """The turns."""
+        return (self.messages,)
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with one completion: the last turn."""
+        turns = read_text(row, self.messages)
+        roles = [] if isinstance(turns, str) else [turn["role"] for turn in turns]
+        if len(roles) < 2 or roles[-1] != "assistant" or roles[-2] == "assistant":
+            raise InvalidRowError(
+                f"column {self.messages!r} is no conversation with an answer",
+                "it must be a list of messages, the last with the role 'assistant', after at least one other's; "
+                f"its roles are {roles}",
+            )
+        prompt = (
+            [*system_turns(row, self.system), *turns[:-1]] if roles[0] != "system" else turns[:-1]
+        )
+        return [Record(prompt, (turns[-1:],))]
+
+
+def system_turns(row: Row, column: str | None) -> list[dict[str, Any]]:
+    """The system turn that a column of text gives: none where the row has no such text."""
+    text = row.get(column) if column is not None else None
+    return [{"role": "system", "content": text}] if is_text(text) else []
+
+
+@dataclass(frozen=True)
+class PlainText(Columns):
+    """Text to imitate from its first token on; the prompt is the tokenizer's start token alone.
+
+    Args:
+        text: Column of the text.
+    """
+
+    text: str = "text"
+    weak: ClassVar[bool] = True
+
+    def reads(self) -> tuple[str, ...]:
+        """The text."""
+        return (self.text,)
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with an empty prompt and one completion."""
+        text = read_text(row, self.text)
+        if not isinstance(text, str):
+            raise InvalidRowError(
+                f"column {self.text!r} is no plain text", "it holds messages: use Conversation"
+            )
+        return [Record("", (text,))]
+
+
+@dataclass(frozen=True)
+class PromptOnly(Columns):
+    """Prompts to roll out from, with further columns for rewards that need them (a reference answer, a topic).
+
+    Args:
+        prompt: Column of the prompt.
+        columns: Which further columns are carried to the rewards. None: all of them.
+    """
+
+    prompt: str = "prompt"
+    columns: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names: object = [] if self.columns is None else self.columns
+        valid = isinstance(names, list | tuple) and all(map(is_text, names))
+        check_option(valid, self, "columns", self.columns, "a list of names or left out")
+
+    def reads(self) -> tuple[str, ...]:
+        """The prompt."""
+        return (self.prompt,)
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record without completions."""
+        names = (
+            [name for name in row if name != self.prompt] if self.columns is None else self.columns
+        )
+        kept = {
+            name: row[name] if self.columns is None else read_value(row, name) for name in names
+        }
+        return [Record(read_prompt(row, self.prompt), columns=kept)]
+
+
+@dataclass(frozen=True)
+class Unpaired(Columns):
+    """Single completions that are desirable or not, or have a score.
+
+    Args:
+        prompt: Column of the prompt.
+        completion: Column of the completion.
+        label: Column with true (desirable) or false, 1 or 0, or 1 or -1.
+        score: Column with a number, instead of `label`; higher is better.
+        low: Smallest score that is valid.
+        high: Largest score that is valid.
+    """
+
+    prompt: str = "prompt"
+    completion: str = "completion"
+    label: str = "label"
+    score: str | None = None
+    low: float = float("-inf")
+    high: float = float("inf")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = is_number(self.low) and is_number(self.high)
+        valid = numbers and self.low < self.high
+        check_option(valid, self, "low", self.low, f"a number below high ({self.high!r})")
+
+    @classmethod
+    def candidates(cls) -> Sequence[Format]:
+        """With a label, or with a score."""
+        return cls(), cls(score="score")
+
+    def reads(self) -> tuple[str, ...]:
+        """Prompt, answer, and label or score."""
+        return self.prompt, self.completion, self.score or self.label
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with one completion and the field `label` or `score`."""
+        prompt = read_prompt(row, self.prompt)
+        values: dict[str, FieldValue] = (
+            {"label": read_bool(row, self.label)}
+            if self.score is None
+            else {"score": read_number(row, self.score, self.low, self.high)}
+        )
+        return [Record(prompt, (read_completion(row, self.completion, prompt),), values)]
+
+
+@dataclass(frozen=True)
+class Alpaca(Columns):
+    """An instruction, further input if it needs any, and the answer to imitate (Alpaca, Dolly).
+
+    Args:
+        instruction: Column of the instruction.
+        input: Column with what it is about, put behind it after a line break; may be empty or missing.
+        output: Column of the answer.
+        system: See `Conversation`.
+    """
+
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+    system: str | None = "system"
+    style: ClassVar[Style] = "turns"
+
+    @classmethod
+    def candidates(cls) -> Sequence[Format]:
+        """With Alpaca's names, or Dolly's."""
+        return cls(), cls(input="context", output="response")
+
+    def reads(self) -> tuple[str, ...]:
+        """Instruction and answer."""
+        return self.instruction, self.output
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with one completion."""
+        prompt: Text = read_prompt(row, self.instruction)
+        further = row.get(self.input)
+        if isinstance(prompt, str) and is_text(further):
+            prompt = f"{prompt}\n{further}"
+        system = system_turns(row, self.system)
+        if system:
+            question = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            prompt = [*system, *question]
+        return [Record(prompt, (read_completion(row, self.output, prompt),))]
+
+
+@dataclass(frozen=True)
+class HelpSteer2Ratings(Unpaired):
+    """Answers with ratings from 0 to 4 (HelpSteer2, arXiv:2406.08673), for pointwise losses.
+
+    Args:
+        prompt: Column of the prompt.
+        completion: Column of the answer.
+        label: Not read.
+        score: Column of the rating: helpfulness, or another attribute.
+        low: Smallest rating.
+        high: Largest rating.
+    """
+
+    completion: str = "response"
+    score: str | None = "helpfulness"
+    low: float = 0.0
+    high: float = 4.0
+    style: ClassVar[Style] = "turns"
+
+    @classmethod
+    def candidates(cls) -> Sequence[Format]:
+        """With helpfulness."""
+        return (cls(),)

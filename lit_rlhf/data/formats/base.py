@@ -1,0 +1,140 @@
+"""What all formats share: the base class, and reading prompts and completions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from lit_rlhf.data.records import (
+    InvalidRowError,
+    Record,
+    Row,
+    Text,
+    check_text,
+    read_text,
+    read_value,
+)
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option
+
+Style = Literal["text", "turns", "transcript"]
+
+
+class Format(ABC):
+    """Turns a raw row into records.
+
+    The cache of tokens goes by the options that a format declares (the fields of a dataclass, else the arguments of its
+    constructor, kept under their names) and by its code. A class attribute `version` stands for the code: whoever states
+    one changes it with what the format gives. A method `cache_key` that gives plain values replaces both.
+
+    Where a DataModule is given no format, or `Auto`, it takes the one that reads the first rows: see `recognises`.
+    """
+
+    style: ClassVar[Style] = "text"
+    """What its plain text is: text as it stands; turns, a user's question and an assistant's answers; or a transcript of
+    several turns with markers. By it, a recognised format is read as the conversation that it is."""
+    weak: ClassVar[bool] = False
+    """Whether it gives way to every other format that reads the same rows."""
+
+    @classmethod
+    def candidates(cls) -> "Sequence[Format]":
+        """The ways of reading to try where no format is set."""
+        return (cls(),)
+
+    def reads(self) -> tuple[str, ...]:
+        """The columns that it can't do without. A format that reads more columns of the rows is the better reading."""
+        return ()
+
+    def recognises(self, rows: Sequence[Row]) -> bool:
+        """Whether rows are of this format: at least half of them can be converted.
+
+        Args:
+            rows: The first rows of a source.
+        """
+        return 2 * sum(map(self.reads_row, rows)) >= len(rows)
+
+    def reads_row(self, row: Row) -> bool:
+        """Whether a row has the columns and can be converted."""
+        try:
+            return all(name in row for name in self.reads()) and bool(self(row))
+        except (InvalidRowError, ConfigurationError, TypeError, LookupError, AttributeError):
+            return False
+
+    @abstractmethod
+    def __call__(self, row: Row) -> list[Record]:
+        """Convert a row.
+
+        Raises:
+            InvalidRowError: The row can't be used.
+        """
+
+
+@dataclass(frozen=True)
+class Columns(Format):
+    """A format whose options name columns.
+
+    Raises:
+        ConfigurationError: One is no name.
+    """
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.type in (str, "str", str | None, "str | None"):
+                allowed = "text that is not empty"
+                named = isinstance(value, str) and bool(value or option.name == "separator")
+                optional = value is None and option.type not in (str, "str")
+                if optional or option.type not in (str, "str"):
+                    allowed += ", or null"
+                check_option(named or optional, self, option.name, value, allowed)
+
+
+def read_prompt(row: Row, column: str) -> Text:
+    """A prompt that is not empty.
+
+    Raises:
+        InvalidRowError: It is empty, or no text.
+    """
+    prompt = read_text(row, column)
+    if isinstance(prompt, str) and not prompt:
+        raise InvalidRowError(
+            "empty prompt", f"column {column!r} is empty (text without prompts: use PlainText)"
+        )
+    return prompt
+
+
+def read_completion(row: Row, column: str, prompt: Text) -> Text:
+    """A completion of the same kind as its prompt, see `check_completion`."""
+    return check_completion(read_value(row, column), column, prompt)
+
+
+def check_completion(value: Any, column: str, prompt: Text) -> Text:
+    """Refuse a completion that doesn't fit its prompt; plain text after messages becomes the assistant's turn.
+
+    Raises:
+        InvalidRowError: Messages after plain text, or messages that repeat the prompt.
+    """
+    text = check_text(value, column)
+    if isinstance(prompt, str):
+        if not isinstance(text, str):
+            raise InvalidRowError(
+                "prompt and completion differ in kind",
+                f"the prompt is plain text, column {column!r} holds messages. If they are whole conversations, use "
+                "ImplicitPrompt or Conversation; if the prompt is a user's turn, give it as messages",
+            )
+        return text
+    if isinstance(text, str):
+        return [{"role": "assistant", "content": text}]
+    if list(text[: len(prompt)]) == list(prompt):
+        raise InvalidRowError(
+            "completion repeats the prompt",
+            f"column {column!r} holds the whole conversation; use ImplicitPrompt",
+        )
+    roles = [turn["role"] for turn in text]
+    if set(roles) != {"assistant"}:
+        raise InvalidRowError(
+            "completion is no answer",
+            f"the roles of column {column!r} are {roles}; what is learned is the assistant's, so put earlier turns into "
+            "the prompt",
+        )
+    return text

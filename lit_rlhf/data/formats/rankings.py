@@ -1,0 +1,173 @@
+"""Several answers to a prompt, with scores or ranks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lit_rlhf.data.formats.base import Columns, Format, Style, check_completion, read_prompt
+from lit_rlhf.data.records import (
+    InvalidRowError,
+    Message,
+    Record,
+    Row,
+    check_number,
+    read_list,
+    read_value,
+    shorten,
+)
+
+
+@dataclass(frozen=True)
+class Ranked(Columns):
+    """Several completions of a prompt with a score each, or with ranks.
+
+    Args:
+        prompt: Column of the prompt.
+        completions: Column with the list of completions.
+        scores: Column with the list of their scores; higher is better.
+        ranks: Column with the list of their ranks, 1 being the best, instead of scores; a rank r becomes the score -r.
+    """
+
+    prompt: str = "prompt"
+    completions: str = "completions"
+    scores: str = "scores"
+    ranks: str | None = None
+
+    @classmethod
+    def candidates(cls) -> Sequence[Format]:
+        """With scores, or with ranks."""
+        return cls(), cls(ranks="ranks")
+
+    def reads(self) -> tuple[str, ...]:
+        """Prompt, answers, and scores or ranks."""
+        return self.prompt, self.completions, self.ranks or self.scores
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with K completions and the field `score` of K numbers."""
+        prompt = read_prompt(row, self.prompt)
+        answers = read_list(row, self.completions)
+        column, sign = (self.scores, 1.0) if self.ranks is None else (self.ranks, -1.0)
+        scores = tuple(sign * check_number(value, column) for value in read_list(row, column))
+        if len(scores) != len(answers):
+            raise InvalidRowError(
+                f"columns {self.completions!r} and {column!r} differ in length",
+                f"{len(answers)} completions, {len(scores)} values",
+            )
+        completions = tuple(
+            check_completion(answer, self.completions, prompt) for answer in answers
+        )
+        return [Record(prompt, completions, {"score": scores})]
+
+
+@dataclass(frozen=True)
+class RatedAnswers(Columns):
+    """Answers in a list, each with its own score: the raw ratings of UltraFeedback (arXiv:2310.01377).
+
+    Args:
+        prompt: Column of the instruction.
+        completions: Column with the list of answers.
+        answer: Key of an answer's text.
+        score: Key of its score; higher is better. UltraFeedback's `overall_score` gave 10 to many answers that its raters
+            found poor; `fine-grained_score` is the mean of their ratings.
+    """
+
+    prompt: str = "instruction"
+    completions: str = "completions"
+    answer: str = "response"
+    score: str = "fine-grained_score"
+    style: ClassVar[Style] = "turns"
+
+    def reads(self) -> tuple[str, ...]:
+        """Prompt and answers."""
+        return self.prompt, self.completions
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with K completions and the field `score` of K numbers."""
+        return [_ranking(row, self, 1.0, self.score)]
+
+
+@dataclass(frozen=True)
+class RankedAnswers(Columns):
+    """Answers in a list, each with its rank, 1 being the best: Nectar.
+
+    The prompt is a transcript that ends in `Assistant: `; its last space goes to the answers.
+
+    Args:
+        prompt: Column of the prompt.
+        completions: Column with the list of answers.
+        answer: Key of an answer's text.
+        rank: Key of its rank; a rank r becomes the score -r.
+    """
+
+    prompt: str = "prompt"
+    completions: str = "answers"
+    answer: str = "answer"
+    rank: str = "rank"
+    style: ClassVar[Style] = "transcript"
+
+    def reads(self) -> tuple[str, ...]:
+        """Prompt and answers."""
+        return self.prompt, self.completions
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with K completions and the field `score` of K numbers."""
+        return [_ranking(row, self, -1.0, self.rank)]
+
+
+def _ranking(row: Row, names: RatedAnswers | RankedAnswers, sign: float, key: str) -> Record:
+    prompt, answers = read_prompt(row, names.prompt), read_list(row, names.completions)
+    if not all(
+        isinstance(a, Mapping) and a.get(key) is not None and names.answer in a for a in answers
+    ):
+        raise InvalidRowError(
+            f"an answer of column {names.completions!r} has no text or no {key!r}",
+            f"got {shorten(answers)}",
+        )
+    scores = tuple(sign * check_number(answer[key], key) for answer in answers)
+    texts = [answer[names.answer] for answer in answers]
+    if isinstance(prompt, str) and prompt.endswith(" "):
+        prompt, texts = prompt.rstrip(" "), [f" {text}" for text in texts]
+    completions = tuple(check_completion(text, names.completions, prompt) for text in texts)
+    return Record(prompt, completions, {"score": scores})
+
+
+@dataclass(frozen=True)
+class ConversationTree(Columns):
+    """Trees of messages whose answers were ranked: OpenAssistant (OASST1 and 2, arXiv:2304.07327).
+
+    Wherever two or more of the assistant's replies to one message have a rank, they make a ranking, with all turns
+    before as the prompt. A rank r, 0 being the best, becomes the score -r; replies without one are left out of it.
+
+    Args:
+        root: Column with the tree's first message: `text`, `role` and the list `replies`.
+    """
+
+    root: str = "prompt"
+
+    def reads(self) -> tuple[str, ...]:
+        """The tree."""
+        return (self.root,)
+
+    def __call__(self, row: Row) -> list[Record]:
+        """As many records as there are rankings."""
+        tree = read_value(row, self.root)
+        if not isinstance(tree, Mapping) or "replies" not in tree:
+            raise InvalidRowError(f"column {self.root!r} is no tree", f"got {shorten(tree)}")
+        records = list(_rankings_below(tree, []))
+        if not records:
+            raise InvalidRowError(
+                "tree without ranked replies", "no message has two replies with a rank"
+            )
+        return records
+
+
+def _rankings_below(node: Mapping[str, Any], before: list[Message]) -> Iterator[Record]:
+    role = {"prompter": "user"}.get(node["role"], node["role"])
+    turns = [*before, {"role": role, "content": node["text"]}]
+    replies = node.get("replies") or []
+    ranked = [reply for reply in replies if reply.get("rank") is not None]
+    if role == "user" and len(ranked) > 1:
+        answers = tuple([{"role": "assistant", "content": reply["text"]}] for reply in ranked)
+        yield Record(turns, answers, {"score": tuple(0.0 - reply["rank"] for reply in ranked)})
+    for reply in replies:
+        yield from _rankings_below(reply, turns)

@@ -1,0 +1,391 @@
+"""Which format rows are of: the table of all formats, and the choice among those that read the first rows.
+
+The choice is a function of the first rows, the kind of data and whether the tokenizer has a chat template: the same in
+each process and at each start. What is chosen is part of the cache's key.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from lit_rlhf.data.formats import (
+    PRM800K,
+    Alpaca,
+    Conversation,
+    ConversationTree,
+    Demonstration,
+    ExplicitPrompt,
+    Format,
+    HelpSteer2Ratings,
+    ImplicitPrompt,
+    MathShepherd,
+    PlainText,
+    PreferenceLabel,
+    PreferenceStrength,
+    PromptOnly,
+    Ranked,
+    RankedAnswers,
+    RatedAnswers,
+    SharedPrefix,
+    Steps,
+    SummaryComparison,
+    Unpaired,
+)
+from lit_rlhf.data.records import InvalidRowError, Record, Row, UnreadableRow, shorten
+from lit_rlhf.data.sources import Source
+from lit_rlhf.data.wrappers import AsChat, AsTranscript, PairsFromRanking, Wrapper
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.options import check_option
+
+FORMATS: tuple[type[Format], ...] = (
+    ExplicitPrompt,
+    ImplicitPrompt,
+    SharedPrefix,
+    PreferenceStrength,
+    PreferenceLabel,
+    SummaryComparison,
+    Ranked,
+    RatedAnswers,
+    RankedAnswers,
+    ConversationTree,
+    Unpaired,
+    HelpSteer2Ratings,
+    Steps,
+    PRM800K,
+    MathShepherd,
+    Alpaca,
+    Demonstration,
+    Conversation,
+    PlainText,
+    PromptOnly,
+)
+"""The formats that are tried."""
+Kind = Literal["steps", "pairs", "rankings", "unpaired", "demonstrations", "text", "prompts"]
+"""What records are; of several readings, the first of these says most."""
+MODULES: dict[Kind, str] = {
+    "steps": "ProcessDataModule",
+    "pairs": "PreferenceDataModule",
+    "rankings": "RankedDataModule",
+    "unpaired": "UnpairedDataModule",
+    "demonstrations": "DemonstrationDataModule",
+    "text": "DemonstrationDataModule",
+    "prompts": "PromptDataModule",
+}
+"""The DataModule of each kind."""
+Takes: TypeAlias = Mapping[Kind, type[Wrapper] | None]
+"""The kinds that are taken, each as it is or through a wrapper; kinds that are taken as they are go first."""
+_ROWS = 64
+
+
+class Reading(NamedTuple):
+    """A format that reads the rows, and the first record that it makes of them."""
+
+    format: Format
+    record: Record
+
+    @property
+    def kind(self) -> Kind:
+        """What its records are."""
+        return kind_of(self.record)
+
+
+@dataclass(frozen=True)
+class Auto(Format):
+    """The format that reads the first rows, found by a DataModule; the same as setting no format.
+
+    Args:
+        also: Formats of one's own that take part; one that reads the rows goes before the library's.
+
+    Raises:
+        ConfigurationError: One is no format.
+    """
+
+    also: list[Format] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_option(_are_formats(self.also), self, "also", self.also, "a list of formats")
+
+    def __call__(self, row: Row) -> list[Record]:
+        """Refused: a row by itself doesn't say what the others are."""
+        raise ConfigurationError(
+            "Auto stands for a format that a DataModule finds, and reads no rows by itself. Inside another format, name "
+            "the format: ChosenOf(ImplicitPrompt()); `lit-rlhf data show FILE` says which it is."
+        )
+
+
+def kind_of(record: Record) -> Kind:
+    """What a record is."""
+    if record.steps:
+        return "steps"
+    if not record.completions:
+        return "prompts"
+    if len(record.completions) == 1:
+        if {"label", "score"} & record.fields.keys():
+            return "unpaired"
+        return "demonstrations" if record.prompt else "text"
+    return "rankings" if "score" in record.fields else "pairs"
+
+
+def first_rows(source: Source) -> list[Row]:
+    """The rows that decide: the first of a source that can be read.
+
+    Raises:
+        DataError: The source can't be read.
+    """
+    try:
+        return [row for row in islice(source.load(), _ROWS) if not isinstance(row, UnreadableRow)]
+    except (OSError, EOFError) as error:
+        raise DataError(f"{source} can't be read: {error}.") from error
+
+
+def readings(rows: Sequence[Row], also: Sequence[Format] = ()) -> list[Reading]:
+    """The formats that read rows, without those that others make needless.
+
+    A format gives way to one that reads its columns and more: labels beside prompts and answers say more than these
+    alone. Prompts stay whatever else there is. Formats of one's own go before all others.
+    """
+    own = [*_reading(also, rows)]
+    if own:
+        return own
+    found = [*_reading([c for kind in FORMATS for c in kind.candidates()], rows)]
+    return [
+        one for one in found if one.kind == "prompts" or not any(_says_more(o, one) for o in found)
+    ]
+
+
+def _reading(formats: Sequence[Format], rows: Sequence[Row]) -> Iterator[Reading]:
+    for each in formats:
+        if rows and each.recognises(rows):
+            yield Reading(each, next(each(row)[0] for row in rows if each.reads_row(row)))
+
+
+def _says_more(one: Reading, than: Reading) -> bool:
+    if one.kind == "prompts":
+        return False
+    weaker = than.format.weak and not one.format.weak
+    return weaker or set(one.format.reads()) > set(than.format.reads())
+
+
+def choose(
+    rows: Sequence[Row],
+    auto: Auto,
+    takes: Takes,
+    usual: Format,
+    what: str,
+    module: str,
+    *,
+    template: bool,
+) -> Format:
+    """The one format of rows that a DataModule takes.
+
+    Where no format reads them and some have all columns of the DataModule's usual format, that one is taken: what is
+    wrong with the rows is then counted by reason.
+
+    Args:
+        rows: The first rows.
+        auto: Says which formats take part beside the library's.
+        takes: The kinds that the DataModule takes.
+        usual: Its usual format.
+        what: What messages call the rows.
+        module: What messages call the DataModule.
+        template: Whether the tokenizer has a chat template.
+
+    Raises:
+        ConfigurationError: There is none, or there are several.
+    """
+    found = [as_conversation(one, template=template) for one in readings(rows, auto.also)]
+    direct = [one for one in found if takes.get(one.kind, Wrapper) is None]
+    fitting = direct or [one for one in found if one.kind in takes]
+    if len(fitting) == 1:
+        return wrapped(fitting[0], takes)
+    if fitting:
+        readers = [(spell(wrapped(one, takes)), one.kind) for one in fitting]
+        raise ConfigurationError(_several(readers, rows, what))
+    others = [one for one in found if one.kind != "prompts"]
+    if others:
+        raise ConfigurationError(_refusal(others[0], rows, takes, what, module))
+    if any(all(name in row for name in usual.reads()) for row in rows):
+        return usual
+    raise ConfigurationError(
+        f"No format reads the rows of {what} as {module} needs them. Their columns: {_columns(rows)}. Nearest: "
+        f"{_nearest(rows, usual)}. Set the data option `format` to one of these with the names of your columns, or give "
+        "a Format of your own."
+    )
+
+
+def read_as(
+    rows: Sequence[Row],
+    what: str,
+    kind: Kind | None,
+    format: Format | None,  # noqa: A002  (what it is)
+) -> Reading:
+    """The one reading of rows as a kind, whichever DataModule they are for.
+
+    Args:
+        rows: The first rows.
+        what: What messages call them.
+        kind: The kind. None: the first of `Kind` that they can be.
+        format: The format that is set, if one is.
+
+    Raises:
+        ConfigurationError: There is none, or there are several; or the format that is set reads no row.
+    """
+    if format is not None:
+        if not rows:
+            raise ConfigurationError(f"{what} has no rows.")
+        readable = next((row for row in rows if format.reads_row(row)), rows[0])
+        try:
+            return Reading(format, format(readable)[0])
+        except InvalidRowError as error:
+            raise ConfigurationError(f"{spell(format)} reads no row of {what}: {error}.") from error
+    found = readings(rows)
+    kinds = [each for each in MODULES if any(one.kind == each for one in found)]
+    wanted = kind or (kinds[0] if kinds else None)
+    fitting = [one for one in found if one.kind == wanted]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise ConfigurationError(
+            _several([(spell(one.format), one.kind) for one in fitting], rows, what)
+        )
+    if found:
+        ways = ", ".join(f"{one.kind} (by {spell(one.format)})" for one in found)
+        raise ConfigurationError(f"The rows of {what} are no {wanted}; they can be read as {ways}.")
+    raise ConfigurationError(
+        f"No format reads the rows of {what}. Their columns: {_columns(rows)}. Nearest: {_nearest(rows, None)}. Set "
+        "`format` to one of these with the names of your columns."
+    )
+
+
+def _several(readers: Sequence[tuple[str, Kind]], rows: Sequence[Row], what: str) -> str:
+    names = "; ".join(f"{name} ({kind})" for name, kind in readers)
+    return (
+        f"The rows of {what} can be read in several ways: {names}. Set the option `format` to the one that is meant. "
+        f"Their columns: {_columns(rows)}."
+    )
+
+
+def wrapped(reading: Reading, takes: Takes) -> Format:
+    """The format of a reading, through what makes of its records the kind that is wanted."""
+    wrapper = takes.get(reading.kind)
+    if wrapper is None:
+        return reading.format
+    return (
+        PairsFromRanking(reading.format, with_margin=False)
+        if wrapper is PairsFromRanking
+        else wrapper(reading.format)
+    )
+
+
+def as_conversation(reading: Reading, *, template: bool) -> Reading:
+    """A reading whose plain text is a conversation: messages for a tokenizer with a chat template, else a transcript."""
+    style, text = reading.format.style, isinstance(reading.record.prompt, str)
+    if text and template and style != "text":
+        return reading._replace(format=AsChat(reading.format))
+    if text and not template and style == "turns":
+        return reading._replace(format=AsTranscript(reading.format))
+    return reading
+
+
+def spell(value: Any) -> str:
+    """A format as Python writes it, without the options that are as they come.
+
+    Example:
+        >>> spell(PairsFromRanking(Ranked(ranks="place")))
+        "PairsFromRanking(Ranked(ranks='place'))"
+    """
+    if not isinstance(value, Format):
+        return repr(value)
+    options: list[str] = []
+    for option in getattr(value, "__dataclass_fields__", {}).values():
+        given = getattr(value, option.name)
+        if option.name == "format":
+            options.append(spell(given))
+        elif given != option.default and option.name != "also":
+            options.append(f"{option.name}={spell(given)}")
+    return f"{type(value).__name__}({', '.join(options)})"
+
+
+def unread_columns(reader: Format, rows: Sequence[Row]) -> list[str]:
+    """The columns of the first row that a format takes which it doesn't look at."""
+    for row in rows:
+        if reader.reads_row(row):
+            watched = _Watched(row)
+            reader(watched)
+            return [name for name in row if name not in watched.seen]
+    return []
+
+
+class _Watched(dict[str, Any]):
+    """A row that remembers which of its columns were looked at."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self.seen = {
+            "tools",
+            "chat_template_kwargs",
+        }  # read for the chat template, whatever the format
+
+    def __getitem__(self, name: str) -> Any:
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.seen.add(name)
+        return super().get(name, default)
+
+
+def _are_formats(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Format) for each in value)
+
+
+_IMITATE: dict[Kind, str] = {
+    "pairs": "Set `format: ChosenOf({})` to imitate the preferred answers.",
+    "rankings": "Set `format: ChosenOf(PairsFromRanking({}))` to imitate the better ones.",
+    "unpaired": "Set `format: Demonstration()` to imitate all answers, whatever is said of them.",
+}
+
+
+def _refusal(reading: Reading, rows: Sequence[Row], takes: Takes, what: str, module: str) -> str:
+    name = spell(reading.format)
+    wanted = next(kind for kind, wrapper in takes.items() if wrapper is None)
+    way = _IMITATE.get(reading.kind, "") if wanted == "demonstrations" else ""
+    return (
+        f"The rows of {what} are {reading.kind}, read by {name}, and {module} needs {wanted}. Take "
+        f"{MODULES[reading.kind]} for them. {way.format(name)} Their columns: {_columns(rows)}."
+    )
+
+
+def _columns(rows: Sequence[Row]) -> str:
+    first: dict[str, None] = {}
+    for row in rows:
+        first |= dict.fromkeys(row)
+    return ", ".join(first) or "none"
+
+
+def _nearest(rows: Sequence[Row], usual: Format | None) -> str:
+    """The usual format and the two others that lack fewest columns, and what each lacks."""
+    present = {name for row in rows for name in row}
+    tried = [candidate for kind in FORMATS for candidate in kind.candidates()]
+    tried.sort(key=lambda each: (each != usual, _distance(each, present)))
+    return "; ".join(_complaint(each, rows, present) for each in tried[:3])
+
+
+def _distance(each: Format, present: set[str]) -> float:
+    return len(set(each.reads()) - present) / len(each.reads())
+
+
+def _complaint(each: Format, rows: Sequence[Row], present: set[str]) -> str:
+    needed = ", ".join(each.reads())
+    missing = [name for name in each.reads() if name not in present]
+    if missing:
+        return f"{spell(each)} reads {needed} (missing: {', '.join(missing)})"
+    for row in rows:
+        try:
+            each(row)
+        except (InvalidRowError, ConfigurationError) as error:
+            return f"{spell(each)} reads {needed}, but {error}"
+        except (TypeError, LookupError, AttributeError):
+            return f"{spell(each)} reads {needed}, but not such values as {shorten(dict(row))}"
+    return f"{spell(each)} reads {needed}"

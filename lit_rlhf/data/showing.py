@@ -1,0 +1,71 @@
+"""A row as the model will see it: text with its special tokens, and tokens one by one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from transformers import PreTrainedTokenizerBase
+
+from lit_rlhf.data.rows import TokenizedRow
+
+_HEAD, _TAIL = 300, 200
+
+
+def part_names(fields: Mapping[str, Any], count: int) -> list[str]:
+    """What to call the prompt and its answers, by what is said of them.
+
+    Args:
+        fields: Of the record.
+        count: How many answers there are.
+    """
+    if "step_label" in fields:
+        names = [f"step ({label:g})" for label in fields["step_label"]]
+    elif "score" in fields and count > 1:
+        names = [f"answer ({score:g})" for score in fields["score"]]
+    elif count == 2:
+        names = ["chosen", "rejected"]
+    else:
+        values = [f" ({name} {fields[name]})" for name in ("label", "score") if name in fields]
+        names = [f"answer{''.join(values)}"] * count
+    return ["prompt", *names]
+
+
+def say_format(
+    what: str, row: TokenizedRow, tokenizer: PreTrainedTokenizerBase, unread: Sequence[str]
+) -> None:
+    """Say, in one process, which format was found, what it leaves unread, and show a row.
+
+    Args:
+        what: Which format reads which source.
+        row: The row.
+        tokenizer: Decodes it.
+        unread: Columns that the format doesn't look at.
+    """
+    lines = [f"{what}. Its first row as the model will see it:"]
+    parts = [row["prompt_ids"], *row["completion_ids"]]
+    names = part_names(row["fields"], len(parts) - 1)
+    for name, ids in zip(names, parts, strict=False):  # steps that were too long are cut off
+        lines.append(f"  {name}: {_line(str(tokenizer.decode(ids)))}")
+    if unread:
+        lines.append(f"  columns that are not read: {', '.join(unread)}")
+    if {"score_chosen", "score_rejected"} <= {*unread}:
+        lines.append(
+            "  the difference of the scores becomes the margin with the format's options "
+            "chosen_score: score_chosen, rejected_score: score_rejected"
+        )
+    rank_zero_info("\n".join(lines))
+
+
+def say_difference(name: str, found: str, train: str) -> None:
+    """Warn, in one process, where a source is read by another format than the training rows."""
+    if found != train:
+        rank_zero_warn(
+            f"The {name} rows are read as {found}, the training rows as {train}. Set `format` if that is not meant."
+        )
+
+
+def _line(text: str) -> str:
+    text = text.replace("\n", "\\n")
+    if len(text) <= _HEAD + _TAIL:
+        return text
+    return f"{text[:_HEAD]} [... {len(text) - _HEAD - _TAIL} characters ...] {text[-_TAIL:]}"

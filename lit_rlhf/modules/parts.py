@@ -1,0 +1,97 @@
+"""What a module built in Python was built from: options a checkpoint can hold, and parts it can only name."""
+
+import inspect
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_rlhf.errors import ConfigurationError
+
+
+def take_parts(module: type, hparams: MutableMapping[str, Any]) -> dict[str, str]:
+    """Leave nothing in hyper-parameters but what a checkpoint that loads with `weights_only=True` can hold.
+
+    Under LightningCLI they are the parsed configuration and stay. From Python they are live objects: dataclasses become
+    dicts, for loggers, and other objects go; so do arguments of a base class that the module doesn't take itself.
+
+    Returns:
+        Each of those by name: its class and its plain options.
+    """
+    for name in hparams.keys() - _arguments(module):
+        if not name.startswith("_"):  # Lightning's own notes
+            del hparams[name]
+    parts = {}
+    for name, value in list(hparams.items()):
+        if is_dataclass(value) and not isinstance(value, type):
+            parts[name] = _describe(value)
+            hparams[name] = asdict(value)
+        if isinstance(value, nn.Module) or not _is_plain(hparams[name]):
+            parts[name] = _describe(value)
+            del hparams[name]
+    return parts
+
+
+def require_parts(checkpoint: object, key: str, given: Iterable[str]) -> None:
+    """Refuse to build a module from a checkpoint file without the parts that it only names.
+
+    Args:
+        checkpoint: What `load_from_checkpoint` was given; only files are looked into.
+        key: Of the library's record in it.
+        given: Names of the arguments that were passed.
+
+    Raises:
+        ConfigurationError: Names what to pass.
+    """
+    if not isinstance(checkpoint, str | Path) or not Path(checkpoint).is_file():
+        return
+    record = torch.load(checkpoint, map_location="cpu", weights_only=True).get(key, {})
+    parts: dict[str, str] = record.get("parts", {})
+    missing = [f"{name}={part}" for name, part in parts.items() if name not in set(given)]
+    if missing:
+        raise ConfigurationError(
+            f"{checkpoint} is of a module that was built in Python, and a checkpoint can't hold its parts. Pass them to "
+            f"load_from_checkpoint, with the options they had: {', '.join(missing)}."
+        )
+
+
+def _arguments(module: type) -> set[str]:
+    """Names that its constructor takes, those that `**kwargs` hand on to its bases included."""
+    names: set[str] = set()
+    for each in module.__mro__:
+        if "__init__" in vars(each):
+            own = inspect.signature(each.__init__).parameters  # type: ignore[misc]
+            names |= set(own)
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+                break
+    return names
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_describe, value))}]"
+    if _is_plain(value):
+        return repr(value)
+    if hasattr(value, "__qualname__"):
+        return str(value.__qualname__)
+    options = {
+        name: option
+        for name, option in vars(value).items()
+        if not name.startswith("_")
+        and name != "training"
+        and (_is_plain(option) or is_dataclass(option))
+        and option is not getattr(type(value), name, ...)  # a default says nothing
+    }
+    said = ", ".join(f"{name}={_describe(option)}" for name, option in options.items())
+    return f"{type(value).__name__}({said})"
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float | bool)

@@ -1,0 +1,78 @@
+"""What a run wrote for its optimizer and schedule, kept in checkpoints; on resuming, what is written now holds."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_rlhf.errors import CheckpointError
+
+_NOT_OPTIONS = {"params", "name", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
+_OF_RATES = {"base_lrs", "_last_lr"}  # of a schedule, told by the groups
+_FIXED = ("optimizer", "parameters")  # what the optimizer's state hangs on
+
+
+def written_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> dict[str, Any]:
+    """Plain options of a fresh optimizer and its schedule, by name; what else they hold can't be told in a checkpoint."""
+    options: dict[str, Any] = {"optimizer": type(optimizer).__name__}
+    for group in optimizer.param_groups:
+        own = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
+        own["lr"] = group.get("initial_lr", group["lr"])  # a schedule has set the rate by now
+        options |= _walk(own, str(group.get("name", "")))
+        options[f"{group.get('name', '')}.parameters"] = len(group["params"])
+    options["lr_scheduler"] = None if scheduler is None else type(scheduler).__name__
+    if scheduler is not None:
+        options |= _walk(scheduler.state_dict(), "lr_scheduler")
+    return options
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, each with both values; empty where nothing does.
+
+    Raises:
+        CheckpointError: The optimizer's state is of another optimizer or of other groups of parameters.
+    """
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    said = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in names]
+    if any(name.rsplit(".", 1)[-1] in _FIXED for name in names):
+        raise CheckpointError(
+            f"The checkpoint's optimizer can't go on with these options: {'; '.join(said)}. Write what the checkpoint "
+            "was written with, or start anew from an export of its weights."
+        )
+    return said
+
+
+def apply_written(
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None,
+    fresh: tuple[Optimizer, LRScheduler | None],
+    steps: int,
+) -> None:
+    """Give a restored optimizer and its schedule the options of a fresh pair that is so many steps on."""
+    new, schedule = fresh
+    if schedule is not None:
+        with warnings.catch_warnings():  # that no optimizer step came between
+            warnings.simplefilter("ignore")
+            for _ in range(steps):
+                schedule.step()
+    for group, wanted in zip(optimizer.param_groups, new.param_groups, strict=True):
+        group.pop("initial_lr", None)
+        group.update({key: value for key, value in wanted.items() if key != "params"})
+    if scheduler is not None and schedule is not None:
+        scheduler.load_state_dict(schedule.state_dict())
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key in [key for key in value if key not in _OF_RATES]:
+            yield from _walk(value[key], f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{name}[{index}]")
+    elif isinstance(value, Tensor):
+        yield from _walk(value.tolist(), name)
+    elif value is None or isinstance(value, str | int | float | bool):
+        yield name, value

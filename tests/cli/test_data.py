@@ -1,0 +1,131 @@
+"""`lit-rlhf data`: formats named, rows shown, files converted and read again."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from lit_rlhf import data
+from lit_rlhf.cli import main
+from lit_rlhf.data import FileSource
+from lit_rlhf.data.recognition import MODULES, first_rows, read_as
+from lit_rlhf.testing import make_tokenizer
+
+SHAPES = Path(__file__).parents[1] / "unit" / "data" / "shapes"
+ALL = sorted(path.stem for path in SHAPES.glob("*.jsonl"))
+
+
+def shape(name: str) -> str:
+    return str(SHAPES / f"{name}.jsonl")
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_shape_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "show", shape(name)])
+    out = capsys.readouterr().out
+    assert re.match(r"format: \w+\(.*\)\nkind:   \w+, for \w+DataModule\n", out)
+    assert "prompt (not learned): " in out
+
+
+def test_tokens_and_what_is_learned(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    arguments = ["data", "show", shape("hh"), f"--tokenizer={tmp_path}", "--row=2"]
+    main([*arguments, "--color=always"])
+    out = capsys.readouterr().out
+    assert "format: AsChat(ImplicitPrompt())" in out
+    prompt, chosen, rejected = out.splitlines()[-3:]
+    assert prompt == (
+        "\033[34mprompt (9 tokens, not learned): <|user|>|S|a|y| |h|i|.|<|assistant|>\033[0m"
+    )
+    assert chosen == "\033[32mchosen (4 tokens, learned): H|i|!|<eos>\033[0m"
+    assert rejected.startswith("\033[32mrejected (9 tokens, learned): G|o| |a|w|a|y|.|<eos>")
+    main(arguments)
+    assert "\033" not in capsys.readouterr().out  # no terminal
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_converted_reads_the_same(
+    name: str, suffix: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    output = tmp_path / f"out{suffix}"
+    main(["data", "convert", shape(name), str(output)])
+    kind = read_as(first_rows(FileSource(shape(name))), name, None, None).kind
+    batches = []
+    for path in (shape(name), str(output)):
+        if name in ("hh", "nectar"):  # transcripts stay text
+            tokenizer.chat_template = None
+        module = getattr(data, MODULES[kind])(
+            FileSource(path), tokenizer=tokenizer, batch_size=1, cache_dir=str(tmp_path / "cache")
+        )
+        module.prepare_data()
+        module.setup("fit")
+        rows = module.rows["train"]
+        batches.append(
+            [
+                {key: value for key, value in dict(rows[i]).items() if key != "row"}
+                for i in range(len(rows))
+            ]
+        )
+    assert batches[0] == batches[1] != []
+
+
+def test_convert_counts_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    main(["data", "convert", shape("helpsteer2_preference"), str(output)])
+    assert "Wrote 2 pairs" in (said := capsys.readouterr().out)
+    assert "1 left out, pair of equals" in said
+    assert set(json.loads(output.read_text().splitlines()[0])) == {
+        "prompt",
+        "chosen",
+        "rejected",
+        "margin",
+    }
+    with pytest.raises(SystemExit):
+        main(["data", "convert", shape("helpsteer2_preference"), str(output), "--invalid=error"])
+    assert "row 3: pair of equals" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["show", "nowhere.jsonl"], "no file nowhere.jsonl"),
+        (["show", shape("hh"), "--row=9"], "no row 9"),
+        (["show", shape("hh"), "--kind=steps"], r"no steps; .*pairs \(by ImplicitPrompt"),
+        (["show", shape("hh"), "--format=Ranked"], r"hh\.jsonl.*no column 'prompt'"),
+        (["show", shape("hh"), "--tokenizer=./nowhere"], "nowhere' doesn't exist"),
+        (["convert", shape("hh"), "out.csv"], r"\.jsonl or \.parquet"),
+        (["forget", shape("hh")], "'show', 'convert'"),
+        (["show"], "path"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["data", *arguments])
+    assert ended.value.code == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_the_row_that_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([json.dumps(good), "{torn", json.dumps({"x": 1}), json.dumps(good)]))
+    for row, words in ((2, "no JSON"), (3, "no column 'prompt'")):
+        with pytest.raises(SystemExit):
+            main(["data", "show", str(path), f"--row={row}"])
+        assert re.search(rf"row {row}: .*{words}", capsys.readouterr().err)

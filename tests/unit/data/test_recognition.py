@@ -1,0 +1,479 @@
+"""Formats that are recognised: files in the shape of known data sets, read without an option."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from lit_rlhf import data
+from lit_rlhf.data import (
+    Auto,
+    BranchedDataModule,
+    ChosenOf,
+    DemonstrationDataModule,
+    FileSource,
+    Format,
+    ImplicitPrompt,
+    InvalidRowError,
+    PreferenceDataModule,
+    PromptDataModule,
+    Record,
+    RowsSource,
+    UnpairedDataModule,
+)
+from lit_rlhf.data.recognition import FORMATS, spell
+from lit_rlhf.errors import ConfigurationError
+
+SHAPES = Path(__file__).parent / "shapes"
+HELPSTEER3 = (
+    "PreferenceStrength(prompt='context', first='response1', second='response2', "
+    "strength='overall_preference')"
+)
+SKY = "<|user|>What color is the sky?<|assistant|>"
+BLUE, COLOR = "Blue.<eos>", "<|user|>Name a color.<|assistant|>"
+# File: DataModule, format, prompt and answers of the first record, its fields, records in all.
+CASES: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, Any], int]] = {
+    "hh": (
+        "Preference",
+        "AsChat(ImplicitPrompt())",
+        "<|user|>What is rain?<|assistant|>Water from clouds.<eos><|user|>And snow?<|assistant|>",
+        ("Frozen rain.<eos>", "No idea.<eos>"),
+        {},
+        2,
+    ),
+    "ultrafeedback_raw": (
+        "Ranked",
+        "AsChat(RatedAnswers())",
+        COLOR,
+        (BLUE, "A dog.<eos>", "Red or so.<eos>"),
+        {"score": [4.5, 1.25, 3.75]},
+        2,
+    ),
+    "ultrafeedback_binarized": (
+        "Preference",
+        "ImplicitPrompt()",
+        COLOR,
+        (BLUE, "A dog.<eos>"),
+        {},
+        2,
+    ),
+    "helpsteer2": ("Unpaired", "AsChat(HelpSteer2Ratings())", COLOR, (BLUE,), {"score": 4.0}, 2),
+    "helpsteer2_preference": (
+        "Preference",
+        "AsChat(PreferenceStrength())",
+        COLOR,
+        (BLUE, "A dog.<eos>"),
+        {"margin": 3.0},
+        2,
+    ),
+    "helpsteer3": (
+        "Preference",
+        HELPSTEER3,
+        "<|user|>Name a color.<|assistant|>Blue.<eos><|user|>Another one.<|assistant|>",
+        ("Red.<eos>", "A dog.<eos>"),
+        {"margin": 2.0},
+        2,
+    ),
+    "summarize_comparisons": (
+        "Preference",
+        "SummaryComparison()",
+        "SUBREDDIT: r/cats\nTITLE: Cat on desk\nPOST: My cat sleeps on my desk.\nTL;DR:",
+        (" My cat sleeps on the desk.<eos>", " A cat.<eos>"),
+        {},
+        2,
+    ),
+    "shp": (
+        "Preference",
+        "AsChat(PreferenceLabel())",
+        "<|user|>How long do I boil an egg?<|assistant|>",
+        ("Eight minutes.<eos>", "An hour.<eos>"),
+        {},
+        2,
+    ),
+    "nectar": (
+        "Ranked",
+        "AsChat(RankedAnswers())",
+        COLOR,
+        (BLUE, "Red, perhaps.<eos>", "A dog.<eos>"),
+        {"score": [-1.0, -2.0, -3.0]},
+        2,
+    ),
+    "oasst_trees": (
+        "Ranked",
+        "ConversationTree()",
+        COLOR,
+        (BLUE, "A dog.<eos>"),
+        {"score": [0.0, -1.0]},
+        2,
+    ),
+    "skywork": ("Preference", "ImplicitPrompt()", COLOR, (BLUE, "A dog.<eos>"), {}, 2),
+    "prm800k": (
+        "Process",
+        "AsChat(PRM800K())",
+        "<|user|>What is 1 + 2 + 3?<|assistant|>",
+        ("1 + 2 = 3\n", "Then we add 3.\n", "3 + 3 = 7<eos>"),
+        {"step_label": [1.0, 1.0, 0.0]},
+        2,
+    ),
+    "math_shepherd": (
+        "Process",
+        "AsChat(MathShepherd())",
+        "<|user|>What is 1 + 2 + 3?<|assistant|>",
+        ("Step 1: 1 + 2 = 3.\n", "Step 2: 3 + 3 = 7. The answer is: 7<eos>"),
+        {"step_label": [1.0, 0.0]},
+        2,
+    ),
+    **{
+        name: ("Unpaired", "Unpaired()", "The sky is", (" blue.<eos>",), {"label": True}, 2)
+        for name in ("kto_bool", "kto_01", "kto_signs", "trl_unpaired")
+    },
+    "sharegpt": (
+        "Demonstration",
+        "Conversation(messages='conversations')",
+        "<|system|>Be brief.<|user|>Hi.<|assistant|>Hello.<eos>" + COLOR,
+        (BLUE,),
+        {},
+        2,
+    ),
+    "sharegpt_preference": (
+        "Preference",
+        "ExplicitPrompt(prompt='conversations')",
+        COLOR,
+        (BLUE, "A dog.<eos>"),
+        {},
+        2,
+    ),
+    "alpaca": (
+        "Demonstration",
+        "AsChat(Alpaca())",
+        "<|user|>Translate to French.\ncat<|assistant|>",
+        ("chat<eos>",),
+        {},
+        2,
+    ),
+    "dolly": (
+        "Demonstration",
+        "AsChat(Alpaca(input='context', output='response'))",
+        "<|user|>Which animal?\nA cat sleeps.<|assistant|>",
+        ("A cat.<eos>",),
+        {},
+        2,
+    ),
+    "messages_tools": (
+        "Demonstration",
+        "Conversation()",
+        "<|system|>Be brief.<|user|>Weather in Rome?<|assistant|><eos><|tool|>sunny<|assistant|>",
+        ("It is sunny.<eos>",),
+        {},
+        1,
+    ),
+    "trl_text": ("Demonstration", "PlainText()", "<bos>", ("The sky is blue.<eos>",), {}, 2),
+    "trl_messages": ("Demonstration", "Conversation()", SKY, ("It is blue.<eos>",), {}, 2),
+    "trl_prompt": ("Prompt", "PromptOnly()", "The sky is", (), {}, 2),
+    "trl_prompt_messages": ("Prompt", "PromptOnly()", SKY, (), {}, 2),
+    "trl_prompt_completion": (
+        "Demonstration",
+        "Demonstration()",
+        "The sky is",
+        (" blue.<eos>",),
+        {},
+        2,
+    ),
+    "trl_prompt_completion_messages": (
+        "Demonstration",
+        "Demonstration()",
+        SKY,
+        ("It is blue.<eos>",),
+        {},
+        2,
+    ),
+    "trl_preference": (
+        "Preference",
+        "ExplicitPrompt()",
+        "The sky is",
+        (" blue.<eos>", " green.<eos>"),
+        {},
+        2,
+    ),
+    "trl_preference_messages": (
+        "Preference",
+        "ExplicitPrompt()",
+        SKY,
+        ("It is blue.<eos>", "It is green.<eos>"),
+        {},
+        2,
+    ),
+    "trl_preference_implicit": (
+        "Preference",
+        "SharedPrefix()",
+        "The sky is",
+        (" blue.<eos>", " black.<eos>"),
+        {},
+        2,
+    ),
+    "trl_preference_implicit_messages": (
+        "Preference",
+        "ImplicitPrompt()",
+        SKY,
+        ("It is blue.<eos>", "It is green.<eos>"),
+        {},
+        2,
+    ),
+    "trl_unpaired_messages": (
+        "Unpaired",
+        "Unpaired()",
+        SKY,
+        ("It is green.<eos>",),
+        {"label": False},
+        2,
+    ),
+    "trl_steps": (
+        "Process",
+        "Steps()",
+        "Which is larger, 9.8 or 9.11?",
+        ("Both have the same whole part.\n", "0.11 is larger than 0.8.<eos>"),
+        {"step_label": [1.0, 0.0]},
+        2,
+    ),
+}
+
+
+def source(name: str) -> FileSource:
+    return FileSource(str(SHAPES / f"{name}.jsonl"))
+
+
+def opened(
+    kind: str, name: str, tokenizer: PreTrainedTokenizerFast, **options: Any
+) -> BranchedDataModule:
+    module = getattr(data, f"{kind}DataModule")(
+        source(name), tokenizer=tokenizer, batch_size=1, **options
+    )
+    module.prepare_data()
+    module.setup("fit")
+    assert isinstance(module, BranchedDataModule)
+    return module
+
+
+def decoded(module: BranchedDataModule) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """The first record as a batch holds it: the text of its prompt, of its answers by the mask, and its fields."""
+    rows = module.rows["train"]
+    batch: dict[str, Any] = dict(module.collator()([rows[0]]))
+    ids, branches = batch["input_ids"][0], batch["branch_ids"][0]
+    decode = module.tokenizer.decode
+    count = len(rows[0]["completion_ids"])
+    if "step_label" in rows[0]["fields"]:  # steps share one branch
+        answers = tuple(str(decode(step)) for step in rows[0]["completion_ids"])
+        assert str(decode(ids[branches == 1])) == "".join(answers)
+    else:
+        answers = tuple(str(decode(ids[branches == k + 1])) for k in range(count))
+        assert set(branches.tolist()) == set(range(count + 1))
+    return str(decode(ids[branches == 0])), answers, rows[0]["fields"]
+
+
+def test_every_shape_is_tried() -> None:
+    assert {path.stem for path in SHAPES.glob("*.jsonl")} == set(CASES)
+    missing = {kind.__name__ for kind in FORMATS} - {
+        word
+        for case in CASES.values()
+        for word in case[1].replace("(", " ").replace(")", " ").split()
+    }
+    assert missing == {"Ranked"}  # this library's own, tried below
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_known_shape_needs_no_option(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    kind, spelled, prompt, answers, fields, count = CASES[name]
+    module = opened(kind, name, tokenizer)
+    assert spell(module.format_of("train")) == spelled
+    assert decoded(module) == (prompt, answers, fields)
+    assert len(module.rows["train"]) == count
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prompts_of_all_shapes_can_be_rolled_out(
+    name: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    if CASES[name][1] == "PlainText()":
+        with pytest.raises(ConfigurationError, match="needs prompts"):
+            opened("Prompt", name, tokenizer)
+    else:
+        assert decoded(opened("Prompt", name, tokenizer))[1] == ()
+
+
+@pytest.mark.parametrize("name", ["ultrafeedback_raw", "nectar", "oasst_trees"])
+def test_ratings_and_rankings_become_pairs(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    module = opened("Preference", name, tokenizer)
+    assert spell(module.format_of("train")).startswith("PairsFromRanking(")
+    prompt, (chosen, _), fields = decoded(module)
+    assert (prompt, chosen, fields) == (COLOR, BLUE, {})
+    assert (
+        len(module.rows["train"]) == {"ultrafeedback_raw": 4, "nectar": 4, "oasst_trees": 2}[name]
+    )
+
+
+def test_transcripts_stay_text_without_a_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = None
+    assert decoded(opened("Preference", "hh", tokenizer))[:2] == (
+        "\n\nHuman: What is rain?\n\nAssistant: Water from clouds.\n\nHuman: And snow?\n\nAssistant:",
+        (" Frozen rain.<eos>", " No idea.<eos>"),
+    )
+    assert decoded(opened("Demonstration", "alpaca", tokenizer))[:2] == (
+        "\n\nHuman: Translate to French.\ncat\n\nAssistant:",
+        (" chat<eos>",),
+    )
+
+
+def test_messages_become_a_transcript_on_request(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigurationError, match=r"no chat template .*AsTranscript"):
+        opened("Preference", "skywork", tokenizer)
+    found = decoded(
+        opened("Preference", "skywork", tokenizer, format=data.AsTranscript(ImplicitPrompt()))
+    )
+    assert found[:2] == ("\n\nHuman: Name a color.\n\nAssistant:", (" Blue.<eos>", " A dog.<eos>"))
+
+
+def test_a_conversation_survives_text_and_back() -> None:
+    row = json.loads((SHAPES / "hh.jsonl").read_text().splitlines()[0])
+    text = ImplicitPrompt()(row)[0]
+    chat = data.AsChat(ImplicitPrompt())(row)[0]
+    rows = {
+        "chosen": [*chat.prompt, *chat.completions[0]],
+        "rejected": [*chat.prompt, *chat.completions[1]],
+    }
+    assert data.AsTranscript(ImplicitPrompt())(rows)[0] == text
+
+
+def test_scores_of_a_pair_are_its_margin_on_request(tokenizer: PreTrainedTokenizerFast) -> None:
+    scored = ImplicitPrompt(chosen_score="score_chosen", rejected_score="score_rejected")
+    module = opened("Preference", "ultrafeedback_binarized", tokenizer, format=scored)
+    assert decoded(module)[2] == {"margin": 4.5}
+    with pytest.raises(ConfigurationError, match="rejected_score"):
+        ImplicitPrompt(chosen_score="score_chosen")
+
+
+def test_lists_with_ranks_or_scores(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = {"prompt": "The sky is", "completions": [" red", " blue"]}
+    for extra, scores in (({"scores": [1, 2]}, (1.0, 2.0)), ({"ranks": [2, 1]}, (-2.0, -1.0))):
+        rows = RowsSource([{**row, **extra}])
+        module = data.RankedDataModule(rows, tokenizer=tokenizer, batch_size=1)
+        assert module.records({**row, **extra})[0].fields["score"] == scores
+
+
+class TestSaying:
+    def test_format_row_and_unread_columns_are_said_once(
+        self, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO):
+            opened("Preference", "ultrafeedback_binarized", tokenizer)
+        (said,) = [r.message for r in caplog.records if "is read as" in r.message]
+        assert "ultrafeedback_binarized.jsonl is read as ImplicitPrompt()" in said
+        assert "prompt: <|user|>Name a color.<|assistant|>\n  chosen: Blue.<eos>\n" in said
+        assert "not read: prompt, prompt_id, messages, score_chosen, score_rejected" in said
+        assert "chosen_score: score_chosen" in said
+
+    def test_validation_rows_of_another_shape_are_said(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        module = PreferenceDataModule(
+            source("trl_preference"), source("skywork"), tokenizer=tokenizer, batch_size=1
+        )
+        with pytest.warns(
+            UserWarning, match=r"val rows are read as ImplicitPrompt\(\), .* Explicit"
+        ):
+            module.prepare_data()
+
+
+class TestRefusing:
+    def test_demonstrations_of_pairs_need_an_option(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=r"are pairs.*ChosenOf\(ImplicitPrompt\(\)\)"):
+            opened("Demonstration", "skywork", tokenizer)
+        module = opened("Demonstration", "skywork", tokenizer, format=ChosenOf(ImplicitPrompt()))
+        assert decoded(module)[:2] == (COLOR, (BLUE,))
+
+    def test_bad_answers_are_not_imitated_in_silence(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=r"are unpaired.*Demonstration\(\).*label"):
+            opened("Demonstration", "kto_bool", tokenizer)
+
+    def test_several_readings_are_named(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        row = {"prompt": "a", "completion": "b", "instruction": "c", "output": "d"}
+        with pytest.raises(
+            ConfigurationError,
+            match=r"several ways: AsChat\(Alpaca\(\)\) .*; Demonstration\(\) .*`format`.*instruction",
+        ):
+            DemonstrationDataModule(RowsSource([row]), tokenizer=tokenizer).prepare_data()
+
+    @pytest.mark.parametrize(
+        ("row", "words"),
+        [
+            ({"question": "a", "chosen": "b", "rejected": "c"}, "missing: prompt"),
+            ({"x": 1}, "columns: x. Nearest: ExplicitPrompt"),
+            ({"prompt": "a", "best": "b", "worst": "c"}, "missing: chosen, rejected"),
+        ],
+    )
+    def test_what_nothing_reads_is_shown_with_the_nearest(
+        self, row: dict[str, Any], words: str, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=words):
+            PreferenceDataModule(RowsSource([row]), tokenizer=tokenizer).prepare_data()
+
+
+class Votes(Format):
+    """A format of one's own, as a user writes it."""
+
+    def __call__(self, row: Any) -> list[Record]:
+        if not row["votes"]:
+            raise InvalidRowError("no votes", "the list is empty")
+        first, second = sorted(row["votes"], key=row["votes"].get, reverse=True)[:2]
+        return [Record(row["ask"], (first, second))]
+
+
+class TestOwnFormats:
+    rows = RowsSource(
+        [{"ask": "a", "votes": {"b": 1, "c": 2}, "prompt": "x", "chosen": "y", "rejected": "z"}]
+    )
+
+    def test_takes_part_and_goes_first(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        own = PreferenceDataModule(self.rows, tokenizer=tokenizer, format=Auto([Votes()]))
+        assert own.records(self.rows.rows[0])[0].completions == ("c", "b")
+        assert spell(own.format_of("train")) == "Votes()"
+
+    def test_the_choice_is_part_of_the_key(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        found = PreferenceDataModule(self.rows, tokenizer=tokenizer)
+        named = PreferenceDataModule(self.rows, tokenizer=tokenizer, format=data.ExplicitPrompt())
+        own = PreferenceDataModule(self.rows, tokenizer=tokenizer, format=Auto([Votes()]))
+        assert found.dataset_hash == named.dataset_hash != own.dataset_hash
+
+    def test_records_of_a_subclass_are_read_as_it_says(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        class Renamed(PreferenceDataModule):
+            def records(self, row: Any) -> list[Record]:
+                return super().records({**row, "prompt": row["ask"]})
+
+        module = Renamed(self.rows, tokenizer=tokenizer)
+        assert module.records(self.rows.rows[0])[0].prompt == "a"
+
+    def test_a_subclass_states_its_format(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        class Voted(PreferenceDataModule):
+            default_format = Votes()
+
+        assert Voted(self.rows, tokenizer=tokenizer).records(self.rows.rows[0])[0].prompt == "a"
+
+
+def test_labels_of_pairs_for_kto(tokenizer: PreTrainedTokenizerFast) -> None:
+    module = UnpairedDataModule(source("skywork"), tokenizer=tokenizer, batch_size=1)
+    assert spell(module.format_of("train")) == "UnpairedFromPairs(ImplicitPrompt())"
+
+
+def test_prompts_keep_their_columns(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = RowsSource([{"prompt": "2 + 2?", "completion": "4", "answer": "4"}])
+    module = PromptDataModule(rows, tokenizer=tokenizer, batch_size=1)
+    assert module.records(rows.rows[0])[0].columns == {"completion": "4", "answer": "4"}

@@ -1,0 +1,63 @@
+"""`load_from_checkpoint` of modules built in Python: what it asks for, and that it gives the module back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import LoraSpec, ModelSpec, ValueHead
+from lit_rlhf.modules import PPOPolicyModule, PreferenceModule, Updates
+from lit_rlhf.objectives import DPO
+from lit_rlhf.rollout import Sampling
+from tests.unit.modules.policies import CountVowels, fit, make_ppo, make_trainer
+
+
+def spec_of(model_dir: Path) -> ModelSpec:
+    return ModelSpec(name=str(model_dir), lora=LoraSpec(rank=4))
+
+
+def test_a_loss_and_its_options_are_asked_for(tiny_model_dir: Path, tmp_path: Path) -> None:
+    module = PreferenceModule(spec_of(tiny_model_dir), loss=DPO(beta=0.7), seed=3)
+    file = tmp_path / "dpo.ckpt"
+    module.configure_model()
+    trainer = make_trainer()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(file)
+    with pytest.raises(
+        ConfigurationError, match=r"backbone=ModelSpec\(name=.*loss=DPO\(.*beta=0\.7"
+    ):
+        PreferenceModule.load_from_checkpoint(file)
+    with pytest.raises(ConfigurationError, match=r"had: loss=DPO\(.*beta=0\.7"):
+        PreferenceModule.load_from_checkpoint(file, backbone=module.spec)
+    loaded = PreferenceModule.load_from_checkpoint(file, backbone=module.spec, loss=DPO(beta=0.7))
+    assert loaded.seed == 3
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    assert trained
+    for name, parameter in loaded.named_parameters():
+        if name in trained:
+            assert_close(parameter, trained[name], rtol=0, atol=0)
+
+
+def test_a_policy_is_given_back_with_its_parts(tiny_model_dir: Path, tmp_path: Path) -> None:
+    module = make_ppo(tiny_model_dir)
+    file = tmp_path / "ppo.ckpt"
+    fit(module, tiny_model_dir, limit_train_batches=1).save_checkpoint(file)
+    with pytest.raises(
+        ConfigurationError, match=r"CountVowels.*sampling=Sampling.*updates=Updates"
+    ):
+        PPOPolicyModule.load_from_checkpoint(file)
+    loaded = PPOPolicyModule.load_from_checkpoint(
+        file,
+        backbone=spec_of(tiny_model_dir),
+        reward=CountVowels(),
+        sampling=Sampling(max_new_tokens=6),
+        value=ValueHead(),
+        updates=Updates(epochs=2, minibatches=2),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3),
+    )
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for name, parameter in loaded.named_parameters():
+        if name in trained:
+            assert_close(parameter, trained[name], rtol=0, atol=0)
