@@ -8,7 +8,7 @@ import pytest
 
 from lit_rlhf.cli import main
 from lit_rlhf.cli.selection import Sample, keep_best, keep_pairs
-from lit_rlhf.data import DemonstrationDataModule, FileSource, PreferenceDataModule
+from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, PreferenceDataModule
 from lit_rlhf.testing import write_jsonl
 
 ROWS = [
@@ -54,6 +54,7 @@ def test_best_of_n_keeps_the_highest_scores_and_trains(
     assert best == wanted
     data = DemonstrationDataModule(
         FileSource(str(tmp_path / "out.jsonl")),
+        format=Demonstration(),  # without it, rows with scores are to be judged, not imitated
         tokenizer=str(tiny_model_dir),
         batch_size=2,
         invalid="error",
