@@ -13,7 +13,7 @@ from lit_rlhf.errors import CheckpointError
 from lit_rlhf.internals.bitsandbytes import keep_trainable
 from lit_rlhf.models.backbone import Backbone, evaluating
 from lit_rlhf.models.loading import dtype_of, embeddings, quantization_config, quiet
-from lit_rlhf.types import BranchedBatch
+from lit_rlhf.types import BranchedBatch, asked
 
 EXACT, ROUNDED = 1e-3, 0.25
 """Largest difference of a log-prob in nats, or of a score in units of 1 + |score|; the second is a mean, for weights in
@@ -49,11 +49,10 @@ def check_export(
     batch = _text(backbone)
     with evaluating(backbone):
         if head is None:
-            ours = backbone(batch, num_branches=1, role=role, logprobs=True).logprobs
+            ours = asked(backbone(batch, num_branches=1, role=role, logprobs=True).logprobs)
         else:
             states = backbone.states(batch, num_branches=1, role=role)
             ours = states.hidden[states.last].float() @ head[0].float().to(states.hidden.device)
-    assert ours is not None
     ids = batch["input_ids"].cpu()
     auto: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     try:

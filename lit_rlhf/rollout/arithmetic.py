@@ -11,7 +11,7 @@ from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.models.checks import product_dtype
 from lit_rlhf.models.loading import embeddings
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, context_length
-from lit_rlhf.types import BranchedBatch, Generation
+from lit_rlhf.types import BranchedBatch, Generation, asked
 
 _PROMPTS, _STEPS, _SAMPLES = (13, 5), 8, 2
 _TOLERANCE, _ROUNDED = 1e-3, 0.1
@@ -88,7 +88,6 @@ def _gap(backbone: Backbone, prompt: Tensor, out: Generation, row: int, role: st
         input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
     )
     with gathered(backbone), evaluating(backbone):
-        found = backbone(batch, num_branches=1, role=role, logprobs=True).logprobs
-    assert found is not None and out.logprobs is not None
-    gap: Tensor = (found[0] - out.logprobs[row][out.mask[row]]).abs()
+        found = asked(backbone(batch, num_branches=1, role=role, logprobs=True).logprobs)
+    gap: Tensor = (found[0] - asked(out.logprobs)[row][out.mask[row]]).abs()
     return gap
