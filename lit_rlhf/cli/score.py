@@ -10,6 +10,7 @@ from lit_rlhf.cli.output import write_rows
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, RowsSource
 from lit_rlhf.models import Backbone, evaluating, load_checkpoint_backbone, load_reward_model
 from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.prompt_form import warn_of_prompts
 from lit_rlhf.types import DemonstrationBatch
 
 
@@ -52,6 +53,7 @@ def score(
     if answered:
         rows.prepare_data()
         rows.setup("test")
+        warn_of_prompts(f"The reward model {model!r}", backbone.prompts, rows.prompt_form("test"))
     scores: dict[int, float] = {}
     for batch in rows.test_dataloader() if answered else ():
         found = _scores(backbone, batch).tolist()

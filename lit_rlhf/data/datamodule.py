@@ -40,9 +40,11 @@ from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
+from lit_rlhf.data.showing import form_of_prompts
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
+from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.seeding import generator
 from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 
@@ -228,6 +230,14 @@ class BranchedDataModule(LightningDataModule, ABC):
     def tokenizer_fingerprint(self) -> str:
         """Equal for tokenizers that give the same ids; modules compare it with their model's."""
         return tokenizer_fingerprint(self.tokenizer)
+
+    def prompt_form(self, name: str = "train") -> PromptForm | None:
+        """How the prompts of open rows are written, which models that were trained on others warn of; None without prompts.
+
+        Args:
+            name: train, val or test.
+        """
+        return form_of_prompts(self.rows[name], self.reports[name], self.tokenizer)
 
     @property
     def dataset_hash(self) -> str:

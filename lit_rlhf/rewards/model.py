@@ -11,6 +11,7 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, RewardSource, evaluating, gathered
 from lit_rlhf.models.specs import Attention, DTypeOption, Quantization
+from lit_rlhf.prompt_form import PromptForm, warn_of_prompts
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
 from lit_rlhf.rewards.trained import TrainedReward
@@ -25,6 +26,7 @@ class _Place(NamedTuple):
     mean: float
     std: float
     retokenizer: Retokenizer | None
+    prompts: PromptForm | None
 
 
 class ModelReward(Reward):
@@ -117,6 +119,16 @@ class ModelReward(Reward):
         place = self._place
         return None if place is None else RewardSource(place.backbone[0], place.role, place.role)
 
+    def check_prompts(self, form: PromptForm) -> None:
+        """Compare with those that the reward model was trained on, as it will read them."""
+        place = self._place
+        if place is None:
+            return
+        if place.retokenizer is not None and self.conversation_column is not None:
+            systems = [] if form.system is None else [form.system]
+            form = PromptForm.of_chats(place.backbone[0].tokenizer, systems)
+        warn_of_prompts(f"The reward model {self.path!r}", place.prompts, form)
+
     @torch.no_grad()
     def score(self, completions: Completions) -> Scores:
         """(N,) float32.
@@ -163,7 +175,7 @@ class ModelReward(Reward):
         )
         trained.add_to(policy, role)
         mean, std = trained.moments() if self.normalize else (0.0, 1.0)
-        return _Place((policy,), role, mean, std, None)
+        return _Place((policy,), role, mean, std, None, trained.prompts())
 
     def _own(self, trained: TrainedReward, policy: Backbone) -> _Place:
         self.backbone = trained.load(self.options).to(policy.device)
@@ -175,7 +187,7 @@ class ModelReward(Reward):
         mean, std = (
             (self.backbone.score_mean, self.backbone.score_std) if self.normalize else (0.0, 1.0)
         )
-        return _Place((self.backbone,), "reward", mean, std, retokenizer)
+        return _Place((self.backbone,), "reward", mean, std, retokenizer, trained.prompts())
 
 
 def _role_names() -> Iterator[str]:

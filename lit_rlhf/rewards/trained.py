@@ -19,7 +19,8 @@ from lit_rlhf.models import (
     read_checkpoint,
 )
 from lit_rlhf.models.adapters import ADAPTER_WEIGHTS, read_adapter
-from lit_rlhf.models.cards import read_record
+from lit_rlhf.models.cards import read_record, recorded_prompts
+from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.rewards.retokenize import same_ids
 from lit_rlhf.tokenizers import load_tokenizer
 
@@ -118,6 +119,12 @@ class TrainedReward:
             else read_record(Path(self.path))
         )
         return float(str(record.get("score_mean", 0.0))), float(str(record.get("score_std", 1.0)))
+
+    def prompts(self) -> PromptForm | None:
+        """How the prompts that it was trained on were written, where that is known."""
+        if self.checkpoint is not None:
+            return recorded_prompts(self.checkpoint["lit_rlhf"])
+        return recorded_prompts(read_record(Path(self.path)))
 
     def _same_base(self, policy: Backbone) -> bool:
         if self.base is not None or policy.spec.name is not None:
