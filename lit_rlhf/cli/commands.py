@@ -27,7 +27,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "score": Command("lit_rlhf.cli.score", "Score completions with a reward model"),
     },
     "look": {
-        "demo": Command("lit_rlhf.cli.demo", "SFT, reward model and PPO on a small world"),
+        "demo": Command(
+            "lit_rlhf.cli.demo", "SFT, reward model and PPO in a few minutes, on a CPU"
+        ),
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
         "verify": Command("lit_rlhf.cli.verify", "Hold every method to its known optimum"),
     },
