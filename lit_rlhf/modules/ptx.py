@@ -95,8 +95,7 @@ class PPOPtxPolicyModule(PPOPolicyModule):
         wanted = self.updates.minibatches
         if count < wanted:
             raise ConfigurationError(
-                f"{count} row(s) of text per process can't be divided into "
-                f"updates.minibatches={wanted}. Raise the "
+                f"{count} row(s) of text per process can't be divided into updates.minibatches={wanted}. Raise the "
                 "batch_size of the data module's `text`."
             )
         rows = torch.arange(count, device=text["input_ids"].device)

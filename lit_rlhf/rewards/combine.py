@@ -147,9 +147,8 @@ class MonitoredReward(Reward):
         super().__init__()
         if not monitors or "proxy" in monitors:
             raise ConfigurationError(
-                f"MonitoredReward.monitors={sorted(monitors)}: name at least one reward, and none "
-                "of them 'proxy', which is "
-                "the name of the reward that is optimized."
+                f"MonitoredReward.monitors={sorted(monitors)}: name at least one reward, and none of them 'proxy', "
+                "which is the name of the reward that is optimized."
             )
         self.names = ["proxy", *monitors]
         self.rewards = nn.ModuleList([reward, *monitors.values()])

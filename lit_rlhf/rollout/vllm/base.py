@@ -127,10 +127,9 @@ class VLLMRollouts(RolloutEngine):
     def _require_lora(self, backbone: Backbone, role: str) -> None:
         if not backbone.has_lora:
             raise ConfigurationError(
-                f"{type(self).__name__} brings LoRA adapters to vLLM, never whole models: without "
-                "model.backbone.lora it would go "
-                f"on sampling the weights that vLLM was started with as the {role}. Set model.backbone.lora, or use "
-                "NativeEngine, which samples the weights that are trained."
+                f"{type(self).__name__} brings LoRA adapters to vLLM, never whole models: without model.backbone.lora "
+                f"it would go on sampling the weights that vLLM was started with as the {role}. Set "
+                "model.backbone.lora, or use NativeEngine, which samples the weights that are trained."
             )
 
     def _check_base(self, backbone: Backbone, prompt: list[int]) -> None:
@@ -147,16 +146,14 @@ class VLLMRollouts(RolloutEngine):
         )
         if raw_gap < gap / 2:
             raise ConfigurationError(
-                "vLLM gives log-probs of the distribution before the temperature, not of the one "
-                "it samples from. Start "
-                "it with --logprobs-mode processed_logprobs."
+                "vLLM gives log-probs of the distribution before the temperature, not of the one it samples from. "
+                "Start it with --logprobs-mode processed_logprobs."
             )
         if gap <= _SAME_MODEL:
             return
         raise ConfigurationError(
-            f"vLLM's base isn't the policy's ({backbone.spec.name}): log-probs of the same "
-            f"{len(theirs.tokens)} tokens differ by "
-            f"{gap:.2f} nats on average. Start vLLM with the model that model.backbone.name names."
+            f"vLLM's base isn't the policy's ({backbone.spec.name}): log-probs of the same {len(theirs.tokens)} tokens "
+            f"differ by {gap:.2f} nats on average. Start vLLM with the model that model.backbone.name names."
         )
 
 
@@ -181,9 +178,8 @@ def sampling_options(sampling: Sampling, ends: list[int]) -> dict[str, Any]:
 def _check_temperature(sampling: Sampling) -> None:
     if 0 < sampling.temperature < _COOLEST:
         raise ConfigurationError(
-            f"Sampling.temperature={sampling.temperature}: vLLM raises temperatures below "
-            f"{_COOLEST} to that in silence. Use "
-            f"{_COOLEST} or more, or 0 (greedy)."
+            f"Sampling.temperature={sampling.temperature}: vLLM raises temperatures below {_COOLEST} to that in "
+            f"silence. Use {_COOLEST} or more, or 0 (greedy)."
         )
 
 
