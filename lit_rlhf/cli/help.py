@@ -17,7 +17,7 @@ options:
   --trainer.KEY VALUE           Lightning's Trainer: devices, strategy, precision, max_epochs, ...
   --ckpt_path PATH|last         go on from a checkpoint; options given here hold, those in the checkpoint don't
   --seed_everything SEED        seed of Lightning's global generators (the library's own draws use --model.seed)
-  --profile                     fit: time, tokens and utilisation by phase, and the slowest operators; see docs/PROFILING.md
+  --profile                     fit: time, tokens and utilisation by phase, the slowest operators; see docs/PROFILING.md
   --print_config                print the whole configuration and stop
   --help-all                    every option of the Trainer ({command} takes a few seconds to list them)
 """
@@ -28,7 +28,8 @@ PARTS = """Losses, formats and other parts of these: the help of a class lists w
   lit-rlhf {command} --model PreferenceModule --model.loss.help DPO
   lit-rlhf {command} --data PreferenceDataModule --data.format.help ExplicitPrompt
 
-show the options of a part. Classes of your own are named module.Class, found in the current directory and on PYTHONPATH.
+show the options of a part. Classes of your own are named module.Class, found in the current directory and on
+PYTHONPATH.
 """
 
 
