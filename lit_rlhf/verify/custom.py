@@ -67,9 +67,8 @@ def custom_cases(make_module: Callable[[], RLHFModule]) -> list[Case]:
     if isinstance(module, PolicyModule):
         return _policy_cases(name, make_module)
     raise ConfigurationError(
-        f"{name} can't be verified: the tabular world knows subclasses of PreferenceModule and "
-        "PolicyModule. Reward losses are "
-        "verified through their own table."
+        f"{name} can't be verified: the tabular world knows subclasses of PreferenceModule and PolicyModule. Reward "
+        "losses are verified through their own table."
     )
 
 
@@ -207,8 +206,7 @@ def _optimum(world: TabularWorld, beta: float | None, *owners: object) -> tuple[
             return cast("Tensor", claim(world)), "its own tabular_optimum"
     if beta is None:
         raise ConfigurationError(
-            f"{type(owners[0]).__name__} has no `beta`, so pi* is not defined. Give it a method "
-            "tabular_optimum(world) that "
-            "returns the probabilities it must end in."
+            f"{type(owners[0]).__name__} has no `beta`, so pi* is not defined. Give it a method tabular_optimum(world) "
+            "that returns the probabilities it must end in."
         )
     return targets.tilted(world.reference, world.rewards / beta), f"pi* = ref exp(r/{beta:g})"
