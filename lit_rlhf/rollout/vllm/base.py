@@ -16,7 +16,7 @@ from lit_rlhf.rollout.vllm.options import sampling_options
 from lit_rlhf.rollout.vllm.probe import Probe
 from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
 from lit_rlhf.rollout.vllm.weights import WeightSync
-from lit_rlhf.types import Generation
+from lit_rlhf.types import Generation, change_tensors
 
 _COOLEST = 0.01
 """vLLM raises lower temperatures to this."""
@@ -105,9 +105,7 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
             ids[mask].tolist() for ids, mask in zip(prompt_ids, prompt_mask.bool(), strict=True)
         ]
         longest = max(map(len, prompts)) + sampling.max_new_tokens
-        with gathered(
-            backbone
-        ):  # all processes must come by, and the first alone computes with them
+        with gathered(backbone):  # by all processes; the first alone computes with them
             held = from_first_rank(lambda: self.bring(backbone, role, prompts[0], longest))
         requests = [
             [Request(prompt, seed) for seed in own]
@@ -120,7 +118,10 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
             found = self.complete(requests, sampling_options(sampling, ends), held)
             for row, completed in enumerate(found):
                 _store(rows, row, completed, ends)
-        return _on_device(rows.generation(), prompt_ids.device)
+        generation: Generation = change_tensors(
+            lambda x: x.to(prompt_ids.device), rows.generation()
+        )
+        return generation
 
 
 def _store(rows: GeneratedRows, row: int, completed: Completed, ends: list[int]) -> None:
@@ -129,21 +130,11 @@ def _store(rows: GeneratedRows, row: int, completed: Completed, ends: list[int])
     if completed.stopped != finished or length == 0:
         last = completed.tokens[-1] if length else None
         raise ConfigurationError(
-            f"vLLM ended completion {row} of the batch by a stop token of its own, after token "
-            f"{last}; those asked for are {ends}. "
-            "Start the server with --generation-config vllm, so that the model's generation_config.json adds none."
+            f"vLLM ended completion {row} of the batch by a stop token of its own, after token {last}; those asked "
+            f"for are {ends}. Start the server with --generation-config vllm, so that the model's "
+            "generation_config.json adds none."
         )
     rows.tokens[row, :length] = torch.tensor(completed.tokens)
     rows.logprobs[row, :length] = torch.tensor(completed.logprobs)
     rows.lengths[row] = length
     rows.finished[row] = finished
-
-
-def _on_device(generation: Generation, device: torch.device) -> Generation:
-    assert generation.logprobs is not None
-    return Generation(
-        tokens=generation.tokens.to(device),
-        mask=generation.mask.to(device),
-        finished=generation.finished.to(device),
-        logprobs=generation.logprobs.to(device),
-    )

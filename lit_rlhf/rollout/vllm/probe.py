@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.branches import pack_branches
-from lit_rlhf.models import Backbone, evaluating
-from lit_rlhf.rollout.base import Sampling
+from lit_rlhf.models import Backbone
+from lit_rlhf.rollout.base import Sampling, completion_logprobs
 from lit_rlhf.rollout.vllm.options import sampling_options
 from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
-from lit_rlhf.types import BranchedBatch
 
 _TOKENS = 16
 _TEMPERATURE = 2.0
@@ -83,9 +81,12 @@ class Probe:
         adapter = None if version is None else version.adapter
         answer = sampler.complete([Request(prompt, 0)], options, adapter)[0]
         found = torch.tensor(answer.logprobs)
-        ours, raw = (
-            _logprobs(backbone, prompt, answer.tokens, role, at) for at in (_TEMPERATURE, 1.0)
-        )
+        ids, tokens = (torch.tensor(x, device=backbone.device) for x in (prompt, answer.tokens))
+        with torch.no_grad():
+            ours, raw = (
+                completion_logprobs(backbone, ids, tokens, role, at).cpu()
+                for at in (_TEMPERATURE, 1.0)
+            )
         gap, raw_gap = (float((found - each).abs().mean()) for each in (ours, raw))
         if raw_gap < gap / 2:
             raise ConfigurationError(
@@ -103,18 +104,3 @@ class Probe:
                 "average. Start vLLM with the model that model.backbone.name names."
             )
         return answer, ours
-
-
-def _logprobs(
-    backbone: Backbone, prompt: list[int], tokens: list[int], role: str | None, temperature: float
-) -> Tensor:
-    """(T,) of a completion, by a training forward; its parameters must be whole (`gathered`)."""
-    ids, answer = (torch.tensor([part], device=backbone.device) for part in (prompt, tokens))
-    packed = pack_branches(ids, torch.ones_like(ids).bool(), answer, torch.ones_like(answer).bool())
-    batch = BranchedBatch(
-        input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
-    )
-    with torch.no_grad(), evaluating(backbone):
-        out = backbone(batch, num_branches=1, role=role, logprobs=True, temperature=temperature)
-    assert isinstance(out.logprobs, Tensor)
-    return out.logprobs[0].cpu()

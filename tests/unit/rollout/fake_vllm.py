@@ -9,7 +9,7 @@ import torch
 
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.rollout import NativeEngine, Sampling
-from lit_rlhf.rollout.vllm.probe import _logprobs
+from lit_rlhf.rollout.base import completion_logprobs
 from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
 from tests.loopback import Answer
 from tests.loopback import Request as Asked
@@ -71,7 +71,7 @@ class FakeVLLM(Sampler):
         logprobs = (
             found.logprobs[0]
             if not self.raw
-            else _logprobs(self.model, request.prompt, tokens, "reference", 1.0)
+            else completion_logprobs(self.model, ids[0], torch.tensor(tokens), None)
         )
         return Completed(tokens, logprobs.tolist(), bool(found.finished[0]))
 
