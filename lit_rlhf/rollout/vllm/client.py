@@ -13,7 +13,7 @@ _TEXT = "Two servers: which one's tokens are these? ¿Ü 42 €"
 
 
 class VLLMServer(Sampler):
-    """A server; `look` must have been called before it is asked for anything.
+    """A server; `look` must have been called before it is asked for anything, or `base` be set as it did.
 
     Args:
         client: For what may take long.
@@ -23,7 +23,7 @@ class VLLMServer(Sampler):
     def __init__(self, client: HTTPClient, quick: HTTPClient) -> None:
         self._client, self._quick = client, quick
         self._url = client.endpoint.url
-        self._base = ""
+        self.base = ""  # the name of its model
         self._adapters: set[str] = set()
         self._weights: str | None = None
 
@@ -57,10 +57,10 @@ class VLLMServer(Sampler):
                 f"{self} takes {limit} tokens (--max-model-len); a prompt with sampling.max_new_tokens needs {longest}. "
                 "Start it with more, or shorten one of them."
             )
-        if not self._base:
+        if not self.base:
             self._check_tokenizer(backbone)
-        self._base = str(bases[0]["id"])
-        self._adapters = {str(model["id"]) for model in known} - {self._base}
+        self.base = str(bases[0]["id"])
+        self._adapters = {str(model["id"]) for model in known} - {self.base}
         if self._weights is not None:  # it may have been started anew since
             self._weights = self._told_weights()
 
@@ -104,7 +104,7 @@ class VLLMServer(Sampler):
         self, requests: Sequence[Request], options: dict[str, Any], adapter: Version | None
     ) -> list[Completed]:
         """Sample, one request after the other."""
-        model = self._base if adapter is None else adapter.name
+        model = self.base if adapter is None else adapter.name
         what = "complete a prompt"
         found = []
         for request in requests:

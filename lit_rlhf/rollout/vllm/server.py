@@ -32,8 +32,8 @@ class _Ready(NamedTuple):
     """What the first process tells the others."""
 
     version: Version | None
-    live: list[bool]
-    """By server."""
+    bases: list[str | None]
+    """By server, the name of its model; None: it is left out."""
 
 
 class VLLMServerEngine(VLLMRollouts[_Ready]):
@@ -124,14 +124,16 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
             raise error if self._started else self._nobody_at_all(backbone, error)
         self._started = True
         self.sync.retire(fit)
-        return _Ready(version, [server in fit for server in self.servers.servers])
+        servers = self.servers.servers
+        return _Ready(version, [server.base if server in fit else None for server in servers])
 
     def complete(
         self, prompts: Sequence[Sequence[Request]], options: dict[str, Any], held: _Ready
     ) -> list[Completed]:
         """Sample, a request for each completion: one request has one seed."""
-        for server, live in zip(self.servers.servers, held.live, strict=True):
-            if live:
+        for server, base in zip(self.servers.servers, held.bases, strict=True):
+            if base is not None:
+                server.base = base
                 self.servers.take_back(server)
             else:
                 self.servers.leave_out(server, ServiceError(f"{server} doesn't answer."))

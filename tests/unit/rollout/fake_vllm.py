@@ -11,8 +11,7 @@ from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.rollout import NativeEngine, Sampling
 from lit_rlhf.rollout.base import completion_logprobs
 from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
-from tests.loopback import Answer
-from tests.loopback import Request as Asked
+from tests.loopback import Answer, Request as Asked
 
 
 class FakeVLLM(Sampler):
