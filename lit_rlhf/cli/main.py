@@ -8,35 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 from lit_rlhf import __version__
+from lit_rlhf.cli.commands import COMMANDS, TRAINING, usage
 from lit_rlhf.cli.help import training_help
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.files import REFUSALS
-
-TRAINING = "lit_rlhf.cli.training"
-
-COMMANDS = {
-    "fit": (TRAINING, "Train as a configuration says"),
-    "validate": (TRAINING, "Evaluate on the validation set of a configuration"),
-    "test": (TRAINING, "Evaluate on its test set"),
-    "predict": (TRAINING, "Scores or completions for its prediction set"),
-    "export": ("lit_rlhf.cli.export", "Turn a checkpoint into a directory that transformers loads"),
-    "score": ("lit_rlhf.cli.score", "Score completions with a reward model"),
-    "generate": ("lit_rlhf.cli.generate", "Sample completions from a policy"),
-    "data": ("lit_rlhf.cli.data", "Show which format a file has and a row as tokens; convert it"),
-    "annotate": (
-        "lit_rlhf.cli.annotate",
-        "Let people compare answers on a local page; makes preference data",
-    ),
-    "verify": (
-        "lit_rlhf.cli.verify",
-        "Hold every method to the optimum that it claims, in a world small enough to enumerate",
-    ),
-    "demo": (
-        "lit_rlhf.cli.demo",
-        "SFT, reward model and PPO on a synthetic world, in two to five minutes on a CPU",
-    ),
-}
-"""Each command's module, whose `run(args)` gets the whole command line, and its line in the help."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -78,23 +53,3 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"\nlit-rlhf {words[0]}: {error}. Mend that, and start it again.", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from error
-
-
-def usage() -> str:
-    """The help of `lit-rlhf` itself."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "Align language models with human preferences, as PyTorch Lightning components.",
-            "",
-            "usage: lit-rlhf COMMAND [options]        lit-rlhf COMMAND --help        lit-rlhf --version",
-            "",
-            *lines,
-            "",
-            (
-                "Options of a class: lit-rlhf fit --model.help PPOPolicyModule, lit-rlhf fit "
-                "--data.help PreferenceDataModule"
-            ),
-        ]
-    )

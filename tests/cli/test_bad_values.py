@@ -11,8 +11,8 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lit_rlhf.cli import main
+from lit_rlhf.cli.commands import COMMANDS
 from lit_rlhf.cli.help import described_classes
-from lit_rlhf.cli.main import COMMANDS
 from lit_rlhf.cli.refusals import PACKAGES, construct, describe, own_error, refuse_all_misfits
 from lit_rlhf.cli.training import import_components
 from lit_rlhf.errors import LitRLHFError

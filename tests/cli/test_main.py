@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lit_rlhf import __version__
 from lit_rlhf.cli import main
-from lit_rlhf.cli.main import COMMANDS
+from lit_rlhf.cli.commands import COMMANDS, GROUPS
 from lit_rlhf.cli.training import TrainingCLI
 from lit_rlhf.testing import tiny_demonstrations, write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
@@ -60,6 +60,9 @@ def test_help_names_every_command_and_class(capsys: pytest.CaptureFixture[str]) 
     main(["--help"])
     shown = capsys.readouterr().out
     assert all(f"  {command} " in shown for command in COMMANDS)
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    heads = [line for line in shown.splitlines() if line.endswith(":") and " " not in line]
+    assert heads == [f"{group}:" for group, commands in GROUPS.items() if commands]
     main(["fit", "--help"])
     shown = capsys.readouterr().out
     for name in (

@@ -1,0 +1,68 @@
+"""The commands of `lit-rlhf`, by what they are for. A new one is a line here, and a module with `run(words)`."""
+
+from typing import NamedTuple
+
+TRAINING = "lit_rlhf.cli.training"
+
+
+class Command(NamedTuple):
+    """A command: the module whose `run(words)` gets the whole command line, and its line in the help."""
+
+    module: str
+    help: str
+
+
+GROUPS: dict[str, dict[str, Command]] = {
+    "train": {
+        "fit": Command(TRAINING, "Train as a configuration says"),
+        "validate": Command(TRAINING, "Evaluate on the validation set of a configuration"),
+        "test": Command(TRAINING, "Evaluate on its test set"),
+        "predict": Command(TRAINING, "Scores or completions for its prediction set"),
+    },
+    "data": {
+        "annotate": Command("lit_rlhf.cli.annotate", "People compare answers on a local page"),
+        "data": Command("lit_rlhf.cli.data", "A file's format, a row as tokens; convert it"),
+    },
+    "reward": {
+        "score": Command("lit_rlhf.cli.score", "Score completions with a reward model"),
+    },
+    "look": {
+        "demo": Command(
+            "lit_rlhf.cli.demo", "SFT, reward model and PPO in a few minutes, on a CPU"
+        ),
+        "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
+        "verify": Command("lit_rlhf.cli.verify", "Hold every method to its known optimum"),
+    },
+    "serve": {},
+    "share": {
+        "export": Command("lit_rlhf.cli.export", "A checkpoint as a directory for transformers"),
+    },
+}
+"""Groups in the order of the help, each with its commands."""
+
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+"""All of them by name."""
+
+
+def usage() -> str:
+    """The help of `lit-rlhf` itself."""
+    width = max(map(len, COMMANDS))
+    groups = "\n\n".join(
+        "\n".join([f"{group}:", *(f"  {name:<{width}}  {c.help}" for name, c in commands.items())])
+        for group, commands in GROUPS.items()
+        if commands
+    )
+    return _USAGE.format(groups=groups)
+
+
+_USAGE = """\
+Align language models with human preferences, as PyTorch Lightning components.
+
+usage: lit-rlhf COMMAND [options]
+       lit-rlhf COMMAND --help
+       lit-rlhf --version
+
+{groups}
+
+Options of a class: lit-rlhf fit --model.help PPOPolicyModule
+                    lit-rlhf fit --data.help PreferenceDataModule"""
