@@ -23,6 +23,16 @@ class _Schema(ParserJsonschema):
     def subclass_def(self, class_type: Any, action: Any) -> dict[str, Any]:
         paths = [] if class_type is type else get_all_subclass_paths(class_type)  # type: ignore[no-untyped-call]
         known = {path: path.rpartition(".")[2] for path in paths if path.startswith(_HOMES)}
+        cases = [
+            {
+                "if": {
+                    "properties": {"class_path": {"enum": [path, name]}},
+                    "required": ["class_path"],
+                },
+                "then": {"properties": {"init_args": self.class_parser_schema(path, action)}},
+            }
+            for path, name in known.items()
+        ]
         return {
             "type": ["object", "string"],  # or a class's name, or a file that holds all this
             "additionalProperties": False,
@@ -31,16 +41,7 @@ class _Schema(ParserJsonschema):
                 "init_args": {"type": "object"},
                 "dict_kwargs": {"type": "object"},
             },
-            "allOf": [
-                {
-                    "if": {
-                        "properties": {"class_path": {"enum": [path, name]}},
-                        "required": ["class_path"],
-                    },
-                    "then": {"properties": {"init_args": self.class_parser_schema(path, action)}},
-                }
-                for path, name in known.items()
-            ],
+            **({"allOf": cases} if cases else {}),
         }
 
     def callable_schema(self, typehint: Any, action: Any) -> dict[str, Any]:
