@@ -8,7 +8,8 @@ from jsonargparse import ArgumentParser
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text
-from lit_rlhf.data import DirectorySource, FileSource, Format, Source
+from lit_rlhf.data import Format, Source
+from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.feedback import LabelStore, export_preferences, read_pairs
 
@@ -31,10 +32,10 @@ def annotate(
     seed: int = 0,
     export: Path | None = None,
 ) -> None:
-    """Let people compare answers on a page of this machine; votes go to a directory, and from there to a preference file.
+    """Let people compare answers on a page of this machine; votes go to a directory, from there to a preference file.
 
-    `lit-rlhf annotate pairs.jsonl --output labels` starts it, and started again goes on where it was; `lit-rlhf annotate
-    --output labels --export preferences.jsonl` writes what PreferenceDataModule reads. See docs/ANNOTATE.md.
+    `lit-rlhf annotate pairs.jsonl --output labels` starts it, and started again goes on where it was; `lit-rlhf
+    annotate --output labels --export preferences.jsonl` writes what PreferenceDataModule reads. See docs/ANNOTATE.md.
 
     Args:
         data: JSONL, JSON, CSV or Parquet with two answers (or more, all pairs of them) per row, or a directory of the
@@ -69,7 +70,7 @@ def annotate(
     page = Page(attributes or (), comments, markdown, instructions)
     if source is None:
         assert data is not None
-        source = DirectorySource(data) if Path(data).is_dir() else FileSource(data)
+        source = local_source(data)
     pairs = read_pairs(source, format, uncertainty, "drop" if skip_invalid else "error")
     store = LabelStore(output, raters_per_pair, seed)
     new = store.add(pairs)

@@ -1,6 +1,7 @@
 """`lit-rlhf data`: which format rows are of, a row as tokens, and any format to the canonical columns."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -11,7 +12,7 @@ from jsonargparse import auto_cli
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.output import print_text, write_rows
-from lit_rlhf.data import DirectorySource, FileSource, Format, InvalidRowError, Record, Source
+from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.preparation import template_options
@@ -26,8 +27,9 @@ from lit_rlhf.data.recognition import (
     spell,
     unread_columns,
 )
-from lit_rlhf.data.records import UnreadableRow
+from lit_rlhf.data.records import Row, UnreadableRow
 from lit_rlhf.data.showing import part_names
+from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.files import whole_file
 from lit_rlhf.tokenizers import load_tokenizer
@@ -53,7 +55,7 @@ def show(
         row: Which row, counted from 1.
         color: Prompts blue and answers green: on a terminal, always, or never.
     """
-    source = _source(path)
+    source = local_source(path)
     rows = first_rows(source)
     reading = read_as(rows, str(source), kind, format)
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
@@ -104,28 +106,26 @@ def convert(
     """
     if output.suffix not in (".jsonl", ".parquet"):
         raise ConfigurationError(f"The output is {output}; its suffix must be .jsonl or .parquet.")
-    source = _source(path)
+    source = local_source(path)
     reading = read_as(first_rows(source), str(source), kind, format)
     if format is None and reading.format.style == "turns":
-        reading = as_conversation(
-            reading, template=True
-        )  # as text, question and answer would run together
-    counts: dict[str, int] = {}
+        # As text, question and answer would run together.
+        reading = as_conversation(reading, template=True)
+    counts: Counter[str] = Counter()
     made = _canonical(source, reading, counts, invalid)
     if output.suffix == ".jsonl":
         write_rows(made, output)
     else:
         _write_parquet(list(made), output)
-    left_out = sum(count for reason, count in counts.items() if reason)
-    reasons = "".join(f"; {count} left out, {reason}" for reason, count in counts.items() if reason)
+    written = counts.pop("", 0)
+    reasons = "".join(f"; {count} left out, {reason}" for reason, count in counts.items())
     print_text(
-        f"Wrote {counts.get('', 0)} {reading.kind} to {output}, read by {spell(reading.format)}"
-        f"{reasons if left_out else ''}.\n"
+        f"Wrote {written} {reading.kind} to {output}, read by {spell(reading.format)}{reasons}.\n"
     )
 
 
 def _canonical(
-    source: Source, reading: Reading, counts: dict[str, int], invalid: str
+    source: Source, reading: Reading, counts: Counter[str], invalid: str
 ) -> Iterator[Mapping[str, Any]]:
     """The rows to write; counts of those made (under no name) and of those left out, by reason."""
     for number, row in enumerate(source.load()):
@@ -137,10 +137,10 @@ def _canonical(
                 raise DataError(
                     f"{source.locate(number)}: {error}. Mend it, or set invalid: drop."
                 ) from error
-            counts[error.reason] = counts.get(error.reason, 0) + 1
+            counts[error.reason] += 1
             continue
         for record in records:
-            counts[""] = counts.get("", 0) + 1
+            counts[""] += 1
             yield canonical_row(record, reading.format, template)
 
 
@@ -159,11 +159,7 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
 
 
 def _parts(
-    record: Record,
-    row: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    paint: bool,
+    record: Record, row: Row, tokenizer: PreTrainedTokenizerBase | None, *, paint: bool
 ) -> Iterator[str]:
     """Prompt and answers of a record, a line each: as text, or with a tokenizer as tokens."""
     names = part_names(record.fields, len(record.completions))
@@ -187,10 +183,6 @@ def _plain(text: Any) -> str:
     if isinstance(text, str):
         return text
     return " ".join(f"[{turn['role']}] {turn['content']}" for turn in text)
-
-
-def _source(path: str) -> Source:
-    return DirectorySource(path) if Path(path).is_dir() else FileSource(path)
 
 
 def run(words: Sequence[str]) -> None:

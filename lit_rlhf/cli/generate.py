@@ -19,7 +19,7 @@ from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.collect import score_completions
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import RolloutEngine, Sampling
-from lit_rlhf.types import Completions, PromptBatch, Scores
+from lit_rlhf.types import Completions, Scores
 
 
 def generate(
@@ -90,7 +90,11 @@ def generate(
     data.setup("test")
     samples: dict[int, list[Sample]] = {}
     for batch in data.test_dataloader():
-        found = _samples(actor, batch, num_samples)
+        with torch.no_grad():
+            _, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
+            scores = score_completions(actor.reward, completions, 0)
+        columns = (completions.responses, scores.total.tolist(), completions.finished.tolist())
+        found = [Sample(*values) for values in zip(*columns, strict=True)]
         for i, index in enumerate(batch["index"].tolist()):
             samples[index] = found[i * num_samples : (i + 1) * num_samples]
     rows = [dict(row) for row in source.load()]
@@ -104,14 +108,6 @@ class _Unscored(Reward):
         return Scores(torch.zeros(len(completions.responses)))
 
 
-def _samples(actor: PolicyModule, batch: PromptBatch, num_samples: int) -> list[Sample]:
-    with torch.no_grad():
-        _, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
-        scores = score_completions(actor.reward, completions, 0)
-    columns = (completions.responses, scores.total.tolist(), completions.finished.tolist())
-    return [Sample(*values) for values in zip(*columns, strict=True)]
-
-
 def _kept(
     rows: list[dict[str, Any]],
     samples: Mapping[int, list[Sample]],
@@ -122,22 +118,17 @@ def _kept(
 ) -> list[dict[str, Any]]:
     prompts = [(row, samples[i]) for i, row in enumerate(rows)]
     if keep == "all":
+        said = ("score", "finished") if scored else ()
         return [
-            {
-                **row,
-                "response": sample.text,
-                **({"score": sample.score, "finished": sample.finished} if scored else {}),
-            }
+            {**row, "response": sample.text, **{name: getattr(sample, name) for name in said}}
             for row, found in prompts
             for sample in found
         ]
-    kept = keep_best(prompts, num_best) if keep == "best" else keep_pairs(prompts)
+    if keep == "best":
+        kept, why = keep_best(prompts, num_best), "no completion ended"
+    else:
+        kept, why = keep_pairs(prompts), "too few completions ended, or all score the same"
     if kept.without:
-        why = (
-            "no completion ended"
-            if keep == "best"
-            else "too few completions ended, or all score the same"
-        )
         sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
     return kept.rows
 
@@ -152,9 +143,8 @@ def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_bes
     least = num_best + 1 if keep == "best" else 2
     if num_best < 1 or num_samples < least:
         raise ConfigurationError(
-            f"--keep {keep} with --num_best {num_best} chooses from --num_samples {num_samples} "
-            "completions of a prompt: "
-            f"there must be at least {max(least, 2)}."
+            f"--keep {keep} with --num_best {num_best} chooses from --num_samples {num_samples} completions of a "
+            f"prompt: there must be at least {max(least, 2)}."
         )
 
 
@@ -163,11 +153,9 @@ def _policy(model: str, dtype: DTypeName) -> Backbone:
         return load_checkpoint_backbone(model, dtype=dtype)
     if not (Path(model) / "adapter_config.json").is_file():
         return Backbone.load(ModelSpec(name=model, dtype=dtype), trainable=False).eval()
-    config, _ = read_adapter(model)
-    base = config.base_model_name_or_path
-    backbone = Backbone.load(
-        ModelSpec(name=base, tokenizer=model, dtype=dtype, lora=LoraSpec()), trainable=False
-    )
+    base = read_adapter(model)[0].base_model_name_or_path
+    spec = ModelSpec(name=base, tokenizer=model, dtype=dtype, lora=LoraSpec())
+    backbone = Backbone.load(spec, trainable=False)
     backbone.add_adapter("policy", path=model, trainable=False)
     return backbone.eval()
 

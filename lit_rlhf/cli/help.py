@@ -19,7 +19,7 @@ options:
   --trainer.KEY VALUE           Lightning's Trainer: devices, strategy, precision, max_epochs, ...
   --ckpt_path PATH|last         go on from a checkpoint; options given here hold, those in the checkpoint don't
   --seed_everything SEED        seed of Lightning's global generators (the library's own draws use --model.seed)
-  --profile                     fit: time, tokens and utilisation by phase, and the slowest operators; see docs/PROFILING.md
+  --profile                     fit: time, tokens and utilisation by phase, the slowest operators; see docs/PROFILING.md
   --print_config                print the whole configuration and stop
   --help-all                    every option of the Trainer ({command} takes a few seconds to list them)
 """
@@ -30,7 +30,8 @@ PARTS = """Losses, formats and other parts of these: the help of a class lists w
   lit-rlhf {command} --model PreferenceModule --model.loss.help DPO
   lit-rlhf {command} --data PreferenceDataModule --data.format.help ExplicitPrompt
 
-show the options of a part. Classes of your own are named module.Class, found in the current directory and on PYTHONPATH.
+show the options of a part. Classes of your own are named module.Class, found in the current directory and on
+PYTHONPATH.
 """
 
 
@@ -80,12 +81,12 @@ def training_help(command: str, what: str) -> Iterator[str]:
 def described_classes(package: str) -> Iterator[tuple[str, str]]:
     """Classes of one of the library's packages that can be built, with the first line of their docstrings.
 
-    In the order of `__all__`. Left out are errors, and classes with a method that is left to subclasses.
+    By name, acronyms first. Left out are errors, and classes with a method that is left to subclasses.
     """
     # Help of the command itself and of its version need none of it: it brings torch.
-    home = import_module(f"lit_rlhf.{package}")
-    for name in home.__all__:
-        found = getattr(home, name)
+    home = vars(import_module(f"lit_rlhf.{package}"))
+    for name in sorted(home, key=lambda name: (not name.isupper(), name)):
+        found = home[name]
         if isinstance(found, type) and not issubclass(found, Exception) and not _is_open(found):
             yield name, (inspect.getdoc(found) or "").split("\n")[0]
 

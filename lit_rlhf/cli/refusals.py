@@ -33,7 +33,7 @@ class ConstructorError(ConfigurationError):
 
 
 def own_error(error: BaseException | None) -> LitRLHFError | None:
-    """The library's own error in a chain of causes: what a constructor said before the parser wrapped it; None without one."""
+    """The library's own error in a chain of causes: what a constructor said before the parser wrapped it, if any."""
     while error is not None:
         if isinstance(error, LitRLHFError):
             return error
@@ -140,37 +140,28 @@ def _say(complaint: Complaint, key: str) -> str:
     path, word = complaint.path, complaint.word
     if complaint.kind == "option":
         name = path.rpartition(".")[2] if path.startswith("lit_rlhf.") else path
-        near = _near(word, _options(path))
+        module, _, made = path.rpartition(".")
+        bases = getattr(import_module(module), made).__mro__ if module else ()
+        options = {n for base in bases for n in inspect.signature(base.__init__).parameters}
+        near = _near(word, sorted(options))
         return f"{name} has no option {word!r}.{near} Its options: --{key}.help {name}"
     if complaint.kind == "class":
         option = complaint.text.partition(" ")[0] + " " if complaint.text.startswith("--") else ""
-        return option + _no_class(word)
+        names = [name for package in PACKAGES for name, _ in described_classes(package)]
+        if word in names:
+            return (
+                f"{option}{word} is a class of another kind, the value of an option: see its options with --KEY.help "
+                f"{word}, as in --model PreferenceModule --model.loss.help DPO"
+            )
+        return (
+            f"{option}there is no class {word!r}.{_near(word, names)} Give the name of one of the library's classes "
+            "(lit-rlhf fit --help), or module.Class for one of your own"
+        )
     if complaint.kind == "module":
         return f"{path}: there is no module {word!r} in the current directory or on PYTHONPATH"
     return complaint.text
 
 
-def _no_class(name: str) -> str:
-    names = [name for package in PACKAGES for name, _ in described_classes(package)]
-    if name in names:
-        return (
-            f"{name} is a class of another kind, the value of an option: see its options with --KEY.help {name}, "
-            "as in --model PreferenceModule --model.loss.help DPO"
-        )
-    return (
-        f"there is no class {name!r}.{_near(name, names)} Give the name of one of the library's classes (lit-rlhf "
-        "fit --help), or module.Class for one of your own"
-    )
-
-
 def _near(word: str, names: list[str]) -> str:
     close = get_close_matches(word, names, n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
-
-
-def _options(path: str) -> list[str]:
-    module, _, name = path.rpartition(".")
-    bases = getattr(import_module(module), name).__mro__ if module else ()
-    return sorted(
-        {option for base in bases for option in inspect.signature(base.__init__).parameters}
-    )

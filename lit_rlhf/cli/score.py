@@ -8,9 +8,8 @@ import torch
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import write_rows
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, RowsSource
-from lit_rlhf.models import Backbone, evaluating, load_checkpoint_backbone, load_reward_model
+from lit_rlhf.models import evaluating, load_checkpoint_backbone, load_reward_model
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.types import DemonstrationBatch
 
 
 def score(
@@ -33,12 +32,8 @@ def score(
         batch_size: Rows that are scored together.
         dtype: Of the model's weights.
     """
-    is_checkpoint = model.endswith(".ckpt")
-    backbone = (
-        load_checkpoint_backbone(model, dtype=dtype)
-        if is_checkpoint
-        else load_reward_model(model, dtype=dtype)
-    )
+    load = load_checkpoint_backbone if model.endswith(".ckpt") else load_reward_model
+    backbone = load(model, dtype=dtype)
     every = [dict(row) for row in FileSource(data).load()]
     answered = [i for i, row in enumerate(every) if str(row.get(completion_column, "?")).strip()]
     rows = DemonstrationDataModule(
@@ -49,21 +44,16 @@ def score(
         too_long="error",
         batch_size=batch_size,
     )
+    scores: dict[int, float] = {}
     if answered:
         rows.prepare_data()
         rows.setup("test")
-    scores: dict[int, float] = {}
-    for batch in rows.test_dataloader() if answered else ():
-        found = _scores(backbone, batch).tolist()
-        scores.update(zip((answered[i] for i in batch["index"].tolist()), found, strict=True))
+        for batch in rows.test_dataloader():
+            with torch.no_grad(), evaluating(backbone):
+                found = backbone(batch, num_branches=1, role="reward", scores="reward").scores
+            places = (answered[i] for i in batch["index"].tolist())
+            scores.update(zip(places, found.tolist(), strict=True))
     write_rows(({**row, "score": scores.get(i)} for i, row in enumerate(every)), output)
-
-
-def _scores(backbone: Backbone, batch: DemonstrationBatch) -> torch.Tensor:
-    with torch.no_grad(), evaluating(backbone):
-        found = backbone(batch, num_branches=1, role="reward", scores="reward").scores
-    assert isinstance(found, torch.Tensor)
-    return found
 
 
 def run(words: Sequence[str]) -> None:

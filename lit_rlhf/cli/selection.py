@@ -1,4 +1,4 @@
-"""What is kept of several scored completions of a prompt: the best, to imitate, or the best and the worst, to compare."""
+"""What is kept of scored completions of a prompt: the best, to imitate, or the best and the worst, to compare."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -85,15 +85,12 @@ def keep_pairs(prompts: Iterable[tuple[Row, Sequence[Sample]]]) -> Kept:
             kept.without += 1
             continue
         best, worst = ranked[0], ranked[-1]
-        p_chosen = float(
-            preference_probability(torch.tensor([best.score - worst.score], dtype=torch.float64))
-        )
+        difference = torch.tensor([best.score - worst.score], dtype=torch.float64)
+        p_chosen = float(preference_probability(difference))
         pair: Row = {"chosen": best.text, "rejected": worst.text, "p_chosen": p_chosen}
         kept.rows.append({**row, **pair, "chosen_score": best.score, "rejected_score": worst.score})
     return kept
 
 
 def _ranked(samples: Sequence[Sample]) -> list[Sample]:
-    return sorted(
-        (sample for sample in samples if sample.finished), key=lambda sample: -sample.score
-    )
+    return sorted((s for s in samples if s.finished), key=lambda sample: -sample.score)

@@ -73,16 +73,16 @@ class TrainingCLI(CommandLineWins):
             return
         if options.trainer.default_root_dir not in (None, options.run_dir):
             raise ConfigurationError(
-                f"run_dir={options.run_dir!r} and trainer.default_root_dir={options.trainer.default_root_dir!r} are two "
-                "names of one directory: give one of them."
+                f"run_dir={options.run_dir!r} and trainer.default_root_dir={options.trainer.default_root_dir!r} are "
+                "two names of one directory: give one of them."
             )
         options.trainer.default_root_dir = options.run_dir
 
     def instantiate_classes(self) -> None:
         """Build trainer, model and data; what their constructors refuse is said with the options that they were given.
 
-        Anything may come from a constructor that isn't ours (`ModuleNotFoundError` of a logger's package, `TypeError` of
-        a callback), and whatever it is, no work was done yet: the way out is another option.
+        Anything may come from a constructor that isn't ours (`ModuleNotFoundError` of a logger's package, `TypeError`
+        of a callback), and whatever it is, no work was done yet: the way out is another option.
         """
         self.parser.add_instantiator(construct, object)
         try:
@@ -113,13 +113,12 @@ class TrainingCLI(CommandLineWins):
         self._try_optimizer()
         if not self.config[self.subcommand].profile:
             return
-        timers = [
-            callback for callback in callbacks_of(self.trainer) if isinstance(callback, PhaseTimer)
-        ]
-        if timers:
-            timers[0].profile = True
+        callbacks = callbacks_of(self.trainer)
+        timer = next((each for each in callbacks if isinstance(each, PhaseTimer)), None)
+        if timer is None:
+            callbacks.insert(0, PhaseTimer(profile=True))
         else:
-            callbacks_of(self.trainer).insert(0, PhaseTimer(profile=True))
+            timer.profile = True
 
     def _check_evaluation(self) -> None:
         self._check_checkpoint()
@@ -151,8 +150,8 @@ class TrainingCLI(CommandLineWins):
         if not Path(path).exists() or (Path(path).is_dir() and not sharded):
             what = "is a directory" if Path(path).is_dir() else "isn't there"
             raise ConfigurationError(
-                f"ckpt_path={path!r} {what}: give a file such as checkpoints/iteration-00000010.ckpt, or last for the newest "
-                "in the run's directory."
+                f"ckpt_path={path!r} {what}: give a file such as checkpoints/iteration-00000010.ckpt, or last for the "
+                "newest in the run's directory."
             )
 
     def _try_optimizer(self) -> None:
@@ -178,8 +177,8 @@ class TrainingCLI(CommandLineWins):
         if self.trainer.accumulate_grad_batches != 1:
             raise ConfigurationError(
                 f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: {name} sums gradients over "
-                "microbatches itself. Remove it, and set model.updates.microbatch_tokens (memory), model.updates.minibatches "
-                "(optimizer steps per pass) or data.batch_size."
+                "microbatches itself. Remove it, and set model.updates.microbatch_tokens (memory), "
+                "model.updates.minibatches (optimizer steps per pass) or data.batch_size."
             )
 
 

@@ -5,6 +5,7 @@ from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
+from itertools import pairwise
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -17,10 +18,7 @@ from lit_rlhf.modules import PolicyModule, RLHFModule
 from lit_rlhf.verify import Case, VerifyRow, all_cases, cases_of, verify_case
 from lit_rlhf.verify.custom import custom_cases
 
-_PLACEHOLDERS = {
-    "backbone.name": "tabular",
-    "reward": "LengthReward",
-}
+_PLACEHOLDERS = {"backbone.name": "tabular", "reward": "LengthReward"}
 """What is set unless the user does: the tabular world has a policy and rewards of its own."""
 
 
@@ -39,7 +37,11 @@ def run(words: Sequence[str]) -> None:
     else:
         cases = all_cases().values()
     rows = map(verify_case, cases)
-    done = _print_json(rows) if options.json else _print_table(rows)
+    if options.json:
+        done = list(rows)
+        print_text(json.dumps([asdict(row) for row in done], indent=2) + "\n")
+    else:
+        done = _print_table(rows)
     if not all(row.ok for row in done):
         raise SystemExit(1)
 
@@ -48,8 +50,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="lit-rlhf verify",
         exit_on_error=False,
-        description="Hold every method to the optimum that it claims: in a world whose completions can be enumerated, the "
-        "expected gradient at the target must vanish, and training from the reference must arrive there.",
+        description="Hold every method to the optimum that it claims: in a world whose completions can be enumerated, "
+        "the expected gradient at the target must vanish, and training from the reference must arrive there.",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     parser.add_argument(
@@ -70,14 +72,8 @@ def _parser() -> ArgumentParser:
 
 def _placeholders(words: Sequence[str]) -> Iterator[str]:
     given = " ".join(words)
-    name = next(
-        (
-            words[i + 1]
-            for i, word in enumerate(words[:-1])
-            if word in ("--model", "--model.class_path")
-        ),
-        None,
-    )
+    flags = ("--model", "--model.class_path")
+    name = next((after for word, after in pairwise(words) if word in flags), None)
     if name is None:
         return
     home, _, leaf = name.rpartition(".")
@@ -91,35 +87,17 @@ def _placeholders(words: Sequence[str]) -> Iterator[str]:
             yield from (f"--model.init_args.{option}", _PLACEHOLDERS[option])
 
 
-def _print_json(rows: Iterable[VerifyRow]) -> list[VerifyRow]:
-    done = list(rows)
-    print_text(json.dumps([asdict(row) for row in done], indent=2) + "\n")
-    return done
-
-
 def _print_table(rows: Iterable[VerifyRow]) -> list[VerifyRow]:
     console = Console()
-    table = Table(
-        "method",
-        "target",
-        "|gradient| at it",
-        "distance reached",
-        "",
-        "seconds",
-        title="Methods at their targets",
-    )
+    columns = ("method", "target", "|gradient| at it", "distance reached", "", "seconds")
+    table = Table(*columns, title="Methods at their targets")
     done: list[VerifyRow] = []
     with console.status("verifying") as status:
         for row in rows:
             status.update(f"{len(done) + 1}: {row.method}")
+            figures = f"{row.gradient_norm:.1e}", f"{row.distance:.1e}"
             verdict = "ok" if row.ok else "[bold red]misses"
-            figures = (
-                f"{row.gradient_norm:.1e}",
-                f"{row.distance:.1e}",
-                verdict,
-                f"{row.seconds:.1f}",
-            )
-            table.add_row(row.method, row.target, *figures)
+            table.add_row(row.method, row.target, *figures, verdict, f"{row.seconds:.1f}")
             done.append(row)
     console.print(table)
     console.print(f"{sum(row.ok for row in done)} of {len(done)} at their targets", highlight=False)

@@ -250,6 +250,11 @@ class RowsSource(Source):
         return self
 
 
+def local_source(path: str) -> DirectorySource | FileSource:
+    """A directory of the `datasets` library or a file, by what lies at a path."""
+    return DirectorySource(path) if Path(path).is_dir() else FileSource(path)
+
+
 def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[str, Any]]:
     if hasattr(loaded, "keys"):
         if split is None or split not in loaded:

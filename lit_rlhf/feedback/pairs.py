@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 from lit_rlhf.data import ExplicitPrompt, Format, InvalidRowError, Record, Source
 from lit_rlhf.data.formats import check_completion, read_prompt
@@ -89,7 +89,7 @@ def read_pairs(
         source: Where the rows come from.
         format: How a row becomes records. None: `ExplicitPrompt`, or `Candidates` for rows with a column `completions`.
             Labels that the rows may hold already (which answer was chosen, scores) are not shown.
-        uncertainty: Column with a number per row, such as the standard deviation of an ensemble's margins. None: no such.
+        uncertainty: Column with a number per row, such as the standard deviation of an ensemble's margins. None: none.
         invalid: Rows that can't be used end it (error), or are left out (drop).
 
     Raises:
@@ -104,7 +104,9 @@ def read_pairs(
     dropped: list[str] = []
     for number, row in enumerate(source.load()):
         try:
-            for pair in _pairs_of(row, format or _format_for(row), uncertainty):
+            listed = "completions" in row and "chosen" not in row
+            read = format or (Candidates() if listed else ExplicitPrompt())
+            for pair in _pairs_of(row, read, uncertainty):
                 pairs.setdefault(pair.key, pair)
         except InvalidRowError as error:
             if invalid == "error":
@@ -118,23 +120,15 @@ def read_pairs(
     return list(pairs.values())
 
 
-def _format_for(row: Row) -> Format:
-    return Candidates() if "completions" in row and "chosen" not in row else ExplicitPrompt()
-
-
 def _pairs_of(row: Row, read: Format, uncertainty: str | None) -> Iterator[Pair]:
     number = None if uncertainty is None else read_number(row, uncertainty)
-    records = read(row)
-    for record in records:
+    for record in read(row):
         if len(record.completions) < 2 or record.steps:
             raise InvalidRowError(
                 "fewer than two answers", f"{type(read).__name__} gives {len(record.completions)}"
             )
         for first, second in combinations(record.completions, 2):
             if first == second:
-                raise InvalidRowError("identical pair", f"both answers are {_start(first)}")
+                said = repr(first if len(repr(first)) <= 60 else f"{str(first)[:57]}...")
+                raise InvalidRowError("identical pair", f"both answers are {said}")
             yield Pair(record.prompt, first, second, number)
-
-
-def _start(answer: Any) -> str:
-    return repr(answer if len(repr(answer)) <= 60 else f"{str(answer)[:57]}...")

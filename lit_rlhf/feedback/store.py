@@ -93,24 +93,21 @@ class LabelStore:
             )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._prepare()
+            with self._transaction() as database:
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    for statement in _SCHEMA.split(";\n"):
+                        database.execute(statement)
+                    database.execute("INSERT INTO secret VALUES (?)", (secrets.token_urlsafe(32),))
+                    database.execute(f"PRAGMA user_version = {_VERSION}")
         except (OSError, sqlite3.OperationalError) as error:
             raise ConfigurationError(f"Labels can't be kept in {directory}: {error}.") from error
         except sqlite3.DatabaseError as error:
             raise DataError(f"{self.path} is no file of labels, or a torn one: {error}.") from error
-
-    def _prepare(self) -> None:
-        with self._transaction() as database:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _SCHEMA.split(";\n"):
-                    database.execute(statement)
-                database.execute("INSERT INTO secret VALUES (?)", (secrets.token_urlsafe(32),))
-                database.execute(f"PRAGMA user_version = {_VERSION}")
-            elif version != _VERSION:
-                raise DataError(
-                    f"{self.path} has version {version}, this release reads {_VERSION}: take another directory."
-                )
+        if version not in (0, _VERSION):
+            raise DataError(
+                f"{self.path} has version {version}, this release reads {_VERSION}: take another directory."
+            )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -143,13 +140,8 @@ class LabelStore:
                 "INSERT INTO pairs (key, content, uncertainty, place) VALUES (?, ?, ?, ?) ON CONFLICT (key) "
                 "DO UPDATE SET uncertainty = excluded.uncertainty, place = excluded.place",
                 (
-                    (
-                        pair.key,
-                        pair.content,
-                        pair.uncertainty,
-                        stable_hash(self.seed, "order", pair.key),
-                    )
-                    for pair in pairs
+                    (p.key, p.content, p.uncertainty, stable_hash(self.seed, "order", p.key))
+                    for p in pairs
                 ),
             )
             (after,) = database.execute("SELECT count(*) FROM pairs").fetchone()
@@ -221,7 +213,8 @@ class LabelStore:
             raise DataError(f"There is no pair {vote.pair} in {self.path}.")
         with self._transaction() as database:
             database.execute(
-                "INSERT INTO votes (pair, rater, verdict, swapped, attributes, comment, time) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO votes (pair, rater, verdict, swapped, attributes, comment, time) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(vote.pair, vote.rater, vote.verdict, vote.swapped),
                     *(json.dumps(dict(vote.attributes)), vote.comment, time.time()),

@@ -21,7 +21,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.feedback.extra import importing_extra
-from lit_rlhf.feedback.pairs import Pair
 from lit_rlhf.feedback.preferences import progress
 from lit_rlhf.feedback.rendering import turns
 from lit_rlhf.feedback.store import LabelStore, Verdict, Vote
@@ -88,12 +87,7 @@ class _Site:
         rater = self.rater(request)
         voted, total = self.store.counts(rater) if rater and status < 500 else (0, 0)
         body = self.templates.get_template(f"{name}.html.j2").render(
-            page=self.page,
-            secret=self.secret,
-            rater=rater,
-            voted=voted,
-            total=total,
-            **values,
+            page=self.page, secret=self.secret, rater=rater, voted=voted, total=total, **values
         )
         return HTMLResponse(body, status)
 
@@ -127,30 +121,28 @@ class _Site:
 
     def compare(self, request: Request, number: int, before: Vote | None) -> HTMLResponse:
         """The page of one pair."""
-        pair, rater = self._pair(number), self.rater(request)
+        pair, rater = self.store.pair(number), self.rater(request)
+        if pair is None:
+            raise HTTPException(404, f"There is no pair {number}.")
         swapped = before.swapped if before else self.store.is_swapped(number, rater)
         order: list[Verdict] = ["second", "first"] if swapped else ["first", "second"]
         given = self.store.votes(rater)
         earlier = [v for v in given if before is None or v.number < before.number]
+        markdown = self.page.markdown
+        answers = [
+            (letter, side, turns(getattr(pair, side), "answer", markdown=markdown))
+            for letter, side in zip("AB", order, strict=True)
+        ]
         return self.show(
             "pair",
             request,
             number=number,
-            prompt=turns(pair.prompt, "prompt", markdown=self.page.markdown),
-            answers=[
-                (letter, side, turns(getattr(pair, side), "answer", markdown=self.page.markdown))
-                for letter, side in zip("AB", order, strict=True)
-            ],
+            prompt=turns(pair.prompt, "prompt", markdown=markdown),
+            answers=answers,
             swapped=int(swapped),
             before=before,
             back=earlier[-1].pair if earlier else None,
         )
-
-    def _pair(self, number: int) -> Pair:
-        pair = self.store.pair(number)
-        if pair is None:
-            raise HTTPException(404, f"There is no pair {number}.")
-        return pair
 
 
 def create_app(
