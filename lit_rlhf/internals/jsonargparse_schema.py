@@ -3,7 +3,8 @@
 from typing import Any
 
 import jsonargparse
-from jsonargparse._completions_jsonschema import ParserJsonschema, get_all_subclass_paths
+from jsonargparse._completions_jsonschema import ParserJsonschema
+from jsonargparse._typehints import get_all_subclass_paths
 
 _HOMES = ("lit_rlhf.", "lightning.", "torch.optim.")
 
@@ -21,7 +22,7 @@ class _Schema(ParserJsonschema):
     """Theirs knows full class paths alone, asks for all that a class needs, and fails at the class `type`."""
 
     def subclass_def(self, class_type: Any, action: Any) -> dict[str, Any]:
-        paths = [] if class_type is type else get_all_subclass_paths(class_type)  # type: ignore[no-untyped-call]
+        paths = [] if class_type is type else get_all_subclass_paths(class_type)
         known = {path: path.rpartition(".")[2] for path in paths if path.startswith(_HOMES)}
         cases = [
             {
@@ -45,14 +46,14 @@ class _Schema(ParserJsonschema):
         }
 
     def callable_schema(self, typehint: Any, action: Any) -> dict[str, Any]:
-        schema: dict[str, Any] = super().callable_schema(typehint, action)  # type: ignore[no-untyped-call]
+        schema: dict[str, Any] = super().callable_schema(typehint, action)
         # One that returns either of several classes, as a schedule, is to them a name alone.
         return {"type": ["object", "string"]} if schema == {"type": "string"} else schema
 
     def class_parser_schema(
         self, class_type: Any, action: Any, description: str | None = None
     ) -> dict[str, Any]:
-        schema: dict[str, Any] = super().class_parser_schema(class_type, action, description)  # type: ignore[no-untyped-call]
+        schema: dict[str, Any] = super().class_parser_schema(class_type, action, description)
         _drop_required(schema)
         return schema
 
