@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_rlhf.cli.training import TrainingCLI, start
-from lit_rlhf.internals.jsonargparse_schema import json_schema
+from lit_rlhf.internals.jsonargparse import json_schema
 from lit_rlhf.internals.lightning import parser_of
 
 
