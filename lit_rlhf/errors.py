@@ -27,3 +27,7 @@ class TrainingDivergedError(LitRLHFError):
 
 class FileError(LitRLHFError):
     """A file or directory that can't be written: no room, no permission, or something else in its place."""
+
+
+class ServiceError(LitRLHFError):
+    """A request to a server that failed, its retries included; other requests may succeed."""
