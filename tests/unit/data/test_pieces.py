@@ -4,8 +4,14 @@ import random
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, normalizers, processors, trainers
-from tokenizers import pre_tokenizers as cutting
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    normalizers,
+    pre_tokenizers as cutting,
+    processors,
+    trainers,
+)
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
