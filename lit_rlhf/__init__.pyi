@@ -1,4 +1,4 @@
-# ruff: noqa: I001 - one statement for each package
+from lit_rlhf.cli.building import from_config as from_config
 from lit_rlhf.data import (
     DemonstrationDataModule as DemonstrationDataModule,
     PreferenceDataModule as PreferenceDataModule,

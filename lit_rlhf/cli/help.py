@@ -4,12 +4,14 @@ import inspect
 from collections.abc import Iterator
 from importlib import import_module
 
+from lit_rlhf.cli.shipped import RECIPES, SCORED
+
 TRAINING = """usage: lit-rlhf {command} -c FILE [-c OVERLAY ...] [--key value ...]
 
 {what}. A run is described by YAML files, merged from left to right; options on the command line win over files.
 
 options:
-  -c, --config FILE             a configuration; the ones in configs/ have a comment at every key
+  -c, --config FILE             a configuration, or the name of a shipped one, which `lit-rlhf init` lists
   --model CLASS                 what is trained, and how          options of a class: --model.help CLASS
   --model.init_args.KEY VALUE   (also --model.KEY VALUE)
   --data CLASS                  where the data come from          options of a class: --data.help CLASS
@@ -33,6 +35,33 @@ PYTHONPATH.
 """
 
 
+RECIPE = """usage: lit-rlhf {command} --model MODEL --data DATA {reward}[options of lit-rlhf fit]
+
+{what}.
+
+  --model MODEL    directory or hub id: model and tokenizer          (model.backbone.name, data.tokenizer)
+  --data DATA      a file, a directory of save_to_disk, or a hub id  (data.train)
+{scored}
+It is `lit-rlhf fit -c {config}` with these options and all that follow; the run begins with the line that it stands for.
+--print_config prints the whole YAML and stops; `lit-rlhf init {command}` prints the configuration with its comments.
+"""
+_SCORED = (
+    "  --reward PATH    an export or a checkpoint of a reward model       (model.reward.path)\n"
+)
+
+
+def recipe_help(command: str, what: str) -> Iterator[str]:
+    """Help of a command that trains in one line."""
+    scored = command in SCORED
+    yield RECIPE.format(
+        command=command,
+        what=what,
+        config=RECIPES[command],
+        reward="--reward PATH " if scored else "",
+        scored=_SCORED if scored else "",
+    )
+
+
 def training_help(command: str, what: str) -> Iterator[str]:
     """Help of a training command, in parts: usage, which is there at once, and the classes that YAML can name."""
     yield TRAINING.format(command=command, what=what)
@@ -52,12 +81,12 @@ def training_help(command: str, what: str) -> Iterator[str]:
 def described_classes(package: str) -> Iterator[tuple[str, str]]:
     """Classes of one of the library's packages that can be built, with the first line of their docstrings.
 
-    In the order of `__all__`. Left out are errors, and classes with a method that is left to subclasses.
+    By name, acronyms first. Left out are errors, and classes with a method that is left to subclasses.
     """
     # Help of the command itself and of its version need none of it: it brings torch.
-    home = import_module(f"lit_rlhf.{package}")
-    for name in home.__all__:
-        found = getattr(home, name)
+    home = vars(import_module(f"lit_rlhf.{package}"))
+    for name in sorted(home, key=lambda name: (not name.isupper(), name)):
+        found = home[name]
         if isinstance(found, type) and not issubclass(found, Exception) and not _is_open(found):
             yield name, (inspect.getdoc(found) or "").split("\n")[0]
 

@@ -23,8 +23,7 @@ from lit_rlhf.modules import (
     SPPOPolicyModule,
     XPOPolicyModule,
 )
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import targets
+from lit_rlhf.verify import populations as data, targets
 from lit_rlhf.verify.groups import per_token_optimum, ranked_optimum, shrunk_optimum
 from lit_rlhf.verify.off_policy import OffPolicyCase, has_known_weights
 from lit_rlhf.verify.online import PairCase, nash_optimum, sppo_optimum, xpo_optimum

@@ -5,8 +5,7 @@ from functools import partial
 import torch
 
 from lit_rlhf import objectives as o
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import stationarity, targets
+from lit_rlhf.verify import populations as data, stationarity, targets
 from lit_rlhf.verify.preference import PreferenceCase, rows_on
 from lit_rlhf.verify.runner import BETA
 from lit_rlhf.verify.tabular import bandit, tree

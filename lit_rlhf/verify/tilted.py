@@ -3,8 +3,7 @@
 import torch
 
 from lit_rlhf import objectives as o
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import targets
+from lit_rlhf.verify import populations as data, targets
 from lit_rlhf.verify.preference import PreferenceCase, rows_on
 from lit_rlhf.verify.runner import BETA
 from lit_rlhf.verify.tabular import tree
