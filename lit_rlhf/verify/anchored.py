@@ -3,14 +3,8 @@ r"""Methods that hold each completion to a place of its own: stationary where $\
 from torch import Tensor
 
 from lit_rlhf import objectives as o
-<<<<<<< HEAD
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import targets
-from lit_rlhf.verify.preference import PreferenceCase, rows_on
-=======
 from lit_rlhf.verify import populations as data, targets
-from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
->>>>>>> main
+from lit_rlhf.verify.preference import PreferenceCase, rows_on
 from lit_rlhf.verify.runner import BETA
 from lit_rlhf.verify.tabular import bandit
 
