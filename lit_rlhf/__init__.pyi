@@ -1,4 +1,3 @@
-# ruff: noqa: I001 - one statement for each package
 from lit_rlhf.data import (
     DemonstrationDataModule as DemonstrationDataModule,
     PreferenceDataModule as PreferenceDataModule,

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from benchmarks import compare as compare_script
-from benchmarks.comparison import machine as machine_module
-from benchmarks.comparison import parity
+from benchmarks.comparison import machine as machine_module, parity
 from benchmarks.comparison.inputs import REVIEWS, Inputs
 from benchmarks.comparison.ledger import Measured
 from benchmarks.comparison.machine import cpu_model, machine

@@ -52,12 +52,12 @@ def training_help(command: str, what: str) -> Iterator[str]:
 def described_classes(package: str) -> Iterator[tuple[str, str]]:
     """Classes of one of the library's packages that can be built, with the first line of their docstrings.
 
-    In the order of `__all__`. Left out are errors, and classes with a method that is left to subclasses.
+    By name, acronyms first. Left out are errors, and classes with a method that is left to subclasses.
     """
     # Help of the command itself and of its version need none of it: it brings torch.
-    home = import_module(f"lit_rlhf.{package}")
-    for name in home.__all__:
-        found = getattr(home, name)
+    home = vars(import_module(f"lit_rlhf.{package}"))
+    for name in sorted(home, key=lambda name: (not name.isupper(), name)):
+        found = home[name]
         if isinstance(found, type) and not issubclass(found, Exception) and not _is_open(found):
             yield name, (inspect.getdoc(found) or "").split("\n")[0]
 

@@ -3,26 +3,12 @@
 The page where people vote is `lit_rlhf.feedback.web`, apart because it needs the extra `annotate`.
 """
 
-from lit_rlhf.feedback.pairs import Candidates, Pair, read_pairs
+from lit_rlhf.feedback.pairs import Candidates as Candidates, Pair as Pair, read_pairs as read_pairs
 from lit_rlhf.feedback.preferences import (
-    Exported,
-    Progress,
-    agreement,
-    export_preferences,
-    progress,
+    Exported as Exported,
+    Progress as Progress,
+    agreement as agreement,
+    export_preferences as export_preferences,
+    progress as progress,
 )
-from lit_rlhf.feedback.store import LabelStore, Verdict, Vote
-
-__all__ = [
-    "Candidates",
-    "Exported",
-    "LabelStore",
-    "Pair",
-    "Progress",
-    "Verdict",
-    "Vote",
-    "agreement",
-    "export_preferences",
-    "progress",
-    "read_pairs",
-]
+from lit_rlhf.feedback.store import LabelStore as LabelStore, Verdict as Verdict, Vote as Vote

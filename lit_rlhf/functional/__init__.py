@@ -1,4 +1,3 @@
-# ruff: noqa: I001 - isort would write one import for each name
 """The mathematics that several callers share, as pure functions of tensors (layer L1): no Lightning, no state.
 
 Formulas of losses, advantages and the like stand in their classes, in `lit_rlhf.objectives`. Axes: B prompts, K branches
@@ -28,12 +27,7 @@ from lit_rlhf.functional.branches import (
     expand_branches as expand_branches,
     pack_branches as pack_branches,
 )
-from lit_rlhf.functional.kl import (
-    full_kl as full_kl,
-    k1 as k1,
-    k2 as k2,
-    k3 as k3,
-)
+from lit_rlhf.functional.kl import full_kl as full_kl, k1 as k1, k2 as k2, k3 as k3
 from lit_rlhf.functional.logprobs import (
     TokenLogprobs as TokenLogprobs,
     chunked_logprobs as chunked_logprobs,
@@ -83,9 +77,3 @@ from lit_rlhf.functional.rewards import (
     overlong_penalty as overlong_penalty,
     place_at_end as place_at_end,
 )
-
-__all__ = [
-    name
-    for name, value in list(globals().items())
-    if name[0] != "_" and hasattr(value, "__module__")
-]

@@ -2,5 +2,3 @@
 
 Each says the version that it was read from; `tests/architecture/test_internals.py` fails with a sentence when one moves.
 """
-
-__all__ = ["bitsandbytes", "lightning", "peft", "torch", "transformers"]

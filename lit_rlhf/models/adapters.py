@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig
 from peft.tuners import lora
-from peft.tuners.lora import LoraModel
-from peft.tuners.lora import bnb as lora_bnb
+from peft.tuners.lora import LoraModel, bnb as lora_bnb
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel

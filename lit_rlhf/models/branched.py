@@ -20,6 +20,7 @@ from lit_rlhf.functional.branches import (
     branch_layout,
     branch_parts,
     expand_branches,
+    pack_branches,
 )
 from lit_rlhf.internals.transformers import accepts, attention_of
 from lit_rlhf.models.kernels.attention import apart, computes_apart
@@ -55,6 +56,27 @@ class BranchStates(NamedTuple):
         )  # up to that token
         inner = self.source.gather(1, length.clamp_max(len(steps) - 1)[:, None]).squeeze(1)
         return torch.where(length == self.mask.sum(-1), self.last, inner)
+
+
+def pack(
+    prompt_ids: Tensor, prompt_mask: Tensor, tokens: Tensor, mask: Tensor, pad_token_id: int = 0
+) -> BranchedBatch:
+    """Prompts and their completions as a batch; see `lit_rlhf.functional.branches.pack_branches`."""
+    packed = pack_branches(prompt_ids, prompt_mask, tokens, mask, pad_token_id)
+    return BranchedBatch(
+        input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
+    )
+
+
+def select_rows(
+    batch: BranchedBatch, rows: Tensor | slice, width: int | None = None
+) -> BranchedBatch:
+    """Some rows of a batch, and of those the first `width` positions."""
+    return BranchedBatch(
+        input_ids=batch["input_ids"][rows, :width],
+        branch_ids=batch["branch_ids"][rows, :width],
+        position_ids=batch["position_ids"][rows, :width],
+    )
 
 
 def spread(values: Tensor, positions: Tensor, size: torch.Size) -> Tensor:

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import branch_layout
-from lit_rlhf.models.branched import BranchRunner
+from lit_rlhf.models.branched import BranchRunner, select_rows
 from lit_rlhf.models.lm_head import LMHead
 from lit_rlhf.models.loading import embeddings
 from lit_rlhf.types import BranchedBatch
@@ -38,11 +38,7 @@ def check_decoder(model: PreTrainedModel, runner: BranchRunner, lm_head: LMHead 
     layout = branch_layout(batch["branch_ids"], 2)
     rows = runner.expanded(batch, layout, 2)
     name, dtype = type(runner.trunk).__name__, embeddings(model).dtype
-    alone = BranchedBatch(
-        input_ids=batch["input_ids"][1:],
-        branch_ids=batch["branch_ids"][1:],
-        position_ids=batch["position_ids"][1:],
-    )
+    alone = select_rows(batch, slice(1, None))
     own = runner.expanded(alone, branch_layout(alone["branch_ids"], 2), 2)
     if not close(rows.hidden[rows.last][2:], own.hidden[own.last], dtype):
         raise ConfigurationError(

@@ -1,60 +1,39 @@
 """LightningModules: orchestration only; the mathematics is in `functional`, the formulas' knobs in `objectives`."""
 
-from lit_rlhf.modules.base import RLHFModule
-from lit_rlhf.modules.dapo import DAPOPolicyModule
+from lit_rlhf.modules.base import RLHFModule as RLHFModule
+from lit_rlhf.modules.dapo import DAPOPolicyModule as DAPOPolicyModule
 from lit_rlhf.modules.group import (
-    CISPOPolicyModule,
-    DrGRPOPolicyModule,
-    GroupPolicyModule,
-    GRPOPolicyModule,
-    GSPOPolicyModule,
-    REINFORCEPolicyModule,
-    ReinforcePPPolicyModule,
-    RLOOPolicyModule,
+    CISPOPolicyModule as CISPOPolicyModule,
+    DrGRPOPolicyModule as DrGRPOPolicyModule,
+    GroupPolicyModule as GroupPolicyModule,
+    GRPOPolicyModule as GRPOPolicyModule,
+    GSPOPolicyModule as GSPOPolicyModule,
+    REINFORCEPolicyModule as REINFORCEPolicyModule,
+    ReinforcePPPolicyModule as ReinforcePPPolicyModule,
+    RLOOPolicyModule as RLOOPolicyModule,
 )
-from lit_rlhf.modules.nash_md import NashMDPolicyModule
-from lit_rlhf.modules.online import OnlineDPOPolicyModule, SPPOPolicyModule, XPOPolicyModule
-from lit_rlhf.modules.opponents import MixtureOpponent, Opponent, ReferenceOpponent
-from lit_rlhf.modules.policy import PolicyModule
-from lit_rlhf.modules.ppo import GAE, PPOPolicyModule, ValueLoss
-from lit_rlhf.modules.preference import PreferenceModule
-from lit_rlhf.modules.ptx import PPOPtxPolicyModule
-from lit_rlhf.modules.rebel import REBELPolicyModule
-from lit_rlhf.modules.remax import ReMaxPolicyModule
-from lit_rlhf.modules.reward import RewardModelModule
-from lit_rlhf.modules.schedules import WarmupCosine
-from lit_rlhf.modules.steps import Steps, Updates
-from lit_rlhf.modules.supervised import SupervisedModule
-
-__all__ = [
-    "GAE",
-    "CISPOPolicyModule",
-    "DAPOPolicyModule",
-    "DrGRPOPolicyModule",
-    "GRPOPolicyModule",
-    "GSPOPolicyModule",
-    "GroupPolicyModule",
-    "MixtureOpponent",
-    "NashMDPolicyModule",
-    "OnlineDPOPolicyModule",
-    "Opponent",
-    "PPOPolicyModule",
-    "PPOPtxPolicyModule",
-    "PolicyModule",
-    "PreferenceModule",
-    "REBELPolicyModule",
-    "REINFORCEPolicyModule",
-    "RLHFModule",
-    "RLOOPolicyModule",
-    "ReMaxPolicyModule",
-    "ReferenceOpponent",
-    "ReinforcePPPolicyModule",
-    "RewardModelModule",
-    "SPPOPolicyModule",
-    "Steps",
-    "SupervisedModule",
-    "Updates",
-    "ValueLoss",
-    "WarmupCosine",
-    "XPOPolicyModule",
-]
+from lit_rlhf.modules.nash_md import NashMDPolicyModule as NashMDPolicyModule
+from lit_rlhf.modules.online import (
+    OnlineDPOPolicyModule as OnlineDPOPolicyModule,
+    SPPOPolicyModule as SPPOPolicyModule,
+    XPOPolicyModule as XPOPolicyModule,
+)
+from lit_rlhf.modules.opponents import (
+    MixtureOpponent as MixtureOpponent,
+    Opponent as Opponent,
+    ReferenceOpponent as ReferenceOpponent,
+)
+from lit_rlhf.modules.policy import PolicyModule as PolicyModule
+from lit_rlhf.modules.ppo import (
+    GAE as GAE,
+    PPOPolicyModule as PPOPolicyModule,
+    ValueLoss as ValueLoss,
+)
+from lit_rlhf.modules.preference import PreferenceModule as PreferenceModule
+from lit_rlhf.modules.ptx import PPOPtxPolicyModule as PPOPtxPolicyModule
+from lit_rlhf.modules.rebel import REBELPolicyModule as REBELPolicyModule
+from lit_rlhf.modules.remax import ReMaxPolicyModule as ReMaxPolicyModule
+from lit_rlhf.modules.reward import RewardModelModule as RewardModelModule
+from lit_rlhf.modules.schedules import WarmupCosine as WarmupCosine
+from lit_rlhf.modules.steps import Steps as Steps, Updates as Updates
+from lit_rlhf.modules.supervised import SupervisedModule as SupervisedModule

@@ -378,9 +378,8 @@ class RLHFModule(LightningModule):
             )
         if ours["class"] != type(self).__qualname__:
             raise CheckpointError(
-                f"The checkpoint was written by {ours['class']}, the model is "
-                f"{type(self).__qualname__}. Give --ckpt_path a "
-                f"checkpoint of a {type(self).__qualname__}, or set model.class_path to {ours['class']}."
+                f"The checkpoint was written by {ours['class']}, the model is {type(self).__qualname__}. Give "
+                f"--ckpt_path a checkpoint of a {type(self).__qualname__}, or set model.class_path to {ours['class']}."
             )
         self.configure_model()
         # FSDP2 has loaded the weights by now, in silence where some are missing, and has taken them out of the
@@ -391,9 +390,8 @@ class RLHFModule(LightningModule):
         missing, unexpected = sorted(wanted - found), sorted(found - wanted)
         if missing or unexpected:
             raise CheckpointError(
-                f"The checkpoint doesn't fit the model: {len(missing)} trainable parameters are missing "
-                f"(first: {missing[:3]}), {len(unexpected)} are not of this model (first: "
-                f"{unexpected[:3]}). Were backbone, "
+                f"The checkpoint doesn't fit the model: {len(missing)} trainable parameters are missing (first: "
+                f"{missing[:3]}), {len(unexpected)} are not of this model (first: {unexpected[:3]}). Were backbone, "
                 "lora or value other when it was written?"
             )
         self._check_shapes(shapes)
@@ -409,9 +407,8 @@ class RLHFModule(LightningModule):
             name = wrong[0]
             raise CheckpointError(
                 f"The checkpoint doesn't fit the model: {len(wrong)} parameters have another shape; {name} is "
-                f"{tuple(found[name])} in the checkpoint and {shapes[name]} in the model. Was "
-                "backbone.lora other when it "
-                "was written? What stands in files and on the command line holds; the checkpoint's options don't."
+                f"{tuple(found[name])} in the checkpoint and {shapes[name]} in the model. Was backbone.lora other when "
+                "it was written? What stands in files and on the command line holds; the checkpoint's options don't."
             )
 
 

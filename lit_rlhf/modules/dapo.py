@@ -89,9 +89,8 @@ class DAPOPolicyModule(GroupPolicyModule):
         check_option(1 <= buffer <= longest, self, "overlong_buffer", buffer, what)
         if overlong_buffer is not None and overlong_penalty == 0:
             raise ConfigurationError(
-                f"overlong_buffer={overlong_buffer} is where a penalty of overlong_penalty=0 would "
-                "grow. Set a penalty, or "
-                "leave the buffer out."
+                f"overlong_buffer={overlong_buffer} is where a penalty of overlong_penalty=0 would grow. Set a "
+                "penalty, or leave the buffer out."
             )
 
     def penalized_scores(self, rollout: ScoredRollout) -> Tensor:

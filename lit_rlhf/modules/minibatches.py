@@ -9,22 +9,14 @@ from torch.nn.functional import pad
 
 from lit_rlhf.distributed import num_ranks, stack_over_ranks
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.branches import pack_branches
+from lit_rlhf.models.branched import pack
 from lit_rlhf.types import BranchedBatch, PromptBatch, Rollout, Stage
 
 
 def rollout_batch(rollout: Rollout, pad_token_id: int) -> BranchedBatch:
     """Lay a rollout out as branched rows, each prompt with all of its samples."""
-    packed = pack_branches(
-        rollout.prompts.ids,
-        rollout.prompts.mask,
-        rollout.completions.tokens,
-        rollout.response_mask,
-        pad_token_id=pad_token_id,
-    )
-    return BranchedBatch(
-        input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
-    )
+    prompts, completions = rollout.prompts, rollout.completions
+    return pack(prompts.ids, prompts.mask, completions.tokens, completions.mask, pad_token_id)
 
 
 def row_lengths(rollout: Rollout) -> Tensor:

@@ -184,9 +184,8 @@ class OnlineDPOPolicyModule(PolicyModule):
         beyond = sorted(self.pair_loss.statistics - {"tokens"})
         if beyond:
             raise ConfigurationError(
-                f"{type(self).__name__}: {name} needs {beyond} of the policy, and rollouts hold "
-                "log-probs alone. Choose "
-                "another loss, such as DPO or IPO."
+                f"{type(self).__name__}: {name} needs {beyond} of the policy, and rollouts hold log-probs alone. "
+                "Choose another loss, such as DPO or IPO."
             )
         if isinstance(self.pair_loss, _OF_A_BATCH):
             raise ConfigurationError(
@@ -195,9 +194,8 @@ class OnlineDPOPolicyModule(PolicyModule):
             )
         if self.opponent is None and self.num_samples % 2:
             raise ConfigurationError(
-                f"{type(self).__name__}: num_samples={self.num_samples} samples of a prompt can't "
-                "be paired; give an even "
-                "number."
+                f"{type(self).__name__}: num_samples={self.num_samples} samples of a prompt can't be paired; give an "
+                "even number."
             )
 
 

@@ -130,9 +130,8 @@ class PreferenceModule(RLHFModule):
             )
         if alpha < 1 and self.reference_dtype not in (None, "float32"):
             raise ConfigurationError(
-                f"MovingReference(alpha={alpha}) averages weights, and in "
-                f"reference_dtype={self.reference_dtype!r} small "
-                "steps round away. Leave reference_dtype out, or set alpha: 1."
+                f"MovingReference(alpha={alpha}) averages weights, and in reference_dtype={self.reference_dtype!r} "
+                "small steps round away. Leave reference_dtype out, or set alpha: 1."
             )
 
     # -- statistics ---------------------------------------------------------------------------------------------------
@@ -220,9 +219,8 @@ class PreferenceModule(RLHFModule):
         found, wanted = set(state["loss"]), set(self.objective.state_dict())
         if found != wanted:
             raise CheckpointError(
-                f"The checkpoint holds the statistics {sorted(found)} of its loss, but "
-                f"{type(self.objective).__name__} keeps {sorted(wanted)}. Set model.init_args.loss to the loss it was "
-                "written with."
+                f"The checkpoint holds the statistics {sorted(found)} of its loss, but {type(self.objective).__name__} "
+                f"keeps {sorted(wanted)}. Set model.init_args.loss to the loss it was written with."
             )
         self.objective.load_state_dict(state["loss"])
 
@@ -307,11 +305,9 @@ class PreferenceModule(RLHFModule):
         branches = self._branches(batch)
         if given is None or given.shape[-1] != branches:
             raise DataError(
-                f"reference={self.reference_source!r} needs `ref_logprobs` of {branches} "
-                "completions a row in the batch, "
-                f"which has {'none' if given is None else given.shape[-1]}. `fit` with a "
-                "DataModule of this library computes "
-                "them; elsewhere set reference='live'."
+                f"reference={self.reference_source!r} needs `ref_logprobs` of {branches} completions a row in the "
+                f"batch, which has {'none' if given is None else given.shape[-1]}. `fit` with a DataModule of this "
+                "library computes them; elsewhere set reference='live'."
             )
         lengths = torch.zeros_like(given, dtype=torch.int64)  # unknown, and never asked for
         return SequenceStats(given, lengths)

@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_rlhf.distributed import num_ranks, stack_over_ranks, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import ModelSpec
+from lit_rlhf.models.branched import select_rows
 from lit_rlhf.modules.means import Means
 from lit_rlhf.modules.minibatches import microbatch_indices
 from lit_rlhf.modules.ppo import PPOPolicyModule
@@ -95,8 +96,7 @@ class PPOPtxPolicyModule(PPOPolicyModule):
         wanted = self.updates.minibatches
         if count < wanted:
             raise ConfigurationError(
-                f"{count} row(s) of text per process can't be divided into "
-                f"updates.minibatches={wanted}. Raise the "
+                f"{count} row(s) of text per process can't be divided into updates.minibatches={wanted}. Raise the "
                 "batch_size of the data module's `text`."
             )
         rows = torch.arange(count, device=text["input_ids"].device)
@@ -105,9 +105,4 @@ class PPOPtxPolicyModule(PPOPolicyModule):
 
 def _rows(batch: BranchedBatch, rows: Tensor) -> BranchedBatch:
     """Some rows, as wide as the longest of them."""
-    width = int((batch["branch_ids"][rows] >= 0).sum(-1).max())
-    return BranchedBatch(
-        input_ids=batch["input_ids"][rows, :width],
-        branch_ids=batch["branch_ids"][rows, :width],
-        position_ids=batch["position_ids"][rows, :width],
-    )
+    return select_rows(batch, rows, int((batch["branch_ids"][rows] >= 0).sum(-1).max()))

@@ -1,4 +1,3 @@
-# ruff: noqa: I001 - isort would write one import for each name
 """What is optimized, as small classes to inject, each of which holds its formula (layer L2).
 
 Reward losses, preference losses, advantages, surrogates, KL losses, reductions and KL control are independent choices;
@@ -61,9 +60,7 @@ from lit_rlhf.objectives.pairwise.anchored import (
     CalDPO as CalDPO,
     NCAPair as NCAPair,
 )
-from lit_rlhf.objectives.pairwise.base import (
-    PairwiseLoss as PairwiseLoss,
-)
+from lit_rlhf.objectives.pairwise.base import PairwiseLoss as PairwiseLoss
 from lit_rlhf.objectives.pairwise.links import (
     EXO as EXO,
     FDPO as FDPO,
@@ -146,9 +143,3 @@ from lit_rlhf.objectives.surrogates import (
     Surrogate as Surrogate,
     WeightClipped as WeightClipped,
 )
-
-__all__ = [
-    name
-    for name, value in list(globals().items())
-    if name[0] != "_" and hasattr(value, "__module__")
-]

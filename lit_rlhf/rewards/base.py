@@ -45,7 +45,10 @@ class Reward(nn.Module, ABC):
 
     def members(self) -> list["Reward"]:
         """The rewards that this one is made of."""
-        return [module for module in self.children() if isinstance(module, Reward)]
+        lists = (
+            child if isinstance(child, nn.ModuleList) else [child] for child in self.children()
+        )
+        return [module for listed in lists for module in listed if isinstance(module, Reward)]
 
 
 def read_column(completions: Completions, name: str, reader: str) -> list[Any]:

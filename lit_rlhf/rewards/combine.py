@@ -36,10 +36,6 @@ class WeightedSum(Reward):
         self.weights = [float((weights or {}).get(name, 1.0)) for name in self.names]
         self.rewards = nn.ModuleList(rewards.values())
 
-    def members(self) -> list[Reward]:
-        """The rewards, in the order of their names."""
-        return _rewards(self.rewards)
-
     def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
         scores, parts = score_members(self, self.names, completions)
@@ -69,10 +65,6 @@ class Ensemble(Reward):
                 f"{type(self).__name__}.rewards has {len(rewards)} members; an ensemble needs at least 2."
             )
         self.rewards = nn.ModuleList(rewards)
-
-    def members(self) -> list[Reward]:
-        """The members."""
-        return _rewards(self.rewards)
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
@@ -147,16 +139,11 @@ class MonitoredReward(Reward):
         super().__init__()
         if not monitors or "proxy" in monitors:
             raise ConfigurationError(
-                f"MonitoredReward.monitors={sorted(monitors)}: name at least one reward, and none "
-                "of them 'proxy', which is "
-                "the name of the reward that is optimized."
+                f"MonitoredReward.monitors={sorted(monitors)}: name at least one reward, and none of them 'proxy', "
+                "which is the name of the reward that is optimized."
             )
         self.names = ["proxy", *monitors]
         self.rewards = nn.ModuleList([reward, *monitors.values()])
-
-    def members(self) -> list[Reward]:
-        """The reward, then the monitors."""
-        return _rewards(self.rewards)
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32: the reward's alone."""
@@ -176,7 +163,3 @@ def score_members(
         parts |= {name: total} | {f"{name}/{part}": value for part, value in found.parts.items()}
         scores.append(total)
     return scores, parts
-
-
-def _rewards(modules: nn.ModuleList) -> list[Reward]:
-    return [module for module in modules if isinstance(module, Reward)]

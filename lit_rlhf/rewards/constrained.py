@@ -77,14 +77,9 @@ class ConstrainedReward(Reward):
         multiplier = float(self.multiplier)
         scores = (reward - multiplier * cost) / (1 + multiplier)
         parts["multiplier"] = cost.new_full(cost.shape, multiplier)
-        if self.training:
-            self._ascend(float(weighted_mean(cost)))
+        mean_cost = float(weighted_mean(cost)) if self.training else math.nan
+        if math.isfinite(mean_cost):  # else the module will name the completion
+            bound = math.log(self.max_multiplier)
+            moved = math.log(multiplier) + self.rate * multiplier * (mean_cost - self.limit)
+            self.multiplier.fill_(math.exp(min(max(moved, -bound), bound)))
         return Scores(scores, parts)
-
-    def _ascend(self, mean_cost: float) -> None:
-        if not math.isfinite(mean_cost):  # the module will name the completion
-            return
-        bound = math.log(self.max_multiplier)
-        multiplier = float(self.multiplier)
-        moved = math.log(multiplier) + self.rate * multiplier * (mean_cost - self.limit)
-        self.multiplier.fill_(math.exp(min(max(moved, -bound), bound)))

@@ -17,8 +17,6 @@ from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.rewards.base import Reward, as_scores
 from lit_rlhf.types import Completions, Scores
 
-_GIVEN = ("prompts", "responses")
-
 
 class FunctionReward(Reward):
     """A Python function `f(prompts, responses, **columns)` that returns one number per response.
@@ -55,13 +53,14 @@ class FunctionReward(Reward):
     ) -> None:
         super().__init__()
         self.function = load_function(function) if isinstance(function, str) else function
-        given = (
-            function
-            if isinstance(function, str)
-            else getattr(function, "__qualname__", type(function).__name__)
-        )
+        own = getattr(function, "__qualname__", type(function).__name__)
+        given = function if isinstance(function, str) else own
         self.name = name or given.rpartition(">.")[2] or given
-        self.wants = _parameters(self.function)
+        try:
+            self.wants = list(inspect.signature(self.function).parameters.values())
+        except (TypeError, ValueError):  # builtins that don't tell
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            self.wants = [inspect.Parameter(n, keyword) for n in ("prompts", "responses")]
         self.retries = retries
         check_option(is_whole(retries, 0), self, "retries", retries, "0 or more")
 
@@ -96,13 +95,13 @@ class FunctionReward(Reward):
         return call()
 
     def _arguments(self, completions: Completions) -> dict[str, Any]:
-        as_in_trl = any(p.name == "completions" for p in self.wants)
-        known: dict[str, Any] = {
-            **completions.columns,
+        given: dict[str, Any] = {
             "prompts": completions.prompts,
             "responses": completions.responses,
-            **(_trl_arguments(completions) if as_in_trl else {}),
         }
+        if any(p.name == "completions" for p in self.wants):
+            given |= _trl_arguments(completions)
+        known: dict[str, Any] = {**completions.columns, **given}
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.wants)
         wanted = [p for p in self.wants if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         missing = [p.name for p in wanted if p.default is p.empty and p.name not in known]
@@ -116,13 +115,10 @@ class FunctionReward(Reward):
 
     def _checked(self, values: object, completions: Completions) -> list[float]:
         count = len(completions.responses)
-        listed = values.tolist() if hasattr(values, "tolist") else values
-        if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != count:
-            what = (
-                f"{len(listed)} values"
-                if isinstance(listed, Sequence) and not isinstance(listed, str)
-                else repr(listed)[:200]
-            )
+        listed: Any = values.tolist() if hasattr(values, "tolist") else values
+        is_list = isinstance(listed, Sequence) and not isinstance(listed, str)
+        if not is_list or len(listed) != count:
+            what = f"{len(listed)} values" if is_list else repr(listed)[:200]
             raise DataError(
                 f"The reward function {self.name!r} returned {what} ({type(values).__name__}) for {count} responses. "
                 "It must return a list of one number per response, in their order."
@@ -148,10 +144,8 @@ def load_function(where: str) -> Callable[..., Any]:
     if not separator:
         place, _, name = where.rpartition(".")
     try:
-        module = (
-            _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
-        found: object = getattr(module, name)
+        load = _from_file if place.endswith(".py") else importlib.import_module
+        found: object = getattr(load(place), name)
     except (ImportError, AttributeError, ValueError, OSError) as error:
         raise ConfigurationError(
             f"There is no function {where!r}: {error}. Give 'package.module.function' (the package must be installed "
@@ -187,7 +181,8 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def _from_file(path: Path) -> Any:
+def _from_file(place: str) -> Any:
+    path = Path(place)
     if not path.is_file():
         raise ConfigurationError(
             f"There is no file {str(path)!r} (looked in {Path.cwd()}) to take a reward function from."
@@ -198,10 +193,3 @@ def _from_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    try:
-        return list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # builtins that don't tell
-        return [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in _GIVEN]

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, RewardSource, evaluating, gathered
+from lit_rlhf.models.branched import pack
 from lit_rlhf.models.specs import Attention, DTypeOption, Quantization
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
 from lit_rlhf.rewards.trained import TrainedReward
-from lit_rlhf.types import BranchedBatch, Completions, Scores
+from lit_rlhf.types import Completions, Scores
 
 
 class _Place(NamedTuple):
@@ -81,13 +81,10 @@ class ModelReward(Reward):
         self.share_base = share_base
         self.normalize = normalize
         self.batch_tokens = batch_tokens
-        self.options: dict[str, Any] = {
-            "attention": attention,
-            "trust_remote_code": trust_remote_code,
-        }
-        self.options |= {
-            k: v for k, v in (("dtype", dtype), ("quantization", quantization)) if v is not None
-        }
+        given = {"dtype": dtype, "quantization": quantization}
+        self.options: dict[str, Any] = {"attention": attention}
+        self.options["trust_remote_code"] = trust_remote_code
+        self.options |= {name: value for name, value in given.items() if value is not None}
         self.base = base
         self.conversation_column = conversation_column
         self._place: _Place | None = None
@@ -109,8 +106,21 @@ class ModelReward(Reward):
                 f"ModelReward.share_base is true, but {self.path!r} can't stand on the policy's base: {obstacle}. Set "
                 "share_base: false."
             )
-        share = obstacle is None if self.share_base is None else self.share_base
-        self._place = self._shared(trained, backbone) if share else self._own(trained, backbone)
+        if self.share_base or (self.share_base is None and obstacle is None):
+            names = itertools.chain(["reward"], (f"reward_{i}" for i in itertools.count(2)))
+            taken = {*backbone.adapters, *backbone.heads}
+            role = next(name for name in names if name not in taken)
+            trained.add_to(backbone, role)
+            mean, std = trained.moments() if self.normalize else (0.0, 1.0)
+            self._place = _Place((backbone,), role, mean, std, None)
+            return
+        own = self.backbone = trained.load(self.options).to(backbone.device)
+        retokenizer = None
+        if not same_ids(backbone.tokenizer, own.tokenizer):
+            column = self.conversation_column
+            retokenizer = Retokenizer(backbone.tokenizer, own.tokenizer, column)
+        mean, std = (own.score_mean, own.score_std) if self.normalize else (0.0, 1.0)
+        self._place = _Place((own,), "reward", mean, std, retokenizer)
 
     def source(self) -> RewardSource | None:
         """Where the reward model lives, once attached."""
@@ -129,67 +139,40 @@ class ModelReward(Reward):
             raise ConfigurationError(
                 "ModelReward has no model yet: call attach(backbone) with the policy's backbone first."
             )
-        backbone, role = self._place.backbone[0], self._place.role
-        rows = self._rows(completions, self._place.retokenizer)
+        (backbone,), role, mean, std, retokenizer = self._place
+        if retokenizer is not None:
+            rows = retokenizer(completions)
+        else:
+            prompt_mask, mask = completions.prompt_mask.bool(), completions.response_mask.bool()
+            rows = TokenRows(completions.prompt_ids, prompt_mask, completions.tokens, mask)
         prompt_lengths, lengths = _check_lengths(rows, backbone, self.path)
-        count, samples = len(prompt_lengths), len(lengths) // len(prompt_lengths)
+        count, samples = lengths.shape
         scores = torch.empty(count, samples, device=rows.tokens.device)
-        totals = prompt_lengths + lengths.view(count, -1).sum(-1)
+        totals = prompt_lengths + lengths.sum(-1)
         # Processes may have different numbers of batches, so sharded weights are gathered once, not in each forward.
         with gathered(backbone), evaluating(backbone):
             for part in _batches(totals, self.batch_tokens):
-                batch = _branched(
-                    rows, part, prompt_lengths, lengths.view(count, -1), backbone.pad_token_id
+                width, longest = int(prompt_lengths[part].max()), int(lengths[part].max())
+                prompts = rows.prompt_ids[part, :width], rows.prompt_mask[part, :width]
+                tokens, taken = (
+                    x.view(count, samples, -1)[part, :, :longest].flatten(0, 1)
+                    for x in (rows.tokens, rows.mask)
                 )
+                batch = pack(*prompts, tokens, taken, backbone.pad_token_id)
                 found = backbone(batch, num_branches=samples, role=role, scores=role).scores
                 scores[part] = found.view(len(part), samples).float()
-        return Scores((scores.flatten() - self._place.mean) / self._place.std)
-
-    def _rows(self, completions: Completions, retokenizer: Retokenizer | None) -> TokenRows:
-        if retokenizer is not None:
-            return retokenizer(completions)
-        return TokenRows(
-            completions.prompt_ids,
-            completions.prompt_mask.bool(),
-            completions.tokens,
-            completions.response_mask.bool(),
-        )
-
-    def _shared(self, trained: TrainedReward, policy: Backbone) -> _Place:
-        role = next(
-            name
-            for name in _role_names()
-            if name not in policy.adapters and name not in policy.heads
-        )
-        trained.add_to(policy, role)
-        mean, std = trained.moments() if self.normalize else (0.0, 1.0)
-        return _Place((policy,), role, mean, std, None)
-
-    def _own(self, trained: TrainedReward, policy: Backbone) -> _Place:
-        self.backbone = trained.load(self.options).to(policy.device)
-        retokenizer = None
-        if not same_ids(policy.tokenizer, self.backbone.tokenizer):
-            retokenizer = Retokenizer(
-                policy.tokenizer, self.backbone.tokenizer, self.conversation_column
-            )
-        mean, std = (
-            (self.backbone.score_mean, self.backbone.score_std) if self.normalize else (0.0, 1.0)
-        )
-        return _Place((self.backbone,), "reward", mean, std, retokenizer)
-
-
-def _role_names() -> Iterator[str]:
-    yield "reward"
-    yield from (f"reward_{number}" for number in itertools.count(2))
+        return Scores((scores.flatten() - mean) / std)
 
 
 def _check_lengths(rows: TokenRows, backbone: Backbone, path: str) -> tuple[Tensor, Tensor]:
+    """(B,) and (B, K) tokens, which must not be none nor too many."""
     prompts, completions = rows.prompt_mask.sum(-1), rows.mask.sum(-1)
     if bool((completions == 0).any()):
         raise DataError(
             f"Completion {int(completions.argmin())} of the batch has no tokens, so there is nothing to score."
         )
-    longest = int((prompts[:, None] + completions.view(len(prompts), -1)).max())
+    completions = completions.view(len(prompts), -1)
+    longest = int((prompts[:, None] + completions).max())
     context = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and longest > context:
         raise ConfigurationError(
@@ -208,17 +191,3 @@ def _batches(totals: Tensor, budget: int) -> Iterator[Tensor]:
         size = max(budget // lengths[start], 1)
         yield order[start : start + size]
         start += size
-
-
-def _branched(
-    rows: TokenRows, part: Tensor, prompt_lengths: Tensor, lengths: Tensor, pad: int
-) -> BranchedBatch:
-    width, length = int(prompt_lengths[part].max()), int(lengths[part].max())
-    tokens = rows.tokens.view(*lengths.shape, -1)[part, :, :length].flatten(0, 1)
-    mask = rows.mask.view(*lengths.shape, -1)[part, :, :length].flatten(0, 1)
-    packed = pack_branches(
-        rows.prompt_ids[part, :width], rows.prompt_mask[part, :width], tokens, mask, pad
-    )
-    return BranchedBatch(
-        input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
-    )

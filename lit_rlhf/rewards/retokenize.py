@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -85,36 +86,28 @@ class Retokenizer:
         samples = len(completions.tokens) // max(num_prompts, 1)
         if self.conversation_column is None:
             texts = self._plain_prompts(completions)
-            special = True
         else:
-            column = read_column(
-                completions, self.conversation_column, "ModelReward.conversation_column"
-            )
+            owner = "ModelReward.conversation_column"
+            column = read_column(completions, self.conversation_column, owner)
             texts = [self._render(messages) for messages in column[::samples]]
-            special = False
-        start = (
-            self.reward.bos_token_id
-            if self.reward.bos_token_id is not None
-            else self.reward.eos_token_id
-        )
-        prompts = [self._encode(text, special=special) or [int(start)] for text in texts]
+        special = self.conversation_column is None
+        eos, bos = int(self.reward.eos_token_id), self.reward.bos_token_id
+        start = eos if bos is None else int(bos)
+        prompts = [self._encode(text, special=special) or [start] for text in texts]
+        tails = []
         ended = zip(completions.responses, completions.finished.tolist(), strict=True)
-        tails = [
-            self._continuation(
-                texts[i // samples], prompts[i // samples], response, finished, special
-            )
-            for i, (response, finished) in enumerate(ended)
-        ]
+        for i, (response, finished) in enumerate(ended):
+            text, prompt = texts[i // samples], prompts[i // samples]
+            joint = self._encode(text + response, special=special)
+            goes_on = joint[: len(prompt)] == prompt
+            ids = joint[len(prompt) :] if goes_on else self._encode(response, special=False)
+            tails.append([*ids, eos] if finished or not ids else ids)
         device = completions.tokens.device
         return TokenRows(*_padded(prompts, device), *_padded(tails, device))
 
     def _plain_prompts(self, completions: Completions) -> list[str]:
-        rows = [
-            ids[mask]
-            for ids, mask in zip(
-                completions.prompt_ids, completions.prompt_mask.bool(), strict=True
-            )
-        ]
+        pairs = zip(completions.prompt_ids, completions.prompt_mask.bool(), strict=True)
+        rows = [ids[mask] for ids, mask in pairs]
         for i, ids in enumerate(rows):
             special = set(ids[1:].tolist()) & set(self.policy.all_special_ids)
             if special:
@@ -132,19 +125,9 @@ class Retokenizer:
             raise DataError(
                 f"The column {self.conversation_column!r} holds {messages!r}, not a text or a list of messages."
             )
-        return str(
-            self.reward.apply_chat_template(
-                [dict(t) for t in turns], tokenize=False, add_generation_prompt=True
-            )
-        )
-
-    def _continuation(
-        self, prompt: str, prompt_ids: list[int], response: str, finished: bool, special: bool
-    ) -> list[int]:
-        joint = self._encode(prompt + response, special=special)
-        goes_on = joint[: len(prompt_ids)] == prompt_ids
-        ids = joint[len(prompt_ids) :] if goes_on else self._encode(response, special=False)
-        return [*ids, int(self.reward.eos_token_id)] if finished or not ids else ids
+        plain = [dict(turn) for turn in turns]
+        render = partial(self.reward.apply_chat_template, tokenize=False)
+        return str(render(plain, add_generation_prompt=True))
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         ids = [int(index) for index in self.reward(text, add_special_tokens=special)["input_ids"]]
@@ -154,9 +137,8 @@ class Retokenizer:
 
 def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     width = max((len(row) for row in rows), default=1)
-    ids = torch.tensor(
-        [row + [0] * (width - len(row)) for row in rows], dtype=torch.int64, device=device
-    )
+    wide = [row + [0] * (width - len(row)) for row in rows]
+    ids = torch.tensor(wide, dtype=torch.int64, device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(width, device=device) < lengths[:, None]
 
@@ -166,6 +148,5 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> object:
     if backend is None:
         return type(tokenizer).__name__
     core = json.loads(backend.to_str())
-    return {
-        name: core.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "model")
-    }
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "model")
+    return {name: core.get(name) for name in parts}

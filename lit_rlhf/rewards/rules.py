@@ -62,8 +62,8 @@ class LengthReward(Reward):
         if self.unit == "tokens":
             lengths = completions.response_mask.sum(-1).float()
         else:
-            count = _count_words if self.unit == "words" else len
-            counts = [float(count(response)) for response in completions.responses]
+            units = list if self.unit == "characters" else _WORD.findall
+            counts = [float(len(units(response))) for response in completions.responses]
             lengths = as_scores(counts, completions).total
         if self.target is None:
             return Scores(lengths / self.scale)
@@ -202,9 +202,8 @@ class ExactAnswerReward(Reward):
 
     def _compare(self, response: str, entry: object) -> float:
         text = str(entry).strip()
-        wanted = final_answer(
-            text, self.pattern, last_number=len(text.split()) > 1
-        )  # one word is the answer itself
+        one_word = len(text.split()) <= 1  # it is the answer itself
+        wanted = final_answer(text, self.pattern, last_number=not one_word)
         wanted = text if wanted is None else wanted
         if not wanted:
             raise DataError(
@@ -246,21 +245,14 @@ def same_answer(left: str, right: str) -> bool:
         ... )
         (True, False, False)
     """
-    numbers = _number(left), _number(right)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    if numbers != (None, None):
-        left_number, right_number = (
-            _only_number(text) if number is None else number
-            for text, number in zip((left, right), numbers, strict=True)
-        )
-        return left_number is not None and left_number == right_number
-    return _plain(left) == _plain(right)
-
-
-def _only_number(answer: str) -> Decimal | None:
-    found = _NUMBER.findall(answer)
-    return _number(found[0]) if len(found) == 1 else None
+    numbers = [_number(left), _number(right)]
+    if numbers == [None, None]:
+        return _plain(left) == _plain(right)
+    for i, answer in enumerate((left, right)):
+        found = _NUMBER.findall(answer) if numbers[i] is None else []
+        if len(found) == 1:
+            numbers[i] = _number(found[0])
+    return numbers[0] is not None and numbers[0] == numbers[1]
 
 
 def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
@@ -275,10 +267,6 @@ def compile_pattern(pattern: str, option: str) -> re.Pattern[str]:
         raise ConfigurationError(
             f"{option}={pattern!r} is no regular expression: {error}."
         ) from error
-
-
-def _count_words(text: str) -> int:
-    return len(_WORD.findall(text))
 
 
 def _plain(answer: str) -> str:

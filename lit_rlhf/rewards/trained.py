@@ -12,12 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_rlhf.errors import CheckpointError
-from lit_rlhf.models import (
-    Backbone,
-    load_checkpoint_backbone,
-    load_reward_model,
-    read_checkpoint,
-)
+from lit_rlhf.models import Backbone, load_checkpoint_backbone, load_reward_model, read_checkpoint
 from lit_rlhf.models.adapters import ADAPTER_WEIGHTS, read_adapter
 from lit_rlhf.models.cards import read_record
 from lit_rlhf.rewards.retokenize import same_ids
@@ -25,6 +20,8 @@ from lit_rlhf.tokenizers import load_tokenizer
 
 _ADAPTER_KEY = ".lora_A.reward.weight"
 _PREFIX = "backbone.model."
+_INITIAL = ("config", "init_seed", "tokenizer")
+"""What tells one random initialisation from another."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,8 @@ class TrainedReward:
             return cls(path, base or _spec(checkpoint, path).get("name"), checkpoint, is_adapter)
         config = Path(path) / "adapter_config.json"
         if not config.is_file():
-            if (Path(path) / ADAPTER_WEIGHTS).is_file() or read_record(Path(path)).get(
-                "form"
-            ) == "adapter":
+            form = read_record(Path(path)).get("form")
+            if (Path(path) / ADAPTER_WEIGHTS).is_file() or form == "adapter":
                 read_adapter(path)  # says what is missing
             return cls(path, None, None, is_adapter=False)
         named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -77,10 +73,20 @@ class TrainedReward:
             return "it is a whole model, not an adapter"
         if not policy.has_lora:
             return "the policy trains its base in full (backbone.lora is not set)"
-        if not self._same_base(policy):
-            ours = policy.spec.name or "a random initialisation"
-            return f"it was trained on {self.base or 'a random initialisation'}, and the policy's base is {ours}"
-        if not same_ids(policy.tokenizer, load_tokenizer(self._tokenizer())):
+        spec = None if self.checkpoint is None else _spec(self.checkpoint, self.path)
+        ours, theirs = policy.spec.name, self.base
+        if ours is None and theirs is None:
+            initial = [(vars(policy.spec)[name], (spec or {}).get(name)) for name in _INITIAL]
+            same = all(mine == other for mine, other in initial)
+        else:
+            same = None not in (ours, theirs) and _place(str(ours)) == _place(str(theirs))
+        if not same:
+            random = "a random initialisation"
+            return (
+                f"it was trained on {theirs or random}, and the policy's base is {ours or random}"
+            )
+        where = self.path if spec is None else str(spec.get("tokenizer") or self.base)
+        if not same_ids(policy.tokenizer, load_tokenizer(where)):
             return "its tokenizer isn't the policy's"
         return None
 
@@ -104,37 +110,16 @@ class TrainedReward:
     def load(self, options: Mapping[str, Any]) -> Backbone:
         """Load it as a model of its own."""
         if self.checkpoint is None:
-            return load_reward_model(
-                self.path, base=self.base if self.is_adapter else None, **options
-            )
+            base = self.base if self.is_adapter else None
+            return load_reward_model(self.path, base=base, **options)
         overrides = {"name": self.base} if self.base is not None else {}
         return load_checkpoint_backbone(self.path, **overrides, **options)
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation of its scores on held-out data; 0 and 1 where they weren't recorded."""
-        record = (
-            self.checkpoint["lit_rlhf"]["state"]
-            if self.checkpoint is not None
-            else read_record(Path(self.path))
-        )
+        checkpoint = self.checkpoint
+        record = checkpoint["lit_rlhf"]["state"] if checkpoint else read_record(Path(self.path))
         return float(str(record.get("score_mean", 0.0))), float(str(record.get("score_std", 1.0)))
-
-    def _same_base(self, policy: Backbone) -> bool:
-        if self.base is not None or policy.spec.name is not None:
-            return (
-                self.base is not None
-                and policy.spec.name is not None
-                and _place(self.base) == _place(policy.spec.name)
-            )
-        ours = vars(policy.spec)
-        theirs = _spec(self.checkpoint or {}, self.path)
-        return all(ours[name] == theirs.get(name) for name in ("config", "init_seed", "tokenizer"))
-
-    def _tokenizer(self) -> str:
-        if self.checkpoint is None:
-            return self.path
-        spec = _spec(self.checkpoint, self.path)
-        return str(spec.get("tokenizer") or self.base)
 
     def _write_adapter(self, checkpoint: Mapping[str, Any], directory: Path) -> None:
         # In peft's layout, which is what backbones read; no second base is loaded for it.

@@ -1,15 +1,6 @@
 """Sampling completions from a policy."""
 
-from lit_rlhf.rollout.base import RolloutEngine, Sampling
-from lit_rlhf.rollout.hf import HFEngine
-from lit_rlhf.rollout.native import NativeEngine
-from lit_rlhf.rollout.vllm import VLLMEngine, VLLMServerEngine
-
-__all__ = [
-    "HFEngine",
-    "NativeEngine",
-    "RolloutEngine",
-    "Sampling",
-    "VLLMEngine",
-    "VLLMServerEngine",
-]
+from lit_rlhf.rollout.base import RolloutEngine as RolloutEngine, Sampling as Sampling
+from lit_rlhf.rollout.hf import HFEngine as HFEngine
+from lit_rlhf.rollout.native import NativeEngine as NativeEngine
+from lit_rlhf.rollout.vllm import VLLMEngine as VLLMEngine, VLLMServerEngine as VLLMServerEngine

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.models import Backbone
-from lit_rlhf.models.branched import length_limit
-from lit_rlhf.types import Generation
+from lit_rlhf.models import Backbone, evaluating, gathered
+from lit_rlhf.models.branched import length_limit, pack
+from lit_rlhf.options import check_option
+from lit_rlhf.types import Generation, asked
 
 
 @dataclass
@@ -37,23 +38,20 @@ class Sampling:
     stop_token_ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
-        _require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or larger")
-        _require(self.top_k >= 0, "top_k", self.top_k, "0 (all tokens) or larger")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
-        fits = 0 <= self.min_new_tokens <= self.max_new_tokens
-        _require(
-            fits,
-            "min_new_tokens",
-            self.min_new_tokens,
-            f"from 0 to max_new_tokens={self.max_new_tokens}",
-        )
-        _require(
-            all(token >= 0 for token in self.stop_token_ids),
-            "stop_token_ids",
-            self.stop_token_ids,
-            "token ids",
-        )
+        most = self.max_new_tokens
+        for valid, name, allowed in (
+            (most >= 1, "max_new_tokens", "at least 1"),
+            (self.temperature >= 0, "temperature", "0 (greedy) or larger"),
+            (self.top_k >= 0, "top_k", "0 (all tokens) or larger"),
+            (0 < self.top_p <= 1, "top_p", "in (0, 1]"),
+            (
+                0 <= self.min_new_tokens <= most,
+                "min_new_tokens",
+                f"from 0 to max_new_tokens={most}",
+            ),
+            (all(token >= 0 for token in self.stop_token_ids), "stop_token_ids", "token ids"),
+        ):
+            check_option(valid, self, name, getattr(self, name), allowed)
 
     @property
     def greedy(self) -> bool:
@@ -170,6 +168,12 @@ def end_tokens(backbone: Backbone, sampling: Sampling, device: torch.device) -> 
     return torch.tensor(ids, dtype=torch.int64, device=device)
 
 
-def _require(condition: bool, name: str, value: object, range_: str) -> None:
-    if not condition:
-        raise ConfigurationError(f"Sampling.{name}={value!r} is out of range: it must be {range_}.")
+def completion_logprobs(
+    backbone: Backbone, prompt: Tensor, tokens: Tensor, role: str | None, temperature: float = 1.0
+) -> Tensor:
+    """(T,) log-probs of one completion (T,) of one prompt (P,), by a training forward of that row alone."""
+    ids, answer = prompt[None], tokens[None]
+    batch = pack(ids, torch.ones_like(ids).bool(), answer, torch.ones_like(answer).bool())
+    with gathered(backbone), evaluating(backbone):
+        out = backbone(batch, num_branches=1, role=role, logprobs=True, temperature=temperature)
+    return asked(out.logprobs)[0]

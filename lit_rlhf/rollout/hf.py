@@ -11,50 +11,20 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.numerics import cumulative_sum
 from lit_rlhf.models import Backbone, evaluating, gathered
-from lit_rlhf.rollout.arithmetic import check_arithmetic
-from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
+from lit_rlhf.rollout.base import Sampling, end_tokens
+from lit_rlhf.rollout.local import LocalEngine, RolloutRequest
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
 
 
-class HFEngine(RolloutEngine):
+class HFEngine(LocalEngine):
     """`transformers.generate`, which knows every architecture's cache, at a third of `NativeEngine`'s speed.
 
     Only the forward passes are transformers': tokens are drawn here, from each row's own seed, so a completion depends
     on its seed and prompt alone and equals the one of `NativeEngine` up to rounding. The global generators aren't drawn
     from. Padding goes on the left inside, and every prompt is computed once per sample.
     """
-
-    @torch.no_grad()
-    def generate(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int = 1,
-        role: str = "policy",
-        values: str | None = None,
-    ) -> Generation:
-        """See `RolloutEngine.generate`.
-
-        Raises:
-            ConfigurationError: The model can't generate, or a prompt and its completion exceed its context.
-        """
-        check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
-        self.check(backbone, role)
-        return self._sample(
-            backbone,
-            prompt_ids,
-            prompt_mask,
-            sampling=sampling,
-            seeds=seeds,
-            num_samples=num_samples,
-            role=role,
-        )
 
     def check(self, backbone: Backbone, role: str | None = "policy") -> None:
         """Compare a few generated tokens of a backbone with its forward pass, the first time that it is asked for.
@@ -66,36 +36,41 @@ class HFEngine(RolloutEngine):
             raise ConfigurationError(
                 f"{type(backbone.model).__name__} can't generate: load a causal language model."
             )
-        check_arithmetic(self, self._sample, backbone, role)
+        super().check(backbone, role)
 
-    def _sample(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int,
-        role: str | None,
-    ) -> Generation:
-        ids, mask = _left_padded(prompt_ids, prompt_mask.bool(), backbone.pad_token_id)
+    def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        """See `LocalEngine.sample`."""
+        sampling, pad = request.sampling, backbone.pad_token_id
+        order = request.prompt_mask.int().argsort(dim=-1, stable=True)  # padding to the front
+        mask = request.prompt_mask.gather(-1, order)
+        ids = torch.where(mask, request.prompt_ids.gather(-1, order), pad)
         ends = end_tokens(backbone, sampling, ids.device)
-        generate: Any = backbone.model.generate
-        draw = _Draw(seeds, ids.shape[1], sampling, ends)
-        plain = _plain_config(backbone.model)
-        with gathered(backbone), evaluating(backbone), backbone.use_role(role), plain:
-            sequences: Tensor = generate(
-                ids.repeat_interleave(num_samples, dim=0),
-                attention_mask=mask.repeat_interleave(num_samples, dim=0).long(),
-                generation_config=_greedy(sampling, ends, backbone.pad_token_id),
+        draw = _Draw(request.seeds, ids.shape[1], sampling, ends)
+        options = GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=ends.tolist() or None,
+            pad_token_id=pad,
+            use_cache=True,
+        )
+        model: Any = backbone.model
+        plain = _plain_config(model)
+        with gathered(backbone), evaluating(backbone), backbone.use_role(request.role), plain:
+            sequences: Tensor = model.generate(
+                ids.repeat_interleave(request.num_samples, dim=0),
+                attention_mask=mask.repeat_interleave(request.num_samples, dim=0).long(),
+                generation_config=options,
                 logits_processor=LogitsProcessorList([draw]),
             )
-        return _generation(
-            sequences[:, ids.shape[1] :],
-            torch.stack(draw.logprobs, dim=1),
-            ends,
-            backbone.pad_token_id,
+        tokens, logprobs = sequences[:, ids.shape[1] :], torch.stack(draw.logprobs, dim=1)
+        ended = torch.isin(tokens, ends)
+        counts = (cumulative_sum(ended.long()) - ended.long()) == 0
+        return Generation(
+            tokens=torch.where(counts, tokens, pad),
+            mask=counts,
+            finished=ended.any(-1),
+            logprobs=torch.where(counts, logprobs, 0.0),
         )
 
 
@@ -128,31 +103,3 @@ def _plain_config(model: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = before
-
-
-def _greedy(sampling: Sampling, ends: Tensor, pad: int) -> GenerationConfig:
-    return GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=ends.tolist() or None,
-        pad_token_id=pad,
-        use_cache=True,
-    )
-
-
-def _left_padded(ids: Tensor, mask: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    order = mask.int().argsort(dim=-1, stable=True)  # padding to the front, tokens in their order
-    mask = mask.gather(-1, order)
-    return torch.where(mask, ids.gather(-1, order), pad), mask
-
-
-def _generation(tokens: Tensor, logprobs: Tensor, ends: Tensor, pad: int) -> Generation:
-    ended = torch.isin(tokens, ends)
-    mask = (cumulative_sum(ended.long()) - ended.long()) == 0
-    return Generation(
-        tokens=torch.where(mask, tokens, pad),
-        mask=mask,
-        finished=ended.any(-1),
-        logprobs=torch.where(mask, logprobs, 0.0),
-    )

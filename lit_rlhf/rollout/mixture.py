@@ -9,10 +9,14 @@ from torch import Tensor
 
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import Sampling, check_request, end_tokens
-from lit_rlhf.rollout.native import GeneratedRows, NativeEngine, check_decodable, prefill
-from lit_rlhf.rollout.sampling import draw_tokens
+from lit_rlhf.rollout.native import (
+    Decoder,
+    GeneratedRows,
+    NativeEngine,
+    check_decodable,
+    decode,
+)
 from lit_rlhf.rollout.steps import choose_step
-from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
 
 
@@ -53,73 +57,53 @@ def sample_mixture(
         ConfigurationError: A model that `NativeEngine` can't decode, or prompts too long for it.
         FloatingPointError: A model gave log-probs that are not finite.
     """
-    first = components[0].backbone
-    lengths = prompt_mask.sum(-1)
+    first, steps = components[0].backbone, sampling.max_new_tokens
+    lengths, device = prompt_mask.sum(-1), prompt_ids.device
     with ExitStack() as stack:
-        for backbone in {
-            id(component.backbone): component.backbone for component in components
-        }.values():
+        for backbone in {id(part.backbone): part.backbone for part in components}.values():
             check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
-            check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
+            check_decodable(backbone, int(lengths.max()) + steps)
             NativeEngine().check(backbone, None)
             stack.enter_context(gathered(backbone))
             stack.enter_context(evaluating(backbone))
-        rows = GeneratedRows(
-            len(seeds), sampling.max_new_tokens, first.pad_token_id, prompt_ids.device
-        )
         ids = prompt_ids[:, : int(lengths.max())]
-        steps = sampling.max_new_tokens
-        decoders = [
-            _Decoder(component, ids, lengths, num_samples, steps) for component in components
-        ]
-        _decode(decoders, seeds, sampling, rows)
-    return rows.generation()
+        decoder = _MixtureDecoder(components, ids, lengths, num_samples, steps)
+        out = GeneratedRows(len(seeds), steps, first.pad_token_id, device)
+        ends = end_tokens(first, sampling, device)
+        decode(decoder, torch.arange(len(seeds), device=device), seeds, ends, sampling, out)
+    return out.generation()
 
 
-class _Decoder:
-    """A component in the midst of decoding."""
+class _MixtureDecoder(Decoder):
+    """A decoder of each component, and the mixture of their logits."""
 
     def __init__(
         self,
-        component: Component,
+        components: Sequence[Component],
         ids: Tensor,
         lengths: Tensor,
         num_samples: int,
         steps: int,
     ) -> None:
-        self.backbone, self.role, self.weight = component
-        with self.backbone.use_role(self.role):
-            hidden, self.cache = prefill(self.backbone, ids, lengths, num_samples)
-            self.logits = self.backbone.logits(hidden)[self.cache.prompt_of_row]
-            self.decode = choose_step(self.backbone, steps)
+        self.parts: list[tuple[Component, Decoder]] = []
+        for component in components:
+            backbone = component.backbone
+            with backbone.use_role(component.role):
+                step = choose_step(backbone, steps)
+                decoder = Decoder(backbone, step, ids, lengths, num_samples)
+            self.parts.append((component, decoder))
+        self._mix()
 
-    def step(self, tokens: Tensor) -> None:
-        with self.backbone.use_role(self.role):
-            _hidden, self.logits = self.decode(tokens, self.cache)
+    def select(self, rows: Tensor) -> None:
+        for _, decoder in self.parts:
+            decoder.select(rows)
 
+    def advance(self, tokens: Tensor) -> None:
+        for component, decoder in self.parts:
+            with component.backbone.use_role(component.role):
+                decoder.advance(tokens)
+        self._mix()
 
-def _decode(
-    decoders: Sequence[_Decoder], seeds: Tensor, sampling: Sampling, out: GeneratedRows
-) -> None:
-    rows = torch.arange(len(seeds), device=seeds.device)
-    ends = end_tokens(decoders[0].backbone, sampling, seeds.device)
-    live = torch.ones_like(rows, dtype=torch.bool)
-    for step in range(sampling.max_new_tokens):
-        logits = torch.stack([decoder.weight * decoder.logits.float() for decoder in decoders]).sum(
-            0
-        )
-        banned = ends if step < sampling.min_new_tokens else None
-        tokens, logprobs = draw_tokens(logits, uniforms(seeds, step), sampling, banned)
-        out.append(rows, live, step, tokens, logprobs)
-        ended = live & torch.isin(tokens, ends)
-        out.finish(rows, ended)
-        live = live & ~ended
-        if not bool(live.any()) or step + 1 == sampling.max_new_tokens:
-            return
-        stay = live.nonzero()[:, 0]
-        if len(stay) < len(live):
-            rows, seeds, tokens, live = rows[stay], seeds[stay], tokens[stay], live[stay]
-            for decoder in decoders:
-                decoder.cache.select(stay)
-        for decoder in decoders:
-            decoder.step(tokens)
+    def _mix(self) -> None:
+        parts = [component.weight * decoder.logits.float() for component, decoder in self.parts]
+        self.logits = torch.stack(parts).sum(0)

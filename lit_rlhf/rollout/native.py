@@ -10,9 +10,10 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.transformers import cache_argument, takes_attention_functions
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.models.branched import MASKABLE_LAYERS, window_of
-from lit_rlhf.rollout.arithmetic import check_arithmetic
-from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
+from lit_rlhf.options import check_option
+from lit_rlhf.rollout.base import Sampling, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues
+from lit_rlhf.rollout.local import LocalEngine, RolloutRequest
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.rollout.steps import DecodeStep, choose_step
 from lit_rlhf.seeding import uniforms
@@ -22,7 +23,7 @@ _PREFILL_TOKENS = 8192
 _WORTH_LEAVING = 8
 
 
-class NativeEngine(RolloutEngine):
+class NativeEngine(LocalEngine):
     """The default engine: the policy's own weights, nothing to synchronise, and log-probs that need no second pass.
 
     A prompt is computed once for all its samples, and its keys and values are stored once. Rows that have finished
@@ -39,92 +40,36 @@ class NativeEngine(RolloutEngine):
         ConfigurationError: The size is below 1.
     """
 
+    way_out = "Use HFEngine."
+
     def __init__(self, max_batch_size: int | None = None) -> None:
-        if max_batch_size is not None and max_batch_size < 1:
-            raise ConfigurationError(
-                f"NativeEngine.max_batch_size={max_batch_size} must be at least 1, or null for no limit."
-            )
+        valid = max_batch_size is None or max_batch_size >= 1
+        allowed = "at least 1, or null for no limit"
+        check_option(valid, self, "max_batch_size", max_batch_size, allowed)
         self.max_batch_size = max_batch_size
 
-    @torch.no_grad()
-    def generate(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int = 1,
-        role: str = "policy",
-        values: str | None = None,
-    ) -> Generation:
-        """See `RolloutEngine.generate`.
+    def longest(self, backbone: Backbone) -> int | None:
+        """The sliding window."""
+        return window_of(backbone.model.config.get_text_config())
 
-        Raises:
-            ConfigurationError: The model's attention can't be decoded here (`HFEngine` can), or a prompt and its
-                completion exceed its context or its sliding window.
-            FloatingPointError: The model gave log-probs that are not finite.
-        """
-        check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
-        lengths = prompt_mask.sum(-1)
+    def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        """See `LocalEngine.sample`."""
+        seeds, sampling, samples = request.seeds, request.sampling, request.num_samples
+        lengths = request.prompt_mask.sum(-1)
         check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
-        self.check(backbone, role)
-        return self._sample(
-            backbone,
-            prompt_ids,
-            prompt_mask,
-            sampling=sampling,
-            seeds=seeds,
-            num_samples=num_samples,
-            role=role,
-            values=values,
-        )
-
-    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
-        """Compare a few decoded tokens of a backbone with its forward pass, the first time that it is asked for.
-
-        Raises:
-            ConfigurationError: They differ.
-        """
-        longest = window_of(backbone.model.config.get_text_config())
-        check_arithmetic(self, self._sample, backbone, role, longest)
-
-    def _sample(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int,
-        role: str | None,
-        values: str | None = None,
-    ) -> Generation:
-        lengths = prompt_mask.sum(-1)
-        rows = GeneratedRows(
-            len(seeds), sampling.max_new_tokens, backbone.pad_token_id, prompt_ids.device
-        )
-        head = None if values is None else backbone.head(values)
-        with gathered(backbone), evaluating(backbone), backbone.use_role(role):
-            batches = list(self._batches(lengths, num_samples))
-            decode = choose_step(backbone, len(batches) * sampling.max_new_tokens)
-            for prompts, samples in batches:
-                ids = prompt_ids[prompts, : int(lengths[prompts].max())]
-                batch = (prompts[:, None] * num_samples + samples).flatten()
-                _decode(
-                    backbone,
-                    decode,
-                    ids,
-                    lengths[prompts],
-                    batch,
-                    seeds[batch],
-                    sampling,
-                    rows,
-                    head,
-                )
-        return rows.generation()
+        device = seeds.device
+        out = GeneratedRows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, device)
+        ends = end_tokens(backbone, sampling, device)
+        head = None if request.values is None else backbone.head(request.values)
+        with gathered(backbone), evaluating(backbone), backbone.use_role(request.role):
+            batches = list(self._batches(lengths, samples))
+            step = choose_step(backbone, len(batches) * sampling.max_new_tokens)
+            for prompts, which in batches:
+                ids = request.prompt_ids[prompts, : int(lengths[prompts].max())]
+                rows = (prompts[:, None] * samples + which).flatten()
+                decoder = Decoder(backbone, step, ids, lengths[prompts], len(which))
+                decode(decoder, rows, seeds[rows], ends, sampling, out, head)
+        return out.generation()
 
     def _batches(self, lengths: Tensor, num_samples: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Prompts (b,) and samples of each (k,) that are decoded together, with b * k within the limit."""
@@ -151,22 +96,22 @@ class GeneratedRows:
         self.values: Tensor | None = None
 
     def append(
-        self, rows: Tensor, live: Tensor, step: int, tokens: Tensor, logprobs: Tensor
+        self,
+        rows: Tensor,
+        live: Tensor,
+        step: int,
+        tokens: Tensor,
+        logprobs: Tensor,
+        values: Tensor | None,
     ) -> None:
-        """Store a step's tokens of the rows that are live."""
+        """Store a step's tokens of the rows that are live, and the values of the states they are taken from."""
         self.tokens[rows, step] = torch.where(live, tokens, self.pad)
         self.logprobs[rows, step] = torch.where(live, logprobs, 0.0)
         self.lengths[rows] += live
-
-    def append_values(self, rows: Tensor, live: Tensor, step: int, values: Tensor) -> None:
-        """Store the values of the states from which the rows that are live take a step."""
-        if self.values is None:
-            self.values = torch.zeros_like(self.logprobs)
-        self.values[rows, step] = torch.where(live, values, 0.0)
-
-    def finish(self, rows: Tensor, ended: Tensor) -> None:
-        """Note which rows have ended."""
-        self.finished[rows] |= ended
+        if values is not None:
+            if self.values is None:
+                self.values = torch.zeros_like(self.logprobs)
+            self.values[rows, step] = torch.where(live, values, 0.0)
 
     def generation(self) -> Generation:
         """All rows, as wide as the longest.
@@ -190,30 +135,57 @@ class GeneratedRows:
         return Generation(tokens, mask, self.finished, logprobs, values)
 
 
-def _decode(
-    backbone: Backbone,
-    decode: DecodeStep,
-    ids: Tensor,
-    lengths: Tensor,
+class Decoder:
+    """A batch of prompts, each with the same number of samples, in the midst of its decode.
+
+    Args:
+        backbone: Whose weights to use, in the role that is active.
+        step: How a step is made.
+        ids: (b, P) right-padded prompts.
+        lengths: (b,) of them.
+        num_samples: Rows of each, which are neighbours.
+    """
+
+    hidden: Tensor
+    """(rows, h) last states."""
+    logits: Tensor
+    """(rows, V) of the next token."""
+
+    def __init__(
+        self, backbone: Backbone, step: DecodeStep, ids: Tensor, lengths: Tensor, num_samples: int
+    ) -> None:
+        self.step = step
+        hidden, self.cache = prefill(backbone, ids, lengths, num_samples)
+        rows = self.cache.prompt_of_row
+        self.logits, self.hidden = backbone.logits(hidden)[rows], hidden[rows]
+
+    def select(self, rows: Tensor) -> None:
+        """Let all other rows leave."""
+        self.cache.select(rows)
+
+    def advance(self, tokens: Tensor) -> None:
+        """Take one more token (rows,) of each."""
+        self.hidden, self.logits = self.step(tokens, self.cache)
+
+
+def decode(
+    decoder: Decoder,
     rows: Tensor,
     seeds: Tensor,
+    ends: Tensor,
     sampling: Sampling,
     out: GeneratedRows,
-    head: nn.Module | None,
+    head: nn.Module | None = None,
 ) -> None:
-    """Complete a batch of prompts, each with the same number of samples, which are neighbours in `rows`."""
-    hidden, cache = prefill(backbone, ids, lengths, len(rows) // len(ids))
-    ends = end_tokens(backbone, sampling, ids.device)
+    """Complete what a decoder has begun; `rows` says where its rows stand in `out`."""
     live = torch.ones_like(rows, dtype=torch.bool)
-    logits, hidden = backbone.logits(hidden)[cache.prompt_of_row], hidden[cache.prompt_of_row]
     for step in range(sampling.max_new_tokens):
+        values = None if head is None else head(decoder.hidden)
         banned = ends if step < sampling.min_new_tokens else None
-        tokens, logprobs = draw_tokens(logits, uniforms(seeds, step), sampling, banned)
-        if head is not None:
-            out.append_values(rows, live, step, head(hidden))
-        out.append(rows, live, step, tokens, logprobs)
+        tokens, logprobs = draw_tokens(decoder.logits, uniforms(seeds, step), sampling, banned)
+        out.append(rows, live, step, tokens, logprobs, values)
         ended = live & torch.isin(tokens, ends)
-        out.finish(rows, ended)
+        out.finished[rows] |= ended
         live = live & ~ended
         staying = int(live.sum())
         if staying == 0 or step + 1 == sampling.max_new_tokens:
@@ -221,9 +193,9 @@ def _decode(
         # Leaving costs a copy of the others' keys and values: about what a step of an eighth of the rows costs.
         if (len(live) - staying) * _WORTH_LEAVING >= len(live):
             stay = live.nonzero()[:, 0]
-            cache.select(stay)
+            decoder.select(stay)
             rows, seeds, tokens, live = rows[stay], seeds[stay], tokens[stay], live[stay]
-        hidden, logits = decode(tokens, cache)
+        decoder.advance(tokens)
 
 
 def prefill(

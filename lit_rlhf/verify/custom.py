@@ -23,8 +23,7 @@ from lit_rlhf.modules import (
     SPPOPolicyModule,
     XPOPolicyModule,
 )
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import targets
+from lit_rlhf.verify import populations as data, targets
 from lit_rlhf.verify.groups import per_token_optimum, ranked_optimum, shrunk_optimum
 from lit_rlhf.verify.off_policy import OffPolicyCase, has_known_weights
 from lit_rlhf.verify.online import PairCase, nash_optimum, sppo_optimum, xpo_optimum
@@ -68,9 +67,8 @@ def custom_cases(make_module: Callable[[], RLHFModule]) -> list[Case]:
     if isinstance(module, PolicyModule):
         return _policy_cases(name, make_module)
     raise ConfigurationError(
-        f"{name} can't be verified: the tabular world knows subclasses of PreferenceModule and "
-        "PolicyModule. Reward losses are "
-        "verified through their own table."
+        f"{name} can't be verified: the tabular world knows subclasses of PreferenceModule and PolicyModule. Reward "
+        "losses are verified through their own table."
     )
 
 
@@ -208,8 +206,7 @@ def _optimum(world: TabularWorld, beta: float | None, *owners: object) -> tuple[
             return cast("Tensor", claim(world)), "its own tabular_optimum"
     if beta is None:
         raise ConfigurationError(
-            f"{type(owners[0]).__name__} has no `beta`, so pi* is not defined. Give it a method "
-            "tabular_optimum(world) that "
-            "returns the probabilities it must end in."
+            f"{type(owners[0]).__name__} has no `beta`, so pi* is not defined. Give it a method tabular_optimum(world) "
+            "that returns the probabilities it must end in."
         )
     return targets.tilted(world.reference, world.rewards / beta), f"pi* = ref exp(r/{beta:g})"

@@ -5,8 +5,7 @@ from functools import partial
 from torch import Tensor
 
 from lit_rlhf import objectives as o
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import targets
+from lit_rlhf.verify import populations as data, targets
 from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
 from lit_rlhf.verify.runner import BETA
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf import objectives as o
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import stationarity, targets
+from lit_rlhf.verify import populations as data, stationarity, targets
 from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
 from lit_rlhf.verify.runner import BETA
 from lit_rlhf.verify.tabular import bandit, tree

@@ -17,8 +17,7 @@ from lit_rlhf.modules import (
     XPOPolicyModule,
 )
 from lit_rlhf.types import EvaluatedRollout
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import targets
+from lit_rlhf.verify import populations as data, targets
 from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.policy import MakeModule, PolicyCase
 from lit_rlhf.verify.runner import BETA

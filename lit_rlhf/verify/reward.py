@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from lit_rlhf import objectives as o
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import RewardModelModule, RLHFModule
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import targets
+from lit_rlhf.verify import populations as data, targets
 from lit_rlhf.verify.runner import Case, Training
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree, use_double_heads
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf import objectives as o
-from lit_rlhf.verify import populations as data
-from lit_rlhf.verify import stationarity as by_hand
-from lit_rlhf.verify import targets
+from lit_rlhf.verify import populations as data, stationarity as by_hand, targets
 from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
 from lit_rlhf.verify.runner import BETA
 from lit_rlhf.verify.stationarity import TwoCompletions

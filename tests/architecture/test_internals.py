@@ -21,12 +21,14 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_rlhf.internals import bitsandbytes as our_bitsandbytes
-from lit_rlhf.internals import jsonargparse as our_jsonargparse
-from lit_rlhf.internals import lightning as our_lightning
-from lit_rlhf.internals import peft as our_peft
-from lit_rlhf.internals import torch as our_torch
-from lit_rlhf.internals import transformers as our_transformers
+from lit_rlhf.internals import (
+    bitsandbytes as our_bitsandbytes,
+    jsonargparse as our_jsonargparse,
+    lightning as our_lightning,
+    peft as our_peft,
+    torch as our_torch,
+    transformers as our_transformers,
+)
 
 FOLDER = Path(__file__).parents[2] / "lit_rlhf/internals"
 

@@ -1,7 +1,5 @@
 """What users' type checkers make of the public names: each resolves to a type of its own, a misspelled one is an error."""
 
-import importlib
-import inspect
 import json
 import re
 import subprocess
@@ -12,22 +10,11 @@ from pathlib import Path
 import pytest
 
 import lit_rlhf
+from tests.public import public_names
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {path.parent.name for path in (ROOT / "lit_rlhf").glob("*/__init__.py")}
 PACKAGES = ["lit_rlhf", *sorted(f"lit_rlhf.{folder}" for folder in FOLDERS - {"internals"})]
-
-
-def public_names(package: str) -> list[str]:
-    """What a package says is public: its `__all__`, or what it imports and defines that isn't a module or private."""
-    loaded = importlib.import_module(package)
-    if hasattr(loaded, "__all__"):
-        return sorted(loaded.__all__)
-    return sorted(
-        name
-        for name, value in vars(loaded).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    )
 
 
 def reveal(names: Mapping[str, list[str]]) -> str:
@@ -49,8 +36,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
 
 
 def test_names_at_run_time_are_those_of_type_checkers() -> None:
-    text = Path(lit_rlhf.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
-    assert ["__version__", *sorted(re.findall(r"\b(\w+) as \1\b", text))] == lit_rlhf.__all__
+    assert ["__version__", *public_names("lit_rlhf")] == lit_rlhf.__all__
     assert all(getattr(lit_rlhf, name) is not None for name in lit_rlhf.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'PPOModule'"):
         lit_rlhf.PPOModule  # type: ignore[attr-defined]  # noqa: B018

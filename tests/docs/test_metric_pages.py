@@ -22,8 +22,7 @@ from lit_rlhf.rollout import Sampling
 from lit_rlhf.testing import tiny_demonstrations, tiny_prompts
 from tests.docs.pages import logged_names
 from tests.unit.modules.policies import CountVowels, fit, make_trainer
-from tests.unit.modules.test_preference import batch_of, singles
-from tests.unit.modules.test_preference import fit as fit_preferences
+from tests.unit.modules.test_preference import batch_of, fit as fit_preferences, singles
 
 COMMON = "modules/index.md"
 PAGE = {

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_rlhf import modules
-from lit_rlhf import objectives as o
+from lit_rlhf import modules, objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.modules import PolicyModule, Updates
 from lit_rlhf.rollout import Sampling
+from tests.public import public_names
 from tests.tolerances import FP32
 from tests.unit.modules.one_iteration import (
     SlightlyOffEngine,
@@ -89,7 +89,7 @@ SAMPLING = Sampling(max_new_tokens=4, stop_token_ids=list(range(100)))
 
 POLICIES = {
     name: kind
-    for name in modules.__all__
+    for name in public_names("lit_rlhf.modules")
     if isinstance(kind := getattr(modules, name), type)
     and issubclass(kind, PolicyModule)
     and kind is not PolicyModule
@@ -241,7 +241,7 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
 """Options without which a class can't be made, or others hardly show."""
 OBJECTIVES = {
     name: (kind, compute)
-    for name in o.__all__
+    for name in public_names("lit_rlhf.objectives")
     for base, compute in KINDS.items()
     if isinstance(kind := getattr(o, name), type)
     and issubclass(kind, base)

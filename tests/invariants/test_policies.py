@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_rlhf import modules
-from lit_rlhf import objectives as o
+from lit_rlhf import modules, objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.modules import PolicyModule, Updates

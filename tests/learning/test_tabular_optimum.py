@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_rlhf import modules
-from lit_rlhf import objectives as o
+from lit_rlhf import modules, objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import (
@@ -51,6 +50,7 @@ from lit_rlhf.verify.runner import (
     gradient_norm,
 )
 from lit_rlhf.verify.tabular import TabularWorld, bandit, total_variation, tree
+from tests.public import public_names
 from tests.tolerances import FP64
 
 CASES = all_cases()
@@ -106,12 +106,12 @@ def test_every_reward_loss_has_a_row() -> None:
 
 def test_every_policy_module_has_a_row() -> None:
     found = {type(case.module()) for case in CASES.values() if isinstance(case, PolicyCase)}
-    known = {getattr(modules, name) for name in modules.__all__}
+    known = {getattr(modules, name) for name in public_names("lit_rlhf.modules")}
     assert found == {kind for kind in known if issubclass(kind, PolicyModule)} - {PolicyModule}
 
 
 def _concrete(base: type) -> set[str]:
-    things = {name: getattr(o, name) for name in o.__all__}
+    things = {name: getattr(o, name) for name in public_names("lit_rlhf.objectives")}
     return {
         n
         for n, x in things.items()
@@ -231,7 +231,7 @@ def test_a_module_of_the_users_own(make: Callable[[], RLHFModule], ok: bool, tar
 
 NAMED = sorted(
     name
-    for name in modules.__all__
+    for name in public_names("lit_rlhf.modules")
     if issubclass(kind := getattr(modules, name), PolicyModule) and kind is not PolicyModule
 )
 

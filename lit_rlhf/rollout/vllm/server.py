@@ -14,9 +14,8 @@ from lit_rlhf.models import Backbone
 from lit_rlhf.rollout.vllm.base import Completed, Request, VLLMRollouts
 
 COMMAND = (
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server --model "
-    "{model} --dtype {dtype} "
-    "--port {port} --enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config vllm"
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server --model {model} --dtype "
+    "{dtype} --port {port} --enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config vllm"
 )
 """Starts a server that can be used."""
 _CONNECTIONS = 256
@@ -143,9 +142,8 @@ class VLLMServerEngine(VLLMRollouts):
             ) from error
         except requests.RequestException as error:
             raise ConfigurationError(
-                f"The vLLM server at {self.url} went away while it was to {what} ({error}). Look "
-                "at its log; what was trained "
-                "so far is in the last checkpoint."
+                f"The vLLM server at {self.url} went away while it was to {what} ({error}). Look at its log; what was "
+                "trained so far is in the last checkpoint."
             ) from error
 
     def _answer(self, response: requests.Response, what: str) -> Any:
@@ -160,8 +158,7 @@ class VLLMServerEngine(VLLMRollouts):
         if response.status_code == requests.codes.not_found and what.endswith("adapter"):
             way_out = (
                 ": start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora, and set "
-                "VLLMServerEngine.directory to "
-                "a place that it can read."
+                "VLLMServerEngine.directory to a place that it can read."
             )
         raise ConfigurationError(
             f"The vLLM server at {self.url} refused to {what}{way_out} It says "

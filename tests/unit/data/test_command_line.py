@@ -11,10 +11,11 @@ from lightning.pytorch import LightningDataModule
 import lit_rlhf.data
 from lit_rlhf.data import BranchedDataModule
 from lit_rlhf.testing import tiny_preferences, write_jsonl
+from tests.public import public_names
 
 KINDS = [
     name
-    for name in lit_rlhf.data.__all__
+    for name in public_names("lit_rlhf.data")
     if name.endswith("DataModule") and name != "BranchedDataModule"
 ]
 

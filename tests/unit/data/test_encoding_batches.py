@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import Format, Record, RowsSource
-from lit_rlhf.data import encoding as encoding_module
-from lit_rlhf.data import preparation as preparation_module
+from lit_rlhf.data import (
+    Format,
+    Record,
+    RowsSource,
+    encoding as encoding_module,
+    preparation as preparation_module,
+)
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.preparation import Preparation, Shape
 from lit_rlhf.data.records import InvalidRowError

@@ -10,8 +10,14 @@ from typing import Any
 
 import pytest
 
-from lit_rlhf.data import ExplicitPrompt, Format, PreferenceDataModule, Record, RowsSource
-from lit_rlhf.data import keys as keys_module
+from lit_rlhf.data import (
+    ExplicitPrompt,
+    Format,
+    PreferenceDataModule,
+    Record,
+    RowsSource,
+    keys as keys_module,
+)
 from lit_rlhf.data.keys import UnknownContentError, content_key, describe
 from lit_rlhf.testing import make_tokenizer, tiny_preferences
 from tests.unit.data.contract import ready

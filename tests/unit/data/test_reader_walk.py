@@ -35,6 +35,7 @@ from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.preparation import Preparation, Shape
 from lit_rlhf.errors import DataError
 from lit_rlhf.testing import make_tokenizer
+from tests.public import public_names
 
 FAST, FULL = 60, 2000
 ROWS = [{"prompt": f"q{n}é", "chosen": f" a{n}", "rejected": ' "b",\n'} for n in range(6)]
@@ -245,7 +246,7 @@ def classes() -> list[Callable[..., Any]]:
 
     names = [
         n
-        for n in lit_rlhf.data.__all__
+        for n in public_names("lit_rlhf.data")
         if n not in ("Record", "InvalidRowError", "Format", "Source", "BranchedDataModule")
     ]
     return [getattr(lit_rlhf.data, name) for name in names]

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.feedback import LabelStore, Pair, Vote
-from lit_rlhf.feedback import store as store_module
+from lit_rlhf.feedback import LabelStore, Pair, Vote, store as store_module
 
 
 def pairs(count: int, uncertainty: bool = False) -> list[Pair]:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_rlhf import functional as F
-from lit_rlhf import objectives as o
+from lit_rlhf import functional as F, objectives as o
 from tests.reference.batches import LENGTHS, ragged, ragged_mask, widened
 from tests.reference.preference_stats import concrete
 from tests.tolerances import FP32, FP64

@@ -21,10 +21,14 @@ from lit_rlhf.objectives import (
     SoftLabelDPO,
 )
 from lit_rlhf.rollout import Sampling
-from tests.unit.modules.policies import CountVowels, make_ppo, make_trainer
-from tests.unit.modules.policies import fit as fit_policy
-from tests.unit.modules.test_preference import PAIRS, batch_of, ready, singles
-from tests.unit.modules.test_preference import fit as fit_preferences
+from tests.unit.modules.policies import CountVowels, fit as fit_policy, make_ppo, make_trainer
+from tests.unit.modules.test_preference import (
+    PAIRS,
+    batch_of,
+    fit as fit_preferences,
+    ready,
+    singles,
+)
 
 PREFERENCE = {
     "rewards/chosen",

@@ -183,12 +183,12 @@ def test_greedy_takes_the_likeliest_token_and_reports_it_at_temperature_one() ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens=0 is out of range: it must be at least 1"),
+        ({"max_new_tokens": 0}, r"max_new_tokens=0\): max_new_tokens must be at least 1"),
         ({"temperature": -0.5}, "temperature=-0.5"),
         ({"top_k": -1}, "top_k=-1"),
-        ({"top_p": 0.0}, r"top_p=0.0 .* in \(0, 1\]"),
+        ({"top_p": 0.0}, r"top_p=0.0\): .* in \(0, 1\]"),
         ({"top_p": 1.5}, "top_p=1.5"),
-        ({"max_new_tokens": 4, "min_new_tokens": 5}, "min_new_tokens=5 .* max_new_tokens=4"),
+        ({"max_new_tokens": 4, "min_new_tokens": 5}, r"min_new_tokens=5\): .* max_new_tokens=4"),
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
     ],
 )

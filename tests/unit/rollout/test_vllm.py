@@ -16,7 +16,8 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.modules import RLOOPolicyModule
 from lit_rlhf.rollout import NativeEngine, Sampling, VLLMEngine, VLLMServerEngine
-from lit_rlhf.rollout.vllm.base import Completed, Request, VLLMRollouts, _logprobs
+from lit_rlhf.rollout.base import completion_logprobs
+from lit_rlhf.rollout.vllm.base import Completed, Request, VLLMRollouts
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import Generation
 from tests.reference.generations import make_prompts, make_seeds, sequences
@@ -76,7 +77,9 @@ class Elsewhere(VLLMRollouts):
         logprobs = (
             found.logprobs[0]
             if not self.raw
-            else _logprobs(self.model, request.prompt, tokens, 1.0)
+            else completion_logprobs(
+                self.model, torch.tensor(request.prompt), torch.tensor(tokens), None
+            )
         )
         return Completed(tokens, logprobs.tolist(), bool(found.finished[0]))
 

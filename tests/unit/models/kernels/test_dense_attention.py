@@ -9,8 +9,7 @@ from torch.testing import assert_close
 
 from lit_rlhf.models import LoraSpec
 from lit_rlhf.models.kernels import attention, dense_attention
-from lit_rlhf.models.kernels.dense_attention import dense_attention as attend
-from lit_rlhf.models.kernels.dense_attention import pays
+from lit_rlhf.models.kernels.dense_attention import dense_attention as attend, pays
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import BF16, FP32
 from tests.unit.models.conftest import MakeBackbone, shake

@@ -1,0 +1,124 @@
+"""What the engines share that run the policy's own layers: the request, its checks, and a decode proved once."""
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError, LitRLHFError
+from lit_rlhf.models import Backbone
+from lit_rlhf.models.checks import product_dtype
+from lit_rlhf.models.loading import embeddings
+from lit_rlhf.rollout.base import (
+    RolloutEngine,
+    Sampling,
+    check_request,
+    completion_logprobs,
+    context_length,
+)
+from lit_rlhf.types import Generation, asked
+
+_PROMPTS, _STEPS, _SAMPLES = (13, 5), 8, 2
+_TOLERANCE, _ROUNDED = 1e-3, 0.1
+"""Nats: the largest in float32, the mean where anything is computed in fewer bits."""
+
+
+class RolloutRequest(NamedTuple):
+    """The arguments of `RolloutEngine.generate`."""
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    sampling: Sampling
+    seeds: Tensor
+    num_samples: int
+    role: str | None
+    values: str | None = None
+
+
+class LocalEngine(RolloutEngine):
+    """Base of the engines that run the policy's own layers; subclasses say how in `sample`."""
+
+    way_out = "Rollouts of this model can't be had."
+    """What remains to be done about a model that is decoded wrongly."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int = 1,
+        role: str = "policy",
+        values: str | None = None,
+    ) -> Generation:
+        """See `RolloutEngine.generate`.
+
+        Raises:
+            ConfigurationError: The engine can't decode the model, or a prompt and its completion exceed its context.
+            FloatingPointError: `NativeEngine`: the model gave log-probs that are not finite.
+        """
+        check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
+        self.check(backbone, role)
+        mask = prompt_mask.bool()
+        request = RolloutRequest(prompt_ids, mask, sampling, seeds, num_samples, role, values)
+        return self.sample(backbone, request)
+
+    @abstractmethod
+    def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        """`generate`, of a request that was checked."""
+
+    def longest(self, backbone: Backbone) -> int | None:
+        """Most tokens of a row that the engine decodes, where there is a limit besides the model's context."""
+        return None
+
+    @torch.no_grad()
+    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
+        """Sample a few tokens of two prompts and compare their log-probs with those of one plain row at a time.
+
+        Done once for a backbone and kind of engine. Catches attention that a decode doesn't apply, whatever its name.
+
+        Raises:
+            ConfigurationError: They differ, or the decode fails.
+        """
+        kind, device = type(self).__name__, backbone.device
+        limits = (self.longest(backbone), context_length(backbone))
+        room = min((limit for limit in limits if limit), default=64) - _STEPS
+        if kind in backbone.decoded_by or room < 1 or device.type == "meta":
+            return
+        lengths = torch.tensor([min(length, room) for length in _PROMPTS], device=device)
+        width = int(lengths.max())
+        mask = torch.arange(width, device=device) < lengths[:, None]
+        vocabulary = embeddings(backbone.model).shape[0]
+        ids = (torch.arange(2 * width, device=device).view(2, -1) * 5 + 1) % vocabulary
+        seeds = torch.arange(2 * _SAMPLES, device=device)
+        name, sampling = type(backbone.decoder).__name__, Sampling(max_new_tokens=_STEPS)
+        try:
+            out = self.sample(backbone, RolloutRequest(ids, mask, sampling, seeds, _SAMPLES, role))
+        except (LitRLHFError, FloatingPointError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of a decoder that can't take the cache or the mask
+            said = " ".join(str(error).split())[:300]
+            raise ConfigurationError(
+                f"{kind} can't decode {name} ({type(error).__name__}: {said}). {self.way_out}"
+            ) from error
+        gaps = []
+        for row in range(len(seeds)):
+            prompt, taken = row // _SAMPLES, out.mask[row]
+            tokens = out.tokens[row][taken]
+            found = completion_logprobs(backbone, ids[prompt][mask[prompt]], tokens, role)
+            gaps.append((found - asked(out.logprobs)[row][taken]).abs())
+        exact = backbone.spec.quantization == "none"
+        exact = exact and not torch.is_autocast_enabled(device.type)
+        dtypes = {product_dtype(p.dtype) for p in backbone.model.parameters()}
+        exact = exact and dtypes <= {torch.float32}
+        gap = float(torch.cat(gaps).max() if exact else torch.cat(gaps).mean())
+        if gap > (_TOLERANCE if exact else _ROUNDED):
+            raise ConfigurationError(
+                f"{kind} decodes {name} otherwise than its forward pass computes it: log-probs of the same tokens "
+                f"differ by {gap:.2g} nats. {self.way_out}"
+            )
+        backbone.decoded_by.add(kind)

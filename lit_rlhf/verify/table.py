@@ -1,0 +1,82 @@
+"""The table of all methods: which cases there are, and running them."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.modules import RLHFModule
+from lit_rlhf.verify.anchored import anchored_cases, degenerate_cases
+from lit_rlhf.verify.custom import custom_cases
+from lit_rlhf.verify.exact import exact_cases
+from lit_rlhf.verify.groups import group_cases
+from lit_rlhf.verify.margins import divergence_cases, margin_cases
+from lit_rlhf.verify.off_policy import off_policy_cases
+from lit_rlhf.verify.online import pair_cases
+from lit_rlhf.verify.policy import policy_cases
+from lit_rlhf.verify.reward import reward_cases
+from lit_rlhf.verify.runner import Case, VerifyRow, verify_case
+from lit_rlhf.verify.tilted import tilted_cases
+from lit_rlhf.verify.two import corner_cases, two_completion_cases
+from lit_rlhf.verify.variants import variant_cases
+
+
+@cache
+def all_cases() -> dict[str, Case]:
+    """The cases by name: at least one for each method of the library."""
+    cases: list[Case] = [
+        *exact_cases(),
+        *tilted_cases(),
+        *divergence_cases(),
+        *margin_cases(),
+        *two_completion_cases(),
+        *corner_cases(),
+        *anchored_cases(),
+        *degenerate_cases(),
+        *policy_cases(),
+        *group_cases(),
+        *variant_cases(),
+        *off_policy_cases(),
+        *pair_cases(),
+        *reward_cases(),
+    ]
+    return {case.method: case for case in cases}
+
+
+def verify(methods: Sequence[str] | None = None) -> list[VerifyRow]:
+    """The table: all rows, or those of the methods named.
+
+    Args:
+        methods: Names of rows, or what stands before the parenthesis of several: "RLOO" is all of RLOO's.
+
+    Raises:
+        ConfigurationError: There is no such method.
+    """
+    return [
+        verify_case(case)
+        for case in (all_cases().values() if methods is None else cases_of(methods))
+    ]
+
+
+def cases_of(methods: Sequence[str]) -> list[Case]:
+    """The cases of the methods named; see `verify`."""
+    cases = all_cases()
+    chosen: list[Case] = []
+    for method in methods:
+        found = [
+            case for name, case in cases.items() if name == method or name.startswith(f"{method} (")
+        ]
+        if not found:
+            raise ConfigurationError(
+                f"There is no method {method!r} to verify; there are {sorted(cases)}."
+            )
+        chosen += found
+    return chosen
+
+
+def verify_module(make_module: Callable[[], RLHFModule]) -> list[VerifyRow]:
+    """The rows of a module of the user's own; see `custom_cases` for its data and what it is held to.
+
+    Args:
+        make_module: Makes the module, without a backbone, anew at each call.
+    """
+    return [verify_case(case) for case in custom_cases(make_module)]
