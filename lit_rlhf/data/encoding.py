@@ -11,20 +11,23 @@ prefix of the renderings' tokens, and the row is counted in `Encoder.cut_prompts
 """
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.chat import ChatRenderer, Rendered
+from lit_rlhf.data.pieces import ask_backend, find_pieces
 from lit_rlhf.data.records import InvalidRowError, Record, TooLongError
 from lit_rlhf.errors import ConfigurationError
 
 _ANCHOR = "\n"
 _CHARACTERS_AT_ONCE = 200_000  # a tokenizer's own records of a text take some hundred bytes a token
+_FEW_TEXTS = 5000  # before it pays to look for a faster way
 
 
 class Encoded(NamedTuple):
@@ -78,6 +81,10 @@ class Encoder:
         self._added_at_end = _added_at_end(self.tokenizer)
         self._chat = ChatRenderer(self.tokenizer)
         self._backend = _direct_backend(self.tokenizer)
+        self._ask: Callable[[list[str], bool], list[list[int]]] = partial(
+            ask_backend, self._backend
+        )
+        self._texts = 0
         self._blank: dict[tuple[int, ...], bool] = {}
 
     def __call__(self, record: Record) -> Encoded:
@@ -234,14 +241,22 @@ class Encoder:
         return found
 
     def _call(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        batches = _call_backend(self._backend, texts, special) if self._backend else None
-        batches = batches or _call_tokenizer(self.tokenizer, texts, special)
+        if self._backend is None or _cuts_or_pads(self._backend):  # somebody may have set it since
+            batches = _call_tokenizer(self.tokenizer, texts, special)
+        else:
+            batches = self._call_backend(texts, special)
         if special and self._added_at_end:
             batches = [ids[: -self._added_at_end] for ids in batches]
         if special and self._bos is not None:
             doubled = [self._bos, self._bos]
             batches = [ids[1:] if ids[:2] == doubled else ids for ids in batches]
         return batches
+
+    def _call_backend(self, texts: list[str], special: bool) -> list[list[int]]:
+        before, self._texts = self._texts, self._texts + len(texts)
+        if before <= _FEW_TEXTS < self._texts:
+            self._ask = find_pieces(self._backend) or self._ask
+        return self._ask(texts, special)
 
     # -- ends and limits ----------------------------------------------------------------------------------------------
 
@@ -273,8 +288,10 @@ class Encoder:
         assert self._eos is not None
         ends = self._specials if chat else {self._eos}
         if ids[-1] not in ends:
-            last = max((place for place, index in enumerate(ids) if index in ends), default=-1)
-            if last < 0 or not self._is_blank(tuple(ids[last + 1 :])):
+            if ends.isdisjoint(ids):
+                return [*ids, self._eos]
+            last = max(place for place, index in enumerate(ids) if index in ends)
+            if not self._is_blank(tuple(ids[last + 1 :])):
                 return [*ids, self._eos]
             ids = ids[: last + 1]
         while len(ids) > 1 and ids[-1] == ids[-2] == self._eos:
@@ -342,21 +359,19 @@ def _call_tokenizer(
     return ids
 
 
-def _call_backend(backend: Any, texts: list[str], special: bool) -> list[list[int]] | None:
-    if backend.truncation is not None or backend.padding is not None:
-        return None  # somebody has set them since
-    return [line.ids for line in backend.encode_batch(texts, add_special_tokens=special)]
+def _cuts_or_pads(backend: Any) -> bool:
+    return backend.truncation is not None or backend.padding is not None
 
 
 def _direct_backend(tokenizer: PreTrainedTokenizerBase) -> Any:
     """The Rust core of a tokenizer, which spares a quarter of the time, if it gives the same ids as the tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if backend is None or _cuts_or_pads(backend):
         return None
     probes = ["a", " a  b\n\n\tc. ", "naïve 🙂 ﬁ\u200d\r\n", "".join(tokenizer.all_special_tokens)]
     probes += [f"x{token} y" for token in tokenizer.all_special_tokens]
     for special in (False, True):
-        if _call_backend(backend, probes, special) != _call_tokenizer(tokenizer, probes, special):
+        if ask_backend(backend, probes, special) != _call_tokenizer(tokenizer, probes, special):
             return None
     return backend
 

@@ -29,7 +29,7 @@ from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _OURS = "lit_rlhf"
 _PREPARING = (
-    *("chat", "encoding", "preparation", "records", "wrappers"),
+    *("chat", "encoding", "pieces", "preparation", "records", "wrappers"),
     *(
         f"formats.{name}"
         for name in ("answers", "base", "comparisons", "pairs", "rankings", "steps")
