@@ -150,8 +150,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.save_hyperparameters(logger=False)
         self._keep_plain_hyperparameters()
         self.sources = {"train": train, "val": val, "test": test}
-        own = type(self).records is not BranchedDataModule.records
-        usual = self.canonical_format
+        usual, own = self.canonical_format, type(self).records is not BranchedDataModule.records
         self.format = format or self.default_format or (usual if own else Auto())
         self._finder: FormatFinder | None = None
         if isinstance(self.format, Auto):

@@ -192,6 +192,8 @@ class RLHFModule(LightningModule):
             form: How those of the data are written.
         """
         warn_of_prompts(f"The model {self.spec.name!r}", self.backbone.prompts, form)
+        for reward in (part for part in self.children() if isinstance(part, Reward)):
+            reward.check_prompts(form)
 
     def require_movable_reference(self, alpha: float) -> None:
         """Refuse what can't be moved; `MovingReference` asks before the model is built."""

@@ -48,7 +48,6 @@ from lit_rlhf.objectives import (
     TokenMean,
 )
 from lit_rlhf.options import check_option
-from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine, RolloutEngine, Sampling
 from lit_rlhf.seeding import generator
@@ -182,11 +181,6 @@ class PolicyModule(RLHFModule):
         self.reward.attach(self.backbone)
         for parameter in self.reward.parameters():
             parameter.requires_grad_(False)
-
-    def check_prompts(self, form: PromptForm) -> None:
-        """Of the reward, too."""
-        super().check_prompts(form)
-        self.reward.check_prompts(form)
 
     # -- the iteration ------------------------------------------------------------------------------------------------
 
