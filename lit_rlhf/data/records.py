@@ -137,7 +137,7 @@ def check_text(value: Any, column: str) -> Text:
     turns = [_named_role(turn) for turn in value] if isinstance(value, list | tuple) else []
     named = (isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in turns)
     if not turns or not all(named):
-        value = turns or value
+        value = turns if isinstance(value, list | tuple) else value
         raise InvalidRowError(
             f"column {column!r} is neither text nor messages",
             f"got {type(value).__name__} {shorten(value)}; messages are a list of {{'role': ..., 'content': ...}}",

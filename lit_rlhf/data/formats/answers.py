@@ -134,7 +134,7 @@ class PromptOnly(Columns):
     def __call__(self, row: Row) -> list[Record]:
         """One record without completions."""
         if self.columns is None:
-            kept = {name: value for name, value in row.items() if name != self.prompt}
+            kept = {name: row[name] for name in row if name != self.prompt}
         else:
             kept = {name: read_value(row, name) for name in self.columns}
         return [Record(read_prompt(row, self.prompt), columns=kept)]
