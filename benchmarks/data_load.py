@@ -1,8 +1,9 @@
 """How fast rows become tokens: microseconds a row and memory of a first start, seconds of a second one.
 
-    taskset -c 0 python benchmarks/data_load.py --pairs 100000 --long 20000
+    taskset -c 0 python benchmarks/data_load.py --pairs 1000000 --long 200000 --times 3 --plain
 
-Beside it, what `datasets.map` takes for the tokenizer calls alone (prompt, prompt and chosen, prompt and rejected).
+A tenth of the rows comes first: where memory is flat in rows, the peak hardly grows after it. Beside it, with `--plain`,
+what `datasets.map` takes for the tokenizer calls alone (prompt, and prompt with each answer).
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import os
 import random
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +25,12 @@ from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import DemonstrationDataModule, FileSource, PreferenceDataModule
+from lit_rlhf.data import (
+    BranchedDataModule,
+    DemonstrationDataModule,
+    FileSource,
+    PreferenceDataModule,
+)
 
 
 def words(rng: random.Random) -> list[str]:
@@ -53,39 +60,56 @@ def write_rows(path: Path, count: int, make: Callable[[], dict[str, str]]) -> st
     return str(path)
 
 
-def timed(name: str, rows: int, make: Callable[[], Any]) -> None:
-    """Time a first and a second start."""
-    took = []
-    for _ in range(2):
-        start = time.perf_counter()
-        module = make()
-        module.prepare_data()
-        module.setup("fit")
-        took.append(time.perf_counter() - start)
+def timed(name: str, rows: int, make: Callable[[str], Any], place: str, times: int) -> None:
+    """Time first starts, each with a cache of its own, and a second start after each."""
+    first, worked, second = [], [], []
+    for _ in range(times):
+        with tempfile.TemporaryDirectory(dir=place) as cache:
+            for starts in (first, second):
+                start, cpu = time.perf_counter(), time.process_time()
+                module = make(cache)
+                module.prepare_data()
+                module.setup("fit")
+                starts.append(time.perf_counter() - start)
+                if starts is first:
+                    worked.append((time.process_time() - cpu) / rows * 1e6)
+            del module
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    a_row = [seconds / rows * 1e6 for seconds in first]
     print(
-        f"{name}: {rows} rows, {rows / took[0]:.0f} rows/s, {took[0] / rows * 1e6:.0f} us a row; second start "
-        f"{took[1]:.2f} s; peak memory of the process {peak:.0f} MiB",
+        f"{name}: {rows} rows, {_span(a_row, 0)} us a row ({_span(worked, 0)} us of CPU), second start "
+        f"{_span(second, 2)} s; peak memory of the process so far {peak:.0f} MiB",
         flush=True,
     )
 
 
-def plain_map(path: str, tokenizer: PreTrainedTokenizerFast, rows: int, cache: str) -> None:
+def _span(values: list[float], digits: int) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def plain_map(
+    name: str, path: str, tokenizer: PreTrainedTokenizerFast, rows: int, place: str
+) -> None:
     """What `datasets.map` takes for the calls of the tokenizer."""
     datasets.disable_progress_bars()
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
         texts = {"prompt": batch["prompt"]}
-        for side in ("chosen", "rejected"):
+        for side in batch.keys() - {"prompt"}:
             pairs = zip(batch["prompt"], batch[side], strict=True)
             texts[side] = [prompt + answer for prompt, answer in pairs]
         return {f"{k}_ids": tokenizer(v)["input_ids"] for k, v in texts.items()}
 
-    start = time.perf_counter()
-    data = datasets.load_dataset("json", data_files=path, split="train", cache_dir=cache)
+    start, cpu = time.perf_counter(), time.process_time()
+    data = datasets.load_dataset("json", data_files=path, split="train", cache_dir=place)
     data.map(tokenize, batched=True, remove_columns=data.column_names)
-    took = time.perf_counter() - start
-    print(f"plain datasets.map, pairs: {took / rows * 1e6:.0f} us a row", flush=True)
+    wall, worked = time.perf_counter() - start, time.process_time() - cpu
+    print(
+        f"plain datasets.map, {name}: {wall / rows * 1e6:.0f} us a row "
+        f"({worked / rows * 1e6:.0f} us of CPU)",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -93,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=100_000, help="short pairs")
     parser.add_argument("--long", type=int, default=20_000, help="long demonstrations")
+    parser.add_argument("--times", type=int, default=1, help="how often all rows are prepared")
     parser.add_argument("--plain", action="store_true", help="time plain datasets.map too")
     options = parser.parse_args()
     rng = random.Random(0)
@@ -103,22 +128,32 @@ def main() -> None:
         return " ".join(rng.choices(known, weights, k=count))
 
     tokenizer = make_tokenizer([text(50) for _ in range(2000)])
-    with tempfile.TemporaryDirectory() as place:
-        pairs = write_rows(
-            Path(place) / "pairs.jsonl",
+    kinds: dict[str, tuple[int, type[BranchedDataModule], Callable[[], dict[str, str]]]] = {
+        "pairs": (
             options.pairs,
+            PreferenceDataModule,
             lambda: {"prompt": text(12) + "?", "chosen": " " + text(10), "rejected": " " + text(9)},
-        )
-        texts = write_rows(
-            Path(place) / "long.jsonl",
+        ),
+        "long": (
             options.long,
+            DemonstrationDataModule,
             lambda: {"prompt": text(60) + "?", "completion": " " + text(150)},
-        )
-        common = {"tokenizer": tokenizer, "cache_dir": str(Path(place) / "cache")}
-        timed("pairs", options.pairs, lambda: PreferenceDataModule(FileSource(pairs), **common))
-        timed("long", options.long, lambda: DemonstrationDataModule(FileSource(texts), **common))
-        if options.plain:
-            plain_map(pairs, tokenizer, options.pairs, str(Path(place) / "datasets"))
+        ),
+    }
+    with tempfile.TemporaryDirectory() as place:
+        for name, (rows, kind, make_row) in kinds.items():
+            for count, times in ((rows // 10, 1), (rows, options.times)):
+                path = write_rows(Path(place) / f"{name}.jsonl", count, make_row)
+
+                def make(cache: str, path: str = path, kind: Any = kind) -> BranchedDataModule:
+                    module: BranchedDataModule = kind(
+                        FileSource(path), tokenizer=tokenizer, cache_dir=cache
+                    )
+                    return module
+
+                timed(name, count, make, place, times)
+            if options.plain:
+                plain_map(name, path, tokenizer, rows, str(Path(place) / "datasets"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
+    "cli.building": "from_config",
     "data": (
         "DemonstrationDataModule PreferenceDataModule ProcessDataModule PromptDataModule "
         "RankedDataModule UnpairedDataModule"

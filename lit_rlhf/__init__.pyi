@@ -1,3 +1,4 @@
+from lit_rlhf.cli.building import from_config as from_config
 from lit_rlhf.data import (
     DemonstrationDataModule as DemonstrationDataModule,
     PreferenceDataModule as PreferenceDataModule,

@@ -1,8 +1,16 @@
 """Sums and gathers over the processes that train together (layer L0)."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lit_rlhf.errors import LitRLHFError
+
+Made = TypeVar("Made")
 
 
 def num_ranks() -> int:
@@ -61,3 +69,40 @@ def stack_over_ranks(value: Tensor) -> Tensor:
     found = [torch.empty_like(value) for _ in range(num_ranks())]
     dist.all_gather(found, value)
     return torch.stack(found)
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Raise on every process what the user can mend and one of them found: none goes on, and waits for it for ever.
+
+    All processes must come by. Other errors end their process at once, and are the launcher's.
+    """
+    own: LitRLHFError | None = None
+    try:
+        yield
+    except LitRLHFError as error:
+        own = error
+    if num_ranks() > 1:
+        found: list[Any] = [None] * num_ranks()
+        dist.all_gather_object(found, None if own is None else (type(own), str(own)))
+        if own is None:
+            first = next((item for item in found if item is not None), None)
+            own = None if first is None else first[0](first[1])
+    if own is not None:
+        raise own
+
+
+def from_first_rank(make: Callable[[], Made]) -> Made:
+    """What the first process makes, on every process; its errors too (`failing_together`).
+
+    Args:
+        make: Called on the first process alone, so it must talk to no other; what it returns is pickled.
+    """
+    made: list[Any] = [None]
+    with failing_together():
+        if rank() == 0:
+            made = [make()]
+    if num_ranks() > 1:
+        dist.broadcast_object_list(made, src=0)
+    found: Made = made[0]
+    return found

@@ -103,19 +103,21 @@ class HTTPClient:
         """The JSON at a path; see `post`."""
         return self._ask("GET", path, None, retries)
 
-    def post(self, path: str, body: Any, retries: int | None = None) -> Any:
+    def post(self, path: str, body: Any, retries: int | None = None, *, reads: bool = True) -> Any:
         """Send JSON to a path, and return the JSON it is answered with; None for an empty answer.
 
         Args:
             path: Added to the endpoint's address.
             body: What `json.dumps` takes; lone surrogates survive.
             retries: Instead of the endpoint's, for requests that mustn't be sent twice.
+            reads: Whether the answer is read; without, success is all that is asked for, and None returned.
 
         Raises:
             ConfigurationError: Every request would fail so: no such address, a key that is missing or refused.
             ServiceError: This request failed, the retries included; others may succeed.
         """
-        return self._ask("POST", path, json.dumps(body, allow_nan=False).encode("ascii"), retries)
+        data = json.dumps(body, allow_nan=False).encode("ascii")
+        return self._ask("POST", path, data, retries, reads=reads)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """The function's results in the order of the items, `concurrency` of them computed at a time.
@@ -141,7 +143,15 @@ class HTTPClient:
     def __reduce__(self) -> tuple[type["HTTPClient"], tuple[Endpoint]]:
         return HTTPClient, (self.endpoint,)
 
-    def _ask(self, method: str, path: str, body: bytes | None, retries: int | None) -> Any:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        retries: int | None,
+        *,
+        reads: bool = True,
+    ) -> Any:
         retries = self.endpoint.retries if retries is None else retries
         again = Retrying(
             stop=stop_after_attempt(retries + 1),
@@ -151,7 +161,7 @@ class HTTPClient:
             reraise=True,
         )
         try:
-            return again(partial(self._once, method, path, body))
+            return again(partial(self._once, method, path, body, reads=reads))
         except _PassingError as error:
             tries = f" after {retries + 1} tries" if retries else ""
             raise ServiceError(f"{self._server(path)} {error}{tries}.") from error
@@ -163,7 +173,7 @@ class HTTPClient:
             return min(error.retry_after, _LONGEST_WAIT)
         return float(wait_random_exponential(self.endpoint.backoff, _LONGEST_WAIT)(state))
 
-    def _once(self, method: str, path: str, body: bytes | None) -> Any:
+    def _once(self, method: str, path: str, body: bytes | None, *, reads: bool) -> Any:
         if self._closed.is_set():
             raise ServiceError(f"{self._server(path)} was not asked, as another request failed.")
         try:
@@ -178,7 +188,7 @@ class HTTPClient:
             said = str(error) or type(error).__name__
             raise _PassingError(f"can't be reached ({said})") from error
         if response.is_success:
-            return self._read(response)
+            return self._read(response) if reads else None
         raise self._refusal(response, path)
 
     def _send(self, method: str, path: str, body: bytes | None) -> httpx.Response:

@@ -7,12 +7,15 @@ A rollout goes through stages, each a type with the fields of the one before and
 `ScoredRollout`, `EvaluatedRollout`, `EstimatedRollout`. A field that a stage has is never None.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, NotRequired, Self, TypedDict, TypeVar
+from typing import Any, NotRequired, Self, TypeAlias, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
+
+Text: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""Plain text, or the turns of a conversation: each a `role`, a `content` and whatever else a chat template reads."""
 
 
 class BranchedBatch(TypedDict):
@@ -79,6 +82,7 @@ class PromptBatch(BranchedBatch):
 
     index: Tensor  # (B,) int64
     columns: dict[str, list[Any]]  # further columns of the data set, for rewards that need them
+    given: NotRequired[list[Text]]  # the prompts as the data set has them: texts, or messages
     text: NotRequired[DemonstrationBatch]  # what to go on imitating, of another number of rows
 
 
@@ -171,6 +175,8 @@ class Completions:
     prompts: list[str]  # N
     responses: list[str]  # N, without special tokens
     columns: Mapping[str, list[Any]] = field(default_factory=dict)  # each of N entries
+    given: list[Text] | None = None
+    """N prompts as the data set has them: texts, or messages where `prompts` has what a template made of them."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 TRAINING = "lit_rlhf.cli.training"
+RECIPES = "lit_rlhf.cli.recipes"
 
 
 class Command(NamedTuple):
@@ -14,6 +15,14 @@ class Command(NamedTuple):
 
 GROUPS: dict[str, dict[str, Command]] = {
     "train": {
+        "sft": Command(RECIPES, "Fine-tune on demonstrations: --model M --data D"),
+        "reward": Command(RECIPES, "A reward model from pairs: --model M --data D"),
+        "dpo": Command(RECIPES, "DPO on pairs: --model M --data D"),
+        "kto": Command(RECIPES, "KTO on pairs or labels: --model M --data D"),
+        "ppo": Command(RECIPES, "PPO: --model M --data PROMPTS --reward R"),
+        "grpo": Command(RECIPES, "GRPO: --model M --data PROMPTS --reward R"),
+        "init": Command("lit_rlhf.cli.init", "A configuration of your own: init ppo > my.yaml"),
+        "schema": Command("lit_rlhf.cli.schema", "JSON schema of configurations, for editors"),
         "fit": Command(TRAINING, "Train as a configuration says"),
         "validate": Command(TRAINING, "Evaluate on the validation set of a configuration"),
         "test": Command(TRAINING, "Evaluate on its test set"),

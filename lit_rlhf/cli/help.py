@@ -4,12 +4,14 @@ import inspect
 from collections.abc import Iterator
 from importlib import import_module
 
+from lit_rlhf.cli.shipped import RECIPES, SCORED
+
 TRAINING = """usage: lit-rlhf {command} -c FILE [-c OVERLAY ...] [--key value ...]
 
 {what}. A run is described by YAML files, merged from left to right; options on the command line win over files.
 
 options:
-  -c, --config FILE             a configuration; the ones in configs/ have a comment at every key
+  -c, --config FILE             a configuration, or the name of a shipped one, which `lit-rlhf init` lists
   --model CLASS                 what is trained, and how          options of a class: --model.help CLASS
   --model.init_args.KEY VALUE   (also --model.KEY VALUE)
   --data CLASS                  where the data come from          options of a class: --data.help CLASS
@@ -31,6 +33,33 @@ PARTS = """Losses, formats and other parts of these: the help of a class lists w
 show the options of a part. Classes of your own are named module.Class, found in the current directory and on
 PYTHONPATH.
 """
+
+
+RECIPE = """usage: lit-rlhf {command} --model MODEL --data DATA {reward}[options of lit-rlhf fit]
+
+{what}.
+
+  --model MODEL    directory or hub id: model and tokenizer          (model.backbone.name, data.tokenizer)
+  --data DATA      a file, a directory of save_to_disk, or a hub id  (data.train)
+{scored}
+It is `lit-rlhf fit -c {config}` with these options and all that follow; the run begins with the line that it stands for.
+--print_config prints the whole YAML and stops; `lit-rlhf init {command}` prints the configuration with its comments.
+"""
+_SCORED = (
+    "  --reward PATH    an export or a checkpoint of a reward model       (model.reward.path)\n"
+)
+
+
+def recipe_help(command: str, what: str) -> Iterator[str]:
+    """Help of a command that trains in one line."""
+    scored = command in SCORED
+    yield RECIPE.format(
+        command=command,
+        what=what,
+        config=RECIPES[command],
+        reward="--reward PATH " if scored else "",
+        scored=_SCORED if scored else "",
+    )
 
 
 def training_help(command: str, what: str) -> Iterator[str]:

@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 
 from lit_rlhf import __version__
-from lit_rlhf.cli.commands import COMMANDS, TRAINING, usage
-from lit_rlhf.cli.help import training_help
+from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING, usage
+from lit_rlhf.cli.help import recipe_help, training_help
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.files import REFUSALS
 
@@ -34,9 +34,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"lit-rlhf: no command {words[0]!r}.\n\n{usage()}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2)
     module, what = COMMANDS[words[0]]
-    if module == TRAINING and any(word in ("-h", "--help") for word in words[1:]):
-        for part in training_help(words[0], what):
-            print(part, flush=True)  # noqa: T201
+    helps = {TRAINING: training_help, RECIPES: recipe_help}
+    if module in helps and any(word in ("-h", "--help") for word in words[1:]):
+        print(*helps[module](words[0], what), sep="\n", flush=True)  # noqa: T201
         return
     # `mine.MyModule` is found where the command is called; last, so that a file such as tty.py there hides nothing.
     here = str(Path.cwd())

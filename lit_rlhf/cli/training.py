@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from lit_rlhf.cli.refusals import (
     refuse_all_misfits,
     sentence,
 )
+from lit_rlhf.cli.shipped import with_found_configs
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import flat_options, read_none_as_null
 from lit_rlhf.internals.lightning import CommandLineWins, callbacks_of
@@ -184,43 +184,41 @@ class TrainingCLI(CommandLineWins):
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    own_command_line = list(words) == sys.argv[1:]
-    words = ["--help" if word == "--help-all" else word for word in words]
+    start(TrainingCLI, ["--help" if word == "--help-all" else word for word in words])
+
+
+def start(kind: type[TrainingCLI], words: Sequence[str]) -> TrainingCLI:
+    """Parse a command line, and do with it what the class does."""
     read_none_as_null()
     import_components()
-    # `main([...])` from Python is how tests and notebooks run a configuration; Lightning warns of any `args`.
+    # The words differ from those of the process where a configuration is named; Lightning warns of any `args`.
     warnings.filterwarnings(
         "ignore", message="LightningCLI's args parameter is intended to run from within Python"
     )
     try:
-        _start(None if own_command_line and words == sys.argv[1:] else words)
+        return kind(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "log_every_n_steps": 1,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+            },
+            parser_kwargs={
+                "prog": "lit-rlhf",
+                "default_env": False,
+                "exit_on_error": False,
+                **{command: {"exit_on_error": False} for command in COMMANDS},
+            },
+            args=with_found_configs(words),
+        )
     except MisconfigurationException as error:
         raise ConfigurationError(str(error)) from error
-
-
-def _start(args: list[str] | None) -> None:
-    TrainingCLI(
-        model_class=LightningModule,
-        datamodule_class=LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={
-            "log_every_n_steps": 1,
-            "num_sanity_val_steps": 0,
-            "use_distributed_sampler": False,
-        },
-        parser_kwargs={
-            "prog": "lit-rlhf",
-            "default_env": False,
-            "exit_on_error": False,
-            **{command: {"exit_on_error": False} for command in COMMANDS},
-        },
-        # Only what was passed in code: children of a multi-process run read their own command line.
-        args=args,
-    )
 
 
 def import_components() -> None:

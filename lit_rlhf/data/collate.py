@@ -156,12 +156,13 @@ class DemonstrationCollator(BranchedCollator):
 
 @dataclass(frozen=True)
 class PromptCollator(BranchedCollator):
-    """Prompts: K = 0, with the data set's further columns as lists."""
+    """Prompts: K = 0, with the data set's further columns, and the prompts as they came, as lists."""
 
     def __call__(self, rows: Rows) -> PromptBatch:
         """Collate."""
         columns = {name: [row["columns"][name] for row in rows] for name in rows[0]["columns"]}
-        return cast("PromptBatch", {**self.layout(rows), "index": _index(rows), "columns": columns})
+        batch = {**self.layout(rows), "index": _index(rows), "columns": columns}
+        return cast("PromptBatch", {**batch, "given": [row["given"] for row in rows]})
 
 
 @dataclass(frozen=True)

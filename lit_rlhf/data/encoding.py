@@ -246,8 +246,10 @@ class Encoder:
         assert self._eos is not None
         ends = self._specials if chat else {self._eos}
         if ids[-1] not in ends:
-            last = max((place for place, index in enumerate(ids) if index in ends), default=-1)
-            if last < 0 or not self._is_blank(tuple(ids[last + 1 :])):
+            if ends.isdisjoint(ids):
+                return [*ids, self._eos]
+            last = max(place for place, index in enumerate(ids) if index in ends)
+            if not self._is_blank(tuple(ids[last + 1 :])):
                 return [*ids, self._eos]
             ids = ids[: last + 1]
         while len(ids) > 1 and ids[-1] == ids[-2] == self._eos:

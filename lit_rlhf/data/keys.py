@@ -30,7 +30,7 @@ from lit_rlhf.tokenizers import tokenizer_fingerprint
 _OURS = "lit_rlhf"
 _FORMATS = ("answers", "base", "comparisons", "pairs", "rankings", "steps")
 _PREPARING = (
-    *("chat", "encoding", "preparation", "records", "token_ids", "wrappers"),
+    *("chat", "encoding", "pieces", "preparation", "records", "token_ids", "wrappers"),
     *(f"formats.{name}" for name in _FORMATS),
 )
 _INSTALLED = tuple(

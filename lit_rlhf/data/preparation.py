@@ -217,10 +217,11 @@ def _is_empty(completion: Text) -> bool:
 
 
 def _to_json(record: Record) -> str:
-    if not record.fields and not record.columns:
-        return '{"fields": {}, "columns": {}}'
+    extras: dict[str, Any] = {"fields": dict(record.fields), "columns": dict(record.columns)}
+    if not record.completions:  # rewards read the prompt as it came
+        extras["given"] = record.prompt
     try:
-        return json.dumps({"fields": dict(record.fields), "columns": dict(record.columns)})
+        return json.dumps(extras)
     except (TypeError, ValueError, RecursionError) as error:
         kinds = {name: type(value).__name__ for name, value in record.columns.items()}
         raise InvalidRowError(

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never, TypeAlias
 
+from lit_rlhf import types
 from lit_rlhf.errors import DataError
 
 Row: TypeAlias = Mapping[str, Any]
 """A raw row: column to value."""
 Message: TypeAlias = Mapping[str, Any]
 """A turn of a conversation: `role`, `content` and whatever else the chat template reads."""
-Text: TypeAlias = str | Sequence[Message]
+Text: TypeAlias = types.Text
 """Plain text, or the turns of a conversation."""
 FieldValue: TypeAlias = float | bool | tuple[float, ...]
 LABELS = {

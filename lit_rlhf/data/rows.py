@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from lit_rlhf.data.cache import Entry, TokenCache
 from lit_rlhf.data.report import OPTIONAL_FIELDS
 from lit_rlhf.seeding import stable_hash
-from lit_rlhf.types import BranchedBatch
+from lit_rlhf.types import BranchedBatch, Text
 
 
 class TokenizedRow(TypedDict):
@@ -24,6 +24,7 @@ class TokenizedRow(TypedDict):
     completion_ids: list[list[int]]
     fields: dict[str, Any]  # margin, p_chosen, label, score, ref_logprobs
     columns: dict[str, Any]  # further columns of the data set
+    given: Text | None  # the prompt as it came, of rows without completions
 
 
 class TokenizedRows(Dataset[TokenizedRow]):
@@ -100,6 +101,7 @@ class TokenizedRows(Dataset[TokenizedRow]):
             "completion_ids": values["completion_ids"],
             "fields": {**self.fields, **extras["fields"]},
             "columns": {**self.columns, **extras["columns"]},
+            "given": extras.get("given"),
         }
 
 

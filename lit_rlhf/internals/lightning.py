@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
@@ -157,11 +157,24 @@ class CommandLineWins(LightningCLI):
     Lightning lets hyper-parameters that are stored there override flags and YAML in silence (its issue 21455).
     """
 
+    runs = True
+    """Whether the command is run once all is built."""
+
     def _parse_ckpt_path(self) -> None:
         return
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.runs:
+            super()._run_subcommand(subcommand)
 
 
 def precision_of(module: LightningModule) -> Precision | None:
     """The trainer's plugin for precision; None of a module that no trainer has."""
     trainer = module._trainer
     return None if trainer is None else trainer.precision_plugin
+
+
+def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:
+    """The parser of one of its commands."""
+    parser: LightningArgumentParser = cli._parser(command)
+    return parser

@@ -97,7 +97,12 @@ def export_reward(
 
 
 def export_policy(
-    backbone: Backbone, path: str | Path, *, merge: bool, role: str | None = "policy"
+    backbone: Backbone,
+    path: str | Path,
+    *,
+    merge: bool,
+    role: str | None = "policy",
+    read_back: bool = True,
 ) -> None:
     """Write a policy: an `AutoModelForCausalLM`, or a peft adapter.
 
@@ -106,8 +111,8 @@ def export_policy(
         path: Directory to write; an earlier export there is replaced, once the new one is complete.
         merge: As in `export_reward`.
         role: Whose adapter.
-
-    Before the export appears it is read back by transformers or peft, and log-probs compared (`readback`).
+        read_back: Before the export appears, have transformers or peft read it, and compare log-probs (`readback`); for
+            who compares them elsewhere it is time lost.
 
     Raises:
         CheckpointError: The path holds something that isn't an export, the disk is full, or what was written reads
@@ -123,7 +128,8 @@ def export_policy(
             )
         backbone.tokenizer.save_pretrained(directory)
         _record(backbone, "policy", as_adapter, backbone.tokenizer, 0.0, 1.0).write(directory)
-        check_export(directory, backbone, role, as_adapter=as_adapter)
+        if read_back:
+            check_export(directory, backbone, role, as_adapter=as_adapter)
 
 
 def _size(backbone: Backbone, role: str | None, as_adapter: bool) -> int:

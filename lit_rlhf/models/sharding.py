@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -9,6 +10,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models.backbone import Backbone
+
+_WHOLE: "WeakSet[FSDPModule]" = WeakSet()
+"""Parts whose parameters are gathered now."""
 
 
 def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
@@ -37,9 +41,12 @@ def gathered(module: nn.Module) -> Iterator[None]:
     """Whole parameters on each process for the time of a `with`: for passes without gradient, without collectives.
 
     Processes may then run different numbers of passes, as generation by steps and batches by length need. Acts on all
-    sharded backbones within a module, and does nothing where there are none.
+    sharded backbones within a module, and does nothing where there are none; within another of the same, nothing, so
+    that one process alone may call what does so itself.
     """
-    sharded = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    sharded = [
+        part for part in module.modules() if isinstance(part, FSDPModule) and part not in _WHOLE
+    ]
     for part in sharded:
         # Backbones have it once they are sharded; mypy holds a class of both kinds for impossible.
         if (become_root := getattr(part, "become_root", None)) is not None:
@@ -47,10 +54,12 @@ def gathered(module: nn.Module) -> Iterator[None]:
     for part in sharded:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
+    _WHOLE.update(sharded)
     try:
         yield
     finally:
         for part in sharded:
+            _WHOLE.discard(part)
             part.reshard()
             part.set_reshard_after_forward(True, recurse=False)
 

@@ -1,8 +1,7 @@
 """Collecting: from what an engine generated to texts, scores and log-probs. The steps that need no module state."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from lit_rlhf.models import gathered
 from lit_rlhf.modules.minibatches import microbatch_indices, repeat_columns, row_lengths
 from lit_rlhf.rewards import Reward
 from lit_rlhf.seeding import sample_seeds
-from lit_rlhf.types import Completions, Generation, Prompts, Rollout, Sample, Scores
+from lit_rlhf.types import Completions, Generation, PromptBatch, Prompts, Rollout, Sample, Scores
 
 RESUME = "The run goes on from its last checkpoint with --ckpt_path last."
 
@@ -40,9 +39,10 @@ def read_completions(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
     generation: Generation,
-    columns: Mapping[str, list[Any]],
+    batch: PromptBatch,
 ) -> Completions:
-    """Tokens and texts as rewards see them."""
+    """Tokens and texts as rewards see them, with what the batch says of its prompts."""
+    given = batch.get("given")
     num_samples = len(generation.tokens) // len(prompts.ids)
     decode = partial(_decode, tokenizer)
     texts = [decode(ids[mask], False) for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
@@ -55,7 +55,8 @@ def read_completions(
         finished=generation.finished,
         prompts=[text for text in texts for _ in range(num_samples)],
         responses=[decode(ids[mask], True) for ids, mask in pairs],
-        columns=repeat_columns(columns, num_samples),
+        columns=repeat_columns(batch.get("columns", {}), num_samples),
+        given=None if given is None else repeat_columns({"": given}, num_samples)[""],
     )
 
 

@@ -63,13 +63,16 @@ def join_rollouts(rollouts: Sequence[Stage]) -> Stage:
 
 def select_prompts(batch: PromptBatch, rows: slice) -> PromptBatch:
     """Some rows of a batch of prompts, with their columns."""
-    return PromptBatch(
+    part = PromptBatch(
         input_ids=batch["input_ids"][rows],
         branch_ids=batch["branch_ids"][rows],
         position_ids=batch["position_ids"][rows],
         index=batch["index"][rows],
         columns={name: values[rows] for name, values in batch.get("columns", {}).items()},
     )
+    if "given" in batch:
+        part["given"] = batch["given"][rows]
+    return part
 
 
 def minibatch_indices(

@@ -311,8 +311,7 @@ class PolicyModule(RLHFModule):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
         flops = generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
         self.phases.add_flops("rollout", flops)
-        columns = batch.get("columns", {})
-        completions = stages.read_completions(self.backbone.tokenizer, prompts, generation, columns)
+        completions = stages.read_completions(self.backbone.tokenizer, prompts, generation, batch)
         return Rollout(prompts, generation), completions
 
     def sample_tokens(

@@ -1,14 +1,19 @@
 """Rewards that are Python functions."""
 
+import asyncio
 import importlib
 import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tenacity import retry, stop_after_attempt, wait_random_exponential
+
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.rewards.base import Reward, as_scores
 from lit_rlhf.types import Completions, Scores
 
@@ -19,9 +24,17 @@ class FunctionReward(Reward):
     It is called with keyword arguments: the prompts (special tokens included) and responses (without) as lists of
     strings, and those columns of the data set that it has parameters for, or all where it takes `**kwargs`.
 
+    One with a parameter `completions` is called as TRL calls its reward functions, so that those work as they are: the
+    prompts are given as the data set has them, and where these are messages, so are the completions, `[{"role":
+    "assistant", "content": ...}]` each; `completion_ids` are lists of token ids. Words of the assistant that a prompt
+    ends in are put before the completion's. An `async def` is run to its end. None for a response says that the function
+    doesn't apply to it, and counts 0, in a `WeightedSum` nothing.
+
     Args:
         function: The function, or where it is: "package.module.function", or "path/to/file.py:function".
         name: What it is called in errors; default: its own name.
+        retries: How often it is called again where it raises an error, after waits that grow from about 1 to 60
+            seconds: for functions that ask a server. 0 or more.
 
     Raises:
         ConfigurationError: There is no such function, or it can't be called so.
@@ -33,7 +46,10 @@ class FunctionReward(Reward):
     """
 
     def __init__(
-        self, function: Callable[..., Sequence[float]] | str, name: str | None = None
+        self,
+        function: Callable[..., Sequence[float | None]] | str,
+        name: str | None = None,
+        retries: int = 0,
     ) -> None:
         super().__init__()
         self.function = load_function(function) if isinstance(function, str) else function
@@ -45,6 +61,8 @@ class FunctionReward(Reward):
         except (TypeError, ValueError):  # builtins that don't tell
             keyword = inspect.Parameter.KEYWORD_ONLY
             self.wants = [inspect.Parameter(n, keyword) for n in ("prompts", "responses")]
+        self.retries = retries
+        check_option(is_whole(retries, 0), self, "retries", retries, "0 or more")
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32.
@@ -55,14 +73,34 @@ class FunctionReward(Reward):
         """
         arguments = self._arguments(completions)
         try:
-            values = self.function(**arguments)
+            values = self._call(arguments)
         except Exception as error:
             error.add_note(f"raised by the reward function {self.name!r}")
             raise
         return as_scores(self._checked(values, completions), completions)
 
+    def _call(self, arguments: dict[str, Any]) -> Any:
+        @retry(
+            stop=stop_after_attempt(self.retries + 1),
+            wait=wait_random_exponential(1, 60),
+            reraise=True,
+        )
+        def call() -> Any:
+            found = self.function(**arguments)
+            if not inspect.iscoroutine(found):
+                return found
+            with ThreadPoolExecutor(1) as pool:  # in this thread a loop may run, as in notebooks
+                return pool.submit(asyncio.run, found).result()
+
+        return call()
+
     def _arguments(self, completions: Completions) -> dict[str, Any]:
-        given = {"prompts": completions.prompts, "responses": completions.responses}
+        given: dict[str, Any] = {
+            "prompts": completions.prompts,
+            "responses": completions.responses,
+        }
+        if any(p.name == "completions" for p in self.wants):
+            given |= _trl_arguments(completions)
         known: dict[str, Any] = {**completions.columns, **given}
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.wants)
         wanted = [p for p in self.wants if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -85,7 +123,7 @@ class FunctionReward(Reward):
                 f"The reward function {self.name!r} returned {what} ({type(values).__name__}) for {count} responses. "
                 "It must return a list of one number per response, in their order."
             )
-        numbers = [_number(value) for value in listed]
+        numbers = [0.0 if value is None else _number(value) for value in listed]
         for i, number in enumerate(numbers):
             if not math.isfinite(number):
                 raise DataError(
@@ -116,6 +154,24 @@ def load_function(where: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigurationError(f"{where!r} is a {type(found).__name__}, not a function.")
     return found
+
+
+def _trl_arguments(completions: Completions) -> dict[str, Any]:
+    prompts: list[Any] = []
+    answers: list[Any] = []
+    given = completions.prompts if completions.given is None else completions.given
+    for prompt, response in zip(given, completions.responses, strict=True):
+        if isinstance(prompt, str):
+            prompts.append(prompt)
+            answers.append(response)
+            continue
+        turns = [dict(turn) for turn in prompt]
+        begun = turns.pop()["content"] if turns and turns[-1]["role"] == "assistant" else ""
+        prompts.append(turns)
+        answers.append([{"role": "assistant", "content": begun + response}])
+    rows = zip(completions.tokens, completions.response_mask.bool(), strict=True)
+    ids = [tokens[mask].tolist() for tokens, mask in rows]
+    return {"prompts": prompts, "completions": answers, "completion_ids": ids}
 
 
 def _number(value: object) -> float:

@@ -3,4 +3,10 @@
 from lit_rlhf.rollout.base import RolloutEngine as RolloutEngine, Sampling as Sampling
 from lit_rlhf.rollout.hf import HFEngine as HFEngine
 from lit_rlhf.rollout.native import NativeEngine as NativeEngine
-from lit_rlhf.rollout.vllm import VLLMEngine as VLLMEngine, VLLMServerEngine as VLLMServerEngine
+from lit_rlhf.rollout.vllm import (
+    AdapterSync as AdapterSync,
+    DiskSync as DiskSync,
+    VLLMEngine as VLLMEngine,
+    VLLMServerEngine as VLLMServerEngine,
+    WeightSync as WeightSync,
+)

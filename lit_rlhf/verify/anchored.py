@@ -1,14 +1,12 @@
 r"""Methods that hold each completion to a place of its own: stationary where $\phi_y'(u_y) = \pi(y)\sum\phi'$."""
 
-from functools import partial
-
 from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.verify import populations as data, targets
-from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.verify.preference import PreferenceCase, rows_on
 from lit_rlhf.verify.runner import BETA
-from lit_rlhf.verify.tabular import TabularWorld, bandit
+from lit_rlhf.verify.tabular import bandit
 
 _ROOT = "phi'(u) = pi * sum phi'"
 
@@ -17,8 +15,10 @@ def anchored_cases() -> list[PreferenceCase]:
     """On the bandit."""
     world = bandit()
     mu = data.skewed(world)
-    won, lost = _shares(world, mu)
-    pairs = data.rated_pairs(world, mu)
+    # Shares of the completions among the chosen, and among the rejected: of two drawn from mu, either may win.
+    wins = targets.win_rates(data.preference_probabilities(world), mu)
+    won, lost = 2 * mu * wins, 2 * mu * (1 - wins)
+    desirable, quality = world.rewards.sigmoid(), world.rewards.softmax(-1)
 
     def nca_pair(u: Tensor) -> Tensor:
         # Each of the terms of the chosen (won) and the rejected (lost), differentiated.
@@ -34,18 +34,6 @@ def anchored_cases() -> list[PreferenceCase]:
     def sppo(u: Tensor) -> Tensor:
         return (won + lost) * u - 0.5 / BETA * (won - lost)
 
-    cases = [
-        _case("NCAPair", world, partial(o.NCAPair, BETA), pairs, nca_pair),
-        _case("BCOPair", world, partial(o.BCOPair, BETA), pairs, bco_pair, follow=True),
-        _case("SPPO", world, partial(o.SPPO, BETA), pairs, sppo),
-    ]
-    return [*cases, *_other_data_cases(world)]
-
-
-def _other_data_cases(world: TabularWorld) -> list[PreferenceCase]:
-    mu, desirable = data.skewed(world), world.rewards.sigmoid()
-    labels, quality = data.binary_labels(world, desirable), world.rewards.softmax(-1)
-
     def bco(u: Tensor) -> Tensor:
         s = (BETA * u - (mu * BETA * u).sum()).sigmoid()
         return mu * (s - desirable)
@@ -54,49 +42,38 @@ def _other_data_cases(world: TabularWorld) -> list[PreferenceCase]:
         s = (BETA * u).sigmoid()
         return -quality * (1 - s) + s / len(u)
 
+    def best(slope: targets.Function) -> Tensor:
+        return targets.anchored_optimum(world.reference, slope)
+
+    pairs, labels = data.rated_pairs(world, mu), data.binary_labels(world, desirable)
+    row, moving = rows_on(world, pairs), rows_on(world, pairs, training="follow")
+    labelled = rows_on(world, labels, training="follow")
     return [
-        _case("BCO (running shift)", world, partial(o.BCO, BETA), labels, bco, follow=True),
-        _case("NCA", world, partial(o.NCA, BETA), data.scored_list(world), nca),
+        row("NCAPair", _ROOT, best(nca_pair), o.NCAPair, BETA),
+        moving("BCOPair", _ROOT, best(bco_pair), o.BCOPair, BETA),
+        row("SPPO", _ROOT, best(sppo), o.SPPO, BETA),
+        labelled("BCO (running shift)", _ROOT, best(bco), o.BCO, BETA),
+        rows_on(world, data.scored_list(world))("NCA", _ROOT, best(nca), o.NCA, BETA),
     ]
 
 
 def degenerate_cases() -> list[PreferenceCase]:
     """Losses that saturate: no finite optimum; over two completions all goes to the one more often desirable."""
-    world = bandit(2)
-    pairs, best = data.rated_pairs(world, edges=[(0, 1)]), targets.greedy(world.rewards)
+    world, text = bandit(2), "greedy (no finite optimum)"
+    best = targets.greedy(world.rewards)
     labels = data.binary_labels(world, world.rewards.sigmoid())
-    unwanted = data.undesirable(world, [1])
-    greedy = partial(
-        PreferenceCase,
-        target="greedy (no finite optimum)",
-        world=world,
-        optimum=best,
-        training="follow",
+    pair, single, unwanted = (
+        rows_on(world, population, training="follow")
+        for population in (
+            data.rated_pairs(world, edges=[(0, 1)]),
+            labels,
+            data.undesirable(world, [1]),
+        )
     )
     return [
-        greedy("APOZero", make_loss=partial(o.APOZero, BETA), population=pairs),
-        greedy("APODown", make_loss=partial(o.APODown, BETA), population=pairs),
-        greedy("NPO", make_loss=partial(o.NPO, BETA), population=unwanted),
-        greedy("KTO", make_loss=partial(o.KTO, BETA), population=labels),
-        greedy("UnpairedAPOZero", make_loss=partial(o.UnpairedAPOZero, BETA), population=labels),
+        pair("APOZero", text, best, o.APOZero, BETA),
+        pair("APODown", text, best, o.APODown, BETA),
+        unwanted("NPO", text, best, o.NPO, BETA),
+        single("KTO", text, best, o.KTO, BETA),
+        single("UnpairedAPOZero", text, best, o.UnpairedAPOZero, BETA),
     ]
-
-
-def _shares(world: TabularWorld, mu: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of the completions among the chosen, and among the rejected: of two drawn from mu, either may win."""
-    wins = targets.win_rates(data.preference_probabilities(world), mu)
-    return 2 * mu * wins, 2 * mu * (1 - wins)
-
-
-def _case(
-    name: str,
-    world: TabularWorld,
-    loss: MakeLoss,
-    population: data.Population,
-    slope: targets.Function,
-    follow: bool = False,
-) -> PreferenceCase:
-    best = targets.anchored_optimum(world.reference, slope)
-    return PreferenceCase(
-        name, _ROOT, world, loss, population, best, training="follow" if follow else "minimize"
-    )

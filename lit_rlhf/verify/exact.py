@@ -1,12 +1,10 @@
 r"""Methods whose optimum is exactly $\pi^* = \pi_{ref}e^{r/\beta}/Z$."""
 
-from functools import partial
-
 from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.verify import populations as data, targets
-from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.verify.preference import PreferenceCase, rows_on
 from lit_rlhf.verify.runner import BETA
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
@@ -19,98 +17,30 @@ def optimum(world: TabularWorld) -> Tensor:
 
 
 def exact_cases() -> list[PreferenceCase]:
-    """Pairs on the tree, then what needs other data."""
-    world, star = tree(), optimum(tree())
-    pairs = data.rated_pairs(world)
-    smooth: dict[str, MakeLoss] = {
-        "DPO": partial(o.DPO, BETA),
-        "ReverseKLDPO": partial(o.ReverseKLDPO, BETA),
-        "SavageGPO": partial(o.SavageGPO, BETA),
-    }
-    stopped: dict[str, MakeLoss] = {
-        "WPO": partial(o.WPO, BETA),
-        "BetaDPO (drop=0)": partial(o.BetaDPO, BETA, drop=0.0),
-    }
+    """Pairs on the tree; then the bandit, where the divergences of both completions are the same state's; other data."""
+    world, flat, few = tree(), bandit(), bandit(3)
+    pairs, flipped = data.rated_pairs(world), data.rated_pairs(world, flip=0.15)
+    labels = data.binary_labels(world, (world.rewards - 0.3).sigmoid())
+    smooth, stopped = rows_on(world, pairs), rows_on(world, pairs, training="follow")
+    level, alone = optimum(flat), rows_on(few, data.rated_pairs(few), by_row=True)
+    rated, star, of_few = data.scalar_scores(world), optimum(world), optimum(few)
+    lists, two = data.scored_list(world), data.scored_pairs(world)
     return [
-        *(PreferenceCase(name, PI_STAR, world, loss, pairs, star) for name, loss in smooth.items()),
-        *(
-            PreferenceCase(name, PI_STAR, world, loss, pairs, star, training="follow")
-            for name, loss in stopped.items()
+        smooth("DPO", PI_STAR, star, o.DPO, BETA),
+        smooth("ReverseKLDPO", PI_STAR, star, o.ReverseKLDPO, BETA),
+        smooth("SavageGPO", PI_STAR, star, o.SavageGPO, BETA),
+        stopped("WPO", PI_STAR, star, o.WPO, BETA),
+        stopped("BetaDPO (drop=0)", PI_STAR, star, o.BetaDPO, BETA, drop=0.0),
+        rows_on(flat, data.rated_pairs(flat))("TDPO1 (bandit)", PI_STAR, level, o.TDPO1, BETA),
+        alone("AOT (batches of one)", PI_STAR, of_few, o.AOT, BETA),
+        alone("UnpairedAOT (batches of one)", PI_STAR, of_few, o.UnpairedAOT, BETA),
+        rows_on(flat, data.rankings(flat, 3))(
+            "PlackettLuceDPO", PI_STAR, level, o.PlackettLuceDPO, BETA
         ),
-        *_flat_cases(),
-        *_other_data_cases(world, star),
-    ]
-
-
-def _flat_cases() -> list[PreferenceCase]:
-    """On the bandit, where the divergences of both completions are the same state's; and sorted batches of one."""
-    flat, few = bandit(), bandit(3)
-    sorted_losses: dict[str, MakeLoss] = {
-        "AOT (batches of one)": partial(o.AOT, BETA),
-        "UnpairedAOT (batches of one)": partial(o.UnpairedAOT, BETA),
-    }
-    few_pairs = data.rated_pairs(few)
-    return [
-        PreferenceCase(
-            "TDPO1 (bandit)",
-            PI_STAR,
-            flat,
-            partial(o.TDPO1, BETA),
-            data.rated_pairs(flat),
-            optimum(flat),
-        ),
-        *(
-            PreferenceCase(name, PI_STAR, few, loss, few_pairs, optimum(few), by_row=True)
-            for name, loss in sorted_losses.items()
-        ),
-        PreferenceCase(
-            "PlackettLuceDPO",
-            PI_STAR,
-            flat,
-            partial(o.PlackettLuceDPO, BETA),
-            data.rankings(flat, 3),
-            optimum(flat),
-        ),
-    ]
-
-
-def _other_data_cases(world: TabularWorld, star: Tensor) -> list[PreferenceCase]:
-    flipped, labels = (
-        data.rated_pairs(world, flip=0.15),
-        data.binary_labels(world, (world.rewards - 0.3).sigmoid()),
-    )
-    shifted = partial(o.BCO, BETA, learn_shift=True)
-    return [
-        PreferenceCase(
-            "SoftLabelDPO",
-            PI_STAR,
-            world,
-            partial(o.SoftLabelDPO, BETA),
-            data.soft_pairs(world),
-            star,
-        ),
-        PreferenceCase(
-            "RobustDPO", PI_STAR, world, partial(o.RobustDPO, BETA, 0.15), flipped, star
-        ),
-        PreferenceCase(
-            "DROV",
-            PI_STAR,
-            world,
-            partial(o.DROV, BETA),
-            data.scalar_scores(world),
-            star,
-            training="follow",
-        ),
-        PreferenceCase("BCO (learned shift)", PI_STAR, world, shifted, labels, star),
-        PreferenceCase(
-            "InfoNCA", PI_STAR, world, partial(o.InfoNCA, BETA), data.scored_list(world), star
-        ),
-        PreferenceCase(
-            "LiPOLambda (pairs)",
-            PI_STAR,
-            world,
-            partial(o.LiPOLambda, BETA),
-            data.scored_pairs(world),
-            star,
-        ),
+        rows_on(world, data.soft_pairs(world))("SoftLabelDPO", PI_STAR, star, o.SoftLabelDPO, BETA),
+        rows_on(world, flipped)("RobustDPO", PI_STAR, star, o.RobustDPO, BETA, 0.15),
+        rows_on(world, rated, training="follow")("DROV", PI_STAR, star, o.DROV, BETA),
+        rows_on(world, labels)("BCO (learned shift)", PI_STAR, star, o.BCO, BETA, learn_shift=True),
+        rows_on(world, lists)("InfoNCA", PI_STAR, star, o.InfoNCA, BETA),
+        rows_on(world, two)("LiPOLambda (pairs)", PI_STAR, star, o.LiPOLambda, BETA),
     ]

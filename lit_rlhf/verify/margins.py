@@ -3,123 +3,62 @@
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from lit_rlhf import objectives as o
 from lit_rlhf.verify import populations as data, stationarity, targets
-from lit_rlhf.verify.preference import MakeLoss, PreferenceCase
+from lit_rlhf.verify.preference import PreferenceCase, rows_on
 from lit_rlhf.verify.runner import BETA
 from lit_rlhf.verify.tabular import bandit, tree
+from lit_rlhf.verify.targets import from_margins
 
-_SMOOTHING = 0.15
-_GAMMA = 0.6
-_ALPHA = 0.4
+_SMOOTHING, _GAMMA, _ALPHA = 0.15, 0.6, 0.4
 
 
 def divergence_cases() -> list[PreferenceCase]:
-    """f-DPO on the tree."""
+    """f-DPO on the tree, and a loss whose margins are those of a spanning tree of its completions."""
     world = tree()
     ref, r = world.reference, world.rewards
-    rows: list[tuple[str, str, MakeLoss, Tensor]] = [
-        (
-            "ForwardKLDPO",
-            "beta ref/(L - r)",
-            partial(o.ForwardKLDPO, BETA),
-            targets.forward_kl_optimum(ref, r, BETA),
+    forward, shannon = targets.forward_kl_optimum, targets.jensen_shannon_optimum
+    alpha = targets.alpha_divergence_optimum(ref, r, BETA, _ALPHA)
+    spanning = targets.desensitized_tree(ref, r, BETA, _ALPHA)
+    row = rows_on(world, data.rated_pairs(world))
+    edges = rows_on(world, data.rated_pairs(world, edges=targets.DESENSITIZED_EDGES))
+    equations, loss = "equations of a spanning tree", o.LengthDesensitizedDPO
+    return [
+        row("ForwardKLDPO", "beta ref/(L - r)", forward(ref, r, BETA), o.ForwardKLDPO, BETA),
+        row(
+            "JensenShannonDPO", "ref e^s/(2 - e^s)", shannon(ref, r, BETA), o.JensenShannonDPO, BETA
         ),
-        (
-            "JensenShannonDPO",
-            "ref e^s/(2 - e^s)",
-            partial(o.JensenShannonDPO, BETA),
-            targets.jensen_shannon_optimum(ref, r, BETA),
+        row(
+            "AlphaDivergenceDPO", "ref (1 - a s)^(-1/a)", alpha, o.AlphaDivergenceDPO, BETA, _ALPHA
         ),
-        (
-            "AlphaDivergenceDPO",
-            "ref (1 - a s)^(-1/a)",
-            partial(o.AlphaDivergenceDPO, BETA, _ALPHA),
-            targets.alpha_divergence_optimum(ref, r, BETA, _ALPHA),
-        ),
+        edges("LengthDesensitizedDPO", equations, spanning, loss, BETA, _ALPHA),
     ]
-    pairs = data.rated_pairs(world)
-    return [PreferenceCase(name, text, world, loss, pairs, best) for name, text, loss, best in rows]
 
 
 def margin_cases() -> list[PreferenceCase]:
     """Completions compared along a chain, so that each pair's margin can be met."""
-    world = bandit()
-    edges = data.chain(world)
+    world, edges = bandit(), data.chain(bandit())
+    ref, uniform = world.reference, torch.ones_like(world.reference)
     p = torch.stack([data.preference_probabilities(world)[i, j] for i, j in edges])
-    uniform = torch.ones_like(world.reference)
-    disco = [
-        targets.from_margins(
-            world.reference,
-            targets.descent_margin(partial(stationarity.discopop_slope, temperature=tau), p) / BETA,
-        )
-        for tau in (0.5, 0.05)
-    ]
-    rows: list[tuple[str, str, MakeLoss, Tensor]] = [
-        (
-            "ConservativeDPO",
-            "margins logit((1-e)p + e(1-p))",
-            partial(o.ConservativeDPO, BETA, _SMOOTHING),
-            targets.from_margins(world.reference, targets.smoothed_margin(p, _SMOOTHING) / BETA),
-        ),
-        (
-            "EXO",
-            "margins (2p-1) logit(1-e)",
-            partial(o.EXO, BETA, _SMOOTHING),
-            targets.from_margins(
-                world.reference, targets.reverse_smoothed_margin(p, _SMOOTHING) / BETA
-            ),
-        ),
-        (
-            "DiscoPOP (tau=0.5)",
-            "margins p f'(z) = (1-p) f'(-z)",
-            partial(o.DiscoPOP, BETA, 0.5),
-            disco[0],
-        ),
-        (
-            "SimPO",
-            "margins p s(g - z) = (1-p) s(g + z)",
-            partial(o.SimPO, BETA, _GAMMA),
-            targets.from_margins(uniform, targets.target_margin(p, _GAMMA) / BETA),
-        ),
-        (
-            "AlphaPO",
-            "SimPO's margins of (1 - p^-a)/a",
-            partial(o.AlphaPO, BETA, _GAMMA, _ALPHA),
-            _shaped(targets.target_margin(p, _GAMMA)),
-        ),
-    ]
     pairs = data.rated_pairs(world, edges=edges)
-    valley = PreferenceCase(
-        "DiscoPOP",
-        "the valley next to z = 0",
-        world,
-        partial(o.DiscoPOP, BETA),
-        pairs,
-        disco[1],
-        training="descend",
-        rate=0.05,
+    row, slow = rows_on(world, pairs), rows_on(world, pairs, training="descend", rate=0.05)
+    far, near = (
+        targets.descent_margin(partial(stationarity.discopop_slope, temperature=tau), p) / BETA
+        for tau in (0.5, 0.05)
     )
+    smoothed, wide = targets.smoothed_margin(p, _SMOOTHING), targets.target_margin(p, _GAMMA)
+    reverse = targets.reverse_smoothed_margin(p, _SMOOTHING)
+    smooth, sharp = from_margins(ref, smoothed / BETA), from_margins(ref, reverse / BETA)
+    # AlphaPO's rewards are f' of the alpha divergence to the constant 1: margins fix them up to L.
+    shaped = targets.alpha_divergence_optimum(uniform, targets.chained(wide), BETA, _ALPHA)
+    blur, mean = "margins logit((1-e)p + e(1-p))", "SimPO's margins of (1 - p^-a)/a"
+    balance, skew = "margins p f'(z) = (1-p) f'(-z)", "margins p s(g - z) = (1-p) s(g + z)"
     return [
-        *(PreferenceCase(name, text, world, loss, pairs, best) for name, text, loss, best in rows),
-        valley,
-        _desensitized_case(),
+        row("ConservativeDPO", blur, smooth, o.ConservativeDPO, BETA, _SMOOTHING),
+        row("EXO", "margins (2p-1) logit(1-e)", sharp, o.EXO, BETA, _SMOOTHING),
+        row("DiscoPOP (tau=0.5)", balance, from_margins(ref, far), o.DiscoPOP, BETA, 0.5),
+        row("SimPO", skew, from_margins(uniform, wide / BETA), o.SimPO, BETA, _GAMMA),
+        row("AlphaPO", mean, shaped, o.AlphaPO, BETA, _GAMMA, _ALPHA),
+        slow("DiscoPOP", "the valley next to z = 0", from_margins(ref, near), o.DiscoPOP, BETA),
     ]
-
-
-def _shaped(margins: Tensor) -> Tensor:
-    r"""AlphaPO's rewards are f' of the alpha divergence to the constant 1: margins fix them up to L."""
-    rewards = torch.cat([margins.new_zeros(1), -margins.cumsum(0)])
-    return targets.alpha_divergence_optimum(torch.ones_like(rewards), rewards, BETA, _ALPHA)
-
-
-def _desensitized_case() -> PreferenceCase:
-    world = tree()
-    best = targets.desensitized_tree(world.reference, world.rewards, BETA, _ALPHA)
-    pairs = data.rated_pairs(world, edges=targets.DESENSITIZED_EDGES)
-    loss = partial(o.LengthDesensitizedDPO, BETA, _ALPHA)
-    return PreferenceCase(
-        "LengthDesensitizedDPO", "equations of a spanning tree", world, loss, pairs, best
-    )

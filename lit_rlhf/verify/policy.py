@@ -39,7 +39,7 @@ from lit_rlhf.types import (
 from lit_rlhf.verify import targets
 from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.runner import BETA, Case, Training
-from lit_rlhf.verify.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree, use_double_heads
+from lit_rlhf.verify.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree
 
 MakeModule = Callable[[ModelSpec, Reward], PolicyModule]
 _GROUP, _ENTROPY = 2, 0.2
@@ -100,11 +100,7 @@ class PolicyCase(Case):
 
     def module(self) -> PolicyModule:
         """A module with the world's reference as policy and reference."""
-        module = self.make_module(ModelSpec(config={}), NoReward())
-        module.backbone = self.world.backbone()
-        module.configure_roles()
-        use_double_heads(module.backbone)
-        return module.train()
+        return self.world.place(self.make_module(ModelSpec(config={}), NoReward()))
 
     def expected_loss(self, module: RLHFModule) -> Tensor:
         """Mean numerator over mean denominator of all groups, each as likely as it is drawn."""
@@ -129,25 +125,14 @@ class PolicyCase(Case):
 
     def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
         """The groups as a rollout of the policy, as `PolicyModule.collect` gives it."""
-        return module.evaluate(self._rollout(groups))
-
-    def _rollout(self, groups: list[tuple[int, ...]]) -> ScoredRollout:
-        picked = [y for group in groups for y in group]
-        depth = self.world.depth
+        picked, depth = [y for group in groups for y in group], self.world.depth
+        ids = torch.full((len(groups), 1), PROMPT_TOKEN)
         completions = [self.world.completions[y] for y in picked]
+        tokens = torch.tensor([[*y, *[0] * (depth - len(y))] for y in completions])
         mask = torch.tensor([[t < len(y) for t in range(depth)] for y in completions])
-        return ScoredRollout(
-            Prompts(
-                ids=torch.full((len(groups), 1), PROMPT_TOKEN),
-                mask=torch.ones(len(groups), 1, dtype=torch.bool),
-            ),
-            Generation(
-                tokens=torch.tensor([[*y, *[0] * (depth - len(y))] for y in completions]),
-                mask=mask,
-                finished=self.world.finished[picked],
-            ),
-            Scores(self.world.rewards[picked]),
-        )
+        drawn = Generation(tokens, mask, self.world.finished[picked])
+        scores = Scores(self.world.rewards[picked])
+        return module.evaluate(ScoredRollout(Prompts(ids, ids == PROMPT_TOKEN), drawn, scores))
 
 
 @dataclass(frozen=True)
@@ -160,9 +145,8 @@ class CriticCase(PolicyCase):
         module = cast("PPOPolicyModule", module)
         drawn = self.draw(module)
         (rollout,) = drawn.rollouts
-        to_go = discounted_returns(
-            module.shape_rewards(rollout), rollout.response_mask, module.gae.gamma
-        )
+        rewards, mask = module.shape_rewards(rollout), rollout.response_mask
+        to_go = discounted_returns(rewards, mask, module.gae.gamma)
         weight = cast("Tensor", module.backbone.heads["value"].weight)
         total, mass = torch.zeros_like(weight), torch.full_like(weight, 1e-300)
         for y, tokens in enumerate(self.world.completions):
@@ -176,73 +160,41 @@ class CriticCase(PolicyCase):
 
 def policy_cases() -> list[PolicyCase]:
     """Methods of single samples, and the places of the KL that a group method may choose."""
-    return [*_single_sample_cases(), *_kl_cases()]
-
-
-def _single_sample_cases() -> list[PolicyCase]:
-    deep, flat, few = tree(), bandit(), bandit(2)
+    deep, flat, few, three = tree(), bandit(), bandit(2), bandit(3)
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
-    ppo = partial(
-        PPOPolicyModule, gae=GAE(lam=1.0, whiten=False), updates=Updates(epochs=1), **options
-    )
-    reinforce, whitened = (
-        partial(REINFORCEPolicyModule, **options),
-        partial(ReinforcePPPolicyModule, **options),
-    )
-    generous = targets.tilted(
-        flat.reference.pow(BETA / (BETA + _ENTROPY)), flat.rewards / (BETA + _ENTROPY)
-    )
+    grouped = {**options, "num_samples": _GROUP}
+    gae, once = GAE(lam=1.0, whiten=False), Updates(epochs=1)
+    ppo = partial(PPOPolicyModule, gae=gae, updates=once, **options)
+    terminal, curious = partial(ppo, terminal_kl=True), partial(ppo, entropy_coef=_ENTROPY)
+    reinforce = partial(REINFORCEPolicyModule, **options)
+    whitened = partial(ReinforcePPPolicyModule, **options)
+    normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), **grouped)
+    summed, sequence = o.SequenceSum(), o.SequenceK2()
+    biased = partial(GroupPolicyModule, kl_loss=o.BiasedK3(), reduction=summed, **grouped)
+    centred = o.Whitened(o.GroupCentered())
+    baseline = partial(ReinforcePPPolicyModule, advantage=centred, kl_loss=sequence, **grouped)
+    total = BETA + _ENTROPY
+    generous = targets.tilted(flat.reference.pow(BETA / total), flat.rewards / total)
+    forward = targets.forward_kl_optimum(flat.reference, flat.rewards, BETA)
+    signs = targets.anchored_optimum(three.reference, partial(_sign_slope, three), flow=200)
+    best, best_few = optimum(deep), optimum(few)
     single = partial(PolicyCase, group=1)
     # Quasi-Newton steps run astray on bandits, and whitened advantages don't fade near the optimum: the rate must.
-    descends = partial(single, training="descend")
+    slow, group = partial(single, training="descend"), partial(PolicyCase, by_group=True)
+    bonus, all_of = "ref^(b/(b+c)) exp(r/(b+c))", "REINFORCE++ (tree, one rollout of all)"
+    in_reward, text = partial(PolicyCase, training="descend"), "ref exp(E[A|y]/beta)"
     return [
-        single("PPO (lam=1)", PI_STAR, deep, ppo, optimum(deep)),
-        single("PPO (terminal KL)", PI_STAR, deep, partial(ppo, terminal_kl=True), optimum(deep)),
-        descends("PPO (bandit)", PI_STAR, few, ppo, optimum(few)),
-        descends(
-            "PPO (entropy bonus)",
-            "ref^(b/(b+c)) exp(r/(b+c))",
-            flat,
-            partial(ppo, entropy_coef=_ENTROPY),
-            generous,
-        ),
-        single("REINFORCE", PI_STAR, deep, reinforce, optimum(deep)),
-        descends("REINFORCE (bandit)", PI_STAR, few, reinforce, optimum(few)),
-        descends("REINFORCE++", PI_STAR, few, whitened, optimum(few), group=_GROUP, by_group=True),
-        descends("REINFORCE++ (tree, one rollout of all)", PI_STAR, deep, whitened, optimum(deep)),
-    ]
-
-
-def _kl_cases() -> list[PolicyCase]:
-    flat, few = bandit(), bandit(3)
-    options: dict[str, Any] = {
-        "num_samples": _GROUP,
-        "kl": o.FixedKL(BETA),
-        "sampling": Sampling(max_new_tokens=2),
-    }
-    normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), **options)
-    biased = partial(GroupPolicyModule, kl_loss=o.BiasedK3(), reduction=o.SequenceSum(), **options)
-    forward = targets.forward_kl_optimum(flat.reference, flat.rewards, BETA)
-    with_baseline = partial(
-        ReinforcePPPolicyModule,
-        advantage=o.Whitened(o.GroupCentered()),
-        kl_loss=o.SequenceK2(),
-        **options,
-    )
-    signs = targets.anchored_optimum(few.reference, partial(_sign_slope, few), flow=200)
-    return [
-        PolicyCase(
-            "GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat), training="descend"
-        ),
+        single("PPO (lam=1)", PI_STAR, deep, ppo, best),
+        single("PPO (terminal KL)", PI_STAR, deep, terminal, best),
+        slow("PPO (bandit)", PI_STAR, few, ppo, best_few),
+        slow("PPO (entropy bonus)", bonus, flat, curious, generous),
+        single("REINFORCE", PI_STAR, deep, reinforce, best),
+        slow("REINFORCE (bandit)", PI_STAR, few, reinforce, best_few),
+        group("REINFORCE++", PI_STAR, few, whitened, best_few, training="descend"),
+        slow(all_of, PI_STAR, deep, whitened, best),
+        in_reward("GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat)),
         PolicyCase("leave-one-out + biased k3", "beta ref/(L - r)", flat, biased, forward),
-        PolicyCase(
-            "REINFORCE++ (with a baseline)",
-            "ref exp(E[A|y]/beta)",
-            few,
-            with_baseline,
-            signs,
-            by_group=True,
-        ),
+        group("REINFORCE++ (with a baseline)", text, three, baseline, signs),
     ]
 
 

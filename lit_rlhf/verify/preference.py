@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from lit_rlhf.modules import PreferenceModule, RLHFModule
 from lit_rlhf.objectives import PreferenceLoss
 from lit_rlhf.verify.populations import Population
 from lit_rlhf.verify.runner import Case, Training
-from lit_rlhf.verify.tabular import TabularWorld, use_double_heads
+from lit_rlhf.verify.tabular import TabularWorld
 
 MakeLoss = Callable[[], PreferenceLoss]
 
@@ -44,11 +45,7 @@ class PreferenceCase(Case):
 
     def module(self) -> PreferenceModule:
         """A module around a fresh loss, with the world's reference as policy and reference."""
-        module = self.make_module(self.make_loss())
-        module.backbone = self.world.backbone()
-        module.configure_roles()
-        use_double_heads(module.backbone)
-        return module.train()
+        return self.world.place(self.make_module(self.make_loss()))
 
     def expected_loss(self, module: RLHFModule) -> Tensor:
         """The module's own loss of all data in one batch, or the mean of its losses of each datum."""
@@ -57,15 +54,30 @@ class PreferenceCase(Case):
             buffer.zero_()  # with all data in every batch, what running statistics tend to is the batch's own
         if not self.by_row:
             return _loss(module, self.population)
-        total = torch.zeros((), dtype=torch.float64)
-        for row, weight in enumerate(self.population["weight"]):
-            alone = {
-                name: value[row : row + 1]
-                for name, value in self.population.items()
-                if name != "weight"
-            }
+        total, data = torch.zeros((), dtype=torch.float64), dict(self.population)
+        for row, weight in enumerate(data.pop("weight")):
+            alone = {name: value[row : row + 1] for name, value in data.items()}
             total = total + weight * _loss(module, alone)
         return total
+
+
+def rows_on(
+    world: TabularWorld, population: Population, **more: Any
+) -> Callable[..., PreferenceCase]:
+    """Makes the cases of losses on the same data, each of a name, its target, the optimum, the loss and its options."""
+
+    def row(
+        name: str,
+        target: str,
+        best: Tensor,
+        loss: type[PreferenceLoss],
+        *options: Any,
+        **named: Any,
+    ) -> PreferenceCase:
+        make = partial(loss, *options, **named)
+        return PreferenceCase(name, target, world, make, population, best, **more)
+
+    return row
 
 
 def _loss(module: PreferenceModule, batch: Population) -> Tensor:

@@ -13,7 +13,7 @@ from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import RewardModelModule, RLHFModule
 from lit_rlhf.verify import populations as data, targets
 from lit_rlhf.verify.runner import Case, Training
-from lit_rlhf.verify.tabular import TabularWorld, bandit, tree, use_double_heads
+from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 _MARGIN = 0.6
 
@@ -47,12 +47,9 @@ class RewardCase(Case):
 
     def module(self) -> RewardModelModule:
         """A module whose scores are all 0."""
-        module = RewardModelModule(ModelSpec(config={}), self.make_loss())
-        module.backbone = self.world.backbone()
-        module.configure_roles()
-        use_double_heads(module.backbone)
+        module = self.world.place(RewardModelModule(ModelSpec(config={}), self.make_loss()))
         module.backbone.model.requires_grad_(False)
-        return module.train()
+        return module
 
     def expected_loss(self, module: RLHFModule) -> Tensor:
         """The loss of all data in one batch."""
@@ -92,65 +89,35 @@ class RewardCase(Case):
 def reward_cases() -> list[RewardCase]:
     """Pairs and lists of Bradley-Terry and Plackett-Luce raters, ratings, and binary outcomes."""
     world, flat = tree(), bandit()
-    r, pairs = world.rewards, data.rated_pairs(world)
-    chained = data.rated_pairs(flat, edges=data.chain(flat))
-    p = torch.stack([data.preference_probabilities(flat)[i, j] for i, j in data.chain(flat)])
-    ranked = data.rankings(flat, 3)
-    margins = {**chained, "margin": torch.full((len(chained["weight"]),), _MARGIN)}
+    r, pairs, edges = world.rewards, data.rated_pairs(world), data.chain(flat)
+    p = torch.stack([data.preference_probabilities(flat)[i, j] for i, j in edges])
+    along, ranked = data.rated_pairs(flat, edges=edges), data.rankings(flat, 3)
+    shifted = {**along, "margin": torch.full((len(along["weight"]),), _MARGIN)}
     strong = {**pairs, "margin": torch.full((len(pairs["weight"]),), 2.0)}
-    smoothed = partial(o.BradleyTerry, label_smoothing=0.1)
-    labels = data.binary_labels(world, r.sigmoid())
+    margins = targets.chained(targets.target_margin(p, _MARGIN))
+    smooth, soft = targets.chained(targets.smoothed_margin(p, 0.1)), data.soft_pairs(world)
+    smoothed, listed = partial(o.BradleyTerry, label_smoothing=0.1), data.scored_list(flat)
+    tempered, member = (
+        partial(o.AllPairs, temperature=0.5),
+        partial(o.HeadEnsemble, bootstrap=False),
+    )
+    scores, labels = data.scalar_scores(world), data.binary_labels(world, r.sigmoid())
+    level, name, text = 2.0 * flat.rewards, "BradleyTerry", "logit((1-e)p + e(1-p))"
+    fixed, case = partial(RewardCase, centered=False), RewardCase
     return [
-        RewardCase("BradleyTerry", "r + c", world, o.BradleyTerry, pairs, r),
-        RewardCase(
-            "BradleyTerry (soft labels)", "r + c", world, o.BradleyTerry, data.soft_pairs(world), r
+        case(name, "r + c", world, o.BradleyTerry, pairs, r),
+        case(f"{name} (soft labels)", "r + c", world, o.BradleyTerry, soft, r),
+        case(
+            f"{name} (constant margin)", "SimPO's margins", flat, o.BradleyTerry, shifted, margins
         ),
-        RewardCase(
-            "BradleyTerry (constant margin)",
-            "SimPO's margins",
-            flat,
-            o.BradleyTerry,
-            margins,
-            _chained(targets.target_margin(p, _MARGIN)),
-        ),
-        RewardCase(
-            "BradleyTerry (label smoothing)",
-            "logit((1-e)p + e(1-p))",
-            flat,
-            smoothed,
-            chained,
-            _chained(targets.smoothed_margin(p, 0.1)),
-        ),
-        RewardCase("ScaledBradleyTerry", "r + c", world, o.ScaledBradleyTerry, strong, r),
-        RewardCase("AllPairs", "r + c", flat, o.AllPairs, ranked, flat.rewards),
-        RewardCase(
-            "AllPairs (soft labels)",
-            "score / T + c",
-            flat,
-            partial(o.AllPairs, temperature=0.5),
-            data.scored_list(flat),
-            2.0 * flat.rewards,
-        ),
-        RewardCase("PlackettLuce", "r + c", flat, o.PlackettLuce, ranked, flat.rewards),
-        RewardCase(
-            "Regression",
-            "E[score]",
-            world,
-            o.Regression,
-            data.scalar_scores(world),
-            r,
-            centered=False,
-        ),
-        RewardCase("Outcome", "logit p", world, o.Outcome, labels, r, centered=False),
-        RewardCase(
-            "HeadEnsemble",
-            "r + c",
-            world,
-            partial(o.HeadEnsemble, bootstrap=False),
-            pairs,
-            r,
-            head="member_0",
-        ),
+        case(f"{name} (label smoothing)", text, flat, smoothed, along, smooth),
+        case("ScaledBradleyTerry", "r + c", world, o.ScaledBradleyTerry, strong, r),
+        case("AllPairs", "r + c", flat, o.AllPairs, ranked, flat.rewards),
+        case("AllPairs (soft labels)", "score / T + c", flat, tempered, listed, level),
+        case("PlackettLuce", "r + c", flat, o.PlackettLuce, ranked, flat.rewards),
+        fixed("Regression", "E[score]", world, o.Regression, scores, r),
+        fixed("Outcome", "logit p", world, o.Outcome, labels, r),
+        case("HeadEnsemble", "r + c", world, member, pairs, r, head="member_0"),
         _process_case(world),
         *_gaussian_cases(world),
         *_length_cases(),
@@ -162,9 +129,8 @@ def _process_case(world: TabularWorld) -> RewardCase:
     steps = world.step_states
     states = torch.tensor(sorted({state for row in steps for state in row}))
     logits = torch.linspace(-1.0, 1.0, len(states), dtype=torch.float64)
-    right = torch.zeros(int(states.max()) + 1, dtype=torch.float64).index_copy(
-        0, states, logits.sigmoid()
-    )
+    right = torch.zeros(int(states.max()) + 1, dtype=torch.float64)
+    right[states] = logits.sigmoid()
     exists = torch.tensor([[t < len(row) for t in range(world.depth)] for row in steps])
     where = torch.tensor([[*row, *[row[0]] * (world.depth - len(row))] for row in steps])
     population = {
@@ -174,49 +140,22 @@ def _process_case(world: TabularWorld) -> RewardCase:
         "step_mask": exists,
         "weight": data.skewed(world),
     }
-    return RewardCase(
-        "Process",
-        "logit p of each step",
-        world,
-        o.Process,
-        population,
-        logits,
-        False,
-        states=states,
-    )
+    case = partial(RewardCase, centered=False, states=states)
+    return case("Process", "logit p of each step", world, o.Process, population, logits)
 
 
 def _gaussian_cases(world: TabularWorld) -> list[RewardCase]:
     """Ratings r - s and r + s, each as often."""
-    once, spread = (
-        data.scalar_scores(world),
-        torch.linspace(-0.7, 0.5, len(world.rewards), dtype=torch.float64),
-    )
-    rows = [[y] for y in range(len(world.rewards))] * 2
-    ratings = torch.cat([world.rewards - spread.exp(), world.rewards + spread.exp()])
-    population = {**world.batch(rows), "score": ratings, "weight": once["weight"].repeat(2) / 2}
-    case = partial(
-        RewardCase,
-        world=world,
-        make_loss=o.GaussianRegression,
-        population=population,
-        centered=False,
-        settles=False,
-    )
+    mean, once = world.rewards, data.scalar_scores(world)["weight"]
+    spread = torch.linspace(-0.7, 0.5, len(mean), dtype=torch.float64)
+    rows = world.batch([[y] for y in range(len(mean))] * 2)
+    ratings = torch.cat([mean - spread.exp(), mean + spread.exp()])
+    both = {**rows, "score": ratings, "weight": once.repeat(2) / 2}
+    case, loss = partial(RewardCase, centered=False, settles=False), o.GaussianRegression
+    name, others = "GaussianRegression", {"reward": mean, "log_std": spread}
     return [
-        case(
-            "GaussianRegression (mean)",
-            "E[score]",
-            optimum=world.rewards,
-            others={"log_std": spread},
-        ),
-        case(
-            "GaussianRegression (std)",
-            "log std",
-            optimum=spread,
-            head="log_std",
-            others={"reward": world.rewards},
-        ),
+        case(f"{name} (mean)", "E[score]", world, loss, both, mean, others=others),
+        case(f"{name} (std)", "log std", world, loss, both, spread, head="log_std", others=others),
     ]
 
 
@@ -226,24 +165,12 @@ def _length_cases() -> list[RewardCase]:
     world = replace(plain, rewards=plain.rewards + 0.8 * plain.lengths)
     centred = world.lengths - world.lengths.mean()
     slope = (centred * world.rewards).sum() / centred.square().sum()
-    parts = {"reward": world.rewards - slope * centred, "length": slope * centred}
-    population = data.rated_pairs(world)
-    return [
-        RewardCase(
-            f"LengthDebiased ({head})",
-            text,
-            world,
-            partial(o.LengthDebiased, 0.2),
-            population,
-            parts[head],
-            head=head,
-            others=parts,
-            kink=head == "reward",  # of |corr(q, n)| at 0
-            settles=False,
-        )
-        for head, text in (("reward", "r less its line in n"), ("length", "r's line in n"))
+    line = slope * centred
+    parts = {"reward": world.rewards - line, "length": line}
+    pairs, loss = data.rated_pairs(world), partial(o.LengthDebiased, 0.2)
+    case, name = partial(RewardCase, others=parts, settles=False), "LengthDebiased"
+    rest = parts["reward"]
+    return [  # the corner is that of |corr(q, n)| at 0
+        case(f"{name} (reward)", "r less its line in n", world, loss, pairs, rest, kink=True),
+        case(f"{name} (length)", "r's line in n", world, loss, pairs, line, head="length"),
     ]
-
-
-def _chained(margins: Tensor) -> Tensor:
-    return torch.cat([margins.new_zeros(1), -margins.cumsum(0)])

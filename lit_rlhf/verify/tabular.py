@@ -9,18 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.modules import RLHFModule
 from lit_rlhf.types import BranchedBatch
 
+Module = TypeVar("Module", bound=RLHFModule)
 PROMPT_TOKEN = 0
 
 
@@ -62,26 +65,15 @@ class PrefixTrunk(nn.Module):
     ) -> BaseModelOutputWithPast:
         """States of all positions, float64; what a position has seen is read off the mask, as attention does."""
         length = input_ids.shape[1]
-        positions = (
-            torch.arange(length).expand(len(input_ids), -1)
-            if position_ids is None
-            else position_ids
-        )
-        sees = (
-            torch.ones(length, length, dtype=torch.bool).tril()[None]
-            if attention_mask is None
-            else attention_mask[:, 0]
-        )
+        plain = torch.arange(length).expand(len(input_ids), -1)
+        positions = plain if position_ids is None else position_ids
+        causal = torch.ones(length, length, dtype=torch.bool).tril()[None]
+        sees = causal if attention_mask is None else attention_mask[:, 0]
         distance = (positions[:, :, None] - positions[:, None, :]).clamp(0, self.config.depth)
         digits = (input_ids + 1)[:, None, :] * self.config.vocab_size**distance
-        state = (
-            (digits * (sees & (positions > 0)[:, None, :]))
-            .sum(-1)
-            .clamp_max(self.config.hidden_size - 1)
-        )
-        return BaseModelOutputWithPast(
-            last_hidden_state=nn.functional.one_hot(state, self.config.hidden_size).double()
-        )
+        width, counted = self.config.hidden_size, sees & (positions > 0)[:, None, :]
+        state = (digits * counted).sum(-1).clamp_max(width - 1)
+        return BaseModelOutputWithPast(last_hidden_state=one_hot(state, width).double())
 
 
 class TabularModel(PreTrainedModel):
@@ -93,9 +85,8 @@ class TabularModel(PreTrainedModel):
     def __init__(self, config: TabularConfig) -> None:
         super().__init__(config)
         self.model = PrefixTrunk(config)
-        self.lm_head = nn.Linear(
-            config.hidden_size, config.vocab_size, bias=False, dtype=torch.float64
-        )
+        shape = config.hidden_size, config.vocab_size
+        self.lm_head = nn.Linear(*shape, bias=False, dtype=torch.float64)
 
     def get_input_embeddings(self) -> nn.Module:
         """For the device."""
@@ -128,12 +119,6 @@ class DoubleHead(nn.Module):
         """(..., states) to (...)."""
         values: Tensor = hidden @ self.weight
         return values
-
-
-def use_double_heads(backbone: Backbone) -> None:
-    """Put float64 heads, at 0, in the place of the float32 ones that roles were given."""
-    for name in list(backbone.heads):
-        backbone.heads[name] = DoubleHead(backbone.hidden_size)
 
 
 @dataclass(frozen=True)
@@ -180,33 +165,39 @@ class TabularWorld:
     def backbone(self, policy: Tensor | None = None) -> Backbone:
         """A backbone whose policy is the given distribution (Y,); default: the reference."""
         config = TabularConfig(self.vocab_size, self.depth)
-        backbone = Backbone(
-            TabularModel(config),
-            _tokenizer(self.vocab_size),
-            ModelSpec(config={}, branching="auto"),
-        )
+        spec = ModelSpec(config={}, branching="auto")
+        backbone = Backbone(TabularModel(config), _tokenizer(self.vocab_size), spec)
         self.set_policy(backbone, self.reference if policy is None else policy)
         return backbone
+
+    def place(self, module: Module) -> Module:
+        """Give a module without a backbone this world's, the reference as its policy."""
+        module.backbone = self.backbone()
+        module.configure_roles()
+        for name in list(
+            module.backbone.heads
+        ):  # float64 heads, at 0, in the place of the float32 ones
+            module.backbone.heads[name] = DoubleHead(module.backbone.hidden_size)
+        return module.train()
 
     def set_policy(self, backbone: Backbone, policy: Tensor) -> None:
         """Write a distribution (Y,) into a backbone's table; what it gives no probability gets e^-40 of the rest."""
         table = torch.zeros_like(backbone.model.lm_head.weight)
         for state, prefix in self._states().items():
-            mass = torch.stack(
-                [self._mass(policy, (*prefix, token)) for token in range(self.vocab_size)]
-            )
+            begun = [
+                [y[: len(prefix) + 1] == (*prefix, token) for y in self.completions]
+                for token in range(self.vocab_size)
+            ]
+            mass = torch.stack([policy[torch.tensor(inside)].sum() for inside in begun])
             table[:, state] = mass.clamp_min(1e-18 * float(mass.sum()) + 1e-300).log()
         with torch.no_grad():
             backbone.model.lm_head.weight.copy_(table)
 
     def policy(self, backbone: Backbone) -> Tensor:
         """The distribution (Y,) of a backbone's policy, by its own forward on all completions."""
+        count = len(self.completions)
         with torch.no_grad():
-            out = backbone(
-                self.batch([range(len(self.completions))]),
-                num_branches=len(self.completions),
-                logprobs=True,
-            )
+            out = backbone(self.batch([range(count)]), num_branches=count, logprobs=True)
         policy: Tensor = out.logprobs.sum(-1).exp()
         return policy
 
@@ -234,25 +225,13 @@ class TabularWorld:
             state = state * self.vocab_size + token + 1
         return state
 
-    def _mass(self, policy: Tensor, prefix: tuple[int, ...]) -> Tensor:
-        inside = torch.tensor([y[: len(prefix)] == prefix for y in self.completions])
-        return policy[inside].sum()
-
 
 def bandit(num_completions: int = 5) -> TabularWorld:
     """Completions of one token each: 2 to 7 of them."""
-    rewards = torch.tensor([1.0, -0.3, 0.4, -1.2, 0.7, 0.1, -0.6], dtype=torch.float64)[
-        :num_completions
-    ]
-    weights = torch.tensor([2.0, 3.0, 1.0, 1.5, 0.8, 1.2, 0.5], dtype=torch.float64)[
-        :num_completions
-    ]
-    return TabularWorld(
-        tuple((y,) for y in range(num_completions)),
-        rewards,
-        weights / weights.sum(),
-        num_completions,
-    )
+    n, completions = num_completions, tuple((y,) for y in range(num_completions))
+    rewards = torch.tensor([1.0, -0.3, 0.4, -1.2, 0.7, 0.1, -0.6], dtype=torch.float64)[:n]
+    weights = torch.tensor([2.0, 3.0, 1.0, 1.5, 0.8, 1.2, 0.5], dtype=torch.float64)[:n]
+    return TabularWorld(completions, rewards, weights / weights.sum(), n)
 
 
 def tree() -> TabularWorld:

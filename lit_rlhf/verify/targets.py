@@ -77,9 +77,14 @@ def alpha_divergence_optimum(
 # -- margins of pairs --------------------------------------------------------------------------------------------------
 
 
+def chained(margins: Tensor) -> Tensor:
+    """Numbers (Y,) from the first, 0, whose differences to the next are margins (Y - 1,)."""
+    return torch.cat([margins.new_zeros(1), -margins.cumsum(0)])
+
+
 def from_margins(reference: Tensor, margins: Tensor) -> Tensor:
     r"""The policy whose log-ratios differ by the given margins $u(y_k) - u(y_{k+1})$, (Y - 1,), along a chain."""
-    log_ratios = torch.cat([margins.new_zeros(1), -margins.cumsum(0)])
+    log_ratios = chained(margins)
     return tilted(reference, log_ratios)
 
 

@@ -4,7 +4,7 @@ Each process writes `rank-<r>.pt`: its whole trainable parameters, how far they 
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from lit_rlhf.modules import (
     Updates,
 )
 from lit_rlhf.modules.group import GRPOPolicyModule
-from lit_rlhf.objectives import AdaptiveKL
+from lit_rlhf.objectives import AdaptiveKL, TruncatedImportance
 from lit_rlhf.rewards import ModelReward, NormalizedReward
-from lit_rlhf.rollout import Sampling
+from lit_rlhf.rollout import DiskSync, Sampling, VLLMServerEngine
 from tests.invariants.forked_runs import do, make_trainer
 from tests.invariants.resume_runs import make_data
 
@@ -34,8 +34,8 @@ Rollouts = list[dict[tuple[int, ...], list[list[int]]]]
 """For each iteration: the tokens of a prompt, and of its samples."""
 
 
-def make_module(kind: str, world: Path) -> RLHFModule:
-    """In full where the name says nothing; "lora" and "nf4" put all roles on one base."""
+def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
+    """In full where the name says nothing; "lora" and "nf4" put all roles on one base. "vllm" samples with servers."""
     model, lora = str(world / "tiny-model"), LoraSpec(rank=2)
     spec = ModelSpec(name=model)
     on_one_base = ModelSpec(
@@ -68,6 +68,23 @@ def make_module(kind: str, world: Path) -> RLHFModule:
         ),
         "ppo-nf4": lambda: PPOPolicyModule(
             on_one_base, adapter, value=ValueAdapter(), kl=kl, **acting
+        ),
+        "vllm-lora": lambda: GRPOPolicyModule(
+            on_one_base,
+            whole,
+            num_samples=3,
+            engine=VLLMServerEngine(list(urls)),
+            recompute_logprobs=True,
+            importance_correction=TruncatedImportance(),
+            **acting,
+        ),
+        "vllm": lambda: GRPOPolicyModule(
+            spec,
+            whole,
+            num_samples=3,
+            engine=VLLMServerEngine(list(urls), sync=DiskSync()),
+            recompute_logprobs=True,
+            **acting,
         ),
         "grpo": lambda: GRPOPolicyModule(spec, whole, num_samples=3, **acting),
     }
@@ -117,7 +134,7 @@ def train(run: dict[str, Any], rank: int) -> None:
     """One process of one run."""
     world = Path(run["world"])
     kind = run["module"]
-    module = make_module(kind, world)
+    module = make_module(kind, world, run.get("urls", ()))
     rollouts = record_rollouts(module)
     trainer = make_trainer(
         run, max_epochs=1, limit_train_batches=BATCHES, enable_checkpointing=False

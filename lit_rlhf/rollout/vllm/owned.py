@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from lit_rlhf.distributed import num_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone
-from lit_rlhf.rollout.vllm.base import Completed, Request, VLLMRollouts
+from lit_rlhf.rollout.vllm.base import VLLMRollouts
+from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
+from lit_rlhf.rollout.vllm.weights import AdapterSync
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as `max_lora_rank`."""
 
 
-class VLLMEngine(VLLMRollouts):
+class VLLMEngine(VLLMRollouts[Version | None]):
     """vLLM in a process that this engine starts and owns; `VLLMServerEngine` talks to one that runs already.
 
     vLLM holds a second copy of the base, and gets the policy's LoRA adapter whenever it has changed. Its kernels give
@@ -47,7 +48,7 @@ class VLLMEngine(VLLMRollouts):
         options: dict[str, Any] | None = None,
         directory: Path | None = None,
     ) -> None:
-        super().__init__(directory)
+        super().__init__(AdapterSync(directory))
         if not 0 < gpu_memory_utilization <= 1:
             raise ConfigurationError(
                 f"VLLMEngine.gpu_memory_utilization={gpu_memory_utilization} is a share of the memory, in (0, 1]."
@@ -60,29 +61,46 @@ class VLLMEngine(VLLMRollouts):
         self.gpu_memory_utilization = gpu_memory_utilization
         self.max_model_len = max_model_len
         self.options = dict(options or {})
-        self._llm: Any = None
-        self._loras: dict[tuple[str, int], Any] = {}
+        self._own: _OwnVLLM | None = None
 
-    def start(self, backbone: Backbone) -> None:
-        """Start vLLM with the backbone's base."""
-        if self._llm is not None:
-            return
+    def bring(
+        self, backbone: Backbone, role: str, prompt: list[int], longest: int
+    ) -> Version | None:
+        """Start vLLM with the backbone's base, once, and give it the role's adapter."""
+        if self._own is None:
+            self._own = _OwnVLLM(self._options(backbone))
+        version = self.sync.publish(backbone, role)
+        self.check_base(self._own, backbone, prompt, version)
+        if version is not None and not self._own.holds(version):
+            self.sync.load(self._own, version)
+            self.probe.check(self._own, backbone, role, prompt, version)
+        self.sync.retire([self._own])
+        return version
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[Request]],
+        options: dict[str, Any],
+        held: Version | None,
+    ) -> list[Completed]:
+        """Sample with `LLM.generate`."""
+        assert self._own is not None
+        return self._own.complete(
+            [each for requests in prompts for each in requests], options, held
+        )
+
+    def _options(self, backbone: Backbone) -> dict[str, Any]:
         spec = backbone.spec
         if spec.name is None:
             raise ConfigurationError(
                 "VLLMEngine loads the base from files, and model.backbone.config starts from random weights, which are "
                 "in none. Save them once and set model.backbone.name to the directory."
             )
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        if ranks > 1:
+        if num_ranks() > 1:
             raise ConfigurationError(
-                f"VLLMEngine works in one training process, and there are {ranks}: their vLLMs would share one device. "
-                "Start a server and use VLLMServerEngine."
+                f"VLLMEngine works in one training process, and there are {num_ranks()}: their vLLMs would share one "
+                "device. Start a server and use VLLMServerEngine."
             )
-        # vLLM's process must not be a fork of this one, whose threads and CUDA context it would inherit.
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-        from vllm import LLM  # noqa: PLC0415 - importing it takes seconds and changes the process
-
         options: dict[str, Any] = {
             "model": spec.name,
             "tokenizer": spec.tokenizer or spec.name,
@@ -96,21 +114,46 @@ class VLLMEngine(VLLMRollouts):
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",
         }
-        self._llm = LLM(**(options | self.options))
+        return options | self.options
 
-    def load_adapter(self, name: str, number: int, path: Path) -> None:
+
+class _OwnVLLM(Sampler):
+    """`vllm.LLM`."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        # vLLM's process must not be a fork of this one, whose threads and CUDA context it would inherit.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        from vllm import LLM  # noqa: PLC0415 - importing it takes seconds and changes the process
+
+        self._llm: Any = LLM(**options)
+        self._loras: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        return "vLLM"
+
+    def holds(self, version: Version) -> bool:
+        """Whether it was given the adapter."""
+        return version.name in self._loras
+
+    def load_adapter(self, version: Version) -> None:
         """Keep what a request names it by; vLLM reads it with the first one."""
         from vllm.lora.request import LoRARequest  # noqa: PLC0415
 
-        self._loras[name, number] = LoRARequest(name, number, str(path))
+        request = LoRARequest(version.name, version.number, str(version.path))
+        self._loras[version.name] = request
 
-    def unload_adapter(self, name: str, number: int) -> None:
+    def unload_adapter(self, version: Version) -> None:
         """Have vLLM drop it."""
-        del self._loras[name, number]
-        self._llm.llm_engine.remove_lora(number)
+        del self._loras[version.name]
+        self._llm.llm_engine.remove_lora(version.number)
+
+    def load_weights(self, version: Version) -> None:
+        """As a server does when it is asked to."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(version.path)})
+        self._llm.reset_prefix_cache()
 
     def complete(
-        self, requests: Sequence[Request], options: dict[str, Any], adapter: tuple[str, int] | None
+        self, requests: Sequence[Request], options: dict[str, Any], adapter: Version | None
     ) -> list[Completed]:
         """Sample with `LLM.generate`."""
         from vllm import SamplingParams  # noqa: PLC0415
@@ -121,7 +164,7 @@ class VLLMEngine(VLLMRollouts):
                 SamplingParams(**options, seed=request.seed, detokenize=False)
                 for request in requests
             ],
-            lora_request=self._loras[adapter] if adapter is not None else None,
+            lora_request=self._loras[adapter.name] if adapter is not None else None,
             use_tqdm=False,
         )
         return [_completed(output.outputs[0]) for output in outputs]

@@ -1,190 +1,203 @@
-"""A vLLM server, in an environment, on a device or on a machine of its own."""
+"""vLLM servers, in an environment, on devices or on machines of their own."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
-
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.distributed import num_ranks, rank
+from lit_rlhf.errors import ConfigurationError, LitRLHFError, ServiceError
+from lit_rlhf.http import Endpoint, HTTPClient
 from lit_rlhf.models import Backbone
-from lit_rlhf.rollout.vllm.base import Completed, Request, VLLMRollouts
+from lit_rlhf.options import check_option, is_number
+from lit_rlhf.replicas import Replicas
+from lit_rlhf.rollout.vllm.base import VLLMRollouts
+from lit_rlhf.rollout.vllm.client import VLLMServer
+from lit_rlhf.rollout.vllm.sampler import Completed, Request, Version
+from lit_rlhf.rollout.vllm.weights import AdapterSync, WeightSync
 
 COMMAND = (
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server --model {model} --dtype "
-    "{dtype} --port {port} --enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config vllm"
+    "{environment} python -m vllm.entrypoints.openai.api_server --model {model} --dtype {dtype} --port {port} "
+    "{flags}--logprobs-mode processed_logprobs --generation-config vllm"
 )
 """Starts a server that can be used."""
 _CONNECTIONS = 256
+_QUICK = 30.0
+"""Seconds in which a server that works tells its models."""
 
 
-class VLLMServerEngine(VLLMRollouts):
-    """A vLLM server that runs already; this process needs no vLLM.
+class _Ready(NamedTuple):
+    """What the first process tells the others."""
 
-    Start it with the policy's base, in its dtype (vLLM's own choice for float32 is bfloat16), and what the engine
+    version: Version | None
+    bases: list[str | None]
+    """By server, the name of its model; None: it is left out."""
+
+
+class VLLMServerEngine(VLLMRollouts[_Ready]):
+    """vLLM servers that run already; this process needs no vLLM.
+
+    Start each with the policy's base, in its dtype (vLLM's own choice for float32 is bfloat16), and what the engine
     needs:
 
         VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server --model MODEL --dtype
         bfloat16 --port 8000 --enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config
         vllm
 
-    The policy's LoRA adapter is loaded into it over HTTP, under a new name, whenever it has changed. What is said of
-    log-probs, seeds and resuming at `VLLMEngine` holds here too. Anyone who can reach the server can load adapters into
-    it: keep it on a network that is yours. Run by this project on CPU only, with one training process.
+    The policy's weights are brought to every server, by `sync`, before one of them is asked for a completion of that
+    version, and the log-probs of a few tokens compared after each change. The samples of a prompt go to one server,
+    prompts take turns. A server that fails is left out, and its requests go to the others; it is asked again after a
+    while, and takes part once it holds the weights. Training processes share the servers: the first brings the weights,
+    each asks for its own prompts.
+
+    What is said of log-probs, seeds and resuming at `VLLMEngine` holds here too. Anyone who can reach a server can load
+    adapters into it: keep it on a network that is yours, or give it a key (`--api-key`), which only its paths under
+    /v1 ask for. Run by this project on CPU only.
 
     Args:
-        url: Of the server, such as http://127.0.0.1:8000.
-        directory: Where adapters are written: the server reads them from there, so on another machine it must be on a
-            file system that both see under the same path. Default: the system's directory for temporary files.
+        urls: Of the server, such as http://127.0.0.1:8000, or of several.
+        sync: How weights come to them: `AdapterSync()` (default) or `DiskSync()`; its `directory` must be on a file
+            system that the servers share.
+        api_key_env: Environment variable that holds the servers' API key. None: no key.
         timeout: Most seconds that a completion may take, its time in the server's queue included.
+        wait: Seconds to wait at the start for servers that don't answer yet.
+        ask_again: Seconds after which a server that failed is asked again.
 
     Raises:
-        ConfigurationError: The URL isn't one, or the timeout isn't positive.
+        ConfigurationError: An option is out of range.
     """
 
     def __init__(
         self,
-        url: str = "http://127.0.0.1:8000",
-        directory: Path | None = None,
+        urls: str | list[str] = "http://127.0.0.1:8000",
+        sync: WeightSync | None = None,
+        api_key_env: str | None = None,
         timeout: float = 600.0,
+        wait: float = 0.0,
+        ask_again: float = 30.0,
     ) -> None:
-        super().__init__(directory)
-        if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(
-                f"VLLMServerEngine.url={url!r} must begin with http:// or https://."
+        super().__init__(sync or AdapterSync())
+        self.urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
+        distinct = 0 < len(self.urls) == len(set(self.urls))
+        check_option(distinct, self, "urls", urls, "one address or several different ones")
+        for name, value in (("timeout", timeout), ("ask_again", ask_again)):
+            check_option(is_number(value) and value > 0, self, name, value, "above 0 seconds")
+        check_option(is_number(wait) and wait >= 0, self, "wait", wait, "0 seconds or more")
+        self.api_key_env, self.timeout, self.wait = api_key_env, timeout, wait
+        # One server is asked again itself; of several, another does it sooner.
+        retries = 5 if len(self.urls) == 1 else 1
+        asks = partial(Endpoint, api_key_env=api_key_env, concurrency=_CONNECTIONS, retries=retries)
+        servers = [
+            VLLMServer(
+                HTTPClient(asks(url, timeout=timeout)),
+                HTTPClient(asks(url, timeout=min(timeout, _QUICK))),
             )
-        if timeout <= 0:
-            raise ConfigurationError(f"VLLMServerEngine.timeout={timeout} must be above 0 seconds.")
-        self.url = url.rstrip("/")
-        self.timeout = timeout
-        self._session: requests.Session | None = None
-        self._base = ""
-
-    def start(self, backbone: Backbone) -> None:
-        """Connect, and ask for the name of the base."""
-        if self._session is not None:
-            return
-        session = requests.Session()
-        session.trust_env = False  # no proxy stands between a trainer and its server
-        session.mount(self.url, HTTPAdapter(pool_connections=1, pool_maxsize=_CONNECTIONS))
-        try:
-            answer = self._answer(
-                session.get(f"{self.url}/v1/models", timeout=self.timeout), "tell its models"
-            )
-        except requests.RequestException as error:
-            spec, port = backbone.spec, urlsplit(self.url).port or 80
-            command = COMMAND.format(model=spec.name, dtype=spec.dtype, port=port)
-            raise ConfigurationError(
-                f"No vLLM server answers at {self.url} ({error}). Start one: {command}"
-            ) from error
-        models = self._part(answer, "data", list, "tell its models")
-        bases = [
-            model["id"]
-            for model in models
-            if isinstance(model, dict) and model.get("id") and model.get("parent") is None
+            for url in self.urls
         ]
-        if not bases:
-            raise ConfigurationError(
-                f"The server at {self.url} serves no model (/v1/models lists {models[:3]}), so nothing can be sampled "
-                "from it. Start it with --model, and give VLLMServerEngine.url the address of vLLM itself."
+        self.servers = Replicas(servers, ask_again)
+        self._started = False
+
+    def bring(self, backbone: Backbone, role: str, prompt: list[int], longest: int) -> _Ready:
+        """Bring a role's weights to every server that answers.
+
+        Raises:
+            ConfigurationError: At the start, a server isn't what it should be, or none answers.
+            ServiceError: Later on, none is left.
+        """
+        version = self.sync.publish(backbone, role)
+        asked = self.servers.live() + self.servers.due()
+        fit = self._each(asked, lambda server: self._look(server, backbone, longest), len(asked))
+        fit = self._each(fit, lambda s: self.check_base(s, backbone, prompt, version))
+        if version is not None:
+            new = [server for server in fit if not server.holds(version)]
+            loaded = self._each(new, lambda server: self.sync.load(server, version), len(new))
+            right = self._each(
+                loaded, lambda s: self.probe.check(s, backbone, role, prompt, version)
             )
-        self._session = session
-        self._base = str(bases[0])
-
-    def load_adapter(self, name: str, number: int, path: Path) -> None:
-        """Have the server read it."""
-        self._post(
-            "/v1/load_lora_adapter",
-            {"lora_name": name, "lora_path": str(path)},
-            "load a LoRA adapter",
-        )
-
-    def unload_adapter(self, name: str, number: int) -> None:
-        """Have the server drop it."""
-        self._post("/v1/unload_lora_adapter", {"lora_name": name}, "unload a LoRA adapter")
+            fit = [server for server in fit if server not in new or server in right]
+        for server in fit:
+            self.servers.take_back(server)
+        if not fit:
+            error = self.servers.nobody()
+            raise error if self._started else self._nobody_at_all(backbone, error)
+        self._started = True
+        self.sync.retire(fit)
+        servers = self.servers.servers
+        return _Ready(version, [server.base if server in fit else None for server in servers])
 
     def complete(
-        self, requests: Sequence[Request], options: dict[str, Any], adapter: tuple[str, int] | None
+        self, prompts: Sequence[Sequence[Request]], options: dict[str, Any], held: _Ready
     ) -> list[Completed]:
         """Sample, a request for each completion: one request has one seed."""
-        model = self._base if adapter is None else adapter[0]
+        for server, base in zip(self.servers.servers, held.bases, strict=True):
+            if base is not None:
+                server.base = base
+                self.servers.take_back(server)
+            else:
+                self.servers.leave_out(server, ServiceError(f"{server} doesn't answer."))
+        adapter = None if held.version is None else held.version.adapter
+        # Prompts take turns, those of all processes together.
+        keyed = [
+            (number * num_ranks() + rank(), request)
+            for number, requests in enumerate(prompts)
+            for request in requests
+        ]
 
-        def ask(request: Request) -> Completed:
-            body = {
-                "model": model,
-                "prompt": request.prompt,
-                "seed": request.seed,
-                "return_token_ids": True,
-                **options,
-            }
-            what = "complete a prompt"
-            choices = self._part(self._post("/v1/completions", body, what), "choices", list, what)
-            if len(choices) != 1:
-                raise self._odd(f"{len(choices)} choices for one completion", what)
-            return self._completed(choices[0], int(options["max_tokens"]), what)
+        def ask(item: tuple[int, Request]) -> Completed:
+            key, request = item
+            return self.servers.ask(key, lambda s: s.complete([request], options, adapter)[0])
 
-        with ThreadPoolExecutor(max_workers=min(len(requests), _CONNECTIONS)) as pool:
-            return list(pool.map(ask, requests))
+        with ThreadPoolExecutor(min(len(keyed), _CONNECTIONS)) as pool:
+            return list(pool.map(ask, keyed))
 
-    def _post(self, path: str, body: dict[str, Any], what: str) -> Any:
-        assert self._session is not None
-        try:
-            return self._answer(
-                self._session.post(f"{self.url}{path}", json=body, timeout=self.timeout), what
-            )
-        except requests.Timeout as error:
-            raise ConfigurationError(
-                f"The vLLM server at {self.url} took more than timeout={self.timeout} seconds to {what}. Raise "
-                "VLLMServerEngine.timeout, or sample fewer or shorter completions at a time."
-            ) from error
-        except requests.RequestException as error:
-            raise ConfigurationError(
-                f"The vLLM server at {self.url} went away while it was to {what} ({error}). Look at its log; what was "
-                "trained so far is in the last checkpoint."
-            ) from error
+    def _each(
+        self,
+        servers: list[VLLMServer],
+        function: Callable[[VLLMServer], None],
+        at_once: int = 1,
+    ) -> list[VLLMServer]:
+        """Those of the servers that a function does not fail with; others are left out, or refused at the start."""
 
-    def _answer(self, response: requests.Response, what: str) -> Any:
-        if response.ok:
-            if "json" not in response.headers.get("content-type", ""):
-                return None
+        def attempt(server: VLLMServer) -> LitRLHFError | None:
             try:
-                return response.json()
-            except ValueError as error:
-                raise self._odd(f"something that is no JSON ({error})", what) from error
-        way_out = "."
-        if response.status_code == requests.codes.not_found and what.endswith("adapter"):
-            way_out = (
-                ": start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora, and set "
-                "VLLMServerEngine.directory to a place that it can read."
-            )
-        raise ConfigurationError(
-            f"The vLLM server at {self.url} refused to {what}{way_out} It says "
-            f"({response.status_code}): {response.text[:500]}"
+                function(server)
+            except LitRLHFError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(max(at_once, 1)) as pool:
+            failures = list(pool.map(attempt, servers))
+        for server, failure in zip(servers, failures, strict=True):
+            if isinstance(failure, ConfigurationError) and not self._started:
+                raise failure
+            if failure is not None:
+                self.servers.leave_out(server, failure)
+        return [s for s, failure in zip(servers, failures, strict=True) if failure is None]
+
+    def _look(self, server: VLLMServer, backbone: Backbone, longest: int) -> None:
+        """See what a server is, waiting for it at the start."""
+        if self._started:
+            return server.look(backbone, longest)
+        until = time.monotonic() + self.wait
+        while True:
+            try:
+                return server.look(backbone, longest, retries=0)
+            except ServiceError:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(1.0)
+
+    def _nobody_at_all(self, backbone: Backbone, error: LitRLHFError) -> ConfigurationError:
+        spec, port = backbone.spec, urlsplit(self.urls[0]).port or 80
+        command = COMMAND.format(
+            environment=self.sync.environment,
+            flags=self.sync.flags,
+            model=spec.name,
+            dtype=spec.dtype,
+            port=port,
         )
-
-    def _completed(self, choice: Any, most: int, what: str) -> Completed:
-        tokens = self._part(choice, "token_ids", list, what)
-        found = self._part(self._part(choice, "logprobs", dict, what), "token_logprobs", list, what)
-        if len(tokens) != len(found) or not 0 < len(tokens) <= most:
-            counts = f"{len(tokens)} tokens with {len(found)} log-probs"
-            raise self._odd(f"{counts} where 1 to {most} were asked for", what)
-        if not all(isinstance(token, int) and token >= 0 for token in tokens):
-            raise self._odd("token ids that are no whole numbers", what)
-        if not all(isinstance(number, int | float) for number in found):
-            raise self._odd("log-probs that are no numbers", what)
-        return Completed(tokens, found, choice.get("finish_reason") == "stop")
-
-    def _part(self, answer: Any, name: str, kind: type, what: str) -> Any:
-        part = answer.get(name) if isinstance(answer, dict) else None
-        if not isinstance(part, kind):
-            raise self._odd(f"no {kind.__name__} {name!r}, but {str(answer)[:200]!r}", what)
-        return part
-
-    def _odd(self, said: str, what: str) -> ConfigurationError:
         return ConfigurationError(
-            f"The server at {self.url} was asked to {what} and answered with {said}. Is VLLMServerEngine.url the "
-            "address of a vLLM server of version 0.10 or newer, with no other service in between?"
+            f"No vLLM server answers at {', '.join(self.urls)} ({error}). Start one: {command}"
         )

@@ -133,7 +133,7 @@ def test_rows_left_out_are_those_of_row_by_row() -> None:
 @pytest.mark.parametrize("direct", [True, False])
 def test_many_texts_are_few_calls(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    name = "_call_backend" if direct else "_call_tokenizer"
+    name = "ask_backend" if direct else "_call_tokenizer"
     answer = getattr(token_ids_module, name)
 
     def counted(core: Any, texts: list[str], special: bool) -> list[list[int]]:
@@ -143,10 +143,11 @@ def test_many_texts_are_few_calls(direct: bool, monkeypatch: pytest.MonkeyPatch)
     # ":a" is no word, so completions are tokenized again
     tokenizer = make_word_tokenizer([*"abcdefgh", "q", ":"])
     rows = [{"records": [Record("q :", (letter, "h h"))]} for letter in "abcdefg" * 10]
+    monkeypatch.setattr(token_ids_module, name, counted)
     preparation = prepare(tokenizer, rows)
     if not direct:
         preparation.encoder._ids._backend = None
-    monkeypatch.setattr(token_ids_module, name, counted)
+    calls.clear()
     assert len(list(preparation)) == 70
     # Prompt and what follows, each text once; the same behind a line break.
     assert calls == [1 + 7 + 1, 1 + 7 + 1]

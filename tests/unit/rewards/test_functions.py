@@ -126,7 +126,6 @@ def test_a_column_that_is_missing_is_named() -> None:
             r"'mine' returned nan for response 2, 'ccc', to the prompt 'two '",
         ),
         ([0.0, math.inf, 0.0, 2.0], r"'mine' returned inf for response 1, 'bb'"),
-        ([0.0, 1.0, 2.0, None], r"'mine' returned None for response 3"),
         ([[0.0], [1.0], [2.0], [3.0]], r"'mine' returned \[0.0\] for response 0"),
     ],
 )

@@ -4,7 +4,6 @@ import gc
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,73 +14,45 @@ from lit_rlhf.cli import main
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.modules import RLOOPolicyModule
-from lit_rlhf.rollout import NativeEngine, Sampling, VLLMEngine, VLLMServerEngine
-from lit_rlhf.rollout.base import completion_logprobs
-from lit_rlhf.rollout.vllm.base import Completed, Request, VLLMRollouts
+from lit_rlhf.rollout import (
+    AdapterSync,
+    NativeEngine,
+    Sampling,
+    VLLMEngine,
+    VLLMServerEngine,
+    WeightSync,
+)
+from lit_rlhf.rollout.vllm.base import VLLMRollouts
+from lit_rlhf.rollout.vllm.sampler import Completed
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import Generation
 from tests.reference.generations import make_prompts, make_seeds, sequences
 from tests.tolerances import FP32_MODEL
 from tests.unit.modules.one_iteration import TokenReward
+from tests.unit.rollout.fake_vllm import FakeVLLM
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STOPS = list(range(60, 110))
 
 
-class Elsewhere(VLLMRollouts):
-    """A backbone of its own that reads adapters from files, and samples as the native engine does."""
+class Elsewhere(VLLMRollouts[Any]):
+    """The engine on one fake in this process."""
 
-    def __init__(self, model_dir: Path, raw: bool = False, own_stops: Sequence[int] = ()) -> None:
-        super().__init__(None)
-        self.model = Backbone.load(
-            ModelSpec(name=str(model_dir), lora=LoraSpec(rank=4)), trainable=False
-        )
-        self.raw, self.own_stops = raw, list(own_stops)
-        self.loaded: list[str] = []
-        self.asked = 0
+    def __init__(self, model_dir: Path, sync: WeightSync | None = None, **options: Any) -> None:
+        super().__init__(sync or AdapterSync())
+        self.fake = FakeVLLM(model_dir, **options)
 
-    def start(self, backbone: Backbone) -> None:
-        pass
+    def bring(self, backbone: Backbone, role: str, prompt: list[int], longest: int) -> Any:
+        version = self.sync.publish(backbone, role)
+        self.check_base(self.fake, backbone, prompt, version)
+        if version is not None and not self.fake.holds(version):
+            self.sync.load(self.fake, version)
+            self.probe.check(self.fake, backbone, role, prompt, version)
+        self.sync.retire([self.fake])
+        return version.adapter if version else None
 
-    def load_adapter(self, name: str, number: int, path: Path) -> None:
-        self.model.add_adapter(name, path=str(path), trainable=False)
-        self.loaded.append(name)
-
-    def unload_adapter(self, name: str, number: int) -> None:
-        self.loaded.remove(name)
-
-    def complete(
-        self, requests: Sequence[Request], options: dict[str, Any], adapter: tuple[str, int] | None
-    ) -> list[Completed]:
-        self.asked += len(requests)
-        return [
-            self._complete(request, options, adapter[0] if adapter else "reference")
-            for request in requests
-        ]
-
-    def _complete(self, request: Request, options: dict[str, Any], role: str) -> Completed:
-        sampling = Sampling(
-            options["max_tokens"],
-            options["temperature"],
-            options["top_k"],
-            options["top_p"],
-            options["min_tokens"],
-            options["stop_token_ids"] + self.own_stops,
-        )
-        ids, seeds = torch.tensor([request.prompt]), torch.tensor([request.seed])
-        arguments = {"sampling": sampling, "seeds": seeds, "role": role}
-        found = NativeEngine().generate(
-            self.model, ids, torch.ones_like(ids, dtype=torch.bool), **arguments
-        )
-        tokens = found.tokens[0].tolist()
-        logprobs = (
-            found.logprobs[0]
-            if not self.raw
-            else completion_logprobs(
-                self.model, torch.tensor(request.prompt), torch.tensor(tokens), None
-            )
-        )
-        return Completed(tokens, logprobs.tolist(), bool(found.finished[0]))
+    def complete(self, prompts: Any, options: dict[str, Any], held: Any) -> list[Completed]:
+        return self.fake.complete([each for own in prompts for each in own], options, held)
 
 
 @pytest.fixture
@@ -132,27 +103,27 @@ def test_an_adapter_goes_out_when_it_has_changed_and_only_then(
 ) -> None:
     engine = Elsewhere(tiny_model_dir)
     first = _sample(engine, backbone)
-    (name,) = engine.loaded
-    asked = engine.asked
+    (name,) = engine.fake.loaded
+    asked = engine.fake.asked
     assert sequences(_sample(engine, backbone)) == sequences(first)
-    assert engine.loaded == [name]
-    assert engine.asked == asked + 12, "the base is checked once"
+    assert engine.fake.loaded == [name]
+    assert engine.fake.asked == asked + 12, "nothing is checked again"
     _move(backbone, 2)  # through .data, which no version counter notices
     second = _sample(engine, backbone)
     assert sequences(second) == sequences(_sample(NativeEngine(), backbone)) != sequences(first)
-    (other,) = engine.loaded
+    (other,) = engine.fake.loaded
     assert other != name
-    root = engine._adapters._root
+    root = engine.sync._root
     assert root is not None
     assert [path.name for path in root.iterdir()] == [other]
-    engine._adapters.close()
-    assert engine.loaded == []
+    engine.sync.close([engine.fake])
+    assert engine.fake.loaded == []
     assert not root.exists()
 
 
 def test_files_go_with_the_engine(tiny_model_dir: Path, backbone: Backbone, tmp_path: Path) -> None:
     engine = Elsewhere(tiny_model_dir)
-    engine._adapters._parent = tmp_path / "shared"
+    engine.sync._parent = tmp_path / "shared"
     _sample(engine, backbone)
     assert len(list((tmp_path / "shared").rglob("adapter_config.json"))) == 1
     del engine
@@ -208,6 +179,9 @@ def test_a_server_that_is_not_there_is_named_with_how_to_start_it(backbone: Back
     ("make", "message"),
     [
         (lambda: VLLMServerEngine("localhost:8000"), "url='localhost:8000'"),
+        (lambda: VLLMServerEngine([]), r"urls=\[\]"),
+        (lambda: VLLMServerEngine(["http://a", "http://a/"]), "several different ones"),
+        (lambda: VLLMServerEngine(wait=-1), "wait=-1"),
         (lambda: VLLMServerEngine(timeout=0), "timeout=0"),
         (lambda: VLLMEngine(gpu_memory_utilization=1.5), r"gpu_memory_utilization=1\.5"),
     ],

@@ -256,7 +256,7 @@ def test_a_changed_adapter_is_sampled_from_and_the_one_before_goes(
         return [
             model["id"]
             for model in models
-            if model["id"].startswith(f"lit-rlhf-{engine._adapters._run}")
+            if model["id"].startswith(f"lit-rlhf-{engine.sync._run}")
         ]
 
     _move(backbone, 3)
@@ -273,11 +273,11 @@ def test_a_changed_adapter_is_sampled_from_and_the_one_before_goes(
     torch.testing.assert_close(before.logprobs, old_policy, **FP32_MODEL)
     (new,) = names()
     assert new != old
-    assert engine._adapters._root is not None
-    assert [path.name for path in engine._adapters._root.iterdir()] == [new]
+    assert engine.sync._root is not None
+    assert [path.name for path in engine.sync._root.iterdir()] == [new]
     base = _sample(engine, backbone, make_seeds(6), role="reference")
     torch.testing.assert_close(base.logprobs, _logprobs(backbone, base, None), **FP32_MODEL)
-    engine._adapters.close()
+    engine.sync.close(engine.servers.servers)
     assert names() == []
 
 

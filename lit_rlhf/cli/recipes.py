@@ -1,0 +1,68 @@
+"""`lit-rlhf sft | reward | dpo | kto | ppo | grpo`: a shipped configuration and what differs from it, in one line."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
+
+from lit_rlhf.cli import training
+from lit_rlhf.cli.shipped import RECIPES, SCORED
+from lit_rlhf.errors import ConfigurationError
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the `fit` that a line stands for."""
+    fit = expand(words)
+    _say(f"lit-rlhf {words[0]} stands for:\n  {shlex.join(['lit-rlhf', *fit])}")
+    training.run(fit)
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """The `fit` that a line stands for.
+
+    Args:
+        words: The command's name and its options.
+
+    Raises:
+        ConfigurationError: An option lacks its value.
+
+    Example:
+        >>> " ".join(
+        ...     expand(["dpo", "--model", "m", "--data", "d.jsonl", "--trainer.max_epochs", "2"])
+        ... )
+        'fit -c preference/dpo_lora --model.backbone.name m --data.tokenizer m --data.train.path d.jsonl --trainer.max_epochs 2'
+    """
+    command = words[0]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("--model", "--data", *(["--reward"] if command in SCORED else [])):
+        parser.add_argument(name)
+    try:
+        given, rest = parser.parse_known_args(words[1:])
+    except argparse.ArgumentError as error:
+        raise ConfigurationError(f"{error}. See lit-rlhf {command} --help.") from error
+    fit = ["fit", "-c", RECIPES[command]]
+    if given.model is not None:
+        fit += ["--model.backbone.name", given.model, "--data.tokenizer", given.model]
+    if given.data is not None:
+        fit += _source(given.data)
+    if getattr(given, "reward", None) is not None:
+        fit += ["--model.reward.path", given.reward]
+    return [*fit, *rest]
+
+
+def _source(data: str) -> list[str]:
+    """Options for a file, a directory of `save_to_disk`, or the name of a data set on the hub."""
+    path = Path(data)
+    if path.is_file() or path.suffix:
+        return ["--data.train.path", data]
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return ["--data.train", "DirectorySource", "--data.train.path", data]
+    return ["--data.train", "HubSource", "--data.train.name", data]
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,29 @@
+"""`lit-rlhf schema`: what editors need to complete and check a configuration."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_rlhf.cli.building import config_schema
+from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.output import print_text
+from lit_rlhf.files import whole_file
+
+
+def schema(output: Path | None = None) -> None:
+    """Print the JSON schema of configurations, by which editors complete and check them.
+
+    Args:
+        output: File to write; default: standard output.
+    """
+    text = json.dumps(config_schema(), indent=2) + "\n"
+    if output is None:
+        print_text(text)
+        return
+    with whole_file(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it."""
+    call(schema, words[1:], "schema")

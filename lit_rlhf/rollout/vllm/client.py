@@ -1,0 +1,177 @@
+"""One vLLM server, by its HTTP interface (read from vLLM 0.32)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lit_rlhf.errors import ConfigurationError, LitRLHFError
+from lit_rlhf.http import HTTPClient
+from lit_rlhf.models import Backbone
+from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
+
+_TEXT = "Two servers: which one's tokens are these? ¿Ü 42 €"
+"""Read by both tokenizers at the start."""
+
+
+class VLLMServer(Sampler):
+    """A server; `look` must have been called before it is asked for anything, or `base` be set as it did.
+
+    Args:
+        client: For what may take long.
+        quick: For what a server that works answers at once.
+    """
+
+    def __init__(self, client: HTTPClient, quick: HTTPClient) -> None:
+        self._client, self._quick = client, quick
+        self._url = client.endpoint.url
+        self.base = ""  # the name of its model
+        self._adapters: set[str] = set()
+        self._weights: str | None = None
+
+    def __str__(self) -> str:
+        return f"The vLLM server at {self._url}"
+
+    def look(self, backbone: Backbone, longest: int, retries: int | None = None) -> None:
+        """Ask what it serves, and refuse what can't be sampled from.
+
+        Args:
+            backbone: Whose base it should hold.
+            longest: Most tokens of a prompt with its completion.
+            retries: Instead of the client's.
+
+        Raises:
+            ConfigurationError: It isn't vLLM, has another tokenizer, or takes no text as long as the longest.
+            ServiceError: It doesn't answer.
+        """
+        what = "tell its models"
+        models = self._part(self._quick.get("/v1/models", retries), "data", list, what)
+        known = [model for model in models if isinstance(model, dict) and model.get("id")]
+        bases = [model for model in known if model.get("parent") is None]
+        if not bases:
+            raise ConfigurationError(
+                f"The server at {self._url} serves no model (/v1/models lists {models[:3]}), so nothing can be sampled "
+                "from it. Start it with --model, and give VLLMServerEngine.urls the address of vLLM itself."
+            )
+        limit = bases[0].get("max_model_len")
+        if isinstance(limit, int) and longest > limit:
+            raise ConfigurationError(
+                f"{self} takes {limit} tokens (--max-model-len); a prompt with sampling.max_new_tokens needs {longest}. "
+                "Start it with more, or shorten one of them."
+            )
+        if not self.base:
+            self._check_tokenizer(backbone)
+        self.base = str(bases[0]["id"])
+        self._adapters = {str(model["id"]) for model in known} - {self.base}
+        if self._weights is not None:  # it may have been started anew since
+            self._weights = self._told_weights()
+
+    def holds(self, version: Version) -> bool:
+        """As it said when it was last looked at."""
+        return version.name in (self._adapters if version.is_adapter else {self._weights})
+
+    def load_adapter(self, version: Version) -> None:
+        """Have the server read it from its directory."""
+        body = {"lora_name": version.name, "lora_path": str(version.path)}
+        try:
+            self._client.post("/v1/load_lora_adapter", body, reads=False)
+        except LitRLHFError as error:
+            raise self._with_way_out(error, f"load the adapter {version.path}") from error
+        self._adapters.add(version.name)
+
+    def unload_adapter(self, version: Version) -> None:
+        """Have the server drop it."""
+        self._adapters.discard(version.name)
+        body = {"lora_name": version.name}
+        self._quick.post("/v1/unload_lora_adapter", body, retries=0, reads=False)
+
+    def load_weights(self, version: Version) -> None:
+        """Have the server read whole weights from a directory, once it has finished what it is sampling."""
+        try:
+            self._client.post("/pause?mode=wait", {})
+            try:
+                asked = {"method": "reload_weights", "kwargs": {"weights_path": str(version.path)}}
+                self._client.post("/collective_rpc", asked, retries=0)
+                emptied = self._client.post("/reset_prefix_cache", {})
+                if not self._part(emptied, "success", bool, "empty its prefix cache"):
+                    raise self._odd("that it could not", "empty its prefix cache")
+                self._client.post("/update_weight_version", {"new_version": version.name})
+            finally:
+                self._client.post("/resume", {})
+        except LitRLHFError as error:
+            raise self._with_way_out(error, f"read the weights {version.path}") from error
+        self._weights = version.name
+
+    def complete(
+        self, requests: Sequence[Request], options: dict[str, Any], adapter: Version | None
+    ) -> list[Completed]:
+        """Sample, one request after the other."""
+        model = self.base if adapter is None else adapter.name
+        what = "complete a prompt"
+        found = []
+        for request in requests:
+            body = {
+                "model": model,
+                "prompt": request.prompt,
+                "seed": request.seed,
+                "return_token_ids": True,
+                **options,
+            }
+            choices = self._part(self._client.post("/v1/completions", body), "choices", list, what)
+            if len(choices) != 1:
+                raise self._odd(f"{len(choices)} choices for one completion", what)
+            found.append(self._completed(choices[0], int(options["max_tokens"]), what))
+        return found
+
+    def _check_tokenizer(self, backbone: Backbone) -> None:
+        """Compare a text's tokens, where the server has a tokenizer at all (--skip-tokenizer-init)."""
+        body = {"prompt": _TEXT, "add_special_tokens": False}
+        try:
+            theirs = self._quick.post("/tokenize", body, retries=0)
+        except LitRLHFError:
+            return
+        found = self._part(theirs, "tokens", list, "read a text")
+        ours = list(backbone.tokenizer(_TEXT, add_special_tokens=False)["input_ids"])
+        if found != ours:
+            raise ConfigurationError(
+                f"{self} has another tokenizer than the policy: it reads {_TEXT!r} as {found[:8]}..., the policy as "
+                f"{ours[:8]}... Start it with the model, or the --tokenizer, that model.backbone names."
+            )
+
+    def _told_weights(self) -> str:
+        told = self._quick.get("/weight_info")
+        return str(self._part(told, "weight_version", str, "name its weights"))
+
+    def _with_way_out(self, error: LitRLHFError, what: str) -> LitRLHFError:
+        said = str(error)
+        whole = "weights" in what
+        if "rank" in said.lower():
+            way_out = "Start it with a --max-lora-rank that is no smaller than the policy's"
+        elif "No adapter found" in said or "HTTP 404" not in said:
+            way_out = "Look at its log; can it read that directory, or should sync.init_args.directory name one that both see?"
+        else:
+            needed = "VLLM_SERVER_DEV_MODE=1" if whole else "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+            way_out = f"Start it with {needed}" + ("" if whole else " and --enable-lora")
+        return type(error)(f"{self} was to {what}. {way_out.rstrip('.')}. {said}")
+
+    def _completed(self, choice: Any, most: int, what: str) -> Completed:
+        tokens = self._part(choice, "token_ids", list, what)
+        found = self._part(self._part(choice, "logprobs", dict, what), "token_logprobs", list, what)
+        if len(tokens) != len(found) or not 0 < len(tokens) <= most:
+            counts = f"{len(tokens)} tokens with {len(found)} log-probs"
+            raise self._odd(f"{counts} where 1 to {most} were asked for", what)
+        if not all(isinstance(token, int) and token >= 0 for token in tokens):
+            raise self._odd("token ids that are no whole numbers", what)
+        if not all(isinstance(number, int | float) for number in found):
+            raise self._odd("log-probs that are no numbers", what)
+        return Completed(tokens, found, choice.get("finish_reason") == "stop")
+
+    def _part(self, answer: Any, name: str, kind: type, what: str) -> Any:
+        part = answer.get(name) if isinstance(answer, dict) else None
+        if not isinstance(part, kind):
+            raise self._odd(f"no {kind.__name__} {name!r}, but {str(answer)[:200]!r}", what)
+        return part
+
+    def _odd(self, said: str, what: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"The server at {self._url} was asked to {what} and answered with {said}. Is that address in "
+            "VLLMServerEngine.urls a vLLM server of version 0.10 or newer, with no other service in between?"
+        )

@@ -1,0 +1,223 @@
+"""Several servers, whole weights, and what may be wrong with a server: on servers that speak vLLM's HTTP on loopback."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_rlhf.errors import ConfigurationError, ServiceError
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.rollout import DiskSync, NativeEngine, Sampling, VLLMServerEngine
+from lit_rlhf.testing import write_tiny_model
+from lit_rlhf.types import Generation
+from tests.loopback import Loopback, serving
+from tests.reference.generations import make_prompts, make_seeds, sequences
+from tests.tolerances import FP32_MODEL
+from tests.unit.rollout.fake_vllm import FakeServer
+
+
+@pytest.fixture
+def fakes(tiny_model_dir: Path) -> Iterator[list[tuple[FakeServer, Loopback]]]:
+    with ExitStack() as stack:
+        servers = [FakeServer(tiny_model_dir) for _ in range(2)]
+        yield [(server, stack.enter_context(serving(server))) for server in servers]
+
+
+def engine_on(fakes: list[tuple[FakeServer, Loopback]], **options: Any) -> VLLMServerEngine:
+    engine = VLLMServerEngine([loopback.url for _, loopback in fakes], **options)
+    for server in engine.servers.servers:  # no test waits half a second and more
+        for client in (server._client, server._quick):
+            object.__setattr__(client.endpoint, "backoff", 0.0)
+    return engine
+
+
+@pytest.fixture
+def backbone(tiny_model_dir: Path) -> Backbone:
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
+    backbone.add_adapter("policy")
+    move(backbone, 1)
+    return backbone
+
+
+def move(backbone: Backbone, seed: int) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    for weight in backbone.parameters():
+        if weight.requires_grad:
+            weight.data.add_(torch.randn(weight.shape, generator=noise) * 0.1)
+
+
+def sample(engine: Any, backbone: Backbone, **options: Any) -> Generation:
+    ids, mask = make_prompts()
+    return engine.generate(
+        backbone,
+        ids,
+        mask,
+        sampling=Sampling(**{"max_new_tokens": 6} | options),
+        seeds=make_seeds(12),
+        num_samples=2,
+    )
+
+
+def same(ours: Generation, native: Generation) -> None:
+    assert sequences(ours) == sequences(native)
+    torch.testing.assert_close(ours.logprobs, native.logprobs, **FP32_MODEL)
+
+
+def of_rollout(fake: FakeServer) -> list[tuple[int, ...]]:
+    """Prompts of the completions that weren't a check."""
+    return [tuple(each["prompt"]) for each in fake.completions if each["max_tokens"] == 6]
+
+
+def test_each_server_gets_the_weights_and_whole_prompts(fakes: Any, backbone: Backbone) -> None:
+    engine = engine_on(fakes)
+    same(sample(engine, backbone), sample(NativeEngine(), backbone))
+    first, second = (set(of_rollout(fake)) for fake, _ in fakes)
+    assert len(first) == len(second) == 3
+    assert not first & second, "the samples of a prompt stay together"
+    old = {fake.vllm.loaded[0] for fake, _ in fakes}
+    move(backbone, 2)
+    same(sample(engine, backbone), sample(NativeEngine(), backbone))
+    (new,) = {name for fake, _ in fakes for name in fake.vllm.loaded}
+    assert {new} != old
+
+
+def test_a_server_that_dies_loses_nothing_and_comes_back(
+    fakes: Any, backbone: Backbone, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_on(fakes, ask_again=0.01)
+    first, _ = fakes[0]
+    sample(engine, backbone)
+    first.die_after = len(first.completions) + 3  # in the middle of the rollout
+    move(backbone, 2)
+    same(sample(engine, backbone), sample(NativeEngine(), backbone))
+    assert first.down
+    assert "is left out, and asked again in 0.01 seconds; 1 of 2 servers go on" in caplog.text
+    move(backbone, 3)
+    same(sample(engine, backbone), sample(NativeEngine(), backbone))
+    first.down, first.die_after = False, None
+    first.vllm = FakeServer(tiny_model_dir).vllm  # started anew, without adapters
+    done = len(first.completions)
+    same(sample(engine, backbone), sample(NativeEngine(), backbone))
+    assert len(first.completions) > done + 3, "it samples again"
+    assert "is back" in caplog.text
+
+
+def test_a_server_that_was_started_anew_gets_the_weights_again(
+    fakes: Any, backbone: Backbone, tiny_model_dir: Path
+) -> None:
+    engine = engine_on(fakes[:1])
+    sample(engine, backbone)
+    fakes[0][0].vllm = FakeServer(tiny_model_dir).vllm
+    same(sample(engine, backbone), sample(NativeEngine(), backbone))
+
+
+def test_when_no_server_is_left_each_is_named(fakes: Any, backbone: Backbone) -> None:
+    engine = engine_on(fakes)
+    sample(engine, backbone)
+    for fake, _ in fakes:
+        fake.down = True
+    with pytest.raises(ServiceError, match=r"None of the 2 servers answers\.") as caught:
+        sample(engine, backbone)
+    assert all(loopback.url in str(caught.value) for _, loopback in fakes)
+
+
+def test_at_the_start_one_may_be_away_and_none_may_be_wrong(
+    fakes: Any, backbone: Backbone, tmp_path: Path
+) -> None:
+    fakes[0][0].down = True
+    engine = engine_on(fakes)
+    same(sample(engine, backbone), sample(NativeEngine(), backbone))
+    fakes[0][0].down = False
+    fakes[0][0].vllm = FakeServer(write_tiny_model(tmp_path / "other", seed=1)).vllm
+    with pytest.raises(ConfigurationError, match="base isn't the policy's"):
+        sample(engine_on(fakes), backbone)
+
+
+def test_whole_weights_by_disk(fakes: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    full = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
+    engine = engine_on(fakes, sync=DiskSync(tmp_path / "shared"))
+    for step in range(3):
+        move(full, step)
+        same(sample(engine, full), sample(NativeEngine(), full))
+        assert not any(fake.paused for fake, _ in fakes)
+    written = list((tmp_path / "shared").glob("*/*"))
+    assert len(written) == 1, "those before are removed"
+    same(sample(engine, full), sample(NativeEngine(), full))
+    assert list((tmp_path / "shared").glob("*/*")) == written, "nothing has changed"
+    fakes[0][0].vllm = FakeServer(tiny_model_dir).vllm  # started anew, with what it began with
+    same(sample(engine, full), sample(NativeEngine(), full))
+
+
+def test_adapters_are_merged_where_weights_go_whole(fakes: Any, backbone: Backbone) -> None:
+    same(sample(engine_on(fakes, sync=DiskSync()), backbone), sample(NativeEngine(), backbone))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("far", [0.1, 0.004])
+def test_a_server_that_keeps_old_weights_is_an_error(
+    fakes: Any, backbone: Backbone, whole: bool, far: float
+) -> None:
+    engine = engine_on(fakes[:1], **({"sync": DiskSync()} if whole else {}))
+    sample(engine, backbone)
+    fakes[0][0].keep = True
+    message = r"older ones: its log-probs|weights aren't"
+    with pytest.raises(ConfigurationError, match=message):
+        drift(engine, backbone, far)
+
+
+def drift(engine: Any, backbone: Backbone, far: float) -> None:
+    for _ in range(20):
+        for weight in backbone.adapter_weights("policy").values():
+            weight.data.add_(far)
+        sample(engine, backbone)
+
+
+def test_what_may_be_wrong_with_a_server(
+    fakes: Any, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake, loopback = fakes[0]
+    one = fakes[:1]
+
+    def refused(message: str, **options: Any) -> None:
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            sample(engine_on(one, **options), backbone)
+        assert loopback.url in str(caught.value)
+
+    fake.limit = 10
+    refused(r"takes 10 tokens \(--max-model-len\).*needs 1\d")
+    fake.limit = 512
+    fake.key = "secret"
+    refused("api_key_env")
+    monkeypatch.setenv("A_KEY", "another")
+    refused(r"Look at the key in \$A_KEY", api_key_env="A_KEY")
+    monkeypatch.setenv("A_KEY", "secret")
+    same(sample(engine_on(one, api_key_env="A_KEY"), backbone), sample(NativeEngine(), backbone))
+    fake.key = None
+    monkeypatch.setattr(fake, "load_lora_adapter", None)
+    refused("VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora")
+    monkeypatch.setattr(fake, "pause", None)
+    refused("VLLM_SERVER_DEV_MODE=1", sync=DiskSync())
+    monkeypatch.undo()
+    tokenizer = fake.vllm.model.tokenizer
+    monkeypatch.setattr(fake.vllm.model, "tokenizer", lambda text, **_: {"input_ids": [1, 2]})
+    refused("has another tokenizer than the policy")
+    fake.vllm.model.tokenizer = tokenizer
+
+
+def test_a_directory_that_the_server_does_not_see(
+    fakes: Any, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_on(fakes[:1])
+    load = engine.sync.load
+
+    def gone(sampler: Any, version: Any) -> None:
+        shutil.rmtree(version.path)
+        load(sampler, version)
+
+    monkeypatch.setattr(engine.sync, "load", gone)
+    with pytest.raises(ConfigurationError, match=r"sync\.init_args\.directory name one that both"):
+        sample(engine, backbone)
