@@ -24,7 +24,7 @@ from lit_rlhf.data import (
     RowsSource,
     UnpairedDataModule,
 )
-from lit_rlhf.data.recognition import FORMATS, spell, unread_columns
+from lit_rlhf.data.recognition import FORMATS, spell
 from lit_rlhf.errors import ConfigurationError
 
 SHAPES = Path(__file__).parent / "shapes"
@@ -477,9 +477,3 @@ def test_prompts_keep_their_columns(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = RowsSource([{"prompt": "2 + 2?", "completion": "4", "answer": "4"}])
     module = PromptDataModule(rows, tokenizer=tokenizer, batch_size=1)
     assert module.records(rows.rows[0])[0].columns == {"completion": "4", "answer": "4"}
-
-
-def test_carried_columns_count_as_read() -> None:
-    rows = [{"prompt": "2 + 2 =", "answer": "4"}]
-    assert unread_columns(data.PromptOnly(), rows) == []
-    assert unread_columns(data.PromptOnly(columns=[]), rows) == ["answer"]
