@@ -5,7 +5,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -40,16 +40,17 @@ from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
+from lit_rlhf.data.showing import form_of_prompts
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
+from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.seeding import generator
 from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 
 _log = logging.getLogger(__name__)
-_Stage: TypeAlias = tuple[str | None, tuple[str, ...]]
 # The source that a stage can't do without, and those it opens.
-_STAGES: dict[str | None, _Stage] = {
+_STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {
     None: (None, ("train", "val", "test")),
     "fit": ("train", ("train", "val")),
     "validate": ("val", ("train", "val")),  # train: for what `val_fraction` keeps of it
@@ -149,13 +150,12 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.save_hyperparameters(logger=False)
         self._keep_plain_hyperparameters()
         self.sources = {"train": train, "val": val, "test": test}
-        overridden = type(self).records is not BranchedDataModule.records
-        usual = self.canonical_format if overridden else Auto()
-        self.format = format or self.default_format or usual
+        usual, own = self.canonical_format, type(self).records is not BranchedDataModule.records
+        self.format = format or self.default_format or (usual if own else Auto())
         self._finder: FormatFinder | None = None
         if isinstance(self.format, Auto):
-            names = self.canonical_format, type(self).__name__
-            self._finder = FormatFinder(self.sources, self.format, self.takes, *names)
+            name = type(self).__name__
+            self._finder = FormatFinder(self.sources, self.format, self.takes, usual, name)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
@@ -229,6 +229,10 @@ class BranchedDataModule(LightningDataModule, ABC):
     def tokenizer_fingerprint(self) -> str:
         """Equal for tokenizers that give the same ids; modules compare it with their model's."""
         return tokenizer_fingerprint(self.tokenizer)
+
+    def prompt_form(self, name: str = "train") -> PromptForm | None:
+        """How the prompts of the open train, val or test rows are written; None where they have none."""
+        return form_of_prompts(self.rows[name], self.reports[name], self.tokenizer)
 
     @property
     def dataset_hash(self) -> str:
