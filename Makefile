@@ -66,10 +66,11 @@ clean:  ## Remove the environment and caches
 	rm -rf .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # Made once, and again when the dependencies change. A half-made environment has no stamp, and is finished then.
+# torch<2.14: the newest with a CPU build where CI installs from; a later one is a CUDA build of several GB.
 # Where Python lacks the venv module (Debian splits it off), pip fetches virtualenv, used from a directory of its own.
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "lit_rlhf needs Python 3.11, 3.12 or 3.13 on the PATH, or make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv \
 		&& PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV) && rm -rf $(VENV)-bootstrap; }
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' 'torch<2.14'
 	@touch $@

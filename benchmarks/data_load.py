@@ -7,6 +7,7 @@ what `datasets.map` takes for the tokenizer calls alone (prompt, and prompt with
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -122,10 +123,10 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(0)
     known = words(rng)
-    weights = [1 / (rank + 1) for rank in range(len(known))]
+    weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(len(known))))
 
     def text(count: int) -> str:
-        return " ".join(rng.choices(known, weights, k=count))
+        return " ".join(rng.choices(known, cum_weights=weights, k=count))
 
     tokenizer = make_tokenizer([text(50) for _ in range(2000)])
     kinds: dict[str, tuple[int, type[BranchedDataModule], Callable[[], dict[str, str]]]] = {

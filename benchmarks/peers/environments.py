@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _DONE = "complete.json"
-_TORCH = "torch>=2.8,<2.14"  # as lit_rlhf asks for: from 2.14 on, a plain install fetches a CUDA build of several GB
+_TORCH = "torch>=2.12,<2.14"  # as lit_rlhf asks for: from 2.14 on, a plain install fetches a CUDA build of several GB
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,12 @@ class PhaseProgressBar(RichProgressBar):
         if phases is not None and self._show in phases.listeners:
             phases.listeners.remove(self._show)
 
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What is logged for the bar, without the number of the logger's directory."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -86,7 +92,6 @@ class PhaseProgressBar(RichProgressBar):
                 ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.seconds.items())
             )
         metrics = self.get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
         parts.append(
             ", ".join(
                 f"{name} {value:.4g}"

@@ -14,6 +14,7 @@ from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, load_checkpoint_backbone
 from lit_rlhf.models.adapters import read_adapter
+from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.collect import score_completions
@@ -88,6 +89,9 @@ def generate(
     )
     data.prepare_data()
     data.setup("test")
+    form = data.prompt_form("test")
+    if form is not None:
+        actor.check_prompts(form)
     samples: dict[int, list[Sample]] = {}
     for batch in data.test_dataloader():
         with torch.no_grad():
@@ -157,6 +161,7 @@ def _policy(model: str, dtype: DTypeName) -> Backbone:
     spec = ModelSpec(name=base, tokenizer=model, dtype=dtype, lora=LoraSpec())
     backbone = Backbone.load(spec, trainable=False)
     backbone.add_adapter("policy", path=model, trainable=False)
+    backbone.prompts = recorded_prompts(read_record(Path(model)))
     return backbone.eval()
 
 

@@ -10,6 +10,7 @@ from lit_rlhf.cli.output import write_rows
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, RowsSource
 from lit_rlhf.models import evaluating, load_checkpoint_backbone, load_reward_model
 from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.prompt_form import warn_of_prompts
 
 
 def score(
@@ -48,6 +49,7 @@ def score(
     if answered:
         rows.prepare_data()
         rows.setup("test")
+        warn_of_prompts(f"The reward model {model!r}", backbone.prompts, rows.prompt_form("test"))
         for batch in rows.test_dataloader():
             with torch.no_grad(), evaluating(backbone):
                 found = backbone(batch, num_branches=1, role="reward", scores="reward").scores

@@ -32,7 +32,7 @@ from lit_rlhf.cli.refusals import (
 from lit_rlhf.cli.shipped import with_found_configs
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import flat_options, read_none_as_null
-from lit_rlhf.internals.lightning import CommandLineWins, callbacks_of
+from lit_rlhf.internals.lightning import CommandLineWins, callbacks_of, silence_adverts
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -190,6 +190,7 @@ def run(words: Sequence[str]) -> None:
 def start(kind: type[TrainingCLI], words: Sequence[str]) -> TrainingCLI:
     """Parse a command line, and do with it what the class does."""
     read_none_as_null()
+    silence_adverts()
     import_components()
     # The words differ from those of the process where a configuration is named; Lightning warns of any `args`.
     warnings.filterwarnings(

@@ -5,7 +5,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -40,16 +40,17 @@ from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
+from lit_rlhf.data.showing import form_of_prompts
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
+from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.seeding import generator
 from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 
 _log = logging.getLogger(__name__)
-_Stage: TypeAlias = tuple[str | None, tuple[str, ...]]
 # The source that a stage can't do without, and those it opens.
-_STAGES: dict[str | None, _Stage] = {
+_STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {
     None: (None, ("train", "val", "test")),
     "fit": ("train", ("train", "val")),
     "validate": ("val", ("train", "val")),  # train: for what `val_fraction` keeps of it
@@ -149,11 +150,12 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.save_hyperparameters(logger=False)
         self._keep_plain_hyperparameters()
         self.sources = {"train": train, "val": val, "test": test}
-        self.format = format or self.default_format or self._usual_format()
+        usual, own = self.canonical_format, type(self).records is not BranchedDataModule.records
+        self.format = format or self.default_format or (usual if own else Auto())
         self._finder: FormatFinder | None = None
         if isinstance(self.format, Auto):
-            usual, module = self.canonical_format, type(self).__name__
-            self._finder = FormatFinder(self.sources, self.format, self.takes, usual, module)
+            name = type(self).__name__
+            self._finder = FormatFinder(self.sources, self.format, self.takes, usual, name)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
@@ -229,6 +231,10 @@ class BranchedDataModule(LightningDataModule, ABC):
         """Equal for tokenizers that give the same ids; modules compare it with their model's."""
         return tokenizer_fingerprint(self.tokenizer)
 
+    def prompt_form(self, name: str = "train") -> PromptForm | None:
+        """How the prompts of the open train, val or test rows are written; None where they have none."""
+        return form_of_prompts(self.rows[name], self.reports[name], self.tokenizer)
+
     @property
     def dataset_hash(self) -> str:
         """A hash of the training rows as they are used: source, format, tokenizer, limits and split."""
@@ -257,10 +263,6 @@ class BranchedDataModule(LightningDataModule, ABC):
         if splits and "val" in opened:
             self._split()
 
-    def _usual_format(self) -> Format:
-        overridden = type(self).records is not BranchedDataModule.records
-        return self.canonical_format if overridden else Auto()
-
     def format_of(self, name: str) -> Format:
         """The format of the source train, val or test; found from its first rows where none is set."""
         return self._finder.find(name, self.tokenizer) if self._finder else self.format
@@ -278,19 +280,17 @@ class BranchedDataModule(LightningDataModule, ABC):
 
     def _entry(self, name: str, *, verify: bool) -> Entry:
         key = self._key(name)
-        encoder = Encoder(
-            self.tokenizer,
-            self.max_prompt_length,
-            self.max_completion_length,
-            truncate=self.too_long == "truncate",
+        limits, cut = (
+            (self.max_prompt_length, self.max_completion_length),
+            self.too_long == "truncate",
         )
+        encoder = Encoder(self.tokenizer, *limits, truncate=cut)
         policies = self.invalid, self.too_long, self.max_invalid
         convert = self.format_of(name) if self._finder else self.records
         preparation = Preparation(self._source(name), convert, encoder, self.shape, *policies)
         cache = TokenCache(cache_root(self.cache_dir))
-        rebuild = (
-            self._uncached and verify
-        )  # by whoever prepares, once; the others open what he made
+        # By whoever prepares, once; the others open what he made.
+        rebuild = self._uncached and verify
         entry = cache.get_or_build(
             key, preparation, preparation.report.to_json, verify=verify, rebuild=rebuild
         )

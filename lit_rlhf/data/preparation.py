@@ -162,6 +162,7 @@ class Preparation:
         self._count(record)
         lengths = [len(ids) for ids in completions]
         self.report.records += 1
+        self.report.count_prompt(record.prompt)
         self.report.longest_prompt = max(self.report.longest_prompt, len(prompt))
         self.report.longest_completion = max(self.report.longest_completion, *lengths, 0)
         return {

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_rlhf.data.records import InvalidRowError, LabelError, TooLongError
+from lit_rlhf.data.records import InvalidRowError, LabelError, Text, TooLongError
 from lit_rlhf.errors import DataError
 
 InvalidPolicy = Literal["drop", "error"]
@@ -41,6 +41,8 @@ class Report:
         optional: How many records have an optional field, by its name.
         columns: The further columns of all records.
         labels: How many records have a label, by its value.
+        chats: How many records have messages for a prompt.
+        systems: Their different system turns, "" for none; two at most.
         cut_prompts: Conversations whose prompt the chat template renders otherwise once an answer follows.
         longest_prompt: In tokens.
         longest_completion: In tokens.
@@ -54,6 +56,8 @@ class Report:
     optional: dict[str, int] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+    chats: int = 0
+    systems: list[str] = field(default_factory=list)
     cut_prompts: int = 0
     longest_prompt: int = 0
     longest_completion: int = 0
@@ -63,6 +67,15 @@ class Report:
         option = "too_long" if isinstance(error, TooLongError) else "invalid"
         first = Reason(0, f"{where}: {error.detail}", option, isinstance(error, LabelError))
         self.reasons.setdefault(error.reason, first).count += 1
+
+    def count_prompt(self, prompt: Text) -> None:
+        """Count how a prompt is written."""
+        if isinstance(prompt, str):
+            return
+        self.chats += 1
+        system = str(prompt[0]["content"]) if prompt[0]["role"] in ("system", "developer") else ""
+        if len(self.systems) < 2 and system not in self.systems:
+            self.systems.append(system)
 
     @property
     def counts(self) -> dict[str, int]:

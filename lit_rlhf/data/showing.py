@@ -1,4 +1,4 @@
-"""A row as the model will see it: text with its special tokens, and tokens one by one."""
+"""Rows as the model will see them: text with its special tokens, and what all prompts have in common."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,9 +6,12 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.rows import TokenizedRow
+from lit_rlhf.data.report import Report
+from lit_rlhf.data.rows import TokenizedRow, TokenizedRows
+from lit_rlhf.prompt_form import PromptForm
 
 _HEAD, _TAIL = 300, 200
+_LOOKED_AT = 256
 
 
 def part_names(fields: Mapping[str, Any], count: int) -> list[str]:
@@ -54,6 +57,32 @@ def say_format(
             "chosen_score: score_chosen, rejected_score: score_rejected"
         )
     rank_zero_info("\n".join(lines))
+
+
+def form_of_prompts(
+    rows: TokenizedRows, report: Report, tokenizer: PreTrainedTokenizerBase
+) -> PromptForm | None:
+    """How the prompts of rows are written; None where they have none.
+
+    Args:
+        rows: Some of them, spread evenly, are looked at.
+        report: Of their preparation.
+        tokenizer: Decodes them; its chat template renders conversations.
+    """
+    if report.chats:
+        if report.chats < report.records:
+            return PromptForm("mixed", "", None)
+        return PromptForm.of_chats(tokenizer, report.systems)
+    chosen = [rows[at] for at in range(0, len(rows), max(len(rows) // _LOOKED_AT, 1))]
+    starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    prompts = [
+        ids[1:] if ids[0] in starts else ids for ids in (row["prompt_ids"] for row in chosen)
+    ]
+    return (
+        PromptForm.of_texts([str(tokenizer.decode(ids)) for ids in prompts])
+        if any(prompts)
+        else None
+    )
 
 
 def say_difference(name: str, found: str, train: str) -> None:

@@ -1,6 +1,7 @@
 """Of Lightning, read from 2.6: its loops, its logger connector, and what its command line does with checkpoints."""
 # ruff: noqa: SLF001
 
+import logging
 import warnings
 from typing import Any
 
@@ -35,10 +36,22 @@ _NOISE = (
 )
 
 
+_ADVERTS = ("💡 Tip:", "TPU available: False", "GPU available: False")
+
+
 def silence_noise() -> None:
     """Ignore Lightning's warnings about what the library does on purpose."""
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+
+
+def silence_adverts() -> None:
+    """Leave out of Lightning's log what it recommends, and devices that aren't there."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_ADVERTS)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

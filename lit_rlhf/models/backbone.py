@@ -17,7 +17,7 @@ from lit_rlhf.functional.branches import BranchParts
 from lit_rlhf.internals.bitsandbytes import keep_arithmetic
 from lit_rlhf.models.adapters import RoleAdapters
 from lit_rlhf.models.branched import BranchRunner, BranchStates, Costs, spread
-from lit_rlhf.models.cards import read_record
+from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.checks import check_decoder
 from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.kernels import use_kernels
@@ -33,6 +33,7 @@ from lit_rlhf.models.loading import (
 from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.recompute import recompute_layers
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
+from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.tokenizers import end_of_turn_id, eos_token_ids, pad_token_id
 from lit_rlhf.types import BranchedBatch, BranchOutput
 
@@ -86,6 +87,7 @@ class Backbone(nn.Module):
         self.heads = nn.ModuleDict()
         self.frozen = not trainable
         self.score_mean, self.score_std = 0.0, 1.0  # of a loaded reward model's held-out scores
+        self.prompts: PromptForm | None = None  # of the data that its weights were trained on last
         # By head: scores are read before a trailing token of this id.
         self.score_skip_ids: dict[str, int] = {}
         config = model.config.get_text_config()
@@ -122,7 +124,9 @@ class Backbone(nn.Module):
         """
         refuse_unmeetable(spec, trainable=trainable)
         model, tokenizer = load_model(spec, lm_head=lm_head)
-        return cls(model, tokenizer, spec, lm_head=lm_head, trainable=trainable)
+        backbone = cls(model, tokenizer, spec, lm_head=lm_head, trainable=trainable)
+        backbone.prompts = recorded_prompts(read_record(Path(spec.adapter or spec.name or "")))
+        return backbone
 
     @property
     def decoder(self) -> nn.Module:

@@ -4,10 +4,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_rlhf import __version__
 from lit_rlhf.errors import CheckpointError
+from lit_rlhf.prompt_form import PromptForm
 
 RECORD = "lit_rlhf.json"
 
@@ -24,6 +25,7 @@ class ExportRecord:
         score_mean: Of the scores on held-out data: subtract it, then divide by `score_std`.
         score_std: See `score_mean`.
         note: What was exported of a model that has more.
+        prompts: How the prompts that it was trained on were written, where that is known.
     """
 
     kind: Literal["policy", "reward"]
@@ -33,6 +35,7 @@ class ExportRecord:
     score_mean: float = 0.0
     score_std: float = 1.0
     note: str = ""
+    prompts: PromptForm | None = None
 
     def write(self, directory: Path) -> None:
         """Write it, with the library's version."""
@@ -53,6 +56,12 @@ def read_record(directory: Path) -> Mapping[str, object]:
             f"{file} can't be read, the export may be torn: {error}. Export it anew."
         ) from error
     return dict(record)
+
+
+def recorded_prompts(record: Mapping[str, Any]) -> PromptForm | None:
+    """How the prompts of a model's training were written, by the record of an export or of a checkpoint."""
+    prompts = record.get("prompts")
+    return None if prompts is None else PromptForm(**prompts)
 
 
 def model_card(record: ExportRecord) -> str:

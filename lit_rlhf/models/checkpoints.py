@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.cards import recorded_prompts
 from lit_rlhf.models.specs import LoraSpec, ModelSpec
 
 _PREFIX = "backbone."
@@ -48,6 +49,7 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
         if head not in backbone.heads:
             backbone.add_head(head, trainable=False)
     _load(backbone, state, path)
+    backbone.prompts = recorded_prompts(checkpoint["lit_rlhf"])
     ours = checkpoint["lit_rlhf"]["state"]
     backbone.score_mean, backbone.score_std = (
         float(ours.get("score_mean", 0.0)),

@@ -273,6 +273,5 @@ def _record(
     note: str = "",
 ) -> ExportRecord:
     form: Any = "adapter" if as_adapter else "model"
-    return ExportRecord(
-        kind, form, _base_name(backbone), tokenizer_fingerprint(tokenizer), mean, std, note
-    )
+    base, fingerprint = _base_name(backbone), tokenizer_fingerprint(tokenizer)
+    return ExportRecord(kind, form, base, fingerprint, mean, std, note, backbone.prompts)

@@ -16,7 +16,7 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.hub import from_hub, require_directory
 from lit_rlhf.models.adapters import read_adapter
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.cards import read_record
+from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.loading import pretrained
 from lit_rlhf.models.specs import Attention, Branching, DTypeOption, ModelSpec, Quantization
 from lit_rlhf.tokenizers import load_tokenizer
@@ -69,6 +69,7 @@ def load_reward_model(
     record = read_record(Path(path))
     backbone.score_mean = float(str(record.get("score_mean", 0.0)))
     backbone.score_std = float(str(record.get("score_std", 1.0)))
+    backbone.prompts = recorded_prompts(record)
     return backbone.eval()
 
 

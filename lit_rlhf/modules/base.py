@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import wraps
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.internals.lightning import precision_of
 from lit_rlhf.models import Backbone, ModelSpec, shard
+from lit_rlhf.models.cards import recorded_prompts
 from lit_rlhf.modules.parts import require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
@@ -31,6 +33,7 @@ from lit_rlhf.modules.steps import (
     split_by_decay,
     undecayed_names,
 )
+from lit_rlhf.prompt_form import PromptForm, warn_of_prompts
 from lit_rlhf.rewards import Reward
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.tokenizers import tokenizer_fingerprint
@@ -161,8 +164,9 @@ class RLHFModule(LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """Compare the tokenizer of the data with the model's, and a checkpoint's options with the written ones."""
+        """Compare the data with what the models read, and a checkpoint's options with the written ones."""
         self._check_tokenizer()
+        self._check_prompts()
         self._compare_with_written()
 
     def _check_tokenizer(self) -> None:
@@ -173,6 +177,23 @@ class RLHFModule(LightningModule):
                 f"({self.spec.tokenizer or self.spec.name}): token ids would mean other words. "
                 "Point both at the same directory."
             )
+
+    def _check_prompts(self) -> None:
+        form_of = getattr(getattr(self.trainer, "datamodule", None), "prompt_form", None)
+        form: PromptForm | None = None if form_of is None else form_of()
+        if form is not None:
+            self.check_prompts(form)
+            self.backbone.prompts = form  # which exports tell
+
+    def check_prompts(self, form: PromptForm) -> None:
+        """Warn of models that have learned of prompts written otherwise than those of the data.
+
+        Args:
+            form: How those of the data are written.
+        """
+        warn_of_prompts(f"The model {self.spec.name!r}", self.backbone.prompts, form)
+        for reward in (part for part in self.children() if isinstance(part, Reward)):
+            reward.check_prompts(form)
 
     def require_movable_reference(self, alpha: float) -> None:
         """Refuse what can't be moved; `MovingReference` asks before the model is built."""
@@ -341,6 +362,7 @@ class RLHFModule(LightningModule):
             "class": type(self).__qualname__,
             "optimizer": self._written,
             "parts": self._parts,
+            "prompts": asdict(self.backbone.prompts) if self.backbone.prompts else None,
             "shapes": _shapes(checkpoint["state_dict"].items()),
             "state": self.extra_state() | {"guard": self.guard.state_dict()},
             "version": CHECKPOINT_VERSION,
@@ -395,6 +417,7 @@ class RLHFModule(LightningModule):
                 "lora or value other when it was written?"
             )
         self._check_shapes(shapes)
+        self.backbone.prompts = recorded_prompts(ours)
         self.guard.load_state_dict(ours["state"]["guard"])
         self.load_extra_state(ours["state"])
         self._restored = ours.get("optimizer", {}), checkpoint.get("lr_schedulers", [])

@@ -8,6 +8,7 @@ from torch import nn
 
 from lit_rlhf.errors import DataError
 from lit_rlhf.models import Backbone, RewardSource
+from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.types import Completions, Scores
 
 
@@ -29,6 +30,15 @@ class Reward(nn.Module, ABC):
         """
         for reward in self.members():
             reward.attach(backbone)
+
+    def check_prompts(self, form: PromptForm) -> None:
+        """Warn where a trained reward model has learned of prompts written otherwise than those to come.
+
+        Args:
+            form: How those to come are written.
+        """
+        for reward in self.members():
+            reward.check_prompts(form)
 
     def source(self) -> RewardSource | None:
         """Where a trained reward model lives, for a critic to start from; None if there is none."""

@@ -11,6 +11,7 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.models import Backbone, RewardSource, evaluating, gathered
 from lit_rlhf.models.branched import pack
 from lit_rlhf.models.specs import Attention, DTypeOption, Quantization
+from lit_rlhf.prompt_form import PromptForm, warn_of_prompts
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
 from lit_rlhf.rewards.trained import TrainedReward
@@ -25,6 +26,7 @@ class _Place(NamedTuple):
     mean: float
     std: float
     retokenizer: Retokenizer | None
+    prompts: PromptForm | None
 
 
 class ModelReward(Reward):
@@ -112,7 +114,7 @@ class ModelReward(Reward):
             role = next(name for name in names if name not in taken)
             trained.add_to(backbone, role)
             mean, std = trained.moments() if self.normalize else (0.0, 1.0)
-            self._place = _Place((backbone,), role, mean, std, None)
+            self._place = _Place((backbone,), role, mean, std, None, trained.prompts())
             return
         own = self.backbone = trained.load(self.options).to(backbone.device)
         retokenizer = None
@@ -120,12 +122,22 @@ class ModelReward(Reward):
             column = self.conversation_column
             retokenizer = Retokenizer(backbone.tokenizer, own.tokenizer, column)
         mean, std = (own.score_mean, own.score_std) if self.normalize else (0.0, 1.0)
-        self._place = _Place((own,), "reward", mean, std, retokenizer)
+        self._place = _Place((own,), "reward", mean, std, retokenizer, trained.prompts())
 
     def source(self) -> RewardSource | None:
         """Where the reward model lives, once attached."""
         place = self._place
         return None if place is None else RewardSource(place.backbone[0], place.role, place.role)
+
+    def check_prompts(self, form: PromptForm) -> None:
+        """Compare with those that the reward model was trained on, as it will read them."""
+        place = self._place
+        if place is None:
+            return
+        if place.retokenizer is not None and self.conversation_column is not None:
+            systems = [] if form.system is None else [form.system]
+            form = PromptForm.of_chats(place.backbone[0].tokenizer, systems)
+        warn_of_prompts(f"The reward model {self.path!r}", place.prompts, form)
 
     @torch.no_grad()
     def score(self, completions: Completions) -> Scores:
@@ -139,7 +151,7 @@ class ModelReward(Reward):
             raise ConfigurationError(
                 "ModelReward has no model yet: call attach(backbone) with the policy's backbone first."
             )
-        (backbone,), role, mean, std, retokenizer = self._place
+        (backbone,), role, mean, std, retokenizer, _ = self._place
         if retokenizer is not None:
             rows = retokenizer(completions)
         else:

@@ -14,7 +14,8 @@ from torch import Tensor
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.models import Backbone, load_checkpoint_backbone, load_reward_model, read_checkpoint
 from lit_rlhf.models.adapters import ADAPTER_WEIGHTS, read_adapter
-from lit_rlhf.models.cards import read_record
+from lit_rlhf.models.cards import read_record, recorded_prompts
+from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.rewards.retokenize import same_ids
 from lit_rlhf.tokenizers import load_tokenizer
 
@@ -120,6 +121,12 @@ class TrainedReward:
         checkpoint = self.checkpoint
         record = checkpoint["lit_rlhf"]["state"] if checkpoint else read_record(Path(self.path))
         return float(str(record.get("score_mean", 0.0))), float(str(record.get("score_std", 1.0)))
+
+    def prompts(self) -> PromptForm | None:
+        """How the prompts that it was trained on were written, where that is known."""
+        if self.checkpoint is not None:
+            return recorded_prompts(self.checkpoint["lit_rlhf"])
+        return recorded_prompts(read_record(Path(self.path)))
 
     def _write_adapter(self, checkpoint: Mapping[str, Any], directory: Path) -> None:
         # In peft's layout, which is what backbones read; no second base is loaded for it.

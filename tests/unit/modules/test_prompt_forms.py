@@ -1,0 +1,208 @@
+"""Models that have learned of prompts written in one way warn of prompts written in another, before work starts."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_rlhf.cli import main
+from lit_rlhf.data import (
+    AsChat,
+    AsTranscript,
+    Demonstration,
+    DemonstrationDataModule,
+    ExplicitPrompt,
+    Format,
+    PreferenceDataModule,
+    PromptDataModule,
+    PromptOnly,
+    RowsSource,
+)
+from lit_rlhf.models import ModelSpec
+from lit_rlhf.modules import GRPOPolicyModule, RewardModelModule, SupervisedModule
+from lit_rlhf.prompt_form import PromptForm
+from lit_rlhf.rewards import ModelReward, WeightedSum
+from lit_rlhf.rollout import Sampling
+from lit_rlhf.testing import make_tokenizer, write_jsonl, write_tiny_model
+from tests.unit.modules.policies import make_trainer
+
+QUESTIONS = ["How was the film?", "What of the hotel?", "Tell me of the food.", "And you"]
+PAIRS = [{"prompt": q, "chosen": " Good.", "rejected": " Bad, so bad."} for q in QUESTIONS]
+WRITTEN: dict[str, tuple[Format, Format]] = {
+    "text": (ExplicitPrompt(), PromptOnly()),
+    "chat": (AsChat(ExplicitPrompt()), AsChat(PromptOnly())),
+    "kind": (AsChat(ExplicitPrompt(), system="Be kind."), AsChat(PromptOnly(), system="Be kind.")),
+    "rude": (AsChat(ExplicitPrompt(), system="Be rude."), AsChat(PromptOnly(), system="Be rude.")),
+    "transcript": (AsTranscript(ExplicitPrompt()), AsTranscript(PromptOnly())),
+}
+RENDERED = {
+    "text": "'{prompt}'",
+    "chat": "'<|user|>{prompt}<|assistant|>'",
+    "kind": "'<|system|>Be kind.<|user|>{prompt}<|assistant|>'",
+    "rude": "'<|system|>Be rude.<|user|>{prompt}<|assistant|>'",
+    "transcript": r"'\n\nHuman: {prompt}\n\nAssistant:'",
+}
+SPEC: dict[str, Any] = {"sampling": Sampling(max_new_tokens=2), "num_samples": 2}
+
+
+def train_reward(model: Path, written: str, directory: Path) -> tuple[Path, Path]:
+    """An export and a checkpoint."""
+    data = PreferenceDataModule(
+        RowsSource(PAIRS), tokenizer=str(model), format=WRITTEN[written][0], batch_size=2
+    )
+    trainer = make_trainer(limit_train_batches=1)
+    module = RewardModelModule(ModelSpec(name=str(model)))
+    trainer.fit(module, datamodule=data)
+    module.export(directory / "export")
+    trainer.save_checkpoint(directory / "reward.ckpt", weights_only=False)
+    return directory / "export", directory / "reward.ckpt"
+
+
+@pytest.fixture(scope="module")
+def rewards(
+    tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Path]]:
+    root = tmp_path_factory.mktemp("rewards")
+    return {written: train_reward(tiny_model_dir, written, root / written) for written in WRITTEN}
+
+
+def said_of(reward: ModelReward | WeightedSum, model: Path, format_: Format, **rows: Any) -> str:
+    """What a policy's training warns of; no sample is drawn."""
+    source = RowsSource(rows.get("rows", [{"prompt": q} for q in QUESTIONS]))
+    data = PromptDataModule(source, tokenizer=str(model), format=format_, batch_size=2)
+    module = GRPOPolicyModule(ModelSpec(name=str(model)), reward, **SPEC)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_trainer(limit_train_batches=0).fit(module, datamodule=data)
+    return " ".join(str(w.message) for w in caught if "has learned of" in str(w.message))
+
+
+@pytest.mark.parametrize("learned", WRITTEN)
+@pytest.mark.parametrize("given", WRITTEN)
+def test_both_renderings_are_shown_where_they_differ(
+    rewards: dict[str, tuple[Path, Path]], tiny_model_dir: Path, learned: str, given: str
+) -> None:
+    export, checkpoint = rewards[learned]
+    for path in (export, checkpoint):
+        said = said_of(ModelReward(str(path)), tiny_model_dir, WRITTEN[given][1])
+        if learned == given:
+            assert not said
+            continue
+        assert str(path) in said
+        assert f"learned of prompts written as {RENDERED[learned]}" in said
+        assert f"those here are written as {RENDERED[given]}" in said
+    if learned in ("chat", "kind", "rude") and given in ("text", "transcript"):
+        assert "AsChat" in said
+    if learned == "kind" and given != "kind":
+        assert "system: 'Be kind.'" in said
+    if learned in ("text", "transcript") and given == "chat":
+        assert "AsTranscript" in said
+
+
+def test_a_reward_within_another_is_asked(
+    rewards: dict[str, tuple[Path, Path]], tiny_model_dir: Path
+) -> None:
+    reward = WeightedSum({"a": ModelReward(str(rewards["chat"][0]))})
+    assert RENDERED["chat"] in said_of(reward, tiny_model_dir, PromptOnly())
+
+
+def test_another_template(rewards: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    same, other = make_tokenizer(), make_tokenizer(specials_last=True)
+    same.chat_template = other.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    model = write_tiny_model(tmp_path / "other", tokenizer=other)
+    reward = ModelReward(str(rewards["chat"][0]), conversation_column="prompt")
+    format_ = AsChat(PromptOnly(columns=["prompt"]))
+    assert not said_of(reward, model, format_)  # it renders them by its own template
+    reward = ModelReward(str(rewards["text"][0]), conversation_column="prompt")
+    assert RENDERED["chat"] in said_of(reward, model, format_)
+    model = write_tiny_model(tmp_path / "same", tokenizer=same)
+    said = said_of(ModelReward(str(rewards["chat"][0])), model, format_)
+    assert "'[user] {prompt}[assistant]'" in said
+    assert "chat template that it was trained with" in said
+
+
+def test_chats_that_were_rendered_before_are_chats(
+    rewards: dict[str, tuple[Path, Path]], tiny_model_dir: Path
+) -> None:
+    rows = [{"prompt": f"<|user|>{q}<|assistant|>"} for q in QUESTIONS]
+    assert not said_of(
+        ModelReward(str(rewards["chat"][0])), tiny_model_dir, PromptOnly(), rows=rows
+    )
+    assert said_of(ModelReward(str(rewards["text"][0])), tiny_model_dir, PromptOnly(), rows=rows)
+
+
+def test_text_that_begins_or_ends_alike_by_chance_is_no_other_form() -> None:
+    forms = [
+        PromptForm.of_texts(texts)
+        for texts in (
+            ["Say a word.", "Say a thing."],
+            ["What is it?", "What was it?"],
+            ["one"],
+            ["x", "y"],
+        )
+    ]
+    assert not any(a.differs_from(b) for a in forms for b in forms)
+    framed = PromptForm.of_texts(["Q: a?\nA:", "Q: b?\nA:"])
+    other = PromptForm.of_texts(["Question: a.\nA:", "Question: b.\nA:"])
+    assert all(framed.differs_from(form) for form in (forms[0], forms[1], forms[3], other))
+    assert not framed.differs_from(PromptForm.of_texts(["Q: so.\nA:", "Q: no.\nA:"]))
+
+
+def test_rows_with_several_system_turns_are_held_to_none() -> None:
+    tokenizer = make_tokenizer()
+    several = PromptForm.of_chats(tokenizer, ["Be kind.", ""])
+    one = PromptForm.of_chats(tokenizer, ["Be rude."])
+    assert not several.differs_from(one)
+    assert not one.differs_from(several)
+
+
+def test_a_fine_tuned_model_warns_too(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": q, "completion": " Good."} for q in QUESTIONS]
+    data = DemonstrationDataModule(
+        RowsSource(rows),
+        tokenizer=str(tiny_model_dir),
+        format=AsChat(Demonstration()),
+        batch_size=2,
+    )
+    module = SupervisedModule(ModelSpec(name=str(tiny_model_dir)))
+    make_trainer(limit_train_batches=1).fit(module, datamodule=data)
+    module.export(tmp_path / "sft")
+    plain = DemonstrationDataModule(
+        RowsSource(rows), tokenizer=str(tiny_model_dir), format=Demonstration(), batch_size=2
+    )
+    with pytest.warns(
+        UserWarning, match=r"The model .*sft' has learned of prompts written as '<\|user"
+    ):
+        make_trainer(limit_train_batches=0).fit(
+            SupervisedModule(ModelSpec(name=str(tmp_path / "sft"))), datamodule=plain
+        )
+
+
+@pytest.mark.parametrize("command", ["score", "generate"])
+def test_commands_warn(
+    rewards: dict[str, tuple[Path, Path]],
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": q, "completion": " a"} for q in QUESTIONS])
+    export, rows = str(rewards["chat"][0]), str(tmp_path / "rows.jsonl")
+    words = {
+        "score": [f"--model={export}", f"--data={rows}"],
+        "generate": [
+            f"--model={tiny_model_dir}",
+            f"--prompts={rows}",
+            "--sampling.max_new_tokens=2",
+            "--reward=ModelReward",
+            f"--reward.path={export}",
+        ],
+    }
+    with pytest.warns(UserWarning, match=r"written as '<\|user\|>\{prompt\}"):
+        main([command, *words[command]])
+    assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 4
