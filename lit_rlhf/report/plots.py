@@ -378,6 +378,8 @@ def _looks(names: Sequence[str], *, dash: bool) -> dict[str, Any]:
     """Colour, and dash or mark, by series."""
     channel, looks = ("strokeDash", _DASHES) if dash else ("shape", _SHAPES)
     other = _color(names)
+    if dash and len(names) > 1:
+        other["legend"] = {"symbolType": "stroke", "symbolOpacity": 1}
     scale = {"domain": list(names), "range": [looks[i % len(looks)] for i in range(len(names))]}
     return {"color": other, channel: {**other, "scale": scale}}
 

@@ -24,7 +24,7 @@
   for (const place of document.querySelectorAll(".plot")) {
     const spec = {width: "container", height: 200, autosize: {type: "fit-x", contains: "padding"}, config, ...JSON.parse(place.dataset.spec)};
     try {
-      const view = new vega.View(vega.parse(vegaLite.compile(spec).spec), {renderer: "svg", container: place, hover: true, logLevel: vega.Error});
+      const view = new vega.View(vega.parse(vegaLite.compile(spec, {logger: vega.logger(vega.Error)}).spec), {renderer: "svg", container: place, hover: true, logLevel: vega.Error});
       view.tooltip(show).runAsync().catch((error) => { place.textContent = `This plot can't be drawn: ${error}`; });
     } catch (error) {
       place.textContent = `This plot can't be drawn: ${error}`;
