@@ -46,9 +46,10 @@ def test_a_run_that_is_cut_off_says_why(tmp_path: Path, state: str) -> None:
 def test_a_resumed_run_keeps_its_earlier_starts_and_a_new_one_does_not(tmp_path: Path) -> None:
     keep = IterationCheckpoint(str(tmp_path / "checkpoints"), every_n_iterations=2, keep_last=5)
     quiet_trainer(tmp_path, [RunRecord("first"), keep]).fit(Module(), datamodule=Data())
-    path = str(max((tmp_path / "checkpoints").glob("*.ckpt")))
+    path = str(min((tmp_path / "checkpoints").glob("*.ckpt")))
     again = quiet_trainer(tmp_path, [RunRecord("second"), keep])
-    again.fit(Module(), datamodule=Data(), ckpt_path=path)
+    with pytest.warns(UserWarning, match="goes on from iteration"):
+        again.fit(Module(), datamodule=Data(), ckpt_path=path)
     starts = record(tmp_path)["starts"]
     assert [start["command"] for start in starts] == ["first", "second"]
     assert starts[1]["resumed_from"] == path
