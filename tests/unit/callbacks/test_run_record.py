@@ -43,6 +43,7 @@ def test_a_run_that_is_cut_off_says_why(tmp_path: Path, state: str) -> None:
     assert ("no way" in start["reason"]) == (state == "failed")
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_resumed_run_keeps_its_earlier_starts_and_a_new_one_does_not(tmp_path: Path) -> None:
     keep = IterationCheckpoint(str(tmp_path / "checkpoints"), every_n_iterations=2, keep_last=5)
     quiet_trainer(tmp_path, [RunRecord("first"), keep]).fit(Module(), datamodule=Data())
