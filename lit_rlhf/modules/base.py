@@ -319,6 +319,7 @@ class RLHFModule(LightningModule):
                 set_to_none=True
             )  # what has no gradient doesn't move; a scaler skips by itself
         self.log("train/grad_norm", norm)
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
         self.log("train/skipped_steps", float(self.guard.skipped))
 
     def loss_scaler(self) -> Any:
