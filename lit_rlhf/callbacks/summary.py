@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rich import get_console
 
 from lit_rlhf.callbacks.export import ExportModel
@@ -54,7 +55,7 @@ class RunSummary(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the best of each metric whose name says which way is better."""
-        if trainer.sanity_checking or not trainer.training:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         for name, value in current_metrics(trainer).items():  # on all ranks: it may reduce
             sign = _direction(name) if name.startswith("val/") else 0
