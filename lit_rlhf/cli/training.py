@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from lit_rlhf.callbacks import PhaseTimer, RunRecord
+from lit_rlhf.callbacks import PhaseTimer, RunRecord, RunSummary
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
 from lit_rlhf.cli.refusals import (
     PACKAGES,
@@ -111,14 +111,16 @@ class TrainingCLI(CommandLineWins):
             ) from error
 
     def before_fit(self) -> None:
-        """Refuse what would fail later; add the run's record; have its `PhaseTimer` profile, or add one."""
+        """Refuse what would fail later; add record and summary; have the `PhaseTimer` profile, or add one."""
         self._check_checkpoint()
         self._refuse_trainer_options()
         self._try_optimizer()
         callbacks, options = callbacks_of(self.trainer), self.config[self.subcommand]
-        has_record = any(isinstance(each, RunRecord) for each in callbacks)
-        if not has_record and options.trainer.default_root_dir is not None:
+        kinds = {type(each) for each in callbacks}
+        if RunRecord not in kinds and options.trainer.default_root_dir is not None:
             callbacks.append(RunRecord(self.command))
+        if RunSummary not in kinds:
+            callbacks.append(RunSummary())
         if not options.profile:
             return
         timer = next((each for each in callbacks if isinstance(each, PhaseTimer)), None)
@@ -216,6 +218,7 @@ def start(kind: type[TrainingCLI], words: Sequence[str]) -> TrainingCLI:
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,
+                "enable_model_summary": False,  # RunSummary says it in a line; theirs counts 0 FLOPs
             },
             parser_kwargs={
                 "prog": "lit-rlhf",
