@@ -20,7 +20,16 @@ from lit_rlhf.internals.lightning import callbacks_of, is_dry_run, iterations_do
 RUN_RECORD = "run.json"
 """Name of the file in a run's directory."""
 
-_PACKAGES = ("lit-rlhf", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "vllm")  # fmt: skip
+_PACKAGES = (
+    "lit-rlhf",
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "vllm",
+)
 
 
 class RunRecord(Callback):

@@ -43,6 +43,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "lit_rlhf.cli.demo", "SFT, reward model and PPO in a few minutes, on a CPU"
         ),
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
+        "report": Command("lit_rlhf.cli.report", "A run, or several compared, as one HTML page"),
         "verify": Command("lit_rlhf.cli.verify", "Hold every method to its known optimum"),
     },
     "serve": {},
