@@ -36,4 +36,5 @@ from lit_rlhf.modules.remax import ReMaxPolicyModule as ReMaxPolicyModule
 from lit_rlhf.modules.reward import RewardModelModule as RewardModelModule
 from lit_rlhf.modules.schedules import WarmupCosine as WarmupCosine
 from lit_rlhf.modules.steps import Steps as Steps, Updates as Updates
+from lit_rlhf.modules.strategies import FSDP2Strategy as FSDP2Strategy
 from lit_rlhf.modules.supervised import SupervisedModule as SupervisedModule
