@@ -68,6 +68,8 @@ def generate(
     """
     if (prompts is None) == (prompt is None):
         raise ConfigurationError("Give either --prompts FILE or --prompt TEXT.")
+    if num_samples < 1:
+        raise ConfigurationError(f"--num_samples {num_samples} must be at least 1.")
     _check_selection(reward, keep, num_samples, num_best)
     source = FileSource(prompts) if prompts is not None else RowsSource([{prompt_column: prompt}])
     actor = PolicyModule(

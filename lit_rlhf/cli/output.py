@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.files import whole_file
 
 
@@ -20,5 +21,9 @@ def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
     if output is None:
         sys.stdout.writelines(lines)
         return
+    if not output.name:
+        raise ConfigurationError(
+            f"--output {str(output)!r} names no file: give one, or leave it out."
+        )
     with whole_file(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(lines)

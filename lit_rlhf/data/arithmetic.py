@@ -40,14 +40,10 @@ class ArithmeticSource(Source):
     def __init__(self, rows: int = 1000, terms: int = 2, largest: int = 99, seed: int = 0) -> None:
         least = {"rows": (rows, 1), "terms": (terms, 2), "largest": (largest, 1)}
         for name, (value, low) in least.items():
-            check_option(
-                is_whole(value, low), self, name, value, f"a whole number of {low} or more"
-            )
+            valid = is_whole(value, low)
+            check_option(valid, self, name, value, f"a whole number of {low} or more")
         check_option(is_whole(seed), self, "seed", seed, "a whole number")
-        self.rows = rows
-        self.terms = terms
-        self.largest = largest
-        self.seed = seed
+        self.rows, self.terms, self.largest, self.seed = rows, terms, largest, seed
 
     def load(self) -> Iterator[Mapping[str, Any]]:
         """Make the rows."""

@@ -97,7 +97,10 @@ class TokenCache:
             return entry
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._remove_stale()
+            for left in self.root.glob(f"{_BUILDING}*"):  # by a process that was killed
+                with contextlib.suppress(OSError):
+                    if left.is_dir() and time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                        shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(
                 dir=self.root, prefix=_BUILDING, ignore_cleanup_errors=True
             ) as parent:
@@ -126,9 +129,11 @@ class TokenCache:
         path = self.root / key
         try:
             marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
+            files = [(path / name, facts) for name, facts in marker["files"].items()]
             sound = all(
-                _matches(path / name, facts, verify=verify)
-                for name, facts in marker["files"].items()
+                file.stat().st_size == facts["size"]
+                and (not verify or _checksum(file) == facts["sha256"])
+                for file, facts in files
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -145,27 +150,14 @@ class TokenCache:
             fresh.rename(final)
         sync(self.root)
 
-    def _remove_stale(self) -> None:
-        for path in self.root.glob(f"{_BUILDING}*"):
-            with contextlib.suppress(OSError):
-                if path.is_dir() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
-
 
 def _token_schema() -> Any:
     import pyarrow as pa  # noqa: PLC0415  (see above)
 
     ids = pa.list_(pa.int32())
-    return pa.schema(
-        [
-            ("row", pa.int64()),
-            ("prompt_key", pa.int64()),
-            ("length", pa.int32()),
-            ("prompt_ids", ids),
-            ("completion_ids", pa.list_(ids)),
-            ("extras", pa.string()),
-        ]
-    )
+    numbers = [("row", pa.int64()), ("prompt_key", pa.int64()), ("length", pa.int32())]
+    texts = [("prompt_ids", ids), ("completion_ids", pa.list_(ids)), ("extras", pa.string())]
+    return pa.schema([*numbers, *texts])
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Any) -> None:
@@ -188,12 +180,6 @@ def _write_marker(path: Path, meta: dict[str, Any]) -> None:
     marker.write_text(json.dumps({"files": files, "meta": meta}), encoding="utf-8")
     sync(marker)
     sync(path)
-
-
-def _matches(file: Path, facts: Mapping[str, Any], *, verify: bool) -> bool:
-    return file.stat().st_size == facts["size"] and (
-        not verify or _checksum(file) == facts["sha256"]
-    )
 
 
 def _checksum(file: Path) -> str:

@@ -57,10 +57,8 @@ class ChatRenderer:
             )
         requests = [_requests(record) for record in records]
         texts = iter(self._render([request for group in requests for request in group]))
-        rendered = []
-        for record, group in zip(records, requests, strict=True):
-            rendered.append(self._settle(record, [next(texts) for _ in group]))
-        return rendered
+        pairs = zip(records, requests, strict=True)
+        return [self._settle(record, [next(texts) for _ in group]) for record, group in pairs]
 
     def _settle(
         self, record: Record, texts: list[str | InvalidRowError]
@@ -119,20 +117,14 @@ class ChatRenderer:
 
     def _check_generation_prompt(self, record: Record) -> None:
         """Refuse a template whose prompts end in the user's own words, or that puts a header before an answer only."""
-        if (
-            self._checked
-            or not _turns(record.prompt)
-            or _turns(record.prompt)[-1]["role"] != "user"
-        ):
+        turns = [] if self._checked else _turns(record.prompt)
+        if not turns or turns[-1]["role"] != "user":
             return
-        turns = [*_turns(record.prompt)[:-1], {"role": "user", "content": _QUESTION}]
+        turns = [*turns[:-1], {"role": "user", "content": _QUESTION}]
         answered = [*turns, {"role": "assistant", "content": _ANSWER}]
         options = record.template or {}
-        texts = [
-            self._apply_alone(_Request(turns, "open", options)),
-            self._apply_alone(_Request(turns, "closed", options)),
-            self._apply_alone(_Request(answered, "closed", options)),
-        ]
+        modes = [(turns, "open"), (turns, "closed"), (answered, "closed")]
+        texts = [self._apply_alone(_Request(each, mode, options)) for each, mode in modes]
         if not all(isinstance(text, str) for text in texts):
             return
         self._checked = True
@@ -155,18 +147,15 @@ def _requests(record: Record) -> list[_Request]:
         answered = [[*turns, *_turns(completion)] for completion in record.completions]
         prompt = _Request(turns, "open", options)
     else:
-        answered = [_continued(turns, _turns(c)) for c in record.completions if not record.steps]
+        *before, opened = turns
+        answered = []
+        for first, *rest in map(_turns, () if record.steps else record.completions):
+            whole = {**first, "content": opened["content"] + first["content"]}
+            answered.append([*before, whole, *rest])
         prompt = _Request(turns, "continued", options)
     if record.steps:
         return [prompt]
     return [prompt, *(_Request(each, "closed", options) for each in answered)]
-
-
-def _continued(
-    turns: list[dict[str, Any]], completion: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    first, *rest = completion
-    return [*turns[:-1], {**first, "content": turns[-1]["content"] + first["content"]}, *rest]
 
 
 def _lost_text(completion: Text, whole: str) -> str | None:

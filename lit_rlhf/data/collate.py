@@ -99,14 +99,13 @@ class BranchedCollator:
         """Prompt and one completion as other people's models take them, (B, L) each; `labels` is -100 on the prompt."""
         lines = [(row["prompt_ids"], row["completion_ids"][branch]) for row in rows]
         whole = [[*prompt, *completion] for prompt, completion in lines]
+        labels = [[-100] * len(prompt) + completion for prompt, completion in lines]
         step = self.pad_to_multiple_of
         width = -(-max(map(len, whole)) // step) * step
         return {
             f"{prefix}input_ids": _pad(whole, width, self.pad_id),
             f"{prefix}attention_mask": _pad([[1] * len(ids) for ids in whole], width, 0),
-            f"{prefix}labels": _pad(
-                [[-100] * len(prompt) + completion for prompt, completion in lines], width, -100
-            ),
+            f"{prefix}labels": _pad(labels, width, -100),
         }
 
     def labelled(self, rows: Rows) -> dict[str, Tensor]:
@@ -123,12 +122,8 @@ class PreferenceCollator(BranchedCollator):
 
     def __call__(self, rows: Rows) -> PreferenceBatch:
         """Collate."""
-        batch = cast("PreferenceBatch", self.labelled(rows))
-        if "margin" in rows[0]["fields"]:
-            batch["margin"] = _numbers(rows, "margin")
-        if "p_chosen" in rows[0]["fields"]:
-            batch["p_chosen"] = _numbers(rows, "p_chosen")
-        return batch
+        batch = self.labelled(rows) | _numbers(rows, "margin", "p_chosen")
+        return cast("PreferenceBatch", batch)
 
 
 @dataclass(frozen=True)
@@ -138,8 +133,7 @@ class PairRowsCollator(BranchedCollator):
     def __call__(self, rows: Rows) -> Any:
         """Collate."""
         batch = self.plain_rows(rows, 0, "chosen_") | self.plain_rows(rows, 1, "rejected_")
-        present = [name for name in ("margin", "p_chosen") if name in rows[0]["fields"]]
-        return batch | {name: _numbers(rows, name) for name in present}
+        return batch | _numbers(rows, "margin", "p_chosen")
 
 
 @dataclass(frozen=True)
@@ -192,14 +186,8 @@ class UnpairedCollator(BranchedCollator):
 
     def __call__(self, rows: Rows) -> UnpairedBatch:
         """Collate."""
-        batch = cast("UnpairedBatch", self.labelled(rows))
-        if "label" in rows[0]["fields"]:
-            batch["label"] = torch.tensor(
-                [row["fields"]["label"] for row in rows], dtype=torch.bool
-            )
-        if "score" in rows[0]["fields"]:
-            batch["score"] = _numbers(rows, "score")
-        return batch
+        batch = self.labelled(rows) | _numbers(rows, "label", dtype=torch.bool)
+        return cast("UnpairedBatch", batch | _numbers(rows, "score"))
 
 
 @dataclass(frozen=True)
@@ -213,10 +201,8 @@ class ProcessCollator(BranchedCollator):
         counts = torch.tensor([len(steps) for steps in lengths])
         ends = _padded([[end - 1 for end in accumulate(steps)] for steps in lengths])
         # Steps that didn't fit were cut off; their labels still stand in the row.
-        labels = [
-            row["fields"]["step_label"][: len(steps)]
-            for row, steps in zip(rows, lengths, strict=True)
-        ]
+        both = zip(rows, lengths, strict=True)
+        labels = [row["fields"]["step_label"][: len(steps)] for row, steps in both]
         return {
             **self.layout(whole),
             "index": _index(rows),
@@ -243,14 +229,15 @@ def _pad(lines: Sequence[list[int]], width: int, value: int) -> Tensor:
 
 def _padded(lines: Sequence[Sequence[float]]) -> Tensor:
     width = max(map(len, lines))
-    return torch.tensor(
-        [[*line, *[0.0] * (width - len(line))] for line in lines], dtype=torch.float32
-    )
+    filled = [[*line, *[0.0] * (width - len(line))] for line in lines]
+    return torch.tensor(filled, dtype=torch.float32)
 
 
 def _index(rows: Rows) -> Tensor:
     return torch.tensor([row["index"] for row in rows], dtype=torch.int64)
 
 
-def _numbers(rows: Rows, name: str) -> Tensor:
-    return torch.tensor([row["fields"][name] for row in rows], dtype=torch.float32)
+def _numbers(rows: Rows, *names: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Fields of the rows, those that they have."""
+    present = [name for name in names if name in rows[0]["fields"]]
+    return {n: torch.tensor([r["fields"][n] for r in rows], dtype=dtype) for n in present}

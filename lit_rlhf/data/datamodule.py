@@ -161,9 +161,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.max_completion_length = max_completion_length
         self.too_long, self.invalid, self.max_invalid = too_long, invalid, max_invalid
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.bucket_batches = (
-            bucket_batches if bucket_batches is not None else self.default_bucket_batches
-        )
+        usual_buckets = self.default_bucket_batches
+        self.bucket_batches = usual_buckets if bucket_batches is None else bucket_batches
         self.drop_last, self.pad_to_multiple_of = drop_last, pad_to_multiple_of
         self.num_workers, self.seed, self.cache_dir = num_workers, seed, cache_dir
         self.reports: dict[str, Report] = {}
@@ -261,36 +260,29 @@ class BranchedDataModule(LightningDataModule, ABC):
             if self.sources[name] is not None:
                 self.rows[name] = TokenizedRows(self._entry(name, verify=False))
         if splits and "val" in opened:
-            self._split()
+            rows = self.rows["train"]
+            train, val = rows.split(self.val_fraction, self.split_seed)
+            if len(train) == 0 or len(val) == 0:
+                raise DataError(
+                    f"val_fraction {self.val_fraction} splits the {len(rows)} rows of {self.sources['train']} into "
+                    f"{len(train)} to train on and {len(val)} to validate on: their prompts are too few. Give more "
+                    "rows, another val_fraction or split_seed, or a source for `val`."
+                )
+            self.rows |= {"train": train, "val": val}
 
     def format_of(self, name: str) -> Format:
         """The format of the source train, val or test; found from its first rows where none is set."""
         return self._finder.find(name, self.tokenizer) if self._finder else self.format
 
-    def _split(self) -> None:
-        rows = self.rows["train"]
-        train, val = rows.split(self.val_fraction, self.split_seed)
-        if len(train) == 0 or len(val) == 0:
-            raise DataError(
-                f"val_fraction {self.val_fraction} splits the {len(rows)} rows of {self.sources['train']} into "
-                f"{len(train)} to train on and {len(val)} to validate on: their prompts are too few. Give more rows, "
-                "another val_fraction or split_seed, or a source for `val`."
-            )
-        self.rows |= {"train": train, "val": val}
-
     def _entry(self, name: str, *, verify: bool) -> Entry:
         key = self._key(name)
-        limits, cut = (
-            (self.max_prompt_length, self.max_completion_length),
-            self.too_long == "truncate",
-        )
-        encoder = Encoder(self.tokenizer, *limits, truncate=cut)
+        limits = self.max_prompt_length, self.max_completion_length
+        encoder = Encoder(self.tokenizer, *limits, truncate=self.too_long == "truncate")
         policies = self.invalid, self.too_long, self.max_invalid
         convert = self.format_of(name) if self._finder else self.records
         preparation = Preparation(self._source(name), convert, encoder, self.shape, *policies)
         cache = TokenCache(cache_root(self.cache_dir))
-        # By whoever prepares, once; the others open what he made.
-        rebuild = self._uncached and verify
+        rebuild = self._uncached and verify  # by whoever prepares, once; others open what he made
         entry = cache.get_or_build(
             key, preparation, preparation.report.to_json, verify=verify, rebuild=rebuild
         )
@@ -376,9 +368,8 @@ class BranchedDataModule(LightningDataModule, ABC):
             drop_last=self.drop_last,
             position=self._position,
         )
-        return ResumableLoader(
-            rows, batch_size=self.batch_size, sampler=sampler, **self._loader_options()
-        )
+        options = self._loader_options()
+        return ResumableLoader(rows, batch_size=self.batch_size, sampler=sampler, **options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Validation rows in order; an empty list where no validation data were asked for."""
@@ -455,16 +446,11 @@ class BranchedDataModule(LightningDataModule, ABC):
         Raises:
             CheckpointError: The position was made with other data, or within another order of them.
         """
-        if not state_dict or (
-            self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING
-        ):
+        fits = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        if not state_dict or not fits:
             return
-        check_state(
-            state_dict,
-            dataset_hash=self.dataset_hash,
-            order=self._order(),
-            source=str(self.sources["train"]),
-        )
+        rows, source = self.dataset_hash, str(self.sources["train"])
+        check_state(state_dict, dataset_hash=rows, order=self._order(), source=source)
         self._position.restore(int(state_dict["epoch"]), int(state_dict["batches_done"]))
         self._position.restored = True
 

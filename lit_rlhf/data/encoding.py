@@ -11,23 +11,20 @@ prefix of the renderings' tokens, and the row is counted in `Encoder.cut_prompts
 """
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import accumulate, takewhile
-from typing import Any, NamedTuple
+from itertools import accumulate, chain, takewhile
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.chat import ChatRenderer, Rendered
-from lit_rlhf.data.pieces import ask_backend, find_pieces
 from lit_rlhf.data.records import InvalidRowError, Record, TooLongError
+from lit_rlhf.data.token_ids import TextEncoder, special_token_ids
 from lit_rlhf.errors import ConfigurationError
 
 _ANCHOR = "\n"
-_CHARACTERS_AT_ONCE = 200_000  # a tokenizer's own records of a text take some hundred bytes a token
-_FEW_TEXTS = 5000  # before it pays to look for a faster way
 
 
 class Encoded(NamedTuple):
@@ -78,13 +75,8 @@ class Encoder:
         self._eos = self.tokenizer.eos_token_id
         self._bos = self.tokenizer.bos_token_id
         self._specials = special_token_ids(self.tokenizer)
-        self._added_at_end = _added_at_end(self.tokenizer)
         self._chat = ChatRenderer(self.tokenizer)
-        self._backend = _direct_backend(self.tokenizer)
-        self._ask: Callable[[list[str], bool], list[list[int]]] = partial(
-            ask_backend, self._backend
-        )
-        self._texts = 0
+        self._ids = TextEncoder(self.tokenizer)
         self._blank: dict[tuple[int, ...], bool] = {}
 
     def __call__(self, record: Record) -> Encoded:
@@ -112,16 +104,13 @@ class Encoder:
                 "Set tokenizer.eos_token and save the tokenizer again."
             )
         with _without_collection():
-            return self._encode(records)
-
-    def _encode(self, records: Sequence[Record]) -> list[Encoded | InvalidRowError]:
-        works: list[_Work | InvalidRowError] = [
-            texts if isinstance(texts, InvalidRowError) else _Work(record, texts)
-            for record, texts in zip(records, self._render(records), strict=True)
-        ]
-        for stage in (self._tokenize, self._tokenize_apart):
-            stage(works)
-        return [work if isinstance(work, InvalidRowError) else self._finish(work) for work in works]
+            works: list[_Work | InvalidRowError] = [
+                texts if isinstance(texts, InvalidRowError) else _Work(record, texts)
+                for record, texts in zip(records, self._render(records), strict=True)
+            ]
+            self._tokenize(works)
+            self._tokenize_apart(works)
+            return [w if isinstance(w, InvalidRowError) else self._finish(w) for w in works]
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
@@ -148,26 +137,17 @@ class Encoder:
     def _tokenize(self, works: list[_Work | InvalidRowError]) -> None:
         """Prompts, and what of the completions follows them in the tokens of both together."""
         live = [work for work in works if isinstance(work, _Work)]
-        ids = {
-            chat: self._ids(
-                (
-                    text
-                    for w in live
-                    if w.is_chat is chat
-                    for text in (w.texts.prompt, *w.texts.wholes)
-                ),
-                special=not chat,
-            )
-            for chat in (False, True)
-        }
+        ids = {}
+        for chat in (False, True):
+            texts = [(w.texts.prompt, *w.texts.wholes) for w in live if w.is_chat is chat]
+            ids[chat] = self._ids(chain.from_iterable(texts), special=not chat)
         for place, work in enumerate(works):
             if isinstance(work, _Work):
                 found = ids[work.is_chat]
                 lines = [found[text] for text in (work.texts.prompt, *work.texts.wholes)]
                 sound = [line for line in lines if line is not None]
-                works[place] = (
-                    self._part(work, sound) if len(sound) == len(lines) else _no_text(work.record)
-                )
+                whole = len(sound) == len(lines)
+                works[place] = self._part(work, sound) if whole else _no_text(work.record)
 
     def _part(self, work: _Work, lines: list[list[int]]) -> _Work | InvalidRowError:
         prompt, wholes = work.texts
@@ -181,7 +161,8 @@ class Encoder:
             ]
         else:
             self.cut_prompts += 1
-            size = _common_length(lines)
+            alike = (len(set(column)) == 1 for column in zip(*lines, strict=False))
+            size = sum(1 for _ in takewhile(bool, alike))
             work.prompt = first[:size]
             work.tails = [ids[size:] for ids in joint]
             if size == 0:
@@ -220,58 +201,35 @@ class Encoder:
                 if len(sound) < len(tails):
                     works[place] = _no_text(work.record)
 
-    def _ids(self, texts: Iterable[str], *, special: bool) -> dict[str, list[int] | None]:
-        """Token ids of texts; None for what is no text, such as half a character.
-
-        Args:
-            texts: Whole texts.
-            special: Whether BOS goes in front, if the tokenizer adds one. What it adds at the end is taken off: what
-                ends a completion is decided elsewhere. A BOS that the text spells out itself is not doubled.
-        """
-        found: dict[str, list[int] | None] = {}
-        for portion in _portions(dict.fromkeys(texts)):
-            try:
-                found.update(zip(portion, self._call(portion, special=special), strict=True))
-            except Exception:  # noqa: BLE001  (of one text among many: each is asked for by itself)
-                for text in portion:
-                    try:
-                        (found[text],) = self._call([text], special=special)
-                    except Exception:  # noqa: BLE001  (tokenizers raise what they like)
-                        found[text] = None
-        return found
-
-    def _call(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        if self._backend is None or _cuts_or_pads(self._backend):  # somebody may have set it since
-            batches = _call_tokenizer(self.tokenizer, texts, special)
-        else:
-            batches = self._call_backend(texts, special)
-        if special and self._added_at_end:
-            batches = [ids[: -self._added_at_end] for ids in batches]
-        if special and self._bos is not None:
-            doubled = [self._bos, self._bos]
-            batches = [ids[1:] if ids[:2] == doubled else ids for ids in batches]
-        return batches
-
-    def _call_backend(self, texts: list[str], special: bool) -> list[list[int]]:
-        before, self._texts = self._texts, self._texts + len(texts)
-        if before <= _FEW_TEXTS < self._texts:
-            self._ask = find_pieces(self._backend) or self._ask
-        return self._ask(texts, special)
-
     # -- ends and limits ----------------------------------------------------------------------------------------------
 
     def _finish(self, work: _Work) -> Encoded | InvalidRowError:
         try:
-            prompt = self._limit_prompt(work.prompt or self._start())
+            prompt, limit = work.prompt or self._start(), self.max_prompt_length
+            if limit is not None and self._is_over("prompt", len(prompt), limit):
+                kept = 1 if prompt[0] == self._bos and limit > 1 else 0
+                prompt = [*prompt[:kept], *prompt[len(prompt) - limit + kept :]]
+            limit = self.max_completion_length
             tails = [tail for tail in work.tails if not isinstance(tail, str)]
             if not all(tails):
                 what = "a step" if work.record.steps else "a completion"
                 return InvalidRowError("empty completion", f"{what} has no tokens")
             if work.record.steps:
                 tails[-1] = self._end(tails[-1], chat=False)
-                return Encoded(prompt, self._fitting(tails))
-            ended = [self._end(tail, chat=work.is_chat) for tail in tails]
-            return Encoded(prompt, [self._limit_completion(tail) for tail in ended])
+                totals = list(accumulate(map(len, tails)))
+                fitting = len(tails) if limit is None else sum(total <= limit for total in totals)
+                if limit is not None and self._is_over(
+                    "completion", totals[-1], limit, can_cut=fitting > 0
+                ):
+                    tails = tails[:fitting]
+                return Encoded(prompt, tails)
+            tails = [self._end(tail, chat=work.is_chat) for tail in tails]
+            if limit is not None:
+                tails = [
+                    tail[:limit] if self._is_over("completion", len(tail), limit) else tail
+                    for tail in tails
+                ]
+            return Encoded(prompt, tails)
         except InvalidRowError as error:
             return error
 
@@ -305,75 +263,11 @@ class Encoder:
             self._blank[ids] = not str(self.tokenizer.decode(list(ids))).strip()
         return self._blank[ids]
 
-    def _fitting(self, steps: list[list[int]]) -> list[list[int]]:
-        limit, totals = self.max_completion_length, list(accumulate(map(len, steps)))
-        if limit is None or totals[-1] <= limit:
-            return steps
-        fitting = sum(total <= limit for total in totals)
-        if not self.truncate or fitting == 0:
-            raise TooLongError(
-                "completion too long", f"{totals[-1]} tokens, max_completion_length is {limit}"
-            )
-        return steps[:fitting]
-
-    def _limit_prompt(self, ids: list[int]) -> list[int]:
-        limit = self.max_prompt_length
-        if limit is None or len(ids) <= limit:
-            return ids
-        if not self.truncate:
-            raise TooLongError(
-                "prompt too long", f"{len(ids)} tokens, max_prompt_length is {limit}"
-            )
-        if ids[0] == self._bos and limit > 1:
-            return [ids[0], *ids[len(ids) - limit + 1 :]]
-        return ids[len(ids) - limit :]
-
-    def _limit_completion(self, ids: list[int]) -> list[int]:
-        limit = self.max_completion_length
-        if limit is None or len(ids) <= limit:
-            return ids
-        if not self.truncate:
-            raise TooLongError(
-                "completion too long", f"{len(ids)} tokens, max_completion_length is {limit}"
-            )
-        return ids[:limit]
-
-
-def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that stand for no text: end of a turn, BOS, EOS and the like."""
-    added = {int(index) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | {int(index) for index in tokenizer.all_special_ids})
-
-
-def _call_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool
-) -> list[list[int]]:
-    # verbose=False: texts longer than the model are no news here, the limits of the data decide.
-    ids: list[list[int]] = tokenizer(
-        texts,
-        add_special_tokens=special,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
-    return ids
-
-
-def _cuts_or_pads(backend: Any) -> bool:
-    return backend.truncation is not None or backend.padding is not None
-
-
-def _direct_backend(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The Rust core of a tokenizer, which spares a quarter of the time, if it gives the same ids as the tokenizer."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or _cuts_or_pads(backend):
-        return None
-    probes = ["a", " a  b\n\n\tc. ", "naïve 🙂 ﬁ\u200d\r\n", "".join(tokenizer.all_special_tokens)]
-    probes += [f"x{token} y" for token in tokenizer.all_special_tokens]
-    for special in (False, True):
-        if ask_backend(backend, probes, special) != _call_tokenizer(tokenizer, probes, special):
-            return None
-    return backend
+    def _is_over(self, what: str, count: int, limit: int, *, can_cut: bool = True) -> bool:
+        """Whether so many tokens must be cut to a limit; an error where they may not be."""
+        if count > limit and not (self.truncate and can_cut):
+            raise TooLongError(f"{what} too long", f"{count} tokens, max_{what}_length is {limit}")
+        return count > limit
 
 
 @contextmanager
@@ -386,24 +280,6 @@ def _without_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _added_at_end(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the tokenizer puts behind a text of its own accord."""
-    plain, whole = (
-        list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True)
-    )
-    if not plain:
-        return int(whole[-1:] == [tokenizer.eos_token_id])
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return len(whole) - len(plain) - start
-    return 0
-
-
-def _common_length(lines: list[list[int]]) -> int:
-    alike = (len(set(column)) == 1 for column in zip(*lines, strict=False))
-    return sum(1 for _ in takewhile(bool, alike))
 
 
 def _no_text(record: Record) -> InvalidRowError:
@@ -421,16 +297,3 @@ def _broken(text: object) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
-    portion: list[str] = []
-    size = 0
-    for text in texts:
-        portion.append(text)
-        size += len(text)
-        if size >= _CHARACTERS_AT_ONCE:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion

@@ -28,12 +28,10 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _OURS = "lit_rlhf"
+_FORMATS = ("answers", "base", "comparisons", "pairs", "rankings", "steps")
 _PREPARING = (
-    *("chat", "encoding", "pieces", "preparation", "records", "wrappers"),
-    *(
-        f"formats.{name}"
-        for name in ("answers", "base", "comparisons", "pairs", "rankings", "steps")
-    ),
+    *("chat", "encoding", "pieces", "preparation", "records", "token_ids", "wrappers"),
+    *(f"formats.{name}" for name in _FORMATS),
 )
 _INSTALLED = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")}

@@ -59,9 +59,7 @@ class ResumableLoader(DataLoader[T]):
         (its issue 21938).
         """
         position = self._position
-        if (
-            position is None
-        ):  # Lightning has put another sampler in place, as `overfit_batches` does
+        if position is None:  # Lightning has put another sampler here, as `overfit_batches` does
             yield from super().__iter__()
             return
         epoch, position.batches_done = position.epoch, position.start
@@ -74,11 +72,9 @@ class ResumableLoader(DataLoader[T]):
     def state_dict(self) -> dict[str, int]:
         """Where the pass stands. Lightning keeps this in checkpoints, and warns of loaders without it."""
         position = self._position
-        return (
-            {}
-            if position is None
-            else {"epoch": position.epoch, "batches_done": position.batches_done}
-        )
+        if position is None:
+            return {}
+        return {"epoch": position.epoch, "batches_done": position.batches_done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; where a DataModule has restored the position, it has the last word."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from lit_rlhf.data.encoding import Encoded, Encoder
@@ -16,7 +17,7 @@ from lit_rlhf.data.records import (
     without_missing,
 )
 from lit_rlhf.data.report import OPTIONAL_FIELDS, InvalidPolicy, LengthPolicy, Report
-from lit_rlhf.data.sources import Source
+from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.seeding import stable_hash
 
@@ -75,10 +76,9 @@ class Preparation:
             DataError: Rows were left out against the policies, or none is left.
             ConfigurationError: The format gives records of another shape.
         """
-        for rows in _portions(self._read()):
-            attempts = [
-                (number, attempt) for number, row in rows for attempt in self._convert(number, row)
-            ]
+        numbered = enumerate(rows_of(self.source))
+        while rows := list(islice(numbered, _ROWS_AT_ONCE)):
+            attempts = [(number, a) for number, row in rows for a in self._convert(number, row)]
             encoded = iter(self.encoder.encode([a for _, a in attempts if isinstance(a, Record)]))
             self.report.rows += len(rows)
             for number, attempt in attempts:
@@ -90,12 +90,6 @@ class Preparation:
                     self.report.leave_out(self.source.locate(number), error)
         self.report.cut_prompts = self.encoder.cut_prompts
         self.report.judge(self.invalid, self.too_long, self.max_invalid)
-
-    def _read(self) -> Iterator[tuple[int, Row]]:
-        try:
-            yield from enumerate(self.source.load())
-        except (OSError, EOFError) as error:
-            raise DataError(f"{self.source} can't be read: {error}.") from error
 
     def _convert(self, number: int, row: Row) -> list[Record | InvalidRowError]:
         """The records of a row, and errors in place of those that can't be used."""
@@ -136,9 +130,8 @@ class Preparation:
                 "scores and labels say which completion is better. Take the DataModule that fits the format, or a "
                 "format that fits this DataModule (such as PairsFromRanking for pairs of rankings)."
             )
-        for completion in record.completions:
-            if _is_empty(completion):
-                return InvalidRowError("empty completion", "a completion has no text")
+        if any(map(_is_empty, record.completions)):
+            return InvalidRowError("empty completion", "a completion has no text")
         carried = isinstance(record.prompt, str) and bool(record.columns)  # they reach the rewards
         if template and record.template is None and not carried:
             return replace(record, template=template)
@@ -148,15 +141,12 @@ class Preparation:
         if isinstance(encoded, InvalidRowError):
             raise encoded
         prompt, completions = encoded
-        if (
-            not record.steps
-            and len(completions) > 1
-            and completions.count(completions[0]) == len(completions)
-        ):
+        several = len(completions) > 1 and not record.steps
+        if several and completions.count(completions[0]) == len(completions):
             name = "identical pair" if len(completions) == 2 else "identical completions"
+            size = len(completions[0])
             raise InvalidRowError(
-                name,
-                f"all completions have the same {len(completions[0])} tokens (after truncation)",
+                name, f"all completions have the same {size} tokens (after truncation)"
             )
         extras = _to_json(record)
         self._count(record)
@@ -216,17 +206,6 @@ def template_options(row: Row) -> dict[str, Any]:
             )
         options |= {"tools": value} if column == "tools" else value
     return options
-
-
-def _portions(rows: Iterator[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
-    portion: list[tuple[int, Row]] = []
-    for row in rows:
-        portion.append(row)
-        if len(portion) == _ROWS_AT_ONCE:
-            yield portion
-            portion = []
-    if portion:
-        yield portion
 
 
 def _is_empty(completion: Text) -> bool:

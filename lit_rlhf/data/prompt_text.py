@@ -1,6 +1,7 @@
 """Prompts together with a second stream, of text."""
 
 from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Any, cast
 
 from torch.utils.data import DataLoader
@@ -58,9 +59,8 @@ class PromptTextDataModule(PromptDataModule):
             return
         if self.text.tokenizer_fingerprint != self.tokenizer_fingerprint:
             raise ConfigurationError(
-                "PromptTextDataModule.text was given another tokenizer than the prompts: its ids "
-                "would mean other words. "
-                "Point both at the same directory."
+                "PromptTextDataModule.text was given another tokenizer than the prompts: its ids would mean other "
+                "words. Point both at the same directory."
             )
         self.text.trainer = self.trainer
         self.text.setup("fit")
@@ -103,14 +103,10 @@ class PairedLoader:
         for prompts in self.prompts:
             if texts is None:  # the position stands only once the first batch of prompts is there
                 position = _position(self.prompts)
-                texts = self._texts(position.epoch * len(self.prompts) + position.batches_done - 1)
+                number = position.epoch * len(self.prompts) + position.batches_done - 1
+                _position(self.text).restore(*divmod(number, len(self.text)))
+                texts = chain.from_iterable(repeat(self.text))  # without end
             yield cast("PromptBatch", {**prompts, "text": next(texts)})
-
-    def _texts(self, number: int) -> Iterator[DemonstrationBatch]:
-        """From the batch of that number on, without end."""
-        _position(self.text).restore(*divmod(number, len(self.text)))
-        while True:
-            yield from self.text
 
     def state_dict(self) -> dict[str, int]:
         """That of the prompts."""

@@ -133,9 +133,7 @@ def _undecoded(where: str, encoding: str) -> UnreadableRow:
 
 def _read_csv(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
     delimiter = "\t" if kind_of(path) == ".tsv" else ","
-    csv.field_size_limit(
-        sys.maxsize
-    )  # answers may be longer than the 131,072 characters it starts from
+    csv.field_size_limit(sys.maxsize)  # answers may be longer than its 131,072 characters
     with _open_text(path, encoding) as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header: list[str] | None = None

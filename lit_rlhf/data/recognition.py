@@ -6,59 +6,38 @@ each process and at each start. What is chosen is part of the cache's key.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from lit_rlhf.data.formats import (
-    PRM800K,
-    Alpaca,
-    Conversation,
-    ConversationTree,
-    Demonstration,
-    ExplicitPrompt,
-    Format,
-    HelpSteer2Ratings,
-    ImplicitPrompt,
-    MathShepherd,
-    PlainText,
-    PreferenceLabel,
-    PreferenceStrength,
-    PromptOnly,
-    Ranked,
-    RankedAnswers,
-    RatedAnswers,
-    SharedPrefix,
-    Steps,
-    SummaryComparison,
-    Unpaired,
-)
+from lit_rlhf.data import formats
+from lit_rlhf.data.formats import Format
 from lit_rlhf.data.records import InvalidRowError, Record, Row, UnreadableRow, shorten
-from lit_rlhf.data.sources import Source
+from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.data.wrappers import AsChat, AsTranscript, PairsFromRanking, Wrapper
-from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option
 
 FORMATS: tuple[type[Format], ...] = (
-    ExplicitPrompt,
-    ImplicitPrompt,
-    SharedPrefix,
-    PreferenceStrength,
-    PreferenceLabel,
-    SummaryComparison,
-    Ranked,
-    RatedAnswers,
-    RankedAnswers,
-    ConversationTree,
-    Unpaired,
-    HelpSteer2Ratings,
-    Steps,
-    PRM800K,
-    MathShepherd,
-    Alpaca,
-    Demonstration,
-    Conversation,
-    PlainText,
-    PromptOnly,
+    formats.ExplicitPrompt,
+    formats.ImplicitPrompt,
+    formats.SharedPrefix,
+    formats.PreferenceStrength,
+    formats.PreferenceLabel,
+    formats.SummaryComparison,
+    formats.Ranked,
+    formats.RatedAnswers,
+    formats.RankedAnswers,
+    formats.ConversationTree,
+    formats.Unpaired,
+    formats.HelpSteer2Ratings,
+    formats.Steps,
+    formats.PRM800K,
+    formats.MathShepherd,
+    formats.Alpaca,
+    formats.Demonstration,
+    formats.Conversation,
+    formats.PlainText,
+    formats.PromptOnly,
 )
 """The formats that are tried."""
 Kind = Literal["steps", "pairs", "rankings", "unpaired", "demonstrations", "text", "prompts"]
@@ -104,7 +83,9 @@ class Auto(Format):
     also: list[Format] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        check_option(_are_formats(self.also), self, "also", self.also, "a list of formats")
+        also: object = self.also
+        valid = isinstance(also, list) and all(isinstance(each, Format) for each in also)
+        check_option(valid, self, "also", also, "a list of formats")
 
     def __call__(self, row: Row) -> list[Record]:
         """Refused: a row by itself doesn't say what the others are."""
@@ -133,10 +114,7 @@ def first_rows(source: Source) -> list[Row]:
     Raises:
         DataError: The source can't be read.
     """
-    try:
-        return [row for row in islice(source.load(), _ROWS) if not isinstance(row, UnreadableRow)]
-    except (OSError, EOFError) as error:
-        raise DataError(f"{source} can't be read: {error}.") from error
+    return [row for row in islice(rows_of(source), _ROWS) if not isinstance(row, UnreadableRow)]
 
 
 def readings(rows: Sequence[Row], also: Sequence[Format] = ()) -> list[Reading]:
@@ -154,8 +132,8 @@ def readings(rows: Sequence[Row], also: Sequence[Format] = ()) -> list[Reading]:
     ]
 
 
-def _reading(formats: Sequence[Format], rows: Sequence[Row]) -> Iterator[Reading]:
-    for each in formats:
+def _reading(tried: Sequence[Format], rows: Sequence[Row]) -> Iterator[Reading]:
+    for each in tried:
         if rows and each.recognises(rows):
             yield Reading(each, next(each(row)[0] for row in rows if each.reads_row(row)))
 
@@ -204,7 +182,13 @@ def choose(
         raise ConfigurationError(_several(readers, rows, what))
     others = [one for one in found if one.kind != "prompts"]
     if others:
-        raise ConfigurationError(_refusal(others[0], rows, takes, what, module))
+        kind, name = others[0].kind, spell(others[0].format)
+        wanted = next(kind for kind, wrapper in takes.items() if wrapper is None)
+        way = _IMITATE.get(kind, "") if wanted == "demonstrations" else ""
+        raise ConfigurationError(
+            f"The rows of {what} are {kind}, read by {name}, and {module} needs {wanted}. Take {MODULES[kind]} for "
+            f"them. {way.format(name)} Their columns: {_columns(rows)}."
+        )
     if any(all(name in row for name in usual.reads()) for row in rows):
         return usual
     raise ConfigurationError(
@@ -246,9 +230,8 @@ def read_as(
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise ConfigurationError(
-            _several([(spell(one.format), one.kind) for one in fitting], rows, what)
-        )
+        readers = [(spell(one.format), one.kind) for one in fitting]
+        raise ConfigurationError(_several(readers, rows, what))
     if found:
         ways = ", ".join(f"{one.kind} (by {spell(one.format)})" for one in found)
         raise ConfigurationError(f"The rows of {what} are no {wanted}; they can be read as {ways}.")
@@ -269,13 +252,9 @@ def _several(readers: Sequence[tuple[str, Kind]], rows: Sequence[Row], what: str
 def wrapped(reading: Reading, takes: Takes) -> Format:
     """The format of a reading, through what makes of its records the kind that is wanted."""
     wrapper = takes.get(reading.kind)
-    if wrapper is None:
-        return reading.format
-    return (
-        PairsFromRanking(reading.format, with_margin=False)
-        if wrapper is PairsFromRanking
-        else wrapper(reading.format)
-    )
+    if wrapper is PairsFromRanking:
+        return PairsFromRanking(reading.format, with_margin=False)
+    return reading.format if wrapper is None else wrapper(reading.format)
 
 
 def as_conversation(reading: Reading, *, template: bool) -> Reading:
@@ -292,7 +271,7 @@ def spell(value: Any) -> str:
     """A format as Python writes it, without the options that are as they come.
 
     Example:
-        >>> spell(PairsFromRanking(Ranked(ranks="place")))
+        >>> spell(PairsFromRanking(formats.Ranked(ranks="place")))
         "PairsFromRanking(Ranked(ranks='place'))"
     """
     if not isinstance(value, Format):
@@ -322,10 +301,7 @@ class _Watched(dict[str, Any]):
 
     def __init__(self, row: Row) -> None:
         super().__init__(row)
-        self.seen = {
-            "tools",
-            "chat_template_kwargs",
-        }  # read for the chat template, whatever the format
+        self.seen = {"tools", "chat_template_kwargs"}  # for the template, whatever the format
 
     def __getitem__(self, name: str) -> Any:
         self.seen.add(name)
@@ -336,10 +312,6 @@ class _Watched(dict[str, Any]):
         return super().get(name, default)
 
 
-def _are_formats(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(each, Format) for each in value)
-
-
 _IMITATE: dict[Kind, str] = {
     "pairs": "Set `format: ChosenOf({})` to imitate the preferred answers.",
     "rankings": "Set `format: ChosenOf(PairsFromRanking({}))` to imitate the better ones.",
@@ -347,33 +319,20 @@ _IMITATE: dict[Kind, str] = {
 }
 
 
-def _refusal(reading: Reading, rows: Sequence[Row], takes: Takes, what: str, module: str) -> str:
-    name = spell(reading.format)
-    wanted = next(kind for kind, wrapper in takes.items() if wrapper is None)
-    way = _IMITATE.get(reading.kind, "") if wanted == "demonstrations" else ""
-    return (
-        f"The rows of {what} are {reading.kind}, read by {name}, and {module} needs {wanted}. Take "
-        f"{MODULES[reading.kind]} for them. {way.format(name)} Their columns: {_columns(rows)}."
-    )
-
-
 def _columns(rows: Sequence[Row]) -> str:
-    first: dict[str, None] = {}
-    for row in rows:
-        first |= dict.fromkeys(row)
-    return ", ".join(first) or "none"
+    return ", ".join(dict.fromkeys(chain.from_iterable(rows))) or "none"
 
 
 def _nearest(rows: Sequence[Row], usual: Format | None) -> str:
     """The usual format and the two others that lack fewest columns, and what each lacks."""
     present = {name for row in rows for name in row}
     tried = [candidate for kind in FORMATS for candidate in kind.candidates()]
-    tried.sort(key=lambda each: (each != usual, _distance(each, present)))
+
+    def distance(each: Format) -> tuple[bool, float]:
+        return each != usual, len(set(each.reads()) - present) / len(each.reads())
+
+    tried.sort(key=distance)
     return "; ".join(_complaint(each, rows, present) for each in tried[:3])
-
-
-def _distance(each: Format, present: set[str]) -> float:
-    return len(set(each.reads()) - present) / len(each.reads())
 
 
 def _complaint(each: Format, rows: Sequence[Row], present: set[str]) -> str:

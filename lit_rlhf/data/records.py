@@ -135,20 +135,15 @@ def check_text(value: Any, column: str) -> Text:
         return value
     if isinstance(value, Mapping) and value.keys() & {"content", "value"}:
         value = [value]
-    if isinstance(value, list | tuple):
-        value = [_named_role(turn) for turn in value]
-    if (
-        not isinstance(value, list | tuple)
-        or not value
-        or not all(
-            isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value
-        )
-    ):
+    turns = [_named_role(turn) for turn in value] if isinstance(value, list | tuple) else []
+    named = (isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in turns)
+    if not turns or not all(named):
+        value = turns if isinstance(value, list | tuple) else value
         raise InvalidRowError(
             f"column {column!r} is neither text nor messages",
             f"got {type(value).__name__} {shorten(value)}; messages are a list of {{'role': ..., 'content': ...}}",
         )
-    return [_message(turn, column) for turn in value]
+    return [_message(turn, column) for turn in turns]
 
 
 def read_list(row: Row, column: str, least: int = 2) -> Sequence[Any]:
@@ -196,9 +191,8 @@ def read_bool(row: Row, column: str) -> bool:
         LabelError: It holds something else.
     """
     value = read_value(row, column)
-    answer = (
-        LABELS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
-    )
+    plain = isinstance(value, str | int | float)
+    answer = LABELS.get(str(value).strip().lower()) if plain else None
     if answer is None:
         raise LabelError(
             f"column {column!r} is out of range",

@@ -69,9 +69,8 @@ class TokenizedRows(Dataset[TokenizedRow]):
         rows = [self._row(int(index), values) for index, values in zip(indices, raw, strict=True)]
         if self.ref_logprobs is not None:
             for row in rows:
-                row["fields"]["ref_logprobs"] = self.ref_logprobs[
-                    row["index"], : len(row["completion_ids"])
-                ].tolist()
+                found = self.ref_logprobs[row["index"], : len(row["completion_ids"])]
+                row["fields"]["ref_logprobs"] = found.tolist()
         return rows
 
     def split(self, fraction: float, seed: int) -> tuple["TokenizedRows", "TokenizedRows"]:
@@ -82,9 +81,8 @@ class TokenizedRows(Dataset[TokenizedRow]):
             seed: Other seeds divide otherwise.
         """
         keys, inverse = np.unique(self.prompt_keys, return_inverse=True)
-        second = np.array(
-            [stable_hash("split", seed, int(key)) < fraction * 2.0**63 for key in keys], dtype=bool
-        )
+        draws = (stable_hash("split", seed, int(key)) for key in keys)
+        second = np.array([draw < fraction * 2.0**63 for draw in draws], dtype=bool)
         chosen = second[inverse]
         return self._part(~chosen), self._part(chosen)
 
@@ -148,9 +146,8 @@ class ReferenceLogprobs:
         import pyarrow as pa  # noqa: PLC0415  (start-up that --help shall not pay)
 
         lines = ({"logprobs": row} for row in logprobs.float().tolist())
-        self.cache.get_or_build(
-            self.key, lines, dict, schema=pa.schema([("logprobs", pa.list_(pa.float32()))])
-        )
+        schema = pa.schema([("logprobs", pa.list_(pa.float32()))])
+        self.cache.get_or_build(self.key, lines, dict, schema=schema)
 
     def batches(self, rank: int, world_size: int) -> Iterator[BranchedBatch]:
         """All rows by length, in as many batches for each process; the last may repeat a row to make up the number."""

@@ -54,12 +54,8 @@ class LengthBucketSampler(DistributedSampler[int]):
     ) -> None:
         # DistributedSampler's own __init__ would set an epoch of its own beside the position's.
         self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.seed = seed
-        self.bucket_batches = bucket_batches
-        self.drop_last = drop_last
+        self.batch_size, self.num_replicas, self.rank = batch_size, num_replicas, rank
+        self.seed, self.bucket_batches, self.drop_last = seed, bucket_batches, drop_last
         self.position = position if position is not None else Position()
         self.global_batch_size = batch_size * num_replicas
         self.full_batches, rest = divmod(len(self.lengths), self.global_batch_size)
@@ -77,9 +73,8 @@ class LengthBucketSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         """Rows per epoch of this process, those before a restored position included."""
-        return self.full_batches * self.batch_size + len(
-            range(self.rank, self.left_over, self.num_replicas)
-        )
+        mine_left_over = len(range(self.rank, self.left_over, self.num_replicas))
+        return self.full_batches * self.batch_size + mine_left_over
 
     def __iter__(self) -> Iterator[int]:
         """This process's rows of the current epoch, from the position on."""
@@ -95,7 +90,10 @@ class LengthBucketSampler(DistributedSampler[int]):
         span = self.bucket_batches * self.global_batch_size
         if self.bucket_batches > 1:
             buckets = [rows[start : start + span] for start in range(0, used, span)]
-            rows = np.concatenate([self._sorted(bucket) for bucket in buckets]) if buckets else rows
+            # Stable: ties stay in the order of the permutation, on every platform.
+            by_length = [np.argsort(-self.lengths[bucket], kind="stable") for bucket in buckets]
+            ordered = [bucket[order] for bucket, order in zip(buckets, by_length, strict=True)]
+            rows = np.concatenate(ordered) if ordered else rows
         batches = rows.reshape(self.full_batches, self.global_batch_size)
         batches = batches[torch.randperm(self.full_batches, generator=rng).numpy()]
         mine: list[int] = batches[:, self.rank :: self.num_replicas].ravel().tolist()
@@ -112,10 +110,6 @@ class LengthBucketSampler(DistributedSampler[int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.position.restore(int(state["epoch"]), int(state["batches_done"]))
-
-    def _sorted(self, rows: np.ndarray) -> np.ndarray:
-        # Stable: ties stay in the order of the permutation, on every platform.
-        return rows[np.argsort(-self.lengths[rows], kind="stable")]
 
 
 class EvaluationSampler(DistributedSampler[int]):
@@ -136,9 +130,7 @@ class EvaluationSampler(DistributedSampler[int]):
                 f"{num_rows} row(s) can't be evaluated by {num_replicas} processes. Give more rows, or use fewer "
                 "processes."
             )
-        self.num_rows = num_rows
-        self.num_replicas = num_replicas
-        self.rank = rank
+        self.num_rows, self.num_replicas, self.rank = num_rows, num_replicas, rank
 
     def __iter__(self) -> Iterator[int]:
         """This process's rows."""
@@ -164,9 +156,5 @@ def even_batch_size(num_rows: int, batch_size: int, num_replicas: int) -> int:
         3
     """
     sizes = chain(range(batch_size, 0, -1), range(batch_size + 1, num_rows + 1))
-    return next(size for size in sizes if _is_even(num_rows, size, num_replicas))
-
-
-def _is_even(num_rows: int, batch_size: int, num_replicas: int) -> bool:
-    rest = num_rows % (batch_size * num_replicas)
-    return rest == 0 or rest >= num_replicas
+    rests = ((size, num_rows % (size * num_replicas)) for size in sizes)
+    return next(size for size, rest in rests if rest == 0 or rest >= num_replicas)

@@ -27,7 +27,16 @@ class Source(ABC):
 
     def fingerprint(self) -> str:
         """Hash the content: equal content, equal fingerprint, wherever it lies."""
-        return _hash_rows(self.load())
+        digest = hashlib.sha256()
+        for row in self.load():
+            content = [row.error.reason] if isinstance(row, UnreadableRow) else row
+            try:
+                text = json.dumps(content, sort_keys=True, default=repr)
+            except (TypeError, ValueError, RecursionError):  # keys of several types; a circle
+                text = shorten(content, limit=1_000_000)
+            digest.update(text.encode())
+            digest.update(b"\n")
+        return digest.hexdigest()
 
     def cache_key(self) -> str:
         """What the cache of tokens goes by where a source is an option of something else."""
@@ -118,8 +127,7 @@ class DirectorySource(Source):
     """
 
     def __init__(self, path: str, split: str | None = None) -> None:
-        valid = _is_path(path)
-        check_option(valid, self, "path", path, "a directory")
+        check_option(_is_path(path), self, "path", path, "a directory")
         check_option(_is_name(split), self, "split", split, "the name of a split or left out")
         self.path = Path(path).expanduser()
         self.split = split
@@ -139,16 +147,14 @@ class DirectorySource(Source):
 
     def fingerprint(self) -> str:
         """Hash the bytes of the Arrow files."""
-        files = sorted(
-            file for file in self.path.rglob("*.arrow") if not file.name.startswith("cache-")
-        )
+        found = self.path.rglob("*.arrow")
+        files = sorted(file for file in found if not file.name.startswith("cache-"))
         if not files:
             raise DataError(
                 f"{self.path} holds no Arrow files: did `save_to_disk` write it? Files: see FileSource."
             )
-        return _hash_files(
-            files, [*(str(file.relative_to(self.path)) for file in files), str(self.split)]
-        )
+        names = [str(file.relative_to(self.path)) for file in files]
+        return _hash_files(files, [*names, str(self.split)])
 
     def __str__(self) -> str:
         """The path and the split."""
@@ -172,15 +178,11 @@ class HubSource(Source):
         split: str = "train",
         revision: str | None = None,
     ) -> None:
-        valid = _is_path(name)
-        check_option(valid, self, "name", name, "organisation/name, or a directory")
+        check_option(_is_path(name), self, "name", name, "organisation/name, or a directory")
         check_option(is_text(split), self, "split", split, "the name of a split")
         for option, value in (("config", config), ("revision", revision)):
             check_option(_is_name(value), self, option, value, "a name or left out")
-        self.name = str(name)
-        self.config = config
-        self.split = split
-        self.revision = revision
+        self.name, self.config, self.split, self.revision = str(name), config, split, revision
 
     def load(self) -> Iterable[Mapping[str, Any]]:
         """Download, or take from the local cache of the `datasets` library."""
@@ -225,14 +227,10 @@ class RowsSource(Source):
     """
 
     def __init__(self, rows: list[dict[str, Any]], name: str = "rows in memory") -> None:
-        valid = _are_rows(rows)
-        check_option(
-            valid,
-            self,
-            "rows",
-            rows if valid else shorten(rows),
-            "a list of mappings from column to value",
-        )
+        given: object = rows
+        valid = isinstance(given, list | tuple) and all(isinstance(row, Mapping) for row in given)
+        allowed = "a list of mappings from column to value"
+        check_option(valid, self, "rows", rows if valid else shorten(rows), allowed)
         check_option(is_text(name), self, "name", name, "text")
         self.rows = rows
         self.name = name
@@ -248,6 +246,18 @@ class RowsSource(Source):
     def __deepcopy__(self, memo: dict[int, Any]) -> "RowsSource":
         """Itself: `save_hyperparameters` copies its arguments, and rows may be many."""
         return self
+
+
+def rows_of(source: Source) -> Iterator[Mapping[str, Any]]:
+    """Go through the rows of a source.
+
+    Raises:
+        DataError: The system refuses, or what is read ends too early.
+    """
+    try:
+        yield from source.load()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{source} can't be read: {error}.") from error
 
 
 def local_source(path: str) -> DirectorySource | FileSource:
@@ -268,33 +278,12 @@ def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[s
     return rows
 
 
-def _hash_rows(rows: Iterable[Mapping[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        content = [row.error.reason] if isinstance(row, UnreadableRow) else row
-        try:
-            text = json.dumps(content, sort_keys=True, default=repr)
-        except (
-            TypeError,
-            ValueError,
-            RecursionError,
-        ):  # keys of several types; a value that holds itself
-            text = shorten(content, limit=1_000_000)
-        digest.update(text.encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
-
-
 def _hash_files(paths: Sequence[Path], labels: Sequence[str]) -> str:
     digest = hashlib.sha256(json.dumps(list(labels)).encode())
     for path in paths:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _are_rows(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(row, Mapping) for row in value)
 
 
 def _is_name(value: object) -> bool:

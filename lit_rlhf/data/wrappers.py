@@ -137,9 +137,8 @@ class PromptsOf(Wrapper):
 
     def __call__(self, row: Row) -> list[Record]:
         """Records without completions."""
-        return [
-            replace(record, completions=(), fields={}, steps=False) for record in self.format(row)
-        ]
+        records = self.format(row)
+        return [replace(each, completions=(), fields={}, steps=False) for each in records]
 
 
 @dataclass(frozen=True)
@@ -148,10 +147,8 @@ class ChosenOf(Wrapper):
 
     def __call__(self, row: Row) -> list[Record]:
         """Records with the preferred completion alone."""
-        return [
-            replace(record, completions=record.completions[:1], fields={})
-            for record in self.pairs(row)
-        ]
+        pairs = self.pairs(row)
+        return [replace(each, completions=each.completions[:1], fields={}) for each in pairs]
 
 
 @dataclass(frozen=True)
@@ -235,11 +232,9 @@ def _transcript(turn: Message) -> str:
             "a transcript has no place for a turn",
             f"its role is {turn['role']!r}; take the tokenizer of a chat model, whose template knows it",
         )
-    return (
-        f"{markers[turn['role']]} {turn['content']}"
-        if turn["role"] != "system"
-        else turn["content"]
-    )
+    if turn["role"] == "system":
+        return str(turn["content"])
+    return f"{markers[turn['role']]} {turn['content']}"
 
 
 def _answer(completion: Text) -> str:

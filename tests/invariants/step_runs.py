@@ -77,7 +77,7 @@ def train(run: dict[str, Any], rank: int) -> None:
         poison(module, run["nan"])
     trainer = make_trainer(
         run,
-        max_epochs=1,
+        max_epochs=2 if run.get("go_on") else 1,
         limit_train_batches=run["batches"],
         limit_val_batches=0,
         enable_checkpointing=False,

@@ -33,9 +33,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
             add(f"{strategy} {module} stops", module, strategy, nan=[1, 2, 3, 4], most=2, batches=5)
         checkpoint = str(root / f"{strategy}.ckpt")
         add(f"{strategy} before", "sft", strategy, save=checkpoint, batches=2)
-        add(f"{strategy} goes on", "sft", strategy, go_on=checkpoint, lr=3e-3, batches=4)
+        add(f"{strategy} goes on", "sft", strategy, go_on=checkpoint, lr=3e-3, batches=2)
         if strategy == "ddp":
-            add(f"{strategy} other", "sft", strategy, go_on=checkpoint, optimizer="SGD", batches=4)
+            add(f"{strategy} other", "sft", strategy, go_on=checkpoint, optimizer="SGD", batches=2)
     codes = execute(list(plan.values()), root, "step_runs.py")
     found: dict[str, Ranks] = {}
     for name, code in zip(plan, codes, strict=True):

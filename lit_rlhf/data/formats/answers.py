@@ -74,10 +74,8 @@ class Conversation(Columns):
                 "it must be a list of messages, the last with the role 'assistant', after at least one other's; "
                 f"its roles are {roles}",
             )
-        prompt = (
-            [*system_turns(row, self.system), *turns[:-1]] if roles[0] != "system" else turns[:-1]
-        )
-        return [Record(prompt, (turns[-1:],))]
+        system = [] if roles[0] == "system" else system_turns(row, self.system)
+        return [Record([*system, *turns[:-1]], (turns[-1:],))]
 
 
 def system_turns(row: Row, column: str | None) -> list[dict[str, Any]]:
@@ -135,12 +133,10 @@ class PromptOnly(Columns):
 
     def __call__(self, row: Row) -> list[Record]:
         """One record without completions."""
-        names = (
-            [name for name in row if name != self.prompt] if self.columns is None else self.columns
-        )
-        kept = {
-            name: row[name] if self.columns is None else read_value(row, name) for name in names
-        }
+        if self.columns is None:
+            kept = {name: row[name] for name in row if name != self.prompt}
+        else:
+            kept = {name: read_value(row, name) for name in self.columns}
         return [Record(read_prompt(row, self.prompt), columns=kept)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lit_rlhf.data.formats.base import Columns, Format, Style, check_completion, read_prompt
+from lit_rlhf.data.formats.base import Columns, Format, Style, read_completion, read_prompt
 from lit_rlhf.data.records import (
     InvalidRowError,
     Record,
@@ -50,9 +50,7 @@ class PreferenceStrength(Columns):
     def __call__(self, row: Row) -> list[Record]:
         """One record with two completions."""
         prompt = read_prompt(row, self.prompt)
-        answers = [
-            check_completion(read_value(row, c), c, prompt) for c in (self.first, self.second)
-        ]
+        answers = [read_completion(row, column, prompt) for column in (self.first, self.second)]
         strength = read_number(row, self.strength, -3.0, 3.0)
         if strength == 0:
             raise InvalidRowError(
@@ -87,9 +85,7 @@ class PreferenceLabel(Columns):
     def __call__(self, row: Row) -> list[Record]:
         """One record with two completions."""
         prompt = read_prompt(row, self.prompt)
-        answers = [
-            check_completion(read_value(row, c), c, prompt) for c in (self.first, self.second)
-        ]
+        answers = [read_completion(row, column, prompt) for column in (self.first, self.second)]
         better, worse = answers if read_bool(row, self.label) else answers[::-1]
         return [Record(prompt, (better, worse))]
 

@@ -55,9 +55,8 @@ class Pairs(Columns):
         """Margin and soft label of a pair, as far as its row has them."""
         found: dict[str, FieldValue] = {}
         if self.chosen_score is not None and self.rejected_score is not None:
-            found["margin"] = read_number(row, self.chosen_score) - read_number(
-                row, self.rejected_score
-            )
+            rejected = read_number(row, self.rejected_score)
+            found["margin"] = read_number(row, self.chosen_score) - rejected
         elif self.margin is not None and row.get(self.margin) is not None:
             found["margin"] = read_number(row, self.margin)
         if self.p_chosen is not None and row.get(self.p_chosen) is not None:
@@ -102,16 +101,12 @@ class ExplicitPrompt(Pairs):
         """One record with two completions.
 
         Example:
-            >>> ExplicitPrompt()({"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"})[
-            ...     0
-            ... ].completions
+            >>> row = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
+            >>> ExplicitPrompt()(row)[0].completions
             (' 4', ' 5')
         """
         prompt = read_prompt(row, self.prompt)
-        pair = (
-            read_completion(row, self.chosen, prompt),
-            read_completion(row, self.rejected, prompt),
-        )
+        pair = tuple(read_completion(row, each, prompt) for each in (self.chosen, self.rejected))
         return [Record(prompt, pair, self.pair_fields(row))]
 
 
@@ -145,9 +140,8 @@ class ImplicitPrompt(Pairs):
 
         Example:
             >>> turn = "\n\nHuman: hi\n\nAssistant:"
-            >>> ImplicitPrompt()({"chosen": turn + " hello", "rejected": turn + " go"})[
-            ...     0
-            ... ].completions
+            >>> row = {"chosen": turn + " hello", "rejected": turn + " go"}
+            >>> ImplicitPrompt()(row)[0].completions
             (' hello', ' go')
         """
         chosen, rejected = read_text(row, self.chosen), read_text(row, self.rejected)
@@ -233,9 +227,7 @@ class SharedPrefix(Pairs):
         shorter = min(len(chosen), len(rejected))
         cut = next((place for place, (one, other) in pairs if one != other), shorter)
         whole_words = all(text[cut : cut + 1].isspace() for text in (chosen, rejected))
-        while (
-            cut > 0 and not whole_words
-        ):  # the tail of a word that both begin with is the answers'
+        while cut > 0 and not whole_words:  # the tail of a word both begin with is the answers'
             cut -= 1
             whole_words = chosen[cut].isspace()
         if cut == 0:

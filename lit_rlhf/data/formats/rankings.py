@@ -53,9 +53,7 @@ class Ranked(Columns):
                 f"columns {self.completions!r} and {column!r} differ in length",
                 f"{len(answers)} completions, {len(scores)} values",
             )
-        completions = tuple(
-            check_completion(answer, self.completions, prompt) for answer in answers
-        )
+        completions = tuple(check_completion(a, self.completions, prompt) for a in answers)
         return [Record(prompt, completions, {"score": scores})]
 
 
@@ -116,9 +114,8 @@ class RankedAnswers(Columns):
 
 def _ranking(row: Row, names: RatedAnswers | RankedAnswers, sign: float, key: str) -> Record:
     prompt, answers = read_prompt(row, names.prompt), read_list(row, names.completions)
-    if not all(
-        isinstance(a, Mapping) and a.get(key) is not None and names.answer in a for a in answers
-    ):
+    rated = (isinstance(a, Mapping) and a.get(key) is not None for a in answers)
+    if not all(rated) or not all(names.answer in a for a in answers):
         raise InvalidRowError(
             f"an answer of column {names.completions!r} has no text or no {key!r}",
             f"got {shorten(answers)}",

@@ -51,10 +51,8 @@ class Steps(Columns):
             >>> record.completions, record.fields["step_label"]
             (('1 + 2 = 3\n', '3 + 3 = 7'), (1.0, 0.0))
         """
-        steps, labels = (
-            read_list(row, self.completions, least=1),
-            read_list(row, self.labels, least=1),
-        )
+        steps = read_list(row, self.completions, least=1)
+        labels = read_list(row, self.labels, least=1)
         if len(steps) != len(labels):
             raise InvalidRowError(
                 f"columns {self.completions!r} and {self.labels!r} differ in length",

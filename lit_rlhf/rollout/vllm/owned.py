@@ -9,6 +9,7 @@ from typing import Any
 from lit_rlhf.distributed import num_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone
+from lit_rlhf.options import check_option
 from lit_rlhf.rollout.vllm.base import VLLMRollouts
 from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
 from lit_rlhf.rollout.vllm.weights import AdapterSync
@@ -49,10 +50,9 @@ class VLLMEngine(VLLMRollouts[Version | None]):
         directory: Path | None = None,
     ) -> None:
         super().__init__(AdapterSync(directory))
-        if not 0 < gpu_memory_utilization <= 1:
-            raise ConfigurationError(
-                f"VLLMEngine.gpu_memory_utilization={gpu_memory_utilization} is a share of the memory, in (0, 1]."
-            )
+        share, most = gpu_memory_utilization, max_model_len
+        check_option(0 < share <= 1, self, "gpu_memory_utilization", share, "a share in (0, 1]")
+        check_option(most is None or most >= 1, self, "max_model_len", most, "1 or more, or null")
         if importlib.util.find_spec("vllm") is None:
             raise ConfigurationError(
                 "VLLMEngine needs vLLM, which isn't installed in this environment: pip install 'lit-rlhf[vllm]', or on "

@@ -15,7 +15,7 @@ from tokenizers import (
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import Record, encoding, pieces
+from lit_rlhf.data import Record, pieces, token_ids
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.pieces import ask_backend, find_pieces
 from lit_rlhf.testing import make_tokenizer
@@ -185,15 +185,15 @@ def test_records_are_the_same_whether_many_or_few(
     records = [Record(texts[n], (texts[n + 1] + "a", texts[n + 2])) for n in range(398)]
     records.append(Record("half a \ud800", ("a", "b")))
     few = Encoder(tokenizer).encode(records)
-    monkeypatch.setattr(encoding, "_FEW_TEXTS", 0)
+    monkeypatch.setattr(token_ids, "_FEW_TEXTS", 0)
     encoder = Encoder(tokenizer)
     many = encoder.encode(records)
-    assert isinstance(encoder._ask, pieces.Pieces)
+    assert isinstance(encoder._ids._ask, pieces.Pieces)
     assert list(map(str, many)) == list(map(str, few))
 
 
 def test_a_limit_set_on_the_way_is_the_tokenizers_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_FEW_TEXTS", 0)
+    monkeypatch.setattr(token_ids, "_FEW_TEXTS", 0)
     tokenizer: PreTrainedTokenizerFast = make_tokenizer()
     encoder = Encoder(tokenizer)
     before = encoder(Record("a long prompt", (" and",)))
