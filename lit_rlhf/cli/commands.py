@@ -30,6 +30,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "data": {
         "annotate": Command("lit_rlhf.cli.annotate", "People compare answers on a local page"),
+        "label": Command(
+            "lit_rlhf.cli.label", "A model compares answers: pairs in, preferences out"
+        ),
         "data": Command("lit_rlhf.cli.data", "A file's format, a row as tokens; convert it"),
     },
     "reward": {

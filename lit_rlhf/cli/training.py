@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from lit_rlhf.callbacks import PhaseTimer
+from lit_rlhf.callbacks import PhaseTimer, RunSummary
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
 from lit_rlhf.cli.refusals import (
     PACKAGES,
@@ -107,13 +107,15 @@ class TrainingCLI(CommandLineWins):
             ) from error
 
     def before_fit(self) -> None:
-        """Refuse what would fail later; have the run's `PhaseTimer` profile, or add one."""
+        """Refuse what would fail later; add the summary, and have the run's `PhaseTimer` profile, or add one."""
         self._check_checkpoint()
         self._refuse_trainer_options()
         self._try_optimizer()
+        callbacks = callbacks_of(self.trainer)
+        if not any(isinstance(each, RunSummary) for each in callbacks):
+            callbacks.append(RunSummary())
         if not self.config[self.subcommand].profile:
             return
-        callbacks = callbacks_of(self.trainer)
         timer = next((each for each in callbacks if isinstance(each, PhaseTimer)), None)
         if timer is None:
             callbacks.insert(0, PhaseTimer(profile=True))
@@ -209,6 +211,7 @@ def start(kind: type[TrainingCLI], words: Sequence[str]) -> TrainingCLI:
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,
+                "enable_model_summary": False,  # RunSummary says it in a line; theirs counts 0 FLOPs
             },
             parser_kwargs={
                 "prog": "lit-rlhf",
