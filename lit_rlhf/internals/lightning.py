@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from rich.table import Column
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
@@ -139,6 +139,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Divide by the number of processes, which isn't known before."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, "Parameters divided over all processes (FSDP2)")
 
 
 def will_validate(trainer: Trainer) -> bool:

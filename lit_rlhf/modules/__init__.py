@@ -1,5 +1,6 @@
 """LightningModules: orchestration only; the mathematics is in `functional`, the formulas' knobs in `objectives`."""
 
+from lit_rlhf.internals.lightning import FSDP2Strategy as FSDP2Strategy
 from lit_rlhf.modules.base import RLHFModule as RLHFModule
 from lit_rlhf.modules.dapo import DAPOPolicyModule as DAPOPolicyModule
 from lit_rlhf.modules.group import (
@@ -36,5 +37,4 @@ from lit_rlhf.modules.remax import ReMaxPolicyModule as ReMaxPolicyModule
 from lit_rlhf.modules.reward import RewardModelModule as RewardModelModule
 from lit_rlhf.modules.schedules import WarmupCosine as WarmupCosine
 from lit_rlhf.modules.steps import Steps as Steps, Updates as Updates
-from lit_rlhf.modules.strategies import FSDP2Strategy as FSDP2Strategy
 from lit_rlhf.modules.supervised import SupervisedModule as SupervisedModule
