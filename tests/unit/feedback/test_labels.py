@@ -103,7 +103,8 @@ def test_the_command_writes_what_training_reads(
     assert "0 questions asked, 6 known from before" in said
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert written[0]["chosen"] == "{{ 7 * 7 }}"
-    module = PreferenceDataModule(FileSource(output), tokenizer=make_tokenizer(), val_fraction=0)
+    options = {"val_fraction": 0, "batch_size": 2}
+    module = PreferenceDataModule(FileSource(output), tokenizer=make_tokenizer(), **options)
     module.prepare_data()
     module.setup("fit")
     assert next(iter(module.train_dataloader()))["p_chosen"].tolist() == pytest.approx([0.9] * 2)
