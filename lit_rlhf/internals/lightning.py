@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from rich.table import Column
 from torch import Tensor
 
 EpochMeans = dict[str, dict[str, Tensor]]
@@ -36,7 +37,10 @@ _NOISE = (
 )
 
 
-_ADVERTS = ("💡 Tip:", "TPU available: False", "GPU available: False")
+_ADVERTS = (
+    *("💡 Tip:", "TPU available: False", "GPU available: False"),
+    *("`Trainer.fit` stopped:", "`Trainer(limit_"),  # RunSummary and the progress say the same
+)
 
 
 def silence_noise() -> None:
@@ -46,7 +50,7 @@ def silence_noise() -> None:
 
 
 def silence_adverts() -> None:
-    """Leave out of Lightning's log what it recommends, and devices that aren't there."""
+    """Leave out of Lightning's log what it recommends, devices that aren't there, and what we say ourselves."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 
 
@@ -185,6 +189,12 @@ def precision_of(module: LightningModule) -> Precision | None:
     """The trainer's plugin for precision; None of a module that no trainer has."""
     trainer = module._trainer
     return None if trainer is None else trainer.precision_plugin
+
+
+def place_metrics(bar: RichProgressBar, column: Column) -> None:
+    """Give the metrics of a bar that is being made their column of its table; Lightning's wraps them."""
+    if bar._metric_component is not None:
+        bar._metric_component._table_column = column
 
 
 def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:
