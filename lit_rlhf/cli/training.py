@@ -115,12 +115,11 @@ class TrainingCLI(CommandLineWins):
         self._check_checkpoint()
         self._refuse_trainer_options()
         self._try_optimizer()
+        self._add_summary()
         callbacks, options = callbacks_of(self.trainer), self.config[self.subcommand]
-        kinds = {type(each) for each in callbacks}
-        if RunRecord not in kinds and options.trainer.default_root_dir is not None:
+        has_record = any(isinstance(each, RunRecord) for each in callbacks)
+        if not has_record and options.trainer.default_root_dir is not None:
             callbacks.append(RunRecord(self.command))
-        if RunSummary not in kinds:
-            callbacks.append(RunSummary())
         if not options.profile:
             return
         timer = next((each for each in callbacks if isinstance(each, PhaseTimer)), None)
@@ -131,12 +130,18 @@ class TrainingCLI(CommandLineWins):
 
     def _check_evaluation(self) -> None:
         self._check_checkpoint()
+        self._add_summary()  # else Lightning misses the one whose state is in the checkpoint
         if self.config[self.subcommand].profile:
             raise ConfigurationError(
                 f"--profile is of phases of training, of which `{self.subcommand}` has none: use it with `fit`."
             )
 
     before_validate = before_test = before_predict = _check_evaluation
+
+    def _add_summary(self) -> None:
+        callbacks = callbacks_of(self.trainer)
+        if not any(isinstance(each, RunSummary) for each in callbacks):
+            callbacks.append(RunSummary())
 
     def _placed(self, error: Exception) -> LitRLHFError | None:
         """The library's own error behind another, with the option whose class raised what isn't ours."""
