@@ -42,9 +42,12 @@ class RunSummary(Callback):
         self._began = 0.0
         self._ended_well = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the time: a run with nothing left to do has no start of training."""
+        self._began = time.monotonic()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is trained."""
-        self._began = time.monotonic()
         parameters = list(pl_module.parameters())
         total = sum(each.numel() for each in parameters)
         trained = sum(each.numel() for each in parameters if each.requires_grad)
@@ -93,13 +96,16 @@ class RunSummary(Callback):
 
     def _metrics(self, trainer: Trainer) -> Iterator[tuple[str, str]]:
         shown = {name: float(value) for name, value in trainer.progress_bar_metrics.items()}
-        shown |= {name: float(trainer.callback_metrics[name]) for name in self.best}
-        for name, value in shown.items():
-            text, best = f"{value:.4g}", self.best.get(name)
-            if best is not None and f"{best.value:.4g}" != text:
-                text += f", at best {best.value:.4g} after iteration {best.iteration}"
-            if name != "v_num":
-                yield name, text
+        measured = trainer.callback_metrics
+        shown |= {name: float(measured[name]) for name in self.best if name in measured}
+        shown.pop("v_num", None)
+        # A resumed run may end before it validates: its best stands alone.
+        for name in shown | self.best:
+            texts = [f"{shown[name]:.4g}"] if name in shown else []
+            best = self.best.get(name)
+            if best is not None and f"{best.value:.4g}" not in texts:
+                texts.append(f"at best {best.value:.4g} after iteration {best.iteration}")
+            yield name, ", ".join(texts)
 
 
 def _direction(name: str) -> int:

@@ -42,6 +42,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "demo": Command(
             "lit_rlhf.cli.demo", "SFT, reward model and PPO in a few minutes, on a CPU"
         ),
+        "help": Command("lit_rlhf.cli.explain", "What a name means: metrics NAME, option NAME"),
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
         "verify": Command("lit_rlhf.cli.verify", "Hold every method to its known optimum"),
     },

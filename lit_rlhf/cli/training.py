@@ -111,11 +111,10 @@ class TrainingCLI(CommandLineWins):
         self._check_checkpoint()
         self._refuse_trainer_options()
         self._try_optimizer()
-        callbacks = callbacks_of(self.trainer)
-        if not any(isinstance(each, RunSummary) for each in callbacks):
-            callbacks.append(RunSummary())
+        self._add_summary()
         if not self.config[self.subcommand].profile:
             return
+        callbacks = callbacks_of(self.trainer)
         timer = next((each for each in callbacks if isinstance(each, PhaseTimer)), None)
         if timer is None:
             callbacks.insert(0, PhaseTimer(profile=True))
@@ -124,12 +123,18 @@ class TrainingCLI(CommandLineWins):
 
     def _check_evaluation(self) -> None:
         self._check_checkpoint()
+        self._add_summary()  # else Lightning misses the one whose state is in the checkpoint
         if self.config[self.subcommand].profile:
             raise ConfigurationError(
                 f"--profile is of phases of training, of which `{self.subcommand}` has none: use it with `fit`."
             )
 
     before_validate = before_test = before_predict = _check_evaluation
+
+    def _add_summary(self) -> None:
+        callbacks = callbacks_of(self.trainer)
+        if not any(isinstance(each, RunSummary) for each in callbacks):
+            callbacks.append(RunSummary())
 
     def _placed(self, error: Exception) -> LitRLHFError | None:
         """The library's own error behind another, with the option whose class raised what isn't ours."""

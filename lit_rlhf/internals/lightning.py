@@ -3,6 +3,7 @@
 
 import logging
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from rich.table import Column
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
 
 EpochMeans = dict[str, dict[str, Tensor]]
 """Running sums of what is logged per epoch: key of Lightning's result collection -> name of the state -> value."""
@@ -108,6 +110,38 @@ def writes_shards(trainer: Trainer) -> bool:
     return sharded or (
         isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
     )
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """FSDP2 over all processes of the run, however many machines they are on; its name is "fsdp2".
+
+    Lightning's own default divides parameters by tensor parallelism within a machine, which no model here is laid out
+    for. Checkpoints are one file, which any number of processes can load.
+
+    Args:
+        process_group_backend: "nccl" or "gloo"; default: what fits the device.
+        timeout: Longest that a process waits for another in a collective.
+    """
+
+    def __init__(
+        self,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+
+    def setup_environment(self) -> None:
+        """Divide by the number of processes, which isn't known before."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, "Parameters divided over all processes (FSDP2)")
 
 
 def will_validate(trainer: Trainer) -> bool:

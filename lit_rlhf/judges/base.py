@@ -23,6 +23,7 @@ Conversation: TypeAlias = list[dict[str, str]]
 Answer: TypeAlias = dict[str, float]
 """Probability of each word of the verdict; they sum to at most 1."""
 Failures: TypeAlias = Literal["raise", "null"]
+_COUNTING = threading.Lock()  # none in the judge, which is copied and sent to processes
 
 
 @dataclass
@@ -88,7 +89,6 @@ class Judge(ABC):
         check_option(failures in ("raise", "null"), self, "failures", failures, "raise or null")
         self.tally = Tally()
         self._answers: Answers | None = None
-        self._lock = threading.Lock()
 
     @property
     def pairwise(self) -> bool:
@@ -147,7 +147,7 @@ class Judge(ABC):
             read: Tokens of the question.
             written: Tokens of the answer.
         """
-        with self._lock:
+        with _COUNTING:
             self.tally.asked += 1
             self.tally.prompt_tokens += read
             self.tally.completion_tokens += written
@@ -162,7 +162,7 @@ class Judge(ABC):
         Raises:
             ServiceError: It, where `failures` is "raise".
         """
-        with self._lock:
+        with _COUNTING:
             self.tally.failed += 1
         if self.failures == "raise":
             raise error
