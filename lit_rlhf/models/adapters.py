@@ -115,9 +115,9 @@ class RoleAdapters:
         random = generator(self._seed, "adapter", name)
         for weight in self.parameters(name, "lora_A").values():
             bound = weight.shape[1] ** -0.5  # kaiming_uniform with a = sqrt(5), as peft draws it
-            weight.data.copy_(
-                torch.empty(weight.shape, device="cpu").uniform_(-bound, bound, generator=random)
-            )
+            # Drawn in float32 whatever the default dtype: other dtypes draw other numbers of the same seed.
+            draw = torch.empty(weight.shape, dtype=torch.float32, device="cpu")
+            weight.data.copy_(draw.uniform_(-bound, bound, generator=random))
 
     def copy(self, name: str, source: str, *, trainable: bool) -> None:
         """Add an adapter equal to another."""

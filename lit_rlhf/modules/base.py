@@ -24,6 +24,7 @@ from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
 from lit_rlhf.modules.parts import require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
+from lit_rlhf.modules.refusals import refuse_precision
 from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
 from lit_rlhf.modules.steps import (
     StepGuard,
@@ -144,13 +145,7 @@ class RLHFModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what would train wrongly, before any work starts."""
         self._restored, self._written = None, {}
-        precision = str(self.trainer.precision)
-        if precision in ("bf16-true", "16-true"):
-            raise ConfigurationError(
-                f"trainer.precision={precision!r} casts heads, adapters and running statistics to half precision. Set "
-                "model.init_args.backbone.dtype: bfloat16 (weights of the base) and trainer.precision: 32-true instead."
-            )
-
+        refuse_precision(self.trainer)
         averaging = [
             type(each).__name__
             for each in getattr(self.trainer, "callbacks", [])

@@ -146,7 +146,9 @@ class ReinforcePPPolicyModule(GroupPolicyModule):
 class RLOOPolicyModule(GroupPolicyModule):
     """RLOO (arXiv:2402.14740): baseline from the prompt's other samples, KL in the reward, sum over the sequence.
 
-    The reduction is `SequenceSum()`, and `num_samples` is 4; at least 2.
+    The reduction is `SequenceSum()`, and `num_samples` is 4; at least 2. The first step of a rollout is the paper's; in
+    later ones the ratio of each token is clipped, as in PPO, where TRL clips the one of the whole sequence, which leaves
+    its range with its length.
     """
 
     default_parts: ClassVar[Parts] = {

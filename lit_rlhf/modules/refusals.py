@@ -1,6 +1,7 @@
 """What is refused before work starts: options that contradict each other, and what a Trainer would do wrongly."""
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from lit_rlhf.modules.steps import Updates
 from lit_rlhf.objectives import ImportanceCorrection, Surrogate
 from lit_rlhf.rollout import RolloutEngine, Sampling
 from lit_rlhf.types import Rollout
+
+_HALF = ("bf16-true", "16-true")
 
 
 def refuse_sampling(sampling: Sampling) -> None:
@@ -73,6 +76,26 @@ def refuse_updates(updates: Updates, surrogate: Surrogate) -> None:
             f"{type(surrogate).__name__} is right for one optimizer step per rollout; updates.epochs={updates.epochs} "
             f"and updates.minibatches={updates.minibatches} take {updates.per_iteration}. Set both to 1, or use "
             "ClippedSurrogate."
+        )
+
+
+def refuse_precision(trainer: Trainer) -> None:
+    """Refuse precisions that change the weights: of them only those of the base may be of another dtype.
+
+    Plugins are asked what they are, for one of bitsandbytes calls itself "32-true".
+    """
+    plugin = trainer.precision_plugin
+    if isinstance(plugin, BitsandbytesPrecision):
+        raise ConfigurationError(
+            "trainer.plugins: BitsandbytesPrecision swaps the linear layers of everything, heads and adapters too, and "
+            "trains on what it rounded. Leave it out and set model.init_args.backbone.quantization: nf4 (or fp4, int8), "
+            "with model.init_args.backbone.lora."
+        )
+    if isinstance(plugin, TransformerEnginePrecision) or str(plugin.precision) in _HALF:
+        raise ConfigurationError(
+            f"trainer.precision={str(plugin.precision)!r} casts heads, adapters and running statistics to half "
+            "precision. Set model.init_args.backbone.dtype: bfloat16 (weights of the base) and trainer.precision: "
+            "32-true instead."
         )
 
 

@@ -90,7 +90,8 @@ class GeneratedRows:
     def __init__(self, rows: int, steps: int, pad: int, device: torch.device) -> None:
         self.pad = pad
         self.tokens = torch.full((rows, steps), pad, dtype=torch.int64, device=device)
-        self.logprobs = torch.zeros(rows, steps, device=device)
+        # In float32 whatever the default dtype, which `precision: 64-true` sets.
+        self.logprobs = torch.zeros(rows, steps, dtype=torch.float32, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.values: Tensor | None = None
@@ -106,12 +107,12 @@ class GeneratedRows:
     ) -> None:
         """Store a step's tokens of the rows that are live, and the values of the states they are taken from."""
         self.tokens[rows, step] = torch.where(live, tokens, self.pad)
-        self.logprobs[rows, step] = torch.where(live, logprobs, 0.0)
+        self.logprobs[rows, step] = torch.where(live, logprobs.float(), 0.0)
         self.lengths[rows] += live
         if values is not None:
             if self.values is None:
                 self.values = torch.zeros_like(self.logprobs)
-            self.values[rows, step] = torch.where(live, values, 0.0)
+            self.values[rows, step] = torch.where(live, values.float(), 0.0)
 
     def generation(self) -> Generation:
         """All rows, as wide as the longest.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from transformers import AutoTokenizer
 
@@ -24,7 +25,7 @@ def test_strategies_that_break_manual_optimization(
     module = make_ppo(tiny_model_dir)
     unmade = strategy.__new__(strategy)  # neither can be made without a GPU
     module._trainer = SimpleNamespace(
-        strategy=unmade, max_steps=-1, precision="32-true", world_size=1
+        strategy=unmade, max_steps=-1, precision_plugin=Precision(), world_size=1
     )  # type: ignore[assignment]
     with pytest.raises(
         ConfigurationError,
