@@ -46,7 +46,11 @@ GROUPS: dict[str, dict[str, Command]] = {
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
         "verify": Command("lit_rlhf.cli.verify", "Hold every method to its known optimum"),
     },
-    "serve": {},
+    "serve": {
+        "serve-reward": Command(
+            "lit_rlhf.cli.serve_reward", "A reward model that answers over HTTP"
+        ),
+    },
     "share": {
         "export": Command("lit_rlhf.cli.export", "A checkpoint as a directory for transformers"),
     },
