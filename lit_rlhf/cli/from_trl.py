@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text
@@ -103,12 +103,13 @@ class Writer:
         *parts, last = place.split(".")
         for part in parts:
             node, at = _inside(node, at)
-            key: str | int = part
+            key: Any = part
             if isinstance(node, list):
                 key = next(i for i, each in enumerate(node) if _class(each) == part)
-            if not isinstance(node[key] if isinstance(node, list) else node.get(key), dict | list):
-                held = node[key] if isinstance(node, list) else node.get(key)
-                node[key] = {} if held is None else component(held)
+            elif node.get(part) is None:
+                node[part] = {}
+            if not isinstance(node[key], dict | list):
+                node[key] = component(node[key])
             node, at = node[key], (*at, key)
         if isinstance(node, list):
             node.append(value)

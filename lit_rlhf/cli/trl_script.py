@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from lit_rlhf.cli.trl_options import ALIASES, COMMON, TASKS
 from lit_rlhf.errors import ConfigurationError
