@@ -13,7 +13,7 @@ NUMERIC := $(addprefix tests/unit/,functional objectives rewards rollout modules
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo docs test test-docs test-avx2 test-benchmarks test-lowest test-slow mutations lint format clean
+.PHONY: help demo docs test test-docs test-avx2 test-benchmarks test-wheel test-lowest test-slow mutations lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
@@ -39,6 +39,9 @@ test-avx2: $(STAMP)  ## The numeric tests as a CPU without AVX-512 computes
 test-benchmarks: $(STAMP)  ## Tests of the benchmarks, with what they need
 	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	$(BIN)/python -m pytest -n $(WORKERS) benchmarks/tests
+
+test-wheel: $(STAMP)  ## Build sdist and wheel, and use them in an empty directory
+	$(BIN)/python -m pytest -m slow tests/cli/test_wheel.py
 
 test-lowest: $(STAMP)  ## The default test suite with each dependency at its lower bound, in an environment of its own
 	$(BIN)/python -m pip install --quiet uv

@@ -12,4 +12,5 @@ from lit_rlhf.callbacks.moving_reference import MovingReference as MovingReferen
 from lit_rlhf.callbacks.preemption import Preemption as Preemption
 from lit_rlhf.callbacks.progress import PhaseProgressBar as PhaseProgressBar
 from lit_rlhf.callbacks.samples import SampleTable as SampleTable
+from lit_rlhf.callbacks.summary import RunSummary as RunSummary
 from lit_rlhf.callbacks.timing import PhaseTimer as PhaseTimer

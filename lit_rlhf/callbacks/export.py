@@ -57,7 +57,7 @@ class ExportModel(Callback):
                 f"ExportModel writes from one process, and {type(trainer.strategy).__name__} shards weights over all. "
                 "Remove the callback and run `lit-rlhf export` on a checkpoint afterwards."
             )
-        refuse_foreign(self._directory(trainer), RECORD, "The export", CheckpointError)
+        refuse_foreign(self.directory(trainer), RECORD, "The export", CheckpointError)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, on rank 0."""
@@ -67,7 +67,8 @@ class ExportModel(Callback):
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, Exports)
-        pl_module.export(self._directory(trainer), merge=self.merge)
+        pl_module.export(self.directory(trainer), merge=self.merge)
 
-    def _directory(self, trainer: Trainer) -> Path:
+    def directory(self, trainer: Trainer) -> Path:
+        """Where the export is."""
         return Path(self.dirpath or Path(trainer.default_root_dir) / "export")

@@ -1,20 +1,31 @@
 """A progress bar that shows what goes on inside an iteration, for one may take minutes."""
 
 import time
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import (
+    BatchesProcessedColumn,
+    CustomBarColumn,
+)
 from rich import get_console
 from rich.console import Console
-from rich.progress import TaskID
+from rich.progress import ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
 
-from lit_rlhf.internals.lightning import iterations_done
+from lit_rlhf.internals.lightning import iterations_done, place_metrics
 from lit_rlhf.modules.phases import Phases
+
+_LEFT_OF_METRICS = 50  # columns: epoch or phase, bar, batches, time left
 
 
 class PhaseProgressBar(RichProgressBar):
     """Rich's progress bar with a second line for the phase of the iteration: rollout, reward, reference, update 3/8.
+
+    A line stays one line: what doesn't fit the terminal is cut, and 80 columns have room for all but the last metrics.
 
     Where output is no terminal (a file, a job's log) it prints lines instead: one with times and metrics for each
     iteration, but at most one every `seconds_between_lines`; and where nothing was said for as long, one with the
@@ -64,7 +75,19 @@ class PhaseProgressBar(RichProgressBar):
         """What is logged for the bar, without the number of the logger's directory."""
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return metrics
+        return {name.removeprefix("train/"): value for name, value in metrics.items()}
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """Epoch or phase, bar, batches and the time left; metrics take the rest of the line."""
+        room = max(get_console().width - _LEFT_OF_METRICS, 10)
+        place_metrics(self, Column(no_wrap=True, overflow="ellipsis", max_width=room))
+        whole = Column(no_wrap=True)
+        return [
+            TextColumn("{task.description}", table_column=whole),
+            CustomBarColumn(bar_width=10, table_column=whole),  # theirs know of no end
+            BatchesProcessedColumn(""),
+            _TimeLeft(table_column=whole),
+        ]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -131,6 +154,19 @@ class PhaseProgressBar(RichProgressBar):
         self._last_line = time.monotonic()
         console: Console = get_console()
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left, or, where there is no telling, the time that passed."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        seconds, word = (
+            (task.elapsed or 0.0, "") if left is None or task.finished else (left, " left")
+        )
+        return Text(f"{timedelta(seconds=int(seconds))}{word}", style="progress.remaining")
 
 
 def _phases(pl_module: LightningModule) -> Phases | None:

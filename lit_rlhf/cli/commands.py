@@ -31,6 +31,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "data": {
         "annotate": Command("lit_rlhf.cli.annotate", "People compare answers on a local page"),
+        "label": Command(
+            "lit_rlhf.cli.label", "A model compares answers: pairs in, preferences out"
+        ),
         "data": Command("lit_rlhf.cli.data", "A file's format, a row as tokens; convert it"),
     },
     "reward": {
@@ -40,6 +43,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "demo": Command(
             "lit_rlhf.cli.demo", "SFT, reward model and PPO in a few minutes, on a CPU"
         ),
+        "help": Command("lit_rlhf.cli.explain", "What a name means: metrics NAME, option NAME"),
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
         "verify": Command("lit_rlhf.cli.verify", "Hold every method to its known optimum"),
     },

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from lit_rlhf.callbacks import PhaseTimer
+from lit_rlhf.callbacks import PhaseTimer, RunSummary
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
 from lit_rlhf.cli.refusals import (
     PACKAGES,
@@ -107,10 +107,11 @@ class TrainingCLI(CommandLineWins):
             ) from error
 
     def before_fit(self) -> None:
-        """Refuse what would fail later; have the run's `PhaseTimer` profile, or add one."""
+        """Refuse what would fail later; add the summary, and have the run's `PhaseTimer` profile, or add one."""
         self._check_checkpoint()
         self._refuse_trainer_options()
         self._try_optimizer()
+        self._add_summary()
         if not self.config[self.subcommand].profile:
             return
         callbacks = callbacks_of(self.trainer)
@@ -122,12 +123,18 @@ class TrainingCLI(CommandLineWins):
 
     def _check_evaluation(self) -> None:
         self._check_checkpoint()
+        self._add_summary()  # else Lightning misses the one whose state is in the checkpoint
         if self.config[self.subcommand].profile:
             raise ConfigurationError(
                 f"--profile is of phases of training, of which `{self.subcommand}` has none: use it with `fit`."
             )
 
     before_validate = before_test = before_predict = _check_evaluation
+
+    def _add_summary(self) -> None:
+        callbacks = callbacks_of(self.trainer)
+        if not any(isinstance(each, RunSummary) for each in callbacks):
+            callbacks.append(RunSummary())
 
     def _placed(self, error: Exception) -> LitRLHFError | None:
         """The library's own error behind another, with the option whose class raised what isn't ours."""
@@ -209,6 +216,7 @@ def start(kind: type[TrainingCLI], words: Sequence[str]) -> TrainingCLI:
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,
                 "use_distributed_sampler": False,
+                "enable_model_summary": False,  # RunSummary says it in a line; theirs counts 0 FLOPs
             },
             parser_kwargs={
                 "prog": "lit-rlhf",

@@ -82,11 +82,19 @@ class Report:
         """Records left out, by reason."""
         return {name: reason.count for name, reason in self.reasons.items()}
 
-    def summary(self) -> str:
-        """The report in one line per reason."""
+    def brief(self) -> str:
+        """What was used, and how many were left out by reason."""
+        left_out = [f"{count} left out, {name}" for name, count in self.counts.items()]
+        return "; ".join([self._used(), *left_out])
+
+    def _used(self) -> str:
         total = self.records + sum(self.counts.values())
         unit = "rows" if total == self.rows else f"{self.unit} of {self.rows} rows"
-        lines = [f"{self.source}: {self.records} of {total} {unit} used"]
+        return f"{self.source}: {self.records} of {total} {unit} used"
+
+    def summary(self) -> str:
+        """The report in one line per reason."""
+        lines = [self._used()]
         lines += [
             f"{reason.count} left out, {name} (first: {reason.first})"
             for name, reason in self.reasons.items()

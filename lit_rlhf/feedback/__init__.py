@@ -1,8 +1,16 @@
-"""Feedback from people: pairs of answers, a store of votes on them, and preference data made of these.
+"""Feedback from people and from judges: pairs of answers, votes and verdicts on them, and preference data made of these.
 
 The page where people vote is `lit_rlhf.feedback.web`, apart because it needs the extra `annotate`.
 """
 
+from lit_rlhf.feedback.labels import (
+    JudgedPair as JudgedPair,
+    LabelledPair as LabelledPair,
+    Labelling as Labelling,
+    label_pairs as label_pairs,
+    read_labelled_pairs as read_labelled_pairs,
+    write_preferences as write_preferences,
+)
 from lit_rlhf.feedback.pairs import Candidates as Candidates, Pair as Pair, read_pairs as read_pairs
 from lit_rlhf.feedback.preferences import (
     Exported as Exported,

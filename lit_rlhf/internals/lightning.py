@@ -3,15 +3,18 @@
 
 import logging
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from rich.table import Column
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
 
 EpochMeans = dict[str, dict[str, Tensor]]
 """Running sums of what is logged per epoch: key of Lightning's result collection -> name of the state -> value."""
@@ -36,7 +39,10 @@ _NOISE = (
 )
 
 
-_ADVERTS = ("💡 Tip:", "TPU available: False", "GPU available: False")
+_ADVERTS = (
+    *("💡 Tip:", "TPU available: False", "GPU available: False"),
+    *("`Trainer.fit` stopped:", "`Trainer(limit_"),  # RunSummary and the progress say the same
+)
 
 
 def silence_noise() -> None:
@@ -46,7 +52,7 @@ def silence_noise() -> None:
 
 
 def silence_adverts() -> None:
-    """Leave out of Lightning's log what it recommends, and devices that aren't there."""
+    """Leave out of Lightning's log what it recommends, devices that aren't there, and what we say ourselves."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 
 
@@ -104,6 +110,38 @@ def writes_shards(trainer: Trainer) -> bool:
     return sharded or (
         isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
     )
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """FSDP2 over all processes of the run, however many machines they are on; its name is "fsdp2".
+
+    Lightning's own default divides parameters by tensor parallelism within a machine, which no model here is laid out
+    for. Checkpoints are one file, which any number of processes can load.
+
+    Args:
+        process_group_backend: "nccl" or "gloo"; default: what fits the device.
+        timeout: Longest that a process waits for another in a collective.
+    """
+
+    def __init__(
+        self,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = default_pg_timeout,
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+
+    def setup_environment(self) -> None:
+        """Divide by the number of processes, which isn't known before."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, "Parameters divided over all processes (FSDP2)")
 
 
 def will_validate(trainer: Trainer) -> bool:
@@ -185,6 +223,12 @@ def precision_of(module: LightningModule) -> Precision | None:
     """The trainer's plugin for precision; None of a module that no trainer has."""
     trainer = module._trainer
     return None if trainer is None else trainer.precision_plugin
+
+
+def place_metrics(bar: RichProgressBar, column: Column) -> None:
+    """Give the metrics of a bar that is being made their column of its table; Lightning's wraps them."""
+    if bar._metric_component is not None:
+        bar._metric_component._table_column = column
 
 
 def parser_of(cli: LightningCLI, command: str) -> LightningArgumentParser:

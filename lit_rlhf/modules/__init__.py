@@ -1,5 +1,6 @@
 """LightningModules: orchestration only; the mathematics is in `functional`, the formulas' knobs in `objectives`."""
 
+from lit_rlhf.internals.lightning import FSDP2Strategy as FSDP2Strategy
 from lit_rlhf.modules.base import RLHFModule as RLHFModule
 from lit_rlhf.modules.dapo import DAPOPolicyModule as DAPOPolicyModule
 from lit_rlhf.modules.group import (

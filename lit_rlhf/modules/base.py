@@ -319,7 +319,13 @@ class RLHFModule(LightningModule):
                 set_to_none=True
             )  # what has no gradient doesn't move; a scaler skips by itself
         self.log("train/grad_norm", norm)
+        self.log("train/lr", self.learning_rate())
         self.log("train/skipped_steps", float(self.guard.skipped))
+
+    def learning_rate(self) -> Tensor:
+        """Of the first parameter group, at this moment."""
+        optimizer: Any = self.optimizers()
+        return torch.tensor(float(optimizer.param_groups[0]["lr"]))
 
     def loss_scaler(self) -> Any:
         """The GradScaler of `trainer.precision: 16-mixed`; None elsewhere."""

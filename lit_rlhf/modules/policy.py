@@ -246,7 +246,7 @@ class PolicyModule(RLHFModule):
             stats.add_all(output.metrics, mask)
             if self.updates.target_kl is not None:
                 drift.add("kl", self.drift(micro, output.logprobs), self.own_tokens(mask))
-        stats.add("grad_norm", self.take_step())
+        stats.add_all({"lr": self.learning_rate(), "grad_norm": self.take_step()})
         self.count_means(stats)
         return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
 

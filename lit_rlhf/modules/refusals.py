@@ -88,8 +88,7 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
     if isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
         raise ConfigurationError(
             f"trainer.strategy={type(strategy).__name__} can't run several optimizer steps within a training step "
-            "(Lightning issues 19685, 20138): gradients would be lost in silence. Use ddp, or FSDP2: "
-            "ModelParallelStrategy(data_parallel_size=<processes>, tensor_parallel_size=1)."
+            "(Lightning issues 19685, 20138): gradients would be lost in silence. Use ddp or fsdp2."
         )
     if stage != "fit":
         return

@@ -11,6 +11,7 @@ from lit_rlhf.rewards.combine import (
 )
 from lit_rlhf.rewards.constrained import ConstrainedReward as ConstrainedReward
 from lit_rlhf.rewards.functions import FunctionReward as FunctionReward
+from lit_rlhf.rewards.judge import JudgeReward as JudgeReward
 from lit_rlhf.rewards.model import ModelReward as ModelReward
 from lit_rlhf.rewards.normalization import NormalizedReward as NormalizedReward
 from lit_rlhf.rewards.rules import (

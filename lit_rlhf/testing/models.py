@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from lit_rlhf.models.loading import quiet
 from lit_rlhf.testing.tokenizers import make_tokenizer
 
 
@@ -71,6 +72,7 @@ def write_tiny_model(
     """
     path = Path(path)
     tokenizer = tokenizer if tokenizer is not None else make_tokenizer()
-    make_tiny_model(tokenizer, seed=seed, **overrides).save_pretrained(path)
+    with quiet():
+        make_tiny_model(tokenizer, seed=seed, **overrides).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

@@ -11,10 +11,13 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import MetricsTextColumn
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringModel as DemoModule
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
+from rich.table import Column
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaModel
@@ -183,7 +186,7 @@ def test_lightning(tmp_path: Path) -> None:
                     ("_num_ready_batches_reached", "_should_check_val_fx", "_results"),
                 ),
                 (trainer, ("_logger_connector", "_callback_connector", "fast_dev_run")),
-                (LightningCLI, ("_parse_ckpt_path",)),
+                (LightningCLI, ("_parse_ckpt_path", "_run_subcommand", "_parser")),
                 (ModelCheckpoint, ("_find_last_checkpoints", "_save_checkpoint")),
             ):
                 for name in names:
@@ -221,3 +224,43 @@ def test_lightning(tmp_path: Path) -> None:
     )
     trainer.fit(Model(), DataLoader(torch.ones(2, 1)))
     assert seen == ["batch", "batch"]
+
+
+def test_rich_progress_bar_keeps_its_metrics_where_they_are_placed() -> None:
+    bar, column = RichProgressBar(), Column(max_width=7)
+    trainer = Trainer(accelerator="cpu", callbacks=[bar], logger=False, enable_checkpointing=False)
+    bar._trainer = trainer
+    bar._metric_component = MetricsTextColumn(trainer, "", " ", ".3f")
+    our_lightning.place_metrics(bar, column)
+    found = bar._metric_component.get_table_column()
+    assert found is column, "Lightning or rich keeps the column of a bar's metrics elsewhere"
+
+
+def test_the_parser_gives_its_schema() -> None:
+    """`ParserJsonschema` and `get_all_subclass_paths` of jsonargparse."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(torch.optim.Optimizer, "trainer")
+    schema = our_jsonargparse.json_schema(parser)
+    trainer = schema["$defs"]["Optimizer"]
+    assert "AdamW" in trainer["properties"]["class_path"]["examples"], "no subclasses are found"
+    cases = {case["if"]["properties"]["class_path"]["enum"][1]: case for case in trainer["allOf"]}
+    options = cases["AdamW"]["then"]["properties"]["init_args"]["properties"]
+    assert "weight_decay" in options, "jsonargparse describes the options of a class elsewhere"
+
+
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_the_command_line_is_built_without_running() -> None:
+    """`LightningCLI._run_subcommand` and `_parser`."""
+
+    class Built(our_lightning.CommandLineWins):
+        runs = False
+
+    made = Built(
+        DemoModule,
+        save_config_callback=None,
+        seed_everything_default=False,
+        args=["fit", "--trainer.accelerator=cpu", "--trainer.logger=false"],
+    )
+    assert made.trainer.state.status == "initializing", "Lightning runs a subcommand elsewhere"
+    parser = our_lightning.parser_of(made, "fit")
+    assert "trainer.max_epochs" in parser.get_defaults(), "the command's parser is kept elsewhere"

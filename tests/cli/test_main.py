@@ -278,13 +278,14 @@ def test_generate_wants_one_kind_of_prompt(trained: Path, monkeypatch: pytest.Mo
 def test_a_damaged_checkpoint_is_not_exported(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest has a wrong bit: the one before it is taken, as `fit --ckpt_path last` does."""
+    """The newest has wrong bits: the one before it is taken, as `fit --ckpt_path last` does."""
     monkeypatch.chdir(tmp_path)
     (whole,) = sorted((trained / "runs/sft/lora/checkpoints").glob("*.ckpt"))[-1:]
     Path("checkpoints").mkdir()
     content = bytearray(whole.read_bytes())
     Path("checkpoints/iteration-00000001.ckpt").write_bytes(content)
-    content[len(content) // 2] ^= 1
+    middle = slice(len(content) // 2, len(content) // 2 + 512)  # more than the padding of a record
+    content[middle] = bytes(byte ^ 1 for byte in content[middle])
     Path("checkpoints/iteration-00000002.ckpt").write_bytes(content)
     monkeypatch.chdir(trained)  # the checkpoint names its base by a relative path
     with pytest.warns(UserWarning, match=r"Passed over iteration-00000002\.ckpt"):

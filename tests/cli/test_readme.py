@@ -42,7 +42,7 @@ def test_commands(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
-    (script,) = blocks("bash", "YAML")
+    (script,) = blocks("bash", "Command line")
     lines = [line.split("  #")[0].strip() for line in script.splitlines()]
     assert len(lines) == 6
     for line in lines:

@@ -29,13 +29,33 @@ def test_one_line_each_from_data_to_policy(
     monkeypatch.chdir(world)
     tiny = ["--model", "data/tiny-model", "-c", "overlays/tiny"]
     main(["reward", *tiny, "--data", "data/preferences.jsonl", "--run_dir", "r"])
-    assert (
-        "lit-rlhf fit -c reward/lora --model.backbone.name data/tiny-model"
-        in capfd.readouterr().err
-    )
+    said = capfd.readouterr()
+    assert "lit-rlhf fit -c reward/lora --model.backbone.name data/tiny-model" in said.err
+    assert "lit-rlhf ppo --model MODEL --data PROMPTS --reward r/export" in said.out
+    for noise in ("FLOPs", "`Trainer", "model shards", "Modules in"):
+        assert noise not in said.err + said.out
     main(["ppo", *tiny, "--data", "data/prompts.jsonl", "--reward", "r/export", "--run_dir", "p"])
     assert Path("p/samples.jsonl").stat().st_size > 0
     assert Path("p/export/config.json").is_file()
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_kto_takes_pairs_and_labels(
+    labels: bool, world: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    pairs = [json.loads(line) for line in Path("data/preferences.jsonl").read_text().splitlines()]
+    rows = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    Path("labels.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = "labels.jsonl" if labels else "data/preferences.jsonl"
+    words = ["kto", "--model", "data/tiny-model", "-c", "overlays/tiny", "--data", data]
+    main([*words, "--run_dir", f"kto-{labels}"])
+    assert f"{data}: {len(rows)} of {len(rows)}" in capfd.readouterr().out
+    assert Path(f"kto-{labels}/export").is_dir()
 
 
 @pytest.mark.parametrize("command", RECIPES)

@@ -64,6 +64,20 @@ def free_port() -> int:
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
+def test_fsdp2_by_name(tmp_path: Path) -> None:
+    """On two machines, where Lightning's own default would take each for a group that holds whole parameters."""
+    here = {"$HEAD:29500": f"127.0.0.1:{free_port()}"}
+    command = [here.get(word, word) for word in documented("torchrun")]
+    command[command.index("--nproc_per_node") + 1] = "1"
+    command[command.index("configs/overlays/ddp.yaml")] = "configs/overlays/fsdp2.yaml"
+    run_on_two_machines([*command, *TINY, "--model.reward", "LengthReward"], tmp_path)
+    (checkpoint,) = (tmp_path / "runs/policy/ppo_lora/checkpoints").glob("*.ckpt")
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["lit_rlhf.IterationCheckpoint"]["world_size"] == 2
+
+
+@pytest.mark.ddp
 def test_torchrun(tmp_path: Path) -> None:
     here = {"$HEAD:29500": f"127.0.0.1:{free_port()}"}
     command = [here.get(word, word) for word in documented("torchrun")]

@@ -24,7 +24,7 @@ from lit_rlhf.modules import (
 )
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import AdaptiveKL, TruncatedImportance
-from lit_rlhf.rewards import ModelReward, NormalizedReward
+from lit_rlhf.rewards import LengthReward, ModelReward, NormalizedReward
 from lit_rlhf.rollout import DiskSync, Sampling, VLLMServerEngine
 from tests.invariants.forked_runs import do, make_trainer
 from tests.invariants.resume_runs import make_data
@@ -71,7 +71,7 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
         ),
         "vllm-lora": lambda: GRPOPolicyModule(
             on_one_base,
-            whole,
+            LengthReward(),
             num_samples=3,
             engine=VLLMServerEngine(list(urls)),
             recompute_logprobs=True,

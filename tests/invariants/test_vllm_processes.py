@@ -15,26 +15,34 @@ from tests.tolerances import PROCESSES
 from tests.unit.rollout.fake_vllm import FakeServer
 
 Ranks = list[dict[str, Any]]
-CASES = {
-    "native": {"module": "grpo"},
-    "one": {"module": "vllm"},
-    "fsdp2": {"module": "vllm", "ranks": 2, "strategy": "fsdp2"},
-    "one-lora": {"module": "vllm-lora"},
-    "ddp-lora": {"module": "vllm-lora", "ranks": 2, "strategy": "ddp"},
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "whole": {
+        "reward": {"module": "reward-lora"},
+        "native": {"module": "grpo"},
+        "one": {"module": "vllm"},
+        "fsdp2": {"module": "vllm", "ranks": 2, "strategy": "fsdp2"},
+    },
+    "lora": {
+        "one": {"module": "vllm-lora"},
+        "ddp": {"module": "vllm-lora", "ranks": 2, "strategy": "ddp"},
+    },
 }
-DYING = {"fsdp2", "ddp-lora"}
+DYING = {"fsdp2", "ddp"}
 """Where one of two servers stops answering in the middle of the second rollout."""
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Ranks]:
     """What each process of each run left."""
+    cases = CASES[request.param]
     root = tmp_path_factory.mktemp("processes")
     world = write_world(root / "world")
     with ExitStack() as stack:
-        plan = [run(root / "reward", world, "reward-lora")]
+        plan = []
         dying = []
-        for name, options in CASES.items():
+        for name, options in cases.items():
             servers = [FakeServer(world / "tiny-model") for _ in range(2)]
             urls = [stack.enter_context(serving(server)).url for server in servers]
             if name in DYING:
@@ -42,20 +50,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
                 dying.append(servers)
             plan.append(run(root / name, world, **{"urls": urls, **options}))
         codes = execute(plan, root, "process_runs.py")
-    for name, code in zip(("reward", *CASES), codes, strict=True):
+    for name, code in zip(cases, codes, strict=True):
         assert set(code) == {0}, f"{name}: {log_of(root / name)}"
     for first, second in dying:
         assert first.down and len(second.completions) > len(first.completions) > 8
     return {
         name: [torch.load(f, weights_only=True) for f in sorted((root / name).glob("rank-*.pt"))]
-        for name in CASES
+        for name in cases
     }
 
 
 @pytest.mark.ddp
 @pytest.mark.parametrize(
-    ("name", "as_"),
-    [("one", "native"), ("fsdp2", "native"), ("ddp-lora", "one-lora")],
+    ("runs", "name", "as_"),
+    [
+        pytest.param("whole", "one", "native", marks=pytest.mark.slow),
+        pytest.param("whole", "fsdp2", "native", marks=pytest.mark.slow),
+        ("lora", "ddp", "one"),
+    ],
+    indirect=["runs"],
 )
 def test_processes_train_as_one(runs: dict[str, Ranks], name: str, as_: str) -> None:
     (whole,) = runs[as_]

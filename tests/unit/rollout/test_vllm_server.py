@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-import requests
 import torch
 from torch import Tensor
 
@@ -99,9 +99,9 @@ def _wait_for(server: "subprocess.Popen[bytes]", address: str, log: Path) -> Non
     deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            if requests.get(f"{address}/health", timeout=5).ok:
+            if httpx.get(f"{address}/health", timeout=5).is_success:
                 return
-        except requests.RequestException:
+        except httpx.HTTPError:
             time.sleep(1)
     pytest.fail(f"the server didn't start:\n{log.read_text()[-4000:]}")
 
@@ -252,7 +252,7 @@ def test_a_changed_adapter_is_sampled_from_and_the_one_before_goes(
     engine = VLLMServerEngine(url)
 
     def names() -> list[str]:
-        models = requests.get(f"{url}/v1/models", timeout=60).json()["data"]
+        models = httpx.get(f"{url}/v1/models", timeout=60).json()["data"]
         return [
             model["id"]
             for model in models

@@ -1,0 +1,71 @@
+"""`lit-rlhf label`: preference data from a judge."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import Progress
+
+from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.output import print_text
+from lit_rlhf.data import Format, Source
+from lit_rlhf.data.sources import local_source
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.feedback import label_pairs, read_labelled_pairs, write_preferences
+from lit_rlhf.judges import Judge, LocalJudge, PairwiseJudge
+
+
+def label(
+    judge: Judge,
+    output: Path,
+    data: str | None = None,
+    source: Source | None = None,
+    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    skip_invalid: bool = False,
+) -> None:
+    """Let a model say which of two answers is better, and write preference data with soft labels.
+
+    `lit-rlhf label pairs.jsonl --judge EndpointJudge --judge.endpoint.url http://127.0.0.1:8000/v1 --judge.model M
+    --output preferences.jsonl` asks about each pair in both orders. What was answered is kept in `FILE.answers` (or the
+    judge's own `cache`): the same command goes on after a kill and asks nothing twice. See docs/howto/judges.md.
+
+    Args:
+        judge: EndpointJudge or LocalJudge, with a pairwise template.
+        output: JSONL to write, whole or not at all: prompt, chosen, rejected, p_chosen.
+        data: JSONL, JSON, CSV or Parquet with pairs, rankings, or a list of answers (`completions`) per row, or a
+            directory of the `datasets` library.
+        source: Rows from elsewhere, instead of a file: HubSource and its kin.
+        format: How a row becomes answers. Default: the format that reads the first rows.
+        skip_invalid: Leave out rows that can't be used, and say how many, rather than stop.
+    """
+    if (data is None) == (source is None):
+        raise ConfigurationError("Give either a file to label or --source.")
+    pairwise = PairwiseJudge(judge)
+    if isinstance(judge, LocalJudge) and judge.spec is None:
+        raise ConfigurationError("LocalJudge needs a model here: --judge.backbone.name DIRECTORY.")
+    if judge.cache is None:
+        judge.cache = output.with_name(f"{output.name}.answers")
+    if source is None:
+        assert data is not None
+        source = local_source(data)
+    pairs, dropped = read_labelled_pairs(source, format, "drop" if skip_invalid else "error")
+    with Progress(console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task("judging", total=len(pairs))
+        done = label_pairs(pairs, pairwise, lambda count: bar.update(task, completed=count))
+    write_preferences(done, output)
+    left_out = f"{dropped} rows were left out as they can't be used\n" if dropped else ""
+    print_text(f"{output}: {done}\n{left_out}{judge.tally}\n")
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it."""
+    call(label, words[1:], "label", _add_arguments)
+
+
+def _add_arguments(parser: ArgumentParser) -> set[str | int]:
+    parser.add_argument(
+        "data", nargs="?", type=str | None, help="a file or a directory with answers to compare"
+    )
+    return {"data"}

@@ -1,0 +1,184 @@
+"""A judge that runs here."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError, ServiceError
+from lit_rlhf.judges.base import Answer, Conversation, Judge
+from lit_rlhf.models import Backbone, ModelSpec, evaluating
+from lit_rlhf.models.branched import pack
+from lit_rlhf.models.fingerprint import weights_fingerprint
+from lit_rlhf.options import check_option, is_whole
+from lit_rlhf.types import asked
+
+
+class LocalJudge(Judge):
+    """A causal language model that weighs the words of the verdict: each is a branch behind the one question.
+
+    The probability of a word is that of all its tokens, less that of longer words that begin with it (10 and 1); it is
+    exact, and nothing is sampled. With a chat template the question is rendered by it; without, the word follows the
+    question and a space.
+
+    Args:
+        backbone: The model. None: the policy that is trained with this judge in its reward (self-rewarding,
+            arXiv:2401.10020), as it is at that moment; no cache then.
+        role: Whose adapter is on: "policy", or "reference" for the policy as it was at the start.
+        lead: Text that the answer is made to begin with, such as "The better answer is".
+        batch_size: Questions at a time, at least 1.
+        **kwargs: As for `Judge`.
+
+    Raises:
+        ConfigurationError: An option is out of range, or a cache for a policy in training.
+    """
+
+    def __init__(
+        self,
+        backbone: ModelSpec | None = None,
+        role: str = "policy",
+        lead: str = "",
+        batch_size: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_option(is_whole(batch_size, 1), self, "batch_size", batch_size, "1 or more")
+        if backbone is None and self.cache is not None:
+            raise ConfigurationError(
+                "LocalJudge(cache=...) needs a model of its own (backbone): what a policy in training says changes."
+            )
+        self.spec = backbone
+        self.role = role
+        self.lead = lead
+        self.batch_size = batch_size
+        self._backbone: Backbone | None = None
+        self._weights = ""
+
+    @classmethod
+    def of(cls, backbone: Backbone, **kwargs: Any) -> "LocalJudge":
+        """A judge of a model that is loaded already; see the class."""
+        judge = cls(**kwargs)
+        judge.attach(backbone)
+        return judge
+
+    def attach(self, backbone: Backbone) -> None:
+        """Take the policy as the model, where there is no other."""
+        if self.spec is None:
+            self._backbone = backbone
+
+    def to(self, device: torch.device) -> None:
+        """Move a model of its own."""
+        if self.spec is not None:
+            self.model.to(device)
+
+    @property
+    def model(self) -> Backbone:
+        """The model, loaded when it is first needed.
+
+        Raises:
+            ConfigurationError: It can't be loaded; or the judge is to be the policy, and has met none.
+        """
+        if self._backbone is None:
+            if self.spec is None:
+                raise ConfigurationError(
+                    "LocalJudge has no model: set backbone, or use it in the reward of a policy module."
+                )
+            self._backbone = Backbone.load(self.spec, trainable=False)
+            if self.spec.adapter is not None:
+                self._backbone.add_adapter("policy", trainable=False)
+        return self._backbone
+
+    def identity(self) -> dict[str, Any]:
+        """The weights, the chat template, and how they are asked."""
+        if self.spec is not None and not self._weights:
+            self._weights = weights_fingerprint(self.model, self.role)
+        numbers = (
+            {}
+            if self.spec is None
+            else {k: asdict(self.spec)[k] for k in ("dtype", "quantization")}
+        )
+        template = self.model.tokenizer.chat_template
+        return {"weights": self._weights, "template": template, "lead": self.lead, **numbers}
+
+    @torch.no_grad()
+    def ask(self, conversations: Mapping[str, Conversation]) -> dict[str, Answer | None]:
+        """Weigh the words, questions of similar length together."""
+        rows = {key: self._tokens(messages) for key, messages in conversations.items()}
+        order = sorted(rows, key=lambda key: len(rows[key][0]))
+        found: dict[str, Answer | None] = {}
+        for start in range(0, len(order), self.batch_size):
+            keys = order[start : start + self.batch_size]
+            for key, logprobs in zip(keys, self._weigh([rows[k] for k in keys]), strict=True):
+                prompt, words = rows[key]
+                answer = self._answer(words, logprobs.tolist())
+                if not 0 < sum(answer.values()) < math.inf:
+                    self.fail(
+                        ServiceError(f"The judge gives no word of {list(answer)} any probability.")
+                    )
+                    found[key] = None
+                    continue
+                found[key] = self.keep(key, answer, len(prompt), sum(map(len, words)))
+        return found
+
+    def _tokens(self, messages: Conversation) -> tuple[list[int], list[list[int]]]:
+        """Those of the question, and of each word behind it."""
+        tokenizer = self.model.tokenizer
+        if tokenizer.chat_template is not None:
+            text = str(
+                tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            )
+            special, space = False, " " if self.lead else ""
+        else:
+            text = "\n\n".join(turn["content"] for turn in messages).rstrip()
+            text, special, space = f"{text}\n" if self.lead else text, True, " "
+        text += self.lead.rstrip()
+
+        def encode(said: str, *, special: bool) -> list[int]:
+            ids = [int(i) for i in tokenizer(said, add_special_tokens=special)["input_ids"]]
+            # Some tokenizers put EOS behind every text; this one goes on.
+            return ids[:-1] if special and ids and ids[-1] == tokenizer.eos_token_id else ids
+
+        prompt, words = encode(text, special=special), []
+        for word in self.verdict.words:
+            joint = encode(text + space + word, special=special)
+            goes_on = joint[: len(prompt)] == prompt
+            words.append(joint[len(prompt) :] if goes_on else encode(space + word, special=False))
+        context = getattr(
+            self.model.model.config.get_text_config(), "max_position_embeddings", None
+        )
+        if context is not None and len(prompt) + max(map(len, words)) > context:
+            raise ConfigurationError(
+                f"A question to the judge has {len(prompt)} tokens; the model reads {context}. Shorten the answers, or "
+                "take a judge with a longer context."
+            )
+        return prompt, words
+
+    def _weigh(self, rows: list[tuple[list[int], list[list[int]]]]) -> Tensor:
+        """(B, K) log-probs of the words."""
+        backbone, count = self.model, len(self.verdict.words)
+        prompts, prompt_mask = _padded([prompt for prompt, _ in rows], backbone.device)
+        words, mask = _padded(
+            [ids for _, words in rows for ids in words], backbone.device
+        )  # (N, T)
+        batch = pack(prompts, prompt_mask, words, mask, backbone.pad_token_id)
+        with evaluating(backbone):
+            output = backbone(batch, num_branches=count, role=self.role, logprobs=True)
+        return asked(output.logprobs).double().sum(-1).view(-1, count)
+
+    def _answer(self, tokens: list[list[int]], logprobs: list[float]) -> Answer:
+        """Probability of each word, the longer ones that begin with it left out."""
+        held: dict[int, float] = {}
+        for i in sorted(range(len(tokens)), key=lambda i: -len(tokens[i])):
+            longer = sum(p for j, p in held.items() if tokens[j][: len(tokens[i])] == tokens[i])
+            held[i] = max(math.exp(logprobs[i]) - longer, 0.0)
+        return {word: held[i] for i, word in enumerate(self.verdict.words)}
+
+
+def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(width, device=device) < lengths[:, None]

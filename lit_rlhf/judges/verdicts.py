@@ -1,0 +1,70 @@
+"""From the words of a judge to a number."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lit_rlhf.options import check_option, is_number, is_text
+
+
+@dataclass(frozen=True)
+class Verdict:
+    r"""The words that a judge may answer with, and what each is worth.
+
+    Its value is the expected worth, $\sum_w p_w v_w / \sum_w p_w$ over the words that are worth something (as RLAIF,
+    arXiv:2309.00267, normalises the probabilities of its answers).
+
+    Args:
+        words: Worth of each word. None: whoever says it abstains.
+
+    Raises:
+        ConfigurationError: Fewer than two words are worth something, or a worth is no number.
+
+    Example:
+        >>> verdict = Verdict({"A": 1, "B": 0, "tie": 0.5, "neither": None})
+        >>> verdict.value({"A": 0.375, "B": 0.125})
+        0.75
+        >>> verdict.read("The first is shorter.\nVerdict: **tie**")
+        'tie'
+    """
+
+    words: Mapping[str, float | None]
+
+    def __post_init__(self) -> None:
+        """Check the words."""
+        worth = [value for value in self.words.values() if value is not None]
+        numbers = all(is_number(value) and math.isfinite(value) for value in worth)
+        check_option(numbers, self, "words", dict(self.words), "a finite number or null each")
+        spelled = all(is_text(word) and word == word.strip() for word in self.words)
+        check_option(spelled, self, "words", dict(self.words), "words, without blanks around them")
+        check_option(len(worth) > 1, self, "words", dict(self.words), "two words worth something")
+
+    def value(self, probs: Mapping[str, float]) -> float | None:
+        """The expected worth; None where more than half of the probability abstains.
+
+        Args:
+            probs: Of the words, not all 0; they need not sum to 1.
+        """
+        held = {w: p * worth for w, p in probs.items() if (worth := self.words[w]) is not None}
+        mass = math.fsum(probs[word] for word in held)
+        if mass <= 0 or mass < math.fsum(probs.values()) / 2:
+            return None
+        return math.fsum(held.values()) / mass
+
+    def read(self, text: str) -> str | None:
+        """The one word of the verdict that stands in the last line of a text; None where none or several do."""
+        lines = text.strip().splitlines()
+        longest = sorted(map(re.escape, self.words), key=len, reverse=True)
+        found = set(
+            re.findall(rf"(?<!\w)(?:{'|'.join(longest)})(?!\w)", lines[-1] if lines else "")
+        )
+        return found.pop() if len(found) == 1 else None
+
+    def match(self, token: str) -> str | None:
+        """The word that a token is, or is the beginning of where it begins no other."""
+        token = token.strip()
+        if not token or token in self.words:
+            return token or None
+        begun = [word for word in self.words if word.startswith(token)]
+        return begun[0] if len(begun) == 1 else None

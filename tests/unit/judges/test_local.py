@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.judges import LocalJudge
+from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.testing.models import write_tiny_model
+from tests.tolerances import FP32
+
+WORDS = {"yes": 1.0, "no": 0.0, "nob": 0.25}
+CASES = [
+    {"prompt": "how was it? ", "response": "they say it is great"},
+    {"prompt": "and the film? ", "response": "poor"},
+]
+TEMPLATE = "{{ prompt }}{{ response }} good?"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("judge") / "model", seed=3)
+
+
+def slow_value(path: Path, question: str, chat: bool) -> float:
+    """By transformers alone, a forward for each word, and each word's tokens one by one."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    reader = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    turns = [{"role": "user", "content": question}]
+    text = (
+        tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        if chat
+        else question
+    )
+    prompt = tokenizer(text, add_special_tokens=not chat)["input_ids"]
+    probs = {}
+    for word in WORDS:
+        joint = tokenizer(text + ("" if chat else " ") + word, add_special_tokens=not chat)
+        ids = joint["input_ids"]
+        with torch.no_grad():
+            logprobs = reader(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        probs[word] = sum(float(logprobs[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
+    likely = {word: 2.718281828459045**value for word, value in probs.items()}
+    likely["no"] -= likely["nob"]  # an answer "nob" begins with "no" and isn't it
+    return sum(likely[word] * WORDS[word] for word in WORDS) / sum(likely.values())
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_it_equals_a_slow_reference(model: Path, chat: bool) -> None:
+    backbone = Backbone.load(ModelSpec(name=str(model)), trainable=False)
+    path = model
+    if not chat:
+        backbone.tokenizer.chat_template = None
+    judge = LocalJudge.of(backbone, template=TEMPLATE, words=WORDS)
+    found = judge.judge(CASES)
+    wanted = [slow_value(path, f"{c['prompt']}{c['response']} good?", chat) for c in CASES]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), **FP32)
+    lengths = [len(backbone.tokenizer(w, add_special_tokens=False)["input_ids"]) for w in WORDS]
+    assert max(lengths) > 1  # else the test shows less than it says
+
+
+def test_the_batch_changes_nothing(model: Path) -> None:
+    spec = ModelSpec(name=str(model))
+    alone = LocalJudge(spec, template=TEMPLATE, words=WORDS, batch_size=1)
+    together = LocalJudge(spec, template=TEMPLATE, words=WORDS, batch_size=2)
+    assert alone.judge(CASES) == pytest.approx(together.judge(CASES), abs=1e-6)
+
+
+def test_a_cache_goes_by_the_weights_and_not_by_the_path(model: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    moved.symlink_to(model)
+    options = {"template": TEMPLATE, "words": WORDS, "cache": tmp_path / "answers"}
+    for path, known in ((model, 0), (moved, 2), (write_tiny_model(tmp_path / "m", seed=4), 0)):
+        judge = LocalJudge(ModelSpec(name=str(path)), **options)
+        judge.judge(CASES)
+        assert judge.tally.cached == known
+
+
+def test_what_it_cannot_do_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"what a policy in training says changes"):
+        LocalJudge(cache=tmp_path)
+    with pytest.raises(ConfigurationError, match=r"LocalJudge has no model"):
+        LocalJudge(template=TEMPLATE).judge(CASES)
+    long = [{"prompt": "a" * 20_000, "response": "b"}]
+    with pytest.raises(ConfigurationError, match=r"tokens; the model reads"):
+        LocalJudge(ModelSpec(name=str(model)), template=TEMPLATE).judge(long)
