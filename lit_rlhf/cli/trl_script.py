@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
-from lit_rlhf.cli.trl_options import ALIASES, COMMON, TASKS
+from lit_rlhf.cli.trl_common import COMMON
+from lit_rlhf.cli.trl_options import ALIASES, TASKS
 from lit_rlhf.errors import ConfigurationError
 
 _PEFT = {"r": "lora_r", "target_modules": "lora_target_modules", "task_type": "lora_task_type"}
