@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 
 from lit_rlhf.callbacks.checkpoint_io import checkpoint_problem
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
+from lit_rlhf.callbacks.run_record import tell
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.lightning import callbacks_of, iterations_done
 from lit_rlhf.types import Sample
@@ -113,7 +113,7 @@ class CollapseGuard(Callback):
         self.lasting = {name: self.lasting.get(name, 0) + 1 for name in (*troubles, *alarms)}
         for name, said in alarms.items():
             if self.lasting[name] == self.patience:
-                rank_zero_warn(f"Iteration {iterations_done(trainer)}: {said}")
+                tell(trainer, f"Iteration {iterations_done(trainer)}: {said}")
         lasting = {
             name: said for name, said in troubles.items() if self.lasting[name] >= self.patience
         }
@@ -200,7 +200,7 @@ class CollapseGuard(Callback):
     def _act(self, trainer: Trainer, said: str, since: int) -> None:
         if self.action == "warn":
             if since == self.patience:
-                rank_zero_warn(said)
+                tell(trainer, said)
             return
         good = _newest_before(trainer, iterations_done(trainer) - since)
         where = (
@@ -217,8 +217,9 @@ class CollapseGuard(Callback):
         state = trainer.strategy.load_checkpoint(good)
         trainer.strategy.load_model_state_dict(state, strict=False)
         trainer.strategy.load_optimizer_state_dict(state)
-        rank_zero_warn(
-            f"{said} Rolled back to {good} ({self.rollbacks} of {self.max_rollbacks} times)."
+        tell(
+            trainer,
+            f"{said} Rolled back to {good} ({self.rollbacks} of {self.max_rollbacks} times).",
         )
 
     # -- state --------------------------------------------------------------------------------------------------------

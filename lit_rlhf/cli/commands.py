@@ -45,6 +45,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "help": Command("lit_rlhf.cli.explain", "What a name means: metrics NAME, option NAME"),
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
+        "report": Command("lit_rlhf.cli.report", "A run, or several compared, as one HTML page"),
         "verify": Command("lit_rlhf.cli.verify", "Hold every method to its known optimum"),
     },
     "serve": {

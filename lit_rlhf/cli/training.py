@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from lit_rlhf.callbacks import PhaseTimer, RunSummary
+from lit_rlhf.callbacks import PhaseTimer, RunRecord, RunSummary
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
 from lit_rlhf.cli.refusals import (
     PACKAGES,
@@ -60,6 +62,8 @@ class TrainingCLI(CommandLineWins):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a wrong option is one message, without the usage of the whole Trainer."""
+        words = sys.argv[1:] if args is None else args
+        self.command = shlex.join(["lit-rlhf", *map(str, words)])
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
@@ -107,14 +111,17 @@ class TrainingCLI(CommandLineWins):
             ) from error
 
     def before_fit(self) -> None:
-        """Refuse what would fail later; add the summary, and have the run's `PhaseTimer` profile, or add one."""
+        """Refuse what would fail later; add record and summary; have the `PhaseTimer` profile, or add one."""
         self._check_checkpoint()
         self._refuse_trainer_options()
         self._try_optimizer()
         self._add_summary()
-        if not self.config[self.subcommand].profile:
+        callbacks, options = callbacks_of(self.trainer), self.config[self.subcommand]
+        has_record = any(isinstance(each, RunRecord) for each in callbacks)
+        if not has_record and options.trainer.default_root_dir is not None:
+            callbacks.append(RunRecord(self.command))
+        if not options.profile:
             return
-        callbacks = callbacks_of(self.trainer)
         timer = next((each for each in callbacks if isinstance(each, PhaseTimer)), None)
         if timer is None:
             callbacks.insert(0, PhaseTimer(profile=True))

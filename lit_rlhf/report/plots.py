@@ -97,7 +97,8 @@ def line_plot(
     """
     rows = [row for number, one in enumerate(series) for row in _points(one, number)]
     longest = max((len(one.x) for one in series), default=0)
-    smooth = longest >= _SMOOTH_FROM and not any(one.low for one in series)
+    has_band = any(one.low for one in series)
+    smooth = [one.name for one in series if len(one.x) >= _SMOOTH_FROM and not has_band]
     names = [one.name for one in series]
     axis_x = {
         "field": "x",
@@ -108,26 +109,29 @@ def line_plot(
     axis_y = {"field": "y", "type": "quantitative", "title": y or None, "scale": {"zero": zero}}
     looks = _looks(names, dash=True)
     layers: list[dict[str, Any]] = []
-    if any(one.low for one in series):
+    if has_band:
         band = {"mark": {"type": "area", "opacity": 0.18}}
         ends = {"y": {**axis_y, "field": "low"}, "y2": {"field": "high"}}
-        layers.append(band | {"encoding": ends | {"color": _color(names)}})
-    raw: dict[str, Any] = {
-        "type": "line",
-        "opacity": 0.3 if smooth else 1,
-        "strokeWidth": 1 if smooth else 1.8,
-    }
-    if longest <= _FEW_POINTS:
-        raw["point"] = {"size": 28}
-    layers.append({"mark": raw, "encoding": {"y": axis_y} | looks})
+        layers.append(band | {"encoding": ends | {"color": looks["color"]}})
+    plain: dict[str, Any] = {"type": "line", "strokeWidth": 1.8}
+    if min((len(one.x) for one in series), default=0) <= _FEW_POINTS:
+        plain["point"] = {"size": 28}
+    is_smooth: dict[str, Any] = {"field": "s", "oneOf": smooth}
+    if len(smooth) < len(series):
+        few = [{"filter": {"not": is_smooth}}]
+        layers.append({"transform": few, "mark": plain, "encoding": {"y": axis_y} | looks})
     if smooth:
         reach = max(longest // 40, 1)
         mean = {"window": [{"op": "mean", "field": "y", "as": "mean"}], "frame": [-reach, reach]}
-        thick = {"type": "line", "strokeWidth": 2.2}
-        layers.append(
-            {"transform": [mean | {"groupby": ["s"]}], "mark": thick}
-            | {"encoding": {"y": {**axis_y, "field": "mean"}} | looks}
+        thin, thick = (
+            {"type": "line", "opacity": 0.3, "strokeWidth": 1},
+            {"type": "line", "strokeWidth": 2.2},
         )
+        over = {"y": {**axis_y, "field": "mean"}} | looks
+        long = {"filter": is_smooth}
+        layers.append({"transform": [long], "mark": thin, "encoding": {"y": axis_y} | looks})
+        averaged = [long, mean | {"groupby": ["s"]}]
+        layers.append({"transform": averaged, "mark": thick, "encoding": over})
     layers += _hovering(names, x)
     layers += [_level(name, value) for name, value in (levels or {}).items()]
     spec = {"data": {"values": rows}, "encoding": {"x": axis_x}, "layer": layers}

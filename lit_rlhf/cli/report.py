@@ -1,0 +1,36 @@
+"""`lit-rlhf report`: what became of a run, as one HTML file; or several runs beside each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.output import print_text
+from lit_rlhf.report.run_page import report_runs
+
+
+def report(runs: list[Path], output: Path | None = None) -> None:
+    """Curves, events, samples, time, configuration and command of runs, as one HTML file that fetches nothing.
+
+    Several runs are compared: their curves lie over each other, options that differ are marked, and runs that differ
+    by seed alone become one with its spread.
+
+    Args:
+        runs: Directories of runs.
+        output: The file; its numbers lie as JSON beside it. Default: report.html in the run's directory; of several
+            runs, in the current one.
+    """
+    default = runs[0] if len(runs) == 1 else Path()
+    path = report_runs(runs, output or default / "report.html")
+    print_text(f"{path}\n")
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it."""
+    call(report, words[1:], "report", _add_runs)
+
+
+def _add_runs(parser: ArgumentParser) -> set[str | int]:
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs: their run_dir")
+    return {"runs"}

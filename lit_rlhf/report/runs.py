@@ -1,0 +1,173 @@
+"""What a run's directory holds, read for its report."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_rlhf.callbacks.run_record import RUN_RECORD
+from lit_rlhf.errors import DataError
+
+_METRICS, _SAMPLES, _PROFILE = "metrics.jsonl", "samples.jsonl", "profile.json"
+_SEEDS = ("seed", "seed_everything")
+_PLACES = (
+    "run_dir",
+    "default_root_dir",
+    "dirpath",
+    "save_dir",
+    "cache_dir",
+    "ckpt_path",
+    "profile",
+)
+
+Curve = tuple[list[int], list[float | None]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its directory tells it.
+
+    Attributes:
+        name: What distinguishes it from the other runs of a report.
+        path: The directory.
+        metrics: Lines of `metrics.jsonl`.
+        samples: Lines of `samples.jsonl`; none where the run drew none.
+        record: `run.json`; empty where there is none.
+        profile: `profile.json`; empty where there is none.
+        config: The configuration's text; empty where there is none.
+        damaged: Lines that couldn't be read, by file.
+    """
+
+    name: str
+    path: Path
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    record: dict[str, Any]
+    profile: dict[str, Any]
+    config: str
+    damaged: dict[str, int]
+
+    def curve(self, metric: str) -> Curve:
+        """Iterations and values of a metric; where it was written twice for an iteration, the later counts."""
+        found = {row["iteration"]: row[metric] for row in self.metrics if metric in row}
+        return list(found), list(found.values())
+
+    def names(self) -> list[str]:
+        """The metrics, in the order in which they were first written."""
+        skipped = {"iteration", "epoch", "stage", "train/iteration"}
+        return [
+            name
+            for name in dict.fromkeys(k for row in self.metrics for k in row)
+            if name not in skipped
+        ]
+
+    def options(self) -> dict[str, Any]:
+        """The configuration with dotted names."""
+        return dict(_flat(yaml.safe_load(self.config))) if self.config else {}
+
+    def settled(self) -> dict[str, Any]:
+        """The options that make runs different experiments: all but seeds and places."""
+        return {
+            name: value
+            for name, value in self.options().items()
+            if name.rpartition(".")[2] not in (*_SEEDS, *_PLACES)
+        }
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """Its first start and its resumes, as `run.json` has them."""
+        return list(self.record.get("starts", []))
+
+
+def read_runs(paths: list[Path]) -> list[Run]:
+    """Read runs, and give each the shortest name that tells it from the others.
+
+    Raises:
+        DataError: A path is no run's directory, is named twice, or has no metrics yet.
+    """
+    for i, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:i]]:
+            raise DataError(f"{path} is named twice. Name each run once.")
+    parts = [path.resolve().parts for path in paths]
+    depth = next(n for n in range(1, 100) if len({part[-n:] for part in parts}) == len(parts))
+    return [
+        _read_run(path, "/".join(part[-depth:])) for path, part in zip(paths, parts, strict=True)
+    ]
+
+
+def _read_run(path: Path, name: str) -> Run:
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "isn't there"
+        raise DataError(f"{path} {what}: give the directory of a run, its run_dir.")
+    file = path / _METRICS
+    if not file.is_file():
+        below = sorted(str(found.parent) for found in path.glob(f"*/**/{_METRICS}"))[:5]
+        hint = (
+            f"Runs below it: {', '.join(below)}."
+            if below
+            else "A run writes it by the callback MetricsFile."
+        )
+        raise DataError(f"{path} is no directory of a run, for it holds no {_METRICS}. {hint}")
+    damaged: dict[str, int] = {}
+    metrics = _lines(file, damaged)
+    if not metrics:
+        bad = f" ({damaged[_METRICS]} lines that can't be read)" if damaged else ""
+        raise DataError(
+            f"{file} has no metrics yet{bad}: the first line comes after the first iteration. Wait for it."
+        )
+    configs = sorted(path.rglob("config.yaml"), key=lambda found: found.stat().st_mtime)
+    return Run(
+        name=name,
+        path=path,
+        metrics=metrics,
+        samples=_lines(path / _SAMPLES, damaged),
+        record=_object(path / RUN_RECORD, damaged),
+        profile=_object(path / _PROFILE, damaged),
+        config=configs[-1].read_text(encoding="utf-8") if configs else "",
+        damaged=damaged,
+    )
+
+
+def _lines(path: Path, damaged: dict[str, int]) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines that have an iteration; what isn't one is counted."""
+    rows = []
+    if not path.is_file():
+        return []
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # half a line, or bytes that are no text
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+            rows.append(row)
+        elif line.strip():
+            damaged[path.name] = damaged.get(path.name, 0) + 1
+    return rows
+
+
+def _object(path: Path, damaged: dict[str, int]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        damaged[path.name] = 1
+        return {}
+    return found
+
+
+def _flat(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Options with dotted names; lists of classes by number."""
+    if isinstance(options, Mapping) and options:
+        for name, value in options.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(options, list) and any(isinstance(value, Mapping) for value in options):
+        for number, value in enumerate(options):
+            yield from _flat(value, f"{prefix}.{number}")
+    else:
+        yield prefix, options
