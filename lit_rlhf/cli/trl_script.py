@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from lit_rlhf.cli.trl_common import COMMON
 from lit_rlhf.cli.trl_options import ALIASES, TASKS
