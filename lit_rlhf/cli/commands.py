@@ -22,6 +22,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "ppo": Command(RECIPES, "PPO: --model M --data PROMPTS --reward R"),
         "grpo": Command(RECIPES, "GRPO: --model M --data PROMPTS --reward R"),
         "init": Command("lit_rlhf.cli.init", "A configuration of your own: init ppo > my.yaml"),
+        "from-trl": Command("lit_rlhf.cli.from_trl", "A configuration from TRL's: from-trl dpo.py"),
         "schema": Command("lit_rlhf.cli.schema", "JSON schema of configurations, for editors"),
         "fit": Command(TRAINING, "Train as a configuration says"),
         "validate": Command(TRAINING, "Evaluate on the validation set of a configuration"),
@@ -47,7 +48,11 @@ GROUPS: dict[str, dict[str, Command]] = {
         "report": Command("lit_rlhf.cli.report", "A run, or several compared, as one HTML page"),
         "verify": Command("lit_rlhf.cli.verify", "Hold every method to its known optimum"),
     },
-    "serve": {},
+    "serve": {
+        "serve-reward": Command(
+            "lit_rlhf.cli.serve_reward", "A reward model that answers over HTTP"
+        ),
+    },
     "share": {
         "export": Command("lit_rlhf.cli.export", "A checkpoint as a directory for transformers"),
     },

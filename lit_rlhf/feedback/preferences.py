@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lit_rlhf.errors import DataError
-from lit_rlhf.feedback.extra import importing_extra
+from lit_rlhf.extras import importing_extra
 from lit_rlhf.feedback.pairs import Pair
 from lit_rlhf.feedback.store import LabelStore, Vote
 from lit_rlhf.files import whole_file
@@ -39,7 +39,7 @@ def agreement(votes: Iterable[Vote]) -> float | None:
     pairable = table[:, (~np.isnan(table)).sum(0) > 1]
     if len(np.unique(pairable[~np.isnan(pairable)])) < 2:
         return None
-    with importing_extra():
+    with importing_extra("annotate", "Annotating"):
         import krippendorff  # noqa: PLC0415  (an extra)
     return float(krippendorff.alpha(pairable, level_of_measurement="ordinal"))
 

@@ -7,9 +7,9 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from lit_rlhf.data.records import Text
-from lit_rlhf.feedback.extra import importing_extra
+from lit_rlhf.extras import importing_extra
 
-with importing_extra():
+with importing_extra("annotate", "Annotating"):
     from markdown_it import MarkdownIt
 
 # No HTML passes; `javascript:` and its kin are no links; pictures would fetch from elsewhere, so they stay text.

@@ -4,13 +4,9 @@ Needs the extra `annotate`.
 """
 
 import hashlib
-import hmac
-import ipaddress
 import logging
 import secrets
-import socket
 import sqlite3
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +16,15 @@ from urllib.parse import quote, unquote, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.feedback.extra import importing_extra
+from lit_rlhf.extras import importing_extra
 from lit_rlhf.feedback.preferences import progress
 from lit_rlhf.feedback.rendering import turns
 from lit_rlhf.feedback.store import LabelStore, Verdict, Vote
+from lit_rlhf.listening import is_loopback, listen, local_names, same_secret
 from lit_rlhf.options import check_option
 
-with importing_extra():
-    import uvicorn
+with importing_extra("annotate", "Annotating"):
+    import uvicorn  # noqa: F401  (what `listen` runs it with)
     from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, RedirectResponse
@@ -105,7 +102,7 @@ class _Site:
 
     def admit(self, request: Request) -> None:
         """Refuse who hasn't the token."""
-        if self.token is not None and not _equal(self.cookie(request, "token"), self.token):
+        if self.token is not None and not same_secret(self.cookie(request, "token"), self.token):
             raise HTTPException(
                 401, "This page needs the token that its owner was given at the start."
             )
@@ -113,7 +110,7 @@ class _Site:
     async def form(self, request: Request) -> dict[str, str]:
         """The fields of a form that a page of this labelling sent; others are refused."""
         fields = {name: str(value) for name, value in (await request.form()).items()}
-        if not _equal(fields.get("secret", ""), self.secret):
+        if not same_secret(fields.get("secret", ""), self.secret):
             raise HTTPException(
                 403, "This form didn't come from this page. Reload the page and answer again."
             )
@@ -299,45 +296,8 @@ def serve(
         raise ConfigurationError(
             "The token is empty; leave it out, and one is made where it is needed."
         )
-    if not 0 <= port <= 65535:
-        raise ConfigurationError(
-            f"There is no port {port}: ports go from 0 (any that is free) to 65535."
-        )
-    local = _is_loopback(host)
-    if not local and token is None:
+    if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(16)
-    hosts = ["127.0.0.1", "localhost", "[::1]", "::1", host] if token is None else None
-    app = create_app(store, page, token, hosts)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigurationError(
-            f"Can't listen on port {port} of {host}: {error}. Take another with --port, or 0 for any that is free."
-        ) from error
-    name = f"[{host}]" if ":" in host else host
+    app = create_app(store, page, token, local_names(host) if token is None else None)
     query = "" if token is None else f"?{urlencode({'token': token})}"
-    sys.stdout.write(
-        f"Compare answers at http://{name}:{listener.getsockname()[1]}/{query} (Ctrl-C ends it)\n"
-    )
-    sys.stdout.flush()
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
-    )
-    try:
-        server.run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn has closed down in order, and passes on what it was told
-        _log.info("stopped")
-    finally:
-        listener.close()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _equal(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(errors="replace"), wanted.encode(errors="replace"))
+    listen(app, host, port, f"Compare answers at {{address}}/{query} (Ctrl-C ends it)")

@@ -14,6 +14,7 @@ from lit_rlhf.rewards.functions import FunctionReward as FunctionReward
 from lit_rlhf.rewards.judge import JudgeReward as JudgeReward
 from lit_rlhf.rewards.model import ModelReward as ModelReward
 from lit_rlhf.rewards.normalization import NormalizedReward as NormalizedReward
+from lit_rlhf.rewards.remote import HTTPReward as HTTPReward
 from lit_rlhf.rewards.rules import (
     ExactAnswerReward as ExactAnswerReward,
     LengthReward as LengthReward,

@@ -1,19 +1,15 @@
 """Rewards by a trained reward model."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.models import Backbone, RewardSource, evaluating, gathered
-from lit_rlhf.models.branched import pack
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models import Backbone, RewardSource
 from lit_rlhf.models.specs import Attention, DTypeOption, Quantization
 from lit_rlhf.prompt_form import PromptForm, warn_of_prompts
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
+from lit_rlhf.rewards.scoring import score_rows
 from lit_rlhf.rewards.trained import TrainedReward
 from lit_rlhf.types import Completions, Scores
 
@@ -139,7 +135,6 @@ class ModelReward(Reward):
             form = PromptForm.of_chats(place.backbone[0].tokenizer, systems)
         warn_of_prompts(f"The reward model {self.path!r}", place.prompts, form)
 
-    @torch.no_grad()
     def score(self, completions: Completions) -> Scores:
         """(N,) float32.
 
@@ -157,49 +152,5 @@ class ModelReward(Reward):
         else:
             prompt_mask, mask = completions.prompt_mask.bool(), completions.response_mask.bool()
             rows = TokenRows(completions.prompt_ids, prompt_mask, completions.tokens, mask)
-        prompt_lengths, lengths = _check_lengths(rows, backbone, self.path)
-        count, samples = lengths.shape
-        scores = torch.empty(count, samples, device=rows.tokens.device)
-        totals = prompt_lengths + lengths.sum(-1)
-        # Processes may have different numbers of batches, so sharded weights are gathered once, not in each forward.
-        with gathered(backbone), evaluating(backbone):
-            for part in _batches(totals, self.batch_tokens):
-                width, longest = int(prompt_lengths[part].max()), int(lengths[part].max())
-                prompts = rows.prompt_ids[part, :width], rows.prompt_mask[part, :width]
-                tokens, taken = (
-                    x.view(count, samples, -1)[part, :, :longest].flatten(0, 1)
-                    for x in (rows.tokens, rows.mask)
-                )
-                batch = pack(*prompts, tokens, taken, backbone.pad_token_id)
-                found = backbone(batch, num_branches=samples, role=role, scores=role).scores
-                scores[part] = found.view(len(part), samples).float()
+        scores = score_rows(backbone, rows, role, self.batch_tokens, self.path)
         return Scores((scores.flatten() - mean) / std)
-
-
-def _check_lengths(rows: TokenRows, backbone: Backbone, path: str) -> tuple[Tensor, Tensor]:
-    """(B,) and (B, K) tokens, which must not be none nor too many."""
-    prompts, completions = rows.prompt_mask.sum(-1), rows.mask.sum(-1)
-    if bool((completions == 0).any()):
-        raise DataError(
-            f"Completion {int(completions.argmin())} of the batch has no tokens, so there is nothing to score."
-        )
-    completions = completions.view(len(prompts), -1)
-    longest = int((prompts[:, None] + completions).max())
-    context = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and longest > context:
-        raise ConfigurationError(
-            f"A prompt with its completion has {longest} tokens; the reward model {path!r} reads {context}. Shorten "
-            "prompts (max_prompt_length of the data) or sampling.max_new_tokens."
-        )
-    return prompts, completions
-
-
-def _batches(totals: Tensor, budget: int) -> Iterator[Tensor]:
-    """Indices of prompts of similar length, the longest of a batch times their number within the budget."""
-    order = totals.argsort(descending=True, stable=True)
-    lengths = totals[order].tolist()
-    start = 0
-    while start < len(lengths):
-        size = max(budget // lengths[start], 1)
-        yield order[start : start + size]
-        start += size

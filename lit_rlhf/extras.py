@@ -1,4 +1,4 @@
-"""The libraries that only annotating needs."""
+"""Libraries of extras, which only a part of this one needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,12 @@ from lit_rlhf.errors import ConfigurationError
 
 
 @contextmanager
-def importing_extra() -> Iterator[None]:
+def importing_extra(extra: str, user: str) -> Iterator[None]:
     """Say which extra to install where an import within finds nothing.
+
+    Args:
+        extra: Its name in pyproject.toml.
+        user: What needs it, as the beginning of a sentence.
 
     Raises:
         ConfigurationError: A library of the extra is missing.
@@ -17,5 +21,5 @@ def importing_extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"Annotating needs {error.name}, which isn't installed: pip install 'lit-rlhf[annotate]'."
+            f"{user} needs {error.name}, which isn't installed: pip install 'lit-rlhf[{extra}]'."
         ) from error

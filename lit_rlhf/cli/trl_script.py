@@ -1,0 +1,209 @@
+"""What a TRL script or configuration says, read without running it."""
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lit_rlhf.cli.trl_common import COMMON
+from lit_rlhf.cli.trl_options import ALIASES, TASKS
+from lit_rlhf.errors import ConfigurationError
+
+_PEFT = {"r": "lora_r", "target_modules": "lora_target_modules", "task_type": "lora_task_type"}
+_PEFT |= {"modules_to_save": "lora_modules_to_save", "use_rslora": "use_rslora"}
+_MODEL = {"torch_dtype": "dtype", "dtype": "dtype", "attn_implementation": "attn_implementation"}
+_MODEL |= {"revision": "model_revision", "trust_remote_code": "trust_remote_code"}
+_FILES = ("json", "csv", "parquet")
+
+
+class Script(NamedTuple):
+    """Options by TRL's name, and what can't be read: a name and the sentence."""
+
+    task: str
+    options: dict[str, Any]
+    unread: dict[str, str]
+
+
+def read(path: Path, task: str | None) -> Script:
+    """Read a YAML file of `trl TASK --config`, or a Python script.
+
+    Raises:
+        ConfigurationError: It can't be read, or doesn't say which of TRL's configuration classes it is for.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            return _Reader(path, text).script(task)
+        options = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, SyntaxError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path}: it can't be read: {error}") from error
+    if not isinstance(options, dict):
+        raise ConfigurationError(f"{path}: a configuration of TRL is `option: value` in each line.")
+    unread = {}
+    if options.pop("env", None) is not None:
+        unread["env"] = "Set variables of the environment where you start the run."
+    options = {ALIASES.get(str(name), str(name)): value for name, value in options.items()}
+    return Script(task or _guess(path, options), options, unread)
+
+
+def _guess(path: Path, options: Iterable[str]) -> str:
+    """The one configuration class that has all of them."""
+    own = {name for name in options if name not in COMMON}
+    fits = [task for task in TASKS if own <= set(TASKS[task].options)]
+    if len(fits) == 1:
+        return fits[0]
+    commands = ", ".join(name.removesuffix("Config").lower() for name in fits or TASKS)
+    raise ConfigurationError(
+        f"{path}: its options are those of more than one task, or of none. Say which by --task, of {commands}."
+    )
+
+
+class _Reader:
+    """Calls with literal arguments, and names that are assigned a literal."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.tree = ast.parse(text, filename=str(path))
+        nodes = [node for node in ast.walk(self.tree) if isinstance(node, ast.Assign)]
+        self.names = {
+            node.targets[0].id: node.value
+            for node in nodes
+            if isinstance(node.targets[0], ast.Name)
+        }
+        self.calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+        self.options: dict[str, Any] = {}
+        self.unread: dict[str, str] = {}
+
+    def script(self, task: str | None) -> Script:
+        """All that it says of one configuration class."""
+        found = {name: call for call in self.calls if (name := self.called(call)) in TASKS}
+        if task is not None:
+            found = {name: call for name, call in found.items() if name == task}
+        if len(found) != 1:
+            said = (
+                f"it makes {', '.join(found)}: say which by --task"
+                if found
+                else (f"it makes none of {', '.join(TASKS)}")
+            )
+            raise ConfigurationError(f"{self.path}: {said}.")
+        ((task, config),) = found.items()
+        self.take(config, ALIASES)
+        for call in self.calls:
+            name = self.called(call)
+            if name == "LoraConfig":
+                self.options["use_peft"] = True
+                self.take(call, _PEFT)
+            elif name == "BitsAndBytesConfig":
+                self.take(call, {})
+            elif name == "load_dataset":
+                self.data_set(call)
+            elif name == "from_pretrained" and "Tokenizer" not in ast.unparse(call.func):
+                self.model(call)
+            elif name == f"{task.removesuffix('Config')}Trainer":
+                self.trainer(call)
+        for name, value in (self.options.pop("model_init_kwargs", None) or {}).items():
+            self.options.setdefault(_MODEL.get(name, f"model_init_kwargs.{name}"), value)
+        return Script(task, self.options, self.unread)
+
+    def called(self, call: ast.Call) -> str:
+        """The last part of the function's name."""
+        return ast.unparse(call.func).rpartition(".")[2]
+
+    def literal(self, node: ast.AST) -> Any:
+        """A literal, or a name that stands for one; `torch.bfloat16` is bfloat16.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        if isinstance(node, ast.Name) and isinstance(self.names.get(node.id), ast.Constant):
+            node = self.names[node.id]
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch":
+            return node.attr
+        if isinstance(node, ast.List | ast.Tuple):
+            return [self.literal(each) for each in node.elts]
+        if isinstance(node, ast.Dict) and all(node.keys):
+            keys = [self.literal(key) for key in node.keys if key is not None]
+            return dict(zip(keys, map(self.literal, node.values), strict=True))
+        return ast.literal_eval(node)
+
+    def take(self, call: ast.Call, names: dict[str, str]) -> None:
+        """The keyword arguments of a call."""
+        for keyword in call.keywords:
+            name = names.get(keyword.arg or "**", keyword.arg or "**")
+            self.put(name, keyword.value)
+        if call.args:
+            self.unread[ast.unparse(call)[:60]] = "Arguments without a name aren't read."
+
+    def put(self, name: str, node: ast.AST) -> None:
+        """One option."""
+        try:
+            self.options[name] = self.literal(node)
+        except (ValueError, TypeError):
+            self.unread[name] = f"`{ast.unparse(node)[:60]}` is no literal: set it yourself."
+
+    def model(self, call: ast.Call) -> None:
+        """The policy's weights, where the trainer is given a loaded model."""
+        if call.args and "model_name_or_path" not in self.options:
+            self.put("model_name_or_path", call.args[0])
+        for keyword in call.keywords:
+            if keyword.arg in _MODEL:
+                self.put(_MODEL[keyword.arg], keyword.value)
+
+    def data_set(self, call: ast.Call) -> None:
+        """`load_dataset(name, config, split=...)`, or of files."""
+        given = {k.arg: k.value for k in call.keywords if k.arg}
+        given |= dict(zip(("path", "name"), call.args, strict=False))
+        read = {name: self.literal(node) for name, node in given.items() if self.is_literal(node)}
+        split = read.get("split", "train")
+        if not isinstance(split, str) or "test" in split or "val" in split or "eval" in split:
+            self.options["dataset_test_split"] = split
+            return
+        name = read.get("data_files") if read.get("path") in _FILES else read.get("path")
+        if not isinstance(name, str):
+            self.unread["load_dataset"] = (
+                f"`{ast.unparse(call)[:60]}` names no one file or data set: set `data.train`."
+            )
+            return
+        self.options["dataset_name"] = name
+        if "split" in read:
+            self.options["dataset_train_split"] = split
+        if read.get("name") is not None:
+            self.options["dataset_config"] = read["name"]
+
+    def is_literal(self, node: ast.AST) -> bool:
+        """Whether it can be read."""
+        try:
+            self.literal(node)
+        except (ValueError, TypeError):
+            return False
+        return True
+
+    def trainer(self, call: ast.Call) -> None:
+        """The model by name, and rewards by name or as functions of the script."""
+        for keyword in call.keywords:
+            if keyword.arg == "model" and self.is_literal(keyword.value):
+                self.put("model_name_or_path", keyword.value)
+            elif keyword.arg == "reward_funcs":
+                node = keyword.value
+                listed = node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
+                self.options["reward_funcs"] = [self.reward(each) for each in listed]
+
+    def reward(self, node: ast.AST) -> str:
+        """A model's name; `script.py:name` of a function that the script defines, `package.name` of another."""
+        if self.is_literal(node):
+            return str(self.literal(node))
+        name = ast.unparse(node)
+        if any(isinstance(each, ast.FunctionDef) and each.name == name for each in self.tree.body):
+            self.unread[f"reward_funcs: {name}"] = (
+                f'Loading it runs {self.path.name}: keep the training under `if __name__ == "__main__":`, or move '
+                "the function to a file of its own."
+            )
+            return f"{self.path}:{name}"
+        for each in ast.walk(self.tree):
+            if isinstance(each, ast.ImportFrom):
+                for alias in each.names:
+                    if (alias.asname or alias.name) == name:
+                        return f"{each.module}.{alias.name}"
+        return name
