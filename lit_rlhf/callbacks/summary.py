@@ -12,6 +12,7 @@ from rich import get_console
 
 from lit_rlhf.callbacks.export import ExportModel
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
+from lit_rlhf.callbacks.metrics_file import MetricsFile
 from lit_rlhf.callbacks.records import RecordingCallback
 from lit_rlhf.internals.lightning import callbacks_of, current_metrics, is_dry_run, iterations_done
 from lit_rlhf.modules import PolicyModule, PreferenceModule, RewardModelModule, SupervisedModule
@@ -127,6 +128,8 @@ def _places(trainer: Trainer) -> Iterator[tuple[str, str]]:
     for each in callbacks_of(trainer):
         if isinstance(each, RecordingCallback) and each.lines is not None and each.lines.size:
             yield each.lines.path.stem, str(each.lines.path)
+            if isinstance(each, MetricsFile):
+                yield "report", f"lit-rlhf report {each.lines.path.parent}"
         elif isinstance(each, IterationCheckpoint) and (newest := _newest(each)):
             yield "checkpoint", str(newest)
     for logger in trainer.loggers:

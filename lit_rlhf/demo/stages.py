@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, OneCycleLR
 
-from lit_rlhf.callbacks import ExportModel, MetricsFile, PhaseProgressBar, SampleTable
+from lit_rlhf.callbacks import ExportModel, MetricsFile, PhaseProgressBar, RunRecord, SampleTable
 from lit_rlhf.data import (
     DemonstrationDataModule,
     PreferenceDataModule,
@@ -214,6 +214,7 @@ class Stages:
                 *callbacks,
                 MetricsFile(str(folder)),
                 ExportModel(str(folder / "export")),
+                RunRecord(),
             ],
         )
 

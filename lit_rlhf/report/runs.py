@@ -65,8 +65,9 @@ class Run:
         ]
 
     def options(self) -> dict[str, Any]:
-        """The configuration with dotted names."""
-        return dict(_flat(yaml.safe_load(self.config))) if self.config else {}
+        """The configuration with dotted names, as the command line takes them."""
+        found = dict(_flat(yaml.safe_load(self.config))) if self.config else {}
+        return {name.replace(".init_args", ""): value for name, value in found.items()}
 
     def settled(self) -> dict[str, Any]:
         """The options that make runs different experiments: all but seeds and places."""

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.demo import DemoConfig, PolicyStage, RewardStage, SupervisedStage, run_demo
 from lit_rlhf.demo.world_data import WorldData
+from lit_rlhf.report.run_page import report_runs
+from tests.unit.report.test_page import Reader
 
 TINY = DemoConfig(
     supervised=SupervisedStage(demonstrations=64),
@@ -83,14 +84,28 @@ def test_the_reward_model_is_judged_as_it_was_exported(
     ] == pytest.approx(sum(prefers) / len(pairs))
 
 
-def test_report_is_one_whole_file(run: tuple[Path, dict[str, object], str]) -> None:
-    page = (run[0] / "report.html").read_text()
-    assert page.count("<svg") == 4
-    assert page.rstrip().endswith("</html>")
-    assert not re.search(
-        r'(src|href)="(http|[^#"])', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
-    )
-    assert "{{" not in page
+def test_report_shows_the_numbers_of_the_run(run: tuple[Path, dict[str, object], str]) -> None:
+    output, summary, _ = run
+    page = Reader((output / "report.html").read_text())
+    assert [address for address in page.addresses if not address.startswith("#")] == []
+    beside = json.loads((output / "report.json").read_text())["How it went"]
+    rows = [
+        json.loads(line) for line in (output / "ppo" / "metrics.jsonl").read_text().splitlines()
+    ]
+    kl = [row["train/objective/kl"] for row in rows if row["stage"] == "train"]
+    assert beside["KL to the initial policy"]["kl"]["y"] == kl
+    proxy, gold = beside["Gold against proxy"]["after PPO"].values()
+    assert sum(gold) / len(gold) == pytest.approx(summary["ppo"]["gold_after"])
+    assert sum(proxy) / len(proxy) == pytest.approx(summary["ppo"]["reward_after"])
+    assert len(page.specs) == 5
+    assert f"{summary['ppo']['gap_closed']:.0%}" in page.texts
+
+
+def test_the_stages_are_runs_that_can_be_reported(run: tuple[Path, dict[str, object], str]) -> None:
+    output, *_ = run
+    for stage in ("sft", "reward", "ppo"):
+        page = Reader(report_runs([output / stage], output / f"{stage}.html").read_text())
+        assert page.specs
 
 
 def test_terminal_shows_table_and_samples(run: tuple[Path, dict[str, object], str]) -> None:
