@@ -275,6 +275,19 @@ class _PassingError(Exception):
         self.retry_after = retry_after
 
 
+def addresses(owner: object, urls: str | list[str]) -> list[str]:
+    """The option `urls` of `owner` as a list: one address or several different ones, without a slash at the end.
+
+    Raises:
+        ConfigurationError: Another value.
+    """
+    found = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
+    right = 0 < len(found) == len(set(found)) and all(map(_is_address, found))
+    allowed = "one address with http:// or https://, or several different ones"
+    check_option(right, owner, "urls", urls, allowed)
+    return found
+
+
 def _is_address(url: object) -> bool:
     try:
         found = httpx.URL(str(url))

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 
 from lit_rlhf.errors import ConfigurationError, LitRLHFError, ServiceError
-from lit_rlhf.http import Endpoint, HTTPClient
+from lit_rlhf.http import Endpoint, HTTPClient, addresses
 from lit_rlhf.models import Backbone
 from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.replicas import Replicas
@@ -86,9 +86,7 @@ class HTTPReward(Reward):
         conversation_column: str | None = None,
     ) -> None:
         super().__init__()
-        self.urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
-        distinct = 0 < len(self.urls) == len(set(self.urls))
-        check_option(distinct, self, "urls", urls, "one address or several different ones")
+        self.urls = addresses(self, urls)
         whole = is_whole(prompts_per_request, 1)
         check_option(whole, self, "prompts_per_request", prompts_per_request, "1 or more")
         check_option(is_whole(cache, 0), self, "cache", cache, "0 or more")

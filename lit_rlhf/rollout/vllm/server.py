@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from lit_rlhf.distributed import num_ranks, rank
 from lit_rlhf.errors import ConfigurationError, LitRLHFError, ServiceError
-from lit_rlhf.http import Endpoint, HTTPClient
+from lit_rlhf.http import Endpoint, HTTPClient, addresses
 from lit_rlhf.models import Backbone
 from lit_rlhf.options import check_option, is_number
 from lit_rlhf.replicas import Replicas
@@ -79,9 +79,7 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
         ask_again: float = 30.0,
     ) -> None:
         super().__init__(sync or AdapterSync())
-        self.urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
-        distinct = 0 < len(self.urls) == len(set(self.urls))
-        check_option(distinct, self, "urls", urls, "one address or several different ones")
+        self.urls = addresses(self, urls)
         for name, value in (("timeout", timeout), ("ask_again", ask_again)):
             check_option(is_number(value) and value > 0, self, name, value, "above 0 seconds")
         check_option(is_number(wait) and wait >= 0, self, "wait", wait, "0 seconds or more")

@@ -178,7 +178,7 @@ def test_a_server_that_is_not_there_is_named_with_how_to_start_it(backbone: Back
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VLLMServerEngine("localhost:8000"), "url='localhost:8000'"),
+        (lambda: VLLMServerEngine("localhost:8000"), "urls='localhost:8000'"),
         (lambda: VLLMServerEngine([]), r"urls=\[\]"),
         (lambda: VLLMServerEngine(["http://a", "http://a/"]), "several different ones"),
         (lambda: VLLMServerEngine(wait=-1), "wait=-1"),
