@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.extras import importing_extra
 from lit_rlhf.files import writing
 
 
@@ -20,12 +20,8 @@ class Answers:
     """
 
     def __init__(self, directory: Path) -> None:
-        try:
+        with importing_extra("judge", "The cache of a judge"):
             from diskcache import Cache, JSONDisk  # noqa: PLC0415  (an extra)
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                "The cache of a judge needs diskcache, which isn't installed: pip install 'lit-rlhf[judge]'."
-            ) from error
         with writing(directory, "The cache of a judge in"):
             self._cache = Cache(str(directory), disk=JSONDisk, eviction_policy="none", cull_limit=0)
 
