@@ -61,6 +61,14 @@ CASES: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, Any], int]] = {
         2,
     ),
     "helpsteer2": ("Unpaired", "AsChat(HelpSteer2Ratings())", COLOR, (BLUE,), {"score": 4.0}, 2),
+    "helpsteer2_neighbours": (
+        "Preference",
+        "AsChat(HelpSteer2Pairs())",
+        COLOR,
+        (BLUE, "A dog.<eos>"),
+        {"margin": 3.0},
+        2,
+    ),
     "helpsteer2_preference": (
         "Preference",
         "AsChat(PreferenceStrength())",
@@ -104,6 +112,14 @@ CASES: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, Any], int]] = {
     "oasst_trees": (
         "Ranked",
         "ConversationTree()",
+        COLOR,
+        (BLUE, "A dog.<eos>"),
+        {"score": [0.0, -1.0]},
+        2,
+    ),
+    "oasst_rows": (
+        "Ranked",
+        "ConversationTreeRows()",
         COLOR,
         (BLUE, "A dog.<eos>"),
         {"score": [0.0, -1.0]},
