@@ -229,8 +229,8 @@ def read_as(
     if format is not None:
         if not rows:
             raise ConfigurationError(f"{what} has no rows.")
-        found = [*group_rows(rows, format)]
-        readable = next((row for row in found if format.reads_row(row)), found[0])
+        grouped = [*group_rows(rows, format)]
+        readable = next((row for row in grouped if format.reads_row(row)), grouped[0])
         try:
             return Reading(format, format(readable)[0])
         except InvalidRowError as error:

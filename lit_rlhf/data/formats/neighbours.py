@@ -40,7 +40,7 @@ def group_rows(rows: Iterable[Row], reader: Format) -> Iterator[Row]:
         yield from rows
         return
     numbered = enumerate(rows)
-    for _, found in groupby(numbered, key=lambda pair: _key(*pair, column)):
+    for _, found in groupby(numbered, key=lambda pair: _key(pair[0], pair[1], column)):
         group = [row for _, row in found]
         if isinstance(group[0], UnreadableRow):
             yield group[0]
@@ -157,7 +157,7 @@ class ConversationTreeRows(Columns):
                 "parent": each.get(self.parent),
                 "replies": [],
             }
-        roots = []
+        roots: list[dict[str, Any]] = []
         for node in nodes.values():
             above = nodes.get(node["parent"])
             (roots if above is None else above["replies"]).append(node)
