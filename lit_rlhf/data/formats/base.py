@@ -46,7 +46,7 @@ class Format(ABC):
         return ()
 
     def groups_by(self) -> str | None:
-        """The column whose equal values make neighbouring rows a `RowGroup`, converted as one. None: rows stand alone."""
+        """The column whose equal values make neighbouring rows a `RowGroup`, converted as one; None: rows alone."""
         return None
 
     def recognises(self, rows: Sequence[Row]) -> bool:
