@@ -1,4 +1,4 @@
-"""Of torch, read from 2.13: a module's hooks, tensors' versions, unsaved buffers, oneDNN's operators, process groups."""
+"""Of torch, read from 2.13: a module's hooks, tensors' versions, unsaved buffers, oneDNN's operators, groups."""
 
 from collections.abc import Callable
 from functools import partial
@@ -62,7 +62,7 @@ def laid_out_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[
 
 
 def collectives_begun() -> int:
-    """How many this process has begun in all of its groups; of ranks that run the same program, who is behind has fewer."""
+    """How many this process has begun, of all groups; of ranks that run the same program, one behind has fewer."""
     groups: Any = dist.distributed_c10d._world.pg_map  # noqa: SLF001
     return sum(group._get_sequence_number_for_group() for group in groups)  # noqa: SLF001
 
