@@ -34,7 +34,7 @@ _RUNS = itertools.count()
 class Beat(NamedTuple):
     """What a process says of itself."""
 
-    count: int
+    number: int
     """One more each time."""
     collectives: int
     """How many it has begun."""
@@ -69,7 +69,7 @@ class Standing:
             seconds: Since the last look.
         """
         for each, (before, now) in enumerate(zip(self.beats, beats, strict=True)):
-            said = now is not None and (before is None or now.count != before.count)
+            said = now is not None and (before is None or now.number != before.number)
             moved = now is not None and (before is None or now.collectives != before.collectives)
             self.silent[each] = 0.0 if said else self.silent[each] + seconds
             self.still[each] = 0.0 if moved else self.still[each] + seconds
@@ -211,7 +211,7 @@ class _Watch:
         stage = trainer.state.stage
         where = f"{phase or (stage.value if stage else 'setup')} of iteration {iterations_done(trainer)}"
         begun = collectives_begun()
-        return self._self._replace(count=self._answers + 1, collectives=begun, where=where)
+        return self._self._replace(number=self._answers + 1, collectives=begun, where=where)
 
     def _hear(self, key: str) -> Beat | None:
         return Beat(*json.loads(self._store.get(key))) if self._store.check([key]) else None

@@ -67,7 +67,7 @@ def collectives_begun() -> int:
     return sum(group._get_sequence_number_for_group() for group in groups)  # noqa: SLF001
 
 
-def own_store() -> dist.Store:
+def own_store() -> Any:
     """The store by which the processes found each other, on a connection of its own, for use by another thread."""
-    store: dist.Store = dist.distributed_c10d._get_default_store().clone()  # noqa: SLF001
-    return store
+    store: Any = dist.distributed_c10d._get_default_store()  # noqa: SLF001
+    return store.clone()

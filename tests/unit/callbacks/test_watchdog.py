@@ -12,8 +12,9 @@ from tests.unit.callbacks.standins import Data, Module, quiet_trainer
 LIMIT, SILENCE = 100.0, 30.0
 
 
-def beat(count: int, begun: int, **more: Any) -> Beat:
-    return Beat(count, begun, f"rollout of iteration {begun}", "here", 1000 + count, "1", **more)
+def beat(number: int, begun: int, **more: Any) -> Beat:
+    where = f"rollout of iteration {begun}"
+    return Beat(number, begun, where, "here", 1000 + number, "1", **more)
 
 
 def standing(looks: int, *ranks: Any) -> Standing:
