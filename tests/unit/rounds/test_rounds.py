@@ -64,9 +64,12 @@ class Counting(InProcess):
 
 
 def tiny(*configs: str, **options: Any) -> Training:
-    return Training(
-        [*configs, "overlays/tiny"], {"data": {"init_args": {"cache_dir": "cache"}}}, **options
-    )
+    """Fast enough to be seen."""
+    adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}
+    constant = {"class_path": "torch.optim.lr_scheduler.ConstantLR", "init_args": {"factor": 1.0}}
+    model = {"init_args": {"optimizer": adam, "lr_scheduler": constant}}
+    given = {"model": model, "data": {"init_args": {"cache_dir": "cache"}}}
+    return Training([*configs, "overlays/tiny"], given, **options)
 
 
 def rounds(method: Method, runner: InProcess | None = None, **options: Any) -> Rounds:
@@ -133,8 +136,13 @@ def test_what_is_done_is_not_done_again() -> None:
     again = Counting()
     rounds(iterative(), again, rounds=2).run()
     assert again.ran == []
+    other = RejectionSampling(PROMPTS, LENGTH, training=tiny("sft/lora"))
+    with pytest.raises(ConfigurationError, match="holds rounds of IterativeDPO"):
+        rounds(other).run()
+    assert json.loads(Path("runs/loop/rounds.json").read_text())["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_lost_piece_is_made_again_with_the_same_bits() -> None:
     rounds(iterative()).run()
     whole = content("runs/loop")
@@ -173,6 +181,7 @@ def test_rejection_sampling_imitates_the_best() -> None:
     assert run["module"] == "SupervisedModule"
 
 
+@pytest.mark.slow
 def test_the_policy_judges_itself() -> None:
     judge = {
         "class_path": "LocalJudge",
@@ -203,6 +212,7 @@ def test_the_policy_judges_itself() -> None:
     assert 0 <= made.record["rounds"]["1"]["measures"]["agreement"] <= 1
 
 
+@pytest.mark.slow
 def test_reward_refresh_trains_on_all_labels() -> None:
     judge = {
         "class_path": "LocalJudge",
@@ -233,6 +243,7 @@ def test_reward_refresh_trains_on_all_labels() -> None:
     ].keys()
 
 
+@pytest.mark.slow
 def test_people_are_waited_for() -> None:
     method = IterativeDPO(PeopleFeedback(PROMPTS, 16, SAMPLE), tiny("preference/dpo_lora"))
     made = rounds(method, rounds=1)
@@ -249,6 +260,7 @@ def test_people_are_waited_for() -> None:
     assert runner.ran == ["fit"]
 
 
+@pytest.mark.slow
 def test_rules_stop_the_rounds() -> None:
     evaluation = Evaluation(PROMPTS, LENGTH, 1, SAMPLE)
     runner = Counting()
@@ -288,7 +300,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 def test_nothing_begins_where_a_later_step_is_wrong(capfd: pytest.CaptureFixture[str]) -> None:
     wrong = tiny("preference/dpo_lora")
-    wrong.options["model"] = {"init_args": {"los": 1}}
+    wrong.options["model"]["init_args"]["los"] = 1
     method = IterativeDPO(RewardFeedback(PROMPTS, LENGTH, 16, SAMPLE), wrong)
     with pytest.raises(RoundError, match="Nothing was begun"):
         rounds(method).run()
@@ -303,14 +315,6 @@ def test_a_run_that_exports_nothing_is_refused() -> None:
     )
     with pytest.raises(ConfigurationError, match="ExportModel"):
         rounds(method).run()
-
-
-def test_other_rounds_and_other_processes_are_kept_out() -> None:
-    rounds(iterative(), rounds=1).run()
-    other = RejectionSampling(PROMPTS, LENGTH, training=tiny("sft/lora"))
-    with pytest.raises(ConfigurationError, match="holds rounds of IterativeDPO"):
-        rounds(other).run()
-    assert json.loads(Path("runs/loop/rounds.json").read_text())["state"] == "finished"
 
 
 def test_a_training_under_way_keeps_its_options() -> None:
