@@ -63,11 +63,8 @@ def report_rounds(root: Path, output: Path) -> Path:
     if samples := _samples(root, rounds):
         text = "What each policy wrote for the same prompt, drawn with the same seed."
         sections.append(Section("Samples", [samples], text))
-    runs = [
-        run
-        for key in rounds
-        if (run := root / f"round-{_padded(key)}" / "policy") and (run / "metrics.jsonl").is_file()
-    ]
+    runs = [root / f"round-{_padded(key)}" / "policy" for key in rounds]
+    runs = [run for run in runs if (run / "metrics.jsonl").is_file()]
     if runs:
         sections += curve_sections(group_by_seed(read_runs(runs)))
     sections.append(_steps(rounds))
