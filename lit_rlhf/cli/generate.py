@@ -79,8 +79,8 @@ def generate(
         reward: Scores completions; rules may read the other columns of the rows.
         reference: Another model; the column `kl` then holds log-prob less the log-prob under it, in nats, whose mean is
             the KL of the policy to it.
-        keep: All completions, the best of each prompt, or its best and worst, which both need a reward; or candidates to
-            compare, or self_play.
+        keep: All completions, the best of each prompt, or its best and worst, which both need a reward; or
+            candidates to compare, or self_play.
         num_best: How many of each prompt `--keep best` keeps.
         batch_size: Prompts that are completed together.
         dtype: Of the model's weights.

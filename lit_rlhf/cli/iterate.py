@@ -20,8 +20,8 @@ def iterate(
 ) -> None:
     """Sample, judge, train, and again: iterative DPO, self-rewarding, self-play, rejection sampling, reward refresh.
 
-    `lit-rlhf iterate -c rounds/iterative_dpo` runs each round in a directory of its own. Started again, the same command
-    goes on where it was: what is finished isn't done again. See docs/howto/iterate.md.
+    `lit-rlhf iterate -c rounds/iterative_dpo` runs each round in a directory of its own. Started again, the same
+    command goes on where it was: what is finished isn't done again. See docs/howto/iterate.md.
 
     Args:
         policy: The first policy: directory or hub id of a model, or an exported adapter.

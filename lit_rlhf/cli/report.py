@@ -28,8 +28,8 @@ def report(runs: list[Path], output: Path | None = None) -> None:
     rounds = [run for run in runs if (run / ROUNDS).is_file()]
     if rounds and len(runs) > 1:
         raise ConfigurationError(
-            f"{rounds[0]} holds rounds, which have a report of their own: name it alone, or name runs within it, such as "
-            f"{rounds[0] / 'round-00' / 'policy'}."
+            f"{rounds[0]} holds rounds, which have a report of their own: name it alone, or name runs within it, such "
+            f"as {rounds[0] / 'round-00' / 'policy'}."
         )
     path = report_rounds(runs[0], output) if rounds else report_runs(runs, output)
     print_text(f"{path}\n")

@@ -178,8 +178,8 @@ class Rounds:
         begun = step.run_dir is not None and any((step.run_dir / "checkpoints").glob("*.ckpt"))
         if begun and file.is_file() and file.read_text(encoding="utf-8") != text:
             raise ConfigurationError(
-                f"{step.run_dir} was begun with other options than those that are given now (see {file}). Put the former "
-                f"ones back to finish it, or delete {step.run_dir} to train anew."
+                f"{step.run_dir} was begun with other options than those that are given now (see {file}). Put the "
+                f"former ones back to finish it, or delete {step.run_dir} to train anew."
             )
         write_text(file, text, "The options")
         configs = [word for config in step.configs for word in ("-c", config)]
