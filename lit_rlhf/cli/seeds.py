@@ -1,4 +1,4 @@
-"""`--seeds 0 1 2` behind any command that trains: a run for each, in directories beside each other, and their spread."""
+"""`--seeds 0 1 2` behind any command that trains: a run for each, in directories of their own, and their spread."""
 
 import argparse
 import os
@@ -40,9 +40,10 @@ def run(words: Sequence[str]) -> None:
 def train_seeds(words: Sequence[str]) -> None:
     """Train once per seed, one after the other, and say how far the seeds lie apart.
 
-    A seed is that of the module, of its new weights (`init_seed`), of the order of the data, and `seed_everything`. Each run
-    is a process with a directory of its own, `<run_dir>/seed-<n>`. Started again, the command leaves out the seeds that
-    have finished and goes on with the one that has not. A seed that fails in training doesn't keep the others from running.
+    A seed is that of the module, of its new weights (`init_seed`), of the order of the data, and `seed_everything`.
+    Each run is a process with a directory of its own, `<run_dir>/seed-<n>`. Started again, the command leaves out the
+    seeds that have finished and goes on with the one that has not. A seed that fails in training doesn't keep the
+    others from running.
 
     Args:
         words: The command line from `fit` on.
@@ -98,8 +99,8 @@ def read_seeds(words: Sequence[str]) -> tuple[list[int], list[str]]:
     valid = len(seeds) == len(texts) > 0 and len(set(seeds)) == len(seeds)
     if not valid or max(seeds) > _LARGEST:
         raise ConfigurationError(
-            f"--seeds {' '.join(given.seeds) or '(nothing)'}: give whole numbers from 0 to {_LARGEST}, each once, as in "
-            "--seeds 0 1 2."
+            f"--seeds {' '.join(given.seeds) or '(nothing)'}: give whole numbers from 0 to {_LARGEST}, each once, as "
+            "in --seeds 0 1 2."
         )
     return seeds, rest
 

@@ -92,7 +92,10 @@ def _glance(runs: Sequence[Run], groups: Sequence[Group]) -> list[Block]:
         for _, found in ends:
             rows[-1].append(_with_interval(found[number]))
     columns = ["run", "seeds", "state", "iterations", *(label for label, _ in ends)]
-    told = "Means over the last tenth of each run; of three seeds or more with the 95 % interval of their mean (Student's t)."
+    told = (
+        "Means over the last tenth of each run; "
+        "of three seeds or more with the 95 % interval of their mean (Student's t)."
+    )
     return [Table(columns, rows, told)]
 
 
@@ -104,7 +107,7 @@ def _with_interval(end: tuple[float, float | None] | None) -> Cell:
 
 def _by_seed(group: Group) -> Section:
     rows: list[list[Cell]] = [[spread.label, *spread.cells()] for spread in spreads(group)]
-    told = "Each seed's mean over the last tenth of its run; the interval is of the mean (Student's t), of three seeds or more."
+    told = "Means over the last tenth of each run; the interval is that of their mean (Student's t), of three or more."
     return Section(f"Seeds of {group.name}", [Table(["metric", *columns(group)], rows, told)])
 
 
