@@ -1,5 +1,6 @@
 """Curves of runs: which metrics stand together, and runs that differ by seed alone as one with a band."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def t_interval(values: Sequence[float]) -> float | None:
         return None
     freedom = len(values) - 1
     quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.96 + 2.5 / freedom
-    return quantile * stdev(values) / len(values) ** 0.5
+    return quantile * stdev(values) / math.sqrt(len(values))
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[Group]:
