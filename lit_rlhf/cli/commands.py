@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-TRAINING = "lit_rlhf.cli.training"
+TRAINING = "lit_rlhf.cli.seeds"
 RECIPES = "lit_rlhf.cli.recipes"
 
 
