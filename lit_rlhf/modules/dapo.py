@@ -102,6 +102,10 @@ class DAPOPolicyModule(GroupPolicyModule):
         share = overlong_penalty(lengths, self.sampling.max_new_tokens, self.overlong_buffer)
         return scores + self.overlong_penalty * share
 
+    def first_prompts(self, batch: PromptBatch) -> PromptBatch:
+        """The first pool."""
+        return select_prompts(batch, slice(0, len(batch["index"]) // self.oversampling))
+
     def draw(self, batch: PromptBatch) -> tuple[ScoredRollout, list[Sample]]:
         """This process's share of the prompts of all pools that have something to teach; samples of all drawn."""
         pool, ranks = len(batch["index"]), num_ranks()

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
+from lit_rlhf.functional.masking import masked_mean
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
+from lit_rlhf.internals.lightning import is_within_iteration, next_batch, save_before_peek
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, export_policy, gathered
 from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import collect as stages
@@ -49,7 +51,7 @@ from lit_rlhf.objectives import (
 )
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import NativeEngine, RolloutEngine, Sampling
+from lit_rlhf.rollout import Ahead, NativeEngine, RolloutEngine, Sampling
 from lit_rlhf.seeding import generator
 from lit_rlhf.types import (
     BranchedBatch,
@@ -173,6 +175,12 @@ class PolicyModule(RLHFModule):
         super().setup(stage)
         refuse_trainer_options(self.trainer, stage, self.updates.per_iteration)
 
+    def teardown(self, stage: str) -> None:
+        """Forget what was sampled for a batch that won't come."""
+        super().teardown(stage)
+        if isinstance(self.engine, Ahead):
+            self.engine.drop()
+
     def configure_roles(self) -> None:
         """Adapter `policy` and the base as reference, or a trainable model and a frozen copy of it."""
         if self.backbone.has_lora:
@@ -269,7 +277,13 @@ class PolicyModule(RLHFModule):
         """Log, move the KL coefficient, count the iteration."""
         weights = self.importance_weights(rollout)
         metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value, weights)
-        counts = {"iteration": self.iteration, "skipped_steps": self.guard.skipped}
+        counts: dict[str, float] = {
+            "iteration": self.iteration,
+            "skipped_steps": self.guard.skipped,
+        }
+        if (versions := rollout.completions.versions) is not None:
+            behind = (self.iteration - versions).float()
+            counts["rollout/staleness"] = float(masked_mean(behind, rollout.response_mask))
         metrics |= {"kl_coef": self.kl.value} | counts
         self.means = Means()
         self.log_dict(
@@ -309,6 +323,8 @@ class PolicyModule(RLHFModule):
         self.engine.check(self.backbone)
         with self.phases("rollout"), gathered(self.backbone):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
+            if purpose == "rollout" and isinstance(self.engine, Ahead):
+                generation = self.look_ahead(self.engine, generation)
         flops = generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
         self.phases.add_flops("rollout", flops)
         completions = stages.read_completions(self.backbone.tokenizer, prompts, generation, batch)
@@ -328,15 +344,38 @@ class PolicyModule(RLHFModule):
             values=self.sampled_values,
         )
 
+    def look_ahead(self, engine: Ahead, generation: Generation) -> Generation:
+        """Have the engine begin on the next batch with the weights as they are; the completions get versions."""
+        if (following := next_batch(self.trainer)) is not None:
+            batch = self.first_prompts(following)
+            engine.look_ahead(
+                self.backbone,
+                batch["input_ids"],
+                batch["branch_ids"] == 0,
+                version=self.iteration,
+                sampling=self.sampling,
+                seeds=self.sample_seeds(batch, "rollout", self.num_samples, ahead=1),
+                num_samples=self.num_samples,
+            )
+        now = torch.full_like(generation.tokens, self.iteration)
+        return generation if generation.versions is not None else replace(generation, versions=now)
+
+    def first_prompts(self, batch: PromptBatch) -> PromptBatch:
+        """Those of a batch that an iteration samples first."""
+        return batch
+
     @property
     def sampled_values(self) -> str | None:
         """A head on the policy whose values the engine is asked for while it samples."""
         return None
 
-    def sample_seeds(self, batch: PromptBatch, purpose: str, num_samples: int) -> Tensor:
-        """A seed (N,) for each sample of each prompt."""
+    def sample_seeds(
+        self, batch: PromptBatch, purpose: str, num_samples: int, ahead: int = 0
+    ) -> Tensor:
+        """A seed (N,) for each sample of each prompt, of this iteration or of one that many ahead."""
+        iteration = self.iteration + ahead
         return stages.prompt_sample_seeds(
-            batch["index"], num_samples, seed=self.seed, iteration=self.iteration, purpose=purpose
+            batch["index"], num_samples, seed=self.seed, iteration=iteration, purpose=purpose
         )
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
@@ -469,11 +508,21 @@ class PolicyModule(RLHFModule):
         """Write the policy for other tools; see `models.export_policy`."""
         export_policy(self.backbone, path, merge=merge)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the batch that the engine has looked at."""
+        super().on_save_checkpoint(checkpoint)
+        if self._trainer is not None:
+            save_before_peek(self.trainer, checkpoint)
+
     def extra_state(self) -> dict[str, Any]:
-        """Iteration and KL coefficient."""
-        return {"iteration": self.iteration, "kl": self.kl.state_dict()}
+        """Iteration, KL coefficient, and what the engine has sampled ahead."""
+        state: dict[str, Any] = {"iteration": self.iteration, "kl": self.kl.state_dict()}
+        # One process alone may write a checkpoint within an iteration, of which none can go on.
+        between = self._trainer is None or not is_within_iteration(self.trainer)
+        return state | {"engine": self.engine.state_dict() if between else {}}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.iteration = state["iteration"]
         self.kl.load_state_dict(state["kl"])
+        self.engine.load_state_dict(state.get("engine", {}))
