@@ -124,7 +124,10 @@ def batches_in_flight(trainer: Trainer | None) -> int:
 
     A checkpoint of an interruption is written inside a step, and Lightning repeats that step's batch.
     """
-    if trainer is None or not trainer.training:
+    if trainer is None:
         return 0
+    peeked = batches_peeked(trainer)
+    if not trainer.training:
+        return peeked
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    return int(max(progress.ready - progress.processed, 0)) + batches_peeked(trainer)
+    return peeked + int(max(progress.ready - progress.processed, 0))

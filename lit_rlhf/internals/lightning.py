@@ -1,7 +1,6 @@
 """Of Lightning, read from 2.6: its loops, its logger connector, and what its command line does with checkpoints."""
 # ruff: noqa: SLF001
 
-import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -116,7 +115,8 @@ class _Peekable(Iterator[Any]):
         """The next item, or None behind the last."""
         if not self.seen:
             self.states = self._loader._state_dicts()
-            self.seen += itertools.islice(self._items, 1)
+            item = next(self._items, None)  # `iter` of it, in a loop, would begin anew
+            self.seen += [] if item is None else [item]
         return self.seen[0] if self.seen else None
 
 

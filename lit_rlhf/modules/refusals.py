@@ -47,9 +47,9 @@ def refuse_logprobs(
         )
     if engine.staleness > 0 and correction is None:
         raise ConfigurationError(
-            f"{type(engine).__name__}(staleness={engine.staleness}) gives samples of earlier weights, which a loss would "
-            "take for the policy's own. Set importance_correction: TruncatedImportance and recompute_logprobs: true. A "
-            "module without these options trains on its own samples alone: leave Ahead out."
+            f"{type(engine).__name__}(staleness={engine.staleness}) gives samples of earlier weights, which a loss "
+            "would take for the policy's own. Set importance_correction: TruncatedImportance and recompute_logprobs: "
+            "true. A module without these options trains on its own samples alone: leave Ahead out."
         )
     if correction is not None and not recompute:
         raise ConfigurationError(

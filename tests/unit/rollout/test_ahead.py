@@ -208,7 +208,7 @@ class Watch(Callback):
         self.prompts: list[list[int]] = []
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        self.staleness.append(float(trainer.callback_metrics["train/rollout/staleness"]))
+        self.staleness.append(float(trainer.callback_metrics.get("train/rollout/staleness", -1)))
         self.prompts.append(args[2]["index"].tolist())
 
 
@@ -231,7 +231,7 @@ def train(
         sampling=Sampling(max_new_tokens=5),
         recompute_logprobs=True,
         importance_correction=TruncatedImportance(),
-        optimizer=lambda groups: torch.optim.AdamW(groups, lr=2e-2),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2, eps=1e-5),
         seed=3,
         **(module or {}),
     )
@@ -264,23 +264,26 @@ def test_it_trains_as_one_that_is_a_step_late(
     ours, watch = train(tmp_path / "ours", tiny_model_dir, engine)
     theirs, _ = train(tmp_path / "theirs", tiny_model_dir, Late())
     assert watch.staleness == [0, 1, 1, 1]
-    start, _ = train(tmp_path / "start", tiny_model_dir, Late(), limit_train_batches=1)
+    assert sorted(sum(watch.prompts, [])) == list(range(16))
+    start, _ = train(
+        tmp_path / "start", tiny_model_dir, Late(), limit_train_batches=1, val_check_interval=1
+    )
     for name, weight in trained(theirs).items():
         torch.testing.assert_close(trained(ours)[name], weight, **PROCESSES, msg=name)
-    moved = [not torch.equal(trained(start)[name], w) for name, w in trained(theirs).items()]
-    assert all(moved)
+    moved = [(trained(start)[name] - w).abs().max() for name, w in trained(theirs).items()]
+    assert min(moved) > 1e-3
     assert engine.state_dict() == {}, "nothing is left over"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_trains_on_what_was_sampled_ahead(
-    engine: Ahead, gate: Gate, tiny_model_dir: Path, tmp_path: Path, workers: int
+    engine: Ahead, tiny_model_dir: Path, tmp_path: Path, workers: int
 ) -> None:
     options: dict[str, Any] = {"max_epochs": 2, "workers": workers}
-    whole, watch = train(tmp_path / "whole", tiny_model_dir, engine, **options)
+    _, watch = train(tmp_path / "whole", tiny_model_dir, engine, **options)
     assert watch.staleness == [0, 1, 1, 1] * 2, "nothing is sampled ahead over an epoch's end"
     checkpoints = sorted((tmp_path / "whole" / "checkpoints").glob("iteration-*.ckpt"))
-    for number in (1, 2, 4, 6):
+    for number in (2, 4, 5):
         state = torch.load(checkpoints[number - 1], weights_only=True)
         assert bool(state["lit_rlhf"]["state"]["engine"]) == (number % 4 != 0)
         directory = tmp_path / str(number)
@@ -288,16 +291,13 @@ def test_a_resumed_run_trains_on_what_was_sampled_ahead(
         (directory / "checkpoints").mkdir()
         shutil.copy(checkpoints[number - 1], directory / "checkpoints")
         shutil.copy(tmp_path / "whole" / "prompts.jsonl", directory)
-        asked = len(gate.server.completions)
-        resumed, then = train(directory, tiny_model_dir, engine, ckpt_path="last", **options)
-        first = gate.server.completions[asked:]
+        _, then = train(directory, tiny_model_dir, engine, ckpt_path="last", **options)
         assert then.prompts == watch.prompts[number:]
         assert then.staleness == watch.staleness[number:]
         newest = max((directory / "checkpoints").glob("iteration-*.ckpt"))
         ours, theirs = (torch.load(path, weights_only=True) for path in (newest, checkpoints[-1]))
         assert difference(ours["state_dict"], theirs["state_dict"]) is None, number
         assert difference(ours["optimizer_states"], theirs["optimizer_states"]) is None
-        assert first
 
 
 def test_pools_of_prompts_are_sampled_ahead_by_turns(
