@@ -83,6 +83,9 @@ class PolicyModule(RLHFModule):
     Args:
         backbone: The initial policy; the reference is the same base with adapters off, or a frozen copy.
         reward: Scores completions; see `lit_rlhf.rewards`.
+        reference: What the policy is held to: $\pi_{ref}$. Default: the initial policy. A `TeacherModel` or
+            `TeacherAdapter` holds it to another one; with `NoReward` and `FixedKL(1)` that is distillation by policy
+            gradients, whose optimum is the teacher.
         engine: Samples completions; default `NativeEngine()`.
         sampling: Length limit and temperature of rollouts. Losses use the log-probs of the tempered distribution. Top-k
             and top-p are refused here: the loss would be that of another distribution than the one sampled from.
@@ -120,6 +123,7 @@ class PolicyModule(RLHFModule):
         backbone: ModelSpec,
         reward: Reward,
         *,
+        reference: Reference | None = None,
         engine: RolloutEngine | None = None,
         sampling: Sampling | None = None,
         eval_sampling: Sampling | None = None,
@@ -141,7 +145,7 @@ class PolicyModule(RLHFModule):
             backbone, optimizer=optimizer, lr_scheduler=lr_scheduler, seed=seed, steps=updates
         )
         self.automatic_optimization = False
-        self.reference = Reference()
+        self.reference = reference or Reference()
         self.reward = reward
         self.engine = engine or NativeEngine()
         self.sampling = sampling or Sampling()
@@ -268,7 +272,7 @@ class PolicyModule(RLHFModule):
     def finish_iteration(self, rollout: EvaluatedRollout) -> None:
         """Log, move the KL coefficient, count the iteration."""
         weights = self.importance_weights(rollout)
-        metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value, weights)
+        metrics = rollout_metrics(rollout, self.kl.value, weights) | self.means.compute()
         counts = {"iteration": self.iteration, "skipped_steps": self.guard.skipped}
         metrics |= {"kl_coef": self.kl.value} | counts
         self.means = Means()
@@ -345,12 +349,17 @@ class PolicyModule(RLHFModule):
         ref = self.by_parts(
             rollout, model, lambda part: asked(self._logprobs(model, role, part).logprobs)
         )
-        old = rollout.completions.logprobs
-        if self.recompute_logprobs or old is None:
-            old = self.by_parts(
-                rollout, self.backbone, lambda part: asked(self.policy_forward(part).logprobs)
-            )
+        old = self.sampled_logprobs(rollout)
         return rollout.to_stage(EvaluatedRollout, old_logprobs=old, ref_logprobs=ref)
+
+    def sampled_logprobs(self, rollout: Rollout) -> Tensor:
+        """(N, T): the engine's log-probs of what it sampled, or the policy's own where those are not taken."""
+        found = rollout.completions.logprobs
+        if found is not None and not self.recompute_logprobs:
+            return found
+        return self.by_parts(
+            rollout, self.backbone, lambda part: asked(self.policy_forward(part).logprobs)
+        )
 
     def by_parts(
         self, rollout: Rollout, weights: torch.nn.Module, compute: Callable[[Rollout], Tensor]

@@ -25,6 +25,7 @@ from lit_rlhf.modules import (
     SupervisedModule,
 )
 from lit_rlhf.modules.ppo import PPORollout
+from lit_rlhf.rewards import NoReward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EstimatedRollout, EvaluatedRollout, LossOutput, ScoredRollout
 from lit_rlhf.verify import (
@@ -42,7 +43,6 @@ from lit_rlhf.verify import (
 from lit_rlhf.verify.custom import custom_cases
 from lit_rlhf.verify.exact import PI_STAR
 from lit_rlhf.verify.off_policy import OffPolicyCase
-from lit_rlhf.verify.policy import NoReward
 from lit_rlhf.verify.runner import (
     BETA,
     GRADIENT_TOLERANCE,
