@@ -62,12 +62,13 @@ class DistillationPolicyModule(PolicyModule):
         super().__init__(
             backbone,
             reward or NoReward(),
-            reference=teacher,
+            reference=None,
             kl=None,
             surrogate=None,
             importance_correction=None,
             **kwargs,
         )
+        self.reference = teacher
         self.divergence: Divergence = self.part("divergence", divergence)
         penalty = self.missing_eos_penalty
         what = "0: the teacher says where completions end"
