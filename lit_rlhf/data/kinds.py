@@ -14,6 +14,7 @@ from lit_rlhf.data.collate import (
     RankedCollator,
     UnpairedCollator,
 )
+from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.datamodule import BranchedDataModule
 from lit_rlhf.data.formats import (
     Demonstration,
@@ -24,7 +25,6 @@ from lit_rlhf.data.formats import (
     Steps,
     Unpaired,
 )
-from lit_rlhf.data.preparation import Shape
 from lit_rlhf.data.recognition import Takes
 from lit_rlhf.data.wrappers import PairsFromRanking, PromptsOf, UnpairedFromPairs
 from lit_rlhf.errors import ConfigurationError

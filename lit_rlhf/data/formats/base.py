@@ -45,11 +45,15 @@ class Format(ABC):
         """The columns that it can't do without. A format that reads more columns of the rows is the better reading."""
         return ()
 
+    def groups_by(self) -> str | None:
+        """The column whose equal values make neighbouring rows a `RowGroup`, converted as one. None: rows stand alone."""
+        return None
+
     def recognises(self, rows: Sequence[Row]) -> bool:
         """Whether rows are of this format: at least half of them can be converted.
 
         Args:
-            rows: The first rows of a source.
+            rows: The first rows of a source, grouped by `groups_by`.
         """
         return 2 * sum(map(self.reads_row, rows)) >= len(rows)
 

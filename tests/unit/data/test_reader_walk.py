@@ -31,8 +31,9 @@ from lit_rlhf.data import (
     Unpaired,
     UnpairedFromPairs,
 )
+from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.encoding import Encoder
-from lit_rlhf.data.preparation import Preparation, Shape
+from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.errors import DataError
 from lit_rlhf.testing import make_tokenizer
 from tests.public import public_names
