@@ -83,9 +83,8 @@ class PolicyModule(RLHFModule):
     Args:
         backbone: The initial policy; the reference is the same base with adapters off, or a frozen copy.
         reward: Scores completions; see `lit_rlhf.rewards`.
-        reference: What the policy is held to: $\pi_{ref}$. Default: the initial policy. A `TeacherModel` or
-            `TeacherAdapter` holds it to another one; with `NoReward` and `FixedKL(1)` that is distillation by policy
-            gradients, whose optimum is the teacher.
+        reference: What the policy is held to, $\pi_{ref}$: `TeacherModel` and `TeacherAdapter` are others than the
+            initial policy, which is the default.
         engine: Samples completions; default `NativeEngine()`.
         sampling: Length limit and temperature of rollouts. Losses use the log-probs of the tempered distribution. Top-k
             and top-p are refused here: the loss would be that of another distribution than the one sampled from.
@@ -281,9 +280,7 @@ class PolicyModule(RLHFModule):
             batch_size=rollout.num_prompts,
         )
         shown = {"reward": metrics["objective/scores"], "kl": metrics["objective/kl"]}
-        self.log_dict(
-            {name: float(value) for name, value in shown.items()}, prog_bar=True, logger=False
-        )
+        self.log_dict(shown, prog_bar=True, logger=False)
         self.kl.update(metrics["objective/kl"], len(rollout.response_mask))
         self.iteration += 1
 
@@ -355,11 +352,12 @@ class PolicyModule(RLHFModule):
     def sampled_logprobs(self, rollout: Rollout) -> Tensor:
         """(N, T): the engine's log-probs of what it sampled, or the policy's own where those are not taken."""
         found = rollout.completions.logprobs
-        if found is not None and not self.recompute_logprobs:
-            return found
-        return self.by_parts(
-            rollout, self.backbone, lambda part: asked(self.policy_forward(part).logprobs)
-        )
+        if found is None or self.recompute_logprobs:
+            forward = self.policy_forward
+            found = self.by_parts(
+                rollout, self.backbone, lambda part: asked(forward(part).logprobs)
+            )
+        return found
 
     def by_parts(
         self, rollout: Rollout, weights: torch.nn.Module, compute: Callable[[Rollout], Tensor]
