@@ -26,7 +26,7 @@ def rows_by_chunks(
         others: (n, ...) each, without.
         chunk_size: Rows at a time.
         keep_slopes: Nothing but `hidden` has a gradient: it is formed in the forward pass and kept, (n, h), so that the
-            backward pass computes nothing anew. Else chunks are computed again there, and may train what `compute` uses.
+            backward pass computes nothing anew. Else chunks are computed again there, and may train more.
 
     Example:
         >>> hidden = torch.ones(3, 2, requires_grad=True)

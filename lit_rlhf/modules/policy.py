@@ -83,8 +83,7 @@ class PolicyModule(RLHFModule):
     Args:
         backbone: The initial policy; the reference is the same base with adapters off, or a frozen copy.
         reward: Scores completions; see `lit_rlhf.rewards`.
-        reference: What the policy is held to, $\pi_{ref}$: `TeacherModel` and `TeacherAdapter` are others than the
-            initial policy, which is the default.
+        reference: What the policy is held to, $\pi_{ref}$; default: the initial policy. `TeacherModel` is another.
         engine: Samples completions; default `NativeEngine()`.
         sampling: Length limit and temperature of rollouts. Losses use the log-probs of the tempered distribution. Top-k
             and top-p are refused here: the loss would be that of another distribution than the one sampled from.
@@ -261,9 +260,8 @@ class PolicyModule(RLHFModule):
     def take_step(self) -> Tensor:
         """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
         optimizer: Any = self.optimizers()
-        norm, taken = guarded_step(
-            optimizer, self.guard, self.loss_scaler(), self.updates.max_grad_norm
-        )
+        limit = self.updates.max_grad_norm
+        norm, taken = guarded_step(optimizer, self.guard, self.loss_scaler(), limit)
         if taken and isinstance(schedule := self.lr_schedulers(), LRScheduler):
             schedule.step()
         return norm
@@ -272,13 +270,11 @@ class PolicyModule(RLHFModule):
         """Log, move the KL coefficient, count the iteration."""
         weights = self.importance_weights(rollout)
         metrics = rollout_metrics(rollout, self.kl.value, weights) | self.means.compute()
-        counts = {"iteration": self.iteration, "skipped_steps": self.guard.skipped}
-        metrics |= {"kl_coef": self.kl.value} | counts
+        metrics |= {"skipped_steps": self.guard.skipped, "iteration": self.iteration}
+        metrics |= {"kl_coef": self.kl.value}
         self.means = Means()
-        self.log_dict(
-            {f"train/{name}": float(value) for name, value in metrics.items()},
-            batch_size=rollout.num_prompts,
-        )
+        named = {f"train/{name}": float(value) for name, value in metrics.items()}
+        self.log_dict(named, batch_size=rollout.num_prompts)
         shown = {"reward": metrics["objective/scores"], "kl": metrics["objective/kl"]}
         self.log_dict(shown, prog_bar=True, logger=False)
         self.kl.update(metrics["objective/kl"], len(rollout.response_mask))
@@ -342,22 +338,20 @@ class PolicyModule(RLHFModule):
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
         """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
-        model, role = self.reference.beside(self.backbone)
-        ref = self.by_parts(
-            rollout, model, lambda part: asked(self._logprobs(model, role, part).logprobs)
-        )
+        ref = self.all_logprobs(rollout, *self.reference.beside(self.backbone))
         old = self.sampled_logprobs(rollout)
         return rollout.to_stage(EvaluatedRollout, old_logprobs=old, ref_logprobs=ref)
 
     def sampled_logprobs(self, rollout: Rollout) -> Tensor:
-        """(N, T): the engine's log-probs of what it sampled, or the policy's own where those are not taken."""
+        """(N, T): the engine's of what it sampled, or the policy's own where those are not taken."""
         found = rollout.completions.logprobs
-        if found is None or self.recompute_logprobs:
-            forward = self.policy_forward
-            found = self.by_parts(
-                rollout, self.backbone, lambda part: asked(forward(part).logprobs)
-            )
-        return found
+        own = found is None or self.recompute_logprobs
+        return self.all_logprobs(rollout, self.backbone, "policy") if own else asked(found)
+
+    def all_logprobs(self, rollout: Rollout, model: Backbone, role: str | None) -> Tensor:
+        """(N, T): of a rollout's tokens under a model, without gradient."""
+        forward = partial(self._logprobs, model, role)
+        return self.by_parts(rollout, model, lambda part: asked(forward(part).logprobs))
 
     def by_parts(
         self, rollout: Rollout, weights: torch.nn.Module, compute: Callable[[Rollout], Tensor]

@@ -26,11 +26,11 @@ class Teacher(Reference):
 class TeacherModel(Teacher):
     """Another model, frozen, that reads the student's token ids: of any size or architecture.
 
-    Checkpoints and exports of the student hold nothing of it. Rows of its LM head beyond the student's, which belong to no token
-    (models of one family pad their vocabularies to different widths), are left out of its distributions.
+    Checkpoints and exports of the student hold nothing of it. Rows of its LM head beyond the student's, which belong to
+    no token (models of one family pad their vocabularies to different widths), are left out of its distributions.
 
     Args:
-        backbone: The model; `quantization: nf4` and `dtype: bfloat16` take the least memory, and an `adapter` is put on.
+        backbone: The model, with its `adapter` if it has one; `quantization: nf4` takes the least memory.
 
     Raises:
         ConfigurationError: It is told to train (`lora`).
@@ -40,8 +40,8 @@ class TeacherModel(Teacher):
         super().__init__()
         if backbone.lora is not None:
             raise ConfigurationError(
-                f"TeacherModel.backbone has lora={backbone.lora}, adapters to be trained, and a teacher is frozen. Leave "
-                "lora out; an adapter that was trained is named by `adapter`."
+                f"TeacherModel.backbone has lora={backbone.lora}, adapters to be trained, and a teacher is frozen. "
+                "Leave lora out; an adapter that was trained is named by `adapter`."
             )
         self.spec = backbone
 
@@ -97,8 +97,8 @@ def require_same_ids(student: Backbone, teacher: Backbone, name: str | None) -> 
     if other is not None:
         raise ConfigurationError(
             f"The teacher {name!r} has another vocabulary than the student: {other!r} is token {ours[other]} of the "
-            f"student and {theirs.get(other, 'no token')} of the teacher, and distributions are compared token by token. "
-            "Choose a teacher of the student's family, or learn from its texts by SFT (lit-rlhf generate)."
+            f"student and {theirs.get(other, 'no token')} of the teacher, and distributions are compared token by "
+            "token. Choose a teacher of the student's family, or learn from its texts by SFT (lit-rlhf generate)."
         )
     widths = [model.vocabulary_size for model in (student, teacher)]
     if widths[1] < widths[0]:

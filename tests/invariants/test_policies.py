@@ -36,7 +36,7 @@ NO_BASELINE = SEES_A_SHIFT | {
     "OnlineDPOPolicyModule",
     "DistillationPolicyModule",
 }
-"""Those that take a step where all rewards are equal: an even preference is news to them, the reward itself, a teacher."""
+"""Those that take a step where all rewards are equal: an even preference, the reward itself or a teacher is news."""
 
 
 class Shifted(TokenReward):
