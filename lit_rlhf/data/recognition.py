@@ -27,6 +27,7 @@ FORMATS: tuple[type[Format], ...] = (
     formats.Ranked,
     formats.RatedAnswers,
     formats.RankedAnswers,
+    formats.AnswerSets,
     formats.ConversationTree,
     formats.Unpaired,
     formats.HelpSteer2Ratings,
