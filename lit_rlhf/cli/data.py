@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.cli.output import print_text, write_rows
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
+from lit_rlhf.data.conversion import template_options
 from lit_rlhf.data.encoding import Encoder
-from lit_rlhf.data.preparation import template_options
+from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.recognition import (
     MODULES,
     Kind,
@@ -52,7 +53,7 @@ def show(
         tokenizer: Directory or hub id of a tokenizer: the row is shown token by token, as its model will see it.
         kind: What to read the rows as, where they can be several things. Default: what says most of them.
         format: The format; default: the one that reads the first rows.
-        row: Which row, counted from 1.
+        row: Which row, counted from 1; of formats that read neighbouring rows together, which of these groups.
         color: Prompts blue and answers green: on a terminal, always, or never.
     """
     source = local_source(path)
@@ -61,7 +62,8 @@ def show(
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
     if loaded is not None and format is None:
         reading = as_conversation(reading, template=loaded.chat_template is not None)
-    shown = next(islice(source.load(), row - 1, None), None) if row > 0 else None
+    joined = grouped(source, reading.format)
+    shown = next(islice(joined.load(), row - 1, None), None) if row > 0 else None
     if shown is None:
         raise ConfigurationError(f"{source} has no row {row}; rows are counted from 1.")
     lines = [
@@ -77,7 +79,7 @@ def show(
     try:
         records = reading.format(shown)
     except InvalidRowError as error:
-        raise DataError(f"{source.locate(row - 1)}: {error}.") from error
+        raise DataError(f"{joined.locate(row - 1)}: {error}.") from error
     if unread := unread_columns(reading.format, [shown]):
         lines.append(f"columns that are not read: {', '.join(unread)}")
     paint = color == "always" or (color == "auto" and sys.stdout.isatty())
@@ -128,6 +130,7 @@ def _canonical(
     source: Source, reading: Reading, counts: Counter[str], invalid: str
 ) -> Iterator[Mapping[str, Any]]:
     """The rows to write; counts of those made (under no name) and of those left out, by reason."""
+    source = grouped(source, reading.format)
     for number, row in enumerate(source.load()):
         try:
             records = reading.format(row)

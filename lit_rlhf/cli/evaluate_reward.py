@@ -53,12 +53,12 @@ def evaluate(
 ) -> None:
     """Hold a reward model against people's preferences, and write what is found as one HTML file.
 
-    Accuracy by subset with intervals, RewardBench's sections, agreement beside the raters' own, calibration, biases to length
-    and format, best-of-n, robustness to changes that say nothing, and the comparisons it is most wrong about.
+    Accuracy by subset with intervals, RewardBench's sections, agreement beside the raters' own, calibration, biases to
+    length and format, best-of-n, robustness to changes that say nothing, and the comparisons it is most wrong about.
 
     Args:
-        data: JSONL, JSON, CSV, TSV or Parquet with pairs, rankings, or lists of good and bad answers (RewardBench 1 and 2),
-            or a directory of the `datasets` library.
+        data: JSONL, JSON, CSV, TSV or Parquet with pairs, rankings, or lists of good and bad answers (RewardBench 1 and
+            2), or a directory of the `datasets` library.
         path: The reward model: a checkpoint (.ckpt), an export, or a sequence classifier with one label.
         against: A second one, to compare with the first by paired tests.
         judge: A judge in place of `path`: EndpointJudge or LocalJudge; see docs/howto/judges.md.
@@ -66,8 +66,8 @@ def evaluate(
         format: How a row becomes answers. Default: the format that reads the first rows.
         subset: Column that says which part of the data a row belongs to.
         output: The file; its numbers lie as JSON beside it.
-        layout: Prompts of plain text as chats, or as they stand. auto: as the model has learned them; where it doesn't say,
-            as chats if its tokenizer has a chat template.
+        layout: Prompts of plain text as chats, or as they stand. auto: as the model has learned them; where it doesn't
+            say, as chats if its tokenizer has a chat template.
         perturbed: Comparisons that are scored again after each of six small changes; 0: none.
         invalid: Rows that can't be used are left out and counted, or end it.
         base: Base of an adapter, if it is no longer where the adapter says.

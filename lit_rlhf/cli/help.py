@@ -42,7 +42,8 @@ RECIPE = """usage: lit-rlhf {command} --model MODEL --data DATA {reward}[options
   --model MODEL    directory or hub id: model and tokenizer          (model.backbone.name, data.tokenizer)
   --data DATA      a file, a directory of save_to_disk, or a hub id  (data.train)
 {scored}
-It is `lit-rlhf fit -c {config}` with these options and all that follow; the run begins with the line that it stands for.
+It is `lit-rlhf fit -c {config}` with these options and all that follow.
+The run begins with the line that it stands for.
 --print_config prints the whole YAML and stops; `lit-rlhf init {command}` prints the configuration with its comments.
 """
 _SCORED = (

@@ -33,7 +33,8 @@ def expand(words: Sequence[str]) -> list[str]:
         >>> " ".join(
         ...     expand(["dpo", "--model", "m", "--data", "d.jsonl", "--trainer.max_epochs", "2"])
         ... )
-        'fit -c preference/dpo_lora --model.backbone.name m --data.tokenizer m --data.train.path d.jsonl --trainer.max_epochs 2'
+        'fit -c preference/dpo_lora --model.backbone.name m --data.tokenizer m --data.train.path d.jsonl
+        --trainer.max_epochs 2'
     """
     command = words[0]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -16,9 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.cache import Entry, TokenCache, cache_root
 from lit_rlhf.data.collate import BranchedCollator
+from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.finding import FormatFinder
 from lit_rlhf.data.formats import Format
+from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.keys import (
     UnknownContentError,
     code_of_preparation,
@@ -34,7 +36,7 @@ from lit_rlhf.data.position import (
     batches_in_flight,
     check_state,
 )
-from lit_rlhf.data.preparation import Preparation, Shape
+from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.recognition import Auto, Takes
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
@@ -280,7 +282,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         encoder = Encoder(self.tokenizer, *limits, truncate=self.too_long == "truncate")
         policies = self.invalid, self.too_long, self.max_invalid
         convert = self.format_of(name) if self._finder else self.records
-        preparation = Preparation(self._source(name), convert, encoder, self.shape, *policies)
+        source = grouped(self._source(name), self.format_of(name))
+        preparation = Preparation(source, convert, encoder, self.shape, *policies)
         cache = TokenCache(cache_root(self.cache_dir))
         rebuild = self._uncached and verify  # by whoever prepares, once; others open what he made
         entry = cache.get_or_build(

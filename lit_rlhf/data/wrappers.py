@@ -26,6 +26,10 @@ class Wrapper(Format):
     def __post_init__(self) -> None:
         check_option(isinstance(self.format, Format), self, "format", self.format, "a Format")
 
+    def groups_by(self) -> str | None:
+        """What the format within groups by."""
+        return self.format.groups_by()
+
     def pairs(self, row: Row) -> list[Record]:
         """The records of `format`, which must be pairs, the preferred completion first.
 

@@ -1,7 +1,7 @@
 """Whether a reward model can be trusted: its scores against raters, from all sides.
 
 - `read_comparisons` reads pairs, rankings, or lists of good and bad answers, of any format of the library.
-- A `Scorer` scores their answers: `ModelScorer` is a reward model, `JudgeScorer` a judge; one of your own has one method.
+- A `Scorer` scores their answers: `ModelScorer` is a reward model, `JudgeScorer` a judge; your own has one method.
 - `evaluate_reward` makes a `RewardEvaluation` of both; `compare_rewards` says what tells two of them apart.
 
 The numbers are functions of `lit_rlhf.metrics`, which take tensors and are of use by themselves.

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_rlhf.data import AnswerSets, Format, InvalidRowError, Record, Source
+from lit_rlhf.data.conversion import Conversion, Shape
 from lit_rlhf.data.formats.base import Style
-from lit_rlhf.data.preparation import template_options
+from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.recognition import first_rows, read_as, spell
-from lit_rlhf.data.records import Row, UnreadableRow, read_number
+from lit_rlhf.data.records import Row, read_number
 from lit_rlhf.data.sources import rows_of
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.types import Text
 
 Kind = Literal["pair", "ranking", "sets"]
+_SHAPE = Shape((2, None), fields=("margin", "p_chosen", "score"), unit="comparisons")
 
 
 @dataclass(frozen=True)
@@ -115,26 +117,29 @@ def read_comparisons(
         reading = read_as(first_rows(source), str(source), None, None)
         if reading.kind not in ("pairs", "rankings"):
             raise ConfigurationError(
-                f"The rows of {source} are {reading.kind}, read by {spell(reading.format)}, and rewards are evaluated on "
+                f"The rows of {source} are {reading.kind}, read by {spell(reading.format)}, and rewards are "
+                "evaluated on "
                 "pairs, rankings, or lists of good and bad answers. Set `format` if they are that."
             )
         format = reading.format  # noqa: A001
+    rows = grouped(source, format)
+    convert = Conversion(rows, format, _SHAPE)
     items: list[Comparison] = []
     counts: Counter[str] = Counter()
-    first = ""
-    soft = False
-    for number, row in enumerate(rows_of(source)):
-        try:
-            records = format(row)
-            items += [_comparison(r, row, format, number, i, subset) for i, r in enumerate(records)]
-            soft = soft or any("p_chosen" in record.fields for record in records)
-        except InvalidRowError as error:
-            if invalid == "error":
-                raise DataError(
-                    f"{source.locate(number)}: {error}. Mend it, or set invalid: drop."
-                ) from error
-            counts[error.reason] += 1
-            first = first or f" The first: {source.locate(number)}: {error}."
+    first, soft = "", False
+    for number, row in enumerate(rows_of(rows)):
+        for part, record in enumerate(convert(number, row)):
+            try:
+                if isinstance(record, InvalidRowError):
+                    raise record
+                items.append(_comparison(record, row, format, number, part, subset))
+                soft = soft or "p_chosen" in record.fields
+            except InvalidRowError as error:
+                where = f"{rows.locate(number)}: {error}"
+                if invalid == "error":
+                    raise DataError(f"{where}. Mend it, or set invalid: drop.") from error
+                counts[error.reason] += 1
+                first = first or f" The first: {where}."
     if not items:
         raise DataError(f"{source} holds no answers to compare.{first}")
     return Comparisons(str(source), spell(format), items, soft, counts)
@@ -144,10 +149,6 @@ def _comparison(
     record: Record, row: Row, reader: Format, number: int, part: int, subset: str
 ) -> Comparison:
     answers, values = record.completions, record.fields.get("score")
-    if record.steps or len(answers) < 2:
-        raise InvalidRowError("fewer than two answers", f"{spell(reader)} gives {len(answers)}")
-    if any(not text_of(answer).strip() for answer in answers):
-        raise InvalidRowError("empty completion", "an answer has no text")
     p, votes = 1.0, None
     kind: Kind = "sets" if isinstance(reader, AnswerSets) else "ranking"
     if values is None:
@@ -162,7 +163,6 @@ def _comparison(
     assert isinstance(values, tuple)
     if len(set(values)) == 1:
         raise InvalidRowError("ranking of ties", "all scores are equal, so no answer is preferred")
-    template = {} if isinstance(row, UnreadableRow) else template_options(row)
     names = (row.get(name) for name in (subset, "id"))
     part_of, own = ("" if name is None else str(name) for name in names)
     return Comparison(
@@ -177,7 +177,7 @@ def _comparison(
         votes=votes,
         name=own,
         style=reader.style,
-        template=record.template or template or None,
+        template=record.template,
     )
 
 

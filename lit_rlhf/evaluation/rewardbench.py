@@ -32,7 +32,7 @@ SECTIONS: Mapping[str, Mapping[str, int]] = {
     # math-prm has 447 rows; it weighs as much as all code together.
     "Reasoning": {"math-prm": 984, **{f"hep-{language}": 164 for language in _CODE}},
 }
-"""Weight of each subset within its section. (Some copies have the counts of the two xstest subsets the wrong way round.)"""
+"""Weight of each subset within its section. (Some copies have the counts of the xstest subsets swapped.)"""
 SUBSETS_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 """RewardBench 2's subsets, which are its sections and weigh alike."""
 

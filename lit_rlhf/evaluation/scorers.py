@@ -52,7 +52,7 @@ class Scorer(ABC):
         """
 
     def position_bias(self) -> Tensor | None:
-        """(n,) how far what is shown first is favored for its place, of all pairs seen; None of what sees one at a time."""
+        """(n,) how far what is shown first is favored, of all pairs seen; None of what sees one answer at a time."""
         return None
 
 

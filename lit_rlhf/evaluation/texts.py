@@ -22,8 +22,8 @@ FEATURES: Mapping[str, Callable[[str], int]] = {
     "paragraphs": lambda text: len(re.findall(r"\n\s*\n", text)) + 1,
     "exclamation marks": lambda text: text.count("!"),
 }
-"""What raters may go by too: a model is biased where it does so more than they do. Of markdown, headings, bold text, quotes,
-code, links and rows of tables are counted."""
+"""What raters may go by too: a model is biased where it does so more than they do. Of markdown, headings, bold text,
+quotes, code, links and rows of tables are counted."""
 
 
 def doubled_spaces(text: str) -> str:

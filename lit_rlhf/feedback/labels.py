@@ -138,7 +138,7 @@ class Labelling:
 
     @property
     def agreement(self) -> float | None:
-        """Share of pairs on which judge and labels prefer the same; ties of the judge are half, of the labels left out."""
+        """Share of pairs on which judge and labels agree; the judge's ties count half, the labels' are left out."""
         said = [
             (each.pair.label > 0.5, each.opinion.p_first)
             for each in self.judged
@@ -207,7 +207,8 @@ def write_preferences(labelling: Labelling, path: Path) -> None:
     """
     if not labelling.judged:
         raise DataError(
-            f"The judge gave no verdict on any of {labelling.pairs} pairs, so {path} is not written. Look at its template "
+            f"The judge gave no verdict on any of {labelling.pairs} pairs, so {path} is not "
+            "written. Look at its template "
             "and words."
         )
     # ASCII: lone surrogates, which JSON may hold, are no UTF-8.

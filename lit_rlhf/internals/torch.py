@@ -1,4 +1,4 @@
-"""Of torch, read from 2.13: hooks of a module, versions of tensors, buffers left out of state, and operators of oneDNN."""
+"""Of torch, read from 2.13: a module's hooks, tensors' versions, unsaved buffers, oneDNN's operators."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,7 @@
 """Metrics for reward and value models.
 
-Those that are a `torchmetrics.Metric` accumulate over batches and ranks; plain functions take the scores of a whole data
-set, and say how sure their numbers are.
+Those that are a `torchmetrics.Metric` accumulate over batches and ranks; plain functions take the scores of a whole
+data set, and say how sure their numbers are.
 """
 
 from lit_rlhf.metrics.intervals import (

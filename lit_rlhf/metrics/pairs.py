@@ -1,4 +1,4 @@
-"""What pairs of answers tell of the model that scores them: agreement, calibration, biases. Plain functions of tensors."""
+"""What pairs of answers tell of the model that scores them: agreement, calibration, biases; functions of tensors."""
 
 import math
 from dataclasses import dataclass

@@ -18,7 +18,10 @@ _TIME = "Time and memory"
 _GROUPS = (
     (
         "Reward",
-        r"objective/(scores|rlhf|non_score)|rewards/|^reward$|reward_std|(min|mean|max)_reward|accuracy$|margin$|preference/|calibration|correlation|zero_std|sampling/scores",
+        (
+            r"objective/(scores|rlhf|non_score)|rewards/|^reward$|reward_std|(min|mean|max)_reward"
+            r"|accuracy$|margin$|preference/|calibration|correlation|zero_std|sampling/scores"
+        ),
     ),
     ("KL and entropy", r"objective/(kl|entropy)|(^|/)kl(_coef)?$|approxkl|entropy|logps/"),
     ("Loss and steps", r"loss|grad_norm|skipped_steps|(^|/)lr\b|learning_rate|perplexity"),
@@ -139,7 +142,7 @@ def against_each_other(groups: Sequence[Group]) -> Section | None:
             "Reward against KL",
             "train/objective/kl",
             "train/objective/scores",
-            "Each mark is an iteration: the reward, and the distance from the initial policy that it cost. Up and left is better.",
+            "Each mark is an iteration: its reward, at which distance from the initial policy. Up and left is better.",
         ),
         (
             "Gold against proxy",

@@ -34,8 +34,10 @@ from lit_rlhf.report.reward_sections import (
 
 _WORST, _FEW = 12, 100
 _HOW = (
-    "Accuracy: the share of comparisons whose better answer scores higher; a tie counts nothing. With soft labels it is the "
-    "agreement with a rater drawn at random. Intervals hold with 95 %: of shares Wilson's, with all comparisons of one prompt "
+    "Accuracy: the share of comparisons whose better answer scores higher; a tie counts nothing. With soft "
+    "labels it is the "
+    "agreement with a rater drawn at random. Intervals hold with 95 %: of shares Wilson's, with all comparisons "
+    "of one prompt "
     "counted as one; of means the percentiles of 2,000 bootstrap draws of whole prompts."
 )
 
@@ -180,14 +182,16 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
         if one.accuracy.high < 0.5 and all(e.comparison.kind == "pair" for e in one.scored):
             notes.append(
                 Note(
-                    f"{who}worse than a coin. Are chosen and rejected the wrong way round, here or in what it was trained on?",
+                    f"{who}worse than a coin. Are chosen and rejected the wrong way round, here or in what it was "
+                    "trained on?",
                     bad=True,
                 )
             )
         if one.ties > 0.01:
             notes.append(
                 Note(
-                    f"{who}{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong. Does it read the "
+                    f"{who}{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong. Does "
+                    "it read the "
                     "answers, and to their end?",
                     bad=one.ties > 0.1,
                 )

@@ -82,7 +82,8 @@ def raters(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         ["the majority of raters", percent(first.ceiling.best)],
     ]
     text = (
-        "How often each agrees with a rater drawn at random. No model can do better than the majority; one that agrees more "
+        "How often each agrees with a rater drawn at random. No model can do better than the majority; one that "
+        "agrees more "
         "than another rater does is as good as a person, on data like these."
     )
     return Section("Beside the raters", [Table(["who", "agreement"], rows)], text)
@@ -152,8 +153,10 @@ def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         [name, each.error, each.brier, each.temperature, each.error_divided] for name, each in found
     ]
     text = (
-        "Whether a margin means what it says: the sigmoid of a difference of scores, as a probability that raters prefer the "
-        "answer. Margins divided by the best temperature fit the raters best; above 1 the model is too sure. It means little "
+        "Whether a margin means what it says: the sigmoid of a difference of scores, as a probability that "
+        "raters prefer the "
+        "answer. Margins divided by the best temperature fit the raters best; above 1 the model is too sure. It "
+        "means little "
         "for a model that was not trained on comparisons."
     )
     return Section("Calibration", [Figures([plot]), Table(columns, rows)], text)
@@ -203,7 +206,8 @@ def biases(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         if one.position is not None
     ]
     text = (
-        "Of the pairs in which one answer has more of something: how often raters and the model prefer that one. The two "
+        "Of the pairs in which one answer has more of something: how often raters and the model prefer that one. "
+        "The two "
         "accuracies lie apart where the model goes by it."
     )
     return Section("Biases", blocks, text)
@@ -229,7 +233,8 @@ def best_of(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         caption="The mean over all ways to draw n of a prompt's answers; the band is the 95 % interval over prompts.",
     )
     text = (
-        "What is gained by taking the best-scored of several answers, in the raters' own scores. A curve that bends down is "
+        "What is gained by taking the best-scored of several answers, in the raters' own scores. A curve that "
+        "bends down is "
         "over-optimization: the highest scores go to worse answers."
     )
     return Section("Choosing among answers", [Figures([plot])], text)
@@ -249,8 +254,10 @@ def robustness(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     plot = interval_plot("Verdicts that turn", bars, x="share of comparisons", level=0.0)
     columns = ["change", "comparisons", "verdicts that turn", "shift, in standard deviations"]
     text = (
-        "Answers are changed in ways that say nothing, and scored again: how often another answer is then at the top. The "
-        "changes are made in all answers of a prompt, but for the one that names its answer. Answers in the other order must "
+        "Answers are changed in ways that say nothing, and scored again: how often another answer is then at the "
+        "top. The "
+        "changes are made in all answers of a prompt, but for the one that names its answer. Answers in the "
+        "other order must "
         "turn nothing."
     )
     return Section("Robustness", [Figures([plot]), Table(columns, rows)], text)
@@ -265,12 +272,7 @@ def _in_turns(
 
 
 def percent(value: float) -> str:
-    """A share for people.
-
-    Example:
-        >>> percent(0.8136)
-        '81.4\\xa0%'
-    """
+    """A share for people, with a space that no line parts."""
     return "–" if math.isnan(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 

@@ -103,7 +103,10 @@ def _glance(runs: Sequence[Run], groups: Sequence[Group]) -> list[Block]:
         for _, found in ends:
             rows[-1].append(_with_interval(found[number]))
     columns = ["run", "seeds", "state", "iterations", *(label for label, _ in ends)]
-    told = "Means over the last tenth of each run; of three seeds or more with the 95 % interval of their mean (Student's t)."
+    told = (
+        "Means over the last tenth of each run; "
+        "of three seeds or more with the 95 % interval of their mean (Student's t)."
+    )
     return [Table(columns, rows, told)]
 
 

@@ -65,8 +65,8 @@ class RatedAnswers(Columns):
         prompt: Column of the instruction.
         completions: Column with the list of answers.
         answer: Key of an answer's text.
-        score: Key of its score; higher is better. UltraFeedback's `overall_score` gave 10 to many answers that its raters
-            found poor; `fine-grained_score` is the mean of their ratings.
+        score: Key of its score; higher is better. UltraFeedback's `overall_score` gave 10 to many answers that its
+            raters found poor; `fine-grained_score` is the mean of their ratings.
     """
 
     prompt: str = "instruction"
@@ -184,12 +184,21 @@ class ConversationTree(Columns):
         tree = read_value(row, self.root)
         if not isinstance(tree, Mapping) or "replies" not in tree:
             raise InvalidRowError(f"column {self.root!r} is no tree", f"got {shorten(tree)}")
-        records = list(_rankings_below(tree, []))
-        if not records:
-            raise InvalidRowError(
-                "tree without ranked replies", "no message has two replies with a rank"
-            )
-        return records
+        return rankings_of_tree(tree)
+
+
+def rankings_of_tree(tree: Mapping[str, Any]) -> list[Record]:
+    """The rankings of a tree of messages, each with its `text`, `role`, `rank` and `replies`.
+
+    Raises:
+        InvalidRowError: There are none.
+    """
+    records = list(_rankings_below(tree, []))
+    if not records:
+        raise InvalidRowError(
+            "tree without ranked replies", "no message has two replies with a rank"
+        )
+    return records
 
 
 def _rankings_below(node: Mapping[str, Any], before: list[Message]) -> Iterator[Record]:

@@ -1,4 +1,4 @@
-"""Every kind of file, random and damaged: the library's error with the file's name, or rows that are used or counted."""
+"""Every kind of file, random and damaged: our error with the file's name, or rows used or counted."""
 
 import gzip
 import io
@@ -31,8 +31,9 @@ from lit_rlhf.data import (
     Unpaired,
     UnpairedFromPairs,
 )
+from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.encoding import Encoder
-from lit_rlhf.data.preparation import Preparation, Shape
+from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.errors import DataError
 from lit_rlhf.testing import make_tokenizer
 from tests.public import public_names
