@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 
-from lit_rlhf.cli import training
+from lit_rlhf.cli import seeds
 from lit_rlhf.cli.shipped import RECIPES, SCORED
 from lit_rlhf.errors import ConfigurationError
 
@@ -17,7 +17,7 @@ def run(words: Sequence[str]) -> None:
     """Run the `fit` that a line stands for."""
     fit = expand(words)
     _say(f"lit-rlhf {words[0]} stands for:\n  {shlex.join(['lit-rlhf', *fit])}")
-    training.run(fit)
+    seeds.run(fit)
 
 
 def expand(words: Sequence[str]) -> list[str]:

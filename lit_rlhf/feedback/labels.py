@@ -152,6 +152,16 @@ class Labelling:
         """Mean of `Opinion.bias`: 0 is none; needs one judged pair."""
         return sum(each.opinion.bias for each in self.judged) / len(self.judged)
 
+    def numbers(self) -> dict[str, float | None]:
+        """Pairs, those that were labelled and those tied, agreement and position bias; None where there is none."""
+        return {
+            "pairs": self.pairs,
+            "labelled": len(self.judged),
+            "tied": sum(each.opinion.p_first == 0.5 for each in self.judged),
+            "agreement": self.agreement,
+            "position_bias": self.position_bias if self.judged else None,
+        }
+
     def __str__(self) -> str:
         """Some lines for people."""
         count = len(self.judged)
