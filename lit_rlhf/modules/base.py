@@ -1,4 +1,4 @@
-"""What every module of the library shares: building the backbone, optimizers, checkpoints that are small and complete."""
+"""What every module shares: building the backbone, optimizers, checkpoints that are small and complete."""
 
 import inspect
 import warnings
@@ -53,7 +53,8 @@ def _never_ending_data(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, *args, **kwargs)
         except StopIteration as error:
             raise RuntimeError(
-                f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` raises where nothing is "
+                f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` "
+                "raises where nothing is "
                 "left: in a reward, an engine or a loss, see the cause. Give `next` a default there."
             ) from error
 
@@ -153,7 +154,8 @@ class RLHFModule(LightningModule):
         ]
         if stage == "fit" and averaging:
             raise ConfigurationError(
-                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every checkpoint, and a run "
+                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every "
+                "checkpoint, and a run "
                 "can't go on from them. Remove it from trainer.callbacks; checkpoints hold trained weights alone, and "
                 "those of several iterations can be averaged after the run."
             )
@@ -386,8 +388,12 @@ class RLHFModule(LightningModule):
             warnings.filterwarnings("ignore", message="Found keys that are in the model state dict")
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this class and complete, then restore the module's own state."""
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Whether the module can go on from a checkpoint, before anything of it is loaded.
+
+        Raises:
+            CheckpointError: It is of another class, layout, model or optimizer.
+        """
         ours = checkpoint.get(CHECKPOINT_KEY)
         if ours is None:
             raise CheckpointError(
@@ -405,8 +411,7 @@ class RLHFModule(LightningModule):
                 f"--ckpt_path a checkpoint of a {type(self).__qualname__}, or set model.class_path to {ours['class']}."
             )
         self.configure_model()
-        # FSDP2 has loaded the weights by now, in silence where some are missing, and has taken them out of the
-        # checkpoint.
+        # Where FSDP2 has loaded them, the weights are no longer in the checkpoint.
         weights = checkpoint.get("state_dict")
         shapes = ours["shapes"] if weights is None else _shapes(weights.items())
         wanted, found = set(self.trainable_names()), set(shapes)
@@ -418,6 +423,13 @@ class RLHFModule(LightningModule):
                 "lora or value other when it was written?"
             )
         self._check_shapes(shapes)
+        if self._written and ours.get("optimizer"):
+            changed_options(ours["optimizer"], self._written)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this class and complete, then restore the module's own state."""
+        self.check_checkpoint(checkpoint)
+        ours = checkpoint[CHECKPOINT_KEY]
         self.backbone.prompts = recorded_prompts(ours)
         self.guard.load_state_dict(ours["state"]["guard"])
         self.load_extra_state(ours["state"])
