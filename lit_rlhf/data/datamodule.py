@@ -208,8 +208,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         for source in filter(None, self.sources.values()):
             if own and any(given for _, given in sources_of(source)):
                 raise ConfigurationError(
-                    f"{source} has a portion with a `format`, and {type(self).__name__} reads rows by its own `records`: "
-                    "leave the format out."
+                    f"{source} has a portion with a `format`, and {type(self).__name__} reads rows by its own "
+                    "`records`: leave the format out."
                 )
 
     # -- preparing ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Which files a path means: a file, a pattern, a directory of shards, or the same behind an address.
 
-Files behind an address (`s3://`, `gs://`, `https://`, `hf://`, whatever fsspec knows) are copied into the cache once, and
-read from there. A copy stands for what the server says of the file: its size, its time, its ETag.
+Files behind an address (`s3://`, `gs://`, `https://`, `hf://`, whatever fsspec knows) are copied into the cache once,
+and read from there. A copy stands for what the server says of the file: its size, its time, its ETag.
 """
 
 import hashlib
@@ -99,7 +99,7 @@ def _shards(names: Sequence[str], directory: str) -> list[str]:
     return [str(file) for file in data]
 
 
-# -- addresses ------------------------------------------------------------------------------------------------------------
+# -- addresses --------------------------------------------------------------------------------------------------------
 
 
 def _fetch_files(address: str, storage_options: Mapping[str, Any]) -> list[DataFile]:

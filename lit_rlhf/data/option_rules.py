@@ -64,8 +64,8 @@ def check_sources(sources: Mapping[str, Source | None], val_fraction: float) -> 
         source = sources[name]
         if isinstance(source, Mixture) and source.weights is not None:
             raise ConfigurationError(
-                f"The data option `{name}` is a Mixture with weights, which say how often rows are trained on; evaluation "
-                "has every row once. Leave the weights out there."
+                f"The data option `{name}` is a Mixture with weights, which say how often rows are trained on; "
+                "evaluation has every row once. Leave the weights out there."
             )
     if val_fraction > 0 and (sources["val"] is not None or sources["train"] is None):
         raise ConfigurationError(

@@ -64,8 +64,8 @@ class TokenizedRows(Dataset[TokenizedRow]):
         if other is not None:
             raise DataError(
                 f"The rows of {metas[0]['source']} have the fields {sorted(kinds[0])}, those of "
-                f"{metas[other]['source']} {sorted(kinds[other])}: one batch can't hold both. Give one of the portions a "
-                "`format` that makes the fields of the other."
+                f"{metas[other]['source']} {sorted(kinds[other])}: one batch can't hold both. Give one of the portions "
+                "a `format` that makes the fields of the other."
             )
 
     def _column(self, name: str) -> np.ndarray:
