@@ -9,6 +9,7 @@ from lit_rlhf.data.datamodule import BranchedDataModule as BranchedDataModule
 from lit_rlhf.data.formats import (
     PRM800K as PRM800K,
     Alpaca as Alpaca,
+    AnswerSets as AnswerSets,
     Conversation as Conversation,
     ConversationTree as ConversationTree,
     ConversationTreeRows as ConversationTreeRows,
