@@ -264,7 +264,7 @@ def test_it_trains_as_one_that_is_a_step_late(
     ours, watch = train(tmp_path / "ours", tiny_model_dir, engine)
     theirs, _ = train(tmp_path / "theirs", tiny_model_dir, Late())
     assert watch.staleness == [0, 1, 1, 1]
-    assert sorted(sum(watch.prompts, [])) == list(range(16))
+    assert sorted(each for batch in watch.prompts for each in batch) == list(range(16))
     start, _ = train(
         tmp_path / "start", tiny_model_dir, Late(), limit_train_batches=1, val_check_interval=1
     )
