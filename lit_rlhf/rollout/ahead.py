@@ -96,11 +96,8 @@ class Ahead(RolloutEngine):
             self._drawn = None
             with failing_together():
                 generation = drawn.completions.result()
-            versions = torch.full_like(generation.tokens, drawn.version)
-            moved: Generation = change_tensors(
-                lambda x: x.to(prompt_ids.device), replace(generation, versions=versions)
-            )
-            return moved
+            moved: Generation = change_tensors(lambda x: x.to(prompt_ids.device), generation)
+            return self.stamp(moved, drawn.version)
         if drawn is not None:  # weights must not change under it
             drawn.completions.exception()
         return self.engine.generate(
@@ -152,9 +149,11 @@ class Ahead(RolloutEngine):
         request = _plain(prompt_ids, prompt_mask, sampling, seeds, num_samples, role)
         self._drawn = _Drawn(request, version, _in_a_thread(sample))
 
-    def drop(self) -> None:
-        """Forget what was sampled ahead: training is over."""
-        self._drawn = None
+    def stamp(self, generation: Generation, version: int) -> Generation:
+        """Completions with the version that drew them, which those that were sampled ahead have already."""
+        if generation.versions is not None:
+            return generation
+        return replace(generation, versions=torch.full_like(generation.tokens, version))
 
     def state_dict(self) -> dict[str, Any]:
         """What each process has sampled ahead, waited for; all must ask. Empty where none has."""

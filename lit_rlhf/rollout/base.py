@@ -129,6 +129,10 @@ class RolloutEngine(ABC):
             f"{type(self).__name__} samples on the policy's device: it has no begin, and samples_elsewhere is False."
         )
 
+    def stamp(self, generation: Generation, version: int) -> Generation:
+        """Completions of the weights of an iteration; engines that may be behind write down which."""
+        return generation
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold of it; all processes ask. Engines without state have none."""
         return {}
