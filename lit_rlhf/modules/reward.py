@@ -1,6 +1,6 @@
 """Reward modelling: a scalar that reproduces human preferences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +17,13 @@ from lit_rlhf.metrics import (
     MeanAndStd,
     PreferenceAccuracy,
     RewardMargin,
+    agreement,
 )
 from lit_rlhf.models import ModelSpec, export_reward
 from lit_rlhf.modules.averages import StepMean, row_means
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.steps import Steps
+from lit_rlhf.modules.subsets import SubsetMeans
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
 from lit_rlhf.objectives.columns import read_column
 from lit_rlhf.types import BranchedBatch, BranchOutput, LossOutput, asked, num_branches
@@ -37,7 +39,8 @@ class RewardModelModule(RLHFModule):
     several heads need no other module. For a formula of your own write a `RewardLoss`, or override `loss`.
 
     Logs TRL's `accuracy, margin, min_reward, mean_reward, max_reward` and, in validation, the calibration error of
-    $\sigma(\text{margin})$ and the correlation of reward and length.
+    $\sigma(\text{margin})$ and the correlation of reward and length; where the data have a column `subset`, accuracy by
+    it too.
 
     Args:
         backbone: The model and how it is loaded, quantized and adapted.
@@ -186,8 +189,13 @@ class RewardModelModule(RLHFModule):
             self.metrics.margin.update(chosen, rejected)
             self.metrics.calibration_error.update(chosen, rejected, p_chosen)
             updated += ["accuracy", "margin", "calibration_error"]
+            p = torch.ones_like(chosen) if p_chosen is None else p_chosen
+            right: Tensor | None = agreement(chosen - rejected, p)
         else:  # ranked lists, scalar labels and steps have no one chosen answer: the loss knows what to count
             self._log_rows(stage, output.metrics)
+            right = output.metrics.get("accuracy")
+        if right is not None and "subset" in batch:
+            self.metrics.subsets.update(cast("Sequence[str]", batch["subset"]), right)  # type: ignore[typeddict-item]
         for name in updated:
             self.log(
                 f"{stage}/{name}",
@@ -201,8 +209,17 @@ class RewardModelModule(RLHFModule):
         for name, (mean, count) in row_means(metrics, sum_over_ranks).items():
             self.log(f"{stage}/{name}", mean, batch_size=count)
 
+    def _log_subsets(self, stage: str) -> None:
+        for name, (mean, count) in self.metrics.subsets.compute().items():
+            self.log(f"{stage}/accuracy/{name}", mean, batch_size=count)
+
+    def on_test_epoch_end(self) -> None:
+        """Tell accuracy by subset."""
+        self._log_subsets("test")
+
     def on_validation_epoch_end(self) -> None:
-        """Remember mean and deviation of the scores, with which an export lets others normalise them."""
+        """Tell accuracy by subset; remember mean and deviation of the scores, by which an export can be normalised."""
+        self._log_subsets("val")
         stats = self.metrics.score
         mean, std = stats.compute().tolist()
         stats.reset()
@@ -220,3 +237,4 @@ class _Metrics(nn.Module):
         self.calibration_error = CalibrationError()
         self.length_correlation = LengthCorrelation()
         self.score = MeanAndStd()
+        self.subsets = SubsetMeans()
