@@ -22,7 +22,7 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.internals.lightning import precision_of
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
-from lit_rlhf.modules.parts import require_parts, take_parts
+from lit_rlhf.modules.parts import arguments_of, require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.refusals import refuse_precision
 from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
@@ -79,6 +79,13 @@ class RLHFModule(LightningModule):
     backbone: Backbone
     reference: Reference
     """Of modules that are held to one."""
+    _arguments: set[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - the constructor's
+        """Remember which arguments the module was built with, which its base's constructor can't know."""
+        module = super().__new__(cls)
+        object.__setattr__(module, "_arguments", arguments_of(cls, kwargs))
+        return module
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -97,7 +104,7 @@ class RLHFModule(LightningModule):
         with warnings.catch_warnings():  # of parts that are nn.Modules, which take_parts takes out
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
-        self._parts = take_parts(type(self), self.hparams)
+        self._parts = take_parts(self._arguments, self.hparams)
         self.spec = backbone
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
