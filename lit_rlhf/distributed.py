@@ -71,11 +71,11 @@ def stack_over_ranks(value: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def gather_objects(own: Any) -> list[Any]:
-    """What each process has, in the order of ranks; it is pickled."""
-    found: list[Any] = [own] * num_ranks()
+def gather_objects(value: Made) -> list[Made]:
+    """The value of each process, in their order; it is pickled."""
+    found: list[Any] = [value] * num_ranks()
     if num_ranks() > 1:
-        dist.all_gather_object(found, own)
+        dist.all_gather_object(found, value)
     return found
 
 

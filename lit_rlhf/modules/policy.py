@@ -206,9 +206,8 @@ class PolicyModule(RLHFModule):
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""
         for epoch in range(self.updates.epochs or self.default_epochs):
             order = generator(self.seed, self.iteration, "minibatches", epoch)
-            for indices in minibatches.minibatch_indices(
-                rollout.num_prompts, self.updates.minibatches, order, num_ranks()
-            ):
+            count, ranks = self.updates.minibatches, num_ranks()
+            for indices in minibatches.minibatch_indices(rollout.num_prompts, count, order, ranks):
                 yield rollout.select(indices.to(rollout.response_mask.device))
 
     def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
@@ -225,9 +224,8 @@ class PolicyModule(RLHFModule):
         total = self.reduction.denominator(minibatch.response_mask).clamp_min(1)
         self.phases.count("update", int(minibatches.row_lengths(minibatch).sum()))
         stats, drift = Means(), Means()
-        parts = minibatches.microbatches(
-            minibatch, self.updates.microbatch_tokens, rank(), num_ranks()
-        )
+        budget = self.updates.microbatch_tokens
+        parts = minibatches.microbatches(minibatch, budget, rank(), num_ranks())
         for i, micro in enumerate(parts):
             mask = micro.response_mask
             with self.gradient_sync(enabled=i == len(parts) - 1):
