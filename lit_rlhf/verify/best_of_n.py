@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -34,12 +33,12 @@ class BestOfNCase(PolicyCase):
 
 
 def best_of_n(world: TabularWorld, n: int) -> Tensor:
-    """(Y,): the distribution of the best of n samples of the reference, counted out; the first of equals."""
-    chances = torch.zeros_like(world.reference)
-    for drawn in product(range(len(world.completions)), repeat=n):
-        best = max(drawn, key=lambda y: float(world.rewards[y]))  # the first, where several are
-        chances[best] += world.reference[list(drawn)].prod()
-    return chances
+    """(Y,): of the best of n samples of the reference, drawn one after the other; equals don't replace."""
+    ref, lower = world.reference, (world.rewards[None] < world.rewards[:, None]).double()
+    best = ref
+    for _ in range(n - 1):
+        best = best * (1 - lower.T @ ref) + ref * (lower @ best)
+    return best
 
 
 def best_of_n_cases() -> list[PolicyCase]:
