@@ -40,6 +40,7 @@ from lit_rlhf.data.kinds import (
     RankedDataModule as RankedDataModule,
     UnpairedDataModule as UnpairedDataModule,
 )
+from lit_rlhf.data.mixture import Mixture as Mixture, Portion as Portion
 from lit_rlhf.data.prompt_text import PromptTextDataModule as PromptTextDataModule
 from lit_rlhf.data.recognition import Auto as Auto
 from lit_rlhf.data.records import InvalidRowError as InvalidRowError, Record as Record
