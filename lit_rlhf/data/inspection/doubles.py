@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lit_rlhf.data.inspection.items import Item
-from lit_rlhf.data.repeats import comparisons, prompt_hash, record_hash
 
 _EXAMPLES = 20
 
@@ -52,12 +51,12 @@ class Doubles:
 
     def add(self, item: Item) -> None:
         """Keep a record's hashes."""
-        for key, way in comparisons(item.record):
+        for key, way in item.identity.comparisons():
             self._keys.append(key)
             self._owners.append(len(self._records))
             self._ways.append(way)
-        self._records.append(record_hash(item.record))
-        self._prompts.append(prompt_hash(item.record))
+        self._records.append(item.identity.record())
+        self._prompts.append(item.identity.prompt())
 
     def result(self) -> DoubleFacts:
         """Find them."""

@@ -16,6 +16,7 @@ from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.inspection.words import WordHashes, plain_text
 from lit_rlhf.data.recognition import MODULES, Reading
 from lit_rlhf.data.records import InvalidRowError, Record, Row, UnreadableRow, rows_of_group
+from lit_rlhf.data.repeats import Identity
 from lit_rlhf.data.report import Report
 from lit_rlhf.data.sources import Source, rows_of
 
@@ -57,6 +58,11 @@ class Item:
         """Its completions; the steps of a solution are one."""
         texts = [plain_text(completion) for completion in self.record.completions]
         return ["".join(texts)] if self.record.steps else texts
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What it is known again by."""
+        return Identity(self.record)
 
     @cached_property
     def words(self) -> list[np.ndarray]:

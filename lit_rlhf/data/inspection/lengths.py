@@ -11,8 +11,8 @@ from lit_rlhf.data.inspection.items import Item
 
 LIMITS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 _FEATURES: Mapping[str, re.Pattern[str]] = {
-    "a list": re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE),
-    "headings or bold": re.compile(r"^#{1,6} |\*\*\S", re.MULTILINE),
+    "a list": re.compile(r"(?:^|\n) *(?:[-*•]|\d+[.)])\s"),
+    "headings or bold": re.compile(r"(?:^|\n)#{1,6} |\*\*\S"),
     "code": re.compile(r"```|`[^`\n]+`"),
     "a link": re.compile(r"https?://"),
     "a question mark": re.compile(r"\?"),

@@ -9,7 +9,6 @@ import numpy as np
 
 from lit_rlhf.data.inspection.items import Item
 from lit_rlhf.data.inspection.words import hash_runs
-from lit_rlhf.data.repeats import texts_hash
 from lit_rlhf.extras import importing_extra
 
 _PERMUTATIONS = 64
@@ -63,11 +62,11 @@ class Near:
         words = np.concatenate(item.words)
         runs = hash_runs(words, min(_RUN, max(len(words), 1)))
         if not len(runs):  # no words: signs alone
-            runs = np.array([texts_hash(item.record)], dtype=np.uint64)
+            runs = np.array([item.identity.texts()], dtype=np.uint64)
         sketch: Any = self._first.copy()
         sketch.update_batch((runs >> np.uint64(32)).tolist())
         self._sketches += sketch.hashvalues.astype(np.uint32).tobytes()
-        self._same.append(texts_hash(item.record))
+        self._same.append(item.identity.texts())
 
     def result(self) -> NearFacts:
         """Group the records."""
