@@ -1,4 +1,6 @@
-"""The records that flow through the library (layer L0). Axes: B prompts, K branches of each, N = B * K sequences, T tokens.
+"""The records that flow through the library (layer L0).
+
+Axes: B prompts, K branches of each, N = B * K sequences, T tokens.
 
 Loaders emit plain dictionaries (Lightning moves those to devices); inside modules the frozen dataclasses below carry
 the data. Sequences of one prompt are neighbours: sequence n = prompt * K + branch.

@@ -99,7 +99,8 @@ class PromptDataModule(BranchedDataModule):
     """Prompts to roll out from: batches are `PromptBatch`es, each one iteration of a policy module.
 
     Arguments are those of `BranchedDataModule`. Where no format is set, the prompts of other data are taken
-    too. There are no completions, so `max_completion_length` is refused: the length of a rollout is the policy module's.
+    too. There are no completions, so `max_completion_length` is refused: the length of a rollout is the policy
+    module's.
 
     Raises:
         ConfigurationError: `max_completion_length` is set.

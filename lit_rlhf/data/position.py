@@ -1,4 +1,4 @@
-"""Where a run stands in its training data: what checkpoints keep, the loader that counts, the checks before going on."""
+"""Where a run stands in its data: what checkpoints keep, the loader that counts, checks before going on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

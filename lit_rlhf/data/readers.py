@@ -67,7 +67,8 @@ def read_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
         text = " ".join(str(error).split())[:300] or type(error).__name__
         if kind_of(path) == ".parquet":
             raise DataError(
-                f"{path} is no Parquet file, or a torn one: it can't be read {where} ({text}). Write or download it again."
+                f"{path} is no Parquet file, or a torn one: it can't be read {where} ({text}). "
+                "Write or download it again."
             ) from error
         raise DataError(
             f"{path} can't be read {where}: {text}. It is torn, or no {encoding} text: write or download it again, or "
@@ -156,7 +157,8 @@ def _read_csv(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
             elif len(values) != len(header):
                 yield UnreadableRow(
                     "more or fewer fields than the header",
-                    f"{where} has more or fewer fields than the header, which names {header}. Quote text that holds the "
+                    f"{where} has more or fewer fields than the header, which names {header}. "
+                    "Quote text that holds the "
                     f"delimiter {delimiter!r} or a line break",
                 )
             elif any(not value.isascii() and _UNDECODED.search(value) for value in values):

@@ -100,7 +100,8 @@ class Auto(Format):
     def __call__(self, row: Row) -> list[Record]:
         """Refused: a row by itself doesn't say what the others are."""
         raise ConfigurationError(
-            "Auto stands for a format that a DataModule finds, and reads no rows by itself. Inside another format, name "
+            "Auto stands for a format that a DataModule finds, and reads no rows by itself. "
+            "Inside another format, name "
             "the format: ChosenOf(ImplicitPrompt()); `lit-rlhf data show FILE` says which it is."
         )
 
@@ -204,7 +205,8 @@ def choose(
         return usual
     raise ConfigurationError(
         f"No format reads the rows of {what} as {module} needs them. Their columns: {_columns(rows)}. Nearest: "
-        f"{_nearest(rows, usual)}. Set the data option `format` to one of these with the names of your columns, or give "
+        f"{_nearest(rows, usual)}. Set the data option `format` to one of these with the names of "
+        "your columns, or give "
         "a Format of your own."
     )
 
@@ -270,7 +272,7 @@ def wrapped(reading: Reading, takes: Takes) -> Format:
 
 
 def as_conversation(reading: Reading, *, template: bool) -> Reading:
-    """A reading whose plain text is a conversation: messages for a tokenizer with a chat template, else a transcript."""
+    """A reading of text as a conversation: messages for a tokenizer with a chat template, else a transcript."""
     style, text = reading.format.style, isinstance(reading.record.prompt, str)
     if text and template and style != "text":
         return reading._replace(format=AsChat(reading.format))

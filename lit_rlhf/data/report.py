@@ -137,12 +137,14 @@ class Report:
         share = unusable / (self.records + unusable)
         if share > max_invalid:
             raise DataError(
-                f"{self.summary()}. {share:.0%} can't be used, more than max_invalid ({max_invalid:.0%}) allows: {way}, "
+                f"{self.summary()}. {share:.0%} can't be used, more than max_invalid "
+                f"({max_invalid:.0%}) allows: {way}, "
                 "or raise max_invalid if this is what the data are like."
             )
         if len(self.labels) == 1 and any(reason.label for reason in self.reasons.values()):
             raise DataError(
-                f"{self.summary()}. All labels that could be read are {next(iter(self.labels))}, so one class is left out: "
+                f"{self.summary()}. All labels that could be read are {next(iter(self.labels))}, "
+                "so one class is left out: "
                 "labels are true or false, 1 or 0, or 1 or -1. Write them so, or give numbers as the option `score`."
             )
 
@@ -158,7 +160,7 @@ class Report:
 
 
 OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}
-"""Fields that a record may lack where others have them, and the value that says nothing beyond the order of the pair."""
+"""Fields that only some records have, and the value that says nothing beyond the order of the pair."""
 
 
 @rank_zero_only

@@ -1,7 +1,7 @@
 """The mathematics that several callers share, as pure functions of tensors (layer L1): no Lightning, no state.
 
-Formulas of losses, advantages and the like stand in their classes, in `lit_rlhf.objectives`. Axes: B prompts, K branches
-of each, N = B * K sequences, T tokens. Losses come unreduced. Masks are boolean, True = counts. Log-probs and
+Formulas of losses, advantages and the like stand in their classes, in `lit_rlhf.objectives`. Axes: B prompts, K
+branches of each, N = B * K sequences, T tokens. Losses come unreduced. Masks are boolean, True = counts. Log-probs and
 divergences are in nats.
 """
 

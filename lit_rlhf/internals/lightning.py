@@ -144,6 +144,13 @@ class FSDP2Strategy(ModelParallelStrategy):
 StrategyRegistry.register("fsdp2", FSDP2Strategy, "Parameters divided over all processes (FSDP2)")
 
 
+def collective_timeout(trainer: Trainer) -> float:
+    """Seconds after which the strategy gives up a collective that not all processes have come to."""
+    timeout = getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
+    seconds: float = timeout.total_seconds()
+    return seconds
+
+
 def will_validate(trainer: Trainer) -> bool:
     """Whether validation runs right after this batch."""
     loop = trainer.fit_loop

@@ -1,4 +1,4 @@
-"""What every module of the library shares: building the backbone, optimizers, checkpoints that are small and complete."""
+"""What every module shares: building the backbone, optimizers, checkpoints that are small and complete."""
 
 import inspect
 import warnings
@@ -53,7 +53,8 @@ def _never_ending_data(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, *args, **kwargs)
         except StopIteration as error:
             raise RuntimeError(
-                f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` raises where nothing is "
+                f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` "
+                "raises where nothing is "
                 "left: in a reward, an engine or a loss, see the cause. Give `next` a default there."
             ) from error
 
@@ -153,7 +154,8 @@ class RLHFModule(LightningModule):
         ]
         if stage == "fit" and averaging:
             raise ConfigurationError(
-                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every checkpoint, and a run "
+                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every "
+                "checkpoint, and a run "
                 "can't go on from them. Remove it from trainer.callbacks; checkpoints hold trained weights alone, and "
                 "those of several iterations can be averaged after the run."
             )

@@ -20,7 +20,7 @@ from lit_rlhf.types import PromptBatch, Sample, ScoredRollout
 
 
 class DAPOPolicyModule(GroupPolicyModule):
-    r"""DAPO (arXiv:2503.14476): GRPO with clip-higher, a mean over tokens, dynamic sampling and soft overlong punishment.
+    r"""DAPO (arXiv:2503.14476): GRPO with clip-higher, token mean, dynamic sampling, overlong punishment.
 
     **Dynamic sampling.** A prompt whose samples all have the same score has no advantage and teaches nothing. The batch
     of the data module is a pool: an iteration is trained on `batch_size / oversampling` prompts per process, the first

@@ -391,7 +391,7 @@ class PolicyModule(RLHFModule):
     def policy_forward(
         self, rollout: Rollout, values: str | None = None, entropy: bool = False
     ) -> BranchOutput:
-        """Log-probs of the responses under the current policy, at the sampling temperature; and their entropy, differentiable."""
+        """Log-probs of the responses and entropy now, at the sampling temperature, differentiable."""
         return self._logprobs(
             self.backbone, "policy", rollout, entropy=entropy, entropy_grad=entropy, values=values
         )
@@ -413,7 +413,7 @@ class PolicyModule(RLHFModule):
         return self.importance_correction(rollout.old_logprobs, engine, rollout.response_mask)
 
     def drift(self, minibatch: EvaluatedRollout, logprobs: Tensor | None) -> Tensor:
-        """(N, T): approximate KL between the policy that sampled and the current one, by a forward if a loss knows none."""
+        """(N, T): approximate KL between the policy that sampled and this one, by a forward if no loss knows it."""
         if logprobs is None:
             with torch.no_grad():
                 logprobs = asked(self.policy_forward(minibatch).logprobs)

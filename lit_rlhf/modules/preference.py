@@ -323,7 +323,8 @@ class PreferenceModule(RLHFModule):
             )
         if self.reference_source == "precomputed" and not self.objective.needs_reference:
             raise ConfigurationError(
-                f"reference='precomputed' is given, but {type(self.objective).__name__} needs no reference: leave it out."
+                f"reference='precomputed' is given, but {type(self.objective).__name__} needs no "
+                "reference: leave it out."
             )
         if self.reference_dtype is not None and (
             self.spec.lora or self.spec.adapter or not self.objective.needs_reference

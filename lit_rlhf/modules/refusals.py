@@ -29,7 +29,8 @@ def refuse_sampling(sampling: Sampling) -> None:
         )
     if sampling.min_new_tokens > 0:
         raise ConfigurationError(
-            f"sampling.min_new_tokens={sampling.min_new_tokens} forbids tokens that the loss counts with. Reward length "
+            f"sampling.min_new_tokens={sampling.min_new_tokens} forbids tokens that the loss "
+            "counts with. Reward length "
             "instead, or set it in eval_sampling."
         )
 
@@ -88,7 +89,8 @@ def refuse_precision(trainer: Trainer) -> None:
     if isinstance(plugin, BitsandbytesPrecision):
         raise ConfigurationError(
             "trainer.plugins: BitsandbytesPrecision swaps the linear layers of everything, heads and adapters too, and "
-            "trains on what it rounded. Leave it out and set model.init_args.backbone.quantization: nf4 (or fp4, int8), "
+            "trains on what it rounded. Leave it out and set "
+            "model.init_args.backbone.quantization: nf4 (or fp4, int8), "
             "with model.init_args.backbone.lora."
         )
     if isinstance(plugin, TransformerEnginePrecision) or str(plugin.precision) in _HALF:

@@ -116,7 +116,7 @@ class RewardModelModule(RLHFModule):
         super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Accumulate loss, accuracy, margin, calibration and length correlation; callbacks get what `predict_step` gives."""
+        """Accumulate loss, accuracy, margin, calibration, length correlation; gives what `predict_step` does."""
         return self._evaluate(batch, "val")
 
     def test_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:

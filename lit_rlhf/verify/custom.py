@@ -43,11 +43,11 @@ def custom_cases(make_module: Callable[[], RLHFModule]) -> list[Case]:
     r"""The cases of a module: data by the kind of its loss, and as optimum $\pi_{ref}e^{r/\beta}/Z$.
 
     $\beta$ is `beta` of a preference loss and `kl.value` of a policy module; the latter, and the loss of an online
-    preference method, count as 0.5 at least, for with a KL far weaker than the world's rewards (of order 1) the optimum is nearly
-    a single completion. The library's methods that claim another optimum, and classes under them, are held to that one. A
-    method of yours that claims another says so by a method `tabular_optimum(world)` of the module, or of its loss or
-    advantage, that returns the probabilities (Y,) of `world.completions`; see `lit_rlhf.verify.targets` for what it can
-    be made of. A policy module that draws several samples of a prompt draws two here.
+    preference method, count as 0.5 at least, for with a KL far weaker than the world's rewards (of order 1) the optimum
+    is nearly a single completion. The library's methods that claim another optimum, and classes under them, are held to
+    that one. A method of yours that claims another says so by a method `tabular_optimum(world)` of the module, or of
+    its loss or advantage, that returns the probabilities (Y,) of `world.completions`; see `lit_rlhf.verify.targets` for
+    what it can be made of. A policy module that draws several samples of a prompt draws two here.
 
     A policy gradient whose surrogate is one of the library's, or of a class under one, has a second case: its gradient
     on rollouts of an earlier policy; see `OffPolicyCase`.

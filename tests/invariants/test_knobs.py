@@ -79,7 +79,7 @@ OTHER: Mapping[str, object] = {
 """A value of each option that is not its default."""
 
 SAME = {"updates.microbatch_tokens", "updates.max_skipped", "updates.decay_embeddings"}
-"""Options that bound memory, or count elsewhere: gradients that aren't finite and weight decay have tests of their own."""
+"""Options that bound memory, or count elsewhere: odd gradients and weight decay have tests of their own."""
 
 LOGGED = {"recompute_logprobs"}
 """Options that may change what is logged alone: how far the policy drifts, where the loss doesn't look at it."""

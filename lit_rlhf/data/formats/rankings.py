@@ -65,8 +65,8 @@ class RatedAnswers(Columns):
         prompt: Column of the instruction.
         completions: Column with the list of answers.
         answer: Key of an answer's text.
-        score: Key of its score; higher is better. UltraFeedback's `overall_score` gave 10 to many answers that its raters
-            found poor; `fine-grained_score` is the mean of their ratings.
+        score: Key of its score; higher is better. UltraFeedback's `overall_score` gave 10 to many answers that its
+            raters found poor; `fine-grained_score` is the mean of their ratings.
     """
 
     prompt: str = "instruction"

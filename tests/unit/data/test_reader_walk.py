@@ -1,4 +1,4 @@
-"""Every kind of file, random and damaged: the library's error with the file's name, or rows that are used or counted."""
+"""Every kind of file, random and damaged: our error with the file's name, or rows used or counted."""
 
 import gzip
 import io

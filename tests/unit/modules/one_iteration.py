@@ -1,4 +1,4 @@
-"""One iteration of an on-policy module without a Trainer: what it logs and what becomes of its parameters, in milliseconds."""
+"""One iteration of an on-policy module without a Trainer: what it logs, what becomes of its parameters."""
 
 import copy
 from collections.abc import Callable
