@@ -52,7 +52,7 @@ class Format(ABC):
     def votes(self, row: Row) -> Sequence[float]:
         """What single raters said of a row: above 0 for the completion that its record has first, below for the other.
 
-        None where the data don't have it. What can't be read as votes is left out: they are looked at, not learned from.
+        Empty where the data don't have it. What can't be read as a vote is left out: nothing is learned from them.
         """
         return ()
 

@@ -6,6 +6,7 @@ contradictions), `near` (near-duplicates), `leakage`, `endings` (special tokens,
 
 from lit_rlhf.data.inspection.doubles import DoubleFacts as DoubleFacts
 from lit_rlhf.data.inspection.endings import TextFacts as TextFacts, TokenFacts as TokenFacts
+from lit_rlhf.data.inspection.findings import Finding as Finding, findings as findings
 from lit_rlhf.data.inspection.inspecting import (
     Inspection as Inspection,
     Shown as Shown,

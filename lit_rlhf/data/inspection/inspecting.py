@@ -1,6 +1,7 @@
 """The way through the data: held-out sets first, then each split once, with everything that looks at its records."""
 
 import heapq
+import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from lit_rlhf.data.inspection.words import WordHashes
 from lit_rlhf.data.recognition import Kind, as_conversation, first_rows, read_as, spell
 from lit_rlhf.data.records import Record, Text
 from lit_rlhf.data.showing import part_names
-from lit_rlhf.data.sources import Source, local_source, rows_of
+from lit_rlhf.data.sources import DirectorySource, Source, local_source, rows_of
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_number, is_whole
 from lit_rlhf.seeding import stable_hash
@@ -128,21 +129,23 @@ def inspect(
     run: int = 13,
     samples: int = 6,
 ) -> Inspection:
-    """Look through data before training on it: lengths, labels, repetitions, leakage, and signs that something went wrong.
+    """Look through data before training on it: lengths, labels, repetitions, leakage, signs that something went wrong.
 
-    Each file is read once, and once more as far as the records that are shown. What is kept of it grows with the records:
-    50 bytes of each, 256 more for near-duplicates, and of sets that are looked for in others 24 bytes a word.
+    Each file is read once, and once more as far as the records that are shown. What is kept of it grows with the
+    records: some 50 bytes of each, 264 more for near-duplicates, and of sets that are looked for in others 24 bytes a
+    word. Texts are not kept.
 
     Args:
-        splits: A source or a path; or several by name, the one that is trained on first, those that are held out behind.
+        splits: A source or a path (a directory of the `datasets` library may hold several splits); or several by name,
+            the one that is trained on first, those that are held out behind.
         against: Evaluation sets by name, in any columns: their texts are looked for in all splits.
         tokenizer: Lengths are tokens as it makes them, and its special tokens and chat template are checked. None:
             lengths are characters.
         kind: What to read the rows as, where they can be several things. None: what says most of them.
         format: The format. None: the one that reads the first rows of each split.
         by: Column that says where a row comes from. None: `source`, `subset`, `dataset`, `domain` or the like.
-        similarity: From which Jaccard similarity of three-word runs two records are near-duplicates, above 0 and at most
-            1; lower finds more and costs time. None: they are not looked for, and datasketch isn't needed.
+        similarity: From which Jaccard similarity of three-word runs two records are near-duplicates, above 0 and at
+            most 1; lower finds more and costs time. None: they are not looked for, and datasketch isn't needed.
         run: How many words in a row count as leaked; 13 as for GPT-3 (arXiv:2005.14165), 8 finds more by chance.
         samples: How many records to show.
 
@@ -165,7 +168,7 @@ def inspect(
     check_option(fitting, inspect, "similarity", similarity, "above 0 and at most 1, or left out")
     check_option(is_whole(run, 2), inspect, "run", run, "a whole number of 2 or more")
     check_option(is_whole(samples, 0), inspect, "samples", samples, "a whole number of 0 or more")
-    named = splits if isinstance(splits, Mapping) else {"train": splits}
+    named = splits if isinstance(splits, Mapping) else _splits_of(splits)
     if not named:
         raise ConfigurationError("No data to inspect: give a source, a path, or several by name.")
     held = [_held_out(name, _source(data), run) for name, data in (against or {}).items()]
@@ -310,6 +313,17 @@ def _spelled(text: Text) -> str:
     if len(text) <= _MOST_CHARACTERS:
         return text
     return f"{text[:_MOST_CHARACTERS]}\n[... {len(text) - _MOST_CHARACTERS:,} more characters]"
+
+
+def _splits_of(data: Data) -> Mapping[str, Data]:
+    """The splits of a directory that `DatasetDict.save_to_disk` wrote, `train` first; of anything else, itself."""
+    names = Path() if isinstance(data, Source) else Path(data) / "dataset_dict.json"
+    if not names.is_file():
+        return {"train": data}
+    found = sorted(
+        json.loads(names.read_text(encoding="utf-8"))["splits"], key=lambda n: n != "train"
+    )
+    return {name: DirectorySource(str(data), name) for name in found}
 
 
 def _source(data: Data) -> Source:

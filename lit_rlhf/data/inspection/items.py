@@ -115,7 +115,7 @@ class Reader:
         source: Where rows come from.
         reading: Which format reads them.
         tokenizer: Makes tokens of them. None: text alone is looked at.
-        by: Column that says where a row comes from. None: `source`, `subset`, `domain` or the like, where rows have one.
+        by: Column that says where a row comes from. None: `source`, `subset`, `domain` or the like, if there is one.
     """
 
     source: Source

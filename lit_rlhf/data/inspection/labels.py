@@ -19,8 +19,8 @@ class Agreement:
         unanimous: Records whose votes all prefer the same answer.
         overruled: Records whose label is the opposite of what most of their votes say.
         share: Share of two votes on one record that prefer the same answer.
-        alpha: Krippendorff's $\alpha$ on the interval scale, 1 for full agreement and 0 for chance; None where all votes
-            are the same.
+        alpha: Krippendorff's $\alpha$ on the interval scale, 1 for full agreement and 0 for chance; None where all
+            votes are the same.
     """
 
     rated: int
@@ -112,7 +112,7 @@ class Labels:
 
 
 def _alpha(together: Mapping[tuple[float, float], float]) -> float | None:
-    r"""$\alpha = 1 - D_o / D_e$ of coincidences: squared distance of two votes on one record over that of any two votes."""
+    r"""$\alpha = 1 - D_o / D_e$: mean squared distance of two votes on one record over that of any two votes."""
     totals: defaultdict[float, float] = defaultdict(float)
     for (one, _), weight in together.items():
         totals[one] += weight

@@ -84,7 +84,7 @@ class PairFacts:
 
     @property
     def share_longer(self) -> float | None:
-        """Share of pairs whose better answer is the longer one, of those that differ in length; None: there are none."""
+        """Share of pairs whose better answer is the longer one, of those that differ in length; None: none differs."""
         differing = self.pairs - self.equal
         return self.longer / differing if differing else None
 

@@ -1,0 +1,130 @@
+"""The report of data: what `lit_rlhf.data.inspection` found, as one page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_rlhf.data.inspection import Inspection, Shown, SplitFacts, findings
+from lit_rlhf.report.data_sections import (
+    ends_section,
+    labels_section,
+    leaks_section,
+    lengths_section,
+    pairs_section,
+    rows_section,
+)
+from lit_rlhf.report.page import Block, Cell, Note, Numbers, Sample, Samples, Section, write_page
+
+_MOST_SHOWN = 8
+
+
+def report_data(inspection: Inspection, output: Path) -> Path:
+    """Write the report of data.
+
+    Args:
+        inspection: What `inspect` found.
+        output: The HTML file; its numbers lie as JSON beside it.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        FileError: The report can't be written.
+    """
+    splits = inspection.splits
+    sections = [
+        _glance(inspection),
+        rows_section(splits),
+        lengths_section(splits),
+        pairs_section(splits),
+        labels_section(splits),
+        _repeats(splits),
+        leaks_section(inspection.leaks),
+        ends_section(splits),
+        _samples(splits),
+    ]
+    lead = "; ".join(f"{s.source}, read as {s.kind} by {s.format}" for s in splits)
+    found = [{"text": each.text, "bad": each.bad} for each in findings(inspection)]
+    data: Mapping[str, Any] = {"findings": found, **inspection.to_json()}
+    title = f"Data: {Path(splits[0].source).name}"
+    return write_page(output, title, [part for part in sections if part is not None], lead, data)
+
+
+def _glance(inspection: Inspection) -> Section:
+    blocks: list[Block] = []
+    for split in inspection.splits:
+        where = f", {split.name}" if len(inspection.splits) > 1 else ""
+        items: list[tuple[Cell, str]] = [(split.records, f"{split.unit} used{where}")]
+        items.append((sum(split.left_out.values()), f"left out{where}"))
+        items.append((_percent(split.doubles.repeated, split), f"repeat another{where}"))
+        if split.near is not None:
+            items.append((_percent(split.near.records, split), f"nearly repeat another{where}"))
+        if split.doubles.contradicting or split.lengths.pair:
+            items.append(
+                (_percent(split.doubles.contradicting, split), f"contradict another{where}")
+            )
+        if split.lengths.pair and (longer := split.lengths.pair.share_longer) is not None:
+            better = "chosen" if split.kind == "pairs" else "best"
+            items.append((f"{longer:.0%}", f"of {better} answers are the longer ones{where}"))
+        blocks.append(Numbers(items))
+    found = findings(inspection)
+    blocks += [Note(each.text, bad=each.bad) for each in found]
+    text = "" if found else "Nothing stands out."
+    return Section("At a glance", blocks, text)
+
+
+def _percent(count: int, split: SplitFacts) -> str:
+    return f"{100 * count / max(split.records, 1):.3g} %"
+
+
+def _repeats(splits: Sequence[SplitFacts]) -> Section | None:
+    blocks: list[Block] = []
+    for split in splits:
+        where = f" ({split.name})" if len(splits) > 1 else ""
+        for title, twos in (
+            ("Contradictions", split.contradicting),
+            ("Nearly the same", split.nearly),
+            ("Repetitions", split.repeated),
+        ):
+            if twos:
+                shown = [_beside(one, other) for one, other in twos[:_MOST_SHOWN]]
+                blocks.append(Samples(shown, f"{title}{where}: some of them.", shown=2))
+    text = (
+        "Repetitions weigh more in training than they were meant to, and make a random split leak. Contradictions "
+        "teach nothing; where raters differ, their share belongs into p_chosen."
+    )
+    return Section("Repetitions and contradictions", blocks, text) if blocks else None
+
+
+def _beside(one: Shown, other: Shown) -> Sample:
+    """Two records; texts that they share stand once."""
+    first, second = dict(one.texts), dict(other.texts)
+    texts = [(name, text) for name, text in one.texts if second.get(name) == text]
+    for where, own, theirs in ((one.where, first, second), (other.where, second, first)):
+        rest = [
+            (f"{name}, {where}", text) for name, text in own.items() if theirs.get(name) != text
+        ]
+        texts += rest
+    return Sample(texts, {"one": one.where, "other": other.where})
+
+
+def _samples(splits: Sequence[SplitFacts]) -> Section | None:
+    blocks: list[Block] = []
+    for split in splits:
+        where = f" of {split.name}" if len(splits) > 1 else ""
+        extremes = [_sample(shown, name) for name, shown in split.extremes.items()]
+        drawn = [_sample(shown) for shown in split.samples]
+        if drawn:
+            blocks.append(Samples(drawn, f"Drawn at random{where}.", shown=3))
+        if extremes:
+            blocks.append(
+                Samples(extremes, f"The longest and the shortest answers{where}.", shown=2)
+            )
+    text = "Read some before you train: no figure shows what a few rows do."
+    return Section("Samples", blocks, text) if blocks else None
+
+
+def _sample(shown: Shown, title: str = "") -> Sample:
+    # those of lists stand beside their answers
+    single = {name: v for name, v in shown.fields.items() if not isinstance(v, tuple)}
+    return Sample(shown.texts, {"row": shown.where, **single}, title)
