@@ -139,7 +139,10 @@ def inspect(
         run=run,
         samples=samples,
     )
-    lines = [f"{'!' if each.bad else '-'} {each.text}" for each in inspection.findings(found)]
+    lines = [
+        f"{'!' if each.bad else '-'} {each.split}{': ' if each.split else ''}{each.text}"
+        for each in inspection.findings(found)
+    ]
     print_text("\n".join([*lines, str(report_data(found, output))]) + "\n")
 
 

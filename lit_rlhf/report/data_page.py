@@ -13,9 +13,20 @@ from lit_rlhf.report.data_sections import (
     pairs_section,
     rows_section,
 )
-from lit_rlhf.report.page import Block, Cell, Note, Numbers, Sample, Samples, Section, write_page
+from lit_rlhf.report.page import (
+    Block,
+    Cell,
+    Note,
+    Numbers,
+    Sample,
+    Samples,
+    Section,
+    Table,
+    write_page,
+)
 
 _MOST_SHOWN = 8
+_MOST_CUT = 800  # characters of a text that stands beside another
 
 
 def report_data(inspection: Inspection, output: Path) -> Path:
@@ -43,8 +54,8 @@ def report_data(inspection: Inspection, output: Path) -> Path:
         ends_section(splits),
         _samples(splits),
     ]
-    lead = "; ".join(f"{s.source}, read as {s.kind} by {s.format}" for s in splits)
-    found = [{"text": each.text, "bad": each.bad} for each in findings(inspection)]
+    lead = "; ".join(f"{s.name}: {s.records:,} {s.unit}, read by {s.format}" for s in splits)
+    found = [vars(each) for each in findings(inspection)]
     data: Mapping[str, Any] = {"findings": found, **inspection.to_json()}
     title = f"Data: {Path(splits[0].source).name}"
     return write_page(output, title, [part for part in sections if part is not None], lead, data)
@@ -65,12 +76,22 @@ def _glance(inspection: Inspection) -> Section:
             )
         if split.lengths.pair and (longer := split.lengths.pair.share_longer) is not None:
             better = "chosen" if split.kind == "pairs" else "best"
-            items.append((f"{longer:.0%}", f"of {better} answers are the longer ones{where}"))
+            items.append(
+                (f"{100 * longer:.0f} %", f"of {better} answers are the longer ones{where}")
+            )
         blocks.append(Numbers(items))
     found = findings(inspection)
-    blocks += [Note(each.text, bad=each.bad) for each in found]
-    text = "" if found else "Nothing stands out."
-    return Section("At a glance", blocks, text)
+    several = len(inspection.splits) > 1
+    for each in found:
+        if each.bad:
+            where = f"{each.split}: " if several and each.split else ""
+            blocks.append(Note(where + each.text, bad=True))
+    looks: list[list[Cell]] = [
+        [e.text, *([e.split] if several else [])] for e in found if not e.bad
+    ]
+    if looks:
+        blocks.append(Table(["worth a look", *(["split"] if several else [])], looks))
+    return Section("At a glance", blocks, "" if found else "Nothing stands out.")
 
 
 def _percent(count: int, split: SplitFacts) -> str:
@@ -88,7 +109,7 @@ def _repeats(splits: Sequence[SplitFacts]) -> Section | None:
         ):
             if twos:
                 shown = [_beside(one, other) for one, other in twos[:_MOST_SHOWN]]
-                blocks.append(Samples(shown, f"{title}{where}: some of them.", shown=2))
+                blocks.append(Samples(shown, f"{title}{where}: some of them.", shown=1))
     text = (
         "Repetitions weigh more in training than they were meant to, and make a random split leak. Contradictions "
         "teach nothing; where raters differ, their share belongs into p_chosen."
@@ -97,15 +118,21 @@ def _repeats(splits: Sequence[SplitFacts]) -> Section | None:
 
 
 def _beside(one: Shown, other: Shown) -> Sample:
-    """Two records; texts that they share stand once."""
-    first, second = dict(one.texts), dict(other.texts)
-    texts = [(name, text) for name, text in one.texts if second.get(name) == text]
-    for where, own, theirs in ((one.where, first, second), (other.where, second, first)):
-        rest = [
-            (f"{name}, {where}", text) for name, text in own.items() if theirs.get(name) != text
-        ]
-        texts += rest
+    """Two records; a text that both have stands once."""
+    named: dict[str, list[str]] = {}
+    for shown, which in ((one, "one"), (other, "other")):
+        for name, text in shown.texts:
+            named.setdefault(text, []).append(f"{name} of the {which}")
+    texts = []
+    for text, names in named.items():
+        parts = {name.partition(" of the ")[0] for name in names}
+        both = len(names) == 2 and len(parts) == 1
+        texts.append((parts.pop() if both else ", ".join(names), _cut(text)))
     return Sample(texts, {"one": one.where, "other": other.where})
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CUT else f"{text[:_MOST_CUT]} [...]"
 
 
 def _samples(splits: Sequence[SplitFacts]) -> Section | None:

@@ -8,6 +8,7 @@ from lit_rlhf.report.page import Block, Cell, Figures, Section, Table
 from lit_rlhf.report.plots import Interval, Plot, bar_plot, histogram, interval_plot
 
 _MOST_ORIGINS = 20
+_MOST_RUNS = 4
 _BARS_UP_TO = 12  # different values of a label, beyond which they are a histogram
 
 
@@ -52,8 +53,7 @@ def _origins(split: SplitFacts, *, several: bool) -> list[Block]:
         ]
         row += [fact.prompt if fact else None, fact.answer if fact else None]
         if paired:
-            share = f"{fact.longer / fact.differing:.0%}" if fact and fact.differing else None
-            row.append(share)
+            row.append(100 * fact.longer / fact.differing if fact and fact.differing else None)
         rows.append(row)
     more = f"; {len(hidden)} more are in the JSON file" if hidden else ""
     where = f" of {split.name}" if several else ""
@@ -62,7 +62,7 @@ def _origins(split: SplitFacts, *, several: bool) -> list[Block]:
     blocks: list[Block] = []
     if len(bars) > 1:
         blocks.append(Figures([bar_plot(f"{split.unit} by {split.by}{where}", bars, x=split.unit)]))
-    return [*blocks, Table([*columns, *(["better is longer"] if paired else [])], rows, caption)]
+    return [*blocks, Table([*columns, *(["better is longer, %"] if paired else [])], rows, caption)]
 
 
 def _count(split: SplitFacts, origin: str) -> int:
@@ -87,7 +87,7 @@ def lengths_section(splits: Sequence[SplitFacts]) -> Section | None:
         for name, s in parts.items():
             rows.append([split.name, name, s.count, s.mean, s.median, s.p90, s.p99, s.longest])
         for limit, count in sorted(split.lengths.over.items()):
-            over.append([split.name, limit, count, f"{100 * count / max(split.records, 1):.3g} %"])
+            over.append([split.name, limit, count, 100 * count / max(split.records, 1)])
     if not rows:
         return None
     unit = splits[0].lengths.unit
@@ -95,7 +95,7 @@ def lengths_section(splits: Sequence[SplitFacts]) -> Section | None:
     tables: list[Block] = [Figures(plots), Table(columns, rows, f"Lengths in {unit}.")]
     if over:
         caption = f"Prompt and longest answer together are over a limit of {unit}."
-        tables.append(Table(["split", "limit", "over it", "share"], over, caption))
+        tables.append(Table(["split", "limit", "over it", "in %"], over, caption))
     return Section("Lengths", tables)
 
 
@@ -186,15 +186,15 @@ def labels_section(splits: Sequence[SplitFacts]) -> Section | None:
             rows += [
                 [split.name, "rated by two or more", agreement.rated],
                 [split.name, "votes on these", agreement.votes],
-                [split.name, "unanimous", f"{agreement.unanimous / agreement.rated:.1%}"],
-                [split.name, "two votes agree", f"{agreement.share:.1%}"],
+                [split.name, "unanimous", f"{100 * agreement.unanimous / agreement.rated:.1f} %"],
+                [split.name, "two votes agree", f"{100 * agreement.share:.1f} %"],
                 [split.name, "Krippendorff's alpha, interval", agreement.alpha],
                 [split.name, "label against most votes", agreement.overruled],
             ]
         if again.share_agreeing is not None:
             rows += [
                 [split.name, "comparisons made more than once", again.compared_again],
-                [split.name, "two statements on one agree", f"{again.share_agreeing:.1%}"],
+                [split.name, "two statements on one agree", f"{100 * again.share_agreeing:.1f} %"],
             ]
     if not plots and not rows:
         return None
@@ -231,7 +231,7 @@ def leaks_section(leaks: Sequence[Leak]) -> Section | None:
     shared: list[list[Cell]] = [
         [f"{x.split}, {x.other}", run.text, run.records, run.where, run.other]
         for x in leaks
-        for run in x.shared
+        for run in x.shared[:_MOST_RUNS]
     ]
     if shared:
         caption = (
@@ -240,8 +240,8 @@ def leaks_section(leaks: Sequence[Leak]) -> Section | None:
         names = ["between", "words", "records", "first in", "and in"]
         blocks.append(Table(names, shared, caption))
     text = (
-        f"A row is hit where {leaks[0].run} words in a row stand in the split too, nearly whole where four of five such "
-        "runs do. Case and punctuation don't count, nor do system turns."
+        f"A row is hit where {leaks[0].run} words in a row stand in the split too, nearly whole where four of five "
+        "such runs do. Case and punctuation don't count, nor do system turns."
     )
     return Section("Leakage", blocks, text)
 

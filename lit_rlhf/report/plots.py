@@ -224,7 +224,12 @@ def histogram(
             "title": x,
             "scale": {"zero": False, "nice": False},
         },
-        "y": {"field": "y", "type": "quantitative", "title": "count"},
+        "y": {
+            "field": "y",
+            "type": "quantitative",
+            "title": "count",
+            "scale": {"domainMin": 0},  # Vega-Lite makes room below bars on a continuous axis
+        },
         **_looks(list(groups), dash=True),
     }
     tips = _tips(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lit_rlhf.data.inspection.inspecting import Inspection, SplitFacts
 from lit_rlhf.data.inspection.leakage import Leak
@@ -17,10 +17,12 @@ class Finding:
     Args:
         text: The sentence.
         bad: Whether training or evaluation goes wrong by it; else it is worth a look.
+        split: Which split it is about; empty: several.
     """
 
     text: str
     bad: bool = False
+    split: str = ""
 
 
 def findings(inspection: Inspection) -> list[Finding]:
@@ -29,12 +31,10 @@ def findings(inspection: Inspection) -> list[Finding]:
     Args:
         inspection: What `inspect` found.
     """
-    several = len(inspection.splits) > 1
     found = [_leak(leak) for leak in inspection.leaks if leak.rows_hit or leak.prompts_shared]
     for split in inspection.splits:
-        where = f"{split.name}: " if several else ""
         for part in (_rows, _labels, _biases, _texts, _tokens):
-            found += [Finding(where + each.text, each.bad) for each in part(split)]
+            found += [replace(each, split=split.name) for each in part(split)]
     return sorted(found, key=lambda each: not each.bad)
 
 
@@ -106,7 +106,7 @@ def _labels(split: SplitFacts) -> Iterator[Finding]:
         )
     if agreement is not None and agreement.alpha is not None and agreement.alpha < 0.3:
         yield Finding(
-            f"Raters agree little: two of them prefer the same answer in {agreement.share:.0%} of cases "
+            f"Raters agree little: two of them prefer the same answer in {100 * agreement.share:.0f} % of cases "
             f"(Krippendorff's alpha {agreement.alpha:.2f}). No reward model can be righter than that."
         )
 
@@ -118,16 +118,16 @@ def _biases(split: SplitFacts) -> Iterator[Finding]:
     differing = pair.pairs - pair.equal
     longer = pair.share_longer
     if longer is not None and differing >= _FEW and abs(longer - 0.5) > 0.1:
-        which = "longer" if longer > 0.5 else "shorter"
+        which, share = ("longer", longer) if longer > 0.5 else ("shorter", 1 - longer)
         yield Finding(
-            f"The {better} answer is the {which} one in {max(longer, 1 - longer):.0%} of pairs. A reward model can be "
-            "right that often by counting length.",
+            f"The {better} answer is the {which} one in {100 * share:.0f} % of pairs. A reward model can be right "
+            "that often by counting length.",
             bad=abs(longer - 0.5) > 0.2,
         )
     for name, (count, good) in pair.features.items():
         if count >= _FEW and abs(good / count - 0.5) > 0.2 and _is_sure(good, count):
             yield Finding(
-                f"Where one answer alone has {name} ({count:,} pairs), it is the {better} one in {good / count:.0%}."
+                f"Where one answer alone has {name} ({count:,} pairs), it is the {better} one in {_share(good, count)}."
             )
 
 
