@@ -95,7 +95,7 @@ class Near:
     def _links(self, sketches: np.ndarray) -> np.ndarray:
         """Pairs of records that share a band and are as similar as asked for: (m, 2), the earlier one first."""
         found = [np.empty((0, 2), dtype=np.int64)]
-        for band in range(self._bands):
+        for band in range(self._bands if len(sketches) else 0):
             part = np.ascontiguousarray(sketches[:, band * self._rows : (band + 1) * self._rows])
             keys = part.view(np.dtype((np.void, part.shape[1] * part.itemsize)))[:, 0]
             _, bucket = np.unique(keys, return_inverse=True)
