@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.cli.output import print_text, write_rows
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
-from lit_rlhf.data.conversion import template_options
+from lit_rlhf.data.conversion import Conversion, template_options
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.grouping import grouped
+from lit_rlhf.data.kinds import shape_of
 from lit_rlhf.data.recognition import (
     MODULES,
     Kind,
@@ -28,7 +29,7 @@ from lit_rlhf.data.recognition import (
     spell,
     unread_columns,
 )
-from lit_rlhf.data.records import Row, UnreadableRow
+from lit_rlhf.data.records import Row
 from lit_rlhf.data.showing import part_names
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError, DataError
@@ -189,20 +190,18 @@ def _canonical(
 ) -> Iterator[Mapping[str, Any]]:
     """The rows to write; counts of those made (under no name) and of those left out, by reason."""
     source = grouped(source, reading.format)
+    conversion = Conversion(source, reading.format, shape_of(reading.kind))
     for number, row in enumerate(source.load()):
-        try:
-            records = reading.format(row)
-            template = {} if isinstance(row, UnreadableRow) else template_options(row)
-        except InvalidRowError as error:
-            if invalid == "error":
+        for each in conversion(number, row):
+            if isinstance(each, Record):
+                counts[""] += 1
+                yield canonical_row(each, reading.format, template_options(row))
+            elif invalid == "error":
                 raise DataError(
-                    f"{source.locate(number)}: {error}. Mend it, or set invalid: drop."
-                ) from error
-            counts[error.reason] += 1
-            continue
-        for record in records:
-            counts[""] += 1
-            yield canonical_row(record, reading.format, template)
+                    f"{source.locate(number)}: {each}. Mend it, or set invalid: drop."
+                ) from each
+            else:
+                counts[each.reason] += 1
 
 
 def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path) -> None:

@@ -9,12 +9,12 @@ from itertools import islice
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data import kinds
 from lit_rlhf.data.conversion import Conversion, check_identical
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.inspection.words import WordHashes, plain_text
-from lit_rlhf.data.recognition import MODULES, Reading
+from lit_rlhf.data.kinds import shape_of
+from lit_rlhf.data.recognition import Reading
 from lit_rlhf.data.records import InvalidRowError, Record, Row, UnreadableRow, rows_of_group
 from lit_rlhf.data.repeats import Identity
 from lit_rlhf.data.report import Report
@@ -128,7 +128,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         self.joined = grouped(self.source, self.reading.format)
-        shape = getattr(kinds, MODULES[self.reading.kind]).shape
+        shape = shape_of(self.reading.kind)
         self._convert = Conversion(self.joined, self.reading.format, shape)
         self.encoder = Encoder(self.tokenizer) if self.tokenizer is not None else None
         self.report = Report(str(self.source), shape.unit)
