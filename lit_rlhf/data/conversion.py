@@ -1,7 +1,7 @@
 """From raw rows to records of the shape that a DataModule needs; what can't be used stays in its place as an error."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from lit_rlhf.data.records import (
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 
+SUBSET = "subset"
+"""The column that says which part of a data set a row belongs to: metrics are also told by it."""
 _TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
@@ -67,7 +69,7 @@ class Conversion:
             if not records:
                 return [InvalidRowError("the format makes no record of it", shorten(dict(row)))]
             template = {} if isinstance(row, UnreadableRow) else template_options(row)
-            return [self._check(record, template) for record in records]
+            return [_named(self._check(record, template), row) for record in records]
         except InvalidRowError as error:
             return [error]
         except OSError as error:  # of a format that reads files
@@ -105,6 +107,33 @@ class Conversion:
         if template and record.template is None and not carried:
             return replace(record, template=template)
         return record
+
+
+def check_identical(record: Record, completions: Sequence[Sequence[object]], unit: str) -> None:
+    """Refuse a record whose completions are all the same: there is nothing to learn from it.
+
+    Args:
+        record: The record.
+        completions: Its completions.
+        unit: What they are made of.
+
+    Raises:
+        InvalidRowError: They are the same.
+    """
+    several = len(completions) > 1 and not record.steps
+    if several and all(other == completions[0] for other in completions):
+        name = "identical pair" if len(completions) == 2 else "identical completions"
+        raise InvalidRowError(name, f"all completions have the same {len(completions[0])} {unit}")
+
+
+def _named(record: Record | InvalidRowError, row: Row) -> Record | InvalidRowError:
+    """A record of answers, with the subset that its row names."""
+    if isinstance(record, InvalidRowError) or not record.completions:
+        return record
+    subset = row.get(SUBSET)
+    if not isinstance(subset, str | int):
+        return record
+    return replace(record, columns={**record.columns, SUBSET: str(subset)})
 
 
 def template_options(row: Row) -> dict[str, Any]:
