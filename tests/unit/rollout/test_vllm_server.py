@@ -343,7 +343,7 @@ def test_a_step_ahead(model_dir: Path, url: str, tmp_path: Path) -> None:
             importance_correction=TruncatedImportance(),
             optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
         )
-        trainer = quiet_trainer(tmp_path, [], max_epochs=1)
+        trainer = quiet_trainer(tmp_path / str(staleness), [], max_epochs=1)
         trainer.fit(module, prompt_loader(model_dir, batch_size=2))
     gap = "train/sampling/sampling_logp_difference/mean"
     assert [each["train/rollout/staleness"] for each in found[0]] == [0, 0, 0, 0]
