@@ -44,6 +44,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "demo": Command(
             "lit_rlhf.cli.demo", "SFT, reward model and PPO in a few minutes, on a CPU"
         ),
+        "chat": Command(
+            "lit_rlhf.cli.chat", "Talk with a policy, and see the reward of its answers"
+        ),
         "help": Command("lit_rlhf.cli.explain", "What a name means: metrics NAME, option NAME"),
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
         "report": Command("lit_rlhf.cli.report", "A run, or several compared, as one HTML page"),
