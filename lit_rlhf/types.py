@@ -110,6 +110,9 @@ class BranchOutput:
     scores: Tensor | None = (
         None  # (N,) float32: scalar head at the last token; of several heads (N, heads)
     )
+    divergence: Tensor | None = None  # (N, T) float32, nats: from another model's distributions
+    log_ratio: Tensor | None = None  # (N, T) float32: log pi/q of the token, q the other model's
+    hidden: Tensor | None = None  # (n, h): the states before the n tokens that exist
 
 
 @dataclass(frozen=True)
