@@ -198,7 +198,9 @@ def test_the_score_is_what_transformers_says_of_the_same_tokens(
     ids = torch.tensor([talk.encoded(None)[0] + tokens])
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     assert said.scores is not None
-    assert float(said.scores.total[0]) == pytest.approx(float(classifier(ids).logits.detach()), rel=1e-4)
+    assert float(said.scores.total[0]) == pytest.approx(
+        float(classifier(ids).logits.detach()), rel=1e-4
+    )
 
 
 def test_an_unknown_command_and_a_reward_model_are_refused(
