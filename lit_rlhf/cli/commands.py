@@ -62,6 +62,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "share": {
         "export": Command("lit_rlhf.cli.export", "A checkpoint as a directory for transformers"),
+        "push": Command("lit_rlhf.cli.push", "An export to the hub, with a model card"),
     },
 }
 """Groups in the order of the help, each with its commands."""
