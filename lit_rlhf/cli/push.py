@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jsonargparse import ArgumentParser
 
 from lit_rlhf.cli.functions import call
@@ -29,7 +29,7 @@ _FLAGS = {
     "public": "let everybody see it; without, a repository that is public already is refused",
     "dry_run": "show the files and the card, and send nothing",
 }
-_CLIENT_ERRORS = HfHubHTTPError.__bases__
+_CLIENT_ERRORS: Any = HfHubHTTPError.__bases__
 """Of the hub's client where no answer comes: those of the httpx that it has, which differs by its version; OSError."""
 _STATUS = {
     401: "the token isn't valid (any more): `hf auth login` makes another",
@@ -92,7 +92,7 @@ def push(
 
 
 def _read(path: Path) -> ExportRecord:
-    found = dict(read_record(path)) if path.is_dir() else {}
+    found: dict[str, Any] = dict(read_record(path)) if path.is_dir() else {}
     if not found:
         inner = path / "export"
         hint = (
