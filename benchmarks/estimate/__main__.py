@@ -3,8 +3,8 @@
     python -m benchmarks.estimate --work runs/estimate [--markdown docs/ESTIMATE.md]
 
 Each is trained for two steps in a process of its own, once with an allocator that gives back what is freed, once as glibc has it
-by itself: that keeps holes of many sizes. What counts is the most resident memory, less what the process held when its libraries
-were loaded. It doesn't depend on how busy the machine is.
+by itself: that keeps holes of many sizes. What counts is the most resident memory, less what the process held when it had trained
+a tiny model in the same way. It doesn't depend on how busy the machine is.
 """
 
 import argparse

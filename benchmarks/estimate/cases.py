@@ -47,9 +47,10 @@ class Case:
     workload: Workload
     spec: ModelSpec
 
-    def module(self, tokenizer: str) -> RLHFModule:
-        """With a directory of a tokenizer."""
-        return self.make(replace(self.spec, tokenizer=tokenizer))
+    def module(self, tokenizer: str, **shape: int) -> RLHFModule:
+        """With a directory of a tokenizer, and other sizes of the model where they are given."""
+        config = {**(self.spec.config or {}), **shape}
+        return self.make(replace(self.spec, tokenizer=tokenizer, config=config))
 
 
 def _spec(dtype: str, lora: bool, **options: Any) -> ModelSpec:

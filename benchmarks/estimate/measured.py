@@ -1,8 +1,11 @@
 """One configuration, trained for two steps in a process of its own: the most resident memory, less what was held before.
 
+Before, a tiny model is trained in the same way, so that libraries have loaded what they use.
+
 python -m benchmarks.estimate.measured <number of the case>
 """
 
+import gc
 import sys
 import tempfile
 import warnings
@@ -23,6 +26,7 @@ from lit_rlhf.testing.tokenizers import make_tokenizer
 from lit_rlhf.types import BranchedBatch
 
 STEPS = 2
+TINY = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 512}
 
 
 class NoneEndsEarly(Callback):
@@ -45,6 +49,21 @@ def batch(case: Case, module: RLHFModule) -> dict[str, Any]:
     return prompts | {"index": made["index"], "columns": {}}
 
 
+def train(case: Case, module: RLHFModule) -> None:
+    """Train a module on batches of the case."""
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[NoneEndsEarly()] if isinstance(module, PolicyModule) else [],
+    )
+    loader: Any = DataLoader([batch(case, module)] * STEPS, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(module, loader)
+
+
 def main() -> None:
     case = list(CASES.values())[int(sys.argv[1])]
     torch.set_num_threads(1)
@@ -52,20 +71,11 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as directory:
         make_tokenizer().save_pretrained(directory)
-        module = case.module(directory)
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[NoneEndsEarly()] if isinstance(module, PolicyModule) else [],
-        )
-        loader: Any = DataLoader([batch(case, module)] * STEPS, batch_size=None)  # type: ignore[arg-type]
+        train(case, case.module(directory, **TINY))
+        gc.collect()
         before = resident()
         forget_resident_peak()
-        trainer.fit(module, loader)
+        train(case, case.module(directory))
     report({"bytes": resident_peak() - before, "before": before})
 
 

@@ -53,32 +53,33 @@ def advise(plan: Plan, found: Estimate) -> str:
 
 def _changes(plan: Plan, found: Estimate) -> Iterator[Change]:
     """Options, those that cost least time or quality first."""
-    spec, module = plan.change(plan.module.spec), plan.module
-    engine = module.engine if isinstance(module, PolicyModule) else None
     if found.largest_rows:
         yield _smaller_microbatch(plan, found)
-    if found.peak.name == "rollout" and isinstance(engine, NativeEngine):
+    if found.peak.name == "rollout" and isinstance(plan.module, PolicyModule):
         rows = plan.workload.prompts * plan.workload.branches
-        for size in (rows // 2, rows // 4, rows // 8):
-            if size:
-                yield _decoding(plan, size)
+        native = isinstance(plan.module.engine, NativeEngine)
+        yield from (_decoding(plan, rows // part) for part in (2, 4, 8) if native and rows >= part)
+    yield from _of_the_model(plan, plan.change(plan.module.spec))
+
+
+def _of_the_model(plan: Plan, spec: ModelSpec) -> Iterator[Change]:
+    adapted, whole = spec.lora is not None or spec.adapter is not None, spec.quantization == "none"
+    fresh = "" if adapted else " with lora: {rank: 16, alpha: 32}"
+    lora = {} if adapted else {"lora": LoraSpec(rank=16, alpha=32)}
     if not spec.gradient_checkpointing:
         yield _of_spec(plan, "gradient_checkpointing: true", gradient_checkpointing=True)
-    adapted = spec.lora is not None or spec.adapter is not None
-    if adapted and spec.dtype == "float32" and spec.quantization == "none":
+    if adapted and whole and spec.dtype == "float32":
         yield _of_spec(plan, "dtype: bfloat16", dtype="bfloat16")
-    for count in _DEVICES if spec.quantization == "none" else ():
-        if count > plan.processes.count:
-            processes = replace(plan.processes, count=count, strategy="fsdp2")
-            text = f"trainer.strategy: fsdp2 over {count} devices"
-            yield Change(text, replace(plan, processes=processes))
+    for count in (each for each in _DEVICES if whole and each > plan.processes.count):
+        processes = replace(plan.processes, count=count, strategy="fsdp2")
+        text = f"trainer.strategy: fsdp2 over {count} devices"
+        yield Change(text, replace(plan, processes=processes))
     if not adapted:
-        lora = {"lora": LoraSpec(), "dtype": "bfloat16"}
-        yield _of_spec(plan, "dtype: bfloat16 with lora: {rank: 16, alpha: 32}", **lora)
-    if spec.quantization == "none":
-        quantized = {"quantization": "nf4", "lora": spec.lora or LoraSpec(), "dtype": "bfloat16"}
-        text = "quantization: nf4" + ("" if adapted else " with lora: {rank: 16, alpha: 32}")
-        yield _of_spec(plan, text, **quantized)
+        yield _of_spec(plan, f"dtype: bfloat16{fresh}", dtype="bfloat16", **lora)
+    if whole:
+        yield _of_spec(
+            plan, f"quantization: nf4{fresh}", quantization="nf4", dtype="bfloat16", **lora
+        )
 
 
 def _smaller_microbatch(plan: Plan, found: Estimate) -> Change:

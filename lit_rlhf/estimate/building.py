@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, models as tokenizer_models
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError, LitRLHFError
@@ -38,7 +38,7 @@ class AssumedReward(Reward):
 
     def __init__(self, given: ModelReward, spec: ModelSpec) -> None:
         super().__init__()
-        self.given = [given]
+        self.path = given.path
         self.batch_tokens = given.batch_tokens
         self.shares = given.share_base is not False and spec.lora is not None
         options: dict[str, Any] = {"dtype": "float32", **given.options}
@@ -53,7 +53,7 @@ class AssumedReward(Reward):
         else:
             where = self.backbone = Backbone.load(self.spec, lm_head=False, trainable=False)
         where.add_head("reward", trainable=False)
-        self._source = RewardSource(where, "reward" if self.shares else None, "reward")
+        self._source = RewardSource(where, "reward", "reward")
 
     def source(self) -> RewardSource | None:
         """Where it lives."""
@@ -62,6 +62,16 @@ class AssumedReward(Reward):
     def score(self, completions: Completions) -> Scores:
         """It has no weights."""
         raise NotImplementedError
+
+
+class Weight(NamedTuple):
+    """A weight or a buffer."""
+
+    part: str
+    """What it is for."""
+    tensor: Tensor
+    size: int | None
+    """Its bytes where bitsandbytes would pack it."""
 
 
 class Built:
@@ -99,8 +109,8 @@ class Built:
             self.module
         )  # of devices too, and tensors here don't always say the same
 
-    def weights(self) -> Iterator[tuple[str, nn.Parameter | torch.Tensor, int | None]]:
-        """Weights and buffers with what they are for, and their bytes where they would be packed."""
+    def weights(self) -> Iterator[Weight]:
+        """Weights and buffers of all models."""
         packed = {
             id(layer.weight): int(layer.weight.numel() * _BYTES[backbone.spec.quantization])
             for backbone in self.module.modules()
@@ -109,7 +119,7 @@ class Built:
         }
         shared = self.module.backbone.has_lora
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
-            yield f"weights: {_role(name, shared)}", tensor, packed.get(id(tensor))
+            yield Weight(f"weights: {_role(name, shared)}", tensor, packed.get(id(tensor)))
 
     def _with_tokenizer(self, spec: ModelSpec, directory: str) -> ModelSpec:
         """A tokenizer steers nothing here but the ids of its end: where there is none, any will do."""
@@ -162,7 +172,7 @@ def _role(name: str, shared: bool) -> str:
     if name.startswith("reward."):
         return "reward model"
     if ".lora_" in name:
-        return f"adapter {name.split('.weight')[0].rsplit('.', 1)[-1]}"
+        return f"adapter {name.split('.weight', maxsplit=1)[0].rsplit('.', 1)[-1]}"
     if ".heads." in name:
         return "heads"
     return "shared base" if shared else "policy"

@@ -48,7 +48,7 @@ def _gpu(name: str, gib: float, terabytes: float, half: float, single: float, li
 
     0.6 GiB for the context, 4 % lost by the allocator and 7 microseconds a launch are assumptions, not measured here.
     """
-    peaks = {dtype: half * 1e12 for dtype in (torch.bfloat16, torch.float16)}
+    peaks = dict.fromkeys((torch.bfloat16, torch.float16), half * 1000000000000.0)
     peaks[torch.float32] = single * 1e12
     return Card(
         name, "cuda", gib * GIB, terabytes * 1e12, peaks, link, 0.6 * GIB, slack=0.04, launch=7e-6

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-_DEVICE_OF = Tensor.device.__get__  # type: ignore[attr-defined]
+_DEVICE_OF = Tensor.device.__get__
 _MOVES = frozenset((Tensor.to, Tensor.cpu, Tensor.cuda))
 _FACTORIES = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.arange))
 _PRODUCTS = frozenset(
@@ -58,9 +58,11 @@ class Acting(TorchFunctionMode):
 @contextmanager
 def acting(kind: str, autocast: torch.dtype | None) -> Iterator[None]:
     """Let tensors of the meta device act as those of a kind of device, under autocast where a dtype is given."""
-    with torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False):
-        with Acting(kind):
-            yield
+    with (
+        torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False),
+        Acting(kind),
+    ):
+        yield
 
 
 def _stay(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -107,6 +109,6 @@ class _Flash(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *_ = ctx.saved_tensors
         return *(torch.empty_like(x) for x in (query, key, value)), None

@@ -1,19 +1,19 @@
 """Will it fit, and how long will it take: a module's dry run, beside what a card has and does."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.estimate.building import Built, quantized_layers
 from lit_rlhf.estimate.cards import Card
+from lit_rlhf.estimate.collecting import collect
 from lit_rlhf.estimate.dry_run import DryRun, Phase
 from lit_rlhf.estimate.processes import Groups, Processes, syncing_seconds
 from lit_rlhf.estimate.workload import Workload
 from lit_rlhf.models import ModelSpec
-from lit_rlhf.models.loading import dtype_of
+from lit_rlhf.models.loading import dtype_of, embeddings
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.base import RLHFModule
 
@@ -144,14 +144,14 @@ def run_plan(plan: Plan) -> Estimate:
     run = DryRun(
         built.module,
         plan.workload,
+        built.weights(),
         kind=plan.card.kind,
         autocast=plan.autocast,
         accumulate=plan.accumulate,
         rows=plan.rows,
     )
-    for part, tensor, size in built.weights():
-        run.count.hold(part, tensor, size)
-    phases = run.phases()
+    phases = [*collect(run, built.module)] if isinstance(built.module, PolicyModule) else []
+    phases += [run.update(), run.optimize()]
     estimated = tuple(_phase(plan, built, run, phase) for phase in phases)
     return Estimate(
         card=plan.card.name,
@@ -210,9 +210,9 @@ def _read(run: DryRun) -> float:
     """Bytes of the weights that a token is multiplied with."""
     parts, backbone = run.count.now().parts, run.module.backbone
     base = parts.get("weights: policy", 0) + parts.get("weights: shared base", 0)
-    embedded = backbone.model.get_input_embeddings().weight
-    head = backbone.model.get_output_embeddings().weight
-    tied = embedded is head
+    embedded = embeddings(backbone.model)
+    head = backbone.model.get_output_embeddings()
+    tied = head is not None and embedded is head.weight
     return float(base - (0 if tied else embedded.numel() * embedded.itemsize))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.internals.torch import (
-    TorchDispatchMode,
+    OperatorMode,
     described,
     makes_new,
     map_tensors,
@@ -39,7 +39,7 @@ class Peak:
         return sum(self.parts.values())
 
 
-class MemoryCount(TorchDispatchMode):
+class MemoryCount(OperatorMode):
     """While it is on, arrays on the meta device are counted from when they are made until nothing refers to them.
 
     Numbers that steer the code (lengths, masks, ids) are real and stand on the CPU: in an operation with arrays of the

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 _SHAPE_CHANGING = {
@@ -20,6 +20,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def is_altered(module: nn.Module) -> bool:
     """Whether calling a module does more than its class says: it is hooked, or its forward is patched."""
     return any(getattr(module, name) for name in _HOOKS) or "forward" in vars(module)
+
+
+class OperatorMode(TorchDispatchMode):
+    """Sees every operator that runs while it is on, in `__torch_dispatch__`, which a subclass writes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
 
 def tensors_in(*nested: Any) -> list[Tensor]:
