@@ -26,7 +26,7 @@ from lit_rlhf.testing.tokenizers import make_tokenizer
 from lit_rlhf.types import BranchedBatch
 
 STEPS = 2
-TINY = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 512}
+TINY = {"hidden_size": 72, "intermediate_size": 72, "num_hidden_layers": 1, "vocab_size": 512}
 
 
 class NoneEndsEarly(Callback):

@@ -13,7 +13,7 @@ from lit_rlhf.estimate.estimating import Estimate, Plan, run_plan
 from lit_rlhf.estimate.processes import Processes, Strategy
 from lit_rlhf.estimate.workload import Workload, branches_of
 from lit_rlhf.models.loading import dtype_of
-from lit_rlhf.modules import DAPOPolicyModule, PolicyModule
+from lit_rlhf.modules import DAPOPolicyModule, PolicyModule, SupervisedModule
 from lit_rlhf.modules.base import RLHFModule
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -93,12 +93,7 @@ def _workload(
         else getattr(data, "max_completion_length", None)
     )
     prompt = prompt_tokens or getattr(data, "max_prompt_length", None)
-    if branches is None and isinstance(module, PolicyModule):
-        # With an opponent each sample has another beside it.
-        branches = module.num_samples * (2 if getattr(module, "opponent", None) else 1)
-    if branches is None:
-        shape = getattr(data, "shape", None)
-        branches = 1 if shape is None else branches_of(shape.completions)
+    branches = branches or _branches(module, data)
     for name, option, value in (
         ("batch_size", "data.batch_size", prompts),
         ("prompt_tokens", "data.max_prompt_length", prompt),
@@ -113,3 +108,16 @@ def _workload(
                 f"How much memory a step takes depends on {name}, and {option} isn't set: give {name}."
             )
     return Workload(int(prompts), int(prompt), int(completion), branches)  # type: ignore[arg-type]
+
+
+def _branches(module: RLHFModule, data: Any) -> int:
+    """Completions of a prompt: as the module samples them, its loss takes them, or the kind of data has them."""
+    if isinstance(module, PolicyModule):
+        # With an opponent each sample has another beside it.
+        return module.num_samples * (2 if getattr(module, "opponent", None) else 1)
+    wanted: int | None = getattr(getattr(module, "objective", None), "num_branches", None)
+    if wanted is not None:
+        return wanted
+    if data is not None:
+        return branches_of(data.shape.completions)
+    return 1 if isinstance(module, SupervisedModule) else 2

@@ -31,7 +31,7 @@ def collect(run: DryRun, module: PolicyModule) -> Iterator[Phase]:
 
     def evaluate() -> None:
         with evaluating(module.backbone):
-            run.estimated(1)
+            run.evaluate()
 
     yield _measured(run, "reference", evaluate)
 

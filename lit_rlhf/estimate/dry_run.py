@@ -99,11 +99,11 @@ class DryRun:
 
         Gradients of former microbatches are held where there are any.
         """
+        given = self._given(rows or self.rows)
         with self.simulated():
             self.module.zero_grad(set_to_none=True)
             if self.parts > 1:
                 self._hold_gradients()
-            given = self._given(rows or self.rows)
             self.count.forget_peak()
             self.flops = 0.0
             with self.count.part("activations", logits=self.vocabulary):
@@ -124,16 +124,11 @@ class DryRun:
             self.optimizer.zero_grad(set_to_none=True)
             return phase
 
-    def estimated(self, rows: int) -> EvaluatedRollout:
-        """Rows of a policy's rollout as the losses take it, with real numbers: evaluated at the first call."""
-        module = self.module
-        assert isinstance(module, PolicyModule)
-        if self._rollout is None:
-            with torch.no_grad():
-                evaluated = module.evaluate(self.scored)
-            rollout = module.estimate(evaluated.map(_real, _real))
-            self._rollout = rollout.map(_real, _real)
-        return self._rollout.select(torch.arange(rows) % self._rollout.num_prompts)
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Evaluate a policy's rollout."""
+        assert isinstance(self.module, PolicyModule)
+        self._rollout = self.module.evaluate(self.scored).map(_real, _real)
 
     @property
     def scored(self) -> ScoredRollout:
@@ -192,7 +187,9 @@ class DryRun:
     def _given(self, rows: int) -> Any:
         """What the loss of a microbatch is computed from."""
         if isinstance(self.module, PolicyModule):
-            return self.estimated(rows)
+            assert self._rollout is not None
+            rollout = self.module.estimate(self._rollout)
+            return rollout.select(torch.arange(rows) % rollout.num_prompts)
         batch = self.workload.batch(rows)
         if getattr(self.module, "reference_source", None) != "precomputed":
             del batch["ref_logprobs"]

@@ -1,5 +1,6 @@
 """Will it fit, and how long will it take: a module's dry run, beside what a card has and does."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -237,7 +238,7 @@ def _largest(plan: Plan, built: Built, run: DryRun, phases: tuple[PhaseEstimate,
     slope = (here - there) / (rows - other)
     if others > plan.card.memory:
         return 0
-    return max(int((plan.card.memory - here) / slope) + rows, 0)
+    return max(math.floor((plan.card.memory - here) / slope) + rows, 0)
 
 
 def _notes(module: RLHFModule) -> list[str]:

@@ -68,6 +68,8 @@ class MemoryCount(OperatorMode):
         tensors = tensors_in(args, kwargs)
         places = {x.is_meta for x in tensors}
         if len(places) == 2:
+            if func.name() in _INDEXED:
+                args = (args[0], _places(args[1]), *args[2:])
             args, kwargs = map_tensors(lambda x: x.to("meta"), (args, kwargs))
         result = self._run(func, args, kwargs) if True in places else func(*args, **kwargs)
         for x in (result,) if isinstance(result, Tensor) else tensors_in(result):
@@ -148,6 +150,18 @@ class MemoryCount(OperatorMode):
         part, size = self._held.pop(key)
         self._parts[part] -= size
         self._live -= size
+
+
+def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Indices with the positions of a mask in its place: how many there are can't be known on the meta device."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        is_mask = index is not None and index.dtype == torch.bool
+        found += index.nonzero().unbind(1) if is_mask and index is not None else [index]
+    return found
+
+
+_INDEXED = {"aten::index.Tensor", "aten::index_put_", "aten::index_put"}
 
 
 def _multiplied(x: Tensor, weight: Tensor, *_: Any) -> Tensor:

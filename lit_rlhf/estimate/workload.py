@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models.branched import pack
+from lit_rlhf.modules.remax import GREEDY
 from lit_rlhf.types import BranchedBatch, Generation, Prompts, ScoredRollout, Scores
 
 _RANKED = 4
@@ -70,7 +71,9 @@ class Workload:
         finished = torch.ones(len(mask), dtype=torch.bool)
         generation = Generation(mask.long(), mask, finished, zeros, zeros if values else None)
         scores = torch.arange(len(mask)).float()
-        return ScoredRollout(Prompts(ids.long(), ids), generation, Scores(scores))
+        return ScoredRollout(
+            Prompts(ids.long(), ids), generation, Scores(scores, {GREEDY: scores})
+        )
 
     def _samples(self, prompts: int) -> Tensor:
         return self._mask(prompts * self.branches, self.completion_tokens)
