@@ -71,9 +71,7 @@ class Workload:
         finished = torch.ones(len(mask), dtype=torch.bool)
         generation = Generation(mask.long(), mask, finished, zeros, zeros if values else None)
         scores = torch.arange(len(mask)).float()
-        return ScoredRollout(
-            Prompts(ids.long(), ids), generation, Scores(scores, {GREEDY: scores})
-        )
+        return ScoredRollout(Prompts(ids.long(), ids), generation, Scores(scores, {GREEDY: scores}))
 
     def _samples(self, prompts: int) -> Tensor:
         return self._mask(prompts * self.branches, self.completion_tokens)

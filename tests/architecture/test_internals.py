@@ -50,6 +50,29 @@ def test_each_file_says_the_version_it_was_read_from(path: Path) -> None:
     )
 
 
+def test_operators_of_torch() -> None:
+    aten = torch.ops.aten
+    assert our_torch.makes_new(aten.add.Tensor)
+    assert not our_torch.makes_new(aten.add_.Tensor)
+    assert not our_torch.makes_new(aten.view.default)
+    assert our_torch.writes_first(aten.add_.Tensor)
+    assert not our_torch.writes_first(aten.add.Tensor)
+    assert not our_torch.writes_first(aten.resize_.default)
+    x = torch.zeros(2, 3)
+    assert our_torch.storage_key(x) == our_torch.storage_key(x.t())
+    assert our_torch.storage_key(x) != our_torch.storage_key(torch.zeros(2, 3))
+    seen = []
+
+    class Watch(our_torch.OperatorMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        x.add(1)
+    assert seen == ["aten::add.Tensor"]
+
+
 def test_torch() -> None:
     layer = nn.Linear(2, 2)
     assert not our_torch.is_altered(layer)
