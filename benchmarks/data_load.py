@@ -2,8 +2,8 @@
 
     taskset -c 0 python benchmarks/data_load.py --pairs 1000000 --long 200000 --times 3 --plain
 
-A tenth of the rows comes first: where memory is flat in rows, the peak hardly grows after it. Beside it, with `--plain`,
-what `datasets.map` takes for the tokenizer calls alone (prompt, and prompt with each answer).
+A tenth of the rows comes first: where memory is flat in rows, the peak hardly grows after it. Beside it, with
+`--plain`, what `datasets.map` takes for the tokenizer calls alone (prompt, and prompt with each answer).
 """
 
 import argparse

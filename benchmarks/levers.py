@@ -133,7 +133,11 @@ class Subject:
         generate = partial(self.generate, engine)
         return [
             Lever("prompts once for both branches, update of pairs", self._train, lambda: self.train(expanded)),
-            Lever("grouped attention, prompts and branches apart, update of pairs", self._train, lambda: self.train(theirs)),
+            Lever(
+                "grouped attention, prompts and branches apart, update of pairs",
+                self._train,
+                lambda: self.train(theirs),
+            ),
             Lever("bfloat16 base under float32 adapters, update of pairs", self._train, lambda: self.train(wide)),
             Lever("attention by whole products, update of pairs", self._train, self._with_kernels),
             Lever("adapted layers with a backward of their own, update of pairs", self._train, self._with_autograd),

@@ -178,7 +178,8 @@ def refuse_foreign(
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty and not (path / marker).is_file():
         raise kind(
-            f"{what} {path} can't be written: that exists and is no export of lit_rlhf, for it holds no {marker}. Choose "
+            f"{what} {path} can't be written: that exists and is no export of lit_rlhf, for it "
+            f"holds no {marker}. Choose "
             "another path, or delete it."
         )
 
@@ -222,8 +223,8 @@ def sync(path: Path) -> None:
 class DirectoryLock:
     """Keeps a second process out of a directory; a process that is dead holds nothing.
 
-    The lock is the system's, on a hidden file beside it that says who holds it, and is not inherited by children. Within one
-    process it can be taken again.
+    The lock is the system's, on a hidden file beside it that says who holds it, and is not inherited by children.
+    Within one process it can be taken again.
 
     Args:
         directory: Made if it is missing.

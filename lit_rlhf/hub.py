@@ -82,7 +82,8 @@ def _hint(name: str, what: str, reason: str) -> str:
             advice += f" {wanted} is missing: was the {what} saved there?"
     else:
         advice = (
-            f"No such directory (looked in {Path.cwd()}); taken for a hub id, which needs the network, or the {what} in "
+            f"No such directory (looked in {Path.cwd()}); taken for a hub id, which needs the "
+            f"network, or the {what} in "
             "the local cache."
         )
     return f"Can't load the {what} {name!r}. {advice} The cause: {reason}"

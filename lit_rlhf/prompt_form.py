@@ -106,7 +106,8 @@ def warn_of_prompts(what: str, learned: PromptForm | None, given: PromptForm | N
     """
     if learned is not None and given is not None and given.differs_from(learned):
         rank_zero_warn(
-            f"{what} has learned of prompts written as {learned}, and those here are written as {given}: what it says of "
+            f"{what} has learned of prompts written as {learned}, and those here are written as "
+            f"{given}: what it says of "
             f"them means little. To write them alike, {given.way_to(learned)}; or train it on prompts like those here."
         )
 

@@ -1,4 +1,4 @@
-"""The one answer to each question about tokenizers: how one is loaded, whether two agree, what pads, what ends a text."""
+"""Questions about tokenizers: how one is loaded, whether two agree, what pads, what ends a text."""
 
 import hashlib
 import json

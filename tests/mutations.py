@@ -2,8 +2,9 @@
 
     python tests/mutations.py [names of functions or files ...] [--list]
 
-For every method and function of the preference, reward and policy losses, advantages, reductions and KL estimators, each
-of four mutations that applies to its source is made in a temporary copy of the package, and the tests of its file run
+For every method and function of the preference, reward and policy losses, advantages, reductions and KL estimators,
+each of four mutations that applies to its source is made in a temporary copy of the package, and the tests of its file
+run
 there: a sign flipped, the mask dropped, a mean for a sum (or a sum for a mean), the reference forgotten. The reference
 is subtracted in one place for all preference losses, which is mutated too. Modules are broken as `module_mutants.toml`
 says; `module` as a name chooses those. Prints which test went red; ends with 1 when
@@ -45,7 +46,16 @@ TESTS = {
     },
     **{
         f"objectives/{name}.py": (f"{_OBJECTIVES}/test_{name}.py",)
-        for name in ("advantages", "importance", "kl_losses", "oracles", "reductions", "surrogates")
+        for name in (
+            "advantages",
+            "best_of_n",
+            "divergences",
+            "importance",
+            "kl_losses",
+            "oracles",
+            "reductions",
+            "surrogates",
+        )
     },
     "functional/rankings.py": (f"{_OBJECTIVES}/test_reward_formulas.py", _FORMULAS[2]),
     "functional/policy_losses.py": (f"{_FUNCTIONAL}/test_policy_losses.py",),

@@ -1,1 +1,1 @@
-"""From measured processes to ratios: what is run in which order, what is kept, what both sides must agree on, and the report."""
+"""From measured processes to ratios: what runs in which order, what both sides must agree on, the report."""

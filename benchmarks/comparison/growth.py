@@ -65,11 +65,10 @@ def utilisation(result: Result, phase: str) -> float:
 
 
 def growth(axis: str, results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """By phase, from the first point of an axis to its last: exponents of time and of arithmetic, and their greatest local excess.
+    """Exponents of time and of arithmetic by phase, over an axis, and their greatest local excess.
 
     An exponent is log(ratio of cost) / log(ratio of the axis); 1 is proportional. `excess` is the largest difference
-    between
-    the two over neighbouring points: above 0 time grows faster than the arithmetic says.
+    between the two over neighbouring points: above 0 time grows faster than the arithmetic says.
     """
     found = {}
     for phase in PHASES:

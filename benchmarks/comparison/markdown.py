@@ -35,7 +35,7 @@ def insert(document: Path, name: str, text: str) -> None:
 
 
 def find_place(document: Path, name: str) -> tuple[str, str] | None:
-    """What stands before and after the place: up to `<!-- name:begin -->` and from `<!-- name:end -->` on, the marks included.
+    """What stands up to `<!-- name:begin -->` and from `<!-- name:end -->` on, the marks included.
 
     None if the document isn't there.
 
@@ -54,7 +54,8 @@ def find_place(document: Path, name: str) -> tuple[str, str] | None:
 
 
 _COMPARISON = (
-    "workload", "peer", "peer's", "ours", "ratio (least to most of a pair)", "goal", "peak GB, peer's", "ours", "ratio", "goal",
+    "workload", "peer", "peer's", "ours", "ratio (least to most of a pair)", "goal",
+    "peak GB, peer's", "ours", "ratio", "goal",
 )  # fmt: skip
 _UTILISATION = ("workload", "phase", "GFLOP a step", "seconds a step", "GFLOP/s", "share of peak")
 _PARITY = ("workload", "compared", "result", "agree")

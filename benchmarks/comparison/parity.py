@@ -55,7 +55,7 @@ def generations(
     most_regret: float,
     most_errors: float,
 ) -> Check:
-    """Regret of greedy completions, in nats a token (`regret.py`), and mean lengths of sampled ones, by standard errors."""
+    """Regret of greedy completions, in nats a token (`regret.py`), and mean lengths of sampled ones."""
     found = {"our_regret": our_regret, "peer_regret": their_regret}
     found |= {"our_mean_length": fmean(our_lengths), "peer_mean_length": fmean(their_lengths)}
     error = math.sqrt(

@@ -44,7 +44,7 @@ def compare(workload: Workload, runs: Runs, judged: Judged) -> dict[str, Any]:
 
 
 def utilisation(runs: Sequence[Measured]) -> dict[str, Any]:
-    """By phase whose arithmetic is counted: share of the peak, in its dtype, of the run's own process, and what it is made of."""
+    """By counted phase: share of the peak in its dtype of the run's own process, and what it is made of."""
     found: dict[str, Any] = {}
     for phase in runs[0].result["flops"][0] if runs[0].result.get("flops") else ():
         shares, rates, seconds = [], [], []

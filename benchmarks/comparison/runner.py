@@ -79,7 +79,7 @@ class Runner:
         return found
 
     def judge_generations(self, runs: dict[tuple[str, str], list[Measured]]) -> None:
-        """Add `regret` to the first run of each side that completed prompts greedily; a process of its own holds the judge."""
+        """Add `regret` to the first greedy run of each side; a process of its own holds the judge."""
         for (group, side), of_side in runs.items():
             completions = of_side[0].result.get("greedy")
             if completions is None:

@@ -1,4 +1,4 @@
-"""What is compared: for each workload both sides, how much of it, the goals, and how to tell that both did the same work."""
+"""What is compared: both sides of each workload, its size, its goals, and what shows equal work."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -102,12 +102,12 @@ GROUPS = {
         {"data": "ids", "batch": 64, "new_tokens": 48, "steps": 3, "stops": True}, {"steps": 2}
     ),
 }
-"""By name. A full run of three pairs is meant to take less than an hour on two cores, a quick one less than 10 minutes."""
+"""By name. Three full pairs are meant to take less than an hour on two cores, a quick run 10 minutes."""
 
 CURVE_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
 """Of losses, by the dtype of the base."""
 ROUNDING = 0.1
-"""How far losses of timed runs may be apart where others are judged: both sides round in bfloat16, a wrong kernel does more."""
+"""How far losses of timed runs may be apart: both round in bfloat16; a wrong kernel does more."""
 LEAST_STEPS = 3
 """Of a reward's late mean."""
 MOST_REGRET = 0.02

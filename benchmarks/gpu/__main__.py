@@ -5,10 +5,10 @@
     python -m benchmarks.gpu --out runs/gpu --device cpu --size tiny # a rehearsal without a GPU
     python -m benchmarks.gpu --out runs/gpu --markdown docs/GPU.md   # after a run: runs nothing, writes the page
 
-Each part is a process of its own with a limit of time, and its JSON is written before the next begins: a crash loses that
-part alone. While one works, the next imports. Parts that the time is not enough for are named. Needs no network and no
-weights. If `baselines/` has a run on the same card and size, what became worse by over 5 % is said; `--keep` puts this
-run there. Ends with status 1 where a part failed, a check doesn't hold or something became worse.
+Each part is a process of its own with a limit of time, and its JSON is written before the next begins: a crash loses
+that part alone. While one works, the next imports. Parts that the time is not enough for are named. Needs no network
+and no weights. If `baselines/` has a run on the same card and size, what became worse by over 5 % is said; `--keep`
+puts this run there. Ends with status 1 where a part failed, a check doesn't hold or something became worse.
 """
 
 import argparse

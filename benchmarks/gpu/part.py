@@ -1,4 +1,4 @@
-"""One part in a process of its own: it imports everything, says so, waits for a line on its input, then works and writes.
+"""One part in a process of its own: it imports all, says so, waits for a line on its input, then works.
 
 python -m benchmarks.gpu.part NAME DEVICE SIZE DIRECTORY
 """

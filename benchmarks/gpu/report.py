@@ -26,7 +26,7 @@ HEADINGS = {
 }
 NOT_RUN = """# On a GPU
 
-Not run yet. Nothing of this project was ever run on a GPU; what is meant for one was read with care and rehearsed on CPU.
+Not run yet. Nothing of this project was ever run on a GPU; what is meant for one was rehearsed on CPU.
 """
 COMMANDS = """
 ## The command

@@ -81,7 +81,7 @@ def list_rows(sentences: Sequence[Sentence], size: int, rounds: int, seed: int) 
 
 
 def rater_scatter(sentences: Sequence[Sentence], seed: int) -> float:
-    """T for which sigmoid(difference of means / T) fits the shares of raters best, by least squares over random pairs."""
+    """T for which sigmoid(difference of means / T) fits the shares of raters best: least squares, random pairs."""
     rows = pair_rows(sentences, 1, seed)
     margins = torch.tensor([row["margin"] for row in rows], dtype=torch.float64)
     shares = torch.tensor([row["p_chosen"] for row in rows], dtype=torch.float64)

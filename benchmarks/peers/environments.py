@@ -106,7 +106,7 @@ def versions_in(python: Path | str, packages: tuple[str, ...]) -> dict[str, str]
 
 
 def main() -> None:
-    """Make the environments named on the command line: `python -m benchmarks.peers.environments <work dir> <name>...`."""
+    """Make the named environments: `python -m benchmarks.peers.environments <work dir> <name>...`."""
     work, names = Path(sys.argv[1]), sys.argv[2:] or list(ENVIRONMENTS)
     for name in names:
         print(name, ENVIRONMENTS[name].make(work), ENVIRONMENTS[name].versions(work), flush=True)

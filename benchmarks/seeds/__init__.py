@@ -1,1 +1,1 @@
-"""Whether a method that works works with every seed: PPO, RLOO and GRPO from one initial policy and one reward model."""
+"""Whether a method works with every seed: PPO, RLOO, GRPO from one initial policy and reward model."""

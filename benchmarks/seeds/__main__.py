@@ -16,7 +16,7 @@ from lit_rlhf.internals.lightning import silence_noise
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Train the initial policy and the reward model where they are missing, then the methods; show and write the table."""
+    """Train initial policy and reward model where missing, then the methods; show and write the table."""
     options = _parse(args)
     silence_noise()
     root: Path = options.output

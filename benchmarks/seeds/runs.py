@@ -112,7 +112,7 @@ class Runs:
         self.budget = budget
 
     def measure(self, method: str, seed: int) -> Row:
-        """Train and judge: a row of the table. The seed decides prompts' order, rollouts and minibatches, and a critic's head."""
+        """Train and judge: a row. The seed decides prompts' order, rollouts, minibatches and a critic's head."""
         start = time.perf_counter()
         module, history = self._module(method, seed), _History()
         data = self._data(module.num_samples, seed)

@@ -1,4 +1,4 @@
-"""benchmarks/workloads/arithmetic.py against torch's own count and a count position by position; how growth is summarised."""
+"""Counted arithmetic against torch's own count and one by position; how growth is summarised."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_a_row_without_branches_costs_what_torch_counts(rank: int, backward: boo
     model = LlamaForCausalLM(config)
     if rank:
         layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        model.enable_input_require_grads()  # else the first layer's inputs need no gradient, which is not told apart here
+        model.enable_input_require_grads()  # else the first layer's inputs need no gradient: not told apart here
         model = get_peft_model(model, LoraConfig(r=rank, target_modules=layers))
     with FlopCounterMode(display=False) as counter:
         logits = model(input_ids=torch.arange(LENGTH)[None] % 50).logits

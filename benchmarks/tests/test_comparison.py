@@ -298,7 +298,8 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path: Path) -> N
 
 
 def test_the_cpu_is_named_with_what_matters_to_bfloat16() -> None:
-    text = "processor\t: 0\nmodel name\t: Some CPU\ncpu family\t: 25\nmodel\t\t: 17\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\n"
+    text = "processor\t: 0\nmodel name\t: Some CPU\ncpu family\t: 25\nmodel\t\t: 17\n"
+    text += "flags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\n"
     assert cpu_model(text) == "Some CPU, family 25, model 17, avx512_bf16"
 
 

@@ -1,1 +1,1 @@
-"""What is to be timed: one script a library and kind of work, each run alone in a fresh process; see `benchmarks/README.md`."""
+"""What is timed: a script a library and kind of work, alone in a fresh process; see `benchmarks/README.md`."""

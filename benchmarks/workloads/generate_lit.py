@@ -15,7 +15,8 @@ from lit_rlhf.rollout import NativeEngine, Sampling
 def main() -> None:
     settings = Settings.from_command_line()
     start(settings)
-    backbone = Backbone.load(ModelSpec(name=settings.model, dtype=settings.dtype), trainable=False)  # type: ignore[arg-type]
+    spec = ModelSpec(name=settings.model, dtype=settings.dtype)  # type: ignore[arg-type]
+    backbone = Backbone.load(spec, trainable=False)
     backbone.eos_token_ids = ()  # where EOS ends a text, it is among the stop tokens
     engine = NativeEngine()
 

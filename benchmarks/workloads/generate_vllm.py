@@ -13,12 +13,12 @@ _SETUP = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, its least: the keys and values of 64 sequences take 0.2
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_USE_AOT_COMPILE": "0",  # with torch 2.13 it can't load what it saved, and would compile for a minute in every run
+    "VLLM_USE_AOT_COMPILE": "0",  # with torch 2.13 it can't load what it saved: a minute more in every run
 }
 
 
 def begin_anew() -> None:
-    """Replace this process by one with the libraries preloaded that vLLM asks for: Intel's OpenMP, tcmalloc where there is one."""
+    """Replace this process by one with vLLM's libraries preloaded: Intel's OpenMP, tcmalloc if there is one."""
     openmp, allocator = Path(sys.prefix) / "lib" / "libiomp5.so", find_library("tcmalloc_minimal")
     wanted = [str(openmp)] * openmp.is_file() + [allocator] * (allocator is not None)
     environment = {**os.environ, **_SETUP, "LD_PRELOAD": ":".join(wanted)}

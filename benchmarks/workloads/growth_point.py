@@ -1,4 +1,4 @@
-"""One point of benchmarks/scaling.py: an iteration of policy optimization with exact lengths on random weights, by phase."""
+"""One point of benchmarks/scaling.py: an iteration with exact lengths on random weights, by phase."""
 
 import json
 import re

@@ -78,7 +78,7 @@ def write_reward_model(model: Path, target: Path, seed: int = 0) -> None:
 
 
 def write_reward_adapter(model: Path, target: Path, rank: int, seed: int = 0) -> None:
-    """The same reward model as an adapter on the policy's base: the adapter is fresh (B = 0), so the scores are equal."""
+    """The same reward model as a fresh adapter (B = 0) on the policy's base: the scores are equal."""
     lora = LoraSpec(rank=rank, alpha=2.0 * rank, target_modules=TARGETS)
     backbone = Backbone.load(ModelSpec(name=str(model), dtype="bfloat16", lora=lora), lm_head=False)
     backbone.add_adapter("reward")

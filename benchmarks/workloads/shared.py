@@ -1,4 +1,4 @@
-"""What both sides do alike within their processes: the same initial adapters and heads, and the clock. Needs torch alone."""
+"""What both sides do alike: the same initial adapters and heads, and the clock. Needs torch alone."""
 
 import time
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ def start(settings: Settings) -> None:
 
 
 def fill_adapters(parameters: Iterable[tuple[str, torch.nn.Parameter]], seed: int) -> None:
-    """Draw every `lora_A` from the seed and the layer's path, whatever wraps the decoder, so that both sides begin alike."""
+    """Draw every `lora_A` from the seed and the layer's path, so that both sides begin alike."""
     found = {
         name[name.index("layers.") :].split(".lora_A")[0]: weight
         for name, weight in parameters

@@ -59,7 +59,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        way_out = "set IterationCheckpoint's dirpath to another disk, or a lower keep_last, and go on with --ckpt_path last"
+        way_out = (
+            "set IterationCheckpoint's dirpath to another disk, or a lower keep_last, "
+            "and go on with --ckpt_path last"
+        )
         needed = _bytes(checkpoint)
         with whole_file(target, "The checkpoint", needed, way_out, CheckpointError) as temporary:
             try:
@@ -139,7 +142,8 @@ def refuse_non_finite(trainer: Trainer, module: LightningModule) -> None:
     if trainer.strategy.reduce_boolean_decision(bool(wrong), all=False):
         raise CheckpointError(
             f"{len(wrong)} trained weights ({', '.join(wrong[:2])}, ...) are NaN or infinite after iteration "
-            f"{iterations_done(trainer)}: they are not saved and not exported, and the run ends. The last checkpoint is "
+            f"{iterations_done(trainer)}: they are not saved and not exported, and the run ends. "
+            "The last checkpoint is "
             "from before: go on from it with --ckpt_path last and a lower learning rate, or mend the data."
         )
 

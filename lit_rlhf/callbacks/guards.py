@@ -159,8 +159,9 @@ class CollapseGuard(Callback):
         if recent >= self.best_gold - most:
             return {}
         return {
-            "gold": f"the gold reward is {recent:.4g}, {self.best_gold - recent:.4g} below its best, where the reward that is "
-            f"optimized is {metrics.get(_PROXY, float('nan')):.4g}: more than max_gold_drop={most:g}."
+            "gold": f"the gold reward is {recent:.4g}, {self.best_gold - recent:.4g} below its best, "
+            f"where the reward that is optimized is {metrics.get(_PROXY, float('nan')):.4g}: "
+            f"more than max_gold_drop={most:g}."
         }
 
     def _alarms(

@@ -25,8 +25,9 @@ class Preemption(Callback):
     The signal only sets a flag. At the end of each iteration all processes agree whether any of them has it; then
     `IterationCheckpoint` saves at its next boundary (after a validation that is due, and after accumulated gradients
     are applied), and training ends by `SystemExit(143)`: loggers are closed, nothing of the iteration is lost, and
-    `--ckpt_path last` goes on from there. With Lightning's own `ModelCheckpoint` instead (which DeepSpeed needs), it writes
-    `last.ckpt` in that callback's directory. Without this callback Lightning ends the run there too, and saves nothing.
+    `--ckpt_path last` goes on from there. With Lightning's own `ModelCheckpoint` instead (which DeepSpeed needs), it
+    writes `last.ckpt` in that callback's directory. Without this callback Lightning ends the run there too, and saves
+    nothing.
 
     The iteration must end within the time that the cluster grants between SIGTERM and SIGKILL (torchrun: 30 s;
     Kubernetes: `terminationGracePeriodSeconds`; SLURM: `--signal=TERM@300`). Where it doesn't, the kill loses that

@@ -36,9 +36,9 @@ class RunRecord(Callback):
     """Writes `run.json`: how the run was started, on what, with how many rows, what befell it, and how it ended.
 
     The file has `module`, `starts` and `rows`. Each start (the first and each resume) has `command`, `began`, `ended`,
-    `state`, `reason`, `iterations`, `seconds`, `versions`, `device`, `processes`, `resumed_from` and `events`. The state is
-    `running` until the end, then `finished`, `interrupted` (a signal or Ctrl-C) or `failed`; one that stays at `running`
-    was killed. Events are what guards said and did. `lit-rlhf fit` adds this
+    `state`, `reason`, `iterations`, `seconds`, `versions`, `device`, `processes`, `resumed_from` and `events`. The
+    state is `running` until the end, then `finished`, `interrupted` (a signal or Ctrl-C) or `failed`; one that stays at
+    `running` was killed. Events are what guards said and did. `lit-rlhf fit` adds this
     callback where the run has a directory of its own.
 
     Args:
@@ -112,7 +112,8 @@ class RunRecord(Callback):
         self._write()
 
     def _write(self) -> None:
-        assert self.path is not None
+        if self.path is None:
+            return
         text = json.dumps(plain_json(self.record), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(self.path, text + "\n", "The record of the run")
 

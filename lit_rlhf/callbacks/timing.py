@@ -35,8 +35,8 @@ class PhaseTimer(Callback):
     For policies: `train/time/<phase>` in seconds (rollout, reward, reference, update, other; their sum is
     `train/time/iteration`), `train/throughput/generated_tokens_per_second` over the rollout and
     `train/throughput/trained_tokens_per_second` over the update. Other modules have one phase, the update. Tokens are
-    those of all processes. On CUDA `train/memory/peak_gib` is the most memory that tensors took during the iteration, on the
-    first process's device.
+    those of all processes. On CUDA `train/memory/peak_gib` is the most memory that tensors took during the iteration,
+    on the first process's device.
 
     With a peak, `train/throughput/mfu` is the model-FLOPs utilisation of the update, and
     `train/throughput/<phase>_mfu` that of each other phase: its FLOPs by arithmetic over its seconds and the peak. A
@@ -53,9 +53,9 @@ class PhaseTimer(Callback):
             takes what a large matrix product reaches on it, in the dtype of the model's base; None logs no utilisation.
         summary: Print a table of all phases when training ends.
         profile: Print that table, and write it with the operators that took the most time to `profile.md`, and its
-            numbers to `profile.json`, in the trainer's `default_root_dir`. Operators are those of the second iteration, which
-            recording slows down and which the table therefore leaves out; a run of one iteration has none. Measures
-            the peak if none is given. `lit-rlhf fit --profile` sets it.
+            numbers to `profile.json`, in the trainer's `default_root_dir`. Operators are those of the second iteration,
+            which recording slows down and which the table therefore leaves out; a run of one iteration has none.
+            Measures the peak if none is given. `lit-rlhf fit --profile` sets it.
 
     Raises:
         ConfigurationError: The peak is not positive.

@@ -1,8 +1,10 @@
 """What a configuration stands for, without running it: its parts in Python, and the schema of all configurations."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -21,6 +23,13 @@ class Parts(NamedTuple):
 
 class _Prepared(TrainingCLI):
     runs = False
+
+
+class _Parsed(TrainingCLI):
+    runs = False
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
 
 
 class _Schema(TrainingCLI):
@@ -68,6 +77,20 @@ def from_config(config: str | Path, *overrides: str | Path) -> Parts:
     made = start(_Prepared, words)
     made.before_fit()
     return Parts(made.trainer, made.model, made.datamodule)
+
+
+def parsed(words: Sequence[str]) -> tuple[str, Namespace]:
+    """What a `fit` would run, as the YAML that it would save and as the parser has it; nothing is built.
+
+    Args:
+        words: The command line from `fit` on.
+
+    Raises:
+        ConfigurationError: An option is wrong, as far as the parser can tell.
+    """
+    cli = start(_Parsed, words)
+    config: Namespace = cli.config[cli.subcommand]
+    return parser_of(cli, "fit").dump(config, skip_none=False), config
 
 
 def config_schema() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-TRAINING = "lit_rlhf.cli.training"
+TRAINING = "lit_rlhf.cli.seeds"
 RECIPES = "lit_rlhf.cli.recipes"
 
 
@@ -21,6 +21,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "kto": Command(RECIPES, "KTO on pairs or labels: --model M --data D"),
         "ppo": Command(RECIPES, "PPO: --model M --data PROMPTS --reward R"),
         "grpo": Command(RECIPES, "GRPO: --model M --data PROMPTS --reward R"),
+        "iterate": Command("lit_rlhf.cli.iterate", "Sample, judge, train, and again, in rounds"),
         "init": Command("lit_rlhf.cli.init", "A configuration of your own: init ppo > my.yaml"),
         "from-trl": Command("lit_rlhf.cli.from_trl", "A configuration from TRL's: from-trl dpo.py"),
         "schema": Command("lit_rlhf.cli.schema", "JSON schema of configurations, for editors"),
@@ -34,10 +35,15 @@ GROUPS: dict[str, dict[str, Command]] = {
         "label": Command(
             "lit_rlhf.cli.label", "A model compares answers: pairs in, preferences out"
         ),
-        "data": Command("lit_rlhf.cli.data", "A file's format, a row as tokens; convert it"),
+        "data": Command(
+            "lit_rlhf.cli.data", "A file's format, a row as tokens; inspect or convert it"
+        ),
     },
     "reward": {
         "score": Command("lit_rlhf.cli.score", "Score completions with a reward model"),
+        "evaluate-reward": Command(
+            "lit_rlhf.cli.evaluate_reward", "Can it be trusted? A page: --path M --data PAIRS"
+        ),
     },
     "look": {
         "demo": Command(

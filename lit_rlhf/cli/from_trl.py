@@ -40,7 +40,8 @@ def translate(script: Script, path: Path, output: Path | None = None) -> str:
     writer = Writer(script)
     left = "".join(f"#   {name}: {why}\n" for name, why in writer.left.items())
     target = shlex.quote(str(output or "my.yaml"))
-    head = f"# From {path}, {script.task} of TRL, on the recipe {writer.recipe} (lit-rlhf init {writer.recipe} explains it).\n"
+    recipe = f"{writer.recipe} (lit-rlhf init {writer.recipe} explains it)"
+    head = f"# From {path}, {script.task} of TRL, on the recipe {recipe}.\n"
     head += f"#   lit-rlhf fit -c {target}\n"
     head += f"# Not carried over:\n{left}" if left else "# All of it was carried over.\n"
     return head + "\n".join(_lines(writer.config, writer.comments)) + "\n"

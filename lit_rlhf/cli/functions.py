@@ -33,7 +33,7 @@ def call(
     parser = ArgumentParser(
         prog=f"lit-rlhf {command}", description=description, exit_on_error=False
     )
-    parser.add_argument("--config", action="config", help="options in a YAML file")
+    parser.add_argument("-c", "--config", action="config", help="options in a YAML file")
     parser.add_function_arguments(
         function, as_group=False, as_positional=False, skip=extend(parser)
     )

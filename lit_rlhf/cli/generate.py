@@ -1,7 +1,7 @@
 """`lit-rlhf generate`: sample completions from a policy, and keep the best."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,18 +9,30 @@ import torch
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import write_rows
-from lit_rlhf.cli.selection import Sample, keep_best, keep_pairs
-from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource
-from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, load_checkpoint_backbone
+from lit_rlhf.cli.selection import (
+    Kept,
+    Sample,
+    keep_best,
+    keep_candidates,
+    keep_pairs,
+    keep_self_play,
+)
+from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource, Source
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.functional.masking import masked_sum
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, evaluating, load_checkpoint_backbone
 from lit_rlhf.models.adapters import read_adapter
 from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.collect import score_completions
+from lit_rlhf.modules.reference import Reference
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import RolloutEngine, Sampling
-from lit_rlhf.types import Completions, Scores
+from lit_rlhf.tokenizers import tokenizer_fingerprint
+from lit_rlhf.types import Completions, PromptBatch, Rollout, ScoredRollout, Scores
+
+Keep = Literal["all", "best", "pairs", "candidates", "self_play"]
 
 
 def generate(
@@ -29,11 +41,13 @@ def generate(
     prompt: str | None = None,
     output: Path | None = None,
     prompt_column: str = "prompt",
+    completion_column: str = "completion",
     sampling: Sampling | None = None,
     engine: RolloutEngine | None = None,
     num_samples: int = 1,
     reward: Reward | None = None,
-    keep: Literal["all", "best", "pairs"] = "all",
+    reference: str | None = None,
+    keep: Keep = "all",
     num_best: int = 1,
     batch_size: int = 32,
     dtype: DTypeName = "float32",
@@ -46,8 +60,10 @@ def generate(
     at most log n - (n - 1)/n nats. RAFT (arXiv:2304.06767) goes round: generate with --keep best, `lit-rlhf fit` with
     SupervisedModule from the same policy on that file, generate with what came out, ... After T rounds that is
     best-of-n^T: nothing holds it to the initial policy but the number of rounds. `--keep pairs` writes best and worst
-    as preferences (`prompt`, `chosen`, `rejected`, `p_chosen`) for PreferenceDataModule and offline DPO. Completions
-    cut at the length limit are never kept so.
+    as preferences (`prompt`, `chosen`, `rejected`, `p_chosen`) for PreferenceDataModule and offline DPO; `--keep
+    self_play` the row's own completion as chosen and the sample as rejected (SPIN, arXiv:2401.01335); `--keep
+    candidates` the different completions of each prompt, for `lit-rlhf label` and `annotate`. Completions cut at the
+    length limit are never kept so. `lit-rlhf iterate` goes round by itself.
 
     Args:
         model: A causal language model (directory or hub id), an exported adapter, or a checkpoint (.ckpt).
@@ -56,11 +72,15 @@ def generate(
         output: JSONL to write, the rows with a column `response` (with a reward also `score` and `finished`), or what
             `keep` says; default: standard output.
         prompt_column: Column of the prompt; text, or messages that the chat template renders.
+        completion_column: Column of the demonstration that `--keep self_play` sets against the samples.
         sampling: Length limit, temperature, top-k, top-p; temperature 0 takes the likeliest token.
         engine: Default `NativeEngine`.
         num_samples: Completions of each prompt.
         reward: Scores completions; rules may read the other columns of the rows.
-        keep: All completions, the best of each prompt, or its best and worst; the latter two need a reward.
+        reference: Another model; the column `kl` then holds log-prob less the log-prob under it, in nats, whose mean is
+            the KL of the policy to it.
+        keep: All completions, the best of each prompt, or its best and worst, which both need a reward; or
+            candidates to compare, or self_play.
         num_best: How many of each prompt `--keep best` keeps.
         batch_size: Prompts that are completed together.
         dtype: Of the model's weights.
@@ -71,17 +91,21 @@ def generate(
     if num_samples < 1:
         raise ConfigurationError(f"--num_samples {num_samples} must be at least 1.")
     _check_selection(reward, keep, num_samples, num_best)
+    _check_reference(reference, sampling or Sampling(), keep)
     source = FileSource(prompts) if prompts is not None else RowsSource([{prompt_column: prompt}])
+    rows = [dict(row) for row in source.load()]
+    if keep == "self_play":
+        _check_demonstrations(source, rows, completion_column)
     actor = PolicyModule(
         ModelSpec(name=model),
         reward or _Unscored(),
         engine=engine,
+        sampling=None if reference is None else sampling,
         eval_sampling=sampling,
-        recompute_logprobs=True,  # whose log-probs they are is no matter here
+        recompute_logprobs=True,  # whose log-probs they are matters to the KL alone
         seed=seed,
     )
-    actor.backbone = _policy(model, dtype)
-    actor.reward.attach(actor.backbone)
+    _give_models(actor, model, reference, dtype)
     data = PromptDataModule(
         test=source,
         tokenizer=actor.backbone.tokenizer,
@@ -91,20 +115,22 @@ def generate(
     )
     data.prepare_data()
     data.setup("test")
-    form = data.prompt_form("test")
-    if form is not None:
+    if (form := data.prompt_form("test")) is not None:
         actor.check_prompts(form)
     samples: dict[int, list[Sample]] = {}
     for batch in data.test_dataloader():
-        with torch.no_grad():
-            _, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
-            scores = score_completions(actor.reward, completions, 0)
-        columns = (completions.responses, scores.total.tolist(), completions.finished.tolist())
-        found = [Sample(*values) for values in zip(*columns, strict=True)]
+        found = _sample(actor, batch, num_samples, with_kl=reference is not None)
         for i, index in enumerate(batch["index"].tolist()):
             samples[index] = found[i * num_samples : (i + 1) * num_samples]
-    rows = [dict(row) for row in source.load()]
-    write_rows(_kept(rows, samples, keep, num_best, scored=reward is not None), output)
+    prompted = [(row, samples[i]) for i, row in enumerate(rows)]
+    if keep == "all":
+        columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
+        write_rows(_every(prompted, columns), output)
+        return
+    kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
+    if kept.without:
+        sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
+    write_rows(kept.rows, output)
 
 
 class _Unscored(Reward):
@@ -114,33 +140,98 @@ class _Unscored(Reward):
         return Scores(torch.zeros(len(completions.responses)))
 
 
+class _Other(Reference):
+    """A model of its own, whatever the policy is."""
+
+    def __init__(self, model: Backbone, policy: Backbone) -> None:
+        super().__init__()
+        if tokenizer_fingerprint(model.tokenizer) != tokenizer_fingerprint(policy.tokenizer):
+            raise ConfigurationError(
+                "--reference has another tokenizer than --model: token ids would mean other words. Give the model that "
+                "the policy was trained from."
+            )
+        self.model = model
+
+    def beside(self, policy: Backbone) -> tuple[Backbone, str | None]:
+        return self.model, "policy" if self.model.has_lora else None
+
+
+def _give_models(actor: PolicyModule, model: str, reference: str | None, dtype: DTypeName) -> None:
+    actor.backbone = _policy(model, dtype)
+    actor.reward.attach(actor.backbone)
+    if reference is not None:
+        actor.reference = _Other(_policy(reference, dtype), actor.backbone)
+
+
+@torch.no_grad()
+def _sample(
+    actor: PolicyModule, batch: PromptBatch, num_samples: int, *, with_kl: bool
+) -> list[Sample]:
+    rollout, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
+    scores = score_completions(actor.reward, completions, 0)
+    kl = _kl(actor, rollout, scores) if with_kl else [0.0] * len(completions.responses)
+    columns = (completions.responses, scores.total.tolist(), completions.finished.tolist(), kl)
+    return [Sample(*values) for values in zip(*columns, strict=True)]
+
+
+def _kl(actor: PolicyModule, rollout: Rollout, scores: Scores) -> list[float]:
+    with evaluating(actor.backbone):
+        found = actor.evaluate(rollout.to_stage(ScoredRollout, scores=scores))
+    ratios = masked_sum(found.old_logprobs - found.ref_logprobs, found.response_mask, dim=-1)
+    return [float(each) for each in ratios]
+
+
+def _every(
+    prompted: Iterable[tuple[dict[str, Any], list[Sample]]], columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for row, found in prompted:
+        for sample in found:
+            yield {**row, "response": sample.text, **{n: getattr(sample, n) for n in columns}}
+
+
 def _kept(
-    rows: list[dict[str, Any]],
-    samples: Mapping[int, list[Sample]],
-    keep: str,
+    prompted: Sequence[tuple[dict[str, Any], list[Sample]]],
+    keep: Keep,
     num_best: int,
-    *,
-    scored: bool,
-) -> list[dict[str, Any]]:
-    prompts = [(row, samples[i]) for i, row in enumerate(rows)]
-    if keep == "all":
-        said = ("score", "finished") if scored else ()
-        return [
-            {**row, "response": sample.text, **{name: getattr(sample, name) for name in said}}
-            for row, found in prompts
-            for sample in found
-        ]
+    prompt: str,
+    completion: str,
+) -> tuple[Kept, str]:
+    """What is kept, and why prompts may be left out."""
     if keep == "best":
-        kept, why = keep_best(prompts, num_best), "no completion ended"
-    else:
-        kept, why = keep_pairs(prompts), "too few completions ended, or all score the same"
-    if kept.without:
-        sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
-    return kept.rows
+        return keep_best(prompted, num_best), "no completion ended"
+    if keep == "pairs":
+        return keep_pairs(prompted), "too few completions ended, or all score the same"
+    if keep == "candidates":
+        return keep_candidates(prompted, prompt), "fewer than two different completions ended"
+    found = keep_self_play(prompted, prompt, completion)
+    return found, "no completion ended, or it is the demonstration itself"
+
+
+def _check_reference(reference: str | None, sampling: Sampling, keep: Keep) -> None:
+    if reference is None:
+        return
+    if keep != "all":
+        raise ConfigurationError("--reference measures the KL of all samples: leave --keep out.")
+    if sampling.top_p < 1 or sampling.top_k > 0 or sampling.temperature <= 0:
+        raise ConfigurationError(
+            "--reference measures the KL of what is sampled, which top_k, top_p and temperature 0 cut off: leave them "
+            "out of --sampling."
+        )
+
+
+def _check_demonstrations(source: Source, rows: Sequence[Mapping[str, Any]], column: str) -> None:
+    for number, row in enumerate(rows):
+        if not row.get(column):
+            raise DataError(
+                f"{source.locate(number)}: no {column!r} to set against the sample; there are {sorted(row)}. Give the "
+                "column of the demonstrations as --completion_column."
+            )
 
 
 def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_best: int) -> None:
-    if keep == "all":
+    if keep == "candidates" and num_samples < 2:
+        raise ConfigurationError("--keep candidates compares: give --num_samples 2 or more.")
+    if keep not in ("best", "pairs"):
         return
     if reward is None:
         raise ConfigurationError(

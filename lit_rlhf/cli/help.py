@@ -19,6 +19,7 @@ options:
   --trainer.KEY VALUE           Lightning's Trainer: devices, strategy, precision, max_epochs, ...
   --ckpt_path PATH|last         go on from a checkpoint; options given here hold, those in the checkpoint don't
   --seed_everything SEED        seed of Lightning's global generators (the library's own draws use --model.seed)
+  --seeds SEED [SEED ...]       fit: a run for each seed in RUN_DIR/seed-N, their mean, spread and report; again goes on
   --profile                     fit: time, tokens and utilisation by phase, the slowest operators; see docs/PROFILING.md
   --print_config                print the whole configuration and stop
   --help-all                    every option of the Trainer ({command} takes a few seconds to list them)
@@ -42,7 +43,8 @@ RECIPE = """usage: lit-rlhf {command} --model MODEL --data DATA {reward}[options
   --model MODEL    directory or hub id: model and tokenizer          (model.backbone.name, data.tokenizer)
   --data DATA      a file, a directory of save_to_disk, or a hub id  (data.train)
 {scored}
-It is `lit-rlhf fit -c {config}` with these options and all that follow; the run begins with the line that it stands for.
+It is `lit-rlhf fit -c {config}` with these options and all that follow.
+The run begins with the line that it stands for. --seeds 0 1 2 trains once for each seed, and reports mean and spread.
 --print_config prints the whole YAML and stops; `lit-rlhf init {command}` prints the configuration with its comments.
 """
 _SCORED = (

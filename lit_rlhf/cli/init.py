@@ -13,7 +13,8 @@ def init(name: str | None = None, output: Path | None = None) -> None:
     """Print a shipped configuration with its comments, whole, so that it runs anywhere; without a name, list them.
 
     Args:
-        name: `sft`, `reward`, `dpo`, `kto`, `ppo`, `grpo`, or any name that the list has, such as `policy/ppo_nf4_lora`.
+        name: `sft`, `reward`, `dpo`, `kto`, `ppo`, `grpo`, or any name that the list has, such as
+            `policy/ppo_nf4_lora`.
         output: File to write; default: standard output.
     """
     text = _list() if name is None else _own(find_config(name), output or Path("my.yaml"))

@@ -1,7 +1,9 @@
 """`lit-rlhf label`: preference data from a judge."""
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -14,6 +16,7 @@ from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.feedback import label_pairs, read_labelled_pairs, write_preferences
+from lit_rlhf.files import write_text
 from lit_rlhf.judges import Judge, LocalJudge, PairwiseJudge
 
 
@@ -24,6 +27,7 @@ def label(
     source: Source | None = None,
     format: Format | None = None,  # noqa: A002  (what it is called everywhere)
     skip_invalid: bool = False,
+    summary: Path | None = None,
 ) -> None:
     """Let a model say which of two answers is better, and write preference data with soft labels.
 
@@ -39,6 +43,8 @@ def label(
         source: Rows from elsewhere, instead of a file: HubSource and its kin.
         format: How a row becomes answers. Default: the format that reads the first rows.
         skip_invalid: Leave out rows that can't be used, and say how many, rather than stop.
+        summary: JSON to write beside it: how many pairs were labelled and tied, agreement, position bias, and what was
+            asked.
     """
     if (data is None) == (source is None):
         raise ConfigurationError("Give either a file to label or --source.")
@@ -54,6 +60,9 @@ def label(
     with Progress(console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("judging", total=len(pairs))
         done = label_pairs(pairs, pairwise, lambda count: bar.update(task, completed=count))
+    if summary is not None:  # first: who finds the output finds both
+        told = {**done.numbers(), "left_out": dropped, **asdict(judge.tally)}
+        write_text(summary, json.dumps(told, indent=2) + "\n", "The summary")
     write_preferences(done, output)
     left_out = f"{dropped} rows were left out as they can't be used\n" if dropped else ""
     print_text(f"{output}: {done}\n{left_out}{judge.tally}\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
 
-from lit_rlhf.cli import training
+from lit_rlhf.cli import seeds
 from lit_rlhf.cli.shipped import RECIPES, SCORED
 from lit_rlhf.errors import ConfigurationError
 
@@ -17,7 +17,7 @@ def run(words: Sequence[str]) -> None:
     """Run the `fit` that a line stands for."""
     fit = expand(words)
     _say(f"lit-rlhf {words[0]} stands for:\n  {shlex.join(['lit-rlhf', *fit])}")
-    training.run(fit)
+    seeds.run(fit)
 
 
 def expand(words: Sequence[str]) -> list[str]:
@@ -33,7 +33,8 @@ def expand(words: Sequence[str]) -> list[str]:
         >>> " ".join(
         ...     expand(["dpo", "--model", "m", "--data", "d.jsonl", "--trainer.max_epochs", "2"])
         ... )
-        'fit -c preference/dpo_lora --model.backbone.name m --data.tokenizer m --data.train.path d.jsonl --trainer.max_epochs 2'
+        'fit -c preference/dpo_lora --model.backbone.name m --data.tokenizer m --data.train.path d.jsonl
+        --trainer.max_epochs 2'
     """
     command = words[0]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -14,7 +14,7 @@ from lit_rlhf.cli.help import described_classes
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import Complaint, flat_options, read_refusal
 
-PACKAGES = ("callbacks", "data", "modules", "objectives", "rewards", "rollout")
+PACKAGES = ("callbacks", "data", "modules", "objectives", "rewards", "rollout", "rounds")
 """Packages of classes that a configuration can name."""
 
 DEBUG = "LIT_RLHF_DEBUG"

@@ -19,11 +19,13 @@ class Sample:
         text: Without special tokens.
         score: Higher is better.
         finished: Ended by itself, not cut at the length limit.
+        kl: Its log-prob less that under another model, where one is asked.
     """
 
     text: str
     score: float
     finished: bool
+    kl: float = 0.0
 
 
 @dataclass
@@ -89,6 +91,59 @@ def keep_pairs(prompts: Iterable[tuple[Row, Sequence[Sample]]]) -> Kept:
         p_chosen = float(preference_probability(difference))
         pair: Row = {"chosen": best.text, "rejected": worst.text, "p_chosen": p_chosen}
         kept.rows.append({**row, **pair, "chosen_score": best.score, "rejected_score": worst.score})
+    return kept
+
+
+def keep_candidates(
+    prompts: Iterable[tuple[Row, Sequence[Sample]]], prompt: str = "prompt"
+) -> Kept:
+    """Answers that nobody has compared yet: the different completions of each prompt, in the column `completions`.
+
+    Args:
+        prompts: The data's row of each prompt, and its completions.
+        prompt: Column of the prompt; it is written as `prompt`, and no other column is.
+
+    Example:
+        >>> samples = [Sample(text, 0.0, True) for text in ("4", "5", "4")]
+        >>> keep_candidates([({"prompt": "2 + 2 ="}, samples)]).rows
+        [{'prompt': '2 + 2 =', 'completions': ['4', '5']}]
+    """
+    kept = Kept([])
+    for row, samples in prompts:
+        texts = list(dict.fromkeys(sample.text for sample in samples if sample.finished))
+        if len(texts) < 2:
+            kept.without += 1
+        else:
+            kept.rows.append({"prompt": row[prompt], "completions": texts})
+    return kept
+
+
+def keep_self_play(
+    prompts: Iterable[tuple[Row, Sequence[Sample]]],
+    prompt: str = "prompt",
+    completion: str = "completion",
+) -> Kept:
+    """Preferences: the demonstration as `chosen`, each different completion as `rejected` (SPIN, arXiv:2401.01335).
+
+    Args:
+        prompts: The data's row of each prompt, and its completions.
+        prompt: Column of the prompt; it is written as `prompt`, and no other column is.
+        completion: Column of the demonstration; text, or the assistant's message.
+
+    Example:
+        >>> row = {"prompt": "2 + 2 =", "completion": "4"}
+        >>> keep_self_play([(row, [Sample("5", 0.0, True), Sample("4", 0.0, True)])]).rows
+        [{'prompt': '2 + 2 =', 'chosen': '4', 'rejected': '5'}]
+    """
+    kept = Kept([])
+    for row, samples in prompts:
+        shown = row[completion]
+        words = shown if isinstance(shown, str) else "".join(turn["content"] for turn in shown)
+        texts = dict.fromkeys(sample.text for sample in samples if sample.finished)
+        others = [text for text in texts if text != words]
+        kept.without += not others
+        pair = {"prompt": row[prompt], "chosen": shown}
+        kept.rows += [{**pair, "rejected": text} for text in others]
     return kept
 
 

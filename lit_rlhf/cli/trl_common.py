@@ -59,7 +59,8 @@ EVERY = "every_n_iterations"
 _CHECKPOINT = "trainer.callbacks.IterationCheckpoint"
 
 COMMON: dict[str, Option] = {
-    # -- model -----------------------------------------------------------------------------------------------------------
+    # -- model
+    # -----------------------------------------------------------------------------------------------------------
     "model_name_or_path": Option(
         "`model.backbone.name`, `data.tokenizer`", copied("model.backbone.name", "data.tokenizer")
     ),
@@ -126,7 +127,8 @@ COMMON: dict[str, Option] = {
     **none("chat_template_path eos_token pad_token", "They are the tokenizer's: save one that has them, and name it in "
             "`data.tokenizer`."),
     **none("cast_lm_head_to_fp32", "Log-probs are computed in float32 from the head's products."),
-    # -- data ------------------------------------------------------------------------------------------------------------
+    # -- data
+    # ------------------------------------------------------------------------------------------------------------
     "dataset_name": Option(
         "`data.train`", untouched, "A file becomes a `FileSource`, any other name a `HubSource`."
     ),
@@ -154,7 +156,8 @@ COMMON: dict[str, Option] = {
             "batched with others of like length: `data.bucket_batches`."),
     **none("padding_free packing packing_strategy eval_packing", "Rows aren't packed: branches of a prompt share it, and batches "
             "hold rows of like length."),
-    # -- steps -----------------------------------------------------------------------------------------------------------
+    # -- steps
+    # -----------------------------------------------------------------------------------------------------------
     "learning_rate": same("model.optimizer.lr"),
     "optim": Option("`model.optimizer`", optimizer),
     "weight_decay": same("model.optimizer.weight_decay", "Biases and norms never decay.", 0.0),
@@ -179,7 +182,8 @@ COMMON: dict[str, Option] = {
         whole("trainer.max_steps", "Below 1 it bounds nothing, here as there."),
     ),
     **none("label_smoothing_factor neftune_noise_alpha", "The model trains on its own inputs and labels."),
-    # -- the run ---------------------------------------------------------------------------------------------------------
+    # -- the run
+    # ---------------------------------------------------------------------------------------------------------
     "output_dir": same("run_dir"),
     "seed": Option("`seed_everything`, `model.seed`", copied("seed_everything", "model.seed")),
     "full_determinism": same("trainer.deterministic"),

@@ -168,7 +168,8 @@ TASKS: dict[str, Task] = {
         **_TRUNCATED,
         "beta": read_with("loss_type", 0.1, "`beta` (`tau`, `gamma`) of `model.loss`"),
         "loss_type": Option("`model.loss`", dpo_loss,
-                            "A class for each; `bco_pair` has the shift that TRL dropped, `sppo_hard` is half of TRL's.",
+                            "A class for each; `bco_pair` has the shift that TRL dropped, "
+                            "`sppo_hard` is half of TRL's.",
                             ["sigmoid"]),
         "loss_weights": read_with("loss_type", ours="`weights` of a `WeightedSum`"),
         "label_smoothing": read_with("loss_type", ours="`label_smoothing` of `EXO` and `RobustDPO`"),

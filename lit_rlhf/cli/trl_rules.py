@@ -10,7 +10,7 @@ Given = Mapping[str, Any]
 """TRL's options of a run by name: those that it sets, and TRL's defaults where they are carried over as well."""
 
 Rule = Callable[[Any, Given], dict[str, Any]]
-"""From a value, and all that is given, to our options by dotted name. Raises `NotCarried` where there is no such value."""
+"""From a value, and all that is given, to our options by dotted name; else raises `NotCarried`."""
 
 
 class NotCarried(Exception):  # noqa: N818  (no error: a line of the answer)
@@ -157,7 +157,8 @@ def step_loss(value: Any, _: Given) -> dict[str, Any]:
     return {}
 
 
-# -- direct methods ------------------------------------------------------------------------------------------------------
+# -- direct methods
+# ------------------------------------------------------------------------------------------------------
 
 
 def dpo_loss(value: Any, given: Given) -> dict[str, Any]:
@@ -235,7 +236,8 @@ def moving_reference(value: Any, given: Given) -> dict[str, Any]:
     return {"trainer.callbacks.MovingReference": moved}
 
 
-# -- policies ------------------------------------------------------------------------------------------------------------
+# -- policies
+# ------------------------------------------------------------------------------------------------------------
 
 
 def ppo_batch(_: Any, given: Given) -> dict[str, Any]:
@@ -267,7 +269,8 @@ def sampled_whole(neutral: float) -> Rule:
         if value in (neutral, None):
             return {}
         raise NotCarried(
-            "Rollouts come from the whole distribution, whose log-probs the loss uses; `model.eval_sampling` may have it."
+            "Rollouts come from the whole distribution, whose log-probs the loss uses; "
+            "`model.eval_sampling` may have it."
         )
 
     return rule

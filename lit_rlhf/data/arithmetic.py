@@ -13,7 +13,7 @@ _MARKER = "####"
 
 
 class ArithmeticSource(Source):
-    r"""Sums and differences of whole numbers, as rows like GSM8K's (arXiv:2110.14168): a question, worked steps, an answer.
+    r"""Sums and differences as rows like GSM8K's (arXiv:2110.14168): a question, worked steps, an answer.
 
     A row has the columns `prompt`; `completion`, which works the terms off from left to right and ends in `#### ` and
     the answer, for supervised fine-tuning; `answer`, for `ExactAnswerReward`. It is a pure function of the seed and its

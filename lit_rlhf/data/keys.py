@@ -28,9 +28,18 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _OURS = "lit_rlhf"
-_FORMATS = ("answers", "base", "comparisons", "pairs", "rankings", "steps")
+_FORMATS = ("answers", "base", "comparisons", "neighbours", "pairs", "rankings", "steps")
 _PREPARING = (
-    *("chat", "encoding", "pieces", "preparation", "records", "token_ids", "wrappers"),
+    *(
+        "chat",
+        "conversion",
+        "encoding",
+        "pieces",
+        "preparation",
+        "records",
+        "token_ids",
+        "wrappers",
+    ),
     *(f"formats.{name}" for name in _FORMATS),
 )
 _INSTALLED = tuple(

@@ -14,6 +14,7 @@ from lit_rlhf.data.collate import (
     RankedCollator,
     UnpairedCollator,
 )
+from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.datamodule import BranchedDataModule
 from lit_rlhf.data.formats import (
     Demonstration,
@@ -24,8 +25,7 @@ from lit_rlhf.data.formats import (
     Steps,
     Unpaired,
 )
-from lit_rlhf.data.preparation import Shape
-from lit_rlhf.data.recognition import Takes
+from lit_rlhf.data.recognition import MODULES, Kind, Takes
 from lit_rlhf.data.wrappers import PairsFromRanking, PromptsOf, UnpairedFromPairs
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option
@@ -99,7 +99,8 @@ class PromptDataModule(BranchedDataModule):
     """Prompts to roll out from: batches are `PromptBatch`es, each one iteration of a policy module.
 
     Arguments are those of `BranchedDataModule`. Where no format is set, the prompts of other data are taken
-    too. There are no completions, so `max_completion_length` is refused: the length of a rollout is the policy module's.
+    too. There are no completions, so `max_completion_length` is refused: the length of a rollout is the policy
+    module's.
 
     Raises:
         ConfigurationError: `max_completion_length` is set.
@@ -179,3 +180,9 @@ def _check_layout(module: PreferenceDataModule | DemonstrationDataModule) -> Non
     layouts = get_args(Layout)
     valid = module.layout in layouts
     check_option(valid, module, "layout", module.layout, f"one of {', '.join(layouts)}")
+
+
+def shape_of(kind: Kind) -> Shape:
+    """What the DataModule of a kind needs its records to look like."""
+    shape: Shape = globals()[MODULES[kind]].shape
+    return shape

@@ -1,10 +1,10 @@
 """Token ids of a text from those of its words, each asked for once.
 
-Most fast tokenizers cut a text into pieces by regular expressions (about words) and make tokens of each piece by itself.
-A text's pieces mostly were in other texts, so their tokens are known; cutting and looking up takes a fifth of the time of
-tokenizing. It is done only where it gives the tokenizer's own ids: `find_pieces` knows the parts of a tokenizer that it
-stands for and tries them, on every character that it will ever handle; texts with others, or with a special token
-spelled out in them, go to the tokenizer.
+Most fast tokenizers cut a text into pieces by regular expressions (about words) and make tokens of each piece by
+itself. A text's pieces mostly were in other texts, so their tokens are known; cutting and looking up takes a fifth of
+the time of tokenizing. It is done only where it gives the tokenizer's own ids: `find_pieces` knows the parts of a
+tokenizer that it stands for and tries them, on every character that it will ever handle; texts with others, or with a
+special token spelled out in them, go to the tokenizer.
 """
 
 import json

@@ -2,44 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from lit_rlhf.data.conversion import Conversion, Shape, check_identical
 from lit_rlhf.data.encoding import Encoded, Encoder
-from lit_rlhf.data.records import (
-    InvalidRowError,
-    Record,
-    Row,
-    Text,
-    UnreadableRow,
-    shorten,
-    without_missing,
-)
+from lit_rlhf.data.records import InvalidRowError, Record, Row, rows_of_group
 from lit_rlhf.data.report import OPTIONAL_FIELDS, InvalidPolicy, LengthPolicy, Report
 from lit_rlhf.data.sources import Source, rows_of
-from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.seeding import stable_hash
 
 _ROWS_AT_ONCE = 512
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What records must look like for a kind of batch.
-
-    Args:
-        completions: How many completions, at least and at most (None: any number).
-        one_of: Fields of which a record must have exactly one. Empty: no such condition.
-        fields: Further fields that a record may have.
-        unit: What a record is called, in the plural.
-    """
-
-    completions: tuple[int, int | None]
-    one_of: tuple[str, ...] = ()
-    fields: tuple[str, ...] = ()
-    unit: str = "records"
 
 
 @dataclass
@@ -77,10 +51,11 @@ class Preparation:
             ConfigurationError: The format gives records of another shape.
         """
         numbered = enumerate(rows_of(self.source))
+        conversion = Conversion(self.source, self.convert, self.shape)
         while rows := list(islice(numbered, _ROWS_AT_ONCE)):
-            attempts = [(number, a) for number, row in rows for a in self._convert(number, row)]
+            attempts = [(number, a) for number, row in rows for a in conversion(number, row)]
             encoded = iter(self.encoder.encode([a for _, a in attempts if isinstance(a, Record)]))
-            self.report.rows += len(rows)
+            self.report.rows += sum(len(rows_of_group(row)) for _, row in rows)
             for number, attempt in attempts:
                 try:
                     if isinstance(attempt, InvalidRowError):
@@ -91,63 +66,11 @@ class Preparation:
         self.report.cut_prompts = self.encoder.cut_prompts
         self.report.judge(self.invalid, self.too_long, self.max_invalid)
 
-    def _convert(self, number: int, row: Row) -> list[Record | InvalidRowError]:
-        """The records of a row, and errors in place of those that can't be used."""
-        try:
-            records = self.convert(row)
-            if not records:
-                return [InvalidRowError("the format makes no record of it", shorten(dict(row)))]
-            template = {} if isinstance(row, UnreadableRow) else template_options(row)
-            return [self._check(record, template) for record in records]
-        except InvalidRowError as error:
-            return [error]
-        except OSError as error:  # of a format that reads files
-            raise DataError(f"{self.source.locate(number)} can't be read: {error}.") from error
-        except (TypeError, LookupError, AttributeError) as error:  # of a format of one's own
-            error.add_note(
-                f"This was {self.source.locate(number)}. A row that can't be used: InvalidRowError."
-            )
-            raise
-
-    def _check(self, record: Record, template: Row) -> Record | InvalidRowError:
-        low, high = self.shape.completions
-        count = len(record.completions)
-        if count < low or (high is not None and count > high):
-            wanted = f"{low}" if low == high else f"{low} or more"
-            raise ConfigurationError(
-                f"The format gives records with {count} completions, this DataModule needs {wanted}. Set `format` "
-                "to one that fits it (see lit_rlhf.data.formats), or take the DataModule that fits the format."
-            )
-        if self.shape.one_of and sum(name in record.fields for name in self.shape.one_of) != 1:
-            raise ConfigurationError(
-                f"The format gives records with the fields {sorted(record.fields)}, this DataModule needs one of "
-                f"{list(self.shape.one_of)}. Set `format` to one that gives it."
-            )
-        unknown = record.fields.keys() - {*self.shape.fields, *self.shape.one_of}
-        if unknown:
-            raise ConfigurationError(
-                f"The format gives records with the fields {sorted(unknown)}, which this DataModule would not read: "
-                "scores and labels say which completion is better. Take the DataModule that fits the format, or a "
-                "format that fits this DataModule (such as PairsFromRanking for pairs of rankings)."
-            )
-        if any(map(_is_empty, record.completions)):
-            return InvalidRowError("empty completion", "a completion has no text")
-        carried = isinstance(record.prompt, str) and bool(record.columns)  # they reach the rewards
-        if template and record.template is None and not carried:
-            return replace(record, template=template)
-        return record
-
     def _settle(self, record: Record, encoded: Encoded | InvalidRowError) -> dict[str, Any]:
         if isinstance(encoded, InvalidRowError):
             raise encoded
         prompt, completions = encoded
-        several = len(completions) > 1 and not record.steps
-        if several and completions.count(completions[0]) == len(completions):
-            name = "identical pair" if len(completions) == 2 else "identical completions"
-            size = len(completions[0])
-            raise InvalidRowError(
-                name, f"all completions have the same {size} tokens (after truncation)"
-            )
+        check_identical(record, completions, "tokens (after truncation)")
         extras = _to_json(record)
         self._count(record)
         lengths = [len(ids) for ids in completions]
@@ -181,40 +104,6 @@ class Preparation:
         if "label" in record.fields:
             label = str(record.fields["label"])
             self.report.labels[label] = self.report.labels.get(label, 0) + 1
-
-
-def template_options(row: Row) -> dict[str, Any]:
-    """What a row gives the chat template beside the messages: `tools`, and the keys of `chat_template_kwargs`."""
-    options: dict[str, Any] = {}
-    for column in _TEMPLATE_COLUMNS:
-        value = row.get(column)
-        if isinstance(value, str):
-            try:
-                value = json.loads(value) if value.strip() else None
-            except ValueError:
-                raise InvalidRowError(
-                    f"column {column!r} is no JSON", f"got {shorten(value)}"
-                ) from None
-        if not value:
-            continue
-        value = without_missing(value)
-        kind = list if column == "tools" else dict
-        if not isinstance(value, kind):
-            raise InvalidRowError(
-                f"column {column!r} can't be given to the chat template",
-                f"got {type(value).__name__} {shorten(value)}, it must be a {kind.__name__}",
-            )
-        options |= {"tools": value} if column == "tools" else value
-    return options
-
-
-def _is_empty(completion: Text) -> bool:
-    if isinstance(completion, str):
-        return not completion.strip()
-    # A turn that calls a tool has no content, but further keys.
-    return all(
-        set(turn) <= {"role", "content"} and not str(turn["content"]).strip() for turn in completion
-    )
 
 
 def _to_json(record: Record) -> str:

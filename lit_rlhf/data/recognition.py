@@ -10,8 +10,16 @@ from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from lit_rlhf.data import formats
-from lit_rlhf.data.formats import Format
-from lit_rlhf.data.records import InvalidRowError, Record, Row, UnreadableRow, shorten
+from lit_rlhf.data.formats import Format, group_rows
+from lit_rlhf.data.records import (
+    InvalidRowError,
+    Record,
+    Row,
+    RowGroup,
+    UnreadableRow,
+    rows_of_group,
+    shorten,
+)
 from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.data.wrappers import AsChat, AsTranscript, PairsFromRanking, Wrapper
 from lit_rlhf.errors import ConfigurationError
@@ -27,8 +35,11 @@ FORMATS: tuple[type[Format], ...] = (
     formats.Ranked,
     formats.RatedAnswers,
     formats.RankedAnswers,
+    formats.AnswerSets,
     formats.ConversationTree,
+    formats.ConversationTreeRows,
     formats.Unpaired,
+    formats.HelpSteer2Pairs,
     formats.HelpSteer2Ratings,
     formats.Steps,
     formats.PRM800K,
@@ -90,7 +101,8 @@ class Auto(Format):
     def __call__(self, row: Row) -> list[Record]:
         """Refused: a row by itself doesn't say what the others are."""
         raise ConfigurationError(
-            "Auto stands for a format that a DataModule finds, and reads no rows by itself. Inside another format, name "
+            "Auto stands for a format that a DataModule finds, and reads no rows by itself. "
+            "Inside another format, name "
             "the format: ChosenOf(ImplicitPrompt()); `lit-rlhf data show FILE` says which it is."
         )
 
@@ -134,8 +146,9 @@ def readings(rows: Sequence[Row], also: Sequence[Format] = ()) -> list[Reading]:
 
 def _reading(tried: Sequence[Format], rows: Sequence[Row]) -> Iterator[Reading]:
     for each in tried:
-        if rows and each.recognises(rows):
-            yield Reading(each, next(each(row)[0] for row in rows if each.reads_row(row)))
+        found = [*group_rows(rows, each)]
+        if found and each.recognises(found):
+            yield Reading(each, next(each(row)[0] for row in found if each.reads_row(row)))
 
 
 def _says_more(one: Reading, than: Reading) -> bool:
@@ -193,7 +206,8 @@ def choose(
         return usual
     raise ConfigurationError(
         f"No format reads the rows of {what} as {module} needs them. Their columns: {_columns(rows)}. Nearest: "
-        f"{_nearest(rows, usual)}. Set the data option `format` to one of these with the names of your columns, or give "
+        f"{_nearest(rows, usual)}. Set the data option `format` to one of these with the names of "
+        "your columns, or give "
         "a Format of your own."
     )
 
@@ -218,7 +232,8 @@ def read_as(
     if format is not None:
         if not rows:
             raise ConfigurationError(f"{what} has no rows.")
-        readable = next((row for row in rows if format.reads_row(row)), rows[0])
+        grouped = [*group_rows(rows, format)]
+        readable = next((row for row in grouped if format.reads_row(row)), grouped[0])
         try:
             return Reading(format, format(readable)[0])
         except InvalidRowError as error:
@@ -258,7 +273,7 @@ def wrapped(reading: Reading, takes: Takes) -> Format:
 
 
 def as_conversation(reading: Reading, *, template: bool) -> Reading:
-    """A reading whose plain text is a conversation: messages for a tokenizer with a chat template, else a transcript."""
+    """A reading of text as a conversation: messages for a tokenizer with a chat template, else a transcript."""
     style, text = reading.format.style, isinstance(reading.record.prompt, str)
     if text and template and style != "text":
         return reading._replace(format=AsChat(reading.format))
@@ -288,11 +303,11 @@ def spell(value: Any) -> str:
 
 def unread_columns(reader: Format, rows: Sequence[Row]) -> list[str]:
     """The columns of the first row that a format takes which it doesn't look at."""
-    for row in rows:
+    for row in group_rows(rows, reader):
         if reader.reads_row(row):
-            watched = _Watched(row)
-            reader(watched)
-            return [name for name in row if name not in watched.seen]
+            watched = [_Watched(each) for each in rows_of_group(row)]
+            reader(RowGroup(watched) if isinstance(row, RowGroup) else watched[0])
+            return [name for name in row if name not in watched[0].seen]
     return []
 
 
@@ -340,7 +355,7 @@ def _complaint(each: Format, rows: Sequence[Row], present: set[str]) -> str:
     missing = [name for name in each.reads() if name not in present]
     if missing:
         return f"{spell(each)} reads {needed} (missing: {', '.join(missing)})"
-    for row in rows:
+    for row in group_rows(rows, each):
         try:
             each(row)
         except (InvalidRowError, ConfigurationError) as error:

@@ -74,6 +74,23 @@ class UnreadableRow(Mapping[str, Any]):
         raise self.error
 
 
+class RowGroup(dict[str, Any]):
+    """Neighbouring rows that a format converts together: the first of them, which knows all.
+
+    Args:
+        rows: One or more.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__(rows[0])
+        self.rows = rows
+
+
+def rows_of_group(row: Row) -> Sequence[Row]:
+    """The rows that a row stands for: itself, or those of a group."""
+    return row.rows if isinstance(row, RowGroup) else [row]
+
+
 @dataclass(frozen=True)
 class Record:
     """A prompt and K completions of it: the one shape of all data, before tokenization.

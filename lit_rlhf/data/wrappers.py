@@ -26,6 +26,14 @@ class Wrapper(Format):
     def __post_init__(self) -> None:
         check_option(isinstance(self.format, Format), self, "format", self.format, "a Format")
 
+    def groups_by(self) -> str | None:
+        """What the format within groups by."""
+        return self.format.groups_by()
+
+    def votes(self, row: Row) -> Sequence[float]:
+        """Those that the format within finds."""
+        return self.format.votes(row)
+
     def pairs(self, row: Row) -> list[Record]:
         """The records of `format`, which must be pairs, the preferred completion first.
 
@@ -82,9 +90,14 @@ class AsChat(Wrapper):
 
     def __call__(self, row: Row) -> list[Record]:
         """The same records, with messages for text."""
-        return [self._chat(record) for record in self.format(row)]
+        return [self.convert(record) for record in self.format(row)]
 
-    def _chat(self, record: Record) -> Record:
+    def convert(self, record: Record) -> Record:
+        """A record with messages for text.
+
+        Raises:
+            InvalidRowError: It has no prompt.
+        """
         if not record.prompt:
             raise InvalidRowError(
                 "text without prompt",
@@ -119,9 +132,14 @@ class AsTranscript(Wrapper):
 
     def __call__(self, row: Row) -> list[Record]:
         """The same records, with text for messages."""
-        return [self._plain(record) for record in self.format(row)]
+        return [self.convert(record) for record in self.format(row)]
 
-    def _plain(self, record: Record) -> Record:
+    def convert(self, record: Record) -> Record:
+        """A record with text for messages.
+
+        Raises:
+            InvalidRowError: A turn has no place in a transcript.
+        """
         if isinstance(record.prompt, str) and TRANSCRIPT_MARKER in record.prompt:
             return record
         texts = [_transcript(turn) for turn in _turn("user", record.prompt)]

@@ -29,19 +29,25 @@ _LEAD = (
     "{seconds:.0f} s."
 )
 _DONE = (
-    "A prompt such as “review of the old hotel :” names a topic; a review judges aspects of it. What a review is worth, its "
+    "A prompt such as “review of the old hotel :” names a topic; a review judges aspects of it. "
+    "What a review is worth, its "
     "gold utility, is a formula that no stage of training sees: praise counts by adjective, intensifier and negation, "
     "saturates, costs words, and counts once for each aspect; rambling costs more. Raters prefer the better of two "
     "reviews with probability σ(difference / {temperature}). {demonstrations:,} reviews give the initial policy (SFT, "
     "{sft:.0f} s), {pairs:,} noisy choices the reward model ({reward:.0f} s), and {iterations} iterations of PPO with "
-    "{completions} completions each the final policy ({ppo:.0f} s). Everything here is measured on prompts that nothing "
+    "{completions} completions each the final policy ({ppo:.0f} s). Everything here is measured "
+    "on prompts that nothing "
     "was trained on, but for the curves over iterations."
 )
 _PROXY = "Mean 0 and deviation 1 on held-out human reviews. Thin lines are iterations, thick ones means of a few."
-_GOLD = "As long as it rises with the proxy, the policy gets better; where the proxy rises alone, it is being exploited."
+_GOLD = (
+    "As long as it rises with the proxy, the policy gets better; "
+    "where the proxy rises alone, it is being exploited."
+)
 _KL = "Per completion: what the reward was bought with."
 _CLOUDS = (
-    "Each mark is a completion of a held-out prompt. A cloud that bends away from the diagonal is where the reward model "
+    "Each mark is a completion of a held-out prompt. A cloud that bends away from the diagonal is "
+    "where the reward model "
     "has lost touch."
 )
 _SURE = "When it is 80 % sure, 80 % of raters should agree (dotted line). Marks grow with the number of pairs."

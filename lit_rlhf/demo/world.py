@@ -122,7 +122,7 @@ class World:
         return [self.utility(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     def read(self, sentence: str) -> Judgement | None:
-        """What a sentence (without its full stop) says of an aspect; None for an aside and for what is outside the grammar.
+        """What a sentence (without its full stop) says of an aspect; None for an aside or outside the grammar.
 
         The grammar: `the ASPECT was [not] [very|rather] ADJECTIVE` and `i found the ASPECT [very|rather] ADJECTIVE`.
         """

@@ -1,4 +1,4 @@
-"""Feedback from people and from judges: pairs of answers, votes and verdicts on them, and preference data made of these.
+"""Feedback from people and judges: pairs of answers, votes and verdicts, and preference data from these.
 
 The page where people vote is `lit_rlhf.feedback.web`, apart because it needs the extra `annotate`.
 """

@@ -138,7 +138,7 @@ class Labelling:
 
     @property
     def agreement(self) -> float | None:
-        """Share of pairs on which judge and labels prefer the same; ties of the judge are half, of the labels left out."""
+        """Share of pairs on which judge and labels agree; the judge's ties count half, the labels' are left out."""
         said = [
             (each.pair.label > 0.5, each.opinion.p_first)
             for each in self.judged
@@ -151,6 +151,16 @@ class Labelling:
     def position_bias(self) -> float:
         """Mean of `Opinion.bias`: 0 is none; needs one judged pair."""
         return sum(each.opinion.bias for each in self.judged) / len(self.judged)
+
+    def numbers(self) -> dict[str, float | None]:
+        """Pairs, those that were labelled and those tied, agreement and position bias; None where there is none."""
+        return {
+            "pairs": self.pairs,
+            "labelled": len(self.judged),
+            "tied": sum(each.opinion.p_first == 0.5 for each in self.judged),
+            "agreement": self.agreement,
+            "position_bias": self.position_bias if self.judged else None,
+        }
 
     def __str__(self) -> str:
         """Some lines for people."""
@@ -207,7 +217,8 @@ def write_preferences(labelling: Labelling, path: Path) -> None:
     """
     if not labelling.judged:
         raise DataError(
-            f"The judge gave no verdict on any of {labelling.pairs} pairs, so {path} is not written. Look at its template "
+            f"The judge gave no verdict on any of {labelling.pairs} pairs, so {path} is not "
+            "written. Look at its template "
             "and words."
         )
     # ASCII: lone surrogates, which JSON may hold, are no UTF-8.

@@ -1,7 +1,7 @@
 """The mathematics that several callers share, as pure functions of tensors (layer L1): no Lightning, no state.
 
-Formulas of losses, advantages and the like stand in their classes, in `lit_rlhf.objectives`. Axes: B prompts, K branches
-of each, N = B * K sequences, T tokens. Losses come unreduced. Masks are boolean, True = counts. Log-probs and
+Formulas of losses, advantages and the like stand in their classes, in `lit_rlhf.objectives`. Axes: B prompts, K
+branches of each, N = B * K sequences, T tokens. Losses come unreduced. Masks are boolean, True = counts. Log-probs and
 divergences are in nats.
 """
 
@@ -27,7 +27,14 @@ from lit_rlhf.functional.branches import (
     expand_branches as expand_branches,
     pack_branches as pack_branches,
 )
-from lit_rlhf.functional.kl import full_kl as full_kl, k1 as k1, k2 as k2, k3 as k3
+from lit_rlhf.functional.chunks import rows_by_chunks as rows_by_chunks
+from lit_rlhf.functional.kl import (
+    full_kl as full_kl,
+    k1 as k1,
+    k2 as k2,
+    k3 as k3,
+    kl_of_logprobs as kl_of_logprobs,
+)
 from lit_rlhf.functional.logprobs import (
     TokenLogprobs as TokenLogprobs,
     chunked_logprobs as chunked_logprobs,

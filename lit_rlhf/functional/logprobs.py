@@ -125,7 +125,8 @@ def chunked_logprobs(
     # The dtypes are settled now. The meta device, which checks shapes and devices, knows no autocast.
     kind = hidden.device.type
     with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
-        logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, bias, tokens, shape, keep_slopes)  # type: ignore[no-untyped-call]
+        apply: Callable[..., tuple[Tensor, Tensor | None]] = _ChunkedLogprobs.apply
+        logprobs, entropy = apply(hidden, weight, bias, tokens, shape, keep_slopes)
     if entropy is not None and not entropy_grad:
         entropy = entropy.detach()
     return TokenLogprobs(logprobs, entropy)

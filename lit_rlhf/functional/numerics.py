@@ -65,7 +65,8 @@ def log_collision(logits: Float[Tensor, "*shape vocabulary"]) -> Float[Tensor, "
 def cumulative_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """Sums of what stands up to each place of the last axis, also where torch refuses them.
 
-    Of floats on CUDA torch has no kernel that it calls deterministic, so that `trainer.deterministic` makes `cumsum` raise.
+    Of floats on CUDA torch has no kernel that it calls deterministic, so that `trainer.deterministic` makes `cumsum`
+    raise.
 
     Example:
         >>> cumulative_sum(torch.tensor([1.0, 2.0, 3.0])).tolist()

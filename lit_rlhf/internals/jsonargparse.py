@@ -1,4 +1,4 @@
-"""Of jsonargparse, read from 4.53: its loader of values, the words in which it refuses them, its JSON schema of a parser.
+"""Of jsonargparse, read from 4.53: its loader of values, its words of refusal, its JSON schema of a parser.
 
 It raises one type of error for all that is wrong with a command line, so what is wrong can only be read in its text.
 """

@@ -50,7 +50,8 @@ class Tally:
         """One line."""
         mass = self.mass / max(self.asked + self.cached, 1)
         return (
-            f"{self.asked} questions asked, {self.cached} known from before, {self.failed} failed; {self.prompt_tokens} "
+            f"{self.asked} questions asked, {self.cached} known from before, {self.failed} failed; "
+            f"{self.prompt_tokens} "
             f"tokens read, {self.completion_tokens} written; {mass:.0%} of the probability on the verdict's words"
         )
 

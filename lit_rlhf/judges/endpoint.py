@@ -100,6 +100,7 @@ class EndpointJudge(Judge):
         if not sum(answer.values()) > 0:
             raise ServiceError(
                 f"The judge at {self.client.endpoint.url} gave no verdict: none (or several) of the words "
-                f"{list(self.verdict.words)} in {said[-300:]!r}. Set failures: null to go on without, or change the template."
+                f"{list(self.verdict.words)} in {said[-300:]!r}. Set failures: null to go on "
+                "without, or change the template."
             )
         return answer

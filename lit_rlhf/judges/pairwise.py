@@ -51,7 +51,8 @@ class PairwiseJudge:
         words = judge.verdict.words
         if not all(worth is None or 0 <= worth <= 1 for worth in words.values()):
             raise ConfigurationError(
-                f"The words of a pairwise judge are worth 0 (the second answer is better) to 1 (the first), not {words}."
+                "The words of a pairwise judge are worth 0 (the second answer is better) to 1 "
+                f"(the first), not {words}."
             )
         self.judge = judge
 

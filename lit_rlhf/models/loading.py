@@ -56,9 +56,9 @@ def load_model(
     tokenizer = _tokenizer(spec)
     config = _config(spec, tokenizer)
     model = (
-        _pretrained(spec, config, lm_head)
-        if spec.name is not None
-        else _initialised(spec, config, lm_head)
+        _initialised(spec, config, lm_head)
+        if spec.name is None
+        else pretrained(AutoModelForCausalLM if lm_head else AutoModel, spec.name, spec, config)
     )
     _check_vocabulary(model, tokenizer, spec)
     return model, tokenizer
@@ -202,11 +202,6 @@ def _config_from_options(
         raise ConfigurationError(
             f"Can't build a model of config {options}: {' '.join(str(error).split())}"
         ) from error
-
-
-def _pretrained(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> PreTrainedModel:
-    assert spec.name is not None
-    return pretrained(AutoModelForCausalLM if lm_head else AutoModel, spec.name, spec, config)
 
 
 def pretrained(

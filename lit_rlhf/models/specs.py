@@ -41,9 +41,9 @@ class ModelSpec:
         config: Random initialisation instead: `{"model_type": "llama", "hidden_size": 64, ...}`; needs `tokenizer`.
         tokenizer: Directory or hub id; default: `name`.
         revision: Branch, tag or commit on the hub.
-        dtype: Of the base's weights; adapters, heads and losses are float32 whatever this says. "auto" is bfloat16 where
-            the device multiplies it and float32 elsewhere, which is said at loading; a loaded `Backbone.spec` holds
-            what was taken.
+        dtype: Of the base's weights; adapters, heads and losses are float32 whatever this says. "auto" is bfloat16
+            where the device multiplies it and float32 elsewhere, which is said at loading; a loaded `Backbone.spec`
+            holds what was taken.
         quantization: Of the base's linear layers through bitsandbytes, on CPU as well: nf4 and fp4 take about 0.5 bytes
             a weight (arXiv:2305.14314), int8 takes 1. Training then needs `lora`. Products with 4 bits are computed in
             `dtype`, and in bfloat16 on a GPU that multiplies it.
@@ -53,8 +53,8 @@ class ModelSpec:
         attention: Kernel. "sdpa" also serves grouped heads without copying keys; "flash_attention_2" needs a GPU.
         branching: How K branches of a prompt run: "shared" computes the prompt once, under a mask; "expanded" lays out
             K ordinary rows; "auto" picks the cheaper for each batch. The results agree.
-        kernels: "auto" uses what is faster here where it fits: norms, adapters and attention of this library, and on CPU
-            decoding by a copy of the weights, which takes their memory once more during rollouts. "plain" runs
+        kernels: "auto" uses what is faster here where it fits: norms, adapters and attention of this library, and on
+            CPU decoding by a copy of the weights, which takes their memory once more during rollouts. "plain" runs
             transformers and peft as they are. The results agree up to rounding.
         trust_remote_code: Run code that comes with the model. Off: such models are refused.
         init_seed: Seed of weights that aren't loaded: the model from `config`, adapters, heads.

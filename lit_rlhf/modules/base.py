@@ -1,4 +1,4 @@
-"""What every module of the library shares: building the backbone, optimizers, checkpoints that are small and complete."""
+"""What every module shares: building the backbone, optimizers, checkpoints that are small and complete."""
 
 import inspect
 import warnings
@@ -19,10 +19,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.internals.lightning import precision_of
+from lit_rlhf.internals.lightning import precision_of, save_before_peek
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
-from lit_rlhf.modules.parts import require_parts, take_parts
+from lit_rlhf.modules.averages import TINY, StepMean
+from lit_rlhf.modules.parts import arguments_of, require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.refusals import refuse_precision
 from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
@@ -53,7 +54,8 @@ def _never_ending_data(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, *args, **kwargs)
         except StopIteration as error:
             raise RuntimeError(
-                f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` raises where nothing is "
+                f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` "
+                "raises where nothing is "
                 "left: in a reward, an engine or a loss, see the cause. Give `next` a default there."
             ) from error
 
@@ -78,6 +80,13 @@ class RLHFModule(LightningModule):
     backbone: Backbone
     reference: Reference
     """Of modules that are held to one."""
+    _arguments: set[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - the constructor's
+        """Remember which arguments the module was built with, which its base's constructor can't know."""
+        module = super().__new__(cls)
+        object.__setattr__(module, "_arguments", arguments_of(cls, kwargs))
+        return module
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -96,13 +105,14 @@ class RLHFModule(LightningModule):
         with warnings.catch_warnings():  # of parts that are nn.Modules, which take_parts takes out
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
-        self._parts = take_parts(type(self), self.hparams)
+        self._parts = take_parts(self._arguments, self.hparams)
         self.spec = backbone
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.seed = seed
         self.steps = steps or Steps()
         self.guard = StepGuard(self.steps.max_skipped)
+        self.step_mean = StepMean()
         self._undecayed: set[str] | None = None
         self._written: dict[str, Any] = {}
         self._restored: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
@@ -153,7 +163,8 @@ class RLHFModule(LightningModule):
         ]
         if stage == "fit" and averaging:
             raise ConfigurationError(
-                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every checkpoint, and a run "
+                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every "
+                "checkpoint, and a run "
                 "can't go on from them. Remove it from trainer.callbacks; checkpoints hold trained weights alone, and "
                 "those of several iterations can be averaged after the run."
             )
@@ -294,10 +305,17 @@ class RLHFModule(LightningModule):
         on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
         return True if on_gpu and self.loss_scaler() is None else None
 
+    def log_held_out_loss(self, stage: str, numerator: Tensor, denominator: Tensor) -> None:
+        """Log `val/loss` or `test/loss` of a batch, so that the epoch's is one quotient over all batches and ranks."""
+        # Lightning adds up mean * weight, and divides by all the weight.
+        mean, weight = numerator / denominator.clamp_min(TINY), float(denominator)
+        self.log(f"{stage}/loss", mean, prog_bar=True, sync_dist=True, batch_size=weight)  # type: ignore[arg-type]
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Skip a step whose gradient isn't finite, where Lightning takes the steps."""
+        """Where Lightning takes the steps: weigh microbatches by what they hold, skip a gradient that isn't finite."""
         if not self.automatic_optimization:
             return
+        self.step_mean.finish(self)
         parameters = gradients(optimizer)
         if not parameters:  # DeepSpeed keeps them to itself, and skips by itself
             return
@@ -368,6 +386,8 @@ class RLHFModule(LightningModule):
             "state": self.extra_state() | {"guard": self.guard.state_dict()},
             "version": CHECKPOINT_VERSION,
         }
+        if self._trainer is not None:
+            save_before_peek(self.trainer, checkpoint)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -386,8 +406,12 @@ class RLHFModule(LightningModule):
             warnings.filterwarnings("ignore", message="Found keys that are in the model state dict")
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this class and complete, then restore the module's own state."""
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Whether the module can go on from a checkpoint, before anything of it is loaded.
+
+        Raises:
+            CheckpointError: It is of another class, layout, model or optimizer.
+        """
         ours = checkpoint.get(CHECKPOINT_KEY)
         if ours is None:
             raise CheckpointError(
@@ -405,8 +429,7 @@ class RLHFModule(LightningModule):
                 f"--ckpt_path a checkpoint of a {type(self).__qualname__}, or set model.class_path to {ours['class']}."
             )
         self.configure_model()
-        # FSDP2 has loaded the weights by now, in silence where some are missing, and has taken them out of the
-        # checkpoint.
+        # Where FSDP2 has loaded them, the weights are no longer in the checkpoint.
         weights = checkpoint.get("state_dict")
         shapes = ours["shapes"] if weights is None else _shapes(weights.items())
         wanted, found = set(self.trainable_names()), set(shapes)
@@ -418,6 +441,13 @@ class RLHFModule(LightningModule):
                 "lora or value other when it was written?"
             )
         self._check_shapes(shapes)
+        if self._written and ours.get("optimizer"):
+            changed_options(ours["optimizer"], self._written)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this class and complete, then restore the module's own state."""
+        self.check_checkpoint(checkpoint)
+        ours = checkpoint[CHECKPOINT_KEY]
         self.backbone.prompts = recorded_prompts(ours)
         self.guard.load_state_dict(ours["state"]["guard"])
         self.load_extra_state(ours["state"])

@@ -20,7 +20,7 @@ from lit_rlhf.types import PromptBatch, Sample, ScoredRollout
 
 
 class DAPOPolicyModule(GroupPolicyModule):
-    r"""DAPO (arXiv:2503.14476): GRPO with clip-higher, a mean over tokens, dynamic sampling and soft overlong punishment.
+    r"""DAPO (arXiv:2503.14476): GRPO with clip-higher, token mean, dynamic sampling, overlong punishment.
 
     **Dynamic sampling.** A prompt whose samples all have the same score has no advantage and teaches nothing. The batch
     of the data module is a pool: an iteration is trained on `batch_size / oversampling` prompts per process, the first
@@ -101,6 +101,13 @@ class DAPOPolicyModule(GroupPolicyModule):
         lengths = rollout.response_mask.sum(-1)
         share = overlong_penalty(lengths, self.sampling.max_new_tokens, self.overlong_buffer)
         return scores + self.overlong_penalty * share
+
+    def next_prompts(self) -> PromptBatch | None:
+        """The first pool."""
+        batch = super().next_prompts()
+        if batch is None:
+            return None
+        return select_prompts(batch, slice(0, len(batch["index"]) // self.oversampling))
 
     def draw(self, batch: PromptBatch) -> tuple[ScoredRollout, list[Sample]]:
         """This process's share of the prompts of all pools that have something to teach; samples of all drawn."""

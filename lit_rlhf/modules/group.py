@@ -1,4 +1,4 @@
-"""Policy optimization without a critic: advantage x surrogate x reduction x place of the KL, and the named points in between."""
+"""Policy optimization without a critic: advantage x surrogate x reduction x place of the KL, by name."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -147,8 +147,8 @@ class RLOOPolicyModule(GroupPolicyModule):
     """RLOO (arXiv:2402.14740): baseline from the prompt's other samples, KL in the reward, sum over the sequence.
 
     The reduction is `SequenceSum()`, and `num_samples` is 4; at least 2. The first step of a rollout is the paper's; in
-    later ones the ratio of each token is clipped, as in PPO, where TRL clips the one of the whole sequence, which leaves
-    its range with its length.
+    later ones the ratio of each token is clipped, as in PPO, where TRL clips the one of the whole sequence, which
+    leaves its range with its length.
     """
 
     default_parts: ClassVar[Parts] = {
@@ -201,9 +201,14 @@ class DrGRPOPolicyModule(GroupPolicyModule):
         reduction: Reduction | None = None,
         **kwargs: Any,
     ) -> None:
-        sampling = sampling or Sampling()
-        reduction = reduction or ConstantLength(sampling.max_new_tokens)
-        super().__init__(backbone, reward, sampling=sampling, reduction=reduction, **kwargs)
+        length = (sampling or Sampling()).max_new_tokens
+        super().__init__(
+            backbone,
+            reward,
+            sampling=sampling,
+            reduction=reduction or ConstantLength(length),
+            **kwargs,
+        )
 
 
 class GSPOPolicyModule(GroupPolicyModule):

@@ -226,7 +226,7 @@ class PPOPolicyModule(PolicyModule):
 
 
 def _of_value(name: str) -> bool:
-    """Whether a parameter belongs to the value function alone: its own model, or the adapter and head called `value`."""
+    """Whether a parameter is the value function's alone: its own model, or adapter and head called `value`."""
     return name.startswith("value.") or any(
         f".{part}.value." in name for part in ("lora_A", "lora_B", "heads")
     )

@@ -29,7 +29,8 @@ def refuse_sampling(sampling: Sampling) -> None:
         )
     if sampling.min_new_tokens > 0:
         raise ConfigurationError(
-            f"sampling.min_new_tokens={sampling.min_new_tokens} forbids tokens that the loss counts with. Reward length "
+            f"sampling.min_new_tokens={sampling.min_new_tokens} forbids tokens that the loss "
+            "counts with. Reward length "
             "instead, or set it in eval_sampling."
         )
 
@@ -43,6 +44,12 @@ def refuse_logprobs(
             f"{type(engine).__name__} samples with kernels of its own, whose log-probs are not those of a training "
             "forward: the first ratio would not be 1. Set recompute_logprobs: true; importance_correction: "
             "TruncatedImportance then corrects for what it sampled from."
+        )
+    if engine.staleness > 0 and correction is None:
+        raise ConfigurationError(
+            f"{type(engine).__name__}(staleness={engine.staleness}) gives samples of earlier weights, which a loss "
+            "would take for the policy's own. Set importance_correction: TruncatedImportance and recompute_logprobs: "
+            "true. A module without these options trains on its own samples alone: leave Ahead out."
         )
     if correction is not None and not recompute:
         raise ConfigurationError(
@@ -88,7 +95,8 @@ def refuse_precision(trainer: Trainer) -> None:
     if isinstance(plugin, BitsandbytesPrecision):
         raise ConfigurationError(
             "trainer.plugins: BitsandbytesPrecision swaps the linear layers of everything, heads and adapters too, and "
-            "trains on what it rounded. Leave it out and set model.init_args.backbone.quantization: nf4 (or fp4, int8), "
+            "trains on what it rounded. Leave it out and set "
+            "model.init_args.backbone.quantization: nf4 (or fp4, int8), "
             "with model.init_args.backbone.lora."
         )
     if isinstance(plugin, TransformerEnginePrecision) or str(plugin.precision) in _HALF:

@@ -16,7 +16,7 @@ _FIXED = ("optimizer", "parameters")  # what the optimizer's state hangs on
 
 
 def written_options(optimizer: Optimizer, scheduler: LRScheduler | None) -> dict[str, Any]:
-    """Plain options of a fresh optimizer and its schedule, by name; what else they hold can't be told in a checkpoint."""
+    """Plain options of a fresh optimizer and its schedule, by name: what can be told in a checkpoint."""
     options: dict[str, Any] = {"optimizer": type(optimizer).__name__}
     for group in optimizer.param_groups:
         own = {key: value for key, value in group.items() if key not in _NOT_OPTIONS}

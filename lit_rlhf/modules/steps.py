@@ -108,8 +108,10 @@ class StepGuard:
         self.in_a_row += not shrinking
         if self.in_a_row >= self.most:
             raise TrainingDivergedError(
-                f"The gradient was not finite in {self.in_a_row} optimizer steps in a row (norm {float(norm)}), so they "
-                "were skipped and the run learns nothing: its weights or its loss have left the range of numbers. Go on "
+                f"The gradient was not finite in {self.in_a_row} optimizer steps in a row (norm "
+                f"{float(norm)}), so they "
+                "were skipped and the run learns nothing: its weights or its loss have left the "
+                "range of numbers. Go on "
                 "from an earlier checkpoint with a lower learning rate, or look at the data of the last batch; "
                 "max_skipped is the option that says how many are too many."
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.options import check_option
 
-_MAX_ERROR = 0.2  # lm-human-preferences holds the relative error to this, so that one rollout can't throw the coefficient
+_MAX_ERROR = 0.2  # lm-human-preferences' bound, so that one rollout can't throw the coefficient
 
 
 class KLController(ABC):

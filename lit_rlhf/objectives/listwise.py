@@ -1,6 +1,7 @@
 r"""Losses of ranked or scored lists of completions.
 
-Notation: $u = \log\pi(y|x) - \log\pi_{ref}(y|x)$ of a whole completion. A row with fewer than two completions that exist
+Notation: $u = \log\pi(y|x) - \log\pi_{ref}(y|x)$ of a whole completion. A row with fewer than two completions that
+exist
 has no ranking: its ranking loss is 0 (terms of single completions, as NCA's, remain).
 """
 

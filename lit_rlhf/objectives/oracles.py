@@ -1,4 +1,4 @@
-"""Who says which of two completions is better, given their scores: the classes to inject into online preference methods."""
+"""Who says which of two completions is better, given their scores: parts of online preference methods."""
 
 from abc import ABC, abstractmethod
 
@@ -45,7 +45,7 @@ class SoftLabels(PreferenceOracle):
 
 
 class BernoulliLabels(SoftLabels):
-    r"""0 or 1, drawn with probability $\sigma(\Delta r/T)$: one rater a pair. The same optimum as `SoftLabels`, more noise.
+    r"""0 or 1, drawn with probability $\sigma(\Delta r/T)$: one rater a pair, noisier than `SoftLabels`.
 
     Args:
         temperature: As in `SoftLabels`.

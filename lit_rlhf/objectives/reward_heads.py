@@ -48,7 +48,7 @@ class Process(RewardLoss):
         return masked_mean(losses, mask, dim=-1)
 
     def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
-        """Labels are the batch's `step_label` (B, S), of the steps in its `step_mask`; rows without any have no accuracy."""
+        """Labels are the batch's `step_label` (B, S) where `step_mask`; rows without any have no accuracy."""
         labels, mask = read_column(self, batch, "step_label"), read_column(self, batch, "step_mask")
         right = ((scores > 0) == (labels > 0.5)).to(scores.dtype)
         accuracy = torch.where(mask.any(-1), masked_mean(right, mask, dim=-1), torch.nan)

@@ -1,5 +1,6 @@
 """Curves of runs: which metrics stand together, and runs that differ by seed alone as one with a band."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ _TIME = "Time and memory"
 _GROUPS = (
     (
         "Reward",
-        r"objective/(scores|rlhf|non_score)|rewards/|^reward$|reward_std|(min|mean|max)_reward|accuracy$|margin$|preference/|calibration|correlation|zero_std|sampling/scores",
+        (
+            r"objective/(scores|rlhf|non_score)|rewards/|^reward$|reward_std|(min|mean|max)_reward"
+            r"|accuracy$|margin$|preference/|calibration|correlation|zero_std|sampling/scores"
+        ),
     ),
     ("KL and entropy", r"objective/(kl|entropy)|(^|/)kl(_coef)?$|approxkl|entropy|logps/"),
     ("Loss and steps", r"loss|grad_norm|skipped_steps|(^|/)lr\b|learning_rate|perplexity"),
@@ -74,16 +78,23 @@ class Group:
             [max(r) for r in rows],
         )
 
+    def ends(self, metric: str) -> list[float | None]:
+        """Of each run, the mean over the last tenth of the metric's curve; None where it has none."""
+        return [_end(_curve(run, metric)) for run in self.runs]
+
     def final(self, metric: str) -> tuple[float, float | None] | None:
-        """Mean over the last tenth of the curve, and half the width of its 95 % interval over three seeds or more."""
-        ends = [end for run in self.runs if (end := _end(_curve(run, metric))) is not None]
-        if not ends:
-            return None
-        if len(ends) < 3:
-            return fmean(ends), None
-        freedom = len(ends) - 1
-        quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.96 + 2.5 / freedom
-        return fmean(ends), quantile * stdev(ends) / len(ends) ** 0.5
+        """Mean over the ends, and half the width of its 95 % interval over three seeds or more."""
+        ends = [end for end in self.ends(metric) if end is not None]
+        return (fmean(ends), t_interval(ends)) if ends else None
+
+
+def t_interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of a mean (Student's t); None of fewer than three values."""
+    if len(values) < 3:
+        return None
+    freedom = len(values) - 1
+    quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.96 + 2.5 / freedom
+    return quantile * stdev(values) / math.sqrt(len(values))
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[Group]:
@@ -139,7 +150,7 @@ def against_each_other(groups: Sequence[Group]) -> Section | None:
             "Reward against KL",
             "train/objective/kl",
             "train/objective/scores",
-            "Each mark is an iteration: the reward, and the distance from the initial policy that it cost. Up and left is better.",
+            "Each mark is an iteration: its reward, at which distance from the initial policy. Up and left is better.",
         ),
         (
             "Gold against proxy",

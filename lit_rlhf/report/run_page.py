@@ -25,20 +25,8 @@ from lit_rlhf.report.page import (
     write_page,
 )
 from lit_rlhf.report.runs import Run, read_runs
+from lit_rlhf.report.spread import TOLD, columns, spreads
 
-_TOLD = (
-    ("train/objective/scores", "reward"),
-    ("val/objective/scores", "reward, validation"),
-    ("train/rewards/gold/mean", "gold reward"),
-    ("train/objective/kl", "KL, nats per completion"),
-    ("train/completions/mean_length", "tokens per completion"),
-    ("train/accuracy", "accuracy"),
-    ("val/accuracy", "accuracy, validation"),
-    ("train/rewards/accuracies", "accuracy of implicit rewards"),
-    ("val/rewards/accuracies", "accuracy of implicit rewards, validation"),
-    ("train/loss", "loss"),
-    ("val/loss", "loss, validation"),
-)
 _PROMPTS, _TIMES = 8, 4
 
 
@@ -62,6 +50,7 @@ def report_runs(paths: Sequence[Path], output: Path) -> Path:
     sections = [Section("At a glance", [*_glance(runs, groups), *_notes(runs)])]
     if len(runs) > 1:
         sections.append(_differences(groups))
+        sections += [_by_seed(group) for group in groups if len(group.runs) > 1]
     sections += curve_sections(groups)
     if cost := against_each_other(groups):
         sections.append(cost)
@@ -77,7 +66,7 @@ def report_runs(paths: Sequence[Path], output: Path) -> Path:
 def _glance(runs: Sequence[Run], groups: Sequence[Group]) -> list[Block]:
     ends = [
         (label, found)
-        for metric, label in _TOLD
+        for metric, label in TOLD
         if any(found := [group.final(metric) for group in groups])
     ]
     if len(runs) == 1:
@@ -103,7 +92,10 @@ def _glance(runs: Sequence[Run], groups: Sequence[Group]) -> list[Block]:
         for _, found in ends:
             rows[-1].append(_with_interval(found[number]))
     columns = ["run", "seeds", "state", "iterations", *(label for label, _ in ends)]
-    told = "Means over the last tenth of each run; of three seeds or more with the 95 % interval of their mean (Student's t)."
+    told = (
+        "Means over the last tenth of each run; "
+        "of three seeds or more with the 95 % interval of their mean (Student's t)."
+    )
     return [Table(columns, rows, told)]
 
 
@@ -111,6 +103,12 @@ def _with_interval(end: tuple[float, float | None] | None) -> Cell:
     if end is None:
         return None
     return f"{end[0]:.4g}" if end[1] is None else f"{end[0]:.4g} ± {end[1]:.2g}"
+
+
+def _by_seed(group: Group) -> Section:
+    rows: list[list[Cell]] = [[spread.label, *spread.cells()] for spread in spreads(group)]
+    told = "Means over the last tenth of each run; the interval is that of their mean (Student's t), of three or more."
+    return Section(f"Seeds of {group.name}", [Table(["metric", *columns(group)], rows, told)])
 
 
 def _notes(runs: Sequence[Run]) -> list[Note]:

@@ -11,8 +11,8 @@ import yaml
 from lit_rlhf.callbacks.run_record import RUN_RECORD
 from lit_rlhf.errors import DataError
 
-_METRICS, _SAMPLES, _PROFILE = "metrics.jsonl", "samples.jsonl", "profile.json"
-_SEEDS = ("seed", "seed_everything")
+METRICS, _SAMPLES, _PROFILE = "metrics.jsonl", "samples.jsonl", "profile.json"
+_SEEDS = ("seed", "seed_everything", "init_seed")
 _PLACES = (
     "run_dir",
     "default_root_dir",
@@ -64,23 +64,24 @@ class Run:
             if name not in skipped
         ]
 
-    def options(self) -> dict[str, Any]:
-        """The configuration with dotted names, as the command line takes them."""
-        found = dict(_flat(yaml.safe_load(self.config))) if self.config else {}
-        return {name.replace(".init_args", ""): value for name, value in found.items()}
-
     def settled(self) -> dict[str, Any]:
-        """The options that make runs different experiments: all but seeds and places."""
-        return {
-            name: value
-            for name, value in self.options().items()
-            if name.rpartition(".")[2] not in (*_SEEDS, *_PLACES)
-        }
+        """See `settled_options`."""
+        return settled_options(self.config)
 
     @property
     def starts(self) -> list[dict[str, Any]]:
         """Its first start and its resumes, as `run.json` has them."""
         return list(self.record.get("starts", []))
+
+
+def settled_options(config: str) -> dict[str, Any]:
+    """The options that make runs different experiments: all but seeds and places, by the names of the command line."""
+    found = dict(_flat(yaml.safe_load(config))) if config else {}
+    return {
+        name.replace(".init_args", ""): value
+        for name, value in found.items()
+        if name.rpartition(".")[2] not in (*_SEEDS, *_PLACES)
+    }
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
@@ -103,19 +104,19 @@ def _read_run(path: Path, name: str) -> Run:
     if not path.is_dir():
         what = "is a file" if path.exists() else "isn't there"
         raise DataError(f"{path} {what}: give the directory of a run, its run_dir.")
-    file = path / _METRICS
+    file = path / METRICS
     if not file.is_file():
-        below = sorted(str(found.parent) for found in path.glob(f"*/**/{_METRICS}"))[:5]
+        below = sorted(str(found.parent) for found in path.glob(f"*/**/{METRICS}"))[:5]
         hint = (
             f"Runs below it: {', '.join(below)}."
             if below
             else "A run writes it by the callback MetricsFile."
         )
-        raise DataError(f"{path} is no directory of a run, for it holds no {_METRICS}. {hint}")
+        raise DataError(f"{path} is no directory of a run, for it holds no {METRICS}. {hint}")
     damaged: dict[str, int] = {}
     metrics = _lines(file, damaged)
     if not metrics:
-        bad = f" ({damaged[_METRICS]} lines that can't be read)" if damaged else ""
+        bad = f" ({damaged[METRICS]} lines that can't be read)" if damaged else ""
         raise DataError(
             f"{file} has no metrics yet{bad}: the first line comes after the first iteration. Wait for it."
         )

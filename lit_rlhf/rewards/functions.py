@@ -27,8 +27,8 @@ class FunctionReward(Reward):
     One with a parameter `completions` is called as TRL calls its reward functions, so that those work as they are: the
     prompts are given as the data set has them, and where these are messages, so are the completions, `[{"role":
     "assistant", "content": ...}]` each; `completion_ids` are lists of token ids. Words of the assistant that a prompt
-    ends in are put before the completion's. An `async def` is run to its end. None for a response says that the function
-    doesn't apply to it, and counts 0, in a `WeightedSum` nothing.
+    ends in are put before the completion's. An `async def` is run to its end. None for a response says that the
+    function doesn't apply to it, and counts 0, in a `WeightedSum` nothing.
 
     Args:
         function: The function, or where it is: "package.module.function", or "path/to/file.py:function".

@@ -16,8 +16,8 @@ class JudgeReward(Reward):
     r"""What a judge says of completions (RLAIF without a reward model, arXiv:2309.00267).
 
     A judge that scores single answers gives the value of its verdict. One that compares two gives
-    $s_i = \frac{1}{K}\sum_j \operatorname{logit} p_{ij}$ over the K samples of a prompt, each pair asked in both orders;
-    the sum has $j = i$ too, with logit 0, so that $s_i - s_j = \operatorname{logit} p_{ij}$ where p follows a
+    $s_i = \frac{1}{K}\sum_j \operatorname{logit} p_{ij}$ over the K samples of a prompt, each pair asked in both
+    orders; the sum has $j = i$ too, with logit 0, so that $s_i - s_j = \operatorname{logit} p_{ij}$ where p follows a
     Bradley-Terry model: that is the reward which `SoftLabels` turns into p again. K (K - 1) questions per prompt.
 
     The judge reads prompts as the data set has them, messages as messages. Completions without a verdict (see
@@ -70,7 +70,8 @@ class JudgeReward(Reward):
     ) -> list[float]:
         if samples < 2:
             raise ConfigurationError(
-                "JudgeReward compares the samples of a prompt with each other, and there is one of each. Set num_samples "
+                "JudgeReward compares the samples of a prompt with each other, and there is one "
+                "of each. Set num_samples "
                 "to 2 or more, or take a judge that scores single answers (template: score)."
             )
         starts = range(0, len(responses), samples)

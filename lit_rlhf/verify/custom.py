@@ -9,6 +9,8 @@ from torch import Tensor
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import (
+    BestOfNPolicyModule,
+    DistillationPolicyModule,
     GroupPolicyModule,
     MixtureOpponent,
     NashMDPolicyModule,
@@ -21,9 +23,12 @@ from lit_rlhf.modules import (
     ReMaxPolicyModule,
     RLHFModule,
     SPPOPolicyModule,
+    Teacher,
     XPOPolicyModule,
 )
 from lit_rlhf.verify import populations as data, targets
+from lit_rlhf.verify.best_of_n import BestOfNCase, best_of_n
+from lit_rlhf.verify.distilled import TabularTeacher, teacher_of
 from lit_rlhf.verify.groups import per_token_optimum, ranked_optimum, shrunk_optimum
 from lit_rlhf.verify.off_policy import OffPolicyCase, has_known_weights
 from lit_rlhf.verify.online import PairCase, nash_optimum, sppo_optimum, xpo_optimum
@@ -43,11 +48,11 @@ def custom_cases(make_module: Callable[[], RLHFModule]) -> list[Case]:
     r"""The cases of a module: data by the kind of its loss, and as optimum $\pi_{ref}e^{r/\beta}/Z$.
 
     $\beta$ is `beta` of a preference loss and `kl.value` of a policy module; the latter, and the loss of an online
-    preference method, count as 0.5 at least, for with a KL far weaker than the world's rewards (of order 1) the optimum is nearly
-    a single completion. The library's methods that claim another optimum, and classes under them, are held to that one. A
-    method of yours that claims another says so by a method `tabular_optimum(world)` of the module, or of its loss or
-    advantage, that returns the probabilities (Y,) of `world.completions`; see `lit_rlhf.verify.targets` for what it can
-    be made of. A policy module that draws several samples of a prompt draws two here.
+    preference method, count as 0.5 at least, for with a KL far weaker than the world's rewards (of order 1) the optimum
+    is nearly a single completion. The library's methods that claim another optimum, and classes under them, are held to
+    that one. A method of yours that claims another says so by a method `tabular_optimum(world)` of the module, or of
+    its loss or advantage, that returns the probabilities (Y,) of `world.completions`; see `lit_rlhf.verify.targets` for
+    what it can be made of. A policy module that draws several samples of a prompt draws two here.
 
     A policy gradient whose surrogate is one of the library's, or of a class under one, has a second case: its gradient
     on rollouts of an earlier policy; see `OffPolicyCase`.
@@ -101,6 +106,8 @@ def _preference_case(
 def _policy_cases(name: str, make_module: Callable[[], RLHFModule]) -> list[Case]:
     def fresh(*_: object) -> PolicyModule:
         made = cast("PolicyModule", make_module())
+        if isinstance(made.reference, Teacher):
+            made.reference = TabularTeacher(world, teacher_of(world))
         made.num_samples = 1 if getattr(made, "opponent", None) else min(made.num_samples, _GROUP)
         if made.kl.value < BETA:
             made.kl = o.FixedKL(BETA)
@@ -110,13 +117,14 @@ def _policy_cases(name: str, make_module: Callable[[], RLHFModule]) -> list[Case
             made.ptx_coef, made.gae = _PTX, replace(made.gae, whiten=False)
         return made
 
+    world = bandit() if isinstance(make_module(), PPOPtxPolicyModule) else tree()
     module = fresh()
-    world = bandit() if isinstance(module, PPOPtxPolicyModule) else tree()
     best, text = _policy_optimum(world, module)
     group = 2 if getattr(module, "opponent", None) else module.num_samples
     kind, more = _kind(module)
     case = kind(name, text, world, fresh, best, group=group, training="either", **more)
-    compared = "drawn" not in more and not isinstance(module, REBELPolicyModule)
+    without = isinstance(module, REBELPolicyModule | DistillationPolicyModule)
+    compared = "drawn" not in more and not without
     if not compared or module.surrogate.on_policy_only or not has_known_weights(module.surrogate):
         return [case]
     return [case, OffPolicyCase(case)]
@@ -131,6 +139,8 @@ def _kind(module: PolicyModule) -> tuple[type[PolicyCase], dict[str, Any]]:
         return PtxCase, {}
     if isinstance(module, PPOPolicyModule):
         return CriticCase, {}
+    if isinstance(module, BestOfNPolicyModule):
+        return BestOfNCase, {}
     return (ReMaxCase if isinstance(module, ReMaxPolicyModule) else PolicyCase), {}
 
 
@@ -148,12 +158,19 @@ def _policy_optimum(world: TabularWorld, module: PolicyModule) -> tuple[Tensor, 
     beta, advantage = module.kl.value, getattr(module, "advantage", None)
     if any(hasattr(owner, "tabular_optimum") for owner in (module, advantage)):
         return _optimum(world, beta, module, advantage)
+    if isinstance(module, DistillationPolicyModule):
+        return teacher_of(world), "the teacher"
+    if isinstance(module.reference, Teacher):
+        world = replace(world, reference=teacher_of(world))
     if isinstance(module, OnlineDPOPolicyModule | NashMDPolicyModule):
         return _pair_optimum(world, module)
     if isinstance(module, PPOPtxPolicyModule):
         return ptx_optimum(world, beta, module.ptx_coef), "r - beta u + g D/pi = L"
     cut = module.missing_eos_penalty * (~world.finished).double()
     world = replace(world, rewards=world.rewards - cut)
+    if isinstance(module, BestOfNPolicyModule):
+        gain = (best_of_n(world, module.best_of.n) / world.reference).log()
+        world = replace(world, rewards=gain)
     if isinstance(module, GroupPolicyModule) and module.kl_loss is not None:
         return _group_optimum(world, module)
     return _optimum(world, beta, module)

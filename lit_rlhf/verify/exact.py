@@ -17,7 +17,7 @@ def optimum(world: TabularWorld) -> Tensor:
 
 
 def exact_cases() -> list[PreferenceCase]:
-    """Pairs on the tree; then the bandit, where the divergences of both completions are the same state's; other data."""
+    """Pairs on the tree; then the bandit, where both completions' divergences are one state's; other data."""
     world, flat, few = tree(), bandit(), bandit(3)
     pairs, flipped = data.rated_pairs(world), data.rated_pairs(world, flip=0.15)
     labels = data.binary_labels(world, (world.rewards - 0.3).sigmoid())

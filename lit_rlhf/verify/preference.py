@@ -1,4 +1,4 @@
-"""Preference losses in the tabular world, through `PreferenceModule`'s own batch, branched forward, loss and reduction."""
+"""Preference losses in the tabular world, through `PreferenceModule`'s own batch, forward and reduction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

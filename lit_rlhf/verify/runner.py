@@ -107,11 +107,8 @@ def expected_gradient(case: Case, values: Tensor) -> Tensor:
     others = [p for p in module.parameters() if p.requires_grad and p is not case.table(module)]
     if others and case.settles:
         _minimize(module, case, others)
-    module.zero_grad()
-    case.expected_loss(module).backward()
-    gradient = case.table(module).grad
-    assert gradient is not None
-    return gradient.detach().clone()
+    (gradient,) = torch.autograd.grad(case.expected_loss(module), case.table(module))
+    return gradient
 
 
 def gradient_norm(case: Case, values: Tensor) -> float:

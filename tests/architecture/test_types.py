@@ -1,4 +1,4 @@
-"""What users' type checkers make of the public names: each resolves to a type of its own, a misspelled one is an error."""
+"""What type checkers make of the public names: each has a type of its own, a misspelled one is an error."""
 
 import json
 import re

@@ -16,7 +16,7 @@ TABLE = re.findall(r"^\| (.+) \| `(\{.+\})` \| `(.+)` \| `(\w+)` \|$", TEXT, fla
     ("example", "reader", "module"), [line[1:] for line in TABLE], ids=[line[0] for line in TABLE]
 )
 def test_rows_of_the_table_are_read_as_it_says(example: str, reader: str, module: str) -> None:
-    reading = read_as([json.loads(example)], "the example", None, None)
+    reading = read_as(json.loads(f"[{example}]"), "the example", None, None)
     assert (spell(reading.format), MODULES[reading.kind]) == (reader, module)
 
 

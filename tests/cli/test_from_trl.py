@@ -218,7 +218,8 @@ def test_the_page_is_the_table() -> None:
     assert tables() in PAGE.read_text(encoding="utf-8"), "python -m tests.docs.from_trl writes it"
 
 
-# -- against TRL itself ----------------------------------------------------------------------------------------------------
+# -- against TRL itself
+# ----------------------------------------------------------------------------------------------------
 
 
 def _fields(root: Path, name: str) -> dict[str, object]:

@@ -54,7 +54,7 @@ def workplace(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def on_tiny(words: list[str]) -> list[str]:
     """The same command with the overlay that makes it small, where it names configurations and not the overlay."""
     places = [i for i, word in enumerate(words) if word == "-c"]
-    if not places or TINY in words:
+    if not places or TINY in words or words[0] == "iterate":  # whose configuration is another
         return words
     last = places[-1] + 2
     return [*words[:last], "-c", TINY, *words[last:]]

@@ -1,4 +1,4 @@
-"""What Lightning's own ModelCheckpoint writes of any module: adapters alone, and nothing but tensors and plain values."""
+"""What Lightning's ModelCheckpoint writes of any module: adapters alone, only tensors and plain values."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Precision x module x engine: the first loss is the one of float32 within what the precision rounds, or refused before work."""
+"""Precision x module x engine: the first loss is float32's within the rounding, or refused before work."""
 
 import itertools
 import math

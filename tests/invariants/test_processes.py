@@ -1,4 +1,4 @@
-"""Two processes train as one with the same global batch does: the same rollouts, the same parameters, the same metrics."""
+"""Two processes train as one with the same global batch: same rollouts, parameters and metrics."""
 
 import math
 from itertools import product

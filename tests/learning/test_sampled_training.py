@@ -1,4 +1,4 @@
-"""Online preference methods and policy gradients from samples: noise, rollouts and minibatches in place of expectations."""
+"""Online methods and policy gradients from samples: noise and minibatches in place of expectations."""
 
 from typing import cast
 

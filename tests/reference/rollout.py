@@ -1,4 +1,4 @@
-"""A slow reference of rollouts: one sequence at a time, a whole forward per token, no cache, no batch, sums in float64."""
+"""A slow reference of rollouts: one sequence at a time, a forward per token, no cache, sums in float64."""
 
 import math
 from collections.abc import Sequence

@@ -32,6 +32,11 @@ from lit_rlhf.data.formats.comparisons import (
     PreferenceStrength as PreferenceStrength,
     SummaryComparison as SummaryComparison,
 )
+from lit_rlhf.data.formats.neighbours import (
+    ConversationTreeRows as ConversationTreeRows,
+    HelpSteer2Pairs as HelpSteer2Pairs,
+    group_rows as group_rows,
+)
 from lit_rlhf.data.formats.pairs import (
     TRANSCRIPT_MARKER as TRANSCRIPT_MARKER,
     TRANSCRIPT_QUESTION as TRANSCRIPT_QUESTION,
@@ -40,6 +45,7 @@ from lit_rlhf.data.formats.pairs import (
     SharedPrefix as SharedPrefix,
 )
 from lit_rlhf.data.formats.rankings import (
+    AnswerSets as AnswerSets,
     ConversationTree as ConversationTree,
     Ranked as Ranked,
     RankedAnswers as RankedAnswers,

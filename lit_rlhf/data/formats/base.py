@@ -24,15 +24,15 @@ class Format(ABC):
     """Turns a raw row into records.
 
     The cache of tokens goes by the options that a format declares (the fields of a dataclass, else the arguments of its
-    constructor, kept under their names) and by its code. A class attribute `version` stands for the code: whoever states
-    one changes it with what the format gives. A method `cache_key` that gives plain values replaces both.
+    constructor, kept under their names) and by its code. A class attribute `version` stands for the code: whoever
+    states one changes it with what the format gives. A method `cache_key` that gives plain values replaces both.
 
     Where a DataModule is given no format, or `Auto`, it takes the one that reads the first rows: see `recognises`.
     """
 
     style: ClassVar[Style] = "text"
-    """What its plain text is: text as it stands; turns, a user's question and an assistant's answers; or a transcript of
-    several turns with markers. By it, a recognised format is read as the conversation that it is."""
+    """What its plain text is: text as it stands; turns, a user's question and an assistant's answers; or a transcript
+    of several turns with markers. By it, a recognised format is read as the conversation that it is."""
     weak: ClassVar[bool] = False
     """Whether it gives way to every other format that reads the same rows."""
 
@@ -45,11 +45,22 @@ class Format(ABC):
         """The columns that it can't do without. A format that reads more columns of the rows is the better reading."""
         return ()
 
+    def groups_by(self) -> str | None:
+        """The column whose equal values make neighbouring rows a `RowGroup`, converted as one; None: rows alone."""
+        return None
+
+    def votes(self, row: Row) -> Sequence[float]:
+        """What single raters said of a row: above 0 for the completion that its record has first, below for the other.
+
+        Empty where the data don't have it. What can't be read as a vote is left out: nothing is learned from them.
+        """
+        return ()
+
     def recognises(self, rows: Sequence[Row]) -> bool:
         """Whether rows are of this format: at least half of them can be converted.
 
         Args:
-            rows: The first rows of a source.
+            rows: The first rows of a source, grouped by `groups_by`.
         """
         return 2 * sum(map(self.reads_row, rows)) >= len(rows)
 
@@ -134,7 +145,8 @@ def check_completion(value: Any, column: str, prompt: Text) -> Text:
     if set(roles) != {"assistant"}:
         raise InvalidRowError(
             "completion is no answer",
-            f"the roles of column {column!r} are {roles}; what is learned is the assistant's, so put earlier turns into "
+            f"the roles of column {column!r} are {roles}; what is learned is the assistant's, so "
+            "put earlier turns into "
             "the prompt",
         )
     return text

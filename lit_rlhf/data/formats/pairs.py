@@ -32,8 +32,8 @@ class Pairs(Columns):
     Args:
         margin: Column that says by how much, in units of reward; read when the data have it. None: never read.
         p_chosen: Column with the probability, from 0 to 1, that a rater prefers `chosen`; read when the data have it.
-        chosen_score: Column with the score of `chosen`: the margin is its distance to that of `rejected` (UltraFeedback:
-            score_chosen). None: scores are not read.
+        chosen_score: Column with the score of `chosen`: the margin is its distance to that of `rejected`
+            (UltraFeedback: score_chosen). None: scores are not read.
         rejected_score: Column with the score of `rejected`; set both or none.
 
     Raises:

@@ -65,8 +65,8 @@ class RatedAnswers(Columns):
         prompt: Column of the instruction.
         completions: Column with the list of answers.
         answer: Key of an answer's text.
-        score: Key of its score; higher is better. UltraFeedback's `overall_score` gave 10 to many answers that its raters
-            found poor; `fine-grained_score` is the mean of their ratings.
+        score: Key of its score; higher is better. UltraFeedback's `overall_score` gave 10 to many answers that its
+            raters found poor; `fine-grained_score` is the mean of their ratings.
     """
 
     prompt: str = "instruction"
@@ -129,6 +129,40 @@ def _ranking(row: Row, names: RatedAnswers | RankedAnswers, sign: float, key: st
 
 
 @dataclass(frozen=True)
+class AnswerSets(Columns):
+    """Lists of good and of bad answers, as in RewardBench 2 (arXiv:2506.01937): a good one scores 1, a bad one 0.
+
+    Args:
+        prompt: Column of the prompt.
+        chosen: Column with the list of good answers, one or more.
+        rejected: Column with the list of bad ones.
+    """
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    style: ClassVar[Style] = "turns"
+
+    def reads(self) -> tuple[str, ...]:
+        """Prompt and answers."""
+        return self.prompt, self.chosen, self.rejected
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with K completions and the field `score` of K numbers."""
+        prompt = read_prompt(row, self.prompt)
+        names = self.chosen, self.rejected
+        lists = [(name, read_list(row, name, least=1)) for name in names]
+        for name, answers in lists:
+            if not all(isinstance(answer, str) for answer in answers):
+                raise InvalidRowError(
+                    f"column {name!r} is no list of texts", f"got {shorten(answers)}"
+                )
+        completions = tuple(check_completion(a, name, prompt) for name, each in lists for a in each)
+        good, bad = (len(answers) for _, answers in lists)
+        return [Record(prompt, completions, {"score": (1.0,) * good + (0.0,) * bad})]
+
+
+@dataclass(frozen=True)
 class ConversationTree(Columns):
     """Trees of messages whose answers were ranked: OpenAssistant (OASST1 and 2, arXiv:2304.07327).
 
@@ -150,12 +184,21 @@ class ConversationTree(Columns):
         tree = read_value(row, self.root)
         if not isinstance(tree, Mapping) or "replies" not in tree:
             raise InvalidRowError(f"column {self.root!r} is no tree", f"got {shorten(tree)}")
-        records = list(_rankings_below(tree, []))
-        if not records:
-            raise InvalidRowError(
-                "tree without ranked replies", "no message has two replies with a rank"
-            )
-        return records
+        return rankings_of_tree(tree)
+
+
+def rankings_of_tree(tree: Mapping[str, Any]) -> list[Record]:
+    """The rankings of a tree of messages, each with its `text`, `role`, `rank` and `replies`.
+
+    Raises:
+        InvalidRowError: There are none.
+    """
+    records = list(_rankings_below(tree, []))
+    if not records:
+        raise InvalidRowError(
+            "tree without ranked replies", "no message has two replies with a rank"
+        )
+    return records
 
 
 def _rankings_below(node: Mapping[str, Any], before: list[Message]) -> Iterator[Record]:

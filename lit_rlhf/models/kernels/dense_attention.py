@@ -8,7 +8,7 @@ sums within products and over parts; what the other products give is rounded to 
 probabilities too. No double backward, no transforms of torch.func.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ _MEMORY = 1.25
 
 
 def pays(query: Tensor, key: Tensor, *, causal: bool) -> bool:
-    """Whether to compute here: on CPU, in bfloat16, where what is kept for backward takes little more memory than what SDPA keeps.
+    """Whether to compute here: on CPU, in bfloat16, where backward keeps little more memory than SDPA's.
 
     Here that is the probabilities and the inputs, of SDPA in float32 copies of the inputs and its output. Values are
     taken to be as wide as keys. With 9 heads of 64 in 3 groups that is so up to 576 tokens under a causal mask, 320
@@ -58,8 +58,8 @@ def dense_attention(
     Returns:
         (B, Q, heads, v), contiguous, in the dtype of the query.
     """
-    out: Tensor = _DenseAttention.apply(query, key, value, mask, causal and mask is None, scale)  # type: ignore[no-untyped-call]
-    return out
+    apply: Callable[..., Tensor] = _DenseAttention.apply
+    return apply(query, key, value, mask, causal and mask is None, scale)
 
 
 class _Part(NamedTuple):

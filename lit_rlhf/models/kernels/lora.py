@@ -9,6 +9,7 @@ the same way; autograd's copies each gradient first and adds them afterwards. No
 torch.func.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -41,7 +42,8 @@ def adapted_linear(
         scale: s.
     """
     # Shapes change outside: a view made inside of a Function may not be modified in place.
-    out: Tensor = _AdaptedLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
+    apply: Callable[..., Tensor] = _AdaptedLinear.apply
+    out = apply(x.reshape(-1, x.shape[-1]), weight, bias, down, up, scale)
     return out.view(*x.shape[:-1], len(weight))
 
 
@@ -177,7 +179,7 @@ _LAYERS: dict[type, type[RoleLayer]] = {
 
 
 class LinearParts(NamedTuple):
-    r"""What a linear layer computes with the role that is active: $x W^\top + b + (x A^\top) B^\top$, the adapter's scale in B."""
+    r"""A linear layer with the active role: $x W^\top + b + (x A^\top) B^\top$, the adapter's scale in B."""
 
     weight: Tensor
     """W, (out, in)."""

@@ -23,7 +23,7 @@ _ROWS = 64
 
 
 def packable(model: PreTrainedModel) -> bool:
-    """Whether a decoder can be packed: of a known shape, on CPU, its linear layers in float, nothing hooked or patched in between.
+    """Whether a decoder can be packed: of a known shape, on CPU, its layers in float, none hooked or patched.
 
     (transformers hooks a decoder for good when it is asked for `output_hidden_states`.)
     """

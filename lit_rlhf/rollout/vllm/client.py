@@ -54,7 +54,8 @@ class VLLMServer(Sampler):
         limit = bases[0].get("max_model_len")
         if isinstance(limit, int) and longest > limit:
             raise ConfigurationError(
-                f"{self} takes {limit} tokens (--max-model-len); a prompt with sampling.max_new_tokens needs {longest}. "
+                f"{self} takes {limit} tokens (--max-model-len); a prompt with "
+                f"sampling.max_new_tokens needs {longest}. "
                 "Start it with more, or shorten one of them."
             )
         if not self.base:
@@ -146,7 +147,10 @@ class VLLMServer(Sampler):
         if "rank" in said.lower():
             way_out = "Start it with a --max-lora-rank that is no smaller than the policy's"
         elif "No adapter found" in said or "HTTP 404" not in said:
-            way_out = "Look at its log; can it read that directory, or should sync.init_args.directory name one that both see?"
+            way_out = (
+                "Look at its log; can it read that directory, "
+                "or should sync.init_args.directory name one that both see?"
+            )
         else:
             needed = "VLLM_SERVER_DEV_MODE=1" if whole else "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
             way_out = f"Start it with {needed}" + ("" if whole else " and --enable-lora")

@@ -14,7 +14,7 @@ from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
 _TOKENS = 16
 _TEMPERATURE = 2.0
 _SAME_MODEL = 0.5
-"""Nats per token: what other kernels, another precision or 4 bits do stays far below, what another model does far above."""
+"""Nats per token: other kernels, precisions or 4 bits stay far below, another model far above."""
 _MOVED = 0.05
 """Nats per token by which a policy has surely changed, where not a bit of the server's answer has."""
 
@@ -90,7 +90,8 @@ class Probe:
         gap, raw_gap = (float((found - each).abs().mean()) for each in (ours, raw))
         if raw_gap < gap / 2:
             raise ConfigurationError(
-                f"{sampler} gives log-probs of the distribution before the temperature, not of the one it samples from. "
+                f"{sampler} gives log-probs of the distribution before the temperature, not of the "
+                "one it samples from. "
                 "Start it with --logprobs-mode processed_logprobs."
             )
         if gap > _SAME_MODEL:

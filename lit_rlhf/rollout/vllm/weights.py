@@ -80,7 +80,7 @@ class WeightSync(ABC):
     # -- what they share ----------------------------------------------------------------------------------------------
 
     def publish(self, backbone: Backbone, role: str) -> Version | None:
-        """The version of a role's weights as they are now, written if they have changed; None: what vLLM started with."""
+        """The version of a role's weights now, written if they have changed; None: what vLLM started with."""
         weights = self.weights(backbone, role)
         if not weights:
             return None
@@ -140,7 +140,8 @@ class AdapterSync(WeightSync):
         """Whole models."""
         if not backbone.has_lora:
             raise ConfigurationError(
-                f"{engine} brings LoRA adapters to vLLM, never whole models: without model.backbone.lora it would go on "
+                f"{engine} brings LoRA adapters to vLLM, never whole models: without "
+                "model.backbone.lora it would go on "
                 f"sampling the weights that vLLM was started with as the {role}. Set model.backbone.lora, or, with "
                 "VLLMServerEngine, sync: DiskSync, or use NativeEngine, which samples the weights that are trained."
             )

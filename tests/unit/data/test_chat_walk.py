@@ -28,7 +28,8 @@ TEMPLATES = {
     "llama-2": (
         "{% if messages[0].role == 'system' %}{% set head = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
         "{% set turns = messages[1:] %}{% else %}{% set head = '' %}{% set turns = messages %}{% endif %}"
-        "{% for m in turns %}{% if m.role == 'user' %}<bos>[INST] {{ (head if loop.first else '') + m.content | trim }} [/INST]"
+        "{% for m in turns %}{% if m.role == 'user' %}<bos>[INST] "
+        "{{ (head if loop.first else '') + m.content | trim }} [/INST]"
         "{% elif m.role == 'assistant' %} {{ m.content | trim }} <eos>{% else %}{{ raise_exception('unknown role') }}"
         "{% endif %}{% endfor %}"
     ),

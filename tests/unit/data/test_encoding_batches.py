@@ -14,8 +14,9 @@ from lit_rlhf.data import (
     preparation as preparation_module,
     token_ids as token_ids_module,
 )
+from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.encoding import Encoder
-from lit_rlhf.data.preparation import Preparation, Shape
+from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.records import InvalidRowError
 from lit_rlhf.testing import make_tokenizer
 from lit_rlhf.testing.tokenizers import make_word_tokenizer

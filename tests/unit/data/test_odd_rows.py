@@ -1,4 +1,4 @@
-"""Rows as public data sets have them: read as they are meant, or left out with a count, never read as something else."""
+"""Rows as public data sets have them: read as meant, or left out with a count, never read otherwise."""
 
 import gzip
 import json

@@ -243,7 +243,8 @@ def test_another_data_set_is_refused_by_name(
     path = tmp_path / "stop.ckpt"
     mine, other = make(), make(rows=24)
     run(tmp_path, mine, SaveAt(path, 1, None))
-    hashes = f"(?s)made with the data set {mine.dataset_hash[:16]}, this run has {other.dataset_hash[:16]} .*rows in memory"
+    known, found = mine.dataset_hash[:16], other.dataset_hash[:16]
+    hashes = f"(?s)made with the data set {known}, this run has {found} .*rows in memory"
     with pytest.raises(CheckpointError, match=hashes):
         run(tmp_path, other, ckpt=path)
 

@@ -44,7 +44,8 @@ def test_pairs_get_soft_labels_and_are_turned_where_the_judge_says_so() -> None:
     ]
     found = labelled(rows)
     said = [(each.row()["chosen"], each.row()["p_chosen"]) for each in found.judged]
-    assert said == [("long answer", pytest.approx(0.9)), ("long answer", pytest.approx(0.9)), ("same", 0.5)]  # fmt: skip
+    long = ("long answer", pytest.approx(0.9))
+    assert said == [long, long, ("same", 0.5)]
     assert found.agreement == pytest.approx((1 + 0 + 0.5) / 3)
     assert found.position_bias == pytest.approx((0.05 + 0.05 + 0.1) / 3)
     assert "1 of them tied" in str(found) and "33.3% of the verdicts follow the place" in str(found)
@@ -66,7 +67,8 @@ def test_the_soft_labels_of_the_data_are_what_agreement_is_with() -> None:
 
 
 def test_what_cannot_be_judged_is_said_before_anything_is_asked() -> None:
-    good, equal = {"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a", "rejected": "a"}  # fmt: skip
+    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    equal = good | {"rejected": "a"}
     with pytest.raises(DataError, match=r"row 2: identical pair"):
         read_labelled_pairs(RowsSource([good, equal]))
     assert read_labelled_pairs(RowsSource([good, equal]), invalid="drop")[1] == 1

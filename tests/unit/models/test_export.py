@@ -370,7 +370,10 @@ class TestWriting:
         before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
         with largest_file(len(before[torn]) - 1), pytest.raises(CheckpointError) as caught:
             export_policy(backbone, tmp_path / "out", merge=merge)
-        needed = r"File too large\. \d+ MiB are free there; this one needs about \d+\. What was there before is untouched"
+        needed = (
+            r"File too large\. \d+ MiB are free there; this one needs about \d+\. "
+            r"What was there before is untouched"
+        )
         assert re.search(
             rf"The export {tmp_path}/out can't be written: {needed}", str(caught.value)
         )

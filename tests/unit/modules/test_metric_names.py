@@ -1,4 +1,4 @@
-"""The names under which metrics are logged, which dashboards of other trainers know; and bad labels, module by module."""
+"""Names of logged metrics, which other trainers' dashboards know; and bad labels, module by module."""
 
 from pathlib import Path
 from typing import Any

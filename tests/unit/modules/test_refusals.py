@@ -1,4 +1,4 @@
-"""What a run refuses before its first step: strategies, checkpoints of something else. And pad equal to EOS, which runs."""
+"""What a run refuses before its first step: strategies, other checkpoints. Pad equal to EOS runs."""
 
 import shutil
 from pathlib import Path
@@ -47,7 +47,8 @@ def test_checkpoints_of_something_else(tiny_model_dir: Path) -> None:
     checkpoint = saved(RewardModelModule(spec))
     with pytest.raises(
         CheckpointError,
-        match=r"written by RewardModelModule, the model is SupervisedModule.*set model\.class_path to RewardModelModule",
+        match=r"written by RewardModelModule, the model is SupervisedModule"
+        r".*set model\.class_path to RewardModelModule",
     ):
         SupervisedModule(spec).on_load_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match=r"was not written by lit_rlhf"):

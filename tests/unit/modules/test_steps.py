@@ -1,4 +1,4 @@
-"""What becomes of a gradient: loss scales, steps that are skipped, what decays, how far a policy may drift, schedules."""
+"""What becomes of a gradient: loss scales, skipped steps, decay, how far a policy may drift, schedules."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The surrogates against one-token-at-a-time references: their options reach the formula, their metrics, what they refuse."""
+"""The surrogates against references of one token at a time: options, metrics, what they refuse."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

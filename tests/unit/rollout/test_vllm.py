@@ -1,4 +1,4 @@
-"""What the engines on vLLM do around it, with a second backbone in vLLM's place; `test_vllm_server.py` runs vLLM itself."""
+"""What the engines on vLLM do around it; a second backbone stands in, `test_vllm_server.py` runs vLLM."""
 
 import gc
 import importlib.util

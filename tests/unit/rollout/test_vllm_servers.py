@@ -1,4 +1,4 @@
-"""Several servers, whole weights, and what may be wrong with a server: on servers that speak vLLM's HTTP on loopback."""
+"""Several servers, whole weights, what may be wrong with a server: on loopback, speaking vLLM's HTTP."""
 
 import shutil
 from collections.abc import Iterator

@@ -18,7 +18,8 @@ from tests.reference.generations import LENGTHS, make_prompts, make_seeds
 from tests.tolerances import BF16, FP32_MODEL
 
 SMALL = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
     "initializer_range": 0.2,
 }  # fmt: skip
 KINDS = {

@@ -1,0 +1,170 @@
+"""From raw rows to records of the shape that a DataModule needs; what can't be used stays in its place as an error."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lit_rlhf.data.records import (
+    InvalidRowError,
+    Record,
+    Row,
+    Text,
+    UnreadableRow,
+    shorten,
+    without_missing,
+)
+from lit_rlhf.data.sources import Source
+from lit_rlhf.errors import ConfigurationError, DataError
+
+SUBSET = "subset"
+"""The column that says which part of a data set a row belongs to: metrics are also told by it."""
+_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What records must look like for a kind of batch.
+
+    Args:
+        completions: How many completions, at least and at most (None: any number).
+        one_of: Fields of which a record must have exactly one. Empty: no such condition.
+        fields: Further fields that a record may have.
+        unit: What a record is called, in the plural.
+    """
+
+    completions: tuple[int, int | None]
+    one_of: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    unit: str = "records"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Turns rows into records that are checked.
+
+    Args:
+        source: Where the rows come from, for messages.
+        convert: Turns a raw row into records: a format, or `records` of a DataModule.
+        shape: What the records must look like.
+    """
+
+    source: Source
+    convert: Callable[[Row], list[Record]]
+    shape: Shape
+
+    def __call__(self, number: int, row: Row) -> list[Record | InvalidRowError]:
+        """The records of a row, and errors in place of those that can't be used.
+
+        Args:
+            number: Of the row in its source, counted from 0.
+            row: The row.
+
+        Raises:
+            DataError: A format that reads files can't read one.
+            ConfigurationError: The format gives records of another shape.
+        """
+        try:
+            records = self.convert(row)
+            if not records:
+                return [InvalidRowError("the format makes no record of it", shorten(dict(row)))]
+            template = {} if isinstance(row, UnreadableRow) else template_options(row)
+            return [_named(self._check(record, template), row) for record in records]
+        except InvalidRowError as error:
+            return [error]
+        except OSError as error:  # of a format that reads files
+            raise DataError(f"{self.source.locate(number)} can't be read: {error}.") from error
+        except (TypeError, LookupError, AttributeError) as error:  # of a format of one's own
+            error.add_note(
+                f"This was {self.source.locate(number)}. A row that can't be used: InvalidRowError."
+            )
+            raise
+
+    def _check(self, record: Record, template: Row) -> Record | InvalidRowError:
+        low, high = self.shape.completions
+        count = len(record.completions)
+        if count < low or (high is not None and count > high):
+            wanted = f"{low}" if low == high else f"{low} or more"
+            raise ConfigurationError(
+                f"The format gives records with {count} completions, this DataModule needs {wanted}. Set `format` "
+                "to one that fits it (see lit_rlhf.data.formats), or take the DataModule that fits the format."
+            )
+        if self.shape.one_of and sum(name in record.fields for name in self.shape.one_of) != 1:
+            raise ConfigurationError(
+                f"The format gives records with the fields {sorted(record.fields)}, this DataModule needs one of "
+                f"{list(self.shape.one_of)}. Set `format` to one that gives it."
+            )
+        unknown = record.fields.keys() - {*self.shape.fields, *self.shape.one_of}
+        if unknown:
+            raise ConfigurationError(
+                f"The format gives records with the fields {sorted(unknown)}, which this DataModule would not read: "
+                "scores and labels say which completion is better. Take the DataModule that fits the format, or a "
+                "format that fits this DataModule (such as PairsFromRanking for pairs of rankings)."
+            )
+        if any(map(_is_empty, record.completions)):
+            return InvalidRowError("empty completion", "a completion has no text")
+        carried = isinstance(record.prompt, str) and bool(record.columns)  # they reach the rewards
+        if template and record.template is None and not carried:
+            return replace(record, template=template)
+        return record
+
+
+def check_identical(record: Record, completions: Sequence[Sequence[object]], unit: str) -> None:
+    """Refuse a record whose completions are all the same: there is nothing to learn from it.
+
+    Args:
+        record: The record.
+        completions: Its completions.
+        unit: What they are made of.
+
+    Raises:
+        InvalidRowError: They are the same.
+    """
+    several = len(completions) > 1 and not record.steps
+    if several and all(other == completions[0] for other in completions):
+        name = "identical pair" if len(completions) == 2 else "identical completions"
+        raise InvalidRowError(name, f"all completions have the same {len(completions[0])} {unit}")
+
+
+def _named(record: Record | InvalidRowError, row: Row) -> Record | InvalidRowError:
+    """A record of answers, with the subset that its row names."""
+    if isinstance(record, InvalidRowError) or not record.completions:
+        return record
+    subset = row.get(SUBSET)
+    if not isinstance(subset, str | int):
+        return record
+    return replace(record, columns={**record.columns, SUBSET: str(subset)})
+
+
+def template_options(row: Row) -> dict[str, Any]:
+    """What a row gives the chat template beside the messages: `tools`, and the keys of `chat_template_kwargs`."""
+    options: dict[str, Any] = {}
+    for column in _TEMPLATE_COLUMNS:
+        value = row.get(column)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.strip() else None
+            except ValueError:
+                raise InvalidRowError(
+                    f"column {column!r} is no JSON", f"got {shorten(value)}"
+                ) from None
+        if not value:
+            continue
+        value = without_missing(value)
+        kind = list if column == "tools" else dict
+        if not isinstance(value, kind):
+            raise InvalidRowError(
+                f"column {column!r} can't be given to the chat template",
+                f"got {type(value).__name__} {shorten(value)}, it must be a {kind.__name__}",
+            )
+        options |= {"tools": value} if column == "tools" else value
+    return options
+
+
+def _is_empty(completion: Text) -> bool:
+    if isinstance(completion, str):
+        return not completion.strip()
+    # A turn that calls a tool has no content, but further keys.
+    return all(
+        set(turn) <= {"role", "content"} and not str(turn["content"]).strip() for turn in completion
+    )

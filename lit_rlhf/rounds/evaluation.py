@@ -1,0 +1,199 @@
+"""What is measured after each round, and when the rounds stop."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option, is_number, is_whole
+from lit_rlhf.rounds.steps import Step, fill, read_rows
+
+_SAMPLES, _LABELS = "evaluation.jsonl", "agreement.jsonl"
+Measures = dict[str, float]
+
+
+@dataclass
+class Evaluation:
+    """What is measured of the first policy and of each round's, with the same seeds.
+
+    On held-out prompts: `score`, the mean of a reward (with `score_stderr`), `kl`, the KL to the first policy in nats
+    per completion, and `finished`, the share of completions that ended. On held-out preferences: `agreement`, how often
+    the judge's side of a pair is the data's.
+
+    Args:
+        prompts: A file of prompts that no round samples.
+        reward: A reward beside the one that is optimized, lest its mistakes count as progress; as `--reward` of
+            `lit-rlhf generate`.
+        num_samples: Completions of each prompt.
+        sample: Further options of `lit-rlhf generate`. A cut distribution (top-k, top-p, temperature 0) has no KL.
+        labels: A file of preferences by people.
+        judge: Who is compared with them, as `--judge` of `lit-rlhf label`; `{policy}` in a text is the policy.
+
+    Raises:
+        ConfigurationError: Half of a pair of options, or nothing to measure.
+    """
+
+    prompts: str | None = None
+    reward: dict[str, Any] | None = None
+    num_samples: int = 1
+    sample: dict[str, Any] | None = None
+    labels: str | None = None
+    judge: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        check_option(
+            is_whole(self.num_samples, 1), self, "num_samples", self.num_samples, "1 or more"
+        )
+        for one, other in (("prompts", "reward"), ("labels", "judge")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ConfigurationError(
+                    f"Evaluation.{one} and Evaluation.{other} go together: give both, or none."
+                )
+        if self.prompts is None and self.labels is None:
+            raise ConfigurationError(
+                "Evaluation measures nothing: give prompts and reward, or labels and judge."
+            )
+
+    def steps(self, directory: Path, policy: str, initial: str, seed: int) -> Iterator[Step]:
+        """The steps that measure a policy.
+
+        Args:
+            directory: Of its round.
+            policy: The one to measure.
+            initial: The one that the first round started from.
+            seed: Of the samples.
+        """
+        if self.prompts is not None:
+            result = directory / _SAMPLES
+            options = {
+                "model": policy,
+                "reference": initial,
+                "prompts": self.prompts,
+                "reward": self.reward,
+                "num_samples": self.num_samples,
+                "output": str(result),
+                "seed": seed,
+                **(self.sample or {}),
+            }
+            yield Step("evaluation", ("generate",), result, fill(options, policy=policy))
+        if self.labels is not None:
+            result = directory / _LABELS
+            options = {
+                "judge": fill(self.judge, policy=policy),
+                "output": str(result),
+                "summary": str(result.with_suffix(".json")),
+            }
+            yield Step("agreement", ("label", self.labels), result, options)
+
+    @property
+    def measures(self) -> set[str]:
+        """Which of the measures that can stop the rounds it has."""
+        return {
+            *(("score", "kl") if self.prompts else ()),
+            *(("agreement",) if self.labels else ()),
+        }
+
+
+def measure(directory: Path, num_samples: int = 1) -> Measures:
+    """What the files of a round say.
+
+    Args:
+        directory: Of the round.
+        num_samples: Completions of each prompt in the evaluation.
+
+    Returns:
+        By name; what wasn't measured is left out.
+    """
+    found: Measures = {}
+    for name in ("preferences", "demonstrations"):
+        if (file := directory / f"{name}.jsonl").is_file():
+            rows = read_rows(file)
+            found["rows"] = len(rows)
+            scores = [row[key] for row in rows for key in ("chosen_score", "score") if key in row]
+            found |= {"collected_score": fmean(scores)} if scores else {}
+    if (file := directory / _SAMPLES).is_file():
+        found |= _of_samples(read_rows(file), num_samples)
+    for name, prefix in (("preferences", "judge_"), ("agreement", "")):
+        if (file := directory / f"{name}.json").is_file():
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            told = {key: summary[key] for key in ("agreement", "position_bias")}
+            found |= {f"{prefix}{key}": value for key, value in told.items() if value is not None}
+    if (file := directory / "reward" / "metrics.jsonl").is_file():
+        values = [row["val/accuracy"] for row in read_rows(file) if "val/accuracy" in row]
+        found |= {"reward_accuracy": values[-1]} if values else {}
+    return found
+
+
+def _of_samples(rows: Sequence[Mapping[str, Any]], num_samples: int) -> Measures:
+    """Scores are independent by prompt, not by sample."""
+    scores = [row["score"] for row in rows]
+    prompts = [fmean(scores[i : i + num_samples]) for i in range(0, len(scores), num_samples)]
+    error = stdev(prompts) / math.sqrt(len(prompts)) if len(prompts) > 1 else math.nan
+    found = {"score": fmean(scores), "kl": fmean(row["kl"] for row in rows)}
+    found["finished"] = fmean(row["finished"] for row in rows)
+    return found | ({"score_stderr": error} if math.isfinite(error) else {})
+
+
+@dataclass
+class Stop:
+    """When the rounds end before their number is reached; null never.
+
+    Args:
+        max_kl: Most KL to the first policy, in nats per completion.
+        max_score_drop: Most that the evaluation's score may be below the best so far, in units of its reward. 0 stops
+            at any fall; `score_stderr` in the record says what is noise.
+        max_agreement_drop: Most that the agreement of judge and labels may be below the best so far, 0 to 1.
+
+    Raises:
+        ConfigurationError: A number is out of its range.
+    """
+
+    max_kl: float | None = None
+    max_score_drop: float | None = None
+    max_agreement_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("max_kl", "max_score_drop", "max_agreement_drop"):
+            value = getattr(self, name)
+            valid = value is None or (is_number(value) and value >= 0)
+            check_option(valid, self, name, value, "0 or more, or null")
+
+    def check(self, evaluation: Evaluation | None) -> None:
+        """Refuse rules for what isn't measured.
+
+        Raises:
+            ConfigurationError: Names the rule.
+        """
+        has = evaluation.measures if evaluation else set()
+        for rule, name in (
+            ("max_kl", "kl"),
+            ("max_score_drop", "score"),
+            ("max_agreement_drop", "agreement"),
+        ):
+            if getattr(self, rule) is not None and name not in has:
+                needed = "labels and judge" if name == "agreement" else "prompts and reward"
+                raise ConfigurationError(
+                    f"stop.{rule}={getattr(self, rule)} looks at {name!r}, which nothing measures: give evaluation."
+                    f"{needed}."
+                )
+
+    def reason(self, measured: Sequence[Measures]) -> str | None:
+        """Why the rounds end here; None where they go on.
+
+        Args:
+            measured: Of the first policy, and of each round so far.
+        """
+        last = measured[-1]
+        if self.max_kl is not None and last["kl"] > self.max_kl:
+            return f"KL to the first policy is {last['kl']:.3g} nats, above max_kl={self.max_kl}"
+        for name, most in (("score", self.max_score_drop), ("agreement", self.max_agreement_drop)):
+            best = max((each[name] for each in measured if name in each), default=-math.inf)
+            if most is not None and best - last.get(name, math.inf) > most:
+                return f"{name} fell from {best:.4g} to {last[name]:.4g}, by more than max_{name}_drop={most}"
+        return None

@@ -1,0 +1,330 @@
+"""Rounds with tiny models: each method, what is measured, when they stop, and that nothing is done twice."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_rlhf.cli import main
+from lit_rlhf.data import FileSource
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.feedback import LabelStore, Vote, read_pairs
+from lit_rlhf.rounds import (
+    Evaluation,
+    InProcess,
+    IterativeDPO,
+    JudgeFeedback,
+    Method,
+    PeopleFeedback,
+    RejectionSampling,
+    RewardFeedback,
+    RewardRefresh,
+    Rounds,
+    SelfPlay,
+    Stop,
+    Training,
+)
+from lit_rlhf.rounds.commands import RoundError
+from lit_rlhf.testing.tiny import write_tiny_world
+
+LENGTH = {"class_path": "LengthReward", "init_args": {"unit": "characters"}}
+SAMPLE = {"sampling": {"max_new_tokens": 100}}
+PROMPTS = "data/prompts.jsonl"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    write_tiny_world(root / "data", rows=12)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(world / "data")
+
+
+class Counting(InProcess):
+    """Runs them here, and remembers which."""
+
+    def __init__(self) -> None:
+        super().__init__(main)
+        self.ran: list[str] = []
+
+    def run(self, words: Sequence[str]) -> None:
+        if "--print_config" not in words:
+            self.ran.append(words[0])
+        super().run(words)
+
+
+def tiny(*configs: str, **options: Any) -> Training:
+    """Fast enough to be seen."""
+    adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}
+    constant = {"class_path": "torch.optim.lr_scheduler.ConstantLR", "init_args": {"factor": 1.0}}
+    model = {"init_args": {"optimizer": adam, "lr_scheduler": constant}}
+    given = {"model": model, "data": {"init_args": {"cache_dir": "cache"}}}
+    return Training([*configs, "overlays/tiny"], given, **options)
+
+
+def rounds(method: Method, runner: InProcess | None = None, **options: Any) -> Rounds:
+    given: dict[str, Any] = {"rounds": 2, "runner": runner or InProcess(main), **options}
+    return Rounds("data/tiny-model", method, "runs/loop", **given)
+
+
+def rows(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path("runs/loop", path).read_text().splitlines()]
+
+
+def iterative(**options: Any) -> IterativeDPO:
+    feedback = RewardFeedback(PROMPTS, LENGTH, 16, SAMPLE)
+    return IterativeDPO(feedback, tiny("preference/dpo_lora", **options))
+
+
+def content(root: str) -> dict[str, str]:
+    """Hashes of the data and the weights of rounds."""
+    paths = [*Path(root).rglob("*.jsonl"), *Path(root).rglob("*.safetensors")]
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.name != "metrics.jsonl"  # which has times
+    }
+
+
+def test_iterative_dpo_and_its_record() -> None:
+    runner = Counting()
+    evaluation = Evaluation(PROMPTS, LENGTH, 1, SAMPLE)
+    made = rounds(iterative(data="all"), runner, evaluation=evaluation)
+    last = made.run()
+    assert last == Path("runs/loop/round-01/policy/export")
+    assert runner.ran == ["generate", *["generate", "fit", "generate"] * 2]
+    record = json.loads(Path("runs/loop/rounds.json").read_text())
+    assert record["state"] == "finished"
+    assert [step["name"] for step in record["rounds"]["1"]["steps"]] == [
+        "sample",
+        "policy",
+        "evaluation",
+    ]
+    measures = {key: each["measures"] for key, each in record["rounds"].items()}
+    assert measures["initial"]["kl"] == pytest.approx(0, abs=1e-4)
+    assert measures["0"]["kl"] != measures["1"]["kl"] != 0
+    scores = [row["score"] for row in rows("round-01/evaluation.jsonl")]
+    assert measures["1"]["score"] == pytest.approx(sum(scores) / 12)
+    run = json.loads(Path("runs/loop/round-01/policy/run.json").read_text())
+    both = len(rows("round-00/preferences.jsonl")) + len(rows("round-01/preferences.jsonl"))
+    assert (
+        sum(each["used"] + sum(each["left_out"].values()) for each in run["rows"].values()) == both
+    )
+    assert Path("runs/loop/round-01/policy/report.html").stat().st_size > 1000
+    page = Path("runs/loop/report.html").read_text()
+    for told in ("Round by round", "What it cost", "how was the", "round-01/policy.yaml"):
+        assert told in page
+
+
+def test_what_is_done_is_not_done_again() -> None:
+    rounds(iterative(), rounds=1).run()
+    before = content("runs/loop")
+    runner = Counting()
+    rounds(iterative(), runner, rounds=2).run()
+    assert runner.ran == ["generate", "fit"]
+    assert before.items() <= content("runs/loop").items()
+    again = Counting()
+    rounds(iterative(), again, rounds=2).run()
+    assert again.ran == []
+    other = RejectionSampling(PROMPTS, LENGTH, training=tiny("sft/lora"))
+    with pytest.raises(ConfigurationError, match="holds rounds of IterativeDPO"):
+        rounds(other).run()
+    assert json.loads(Path("runs/loop/rounds.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_lost_piece_is_made_again_with_the_same_bits() -> None:
+    rounds(iterative()).run()
+    whole = content("runs/loop")
+    for lost in ("round-01/preferences.jsonl", "round-01/policy"):
+        path = Path("runs/loop", lost)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert content("runs/loop") != whole
+        rounds(iterative()).run()
+        assert content("runs/loop") == whole
+
+
+def test_self_play_sets_demonstrations_against_own_samples() -> None:
+    data = "data/demonstrations.jsonl"
+    method = SelfPlay(data, 4, tiny("preference/dpo_lora"), SAMPLE)
+    rounds(method).run()
+    shown = {
+        row["prompt"]: row["completion"]
+        for row in map(json.loads, Path(data).read_text().splitlines())
+    }
+    for number in (0, 1):
+        pairs = rows(f"round-0{number}/preferences.jsonl")
+        assert pairs
+        assert all(shown[row["prompt"]] == row["chosen"] != row["rejected"] for row in pairs)
+    assert rows("round-00/preferences.jsonl") != rows("round-01/preferences.jsonl")
+    config = yaml.safe_load(Path("runs/loop/round-01/policy.yaml").read_text())
+    assert config["model"]["init_args"]["backbone"]["name"] == "runs/loop/round-00/policy/export"
+
+
+def test_rejection_sampling_imitates_the_best() -> None:
+    method = RejectionSampling(PROMPTS, LENGTH, 16, 2, tiny("sft/lora"), SAMPLE)
+    rounds(method, rounds=1).run()
+    kept = rows("round-00/demonstrations.jsonl")
+    assert len(kept) > 12
+    assert all(row["score"] == len(row["completion"]) for row in kept)
+    run = json.loads(Path("runs/loop/round-00/policy/run.json").read_text())
+    assert run["module"] == "SupervisedModule"
+
+
+@pytest.mark.slow
+def test_the_policy_judges_itself() -> None:
+    judge = {
+        "class_path": "LocalJudge",
+        "init_args": {
+            "template": "{{ prompt }} {{ response }} good?",
+            "words": {"yes": 1, "no": 0},
+        },
+    }
+    reward = {"class_path": "JudgeReward", "init_args": {"judge": judge}}
+    labelled = {
+        "template": "{{ prompt }} {{ first }} {{ second }}",
+        "backbone": {"name": "{policy}"},
+    }
+    evaluation = Evaluation(
+        labels="data/preferences.jsonl", judge={"class_path": "LocalJudge", "init_args": labelled}
+    )
+    method = IterativeDPO(RewardFeedback(PROMPTS, reward, 16, SAMPLE), tiny("preference/dpo_lora"))
+    made = rounds(method, evaluation=evaluation)
+    made.run()
+    pairs = [rows(f"round-0{number}/preferences.jsonl") for number in (0, 1)]
+    assert all(0 < row["rejected_score"] < row["chosen_score"] < 1 for row in pairs[0] + pairs[1])
+    asked = [
+        yaml.safe_load(Path(f"runs/loop/{name}/agreement.yaml").read_text())
+        for name in ("initial", "round-01")
+    ]
+    models = [each["judge"]["init_args"]["backbone"]["name"] for each in asked]
+    assert models == ["data/tiny-model", "runs/loop/round-01/policy/export"]
+    assert 0 <= made.record["rounds"]["1"]["measures"]["agreement"] <= 1
+
+
+@pytest.mark.slow
+def test_reward_refresh_trains_on_all_labels() -> None:
+    judge = {
+        "class_path": "LocalJudge",
+        "init_args": {
+            "template": "{{ prompt }} {{ first }} {{ second }}",
+            "backbone": {"name": "data/tiny-model"},
+        },
+    }
+    method = RewardRefresh(
+        JudgeFeedback(PROMPTS, judge, 8, SAMPLE),
+        PROMPTS,
+        "data/preferences.jsonl",
+        tiny("reward/full", start="initial", data="all"),
+        tiny("policy/ppo_lora"),
+    )
+    made = rounds(method)
+    made.run()
+    labelled = [len(rows(f"round-0{number}/preferences.jsonl")) for number in (0, 1)]
+    for number in (0, 1):
+        run = json.loads(Path(f"runs/loop/round-0{number}/reward/run.json").read_text())
+        used = sum(each["used"] + sum(each["left_out"].values()) for each in run["rows"].values())
+        assert used == 12 + sum(labelled[: number + 1])
+        config = yaml.safe_load(Path(f"runs/loop/round-0{number}/policy.yaml").read_text())
+        path = config["model"]["init_args"]["reward"]["init_args"]["path"]
+        assert path == f"runs/loop/round-0{number}/reward/export"
+    assert {"reward_accuracy", "judge_position_bias"} <= made.record["rounds"]["1"][
+        "measures"
+    ].keys()
+
+
+@pytest.mark.slow
+def test_people_are_waited_for() -> None:
+    method = IterativeDPO(PeopleFeedback(PROMPTS, 16, SAMPLE), tiny("preference/dpo_lora"))
+    made = rounds(method, rounds=1)
+    assert made.run() == Path("data/tiny-model")
+    assert made.record["state"] == "waiting"
+    command = made.record["reason"].splitlines()[1].split()
+    store = LabelStore(Path(command[3]), raters_per_pair=1)
+    store.add(read_pairs(FileSource("runs/loop/round-00/candidates.jsonl")))
+    for pair in store.pairs():
+        store.vote(Vote(pair, "ann", "first"))
+    main(command[1:])
+    runner = Counting()
+    assert rounds(method, runner, rounds=1).run() == Path("runs/loop/round-00/policy/export")
+    assert runner.ran == ["fit"]
+
+
+@pytest.mark.slow
+def test_rules_stop_the_rounds() -> None:
+    evaluation = Evaluation(PROMPTS, LENGTH, 1, SAMPLE)
+    runner = Counting()
+    made = rounds(iterative(), runner, evaluation=evaluation, stop=Stop(max_kl=1e-9), rounds=3)
+    assert made.run() == Path("runs/loop/round-00/policy/export")
+    assert made.record["state"] == "stopped"
+    assert "above max_kl=1e-09" in made.record["reason"]
+    assert runner.ran.count("fit") == 1
+
+
+def test_reasons_to_stop() -> None:
+    risen = [{"score": 1.0, "kl": 0.0}, {"score": 3.0, "kl": 2.0}]
+    assert Stop(max_kl=2.0, max_score_drop=0.5).reason(risen) is None
+    fallen = [*risen, {"score": 2.4, "kl": 2.0}]
+    assert "score fell from 3 to 2.4" in str(Stop(max_score_drop=0.5).reason(fallen))
+    assert Stop(max_score_drop=0.7).reason(fallen) is None
+    agreement = [{"agreement": 0.75}, {"agreement": 0.625}]
+    assert "agreement fell" in str(Stop(max_agreement_drop=0.1).reason(agreement))
+    assert Stop().reason(agreement) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": Stop(max_kl=1.0)}, "which nothing measures"),
+        ({"rounds": 0}, "1 or more"),
+        (
+            {"stop": Stop(max_agreement_drop=0.1), "evaluation": Evaluation(PROMPTS, LENGTH)},
+            "labels and judge",
+        ),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        rounds(iterative(), **options)
+
+
+def test_nothing_begins_where_a_later_step_is_wrong(capfd: pytest.CaptureFixture[str]) -> None:
+    wrong = tiny("preference/dpo_lora")
+    wrong.options["model"]["init_args"]["los"] = 1
+    method = IterativeDPO(RewardFeedback(PROMPTS, LENGTH, 16, SAMPLE), wrong)
+    with pytest.raises(RoundError, match="Nothing was begun"):
+        rounds(method).run()
+    assert "los" in capfd.readouterr().err
+    assert not Path("runs/loop/round-00/preferences.jsonl").exists()
+
+
+def test_a_run_that_exports_nothing_is_refused() -> None:
+    Path("bare.yaml").write_text("trainer: {callbacks: [MetricsFile]}\n")
+    method = IterativeDPO(
+        RewardFeedback(PROMPTS, LENGTH, 16, SAMPLE), tiny("preference/dpo_lora", "bare.yaml")
+    )
+    with pytest.raises(ConfigurationError, match="ExportModel"):
+        rounds(method).run()
+
+
+def test_a_training_under_way_keeps_its_options() -> None:
+    made = rounds(iterative(), rounds=1)
+    made.run()
+    shutil.rmtree("runs/loop/round-00/policy/export")
+    changed = iterative()
+    changed.training.options["trainer"] = {"max_epochs": 2}
+    with pytest.raises(ConfigurationError, match="was begun with other options"):
+        rounds(changed, rounds=1).run()
+    runner = Counting()
+    rounds(iterative(), runner, rounds=1).run()
+    assert runner.ran == ["fit"]
