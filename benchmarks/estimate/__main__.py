@@ -2,9 +2,9 @@
 
     python -m benchmarks.estimate --work runs/estimate [--markdown docs/ESTIMATE.md]
 
-Each is trained for two steps in a process of its own, once with an allocator that gives back what is freed, once as glibc has it
-by itself: that keeps holes of many sizes. What counts is the most resident memory, less what the process held when it had trained
-a tiny model in the same way. It doesn't depend on how busy the machine is.
+Each is trained for two steps in a process of its own, once with an allocator that gives back what is freed, once as
+glibc has it by itself: that keeps holes of many sizes. What counts is the most resident memory, less what the process
+held when it had trained a tiny model in the same way. It doesn't depend on how busy the machine is.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def estimated(case: Case) -> float:
 def table(results: dict[str, dict[str, float]]) -> str:
     """Markdown of estimated and measured bytes by configuration."""
     lines = [
-        "| configuration | estimated, MiB | measured, MiB | estimated / measured | measured as glibc has it by itself |",
+        "| configuration | estimated, MiB | measured, MiB | estimated / measured | measured, glibc's own way |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, found in results.items():

@@ -1,4 +1,4 @@
-"""One configuration, trained for two steps in a process of its own: the most resident memory, less what was held before.
+"""One configuration, trained for two steps in a process of its own: its resident memory, less what was held before.
 
 Before, a tiny model is trained in the same way, so that libraries have loaded what they use.
 

@@ -15,8 +15,8 @@ from lit_rlhf.estimate import CARDS, LINKS, estimate, table
 from lit_rlhf.modules.base import RLHFModule
 
 _DESCRIPTION = """\
-Say whether a configuration fits a card, and about how long a step takes: memory by part and phase, time by phase, and the
-cheapest option that would make it fit. Weights are not read, data neither: rows are taken to be as long as the limits allow.
+Say whether a configuration fits a card, and about how long a step takes: memory by part and phase, time by phase, and
+the cheapest option that would make it fit. Weights are not read, data neither: rows are as long as the limits allow.
 Files and options are those of `lit-rlhf fit`."""
 
 

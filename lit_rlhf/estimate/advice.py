@@ -27,7 +27,7 @@ class Change:
 
 
 def advise(plan: Plan, found: Estimate) -> str:
-    """Say whether it fits; if not, try options in the order of what they cost, each alone, and name the first that helps."""
+    """Say whether it fits; if not, try options from the cheapest on, each alone, and name the first that helps."""
     peak = found.peak
     largest = max(peak.parts, key=lambda name: peak.parts[name])
     where = (
@@ -46,8 +46,8 @@ def advise(plan: Plan, found: Estimate) -> str:
         if after.fits:
             return f"It doesn't fit: {where}. Cheapest way out: {text}; that takes {gib(after.need)} GiB."
     return (
-        f"It doesn't fit: {where}. No option that was tried makes it fit by itself: choose a smaller model, shorter texts "
-        "or larger cards."
+        f"It doesn't fit: {where}. No option that was tried makes it fit by itself: choose a smaller model, shorter "
+        "texts or larger cards."
     )
 
 

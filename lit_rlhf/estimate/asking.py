@@ -47,7 +47,7 @@ def estimate(
         precision: The Trainer's.
         devices: Processes of the run, on all machines.
         strategy: How they divide the model.
-        link: A name in `LINKS`, or GB/s in one direction, of the slowest link between two processes; default: the card's.
+        link: A name in `LINKS`, or GB/s in one direction, of the slowest link between processes; default: the card's.
         accumulate: `trainer.accumulate_grad_batches`.
         batch_size: Rows of a batch, where there are no data to say so.
         prompt_tokens: Of each prompt; default: the limit of the data.

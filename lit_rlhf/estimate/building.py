@@ -95,8 +95,8 @@ class Built:
     ) -> None:
         if "backbone" in module._modules:  # noqa: SLF001
             raise ConfigurationError(
-                "The module's model is loaded already. Estimate a module as its constructor makes it, before a Trainer or "
-                "configure_model() has it."
+                "The module's model is loaded already. Estimate a module as its constructor makes it, before a Trainer "
+                "or configure_model() has it."
             )
         self.notes: list[str] = []
         self.module = copy.deepcopy(module)

@@ -26,8 +26,8 @@ _PRODUCTS = frozenset(
 class Acting(TorchFunctionMode):
     """Lets tensors of the meta device act as those of a kind of device.
 
-    On an accelerator code sees the meta device itself, which is none of the CPU's special cases. For a CPU tensors say that they
-    stand there, so that code takes its kernels. Attention keeps what a flash kernel keeps, not its probabilities.
+    On an accelerator code sees the meta device itself, which is none of the CPU's special cases. For a CPU tensors say
+    that they stand there, so that code takes its kernels. Attention keeps what a flash kernel keeps, not its probabilities.
 
     Args:
         kind: "cpu" or "cuda".
@@ -71,7 +71,7 @@ def _stay(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _makes_floats(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a factory makes an array of floats, which stand where the model does; others steer the code and are real."""
+    """Whether a factory makes floats, which stand where the model does; other arrays steer the code and are real."""
     dtype: torch.dtype | None = kwargs.get("dtype")
     if dtype is not None:
         return dtype.is_floating_point

@@ -99,7 +99,7 @@ def syncing_seconds(module: RLHFModule, processes: Processes, passes: Mapping[st
     Args:
         module: Whose step.
         processes: Of the run.
-        passes: `steps` of the optimizer, `microbatches` with a backward, and `gathers` of the whole model for work without.
+        passes: `steps` of the optimizer, `microbatches` with a backward, and `gathers` of the whole model without one.
     """
     if processes.count == 1:
         return 0.0
