@@ -27,7 +27,8 @@ class Acting(TorchFunctionMode):
     """Lets tensors of the meta device act as those of a kind of device.
 
     On an accelerator code sees the meta device itself, which is none of the CPU's special cases. For a CPU tensors say
-    that they stand there, so that code takes its kernels. Attention keeps what a flash kernel keeps, not its probabilities.
+    that they stand there, so that code takes its kernels. Attention keeps what a flash kernel keeps, not its
+    probabilities.
 
     Args:
         kind: "cpu" or "cuda".

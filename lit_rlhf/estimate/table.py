@@ -34,7 +34,7 @@ def table(found: Estimate) -> RenderableType:
     ):
         seconds.add_row(label, *(f"{value:.3g}" for value in (*values, sum(values))))
     about = (
-        f"A step of a process: {load.prompts} prompts of {load.prompt_tokens} tokens with {load.branches} completion(s) "
-        f"of {load.completion_tokens}; microbatches of {found.rows} rows."
+        f"A step of a process: {load.prompts} prompts of {load.prompt_tokens} tokens with {load.branches} "
+        f"completion(s) of {load.completion_tokens}; microbatches of {found.rows} rows."
     )
     return Group(about, memory, seconds, *found.notes)
