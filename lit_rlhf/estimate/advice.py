@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lit_rlhf.estimate.estimating import Estimate, Plan, run_plan
+from lit_rlhf.estimate.estimating import Estimate, Plan, Rehearsal, run_plan, weigh
 from lit_rlhf.estimate.table import gib
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import PolicyModule
@@ -20,13 +20,15 @@ class Change:
     Attributes:
         text: As it is written in a configuration.
         plan: What is estimated then.
+        same_step: Whether a process's step is the same.
     """
 
     text: str
     plan: Plan
+    same_step: bool = False
 
 
-def advise(plan: Plan, found: Estimate) -> str:
+def advise(plan: Plan, found: Estimate, rehearsal: Rehearsal) -> str:
     """Say whether it fits; if not, try options from the cheapest on, each alone, and name the first that helps."""
     peak = found.peak
     largest = max(peak.parts, key=lambda name: peak.parts[name])
@@ -38,7 +40,7 @@ def advise(plan: Plan, found: Estimate) -> str:
         most = found.largest_rows * plan.workload.row
         return f"It fits: {where}. Microbatches may have up to {most:,} tokens ({found.largest_rows} rows)."
     for change in _changes(plan, found):
-        after = run_plan(change.plan)
+        after = weigh(change.plan, rehearsal) if change.same_step else run_plan(change.plan)
         text = change.text
         if not after.fits and after.largest_rows:
             smaller = _smaller_microbatch(change.plan, after)
@@ -73,7 +75,7 @@ def _of_the_model(plan: Plan, spec: ModelSpec) -> Iterator[Change]:
     for count in (each for each in _DEVICES if whole and each > plan.processes.count):
         processes = replace(plan.processes, count=count, strategy="fsdp2")
         text = f"trainer.strategy: fsdp2 over {count} devices"
-        yield Change(text, replace(plan, processes=processes))
+        yield Change(text, replace(plan, processes=processes), same_step=True)
     if not adapted:
         yield _of_spec(plan, f"dtype: bfloat16{fresh}", dtype="bfloat16", **lora)
     if whole:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.estimate.advice import advise
 from lit_rlhf.estimate.cards import Card, bandwidth_of, card_of
-from lit_rlhf.estimate.estimating import Estimate, Plan, run_plan
+from lit_rlhf.estimate.estimating import Estimate, Plan, rehearse, weigh
 from lit_rlhf.estimate.processes import Processes, Strategy
 from lit_rlhf.estimate.workload import Workload, branches_of
 from lit_rlhf.models.loading import dtype_of
@@ -71,8 +71,9 @@ def estimate(
         accumulate=accumulate,
         processes=Processes(devices, strategy, bandwidth_of(link or found.link)),
     )
-    result = run_plan(plan)
-    return replace(result, advice=advise(plan, result)) if advice else result
+    rehearsal = rehearse(plan)
+    result = weigh(plan, rehearsal)
+    return replace(result, advice=advise(plan, result, rehearsal)) if advice else result
 
 
 def _workload(

@@ -11,7 +11,7 @@ from lit_rlhf.estimate.building import Built, quantized_layers
 from lit_rlhf.estimate.cards import Card
 from lit_rlhf.estimate.collecting import collect
 from lit_rlhf.estimate.dry_run import DryRun, Phase
-from lit_rlhf.estimate.processes import Groups, Processes, syncing_seconds
+from lit_rlhf.estimate.processes import Processes, syncing_seconds, whole_bytes
 from lit_rlhf.estimate.workload import Workload
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.models.loading import dtype_of, embeddings
@@ -135,12 +135,36 @@ class Estimate:
         }
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """A step that was run without numbers; what other processes or sizes of card change is worked out from it.
+
+    Attributes:
+        built: The module.
+        run: Its run.
+        phases: What each has taken.
+        other: The update with `other_rows` in a microbatch.
+        other_rows: Twice or half as many.
+    """
+
+    built: Built
+    run: DryRun
+    phases: tuple[Phase, ...]
+    other: Phase
+    other_rows: int
+
+
 def run_plan(plan: Plan) -> Estimate:
-    """Run a module's step without numbers, and weigh it against a card.
+    """Rehearse a step and weigh it.
 
     Raises:
         ConfigurationError: The module's model is loaded already, is of a kind that isn't known, or can't be built.
     """
+    return weigh(plan, rehearse(plan))
+
+
+def rehearse(plan: Plan) -> Rehearsal:
+    """Run a module's step without numbers."""
     built = Built(plan.module, plan.card.kind, plan.change)
     run = DryRun(
         built.module,
@@ -151,29 +175,32 @@ def run_plan(plan: Plan) -> Estimate:
         accumulate=plan.accumulate,
         rows=plan.rows,
     )
-    phases = [*collect(run, built.module)] if isinstance(built.module, PolicyModule) else []
-    phases += [run.update(), run.optimize()]
-    estimated = tuple(_phase(plan, built, run, phase) for phase in phases)
+    collected = [*collect(run, built.module)] if isinstance(built.module, PolicyModule) else []
+    phases = (*collected, run.update(), run.optimize())
+    rows = 2 * run.rows if run.rows == 1 else run.rows // 2
+    return Rehearsal(built, run, phases, run.update(rows), rows)
+
+
+def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
+    """Weigh what a step has taken against a plan's card and processes."""
+    built, run = rehearsal.built, rehearsal.run
+    phases = tuple(_phase(plan, built, run, phase) for phase in rehearsal.phases)
     return Estimate(
         card=plan.card.name,
         capacity=plan.card.memory,
         processes=plan.processes.count,
         workload=plan.workload,
         rows=run.rows,
-        phases=(*estimated, *_sync(plan, run)),
-        largest_rows=_largest(plan, built, run, estimated),
+        phases=(*phases, *_sync(plan, run)),
+        largest_rows=_largest(plan, rehearsal, phases),
         notes=(*built.notes, *_notes(built.module)),
     )
 
 
 def _phase(plan: Plan, built: Built, run: DryRun, phase: Phase) -> PhaseEstimate:
     card = plan.card
-    groups = Groups.of(built.module.backbone)
-    held = plan.processes.hold(
-        phase.peak.parts, groups.whole(backward=phase.name in ("update", "optimizer"))
-    )
-    if plan.card.kind == "cuda" or built.module.spec.quantization != "none":
-        held |= _unpacked(built)
+    held = plan.processes.hold(phase.peak.parts, whole_bytes(built.module, phase.name))
+    held |= _unpacked(built)
     arrays = sum(size for name, size in held.items() if not name.startswith("weights"))
     held["allocator"] = card.slack * arrays
     held["reserved"] = card.reserved
@@ -218,27 +245,22 @@ def _read(run: DryRun) -> float:
 
 
 def _sync(plan: Plan, run: DryRun) -> tuple[PhaseEstimate, ...]:
-    gathers = 3 if isinstance(run.module, PolicyModule) else 0  # rollout, reward, reference
-    passes = {
-        "steps": run.steps,
-        "microbatches": run.steps * run.parts,
-        "gathers": gathers,
-    }
-    seconds = syncing_seconds(run.module, plan.processes, passes)
+    collects = isinstance(run.module, PolicyModule)
+    seconds = syncing_seconds(
+        run.module, plan.processes, run.steps, run.steps * run.parts, collects=collects
+    )
     return (PhaseEstimate("exchange", {}, 0.0, seconds),) if seconds else ()
 
 
-def _largest(plan: Plan, built: Built, run: DryRun, phases: tuple[PhaseEstimate, ...]) -> int:
+def _largest(plan: Plan, rehearsal: Rehearsal, phases: tuple[PhaseEstimate, ...]) -> int:
     """Rows of the largest microbatch: what one takes grows in proportion to them."""
+    rows = rehearsal.run.rows
     here = next(phase for phase in phases if phase.name == "update").total
-    others = max(phase.total for phase in phases if phase.name != "update")
-    rows = run.rows
-    other = 2 * rows if rows == 1 else rows // 2
-    there = _phase(plan, built, run, run.update(other)).total
-    slope = (here - there) / (rows - other)
-    if others > plan.card.memory:
+    there = _phase(plan, rehearsal.built, rehearsal.run, rehearsal.other).total
+    if max(phase.total for phase in phases if phase.name != "update") > plan.card.memory:
         return 0
-    return max(math.floor((plan.card.memory - here) / slope) + rows, 0)
+    each = (here - there) / (rows - rehearsal.other_rows)
+    return max(math.floor((plan.card.memory - here) / each) + rows, 0)
 
 
 def _notes(module: RLHFModule) -> list[str]:

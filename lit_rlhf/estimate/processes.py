@@ -82,34 +82,54 @@ class Groups:
         trained = sum(p.numel() * p.itemsize for p in backbone.parameters() if p.requires_grad)
         return Groups(max(layers, default=0.0), total - sum(layers), total, float(trained))
 
-    def whole(self, *, backward: bool) -> float:
-        """Bytes that are whole at a time: all without a gradient, else the root, a layer and the one fetched ahead.
+    def in_backward(self) -> float:
+        """Bytes that are whole in a backward: the root, a layer and the one fetched ahead.
 
-        In a backward the gradients of a layer and of the root are whole too before they are divided.
+        Gradients of the root and of a layer are whole too, before they are divided.
         """
-        if not backward:
-            return self.total
         gradients = (self.layer + self.root) * (self.trained / self.total)
         return self.root + 2 * self.layer + gradients
 
 
-def syncing_seconds(module: RLHFModule, processes: Processes, passes: Mapping[str, int]) -> float:
-    """Seconds that processes send for, if nothing is computed meanwhile.
+def whole_bytes(module: RLHFModule, phase: str) -> float:
+    """Bytes of divided weights that are whole at a time: for work without gradients all of the largest model."""
+    groups = _groups(module)
+    if phase == "optimizer":
+        return 0.0
+    if phase == "update":
+        return sum(each.in_backward() for each in groups if each.trained)
+    return max(each.total for each in groups)
+
+
+def syncing_seconds(
+    module: RLHFModule, processes: Processes, steps: int, microbatches: int, *, collects: bool
+) -> float:
+    """Seconds that processes send for in an iteration, if nothing is computed meanwhile.
 
     Args:
         module: Whose step.
         processes: Of the run.
-        passes: `steps` of the optimizer, `microbatches` with a backward, and `gathers` of the whole model without one.
+        steps: Of the optimizer.
+        microbatches: Passes with a backward.
+        collects: Whether each model has a pass without gradients too, and the policy another, in which it samples.
     """
     if processes.count == 1:
         return 0.0
-    groups = Groups.of(module.backbone)
+    groups = _groups(module)
+    trained = [each for each in groups if each.trained]
     if not processes.divides:
-        return passes["steps"] * processes.seconds_to_reduce(groups.trained)
-    once = processes.seconds_to_gather(groups.total)
+        return steps * processes.seconds_to_reduce(sum(each.trained for each in trained))
     # Forward and backward gather each layer anew; gradients are divided as they are summed.
-    update = 2 * once + processes.seconds_to_gather(groups.trained)
-    return passes["microbatches"] * update + passes["gathers"] * once
+    update = sum(2 * each.total + each.trained for each in trained)
+    collecting = groups[0].total + sum(each.total for each in groups) if collects else 0.0
+    return processes.seconds_to_gather(microbatches * update + collecting)
+
+
+def _groups(module: RLHFModule) -> list[Groups]:
+    """Of all models, the policy's first."""
+    others = [part for part in module.modules() if isinstance(part, Backbone)]
+    models = {id(each): each for each in (module.backbone, *others)}
+    return [Groups.of(each) for each in models.values()]
 
 
 def _size(module: nn.Module) -> float:
