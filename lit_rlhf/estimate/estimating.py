@@ -193,7 +193,7 @@ def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
         rows=run.rows,
         phases=(*phases, *_sync(plan, run)),
         largest_rows=_largest(plan, rehearsal, phases),
-        notes=(*built.notes, *_notes(built.module)),
+        notes=(*built.notes, *_notes(built.module, plan.card)),
     )
 
 
@@ -263,8 +263,13 @@ def _largest(plan: Plan, rehearsal: Rehearsal, phases: tuple[PhaseEstimate, ...]
     return max(math.floor((plan.card.memory - here) / each) + rows, 0)
 
 
-def _notes(module: RLHFModule) -> list[str]:
+def _notes(module: RLHFModule, card: Card) -> list[str]:
     notes = []
+    if card.kind == "cpu":
+        notes.append(
+            "On Linux glibc keeps freed memory in holes, up to twice what arrays take: with "
+            "MALLOC_MMAP_THRESHOLD_=1048576 in the environment it gives it back."
+        )
     if isinstance(module, PolicyModule) and module.engine.own_arithmetic is False:
         notes.append(
             f"{type(module.engine).__name__} holds memory of its own, which isn't counted, and its time neither."
