@@ -45,10 +45,10 @@ class Workload:
 
     def batch(self, rows: int) -> dict[str, Any]:
         """A batch of some rows, with every column that a loss may read."""
-        masks = self._mask(rows, self.prompt_tokens), self._samples(rows)
-        batch: BranchedBatch = pack(
-            masks[0].long(), masks[0], masks[1].long(), masks[1], pad_token_id=0
-        )
+        prompts, samples = self._mask(rows, self.prompt_tokens), self._samples(rows)
+        # Modules refuse completions of a prompt that are the same.
+        tokens = samples * (1 + torch.arange(len(samples)) % self.branches)[:, None]
+        batch: BranchedBatch = pack(prompts.long(), prompts, tokens, samples, pad_token_id=0)
         shape = (rows, self.branches)
         alone = self.branches == 1
         half = torch.arange(rows) % 2 == 0
