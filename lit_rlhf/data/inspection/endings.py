@@ -83,7 +83,8 @@ class Texts:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        own = () if tokenizer is None else map(str, tokenizer.added_tokens_decoder.values())
+        added = {} if tokenizer is None else tokenizer.added_tokens_decoder
+        own = (str(token) for token in added.values() if token.special)
         tokens = {*_COMMON.split(), *(token for token in own if len(token) > 2)}
         self._special = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
         self._first = re.compile(f"[{re.escape(''.join({token[0] for token in tokens}))}]")
