@@ -59,9 +59,8 @@ class PhaseProgressBar(RichProgressBar):
         """Listen to the module's phases."""
         super().setup(trainer, pl_module, stage)
         console = get_console()
-        notebook = (
-            console.is_jupyter and find_spec("ipywidgets") is not None
-        )  # without, rich draws nothing
+        # In a notebook rich draws with widgets alone.
+        notebook = console.is_jupyter and find_spec("ipywidgets") is not None
         self._plain = not (console.is_terminal or notebook)
         self._last_line = self._last_iteration_line = time.monotonic()
         phases = _phases(pl_module)
