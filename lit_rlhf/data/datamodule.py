@@ -32,7 +32,7 @@ from lit_rlhf.data.position import (
 from lit_rlhf.data.prepared import PreparedSource, Tokenization
 from lit_rlhf.data.recognition import Auto, Takes, spell
 from lit_rlhf.data.records import Record, Row
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
 from lit_rlhf.data.showing import form_of_prompts, say_difference
@@ -83,8 +83,10 @@ class BranchedDataModule(LightningDataModule, ABC):
         split_seed: Other seeds keep other prompts. Leave it when the seed of the run changes, or validation data leak.
         max_prompt_length: Most tokens of a prompt. None: no limit.
         max_completion_length: Most tokens of a completion, EOS included. None: no limit.
-        too_long: Rows over a limit are left out and counted (drop), cut (truncate: prompts from the left, completions
-            from the right), or end the run (error).
+        too_long: Rows over a limit are left out (drop), cut (truncate: also completions, which lose their end and EOS;
+            truncate_prompt: prompts alone, and rows with a longer completion are left out), or end the run (error).
+            What is left out or cut is counted.
+        cut_prompt: Which end of a prompt is cut, `start` or `end`; of a conversation, the end can't be.
         invalid: Rows that can't be used (empty completion, identical pair, missing column, number out of range) are
             left out and counted (drop), or end the run (error). Counts are logged either way.
         max_invalid: The largest share of rows that `invalid: drop` may leave out; beyond it the run ends, since then
@@ -126,6 +128,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         max_prompt_length: int | None = None,
         max_completion_length: int | None = None,
         too_long: LengthPolicy = "drop",
+        cut_prompt: PromptCut = "start",
         invalid: InvalidPolicy = "drop",
         max_invalid: float = 0.5,
         batch_size: int = 8,
@@ -153,7 +156,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
-        self.too_long, self.invalid, self.max_invalid = too_long, invalid, max_invalid
+        self.too_long, self.cut_prompt = too_long, cut_prompt
+        self.invalid, self.max_invalid = invalid, max_invalid
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         usual_buckets = self.default_bucket_batches
         self.bucket_batches = usual_buckets if bucket_batches is None else bucket_batches
@@ -204,6 +208,11 @@ class BranchedDataModule(LightningDataModule, ABC):
         for name, (valid, allowed) in OPTION_RULES.items():
             check_option(valid(given[name]), self, name, given[name], allowed)
         check_sources(self.sources, self.val_fraction)
+        if self.cut_prompt != "start" and not self.too_long.startswith("truncate"):
+            raise ConfigurationError(
+                f"cut_prompt={self.cut_prompt!r} cuts nothing with too_long={self.too_long!r}. Set too_long: "
+                "truncate_prompt, or leave cut_prompt out."
+            )
         own = type(self).records is not BranchedDataModule.records
         for source in filter(None, self.sources.values()):
             if own and any(given for _, given in sources_of(source)):
@@ -302,6 +311,7 @@ class BranchedDataModule(LightningDataModule, ABC):
             max_prompt_length=self.max_prompt_length,
             max_completion_length=self.max_completion_length,
             too_long=self.too_long,
+            cut_prompt=self.cut_prompt,
             invalid=self.invalid,
             max_invalid=self.max_invalid,
             cache_dir=self.cache_dir,

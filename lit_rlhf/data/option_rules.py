@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.mixture import Mixture
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import is_number, is_text, is_whole
@@ -32,7 +32,11 @@ OPTION_RULES: dict[str, _Rule] = {
     "split_seed": (is_whole, "a whole number"),
     "max_prompt_length": _LIMIT,
     "max_completion_length": _LIMIT,
-    "too_long": (lambda v: v in get_args(LengthPolicy), "drop, truncate or error"),
+    "too_long": (
+        lambda v: v in get_args(LengthPolicy),
+        "drop, truncate, truncate_prompt or error",
+    ),
+    "cut_prompt": (lambda v: v in get_args(PromptCut), "start or end"),
     "invalid": (lambda v: v in get_args(InvalidPolicy), "drop or error"),
     "max_invalid": (lambda v: is_number(v) and 0 <= v <= 1, "from 0 to 1"),
     "batch_size": _COUNT,

@@ -69,7 +69,7 @@ class Preparation:
     def _settle(self, record: Record, encoded: Encoded | InvalidRowError) -> dict[str, Any]:
         if isinstance(encoded, InvalidRowError):
             raise encoded
-        prompt, completions = encoded
+        prompt, completions, cut = encoded
         several = len(completions) > 1 and not record.steps
         if several and completions.count(completions[0]) == len(completions):
             name = "identical pair" if len(completions) == 2 else "identical completions"
@@ -81,6 +81,8 @@ class Preparation:
         self._count(record)
         lengths = [len(ids) for ids in completions]
         self.report.records += 1
+        for what in cut:
+            self.report.truncated[what] = self.report.truncated.get(what, 0) + 1
         self.report.count_prompt(record.prompt)
         self.report.longest_prompt = max(self.report.longest_prompt, len(prompt))
         self.report.longest_completion = max(self.report.longest_completion, *lengths, 0)

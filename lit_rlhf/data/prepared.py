@@ -17,7 +17,7 @@ from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.keys import UnknownContentError, code_of_preparation, content_key
 from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.records import Record, Row
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report, say
 from lit_rlhf.data.rows import TokenizedRows
 from lit_rlhf.data.sources import Source
 
@@ -40,6 +40,7 @@ class Tokenization:
     max_prompt_length: int | None
     max_completion_length: int | None
     too_long: LengthPolicy
+    cut_prompt: PromptCut
     invalid: InvalidPolicy
     max_invalid: float
     cache_dir: str | None
@@ -75,7 +76,7 @@ class PreparedSource:
     def key(self) -> str:
         """Names the tokenized rows in the cache: a hash of all that decides what they are."""
         how = self.how
-        limits = [how.max_prompt_length, how.max_completion_length, how.too_long, how.invalid]
+        limits = [how.max_prompt_length, how.max_completion_length]
         parts: dict[str, Any] = {
             "code": code_of_preparation(),
             "source": self.source.fingerprint(),
@@ -83,7 +84,7 @@ class PreparedSource:
             "format": self.reader,
             "shape": how.shape,
             "tokenizer": how.fingerprint,
-            "limits": limits,
+            "limits": [*limits, how.too_long, how.cut_prompt, how.invalid],
         }
         try:
             return content_key(parts)
@@ -116,7 +117,7 @@ class PreparedSource:
         how, key = self.how, self.key
         policies = how.invalid, how.too_long, how.max_invalid
         limits = how.max_prompt_length, how.max_completion_length
-        encoder = Encoder(how.tokenizer, *limits, truncate=how.too_long == "truncate")
+        encoder = Encoder(how.tokenizer, *limits, how.too_long, how.cut_prompt)
         source = grouped(self.source, self.reader)
         preparation = Preparation(source, self.convert, encoder, how.shape, *policies)
         cache = TokenCache(cache_root(how.cache_dir))

@@ -71,7 +71,7 @@ def test_help_explains_every_option(kind: str, capsys: pytest.CaptureFixture[str
     for option, words in (
         ("--data.train", "Rows to train on"),
         ("--data.val_fraction", "the share of the training prompts"),
-        ("--data.too_long {drop,truncate,error}", "Rows over a limit"),
+        ("--data.too_long {drop,truncate,truncate_prompt,error}", "Rows over a limit"),
         ("--data.tokenizer", "Directory or hub id of the model's tokenizer"),
     ):
         assert option in text
