@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, get_args
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.mixture import Mixture
+from lit_rlhf.data.mixture import sources_of, weights_of
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError
@@ -65,8 +65,7 @@ def check_sources(sources: Mapping[str, Source | None], val_fraction: float) -> 
             "No data: set at least one of the data options `train`, `val` and `test`."
         )
     for name in ("val", "test"):
-        source = sources[name]
-        if isinstance(source, Mixture) and source.weights is not None:
+        if weights_of(sources[name]) is not None:
             raise ConfigurationError(
                 f"The data option `{name}` is a Mixture with weights, which say how often rows are trained on; "
                 "evaluation has every row once. Leave the weights out there."
@@ -76,3 +75,21 @@ def check_sources(sources: Mapping[str, Source | None], val_fraction: float) -> 
             f"val_fraction is {val_fraction}, which splits `train` where `val` is not set; `train` is "
             f"{sources['train']}, `val` is {sources['val']}. Leave out val_fraction, or mend these."
         )
+
+
+def refuse_formats(sources: Mapping[str, Source | None], module: str) -> None:
+    """Refuse formats of portions, where a DataModule reads rows by a method of its own.
+
+    Args:
+        sources: By name.
+        module: What messages call the DataModule.
+
+    Raises:
+        ConfigurationError: A portion has one.
+    """
+    for source in sources.values():
+        if source is not None and any(given for _, given in sources_of(source)):
+            raise ConfigurationError(
+                f"{source} has a portion with a `format`, and {module} reads rows by its own `records`: leave the "
+                "format out."
+            )

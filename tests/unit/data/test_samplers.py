@@ -129,7 +129,7 @@ def test_too_few_rows_are_refused() -> None:
         LengthBucketSampler([1] * 7, 4, num_replicas=2)
     assert LengthBucketSampler([1] * 7, 4, num_replicas=2, drop_last=False).num_batches == 1
     with pytest.raises(ConfigurationError, match=r"1 row\(s\) can't be evaluated by 2 processes"):
-        EvaluationSampler(1, num_replicas=2)
+        EvaluationSampler(np.ones(1), 1, num_replicas=2)
 
 
 def test_even_batches_are_as_large_as_asked_for_where_they_can_be() -> None:
@@ -141,3 +141,31 @@ def test_even_batches_are_as_large_as_asked_for_where_they_can_be() -> None:
             assert len({-(-share // size) for share in shares}) == 1
             asked = {-(-share // 4) for share in shares}
             assert size == 4 or len(asked) == 2
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_evaluation_by_length_has_each_row_once_and_rows_of_a_length_together(
+    replicas: int,
+) -> None:
+    lengths = np.asarray(LENGTHS)
+
+    def orders(*, by_length: bool) -> list[list[int]]:
+        return [
+            list(
+                EvaluationSampler(lengths, 4, num_replicas=replicas, rank=rank, by_length=by_length)
+            )
+            for rank in range(replicas)
+        ]
+
+    plain, sorted_ = orders(by_length=False), orders(by_length=True)
+    assert plain == [list(range(rank, 100, replicas)) for rank in range(replicas)]
+    assert sorted(row for order in sorted_ for row in order) == list(range(100))
+    assert sorted_ == orders(by_length=True)
+
+    def padding(order: list[int]) -> int:
+        parts = [lengths[order[at : at + 4]] for at in range(0, len(order), 4)]
+        return sum(int((part.max() - part).sum()) for part in parts)
+
+    assert sum(map(padding, sorted_)) < sum(map(padding, plain)) / 4
+    starts = [lengths[order[0]] for order in sorted_]
+    assert max(starts) < lengths.max()  # the longest rows don't all come first
