@@ -50,6 +50,7 @@ class PreferenceBatch(BranchedBatch):
     ref_logprobs: NotRequired[
         Tensor
     ]  # (B, K) float32: log-probs of the branches under the reference, precomputed
+    subset: NotRequired[list[str]]  # B: which part of the data each row belongs to, "" for none
 
 
 class RankedBatch(BranchedBatch):
@@ -59,6 +60,7 @@ class RankedBatch(BranchedBatch):
     score: Tensor  # (B, K) float32
     branch_mask: Tensor  # (B, K) bool: whether the branch exists
     ref_logprobs: NotRequired[Tensor]  # (B, K) float32
+    subset: NotRequired[list[str]]  # B
 
 
 class UnpairedBatch(BranchedBatch):
@@ -68,6 +70,7 @@ class UnpairedBatch(BranchedBatch):
     label: NotRequired[Tensor]  # (B,) bool
     score: NotRequired[Tensor]  # (B,) float32
     ref_logprobs: NotRequired[Tensor]  # (B, K) float32
+    subset: NotRequired[list[str]]  # B
 
 
 class ProcessBatch(BranchedBatch):
