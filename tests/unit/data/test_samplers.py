@@ -71,6 +71,17 @@ def test_sorting_saves_padding() -> None:
     assert padding(50) < padding(4) < padding(1) / 2
 
 
+@pytest.mark.parametrize("batch_size", [8, 16, 64])
+def test_padding_of_lengths_as_in_chat_data_is_below_five_percent(batch_size: int) -> None:
+    rng = np.random.default_rng(0)
+    prompts = np.minimum(rng.lognormal(np.log(120), 1.0, 5000), 512)
+    answers = np.minimum(rng.lognormal(np.log(180), 0.8, (5000, 2)), 512)
+    lengths = (prompts + answers.sum(1)).astype(int)
+    order = LengthBucketSampler(lengths, batch_size).order(0)
+    parts = lengths[order].reshape(-1, batch_size)
+    assert 1 - parts.sum() / (parts.max(1) * batch_size).sum() < 0.05
+
+
 def test_the_rows_left_out_change_by_epoch() -> None:
     sampler = LengthBucketSampler(LENGTHS, 30)
     left_out = [set(range(100)) - set(sampler.order(epoch)) for epoch in range(3)]
