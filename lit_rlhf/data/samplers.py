@@ -103,7 +103,8 @@ class LengthBucketSampler(DistributedSampler[int]):
         batches = rows.reshape(self.full_batches, self.global_batch_size)
         shuffled = torch.randperm(self.full_batches, generator=rng).numpy()
         mine = batches[shuffled, self.rank :: self.num_replicas].ravel()
-        return np.concatenate([mine, rest[self.rank :: self.num_replicas]])
+        mine_left_over = rest[self.rank :: self.num_replicas]
+        return np.concatenate([mine, mine_left_over]) if len(mine_left_over) else mine
 
     def set_epoch(self, epoch: int) -> None:
         """Called by trainers at the start of an epoch."""
