@@ -19,6 +19,7 @@ from lit_rlhf.data.mixture import Shares, sources_of, weights_of
 from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.recognition import spell
 from lit_rlhf.data.records import Record, Row
+from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report, say
 from lit_rlhf.data.rows import TokenizedRows
 from lit_rlhf.data.showing import say_difference
@@ -47,6 +48,7 @@ class Tokenization:
     cut_prompt: PromptCut
     invalid: InvalidPolicy
     max_invalid: float
+    repeats: Repeats
     cache_dir: str | None
 
 
@@ -89,6 +91,7 @@ class PreparedSource:
             "shape": how.shape,
             "tokenizer": how.fingerprint,
             "limits": [*limits, how.too_long, how.cut_prompt, how.invalid],
+            "repeats": vars(how.repeats),
         }
         try:
             return content_key(parts)
@@ -123,7 +126,7 @@ class PreparedSource:
         limits = how.max_prompt_length, how.max_completion_length
         encoder = Encoder(how.tokenizer, *limits, how.too_long, how.cut_prompt)
         source = grouped(self.source, self.reader)
-        preparation = Preparation(source, self.convert, encoder, how.shape, *policies)
+        preparation = Preparation(source, self.convert, encoder, how.shape, *policies, how.repeats)
         cache = TokenCache(cache_root(how.cache_dir))
         rebuild = self._uncached and verify  # by whoever prepares, once; others open what he made
         entry = cache.get_or_build(
