@@ -2,8 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -228,6 +230,7 @@ class JudgeScorer(Scorer):
         self, comparisons: Sequence[Comparison], tell: Callable[[int], None] = lambda _: None
     ) -> list[Scored]:
         """Scores by the judge's verdicts; of what it fails at there are none."""
+        self._biases = []
         found = self._compare(comparisons) if self.judge.pairwise else self._rate(comparisons)
         tell(len(comparisons))
         return found
@@ -282,12 +285,26 @@ class JudgeScorer(Scorer):
 _NO_VERDICT = InvalidRowError("the judge gave no verdict", "it failed or abstained")
 
 
-def name_of(path: str) -> str:
-    """A short name of a model: a hub id as it is, of a path its last parts.
+def short_names(names: Sequence[str]) -> list[str]:
+    """What tells several paths apart: they without the parts that all begin or end with.
 
     Example:
-        >>> name_of("runs/reward/lora/export"), name_of("org/model")
-        ('lora/export', 'org/model')
+        >>> short_names(["runs/a/export", "runs/b/export"]), short_names(["m", "m"])
+        (['a', 'b'], ['m', 'm (2)'])
     """
-    parts = Path(path).parts
-    return "/".join(parts[-2:]) if Path(path).exists() or len(parts) > 2 else path
+    parts = [Path(name).parts for name in names]
+    ahead, behind = (_shared([each[::step] for each in parts]) for step in (1, -1))
+    short = ["/".join(each[ahead : len(each) - behind]) for each in parts]
+    if not all(short):
+        short = list(names)
+    seen: Counter[str] = Counter()
+    for place, name in enumerate(short):
+        seen[name] += 1
+        short[place] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return short
+
+
+def _shared(lines: Sequence[Sequence[str]]) -> int:
+    """How many parts all begin with."""
+    columns = zip(*lines, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

@@ -38,7 +38,8 @@ _HOW = (
     "labels it is the "
     "agreement with a rater drawn at random. Intervals hold with 95 %: of shares Wilson's, with all comparisons "
     "of one prompt "
-    "counted as one; of means the percentiles of 2,000 bootstrap draws of whole prompts."
+    "counted as one; of means the percentiles of 2,000 bootstrap draws of whole prompts. "
+    "McNemar's test takes comparisons as independent: with several of one prompt its p-value is too small."
 )
 
 
@@ -206,10 +207,10 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
 
 def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> Section:
     first, second = (one.model for one in evaluations)
-    better = second if found.accuracy.value > 0 else first
+    better = second if found.second_only > found.first_only else first
     verdict = (
         f"{better} is better: the difference is beyond chance."
-        if found.p_value < 0.05 and found.accuracy.value
+        if found.p_value < 0.05
         else "The difference could be chance."
     )
     numbers: list[tuple[Cell, str]] = [

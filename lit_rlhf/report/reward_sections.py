@@ -96,8 +96,8 @@ def margins(evaluations: Sequence[RewardEvaluation]) -> Section:
     }
     points = {
         one.model: (
-            one.pairs.differences["characters"][:_POINTS].tolist(),
-            one.pairs.margins[:_POINTS].tolist(),
+            one.pairs.differences["characters"][:: _step(one)].tolist(),
+            one.pairs.margins[:: _step(one)].tolist(),
         )
         for one in evaluations
     }
@@ -134,6 +134,11 @@ def margins(evaluations: Sequence[RewardEvaluation]) -> Section:
         for one in evaluations
     ]
     return Section("Margins", [Figures(plots), Table(columns, rows)])
+
+
+def _step(one: RewardEvaluation) -> int:
+    """Every how many pairs one is drawn."""
+    return max(len(one.pairs.margins) // _POINTS, 1)
 
 
 def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
