@@ -267,7 +267,9 @@ def _gap(one: ScoredComparison) -> float:
 def _sample(one: ScoredComparison, scores: Mapping[str, Sequence[float]]) -> Sample:
     each = one.comparison
     names = ["chosen", "rejected"]
-    if each.kind != "pair":
+    if each.kind == "sets":
+        names = ["good" if value else "bad" for value in each.values]
+    elif each.kind == "ranking":
         names = [f"raters' score {value:g}" for value in each.values]
     texts = [("prompt", _shown(each.prompt))]
     for place, (name, answer) in enumerate(zip(names, each.answers, strict=True)):

@@ -197,9 +197,9 @@ def biases(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     plot = interval_plot(
         "Bias",
         bars,
-        x="points that the model prefers it more often than raters",
+        x="points beyond the raters",
         level=0.0,
-        caption="Right of 0 the model goes by it more than raters do.",
+        caption="Of 100 such pairs, in how many more than raters the model prefers the answer with more of it.",
     )
     blocks: list[Block] = [Figures([plot]), Table(columns, rows)]
     blocks += [
