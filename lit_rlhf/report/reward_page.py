@@ -24,6 +24,7 @@ from lit_rlhf.report.reward_sections import (
     best_of,
     biases,
     calibration,
+    doubts,
     margins,
     percent,
     raters,
@@ -74,6 +75,7 @@ def report_reward(
         calibration(evaluations),
         biases(evaluations),
         best_of(evaluations),
+        doubts(evaluations),
         robustness(evaluations),
     )
     sections += [part for part in parts if part is not None]
@@ -111,6 +113,7 @@ def values_of(one: RewardEvaluation) -> dict[str, Any]:
         "calibration": None if one.calibration is None else asdict(one.calibration),
         "biases": {name: vars(bias) for name, bias in one.biases.items()},
         "position": one.position,
+        "doubt": None if one.doubt is None else vars(one.doubt),
         "turned": {each.change: vars(each) for each in one.turned},
         "best_of": None if one.best_of is None else vars(one.best_of),
     }

@@ -245,6 +245,31 @@ def best_of(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     return Section("Choosing among answers", [Figures([plot])], text)
 
 
+def doubts(evaluations: Sequence[RewardEvaluation]) -> Section | None:
+    """Whether ensembles are unsure where they are wrong; None of single models."""
+    bars: list[Interval] = []
+    told: list[list[Cell]] = []
+    for one in evaluations:
+        if one.doubt is None:
+            continue
+        names = ("least", "less", "more", "most")
+        bars += [
+            Interval(f"{name} · {one.model}" if len(evaluations) > 1 else name, *each)
+            for name, each in zip(names, one.doubt.quarters, strict=False)
+        ]
+        told.append([one.model, one.doubt.members, one.doubt.spread, one.doubt.auroc])
+    if not bars:
+        return None
+    plot = interval_plot("Accuracy by disagreement", bars, x="share that is right")
+    columns = ["", "members", "standard deviation of a margin", "AUROC of wrong by disagreement"]
+    text = (
+        "How far the members of an ensemble disagree, a quarter of the comparisons each, from the least to the "
+        "most. Where "
+        "accuracy doesn't fall, their disagreement says nothing: an AUROC of 0.5."
+    )
+    return Section("Doubt", [Figures([plot]), Table(columns, told)], text)
+
+
 def robustness(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     """How often small changes turn verdicts; None where none were made."""
     several = len(evaluations) > 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_rlhf.data import RowsSource
-from lit_rlhf.evaluation import JudgeScorer, evaluate_reward, read_comparisons
+from lit_rlhf.evaluation import JudgeScorer, Scored, evaluate_reward, read_comparisons
 from lit_rlhf.judges import Judge
 from lit_rlhf.judges.base import Answer, Conversation
 from lit_rlhf.testing import tiny_preferences, tiny_rankings
@@ -50,9 +50,11 @@ def test_a_pairwise_judge() -> None:
     assert turned["answers in the other order"] == 0.0
     lists = read_comparisons(RowsSource(tiny_rankings(4, completions=3)))
     scores = JudgeScorer(judge).score(lists.items)[0]
-    assert isinstance(scores, torch.Tensor)
-    assert float(scores.sum()) == pytest.approx(0.0, abs=1e-6)
-    assert float(scores[0] - scores[1]) == pytest.approx(wanted, abs=1e-5)  # kind less unkind
+    assert isinstance(scores, Scored)
+    assert float(scores.total.sum()) == pytest.approx(0.0, abs=1e-6)
+    assert float(scores.total[0] - scores.total[1]) == pytest.approx(
+        wanted, abs=1e-5
+    )  # kind less unkind
 
 
 def test_a_judge_of_single_answers_claims_no_probabilities() -> None:
