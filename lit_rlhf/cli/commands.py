@@ -35,7 +35,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "label": Command(
             "lit_rlhf.cli.label", "A model compares answers: pairs in, preferences out"
         ),
-        "data": Command("lit_rlhf.cli.data", "A file's format, a row as tokens; convert it"),
+        "data": Command(
+            "lit_rlhf.cli.data", "A file's format, a row as tokens; inspect or convert it"
+        ),
     },
     "reward": {
         "score": Command("lit_rlhf.cli.score", "Score completions with a reward model"),
@@ -46,6 +48,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     "look": {
         "demo": Command(
             "lit_rlhf.cli.demo", "SFT, reward model and PPO in a few minutes, on a CPU"
+        ),
+        "chat": Command(
+            "lit_rlhf.cli.chat", "Talk with a policy, and see the reward of its answers"
         ),
         "help": Command("lit_rlhf.cli.explain", "What a name means: metrics NAME, option NAME"),
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
@@ -59,6 +64,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "share": {
         "export": Command("lit_rlhf.cli.export", "A checkpoint as a directory for transformers"),
+        "push": Command("lit_rlhf.cli.push", "An export to the hub, with a model card"),
     },
 }
 """Groups in the order of the help, each with its commands."""

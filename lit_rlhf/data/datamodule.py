@@ -32,6 +32,7 @@ from lit_rlhf.data.position import (
 from lit_rlhf.data.prepared import PreparedSource, Tokenization
 from lit_rlhf.data.recognition import Auto, Takes, spell
 from lit_rlhf.data.records import Record, Row
+from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
@@ -89,6 +90,8 @@ class BranchedDataModule(LightningDataModule, ABC):
             left out and counted (drop), or end the run (error). Counts are logged either way.
         max_invalid: The largest share of rows that `invalid: drop` may leave out; beyond it the run ends, since then
             it is more likely that the data are read wrongly. 1: any share.
+        repeats: What happens to records that occur again or contradict each other: kept, left out and counted, or the
+            end of the run. None: kept.
         batch_size: Prompts per batch and process.
         eval_batch_size: The same for validation, test and prediction. None: `batch_size`. Changed by a few where
             processes would else have unequal numbers of batches.
@@ -128,6 +131,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         too_long: LengthPolicy = "drop",
         invalid: InvalidPolicy = "drop",
         max_invalid: float = 0.5,
+        repeats: Repeats | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         bucket_batches: int | None = None,
@@ -154,6 +158,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
         self.too_long, self.invalid, self.max_invalid = too_long, invalid, max_invalid
+        self.repeats = Repeats() if repeats is None else repeats
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         usual_buckets = self.default_bucket_batches
         self.bucket_batches = usual_buckets if bucket_batches is None else bucket_batches
@@ -304,6 +309,7 @@ class BranchedDataModule(LightningDataModule, ABC):
             too_long=self.too_long,
             invalid=self.invalid,
             max_invalid=self.max_invalid,
+            repeats=self.repeats,
             cache_dir=self.cache_dir,
         )
         own = self.records if self._finder is None else None
@@ -467,5 +473,5 @@ class BranchedDataModule(LightningDataModule, ABC):
     def _keep_plain_hyperparameters(self) -> None:
         # From Python, sources and tokenizers are live objects, which a checkpoint can't hold; from YAML they are plain.
         for name, value in list(self.hparams.items()):
-            if isinstance(value, Source | Format | PreTrainedTokenizerBase):
+            if isinstance(value, Source | Format | Repeats | PreTrainedTokenizerBase):
                 del self.hparams[name]

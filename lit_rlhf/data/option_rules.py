@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.mixture import Mixture
+from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError
@@ -35,6 +36,7 @@ OPTION_RULES: dict[str, _Rule] = {
     "too_long": (lambda v: v in get_args(LengthPolicy), "drop, truncate or error"),
     "invalid": (lambda v: v in get_args(InvalidPolicy), "drop or error"),
     "max_invalid": (lambda v: is_number(v) and 0 <= v <= 1, "from 0 to 1"),
+    "repeats": (lambda v: isinstance(v, Repeats), "a Repeats or left out"),
     "batch_size": _COUNT,
     "eval_batch_size": _LIMIT,
     "bucket_batches": _COUNT,

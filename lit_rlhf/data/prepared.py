@@ -17,6 +17,7 @@ from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.keys import UnknownContentError, code_of_preparation, content_key
 from lit_rlhf.data.preparation import Preparation
 from lit_rlhf.data.records import Record, Row
+from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
 from lit_rlhf.data.rows import TokenizedRows
 from lit_rlhf.data.sources import Source
@@ -42,6 +43,7 @@ class Tokenization:
     too_long: LengthPolicy
     invalid: InvalidPolicy
     max_invalid: float
+    repeats: Repeats
     cache_dir: str | None
 
 
@@ -84,6 +86,7 @@ class PreparedSource:
             "shape": how.shape,
             "tokenizer": how.fingerprint,
             "limits": limits,
+            "repeats": vars(how.repeats),
         }
         try:
             return content_key(parts)
@@ -118,7 +121,7 @@ class PreparedSource:
         limits = how.max_prompt_length, how.max_completion_length
         encoder = Encoder(how.tokenizer, *limits, truncate=how.too_long == "truncate")
         source = grouped(self.source, self.reader)
-        preparation = Preparation(source, self.convert, encoder, how.shape, *policies)
+        preparation = Preparation(source, self.convert, encoder, how.shape, *policies, how.repeats)
         cache = TokenCache(cache_root(how.cache_dir))
         rebuild = self._uncached and verify  # by whoever prepares, once; others open what he made
         entry = cache.get_or_build(

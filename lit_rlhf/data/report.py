@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_rlhf.data.records import InvalidRowError, LabelError, Text, TooLongError
+from lit_rlhf.data.records import InvalidRowError, LabelError, Text
 from lit_rlhf.errors import DataError
 
 InvalidPolicy = Literal["drop", "error"]
@@ -47,6 +47,7 @@ class Report:
         cut_prompts: Conversations whose prompt the chat template renders otherwise once an answer follows.
         longest_prompt: In tokens.
         longest_completion: In tokens.
+        refuses: Options by which records, where there are any, end the run (see `lit_rlhf.data.repeats`).
     """
 
     source: str
@@ -62,11 +63,12 @@ class Report:
     cut_prompts: int = 0
     longest_prompt: int = 0
     longest_completion: int = 0
+    refuses: list[str] = field(default_factory=list)
 
     def leave_out(self, where: str, error: InvalidRowError) -> None:
         """Count one."""
-        option = "too_long" if isinstance(error, TooLongError) else "invalid"
-        first = Reason(0, f"{where}: {error.detail}", option, isinstance(error, LabelError))
+        label = isinstance(error, LabelError)
+        first = Reason(0, f"{where}: {error.detail}", error.option, label)
         self.reasons.setdefault(error.reason, first).count += 1
 
     def count_prompt(self, prompt: Text) -> None:
@@ -123,11 +125,16 @@ class Report:
         Raises:
             DataError: They may not, nothing is left, or of the labels one class alone is left.
         """
-        policies = {"invalid": invalid, "too_long": too_long}
-        refused = sorted({r.option for r in self.reasons.values() if policies[r.option] == "error"})
+        policies = {
+            "invalid": invalid,
+            "too_long": too_long,
+            **dict.fromkeys(self.refuses, "error"),
+        }
+        left = {reason.option for reason in self.reasons.values()}
+        refused = sorted(option for option in left if policies.get(option) == "error")
         if refused:
             ways = {"invalid": "invalid: drop", "too_long": "too_long: drop or too_long: truncate"}
-            hint = " and ".join(ways[option] for option in refused)
+            hint = " and ".join(ways.get(o, f"repeats.{o}: drop or keep") for o in refused)
             raise DataError(f"{self.summary()}. Mend the rows, or set {hint}.")
         way = "mend the rows, the `format` or the limits"
         if self.reasons and all(name.startswith("no column") for name in self.reasons):
@@ -155,7 +162,9 @@ class Report:
         if len(reports) == 1:
             return reports[0]
         whole = cls(
-            " + ".join(f"{r.source} ({r.records} {r.unit})" for r in reports), reports[0].unit
+            " + ".join(f"{r.source} ({r.records} {r.unit})" for r in reports),
+            reports[0].unit,
+            refuses=reports[0].refuses,
         )
         for report in reports:
             for name, reason in report.reasons.items():

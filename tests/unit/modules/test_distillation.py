@@ -1,6 +1,8 @@
 """Distillation from outside: what the loss compares, what of the teacher is asked and kept, and what is refused."""
 
+import ast
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,8 +30,14 @@ from lit_rlhf.rewards import NoReward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EvaluatedRollout
 from tests.reference.models import plain_model
-from tests.tolerances import FP32_MODEL
-from tests.unit.modules.one_iteration import TokenReward, build, iterate, parameters_of
+from tests.tolerances import FP32, FP32_MODEL, FP64
+from tests.unit.modules.one_iteration import (
+    TokenReward,
+    build,
+    iterate,
+    parameters_of,
+    text_batch,
+)
 from tests.unit.modules.policies import fit, prompt_batch
 
 SHORT = Sampling(max_new_tokens=5, temperature=0.8)
@@ -113,6 +122,29 @@ def test_a_reward_is_logged_and_teaches_nothing(tiny_model_dir: Path) -> None:
     assert unscored["train/objective/scores"] == 0 < scored["train/objective/scores"]
 
 
+def test_given_answers_have_the_rest_of_the_weight(tiny_model_dir: Path) -> None:
+    batch = {**prompt_batch(tiny_model_dir), "text": text_batch(tiny_model_dir)}
+    steps = {}
+    for lmbda in (1.0, 0.3, 1e-9):
+        updates = Updates(epochs=1, max_grad_norm=1e9)
+        module = build(make(tiny_model_dir, lmbda=lmbda, updates=updates))
+        before = parameters_of(module)
+        logged = iterate(module, batch)
+        steps[lmbda] = parameters_of(module) - before
+        assert ("train/loss/given_divergence_avg" in logged) == (lmbda < 1)
+    mixed = 0.3 * steps[1.0] + 0.7 * steps[1e-9]
+    assert_close(steps[0.3], mixed, **FP32_MODEL)
+    assert float((steps[1.0] - steps[1e-9]).abs().max()) > 1e-4
+
+
+def test_a_share_of_answers_needs_answers(tiny_model_dir: Path) -> None:
+    module = build(make(tiny_model_dir, lmbda=0.5))
+    with pytest.raises(ConfigurationError, match=r"Distillation.*prompts alone.*PromptText"):
+        iterate(module, prompt_batch(tiny_model_dir))
+    with pytest.raises(ConfigurationError, match=r"lmbda=0.*\(0, 1\]"):
+        make(tiny_model_dir, lmbda=0)
+
+
 def test_checkpoints_hold_nothing_of_the_teacher(tiny_model_dir: Path, tmp_path: Path) -> None:
     module = make(tiny_model_dir, lora=LoraSpec(rank=2))
     trainer = fit(module, tiny_model_dir)
@@ -166,6 +198,50 @@ def test_any_policy_can_be_held_to_a_teacher(tiny_model_dir: Path) -> None:
         picks = rollout.completions.tokens[n][mask, None]
         expected = logits.log_softmax(-1).gather(-1, picks).squeeze(-1)
         assert_close(rollout.ref_logprobs[n][mask], expected.float(), **FP32_MODEL)
+
+
+@pytest.mark.trl
+@pytest.mark.parametrize("variable", ["LIT_RLHF_TRL", "LIT_RLHF_TRL_PPO"])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+def test_the_loss_is_that_of_trl(tiny_model_dir: Path, beta: float, variable: str) -> None:
+    """Of its own code, on the logits of whole padded rows."""
+    theirs = _jsd_of_trl(Path(os.environ[variable]))
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 11, generator=draws, dtype=torch.float64)
+    expected = theirs(*logits, beta=beta, temperature=0.7, reduction="none").sum(-1)
+    assert_close(GeneralizedJSD(beta)(*(logits / 0.7)), expected, **FP64)
+
+    module = build(make(tiny_model_dir, divergence=GeneralizedJSD(beta), num_samples=2))
+    rollout = module.estimate(module.collect(prompt_batch(tiny_model_dir))[0])
+    found = module.reduction(module.loss(rollout).loss, rollout.response_mask)
+    rows = [
+        logits_of(model, rollout) for model in (module.backbone.model, module.reference.model.model)
+    ]
+    width = max(map(len, rows[0]))
+    student, teacher = (
+        torch.stack([pad(row, (0, 0, 0, width - len(row))) for row in side]) * SHORT.temperature
+        for side in rows
+    )
+    labels = rollout.completions.tokens[:, :width].masked_fill(
+        ~rollout.response_mask[:, :width], -100
+    )
+    expected = theirs(student, teacher, labels=labels, beta=beta, temperature=SHORT.temperature)
+    assert_close(found.double(), expected, **FP32)
+
+
+def _jsd_of_trl(root: Path) -> Any:
+    """The function as it stands there; read, for TRL isn't of this environment."""
+    source = root / "trl" / "experimental" / "gkd" / "gkd_trainer.py"
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    function = next(
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "generalized_jsd_loss"
+    )
+    function.decorator_list = []
+    space: dict[str, Any] = {"torch": torch, "F": torch.nn.functional}
+    exec(compile(ast.Module([function], []), str(source), "exec"), space)
+    return space["generalized_jsd_loss"]
 
 
 # -- which teachers ----------------------------------------------------------------------------------------------------
