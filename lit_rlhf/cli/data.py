@@ -229,7 +229,7 @@ def _parts(
     else:
         if options := template_options(row):
             record = replace(record, template=options)
-        prompt, completions = Encoder(tokenizer)(record)
+        prompt, completions, _ = Encoder(tokenizer)(record)
         shown = [
             (f"{len(ids)} tokens, ", "|".join(str(tokenizer.decode([index])) for index in ids))
             for ids in (prompt, *completions)

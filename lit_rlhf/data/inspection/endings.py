@@ -139,7 +139,7 @@ class Tokens:
     def add(self, item: Item) -> None:
         """Look at a record."""
         assert item.encoded is not None
-        prompt, completions = item.encoded
+        prompt, completions, _ = item.encoded
         start = self._tokenizer.bos_token_id
         if start is not None:
             ends_too = start == self._tokenizer.eos_token_id  # then it stands between turns too
