@@ -20,6 +20,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel as DemoModule
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
+from rich import get_console, reconfigure
 from rich.table import Column
 from torch import nn
 from torch.distributed import TCPStore
@@ -272,6 +273,23 @@ def test_lightning(tmp_path: Path) -> None:
     )
     trainer.fit(Model(), DataLoader(torch.ones(2, 1)))
     assert seen == ["batch", "batch"]
+
+
+def test_bars_print_where_they_are_told() -> None:
+    bar = RichProgressBar()
+    trainer = Trainer(callbacks=[bar], logger=False, enable_checkpointing=False, accelerator="cpu")
+    try:
+        our_lightning.print_to_stderr(trainer)
+        bar._trainer = trainer
+        trainer.training = True
+        bar._init_progress(trainer)
+        assert get_console().stderr, (
+            "RichProgressBar no longer takes its console from _console_kwargs"
+        )
+        assert bar.progress.live.console.stderr
+    finally:
+        bar._stop_progress()
+        reconfigure()
 
 
 def test_rich_progress_bar_keeps_its_metrics_where_they_are_placed() -> None:
