@@ -75,12 +75,14 @@ class Preparation:
     def _settle(self, record: Record, encoded: Encoded | InvalidRowError) -> dict[str, Any]:
         if isinstance(encoded, InvalidRowError):
             raise encoded
-        prompt, completions = encoded
+        prompt, completions, cut = encoded
         check_identical(record, completions, "tokens (after truncation)")
         extras = _to_json(record)
         self._count(record)
         lengths = [len(ids) for ids in completions]
         self.report.records += 1
+        for what in cut:
+            self.report.truncated[what] = self.report.truncated.get(what, 0) + 1
         self.report.count_prompt(record.prompt)
         self.report.longest_prompt = max(self.report.longest_prompt, len(prompt))
         self.report.longest_completion = max(self.report.longest_completion, *lengths, 0)

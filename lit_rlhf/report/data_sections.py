@@ -186,21 +186,21 @@ def labels_section(splits: Sequence[SplitFacts]) -> Section | None:
             rows += [
                 [split.name, "rated by two or more", agreement.rated],
                 [split.name, "votes on these", agreement.votes],
-                [split.name, "unanimous", f"{100 * agreement.unanimous / agreement.rated:.1f} %"],
-                [split.name, "two votes agree", f"{100 * agreement.share:.1f} %"],
+                [split.name, "unanimous, %", 100 * agreement.unanimous / agreement.rated],
+                [split.name, "two votes agree, %", 100 * agreement.share],
                 [split.name, "Krippendorff's alpha, interval", agreement.alpha],
                 [split.name, "label against most votes", agreement.overruled],
             ]
         if again.share_agreeing is not None:
             rows += [
                 [split.name, "comparisons made more than once", again.compared_again],
-                [split.name, "two statements on one agree", f"{100 * again.share_agreeing:.1f} %"],
+                [split.name, "two statements on one agree, %", 100 * again.share_agreeing],
             ]
     if not plots and not rows:
         return None
     blocks: list[Block] = [Figures(plots)] if plots else []
     if rows:
-        caption = "Agreement. A model can't be right more often than raters agree with each other."
+        caption = "Agreement. Where raters differ, no model can be right by all of them."
         blocks.append(Table(["split", "what", "value"], rows, caption))
     return Section("Labels and raters", blocks)
 
