@@ -26,7 +26,7 @@ SHARE = 24
 
 NEEDED = {
     "backbone": '{"name": "data/tiny-model"}',
-    "reward": "LengthReward",
+    "reward": '{"class_path": "LengthReward"}',
     "cost": "LengthReward",
     "train": '{"class_path": "RowsSource", "init_args": {"rows": [{"prompt": "a", "completion": "b"}]}}',
     "tokenizer": "data/tiny-model",
