@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_number, is_whole
-from lit_rlhf.rounds.steps import Step, fill, read_rows
+from lit_rlhf.rounds.steps import Options, Step, fill, read_rows
 
 _SAMPLES, _LABELS = "evaluation.jsonl", "agreement.jsonl"
 Measures = dict[str, float]
@@ -38,11 +38,11 @@ class Evaluation:
     """
 
     prompts: str | None = None
-    reward: dict[str, Any] | None = None
+    reward: Options | None = None
     num_samples: int = 1
-    sample: dict[str, Any] | None = None
+    sample: Options | None = None
     labels: str | None = None
-    judge: dict[str, Any] | None = None
+    judge: Options | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlhf.options import check_option, is_whole
-from lit_rlhf.rounds.steps import Round, Step
+from lit_rlhf.rounds.steps import Options, Round, Step
 
 PREFERENCES = "preferences.jsonl"
 """The file of a round that holds them: prompt, chosen, rejected and p_chosen."""
@@ -28,7 +28,7 @@ class Feedback(ABC):
         self,
         prompts: str | list[str],
         num_samples: int = 4,
-        sample: dict[str, Any] | None = None,
+        sample: Options | None = None,
     ) -> None:
         valid = is_whole(num_samples, 2)
         check_option(valid, self, "num_samples", num_samples, "2 or more, to compare")
@@ -64,9 +64,9 @@ class RewardFeedback(Feedback):
     def __init__(
         self,
         prompts: str | list[str],
-        reward: dict[str, Any],
+        reward: Options,
         num_samples: int = 4,
-        sample: dict[str, Any] | None = None,
+        sample: Options | None = None,
     ) -> None:
         super().__init__(prompts, num_samples, sample)
         self.reward = reward
@@ -94,9 +94,9 @@ class JudgeFeedback(Feedback):
     def __init__(
         self,
         prompts: str | list[str],
-        judge: dict[str, Any],
+        judge: Options,
         num_samples: int = 2,
-        sample: dict[str, Any] | None = None,
+        sample: Options | None = None,
     ) -> None:
         super().__init__(prompts, num_samples, sample)
         self.judge = judge
@@ -128,7 +128,7 @@ def generate(
     prompts: str | list[str],
     keep: str,
     output: str,
-    options: dict[str, Any],
+    options: Options,
     **more: Any,
 ) -> Step:
     """The step that samples the policy.
@@ -153,7 +153,7 @@ def generate(
     return Step("sample", ("generate",), result, planned.fill({**given, **options, **more}))
 
 
-def label(planned: Round, data: Path, output: str, judge: dict[str, Any]) -> Step:
+def label(planned: Round, data: Path, output: str, judge: Options) -> Step:
     """The step that asks a judge."""
     (result,) = planned.files(output)
     options = {

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from lit_rlhf.cli import main
+from lit_rlhf.cli.shipped import find_config
 from lit_rlhf.data import FileSource
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.feedback import LabelStore, Vote, read_pairs
@@ -298,9 +299,29 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
         rounds(iterative(), **options)
 
 
+@pytest.mark.parametrize("name", ["iterative_dpo", "self_play"])
+def test_shipped_rounds_are_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options of steps stay as they stand, with the short names of classes that another command reads."""
+    with pytest.raises(SystemExit) as stop:
+        main(["iterate", "-c", f"rounds/{name}", "--seed", "3", "--print_config"])
+    assert stop.value.code in (None, 0)
+    shown = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load(find_config(f"rounds/{name}").read_text())
+    assert shown["seed"] == 3
+    assert shown["method"]["class_path"].endswith(given["method"]["class_path"])
+    wanted = given["method"]["init_args"]
+    if name == "iterative_dpo":
+        wanted, shown = (
+            each["feedback"]["init_args"] for each in (wanted, shown["method"]["init_args"])
+        )
+        assert shown["reward"] == wanted["reward"]
+    else:
+        shown = shown["method"]["init_args"]
+    assert shown["sample"] == wanted["sample"]
+
+
 def test_nothing_begins_where_a_later_step_is_wrong(capfd: pytest.CaptureFixture[str]) -> None:
-    wrong = tiny("preference/dpo_lora")
-    wrong.options["model"]["init_args"]["los"] = 1
+    wrong = Training(["preference/dpo_lora"], {"model": {"init_args": {"los": 1}}})
     method = IterativeDPO(RewardFeedback(PROMPTS, LENGTH, 16, SAMPLE), wrong)
     with pytest.raises(RoundError, match="Nothing was begun"):
         rounds(method).run()
@@ -322,7 +343,7 @@ def test_a_training_under_way_keeps_its_options() -> None:
     made.run()
     shutil.rmtree("runs/loop/round-00/policy/export")
     changed = iterative()
-    changed.training.options["trainer"] = {"max_epochs": 2}
+    changed.training.options = {**changed.training.options, "trainer": {"max_epochs": 2}}
     with pytest.raises(ConfigurationError, match="was begun with other options"):
         rounds(changed, rounds=1).run()
     runner = Counting()
