@@ -7,10 +7,12 @@ import yaml
 from jsonargparse.typing import register_type
 
 from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.main import main
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.cli.shipped import with_found_configs
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rounds import Evaluation, Method, Rounds, Stop
+from lit_rlhf.rounds.commands import InProcess, Subprocesses
 from lit_rlhf.rounds.steps import FileOptions
 
 
@@ -37,7 +39,8 @@ def iterate(
         stop: When to end early.
         seed: Of samples and trainings.
     """
-    made = Rounds(policy, method, run_dir, rounds, evaluation, stop, seed)
+    runner = Subprocesses(InProcess(main))
+    made = Rounds(policy, method, run_dir, rounds, evaluation, stop, seed, runner)
     last = made.run()
     reason = f" ({made.record['reason']})" if made.record["reason"] else ""
     print_text(

@@ -3,11 +3,20 @@
 from functools import partial
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from lit_rlhf.functional.rewards import kl_shaped_rewards
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules.group import GroupPolicyModule, Parts, REINFORCEPolicyModule
 from lit_rlhf.modules.means import Means
-from lit_rlhf.modules.opponents import MixtureOpponent, Opponent, meet, own_samples, win_chances
+from lit_rlhf.modules.opponents import (
+    MixtureOpponent,
+    Opponent,
+    meet,
+    own_samples,
+    whole_pairs,
+    win_chances,
+)
 from lit_rlhf.objectives import FixedKL, PreferenceOracle, SoftLabels
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
@@ -62,13 +71,17 @@ class NashMDPolicyModule(GroupPolicyModule):
             return own
         return meet(own, self.opponent.generate(self, batch, sampling, num_samples))
 
+    def left_out(self, failed: Tensor) -> Tensor:
+        """Whole pairs."""
+        return whole_pairs(failed)
+
     def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
         """The policy's own samples: whether they win, less one half, at the end; the KL per token."""
         scores = self.penalized_scores(rollout)
         wins = win_chances(self.oracle, scores, seed=self.seed, iteration=self.iteration)[::2]
         own = own_samples(rollout)
         counts = Means()
-        counts.add("preference/win_rate", wins)
+        counts.add("preference/win_rate", wins, own.response_mask.any(-1))
         self.count_means(counts)
         mask = own.response_mask
         rewards = kl_shaped_rewards(

@@ -23,6 +23,7 @@ from lit_rlhf.modules.opponents import (
     ReferenceOpponent,
     meet,
     own_samples,
+    whole_pairs,
     win_chances,
 )
 from lit_rlhf.modules.policy import PolicyModule
@@ -129,6 +130,10 @@ class OnlineDPOPolicyModule(PolicyModule):
             return own
         return meet(own, self.opponent.generate(self, batch, sampling, num_samples))
 
+    def left_out(self, failed: Tensor) -> Tensor:
+        """Whole pairs."""
+        return whole_pairs(failed)
+
     def estimate(self, rollout: EvaluatedRollout) -> PairedRollout:
         """The oracle's word on each pair; the loss is of preferences, not of advantages."""
         scores = self.penalized_scores(rollout)
@@ -145,10 +150,10 @@ class OnlineDPOPolicyModule(PolicyModule):
         logprobs, mask = asked(self.policy_forward(minibatch).logprobs), minibatch.response_mask
         output = self.loss_of_pairs(logprobs, minibatch)
         drift = approx_kl(logprobs.detach(), minibatch.old_logprobs, mask)[self.own_tokens(mask)]
-        metrics = dict(output.metrics) | {
-            "loss/pair_avg": output.loss,
-            "policy/approxkl_avg": drift,
-        }
+        judged = mask.any(-1).view(-1, 2).all(-1)  # (P,)
+        metrics = {**output.metrics, "loss/pair_avg": output.loss}
+        metrics = {n: v[judged] if v.shape == judged.shape else v for n, v in metrics.items()}
+        metrics["policy/approxkl_avg"] = drift
         loss = place_at_end(output.loss.repeat_interleave(2), mask)
         return LossOutput(loss, metrics, logprobs.detach())
 

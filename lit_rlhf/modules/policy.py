@@ -289,7 +289,11 @@ class PolicyModule(RLHFModule):
         """Sample and score this process's completions of a training batch."""
         rollout, samples = self.sample(batch, self.sampling, "rollout", self.num_samples)
         self.count_generated(rollout.response_mask)
-        return rollout, samples
+        return stages.leave_out(rollout, self.left_out(rollout.scores.left_out)), samples
+
+    def left_out(self, failed: Tensor) -> Tensor:
+        """(N,) bool: the samples that don't count, where some of them, (N,) bool, couldn't be scored."""
+        return failed
 
     def sample(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
