@@ -112,7 +112,7 @@ def relative_reward_loss(
     moved = masked_sum(log_ratio(logprobs, old_logprobs, mask), mask, dim=-1)
     counted = mask.any(-1)
     errors = group_centered(moved / eta - masked_sum(rewards, mask, dim=-1), num_samples, counted)
-    sizes = group_sizes(counted, num_samples)
+    sizes = group_sizes(counted, num_samples).to(errors.dtype)
     return 2 * sizes / (sizes - 1).clamp_min(1) * errors.square()
 
 

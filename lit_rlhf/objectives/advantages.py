@@ -78,7 +78,7 @@ class LeaveOneOut(Advantage):
     def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
         """See the class."""
         centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples, mask.any(-1))
-        sizes = group_sizes(mask.any(-1), num_samples)  # (N,)
+        sizes = group_sizes(mask.any(-1), num_samples).to(centered.dtype)  # (N,)
         return spread_over_tokens(centered * (sizes / (sizes - 1).clamp_min(1)), mask)
 
 

@@ -120,7 +120,7 @@ MODULES: dict[str, tuple[type[PolicyModule], dict[str, Any]]] = {
     "ppo": (PPOPolicyModule, {"num_samples": 3}),
     "grpo": (GRPOPolicyModule, {"num_samples": 4}),
     "rloo": (RLOOPolicyModule, {}),
-    "reinforce": (REINFORCEPolicyModule, {"advantage": MovingBaseline(), **ONE}),
+    "reinforce": (REINFORCEPolicyModule, {"advantage": MovingBaseline, **ONE}),
     "reinforce++": (ReinforcePPPolicyModule, {"num_samples": 3}),
     "dapo": (DAPOPolicyModule, {"num_samples": 4, "oversampling": 2}),
     "rebel": (REBELPolicyModule, {"num_samples": 3}),
@@ -132,6 +132,7 @@ MODULES: dict[str, tuple[type[PolicyModule], dict[str, Any]]] = {
 
 def train(name: str, model: Path, reward: Reward) -> tuple[dict[str, Tensor], dict[str, Any]]:
     kind, options = MODULES[name]
+    options = {key: value() if value is MovingBaseline else value for key, value in options.items()}
     module = kind(
         ModelSpec(name=str(model), lora=LoraSpec(rank=4)),
         reward,
