@@ -69,8 +69,8 @@ def generate(
         model: A causal language model (directory or hub id), an exported adapter, or a checkpoint (.ckpt).
         prompts: JSONL, JSON, CSV or Parquet with a prompt in each row.
         prompt: One prompt, instead of a file.
-        output: JSONL to write, the rows with a column `response` (with a reward also `score` and `finished`), or what
-            `keep` says; default: standard output.
+        output: JSONL to write, the rows with a column `response` (with a reward also `score`, null where it
+            couldn't be scored, and `finished`), or what `keep` says; default: standard output.
         prompt_column: Column of the prompt; text, or messages that the chat template renders.
         completion_column: Column of the demonstration that `--keep self_play` sets against the samples.
         sampling: Length limit, temperature, top-k, top-p; temperature 0 takes the likeliest token.
@@ -170,7 +170,9 @@ def _sample(
     rollout, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
     scores = score_completions(actor.reward, completions, 0)
     kl = _kl(actor, rollout, scores) if with_kl else [0.0] * len(completions.responses)
-    columns = (completions.responses, scores.total.tolist(), completions.finished.tolist(), kl)
+    known = zip(scores.total.tolist(), scores.left_out.tolist(), strict=True)
+    totals = [None if failed else total for total, failed in known]
+    columns = (completions.responses, totals, completions.finished.tolist(), kl)
     return [Sample(*values) for values in zip(*columns, strict=True)]
 
 

@@ -209,6 +209,8 @@ class HTTPReward(Reward):
                 if self.on_failure == "raise":
                     raise
                 failures.append(error)
+                for server in servers.servers:  # the other requests may be better
+                    servers.take_back(server)
                 return []
 
         every = list(servers.servers[0].client.map(ask, enumerate(parts)))
