@@ -71,6 +71,14 @@ def stack_over_ranks(value: Tensor) -> Tensor:
     return torch.stack(found)
 
 
+def gather_objects(value: Made) -> list[Made]:
+    """The value of each process, in their order; it is pickled."""
+    found: list[Any] = [value] * num_ranks()
+    if num_ranks() > 1:
+        dist.all_gather_object(found, value)
+    return found
+
+
 @contextmanager
 def failing_together() -> Iterator[None]:
     """Raise on every process what the user can mend and one of them found: none goes on, and waits for it for ever.
@@ -82,12 +90,10 @@ def failing_together() -> Iterator[None]:
         yield
     except LitRLHFError as error:
         own = error
-    if num_ranks() > 1:
-        found: list[Any] = [None] * num_ranks()
-        dist.all_gather_object(found, None if own is None else (type(own), str(own)))
-        if own is None:
-            first = next((item for item in found if item is not None), None)
-            own = None if first is None else first[0](first[1])
+    found = gather_objects(None if own is None else (type(own), str(own)))
+    if own is None:
+        first = next((item for item in found if item is not None), None)
+        own = None if first is None else first[0](first[1])
     if own is not None:
         raise own
 

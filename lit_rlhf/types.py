@@ -50,6 +50,7 @@ class PreferenceBatch(BranchedBatch):
     ref_logprobs: NotRequired[
         Tensor
     ]  # (B, K) float32: log-probs of the branches under the reference, precomputed
+    subset: NotRequired[list[str]]  # B: which part of the data each row belongs to, "" for none
 
 
 class RankedBatch(BranchedBatch):
@@ -59,6 +60,7 @@ class RankedBatch(BranchedBatch):
     score: Tensor  # (B, K) float32
     branch_mask: Tensor  # (B, K) bool: whether the branch exists
     ref_logprobs: NotRequired[Tensor]  # (B, K) float32
+    subset: NotRequired[list[str]]  # B
 
 
 class UnpairedBatch(BranchedBatch):
@@ -68,6 +70,7 @@ class UnpairedBatch(BranchedBatch):
     label: NotRequired[Tensor]  # (B,) bool
     score: NotRequired[Tensor]  # (B,) float32
     ref_logprobs: NotRequired[Tensor]  # (B, K) float32
+    subset: NotRequired[list[str]]  # B
 
 
 class ProcessBatch(BranchedBatch):
@@ -110,6 +113,9 @@ class BranchOutput:
     scores: Tensor | None = (
         None  # (N,) float32: scalar head at the last token; of several heads (N, heads)
     )
+    divergence: Tensor | None = None  # (N, T) float32, nats: from another model's distributions
+    log_ratio: Tensor | None = None  # (N, T) float32: log pi/q of the token, q the other model's
+    hidden: Tensor | None = None  # (n, h): the states before the n tokens that exist
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,15 @@ TESTS = {
     },
     **{
         f"objectives/{name}.py": (f"{_OBJECTIVES}/test_{name}.py",)
-        for name in ("advantages", "importance", "kl_losses", "oracles", "reductions", "surrogates")
+        for name in (
+            "advantages",
+            "divergences",
+            "importance",
+            "kl_losses",
+            "oracles",
+            "reductions",
+            "surrogates",
+        )
     },
     "functional/rankings.py": (f"{_OBJECTIVES}/test_reward_formulas.py", _FORMULAS[2]),
     "functional/policy_losses.py": (f"{_FUNCTIONAL}/test_policy_losses.py",),

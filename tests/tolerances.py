@@ -3,6 +3,7 @@
 FP32 = {"rtol": 1e-5, "atol": 1e-6}  # the same arithmetic in another order
 FP32_MODEL = {"rtol": 1e-4, "atol": 1e-4}  # through a whole decoder
 FP64 = {"rtol": 1e-10, "atol": 1e-12}
+LIMITS = {"rtol": 1e-4, "atol": 1e-5}  # a quotient of float64 a step of 1e-7 before its limit
 BF16 = {"rtol": 2e-2, "atol": 2e-2}  # eight bits of mantissa
 PROCESSES = {
     "rtol": 0.0,

@@ -39,6 +39,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "reward": {
         "score": Command("lit_rlhf.cli.score", "Score completions with a reward model"),
+        "evaluate-reward": Command(
+            "lit_rlhf.cli.evaluate_reward", "Can it be trusted? A page: --path M --data PAIRS"
+        ),
     },
     "look": {
         "demo": Command(

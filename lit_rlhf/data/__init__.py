@@ -9,6 +9,7 @@ from lit_rlhf.data.datamodule import BranchedDataModule as BranchedDataModule
 from lit_rlhf.data.formats import (
     PRM800K as PRM800K,
     Alpaca as Alpaca,
+    AnswerSets as AnswerSets,
     Conversation as Conversation,
     ConversationTree as ConversationTree,
     ConversationTreeRows as ConversationTreeRows,
@@ -39,6 +40,7 @@ from lit_rlhf.data.kinds import (
     RankedDataModule as RankedDataModule,
     UnpairedDataModule as UnpairedDataModule,
 )
+from lit_rlhf.data.mixture import Mixture as Mixture, Portion as Portion
 from lit_rlhf.data.prompt_text import PromptTextDataModule as PromptTextDataModule
 from lit_rlhf.data.recognition import Auto as Auto
 from lit_rlhf.data.records import InvalidRowError as InvalidRowError, Record as Record

@@ -8,6 +8,7 @@ from typing import Any, Literal, Never, cast
 import torch
 from torch import Tensor
 
+from lit_rlhf.data.conversion import SUBSET
 from lit_rlhf.data.rows import TokenizedRow
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.types import (
@@ -109,11 +110,13 @@ class BranchedCollator:
             f"{prefix}labels": _pad(labels, width, -100),
         }
 
-    def labelled(self, rows: Rows) -> dict[str, Tensor]:
-        """Those, `index`, and `ref_logprobs` (B, K) where the rows have them."""
-        batch: dict[str, Tensor] = {**self.layout(rows), "index": _index(rows)}  # type: ignore[dict-item]
+    def labelled(self, rows: Rows) -> dict[str, Any]:
+        """Those, `index`, and `ref_logprobs` (B, K) and the subsets' names where the rows have them."""
+        batch: dict[str, Any] = {**self.layout(rows), "index": _index(rows)}
         if "ref_logprobs" in rows[0]["fields"]:
             batch["ref_logprobs"] = _padded([row["fields"]["ref_logprobs"] for row in rows])
+        if SUBSET in rows[0]["columns"]:
+            batch[SUBSET] = [row["columns"][SUBSET] or "" for row in rows]
         return batch
 
 

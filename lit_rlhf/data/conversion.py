@@ -17,6 +17,8 @@ from lit_rlhf.data.records import (
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 
+SUBSET = "subset"
+"""The column that says which part of a data set a row belongs to: metrics are also told by it."""
 _TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 
 
@@ -67,7 +69,7 @@ class Conversion:
             if not records:
                 return [InvalidRowError("the format makes no record of it", shorten(dict(row)))]
             template = {} if isinstance(row, UnreadableRow) else template_options(row)
-            return [self._check(record, template) for record in records]
+            return [_named(self._check(record, template), row) for record in records]
         except InvalidRowError as error:
             return [error]
         except OSError as error:  # of a format that reads files
@@ -105,6 +107,16 @@ class Conversion:
         if template and record.template is None and not carried:
             return replace(record, template=template)
         return record
+
+
+def _named(record: Record | InvalidRowError, row: Row) -> Record | InvalidRowError:
+    """A record of answers, with the subset that its row names."""
+    if isinstance(record, InvalidRowError) or not record.completions:
+        return record
+    subset = row.get(SUBSET)
+    if not isinstance(subset, str | int):
+        return record
+    return replace(record, columns={**record.columns, SUBSET: str(subset)})
 
 
 def template_options(row: Row) -> dict[str, Any]:

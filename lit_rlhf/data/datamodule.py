@@ -1,6 +1,5 @@
 """The DataModule that all others are kinds of."""
 
-import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -11,23 +10,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.cache import Entry, TokenCache, cache_root
+from lit_rlhf.data.cache import TokenCache, cache_root
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.conversion import Shape
-from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.finding import FormatFinder
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.grouping import grouped
-from lit_rlhf.data.keys import (
-    UnknownContentError,
-    code_of_preparation,
-    content_key,
-    describe_class,
-    users_options,
-)
+from lit_rlhf.data.keys import content_key, describe_class, users_options
+from lit_rlhf.data.mixture import Mixture, Shares, sources_of
 from lit_rlhf.data.option_rules import OPTION_RULES, check_sources
 from lit_rlhf.data.position import (
     STATE_VERSION,
@@ -36,13 +29,13 @@ from lit_rlhf.data.position import (
     batches_in_flight,
     check_state,
 )
-from lit_rlhf.data.preparation import Preparation
-from lit_rlhf.data.recognition import Auto, Takes
+from lit_rlhf.data.prepared import PreparedSource, Tokenization
+from lit_rlhf.data.recognition import Auto, Takes, spell
 from lit_rlhf.data.records import Record, Row
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
-from lit_rlhf.data.showing import form_of_prompts
+from lit_rlhf.data.showing import form_of_prompts, say_difference
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
@@ -50,7 +43,6 @@ from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.seeding import generator
 from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 
-_log = logging.getLogger(__name__)
 # The source that a stage can't do without, and those it opens.
 _STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {
     None: (None, ("train", "val", "test")),
@@ -78,7 +70,7 @@ class BranchedDataModule(LightningDataModule, ABC):
                 return [Record(row["question"], (best["body"], worst["body"]))]
 
     Args:
-        train: Rows to train on.
+        train: Rows to train on, of one source or of a `Mixture`.
         val: Rows to validate on.
         test: Rows to test and to predict on.
         tokenizer: Directory or hub id of the model's tokenizer, or from Python the tokenizer.
@@ -157,7 +149,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         self._finder: FormatFinder | None = None
         if isinstance(self.format, Auto):
             name = type(self).__name__
-            self._finder = FormatFinder(self.sources, self.format, self.takes, usual, name)
+            self._finder = FormatFinder(self.format, self.takes, usual, name)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
@@ -171,9 +163,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.rows: dict[str, TokenizedRows] = {}
         self._tokenizer_option = tokenizer
         self.tokenizer_revision, self.trust_remote_code = tokenizer_revision, trust_remote_code
-        self._keys: dict[str, str] = {}
-        self._checksums: dict[str, str] = {}
-        self._uncached = False
+        self._prepared: dict[str, list[PreparedSource]] = {}
         self._position = Position()
         self.check_options()
 
@@ -214,6 +204,13 @@ class BranchedDataModule(LightningDataModule, ABC):
         for name, (valid, allowed) in OPTION_RULES.items():
             check_option(valid(given[name]), self, name, given[name], allowed)
         check_sources(self.sources, self.val_fraction)
+        own = type(self).records is not BranchedDataModule.records
+        for source in filter(None, self.sources.values()):
+            if own and any(given for _, given in sources_of(source)):
+                raise ConfigurationError(
+                    f"{source} has a portion with a `format`, and {type(self).__name__} reads rows by its own "
+                    "`records`: leave the format out."
+                )
 
     # -- preparing ----------------------------------------------------------------------------------------------------
 
@@ -246,7 +243,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         """Tokenize every source that is not in the cache yet; Lightning calls this in one process per node."""
         for name, source in self.sources.items():
             if source is not None:
-                self._entry(name, verify=True)
+                self._open(name, verify=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenized rows that a stage needs: fit, validate, test or predict. None: all there are."""
@@ -260,7 +257,7 @@ class BranchedDataModule(LightningDataModule, ABC):
             )
         for name in opened:
             if self.sources[name] is not None:
-                self.rows[name] = TokenizedRows(self._entry(name, verify=False))
+                self.rows[name] = self._open(name, verify=False)
         if splits and "val" in opened:
             rows = self.rows["train"]
             train, val = rows.split(self.val_fraction, self.split_seed)
@@ -271,69 +268,63 @@ class BranchedDataModule(LightningDataModule, ABC):
                     "rows, another val_fraction or split_seed, or a source for `val`."
                 )
             self.rows |= {"train": train, "val": val}
+        if stage in (None, "fit") and "train" in self.rows:
+            shares = self._shares(self.rows["train"])
+            if shares is not None:
+                rank_zero_info(f"Mixture: {shares}.")
 
     def format_of(self, name: str) -> Format:
-        """The format of the source train, val or test; found from its first rows where none is set."""
-        return self._finder.find(name, self.tokenizer) if self._finder else self.format
+        """The format of the source train, val or test, of a mixture that of its first one."""
+        source = self.sources[name]
+        if source is None:
+            return self.canonical_format
+        first, given = sources_of(source)[0]
+        return given or self._format_of(first)
 
-    def _entry(self, name: str, *, verify: bool) -> Entry:
-        key = self._key(name)
-        limits = self.max_prompt_length, self.max_completion_length
-        encoder = Encoder(self.tokenizer, *limits, truncate=self.too_long == "truncate")
-        policies = self.invalid, self.too_long, self.max_invalid
-        convert = self.format_of(name) if self._finder else self.records
-        source = grouped(self._source(name), self.format_of(name))
-        preparation = Preparation(source, convert, encoder, self.shape, *policies)
-        cache = TokenCache(cache_root(self.cache_dir))
-        rebuild = self._uncached and verify  # by whoever prepares, once; others open what he made
-        entry = cache.get_or_build(
-            key, preparation, preparation.report.to_json, verify=verify, rebuild=rebuild
-        )
-        if name not in self.reports:
-            self._checksums[name] = entry.checksum
-            self.reports[name] = Report.from_json(entry.meta)
-            say(self.reports[name])
-            if self._finder:
-                self._finder.say(name, TokenizedRows(entry), self.tokenizer)
-        self.reports[name].judge(*policies)
-        return entry
+    def _open(self, name: str, *, verify: bool) -> TokenizedRows:
+        prepared = self._prepare(name)
+        rows = TokenizedRows([each.entry(verify=verify) for each in prepared])
+        self.reports[name] = Report.of_all([each.report for each in prepared if each.report])
+        return rows
 
-    def _key(self, name: str) -> str:
-        if name not in self._keys:
-            limits = [self.max_prompt_length, self.max_completion_length]
-            parts: dict[str, Any] = {
-                "code": code_of_preparation(),
-                "source": self._source(name).fingerprint(),
-                "module": self,
-                "format": self.format_of(name),
-                "shape": self.shape,
-                "tokenizer": self.tokenizer_fingerprint,
-                "limits": [*limits, self.too_long, self.invalid],
-            }
-            try:
-                self._keys[name] = content_key(parts)
-            except UnknownContentError as error:
-                self._uncached = True
-                self._keys[name] = content_key({**parts, "module": str(type(self)), "format": ""})
-                _log.warning(
-                    "Tokens are not kept for the next run: %s. State a class attribute `version`, or give the class "
-                    "a method `cache_key` with what decides.",
-                    error,
-                )
-        return self._keys[name]
-
-    def _content(self, name: str) -> str:
-        """What names the content of an entry; where the key doesn't, the rows themselves do."""
-        key = self._key(name)
-        if self._uncached and name not in self._checksums:
-            self._entry(name, verify=False)
-        return f"{key} {self._checksums[name]}" if self._uncached else key
-
-    def _source(self, name: str) -> Source:
+    def _prepare(self, name: str) -> list[PreparedSource]:
+        """The sources of train, val or test, each with its format."""
+        if name in self._prepared:
+            return self._prepared[name]
         source = self.sources[name]
         if source is None:
             raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
-        return source
+        how = Tokenization(
+            module=self,
+            shape=self.shape,
+            tokenizer=self.tokenizer,
+            fingerprint=self.tokenizer_fingerprint,
+            max_prompt_length=self.max_prompt_length,
+            max_completion_length=self.max_completion_length,
+            too_long=self.too_long,
+            invalid=self.invalid,
+            max_invalid=self.max_invalid,
+            cache_dir=self.cache_dir,
+        )
+        own = self.records if self._finder is None else None
+        prepared = []
+        for each, given in sources_of(source):
+            reader, found = given or self._format_of(each), given is None and bool(self._finder)
+            prepared.append(PreparedSource(each, reader, how, given or own, found=found))
+        self._prepared[name] = prepared
+        if self._finder and name != "train" and self.sources["train"] is not None:
+            usual = dict.fromkeys(spell(each.reader) for each in self._prepare("train"))
+            for spelled in dict.fromkeys(spell(each.reader) for each in prepared):
+                if spelled not in usual:
+                    say_difference(name, spelled, ", ".join(usual))
+        return prepared
+
+    def _format_of(self, source: Source) -> Format:
+        return self._finder.find(source, self.tokenizer) if self._finder else self.format
+
+    def _content(self, name: str) -> str:
+        contents = [each.content for each in self._prepare(name)]
+        return contents[0] if len(contents) == 1 else content_key({"sources": contents})
 
     def logprob_stores(self, reference: str) -> list[ReferenceLogprobs]:
         """Where the log-probs of the open training and validation rows under a reference are kept.
@@ -370,6 +361,7 @@ class BranchedDataModule(LightningDataModule, ABC):
             bucket_batches=self.bucket_batches,
             drop_last=self.drop_last,
             position=self._position,
+            shares=self._shares(rows),
         )
         options = self._loader_options()
         return ResumableLoader(rows, batch_size=self.batch_size, sampler=sampler, **options)
@@ -429,6 +421,13 @@ class BranchedDataModule(LightningDataModule, ABC):
             )
         return self.rows[name]
 
+    def _shares(self, rows: TokenizedRows) -> Shares | None:
+        """Which of the training rows an epoch has, where a mixture weighs them."""
+        source = self.sources["train"]
+        if not isinstance(source, Mixture) or source.weights is None:
+            return None
+        return Shares(rows.sizes, source.weights, list(map(str, source.sources)))
+
     # -- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -460,7 +459,10 @@ class BranchedDataModule(LightningDataModule, ABC):
     def _order(self) -> str:
         rows_per_step = self.batch_size * self._replicas()[0]
         buckets = f"bucket_batches {self.bucket_batches}, drop_last {self.drop_last}"
-        return f"{rows_per_step} rows per step, seed {self.seed}, {buckets}"
+        source = self.sources["train"]
+        weights = source.weights if isinstance(source, Mixture) else None
+        mixed = "" if weights is None else f", weights {weights}"
+        return f"{rows_per_step} rows per step, seed {self.seed}, {buckets}{mixed}"
 
     def _keep_plain_hyperparameters(self) -> None:
         # From Python, sources and tokenizers are live objects, which a checkpoint can't hold; from YAML they are plain.

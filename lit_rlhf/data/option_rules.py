@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, get_args
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.formats import Format
+from lit_rlhf.data.mixture import Mixture
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError
@@ -59,6 +60,13 @@ def check_sources(sources: Mapping[str, Source | None], val_fraction: float) -> 
         raise ConfigurationError(
             "No data: set at least one of the data options `train`, `val` and `test`."
         )
+    for name in ("val", "test"):
+        source = sources[name]
+        if isinstance(source, Mixture) and source.weights is not None:
+            raise ConfigurationError(
+                f"The data option `{name}` is a Mixture with weights, which say how often rows are trained on; "
+                "evaluation has every row once. Leave the weights out there."
+            )
     if val_fraction > 0 and (sources["val"] is not None or sources["train"] is None):
         raise ConfigurationError(
             f"val_fraction is {val_fraction}, which splits `train` where `val` is not set; `train` is "

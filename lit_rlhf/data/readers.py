@@ -13,6 +13,7 @@ import lzma
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,19 +38,35 @@ COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def kind_of(path: Path) -> str:
+@dataclass(frozen=True)
+class DataFile:
+    """A file on this machine.
+
+    Attributes:
+        path: Where it lies; its suffix says what it holds.
+        name: What messages call it: the path as it was given, or the address that it was fetched from.
+    """
+
+    path: Path
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def kind_of(name: str) -> str:
     """The suffix that says what a file holds, without that of a compression."""
-    name = path.name.lower()
+    name = name.lower()
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     return Path(name).suffix
 
 
-def read_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
+def read_rows(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
     """Go through the rows of a file.
 
     Args:
-        path: Its suffix says what it holds.
+        data: The file.
         encoding: Of text.
 
     Raises:
@@ -57,7 +74,7 @@ def read_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
     """
     count = 0
     try:
-        for row in _KINDS[kind_of(path)](path, encoding):
+        for row in _KINDS[kind_of(data.path.name)](data, encoding):
             yield row
             count += 1
     except DataError:
@@ -65,31 +82,31 @@ def read_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
     except Exception as error:  # zlib, lzma, pyarrow and codecs raise kinds of their own
         where = f"after row {count}" if count else "from its first row on"
         text = " ".join(str(error).split())[:300] or type(error).__name__
-        if kind_of(path) == ".parquet":
+        if kind_of(data.path.name) == ".parquet":
             raise DataError(
-                f"{path} is no Parquet file, or a torn one: it can't be read {where} ({text}). "
+                f"{data} is no Parquet file, or a torn one: it can't be read {where} ({text}). "
                 "Write or download it again."
             ) from error
         raise DataError(
-            f"{path} can't be read {where}: {text}. It is torn, or no {encoding} text: write or download it again, or "
+            f"{data} can't be read {where}: {text}. It is torn, or no {encoding} text: write or download it again, or "
             "set `encoding`."
         ) from error
 
 
-def _open_text(path: Path, encoding: str) -> IO[str]:
+def _open_text(data: DataFile, encoding: str) -> IO[str]:
     # A byte-order mark is no text. Bytes that are no text are kept as such, so that one row alone is lost by them.
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
         encoding = "utf-8-sig"
-    opened = COMPRESSIONS.get(path.suffix.lower(), Path.open)
-    binary = path.open("rb") if opened is Path.open else opened(path)
+    opened = COMPRESSIONS.get(data.path.suffix.lower(), Path.open)
+    binary = data.path.open("rb") if opened is Path.open else opened(data.path)
     return io.TextIOWrapper(binary, encoding=encoding, errors="surrogateescape", newline="")
 
 
-def _read_jsonl(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
-    with _open_text(path, encoding) as lines:
+def _read_jsonl(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
+    with _open_text(data, encoding) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _parse_line(line, f"{path}, line {number}", encoding)
+                yield _parse_line(line, f"{data}, line {number}", encoding)
 
 
 def _parse_line(line: str, where: str, encoding: str) -> Mapping[str, Any]:
@@ -103,20 +120,20 @@ def _parse_line(line: str, where: str, encoding: str) -> Mapping[str, Any]:
         )
 
 
-def _read_json(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
-    with _open_text(path, encoding) as file:
+def _read_json(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
+    with _open_text(data, encoding) as file:
         text = file.read()
     if not text.lstrip().startswith("["):  # objects, one on each line
-        yield from _read_jsonl(path, encoding)
+        yield from _read_jsonl(data, encoding)
         return
     if not text.isascii() and _UNDECODED.search(text):
-        raise DataError(f"{path} is no {encoding} text. Set `encoding`.")
+        raise DataError(f"{data} is no {encoding} text. Set `encoding`.")
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON: {error}.") from error
+        raise DataError(f"{data} is no JSON: {error}.") from error
     yield from (
-        _object(row, f"{path}, element {number}") for number, row in enumerate(rows, start=1)
+        _object(row, f"{data}, element {number}") for number, row in enumerate(rows, start=1)
     )
 
 
@@ -132,10 +149,10 @@ def _undecoded(where: str, encoding: str) -> UnreadableRow:
     return UnreadableRow(f"no {encoding} text", f"{where} is no {encoding} text; set `encoding`")
 
 
-def _read_csv(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
-    delimiter = "\t" if kind_of(path) == ".tsv" else ","
+def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
+    delimiter = "\t" if kind_of(data.path.name) == ".tsv" else ","
     csv.field_size_limit(sys.maxsize)  # answers may be longer than its 131,072 characters
-    with _open_text(path, encoding) as file:
+    with _open_text(data, encoding) as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
@@ -144,8 +161,8 @@ def _read_csv(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise DataError(f"{path}, near line {reader.line_num}: {error}.") from error
-            where = f"{path}, line {reader.line_num}"
+                raise DataError(f"{data}, near line {reader.line_num}: {error}.") from error
+            where = f"{data}, line {reader.line_num}"
             if not values:
                 continue
             if header is None:
@@ -153,7 +170,7 @@ def _read_csv(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
                 if _UNDECODED.search("".join(header)):
                     raise DataError(f"{where}: the header is no {encoding} text. Set `encoding`.")
                 if len(set(header)) < len(header):
-                    raise DataError(f"{path}: the header names a column twice: {header}.")
+                    raise DataError(f"{data}: the header names a column twice: {header}.")
             elif len(values) != len(header):
                 yield UnreadableRow(
                     "more or fewer fields than the header",
@@ -167,16 +184,16 @@ def _read_csv(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
                 yield dict(zip(header, values, strict=True))
 
 
-def _read_parquet(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
+def _read_parquet(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
     import pyarrow.parquet  # noqa: PLC0415  (see above)
 
     del encoding
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with pyarrow.parquet.ParquetFile(data.path) as file:
         for batch in file.iter_batches(batch_size=1024):
             yield from batch.to_pylist()
 
 
-_KINDS: dict[str, Callable[[Path, str], Iterator[Mapping[str, Any]]]] = {
+_KINDS: dict[str, Callable[[DataFile, str], Iterator[Mapping[str, Any]]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,

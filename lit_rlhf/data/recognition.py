@@ -35,6 +35,7 @@ FORMATS: tuple[type[Format], ...] = (
     formats.Ranked,
     formats.RatedAnswers,
     formats.RankedAnswers,
+    formats.AnswerSets,
     formats.ConversationTree,
     formats.ConversationTreeRows,
     formats.Unpaired,

@@ -1,7 +1,8 @@
 """What became of the rows of a source: counts by reason, and when they end the run."""
 
 import logging
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -147,6 +148,33 @@ class Report:
                 "so one class is left out: "
                 "labels are true or false, 1 or 0, or 1 or -1. Write them so, or give numbers as the option `score`."
             )
+
+    @classmethod
+    def of_all(cls, reports: Sequence["Report"]) -> "Report":
+        """One report of several sources, itself of one; `source` says how much each gave."""
+        if len(reports) == 1:
+            return reports[0]
+        whole = cls(
+            " + ".join(f"{r.source} ({r.records} {r.unit})" for r in reports), reports[0].unit
+        )
+        for report in reports:
+            for name, reason in report.reasons.items():
+                whole.reasons.setdefault(name, replace(reason, count=0)).count += reason.count
+            for mine, theirs in (
+                (whole.optional, report.optional),
+                (whole.labels, report.labels),
+            ):
+                for name, count in theirs.items():
+                    mine[name] = mine.get(name, 0) + count
+            whole.rows += report.rows
+            whole.records += report.records
+            whole.chats += report.chats
+            whole.cut_prompts += report.cut_prompts
+            whole.columns = sorted({*whole.columns, *report.columns})
+            whole.systems = [*dict.fromkeys([*whole.systems, *report.systems])][:2]
+            whole.longest_prompt = max(whole.longest_prompt, report.longest_prompt)
+            whole.longest_completion = max(whole.longest_completion, report.longest_completion)
+        return whole
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the cache."""

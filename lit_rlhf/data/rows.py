@@ -1,16 +1,18 @@
 """Tokenized rows as a torch data set, and the log-probs of a reference that go with them."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from itertools import chain
 from typing import Any, TypedDict
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_rlhf.data.cache import Entry, TokenCache
+from lit_rlhf.data.cache import Entry, TokenCache, open_together
 from lit_rlhf.data.report import OPTIONAL_FIELDS
+from lit_rlhf.errors import DataError
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.types import BranchedBatch, Text
 
@@ -28,44 +30,80 @@ class TokenizedRow(TypedDict):
 
 
 class TokenizedRows(Dataset[TokenizedRow]):
-    """Rows of a cache entry, memory-mapped, or a part of them.
+    """Rows of cache entries, one behind the other, or a part of them. They stay on disk, memory-mapped.
+
+    Of a row, 4 bytes are held for its length, and 8 for its place where only a part of the rows is used.
 
     Args:
-        entry: Where the rows lie.
-        positions: Which of the entry's rows, in order. None: all of them.
+        entries: Where the rows lie, one entry for each source.
+        positions: Which of all the rows, in order. None: all of them.
+
+    Raises:
+        DataError: The rows of two entries have different fields.
     """
 
-    def __init__(self, entry: Entry, positions: np.ndarray | None = None) -> None:
-        self.table = entry.open()
-        self.positions = np.arange(len(self.table)) if positions is None else positions
-        self.lengths = np.asarray(self.table.data["length"])[self.positions]
+    def __init__(self, entries: Sequence[Entry], positions: np.ndarray | None = None) -> None:
+        self.table = open_together(entries)
+        self.positions = positions
+        self.bounds = np.cumsum([0, *(len(entry.open()) for entry in entries)])
+        self.lengths = self._column("length")
         self.ref_logprobs: np.ndarray | None = None  # (n, K) float32, once they were computed
         # What some rows have and others lack.
-        self.fields = {name: OPTIONAL_FIELDS[name] for name in entry.meta.get("optional", ())}
-        self.columns = dict.fromkeys(entry.meta.get("columns", ()))
+        metas = [entry.meta for entry in entries]
+        optional = chain.from_iterable(meta.get("optional", ()) for meta in metas)
+        self.fields = {name: OPTIONAL_FIELDS[name] for name in optional}
+        self.columns = dict.fromkeys(chain.from_iterable(m.get("columns", ()) for m in metas))
+        self._check_fields(metas)
+
+    def _check_fields(self, metas: Sequence[Mapping[str, Any]]) -> None:
+        kinds = [
+            set(json.loads(self.table[int(start)]["extras"])["fields"]) - OPTIONAL_FIELDS.keys()
+            for start in self.bounds[:-1]
+        ]
+        other = next((place for place, kind in enumerate(kinds) if kind != kinds[0]), None)
+        if other is not None:
+            raise DataError(
+                f"The rows of {metas[0]['source']} have the fields {sorted(kinds[0])}, those of "
+                f"{metas[other]['source']} {sorted(kinds[other])}: one batch can't hold both. Give one of the portions "
+                "a `format` that makes the fields of the other."
+            )
+
+    def _column(self, name: str) -> np.ndarray:
+        column: np.ndarray = np.asarray(self.table.data[name])
+        return column if self.positions is None else column[self.positions]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many of the rows are of each source."""
+        bounds = self.bounds
+        if self.positions is not None:
+            bounds = np.searchsorted(self.positions, bounds)
+        return [int(size) for size in np.diff(bounds)]
 
     @property
     def prompt_keys(self) -> np.ndarray:
         """(n,) int64: a hash of each row's prompt text."""
-        keys: np.ndarray = np.asarray(self.table.data["prompt_key"])[self.positions]
-        return keys
+        return self._column("prompt_key")
 
     def most_completions(self) -> int:
         """The largest number of completions of a prompt."""
         import pyarrow.compute as pc  # noqa: PLC0415  (start-up that --help shall not pay)
 
         counts = np.asarray(pc.list_value_length(self.table.data["completion_ids"]))
-        return int(counts[self.positions].max(initial=0))
+        if self.positions is not None:
+            counts = counts[self.positions]
+        return int(counts.max(initial=0))
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> TokenizedRow:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[TokenizedRow]:
         """Several rows at once, as torch's loaders ask for them."""
-        raw = self.table.__getitems__([int(self.positions[index]) for index in indices])
+        places = indices if self.positions is None else self.positions[list(indices)]
+        raw = self.table.__getitems__([int(place) for place in places])
         rows = [self._row(int(index), values) for index, values in zip(indices, raw, strict=True)]
         if self.ref_logprobs is not None:
             for row in rows:
@@ -88,7 +126,9 @@ class TokenizedRows(Dataset[TokenizedRow]):
 
     def _part(self, keep: np.ndarray) -> "TokenizedRows":
         part = copy(self)
-        part.positions, part.lengths = self.positions[keep], self.lengths[keep]
+        (kept,) = keep.nonzero()
+        part.positions = kept if self.positions is None else self.positions[kept]
+        part.lengths = self.lengths[kept]
         part.ref_logprobs = None
         return part
 

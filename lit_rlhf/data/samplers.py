@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DistributedSampler
 
+from lit_rlhf.data.mixture import Shares
 from lit_rlhf.data.position import Position
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.seeding import generator
@@ -35,6 +36,7 @@ class LengthBucketSampler(DistributedSampler[int]):
         drop_last: Leave out the rows that fill no global batch, other ones in each epoch. False: deal them as a last,
             smaller batch, if there is one for each process.
         position: Shared with whoever restores it.
+        shares: Which of the rows an epoch has, of a mixture. None: all of them.
 
     Raises:
         ConfigurationError: There are too few rows for one batch.
@@ -51,6 +53,7 @@ class LengthBucketSampler(DistributedSampler[int]):
         bucket_batches: int = 50,
         drop_last: bool = True,
         position: Position | None = None,
+        shares: Shares | None = None,
     ) -> None:
         # DistributedSampler's own __init__ would set an epoch of its own beside the position's.
         self.lengths = np.asarray(lengths)
@@ -58,11 +61,13 @@ class LengthBucketSampler(DistributedSampler[int]):
         self.seed, self.bucket_batches, self.drop_last = seed, bucket_batches, drop_last
         self.position = position if position is not None else Position()
         self.global_batch_size = batch_size * num_replicas
-        self.full_batches, rest = divmod(len(self.lengths), self.global_batch_size)
+        self.shares = shares
+        self.epoch_rows = len(self.lengths) if shares is None else sum(shares.counts)
+        self.full_batches, rest = divmod(self.epoch_rows, self.global_batch_size)
         self.left_over = 0 if drop_last or rest < num_replicas else rest
         if self.num_batches == 0:
             raise ConfigurationError(
-                f"{len(self.lengths)} rows don't fill one batch: batch_size {batch_size} on {num_replicas} process(es) "
+                f"{self.epoch_rows} rows don't fill one batch: batch_size {batch_size} on {num_replicas} process(es) "
                 f"takes {self.global_batch_size}. Lower batch_size, set drop_last: false, or give more rows."
             )
 
@@ -84,7 +89,9 @@ class LengthBucketSampler(DistributedSampler[int]):
     def order(self, epoch: int) -> list[int]:
         """This process's rows of an epoch."""
         rng = generator(self.seed, "order", epoch)
-        permutation = torch.randperm(len(self.lengths), generator=rng).numpy()
+        permutation = torch.randperm(self.epoch_rows, generator=rng).numpy()
+        if self.shares is not None:
+            permutation = self.shares.rows(self.seed, epoch)[permutation]
         used = self.full_batches * self.global_batch_size
         rows, rest = permutation[:used], permutation[used : used + self.left_over]
         span = self.bucket_batches * self.global_batch_size

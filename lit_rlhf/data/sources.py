@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.data.readers import COMPRESSIONS, KINDS, kind_of, read_rows
+from lit_rlhf.data.locating import find_files
+from lit_rlhf.data.readers import DataFile, kind_of, read_rows
 from lit_rlhf.data.records import UnreadableRow, shorten
 from lit_rlhf.errors import DataError
 from lit_rlhf.options import check_option, is_text
@@ -62,60 +63,64 @@ class FileSource(Source):
     file holds in no readable form is a row that can't be used; a file that is torn ends the run.
 
     Args:
-        path: A file, or several, read one after the other.
+        path: A file, a pattern (`data/*.jsonl.gz`), a directory of shards, the address of one of these (`s3://`,
+            `gs://`, `hf://`, `https://`, whatever fsspec knows), or several, read one after the other. Files behind an
+            address are copied into the cache once and read from there.
         encoding: Of text files.
+        storage_options: What fsspec is told of addresses, such as `{anon: true}`; keys are better left where its
+            packages look for them.
 
     Raises:
-        ConfigurationError: A path or an encoding that is none.
+        ConfigurationError: A path or an encoding that is none, or an address that needs a package.
         DataError: No such file, or a suffix that says nothing; while loading: a file that is torn.
     """
 
-    def __init__(self, path: str | list[str], encoding: str = "utf-8") -> None:
+    def __init__(
+        self,
+        path: str | list[str],
+        encoding: str = "utf-8",
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
         paths = path if isinstance(path, list | tuple) else [path]
         valid = bool(paths) and all(_is_path(p) for p in paths)
         check_option(valid, self, "path", path, "a path, or a list of one or more")
         check_option(_is_encoding(encoding), self, "encoding", encoding, "one that Python knows")
-        self.paths = [Path(p).expanduser() for p in paths]
-        self.encoding = encoding
+        given: object = storage_options
+        valid = given is None or isinstance(given, Mapping)
+        check_option(valid, self, "storage_options", given, "a mapping, or left out")
+        self.paths = [str(path) for path in paths]
+        self.encoding, self.storage_options = encoding, storage_options or {}
+        self._files: list[DataFile] = []
         self._starts: list[int] = []
+
+    def files(self) -> list[DataFile]:
+        """The files there are now."""
+        return [file for path in self.paths for file in find_files(path, self.storage_options)]
 
     def load(self) -> Iterator[Mapping[str, Any]]:
         """Read the files row by row."""
-        self._check()
-        self._starts, count = [], 0
-        for path in self.paths:
+        self._files, self._starts, count = self.files(), [], 0
+        for file in self._files:
             self._starts.append(count)
-            for row in read_rows(path, self.encoding):
+            for row in read_rows(file, self.encoding):
                 yield row
                 count += 1
 
     def fingerprint(self) -> str:
         """Hash the bytes of the files, their kinds and their encoding."""
-        self._check()
-        return _hash_files(self.paths, [*map(kind_of, self.paths), self.encoding])
+        paths = [file.path for file in self.files()]
+        return _hash_files(paths, [*(kind_of(path.name) for path in paths), self.encoding])
 
     def locate(self, row: int) -> str:
         """File and row within it."""
-        index = max(bisect_right(self._starts, row) - 1, 0)
-        start = self._starts[index] if self._starts else 0
-        return f"{self.paths[index]}, row {row - start + 1}"
+        if not self._starts:
+            return f"{self}, row {row + 1}"
+        index = bisect_right(self._starts, row) - 1
+        return f"{self._files[index]}, row {row - self._starts[index] + 1}"
 
     def __str__(self) -> str:
         """The paths."""
-        return ", ".join(str(path) for path in self.paths)
-
-    def _check(self) -> None:
-        for path in self.paths:
-            if not path.is_file():
-                raise DataError(
-                    f"There is no file {path} (looked in {Path.cwd()}). Give the path of an existing file."
-                )
-            if kind_of(path) not in KINDS:
-                raise DataError(
-                    f"Can't tell from its name what {path} holds. Known suffixes: {', '.join(KINDS)}, and "
-                    f"{', '.join(COMPRESSIONS)} after those of text files. Rename it, or convert it; a `datasets` "
-                    "directory is read by DirectorySource."
-                )
+        return ", ".join(self.paths)
 
 
 class DirectorySource(Source):
@@ -260,9 +265,12 @@ def rows_of(source: Source) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{source} can't be read: {error}.") from error
 
 
-def local_source(path: str) -> DirectorySource | FileSource:
-    """A directory of the `datasets` library or a file, by what lies at a path."""
-    return DirectorySource(path) if Path(path).is_dir() else FileSource(path)
+def local_source(path: str | list[str]) -> DirectorySource | FileSource:
+    """What `save_to_disk` of the `datasets` library wrote, or files, by what lies at a path."""
+    saved = ("state.json", "dataset_dict.json")
+    if isinstance(path, str) and any((Path(path).expanduser() / name).is_file() for name in saved):
+        return DirectorySource(path)
+    return FileSource(path)
 
 
 def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[str, Any]]:

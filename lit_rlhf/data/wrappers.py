@@ -86,9 +86,14 @@ class AsChat(Wrapper):
 
     def __call__(self, row: Row) -> list[Record]:
         """The same records, with messages for text."""
-        return [self._chat(record) for record in self.format(row)]
+        return [self.convert(record) for record in self.format(row)]
 
-    def _chat(self, record: Record) -> Record:
+    def convert(self, record: Record) -> Record:
+        """A record with messages for text.
+
+        Raises:
+            InvalidRowError: It has no prompt.
+        """
         if not record.prompt:
             raise InvalidRowError(
                 "text without prompt",
@@ -123,9 +128,14 @@ class AsTranscript(Wrapper):
 
     def __call__(self, row: Row) -> list[Record]:
         """The same records, with text for messages."""
-        return [self._plain(record) for record in self.format(row)]
+        return [self.convert(record) for record in self.format(row)]
 
-    def _plain(self, record: Record) -> Record:
+    def convert(self, record: Record) -> Record:
+        """A record with text for messages.
+
+        Raises:
+            InvalidRowError: A turn has no place in a transcript.
+        """
         if isinstance(record.prompt, str) and TRANSCRIPT_MARKER in record.prompt:
             return record
         texts = [_transcript(turn) for turn in _turn("user", record.prompt)]

@@ -27,7 +27,14 @@ from lit_rlhf.functional.branches import (
     expand_branches as expand_branches,
     pack_branches as pack_branches,
 )
-from lit_rlhf.functional.kl import full_kl as full_kl, k1 as k1, k2 as k2, k3 as k3
+from lit_rlhf.functional.chunks import rows_by_chunks as rows_by_chunks
+from lit_rlhf.functional.kl import (
+    full_kl as full_kl,
+    k1 as k1,
+    k2 as k2,
+    k3 as k3,
+    kl_of_logprobs as kl_of_logprobs,
+)
 from lit_rlhf.functional.logprobs import (
     TokenLogprobs as TokenLogprobs,
     chunked_logprobs as chunked_logprobs,

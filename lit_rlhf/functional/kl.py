@@ -60,7 +60,18 @@ def full_kl(
         tensor(0.)
     """
     logp = (at_least_float32(logits) / temperature).log_softmax(-1)
-    logq = (at_least_float32(ref_logits) / temperature).log_softmax(-1)
+    return kl_of_logprobs(logp, (at_least_float32(ref_logits) / temperature).log_softmax(-1))
+
+
+def kl_of_logprobs(
+    logp: Float[Tensor, "*shape vocabulary"], logq: Float[Tensor, "*shape vocabulary"]
+) -> Float[Tensor, "*shape"]:
+    r"""$\sum_v p_v (\ln p_v - \ln q_v)$ of two distributions given by their logarithms.
+
+    Example:
+        >>> kl_of_logprobs(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.2, 0.8]).log())
+        tensor(0.2231)
+    """
     impossible = logp == -torch.inf
     difference = logp.masked_fill(impossible, 0.0) - logq.masked_fill(impossible, 0.0)
     return (logp.exp() * difference).sum(-1)

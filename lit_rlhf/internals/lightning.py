@@ -4,6 +4,7 @@
 import logging
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ _NOISE = (
     # between Lightning 2.6 and torch 2.13
     r".*isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*torch.distributed.nn.functional.all_gather is deprecated.*",
+    # log-probs are views, which nothing changes in place
+    r"FSDP2-wrapped module .* returned a view tensor.*",
 )
 
 
@@ -140,8 +143,26 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load weights and optimizer, which Lightning does before the module sees the checkpoint: it is asked first."""
+        path = self.broadcast(checkpoint_path)
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        check = getattr(self.lightning_module, "check_checkpoint", None)
+        if check is not None:
+            check(checkpoint)
+        return super().load_checkpoint(path, weights_only)
+
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, "Parameters divided over all processes (FSDP2)")
+
+
+def collective_timeout(trainer: Trainer) -> float:
+    """Seconds after which the strategy gives up a collective that not all processes have come to."""
+    timeout = getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
+    seconds: float = timeout.total_seconds()
+    return seconds
 
 
 def will_validate(trainer: Trainer) -> bool:

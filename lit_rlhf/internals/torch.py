@@ -1,10 +1,11 @@
-"""Of torch, read from 2.13: a module's hooks, tensors' versions, unsaved buffers, oneDNN's operators."""
+"""Of torch, read from 2.13: a module's hooks, tensors' versions, unsaved buffers, oneDNN's operators, groups."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,3 +59,15 @@ def laid_out_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[
         return partial(F.linear, weight=weight, bias=bias)
     laid_out = lay_out(weight, rows)
     return lambda x: multiply(x, laid_out, bias, "none", [], "")
+
+
+def collectives_begun() -> int:
+    """How many this process has begun, of all groups; of ranks that run the same program, one behind has fewer."""
+    groups: Any = dist.distributed_c10d._world.pg_map  # noqa: SLF001
+    return sum(group._get_sequence_number_for_group() for group in groups)  # noqa: SLF001
+
+
+def own_store() -> Any:
+    """The store by which the processes found each other, on a connection of its own, for use by another thread."""
+    store: Any = dist.distributed_c10d._get_default_store()  # noqa: SLF001
+    return store.clone()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_rlhf.metrics.pairs import agreement
 from lit_rlhf.options import check_option
 
 
@@ -45,7 +46,7 @@ class PreferenceAccuracy(Metric):
         """
         margin = chosen.float() - rejected.float()
         p = torch.ones_like(margin) if p_chosen is None else p_chosen.float()
-        self.agreement = self.agreement + (p * (margin > 0) + (1 - p) * (margin < 0)).sum()
+        self.agreement = self.agreement + agreement(margin, p).sum()
         self.total = self.total + margin.numel()
 
     def compute(self) -> Tensor:
@@ -161,3 +162,10 @@ class CalibrationError(Metric):
     def compute(self) -> Tensor:
         """A scalar in [0, 1]; nan if no pair was seen."""
         return (self.agreement - self.confidence).abs().sum() / self.count.sum()
+
+    def bins(self) -> list[tuple[float, float, int]]:
+        """Mean confidence, mean agreement and number of pairs of each bin that has some: a reliability plot."""
+        columns = zip(
+            *(x.tolist() for x in (self.count, self.confidence, self.agreement)), strict=True
+        )
+        return [(sure / n, holds / n, round(n)) for n, sure, holds in columns if n]

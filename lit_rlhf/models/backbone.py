@@ -22,7 +22,7 @@ from lit_rlhf.models.checks import check_decoder
 from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.kernels import use_kernels
 from lit_rlhf.models.kernels.attention import apart, current_parts
-from lit_rlhf.models.lm_head import LMHead
+from lit_rlhf.models.lm_head import Comparison, LMHead
 from lit_rlhf.models.loading import (
     DTYPES,
     embeddings,
@@ -149,6 +149,11 @@ class Backbone(nn.Module):
     def has_lm_head(self) -> bool:
         """Whether log-probs and logits can be asked for."""
         return self._lm_head is not None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the LM head, of which the last may belong to no token."""
+        return int(self._require_lm_head().module.out_features)
 
     @property
     def costs(self) -> Costs:
@@ -301,6 +306,8 @@ class Backbone(nn.Module):
         scores: str | Sequence[str] | None = None,
         temperature: float = 1.0,
         entropy_grad: bool = False,
+        hidden: bool = False,
+        against: Comparison | None = None,
     ) -> BranchOutput:
         """Evaluate the branches of a batch under a role; N = B * K sequences, T tokens of the longest.
 
@@ -314,6 +321,8 @@ class Backbone(nn.Module):
             scores: Name of the head to apply at each branch's last token; of several, scores are (N, heads).
             temperature: Divides the logits.
             entropy_grad: Whether the entropy carries a gradient.
+            hidden: The states before the branches' tokens, for another model's `against`.
+            against: Another model's states, to compare the next-token distributions with.
         """
         with self.use_role(role):
             states = self._runner(batch, num_branches)
@@ -321,7 +330,7 @@ class Backbone(nn.Module):
         size = states.mask.shape
         picked = (
             states.hidden.index_select(0, states.source.flatten()[wanted])
-            if logprobs or entropy or values
+            if logprobs or entropy or values or hidden or against is not None
             else None
         )
         result: dict[str, Tensor] = {}
@@ -335,6 +344,15 @@ class Backbone(nn.Module):
                 result["entropy"] = spread(found.entropy, wanted, size)
         if picked is not None and values is not None:
             result["values"] = spread(self.head(values)(picked), wanted, size)
+        if picked is not None and against is not None:
+            tokens = states.tokens.flatten()[wanted]
+            compared = self._require_lm_head().compare(picked, tokens, against, temperature)
+            result |= {
+                name: spread(found, wanted, size)
+                for name, found in zip(("divergence", "log_ratio"), compared, strict=True)
+            }
+        if picked is not None and hidden:
+            result["hidden"] = picked
         if scores is not None:
             result["scores"] = self._scores(states, scores)
         return BranchOutput(mask=states.mask, **result)

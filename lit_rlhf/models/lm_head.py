@@ -1,13 +1,30 @@
 """The LM head with what architectures do to logits: a scale, a soft cap, a bias."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs
+from lit_rlhf.functional.chunks import Rows, rows_by_chunks
+from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs, token_logprobs
+from lit_rlhf.functional.masking import at_least_float32
+
+_CHUNK_ELEMENTS = 1 << 22
+"""Logits of one chunk where two models are compared, which takes about ten arrays of their size."""
+
+
+class Comparison(NamedTuple):
+    """Another model's next-token distributions at the tokens of a batch, and how to compare with them."""
+
+    hidden: Tensor
+    """(n, h): its states before each token that exists, row by row."""
+    logits: Callable[[Tensor], Tensor]
+    """Its LM head: (m, h) to (m, V)."""
+    divergence: Callable[[Tensor, Tensor], Tensor]
+    """From our logits and its, (m, V) each, to (m,)."""
 
 
 class LMHead:
@@ -31,7 +48,7 @@ class LMHead:
 
     def logits(self, hidden: Tensor, product: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(..., h) to (..., V) in float32; `product` stands in for the linear layer."""
-        logits = (product or self.module)(hidden.to(self.module.weight.dtype)).float()
+        logits = at_least_float32((product or self.module)(hidden.to(self.module.weight.dtype)))
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -58,6 +75,32 @@ class LMHead:
             logit_scale=self.scale,
             with_entropy=entropy,
             entropy_grad=entropy_grad,
+        )
+
+    def compare(
+        self, hidden: Tensor, tokens: Tensor, other: Comparison, temperature: float
+    ) -> Rows:
+        """How far another model's distributions are from ours, (n,), and log p/q of the tokens (n,), no gradient.
+
+        Logits exist for a chunk at a time only, in either pass. Ids that only the other's head has are left out.
+        """
+        width = self.module.weight.shape[0]
+
+        def compute(rows: Tensor, other_rows: Tensor, picks: Tensor) -> Rows:
+            with torch.no_grad():
+                theirs = other.logits(other_rows)[:, :width] / temperature
+            ours = self.logits(rows) / temperature
+            with torch.no_grad():
+                ratio = token_logprobs(ours, picks) - token_logprobs(theirs, picks)
+            return other.divergence(ours, theirs), ratio
+
+        return rows_by_chunks(
+            compute,
+            hidden,
+            other.hidden,
+            tokens,
+            chunk_size=max(_CHUNK_ELEMENTS // width, 16),
+            keep_slopes=not any(weight.requires_grad for weight in self.module.parameters()),
         )
 
 

@@ -3,6 +3,7 @@
 from lit_rlhf.internals.lightning import FSDP2Strategy as FSDP2Strategy
 from lit_rlhf.modules.base import RLHFModule as RLHFModule
 from lit_rlhf.modules.dapo import DAPOPolicyModule as DAPOPolicyModule
+from lit_rlhf.modules.distillation import DistillationPolicyModule as DistillationPolicyModule
 from lit_rlhf.modules.group import (
     CISPOPolicyModule as CISPOPolicyModule,
     DrGRPOPolicyModule as DrGRPOPolicyModule,
@@ -38,3 +39,8 @@ from lit_rlhf.modules.reward import RewardModelModule as RewardModelModule
 from lit_rlhf.modules.schedules import WarmupCosine as WarmupCosine
 from lit_rlhf.modules.steps import Steps as Steps, Updates as Updates
 from lit_rlhf.modules.supervised import SupervisedModule as SupervisedModule
+from lit_rlhf.modules.teachers import (
+    Teacher as Teacher,
+    TeacherAdapter as TeacherAdapter,
+    TeacherModel as TeacherModel,
+)

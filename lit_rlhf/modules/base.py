@@ -22,7 +22,7 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.internals.lightning import precision_of
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
-from lit_rlhf.modules.parts import require_parts, take_parts
+from lit_rlhf.modules.parts import arguments_of, require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.refusals import refuse_precision
 from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
@@ -79,6 +79,13 @@ class RLHFModule(LightningModule):
     backbone: Backbone
     reference: Reference
     """Of modules that are held to one."""
+    _arguments: set[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - the constructor's
+        """Remember which arguments the module was built with, which its base's constructor can't know."""
+        module = super().__new__(cls)
+        object.__setattr__(module, "_arguments", arguments_of(cls, kwargs))
+        return module
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -97,7 +104,7 @@ class RLHFModule(LightningModule):
         with warnings.catch_warnings():  # of parts that are nn.Modules, which take_parts takes out
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
-        self._parts = take_parts(type(self), self.hparams)
+        self._parts = take_parts(self._arguments, self.hparams)
         self.spec = backbone
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
@@ -388,8 +395,12 @@ class RLHFModule(LightningModule):
             warnings.filterwarnings("ignore", message="Found keys that are in the model state dict")
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this class and complete, then restore the module's own state."""
+    def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Whether the module can go on from a checkpoint, before anything of it is loaded.
+
+        Raises:
+            CheckpointError: It is of another class, layout, model or optimizer.
+        """
         ours = checkpoint.get(CHECKPOINT_KEY)
         if ours is None:
             raise CheckpointError(
@@ -407,8 +418,7 @@ class RLHFModule(LightningModule):
                 f"--ckpt_path a checkpoint of a {type(self).__qualname__}, or set model.class_path to {ours['class']}."
             )
         self.configure_model()
-        # FSDP2 has loaded the weights by now, in silence where some are missing, and has taken them out of the
-        # checkpoint.
+        # Where FSDP2 has loaded them, the weights are no longer in the checkpoint.
         weights = checkpoint.get("state_dict")
         shapes = ours["shapes"] if weights is None else _shapes(weights.items())
         wanted, found = set(self.trainable_names()), set(shapes)
@@ -420,6 +430,13 @@ class RLHFModule(LightningModule):
                 "lora or value other when it was written?"
             )
         self._check_shapes(shapes)
+        if self._written and ours.get("optimizer"):
+            changed_options(ours["optimizer"], self._written)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this class and complete, then restore the module's own state."""
+        self.check_checkpoint(checkpoint)
+        ours = checkpoint[CHECKPOINT_KEY]
         self.backbone.prompts = recorded_prompts(ours)
         self.guard.load_state_dict(ours["state"]["guard"])
         self.load_extra_state(ours["state"])

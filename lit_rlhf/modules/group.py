@@ -201,9 +201,14 @@ class DrGRPOPolicyModule(GroupPolicyModule):
         reduction: Reduction | None = None,
         **kwargs: Any,
     ) -> None:
-        sampling = sampling or Sampling()
-        reduction = reduction or ConstantLength(sampling.max_new_tokens)
-        super().__init__(backbone, reward, sampling=sampling, reduction=reduction, **kwargs)
+        length = (sampling or Sampling()).max_new_tokens
+        super().__init__(
+            backbone,
+            reward,
+            sampling=sampling,
+            reduction=reduction or ConstantLength(length),
+            **kwargs,
+        )
 
 
 class GSPOPolicyModule(GroupPolicyModule):

@@ -12,16 +12,20 @@ from torch import nn
 from lit_rlhf.errors import ConfigurationError
 
 
-def take_parts(module: type, hparams: MutableMapping[str, Any]) -> dict[str, str]:
+def take_parts(arguments: set[str], hparams: MutableMapping[str, Any]) -> dict[str, str]:
     """Leave nothing in hyper-parameters but what a checkpoint that loads with `weights_only=True` can hold.
 
     Under LightningCLI they are the parsed configuration and stay. From Python they are live objects: dataclasses become
-    dicts, for loggers, and other objects go; so do arguments of a base class that the module doesn't take itself.
+    dicts, for loggers, and other objects go; so do arguments of a base class that weren't the module's own.
+
+    Args:
+        arguments: Names that the module was built with, see `arguments_of`.
+        hparams: What Lightning found in the frames of all constructors.
 
     Returns:
         Each of those by name: its class and its plain options.
     """
-    for name in hparams.keys() - _arguments(module):
+    for name in hparams.keys() - arguments:
         if not name.startswith("_"):  # Lightning's own notes
             del hparams[name]
     parts = {}
@@ -59,16 +63,18 @@ def require_parts(checkpoint: object, key: str, given: Iterable[str]) -> None:
         )
 
 
-def _arguments(module: type) -> set[str]:
-    """Names that its constructor takes, those that `**kwargs` hand on to its bases included."""
-    names: set[str] = set()
-    for each in module.__mro__:
-        if "__init__" in vars(each):
-            own = inspect.signature(each.__init__).parameters  # type: ignore[misc]
-            names |= set(own)
-            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
-                break
-    return names
+def arguments_of(module: type, given: Iterable[str]) -> set[str]:
+    """Names of the arguments of a module: those that its class lists, and what else was given by name.
+
+    What the class itself hands on to its base isn't among them, and can't be handed to it.
+
+    Args:
+        module: The class.
+        given: Names of the keyword arguments of the call that built it.
+    """
+    own = inspect.signature(module.__init__).parameters.values()  # type: ignore[misc]
+    listed = [p.name for p in own if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)][1:]
+    return {*listed, *given}
 
 
 def _describe(value: Any) -> str:

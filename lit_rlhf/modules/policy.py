@@ -83,6 +83,7 @@ class PolicyModule(RLHFModule):
     Args:
         backbone: The initial policy; the reference is the same base with adapters off, or a frozen copy.
         reward: Scores completions; see `lit_rlhf.rewards`.
+        reference: What the policy is held to, $\pi_{ref}$; default: the initial policy. `TeacherModel` is another.
         engine: Samples completions; default `NativeEngine()`.
         sampling: Length limit and temperature of rollouts. Losses use the log-probs of the tempered distribution. Top-k
             and top-p are refused here: the loss would be that of another distribution than the one sampled from.
@@ -120,6 +121,7 @@ class PolicyModule(RLHFModule):
         backbone: ModelSpec,
         reward: Reward,
         *,
+        reference: Reference | None = None,
         engine: RolloutEngine | None = None,
         sampling: Sampling | None = None,
         eval_sampling: Sampling | None = None,
@@ -141,7 +143,7 @@ class PolicyModule(RLHFModule):
             backbone, optimizer=optimizer, lr_scheduler=lr_scheduler, seed=seed, steps=updates
         )
         self.automatic_optimization = False
-        self.reference = Reference()
+        self.reference = reference or Reference()
         self.reward = reward
         self.engine = engine or NativeEngine()
         self.sampling = sampling or Sampling()
@@ -258,9 +260,8 @@ class PolicyModule(RLHFModule):
     def take_step(self) -> Tensor:
         """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
         optimizer: Any = self.optimizers()
-        norm, taken = guarded_step(
-            optimizer, self.guard, self.loss_scaler(), self.updates.max_grad_norm
-        )
+        limit = self.updates.max_grad_norm
+        norm, taken = guarded_step(optimizer, self.guard, self.loss_scaler(), limit)
         if taken and isinstance(schedule := self.lr_schedulers(), LRScheduler):
             schedule.step()
         return norm
@@ -268,18 +269,14 @@ class PolicyModule(RLHFModule):
     def finish_iteration(self, rollout: EvaluatedRollout) -> None:
         """Log, move the KL coefficient, count the iteration."""
         weights = self.importance_weights(rollout)
-        metrics = self.means.compute() | rollout_metrics(rollout, self.kl.value, weights)
-        counts = {"iteration": self.iteration, "skipped_steps": self.guard.skipped}
-        metrics |= {"kl_coef": self.kl.value} | counts
+        metrics = rollout_metrics(rollout, self.kl.value, weights) | self.means.compute()
+        metrics |= {"skipped_steps": self.guard.skipped, "iteration": self.iteration}
+        metrics |= {"kl_coef": self.kl.value}
         self.means = Means()
-        self.log_dict(
-            {f"train/{name}": float(value) for name, value in metrics.items()},
-            batch_size=rollout.num_prompts,
-        )
+        named = {f"train/{name}": float(value) for name, value in metrics.items()}
+        self.log_dict(named, batch_size=rollout.num_prompts)
         shown = {"reward": metrics["objective/scores"], "kl": metrics["objective/kl"]}
-        self.log_dict(
-            {name: float(value) for name, value in shown.items()}, prog_bar=True, logger=False
-        )
+        self.log_dict(shown, prog_bar=True, logger=False)
         self.kl.update(metrics["objective/kl"], len(rollout.response_mask))
         self.iteration += 1
 
@@ -345,16 +342,20 @@ class PolicyModule(RLHFModule):
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
         """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
-        model, role = self.reference.beside(self.backbone)
-        ref = self.by_parts(
-            rollout, model, lambda part: asked(self._logprobs(model, role, part).logprobs)
-        )
-        old = rollout.completions.logprobs
-        if self.recompute_logprobs or old is None:
-            old = self.by_parts(
-                rollout, self.backbone, lambda part: asked(self.policy_forward(part).logprobs)
-            )
+        ref = self.all_logprobs(rollout, *self.reference.beside(self.backbone))
+        old = self.sampled_logprobs(rollout)
         return rollout.to_stage(EvaluatedRollout, old_logprobs=old, ref_logprobs=ref)
+
+    def sampled_logprobs(self, rollout: Rollout) -> Tensor:
+        """(N, T): the engine's of what it sampled, or the policy's own where those are not taken."""
+        found = rollout.completions.logprobs
+        own = found is None or self.recompute_logprobs
+        return self.all_logprobs(rollout, self.backbone, "policy") if own else asked(found)
+
+    def all_logprobs(self, rollout: Rollout, model: Backbone, role: str | None) -> Tensor:
+        """(N, T): of a rollout's tokens under a model, without gradient."""
+        forward = partial(self._logprobs, model, role)
+        return self.by_parts(rollout, model, lambda part: asked(forward(part).logprobs))
 
     def by_parts(
         self, rollout: Rollout, weights: torch.nn.Module, compute: Callable[[Rollout], Tensor]

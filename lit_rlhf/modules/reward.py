@@ -1,11 +1,13 @@
 """Reward modelling: a scalar that reproduces human preferences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,11 +19,19 @@ from lit_rlhf.metrics import (
     MeanAndStd,
     PreferenceAccuracy,
     RewardMargin,
+    agreement,
 )
 from lit_rlhf.models import ModelSpec, export_reward
 from lit_rlhf.modules.averages import StepMean, row_means
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.reward_checks import (
+    check_first_batch,
+    require_trained_heads,
+    warn_of_learning_rate,
+    warn_of_opposite,
+)
 from lit_rlhf.modules.steps import Steps
+from lit_rlhf.modules.subsets import SubsetMeans
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
 from lit_rlhf.objectives.columns import read_column
 from lit_rlhf.types import BranchedBatch, BranchOutput, LossOutput, asked, num_branches
@@ -37,7 +47,8 @@ class RewardModelModule(RLHFModule):
     several heads need no other module. For a formula of your own write a `RewardLoss`, or override `loss`.
 
     Logs TRL's `accuracy, margin, min_reward, mean_reward, max_reward` and, in validation, the calibration error of
-    $\sigma(\text{margin})$ and the correlation of reward and length.
+    $\sigma(\text{margin})$ and the correlation of reward and length; where the data have a column `subset`, accuracy by
+    it too.
 
     Args:
         backbone: The model and how it is loaded, quantized and adapted.
@@ -66,6 +77,10 @@ class RewardModelModule(RLHFModule):
         self.step_mean = StepMean()
         self.score_mean, self.score_std = 0.0, 1.0
         self.metrics = _Metrics()
+        self._unchecked = False
+        self._train_right = torch.zeros(
+            2
+        )  # sum of agreement and number of pairs since the last validation
 
     def configure_roles(self) -> None:
         """Train the adapter `reward` where a LoRA is given, else the model; always with a scalar head."""
@@ -91,10 +106,29 @@ class RewardModelModule(RLHFModule):
         """The unreduced loss (B,) and metrics of scores: the injected formula. To be overridden for another one."""
         return self.objective.of_batch(scores, cast("Mapping[str, Any]", batch))
 
+    def on_train_start(self) -> None:
+        """Look for causes that would keep it from learning; see `reward_checks`."""
+        super().on_train_start()
+        optimizers, heads = self.trainer.optimizers, self.objective.heads
+        require_trained_heads(self.backbone, heads, optimizers, whole=not self._flat())
+        lora = self.backbone.has_lora
+        warn_of_learning_rate(optimizers, self.backbone.hidden_size, lora=lora)
+        self._unchecked = not self._flat()
+
+    def _flat(self) -> bool:
+        """Whether the strategy keeps parameters in flat copies, and wants one forward for each step."""
+        return isinstance(self.trainer.strategy, FSDPStrategy | DeepSpeedStrategy)
+
     def training_step(self, batch: BranchedBatch, batch_idx: int) -> Tensor:
         """The loss: the mean over the prompts of an optimizer step, on all ranks and in all its microbatches."""
+        if self._unchecked:
+            self._unchecked = False
+            check_first_batch(self.backbone, batch, self.scores)
         scores, _ = self.scores(batch)
         output = self.loss(scores, batch)
+        if (right := output.metrics.get("accuracy")) is not None:
+            seen = torch.stack([right.nansum(), (~right.isnan()).sum()]).float()
+            self._train_right = self._train_right.to(seen.device) + seen
         rows = len(batch["input_ids"])
         self.log(
             "train/loss",
@@ -186,8 +220,13 @@ class RewardModelModule(RLHFModule):
             self.metrics.margin.update(chosen, rejected)
             self.metrics.calibration_error.update(chosen, rejected, p_chosen)
             updated += ["accuracy", "margin", "calibration_error"]
+            p = torch.ones_like(chosen) if p_chosen is None else p_chosen
+            right: Tensor | None = agreement(chosen - rejected, p)
         else:  # ranked lists, scalar labels and steps have no one chosen answer: the loss knows what to count
             self._log_rows(stage, output.metrics)
+            right = output.metrics.get("accuracy")
+        if right is not None and "subset" in batch:
+            self.metrics.subsets.update(cast("Sequence[str]", batch["subset"]), right)  # type: ignore[typeddict-item]
         for name in updated:
             self.log(
                 f"{stage}/{name}",
@@ -201,8 +240,25 @@ class RewardModelModule(RLHFModule):
         for name, (mean, count) in row_means(metrics, sum_over_ranks).items():
             self.log(f"{stage}/{name}", mean, batch_size=count)
 
+    def _log_subsets(self, stage: str) -> None:
+        for name, (mean, count) in self.metrics.subsets.compute().items():
+            self.log(f"{stage}/accuracy/{name}", mean, batch_size=count)
+
+    def on_test_epoch_end(self) -> None:
+        """Tell accuracy by subset."""
+        self._log_subsets("test")
+
     def on_validation_epoch_end(self) -> None:
-        """Remember mean and deviation of the scores, with which an export lets others normalise them."""
+        """Tell accuracy by subset; remember mean and deviation of the scores, by which an export can be normalised."""
+        self._log_subsets("val")
+        accuracy = self.metrics.accuracy
+        if self.trainer.state.fn == TrainerFn.FITTING and accuracy.update_count:
+            right, count = sum_over_ranks(self._train_right).tolist()
+            held_out = int(sum_over_ranks(accuracy.total))
+            if count and held_out:
+                told = (right / count, int(count)), (float(accuracy.compute()), held_out)
+                warn_of_opposite(*told)
+            self._train_right = torch.zeros_like(self._train_right)
         stats = self.metrics.score
         mean, std = stats.compute().tolist()
         stats.reset()
@@ -220,3 +276,4 @@ class _Metrics(nn.Module):
         self.calibration_error = CalibrationError()
         self.length_correlation = LengthCorrelation()
         self.score = MeanAndStd()
+        self.subsets = SubsetMeans()

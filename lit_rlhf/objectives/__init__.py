@@ -13,6 +13,10 @@ from lit_rlhf.objectives.advantages import (
     RewardToGo as RewardToGo,
     Whitened as Whitened,
 )
+from lit_rlhf.objectives.divergences import (
+    Divergence as Divergence,
+    GeneralizedJSD as GeneralizedJSD,
+)
 from lit_rlhf.objectives.importance import (
     ImportanceCorrection as ImportanceCorrection,
     MaskedImportance as MaskedImportance,

@@ -19,6 +19,7 @@ from lit_rlhf.rewards.rules import (
     ExactAnswerReward as ExactAnswerReward,
     LengthReward as LengthReward,
     LexiconReward as LexiconReward,
+    NoReward as NoReward,
     PatternReward as PatternReward,
     TextReward as TextReward,
 )

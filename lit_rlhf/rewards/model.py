@@ -49,8 +49,9 @@ class ModelReward(Reward):
         quantization: The same for its linear layers.
         attention: Kernel of a model of its own.
         base: Base of an adapter, if it is no longer where the adapter says.
-        conversation_column: Only where the tokenizers differ: the column of the data set with the prompt's messages,
-            which the reward model's chat template then renders. None reads the prompt as plain text.
+        conversation_column: For a model of its own: the column of the data set with the prompt's messages, which the
+            reward model's chat template then renders. None gives it the prompt as the policy reads it: the same
+            tokens where the tokenizers agree, else the same text.
         trust_remote_code: Run code that comes with the model.
 
     Raises:
@@ -104,7 +105,13 @@ class ModelReward(Reward):
                 f"ModelReward.share_base is true, but {self.path!r} can't stand on the policy's base: {obstacle}. Set "
                 "share_base: false."
             )
+        column = self.conversation_column
         if self.share_base or (self.share_base is None and obstacle is None):
+            if column is not None:
+                raise ConfigurationError(
+                    f"ModelReward.conversation_column={column!r} is for a reward model of its own: this one stands on "
+                    "the policy's base and reads the policy's tokens. Leave it out, or set share_base: false."
+                )
             names = itertools.chain(["reward"], (f"reward_{i}" for i in itertools.count(2)))
             taken = {*backbone.adapters, *backbone.heads}
             role = next(name for name in names if name not in taken)
@@ -114,8 +121,7 @@ class ModelReward(Reward):
             return
         own = self.backbone = trained.load(self.options).to(backbone.device)
         retokenizer = None
-        if not same_ids(backbone.tokenizer, own.tokenizer):
-            column = self.conversation_column
+        if column is not None or not same_ids(backbone.tokenizer, own.tokenizer):
             retokenizer = Retokenizer(backbone.tokenizer, own.tokenizer, column)
         mean, std = (own.score_mean, own.score_std) if self.normalize else (0.0, 1.0)
         self._place = _Place((own,), "reward", mean, std, retokenizer, trained.prompts())

@@ -7,6 +7,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.rewards.base import Reward, as_scores, read_column
 from lit_rlhf.types import Completions, Scores
@@ -28,6 +30,14 @@ class TextReward(Reward):
     @abstractmethod
     def of_text(self, response: str) -> float:
         """The reward of one response."""
+
+
+class NoReward(Reward):
+    """0 for all: for methods whose signal is another one, such as distillation."""
+
+    def score(self, completions: Completions) -> Scores:
+        """(N,) float32."""
+        return Scores(completions.tokens.new_zeros(len(completions.tokens), dtype=torch.float32))
 
 
 class LengthReward(Reward):

@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import (
+    DistillationPolicyModule,
     GroupPolicyModule,
     MixtureOpponent,
     NashMDPolicyModule,
@@ -21,9 +22,11 @@ from lit_rlhf.modules import (
     ReMaxPolicyModule,
     RLHFModule,
     SPPOPolicyModule,
+    Teacher,
     XPOPolicyModule,
 )
 from lit_rlhf.verify import populations as data, targets
+from lit_rlhf.verify.distilled import TabularTeacher, teacher_of
 from lit_rlhf.verify.groups import per_token_optimum, ranked_optimum, shrunk_optimum
 from lit_rlhf.verify.off_policy import OffPolicyCase, has_known_weights
 from lit_rlhf.verify.online import PairCase, nash_optimum, sppo_optimum, xpo_optimum
@@ -101,6 +104,8 @@ def _preference_case(
 def _policy_cases(name: str, make_module: Callable[[], RLHFModule]) -> list[Case]:
     def fresh(*_: object) -> PolicyModule:
         made = cast("PolicyModule", make_module())
+        if isinstance(made.reference, Teacher):
+            made.reference = TabularTeacher(world, teacher_of(world))
         made.num_samples = 1 if getattr(made, "opponent", None) else min(made.num_samples, _GROUP)
         if made.kl.value < BETA:
             made.kl = o.FixedKL(BETA)
@@ -110,13 +115,14 @@ def _policy_cases(name: str, make_module: Callable[[], RLHFModule]) -> list[Case
             made.ptx_coef, made.gae = _PTX, replace(made.gae, whiten=False)
         return made
 
+    world = bandit() if isinstance(make_module(), PPOPtxPolicyModule) else tree()
     module = fresh()
-    world = bandit() if isinstance(module, PPOPtxPolicyModule) else tree()
     best, text = _policy_optimum(world, module)
     group = 2 if getattr(module, "opponent", None) else module.num_samples
     kind, more = _kind(module)
     case = kind(name, text, world, fresh, best, group=group, training="either", **more)
-    compared = "drawn" not in more and not isinstance(module, REBELPolicyModule)
+    without = isinstance(module, REBELPolicyModule | DistillationPolicyModule)
+    compared = "drawn" not in more and not without
     if not compared or module.surrogate.on_policy_only or not has_known_weights(module.surrogate):
         return [case]
     return [case, OffPolicyCase(case)]
@@ -148,6 +154,10 @@ def _policy_optimum(world: TabularWorld, module: PolicyModule) -> tuple[Tensor, 
     beta, advantage = module.kl.value, getattr(module, "advantage", None)
     if any(hasattr(owner, "tabular_optimum") for owner in (module, advantage)):
         return _optimum(world, beta, module, advantage)
+    if isinstance(module, DistillationPolicyModule):
+        return teacher_of(world), "the teacher"
+    if isinstance(module.reference, Teacher):
+        world = replace(world, reference=teacher_of(world))
     if isinstance(module, OnlineDPOPolicyModule | NashMDPolicyModule):
         return _pair_optimum(world, module)
     if isinstance(module, PPOPtxPolicyModule):

@@ -26,10 +26,9 @@ from lit_rlhf.modules import (
     RLHFModule,
     Updates,
 )
-from lit_rlhf.rewards import Reward
+from lit_rlhf.rewards import NoReward, Reward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import (
-    Completions,
     EvaluatedRollout,
     Generation,
     Prompts,
@@ -43,14 +42,6 @@ from lit_rlhf.verify.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree
 
 MakeModule = Callable[[ModelSpec, Reward], PolicyModule]
 _GROUP, _ENTROPY = 2, 0.2
-
-
-class NoReward(Reward):
-    """Stands where a module wants a reward; the enumerated completions come with their scores."""
-
-    def score(self, completions: Completions) -> Scores:
-        """Zeros."""
-        return Scores(torch.zeros(len(completions.tokens)))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import RLHFModule
 from lit_rlhf.verify.anchored import anchored_cases, degenerate_cases
 from lit_rlhf.verify.custom import custom_cases
+from lit_rlhf.verify.distilled import distillation_cases
 from lit_rlhf.verify.exact import exact_cases
 from lit_rlhf.verify.groups import group_cases
 from lit_rlhf.verify.margins import divergence_cases, margin_cases
@@ -35,6 +36,7 @@ def all_cases() -> dict[str, Case]:
         *policy_cases(),
         *group_cases(),
         *variant_cases(),
+        *distillation_cases(),
         *off_policy_cases(),
         *pair_cases(),
         *reward_cases(),

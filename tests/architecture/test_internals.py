@@ -4,10 +4,12 @@ import importlib.metadata
 import inspect
 import re
 from argparse import ArgumentError
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,10 +17,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import MetricsTextColumn
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel as DemoModule
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from rich.table import Column
 from torch import nn
+from torch.distributed import TCPStore
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -75,6 +79,20 @@ def test_torch() -> None:
     (wanted,) = torch.autograd.grad(logits.softmax(-1), logits, grad)
     found = our_torch.softmax_backward(grad, logits.softmax(-1).detach())
     assert torch.allclose(found, wanted), "_softmax_backward_data has other arguments"
+
+
+def test_torch_counts_collectives_and_clones_its_store() -> None:
+    own = TCPStore("127.0.0.1", 0, is_master=True)
+    dist.init_process_group("gloo", store=own, rank=0, world_size=1)
+    try:
+        before = our_torch.collectives_begun()
+        dist.all_reduce(torch.ones(1))
+        dist.all_reduce(torch.ones(1), group=dist.new_group([0]))
+        assert our_torch.collectives_begun() == before + 2, "torch no longer numbers collectives"
+        our_torch.own_store().set("word", "said")
+        assert our_torch.own_store().get("word") == b"said", "torch keeps its store elsewhere"
+    finally:
+        dist.destroy_process_group()
 
 
 def test_onednn_multiplies_as_plain_products_do() -> None:
@@ -146,6 +164,13 @@ def test_lightning_keeps_when_a_checkpoint_is_written() -> None:
     assert found == 3, "ModelCheckpoint keeps every_n_train_steps elsewhere"
     assert our_lightning.saves_every_n_steps(ModelCheckpoint(every_n_epochs=1)) == 0
     assert our_lightning.saves_every_n_steps(Callback()) == 0
+
+
+@pytest.mark.parametrize("strategy", [DDPStrategy, ModelParallelStrategy])
+def test_lightning_keeps_the_time_limit_of_collectives(strategy: type[Strategy]) -> None:
+    trainer = Trainer(accelerator="cpu", strategy=strategy(timeout=timedelta(seconds=7)), devices=1)
+    found = our_lightning.collective_timeout(trainer)
+    assert found == 7, f"{strategy.__name__} keeps its timeout elsewhere"
 
 
 def test_jsonargparse() -> None:

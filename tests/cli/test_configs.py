@@ -94,10 +94,12 @@ def _reward_of(path: Path) -> Path | None:
 
 def _run(path: Path, *overlays: str) -> None:
     files = [path, *(CONFIGS / "overlays" / f"{name}.yaml" for name in (*overlays, "tiny"))]
+    taught = ["--model.teacher.backbone.name", "data/tiny-model"]
     main(
         [
             "fit",
             *(word for file in files for word in ("-c", str(file))),
+            *(taught if path.stem == "distill_lora" else []),
             "--data.cache_dir",
             "cache",
         ]

@@ -21,6 +21,7 @@ from lit_rlhf.rewards import LengthReward, WeightedSum
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.testing import tiny_demonstrations, tiny_prompts
 from tests.docs.pages import logged_names
+from tests.unit.modules.one_iteration import make_policy
 from tests.unit.modules.policies import CountVowels, fit, make_trainer
 from tests.unit.modules.test_preference import batch_of, fit as fit_preferences, singles
 
@@ -31,6 +32,7 @@ PAGE = {
     "PreferenceModule": "modules/preference.md",
     "PPOPolicyModule": "modules/ppo.md",
     "PPOPtxPolicyModule": "modules/ppo.md",
+    "DistillationPolicyModule": "modules/distillation.md",
     **dict.fromkeys(
         ("OnlineDPOPolicyModule", "XPOPolicyModule", "NashMDPolicyModule", "SPPOPolicyModule"),
         "modules/online.md",
@@ -61,7 +63,7 @@ def policy_names(name: str, model: Path) -> set[str]:
     if name == "DAPOPolicyModule":
         options |= {"oversampling": 2, "num_samples": 2}
     reward = WeightedSum({"vowels": CountVowels(), "length": LengthReward()})
-    module = getattr(modules, name)(spec(model), reward, **options)
+    module = make_policy(getattr(modules, name), spec(model), reward, **options)
     if name != "PPOPtxPolicyModule":
         return set(fit(module, model).callback_metrics)
     text = DemonstrationDataModule(

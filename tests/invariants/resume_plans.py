@@ -31,7 +31,12 @@ def write_world(root: Path) -> Path:
         ("prompts", tiny_prompts),
     ):
         write_jsonl(root / f"{name}.jsonl", make(ROWS))
-        write_jsonl(root / f"{name}_val.jsonl", make(VALIDATION_ROWS, seed=1))
+        rows = make(VALIDATION_ROWS, seed=1)
+        if (
+            name == "preferences"
+        ):  # the last ones alone are of "b": one process of two may see none of them
+            rows = [{**row, "subset": "ab"[i >= len(rows) - 1]} for i, row in enumerate(rows)]
+        write_jsonl(root / f"{name}_val.jsonl", rows)
     return root
 
 

@@ -28,12 +28,14 @@ from tests.unit.modules.one_iteration import (
     build,
     full_batch,
     iterate,
+    make_policy,
     parameters_of,
     template_of,
 )
 
 OTHER: Mapping[str, object] = {
     "alpha": 0.7,
+    "beta": 0.2,
     "center": False,
     "coef": 0.7,
     "cap": 0.9,
@@ -154,16 +156,14 @@ def _result(
     if issubclass(kind, modules.PPOPtxPolicyModule):
         given = {"ptx_coef": 0.3} | given  # else the text is all that counts
     spec, parts = _spec(model_dir), {"engine": SlightlyOffEngine()}
-    if issubclass(kind, modules.OnlineDPOPolicyModule):
-        del given["kl"]  # theirs is the loss's beta
     try:
-        module = kind(spec, TokenReward(), **parts, **given)
+        module = make_policy(kind, spec, TokenReward(), **parts, **given)
     except ConfigurationError as error:
         if "one optimizer step" not in str(error):
             raise
         updates = given["updates"]
         given["updates"] = replace(updates, epochs=1) if updates.epochs == 2 else updates
-        module = kind(spec, TokenReward(), **parts, **given)
+        module = make_policy(kind, spec, TokenReward(), **parts, **given)
     built = build(module, template, moved=0.02)
     logged = iterate(built, full_batch(model_dir))
     return parameters_of(built), logged
@@ -230,6 +230,7 @@ KINDS: dict[type, Callable[[Any], Tensor]] = {
     o.Reduction: lambda part: part.numerator(NEW, MASK) / part.denominator(MASK),
     o.ImportanceCorrection: lambda part: part(NEW, OLD, MASK),
     o.KLController: _controller,
+    o.Divergence: lambda part: part(NEW, OLD),
     o.PreferenceOracle: lambda part: part(torch.linspace(-2, 2, 9), torch.full((9,), 0.6)),
 }
 """What an objective of each kind computes."""

@@ -25,6 +25,7 @@ from lit_rlhf.modules import (
     SupervisedModule,
 )
 from lit_rlhf.modules.ppo import PPORollout
+from lit_rlhf.rewards import NoReward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EstimatedRollout, EvaluatedRollout, LossOutput, ScoredRollout
 from lit_rlhf.verify import (
@@ -42,7 +43,6 @@ from lit_rlhf.verify import (
 from lit_rlhf.verify.custom import custom_cases
 from lit_rlhf.verify.exact import PI_STAR
 from lit_rlhf.verify.off_policy import OffPolicyCase
-from lit_rlhf.verify.policy import NoReward
 from lit_rlhf.verify.runner import (
     BETA,
     GRADIENT_TOLERANCE,
@@ -52,6 +52,7 @@ from lit_rlhf.verify.runner import (
 from lit_rlhf.verify.tabular import TabularWorld, bandit, total_variation, tree
 from tests.public import public_names
 from tests.tolerances import FP64
+from tests.unit.modules.one_iteration import StrangeTeacher, make_policy
 
 CASES = all_cases()
 EXACT = [name for name, case in CASES.items() if case.target.startswith(PI_STAR)]
@@ -218,6 +219,13 @@ OWN: list[tuple[Callable[[], RLHFModule], bool, str]] = [
         True,
         "tabular_optimum",
     ),
+    (
+        lambda: RLOOPolicyModule(
+            SPEC, NoReward(), reference=StrangeTeacher(), kl=o.FixedKL(0.7), num_samples=2
+        ),
+        True,
+        "ref exp(r/0.7)",
+    ),
 ]
 
 
@@ -239,7 +247,7 @@ NAMED = sorted(
 @pytest.mark.parametrize("name", NAMED)
 def test_every_policy_module_passes_through_the_users_door(name: str) -> None:
     """With its own defaults."""
-    rows = verify_module(lambda: getattr(modules, name)(SPEC, NoReward()))
+    rows = verify_module(lambda: make_policy(getattr(modules, name), SPEC, NoReward()))
     assert all(row.ok for row in rows), rows
 
 

@@ -45,6 +45,7 @@ from lit_rlhf.data.formats.pairs import (
     SharedPrefix as SharedPrefix,
 )
 from lit_rlhf.data.formats.rankings import (
+    AnswerSets as AnswerSets,
     ConversationTree as ConversationTree,
     Ranked as Ranked,
     RankedAnswers as RankedAnswers,

@@ -129,6 +129,40 @@ def _ranking(row: Row, names: RatedAnswers | RankedAnswers, sign: float, key: st
 
 
 @dataclass(frozen=True)
+class AnswerSets(Columns):
+    """Lists of good and of bad answers, as in RewardBench 2 (arXiv:2506.01937): a good one scores 1, a bad one 0.
+
+    Args:
+        prompt: Column of the prompt.
+        chosen: Column with the list of good answers, one or more.
+        rejected: Column with the list of bad ones.
+    """
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    style: ClassVar[Style] = "turns"
+
+    def reads(self) -> tuple[str, ...]:
+        """Prompt and answers."""
+        return self.prompt, self.chosen, self.rejected
+
+    def __call__(self, row: Row) -> list[Record]:
+        """One record with K completions and the field `score` of K numbers."""
+        prompt = read_prompt(row, self.prompt)
+        names = self.chosen, self.rejected
+        lists = [(name, read_list(row, name, least=1)) for name in names]
+        for name, answers in lists:
+            if not all(isinstance(answer, str) for answer in answers):
+                raise InvalidRowError(
+                    f"column {name!r} is no list of texts", f"got {shorten(answers)}"
+                )
+        completions = tuple(check_completion(a, name, prompt) for name, each in lists for a in each)
+        good, bad = (len(answers) for _, answers in lists)
+        return [Record(prompt, completions, {"score": (1.0,) * good + (0.0,) * bad})]
+
+
+@dataclass(frozen=True)
 class ConversationTree(Columns):
     """Trees of messages whose answers were ranked: OpenAssistant (OASST1 and 2, arXiv:2304.07327).
 

@@ -277,7 +277,7 @@ class DataModuleContract:
     ) -> None:
         first = ready(make())
         monkeypatch.setattr(
-            "lit_rlhf.data.datamodule.Preparation.__iter__",
+            "lit_rlhf.data.prepared.Preparation.__iter__",
             lambda self: pytest.fail("tokenized again"),
         )
         second = ready(make(batch_size=2, seed=5))

@@ -83,6 +83,14 @@ CASES: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, Any], int]] = {
         {"score": [-1.0, -2.0, -3.0]},
         2,
     ),
+    "reward_bench_2": (
+        "Ranked",
+        "AsChat(AnswerSets())",
+        COLOR,
+        (BLUE, "A dog.<eos>", "Rain.<eos>", "Four.<eos>"),
+        {"score": [1.0, 0.0, 0.0, 0.0]},
+        2,
+    ),
     "oasst_trees": (
         "Ranked",
         "ConversationTree()",

@@ -211,7 +211,7 @@ class TestCode:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         before = key()
-        monkeypatch.setattr("lit_rlhf.data.datamodule.code_of_preparation", lambda: "edited")
+        monkeypatch.setattr("lit_rlhf.data.prepared.code_of_preparation", lambda: "edited")
         assert key() != before
 
 

@@ -255,7 +255,7 @@ def classes() -> list[Callable[..., Any]]:
 
 @pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
 def test_bad_options_are_refused_in_a_sentence(kind: Callable[..., Any]) -> None:
-    from lit_rlhf.data import ArithmeticSource, DemonstrationDataModule
+    from lit_rlhf.data import ArithmeticSource, DemonstrationDataModule, Portion
     from lit_rlhf.data.datamodule import BranchedDataModule
     from lit_rlhf.data.keys import option_names
     from lit_rlhf.errors import ConfigurationError
@@ -267,6 +267,7 @@ def test_bad_options_are_refused_in_a_sentence(kind: Callable[..., Any]) -> None
             required["text"] = DemonstrationDataModule(**required)
     else:
         known = {"format": Demonstration(), "path": "a.jsonl", "name": "a", "rows": [{"a": 1}]}
+        known["portions"] = [Portion(path="a.jsonl")]
         required = {name: known[name] for name in option_names(kind) if name in known}
         if kind is ArithmeticSource:
             required = {}

@@ -35,11 +35,16 @@ def _batch(answers: int = 1) -> BranchedBatch:
 
 def _counted(backbone: Backbone, backward: bool) -> tuple[float, float]:
     """FLOPs of linear layers, and of attention, as torch counts them."""
-    in_place = {
-        torch.ops.aten.addmm_: lambda _, left, right, **kwargs: 2 * math.prod(left) * right[1]
-    }  # not known to it
+    products = {
+        # not known to it
+        torch.ops.aten.addmm_: lambda _, left, right, **kwargs: 2 * math.prod(left) * right[1],
+        # some transformers make the angles of rotary positions by an outer product, which sums nothing
+        torch.ops.aten.bmm: lambda left, right, **kwargs: (
+            2 * math.prod(left) * right[-1] if left[-1] > 1 else 0
+        ),
+    }
     with (
-        FlopCounterMode(display=False, custom_mapping=in_place) as counter,
+        FlopCounterMode(display=False, custom_mapping=products) as counter,
         torch.set_grad_enabled(backward),
     ):
         out = backbone(_batch(), num_branches=1, role="policy", logprobs=True)

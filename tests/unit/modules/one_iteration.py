@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.modules import PolicyModule
+from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.modules import (
+    DistillationPolicyModule,
+    OnlineDPOPolicyModule,
+    PolicyModule,
+    Teacher,
+)
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine
 from lit_rlhf.types import Completions, DemonstrationBatch, Generation, PromptBatch, Scores
@@ -41,6 +47,31 @@ class SlightlyOffEngine(NativeEngine):
         return replace(
             generation, logprobs=torch.where(generation.mask, generation.logprobs + off, 0.0)
         )
+
+
+class StrangeTeacher(Teacher):
+    """The student as it was built, with other weights."""
+
+    def attach(self, policy: Backbone, dtype: DTypeName | None = None) -> None:
+        self.model = policy.frozen_copy()
+        noise = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for weight in self.model.parameters():
+                weight.add_(0.1 * torch.randn(weight.shape, generator=noise))
+
+    def beside(self, policy: Backbone) -> tuple[Backbone, str | None]:
+        return self.model, None
+
+
+def make_policy(
+    kind: type[PolicyModule], spec: ModelSpec, reward: Reward, **options: Any
+) -> PolicyModule:
+    """A policy of any kind, with what it can't be made without, and without what it has no use for."""
+    if issubclass(kind, DistillationPolicyModule):
+        options = {"teacher": StrangeTeacher()} | {k: v for k, v in options.items() if k != "kl"}
+    if issubclass(kind, OnlineDPOPolicyModule):
+        options.pop("kl", None)  # theirs is the loss's beta
+    return kind(spec, reward, **options)
 
 
 def text_batch(model_dir: Path) -> DemonstrationBatch:

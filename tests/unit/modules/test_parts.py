@@ -1,6 +1,7 @@
 """`load_from_checkpoint` of modules built in Python: what it asks for, and that it gives the module back."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from torch.testing import assert_close
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueHead
-from lit_rlhf.modules import PPOPolicyModule, PreferenceModule, Updates
+from lit_rlhf.modules import (
+    DrGRPOPolicyModule,
+    OnlineDPOPolicyModule,
+    PolicyModule,
+    PPOPolicyModule,
+    PreferenceModule,
+    REBELPolicyModule,
+    Updates,
+)
 from lit_rlhf.objectives import DPO
 from lit_rlhf.rollout import Sampling
 from tests.unit.modules.policies import CountVowels, fit, make_ppo, make_trainer
@@ -61,3 +70,18 @@ def test_a_policy_is_given_back_with_its_parts(tiny_model_dir: Path, tmp_path: P
     for name, parameter in loaded.named_parameters():
         if name in trained:
             assert_close(parameter, trained[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [REBELPolicyModule, OnlineDPOPolicyModule, DrGRPOPolicyModule])
+def test_what_a_class_hands_on_to_its_base_is_not_asked_for(
+    kind: type[PolicyModule], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """As it can't be given: REBEL has its own reduction, and takes none."""
+    given: dict[str, Any] = {"backbone": spec_of(tiny_model_dir), "reward": CountVowels()}
+    module = kind(**given, sampling=Sampling(max_new_tokens=4), num_samples=4, seed=5)
+    file = tmp_path / "policy.ckpt"
+    fit(module, tiny_model_dir, limit_train_batches=1).save_checkpoint(file)
+    given["sampling"] = Sampling(max_new_tokens=4)
+    loaded = kind.load_from_checkpoint(file, **given)
+    assert (loaded.seed, loaded.num_samples) == (5, 4)
+    assert set(loaded.hparams) >= {"num_samples", "seed"}

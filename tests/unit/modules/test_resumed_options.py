@@ -1,7 +1,7 @@
 """A run that goes on with other options of the optimizer or the schedule: what is written holds, and both are named."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ def cosine(total: int) -> Callable[[Any], WarmupCosine]:
     return lambda optimizer: WarmupCosine(optimizer, total_steps=total, warmup_steps=1)
 
 
-def run(model_dir: Path, steps: int, ckpt: Path | None, options: Options) -> Trainer:
+def run(
+    model_dir: Path, steps: int, ckpt: Path | None, options: Options, **trainer_options: Any
+) -> Trainer:
     module = SupervisedModule(ModelSpec(name=str(model_dir)), **options)
     loader = DataLoader(range(6), collate_fn=lambda _: text_batch(model_dir))  # type: ignore[var-annotated, arg-type]
-    trainer = make_trainer(max_steps=steps, max_epochs=9)
+    trainer = make_trainer(max_steps=steps, max_epochs=9, **trainer_options)
     trainer.fit(module, loader, ckpt_path=ckpt)
     return trainer
 
@@ -98,3 +100,25 @@ def test_what_the_state_hangs_on_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=said):
         go_on(tiny_model_dir, tmp_path, {"optimizer": adam()}, now)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of one, as divided parameters need."""
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # as `silence_noise` does
+def test_also_where_the_strategy_loads_before_the_module_is_asked(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """FSDP2 restores the optimizer itself, and ends in an assertion of torch's where it doesn't fit."""
+    before: Options = {"optimizer": adam()}
+    divided = {"strategy": "fsdp2", "devices": 1}
+    run(tiny_model_dir, 2, None, before, **divided).save_checkpoint(tmp_path / "a.ckpt")
+    now: Options = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=1e-3)}
+    with pytest.raises(CheckpointError, match="was AdamW, is SGD"):
+        run(tiny_model_dir, 3, tmp_path / "a.ckpt", now, **divided)
+    run(tiny_model_dir, 3, tmp_path / "a.ckpt", before, **divided)

@@ -292,6 +292,23 @@ def test_another_tokenizer_renders_messages_with_its_own_template(
         attached(path, backbone, conversation_column="talk").score(chat)
 
 
+def test_the_same_tokens_with_another_template(
+    tiny_model_dir: Path, whole_dir: Path, adapter_dir: Path
+) -> None:
+    """Messages are rendered by the reward model's template also where the tokenizers agree."""
+    backbone = policy(tiny_model_dir)
+    messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS for _ in range(3)]
+    chat = make_completions(backbone.tokenizer, PROMPTS, RESPONSES, FINISHED, messages=messages)
+    found = attached(whole_dir, backbone, conversation_column="messages").score(chat).total
+    wanted = [
+        (f"<|user|>{prompt}<|assistant|>", response, finished)
+        for prompt, response, finished in texts()
+    ]
+    torch.testing.assert_close(found, classifier_scores(whole_dir, wanted), **FP32_MODEL)
+    with pytest.raises(ConfigurationError, match=r"stands on .* Leave it out, or set share_base"):
+        attached(adapter_dir, backbone, conversation_column="messages")
+
+
 def test_a_pad_token_of_its_own_does_not_make_a_tokenizer_foreign(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,144 @@
+"""`lit-rlhf evaluate-reward`: whether a reward model can be trusted, as one HTML file; or two beside each other."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import Progress
+
+from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.output import print_text
+from lit_rlhf.data import Format, Source
+from lit_rlhf.data.sources import local_source
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.evaluation import (
+    Comparisons,
+    Difference,
+    JudgeScorer,
+    ModelScorer,
+    RewardEvaluation,
+    Scorer,
+    compare_rewards,
+    evaluate_reward,
+    read_comparisons,
+)
+from lit_rlhf.evaluation.scorers import Layout
+from lit_rlhf.judges import Judge
+from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.options import is_whole
+from lit_rlhf.report.reward_page import report_reward
+from lit_rlhf.report.reward_sections import percent
+
+
+def evaluate(
+    data: str | None = None,
+    path: str | None = None,
+    against: str | None = None,
+    judge: Judge | None = None,
+    source: Source | None = None,
+    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    subset: str = "subset",
+    output: Path = Path("reward.html"),
+    layout: Layout = "auto",
+    perturbed: int = 200,
+    invalid: Literal["drop", "error"] = "drop",
+    base: str | None = None,
+    dtype: DTypeName = "float32",
+    batch_tokens: int = 8192,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> None:
+    """Hold a reward model against people's preferences, and write what is found as one HTML file.
+
+    Accuracy by subset with intervals, RewardBench's sections, agreement beside the raters' own, calibration, biases to
+    length and format, best-of-n, robustness to changes that say nothing, and the comparisons it is most wrong about.
+
+    Args:
+        data: JSONL, JSON, CSV, TSV or Parquet with pairs, rankings, or lists of good and bad answers (RewardBench 1 and
+            2), or a directory of the `datasets` library.
+        path: The reward model: a checkpoint (.ckpt), an export, or a sequence classifier with one label.
+        against: A second one, to compare with the first by paired tests.
+        judge: A judge in place of `path`: EndpointJudge or LocalJudge; see docs/howto/judges.md.
+        source: Rows from elsewhere, instead of a file: HubSource and its kin.
+        format: How a row becomes answers. Default: the format that reads the first rows.
+        subset: Column that says which part of the data a row belongs to.
+        output: The file; its numbers lie as JSON beside it.
+        layout: Prompts of plain text as chats, or as they stand. auto: as the model has learned them; where it doesn't
+            say, as chats if its tokenizer has a chat template.
+        perturbed: Comparisons that are scored again after each of six small changes; 0: none.
+        invalid: Rows that can't be used are left out and counted, or end it.
+        base: Base of an adapter, if it is no longer where the adapter says.
+        dtype: Of the models' weights.
+        batch_tokens: Most tokens that are scored at a time, padding included.
+        seed: Of the bootstrap and of what is perturbed.
+        trust_remote_code: Run code that comes with a model.
+    """
+    if (data is None) == (source is None):
+        raise ConfigurationError("Give --data FILE or --source, one of the two.")
+    if (path is None) == (judge is None):
+        raise ConfigurationError("Give --path MODEL or --judge, one of the two.")
+    if not is_whole(perturbed, 0):
+        raise ConfigurationError(f"--perturbed {perturbed} must be 0 or more.")
+    if output.suffix != ".html":
+        raise ConfigurationError(f"--output {str(output)!r} must end in .html.")
+    if source is None:
+        assert data is not None
+        source = local_source(data)
+    comparisons = read_comparisons(source, format, subset, invalid)
+    options = {"dtype": dtype, "layout": layout, "batch_tokens": batch_tokens}
+    found: list[RewardEvaluation] = []
+    for name in (path, against):
+        scorer: Scorer
+        if name is not None:
+            remote = trust_remote_code
+            scorer = ModelScorer.load(name, base=base, trust_remote_code=remote, **options)  # type: ignore[arg-type]
+        elif judge is not None and not found:
+            scorer = JudgeScorer(judge, type(judge).__name__)
+        else:
+            continue
+        found.append(_evaluated(scorer, comparisons, perturbed, seed))
+    difference = compare_rewards(found[0], found[1], seed) if against is not None else None
+    command = shlex.join(["lit-rlhf", *sys.argv[1:]])
+    print_text(_summary(found, difference))
+    print_text(f"{report_reward(found, output, difference, command)}\n")
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse a command line and run it."""
+    call(evaluate, words[1:], "evaluate-reward")
+
+
+def _evaluated(
+    scorer: Scorer, comparisons: Comparisons, perturbed: int, seed: int
+) -> RewardEvaluation:
+    with Progress(console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task(f"scoring by {scorer.name}", total=len(comparisons.items))
+        return evaluate_reward(
+            scorer,
+            comparisons,
+            perturbed=perturbed,
+            seed=seed,
+            tell=lambda count: bar.update(task, completed=count),
+        )
+
+
+def _summary(found: Sequence[RewardEvaluation], difference: Difference | None) -> str:
+    lines = []
+    for one in found:
+        span = f"{100 * one.accuracy.low:.1f} to {100 * one.accuracy.high:.1f}"
+        lines.append(
+            f"{one.model}: accuracy {percent(one.accuracy.value)} ({span}) on {len(one.scored)} comparisons"
+        )
+        lines += [f"  {each.name}: {percent(each.accuracy.value)}" for each in one.subsets]
+        lines += [f"  section {name}: {percent(score)}" for name, score in one.sections.items()]
+        lines += [f"  left out: {count} {reason}" for reason, count in one.left_out.items()]
+    if difference is not None:
+        span = f"{100 * difference.accuracy.low:+.1f} to {100 * difference.accuracy.high:+.1f}"
+        lines.append(
+            f"the second less the first: {100 * difference.accuracy.value:+.1f} points of accuracy ({span}), "
+            f"p = {difference.p_value:.2g} by McNemar's exact test"
+        )
+    return "\n".join(lines) + "\n"

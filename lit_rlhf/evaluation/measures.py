@@ -1,0 +1,136 @@
+"""Numbers of an evaluation that are made of several metrics; plain functions of tensors."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.regression import spearman_corrcoef
+
+from lit_rlhf.metrics import (
+    CalibrationError,
+    Estimate,
+    best_of_n_curve,
+    best_temperature,
+    bootstrap_mean,
+    brier_score,
+    wilson_mean,
+)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Accuracy on a part of the data.
+
+    Attributes:
+        name: Of the subset.
+        rows: Comparisons in it.
+        accuracy: Mean credit with Wilson's interval.
+    """
+
+    name: str
+    rows: int
+    accuracy: Estimate
+
+
+def subset_accuracies(names: Sequence[str], worth: Tensor, clusters: Tensor) -> list[Subset]:
+    """Accuracy by subset, in the order in which they come; none where rows name no subset.
+
+    Args:
+        names: (n) of subsets.
+        worth: (n,) credit of each.
+        clusters: (n,) which prompt.
+    """
+    found = []
+    for name in dict.fromkeys(names):
+        own = torch.tensor([each == name for each in names])
+        found.append(Subset(name, int(own.sum()), wilson_mean(worth[own], clusters[own])))
+    return [] if len(found) == 1 and not found[0].name else found
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether the sigmoid of a margin is the probability that it claims to be.
+
+    Attributes:
+        error: Expected calibration error, see `CalibrationError`.
+        brier: Brier score; a coin has 0.25.
+        temperature: What margins are best divided by; above 1 the model is too sure.
+        error_divided: The calibration error once they are.
+        bins: Mean confidence, mean agreement and pairs of each bin.
+    """
+
+    error: float
+    brier: float
+    temperature: float
+    error_divided: float
+    bins: Sequence[tuple[float, float, int]]
+
+
+def calibrate(margins: Tensor, p_chosen: Tensor) -> Calibration:
+    """How well calibrated margins are.
+
+    Args:
+        margins: (n,).
+        p_chosen: (n,) probability that a rater prefers the better answer.
+    """
+    nothing = torch.zeros_like(margins)
+    plain, divided = CalibrationError(), CalibrationError()
+    plain.update(margins, nothing, p_chosen)
+    temperature = best_temperature(margins, p_chosen)
+    divided.update(margins / temperature, nothing, p_chosen)
+    return Calibration(
+        error=float(plain.compute()),
+        brier=brier_score(margins, p_chosen),
+        temperature=temperature,
+        error_divided=float(divided.compute()),
+        bins=plain.bins(),
+    )
+
+
+def correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's correlation of ranks; nan where one of them does not vary.
+
+    Args:
+        first: (n,).
+        second: (n,).
+    """
+    if len(first) < 2 or not bool(first.std() > 0) or not bool(second.std() > 0):
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it keeps all numbers, which are few
+        return float(spearman_corrcoef(first, second))
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """What choosing the best-scored of n answers is worth to raters.
+
+    Attributes:
+        rows: Comparisons with at least as many answers as the curve has points.
+        picked: For n = 1 to K, by the model, with bootstrap intervals.
+        best: By the raters themselves.
+    """
+
+    rows: int
+    picked: Sequence[Estimate]
+    best: Sequence[float]
+
+
+def best_of(rows: Sequence[tuple[Tensor, Sequence[float]]], seed: int = 0) -> BestOf | None:
+    """The curve over rows with as many answers as most have, or more; None where that are fewer than three.
+
+    Args:
+        rows: Scores (K,) and values (K) of each.
+        seed: Of the bootstrap.
+    """
+    most = Counter(len(values) for _, values in rows).most_common(1)[0][0]
+    if most < 3:
+        return None
+    used = [(scores, torch.tensor(values)) for scores, values in rows if len(values) >= most]
+    picked = torch.stack([best_of_n_curve(scores, values)[:most] for scores, values in used])
+    best = torch.stack([best_of_n_curve(values, values)[:most] for _, values in used])
+    estimates = [bootstrap_mean(column, seed=seed) for column in picked.T]
+    return BestOf(len(used), estimates, best.mean(0).tolist())

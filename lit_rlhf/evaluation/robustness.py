@@ -1,0 +1,92 @@
+"""How often changes that say nothing turn a verdict."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.data import InvalidRowError
+from lit_rlhf.evaluation.comparisons import Comparison
+from lit_rlhf.evaluation.scorers import Scorer
+from lit_rlhf.evaluation.texts import (
+    changed,
+    doubled_spaces,
+    lower_case,
+    polite_ending,
+    trailing_line,
+    turned_round,
+)
+from lit_rlhf.metrics import Estimate, wilson_interval
+from lit_rlhf.seeding import generator
+
+Change = Callable[[Comparison, Tensor], Comparison]
+ORDER = "answers in the other order"
+CHANGES: dict[str, Change] = {
+    "spaces doubled": lambda each, _: changed(each, doubled_spaces),
+    "a line break at the end": lambda each, _: changed(each, trailing_line),
+    "all in lower case": lambda each, _: changed(each, lower_case),
+    "a polite ending": lambda each, _: changed(each, polite_ending),
+    "a polite ending of the lowest": lambda each, scores: changed(
+        each, polite_ending, only=int(scores.argmin())
+    ),
+    ORDER: lambda each, _: turned_round(each),
+}
+"""Of a comparison and its scores."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """What a change did.
+
+    Attributes:
+        change: Its name.
+        rows: Comparisons that it changed, and that could be scored.
+        turned: Share of them in which another answer scores highest now (Wilson).
+        shift: Mean change of a difference of scores, in standard deviations of these differences.
+    """
+
+    change: str
+    rows: int
+    turned: Estimate
+    shift: float
+
+
+def perturb(
+    scorer: Scorer, scored: Sequence[tuple[Comparison, Tensor]], count: int, seed: int = 0
+) -> list[Turned]:
+    """Score some comparisons again after small changes of their answers.
+
+    Args:
+        scorer: What scored them.
+        scored: Comparisons with their scores (K,).
+        count: How many, drawn at random where there are more.
+        seed: Of which these are.
+    """
+    order = torch.randperm(len(scored), generator=generator(seed, "perturbed")).tolist()
+    chosen = [scored[place] for place in sorted(order[:count])]
+    spread = torch.cat([scores - scores.mean() for _, scores in chosen]).std(correction=0)
+    found = []
+    for name, change in CHANGES.items():
+        both = [(change(one, scores), scores) for one, scores in chosen]
+        both = [
+            (new, scores)
+            for (new, scores), (old, _) in zip(both, chosen, strict=True)
+            if new.answers != old.answers
+        ]
+        after = scorer.score([new for new, _ in both])
+        pairs = [
+            (scores, new.flip(0) if name == ORDER else new)
+            for (_, scores), new in zip(both, after, strict=True)
+            if not isinstance(new, InvalidRowError)
+        ]
+        if pairs:
+            found.append(_turned(name, pairs, float(spread)))
+    return found
+
+
+def _turned(name: str, pairs: Sequence[tuple[Tensor, Tensor]], spread: float) -> Turned:
+    verdicts = [bool(((old == old.max()) != (new == new.max())).any()) for old, new in pairs]
+    moved = torch.cat([((new - new.mean()) - (old - old.mean())).abs() for old, new in pairs])
+    turned = wilson_interval(sum(verdicts) / len(verdicts), len(verdicts))
+    return Turned(name, len(pairs), turned, float(moved.mean()) / spread if spread > 0 else 0.0)

@@ -1,0 +1,112 @@
+"""Learning from a teacher's distributions on the student's own samples, without a reward."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+
+from lit_rlhf.functional.masking import masked_sum
+from lit_rlhf.models import Backbone, Comparison, ModelSpec, evaluating, gathered
+from lit_rlhf.modules.minibatches import gather_rollout
+from lit_rlhf.modules.policy import PolicyModule
+from lit_rlhf.modules.teachers import Teacher
+from lit_rlhf.objectives import Divergence, FixedKL, GeneralizedJSD
+from lit_rlhf.options import check_option
+from lit_rlhf.rewards import NoReward, Reward
+from lit_rlhf.types import EvaluatedRollout, LossOutput, PromptBatch, Sample, asked
+
+
+class DistillationPolicyModule(PolicyModule):
+    r"""On-policy distillation (GKD, arXiv:2306.13649): $E_{y\sim S}\sum_t D(T(\cdot|s_t), S(\cdot|s_t))$.
+
+    S is the student (the policy), T the teacher, D an injected divergence of their distributions over the whole
+    vocabulary at each token that the student has sampled. No gradient goes through the sampling. The student is taught
+    where it goes wrong by itself, and by all tokens instead of the one sampled; its optimum is the teacher. Both are
+    compared at the temperature of sampling.
+
+    The policy gradient of the same aim takes no module of its own: `REINFORCEPolicyModule` with `reference` a teacher,
+    `NoReward` and `FixedKL(1)` has the reverse KL of each token as its reward (MiniLLM, arXiv:2306.08543), and with a
+    reward that of RLHF against the teacher.
+
+    Logs `loss/divergence_avg`; `objective/kl` is the KL to the teacher.
+
+    Args:
+        backbone: The student.
+        reward: Scores samples for the logs alone; default `NoReward()`.
+        teacher: `TeacherModel` or `TeacherAdapter`.
+        divergence: D; default `GeneralizedJSD(0.5)`, the paper's and TRL's.
+        **kwargs: As for `PolicyModule`, but for what belongs to policy gradients: surrogate, kl, importance_correction
+            and missing_eos_penalty. The reduction is `TokenMean()`.
+
+    Raises:
+        ConfigurationError: There is a penalty for completions that are cut.
+    """
+
+    default_parts: ClassVar[Mapping[str, Callable[[], Any]]] = {
+        **PolicyModule.default_parts,
+        "kl": partial(FixedKL, 0.0),
+        "divergence": GeneralizedJSD,
+    }
+
+    def __init__(
+        self,
+        backbone: ModelSpec,
+        reward: Reward | None = None,
+        *,
+        teacher: Teacher,
+        divergence: Divergence | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            backbone,
+            reward or NoReward(),
+            reference=None,
+            kl=None,
+            surrogate=None,
+            importance_correction=None,
+            **kwargs,
+        )
+        self.reference = teacher
+        self.divergence: Divergence = self.part("divergence", divergence)
+        penalty = self.missing_eos_penalty
+        what = "0: the teacher says where completions end"
+        check_option(penalty == 0, self, "missing_eos_penalty", penalty, what)
+
+    @torch.no_grad()
+    def collect(self, batch: PromptBatch) -> tuple[EvaluatedRollout, list[Sample]]:
+        """Sample; the teacher is asked in the loss, once for all that is wanted of it."""
+        rollout, samples = self.draw(batch)
+        own = self.sampled_logprobs(rollout)
+        evaluated = rollout.to_stage(EvaluatedRollout, old_logprobs=own, ref_logprobs=own)
+        return gather_rollout(evaluated), samples
+
+    def estimate(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
+        """As it is: nothing is estimated."""
+        return rollout
+
+    def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
+        """As in all policies, with a sharded teacher's weights gathered once."""
+        teacher = self._teacher()[0]
+        with nullcontext() if teacher is self.backbone else gathered(teacher):
+            return super().update(minibatch, batch, step)
+
+    def loss(self, minibatch: EvaluatedRollout) -> LossOutput:
+        """The divergence (N, T) at each token."""
+        teacher, role = self._teacher()
+        batch, samples = self.branched(minibatch), minibatch.num_samples
+        with torch.no_grad(), evaluating(teacher):
+            hidden = teacher(batch, num_branches=samples, role=role, hidden=True).hidden
+        out = self.backbone(
+            batch,
+            num_branches=samples,
+            against=Comparison(hidden, teacher.logits, self.divergence),
+            temperature=self.sampling.temperature,
+        )
+        loss = asked(out.divergence)
+        kl = masked_sum(asked(out.log_ratio), out.mask, dim=-1)
+        return LossOutput(loss, {"loss/divergence_avg": loss, "objective/kl": kl})
+
+    def _teacher(self) -> tuple[Backbone, str | None]:
+        return self.reference.beside(self.backbone)

@@ -1,0 +1,288 @@
+"""The report of a reward model, or of two beside each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lit_rlhf.evaluation import Difference, RewardEvaluation, ScoredComparison
+from lit_rlhf.evaluation.comparisons import text_of
+from lit_rlhf.metrics import Estimate
+from lit_rlhf.report.page import (
+    Block,
+    Cell,
+    Code,
+    Note,
+    Numbers,
+    Sample,
+    Samples,
+    Section,
+    Table,
+    write_page,
+)
+from lit_rlhf.report.reward_sections import (
+    best_of,
+    biases,
+    calibration,
+    margins,
+    percent,
+    raters,
+    robustness,
+    span,
+    subsets,
+)
+
+_WORST, _FEW = 12, 100
+_HOW = (
+    "Accuracy: the share of comparisons whose better answer scores higher; a tie counts nothing. With soft "
+    "labels it is the "
+    "agreement with a rater drawn at random. Intervals hold with 95 %: of shares Wilson's, with all comparisons "
+    "of one prompt "
+    "counted as one; of means the percentiles of 2,000 bootstrap draws of whole prompts."
+)
+
+
+def report_reward(
+    evaluations: Sequence[RewardEvaluation],
+    output: Path,
+    difference: Difference | None = None,
+    command: str = "",
+) -> Path:
+    """Write the report of one reward model, or of two and what tells them apart.
+
+    Args:
+        evaluations: One or two, on the same data.
+        output: The HTML file; its numbers lie as JSON beside it.
+        difference: Of two.
+        command: What made it.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        FileError: The report can't be written.
+    """
+    first = evaluations[0]
+    sections = [Section("At a glance", [*_glance(evaluations), *_notes(evaluations)])]
+    if difference is not None:
+        sections.append(_differences(evaluations, difference))
+    parts = (
+        subsets(evaluations),
+        raters(evaluations),
+        margins(evaluations),
+        calibration(evaluations),
+        biases(evaluations),
+        best_of(evaluations),
+        robustness(evaluations),
+    )
+    sections += [part for part in parts if part is not None]
+    sections += [_worst(one) for one in evaluations] if difference is None else []
+    told = [Code(command, "the command")] if command else []
+    sections.append(Section("How it was measured", told, _HOW))
+    data: dict[str, Any] = {"models": [values_of(one) for one in evaluations]}
+    if difference is not None:
+        data["difference"] = _without_samples(difference)
+    title = " against ".join(one.model for one in evaluations)
+    lead = f"{len(first.scored):,} comparisons of {first.data.source}, read by {first.data.format}"
+    return write_page(output, f"Reward model: {title}", sections, lead, data)
+
+
+def values_of(one: RewardEvaluation) -> dict[str, Any]:
+    """The numbers of an evaluation, as JSON holds them; intervals are {value, low, high}."""
+    found = {
+        "model": one.model,
+        "data": one.data.source,
+        "format": one.data.format,
+        "comparisons": len(one.scored),
+        "pairs": len(one.pairs.margins),
+        "left_out": dict(one.left_out),
+        "accuracy": one.accuracy,
+        "ceiling": None if one.ceiling is None else asdict(one.ceiling),
+        "subsets": {
+            each.name: {"comparisons": each.rows, "accuracy": each.accuracy} for each in one.subsets
+        },
+        "sections": dict(one.sections),
+        "ties": one.ties,
+        "margin": one.margin,
+        "margin_std": one.margin_std,
+        "length_difference": one.length_difference,
+        "length_correlation": one.length_correlation,
+        "calibration": None if one.calibration is None else asdict(one.calibration),
+        "biases": {name: vars(bias) for name, bias in one.biases.items()},
+        "position": one.position,
+        "turned": {each.change: vars(each) for each in one.turned},
+        "best_of": None if one.best_of is None else vars(one.best_of),
+    }
+    plain: dict[str, Any] = _plain(found)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _without_samples(difference: Difference) -> dict[str, Any]:
+    values: dict[str, Any] = _plain({k: v for k, v in vars(difference).items() if k != "apart"})
+    return values
+
+
+def _glance(evaluations: Sequence[RewardEvaluation]) -> list[Block]:
+    if len(evaluations) == 1:
+        few = _few(evaluations[0])
+        return [Numbers([(value, f"{label}{interval}") for label, value, interval in few])]
+    columns = [
+        {label: f"{value}{interval}" for label, value, interval in _few(one)} for one in evaluations
+    ]
+    labels = dict.fromkeys(label for column in columns for label in column)
+    rows: list[list[Cell]] = [
+        [label, *(column.get(label) for column in columns)] for label in labels
+    ]
+    return [Table(["", *(one.model for one in evaluations)], rows)]
+
+
+def _few(one: RewardEvaluation) -> list[tuple[str, str, str]]:
+    """The numbers that matter most: label, value, interval."""
+    found = [("accuracy", percent(one.accuracy.value), span(one.accuracy))]
+    if "mean of sections" in one.sections:
+        mean = percent(one.sections["mean of sections"])
+        found.append(("mean of RewardBench's sections", mean, ""))
+    if one.ceiling is not None:
+        most = percent(one.ceiling.best)
+        found.append(("the most that raters' disagreement allows", most, ""))
+    if one.calibration is not None:
+        found += [
+            ("expected calibration error", f"{one.calibration.error:.3f}", ""),
+            ("Brier score; a coin has 0.25", f"{one.calibration.brier:.3f}", ""),
+        ]
+    if (length := one.biases.get("characters")) is not None:
+        excess = f"{100 * length.excess.value:+.1f} points"
+        label = "it prefers the longer answer more often than raters do"
+        found.append((label, excess, span(length.excess, signed=True)))
+    if one.turned:
+        worst = max(one.turned, key=lambda each: each.turned.value)
+        label = "of its verdicts turn by a change that says nothing"
+        found.append((label, percent(worst.turned.value), f": {worst.change}"))
+    if one.position is not None:
+        shift = f"{100 * one.position.value:+.1f} points"
+        label = "what is shown first is favored by"
+        found.append((label, shift, span(one.position, signed=True)))
+    return found
+
+
+def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
+    notes = []
+    for one in evaluations:
+        who = f"{one.model}: " if len(evaluations) > 1 else ""
+        if one.accuracy.high < 0.5 and all(e.comparison.kind == "pair" for e in one.scored):
+            notes.append(
+                Note(
+                    f"{who}worse than a coin. Are chosen and rejected the wrong way round, here or in what it was "
+                    "trained on?",
+                    bad=True,
+                )
+            )
+        if one.ties > 0.01:
+            notes.append(
+                Note(
+                    f"{who}{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong. Does "
+                    "it read the "
+                    "answers, and to their end?",
+                    bad=one.ties > 0.1,
+                )
+            )
+        if one.left_out:
+            reasons = "; ".join(f"{count:,} {reason}" for reason, count in one.left_out.items())
+            notes.append(Note(f"{who}left out: {reasons}."))
+        if len(one.scored) < _FEW:
+            notes.append(Note(f"{who}{len(one.scored)} comparisons are few: mind the intervals."))
+    return notes
+
+
+def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> Section:
+    first, second = (one.model for one in evaluations)
+    better = second if found.accuracy.value > 0 else first
+    verdict = (
+        f"{better} is better: the difference is beyond chance."
+        if found.p_value < 0.05 and found.accuracy.value
+        else "The difference could be chance."
+    )
+    numbers: list[tuple[Cell, str]] = [
+        (
+            f"{100 * found.accuracy.value:+.1f} points",
+            f"accuracy of the second less that of the first{span(found.accuracy, signed=True)}",
+        ),
+        (f"{found.p_value:.2g}", "p-value of McNemar's exact test"),
+        (
+            f"{found.margin.value:+.2f}",
+            f"difference of margins, in their standard deviations{span(found.margin, signed=True, scale=1)}",
+        ),
+        (percent(found.same), "of comparisons with the same answer at the top"),
+    ]
+    table = Table(
+        ["", f"{second} right", f"{second} wrong"],
+        [
+            [f"{first} right", found.both, found.first_only],
+            [f"{first} wrong", found.second_only, found.neither],
+        ],
+    )
+    samples = [
+        _sample(one, {first: one.scores.tolist(), second: other.scores.tolist()})
+        for one, other in found.apart[:_WORST]
+    ]
+    blocks: list[Block] = [Numbers(numbers), table]
+    if samples:
+        blocks.append(Samples(samples, "Comparisons that one of them alone gets right:", shown=2))
+    return Section(
+        "The difference", blocks, f"{verdict} Of {found.rows:,} comparisons that both scored."
+    )
+
+
+def _worst(one: RewardEvaluation) -> Section:
+    wrong = [each for each in one.scored if not each.right]
+    wrong.sort(key=lambda each: _gap(each) / (one.margin_std or 1.0))
+    samples = [_sample(each, {"": each.scores.tolist()}) for each in wrong[:_WORST]]
+    text = (
+        "The comparisons that it gets wrong by most. Read them: labels are wrong here more often than elsewhere."
+        if samples
+        else "It gets all comparisons right. On data that it has not seen, that is rare."
+    )
+    return Section("Where it is most wrong", [Samples(samples, shown=4)] if samples else [], text)
+
+
+def _gap(one: ScoredComparison) -> float:
+    """By how much the best of the better answers lies below the top."""
+    values = one.comparison.values
+    scores: list[float] = one.scores.tolist()
+    best = max(s for s, v in zip(scores, values, strict=True) if v == max(values))
+    return best - max(scores)
+
+
+def _sample(one: ScoredComparison, scores: Mapping[str, Sequence[float]]) -> Sample:
+    each = one.comparison
+    names = ["chosen", "rejected"]
+    if each.kind != "pair":
+        names = [f"raters' score {value:g}" for value in each.values]
+    texts = [("prompt", _shown(each.prompt))]
+    for place, (name, answer) in enumerate(zip(names, each.answers, strict=True)):
+        said = ", ".join(
+            f"{who + ': ' if who else 'score '}{s[place]:.3f}" for who, s in scores.items()
+        )
+        texts.append((f"{name}, {said}", text_of(answer)))
+    facts: dict[str, Cell] = {"row": each.row + 1}
+    if each.subset:
+        facts["subset"] = each.subset
+    if each.p_chosen < 1:
+        facts["raters for chosen"] = percent(each.p_chosen)
+    return Sample(texts, facts)
+
+
+def _shown(text: Any) -> str:
+    if isinstance(text, str):
+        return text
+    return "\n".join(f"{turn['role']}: {turn.get('content') or ''}" for turn in text)

@@ -1,0 +1,301 @@
+"""The sections of a reward model's report: each of one model, or of several beside each other."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lit_rlhf.evaluation import RewardEvaluation
+from lit_rlhf.metrics import Estimate
+from lit_rlhf.report.page import Block, Cell, Figures, Note, Section, Table
+from lit_rlhf.report.plots import (
+    Interval,
+    Series,
+    histogram,
+    interval_plot,
+    line_plot,
+    reliability_plot,
+    scatter_plot,
+)
+
+_POINTS = 400
+
+
+def subsets(evaluations: Sequence[RewardEvaluation]) -> Section | None:
+    """Accuracy by subset, and RewardBench's sections; None where rows name no subset."""
+    if not any(one.subsets for one in evaluations):
+        return None
+    several = len(evaluations) > 1
+    bars = [
+        Interval(f"{each.name} · {one.model}" if several else each.name, *each.accuracy)
+        for each, one in _in_turns([(one, one.subsets) for one in evaluations])
+    ]
+    names = list(dict.fromkeys(s.name for one in evaluations for s in one.subsets))
+    by_model = [{s.name: s for s in one.subsets} for one in evaluations]
+    rows: list[list[Cell]] = []
+    for name in names:
+        cells: list[Cell] = []
+        for found in by_model:
+            subset = found.get(name)
+            cells += [None] * 2 if subset is None else [subset.rows, _percents(subset.accuracy)]
+        rows.append([name or "(none)", *cells])
+    heads = [
+        f"{head} · {one.model}" if several else head
+        for one in evaluations
+        for head in ("comparisons", "accuracy")
+    ]
+    blocks: list[Block] = [
+        Figures(
+            [
+                interval_plot(
+                    "Accuracy by subset",
+                    bars,
+                    x="accuracy",
+                    level=evaluations[0].chance,
+                    caption="The dotted line is what scores drawn at random would get.",
+                )
+            ]
+        ),
+        Table(["subset", *heads], rows),
+    ]
+    sections = list(dict.fromkeys(name for one in evaluations for name in one.sections))
+    if sections:
+        scores: list[list[Cell]] = [
+            [name, *(_percent_or_none(one.sections.get(name)) for one in evaluations)]
+            for name in sections
+        ]
+        blocks.append(
+            Table(
+                ["section", *(one.model for one in evaluations)], scores, "RewardBench's sections"
+            )
+        )
+    return Section("Accuracy by subset", blocks)
+
+
+def raters(evaluations: Sequence[RewardEvaluation]) -> Section | None:
+    """Agreement beside the raters' own; None where the data don't say how sure raters are."""
+    first = evaluations[0]
+    if first.ceiling is None:
+        return None
+    rows: list[list[Cell]] = [[one.model, _percents(one.accuracy)] for one in evaluations]
+    rows += [
+        ["another rater", percent(first.ceiling.raters)],
+        ["the majority of raters", percent(first.ceiling.best)],
+    ]
+    text = (
+        "How often each agrees with a rater drawn at random. No model can do better than the majority; one that "
+        "agrees more "
+        "than another rater does is as good as a person, on data like these."
+    )
+    return Section("Beside the raters", [Table(["who", "agreement"], rows)], text)
+
+
+def margins(evaluations: Sequence[RewardEvaluation]) -> Section:
+    """Margins, alone and against length."""
+    groups = {
+        one.model: (one.pairs.margins / (one.margin_std or 1.0)).tolist() for one in evaluations
+    }
+    points = {
+        one.model: (
+            one.pairs.differences["characters"][:_POINTS].tolist(),
+            one.pairs.margins[:_POINTS].tolist(),
+        )
+        for one in evaluations
+    }
+    plots = [
+        histogram(
+            "Margins",
+            groups,
+            x="margin, in standard deviations",
+            caption="Score of the better answer less that of the worse. Left of 0 it is wrong.",
+        ),
+        scatter_plot(
+            "Margin and length",
+            points,
+            x="characters that the better answer is longer",
+            y="margin",
+            caption="A cloud that rises to the right: longer answers score higher.",
+        ),
+    ]
+    columns = [
+        "",
+        "margin",
+        "its standard deviation",
+        "better answer longer by",
+        "rank correlation",
+    ]
+    rows: list[list[Cell]] = [
+        [
+            one.model,
+            _with_interval(one.margin),
+            one.margin_std,
+            f"{_with_interval(one.length_difference)} characters",
+            one.length_correlation,
+        ]
+        for one in evaluations
+    ]
+    return Section("Margins", [Figures(plots), Table(columns, rows)])
+
+
+def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
+    """Reliability; None of what scores no probabilities."""
+    found = [(one.model, one.calibration) for one in evaluations if one.calibration is not None]
+    if not found:
+        return None
+    plot = reliability_plot(
+        "Reliability",
+        {name: each.bins for name, each in found},
+        x="sigmoid of the margin's size",
+        y="share that raters agree with",
+        caption="Below the dotted line it is too sure of itself. Larger points stand for more pairs.",
+    )
+    columns = ["", "calibration error", "Brier score", "best temperature", "error at it"]
+    rows: list[list[Cell]] = [
+        [name, each.error, each.brier, each.temperature, each.error_divided] for name, each in found
+    ]
+    text = (
+        "Whether a margin means what it says: the sigmoid of a difference of scores, as a probability that "
+        "raters prefer the "
+        "answer. Margins divided by the best temperature fit the raters best; above 1 the model is too sure. It "
+        "means little "
+        "for a model that was not trained on comparisons."
+    )
+    return Section("Calibration", [Figures([plot]), Table(columns, rows)], text)
+
+
+def biases(evaluations: Sequence[RewardEvaluation]) -> Section | None:
+    """What it prefers more often than raters do."""
+    several = len(evaluations) > 1
+    bars, rows = [], []
+    found = [(one, list(one.biases.items())) for one in evaluations]
+    for (name, bias), one in _in_turns(found):
+        label = f"{name} · {one.model}" if several else name
+        bars.append(Interval(label, *(100 * end for end in bias.excess)))
+        row: list[Cell] = [
+            label,
+            bias.pairs,
+            percent(bias.raters),
+            percent(bias.model),
+            _percents(bias.right_with),
+            _percents(bias.right_against),
+        ]
+        rows.append(row)
+    if not rows:
+        return None
+    columns = [
+        "more of",
+        "pairs that differ",
+        "raters prefer it",
+        "the model does",
+        "accuracy where raters do",
+        "accuracy where they don't",
+    ]
+    plot = interval_plot(
+        "Bias",
+        bars,
+        x="points that the model prefers it more often than raters",
+        level=0.0,
+        caption="Right of 0 the model goes by it more than raters do.",
+    )
+    blocks: list[Block] = [Figures([plot]), Table(columns, rows)]
+    blocks += [
+        Note(
+            f"{one.model} favors the answer that is shown first by {100 * one.position.value:+.1f} points"
+            f"{span(one.position, signed=True)}; its scores are the mean of both orders."
+        )
+        for one in evaluations
+        if one.position is not None
+    ]
+    text = (
+        "Of the pairs in which one answer has more of something: how often raters and the model prefer that one. "
+        "The two "
+        "accuracies lie apart where the model goes by it."
+    )
+    return Section("Biases", blocks, text)
+
+
+def best_of(evaluations: Sequence[RewardEvaluation]) -> Section | None:
+    """Best-of-n curves; None of pairs."""
+    found = [(one.model, one.best_of) for one in evaluations if one.best_of is not None]
+    if not found:
+        return None
+    series = []
+    for name, curve in found:
+        steps = range(1, len(curve.picked) + 1)
+        values, low, high = zip(*curve.picked, strict=True)
+        series.append(Series(name, steps, values, low, high))
+    best = found[0][1].best
+    series.append(Series("raters themselves", range(1, len(best) + 1), best))
+    plot = line_plot(
+        "Best of n",
+        series,
+        x="n, answers to choose from",
+        y="raters' score of the choice",
+        caption="The mean over all ways to draw n of a prompt's answers; the band is the 95 % interval over prompts.",
+    )
+    text = (
+        "What is gained by taking the best-scored of several answers, in the raters' own scores. A curve that "
+        "bends down is "
+        "over-optimization: the highest scores go to worse answers."
+    )
+    return Section("Choosing among answers", [Figures([plot])], text)
+
+
+def robustness(evaluations: Sequence[RewardEvaluation]) -> Section | None:
+    """How often small changes turn verdicts; None where none were made."""
+    several = len(evaluations) > 1
+    bars, rows = [], []
+    for each, one in _in_turns([(one, one.turned) for one in evaluations]):
+        label = f"{each.change} · {one.model}" if several else each.change
+        bars.append(Interval(label, *each.turned))
+        row: list[Cell] = [label, each.rows, _percents(each.turned), each.shift]
+        rows.append(row)
+    if not rows:
+        return None
+    plot = interval_plot("Verdicts that turn", bars, x="share of comparisons", level=0.0)
+    columns = ["change", "comparisons", "verdicts that turn", "shift, in standard deviations"]
+    text = (
+        "Answers are changed in ways that say nothing, and scored again: how often another answer is then at the "
+        "top. The "
+        "changes are made in all answers of a prompt, but for the one that names its answer. Answers in the "
+        "other order must "
+        "turn nothing."
+    )
+    return Section("Robustness", [Figures([plot]), Table(columns, rows)], text)
+
+
+def _in_turns(
+    found: Sequence[tuple[RewardEvaluation, Sequence[Any]]],
+) -> list[tuple[Any, RewardEvaluation]]:
+    """Parts of several evaluations, those of one place beside each other."""
+    longest = max(len(parts) for _, parts in found)
+    return [(parts[i], one) for i in range(longest) for one, parts in found if i < len(parts)]
+
+
+def percent(value: float) -> str:
+    """A share for people, with a space that no line parts."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _percent_or_none(value: float | None) -> Cell:
+    return None if value is None else percent(value)
+
+
+def _percents(found: Estimate) -> str:
+    if math.isnan(found.value):
+        return "–"
+    return f"{percent(found.value)} {_ends(100 * found.low, 100 * found.high, '.1f')}"
+
+
+def _with_interval(found: Estimate) -> str:
+    return f"{found.value:.3g} {_ends(found.low, found.high, '.3g')}"
+
+
+def span(found: Estimate, *, signed: bool = False, scale: float = 100) -> str:
+    """An interval as it stands behind a label; `scale` 100 makes points of shares."""
+    form = "+.2f" if scale == 1 else ("+.1f" if signed else ".1f")
+    return f", 95 %: {scale * found.low:{form}} to {scale * found.high:{form}}"
+
+
+def _ends(low: float, high: float, form: str) -> str:
+    """Ends of an interval, which no line parts."""
+    return f"({low:{form}} to {high:{form}})".replace(" ", "\N{NO-BREAK SPACE}")
