@@ -109,13 +109,16 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
     return Scores(total, scores.parts, scores.left_out)
 
 
-def leave_out(rollout: ScoredRollout, failed: Tensor) -> ScoredRollout:
+def leave_out(rollout: ScoredRollout, failed: Tensor, *, pairs: bool = False) -> ScoredRollout:
     """The rollout without the tokens of some samples: nothing of them counts, as if they had none.
 
     Args:
         rollout: Scored.
         failed: (N,) bool.
+        pairs: Neighbours are compared: where one is left out, so is the other, for nobody knows which is better.
     """
+    if pairs:
+        failed = failed.view(-1, 2).any(-1).repeat_interleave(2)
     mask = rollout.response_mask & ~failed[:, None]
     scores = replace(rollout.scores, failed=failed)
     return replace(rollout, completions=replace(rollout.completions, mask=mask), scores=scores)

@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from lit_rlhf.functional.rewards import kl_shaped_rewards
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules.group import GroupPolicyModule, Parts, REINFORCEPolicyModule
@@ -14,7 +12,6 @@ from lit_rlhf.modules.opponents import (
     Opponent,
     meet,
     own_samples,
-    whole_pairs,
     win_chances,
 )
 from lit_rlhf.objectives import FixedKL, PreferenceOracle, SoftLabels
@@ -48,6 +45,7 @@ class NashMDPolicyModule(GroupPolicyModule):
         "kl": partial(FixedKL, 0.1),
     }
     default_samples: ClassVar[int] = 1
+    in_pairs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,10 +68,6 @@ class NashMDPolicyModule(GroupPolicyModule):
         if purpose != "rollout":
             return own
         return meet(own, self.opponent.generate(self, batch, sampling, num_samples))
-
-    def left_out(self, failed: Tensor) -> Tensor:
-        """Whole pairs."""
-        return whole_pairs(failed)
 
     def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
         """The policy's own samples: whether they win, less one half, at the end; the KL per token."""

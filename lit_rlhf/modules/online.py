@@ -23,7 +23,6 @@ from lit_rlhf.modules.opponents import (
     ReferenceOpponent,
     meet,
     own_samples,
-    whole_pairs,
     win_chances,
 )
 from lit_rlhf.modules.policy import PolicyModule
@@ -95,6 +94,7 @@ class OnlineDPOPolicyModule(PolicyModule):
         "loss": partial(DPO, 0.1),
     }
     default_samples: ClassVar[int] = 2
+    in_pairs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -129,10 +129,6 @@ class OnlineDPOPolicyModule(PolicyModule):
         if self.opponent is None or purpose != "rollout":
             return own
         return meet(own, self.opponent.generate(self, batch, sampling, num_samples))
-
-    def left_out(self, failed: Tensor) -> Tensor:
-        """Whole pairs."""
-        return whole_pairs(failed)
 
     def estimate(self, rollout: EvaluatedRollout) -> PairedRollout:
         """The oracle's word on each pair; the loss is of preferences, not of advantages."""

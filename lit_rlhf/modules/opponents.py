@@ -96,11 +96,6 @@ def own_samples(rollout: Stage) -> Stage:
     return rollout.map(lambda tensor: tensor, lambda tensor: tensor[::2])
 
 
-def whole_pairs(failed: Tensor) -> Tensor:
-    """(N,) bool: both samples of each pair in which one couldn't be scored, for nobody knows which is better."""
-    return failed.view(-1, 2).any(-1).repeat_interleave(2)
-
-
 def win_chances(oracle: PreferenceOracle, scores: Tensor, *, seed: int, iteration: int) -> Tensor:
     """How far each sample is preferred to the other one of its pair, (N,) in [0, 1].
 

@@ -113,6 +113,7 @@ class PolicyModule(RLHFModule):
     """What stands where an option is left out; a named method is mostly such a table."""
     default_epochs: ClassVar[int] = 1
     default_samples: ClassVar[int] = 1
+    in_pairs: ClassVar[bool] = False  # whether a sample without score takes its neighbour along
     draws_samples: ClassVar[bool] = True
     """Callbacks that show or watch samples ask for it."""
 
@@ -286,11 +287,7 @@ class PolicyModule(RLHFModule):
         """Sample and score this process's completions of a training batch."""
         rollout, samples = self.sample(batch, self.sampling, "rollout", self.num_samples)
         self.count_generated(rollout.response_mask)
-        return stages.leave_out(rollout, self.left_out(rollout.scores.left_out)), samples
-
-    def left_out(self, failed: Tensor) -> Tensor:
-        """(N,) bool: the samples that don't count, where some of them, (N,) bool, couldn't be scored."""
-        return failed
+        return stages.leave_out(rollout, rollout.scores.left_out, pairs=self.in_pairs), samples
 
     def sample(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
