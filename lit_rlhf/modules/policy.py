@@ -114,8 +114,7 @@ class PolicyModule(RLHFModule):
     default_epochs: ClassVar[int] = 1
     default_samples: ClassVar[int] = 1
     in_pairs: ClassVar[bool] = False  # whether a sample without score takes its neighbour along
-    draws_samples: ClassVar[bool] = True
-    """Callbacks that show or watch samples ask for it."""
+    draws_samples: ClassVar[bool] = True  # callbacks that show or watch samples ask for it
 
     def __init__(
         self,
