@@ -1,7 +1,9 @@
 """Rewards by a judge."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,7 +27,8 @@ class JudgeReward(Reward):
     Bradley-Terry model: that is the reward which `SoftLabels` turns into p again. K (K - 1) questions per prompt.
 
     The judge reads prompts as the data set has them, messages as messages. Completions without a verdict, for the judge
-    abstains, or fails and its `failures` is "null", are `no_verdict`'s.
+    abstains, or fails and its `failures` is "null", are `no_verdict`'s. Of a judge with several criteria the scores by
+    each are the parts, logged as `rewards/<criterion>/mean`; where one has no verdict, it gets the mean.
 
     Args:
         judge: The judge.
@@ -69,29 +72,39 @@ class JudgeReward(Reward):
         prompts: list[Text] = list(given)
         samples = len(completions.responses) // max(len(completions.prompt_ids), 1)
         if self.pairs is not None:
-            scores = self._compare(self.pairs, prompts, completions.responses, samples)
-            return self._known(scores, completions)
-        answers = zip(prompts, completions.responses, strict=True)
-        values = self.judge.judge(
-            [{"prompt": prompt, "response": text} for prompt, text in answers]
-        )
-        return self._known(values, completions)
+            return self._compare(self.pairs, prompts, completions, samples)
+        cases = zip(prompts, completions.responses, strict=True)
+        found = self.judge.assess([{"prompt": prompt, "response": text} for prompt, text in cases])
+        values = [None if each is None else each.value for each in found]
+        parts = {
+            name: [None if each is None else each.criteria.get(name) for each in found]
+            for name in self.judge.criteria
+        }
+        return self._scores(values, parts, completions)
 
-    def _known(self, values: Sequence[float | None], completions: Completions) -> Scores:
+    def _scores(
+        self,
+        values: Sequence[float | None],
+        parts: Mapping[str, Sequence[float | None]],
+        completions: Completions,
+    ) -> Scores:
         if all(value is None for value in values):
             raise DataError(
                 f"The judge gave no verdict on any of {len(values)} completions. Look at its template and words."
             )
-        return as_scores(values, completions, skip=self.skip)
+        known = {name: part for name, part in parts.items() if any(x is not None for x in part)}
+        filled = {name: as_scores(part, completions).total for name, part in known.items()}
+        return replace(as_scores(values, completions, skip=self.skip), parts=filled)
 
     def _compare(
-        self, judge: PairwiseJudge, prompts: list[Text], responses: list[str], samples: int
-    ) -> list[float | None]:
+        self, judge: PairwiseJudge, prompts: list[Text], completions: Completions, samples: int
+    ) -> Scores:
         if samples < 2:
             raise ConfigurationError(
                 "JudgeReward compares the samples of a prompt with each other, and there is one of each. Set "
                 "num_samples to 2 or more, or take a judge that scores single answers (template: score)."
             )
+        responses = completions.responses
         starts = range(0, len(responses), samples)
         every = [
             (s + a, s + b) for s in starts for a in range(samples) for b in range(a + 1, samples)
@@ -99,13 +112,24 @@ class JudgeReward(Reward):
         asked = [(i, j) for i, j in every if responses[i] != responses[j]]
         found = judge.compare([(prompts[i], responses[i], responses[j]) for i, j in asked])
         opinions = dict(zip(asked, found, strict=True))
-        scores, known = [0.0] * len(responses), [1] * len(responses)
-        for i, j in every:
-            opinion = opinions.get((i, j), _TIE)  # equal answers are no better than each other
-            if opinion is None and self.skip:
-                continue
-            p = min(max((opinion or _TIE).p_first, self.clip), 1 - self.clip)
-            logit = math.log(p / (1 - p))
-            scores[i], scores[j] = scores[i] + logit, scores[j] - logit
-            known[i], known[j] = known[i] + 1, known[j] + 1
-        return [None if n == 1 else s / n for s, n in zip(scores, known, strict=True)]
+
+        def points(said: Callable[[Opinion], float | None]) -> list[float | None]:
+            """Of each sample: the mean of its logits against all samples, itself included."""
+            sums, known = [0.0] * len(responses), [1] * len(responses)
+            for i, j in every:
+                opinion = opinions.get((i, j), _TIE)  # equal answers are no better than each other
+                p = None if opinion is None else said(opinion)
+                if p is None and self.skip:
+                    continue
+                p = min(max(0.5 if p is None else p, self.clip), 1 - self.clip)
+                logit = math.log(p / (1 - p))
+                sums[i], sums[j] = sums[i] + logit, sums[j] - logit
+                known[i], known[j] = known[i] + 1, known[j] + 1
+            return [None if n == 1 else s / n for s, n in zip(sums, known, strict=True)]
+
+        parts = {name: points(partial(_of, name)) for name in self.judge.criteria}
+        return self._scores(points(lambda opinion: opinion.p_first), parts, completions)
+
+
+def _of(criterion: str, opinion: Opinion) -> float | None:
+    return 0.5 if opinion is _TIE else opinion.criteria.get(criterion)
