@@ -8,7 +8,7 @@ def check_option(valid: bool, owner: object, name: str, value: object, allowed: 
 
     Args:
         valid: Whether the value is in range; a comparison that nan fails.
-        owner: The object whose option it is.
+        owner: The object whose option it is, or the function.
         name: The option.
         value: What was given.
         allowed: The range in words, and what the option does at its edge where that helps.
@@ -17,9 +17,8 @@ def check_option(valid: bool, owner: object, name: str, value: object, allowed: 
         ConfigurationError: Not valid.
     """
     if not valid:
-        raise ConfigurationError(
-            f"{type(owner).__name__}({name}={value!r}): {name} must be {allowed}."
-        )
+        called = getattr(owner, "__name__", type(owner).__name__)
+        raise ConfigurationError(f"{called}({name}={value!r}): {name} must be {allowed}.")
 
 
 def is_text(value: object) -> bool:

@@ -48,6 +48,7 @@ TESTS = {
         f"objectives/{name}.py": (f"{_OBJECTIVES}/test_{name}.py",)
         for name in (
             "advantages",
+            "best_of_n",
             "divergences",
             "importance",
             "kl_losses",

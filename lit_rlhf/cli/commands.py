@@ -35,7 +35,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "label": Command(
             "lit_rlhf.cli.label", "A model compares answers: pairs in, preferences out"
         ),
-        "data": Command("lit_rlhf.cli.data", "A file's format, a row as tokens; convert it"),
+        "data": Command(
+            "lit_rlhf.cli.data", "A file's format, a row as tokens; inspect or convert it"
+        ),
     },
     "reward": {
         "score": Command("lit_rlhf.cli.score", "Score completions with a reward model"),

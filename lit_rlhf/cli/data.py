@@ -1,4 +1,4 @@
-"""`lit-rlhf data`: which format rows are of, a row as tokens, and any format to the canonical columns."""
+"""`lit-rlhf data`: which format rows are of, a row as tokens, a report, and any format to the canonical columns."""
 
 import sys
 from collections import Counter
@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.cli.output import print_text, write_rows
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
-from lit_rlhf.data.conversion import template_options
+from lit_rlhf.data.conversion import Conversion, template_options
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.grouping import grouped
+from lit_rlhf.data.kinds import shape_of
 from lit_rlhf.data.recognition import (
     MODULES,
     Kind,
@@ -28,7 +29,7 @@ from lit_rlhf.data.recognition import (
     spell,
     unread_columns,
 )
-from lit_rlhf.data.records import Row, UnreadableRow
+from lit_rlhf.data.records import Row
 from lit_rlhf.data.showing import part_names
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError, DataError
@@ -88,6 +89,64 @@ def show(
     print_text("\n".join(lines) + "\n")
 
 
+def inspect(
+    path: str,
+    val: str | None = None,
+    test: str | None = None,
+    against: list[str] | str | None = None,
+    tokenizer: str | None = None,
+    kind: Kind | None = None,
+    format: Format | None = None,  # noqa: A002  (see above)
+    by: str | None = None,
+    similarity: float | None = 0.8,
+    run: int = 13,
+    samples: int = 6,
+    output: Path = Path("inspection.html"),
+) -> None:
+    """Look through a file before training on it: what was found becomes one HTML page, its numbers as JSON beside it.
+
+    What is left out and why, lengths, what chosen answers have in common, labels and raters, repetitions and
+    contradictions, near-duplicates, leakage, special tokens and endings, and rows to read.
+
+    Args:
+        path: See `lit-rlhf data show --help`; a directory of the `datasets` library may hold several splits.
+        val: Held-out rows, which `path` is searched for.
+        test: More of them.
+        against: Evaluation sets in any columns: a file, or '[a.jsonl, b.jsonl]'. They are searched for in all splits.
+        tokenizer: Directory or hub id: lengths are tokens, and its special tokens and template are checked.
+        kind: What to read the rows as, where they can be several things. Default: what says most of them.
+        format: The format; default: the one that reads the first rows.
+        by: Column that says where a row comes from. Default: `source`, `subset`, `domain` or the like.
+        similarity: From which Jaccard similarity of three-word runs rows are near-duplicates; null: not looked for.
+        run: How many words in a row count as leaked.
+        samples: How many rows to show.
+        output: The page.
+    """
+    from lit_rlhf.data import inspection  # noqa: PLC0415  (start-up that --help shall not pay)
+    from lit_rlhf.report.data_page import report_data  # noqa: PLC0415  (see above)
+
+    if output.suffix != ".html":
+        raise ConfigurationError(f"The output is {output}; its suffix must be .html.")
+    held = {name: each for name, each in (("val", val), ("test", test)) if each is not None}
+    others = [against] if isinstance(against, str) else against or []
+    found = inspection.inspect(
+        {"train": path, **held} if held else path,
+        against={Path(each).name: each for each in others},
+        tokenizer=load_tokenizer(tokenizer) if tokenizer is not None else None,
+        kind=kind,
+        format=format,
+        by=by,
+        similarity=similarity,
+        run=run,
+        samples=samples,
+    )
+    lines = [
+        f"{'!' if each.bad else '-'} {each.split}{': ' if each.split else ''}{each.text}"
+        for each in inspection.findings(found)
+    ]
+    print_text("\n".join([*lines, str(report_data(found, output))]) + "\n")
+
+
 def convert(
     path: str,
     output: Path,
@@ -131,20 +190,18 @@ def _canonical(
 ) -> Iterator[Mapping[str, Any]]:
     """The rows to write; counts of those made (under no name) and of those left out, by reason."""
     source = grouped(source, reading.format)
+    conversion = Conversion(source, reading.format, shape_of(reading.kind))
     for number, row in enumerate(source.load()):
-        try:
-            records = reading.format(row)
-            template = {} if isinstance(row, UnreadableRow) else template_options(row)
-        except InvalidRowError as error:
-            if invalid == "error":
+        for each in conversion(number, row):
+            if isinstance(each, Record):
+                counts[""] += 1
+                yield canonical_row(each, reading.format, template_options(row))
+            elif invalid == "error":
                 raise DataError(
-                    f"{source.locate(number)}: {error}. Mend it, or set invalid: drop."
-                ) from error
-            counts[error.reason] += 1
-            continue
-        for record in records:
-            counts[""] += 1
-            yield canonical_row(record, reading.format, template)
+                    f"{source.locate(number)}: {each}. Mend it, or set invalid: drop."
+                ) from each
+            else:
+                counts[each.reason] += 1
 
 
 def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
@@ -190,4 +247,4 @@ def _plain(text: Any) -> str:
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli([show, convert], args=list(words[1:]), prog="lit-rlhf data")
+    auto_cli([show, inspect, convert], args=list(words[1:]), prog="lit-rlhf data")

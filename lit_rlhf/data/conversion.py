@@ -1,7 +1,7 @@
 """From raw rows to records of the shape that a DataModule needs; what can't be used stays in its place as an error."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,6 +107,23 @@ class Conversion:
         if template and record.template is None and not carried:
             return replace(record, template=template)
         return record
+
+
+def check_identical(record: Record, completions: Sequence[Sequence[object]], unit: str) -> None:
+    """Refuse a record whose completions are all the same: there is nothing to learn from it.
+
+    Args:
+        record: The record.
+        completions: Its completions.
+        unit: What they are made of.
+
+    Raises:
+        InvalidRowError: They are the same.
+    """
+    several = len(completions) > 1 and not record.steps
+    if several and all(other == completions[0] for other in completions):
+        name = "identical pair" if len(completions) == 2 else "identical completions"
+        raise InvalidRowError(name, f"all completions have the same {len(completions[0])} {unit}")
 
 
 def _named(record: Record | InvalidRowError, row: Row) -> Record | InvalidRowError:

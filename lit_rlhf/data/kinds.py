@@ -25,7 +25,7 @@ from lit_rlhf.data.formats import (
     Steps,
     Unpaired,
 )
-from lit_rlhf.data.recognition import Takes
+from lit_rlhf.data.recognition import MODULES, Kind, Takes
 from lit_rlhf.data.wrappers import PairsFromRanking, PromptsOf, UnpairedFromPairs
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option
@@ -180,3 +180,9 @@ def _check_layout(module: PreferenceDataModule | DemonstrationDataModule) -> Non
     layouts = get_args(Layout)
     valid = module.layout in layouts
     check_option(valid, module, "layout", module.layout, f"one of {', '.join(layouts)}")
+
+
+def shape_of(kind: Kind) -> Shape:
+    """What the DataModule of a kind needs its records to look like."""
+    shape: Shape = globals()[MODULES[kind]].shape
+    return shape

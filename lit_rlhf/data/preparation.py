@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from lit_rlhf.data.conversion import Conversion, Shape
+from lit_rlhf.data.conversion import Conversion, Shape, check_identical
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.data.records import InvalidRowError, Record, Row, rows_of_group
 from lit_rlhf.data.report import OPTIONAL_FIELDS, InvalidPolicy, LengthPolicy, Report
@@ -70,13 +70,7 @@ class Preparation:
         if isinstance(encoded, InvalidRowError):
             raise encoded
         prompt, completions = encoded
-        several = len(completions) > 1 and not record.steps
-        if several and completions.count(completions[0]) == len(completions):
-            name = "identical pair" if len(completions) == 2 else "identical completions"
-            size = len(completions[0])
-            raise InvalidRowError(
-                name, f"all completions have the same {size} tokens (after truncation)"
-            )
+        check_identical(record, completions, "tokens (after truncation)")
         extras = _to_json(record)
         self._count(record)
         lengths = [len(ids) for ids in completions]

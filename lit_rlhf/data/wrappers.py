@@ -30,6 +30,10 @@ class Wrapper(Format):
         """What the format within groups by."""
         return self.format.groups_by()
 
+    def votes(self, row: Row) -> Sequence[float]:
+        """Those that the format within finds."""
+        return self.format.votes(row)
+
     def pairs(self, row: Row) -> list[Record]:
         """The records of `format`, which must be pairs, the preferred completion first.
 

@@ -2,6 +2,7 @@
 
 from lit_rlhf.internals.lightning import FSDP2Strategy as FSDP2Strategy
 from lit_rlhf.modules.base import RLHFModule as RLHFModule
+from lit_rlhf.modules.best_of_n import BestOfNPolicyModule as BestOfNPolicyModule
 from lit_rlhf.modules.dapo import DAPOPolicyModule as DAPOPolicyModule
 from lit_rlhf.modules.distillation import DistillationPolicyModule as DistillationPolicyModule
 from lit_rlhf.modules.group import (

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 
+TINY = 1e-30
+"""Least denominator of a mean, so that one of nothing is 0."""
+
 
 class StepMean:
     """The loss of an optimizer step as one quotient, however its microbatches divide the data.
@@ -41,7 +44,7 @@ class StepMean:
 
     @torch.no_grad()
     def finish(self, module: LightningModule) -> None:
-        """Bring the gradients to the denominator of the whole step; call it in `on_before_optimizer_step`.
+        """Bring the gradients to the denominator of the whole step; `RLHFModule` does before each step.
 
         Raises:
             ConfigurationError: The strategy keeps the gradients to itself.

@@ -22,6 +22,7 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.internals.lightning import precision_of
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
+from lit_rlhf.modules.averages import TINY, StepMean
 from lit_rlhf.modules.parts import arguments_of, require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.refusals import refuse_precision
@@ -111,6 +112,7 @@ class RLHFModule(LightningModule):
         self.seed = seed
         self.steps = steps or Steps()
         self.guard = StepGuard(self.steps.max_skipped)
+        self.step_mean = StepMean()
         self._undecayed: set[str] | None = None
         self._written: dict[str, Any] = {}
         self._restored: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
@@ -303,10 +305,17 @@ class RLHFModule(LightningModule):
         on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
         return True if on_gpu and self.loss_scaler() is None else None
 
+    def log_held_out_loss(self, stage: str, numerator: Tensor, denominator: Tensor) -> None:
+        """Log `val/loss` or `test/loss` of a batch, so that the epoch's is one quotient over all batches and ranks."""
+        # Lightning adds up mean * weight, and divides by all the weight.
+        mean, weight = numerator / denominator.clamp_min(TINY), float(denominator)
+        self.log(f"{stage}/loss", mean, prog_bar=True, sync_dist=True, batch_size=weight)  # type: ignore[arg-type]
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Skip a step whose gradient isn't finite, where Lightning takes the steps."""
+        """Where Lightning takes the steps: weigh microbatches by what they hold, skip a gradient that isn't finite."""
         if not self.automatic_optimization:
             return
+        self.step_mean.finish(self)
         parameters = gradients(optimizer)
         if not parameters:  # DeepSpeed keeps them to itself, and skips by itself
             return

@@ -7,7 +7,6 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
@@ -22,7 +21,7 @@ from lit_rlhf.models import (
     weights_fingerprint,
 )
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.modules.averages import StepMean, row_means
+from lit_rlhf.modules.averages import TINY, row_means
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.precompute import precompute_reference
 from lit_rlhf.modules.reference import Reference
@@ -32,8 +31,6 @@ from lit_rlhf.objectives import DPO, PreferenceLoss, PreferenceStats
 from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, asked, num_branches
 
 _VOCABULARY = {"kl", "collision"}
-_TINY = 1e-30
-"""Where no row counts, the loss is 0."""
 
 
 class PreferenceModule(RLHFModule):
@@ -88,7 +85,6 @@ class PreferenceModule(RLHFModule):
         super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
         self.reference = Reference()
         self.objective = loss or DPO()
-        self.step_mean = StepMean()
         self.reference_source = reference
         self.reference_dtype = reference_dtype
         self.learns_value = "value" in self.objective.statistics
@@ -169,7 +165,7 @@ class PreferenceModule(RLHFModule):
     def reduce(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Mean over the rows of the batch on all ranks, weighted by the column `weight` where there is one."""
         numerator, denominator = _fraction(loss, batch)
-        return numerator * num_ranks() / sum_over_ranks(denominator).clamp_min(_TINY)
+        return numerator * num_ranks() / sum_over_ranks(denominator).clamp_min(TINY)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -180,13 +176,8 @@ class PreferenceModule(RLHFModule):
         rows = len(batch["input_ids"])
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
         numerator, denominator = _fraction(output.loss, cast("Mapping[str, Any]", batch))
-        total = sum_over_ranks(denominator).clamp_min(_TINY)
+        total = sum_over_ranks(denominator).clamp_min(TINY)
         return self.step_mean.share(self, numerator, total, batch_idx)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Weigh the microbatches of the step by their rows."""
-        self.step_mean.finish(self)
-        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> None:
         """Log loss and metrics on held-out preferences."""
@@ -235,10 +226,7 @@ class PreferenceModule(RLHFModule):
 
     def _evaluate(self, batch: BranchedBatch, stage: str) -> None:
         loss = self._step(batch, stage).loss
-        total, weight = _fraction(loss, cast("Mapping[str, Any]", batch))
-        mean = total / weight.clamp_min(_TINY)
-        # Lightning adds up mean * weight over batches and ranks, and divides by all the weight.
-        self.log(f"{stage}/loss", mean, prog_bar=True, sync_dist=True, batch_size=float(weight))  # type: ignore[arg-type]
+        self.log_held_out_loss(stage, *_fraction(loss, cast("Mapping[str, Any]", batch)))
 
     def _branches(self, batch: BranchedBatch) -> int:
         if self.objective.num_branches is None:

@@ -9,7 +9,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.functional.branches import at_step_ends
@@ -22,7 +21,7 @@ from lit_rlhf.metrics import (
     agreement,
 )
 from lit_rlhf.models import ModelSpec, export_reward
-from lit_rlhf.modules.averages import StepMean, row_means
+from lit_rlhf.modules.averages import row_means
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.reward_checks import (
     check_first_batch,
@@ -74,7 +73,6 @@ class RewardModelModule(RLHFModule):
     ) -> None:
         super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
         self.objective = loss or BradleyTerry()
-        self.step_mean = StepMean()
         self.score_mean, self.score_std = 0.0, 1.0
         self.metrics = _Metrics()
         self._unchecked = False
@@ -143,11 +141,6 @@ class RewardModelModule(RLHFModule):
         self.log("train/max_reward", reward.max(), reduce_fx="max", sync_dist=True)
         total = sum_over_ranks(output.loss.new_tensor(float(len(output.loss))))
         return self.step_mean.share(self, output.loss.sum(), total, batch_idx)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Weigh the microbatches of the step by their rows."""
-        self.step_mean.finish(self)
-        super().on_before_optimizer_step(optimizer)
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Accumulate loss, accuracy, margin, calibration, length correlation; gives what `predict_step` does."""

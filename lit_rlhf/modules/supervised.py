@@ -4,11 +4,9 @@ from pathlib import Path
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.models import ModelSpec, export_policy
-from lit_rlhf.modules.averages import StepMean
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import Reduction, TokenMean
@@ -47,7 +45,6 @@ class SupervisedModule(RLHFModule):
     ) -> None:
         super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
         self.reduction = reduction or TokenMean()
-        self.step_mean = StepMean()
 
     def configure_roles(self) -> None:
         """Train the adapter `policy` where a LoRA is given, else the model."""
@@ -72,18 +69,13 @@ class SupervisedModule(RLHFModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
         return self.step_mean.share(self, numerator, total, batch_idx)
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Weigh the microbatches of the step by their tokens."""
-        self.step_mean.finish(self)
-        super().on_before_optimizer_step(optimizer)
-
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Log the loss on held-out demonstrations."""
-        self._evaluate(batch, "val")
+        self.log_held_out_loss("val", *self._step(batch, "val"))
 
     def test_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Log the loss on test demonstrations."""
-        self._evaluate(batch, "test")
+        self.log_held_out_loss("test", *self._step(batch, "test"))
 
     def predict_step(self, batch: DemonstrationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Log-likelihood and length of each completion."""
@@ -97,12 +89,6 @@ class SupervisedModule(RLHFModule):
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the fine-tuned model for other tools; see `models.export_policy`."""
         export_policy(self.backbone, path, merge=merge)
-
-    def _evaluate(self, batch: DemonstrationBatch, stage: str) -> None:
-        numerator, denominator = self._step(batch, stage)
-        # Lightning adds up mean * weight over batches and ranks, and divides by all the weight.
-        mean, weight = numerator / denominator.clamp_min(1), float(denominator)
-        self.log(f"{stage}/loss", mean, prog_bar=True, sync_dist=True, batch_size=weight)  # type: ignore[arg-type]
 
     def _step(self, batch: DemonstrationBatch, stage: str) -> tuple[Tensor, Tensor]:
         """This process's numerator and denominator of the loss."""

@@ -13,6 +13,7 @@ from lit_rlhf.objectives.advantages import (
     RewardToGo as RewardToGo,
     Whitened as Whitened,
 )
+from lit_rlhf.objectives.best_of_n import BestOfN as BestOfN, places_among as places_among
 from lit_rlhf.objectives.divergences import (
     Divergence as Divergence,
     GeneralizedJSD as GeneralizedJSD,

@@ -5,6 +5,7 @@ have marks. Points of a long series are thinned to the least and greatest of eac
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,7 +177,7 @@ def scatter_plot(
 
 def histogram(
     title: str,
-    groups: Mapping[str, Sequence[float]],
+    groups: Mapping[str, Sequence[float] | Mapping[float, int]],
     *,
     x: str,
     bins: int = 30,
@@ -186,20 +187,24 @@ def histogram(
 
     Args:
         title: Of the plot.
-        groups: Values by name; what isn't finite is left out.
+        groups: Values by name, or how often each value occurs; what isn't finite is left out.
         x: What the values are.
         bins: Number of bars.
         caption: How to read it.
     """
-    finite = {name: [v for v in values if math.isfinite(v)] for name, values in groups.items()}
+    finite = {
+        name: {value: count for value, count in Counter(values).items() if math.isfinite(value)}
+        for name, values in groups.items()
+    }
     every = [value for values in finite.values() for value in values]
     low, high = (min(every), max(every)) if every else (0.0, 1.0)
     width = (high - low) / bins or 1.0
     rows, counted = [], {}
     for name, values in finite.items():
         counts = [0] * bins
-        for value in values:
-            counts[min(int((value - low) / width), bins - 1)] += 1
+        for value, count in values.items():
+            counts[min(int((value - low) / width), bins - 1)] += count
+        total = max(sum(counts), 1)
         counted[name] = {"start": low, "width": width, "counts": counts}
         edges = [(low + i * width, count) for i, count in enumerate([*counts, 0])]
         rows += [
@@ -207,7 +212,7 @@ def histogram(
                 "x": edge,
                 "to": edge + width,
                 "y": count,
-                "share": count / max(len(values), 1),
+                "share": count / total,
                 "s": name,
             }
             for edge, count in edges
@@ -219,7 +224,12 @@ def histogram(
             "title": x,
             "scale": {"zero": False, "nice": False},
         },
-        "y": {"field": "y", "type": "quantitative", "title": "count"},
+        "y": {
+            "field": "y",
+            "type": "quantitative",
+            "title": "count",
+            "scale": {"domainMin": 0},  # Vega-Lite makes room below bars on a continuous axis
+        },
         **_looks(list(groups), dash=True),
     }
     tips = _tips(

@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_rlhf import objectives as o
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import (
+    BestOfNPolicyModule,
     DistillationPolicyModule,
     GroupPolicyModule,
     MixtureOpponent,
@@ -26,6 +27,7 @@ from lit_rlhf.modules import (
     XPOPolicyModule,
 )
 from lit_rlhf.verify import populations as data, targets
+from lit_rlhf.verify.best_of_n import BestOfNCase, best_of_n
 from lit_rlhf.verify.distilled import TabularTeacher, teacher_of
 from lit_rlhf.verify.groups import per_token_optimum, ranked_optimum, shrunk_optimum
 from lit_rlhf.verify.off_policy import OffPolicyCase, has_known_weights
@@ -137,6 +139,8 @@ def _kind(module: PolicyModule) -> tuple[type[PolicyCase], dict[str, Any]]:
         return PtxCase, {}
     if isinstance(module, PPOPolicyModule):
         return CriticCase, {}
+    if isinstance(module, BestOfNPolicyModule):
+        return BestOfNCase, {}
     return (ReMaxCase if isinstance(module, ReMaxPolicyModule) else PolicyCase), {}
 
 
@@ -164,6 +168,9 @@ def _policy_optimum(world: TabularWorld, module: PolicyModule) -> tuple[Tensor, 
         return ptx_optimum(world, beta, module.ptx_coef), "r - beta u + g D/pi = L"
     cut = module.missing_eos_penalty * (~world.finished).double()
     world = replace(world, rewards=world.rewards - cut)
+    if isinstance(module, BestOfNPolicyModule):
+        gain = (best_of_n(world, module.best_of.n) / world.reference).log()
+        world = replace(world, rewards=gain)
     if isinstance(module, GroupPolicyModule) and module.kl_loss is not None:
         return _group_optimum(world, module)
     return _optimum(world, beta, module)

@@ -6,6 +6,7 @@ from functools import cache
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import RLHFModule
 from lit_rlhf.verify.anchored import anchored_cases, degenerate_cases
+from lit_rlhf.verify.best_of_n import best_of_n_cases
 from lit_rlhf.verify.custom import custom_cases
 from lit_rlhf.verify.distilled import distillation_cases
 from lit_rlhf.verify.exact import exact_cases
@@ -37,6 +38,7 @@ def all_cases() -> dict[str, Case]:
         *group_cases(),
         *variant_cases(),
         *distillation_cases(),
+        *best_of_n_cases(),
         *off_policy_cases(),
         *pair_cases(),
         *reward_cases(),

@@ -97,16 +97,42 @@ def test_convert_counts_what_it_leaves_out(
     assert "row 3: pair of equals" in capsys.readouterr().err
 
 
+def test_what_is_inspected_is_said_and_written(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    output = tmp_path / "out" / "a.html"
+    held_out = [f"--val={shape('skywork')}", f"--test={shape('hh')}"]
+    against = f"--against=[{shape('ultrafeedback_raw')}, {shape('alpaca')}]"
+    made = [f"--tokenizer={tmp_path / 'tokenizer'}", f"--output={output}", "--run=2", "--samples=1"]
+    main(["data", "inspect", shape("skywork"), *held_out, against, *made])
+    *said, path = capsys.readouterr().out.splitlines()
+    assert path == str(output)
+    assert "! val stands in train: 2 of its 2 rows (100 %)" in said[0]
+    assert any(line.startswith("! ultrafeedback_raw.jsonl stands in train") for line in said)
+    found = json.loads(output.with_suffix(".json").read_text())
+    assert [split["lengths"]["unit"] for split in found["splits"]] == ["tokens"] * 3
+    assert [split["format"] for split in found["splits"]][2] == "AsChat(ImplicitPrompt())"
+    assert len(found["leaks"]) == 9
+    assert output.read_text().startswith("<!doctype html>")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["inspect", "nowhere.jsonl"], "no file nowhere.jsonl"),
+        (["inspect", shape("hh"), "--val=nowhere.jsonl"], "no file nowhere.jsonl"),
+        (["inspect", shape("hh"), "--against=nowhere.jsonl"], "no file nowhere.jsonl"),
+        (["inspect", shape("hh"), "--output=a.txt"], r"a\.txt; its suffix must be \.html"),
+        (["inspect", shape("hh"), "--similarity=2"], "similarity must be above 0"),
+        (["inspect", shape("hh"), "--kind=steps"], "no steps"),
         (["show", "nowhere.jsonl"], "no file nowhere.jsonl"),
         (["show", shape("hh"), "--row=9"], "no row 9"),
         (["show", shape("hh"), "--kind=steps"], r"no steps; .*pairs \(by ImplicitPrompt"),
         (["show", shape("hh"), "--format=Ranked"], r"hh\.jsonl.*no column 'prompt'"),
         (["show", shape("hh"), "--tokenizer=./nowhere"], "nowhere' doesn't exist"),
         (["convert", shape("hh"), "out.csv"], r"\.jsonl or \.parquet"),
-        (["forget", shape("hh")], "'show', 'convert'"),
+        (["forget", shape("hh")], "'show', 'inspect', 'convert'"),
         (["show"], "path"),
     ],
 )

@@ -52,6 +52,8 @@ OTHER: Mapping[str, object] = {
     "length": 9,
     "low": 0.11,
     "missing_eos_penalty": 0.5,
+    "n": 3,
+    "num_anchors": 5,
     "num_samples": 6,
     "overlong_buffer": 4,
     "overlong_penalty": 0.5,

@@ -49,6 +49,13 @@ class Format(ABC):
         """The column whose equal values make neighbouring rows a `RowGroup`, converted as one; None: rows alone."""
         return None
 
+    def votes(self, row: Row) -> Sequence[float]:
+        """What single raters said of a row: above 0 for the completion that its record has first, below for the other.
+
+        Empty where the data don't have it. What can't be read as a vote is left out: nothing is learned from them.
+        """
+        return ()
+
     def recognises(self, rows: Sequence[Row]) -> bool:
         """Whether rows are of this format: at least half of them can be converted.
 

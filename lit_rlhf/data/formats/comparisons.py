@@ -1,6 +1,6 @@
 """Two answers and a column that says which of them was preferred."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +15,8 @@ from lit_rlhf.data.records import (
     read_value,
     shorten,
 )
+
+_VOTES = (("all_preferences_unprocessed", "strength"), ("individual_preference", "score"))
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ class PreferenceStrength(Columns):
         better, worse = answers if strength < 0 else answers[::-1]
         fields = {"margin": abs(strength)} if self.with_margin else {}
         return [Record(prompt, (better, worse), fields)]
+
+    def votes(self, row: Row) -> Sequence[float]:
+        """The strengths that single raters gave: HelpSteer2 and HelpSteer3 have them."""
+        sign = 1.0 if read_number(row, self.strength) > 0 else -1.0
+        found = []
+        for column, key in _VOTES:
+            given = row.get(column)
+            for vote in given if isinstance(given, list | tuple) else ():
+                value = vote.get(key) if isinstance(vote, Mapping) else None
+                if isinstance(value, float | int) and -3 <= value <= 3:
+                    found.append(sign * value)
+        return found
 
 
 @dataclass(frozen=True)

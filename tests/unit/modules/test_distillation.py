@@ -1,6 +1,8 @@
 """Distillation from outside: what the loss compares, what of the teacher is asked and kept, and what is refused."""
 
+import ast
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,7 +30,7 @@ from lit_rlhf.rewards import NoReward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EvaluatedRollout
 from tests.reference.models import plain_model
-from tests.tolerances import FP32_MODEL
+from tests.tolerances import FP32, FP32_MODEL, FP64
 from tests.unit.modules.one_iteration import TokenReward, build, iterate, parameters_of
 from tests.unit.modules.policies import fit, prompt_batch
 
@@ -166,6 +169,50 @@ def test_any_policy_can_be_held_to_a_teacher(tiny_model_dir: Path) -> None:
         picks = rollout.completions.tokens[n][mask, None]
         expected = logits.log_softmax(-1).gather(-1, picks).squeeze(-1)
         assert_close(rollout.ref_logprobs[n][mask], expected.float(), **FP32_MODEL)
+
+
+@pytest.mark.trl
+@pytest.mark.parametrize("variable", ["LIT_RLHF_TRL", "LIT_RLHF_TRL_PPO"])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+def test_the_loss_is_that_of_trl(tiny_model_dir: Path, beta: float, variable: str) -> None:
+    """Of its own code, on the logits of whole padded rows."""
+    theirs = _jsd_of_trl(Path(os.environ[variable]))
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 11, generator=draws, dtype=torch.float64)
+    expected = theirs(*logits, beta=beta, temperature=0.7, reduction="none").sum(-1)
+    assert_close(GeneralizedJSD(beta)(*(logits / 0.7)), expected, **FP64)
+
+    module = build(make(tiny_model_dir, divergence=GeneralizedJSD(beta), num_samples=2))
+    rollout = module.estimate(module.collect(prompt_batch(tiny_model_dir))[0])
+    found = module.reduction(module.loss(rollout).loss, rollout.response_mask)
+    rows = [
+        logits_of(model, rollout) for model in (module.backbone.model, module.reference.model.model)
+    ]
+    width = max(map(len, rows[0]))
+    student, teacher = (
+        torch.stack([pad(row, (0, 0, 0, width - len(row))) for row in side]) * SHORT.temperature
+        for side in rows
+    )
+    labels = rollout.completions.tokens[:, :width].masked_fill(
+        ~rollout.response_mask[:, :width], -100
+    )
+    expected = theirs(student, teacher, labels=labels, beta=beta, temperature=SHORT.temperature)
+    assert_close(found.double(), expected, **FP32)
+
+
+def _jsd_of_trl(root: Path) -> Any:
+    """The function as it stands there; read, for TRL isn't of this environment."""
+    source = root / "trl" / "experimental" / "gkd" / "gkd_trainer.py"
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    function = next(
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "generalized_jsd_loss"
+    )
+    function.decorator_list = []
+    space: dict[str, Any] = {"torch": torch, "F": torch.nn.functional}
+    exec(compile(ast.Module([function], []), str(source), "exec"), space)
+    return space["generalized_jsd_loss"]
 
 
 # -- which teachers ----------------------------------------------------------------------------------------------------
