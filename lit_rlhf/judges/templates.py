@@ -105,16 +105,26 @@ class Template:
             ConfigurationError: The template fails.
         """
         given: dict[str, Any] = {name: write_out(text) for name, text in case.items()}
-        try:
-            asked = (
-                _environment()
-                .from_string(self.text)
-                .render(**given, words=words, criterion=criterion)
-            )
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise ConfigurationError(f"The template of a judge fails: {error}.") from error
+        asked = render(self.text, {**given, "words": words, "criterion": criterion}, "of a judge")
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": asked}]
+
+
+def render(template: str, values: Mapping[str, Any], what: str) -> str:
+    """A Jinja template with its values, in a sandbox.
+
+    Args:
+        template: The text.
+        values: What it reads.
+        what: Whose template it is, for messages.
+
+    Raises:
+        ConfigurationError: It is no template, reads something else, or fails.
+    """
+    try:
+        return _environment().from_string(template).render(**values)
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigurationError(f"The template {what} fails: {error}.") from error
 
 
 def write_out(text: Text) -> str:

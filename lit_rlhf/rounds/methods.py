@@ -30,14 +30,16 @@ class IterativeDPO(Method):
 
     Args:
         feedback: Where preferences come from: `RewardFeedback`, `JudgeFeedback` or `PeopleFeedback`.
-        training: Of the policy; default: `preference/dpo_lora` with `SoftLabelDPO`, for the data have `p_chosen`.
+        training: Of the policy; default: `preference/dpo_lora`, with `SoftLabelDPO` where the data have `p_chosen`.
     """
 
     def __init__(self, feedback: Feedback, training: Training | None = None) -> None:
         soft = {"class_path": "SoftLabelDPO", "init_args": {"beta": 0.1}}
         options: Options = {"model": {"init_args": {"loss": soft}}}
         self.feedback = feedback
-        self.training = training or Training(["preference/dpo_lora"], options)
+        self.training = training or Training(
+            ["preference/dpo_lora"], options if feedback.soft else {}
+        )
 
     def steps(self, planned: Round) -> Iterator[Step]:
         """Preferences, then a policy."""
