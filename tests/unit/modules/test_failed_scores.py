@@ -14,6 +14,7 @@ from lit_rlhf.functional.advantages import equal_groups
 from lit_rlhf.functional.policy_losses import relative_reward_loss
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import (
+    BestOfNPolicyModule,
     DAPOPolicyModule,
     GRPOPolicyModule,
     NashMDPolicyModule,
@@ -35,6 +36,7 @@ from lit_rlhf.objectives import (
     MovingBaseline,
     RewardToGo,
     Whitened,
+    places_among,
 )
 from lit_rlhf.rewards import (
     ConstrainedReward,
@@ -103,6 +105,13 @@ def test_the_moving_baseline_does_not_count_the_missing() -> None:
     assert one.baseline == pytest.approx(other.baseline)
 
 
+def test_anchors_without_score_are_fewer_anchors() -> None:
+    scores = torch.tensor([[0.0, 2.0]])
+    found = places_among(scores, torch.tensor([[0.0, math.nan, 1.0, 3.0]]))
+    wanted = places_among(scores, torch.tensor([[0.0, 1.0, 3.0]]))
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
 def test_relative_rewards_and_equal_groups_of_fewer() -> None:
     rewards, mask, there = _one_missing()
     logprobs, old, _ = (_one_missing(seed)[0] for seed in (1, 2, 3))
@@ -126,6 +135,7 @@ MODULES: dict[str, tuple[type[PolicyModule], dict[str, Any]]] = {
     "rebel": (REBELPolicyModule, {"num_samples": 3}),
     "online-dpo": (OnlineDPOPolicyModule, {"num_samples": 4}),
     "nash-md": (NashMDPolicyModule, ONE),
+    "best-of-n": (BestOfNPolicyModule, {"n": 2, "num_anchors": 3}),
     "remax": (ReMaxPolicyModule, ONE),
 }
 
