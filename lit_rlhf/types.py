@@ -169,6 +169,8 @@ class Generation:
     logprobs: Tensor | None = None  # (N, T) float32 of the distribution sampled from
     values: Tensor | None = None
     """(N, T) float32 of the state before each token, where an engine was asked and could."""
+    versions: Tensor | None = None
+    """(N, T) int64: the iteration whose weights drew each token, of engines that may be behind."""
 
 
 @dataclass(frozen=True)

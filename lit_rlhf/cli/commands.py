@@ -49,6 +49,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "demo": Command(
             "lit_rlhf.cli.demo", "SFT, reward model and PPO in a few minutes, on a CPU"
         ),
+        "chat": Command(
+            "lit_rlhf.cli.chat", "Talk with a policy, and see the reward of its answers"
+        ),
         "help": Command("lit_rlhf.cli.explain", "What a name means: metrics NAME, option NAME"),
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
         "report": Command("lit_rlhf.cli.report", "A run, or several compared, as one HTML page"),
@@ -61,6 +64,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "share": {
         "export": Command("lit_rlhf.cli.export", "A checkpoint as a directory for transformers"),
+        "push": Command("lit_rlhf.cli.push", "An export to the hub, with a model card"),
     },
 }
 """Groups in the order of the help, each with its commands."""

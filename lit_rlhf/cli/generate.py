@@ -21,9 +21,7 @@ from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource, 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.judges import render, write_out
-from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, evaluating, load_checkpoint_backbone
-from lit_rlhf.models.adapters import read_adapter
-from lit_rlhf.models.cards import read_record, recorded_prompts
+from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_policy
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.collect import score_completions
@@ -168,10 +166,10 @@ class _Other(Reference):
 
 
 def _give_models(actor: PolicyModule, model: str, reference: str | None, dtype: DTypeName) -> None:
-    actor.backbone = _policy(model, dtype)
+    actor.backbone = load_policy(model, dtype=dtype)
     actor.reward.attach(actor.backbone)
     if reference is not None:
-        actor.reference = _Other(_policy(reference, dtype), actor.backbone)
+        actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
 
 
 @torch.no_grad()
@@ -275,19 +273,6 @@ def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_bes
             f"--keep {keep} with --num_best {num_best} chooses from --num_samples {num_samples} completions of a "
             f"prompt: there must be at least {max(least, 2)}."
         )
-
-
-def _policy(model: str, dtype: DTypeName) -> Backbone:
-    if model.endswith(".ckpt"):
-        return load_checkpoint_backbone(model, dtype=dtype)
-    if not (Path(model) / "adapter_config.json").is_file():
-        return Backbone.load(ModelSpec(name=model, dtype=dtype), trainable=False).eval()
-    base = read_adapter(model)[0].base_model_name_or_path
-    spec = ModelSpec(name=base, tokenizer=model, dtype=dtype, lora=LoraSpec())
-    backbone = Backbone.load(spec, trainable=False)
-    backbone.add_adapter("policy", path=model, trainable=False)
-    backbone.prompts = recorded_prompts(read_record(Path(model)))
-    return backbone.eval()
 
 
 def run(words: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from lit_rlhf.errors import CheckpointError
+from lit_rlhf.internals.lightning import batches_peeked
 
 STATE_VERSION = 1
 T = TypeVar("T")
@@ -119,11 +120,14 @@ def check_state(state: dict[str, Any], *, dataset_hash: str, order: str, source:
 
 
 def batches_in_flight(trainer: Trainer | None) -> int:
-    """How many batches were handed out whose training step has not ended: 1 within a step, else 0.
+    """How many batches were handed out whose training step has not ended: 1 within a step, and 1 that was looked at.
 
     A checkpoint of an interruption is written inside a step, and Lightning repeats that step's batch.
     """
-    if trainer is None or not trainer.training:
+    if trainer is None:
         return 0
+    peeked = batches_peeked(trainer)
+    if not trainer.training:
+        return peeked
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    return int(max(progress.ready - progress.processed, 0))
+    return peeked + int(max(progress.ready - progress.processed, 0))

@@ -3,6 +3,7 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.utilities import CombinedLoader
 from rich.table import Column
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
@@ -98,6 +100,57 @@ def is_accumulating(trainer: Trainer) -> bool:
 def is_last_batch(trainer: Trainer) -> bool:
     """Whether the epoch ends with this batch."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+class _Peekable(Iterator[Any]):
+    """An iterator whose next item can be looked at before it comes."""
+
+    def __init__(self, loader: CombinedLoader, items: Iterator[Any]) -> None:
+        self._loader, self._items = loader, items
+        self.seen: list[Any] = []
+        self.states: list[dict[str, Any]] = []
+        """Of the loaders before they gave what was seen."""
+
+    def __next__(self) -> Any:
+        return self.seen.pop() if self.seen else next(self._items)
+
+    def peek(self) -> Any:
+        """The next item, or None behind the last."""
+        if not self.seen:
+            self.states = self._loader._state_dicts()
+            item = next(self._items, None)  # `iter` of it, in a loop, would begin anew
+            self.seen += [] if item is None else [item]
+        return self.seen[0] if self.seen else None
+
+
+def next_batch(trainer: Trainer) -> Any:
+    """The batch of the next training step, on this process's device; None where the epoch ends with this one."""
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    if fetcher is None or is_last_batch(trainer):
+        return None
+    if fetcher.batches:  # of loaders without a length Lightning is one ahead itself
+        item = fetcher.batches[0]
+    else:
+        if not isinstance(fetcher.iterator, _Peekable):
+            fetcher.iterator = _Peekable(fetcher.combined_loader, fetcher.iterator)
+        item = fetcher.iterator.peek()
+    if item is None or item[0] is None:
+        return None
+    batch = trainer.lightning_module._on_before_batch_transfer(item[0], dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch)
+
+
+def batches_peeked(trainer: Trainer) -> int:
+    """How many batches `next_batch` has taken from the loader whose step has not begun: 0 or 1."""
+    iterator = getattr(trainer.fit_loop._data_fetcher, "iterator", None)
+    return len(iterator.seen) if isinstance(iterator, _Peekable) else 0
+
+
+def save_before_peek(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Have a checkpoint hold the loaders' own states from before `next_batch` took a batch whose step hasn't begun."""
+    if batches_peeked(trainer):
+        iterator: Any = trainer.fit_loop._data_fetcher.iterator  # type: ignore[union-attr]
+        checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = iterator.states
 
 
 def is_within_iteration(trainer: Trainer) -> bool:

@@ -1,7 +1,7 @@
 """What an export holds beside weights: a record of itself and a model card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,27 +64,39 @@ def recorded_prompts(record: Mapping[str, Any]) -> PromptForm | None:
     return None if prompts is None else PromptForm(**prompts)
 
 
-def model_card(record: ExportRecord) -> str:
-    """Text of the export's README.md."""
-    header = [
-        "---",
-        "library_name: " + ("peft" if record.form == "adapter" else "transformers"),
-        "tags:",
-        "- lit_rlhf",
-    ]
+def model_card(
+    record: ExportRecord,
+    name: str = "<this directory>",
+    training: Sequence[str] = (),
+    license_name: str | None = None,
+) -> str:
+    """Text of the export's README.md.
+
+    Args:
+        record: What the export says of itself.
+        name: What it is loaded by.
+        training: Lines of Markdown on how it came to be.
+        license_name: By the hub's names.
+    """
+    library = "peft" if record.form == "adapter" else "transformers"
+    task = "text-classification" if record.kind == "reward" else "text-generation"
+    header = ["---", f"library_name: {library}", f"pipeline_tag: {task}"]
+    header += ["tags:", "- lit_rlhf", f"- {'reward-model' if record.kind == 'reward' else 'rlhf'}"]
+    header += [f"license: {license_name}"] if license_name else []
     if record.base is not None and not Path(record.base).is_absolute():
         header.append(f"base_model: {record.base}")
-    base = record.base or "a randomly initialised model"
+    base = record.base or "a model that is on no hub"
     what = "Reward model" if record.kind == "reward" else "Policy"
     body = [
         f"# {what}",
         "",
         f"Trained from {base} with lit_rlhf {__version__}.",
+        *training,
         "",
         "## Use",
         "",
         "```python",
-        _usage(record),
+        _usage(record, name),
         "```",
     ]
     if record.kind == "reward":
@@ -100,22 +112,22 @@ def model_card(record: ExportRecord) -> str:
     return "\n".join([*header, "---", "", *body]) + "\n"
 
 
-def _usage(record: ExportRecord) -> str:
+def _usage(record: ExportRecord, name: str) -> str:
     auto = (
         "AutoModelForSequenceClassification" if record.kind == "reward" else "AutoModelForCausalLM"
     )
     lines = [
         f"from transformers import {auto}, AutoTokenizer",
         "",
-        'tokenizer = AutoTokenizer.from_pretrained("<this directory>")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
     ]
     if record.form == "model":
-        return "\n".join([*lines, f'model = {auto}.from_pretrained("<this directory>")'])
+        return "\n".join([*lines, f'model = {auto}.from_pretrained("{name}")'])
     extra = ", num_labels=1" if record.kind == "reward" else ""
     lines.insert(0, "from peft import PeftModel")
     lines += [
         f'base = {auto}.from_pretrained("{record.base or "<the base>"}"{extra})',
-        'model = PeftModel.from_pretrained(base, "<this directory>")',
+        f'model = PeftModel.from_pretrained(base, "{name}")',
     ]
     if record.kind == "reward":
         lines.append("model.config.pad_token_id = tokenizer.pad_token_id")

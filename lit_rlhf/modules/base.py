@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.internals.lightning import precision_of
+from lit_rlhf.internals.lightning import precision_of, save_before_peek
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
 from lit_rlhf.modules.averages import TINY, StepMean
@@ -386,6 +386,8 @@ class RLHFModule(LightningModule):
             "state": self.extra_state() | {"guard": self.guard.state_dict()},
             "version": CHECKPOINT_VERSION,
         }
+        if self._trainer is not None:
+            save_before_peek(self.trainer, checkpoint)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:

@@ -4,15 +4,19 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError, DataError, ServiceError
+from lit_rlhf.internals.lightning import is_within_iteration
 from lit_rlhf.models import gathered
 from lit_rlhf.modules.minibatches import microbatch_indices, repeat_columns, row_lengths
 from lit_rlhf.rewards import Reward
+from lit_rlhf.rollout import RolloutEngine, Sampling
 from lit_rlhf.seeding import sample_seeds
 from lit_rlhf.types import (
     Completions,
@@ -44,6 +48,24 @@ def prompt_sample_seeds(
     which = which + torch.arange(num_samples, device=which.device).repeat(len(index))
     when = 0 if purpose in ("validation", "predict") else iteration
     return sample_seeds(seed, when, purpose, which)
+
+
+def engine_request(
+    batch: PromptBatch, sampling: Sampling, seeds: Tensor, num_samples: int
+) -> dict[str, Any]:
+    """What an engine is asked for, by the names of `RolloutEngine.generate`."""
+    return {
+        "prompt_ids": batch["input_ids"],
+        "prompt_mask": batch["branch_ids"] == 0,
+        "sampling": sampling,
+        "seeds": seeds,
+        "num_samples": num_samples,
+    }
+
+
+def engine_state(engine: RolloutEngine, trainer: Trainer | None) -> dict[str, Any]:
+    """What a checkpoint holds of an engine; nothing within an iteration, which one process may save alone."""
+    return {} if trainer is not None and is_within_iteration(trainer) else engine.state_dict()
 
 
 def read_completions(

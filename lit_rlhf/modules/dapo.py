@@ -102,6 +102,13 @@ class DAPOPolicyModule(GroupPolicyModule):
         share = overlong_penalty(lengths, self.sampling.max_new_tokens, self.overlong_buffer)
         return scores + self.overlong_penalty * share
 
+    def next_prompts(self) -> PromptBatch | None:
+        """The first pool."""
+        batch = super().next_prompts()
+        if batch is None:
+            return None
+        return select_prompts(batch, slice(0, len(batch["index"]) // self.oversampling))
+
     def draw(self, batch: PromptBatch) -> tuple[ScoredRollout, list[Sample]]:
         """This process's share of the prompts of all pools that have something to teach; samples of all drawn."""
         pool, ranks = len(batch["index"]), num_ranks()

@@ -68,7 +68,10 @@ class Means:
 
 
 def rollout_metrics(
-    rollout: EvaluatedRollout, kl_coef: float, weights: Tensor | None = None
+    rollout: EvaluatedRollout,
+    kl_coef: float,
+    weights: Tensor | None = None,
+    iteration: int = 0,
 ) -> dict[str, float]:
     """What TRL's PPO logs of a rollout, under the same names; per-sequence sums in nats.
 
@@ -76,6 +79,7 @@ def rollout_metrics(
         rollout: All ranks'.
         kl_coef: The coefficient that was used.
         weights: (N, T) importance weights of its tokens against the engine, where any were used.
+        iteration: Of the policy that learns from it.
     """
     mask, counted = rollout.response_mask, _counted(rollout)
     scores, finished = rollout.scores.total[counted], rollout.completions.finished[counted]
@@ -102,6 +106,9 @@ def rollout_metrics(
         gap = torch.where(mask, (engine - rollout.old_logprobs).abs(), 0.0)
         metrics["sampling/sampling_logp_difference/mean"] = masked_mean(gap, mask)
         metrics["sampling/sampling_logp_difference/max"] = gap.max()
+    versions = rollout.completions.versions
+    if versions is not None:
+        metrics["rollout/staleness"] = masked_mean((iteration - versions).float(), mask)
     if weights is not None and bool(mask.any()):
         kept = weights[mask]
         ratio = "sampling/importance_sampling_ratio"

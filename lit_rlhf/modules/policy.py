@@ -16,27 +16,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
+from lit_rlhf.internals.lightning import next_batch
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, export_policy, gathered
 from lit_rlhf.models.flops import generation_flops
-from lit_rlhf.modules import collect as stages
+from lit_rlhf.modules import collect as stages, minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
-from lit_rlhf.modules.minibatches import (
-    gather_rollout,
-    microbatches,
-    minibatch_indices,
-    rollout_batch,
-    row_lengths,
-)
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.refusals import (
-    refuse_logprobs,
-    refuse_sampling,
-    refuse_trainer_options,
-    refuse_updates,
-    require_logprobs,
-)
 from lit_rlhf.modules.steps import Updates, guarded_step
 from lit_rlhf.objectives import (
     ClippedSurrogate,
@@ -49,7 +36,7 @@ from lit_rlhf.objectives import (
 )
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import NativeEngine, RolloutEngine, Sampling
+from lit_rlhf.rollout import Ahead, NativeEngine, RolloutEngine, Sampling
 from lit_rlhf.seeding import generator
 from lit_rlhf.types import (
     BranchedBatch,
@@ -162,9 +149,9 @@ class PolicyModule(RLHFModule):
         samples, penalty = self.num_samples, missing_eos_penalty
         check_option(samples >= 1, self, "num_samples", samples, "at least 1")
         check_option(penalty >= 0, self, "missing_eos_penalty", penalty, "0 or more")
-        refuse_sampling(self.sampling)
-        refuse_updates(updates, self.surrogate)
-        refuse_logprobs(self.engine, importance_correction, recompute=recompute_logprobs)
+        refusals.refuse_sampling(self.sampling)
+        refusals.refuse_updates(updates, self.surrogate)
+        refusals.refuse_logprobs(self.engine, importance_correction, recompute=recompute_logprobs)
 
     def part(self, name: str, given: Any) -> Any:
         """An injected part, or the method's own where none is given."""
@@ -173,7 +160,7 @@ class PolicyModule(RLHFModule):
     def setup(self, stage: str) -> None:
         """Refuse strategies that break manual optimization, and what counts steps where iterations are meant."""
         super().setup(stage)
-        refuse_trainer_options(self.trainer, stage, self.updates.per_iteration)
+        refusals.refuse_trainer_options(self.trainer, stage, self.updates.per_iteration)
 
     def configure_roles(self) -> None:
         """Adapter `policy` and the base as reference, or a trainable model and a frozen copy of it."""
@@ -207,7 +194,7 @@ class PolicyModule(RLHFModule):
         rollout, samples = self.draw(batch)
         with self.phases("reference"), evaluating(self.backbone):
             evaluated = self.evaluate(rollout)
-        return gather_rollout(evaluated), samples
+        return minibatches.gather_rollout(evaluated), samples
 
     def estimate(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
         """Make advantages of `shape_rewards`, `rollout.with_advantages(...)`; what tells algorithms apart."""
@@ -219,9 +206,8 @@ class PolicyModule(RLHFModule):
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""
         for epoch in range(self.updates.epochs or self.default_epochs):
             order = generator(self.seed, self.iteration, "minibatches", epoch)
-            for indices in minibatch_indices(
-                rollout.num_prompts, self.updates.minibatches, order, num_ranks()
-            ):
+            count, ranks = self.updates.minibatches, num_ranks()
+            for indices in minibatches.minibatch_indices(rollout.num_prompts, count, order, ranks):
                 yield rollout.select(indices.to(rollout.response_mask.device))
 
     def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
@@ -236,9 +222,10 @@ class PolicyModule(RLHFModule):
             The mean approximate KL to the policy that sampled, in nats per token; 0 where `target_kl` asks for none.
         """
         total = self.reduction.denominator(minibatch.response_mask).clamp_min(1)
-        self.phases.count("update", int(row_lengths(minibatch).sum()))
+        self.phases.count("update", int(minibatches.row_lengths(minibatch).sum()))
         stats, drift = Means(), Means()
-        parts = microbatches(minibatch, self.updates.microbatch_tokens, rank(), num_ranks())
+        budget = self.updates.microbatch_tokens
+        parts = minibatches.microbatches(minibatch, budget, rank(), num_ranks())
         for i, micro in enumerate(parts):
             mask = micro.response_mask
             with self.gradient_sync(enabled=i == len(parts) - 1):
@@ -269,9 +256,9 @@ class PolicyModule(RLHFModule):
     def finish_iteration(self, rollout: EvaluatedRollout) -> None:
         """Log, move the KL coefficient, count the iteration."""
         weights = self.importance_weights(rollout)
-        metrics = rollout_metrics(rollout, self.kl.value, weights) | self.means.compute()
+        metrics = rollout_metrics(rollout, self.kl.value, weights, self.iteration)
+        metrics |= self.means.compute() | {"kl_coef": self.kl.value}
         metrics |= {"skipped_steps": self.guard.skipped, "iteration": self.iteration}
-        metrics |= {"kl_coef": self.kl.value}
         self.means = Means()
         named = {f"train/{name}": float(value) for name, value in metrics.items()}
         self.log_dict(named, batch_size=rollout.num_prompts)
@@ -306,34 +293,45 @@ class PolicyModule(RLHFModule):
         self.engine.check(self.backbone)
         with self.phases("rollout"), gathered(self.backbone):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
+            if purpose == "rollout":
+                self.look_ahead()
         flops = generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
         self.phases.add_flops("rollout", flops)
         completions = stages.read_completions(self.backbone.tokenizer, prompts, generation, batch)
-        return Rollout(prompts, generation), completions
+        return Rollout(prompts, self.engine.stamp(generation, self.iteration)), completions
 
     def sample_tokens(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
     ) -> Generation:
         """Completions of a batch of prompts by the policy; those of one prompt are neighbours."""
-        return self.engine.generate(
-            self.backbone,
-            batch["input_ids"],
-            batch["branch_ids"] == 0,
-            sampling=sampling,
-            seeds=self.sample_seeds(batch, purpose, num_samples),
-            num_samples=num_samples,
-            values=self.sampled_values,
-        )
+        seeds = self.sample_seeds(batch, purpose, num_samples)
+        request = stages.engine_request(batch, sampling, seeds, num_samples)
+        return self.engine.generate(self.backbone, values=self.sampled_values, **request)
+
+    def look_ahead(self) -> None:
+        """Have an engine that works ahead begin on the next batch, with the weights as they are."""
+        if isinstance(self.engine, Ahead) and (batch := self.next_prompts()) is not None:
+            seeds = self.sample_seeds(batch, "rollout", self.num_samples, ahead=1)
+            request = stages.engine_request(batch, self.sampling, seeds, self.num_samples)
+            self.engine.look_ahead(self.backbone, version=self.iteration, **request)
+
+    def next_prompts(self) -> PromptBatch | None:
+        """What the next iteration samples first, where it is known."""
+        batch: PromptBatch | None = next_batch(self.trainer)
+        return batch
 
     @property
     def sampled_values(self) -> str | None:
         """A head on the policy whose values the engine is asked for while it samples."""
         return None
 
-    def sample_seeds(self, batch: PromptBatch, purpose: str, num_samples: int) -> Tensor:
-        """A seed (N,) for each sample of each prompt."""
+    def sample_seeds(
+        self, batch: PromptBatch, purpose: str, num_samples: int, ahead: int = 0
+    ) -> Tensor:
+        """A seed (N,) for each sample of each prompt, of this iteration or of one that many ahead."""
+        iteration = self.iteration + ahead
         return stages.prompt_sample_seeds(
-            batch["index"], num_samples, seed=self.seed, iteration=self.iteration, purpose=purpose
+            batch["index"], num_samples, seed=self.seed, iteration=iteration, purpose=purpose
         )
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
@@ -387,7 +385,7 @@ class PolicyModule(RLHFModule):
 
     def branched(self, rollout: Rollout) -> BranchedBatch:
         """The rollout as branched rows."""
-        return rollout_batch(rollout, self.backbone.pad_token_id)
+        return minibatches.rollout_batch(rollout, self.backbone.pad_token_id)
 
     def policy_forward(
         self, rollout: Rollout, values: str | None = None, entropy: bool = False
@@ -410,7 +408,7 @@ class PolicyModule(RLHFModule):
         """(N, T): how much likelier the policy is to draw each token than the engine was; None without correction."""
         if self.importance_correction is None:
             return None
-        engine = require_logprobs(rollout, self.engine, self.importance_correction)
+        engine = refusals.require_logprobs(rollout, self.engine, self.importance_correction)
         return self.importance_correction(rollout.old_logprobs, engine, rollout.response_mask)
 
     def drift(self, minibatch: EvaluatedRollout, logprobs: Tensor | None) -> Tensor:
@@ -471,10 +469,12 @@ class PolicyModule(RLHFModule):
         export_policy(self.backbone, path, merge=merge)
 
     def extra_state(self) -> dict[str, Any]:
-        """Iteration and KL coefficient."""
-        return {"iteration": self.iteration, "kl": self.kl.state_dict()}
+        """Iteration, KL coefficient, and what the engine has sampled ahead."""
+        state: dict[str, Any] = {"iteration": self.iteration, "kl": self.kl.state_dict()}
+        return state | {"engine": stages.engine_state(self.engine, self._trainer)}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.iteration = state["iteration"]
         self.kl.load_state_dict(state["kl"])
+        self.engine.load_state_dict(state.get("engine", {}))

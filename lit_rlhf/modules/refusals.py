@@ -45,6 +45,12 @@ def refuse_logprobs(
             "forward: the first ratio would not be 1. Set recompute_logprobs: true; importance_correction: "
             "TruncatedImportance then corrects for what it sampled from."
         )
+    if engine.staleness > 0 and correction is None:
+        raise ConfigurationError(
+            f"{type(engine).__name__}(staleness={engine.staleness}) gives samples of earlier weights, which a loss "
+            "would take for the policy's own. Set importance_correction: TruncatedImportance and recompute_logprobs: "
+            "true. A module without these options trains on its own samples alone: leave Ahead out."
+        )
     if correction is not None and not recompute:
         raise ConfigurationError(
             f"importance_correction={type(correction).__name__} compares the engine's log-probs with those of a "

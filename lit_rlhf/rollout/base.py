@@ -1,8 +1,9 @@
 """What a rollout engine is given and what it must give back."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -73,6 +74,10 @@ class RolloutEngine(ABC):
     own_arithmetic: ClassVar[bool] = True
     """Whether log-probs come from the policy's own layers. Those of other kernels differ by more than rounding and
     can't stand in for a training forward's: policies then need `recompute_logprobs`."""
+    samples_elsewhere: ClassVar[bool] = False
+    """Whether it samples on other devices than the policy's, and has `begin`."""
+    staleness: int = 0
+    """By how many iterations the weights that draw may be behind: above 0 policies need `importance_correction`."""
 
     @abstractmethod
     def generate(
@@ -103,6 +108,37 @@ class RolloutEngine(ABC):
         Returns:
             N completions in the order of the prompts.
         """
+
+    def begin(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int = 1,
+        role: str = "policy",
+    ) -> Callable[[], Generation]:
+        """Do of `generate` what needs the policy, and return the rest of it: for engines that sample elsewhere.
+
+        What is returned samples from the weights as they are now. It is called once, by any thread, and uses neither
+        the backbone nor other processes; all processes must call `begin`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} samples on the policy's device: it has no begin, and samples_elsewhere is False."
+        )
+
+    def stamp(self, generation: Generation, version: int) -> Generation:
+        """Completions of the weights of an iteration; engines that may be behind write down which."""
+        return generation
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it; all processes ask. Engines without state have none."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (an engine may have none)
+        """Restore what `state_dict` gave."""
 
     def check(self, backbone: Backbone, role: str | None = "policy") -> None:  # noqa: B027  (an engine may have none)
         """Refuse a backbone that would be sampled from wrongly; work of its own, which is no part of a rollout.

@@ -1,6 +1,6 @@
 """Generation with the policy's own weights, in this process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from lit_rlhf.types import Generation
 _PREFILL_TOKENS = 8192
 _WORTH_LEAVING = 8
 
+Listener = Callable[[Tensor, Tensor], None]
+"""Told of the rows (n,) that got a token in a step, by their place in the request, and of the tokens (n,)."""
+
 
 class NativeEngine(LocalEngine):
     """The default engine: the policy's own weights, nothing to synchronise, and log-probs that need no second pass.
@@ -36,6 +39,8 @@ class NativeEngine(LocalEngine):
             similar length together. Memory grows with it: keys and values of every layer, and two float32 numbers per
             token of the vocabulary. None decodes all at once.
 
+    `listeners` are told of each step's tokens when they are drawn, for who shows text while it is written.
+
     Raises:
         ConfigurationError: The size is below 1.
     """
@@ -47,6 +52,7 @@ class NativeEngine(LocalEngine):
         allowed = "at least 1, or null for no limit"
         check_option(valid, self, "max_batch_size", max_batch_size, allowed)
         self.max_batch_size = max_batch_size
+        self.listeners: list[Listener] = []
 
     def longest(self, backbone: Backbone) -> int | None:
         """The sliding window."""
@@ -59,6 +65,7 @@ class NativeEngine(LocalEngine):
         check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
         device = seeds.device
         out = GeneratedRows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, device)
+        out.listeners = self.listeners
         ends = end_tokens(backbone, sampling, device)
         head = None if request.values is None else backbone.head(request.values)
         with gathered(backbone), evaluating(backbone), backbone.use_role(request.role):
@@ -95,6 +102,7 @@ class GeneratedRows:
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.values: Tensor | None = None
+        self.listeners: list[Listener] = []
 
     def append(
         self,
@@ -113,6 +121,8 @@ class GeneratedRows:
             if self.values is None:
                 self.values = torch.zeros_like(self.logprobs)
             self.values[rows, step] = torch.where(live, values.float(), 0.0)
+        for listener in self.listeners:
+            listener(rows[live], tokens[live])
 
     def generation(self) -> Generation:
         """All rows, as wide as the longest.

@@ -1,7 +1,7 @@
 """What both ways to vLLM share: requests, weights that follow the policy, and the check that both hold the same."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -93,6 +93,31 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
                 samples otherwise than asked.
             FloatingPointError: The model gave log-probs that are not finite.
         """
+        sample = self.begin(
+            backbone,
+            prompt_ids,
+            prompt_mask,
+            sampling=sampling,
+            seeds=seeds,
+            num_samples=num_samples,
+            role=role,
+        )
+        with failing_together():
+            return sample()
+
+    @torch.no_grad()
+    def begin(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int = 1,
+        role: str = "policy",
+    ) -> Callable[[], Generation]:
+        """See `RolloutEngine.begin`: the weights are with vLLM when it returns."""
         check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
         if 0 < sampling.temperature < _COOLEST:
             raise ConfigurationError(
@@ -111,17 +136,19 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
             [Request(prompt, seed) for seed in own]
             for prompt, own in zip(prompts, seeds.view(-1, num_samples).tolist(), strict=True)
         ]
-        rows = GeneratedRows(
-            len(seeds), sampling.max_new_tokens, backbone.pad_token_id, torch.device("cpu")
-        )
-        with failing_together():
+        count, pad, cpu = len(seeds), backbone.pad_token_id, torch.device("cpu")
+
+        def sample() -> Generation:
+            rows = GeneratedRows(count, sampling.max_new_tokens, pad, cpu)
             found = self.complete(requests, sampling_options(sampling, ends), held)
             for row, completed in enumerate(found):
                 _store(rows, row, completed, ends)
-        generation: Generation = change_tensors(
-            lambda x: x.to(prompt_ids.device), rows.generation()
-        )
-        return generation
+            generation: Generation = change_tensors(
+                lambda x: x.to(prompt_ids.device), rows.generation()
+            )
+            return generation
+
+        return sample
 
 
 def _store(rows: GeneratedRows, row: int, completed: Completed, ends: list[int]) -> None:

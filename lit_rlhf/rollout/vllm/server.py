@@ -69,6 +69,8 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
         ConfigurationError: An option is out of range.
     """
 
+    samples_elsewhere = True
+
     def __init__(
         self,
         urls: str | list[str] = "http://127.0.0.1:8000",

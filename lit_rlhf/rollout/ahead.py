@@ -1,0 +1,213 @@
+"""One step off: the next batch is sampled elsewhere while the policy updates on this one."""
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.distributed import failing_together, gather_objects, rank
+from lit_rlhf.errors import ConfigurationError, LitRLHFError
+from lit_rlhf.models import Backbone
+from lit_rlhf.options import check_option
+from lit_rlhf.rollout.base import RolloutEngine, Sampling
+from lit_rlhf.types import Generation, change_tensors
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A request, and its completions once they are there."""
+
+    request: dict[str, Any]
+    version: int
+    completions: Future[Generation]
+
+    def answers(self, request: dict[str, Any]) -> bool:
+        return self.request.keys() == request.keys() and all(
+            torch.equal(mine, request[name]) if isinstance(mine, Tensor) else mine == request[name]
+            for name, mine in self.request.items()
+        )
+
+
+class Ahead(RolloutEngine):
+    """Samples the next batch of prompts while the policy updates on this one, with an engine that samples elsewhere.
+
+    At the start of an iteration its completions are there, drawn by the weights of the iteration before; those of the
+    next are begun with the weights as they are now, and rewards, reference and updates go on meanwhile. An iteration
+    then takes about as long as the longer of the two, not as their sum. The first batch of an epoch is sampled when it
+    is asked for, and so are validation and whatever else a module asks for, once nothing is under way.
+
+    Tokens drawn by other weights than those that learn from them need a correction: policies ask for
+    `recompute_logprobs` and `importance_correction`. `Generation.versions` holds the iteration whose weights drew each
+    token; `train/rollout/staleness` logs by how many iterations they are behind, on average.
+
+    Checkpoints hold what was sampled ahead, waiting for it: a resumed run trains on the same completions.
+
+    Args:
+        engine: `VLLMServerEngine`; engines on the policy's own device are refused, for they would take turns.
+        staleness: Iterations that a rollout may be behind: 1, or 0, which samples when asked, to compare with.
+
+    Raises:
+        ConfigurationError: The engine samples on the policy's device, or the staleness is another number.
+    """
+
+    own_arithmetic = False
+    samples_elsewhere = True
+
+    def __init__(self, engine: RolloutEngine, staleness: int = 1) -> None:
+        check_option(staleness in (0, 1), self, "staleness", staleness, "0 or 1 iterations")
+        if not engine.samples_elsewhere:
+            raise ConfigurationError(
+                f"Ahead samples while the policy updates, and {type(engine).__name__} samples on the policy's device: "
+                "they would take turns, with older samples for nothing. Use VLLMServerEngine with a server on other "
+                "devices, or leave Ahead out."
+            )
+        self.engine = engine
+        self.staleness = staleness
+        self._drawn: _Drawn | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself, as the engines that it samples with."""
+        return self
+
+    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
+        """The engine's."""
+        self.engine.check(backbone, role)
+
+    def generate(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int = 1,
+        role: str = "policy",
+        values: str | None = None,
+    ) -> Generation:
+        """What was sampled ahead, where that is what is asked for; else the engine's, once nothing is under way."""
+        drawn = self._drawn
+        request = _plain(prompt_ids, prompt_mask, sampling, seeds, num_samples, role)
+        if drawn is not None and drawn.answers(request):
+            self._drawn = None
+            with failing_together():
+                generation = drawn.completions.result()
+            moved: Generation = change_tensors(lambda x: x.to(prompt_ids.device), generation)
+            return self.stamp(moved, drawn.version)
+        if drawn is not None:  # weights must not change under it
+            drawn.completions.exception()
+        return self.engine.generate(
+            backbone,
+            prompt_ids,
+            prompt_mask,
+            sampling=sampling,
+            seeds=seeds,
+            num_samples=num_samples,
+            role=role,
+            values=values,
+        )
+
+    def look_ahead(
+        self,
+        backbone: Backbone,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        version: int,
+        sampling: Sampling,
+        seeds: Tensor,
+        num_samples: int = 1,
+        role: str = "policy",
+    ) -> None:
+        """Begin on what `generate` will be asked for next, with the weights as they are; all processes must.
+
+        Args:
+            backbone: See `RolloutEngine.generate`, as for what follows.
+            prompt_ids: (B, P).
+            prompt_mask: (B, P).
+            version: Iteration whose weights these are.
+            sampling: How tokens are drawn.
+            seeds: (N,).
+            num_samples: Completions of each prompt.
+            role: Whose distribution is sampled.
+        """
+        if self.staleness == 0:
+            return
+        sample = self.engine.begin(
+            backbone,
+            prompt_ids,
+            prompt_mask,
+            sampling=sampling,
+            seeds=seeds,
+            num_samples=num_samples,
+            role=role,
+        )
+        request = _plain(prompt_ids, prompt_mask, sampling, seeds, num_samples, role)
+        self._drawn = _Drawn(request, version, _in_a_thread(sample))
+
+    def stamp(self, generation: Generation, version: int) -> Generation:
+        """Completions with the version that drew them, which those that were sampled ahead have already."""
+        if generation.versions is not None:
+            return generation
+        return replace(generation, versions=torch.full_like(generation.tokens, version))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What each process has sampled ahead, waited for; all must ask. Empty where none has."""
+        parts = gather_objects(self._finished())
+        return {"ahead": parts} if all(part is not None for part in parts) else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore this process's part."""
+        self._drawn = None
+        if "ahead" in state:
+            part = state["ahead"][rank()]
+            found: Future[Generation] = Future()
+            found.set_result(Generation(**part["generation"]))
+            self._drawn = _Drawn(part["request"], part["version"], found)
+
+    def _finished(self) -> dict[str, Any] | None:
+        drawn = self._drawn
+        # What failed is said at the next iteration, and sampled anew by a run that is resumed.
+        if drawn is None or isinstance(drawn.completions.exception(), LitRLHFError):
+            return None
+        fields = vars(drawn.completions.result())
+        known = {name: value.cpu() for name, value in fields.items() if value is not None}
+        return {"request": drawn.request, "version": drawn.version, "generation": known}
+
+
+def _plain(
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    sampling: Sampling,
+    seeds: Tensor,
+    num_samples: int,
+    role: str,
+) -> dict[str, Any]:
+    """A request as checkpoints can hold it and others be compared with it."""
+    return {
+        "prompt_ids": prompt_ids.cpu(),
+        "prompt_mask": prompt_mask.cpu(),
+        "seeds": seeds.cpu(),
+        "sampling": asdict(sampling),
+        "num_samples": num_samples,
+        "role": role,
+    }
+
+
+def _in_a_thread(sample: Callable[[], Generation]) -> Future[Generation]:
+    """What a function returns, or raises, once it has."""
+    found: Future[Generation] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(sample())
+        except BaseException as error:  # noqa: BLE001 - raised to whoever asks for the result
+            found.set_exception(error)
+
+    # A daemon: a run that ends by an error doesn't wait for samples that nobody will see.
+    threading.Thread(target=run, name="ahead", daemon=True).start()
+    return found
