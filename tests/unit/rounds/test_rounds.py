@@ -23,6 +23,7 @@ from lit_rlhf.rounds import (
     Method,
     PeopleFeedback,
     RejectionSampling,
+    RevisionFeedback,
     RewardFeedback,
     RewardRefresh,
     Rounds,
@@ -31,6 +32,7 @@ from lit_rlhf.rounds import (
     Training,
 )
 from lit_rlhf.rounds.commands import RoundError
+from lit_rlhf.testing import write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
 
 LENGTH = {"class_path": "LengthReward", "init_args": {"unit": "characters"}}
@@ -242,6 +244,40 @@ def test_reward_refresh_trains_on_all_labels() -> None:
     assert {"reward_accuracy", "judge_position_bias"} <= made.record["rounds"]["1"][
         "measures"
     ].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judged", [False, True])
+def test_answers_are_revised_by_principles(judged: bool) -> None:
+    template = "{{ prompt }} {{ first }} {{ second }}"
+    options = {"template": template, "backbone": {"name": "{policy}"}}
+    judge = {"class_path": "LocalJudge", "init_args": options} if judged else None
+    feedback = RevisionFeedback(
+        "asked.jsonl",
+        ["Be brief.", "Say 'film' in it."],
+        judge,
+        6,
+        {**SAMPLE, "prompt_column": "question"},
+        "{{ principle }} {{ prompt }} {{ answer }}",
+        "{{ principle }} {{ critique }}",
+    )
+    asked = [json.loads(line) for line in Path(PROMPTS).read_text().splitlines()]
+    write_jsonl("asked.jsonl", ({"question": row["prompt"]} for row in asked))
+    runner = Counting()
+    rounds(IterativeDPO(feedback, tiny("preference/dpo_lora")), runner, rounds=1).run()
+    assert runner.ran == ["generate"] * 3 + (["label"] if judged else []) + ["fit"]
+    answers, critiques = rows("round-00/answers.jsonl"), rows("round-00/critiques.jsonl")
+    assert [row["rejected"] for row in answers] == [row["rejected"] for row in critiques]
+    found = rows("round-00/preferences.jsonl")
+    assert found
+    if judged:
+        revised = {
+            (r["question"], r["chosen"], r["rejected"]) for r in rows("round-00/revisions.jsonl")
+        }
+        pairs = {(r["prompt"], *sorted([r["chosen"], r["rejected"]])) for r in found}
+        assert pairs <= {(prompt, *sorted(pair)) for prompt, *pair in revised}
+    else:
+        assert all({"question", "rejected", "critique", "chosen"} == set(row) for row in found)
 
 
 @pytest.mark.slow
