@@ -1,10 +1,12 @@
 """The metrics of a run as JSON lines: whole after a kill, without repetitions after a resume."""
 
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_rlhf.callbacks.records import RecordingCallback
+from lit_rlhf.callbacks.records import RecordingCallback, json_line
 from lit_rlhf.internals.lightning import current_metrics, iterations_done
 
 
@@ -21,6 +23,7 @@ class MetricsFile(RecordingCallback):
         dirpath: Directory of the file; fixed, if runs are to be resumed. Default: the trainer's `default_root_dir`.
         every_n_iterations: Write the line of every n-th iteration only.
         filename: Name of the file.
+        echo: Write each line to standard output too, for who collects logs (`lit-rlhf fit --log_json`).
     """
 
     def __init__(
@@ -28,9 +31,11 @@ class MetricsFile(RecordingCallback):
         dirpath: str | None = None,
         every_n_iterations: int = 1,
         filename: str = "metrics.jsonl",
+        echo: bool = False,
     ) -> None:
         super().__init__(dirpath, filename)
         self.every_n_iterations = every_n_iterations
+        self.echo = echo
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -47,6 +52,14 @@ class MetricsFile(RecordingCallback):
         """Write the validation's line."""
         if not trainer.sanity_checking:
             self._write(trainer, "validation")
+
+    def write(self, trainer: Trainer, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows, and echo them, on rank 0."""
+        lines = list(rows)
+        super().write(trainer, lines)
+        if self.echo and self.lines is not None and trainer.is_global_zero:
+            sys.stdout.writelines(map(json_line, lines))
+            sys.stdout.flush()
 
     def _write(self, trainer: Trainer, stage: str) -> None:
         metrics = current_metrics(trainer)  # on all ranks: it may reduce

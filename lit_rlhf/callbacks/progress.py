@@ -2,6 +2,7 @@
 
 import time
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -27,9 +28,9 @@ class PhaseProgressBar(RichProgressBar):
 
     A line stays one line: what doesn't fit the terminal is cut, and 80 columns have room for all but the last metrics.
 
-    Where output is no terminal (a file, a job's log) it prints lines instead: one with times and metrics for each
-    iteration, but at most one every `seconds_between_lines`; and where nothing was said for as long, one with the
-    phase.
+    Where output is no terminal (a file, a job's log, a notebook without ipywidgets) it prints lines instead: one with
+    times and metrics for each iteration, but at most one every `seconds_between_lines`; and where nothing was said for
+    as long, one with the phase.
 
     Args:
         refresh_rate: Refreshes per second on a terminal; 0 shows nothing.
@@ -58,7 +59,9 @@ class PhaseProgressBar(RichProgressBar):
         """Listen to the module's phases."""
         super().setup(trainer, pl_module, stage)
         console = get_console()
-        self._plain = not (console.is_terminal or console.is_jupyter)
+        # In a notebook rich draws with widgets alone.
+        notebook = console.is_jupyter and find_spec("ipywidgets") is not None
+        self._plain = not (console.is_terminal or notebook)
         self._last_line = self._last_iteration_line = time.monotonic()
         phases = _phases(pl_module)
         if phases is not None and self._show not in phases.listeners and trainer.is_global_zero:

@@ -29,6 +29,16 @@ def plain_json(value: Any) -> Any:
     return value
 
 
+def json_line(row: Mapping[str, Any]) -> str:
+    r"""A row as a line of JSON.
+
+    Example:
+        >>> json_line({"a": float("nan")})
+        '{"a": null}\n'
+    """
+    return json.dumps(plain_json(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
 class JsonLines:
     r"""A file with one JSON object per line; every line is handed to the system at once, so a kill loses none.
 
@@ -51,9 +61,7 @@ class JsonLines:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows at the end."""
-        text = "".join(
-            json.dumps(plain_json(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows
-        )
+        text = "".join(map(json_line, rows))
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:

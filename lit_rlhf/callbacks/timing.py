@@ -17,7 +17,7 @@ from lit_rlhf.callbacks.profile import (
 )
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone
-from lit_rlhf.models.flops import measure_peak_flops, pass_flops
+from lit_rlhf.models.flops import call_flops, measure_peak_flops
 from lit_rlhf.models.loading import DTYPES
 from lit_rlhf.modules.phases import Phases, now
 from lit_rlhf.types import BranchOutput
@@ -183,18 +183,7 @@ class PhaseTimer(Callback):
         phase = self._phases.current if self._has_phases else _UPDATE
         if phase is None:
             return
-        batch = args[0] if args else kwargs["batch"]
-        known = [
-            value for value in (output.logprobs, output.values, output.scores) if value is not None
-        ]
-        flops = pass_flops(
-            backbone,
-            batch,
-            kwargs.get("role", "policy"),
-            logprobs=output.logprobs is not None or output.entropy is not None,
-            backward=any(value.requires_grad for value in known),
-        )
-        self._phases.add_flops(phase, flops)
+        self._phases.add_flops(phase, call_flops(backbone, args, kwargs, output))
 
     def _unhook(self) -> None:
         while self._hooks:

@@ -53,6 +53,9 @@ GROUPS: dict[str, dict[str, Command]] = {
             "lit_rlhf.cli.chat", "Talk with a policy, and see the reward of its answers"
         ),
         "help": Command("lit_rlhf.cli.explain", "What a name means: metrics NAME, option NAME"),
+        "estimate": Command(
+            "lit_rlhf.cli.estimate", "Will it fit? Memory and time of a configuration, by card"
+        ),
         "generate": Command("lit_rlhf.cli.generate", "Sample completions from a policy"),
         "report": Command("lit_rlhf.cli.report", "A run, or several compared, as one HTML page"),
         "verify": Command("lit_rlhf.cli.verify", "Hold every method to its known optimum"),

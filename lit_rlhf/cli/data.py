@@ -140,8 +140,9 @@ def inspect(
         run=run,
         samples=samples,
     )
+    several = len(found.splits) > 1
     lines = [
-        f"{'!' if each.bad else '-'} {each.split}{': ' if each.split else ''}{each.text}"
+        f"{'!' if each.bad else '-'} {f'{each.split}: ' if several and each.split else ''}{each.text}"
         for each in inspection.findings(found)
     ]
     print_text("\n".join([*lines, str(report_data(found, output))]) + "\n")
@@ -228,7 +229,7 @@ def _parts(
     else:
         if options := template_options(row):
             record = replace(record, template=options)
-        prompt, completions = Encoder(tokenizer)(record)
+        prompt, completions, _ = Encoder(tokenizer)(record)
         shown = [
             (f"{len(ids)} tokens, ", "|".join(str(tokenizer.decode([index])) for index in ids))
             for ids in (prompt, *completions)

@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import Progress
@@ -25,7 +25,7 @@ from lit_rlhf.evaluation import (
     evaluate_reward,
     read_comparisons,
 )
-from lit_rlhf.evaluation.scorers import Layout
+from lit_rlhf.evaluation.scorers import Layout, short_names
 from lit_rlhf.judges import Judge
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.options import is_whole
@@ -88,19 +88,14 @@ def evaluate(
         assert data is not None
         source = local_source(data)
     comparisons = read_comparisons(source, format, subset, invalid)
-    options = {"dtype": dtype, "layout": layout, "batch_tokens": batch_tokens}
-    found: list[RewardEvaluation] = []
-    for name in (path, against):
-        scorer: Scorer
-        if name is not None:
-            remote = trust_remote_code
-            scorer = ModelScorer.load(name, base=base, trust_remote_code=remote, **options)  # type: ignore[arg-type]
-        elif judge is not None and not found:
-            scorer = JudgeScorer(judge, type(judge).__name__)
-        else:
-            continue
-        found.append(_evaluated(scorer, comparisons, perturbed, seed))
-    difference = compare_rewards(found[0], found[1], seed) if against is not None else None
+    options: dict[str, Any] = {"dtype": dtype, "layout": layout, "batch_tokens": batch_tokens}
+    options |= {"base": base, "trust_remote_code": trust_remote_code}
+    scorers: list[Scorer] = [] if judge is None else [JudgeScorer(judge, type(judge).__name__)]
+    scorers += [ModelScorer.load(name, **options) for name in (path, against) if name is not None]
+    for scorer, name in zip(scorers, short_names([one.name for one in scorers]), strict=True):
+        scorer.name = name if len(scorers) > 1 else scorer.name
+    found = [_evaluated(scorer, comparisons, perturbed, seed) for scorer in scorers]
+    difference = compare_rewards(found[0], found[1], seed) if len(found) == 2 else None
     command = shlex.join(["lit-rlhf", *sys.argv[1:]])
     print_text(_summary(found, difference))
     print_text(f"{report_reward(found, output, difference, command)}\n")

@@ -20,6 +20,7 @@ options:
   --ckpt_path PATH|last         go on from a checkpoint; options given here hold, those in the checkpoint don't
   --seed_everything SEED        seed of Lightning's global generators (the library's own draws use --model.seed)
   --seeds SEED [SEED ...]       fit: a run for each seed in RUN_DIR/seed-N, their mean, spread and report; again goes on
+  --log_json                    fit: metrics as JSON lines on standard output, all else on standard error
   --profile                     fit: time, tokens and utilisation by phase, the slowest operators; see docs/PROFILING.md
   --print_config                print the whole configuration and stop
   --help-all                    every option of the Trainer ({command} takes a few seconds to list them)

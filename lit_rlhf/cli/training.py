@@ -1,5 +1,6 @@
 """`lit-rlhf fit | validate | test | predict`: LightningCLI in subclass mode."""
 
+import inspect
 import os
 import re
 import shlex
@@ -16,11 +17,12 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from lit_rlhf.callbacks import PhaseTimer, RunRecord, RunSummary
+from lit_rlhf.callbacks import MetricsFile, PhaseTimer, RunRecord, RunSummary
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
 from lit_rlhf.cli.refusals import (
     PACKAGES,
@@ -34,9 +36,33 @@ from lit_rlhf.cli.refusals import (
 from lit_rlhf.cli.shipped import with_found_configs
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import flat_options, read_none_as_null
-from lit_rlhf.internals.lightning import CommandLineWins, callbacks_of, silence_adverts
+from lit_rlhf.internals.lightning import (
+    CommandLineWins,
+    callbacks_of,
+    is_dry_run,
+    print_to_stderr,
+    silence_adverts,
+)
 
 COMMANDS = ("fit", "validate", "test", "predict")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration in the run's directory: where its CSV or TensorBoard logger writes, if it has one.
+
+    Lightning's fails with loggers that write to no directory (MLflow's to a database), and leaves it in the current one
+    with W&B's.
+    """
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write config.yaml; called on rank 0."""
+        if is_dry_run(trainer):
+            return
+        kinds = (CSVLogger, TensorBoardLogger)
+        places = (each.log_dir for each in trainer.loggers if isinstance(each, kinds))
+        path = Path(next(places, trainer.default_root_dir)) / self.config_filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
 
 class TrainingCLI(CommandLineWins):
@@ -60,6 +86,15 @@ class TrainingCLI(CommandLineWins):
             help="Print and write a table of time, tokens and utilisation by phase, and the slowest operators (fit).",
         )
 
+        parser.add_argument(
+            "--log_json",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Write each line of metrics.jsonl to standard output too, and all else to standard error (fit).",
+        )
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a wrong option is one message, without the usage of the whole Trainer."""
         words = sys.argv[1:] if args is None else args
@@ -81,6 +116,13 @@ class TrainingCLI(CommandLineWins):
                 "two names of one directory: give one of them."
             )
         options.trainer.default_root_dir = options.run_dir
+        for key, kind, given in flat_options(
+            options
+        ):  # W&B's and MLflow's write to the current directory
+            if key.startswith("trainer.logger") and "save_dir" in given:
+                default = inspect.signature(kind).parameters["save_dir"].default
+                if isinstance(default, str) and given["save_dir"] == default:
+                    given["save_dir"] = str(Path(options.run_dir) / default)
 
     def instantiate_classes(self) -> None:
         """Build trainer, model and data; what their constructors refuse is said with the options that they were given.
@@ -120,6 +162,8 @@ class TrainingCLI(CommandLineWins):
         has_record = any(isinstance(each, RunRecord) for each in callbacks)
         if not has_record and options.trainer.default_root_dir is not None:
             callbacks.append(RunRecord(self.command))
+        if options.log_json:
+            self._echo_metrics()
         if not options.profile:
             return
         timer = next((each for each in callbacks if isinstance(each, PhaseTimer)), None)
@@ -127,6 +171,15 @@ class TrainingCLI(CommandLineWins):
             callbacks.insert(0, PhaseTimer(profile=True))
         else:
             timer.profile = True
+
+    def _echo_metrics(self) -> None:
+        """Metrics to standard output, and what is for people to standard error."""
+        print_to_stderr(self.trainer)
+        files = [each for each in callbacks_of(self.trainer) if isinstance(each, MetricsFile)]
+        if not files:
+            files = [MetricsFile()]
+            callbacks_of(self.trainer).extend(files)
+        files[0].echo = True
 
     def _check_evaluation(self) -> None:
         self._check_checkpoint()
@@ -218,7 +271,8 @@ def start(kind: type[TrainingCLI], words: Sequence[str]) -> TrainingCLI:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={
                 "log_every_n_steps": 1,
                 "num_sanity_val_steps": 0,

@@ -138,7 +138,7 @@ COMMON: dict[str, Option] = {
         "eval_strategy", ours="`data.val`, where the script evaluates"
     ),
     **none("dataset_streaming", "Rows are tokenized once and kept in a cache; nothing is streamed."),
-    **none("datasets", "A mixture of data sets is a `Source` of your own: see Your own data."),
+    **none("datasets", "Set `data.train` to a `Mixture` with a portion for each: see Data formats, Sources."),
     **none("dataset_num_proc dataset_kwargs", "Tokens are cached: `data.cache_dir`."),
     "pad_to_multiple_of": Option(
         "`data.pad_to_multiple_of`",

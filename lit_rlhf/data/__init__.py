@@ -44,6 +44,7 @@ from lit_rlhf.data.mixture import Mixture as Mixture, Portion as Portion
 from lit_rlhf.data.prompt_text import PromptTextDataModule as PromptTextDataModule
 from lit_rlhf.data.recognition import Auto as Auto
 from lit_rlhf.data.records import InvalidRowError as InvalidRowError, Record as Record
+from lit_rlhf.data.repeats import Repeats as Repeats
 from lit_rlhf.data.sources import (
     DirectorySource as DirectorySource,
     FileSource as FileSource,

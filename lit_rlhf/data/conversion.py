@@ -1,7 +1,7 @@
 """From raw rows to records of the shape that a DataModule needs; what can't be used stays in its place as an error."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from lit_rlhf.data.records import (
     shorten,
     without_missing,
 )
-from lit_rlhf.data.sources import Source
+from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.errors import ConfigurationError, DataError
 
 SUBSET = "subset"
@@ -52,6 +52,11 @@ class Conversion:
     source: Source
     convert: Callable[[Row], list[Record]]
     shape: Shape
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records of all rows that can be used."""
+        for number, row in enumerate(rows_of(self.source)):
+            yield from (each for each in self(number, row) if isinstance(each, Record))
 
     def __call__(self, number: int, row: Row) -> list[Record | InvalidRowError]:
         """The records of a row, and errors in place of those that can't be used.

@@ -20,8 +20,8 @@ from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.finding import FormatFinder
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import content_key, describe_class, users_options
-from lit_rlhf.data.mixture import Mixture, Shares, sources_of
-from lit_rlhf.data.option_rules import OPTION_RULES, check_sources
+from lit_rlhf.data.mixture import weights_of
+from lit_rlhf.data.option_rules import OPTION_RULES, check_sources, refuse_formats
 from lit_rlhf.data.position import (
     STATE_VERSION,
     Position,
@@ -29,13 +29,14 @@ from lit_rlhf.data.position import (
     batches_in_flight,
     check_state,
 )
-from lit_rlhf.data.prepared import PreparedSource, Tokenization
-from lit_rlhf.data.recognition import Auto, Takes, spell
+from lit_rlhf.data.prepared import PreparedSources, Tokenization, shares_of
+from lit_rlhf.data.recognition import Auto, Takes
 from lit_rlhf.data.records import Record, Row
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report
+from lit_rlhf.data.repeats import Repeats
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
-from lit_rlhf.data.showing import form_of_prompts, say_difference
+from lit_rlhf.data.showing import form_of_prompts
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
@@ -83,12 +84,16 @@ class BranchedDataModule(LightningDataModule, ABC):
         split_seed: Other seeds keep other prompts. Leave it when the seed of the run changes, or validation data leak.
         max_prompt_length: Most tokens of a prompt. None: no limit.
         max_completion_length: Most tokens of a completion, EOS included. None: no limit.
-        too_long: Rows over a limit are left out and counted (drop), cut (truncate: prompts from the left, completions
-            from the right), or end the run (error).
+        too_long: Rows over a limit are left out (drop), cut (truncate: also completions, which lose their end and EOS;
+            truncate_prompt: prompts alone, and rows with a longer completion are left out), or end the run (error).
+            What is left out or cut is counted.
+        cut_prompt: Which end of a prompt is cut, `start` or `end`; of a conversation, the end can't be.
         invalid: Rows that can't be used (empty completion, identical pair, missing column, number out of range) are
             left out and counted (drop), or end the run (error). Counts are logged either way.
         max_invalid: The largest share of rows that `invalid: drop` may leave out; beyond it the run ends, since then
             it is more likely that the data are read wrongly. 1: any share.
+        repeats: What happens to records that occur again or contradict each other: kept, left out and counted, or the
+            end of the run. None: kept.
         batch_size: Prompts per batch and process.
         eval_batch_size: The same for validation, test and prediction. None: `batch_size`. Changed by a few where
             processes would else have unequal numbers of batches.
@@ -126,8 +131,10 @@ class BranchedDataModule(LightningDataModule, ABC):
         max_prompt_length: int | None = None,
         max_completion_length: int | None = None,
         too_long: LengthPolicy = "drop",
+        cut_prompt: PromptCut = "start",
         invalid: InvalidPolicy = "drop",
         max_invalid: float = 0.5,
+        repeats: Repeats | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         bucket_batches: int | None = None,
@@ -146,24 +153,25 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.sources = {"train": train, "val": val, "test": test}
         usual, own = self.canonical_format, type(self).records is not BranchedDataModule.records
         self.format = format or self.default_format or (usual if own else Auto())
-        self._finder: FormatFinder | None = None
-        if isinstance(self.format, Auto):
-            name = type(self).__name__
-            self._finder = FormatFinder(self.format, self.takes, usual, name)
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.max_prompt_length = max_prompt_length
         self.max_completion_length = max_completion_length
-        self.too_long, self.invalid, self.max_invalid = too_long, invalid, max_invalid
+        self.too_long, self.cut_prompt = too_long, cut_prompt
+        self.invalid, self.max_invalid = invalid, max_invalid
+        self.repeats = Repeats() if repeats is None else repeats
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         usual_buckets = self.default_bucket_batches
         self.bucket_batches = usual_buckets if bucket_batches is None else bucket_batches
         self.drop_last, self.pad_to_multiple_of = drop_last, pad_to_multiple_of
         self.num_workers, self.seed, self.cache_dir = num_workers, seed, cache_dir
-        self.reports: dict[str, Report] = {}
         self.rows: dict[str, TokenizedRows] = {}
         self._tokenizer_option = tokenizer
         self.tokenizer_revision, self.trust_remote_code = tokenizer_revision, trust_remote_code
-        self._prepared: dict[str, list[PreparedSource]] = {}
+        reader: Format | FormatFinder = self.format
+        if isinstance(self.format, Auto):
+            reader = FormatFinder(self.format, self.takes, usual, type(self).__name__)
+        self._prepared = PreparedSources(self.sources, reader, self.records, self._tokenization)
+        self.reports: dict[str, Report] = self._prepared.reports
         self._position = Position()
         self.check_options()
 
@@ -204,13 +212,13 @@ class BranchedDataModule(LightningDataModule, ABC):
         for name, (valid, allowed) in OPTION_RULES.items():
             check_option(valid(given[name]), self, name, given[name], allowed)
         check_sources(self.sources, self.val_fraction)
-        own = type(self).records is not BranchedDataModule.records
-        for source in filter(None, self.sources.values()):
-            if own and any(given for _, given in sources_of(source)):
-                raise ConfigurationError(
-                    f"{source} has a portion with a `format`, and {type(self).__name__} reads rows by its own "
-                    "`records`: leave the format out."
-                )
+        if self.cut_prompt != "start" and not self.too_long.startswith("truncate"):
+            raise ConfigurationError(
+                f"cut_prompt={self.cut_prompt!r} cuts nothing with too_long={self.too_long!r}. Set too_long: "
+                "truncate_prompt, or leave cut_prompt out."
+            )
+        if type(self).records is not BranchedDataModule.records:
+            refuse_formats(self.sources, type(self).__name__)
 
     # -- preparing ----------------------------------------------------------------------------------------------------
 
@@ -237,13 +245,13 @@ class BranchedDataModule(LightningDataModule, ABC):
     def dataset_hash(self) -> str:
         """A hash of the training rows as they are used: source, format, tokenizer, limits and split."""
         split = [self.val_fraction, self.split_seed] if self.val_fraction > 0 else None
-        return content_key({"rows": self._content("train"), "split": split})
+        return content_key({"rows": self._prepared.content("train"), "split": split})
 
     def prepare_data(self) -> None:
         """Tokenize every source that is not in the cache yet; Lightning calls this in one process per node."""
         for name, source in self.sources.items():
             if source is not None:
-                self._open(name, verify=True)
+                self._prepared.open(name, verify=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the tokenized rows that a stage needs: fit, validate, test or predict. None: all there are."""
@@ -257,7 +265,7 @@ class BranchedDataModule(LightningDataModule, ABC):
             )
         for name in opened:
             if self.sources[name] is not None:
-                self.rows[name] = self._open(name, verify=False)
+                self.rows[name] = self._prepared.open(name, verify=False)
         if splits and "val" in opened:
             rows = self.rows["train"]
             train, val = rows.split(self.val_fraction, self.split_seed)
@@ -269,32 +277,16 @@ class BranchedDataModule(LightningDataModule, ABC):
                 )
             self.rows |= {"train": train, "val": val}
         if stage in (None, "fit") and "train" in self.rows:
-            shares = self._shares(self.rows["train"])
+            shares = shares_of(self.sources["train"], self.rows["train"])
             if shares is not None:
                 rank_zero_info(f"Mixture: {shares}.")
 
     def format_of(self, name: str) -> Format:
         """The format of the source train, val or test, of a mixture that of its first one."""
-        source = self.sources[name]
-        if source is None:
-            return self.canonical_format
-        first, given = sources_of(source)[0]
-        return given or self._format_of(first)
+        return self._prepared.format_of(name)
 
-    def _open(self, name: str, *, verify: bool) -> TokenizedRows:
-        prepared = self._prepare(name)
-        rows = TokenizedRows([each.entry(verify=verify) for each in prepared])
-        self.reports[name] = Report.of_all([each.report for each in prepared if each.report])
-        return rows
-
-    def _prepare(self, name: str) -> list[PreparedSource]:
-        """The sources of train, val or test, each with its format."""
-        if name in self._prepared:
-            return self._prepared[name]
-        source = self.sources[name]
-        if source is None:
-            raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
-        how = Tokenization(
+    def _tokenization(self) -> Tokenization:
+        return Tokenization(
             module=self,
             shape=self.shape,
             tokenizer=self.tokenizer,
@@ -302,29 +294,12 @@ class BranchedDataModule(LightningDataModule, ABC):
             max_prompt_length=self.max_prompt_length,
             max_completion_length=self.max_completion_length,
             too_long=self.too_long,
+            cut_prompt=self.cut_prompt,
             invalid=self.invalid,
             max_invalid=self.max_invalid,
+            repeats=self.repeats,
             cache_dir=self.cache_dir,
         )
-        own = self.records if self._finder is None else None
-        prepared = []
-        for each, given in sources_of(source):
-            reader, found = given or self._format_of(each), given is None and bool(self._finder)
-            prepared.append(PreparedSource(each, reader, how, given or own, found=found))
-        self._prepared[name] = prepared
-        if self._finder and name != "train" and self.sources["train"] is not None:
-            usual = dict.fromkeys(spell(each.reader) for each in self._prepare("train"))
-            for spelled in dict.fromkeys(spell(each.reader) for each in prepared):
-                if spelled not in usual:
-                    say_difference(name, spelled, ", ".join(usual))
-        return prepared
-
-    def _format_of(self, source: Source) -> Format:
-        return self._finder.find(source, self.tokenizer) if self._finder else self.format
-
-    def _content(self, name: str) -> str:
-        contents = [each.content for each in self._prepare(name)]
-        return contents[0] if len(contents) == 1 else content_key({"sources": contents})
 
     def logprob_stores(self, reference: str) -> list[ReferenceLogprobs]:
         """Where the log-probs of the open training and validation rows under a reference are kept.
@@ -337,7 +312,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         stores = []
         for name in ("train", "val"):
             if name in self.rows:
-                rows = self._content("train" if split else name)
+                rows = self._prepared.content("train" if split else name)
                 part = [*split, name] if split else None
                 key = content_key({"logprobs": reference, "rows": rows, "split": part})
                 size = self.eval_batch_size or self.batch_size
@@ -361,13 +336,13 @@ class BranchedDataModule(LightningDataModule, ABC):
             bucket_batches=self.bucket_batches,
             drop_last=self.drop_last,
             position=self._position,
-            shares=self._shares(rows),
+            shares=shares_of(self.sources["train"], rows),
         )
         options = self._loader_options()
         return ResumableLoader(rows, batch_size=self.batch_size, sampler=sampler, **options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Validation rows in order; an empty list where no validation data were asked for."""
+        """Validation rows, by length where training rows are; an empty list where no validation data were asked for."""
         if self.sources["val"] is None and self.val_fraction == 0:
             # Lightning asks whether that was the intention; leaving `val` out says so.
             warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
@@ -375,19 +350,25 @@ class BranchedDataModule(LightningDataModule, ABC):
         return self._evaluation_loader(self._rows("val", "fit"))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test rows in order."""
+        """Test rows, by length where training rows are."""
         return self._evaluation_loader(self._rows("test", "test"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Test rows in order; `index` in a batch says which."""
-        return self._evaluation_loader(self._rows("test", "predict"))
+        return self._evaluation_loader(self._rows("test", "predict"), in_order=True)
 
-    def _evaluation_loader(self, rows: TokenizedRows) -> DataLoader[Any]:
+    def _evaluation_loader(self, rows: TokenizedRows, *, in_order: bool = False) -> DataLoader[Any]:
         replicas, rank = self._replicas()
         size = even_batch_size(len(rows), self.eval_batch_size or self.batch_size, replicas)
         if self._overfits():
             return DataLoader(rows, batch_size=size, **self._loader_options())
-        sampler = EvaluationSampler(len(rows), num_replicas=replicas, rank=rank)
+        sampler = EvaluationSampler(
+            rows.lengths,
+            size,
+            num_replicas=replicas,
+            rank=rank,
+            by_length=self.bucket_batches > 1 and not in_order,
+        )
         return DataLoader(rows, batch_size=size, sampler=sampler, **self._loader_options())
 
     def _overfits(self) -> bool:
@@ -421,13 +402,6 @@ class BranchedDataModule(LightningDataModule, ABC):
             )
         return self.rows[name]
 
-    def _shares(self, rows: TokenizedRows) -> Shares | None:
-        """Which of the training rows an epoch has, where a mixture weighs them."""
-        source = self.sources["train"]
-        if not isinstance(source, Mixture) or source.weights is None:
-            return None
-        return Shares(rows.sizes, source.weights, list(map(str, source.sources)))
-
     # -- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -459,13 +433,12 @@ class BranchedDataModule(LightningDataModule, ABC):
     def _order(self) -> str:
         rows_per_step = self.batch_size * self._replicas()[0]
         buckets = f"bucket_batches {self.bucket_batches}, drop_last {self.drop_last}"
-        source = self.sources["train"]
-        weights = source.weights if isinstance(source, Mixture) else None
-        mixed = "" if weights is None else f", weights {weights}"
-        return f"{rows_per_step} rows per step, seed {self.seed}, {buckets}{mixed}"
+        order = f"{rows_per_step} rows per step, seed {self.seed}, {buckets}"
+        weights = weights_of(self.sources["train"])
+        return order if weights is None else f"{order}, weights {weights}"
 
     def _keep_plain_hyperparameters(self) -> None:
         # From Python, sources and tokenizers are live objects, which a checkpoint can't hold; from YAML they are plain.
         for name, value in list(self.hparams.items()):
-            if isinstance(value, Source | Format | PreTrainedTokenizerBase):
+            if isinstance(value, Source | Format | Repeats | PreTrainedTokenizerBase):
                 del self.hparams[name]

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.chat import ChatRenderer, Rendered
 from lit_rlhf.data.records import InvalidRowError, Record, TooLongError
+from lit_rlhf.data.report import LengthPolicy, PromptCut
 from lit_rlhf.data.token_ids import TextEncoder, special_token_ids
 from lit_rlhf.errors import ConfigurationError
 
@@ -28,10 +29,11 @@ _ANCHOR = "\n"
 
 
 class Encoded(NamedTuple):
-    """Token ids of a record."""
+    """Token ids of a record, and what of it was cut to a limit: `prompt`, `answer`."""
 
     prompt: list[int]
     completions: list[list[int]]
+    cut: tuple[str, ...] = ()
 
 
 @dataclass
@@ -61,14 +63,16 @@ class Encoder:
         tokenizer: The tokenizer.
         max_prompt_length: Most tokens of a prompt. None: no limit.
         max_completion_length: Most tokens of a completion, EOS included. None: no limit.
-        truncate: Cut what is too long: prompts from the left (a BOS stays), completions from the right (EOS goes).
-            False: such records are not encoded.
+        too_long: What is cut where it is too long: nothing, so that such records are not encoded (drop, error), prompts
+            alone (truncate_prompt), or prompts and completions (truncate), these from the right: their EOS goes.
+        cut_prompt: Which end of a prompt is cut. A BOS stays.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_prompt_length: int | None = None
     max_completion_length: int | None = None
-    truncate: bool = False
+    too_long: LengthPolicy = "drop"
+    cut_prompt: PromptCut = "start"
     cut_prompts: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +88,7 @@ class Encoder:
 
         Raises:
             InvalidRowError: A completion has no tokens, or the chat template refuses the conversation.
-            TooLongError: Over a limit, and `truncate` is off.
+            TooLongError: Over a limit, and not to be cut.
             ConfigurationError: The tokenizer lacks an EOS token or a chat template with a generation prompt.
         """
         (found,) = self.encode([record])
@@ -206,9 +210,10 @@ class Encoder:
     def _finish(self, work: _Work) -> Encoded | InvalidRowError:
         try:
             prompt, limit = work.prompt or self._start(), self.max_prompt_length
+            cut: list[str] = []
             if limit is not None and self._is_over("prompt", len(prompt), limit):
-                kept = 1 if prompt[0] == self._bos and limit > 1 else 0
-                prompt = [*prompt[:kept], *prompt[len(prompt) - limit + kept :]]
+                cut.append("prompt")
+                prompt = self._shorten(prompt, limit, chat=work.is_chat)
             limit = self.max_completion_length
             tails = [tail for tail in work.tails if not isinstance(tail, str)]
             if not all(tails):
@@ -221,17 +226,28 @@ class Encoder:
                 if limit is not None and self._is_over(
                     "completion", totals[-1], limit, can_cut=fitting > 0
                 ):
+                    cut.append("answer")
                     tails = tails[:fitting]
-                return Encoded(prompt, tails)
+                return Encoded(prompt, tails, tuple(cut))
             tails = [self._end(tail, chat=work.is_chat) for tail in tails]
-            if limit is not None:
-                tails = [
-                    tail[:limit] if self._is_over("completion", len(tail), limit) else tail
-                    for tail in tails
-                ]
-            return Encoded(prompt, tails)
+            over = [limit is not None and self._is_over("completion", len(t), limit) for t in tails]
+            if any(over):
+                cut.append("answer")
+                tails = [tail[:limit] for tail in tails]
+            return Encoded(prompt, tails, tuple(cut))
         except InvalidRowError as error:
             return error
+
+    def _shorten(self, prompt: list[int], limit: int, *, chat: bool) -> list[int]:
+        if self.cut_prompt == "end":
+            if chat:
+                raise ConfigurationError(
+                    "cut_prompt='end' would cut off the end of a conversation's prompt, which opens the answer. Set "
+                    "cut_prompt: start, or too_long: drop."
+                )
+            return prompt[:limit]
+        kept = 1 if prompt[0] == self._bos and limit > 1 else 0
+        return [*prompt[:kept], *prompt[len(prompt) - limit + kept :]]
 
     def _start(self) -> list[int]:
         """What stands before a text without prompt: BOS, else EOS, as language models are trained."""
@@ -265,7 +281,8 @@ class Encoder:
 
     def _is_over(self, what: str, count: int, limit: int, *, can_cut: bool = True) -> bool:
         """Whether so many tokens must be cut to a limit; an error where they may not be."""
-        if count > limit and not (self.truncate and can_cut):
+        cuts = self.too_long == "truncate" or (what, self.too_long) == ("prompt", "truncate_prompt")
+        if count > limit and not (cuts and can_cut):
             raise TooLongError(f"{what} too long", f"{count} tokens, max_{what}_length is {limit}")
         return count > limit
 

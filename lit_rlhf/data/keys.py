@@ -37,6 +37,7 @@ _PREPARING = (
         "pieces",
         "preparation",
         "records",
+        "repeats",
         "token_ids",
         "wrappers",
     ),

@@ -38,15 +38,7 @@ def find_files(path: str, storage_options: Mapping[str, Any]) -> list[DataFile]:
         DataError: There is none, or which of a directory's files are meant can't be known.
         ConfigurationError: An address needs a package that isn't installed.
     """
-    found = _fetch_files(path, storage_options) if "://" in path else _local_files(path)
-    for file in found:
-        if kind_of(file.path.name) not in KINDS:
-            raise DataError(
-                f"Can't tell from its name what {file} holds. Known suffixes: {', '.join(KINDS)}, and "
-                f"{', '.join(COMPRESSIONS)} after those of text files. Rename it, or convert it; a `datasets` "
-                "directory is read by DirectorySource."
-            )
-    return found
+    return _fetch_files(path, storage_options) if "://" in path else _local_files(path)
 
 
 def _local_files(path: str) -> list[DataFile]:
@@ -64,7 +56,17 @@ def _local_files(path: str) -> list[DataFile]:
             raise DataError(
                 f"There is no file {name} (looked in {Path.cwd()}). Give the path of an existing file."
             )
+        _check_kind(Path(name).name, name)
     return [DataFile(Path(name), name) for name in found]
+
+
+def _check_kind(title: str, name: str) -> None:
+    if kind_of(title) not in KINDS:
+        raise DataError(
+            f"Can't tell from its name what {name} holds. Known suffixes: {', '.join(KINDS)}, and "
+            f"{', '.join(COMPRESSIONS)} after those of text files. Rename it, or convert it; a `datasets` "
+            "directory is read by DirectorySource."
+        )
 
 
 def _matches(names: Sequence[str], pattern: str) -> list[str]:
@@ -92,9 +94,10 @@ def _shards(names: Sequence[str], directory: str) -> list[str]:
     splits = sorted({split for file in data for split in _SPLITS.findall(file.name.lower())})
     for what, several in (("kinds", kinds), ("splits", splits)):
         if len(several) > 1:
+            meant = "*" if what == "kinds" else f"*{'train' if 'train' in several else several[0]}*"
             raise DataError(
                 f"{directory} holds files of several {what} ({', '.join(several)}). Say which are meant by a pattern "
-                f"such as {directory.rstrip('/')}/{'*' if what == 'kinds' else several[-1] + '*'}{kinds[-1]}."
+                f"such as {directory.rstrip('/')}/{meant}{kinds[-1]}."
             )
     return [str(file) for file in data]
 
@@ -134,24 +137,26 @@ def _fetch_files(address: str, storage_options: Mapping[str, Any]) -> list[DataF
 
 def _fetch(system: Any, name: str, scheme: str) -> DataFile:
     address = name if "://" in name else f"{scheme}://{name.lstrip('/')}"
-    told = _asking(address, lambda: system.info(name))
+    title = PurePosixPath(urlsplit(address).path).name
+    shown = address.partition("?")[0]  # what is signed or secret stands behind
+    _check_kind(title, shown)
+    told = _asking(shown, lambda: system.info(name))
     facts = {key: str(value) for key, value in told.items() if key not in _PASSING}
     key = hashlib.sha256(json.dumps([address, facts], sort_keys=True).encode()).hexdigest()
-    title = PurePosixPath(urlsplit(address).path).name
     copy = cache_root(None) / "downloads" / key[:32] / title
     if not copy.is_file():
         with whole_file(
             copy,
-            f"The copy of {address}",
+            f"The copy of {shown}",
             told.get("size") or 0,
             "another place for the cache, by the environment variable LIT_RLHF_CACHE",
             DataError,
         ) as fresh:
-            _asking(address, lambda: system.get_file(name, str(fresh)))
+            _asking(shown, lambda: system.get_file(name, str(fresh)))
             size, wanted = fresh.stat().st_size, told.get("size")
             if wanted is not None and size != wanted:
-                raise DataError(f"{address} came with {size} of its {wanted} bytes. Try again.")
-    return DataFile(copy, address)
+                raise DataError(f"{shown} came with {size} of its {wanted} bytes. Try again.")
+    return DataFile(copy, shown)
 
 
 def _asking(address: str, ask: Callable[[], T]) -> T:

@@ -126,12 +126,6 @@ class Mixture(Source):
         self.portions = list(portions)
         self.sources = [each.rows() for each in portions]
 
-    @property
-    def weights(self) -> list[float] | None:
-        """One for each portion, or none."""
-        found = [each.weight for each in self.portions if each.weight is not None]
-        return found or None
-
     def load(self) -> Iterator[Mapping[str, Any]]:
         """The rows of one after the other."""
         for source in self.sources:
@@ -224,3 +218,9 @@ def sources_of(source: Source) -> list[tuple[Source, Format | None]]:
         formats = [each.format for each in source.portions]
         return list(zip(source.sources, formats, strict=True))
     return [(source, None)]
+
+
+def weights_of(source: Source | None) -> list[float] | None:
+    """The weights of a mixture's portions; None where there are none."""
+    portions = source.portions if isinstance(source, Mixture) else []
+    return [each.weight for each in portions if each.weight is not None] or None

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias, get_args
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.mixture import Mixture
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy
+from lit_rlhf.data.mixture import sources_of, weights_of
+from lit_rlhf.data.repeats import Repeats
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import is_number, is_text, is_whole
@@ -32,9 +33,14 @@ OPTION_RULES: dict[str, _Rule] = {
     "split_seed": (is_whole, "a whole number"),
     "max_prompt_length": _LIMIT,
     "max_completion_length": _LIMIT,
-    "too_long": (lambda v: v in get_args(LengthPolicy), "drop, truncate or error"),
+    "too_long": (
+        lambda v: v in get_args(LengthPolicy),
+        "drop, truncate, truncate_prompt or error",
+    ),
+    "cut_prompt": (lambda v: v in get_args(PromptCut), "start or end"),
     "invalid": (lambda v: v in get_args(InvalidPolicy), "drop or error"),
     "max_invalid": (lambda v: is_number(v) and 0 <= v <= 1, "from 0 to 1"),
+    "repeats": (lambda v: isinstance(v, Repeats), "a Repeats or left out"),
     "batch_size": _COUNT,
     "eval_batch_size": _LIMIT,
     "bucket_batches": _COUNT,
@@ -61,8 +67,7 @@ def check_sources(sources: Mapping[str, Source | None], val_fraction: float) -> 
             "No data: set at least one of the data options `train`, `val` and `test`."
         )
     for name in ("val", "test"):
-        source = sources[name]
-        if isinstance(source, Mixture) and source.weights is not None:
+        if weights_of(sources[name]) is not None:
             raise ConfigurationError(
                 f"The data option `{name}` is a Mixture with weights, which say how often rows are trained on; "
                 "evaluation has every row once. Leave the weights out there."
@@ -72,3 +77,21 @@ def check_sources(sources: Mapping[str, Source | None], val_fraction: float) -> 
             f"val_fraction is {val_fraction}, which splits `train` where `val` is not set; `train` is "
             f"{sources['train']}, `val` is {sources['val']}. Leave out val_fraction, or mend these."
         )
+
+
+def refuse_formats(sources: Mapping[str, Source | None], module: str) -> None:
+    """Refuse formats of portions, where a DataModule reads rows by a method of its own.
+
+    Args:
+        sources: By name.
+        module: What messages call the DataModule.
+
+    Raises:
+        ConfigurationError: A portion has one.
+    """
+    for source in sources.values():
+        if source is not None and any(given for _, given in sources_of(source)):
+            raise ConfigurationError(
+                f"{source} has a portion with a `format`, and {module} reads rows by its own `records`: leave the "
+                "format out."
+            )

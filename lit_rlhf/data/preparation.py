@@ -9,6 +9,7 @@ from typing import Any
 from lit_rlhf.data.conversion import Conversion, Shape, check_identical
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.data.records import InvalidRowError, Record, Row, rows_of_group
+from lit_rlhf.data.repeats import RepeatFinder, Repeats
 from lit_rlhf.data.report import OPTIONAL_FIELDS, InvalidPolicy, LengthPolicy, Report
 from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.seeding import stable_hash
@@ -28,6 +29,7 @@ class Preparation:
         invalid: What happens to records that can't be used: left out and counted, or the run ends.
         too_long: The same for records over the length limits (truncation is the encoder's).
         max_invalid: The share of records that may be left out as unusable.
+        repeats: What happens to records that occur again or contradict each other.
     """
 
     source: Source
@@ -37,11 +39,12 @@ class Preparation:
     invalid: InvalidPolicy = "drop"
     too_long: LengthPolicy = "drop"
     max_invalid: float = 1.0
+    repeats: Repeats = field(default_factory=Repeats)
     report: Report = field(init=False)
     _required: frozenset[str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.report = Report(str(self.source), self.shape.unit)
+        self.report = Report(str(self.source), self.shape.unit, refuses=self.repeats.refused())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Tokenize the rows in order, many with one call of the tokenizer.
@@ -52,8 +55,11 @@ class Preparation:
         """
         numbered = enumerate(rows_of(self.source))
         conversion = Conversion(self.source, self.convert, self.shape)
+        weed = RepeatFinder(self.repeats, self.source, conversion)
         while rows := list(islice(numbered, _ROWS_AT_ONCE)):
-            attempts = [(number, a) for number, row in rows for a in conversion(number, row)]
+            attempts = [
+                (number, weed(number, a)) for number, row in rows for a in conversion(number, row)
+            ]
             encoded = iter(self.encoder.encode([a for _, a in attempts if isinstance(a, Record)]))
             self.report.rows += sum(len(rows_of_group(row)) for _, row in rows)
             for number, attempt in attempts:
@@ -69,12 +75,14 @@ class Preparation:
     def _settle(self, record: Record, encoded: Encoded | InvalidRowError) -> dict[str, Any]:
         if isinstance(encoded, InvalidRowError):
             raise encoded
-        prompt, completions = encoded
+        prompt, completions, cut = encoded
         check_identical(record, completions, "tokens (after truncation)")
         extras = _to_json(record)
         self._count(record)
         lengths = [len(ids) for ids in completions]
         self.report.records += 1
+        for what in cut:
+            self.report.truncated[what] = self.report.truncated.get(what, 0) + 1
         self.report.count_prompt(record.prompt)
         self.report.longest_prompt = max(self.report.longest_prompt, len(prompt))
         self.report.longest_completion = max(self.report.longest_completion, *lengths, 0)

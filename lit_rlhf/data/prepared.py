@@ -1,7 +1,7 @@
-"""One source of a DataModule as tokenized rows: what names them in the cache, and what is there under that name."""
+"""The sources of a DataModule as tokenized rows: what names them in the cache, and what is there under that name."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,15 +11,20 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.data.cache import Entry, TokenCache, cache_root
 from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.encoding import Encoder
-from lit_rlhf.data.finding import say_found
+from lit_rlhf.data.finding import FormatFinder, say_found
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.keys import UnknownContentError, code_of_preparation, content_key
+from lit_rlhf.data.mixture import Shares, sources_of, weights_of
 from lit_rlhf.data.preparation import Preparation
+from lit_rlhf.data.recognition import spell
 from lit_rlhf.data.records import Record, Row
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, Report, say
+from lit_rlhf.data.repeats import Repeats
+from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report, say
 from lit_rlhf.data.rows import TokenizedRows
+from lit_rlhf.data.showing import say_difference
 from lit_rlhf.data.sources import Source
+from lit_rlhf.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +45,10 @@ class Tokenization:
     max_prompt_length: int | None
     max_completion_length: int | None
     too_long: LengthPolicy
+    cut_prompt: PromptCut
     invalid: InvalidPolicy
     max_invalid: float
+    repeats: Repeats
     cache_dir: str | None
 
 
@@ -75,7 +82,7 @@ class PreparedSource:
     def key(self) -> str:
         """Names the tokenized rows in the cache: a hash of all that decides what they are."""
         how = self.how
-        limits = [how.max_prompt_length, how.max_completion_length, how.too_long, how.invalid]
+        limits = [how.max_prompt_length, how.max_completion_length]
         parts: dict[str, Any] = {
             "code": code_of_preparation(),
             "source": self.source.fingerprint(),
@@ -83,7 +90,8 @@ class PreparedSource:
             "format": self.reader,
             "shape": how.shape,
             "tokenizer": how.fingerprint,
-            "limits": limits,
+            "limits": [*limits, how.too_long, how.cut_prompt, how.invalid],
+            "repeats": vars(how.repeats),
         }
         try:
             return content_key(parts)
@@ -116,9 +124,9 @@ class PreparedSource:
         how, key = self.how, self.key
         policies = how.invalid, how.too_long, how.max_invalid
         limits = how.max_prompt_length, how.max_completion_length
-        encoder = Encoder(how.tokenizer, *limits, truncate=how.too_long == "truncate")
+        encoder = Encoder(how.tokenizer, *limits, how.too_long, how.cut_prompt)
         source = grouped(self.source, self.reader)
-        preparation = Preparation(source, self.convert, encoder, how.shape, *policies)
+        preparation = Preparation(source, self.convert, encoder, how.shape, *policies, how.repeats)
         cache = TokenCache(cache_root(how.cache_dir))
         rebuild = self._uncached and verify  # by whoever prepares, once; others open what he made
         entry = cache.get_or_build(
@@ -132,3 +140,94 @@ class PreparedSource:
                 say_found(self.source, self.reader, TokenizedRows([entry]), how.tokenizer)
         self.report.judge(*policies)
         return entry
+
+
+class PreparedSources:
+    """The sources train, val and test of a DataModule, each by its format as tokenized rows.
+
+    Args:
+        sources: By name; None where there is none.
+        reader: The format of all of them, or what finds it for each.
+        records: How the DataModule turns a row into records, where the format isn't found.
+        how: Gives what else decides, when it is first needed.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source | None],
+        reader: Format | FormatFinder,
+        records: Callable[[Row], list[Record]],
+        how: Callable[[], Tokenization],
+    ) -> None:
+        self.sources, self.reader, self.records, self.how = sources, reader, records, how
+        self.reports: dict[str, Report] = {}
+        self._prepared: dict[str, list[PreparedSource]] = {}
+
+    def format_of(self, name: str) -> Format:
+        """The format of a source, of a mixture that of its first one."""
+        source, given = sources_of(self._source(name))[0]
+        return given or self._format_of(source)
+
+    def content(self, name: str) -> str:
+        """What names the tokenized rows of a source."""
+        contents = [each.content for each in self._prepare(name)]
+        return contents[0] if len(contents) == 1 else content_key({"sources": contents})
+
+    def open(self, name: str, *, verify: bool) -> TokenizedRows:
+        """The rows of a source, tokenized where they are not in the cache yet; `reports` then says what became of them.
+
+        Args:
+            name: train, val or test.
+            verify: Compare checksums, by whoever prepares.
+        """
+        prepared = self._prepare(name)
+        rows = TokenizedRows([each.entry(verify=verify) for each in prepared])
+        self.reports[name] = Report.of_all([each.report for each in prepared if each.report])
+        return rows
+
+    def _prepare(self, name: str) -> list[PreparedSource]:
+        if name not in self._prepared:
+            how, finds = self.how(), isinstance(self.reader, FormatFinder)
+            self._prepared[name] = [
+                PreparedSource(
+                    source,
+                    given or self._format_of(source),
+                    how,
+                    given or (None if finds else self.records),
+                    found=finds and given is None,
+                )
+                for source, given in sources_of(self._source(name))
+            ]
+            if finds and name != "train" and self.sources["train"] is not None:
+                self._compare(name)
+        return self._prepared[name]
+
+    def _compare(self, name: str) -> None:
+        """Warn where rows are read otherwise than those to train on."""
+        usual = dict.fromkeys(spell(each.reader) for each in self._prepare("train"))
+        for spelled in dict.fromkeys(spell(each.reader) for each in self._prepared[name]):
+            if spelled not in usual:
+                say_difference(name, spelled, ", ".join(usual))
+
+    def _format_of(self, source: Source) -> Format:
+        if isinstance(self.reader, FormatFinder):
+            return self.reader.find(source, self.how().tokenizer)
+        return self.reader
+
+    def _source(self, name: str) -> Source:
+        source = self.sources[name]
+        if source is None:
+            raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
+        return source
+
+
+def shares_of(source: Source | None, rows: TokenizedRows) -> Shares | None:
+    """Which of the rows of a source an epoch has, where it is a mixture with weights.
+
+    Raises:
+        ConfigurationError: A weight gives an epoch no row.
+    """
+    weights = weights_of(source)
+    if source is None or weights is None:
+        return None
+    return Shares(rows.sizes, weights, [str(each) for each, _ in sources_of(source)])

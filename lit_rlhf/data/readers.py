@@ -188,7 +188,9 @@ def _read_parquet(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
     import pyarrow.parquet  # noqa: PLC0415  (see above)
 
     del encoding
-    with pyarrow.parquet.ParquetFile(data.path) as file:
+    # Pages as they are needed, in place of a whole row group, which may be all of the file.
+    few = {"pre_buffer": False, "buffer_size": 1 << 20}
+    with pyarrow.parquet.ParquetFile(data.path, **few) as file:
         for batch in file.iter_batches(batch_size=1024):
             yield from batch.to_pylist()
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Never, TypeAlias
+from typing import Any, ClassVar, Never, TypeAlias
 
 from lit_rlhf import types
 from lit_rlhf.errors import DataError
@@ -39,6 +39,9 @@ class InvalidRowError(DataError):
         detail: Which column, which values.
     """
 
+    option: ClassVar[str] = "invalid"
+    """The option that says what happens to such rows."""
+
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
@@ -47,6 +50,8 @@ class InvalidRowError(DataError):
 
 class TooLongError(InvalidRowError):
     """A row with more tokens than the limits allow; the option `too_long` says what happens to it."""
+
+    option: ClassVar[str] = "too_long"
 
 
 class LabelError(InvalidRowError):

@@ -1,11 +1,101 @@
-"""What makes two records the same, and what makes one say the opposite of another."""
+"""What makes two records the same, what makes one say the opposite of another, and what becomes of those."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar, Literal, get_args
 
-from lit_rlhf.data.records import Record, Text
+from lit_rlhf.data.records import InvalidRowError, Record, Text, shorten
+from lit_rlhf.data.sources import Source
+from lit_rlhf.options import check_option
+
+RepeatPolicy = Literal["keep", "drop", "error"]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What becomes of records that occur again, and of those that contradict each other.
+
+    Each source is looked at by itself. Finding them takes some 100 bytes of memory a record while tokens are made, and
+    contradictions a further pass over the rows. Near-duplicates are counted by `lit-rlhf data inspect` alone.
+
+    Args:
+        duplicates: Of records with the same prompt, completions and label, all are kept; or all but the first are left
+            out and counted (drop); or the run ends (error).
+        contradicting: The same for records that say the opposite of another one: pairs that prefer the other answer,
+            rankings that order two answers otherwise, labels that differ. They are dropped on both sides.
+
+    Raises:
+        ConfigurationError: Something else.
+    """
+
+    duplicates: RepeatPolicy = "keep"
+    contradicting: RepeatPolicy = "keep"
+
+    def __post_init__(self) -> None:
+        for name in ("duplicates", "contradicting"):
+            value, allowed = getattr(self, name), get_args(RepeatPolicy)
+            check_option(value in allowed, self, name, value, "keep, drop or error")
+
+    def refused(self) -> list[str]:
+        """The options that end the run."""
+        return [name for name, policy in vars(self).items() if policy == "error"]
+
+
+class RepeatError(InvalidRowError):
+    """A record that occurs again; `Repeats` says what happens to it."""
+
+    option: ClassVar[str] = "duplicates"
+
+
+class ContradictionError(InvalidRowError):
+    """A record that contradicts another one; `Repeats` says what happens to it."""
+
+    option: ClassVar[str] = "contradicting"
+
+
+class RepeatFinder:
+    """Puts an error in the place of records that occur again or contradict another one.
+
+    Args:
+        repeats: What to look for.
+        source: Where the records come from, for messages.
+        records: All of them, for those that contradict each other; gone through where these are looked for.
+    """
+
+    def __init__(self, repeats: Repeats, source: Source, records: Iterable[Record]) -> None:
+        self._repeats, self._source = repeats, source
+        self._seen: dict[int, int] = {}  # record: number of its row
+        self._opposed: set[int] = set()
+        if repeats.contradicting != "keep":
+            ways: dict[int, bool] = {}
+            for record in records:
+                for key, way in Identity(record).comparisons():
+                    if ways.setdefault(key, way) != way:
+                        self._opposed.add(key)
+
+    def __call__(self, number: int, found: Record | InvalidRowError) -> Record | InvalidRowError:
+        """The record, or an error in its place.
+
+        Args:
+            number: Of its row in the source, counted from 0.
+            found: The record; errors stay as they are.
+        """
+        if isinstance(found, InvalidRowError) or self._repeats == Repeats():
+            return found
+        identity = Identity(found)
+        if self._opposed and any(key in self._opposed for key, _ in identity.comparisons()):
+            prompt = found.prompt if isinstance(found.prompt, str) else found.prompt[-1]["content"]
+            return ContradictionError("contradicts another one", f"of the prompt {shorten(prompt)}")
+        if self._repeats.duplicates != "keep":
+            key = identity.record()
+            if key in self._seen:
+                first = self._source.locate(self._seen[key])
+                return RepeatError("repeats an earlier one", f"the first is that of {first}")
+            self._seen[key] = number
+        return found
 
 
 class Identity:

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_rlhf.data.records import InvalidRowError, LabelError, Text, TooLongError
+from lit_rlhf.data.records import InvalidRowError, LabelError, Text
 from lit_rlhf.errors import DataError
 
 InvalidPolicy = Literal["drop", "error"]
-LengthPolicy = Literal["drop", "truncate", "error"]
+LengthPolicy = Literal["drop", "truncate", "truncate_prompt", "error"]
+PromptCut = Literal["start", "end"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +45,11 @@ class Report:
         labels: How many records have a label, by its value.
         chats: How many records have messages for a prompt.
         systems: Their different system turns, "" for none; two at most.
+        truncated: How many records had their prompt or an answer cut to a limit, by which of these.
         cut_prompts: Conversations whose prompt the chat template renders otherwise once an answer follows.
         longest_prompt: In tokens.
         longest_completion: In tokens.
+        refuses: Options by which records, where there are any, end the run (see `lit_rlhf.data.repeats`).
     """
 
     source: str
@@ -59,14 +62,16 @@ class Report:
     labels: dict[str, int] = field(default_factory=dict)
     chats: int = 0
     systems: list[str] = field(default_factory=list)
+    truncated: dict[str, int] = field(default_factory=dict)
     cut_prompts: int = 0
     longest_prompt: int = 0
     longest_completion: int = 0
+    refuses: list[str] = field(default_factory=list)
 
     def leave_out(self, where: str, error: InvalidRowError) -> None:
         """Count one."""
-        option = "too_long" if isinstance(error, TooLongError) else "invalid"
-        first = Reason(0, f"{where}: {error.detail}", option, isinstance(error, LabelError))
+        label = isinstance(error, LabelError)
+        first = Reason(0, f"{where}: {error.detail}", error.option, label)
         self.reasons.setdefault(error.reason, first).count += 1
 
     def count_prompt(self, prompt: Text) -> None:
@@ -84,9 +89,14 @@ class Report:
         return {name: reason.count for name, reason in self.reasons.items()}
 
     def brief(self) -> str:
-        """What was used, and how many were left out by reason."""
+        """What was used, how many were left out by reason, and how many were cut."""
         left_out = [f"{count} left out, {name}" for name, count in self.counts.items()]
-        return "; ".join([self._used(), *left_out])
+        return "; ".join([self._used(), *left_out, *self._cut()])
+
+    def _cut(self) -> list[str]:
+        return [
+            f"{count} {self.unit} have their {what} cut" for what, count in self.truncated.items()
+        ]
 
     def _used(self) -> str:
         total = self.records + sum(self.counts.values())
@@ -105,6 +115,7 @@ class Report:
             for name, count in self.optional.items()
             if count < self.records
         ]
+        lines += self._cut()
         if self.cut_prompts:
             lines.append(
                 f"{self.cut_prompts} prompts are cut to what the chat template renders alike with and without an "
@@ -123,11 +134,16 @@ class Report:
         Raises:
             DataError: They may not, nothing is left, or of the labels one class alone is left.
         """
-        policies = {"invalid": invalid, "too_long": too_long}
-        refused = sorted({r.option for r in self.reasons.values() if policies[r.option] == "error"})
+        policies = {
+            "invalid": invalid,
+            "too_long": too_long,
+            **dict.fromkeys(self.refuses, "error"),
+        }
+        left = {reason.option for reason in self.reasons.values()}
+        refused = sorted(option for option in left if policies.get(option) == "error")
         if refused:
             ways = {"invalid": "invalid: drop", "too_long": "too_long: drop or too_long: truncate"}
-            hint = " and ".join(ways[option] for option in refused)
+            hint = " and ".join(ways.get(o, f"repeats.{o}: drop or keep") for o in refused)
             raise DataError(f"{self.summary()}. Mend the rows, or set {hint}.")
         way = "mend the rows, the `format` or the limits"
         if self.reasons and all(name.startswith("no column") for name in self.reasons):
@@ -155,7 +171,9 @@ class Report:
         if len(reports) == 1:
             return reports[0]
         whole = cls(
-            " + ".join(f"{r.source} ({r.records} {r.unit})" for r in reports), reports[0].unit
+            " + ".join(f"{r.source} ({r.records} {r.unit})" for r in reports),
+            reports[0].unit,
+            refuses=reports[0].refuses,
         )
         for report in reports:
             for name, reason in report.reasons.items():
@@ -163,6 +181,7 @@ class Report:
             for mine, theirs in (
                 (whole.optional, report.optional),
                 (whole.labels, report.labels),
+                (whole.truncated, report.truncated),
             ):
                 for name, count in theirs.items():
                     mine[name] = mine.get(name, 0) + count
@@ -194,5 +213,6 @@ OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}
 @rank_zero_only
 def say(report: Report) -> None:
     """Log a report, as a warning where something was left out."""
-    level = logging.WARNING if report.reasons or report.cut_prompts else logging.INFO
+    notable = report.reasons or report.truncated or report.cut_prompts
+    level = logging.WARNING if notable else logging.INFO
     _log.log(level, "%s", report.summary())

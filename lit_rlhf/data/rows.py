@@ -118,10 +118,9 @@ class TokenizedRows(Dataset[TokenizedRow]):
             fraction: Share of prompts, in expectation, that the second part gets.
             seed: Other seeds divide otherwise.
         """
-        keys, inverse = np.unique(self.prompt_keys, return_inverse=True)
-        draws = (stable_hash("split", seed, int(key)) for key in keys)
-        second = np.array([draw < fraction * 2.0**63 for draw in draws], dtype=bool)
-        chosen = second[inverse]
+        limit = fraction * 2.0**63
+        draws = (stable_hash("split", seed, int(key)) < limit for key in self.prompt_keys)
+        chosen = np.fromiter(draws, dtype=bool, count=len(self))
         return self._part(~chosen), self._part(chosen)
 
     def _part(self, keep: np.ndarray) -> "TokenizedRows":

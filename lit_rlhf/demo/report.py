@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lit_rlhf.demo.config import DemoConfig
-from lit_rlhf.demo.results import curves, examples, judge, reliability
+from lit_rlhf.demo.results import curves, examples, judge
 from lit_rlhf.demo.stages import PolicyResult, RewardResult
+from lit_rlhf.evaluation.measures import calibrate
 from lit_rlhf.report import (
     Code,
     Figures,
@@ -134,7 +137,8 @@ def _plots(
         "confidence: σ(|score difference|)",
         "share of raters who agree",
     )
-    bins = {"reward model": reliability(reward.margins)}
+    calibration = calibrate(reward.margins, torch.ones_like(reward.margins))
+    bins = {"reward model": calibration.bins}
     return [
         line_plot("Proxy: the reward model's score", series["proxy"], y="score", caption=_PROXY),
         line_plot(

@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lit_rlhf.demo.stages import PolicyResult, RewardResult, Rows
 from lit_rlhf.demo.world import World
@@ -82,26 +81,6 @@ def curves(result: PolicyResult, world: World) -> dict[str, list[float]]:
         "gold": [fmean(group.gold) for group in judged],
         "kl": [row["train/objective/kl"] for row in result.metrics],
     }
-
-
-def reliability(margins: Tensor, num_bins: int = 10) -> list[tuple[float, float, int]]:
-    r"""Bins of pairs by confidence :math:`\sigma(|\Delta|)`: mean confidence, share of raters who agree, pairs.
-
-    Example:
-        >>> reliability(torch.tensor([0.1, -0.1, 3.0]), 2)[1]
-        (0.952..., 1.0, 1)
-    """
-    confidence = margins.abs().sigmoid()
-    agrees = (margins > 0).float()
-    which = ((confidence - 0.5) * 2 * num_bins).long().clamp_max(num_bins - 1)
-    rows = []
-    for number in range(num_bins):
-        inside = which == number
-        if inside.any():
-            rows.append(
-                (float(confidence[inside].mean()), float(agrees[inside].mean()), int(inside.sum()))
-            )
-    return rows
 
 
 def distinct_n(texts: Iterable[str], n: int) -> float:

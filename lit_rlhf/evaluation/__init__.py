@@ -18,9 +18,11 @@ from lit_rlhf.evaluation.evaluate import (
     ScoredComparison as ScoredComparison,
     evaluate_reward as evaluate_reward,
 )
+from lit_rlhf.evaluation.judges import JudgeScorer as JudgeScorer
 from lit_rlhf.evaluation.measures import (
     BestOf as BestOf,
     Calibration as Calibration,
+    Doubt as Doubt,
     Subset as Subset,
 )
 from lit_rlhf.evaluation.rewardbench import (
@@ -29,7 +31,7 @@ from lit_rlhf.evaluation.rewardbench import (
 )
 from lit_rlhf.evaluation.robustness import Turned as Turned
 from lit_rlhf.evaluation.scorers import (
-    JudgeScorer as JudgeScorer,
     ModelScorer as ModelScorer,
+    Scored as Scored,
     Scorer as Scorer,
 )

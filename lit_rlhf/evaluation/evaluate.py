@@ -13,15 +13,17 @@ from lit_rlhf.evaluation.comparisons import Comparison, Comparisons, text_of
 from lit_rlhf.evaluation.measures import (
     BestOf,
     Calibration,
+    Doubt,
     Subset,
     best_of,
     calibrate,
     correlation,
+    doubt,
     subset_accuracies,
 )
 from lit_rlhf.evaluation.rewardbench import section_scores, ties_score
 from lit_rlhf.evaluation.robustness import Turned, perturb
-from lit_rlhf.evaluation.scorers import Scorer
+from lit_rlhf.evaluation.scorers import Scored, Scorer
 from lit_rlhf.evaluation.texts import FEATURES
 from lit_rlhf.metrics import (
     Bias,
@@ -123,6 +125,7 @@ class RewardEvaluation:
         calibration: Of the sigmoid of margins; None of what scores no probabilities.
         biases: By feature.
         position: Of a judge, how far it favors what is shown first, in [-1/2, 1/2].
+        doubt: Of an ensemble, what the disagreement of its members tells.
         turned: How often small changes turn its verdict.
         best_of: What choosing among answers gains, where there are three or more.
     """
@@ -145,6 +148,7 @@ class RewardEvaluation:
     calibration: Calibration | None
     biases: Mapping[str, Bias]
     position: Estimate | None
+    doubt: Doubt | None
     turned: Sequence[Turned]
     best_of: BestOf | None
 
@@ -172,16 +176,18 @@ def evaluate_reward(
     scores = scorer.score(data.items, tell)
     left_out: Counter[str] = Counter(data.left_out)
     clusters: dict[str, int] = {}
-    scored = []
+    scored: list[ScoredComparison] = []
+    given: list[Scored] = []
     for comparison, found in zip(data.items, scores, strict=True):
         if isinstance(found, InvalidRowError):
             left_out[found.reason] += 1
             continue
-        if not bool(found.isfinite().all()):
+        if not bool(found.total.isfinite().all()):
             left_out["scores that are not finite"] += 1
             continue
         cluster = clusters.setdefault(comparison.record().prompt_key(), len(clusters))
-        scored.append(judge_scores(comparison, found, cluster))
+        scored.append(judge_scores(comparison, found.total, cluster))
+        given.append(found)
     if not scored:
         reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise DataError(f"{scorer.name} could score nothing of {data.source}: {reasons}.")
@@ -197,7 +203,7 @@ def evaluate_reward(
         for name, more in pairs.differences.items()
         if (bias := feature_bias(pairs.margins, pairs.p_chosen, more, pairs.clusters)) is not None
     }
-    places = scorer.position_bias()
+    favors = [each.favor for each in given if each.favor is not None]
     return RewardEvaluation(
         model=scorer.name,
         data=data,
@@ -219,7 +225,12 @@ def evaluate_reward(
         length_correlation=correlation(pairs.margins, lengths),
         calibration=calibrate(pairs.margins, pairs.p_chosen) if scorer.probabilistic else None,
         biases=biases,
-        position=None if places is None else bootstrap_mean(places, seed=seed),
+        position=bootstrap_mean(torch.tensor(favors), seed=seed) if favors else None,
+        doubt=doubt(
+            [each.members for each in given],
+            [one.comparison.pairs() for one in scored],
+            torch.tensor([one.right for one in scored]),
+        ),
         turned=perturb(scorer, scored_pairs(scored), perturbed, seed) if perturbed else [],
         best_of=best_of([(one.scores, one.comparison.values) for one in scored], seed),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from lit_rlhf.metrics import (
@@ -134,3 +135,50 @@ def best_of(rows: Sequence[tuple[Tensor, Sequence[float]]], seed: int = 0) -> Be
     best = torch.stack([best_of_n_curve(values, values)[:most] for _, values in used])
     estimates = [bootstrap_mean(column, seed=seed) for column in picked.T]
     return BestOf(len(used), estimates, best.mean(0).tolist())
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Whether an ensemble is unsure where it is wrong.
+
+    Attributes:
+        members: How many there are.
+        auroc: How probably the members disagree more on a comparison that is wrong than on one that is right. At 1/2
+            their disagreement tells nothing; nan where all are right, or all wrong.
+        quarters: Accuracy of the comparisons by disagreement, from the least to the most, a quarter of them each.
+        spread: Mean standard deviation of the members' margins.
+    """
+
+    members: int
+    auroc: float
+    quarters: Sequence[Estimate]
+    spread: float
+
+
+def doubt(
+    members: Sequence[Tensor | None], pairs: Sequence[Sequence[tuple[int, int]]], right: Tensor
+) -> Doubt | None:
+    """What the members of an ensemble say by disagreeing; None where there are none.
+
+    Args:
+        members: (M, K) scores of each comparison.
+        pairs: Its pairs of answers, whose margins' deviation over members is averaged.
+        right: (n,) bool, whether the mean of members is right.
+    """
+    known = [each for each in members if each is not None]
+    if not known or len(known) < len(members):
+        return None
+    spreads = torch.stack(
+        [
+            torch.stack([scores[:, i] - scores[:, j] for i, j in own]).std(1, correction=0).mean()
+            for scores, own in zip(known, pairs, strict=True)
+        ]
+    )
+    order = spreads.argsort(stable=True)
+    both = bool(right.any()) and not bool(right.all())
+    return Doubt(
+        members=len(known[0]),
+        auroc=float(binary_auroc(spreads, (~right).long())) if both else float("nan"),
+        quarters=[wilson_mean(right[part].double()) for part in order.chunk(4)],
+        spread=float(spreads.mean()),
+    )

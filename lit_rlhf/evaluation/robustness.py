@@ -76,7 +76,7 @@ def perturb(
         ]
         after = scorer.score([new for new, _ in both])
         pairs = [
-            (scores, new.flip(0) if name == ORDER else new)
+            (scores, new.total.flip(0) if name == ORDER else new.total)
             for (_, scores), new in zip(both, after, strict=True)
             if not isinstance(new, InvalidRowError)
         ]

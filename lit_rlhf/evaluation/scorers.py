@@ -1,9 +1,10 @@
-"""What scores answers: reward models and judges."""
+"""What scores answers, and reward models that do."""
 
-import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,6 @@ from lit_rlhf.data import AsChat, AsTranscript, ExplicitPrompt, InvalidRowError,
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.evaluation.comparisons import Comparison
-from lit_rlhf.judges import Judge, PairwiseJudge
 from lit_rlhf.models import Backbone, evaluating
 from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.options import check_option, is_whole
@@ -25,8 +25,21 @@ from lit_rlhf.rewards.trained import TrainedReward
 from lit_rlhf.types import asked
 
 Layout = Literal["auto", "chat", "text"]
-Scored = Tensor | InvalidRowError
-"""(K,) float32 on the CPU, or why the answers could not be scored."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a comparison's answers; higher is better.
+
+    Attributes:
+        total: (K,) float32, on the CPU.
+        members: (M, K) of an ensemble, whose mean is the total.
+        favor: How far what is shown first was favored for its place, where answers are seen beside each other.
+    """
+
+    total: Tensor
+    members: Tensor | None = None
+    favor: float | None = None
 
 
 class Scorer(ABC):
@@ -43,17 +56,13 @@ class Scorer(ABC):
     @abstractmethod
     def score(
         self, comparisons: Sequence[Comparison], tell: Callable[[int], None] = lambda _: None
-    ) -> list[Scored]:
-        """Scores of each comparison's answers, in order; higher is better.
+    ) -> list[Scored | InvalidRowError]:
+        """Scores of each comparison's answers, in order; or why they could not be scored.
 
         Args:
             comparisons: What to score.
             tell: Is told how many are done.
         """
-
-    def position_bias(self) -> Tensor | None:
-        """(n,) how far what is shown first is favored, of all pairs seen; None of what sees one answer at a time."""
-        return None
 
 
 class ModelScorer(Scorer):
@@ -63,11 +72,12 @@ class ModelScorer(Scorer):
     tokenizer has a chat template. All answers of a prompt are scored in one row, rows of similar length together.
 
     Args:
-        backbone: Of the reward model, with the head "reward".
+        backbone: Of the reward model.
         name: What reports call it.
         layout: As chats, or text as it stands. auto: as said above.
         learned: How the prompts that it was trained on were written.
         batch_tokens: Most tokens at a time, padding included; a single prompt with its answers may exceed it.
+        heads: Names of its heads; the score is their mean.
 
     Raises:
         ConfigurationError: `batch_tokens` is below 1.
@@ -80,9 +90,11 @@ class ModelScorer(Scorer):
         layout: Layout = "auto",
         learned: PromptForm | None = None,
         batch_tokens: int = 8192,
+        heads: Sequence[str] = ("reward",),
     ) -> None:
         check_option(is_whole(batch_tokens, 1), self, "batch_tokens", batch_tokens, "1 or more")
         self.backbone = backbone
+        self.heads = tuple(heads)
         self.name = name
         self.batch_tokens = batch_tokens
         template = backbone.tokenizer.chat_template is not None
@@ -120,17 +132,17 @@ class ModelScorer(Scorer):
             ConfigurationError: There is no such model, or it is no reward model.
             CheckpointError: Files are torn or incomplete.
         """
-        trained = TrainedReward.read(path, base)
+        trained = TrainedReward.read(path, base, ensemble=True)
         backbone = trained.load({"dtype": dtype, "trust_remote_code": trust_remote_code})
         backbone = backbone.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(backbone, path, layout, trained.prompts(), batch_tokens)
+        return cls(backbone, path, layout, trained.prompts(), batch_tokens, trained.heads)
 
     @torch.no_grad()
     def score(
         self, comparisons: Sequence[Comparison], tell: Callable[[int], None] = lambda _: None
-    ) -> list[Scored]:
-        """Scores by the head "reward", at each answer's last token."""
-        found: list[Scored] = [InvalidRowError("not scored", "")] * len(comparisons)
+    ) -> list[Scored | InvalidRowError]:
+        """Scores by the model's head or heads, at each answer's last token."""
+        found: list[Scored | InvalidRowError] = [_NOT_SCORED] * len(comparisons)
         records: dict[int, Record] = {}
         for place, comparison in enumerate(comparisons):
             try:
@@ -157,11 +169,12 @@ class ModelScorer(Scorer):
                     move_data_to_device(batch, self.backbone.device),
                     num_branches=widest,
                     role="reward",
-                    scores="reward",
+                    scores=self.heads,
                 )
-                scores = asked(out.scores).view(len(part), widest).float().cpu()
+                scores = asked(out.scores).view(len(part), widest, -1).float().cpu()  # (B, K, M)
                 for place, line in zip(part, scores, strict=True):
-                    found[place] = line
+                    members = line.T if len(self.heads) > 1 else None
+                    found[place] = Scored(line.mean(-1), members)
                 done += len(part)
                 tell(done)
         return found
@@ -202,92 +215,29 @@ class ModelScorer(Scorer):
             yield part
 
 
-@dataclass(eq=False)
-class JudgeScorer(Scorer):
-    r"""A judge as a reward model.
-
-    One that compares two answers is asked about each pair in both orders, and $s_i = \frac1K\sum_j \operatorname{logit}
-    p_{ij}$, as `JudgeReward` has it: of a pair, the difference of scores is the logit of its verdict. One that scores
-    single answers gives the value of its verdict.
-
-    Args:
-        judge: The judge.
-        name: What reports call it.
-        clip: Probabilities are held within [clip, 1 - clip].
-    """
-
-    judge: Judge
-    name: str = "judge"
-    clip: float = 0.01
-
-    def __post_init__(self) -> None:
-        self.probabilistic = self.judge.pairwise
-        self._biases: list[float] = []
-
-    def score(
-        self, comparisons: Sequence[Comparison], tell: Callable[[int], None] = lambda _: None
-    ) -> list[Scored]:
-        """Scores by the judge's verdicts; of what it fails at there are none."""
-        found = self._compare(comparisons) if self.judge.pairwise else self._rate(comparisons)
-        tell(len(comparisons))
-        return found
-
-    def position_bias(self) -> Tensor | None:
-        """Of a judge that compares."""
-        return torch.tensor(self._biases) if self._biases else None
-
-    def _rate(self, comparisons: Sequence[Comparison]) -> list[Scored]:
-        cases = [
-            {"prompt": each.prompt, "response": answer}
-            for each in comparisons
-            for answer in each.answers
-        ]
-        values = iter(self.judge.judge(cases))
-        found: list[Scored] = []
-        for each in comparisons:
-            own = [next(values) for _ in each.answers]
-            known = [value for value in own if value is not None]
-            found.append(torch.tensor(known) if len(known) == len(own) else _NO_VERDICT)
-        return found
-
-    def _compare(self, comparisons: Sequence[Comparison]) -> list[Scored]:
-        places = [
-            (n, i, j)
-            for n, each in enumerate(comparisons)
-            for i in range(len(each.answers))
-            for j in range(i + 1, len(each.answers))
-            if each.answers[i] != each.answers[j]
-        ]
-        asked_of = [comparisons[n] for n, _, _ in places]
-        opinions = PairwiseJudge(self.judge).compare(
-            [
-                (each.prompt, each.answers[i], each.answers[j])
-                for each, (_, i, j) in zip(asked_of, places, strict=True)
-            ]
-        )
-        found: list[Scored] = [torch.zeros(len(each.answers)) for each in comparisons]
-        for (n, i, j), opinion in zip(places, opinions, strict=True):
-            scores = found[n]
-            if opinion is None or isinstance(scores, InvalidRowError):
-                found[n] = _NO_VERDICT
-                continue
-            self._biases.append(opinion.bias)
-            p = min(max(opinion.p_first, self.clip), 1 - self.clip)
-            share = math.log(p / (1 - p)) / len(scores)
-            scores[i] += share
-            scores[j] -= share
-        return found
+_NOT_SCORED = InvalidRowError("not scored", "")
 
 
-_NO_VERDICT = InvalidRowError("the judge gave no verdict", "it failed or abstained")
-
-
-def name_of(path: str) -> str:
-    """A short name of a model: a hub id as it is, of a path its last parts.
+def short_names(names: Sequence[str]) -> list[str]:
+    """What tells several paths apart: they without the parts that all begin or end with.
 
     Example:
-        >>> name_of("runs/reward/lora/export"), name_of("org/model")
-        ('lora/export', 'org/model')
+        >>> short_names(["runs/a/export", "runs/b/export"]), short_names(["m", "m"])
+        (['a', 'b'], ['m', 'm (2)'])
     """
-    parts = Path(path).parts
-    return "/".join(parts[-2:]) if Path(path).exists() or len(parts) > 2 else path
+    parts = [Path(name).parts for name in names]
+    ahead, behind = (_shared([each[::step] for each in parts]) for step in (1, -1))
+    short = ["/".join(each[ahead : len(each) - behind]) for each in parts]
+    if not all(short):
+        short = list(names)
+    seen: Counter[str] = Counter()
+    for place, name in enumerate(short):
+        seen[name] += 1
+        short[place] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return short
+
+
+def _shared(lines: Sequence[Sequence[str]]) -> int:
+    """How many parts all begin with."""
+    columns = zip(*lines, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities import CombinedLoader
+from rich import reconfigure
 from rich.table import Column
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
@@ -297,6 +298,14 @@ def precision_of(module: LightningModule) -> Precision | None:
     """The trainer's plugin for precision; None of a module that no trainer has."""
     trainer = module._trainer
     return None if trainer is None else trainer.precision_plugin
+
+
+def print_to_stderr(trainer: Trainer) -> None:
+    """Have everything that rich prints on standard error, bars too: each gives rich's console its own options."""
+    reconfigure(stderr=True)
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, RichProgressBar):
+            callback._console_kwargs = {**callback._console_kwargs, "stderr": True}
 
 
 def place_metrics(bar: RichProgressBar, column: Column) -> None:

@@ -1,20 +1,90 @@
-"""Of torch, read from 2.13: a module's hooks, tensors' versions, unsaved buffers, oneDNN's operators, groups."""
+"""Of torch, read from 2.13: a module's hooks, tensors' versions and storages, operators, oneDNN's, groups."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
+_SHAPE_CHANGING = {
+    f"aten::{name}_"
+    for name in ("resize", "set", "squeeze", "unsqueeze", "t", "transpose", "resize_as")
+}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def is_altered(module: nn.Module) -> bool:
     """Whether calling a module does more than its class says: it is hooked, or its forward is patched."""
     return any(getattr(module, name) for name in _HOOKS) or "forward" in vars(module)
+
+
+class OperatorMode(TorchDispatchMode):
+    """Sees every operator that runs while it is on, in `__torch_dispatch__`, which a subclass writes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+
+def tensors_in(*nested: Any) -> list[Tensor]:
+    """The tensors in tuples, lists and dictionaries, as operators are given them."""
+    found: list[Tensor] = []
+    for item in nested:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, tuple | list):
+            found += tensors_in(*item)
+        elif isinstance(item, dict):
+            found += tensors_in(*item.values())
+    return found
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], nested: Any) -> Any:
+    """Nested tuples, lists and dictionaries with each tensor changed."""
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, nested)
+
+
+def described(nested: Any) -> Any:
+    """Arguments of an operator to tell calls apart by: of tensors what they look like."""
+    if isinstance(nested, Tensor):
+        return nested.shape, nested.stride(), nested.dtype
+    if isinstance(nested, tuple | list):
+        return tuple(map(described, nested))
+    return type(nested), nested  # 1 and 1.0 and True are equal
+
+
+@cache
+def makes_new(operator: Any) -> bool:
+    """Whether an operator's results are arrays of their own and nothing is written."""
+    schema = operator._schema  # noqa: SLF001
+    return not schema.is_mutable and all(each.alias_info is None for each in schema.returns)
+
+
+@cache
+def writes_first(operator: Any) -> bool:
+    """Whether an operator's result is its first argument, written in place."""
+    schema = operator._schema  # noqa: SLF001
+    returned, first = schema.returns, schema.arguments[:1]
+    return (
+        schema.is_mutable
+        and len(returned) == 1
+        and bool(first)
+        and first[0].alias_info is not None
+        and first[0].alias_info.is_write
+        and returned[0].alias_info is not None
+        and returned[0].alias_info.before_set == first[0].alias_info.before_set
+        and schema.name.endswith("_")
+        and schema.name not in _SHAPE_CHANGING
+    )
+
+
+def storage_key(tensor: Tensor) -> int:
+    """A number that views of one storage share, as long as it lives."""
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
 
 
 def version_of(tensor: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -33,6 +34,14 @@ def accepts(decoder: nn.Module) -> Mapping[str, inspect.Parameter]:
 def cache_argument(decoder: nn.Module) -> str:
     """The name under which a decoder takes its cache: 5.24 renamed it."""
     return "cache" if "cache" in accepts(decoder) else "past_key_values"
+
+
+def without_comparison(module: nn.Module) -> None:
+    """Let layers that are recomputed do without torch's comparison of what both passes keep."""
+    for layer in module.modules():
+        run = getattr(layer, "_gradient_checkpointing_func", None)
+        if run is not None:
+            layer._gradient_checkpointing_func = partial(run, determinism_check="none")  # type: ignore[assignment]  # noqa: SLF001
 
 
 def recompute(layer: GradientCheckpointingLayer, run: Callable[..., Any]) -> None:

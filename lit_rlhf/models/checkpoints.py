@@ -37,9 +37,10 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
     }
     roles = sorted({match[1] for key in state if (match := _ADAPTER.search(key))})
     heads = sorted(key.split(".")[1] for key in state if key.startswith("heads."))
+    rewards = [name for name in heads if name == "reward" or name.startswith("member_")]
     backbone = Backbone.load(
         replace(spec, **overrides),
-        lm_head="policy" in roles or "reward" not in heads,
+        lm_head="policy" in roles or not rewards,
         trainable=False,
     )
     for role in roles:

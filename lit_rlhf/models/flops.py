@@ -17,12 +17,13 @@ and logits, norms, embeddings and scalar heads don't count. Of a mixture of expe
 
 import math
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.types import BranchedBatch
+from lit_rlhf.types import BranchedBatch, BranchOutput
 
 
 def pass_flops(
@@ -52,6 +53,22 @@ def pass_flops(
         if _trains_head(backbone):
             total = total + 2.0 * _head_weights(backbone) * predicted
     return total
+
+
+def call_flops(
+    backbone: Backbone, args: tuple[Any, ...], kwargs: dict[str, Any], output: BranchOutput
+) -> Tensor:
+    """FLOPs of a call of a backbone, as a forward hook sees it: with a backward where the output has a gradient."""
+    known = [
+        value for value in (output.logprobs, output.values, output.scores) if value is not None
+    ]
+    return pass_flops(
+        backbone,
+        args[0] if args else kwargs["batch"],
+        kwargs.get("role", "policy"),
+        logprobs=output.logprobs is not None or output.entropy is not None,
+        backward=any(value.requires_grad for value in known),
+    )
 
 
 def generation_flops(

@@ -207,7 +207,12 @@ def _config_from_options(
 def pretrained(
     auto_class: Any, name: str, spec: ModelSpec, config: PretrainedConfig
 ) -> PreTrainedModel:
-    """`from_pretrained` of an auto class, with the spec's dtype, quantization and attention."""
+    """`from_pretrained` of an auto class, with the spec's dtype, quantization and attention.
+
+    On the meta device nothing has numbers, so no weights are read, and none are quantized.
+    """
+    if torch.get_default_device().type == "meta":
+        return _from_config(auto_class, spec, config)
     with quiet():
         model: PreTrainedModel
         model, report = from_hub(
@@ -247,16 +252,12 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
     draw = device if device.type == "meta" else torch.device("cpu")
     with seeded(stable_hash(spec.init_seed, "model")), draw:
         try:
-            model: PreTrainedModel = auto_class.from_config(
-                config,
-                dtype=dtype_of(spec),
-                attn_implementation=_attention_to_load(config, spec.attention),
-            )
+            model = _from_config(auto_class, spec, config)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
                 f"Can't build a model of config {spec.config}: {error}"
             ) from error
-    if spec.quantization == "none":
+    if spec.quantization == "none" or device.type == "meta":
         model.to(device)  # type: ignore[arg-type]  # transformers wraps it, and mypy loses `self`
         return model
     # bitsandbytes quantizes as weights are loaded, so they make a detour over the disk.
@@ -264,6 +265,15 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
         with quiet():
             model.save_pretrained(directory)
         return pretrained(auto_class, directory, spec, config)
+
+
+def _from_config(auto_class: Any, spec: ModelSpec, config: PretrainedConfig) -> PreTrainedModel:
+    model: PreTrainedModel = auto_class.from_config(
+        config,
+        dtype=dtype_of(spec),
+        attn_implementation=_attention_to_load(config, spec.attention),
+    )
+    return model
 
 
 def _check_vocabulary(

@@ -206,7 +206,10 @@ class RLHFModule(LightningModule):
         self.reference.require_movable(self.spec, alpha, built="backbone" in self._modules)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed dropout, the one thing that draws from torch's global generator, by iteration and process."""
+        """Seed dropout, the one thing that draws from torch's global generator, and log the share of padding."""
+        if self.automatic_optimization and isinstance(batch, Mapping) and "branch_ids" in batch:
+            padding = (batch["branch_ids"] < 0).float().mean()
+            self.log("train/padding_share", padding, batch_size=len(batch["branch_ids"]))
         if self.spec.lora is not None and self.spec.lora.dropout > 0.0:
             iteration = self.trainer.fit_loop.total_batch_idx
             torch.manual_seed(stable_hash(self.seed, iteration, "dropout", self.global_rank))

@@ -6,16 +6,26 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.models import Backbone, Comparison, ModelSpec, evaluating, gathered
 from lit_rlhf.modules.minibatches import gather_rollout
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.modules.teachers import Teacher
+from lit_rlhf.modules.text import add_text_gradient, divided_text
 from lit_rlhf.objectives import Divergence, FixedKL, GeneralizedJSD
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import NoReward, Reward
-from lit_rlhf.types import EvaluatedRollout, LossOutput, PromptBatch, Sample, asked
+from lit_rlhf.types import (
+    BranchedBatch,
+    BranchOutput,
+    EvaluatedRollout,
+    LossOutput,
+    PromptBatch,
+    Sample,
+    asked,
+)
 
 
 class DistillationPolicyModule(PolicyModule):
@@ -30,18 +40,21 @@ class DistillationPolicyModule(PolicyModule):
     `NoReward` and `FixedKL(1)` has the reverse KL of each token as its reward (MiniLLM, arXiv:2306.08543), and with a
     reward that of RLHF against the teacher.
 
-    Logs `loss/divergence_avg`; `objective/kl` is the KL to the teacher.
+    Logs `loss/divergence_avg` (and `loss/given_divergence_avg`); `objective/kl` is the KL to the teacher.
 
     Args:
         backbone: The student.
         reward: Scores samples for the logs alone; default `NoReward()`.
         teacher: `TeacherModel` or `TeacherAdapter`.
         divergence: D; default `GeneralizedJSD(0.5)`, the paper's and TRL's.
+        lmbda: $\lambda$ in (0, 1], weight of the student's own samples; the rest is that of given answers, which
+            `PromptTextDataModule` brings. The paper and TRL toss a coin for each batch; here each step has both.
         **kwargs: As for `PolicyModule`, but for what belongs to policy gradients: surrogate, kl, importance_correction
             and missing_eos_penalty. The reduction is `TokenMean()`.
 
     Raises:
-        ConfigurationError: There is a penalty for completions that are cut.
+        ConfigurationError: lmbda is out of range, or below 1 and batches have no answers; there is a penalty for
+            completions that are cut.
     """
 
     default_parts: ClassVar[Mapping[str, Callable[[], Any]]] = {
@@ -57,6 +70,7 @@ class DistillationPolicyModule(PolicyModule):
         *,
         teacher: Teacher,
         divergence: Divergence | None = None,
+        lmbda: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -70,6 +84,8 @@ class DistillationPolicyModule(PolicyModule):
         )
         self.reference = teacher
         self.divergence: Divergence = self.part("divergence", divergence)
+        self.lmbda = lmbda
+        check_option(0 < lmbda <= 1, self, "lmbda", lmbda, "in (0, 1]")
         penalty = self.missing_eos_penalty
         what = "0: the teacher says where completions end"
         check_option(penalty == 0, self, "missing_eos_penalty", penalty, what)
@@ -86,27 +102,47 @@ class DistillationPolicyModule(PolicyModule):
         """As it is: nothing is estimated."""
         return rollout
 
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:
+        """One iteration on a batch of prompts, and answers where some are given."""
+        if self.lmbda < 1:
+            divided_text(self, batch)  # or say what is wrong with it, before the rollout
+        return super().training_step(batch, batch_idx)
+
     def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
-        """As in all policies, with a sharded teacher's weights gathered once."""
+        """The gradient on given answers, then that on samples, in one step; a sharded teacher is gathered once."""
         teacher = self._teacher()[0]
         with nullcontext() if teacher is self.backbone else gathered(teacher):
+            if self.lmbda < 1:
+                parts = divided_text(self, batch)
+                text, name = parts[step % len(parts)], "loss/given_divergence_avg"
+                add_text_gradient(self, text, self.text_loss, coef=1 - self.lmbda, name=name)
             return super().update(minibatch, batch, step)
 
     def loss(self, minibatch: EvaluatedRollout) -> LossOutput:
         """The divergence (N, T) at each token."""
+        out = self.compare(self.branched(minibatch), minibatch.num_samples)
+        divergence = asked(out.divergence)
+        kl = masked_sum(asked(out.log_ratio), out.mask, dim=-1)
+        metrics = {"loss/divergence_avg": divergence, "objective/kl": kl}
+        return LossOutput(self.lmbda * divergence, metrics)
+
+    def text_loss(self, text: BranchedBatch) -> tuple[Tensor, Tensor]:
+        """The divergence at each token of given answers, (B, T), and their mask."""
+        out = self.compare(text, 1)
+        return asked(out.divergence), out.mask
+
+    def compare(self, batch: BranchedBatch, num_branches: int) -> BranchOutput:
+        """The student against the teacher at the tokens of a batch."""
         teacher, role = self._teacher()
-        batch, samples = self.branched(minibatch), minibatch.num_samples
         with torch.no_grad(), evaluating(teacher):
-            hidden = teacher(batch, num_branches=samples, role=role, hidden=True).hidden
-        out = self.backbone(
+            hidden = teacher(batch, num_branches=num_branches, role=role, hidden=True).hidden
+        out: BranchOutput = self.backbone(
             batch,
-            num_branches=samples,
+            num_branches=num_branches,
             against=Comparison(hidden, teacher.logits, self.divergence),
             temperature=self.sampling.temperature,
         )
-        loss = asked(out.divergence)
-        kl = masked_sum(asked(out.log_ratio), out.mask, dim=-1)
-        return LossOutput(loss, {"loss/divergence_avg": loss, "objective/kl": kl})
+        return out
 
     def _teacher(self) -> tuple[Backbone, str | None]:
         return self.reference.beside(self.backbone)

@@ -2,17 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lit_rlhf.distributed import num_ranks, stack_over_ranks, sum_over_ranks
-from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import ModelSpec
-from lit_rlhf.models.branched import select_rows
-from lit_rlhf.modules.means import Means
-from lit_rlhf.modules.minibatches import microbatch_indices
 from lit_rlhf.modules.ppo import PPOPolicyModule
-from lit_rlhf.objectives import TokenMean
+from lit_rlhf.modules.text import add_text_gradient, divided_text
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
 from lit_rlhf.types import BranchedBatch, EvaluatedRollout, PromptBatch, Sample, asked
@@ -47,62 +41,17 @@ class PPOPtxPolicyModule(PPOPolicyModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:
         """One iteration on a batch of prompts and text."""
-        self._divide(batch)  # or say what is wrong with it, before the rollout
+        divided_text(self, batch)  # or say what is wrong with it, before the rollout
         return super().training_step(batch, batch_idx)
 
     def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
         """The text's gradient, then that of PPO, in one step; each minibatch of an epoch has its part of the text."""
-        parts = self._divide(batch)
-        self._add_text_gradient(parts[step % len(parts)])
+        parts = divided_text(self, batch)
+        text, coef = parts[step % len(parts)], self.ptx_coef
+        add_text_gradient(self, text, self.text_loss, coef=coef, name="loss/ptx_avg")
         return super().update(minibatch, batch, step)
 
     def text_loss(self, text: BranchedBatch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of each token of the completions, (B, T), and their mask."""
         out = self.backbone(text, num_branches=1, role="policy", logprobs=True)
         return -asked(out.logprobs), out.mask
-
-    def _add_text_gradient(self, text: BranchedBatch) -> None:
-        reduction = TokenMean()
-        total = sum_over_ranks(reduction.denominator(text["branch_ids"] > 0)).clamp_min(1)
-        means = Means()
-        for rows in self._text_microbatches(text):
-            with self.gradient_sync(enabled=False):  # the rollout's last microbatch will
-                loss, mask = self.text_loss(_rows(text, rows))
-                share = reduction.numerator(loss, mask) / total
-                self.manual_backward(self.ptx_coef * share * num_ranks())
-            means.add("loss/ptx_avg", loss, mask)
-        self.count_means(means)
-
-    def _text_microbatches(self, text: BranchedBatch) -> list[Tensor]:
-        lengths = (text["branch_ids"] >= 0).sum(-1)
-        everything = torch.arange(len(lengths), device=lengths.device)
-        count = torch.tensor(
-            len(microbatch_indices(lengths, everything, self.updates.microbatch_tokens)),
-            device=lengths.device,
-        )
-        count = stack_over_ranks(count).amax()  # sharded strategies need the same number on all
-        return microbatch_indices(
-            lengths, everything, self.updates.microbatch_tokens, at_least=int(count)
-        )
-
-    def _divide(self, batch: PromptBatch) -> list[BranchedBatch]:
-        text = batch.get("text")
-        if text is None:
-            raise ConfigurationError(
-                "PPOPtxPolicyModule trains on prompts and text, and the batch has prompts alone. "
-                "Use PromptTextDataModule."
-            )
-        count = len(text["input_ids"])
-        wanted = self.updates.minibatches
-        if count < wanted:
-            raise ConfigurationError(
-                f"{count} row(s) of text per process can't be divided into updates.minibatches={wanted}. Raise the "
-                "batch_size of the data module's `text`."
-            )
-        rows = torch.arange(count, device=text["input_ids"].device)
-        return [_rows(text, part) for part in rows.tensor_split(wanted)]
-
-
-def _rows(batch: BranchedBatch, rows: Tensor) -> BranchedBatch:
-    """Some rows, as wide as the longest of them."""
-    return select_rows(batch, rows, int((batch["branch_ids"][rows] >= 0).sum(-1).max()))

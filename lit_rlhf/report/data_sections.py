@@ -1,9 +1,9 @@
 """The sections of the report of data: rows, lengths, pairs, labels, leakage, endings."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from lit_rlhf.data.inspection import Leak, SplitFacts
+from lit_rlhf.metrics import wilson_interval
 from lit_rlhf.report.page import Block, Cell, Figures, Section, Table
 from lit_rlhf.report.plots import Interval, Plot, bar_plot, histogram, interval_plot
 
@@ -131,7 +131,7 @@ def pairs_section(splits: Sequence[SplitFacts]) -> Section | None:
         shares = [("longer", pair.pairs - pair.equal, pair.longer)]
         shares += [(name, count, good) for name, (count, good) in pair.features.items()]
         intervals = [
-            Interval(f"{name} ({count:,})", *_wilson(good, count))
+            Interval(f"{name} ({count:,})", *wilson_interval(good / count, count))
             for name, count, good in shares
             if count
         ]
@@ -186,21 +186,21 @@ def labels_section(splits: Sequence[SplitFacts]) -> Section | None:
             rows += [
                 [split.name, "rated by two or more", agreement.rated],
                 [split.name, "votes on these", agreement.votes],
-                [split.name, "unanimous", f"{100 * agreement.unanimous / agreement.rated:.1f} %"],
-                [split.name, "two votes agree", f"{100 * agreement.share:.1f} %"],
+                [split.name, "unanimous, %", 100 * agreement.unanimous / agreement.rated],
+                [split.name, "two votes agree, %", 100 * agreement.share],
                 [split.name, "Krippendorff's alpha, interval", agreement.alpha],
                 [split.name, "label against most votes", agreement.overruled],
             ]
         if again.share_agreeing is not None:
             rows += [
                 [split.name, "comparisons made more than once", again.compared_again],
-                [split.name, "two statements on one agree", f"{100 * again.share_agreeing:.1f} %"],
+                [split.name, "two statements on one agree, %", 100 * again.share_agreeing],
             ]
     if not plots and not rows:
         return None
     blocks: list[Block] = [Figures(plots)] if plots else []
     if rows:
-        caption = "Agreement. A model can't be right more often than raters agree with each other."
+        caption = "Agreement. Where raters differ, no model can be right by all of them."
         blocks.append(Table(["split", "what", "value"], rows, caption))
     return Section("Labels and raters", blocks)
 
@@ -278,11 +278,3 @@ def ends_section(splits: Sequence[SplitFacts]) -> Section:
     return Section(
         "Endings, special tokens and templates", [Table(["split", "what", "count"], rows)], text
     )
-
-
-def _wilson(good: int, count: int) -> tuple[float, float, float]:
-    """A share and the ends of its 95 % interval (Wilson's score interval)."""
-    share, z = good / count, 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return share, middle - half, middle + half

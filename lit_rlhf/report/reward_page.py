@@ -24,6 +24,7 @@ from lit_rlhf.report.reward_sections import (
     best_of,
     biases,
     calibration,
+    doubts,
     margins,
     percent,
     raters,
@@ -38,7 +39,8 @@ _HOW = (
     "labels it is the "
     "agreement with a rater drawn at random. Intervals hold with 95 %: of shares Wilson's, with all comparisons "
     "of one prompt "
-    "counted as one; of means the percentiles of 2,000 bootstrap draws of whole prompts."
+    "counted as one; of means the percentiles of 2,000 bootstrap draws of whole prompts. "
+    "McNemar's test takes comparisons as independent: with several of one prompt its p-value is too small."
 )
 
 
@@ -73,6 +75,7 @@ def report_reward(
         calibration(evaluations),
         biases(evaluations),
         best_of(evaluations),
+        doubts(evaluations),
         robustness(evaluations),
     )
     sections += [part for part in parts if part is not None]
@@ -110,6 +113,7 @@ def values_of(one: RewardEvaluation) -> dict[str, Any]:
         "calibration": None if one.calibration is None else asdict(one.calibration),
         "biases": {name: vars(bias) for name, bias in one.biases.items()},
         "position": one.position,
+        "doubt": None if one.doubt is None else vars(one.doubt),
         "turned": {each.change: vars(each) for each in one.turned},
         "best_of": None if one.best_of is None else vars(one.best_of),
     }
@@ -206,10 +210,10 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
 
 def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> Section:
     first, second = (one.model for one in evaluations)
-    better = second if found.accuracy.value > 0 else first
+    better = second if found.second_only > found.first_only else first
     verdict = (
         f"{better} is better: the difference is beyond chance."
-        if found.p_value < 0.05 and found.accuracy.value
+        if found.p_value < 0.05
         else "The difference could be chance."
     )
     numbers: list[tuple[Cell, str]] = [
@@ -266,7 +270,9 @@ def _gap(one: ScoredComparison) -> float:
 def _sample(one: ScoredComparison, scores: Mapping[str, Sequence[float]]) -> Sample:
     each = one.comparison
     names = ["chosen", "rejected"]
-    if each.kind != "pair":
+    if each.kind == "sets":
+        names = ["good" if value else "bad" for value in each.values]
+    elif each.kind == "ranking":
         names = [f"raters' score {value:g}" for value in each.values]
     texts = [("prompt", _shown(each.prompt))]
     for place, (name, answer) in enumerate(zip(names, each.answers, strict=True)):

@@ -96,8 +96,8 @@ def margins(evaluations: Sequence[RewardEvaluation]) -> Section:
     }
     points = {
         one.model: (
-            one.pairs.differences["characters"][:_POINTS].tolist(),
-            one.pairs.margins[:_POINTS].tolist(),
+            one.pairs.differences["characters"][:: _step(one)].tolist(),
+            one.pairs.margins[:: _step(one)].tolist(),
         )
         for one in evaluations
     }
@@ -134,6 +134,11 @@ def margins(evaluations: Sequence[RewardEvaluation]) -> Section:
         for one in evaluations
     ]
     return Section("Margins", [Figures(plots), Table(columns, rows)])
+
+
+def _step(one: RewardEvaluation) -> int:
+    """Every how many pairs one is drawn."""
+    return max(len(one.pairs.margins) // _POINTS, 1)
 
 
 def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
@@ -192,9 +197,9 @@ def biases(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     plot = interval_plot(
         "Bias",
         bars,
-        x="points that the model prefers it more often than raters",
+        x="points beyond the raters",
         level=0.0,
-        caption="Right of 0 the model goes by it more than raters do.",
+        caption="Of 100 such pairs, in how many more than raters the model prefers the answer with more of it.",
     )
     blocks: list[Block] = [Figures([plot]), Table(columns, rows)]
     blocks += [
@@ -238,6 +243,31 @@ def best_of(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         "over-optimization: the highest scores go to worse answers."
     )
     return Section("Choosing among answers", [Figures([plot])], text)
+
+
+def doubts(evaluations: Sequence[RewardEvaluation]) -> Section | None:
+    """Whether ensembles are unsure where they are wrong; None of single models."""
+    bars: list[Interval] = []
+    told: list[list[Cell]] = []
+    for one in evaluations:
+        if one.doubt is None:
+            continue
+        names = ("least", "less", "more", "most")
+        bars += [
+            Interval(f"{name} · {one.model}" if len(evaluations) > 1 else name, *each)
+            for name, each in zip(names, one.doubt.quarters, strict=False)
+        ]
+        told.append([one.model, one.doubt.members, one.doubt.spread, one.doubt.auroc])
+    if not bars:
+        return None
+    plot = interval_plot("Accuracy by disagreement", bars, x="share that is right")
+    columns = ["", "members", "standard deviation of a margin", "AUROC of wrong by disagreement"]
+    text = (
+        "How far the members of an ensemble disagree, a quarter of the comparisons each, from the least to the "
+        "most. Where "
+        "accuracy doesn't fall, their disagreement says nothing: an AUROC of 0.5."
+    )
+    return Section("Doubt", [Figures([plot]), Table(columns, told)], text)
 
 
 def robustness(evaluations: Sequence[RewardEvaluation]) -> Section | None:

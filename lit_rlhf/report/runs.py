@@ -21,6 +21,7 @@ _PLACES = (
     "cache_dir",
     "ckpt_path",
     "profile",
+    "log_json",
 )
 
 Curve = tuple[list[int], list[float | None]]

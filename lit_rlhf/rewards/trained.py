@@ -20,7 +20,7 @@ from lit_rlhf.rewards.retokenize import same_ids
 from lit_rlhf.tokenizers import load_tokenizer
 
 _ADAPTER_KEY = ".lora_A.reward.weight"
-_PREFIX = "backbone.model."
+_PREFIX, _HEADS = "backbone.model.", "backbone.heads."
 _INITIAL = ("config", "init_seed", "tokenizer")
 """What tells one random initialisation from another."""
 
@@ -34,17 +34,23 @@ class TrainedReward:
         base: Name of the base of an adapter, as the user or the adapter tells it.
         checkpoint: The content of a `.ckpt` file; None for directories and hub ids.
         is_adapter: Whether it is an adapter, not a whole model.
-        trust_remote_code: Run code that comes with the model.
+        heads: Names of its heads; several of an ensemble that shares its model, whose mean is the reward.
     """
 
     path: str
     base: str | None
     checkpoint: Mapping[str, Any] | None
     is_adapter: bool
+    heads: tuple[str, ...] = ("reward",)
 
     @classmethod
-    def read(cls, path: str, base: str | None) -> "TrainedReward":
+    def read(cls, path: str, base: str | None, *, ensemble: bool = False) -> "TrainedReward":
         """Look at a path.
+
+        Args:
+            path: An export, a checkpoint, or a classifier's directory or hub id.
+            base: Base of an adapter, if it is no longer where the adapter says.
+            ensemble: Take the heads of a checkpoint with several members too; exports hold their mean.
 
         Raises:
             CheckpointError: A checkpoint that is torn, or not of a reward model; an adapter without one of its files.
@@ -52,13 +58,21 @@ class TrainedReward:
         """
         if path.endswith(".ckpt") or Path(path).is_file():
             checkpoint = read_checkpoint(path)
-            if "backbone.heads.reward.weight" not in checkpoint["state_dict"]:
+            found = [
+                key.removeprefix(_HEADS).removesuffix(".weight")
+                for key in checkpoint["state_dict"]
+                if key.startswith(_HEADS)
+            ]
+            members = [name for name in found if name.startswith("member_")] if ensemble else []
+            heads = ("reward",) if "reward" in found else tuple(members)
+            if not heads:
                 raise CheckpointError(
                     f"The checkpoint {path!r} of a {checkpoint['lit_rlhf'].get('class')} holds no reward model (no "
                     "head 'reward'). Give one of RewardModelModule."
                 )
             is_adapter = any(key.endswith(_ADAPTER_KEY) for key in checkpoint["state_dict"])
-            return cls(path, base or _spec(checkpoint, path).get("name"), checkpoint, is_adapter)
+            named = base or _spec(checkpoint, path).get("name")
+            return cls(path, named, checkpoint, is_adapter, heads)
         config = Path(path) / "adapter_config.json"
         if not config.is_file():
             form = read_record(Path(path)).get("form")

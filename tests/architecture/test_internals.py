@@ -20,6 +20,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel as DemoModule
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
+from rich import get_console, reconfigure
 from rich.table import Column
 from torch import nn
 from torch.distributed import TCPStore
@@ -52,6 +53,29 @@ def test_each_file_says_the_version_it_was_read_from(path: Path) -> None:
         f"{path.stem} {installed} is another major version than the {found[1]} that internals/{path.name} was read "
         "from: read its source again."
     )
+
+
+def test_operators_of_torch() -> None:
+    aten = torch.ops.aten
+    assert our_torch.makes_new(aten.add.Tensor)
+    assert not our_torch.makes_new(aten.add_.Tensor)
+    assert not our_torch.makes_new(aten.view.default)
+    assert our_torch.writes_first(aten.add_.Tensor)
+    assert not our_torch.writes_first(aten.add.Tensor)
+    assert not our_torch.writes_first(aten.resize_.default)
+    x = torch.zeros(2, 3)
+    assert our_torch.storage_key(x) == our_torch.storage_key(x.t())
+    assert our_torch.storage_key(x) != our_torch.storage_key(torch.zeros(2, 3))
+    seen = []
+
+    class Watch(our_torch.OperatorMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        x.add(1)
+    assert seen == ["aten::add.Tensor"]
 
 
 def test_torch() -> None:
@@ -249,6 +273,23 @@ def test_lightning(tmp_path: Path) -> None:
     )
     trainer.fit(Model(), DataLoader(torch.ones(2, 1)))
     assert seen == ["batch", "batch"]
+
+
+def test_bars_print_where_they_are_told() -> None:
+    bar = RichProgressBar()
+    trainer = Trainer(callbacks=[bar], logger=False, enable_checkpointing=False, accelerator="cpu")
+    try:
+        our_lightning.print_to_stderr(trainer)
+        bar._trainer = trainer
+        trainer.training = True
+        bar._init_progress(trainer)
+        assert get_console().stderr, (
+            "RichProgressBar no longer takes its console from _console_kwargs"
+        )
+        assert bar.progress.live.console.stderr
+    finally:
+        bar._stop_progress()
+        reconfigure()
 
 
 def test_rich_progress_bar_keeps_its_metrics_where_they_are_placed() -> None:

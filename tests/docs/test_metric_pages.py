@@ -60,11 +60,13 @@ def policy_names(name: str, model: Path) -> set[str]:
         options["entropy_coef"] = 0.01
     if name == "GRPOPolicyModule":
         options |= {"recompute_logprobs": True, "importance_correction": TruncatedImportance()}
+    if name == "DistillationPolicyModule":
+        options["lmbda"] = 0.5
     if name == "DAPOPolicyModule":
         options |= {"oversampling": 2, "num_samples": 2}
     reward = WeightedSum({"vowels": CountVowels(), "length": LengthReward()})
     module = make_policy(getattr(modules, name), spec(model), reward, **options)
-    if name != "PPOPtxPolicyModule":
+    if name not in ("PPOPtxPolicyModule", "DistillationPolicyModule"):
         return set(fit(module, model).callback_metrics)
     text = DemonstrationDataModule(
         RowsSource([{"text": "some text"}] * 8),

@@ -3,6 +3,7 @@
 Each process writes `rank-<r>.pt`: its whole trainable parameters, how far they moved, its rollouts and its metrics.
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +15,14 @@ from torch.distributed.tensor import DTensor
 
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter, ValueModel
 from lit_rlhf.modules import (
+    DistillationPolicyModule,
     PolicyModule,
     PPOPolicyModule,
     PreferenceModule,
     RewardModelModule,
     RLHFModule,
     SupervisedModule,
+    TeacherModel,
     Updates,
 )
 from lit_rlhf.modules.group import GRPOPolicyModule
@@ -87,8 +90,18 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
             **acting,
         ),
         "grpo": lambda: GRPOPolicyModule(spec, whole, num_samples=3, **acting),
+        "distill": lambda: DistillationPolicyModule(
+            spec, LengthReward(), teacher=another_teacher(world), num_samples=3, **acting
+        ),
     }
     return makers[kind]()
+
+
+def another_teacher(world: Path) -> TeacherModel:
+    """A model of random weights that reads the same tokens."""
+    model = world / "tiny-model"
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return TeacherModel(ModelSpec(config=config, tokenizer=str(model), init_seed=7))
 
 
 def record_rollouts(module: RLHFModule) -> Rollouts:

@@ -50,6 +50,7 @@ OTHER: Mapping[str, object] = {
     "init": 0.3,
     "lam": 0.2,
     "length": 9,
+    "lmbda": 0.4,
     "low": 0.11,
     "missing_eos_penalty": 0.5,
     "n": 3,

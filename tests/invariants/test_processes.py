@@ -11,9 +11,9 @@ from tests.invariants.resume_plans import execute, log_of, run, write_world
 from tests.tolerances import METRICS, PROCESSES
 
 WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
-KINDS = {"ddp": (*WHOLE, "ppo-nf4"), "fsdp2": (*WHOLE, "ppo-lora")}
+KINDS = {"ddp": (*WHOLE, "ppo-nf4"), "fsdp2": (*WHOLE, "ppo-lora", "distill")}
 CASES = [(strategy, kind) for strategy, kinds in KINDS.items() for kind in kinds]
-POLICIES = ("ppo", "grpo", "ppo-lora", "ppo-nf4")
+POLICIES = ("ppo", "grpo", "ppo-lora", "ppo-nf4", "distill")
 Ranks = list[dict[str, Any]]
 
 
@@ -22,7 +22,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Rank
     """What each process of each run left: by strategy ("one", "ddp", "fsdp2") and kind."""
     root = tmp_path_factory.mktemp("processes")
     world = write_world(root / "world")
-    cases = [("one", kind) for kind in ("reward-lora", *KINDS["ddp"], "ppo-lora")] + CASES
+    cases = [
+        ("one", kind) for kind in ("reward-lora", *KINDS["ddp"], "ppo-lora", "distill")
+    ] + CASES
     plan = [
         run(
             root / strategy / kind,

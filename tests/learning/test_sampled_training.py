@@ -17,6 +17,8 @@ SAMPLED = [
     "NashMD (bandit)",
     "SPPO (bandit, a step)",
     "RLOO (tree, G=2)",
+    "Distillation (tree, beta=0.5)",
+    "BestOfN (tree, n=3)",
 ]
 STEPS, ROLLOUT = 100, 128
 

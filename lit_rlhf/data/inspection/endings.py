@@ -83,7 +83,8 @@ class Texts:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        own = () if tokenizer is None else map(str, tokenizer.added_tokens_decoder.values())
+        added = {} if tokenizer is None else tokenizer.added_tokens_decoder
+        own = (str(token) for token in added.values() if token.special)
         tokens = {*_COMMON.split(), *(token for token in own if len(token) > 2)}
         self._special = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
         self._first = re.compile(f"[{re.escape(''.join({token[0] for token in tokens}))}]")
@@ -138,7 +139,7 @@ class Tokens:
     def add(self, item: Item) -> None:
         """Look at a record."""
         assert item.encoded is not None
-        prompt, completions = item.encoded
+        prompt, completions, _ = item.encoded
         start = self._tokenizer.bos_token_id
         if start is not None:
             ends_too = start == self._tokenizer.eos_token_id  # then it stands between turns too

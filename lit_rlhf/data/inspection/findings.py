@@ -107,7 +107,7 @@ def _labels(split: SplitFacts) -> Iterator[Finding]:
     if agreement is not None and agreement.alpha is not None and agreement.alpha < 0.3:
         yield Finding(
             f"Raters agree little: two of them prefer the same answer in {100 * agreement.share:.0f} % of cases "
-            f"(Krippendorff's alpha {agreement.alpha:.2f}). No reward model can be righter than that."
+            f"(Krippendorff's alpha {agreement.alpha:.2f}), which limits what a reward model can be right about."
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -171,8 +172,10 @@ class Reader:
         for number, place in wanted:
             places.setdefault(number, []).append(place)
         last = max(places, default=-1)
+        # Another source: one that is left halfway no longer knows where the rows behind are.
+        joined = grouped(copy(self.source), self.reading.format)
         found: dict[tuple[int, int], Record | InvalidRowError] = {}
-        for number, row in enumerate(islice(rows_of(self.joined), last + 1)):
+        for number, row in enumerate(islice(rows_of(joined), last + 1)):
             if number in places:
                 records = self._convert(number, row)
                 found |= {(number, place): records[place] for place in places[number]}

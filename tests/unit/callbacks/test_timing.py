@@ -9,14 +9,16 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
+from torch.utils.data import DataLoader
 
-from lit_rlhf.callbacks import PhaseTimer
+from lit_rlhf.callbacks import PhaseTimer, timing
 from lit_rlhf.callbacks.profile import phase_table
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.estimate import Workload
 from lit_rlhf.internals.lightning import current_metrics
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
-from lit_rlhf.models.flops import generation_flops, pass_flops
-from lit_rlhf.modules import PPOPolicyModule, Updates, phases
+from lit_rlhf.models.flops import generation_flops, measure_peak_flops, pass_flops
+from lit_rlhf.modules import PPOPolicyModule, SupervisedModule, Updates, phases
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EvaluatedRollout
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
@@ -190,6 +192,43 @@ def test_a_profile_of_ppo_counts_every_pass(tmp_path: Path, tiny_model_dir: Path
     assert "| update |" in text
     assert "aten::mm" in text
     assert not any(module._forward_hooks for module in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "measured"),
+    [
+        ("32-true", "float32", torch.float32),
+        ("32-true", "bfloat16", torch.bfloat16),
+        ("bf16-mixed", "float32", torch.bfloat16),
+    ],
+)
+def test_the_peak_is_measured_in_what_products_are_computed_in(
+    precision: Any,
+    dtype: Any,
+    measured: torch.dtype,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def measure(device: torch.device, dtype: torch.dtype) -> float:
+        asked.append(dtype)
+        return measure_peak_flops(device, dtype, size=64)
+
+    monkeypatch.setattr(timing, "measure_peak_flops", measure)
+    module = SupervisedModule(ModelSpec(name=str(tiny_model_dir), dtype=dtype))
+    batch = Workload(2, 6, 4, 1).batch(2)
+    trainer = quiet_trainer(
+        tmp_path,
+        [timer := Reader(peak_flops="measure")],
+        max_epochs=1,
+        enable_checkpointing=False,
+        precision=precision,
+    )
+    trainer.fit(module, DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
+    assert asked == [measured]
+    assert timer.last["train/throughput/mfu"] > 0
 
 
 def test_peak_memory_is_logged_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

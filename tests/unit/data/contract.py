@@ -255,10 +255,14 @@ class DataModuleContract:
         assert len(seen[0]) == len(seen[1]) == len(loaders[0])
         assert sorted(chain.from_iterable(seen[0] + seen[1])) == list(range(rows))
 
-    def test_evaluation_goes_in_order(self, make: Callable[..., BranchedDataModule]) -> None:
+    def test_evaluation_has_each_row_once_and_prediction_in_order(
+        self, make: Callable[..., BranchedDataModule]
+    ) -> None:
         module = ready(make(test=RowsSource(self.raw_rows())), "test")
-        assert flat(module.test_dataloader()) == list(range(len(self.raw_rows())))
-        assert equal(list(module.test_dataloader()), list(module.predict_dataloader()))
+        tested = list(module.test_dataloader())
+        assert sorted(flat(tested)) == list(range(len(self.raw_rows())))
+        assert equal(tested, list(module.test_dataloader()))
+        assert flat(module.predict_dataloader()) == list(range(len(self.raw_rows())))
 
     def test_a_pass_leaves_the_global_generator_alone(
         self, make: Callable[..., BranchedDataModule]

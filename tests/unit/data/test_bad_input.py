@@ -210,6 +210,45 @@ class TestRowsThatCannotBeUsed:
         with pytest.raises(DataError, match="no column 'answer'"):
             module.prepare_data()
 
+    @pytest.mark.parametrize(
+        ("options", "used", "cut"),
+        [
+            ({"too_long": "truncate"}, 4, {"prompt": 2, "answer": 2}),
+            ({"too_long": "truncate_prompt"}, 2, {"prompt": 1}),
+            ({"too_long": "truncate_prompt", "cut_prompt": "end"}, 2, {"prompt": 1}),
+            ({"too_long": "drop"}, 1, {}),
+        ],
+    )
+    def test_what_is_cut_is_counted_in_pairs(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        caplog: pytest.LogCaptureFixture,
+        options: dict[str, Any],
+        used: int,
+        cut: dict[str, int],
+    ) -> None:
+        long, short = "abcdefgh", "ab"
+        rows = [
+            {"prompt": prompt, "chosen": chosen, "rejected": "x" + chosen}
+            for prompt in (short, long)
+            for chosen in (short, long)
+        ]
+        limits = {"max_prompt_length": 4, "max_completion_length": 5}
+        module = PreferenceDataModule(
+            RowsSource(rows), tokenizer=tokenizer, batch_size=1, **limits, **options
+        )
+        with caplog.at_level("WARNING"):
+            report = ready(module).reports["train"]
+        assert (report.records, report.truncated) == (used, cut)
+        assert sum(report.counts.values()) == 4 - used
+        for what, count in cut.items():
+            assert f"{count} pairs have their {what} cut" in report.brief()
+            assert f"{count} pairs have their {what} cut" in caplog.text
+
+    def test_an_end_that_nothing_cuts_is_refused(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        with pytest.raises(ConfigurationError, match=r"cut_prompt='end' cuts nothing with too_l"):
+            PreferenceDataModule(RowsSource([]), tokenizer=tokenizer, cut_prompt="end")
+
     def test_identical_completions_of_a_ranking(self, tokenizer: PreTrainedTokenizerFast) -> None:
         rows = [
             {"prompt": "p", "completions": ["a", "a", "a"], "scores": [1, 2, 3]},

@@ -63,6 +63,29 @@ def test_a_module_from_yaml(tmp_path: Path, tiny_model_dir: Path) -> None:
     assert text.endswith("<|assistant|>")
 
 
+def test_a_mixture_from_yaml(tmp_path: Path, tiny_model_dir: Path) -> None:
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / f"{name}-0.jsonl", tiny_preferences(8))
+    portions = [
+        {"path": f"{tmp_path}/a-*.jsonl", "weight": 2},
+        {
+            "source": {"class_path": "FileSource", "init_args": {"path": f"{tmp_path}/b-0.jsonl"}},
+            "weight": 1,
+            "max_rows": 6,
+            "format": {"class_path": "lit_rlhf.data.ExplicitPrompt"},
+        },
+    ]
+    mixture = {"class_path": "lit_rlhf.data.Mixture", "init_args": {"portions": portions}}
+    init = {"train": mixture, "tokenizer": str(tiny_model_dir), "batch_size": 4}
+    module = parse(
+        {"class_path": "lit_rlhf.data.PreferenceDataModule", "init_args": init}, tmp_path
+    )
+    module.prepare_data()
+    module.setup("fit")
+    assert module.rows["train"].sizes == [8, 6]
+    assert sum(len(batch["index"]) for batch in module.train_dataloader()) == 12
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_help_explains_every_option(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = ArgumentParser(exit_on_error=False)
@@ -71,7 +94,7 @@ def test_help_explains_every_option(kind: str, capsys: pytest.CaptureFixture[str
     for option, words in (
         ("--data.train", "Rows to train on"),
         ("--data.val_fraction", "the share of the training prompts"),
-        ("--data.too_long {drop,truncate,error}", "Rows over a limit"),
+        ("--data.too_long {drop,truncate,truncate_prompt,error}", "Rows over a limit"),
         ("--data.tokenizer", "Directory or hub id of the model's tokenizer"),
     ):
         assert option in text

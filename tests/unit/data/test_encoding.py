@@ -200,22 +200,36 @@ class TestLimits:
 
     def test_within_the_limits_nothing_is_cut(self, tokenizer: PreTrainedTokenizerFast) -> None:
         whole = ("abcdef", ["uvwxyz<eos>", "u<eos>"])
-        for truncate in (False, True):
-            assert (
-                self.encode(
-                    tokenizer, max_prompt_length=6, max_completion_length=7, truncate=truncate
-                )
-                == whole
-            )
+        limits = {"max_prompt_length": 6, "max_completion_length": 7}
+        for too_long in ("drop", "truncate_prompt", "truncate"):
+            assert self.encode(tokenizer, **limits, too_long=too_long) == whole
 
     def test_prompts_are_cut_from_the_left_and_completions_from_the_right(
         self, tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        cut = self.encode(tokenizer, max_prompt_length=4, max_completion_length=3, truncate=True)
-        assert cut == ("cdef", ["uvw", "u<eos>"])
+        limits = {"max_prompt_length": 4, "max_completion_length": 3, "too_long": "truncate"}
+        assert self.encode(tokenizer, **limits) == ("cdef", ["uvw", "u<eos>"])
+        assert self.encode(tokenizer, **limits, cut_prompt="end")[0] == "abcd"
+
+    def test_prompts_alone_are_cut_where_answers_may_not_be(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        cut = self.encode(tokenizer, max_prompt_length=4, too_long="truncate_prompt")
+        assert cut == ("cdef", ["uvwxyz<eos>", "u<eos>"])
+        with pytest.raises(TooLongError, match="completion too long"):
+            self.encode(tokenizer, max_completion_length=6, too_long="truncate_prompt")
+
+    def test_the_end_of_a_conversations_prompt_stays(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        options: dict[str, Any] = {"too_long": "truncate", "cut_prompt": "end"}
+        encoder = Encoder(tokenizer, max_prompt_length=2, **options)
+        with pytest.raises(ConfigurationError, match="end of a conversation's prompt, which opens"):
+            encoder(Record([USER], ([GOOD],)))
+        assert Encoder(tokenizer, max_prompt_length=99, **options)(Record([USER])).cut == ()
 
     def test_bos_survives_the_cut(self) -> None:
-        cut = self.encode(make_tokenizer(bos=True), max_prompt_length=4, truncate=True)
+        cut = self.encode(make_tokenizer(bos=True), max_prompt_length=4, too_long="truncate")
         assert cut[0] == "<bos>def"
 
     def test_too_long_says_how_long(self, tokenizer: PreTrainedTokenizerFast) -> None:

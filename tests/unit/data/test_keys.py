@@ -89,6 +89,7 @@ class TestOptions:
             {"max_prompt_length": 50},
             {"max_completion_length": 50},
             {"too_long": "truncate"},
+            {"too_long": "truncate", "cut_prompt": "end"},
             {"invalid": "error"},
             {"format": ExplicitPrompt(margin=None)},
             {"format": Mine("chosen")},

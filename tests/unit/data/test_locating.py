@@ -94,7 +94,7 @@ class TestDirectories:
             (["a.jsonl", "info.json"], r"several kinds \(\.json, \.jsonl\).*pattern such as"),
             (
                 ["train-0.jsonl", "test-0.jsonl"],
-                r"several splits \(test, train\).*train\*\.jsonl",
+                r"several splits \(test, train\).*/\*train\*\.jsonl",
             ),
             (["data.arrow", "state.json"], r"`save_to_disk`.*DirectorySource"),
         ],
@@ -184,8 +184,14 @@ class TestAddresses:
             asked = len(server.requests)
             assert read(address) == [1, 2]
             assert len(server.requests) - asked <= 2  # whether it is still the same; not the file
-            with pytest.raises(DataError, match=r"There is no file http://.*/none\.jsonl"):
+            with pytest.raises(DataError, match=r"There is no file http://\S*/none\.jsonl, or"):
                 read(f"{server.url}/none.jsonl?download=true")
+            asked = len(server.requests)
+            with pytest.raises(
+                DataError, match=r"Can't tell from its name what http://\S*/page holds"
+            ):
+                read(f"{server.url}/page?download=true")
+            assert len(server.requests) == asked
 
     def test_options_reach_the_server(self) -> None:
         with serving(lambda _: Answer(lines(1))) as server:

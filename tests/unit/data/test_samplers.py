@@ -12,7 +12,7 @@ LENGTHS = [(7 * n) % 31 + 1 for n in range(100)]
 
 
 def batches(sampler: LengthBucketSampler, epoch: int = 0) -> list[list[int]]:
-    rows = sampler.order(epoch)
+    rows = sampler.order(epoch).tolist()
     return [
         rows[start : start + sampler.batch_size]
         for start in range(0, len(rows), sampler.batch_size)
@@ -71,6 +71,17 @@ def test_sorting_saves_padding() -> None:
     assert padding(50) < padding(4) < padding(1) / 2
 
 
+@pytest.mark.parametrize("batch_size", [8, 16, 64])
+def test_padding_of_lengths_as_in_chat_data_is_below_five_percent(batch_size: int) -> None:
+    rng = np.random.default_rng(0)
+    prompts = np.minimum(rng.lognormal(np.log(120), 1.0, 5000), 512)
+    answers = np.minimum(rng.lognormal(np.log(180), 0.8, (5000, 2)), 512)
+    lengths = (prompts + answers.sum(1)).astype(int)
+    order = LengthBucketSampler(lengths, batch_size).order(0)
+    parts = lengths[order].reshape(-1, batch_size)
+    assert 1 - parts.sum() / (parts.max(1) * batch_size).sum() < 0.05
+
+
 def test_the_rows_left_out_change_by_epoch() -> None:
     sampler = LengthBucketSampler(LENGTHS, 30)
     left_out = [set(range(100)) - set(sampler.order(epoch)) for epoch in range(3)]
@@ -104,8 +115,8 @@ def test_the_position_is_used_once() -> None:
     sampler = LengthBucketSampler(LENGTHS, 10)
     sampler.load_state_dict({"epoch": 2, "batches_done": 4})
     assert len(sampler) == 100
-    assert list(sampler) == sampler.order(2)[40:]
-    assert list(sampler) == sampler.order(2)
+    assert list(sampler) == sampler.order(2)[40:].tolist()
+    assert list(sampler) == sampler.order(2).tolist()
     assert sampler.state_dict() == {
         "epoch": 2,
         "batches_done": 4,
@@ -118,7 +129,7 @@ def test_another_epoch_forgets_the_position() -> None:
     sampler.set_epoch(2)
     assert sampler.state_dict() == {"epoch": 2, "batches_done": 4}
     sampler.set_epoch(3)
-    assert list(sampler) == sampler.order(3)
+    assert list(sampler) == sampler.order(3).tolist()
 
 
 def test_too_few_rows_are_refused() -> None:
@@ -129,7 +140,7 @@ def test_too_few_rows_are_refused() -> None:
         LengthBucketSampler([1] * 7, 4, num_replicas=2)
     assert LengthBucketSampler([1] * 7, 4, num_replicas=2, drop_last=False).num_batches == 1
     with pytest.raises(ConfigurationError, match=r"1 row\(s\) can't be evaluated by 2 processes"):
-        EvaluationSampler(1, num_replicas=2)
+        EvaluationSampler(np.ones(1), 1, num_replicas=2)
 
 
 def test_even_batches_are_as_large_as_asked_for_where_they_can_be() -> None:
@@ -141,3 +152,31 @@ def test_even_batches_are_as_large_as_asked_for_where_they_can_be() -> None:
             assert len({-(-share // size) for share in shares}) == 1
             asked = {-(-share // 4) for share in shares}
             assert size == 4 or len(asked) == 2
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_evaluation_by_length_has_each_row_once_and_rows_of_a_length_together(
+    replicas: int,
+) -> None:
+    lengths = np.asarray(LENGTHS)
+
+    def orders(*, by_length: bool) -> list[list[int]]:
+        return [
+            list(
+                EvaluationSampler(lengths, 4, num_replicas=replicas, rank=rank, by_length=by_length)
+            )
+            for rank in range(replicas)
+        ]
+
+    plain, sorted_ = orders(by_length=False), orders(by_length=True)
+    assert plain == [list(range(rank, 100, replicas)) for rank in range(replicas)]
+    assert sorted(row for order in sorted_ for row in order) == list(range(100))
+    assert sorted_ == orders(by_length=True)
+
+    def padding(order: list[int]) -> int:
+        parts = [lengths[order[at : at + 4]] for at in range(0, len(order), 4)]
+        return sum(int((part.max() - part).sum()) for part in parts)
+
+    assert sum(map(padding, sorted_)) < sum(map(padding, plain)) / 4
+    starts = [lengths[order[0]] for order in sorted_]
+    assert max(starts) < lengths.max()  # the longest rows don't all come first

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -154,6 +155,18 @@ def test_bad_files_are_refused_with_the_place(tmp_path: Path, name: str) -> None
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"(?s){message}"):
         read(FileSource(str(tmp_path / name)))
+
+
+def test_a_parquet_file_of_one_large_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = [rng.bytes(60).hex() for _ in range(100_000)]
+    path = tmp_path / "large.parquet"
+    pyarrow.parquet.write_table(pa.table({"prompt": texts}), path, row_group_size=len(texts))
+    before = pa.total_allocated_bytes()
+    rows = iter(FileSource(str(path)).load())
+    assert next(rows) == {"prompt": texts[0]}
+    assert path.stat().st_size > 8_000_000
+    assert pa.total_allocated_bytes() - before < 4_000_000
 
 
 def test_a_latin_1_file_is_read_when_told(tmp_path: Path) -> None:

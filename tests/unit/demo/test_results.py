@@ -9,12 +9,10 @@ from lit_rlhf.demo.results import (
     examples,
     judge,
     policy_summary,
-    reliability,
     reward_summary,
 )
 from lit_rlhf.demo.stages import PolicyResult, RewardResult
 from lit_rlhf.demo.world import World
-from lit_rlhf.metrics import CalibrationError
 
 HOTEL, FILM = "review of the old hotel :", "about the new film :"
 GOOD, BAD, BEST = "the room was good .", "the room was bad .", "the plot was very superb ."
@@ -80,16 +78,6 @@ def test_reward_summary_counts_choices_and_knows_the_best() -> None:
     assert summary["accuracy"] == 0.5  # a tie is no hit
     assert summary["bayes_accuracy"] == 0.75
     assert summary["accuracy_ratio"] == pytest.approx(2 / 3)
-
-
-def test_reliability_bins_make_up_the_calibration_error() -> None:
-    margins = torch.randn(500) * 2
-    bins = reliability(margins)
-    error = sum(count * abs(agreement - confidence) for confidence, agreement, count in bins) / 500
-    metric = CalibrationError()
-    metric.update(margins, torch.zeros(500))
-    assert sum(count for _, _, count in bins) == 500
-    assert error == pytest.approx(float(metric.compute()), abs=1e-6)
 
 
 def test_distinct_n() -> None:

@@ -8,24 +8,28 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_rlhf.data import InvalidRowError, RowsSource
+from lit_rlhf.data import InvalidRowError, PreferenceDataModule, RowsSource
 from lit_rlhf.errors import DataError
 from lit_rlhf.evaluation import (
     Comparison,
     ModelScorer,
+    Scored,
     Scorer,
     compare_rewards,
     evaluate_reward,
     read_comparisons,
 )
 from lit_rlhf.evaluation.comparisons import text_of
-from lit_rlhf.evaluation.scorers import Scored
+from lit_rlhf.evaluation.measures import doubt
 from lit_rlhf.evaluation.texts import POLITE
-from lit_rlhf.models import Backbone, ModelSpec, export_reward
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, export_reward
+from lit_rlhf.modules import RewardModelModule
+from lit_rlhf.objectives import BradleyTerry, HeadEnsemble
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.testing import tiny_preferences, tiny_rankings
 from lit_rlhf.testing.preferences import KIND
 from tests.tolerances import FP32_MODEL
+from tests.unit.modules.policies import make_trainer
 
 
 class ByText(Scorer):
@@ -36,11 +40,11 @@ class ByText(Scorer):
 
     def score(
         self, comparisons: Sequence[Comparison], tell: Callable[[int], None] = lambda _: None
-    ) -> list[Scored]:
+    ) -> list[Scored | InvalidRowError]:
         return [
             InvalidRowError("refused", "")
             if "refused" in text_of(each.prompt)
-            else torch.tensor([self.worth(text_of(answer)) for answer in each.answers])
+            else Scored(torch.tensor([self.worth(text_of(answer)) for answer in each.answers]))
             for each in comparisons
         ]
 
@@ -106,8 +110,8 @@ def test_perturbations_turn_what_depends_on_them() -> None:
 
 def test_a_scorer_that_looks_at_places_is_caught() -> None:
     class First(ByText):
-        def score(self, comparisons: Sequence[Comparison], tell: Any = None) -> list[Scored]:
-            return [torch.arange(len(each.answers), 0.0, -1.0) for each in comparisons]
+        def score(self, comparisons: Sequence[Comparison], tell: Any = None) -> list[Any]:
+            return [Scored(torch.arange(len(each.answers), 0.0, -1.0)) for each in comparisons]
 
     found = evaluate_reward(First(is_kind), read(tiny_preferences(30)))
     assert found.accuracy.value == 1.0  # the better answer always comes first here
@@ -179,8 +183,8 @@ def test_scores_are_those_of_transformers(export: Path, layout: Any) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(export).eval()
     tokenizer = AutoTokenizer.from_pretrained(export)
     for each, found in zip(data.items, scorer.score(data.items), strict=True):
-        assert isinstance(found, torch.Tensor)
-        for answer, score in zip(each.answers, found, strict=True):
+        assert isinstance(found, Scored)
+        for answer, score in zip(each.answers, found.total, strict=True):
             turns = [{"role": "user", "content": each.prompt}]
             turns.append({"role": "assistant", "content": answer})
             text = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -207,3 +211,51 @@ def test_what_is_longer_than_the_model_reads_is_counted(export: Path) -> None:
     found = evaluate_reward(ModelScorer.load(str(export)), read(rows), perturbed=0)
     assert found.left_out == {"longer than the model reads": 1}
     assert [one.key[0] for one in found.scored] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("loss", [BradleyTerry(), HeadEnsemble(members=3)])
+def test_a_checkpoint_scores_as_its_exports(
+    loss: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    rows = RowsSource([dict(row) for row in tiny_preferences(32)])
+    module = RewardModelModule(
+        ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2)),
+        loss,
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
+    )
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(module, PreferenceDataModule(rows, tokenizer=str(tiny_model_dir)))
+    trainer.save_checkpoint(tmp_path / "rm.ckpt")
+    data, found = read_comparisons(rows), {}
+    for name in ("rm.ckpt", "merged", "adapter"):
+        if name != "rm.ckpt":
+            module.export(tmp_path / name, merge=name == "merged")
+        scorer = ModelScorer.load(str(tmp_path / name))
+        assert scorer.layout == "text"  # as it was trained, though there is a chat template
+        found[name] = evaluate_reward(scorer, data, perturbed=0)
+    scores = [torch.cat([one.scores for one in each.scored]) for each in found.values()]
+    for other in scores[1:]:
+        torch.testing.assert_close(other, scores[0], **FP32_MODEL)
+    members = found["rm.ckpt"].doubt
+    assert found["merged"].doubt is None
+    if isinstance(loss, HeadEnsemble):
+        assert members is not None
+        assert (members.members, len(members.quarters)) == (3, 4)
+    else:
+        assert members is None
+
+
+def test_disagreement_that_foretells_mistakes() -> None:
+    right = torch.tensor([True, True, False, True, True, False, True, True])
+    scores = [torch.tensor([[1.0, 0.0], [1.0, 0.0]]) for _ in right]
+    for place in (2, 5):
+        scores[place] = torch.tensor([[3.0, 0.0], [-2.0, 2.0]])
+    found = doubt(scores, [[(0, 1)]] * 8, right)
+    assert found is not None
+    assert found.auroc == 1.0
+    assert [each.value for each in found.quarters] == [1.0, 1.0, 1.0, 0.0]
+    assert found.spread == pytest.approx(2 * 3.5 / 8)
+    mixed = doubt(list(reversed(scores)), [[(0, 1)]] * 8, torch.arange(8) < 4)
+    assert mixed is not None
+    assert mixed.auroc == pytest.approx(0.5)
+    assert doubt([None], [[(0, 1)]], right[:1]) is None

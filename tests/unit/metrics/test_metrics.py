@@ -286,3 +286,13 @@ def test_scores_in_half_precision_are_compared_in_single() -> None:
     assert_close(
         _value(RewardMargin(), chosen, rejected), (chosen - rejected).float().mean(), **BF16
     )
+
+
+def test_bins_make_up_the_calibration_error() -> None:
+    chosen, rejected, p = _pairs(500)
+    metric = CalibrationError()
+    error = _value(metric, chosen, rejected, p)
+    bins = metric.bins()
+    assert sum(count for _, _, count in bins) == 500
+    total = sum(count * abs(holds - sure) for sure, holds, count in bins)
+    assert_close(total / 500, float(error), **FP32)

@@ -31,7 +31,13 @@ from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EvaluatedRollout
 from tests.reference.models import plain_model
 from tests.tolerances import FP32, FP32_MODEL, FP64
-from tests.unit.modules.one_iteration import TokenReward, build, iterate, parameters_of
+from tests.unit.modules.one_iteration import (
+    TokenReward,
+    build,
+    iterate,
+    parameters_of,
+    text_batch,
+)
 from tests.unit.modules.policies import fit, prompt_batch
 
 SHORT = Sampling(max_new_tokens=5, temperature=0.8)
@@ -114,6 +120,29 @@ def test_a_reward_is_logged_and_teaches_nothing(tiny_model_dir: Path) -> None:
     unscored, scored = iterate(plain, batch), iterate(watched, batch)
     assert_close(parameters_of(plain), parameters_of(watched), rtol=0, atol=0)
     assert unscored["train/objective/scores"] == 0 < scored["train/objective/scores"]
+
+
+def test_given_answers_have_the_rest_of_the_weight(tiny_model_dir: Path) -> None:
+    batch = {**prompt_batch(tiny_model_dir), "text": text_batch(tiny_model_dir)}
+    steps = {}
+    for lmbda in (1.0, 0.3, 1e-9):
+        updates = Updates(epochs=1, max_grad_norm=1e9)
+        module = build(make(tiny_model_dir, lmbda=lmbda, updates=updates))
+        before = parameters_of(module)
+        logged = iterate(module, batch)
+        steps[lmbda] = parameters_of(module) - before
+        assert ("train/loss/given_divergence_avg" in logged) == (lmbda < 1)
+    mixed = 0.3 * steps[1.0] + 0.7 * steps[1e-9]
+    assert_close(steps[0.3], mixed, **FP32_MODEL)
+    assert float((steps[1.0] - steps[1e-9]).abs().max()) > 1e-4
+
+
+def test_a_share_of_answers_needs_answers(tiny_model_dir: Path) -> None:
+    module = build(make(tiny_model_dir, lmbda=0.5))
+    with pytest.raises(ConfigurationError, match=r"Distillation.*prompts alone.*PromptText"):
+        iterate(module, prompt_batch(tiny_model_dir))
+    with pytest.raises(ConfigurationError, match=r"lmbda=0.*\(0, 1\]"):
+        make(tiny_model_dir, lmbda=0)
 
 
 def test_checkpoints_hold_nothing_of_the_teacher(tiny_model_dir: Path, tmp_path: Path) -> None:

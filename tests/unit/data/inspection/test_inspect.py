@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import PreferenceDataModule, RowsSource
+from lit_rlhf.data import FileSource, PreferenceDataModule, RowsSource
 from lit_rlhf.data.inspection import Inspection, SplitFacts, findings, inspect
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.testing import tiny_preferences
@@ -216,6 +216,19 @@ class TestLeakage:
         assert (exam_leak.rows, exam_leak.rows_hit, exam_leak.prompts_shared) == (2, 1, 1)
         assert (by["val", "exam"].rows_hit, by["val", "exam"].records_hit) == (0, 0)
 
+    def test_rows_of_several_files_are_named_by_their_own(self, tmp_path: Path) -> None:
+        rows, names = pairs(6), ["a.jsonl", "b.jsonl"]
+        rows[0]["chosen"], rows[0]["rejected"] = "long " * 200, "s"  # the longest and the shortest
+        for name, part in zip(names, (rows[:3], rows[3:]), strict=True):
+            (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+        source = FileSource([str(tmp_path / name) for name in names])
+        exam = RowsSource([{"q": rows[5]["prompt"]}])
+        splits = {"train": RowsSource([rows[4]]), "val": source}
+        found = inspect(splits, against={"exam": exam}, similarity=None, samples=0)
+        by = {(leak.split, leak.other): leak for leak in found.leaks}
+        assert by["val", "exam"].shared[0].where == f"{tmp_path / 'b.jsonl'}, row 3"
+        assert by["train", "val"].shared[0].other == f"{tmp_path / 'b.jsonl'}, row 2"
+
     def test_short_runs_do_not_count_and_system_turns_neither(self) -> None:
         train = [
             {"messages": _chat("be kind " * 10, "what is it " + "x" * n, "a" * n)} for n in (2, 3)
@@ -255,8 +268,9 @@ class TestSigns:
 
     def test_own_special_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
         tokenizer.add_special_tokens({"additional_special_tokens": ["<<own>>"]})
+        tokenizer.add_tokens(["    "])  # for spaces alone, as in GPT-NeoX's vocabulary
         rows = pairs(2)
-        rows[0]["chosen"] += "<<own>>"
+        rows[0]["chosen"] += "<<own>>    "
         assert facts(rows).texts.special == {}
         assert facts(rows, tokenizer=tokenizer).texts.special == {"<<own>>": 1}
 

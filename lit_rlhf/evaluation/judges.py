@@ -1,0 +1,92 @@
+"""Judges that score answers."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lit_rlhf.data import InvalidRowError
+from lit_rlhf.evaluation.comparisons import Comparison
+from lit_rlhf.evaluation.scorers import Scored, Scorer
+from lit_rlhf.judges import Judge, PairwiseJudge
+
+_NO_VERDICT = InvalidRowError("the judge gave no verdict", "it failed or abstained")
+
+
+@dataclass(eq=False)
+class JudgeScorer(Scorer):
+    r"""A judge as a reward model.
+
+    One that compares two answers is asked about each pair in both orders, and $s_i = \frac1K\sum_j \operatorname{logit}
+    p_{ij}$, as `JudgeReward` has it: of a pair, the difference of scores is the logit of its verdict. One that scores
+    single answers gives the value of its verdict.
+
+    Args:
+        judge: The judge.
+        name: What reports call it.
+        clip: Probabilities are held within [clip, 1 - clip].
+    """
+
+    judge: Judge
+    name: str = "judge"
+    clip: float = 0.01
+
+    def __post_init__(self) -> None:
+        self.probabilistic = self.judge.pairwise
+
+    def score(
+        self, comparisons: Sequence[Comparison], tell: Callable[[int], None] = lambda _: None
+    ) -> list[Scored | InvalidRowError]:
+        """Scores by the judge's verdicts; of what it fails at there are none."""
+        found = self._compare(comparisons) if self.judge.pairwise else self._rate(comparisons)
+        tell(len(comparisons))
+        return found
+
+    def _rate(self, comparisons: Sequence[Comparison]) -> list[Scored | InvalidRowError]:
+        cases = [
+            {"prompt": each.prompt, "response": answer}
+            for each in comparisons
+            for answer in each.answers
+        ]
+        values = iter(self.judge.judge(cases))
+        found: list[Scored | InvalidRowError] = []
+        for each in comparisons:
+            own = [next(values) for _ in each.answers]
+            known = [value for value in own if value is not None]
+            whole = len(known) == len(own)
+            found.append(Scored(torch.tensor(known)) if whole else _NO_VERDICT)
+        return found
+
+    def _compare(self, comparisons: Sequence[Comparison]) -> list[Scored | InvalidRowError]:
+        places = [
+            (n, i, j)
+            for n, each in enumerate(comparisons)
+            for i in range(len(each.answers))
+            for j in range(i + 1, len(each.answers))
+            if each.answers[i] != each.answers[j]
+        ]
+        opinions = PairwiseJudge(self.judge).compare(
+            [
+                (comparisons[n].prompt, comparisons[n].answers[i], comparisons[n].answers[j])
+                for n, i, j in places
+            ]
+        )
+        totals = [torch.zeros(len(each.answers)) for each in comparisons]
+        favors: list[list[float]] = [[] for _ in comparisons]
+        failed: set[int] = set()
+        for (n, i, j), opinion in zip(places, opinions, strict=True):
+            if opinion is None:
+                failed.add(n)
+                continue
+            favors[n].append(opinion.bias)
+            p = min(max(opinion.p_first, self.clip), 1 - self.clip)
+            share = math.log(p / (1 - p)) / len(totals[n])
+            totals[n][i] += share
+            totals[n][j] -= share
+        return [
+            _NO_VERDICT
+            if n in failed
+            else Scored(total, favor=sum(favors[n]) / len(favors[n]) if favors[n] else None)
+            for n, total in enumerate(totals)
+        ]
