@@ -97,7 +97,8 @@ def generate(
         raise ConfigurationError(f"--num_samples {num_samples} must be at least 1.")
     _check_selection(reward, keep, num_samples, num_best)
     _check_reference(reference, sampling or Sampling(), keep)
-    source = FileSource(prompts) if prompts is not None else RowsSource([{prompt_column: prompt}])
+    single = RowsSource([{prompt_column: prompt}])
+    source: Source = single if prompts is None else FileSource(prompts)
     rows = [dict(row) for row in source.load()]
     if keep == "self_play":
         _check_demonstrations(source, rows, completion_column)
