@@ -12,7 +12,7 @@ from lit_rlhf.functional.chunks import Rows, rows_by_chunks
 from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs, token_logprobs
 from lit_rlhf.functional.masking import at_least_float32
 
-_CHUNK_ELEMENTS = 1 << 22
+_COMPARED_CPU, _COMPARED_ACCELERATOR = 1 << 22, 1 << 25
 """Logits of one chunk where two models are compared, which takes about ten arrays of their size."""
 
 
@@ -85,6 +85,7 @@ class LMHead:
         Logits exist for a chunk at a time only, in either pass. Ids that only the other's head has are left out.
         """
         width = self.module.weight.shape[0]
+        on_cpu = hidden.device.type == "cpu"
 
         def compute(rows: Tensor, other_rows: Tensor, picks: Tensor) -> Rows:
             with torch.no_grad():
@@ -99,7 +100,7 @@ class LMHead:
             hidden,
             other.hidden,
             tokens,
-            chunk_size=max(_CHUNK_ELEMENTS // width, 16),
+            chunk_size=max((_COMPARED_CPU if on_cpu else _COMPARED_ACCELERATOR) // width, 16),
             keep_slopes=not any(weight.requires_grad for weight in self.module.parameters()),
         )
 

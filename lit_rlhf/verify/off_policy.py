@@ -30,10 +30,10 @@ from lit_rlhf.modules import (
 )
 from lit_rlhf.modules.ppo import PPORollout
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import EstimatedRollout, EvaluatedRollout
+from lit_rlhf.types import EstimatedRollout, EvaluatedRollout, ScoredRollout
 from lit_rlhf.verify import targets
 from lit_rlhf.verify.exact import PI_STAR, optimum
-from lit_rlhf.verify.policy import CriticCase, Drawn, PolicyCase
+from lit_rlhf.verify.policy import CriticCase, Drawn, MakeModule, PolicyCase
 from lit_rlhf.verify.runner import BETA, Case
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
@@ -267,6 +267,36 @@ class EarlierCase(PolicyCase):
         return drawn
 
 
+@dataclass(frozen=True)
+class CorrectedCase(PolicyCase):
+    """What other weights drew is learned from with importance weights, as of an engine that is behind.
+
+    Attributes:
+        behind: Whether those are the weights of a step before; else they are the reference's throughout.
+    """
+
+    behind: bool = True
+
+    def expected_loss(self, module: RLHFModule) -> Tensor:
+        """Of the policy as it is now; the log-probs of what drew are the engine's."""
+        module = cast("PolicyModule", module)
+        now = self.world.policy(module.backbone)
+        before = module.__dict__.get("_before", now) if self.behind else self.world.reference
+        module.__dict__["_before"] = now
+        self.write(module, before)
+        drawn = self.draw(module)
+        self.write(module, now)
+        learned = [self.learn(module, each) for each in drawn.rollouts]
+        return self.loss_of(module, Drawn(drawn.chance, learned))
+
+    @torch.no_grad()
+    def learn(self, module: PolicyModule, rollout: EvaluatedRollout) -> EvaluatedRollout:
+        """What was drawn, as the policy of now evaluates it."""
+        drawn = replace(rollout.completions, logprobs=rollout.old_logprobs)
+        scored = replace(rollout, completions=drawn).to_stage(ScoredRollout)
+        return module.estimate(module.evaluate(scored))
+
+
 def off_policy_cases() -> list[Case]:
     """Gradients by token, then what can be held to an optimum although an earlier policy drew."""
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
@@ -315,6 +345,11 @@ def _optimum_cases(options: dict[str, Any]) -> list[Case]:
     unclipped = partial(
         rloo, surrogate=o.ClippedSurrogate(low=1.0, high=1e9), kl_loss=o.UnbiasedK3()
     )
+
+    def corrected(cap: float) -> MakeModule:
+        correction = o.TruncatedImportance(cap)
+        return partial(rloo, recompute_logprobs=True, importance_correction=correction)
+
     cut = deep.rewards - _PENALTY * (~deep.finished).double()
     penalized = targets.tilted(deep.reference, cut / BETA)
     ends = partial(PolicyCase, training="either")
@@ -326,6 +361,17 @@ def _optimum_cases(options: dict[str, Any]) -> list[Case]:
             deep,
             partial(rloo, missing_eos_penalty=_PENALTY),
             penalized,
+        ),
+        CorrectedCase(
+            "RLOO (one step off)", PI_STAR, deep, corrected(2.0), optimum(deep), training="descend"
+        ),
+        CorrectedCase(
+            "RLOO (all of the reference, corrected)",
+            PI_STAR,
+            flat,
+            corrected(1e9),
+            optimum(flat),
+            behind=False,
         ),
         ReuseCase("RLOO (four updates)", PI_STAR, deep, rloo, optimum(deep), training="descend"),
         ReuseCriticCase(

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from lit_rlhf.modules import (
     ValueLoss,
 )
 from lit_rlhf.modules.group import GRPOPolicyModule
-from lit_rlhf.objectives import AdaptiveKL, BetaDPO
+from lit_rlhf.objectives import AdaptiveKL, BetaDPO, TruncatedImportance
 from lit_rlhf.rewards import LengthReward, NormalizedReward
-from lit_rlhf.rollout import Sampling
+from lit_rlhf.rollout import Ahead, Sampling, VLLMServerEngine
 from tests.invariants.forked_runs import do, make_trainer
 
 EPOCHS, BATCHES = 2, 5
@@ -40,15 +40,17 @@ ITERATIONS = EPOCHS * BATCHES
 
 POLICIES = ("ppo", "grpo")
 MODULES = ("sft", "reward", "dpo", *POLICIES)
+SAMPLING = (*POLICIES, "ahead")
+"""The last by servers, one step ahead."""
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_module(kind: str, model: Path) -> RLHFModule:
+def make_module(kind: str, model: Path, urls: Sequence[str] = ()) -> RLHFModule:
     """Each with all the state that it can have: schedules, running moments, controllers, dropout."""
-    dropout = 0.0 if kind in POLICIES else 0.2
+    dropout = 0.0 if kind in SAMPLING else 0.2
     spec = ModelSpec(name=str(model), lora=LoraSpec(rank=2, dropout=dropout))
 
     def optimizer(groups: Any) -> torch.optim.Optimizer:
@@ -70,7 +72,13 @@ def make_module(kind: str, model: Path) -> RLHFModule:
         "kl": AdaptiveKL(init=0.1, target=0.01, horizon=10),
         "updates": Updates(epochs=2, minibatches=2),
     }
-    if kind == "grpo":
+    if kind == "ahead":
+        shared |= {
+            "engine": Ahead(VLLMServerEngine(list(urls))),
+            "recompute_logprobs": True,
+            "importance_correction": TruncatedImportance(),
+        }
+    if kind in ("grpo", "ahead"):
         return GRPOPolicyModule(spec, num_samples=3, **shared)
     return PPOPolicyModule(spec, value=ValueAdapter(), value_loss=ValueLoss(warmup=1), **shared)
 
@@ -171,10 +179,10 @@ def train(run: dict[str, Any], rank: int) -> None:
     callbacks = [
         IterationCheckpoint("checkpoints", every_n_iterations=2),
         MetricsFile("records"),
-        *([SampleTable(dirpath="records")] if run["module"] in POLICIES else []),
+        *([SampleTable(dirpath="records")] if run["module"] in SAMPLING else []),
     ]
     trainer = make_trainer(run, max_epochs=EPOCHS, val_check_interval=2, callbacks=callbacks)
-    module = make_module(run["module"], world / "tiny-model")
+    module = make_module(run["module"], world / "tiny-model", run.get("urls", ()))
     kill = run.get("kill")
     if kill is not None and rank == kill.get("rank", 0):
         arm(module, kill["point"], kill["iteration"])

@@ -18,6 +18,8 @@ from tests.invariants.resume_plans import (
     run,
     write_world,
 )
+from tests.loopback import serving
+from tests.unit.rollout.fake_vllm import FakeServer
 
 KILLS: dict[str, tuple[dict[str, Any], int]] = {
     # what is done to the run, and after which iteration it goes on (checkpoints are written every second one)
@@ -72,6 +74,18 @@ def check(
 
 def test_ppo_goes_on_bit_for_bit(tmp_path: Path, world: Path) -> None:
     check(tmp_path, world, "ppo", ["in a rollout", "while a checkpoint is written"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "ranks"), [("one", 1), ("ddp", 2)])
+def test_what_was_sampled_ahead_is_trained_on(
+    tmp_path: Path, world: Path, strategy: str, ranks: int
+) -> None:
+    """Between minibatches the next batch is being sampled; the server of all runs outlives them."""
+    kills = ["between minibatches", "while a checkpoint is written"]
+    with serving(FakeServer(world / "tiny-model")) as server:
+        options = {"urls": [server.url], "strategy": strategy, "ranks": ranks}
+        check(tmp_path, world, "ahead", kills, dying_rank=ranks - 1, **options)
 
 
 @pytest.mark.matrix

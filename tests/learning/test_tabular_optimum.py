@@ -125,7 +125,7 @@ def test_verify_takes_names_and_refuses_others() -> None:
     assert (row.method, row.ok) == ("DPO", True)
     assert row.seconds > 0
     assert [case.method for case in cases_of(["REINFORCE", "DrGRPO"])] == [
-        *("REINFORCE", "REINFORCE (bandit)"),
+        *("REINFORCE", "REINFORCE (bandit)", "REINFORCE (held to a teacher)"),
         *(f"DrGRPO ({world}, G={group})" for world in ("bandit", "tree") for group in (2, 3)),
     ]
     with pytest.raises(ConfigurationError, match=r"no method 'DPQ'.*DPO"):

@@ -24,7 +24,14 @@ from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, evaluating
 from lit_rlhf.modules import GRPOPolicyModule
 from lit_rlhf.objectives import TruncatedImportance
-from lit_rlhf.rollout import NativeEngine, RolloutEngine, Sampling, VLLMEngine, VLLMServerEngine
+from lit_rlhf.rollout import (
+    Ahead,
+    NativeEngine,
+    RolloutEngine,
+    Sampling,
+    VLLMEngine,
+    VLLMServerEngine,
+)
 from lit_rlhf.rollout.sampling import truncate_logits
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import BranchedBatch, Generation
@@ -312,6 +319,39 @@ def test_two_iterations_of_grpo(engine: RolloutEngine, model_dir: Path, tmp_path
             assert metrics[f"train/sampling/importance_sampling_ratio/{which}"] == pytest.approx(
                 1, abs=1e-3
             )
+
+
+def test_a_step_ahead(model_dir: Path, url: str, tmp_path: Path) -> None:
+    """Older weights show in the log-probs, as far as the policy moved; the corrected ratios stay about 1."""
+    found: dict[int, list[dict[str, float]]] = {}
+    for staleness in (0, 1):
+        seen = found[staleness] = []
+
+        class Logged(GRPOPolicyModule):
+            def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
+                super().log_dict(dictionary, *args, **kwargs)
+                if "train/objective/scores" in dictionary:
+                    seen.append(dictionary)  # noqa: B023 - used within this turn
+
+        module = Logged(
+            ModelSpec(name=str(model_dir), lora=LoraSpec(rank=4)),
+            CountVowels(),
+            engine=Ahead(VLLMServerEngine(url), staleness),
+            num_samples=4,
+            sampling=Sampling(max_new_tokens=8),
+            recompute_logprobs=True,
+            importance_correction=TruncatedImportance(),
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
+        )
+        trainer = quiet_trainer(tmp_path / str(staleness), [], max_epochs=1)
+        trainer.fit(module, prompt_loader(model_dir, batch_size=2))
+    gap = "train/sampling/sampling_logp_difference/mean"
+    assert [each["train/rollout/staleness"] for each in found[0]] == [0, 0, 0, 0]
+    assert [each["train/rollout/staleness"] for each in found[1]] == [0, 1, 1, 1]
+    assert max(each[gap] for each in found[0]) < 1e-3
+    assert all(1e-3 < each[gap] < 1 for each in found[1][1:])
+    for each in found[1]:
+        assert 0.8 < each["train/sampling/importance_sampling_ratio/mean"] < 1.2
 
 
 def test_another_base_is_refused(url: str, tmp_path: Path) -> None:

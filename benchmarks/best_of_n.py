@@ -1,0 +1,209 @@
+"""Best-of-n into weights beside best-of-n itself and a policy gradient, at equal KL, in the demo's world.
+
+    lit-rlhf demo --output runs/demo
+    python -m benchmarks.best_of_n runs/demo --figure docs/best_of_n.svg
+
+One initial policy and one reward model, those of the demo; each method at several strengths and from several seeds of
+rollouts. A policy is judged by what it writes to held-out prompts: the reward model's score, the world's utility (gold)
+and the KL to the initial policy. Best-of-n picks by the reward model among samples of the initial policy; its KL is the
+bound log n - (n-1)/n. Points that are there already, in `<demo>/best_of_n.json`, are kept.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LinearLR
+
+from lit_rlhf.data import PromptDataModule, RowsSource
+from lit_rlhf.demo.config import DemoConfig
+from lit_rlhf.demo.stages import complete_heldout
+from lit_rlhf.functional import best_of_n_kl
+from lit_rlhf.models import ModelSpec
+from lit_rlhf.modules import BestOfNPolicyModule, PolicyModule, RLOOPolicyModule, Updates
+from lit_rlhf.objectives import FixedKL
+from lit_rlhf.rewards import ModelReward
+from lit_rlhf.rollout import Sampling
+
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    "best of n": (2, 4, 8, 16),
+    "BestOfNPolicyModule": (2, 4, 16),
+    "RLOO": (2.0, 1.0, 0.5),
+}
+"""n, and of RLOO beta."""
+COLOURS = {"best of n": "#777777", "BestOfNPolicyModule": "#b5402a", "RLOO": "#2f6f9f"}
+_PROMPTS, _SAMPLES, _ANCHORS, _HELDOUT = 32, 4, 16, 512
+
+
+def module_of(method: str, strength: float, demo: Path, seed: int, iterations: int) -> PolicyModule:
+    """A policy to train."""
+    spec = ModelSpec(name=str(demo / "sft" / "export"))
+    options: dict[str, Any] = {
+        "reward": ModelReward(str(demo / "reward" / "export"), normalize=True),
+        "sampling": Sampling(max_new_tokens=DemoConfig().policy.max_new_tokens),
+        "missing_eos_penalty": 1.0,
+        "num_samples": _SAMPLES,
+        "updates": Updates(epochs=2, minibatches=2),
+        "optimizer": partial(AdamW, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.95)),
+        "lr_scheduler": partial(
+            LinearLR, start_factor=1.0, end_factor=0.1, total_iters=4 * iterations
+        ),
+        "seed": seed,
+    }
+    if method == "RLOO":
+        return RLOOPolicyModule(spec, kl=FixedKL(strength), **options)
+    return BestOfNPolicyModule(spec, n=int(strength), num_anchors=_ANCHORS, **options)
+
+
+def data_of(demo: Path, seed: int, iterations: int, heldout: int) -> PromptDataModule:
+    """Prompts to train on, and those that nothing is trained on."""
+    world = DemoConfig().world
+    return PromptDataModule(
+        RowsSource(world.prompts(iterations * _PROMPTS)),
+        RowsSource(world.prompts(heldout, "heldout")),
+        tokenizer=str(demo / "tokenizer"),
+        batch_size=_PROMPTS,
+        eval_batch_size=heldout,
+        seed=seed,
+        cache_dir=str(demo / "cache"),
+    )
+
+
+def gold(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """The world's utilities of samples."""
+    texts = ([row[name] for row in rows] for name in ("prompt", "response"))
+    return DemoConfig().world.world.utilities(*texts)
+
+
+def trained(method: str, strength: float, demo: Path, seed: int, iterations: int) -> dict[str, Any]:
+    """Train a policy and judge it."""
+    start = time.process_time()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    module = module_of(method, strength, demo, seed, iterations)
+    data = data_of(demo, seed, iterations, _HELDOUT)
+    trainer.fit(module, datamodule=data)
+    trainer.limit_val_batches = 1
+    rows, kl = complete_heldout(trainer, module, data)
+    scores = {"reward": fmean(row["score"] for row in rows), "gold": fmean(gold(rows))}
+    return scores | {"kl": kl, "seconds": time.process_time() - start}
+
+
+def picked(demo: Path, seed: int) -> list[dict[str, Any]]:
+    """Best-of-n of the initial policy: what the reward model picks among the first n of its samples."""
+    most = int(max(STRENGTHS["best of n"]))
+    module = module_of("RLOO", 1.0, demo, seed, 1)
+    data = data_of(demo, seed, 1, _HELDOUT // 2)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    module.configure_model()
+    trainer.strategy.connect(module)
+    data.prepare_data()
+    data.setup("validate")
+    batch = next(iter(data.val_dataloader()))
+    _, samples = module.sample(batch, module.sampling, "rollout", most)
+    groups = [samples[i : i + most] for i in range(0, len(samples), most)]
+    points = []
+    for n in STRENGTHS["best of n"]:
+        best = [max(group[: int(n)], key=lambda row: row["score"]) for group in groups]
+        point = {"reward": fmean(row["score"] for row in best), "gold": fmean(gold(best))}
+        points.append(
+            {"method": "best of n", "strength": n, "seed": seed}
+            | point
+            | {"kl": best_of_n_kl(int(n))}
+        )
+    return points
+
+
+def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """Reward model and gold against KL, mean and deviation over seeds, as SVG."""
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    for axes, name, label in zip(
+        figure.subplots(1, 2), ("reward", "gold"), ("reward model", "gold utility"), strict=True
+    ):
+        for method, strengths in STRENGTHS.items():
+            rows = [
+                [p for p in points if (p["method"], p["strength"]) == (method, s)]
+                for s in strengths
+            ]
+            means = [[fmean(p[key] for p in row) for row in rows] for key in ("kl", name)]
+            spread = [[stdev([p[key] for p in row]) for row in rows] for key in (name, "kl")]
+            style = {"color": COLOURS[method], "marker": "o", "ms": 4, "lw": 1.4}
+            axes.errorbar(*means, *spread, label=method, elinewidth=0.7, **style)
+            for x, y, strength in zip(*means, strengths, strict=True):
+                axes.annotate(
+                    f"{strength:g}",
+                    (x, y),
+                    (4, -9),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=COLOURS[method],
+                )
+        axes.set_xlabel("KL to the initial policy, nats per completion")
+        axes.set_ylabel(label)
+        axes.grid(color="#e8eaee")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def table(points: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean and deviation over seeds."""
+    lines = ["| method | n, or beta | KL | reward model | gold |", "|---|---|---|---|---|"]
+    for method, strengths in STRENGTHS.items():
+        for strength in strengths:
+            row = [p for p in points if (p["method"], p["strength"]) == (method, strength)]
+            cells = [
+                f"{fmean(p[key] for p in row):.2f} ± {stdev([p[key] for p in row]):.2f}"
+                for key in ("kl", "reward", "gold")
+            ]
+            lines.append(f"| {method} | {strength:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line of this file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.best_of_n", description=__doc__)
+    parser.add_argument("demo", type=Path, help="directory that `lit-rlhf demo` wrote")
+    parser.add_argument("--figure", type=Path, default=Path("docs/best_of_n.svg"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, default=25)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    file = options.demo / "best_of_n.json"
+    points: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
+    done = {(p["method"], p["strength"], p["seed"]) for p in points}
+    for seed in options.seeds:
+        if ("best of n", 2, seed) not in done:
+            points += picked(options.demo, seed)
+        for method in ("BestOfNPolicyModule", "RLOO"):
+            for strength in STRENGTHS[method]:
+                if (method, strength, seed) in done:
+                    continue
+                found = trained(method, strength, options.demo, seed, options.iterations)
+                points.append({"method": method, "strength": strength, "seed": seed} | found)
+                file.write_text(json.dumps(points, indent=2) + "\n", encoding="utf-8")
+                print(points[-1], flush=True)
+    print(table(points))
+    draw(points, options.figure)
+
+
+if __name__ == "__main__":
+    main()
