@@ -196,6 +196,15 @@ class Scores:
     total: Tensor  # (N,) float32, higher is better
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     """(N,) each: what the total is made of, or what watches beside it, by name; for the logs."""
+    failed: Tensor | None = None
+    """(N,) bool: completions that couldn't be scored and are to be left out; their total is a mean of others."""
+
+    @property
+    def left_out(self) -> Tensor:
+        """`failed`; none of them where nothing is said."""
+        return (
+            torch.zeros_like(self.total, dtype=torch.bool) if self.failed is None else self.failed
+        )
 
 
 class Sample(TypedDict):

@@ -20,6 +20,7 @@ from lit_rlhf.cli.selection import (
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource, Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.masking import masked_sum
+from lit_rlhf.judges import render, write_out
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_policy
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules import PolicyModule
@@ -30,7 +31,7 @@ from lit_rlhf.rollout import RolloutEngine, Sampling
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 from lit_rlhf.types import Completions, PromptBatch, Rollout, ScoredRollout, Scores
 
-Keep = Literal["all", "best", "pairs", "candidates", "self_play"]
+Keep = Literal["all", "finished", "best", "pairs", "candidates", "self_play"]
 
 
 def generate(
@@ -39,6 +40,8 @@ def generate(
     prompt: str | None = None,
     output: Path | None = None,
     prompt_column: str = "prompt",
+    prompt_template: str | None = None,
+    response_column: str = "response",
     completion_column: str = "completion",
     sampling: Sampling | None = None,
     engine: RolloutEngine | None = None,
@@ -61,15 +64,19 @@ def generate(
     as preferences (`prompt`, `chosen`, `rejected`, `p_chosen`) for PreferenceDataModule and offline DPO; `--keep
     self_play` the row's own completion as chosen and the sample as rejected (SPIN, arXiv:2401.01335); `--keep
     candidates` the different completions of each prompt, for `lit-rlhf label` and `annotate`. Completions cut at the
-    length limit are never kept so. `lit-rlhf iterate` goes round by itself.
+    length limit are never kept so. `lit-rlhf iterate` goes round by itself. With `--prompt_template` a second call asks
+    about what the first one wrote: critique and revise (Constitutional AI, arXiv:2212.08073), see docs/howto/revise.md.
 
     Args:
         model: A causal language model (directory or hub id), an exported adapter, or a checkpoint (.ckpt).
         prompts: JSONL, JSON, CSV or Parquet with a prompt in each row.
         prompt: One prompt, instead of a file.
-        output: JSONL to write, the rows with a column `response` (with a reward also `score` and `finished`), or what
-            `keep` says; default: standard output.
+        output: JSONL to write, the rows with a column `response` (with a reward also `score`, null where it
+            couldn't be scored, and `finished`), or what `keep` says; default: standard output.
         prompt_column: Column of the prompt; text, or messages that the chat template renders.
+        prompt_template: Jinja that makes the prompt of a row's columns (and its `number`), as in "Shorten: {{ response
+            }}"; a user's message where the model has a chat template.
+        response_column: What the completion's column is called.
         completion_column: Column of the demonstration that `--keep self_play` sets against the samples.
         sampling: Length limit, temperature, top-k, top-p; temperature 0 takes the likeliest token.
         engine: Default `NativeEngine`.
@@ -77,8 +84,8 @@ def generate(
         reward: Scores completions; rules may read the other columns of the rows.
         reference: Another model; the column `kl` then holds log-prob less the log-prob under it, in nats, whose mean is
             the KL of the policy to it.
-        keep: All completions, the best of each prompt, or its best and worst, which both need a reward; or
-            candidates to compare, or self_play.
+        keep: All completions, all that ended, the best of each prompt, or its best and worst, which both need
+            a reward; or candidates to compare, or self_play.
         num_best: How many of each prompt `--keep best` keeps.
         batch_size: Prompts that are completed together.
         dtype: Of the model's weights.
@@ -90,7 +97,8 @@ def generate(
         raise ConfigurationError(f"--num_samples {num_samples} must be at least 1.")
     _check_selection(reward, keep, num_samples, num_best)
     _check_reference(reference, sampling or Sampling(), keep)
-    source = FileSource(prompts) if prompts is not None else RowsSource([{prompt_column: prompt}])
+    single = RowsSource([{prompt_column: prompt}])
+    source: Source = single if prompts is None else FileSource(prompts)
     rows = [dict(row) for row in source.load()]
     if keep == "self_play":
         _check_demonstrations(source, rows, completion_column)
@@ -104,6 +112,9 @@ def generate(
         seed=seed,
     )
     _give_models(actor, model, reference, dtype)
+    if prompt_template is not None:
+        chats = actor.backbone.tokenizer.chat_template is not None
+        source = _templated(rows, prompt_column, prompt_template, chats)
     data = PromptDataModule(
         test=source,
         tokenizer=actor.backbone.tokenizer,
@@ -121,9 +132,10 @@ def generate(
         for i, index in enumerate(batch["index"].tolist()):
             samples[index] = found[i * num_samples : (i + 1) * num_samples]
     prompted = [(row, samples[i]) for i, row in enumerate(rows)]
-    if keep == "all":
+    if keep in ("all", "finished"):
         columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
-        write_rows(_every(prompted, columns), output)
+        every = _every(prompted, response_column, columns, ended=keep == "finished")
+        write_rows(every, output)
         return
     kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
     if kept.without:
@@ -168,7 +180,9 @@ def _sample(
     rollout, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
     scores = score_completions(actor.reward, completions, 0)
     kl = _kl(actor, rollout, scores) if with_kl else [0.0] * len(completions.responses)
-    columns = (completions.responses, scores.total.tolist(), completions.finished.tolist(), kl)
+    known = zip(scores.total.tolist(), scores.left_out.tolist(), strict=True)
+    totals = [None if failed else total for total, failed in known]
+    columns = (completions.responses, totals, completions.finished.tolist(), kl)
     return [Sample(*values) for values in zip(*columns, strict=True)]
 
 
@@ -180,11 +194,30 @@ def _kl(actor: PolicyModule, rollout: Rollout, scores: Scores) -> list[float]:
 
 
 def _every(
-    prompted: Iterable[tuple[dict[str, Any], list[Sample]]], columns: Sequence[str]
+    prompted: Iterable[tuple[dict[str, Any], list[Sample]]],
+    response: str,
+    columns: Sequence[str],
+    *,
+    ended: bool,
 ) -> Iterator[dict[str, Any]]:
     for row, found in prompted:
         for sample in found:
-            yield {**row, "response": sample.text, **{n: getattr(sample, n) for n in columns}}
+            if sample.finished or not ended:
+                yield {**row, response: sample.text, **{n: getattr(sample, n) for n in columns}}
+
+
+def _templated(rows: Sequence[dict[str, Any]], column: str, template: str, chats: bool) -> Source:
+    asked = []
+    for number, row in enumerate(rows):
+        said = {name: write_out(value) if _is_text(value) else value for name, value in row.items()}
+        text = render(template, {**said, "number": number}, "of --prompt_template")
+        asked.append({**row, column: [{"role": "user", "content": text}] if chats else text})
+    return RowsSource(asked)
+
+
+def _is_text(value: object) -> bool:
+    turns = isinstance(value, list) and bool(value)
+    return turns and all(isinstance(turn, dict) and "content" in turn for turn in value)  # type: ignore[attr-defined]
 
 
 def _kept(

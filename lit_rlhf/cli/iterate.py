@@ -1,12 +1,19 @@
 """`lit-rlhf iterate`: rounds of collecting, judging and training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
+from jsonargparse.typing import register_type
+
 from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.main import main
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.cli.shipped import with_found_configs
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rounds import Evaluation, Method, Rounds, Stop
+from lit_rlhf.rounds.commands import InProcess, Subprocesses
+from lit_rlhf.rounds.steps import FileOptions
 
 
 def iterate(
@@ -32,7 +39,8 @@ def iterate(
         stop: When to end early.
         seed: Of samples and trainings.
     """
-    made = Rounds(policy, method, run_dir, rounds, evaluation, stop, seed)
+    runner = Subprocesses(InProcess(main))
+    made = Rounds(policy, method, run_dir, rounds, evaluation, stop, seed, runner)
     last = made.run()
     reason = f" ({made.record['reason']})" if made.record["reason"] else ""
     print_text(
@@ -40,6 +48,16 @@ def iterate(
     )
 
 
+def _options(given: object) -> FileOptions:
+    found = yaml.safe_load(given) if isinstance(given, str) else given
+    if not isinstance(found, Mapping):
+        raise ConfigurationError(
+            f"{found!r} are no options: give them as in a file, {{name: value}}."
+        )
+    return FileOptions(found)
+
+
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
+    register_type(FileOptions, dict, _options)
     call(iterate, with_found_configs(words[1:]), "iterate")

@@ -17,13 +17,13 @@ class Sample:
 
     Attributes:
         text: Without special tokens.
-        score: Higher is better.
+        score: Higher is better; None where it couldn't be scored.
         finished: Ended by itself, not cut at the length limit.
         kl: Its log-prob less that under another model, where one is asked.
     """
 
     text: str
-    score: float
+    score: float | None
     finished: bool
     kl: float = 0.0
 
@@ -44,8 +44,8 @@ class Kept:
 def keep_best(prompts: Iterable[tuple[Row, Sequence[Sample]]], number: int = 1) -> Kept:
     """Demonstrations: the highest scored completions of each prompt, in the columns `completion` and `score`.
 
-    A completion that was cut is never kept: it would teach to stop in the midst of a sentence. Of equal scores the
-    earlier counts as the better.
+    A completion that was cut is never kept: it would teach to stop in the midst of a sentence; nor is one that couldn't
+    be scored. Of equal scores the earlier counts as the better.
 
     Args:
         prompts: The data's row of each prompt, and its completions.
@@ -65,7 +65,7 @@ def keep_best(prompts: Iterable[tuple[Row, Sequence[Sample]]], number: int = 1) 
         ranked = _ranked(samples)
         kept.without += not ranked
         kept.rows += [
-            {**row, "completion": sample.text, "score": sample.score} for sample in ranked[:number]
+            {**row, "completion": text, "score": score} for score, text in ranked[:number]
         ]
     return kept
 
@@ -83,14 +83,14 @@ def keep_pairs(prompts: Iterable[tuple[Row, Sequence[Sample]]]) -> Kept:
     kept = Kept([])
     for row, samples in prompts:
         ranked = _ranked(samples)
-        if not ranked or ranked[0].score == ranked[-1].score:
+        if not ranked or ranked[0][0] == ranked[-1][0]:
             kept.without += 1
             continue
-        best, worst = ranked[0], ranked[-1]
-        difference = torch.tensor([best.score - worst.score], dtype=torch.float64)
+        (high, best), (low, worst) = ranked[0], ranked[-1]
+        difference = torch.tensor([high - low], dtype=torch.float64)
         p_chosen = float(preference_probability(difference))
-        pair: Row = {"chosen": best.text, "rejected": worst.text, "p_chosen": p_chosen}
-        kept.rows.append({**row, **pair, "chosen_score": best.score, "rejected_score": worst.score})
+        pair: Row = {"chosen": best, "rejected": worst, "p_chosen": p_chosen}
+        kept.rows.append({**row, **pair, "chosen_score": high, "rejected_score": low})
     return kept
 
 
@@ -147,5 +147,7 @@ def keep_self_play(
     return kept
 
 
-def _ranked(samples: Sequence[Sample]) -> list[Sample]:
-    return sorted((s for s in samples if s.finished), key=lambda sample: -sample.score)
+def _ranked(samples: Sequence[Sample]) -> list[tuple[float, str]]:
+    """Scores and texts of those that ended and were scored, the best first."""
+    found = [(s.score, s.text) for s in samples if s.finished and s.score is not None]
+    return sorted(found, key=lambda scored: -scored[0])

@@ -38,17 +38,20 @@ class JudgedPair:
     def row(self) -> dict[str, Any]:
         """What `PreferenceDataModule` reads: `prompt`, `chosen`, `rejected` and the soft label `p_chosen`.
 
-        Also `position_bias`, see `Opinion.bias`.
+        Also `position_bias`, see `Opinion.bias`; and of a judge with several criteria `criteria`, by name the
+        probability that `chosen` is better.
         """
         p, pair = self.opinion.p_first, self.pair
         chosen, rejected = (pair.first, pair.second) if p >= 0.5 else (pair.second, pair.first)
+        said = self.opinion.criteria.items()
+        criteria = {name: q if p >= 0.5 else 1 - q for name, q in said}
         return {
             "prompt": pair.prompt,
             "chosen": chosen,
             "rejected": rejected,
             "p_chosen": max(p, 1 - p),
             "position_bias": self.opinion.bias,
-        }
+        } | ({"criteria": criteria} if criteria else {})
 
 
 def read_labelled_pairs(

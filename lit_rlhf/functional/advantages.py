@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.masking import at_least_float32
+from lit_rlhf.functional.masking import at_least_float32, masked_sum
 
 
 class AdvantageEstimate(NamedTuple):
@@ -78,7 +78,9 @@ def discounted_returns(
 
 
 def group_centered(
-    scores: Float[Tensor, " sequences"], num_samples: int
+    scores: Float[Tensor, " sequences"],
+    num_samples: int,
+    counted: Bool[Tensor, " sequences"] | None = None,
 ) -> Float[Tensor, " sequences"]:
     r"""$A_i = R_i - \frac1G\sum_j R_j$, without dividing by the standard deviation (Dr. GRPO, arXiv:2503.20783).
 
@@ -88,6 +90,7 @@ def group_centered(
     Args:
         scores: (N,), samples of a prompt as neighbours.
         num_samples: G, 2 or more.
+        counted: (N,) which samples there are; the mean is over these, and others get 0. None: all.
 
     Raises:
         ConfigurationError: G is below 2 or does not divide N.
@@ -97,7 +100,21 @@ def group_centered(
         tensor([ 0.5000, -0.5000])
     """
     groups = _groups(scores, num_samples, at_least=2)
-    return (groups - groups.mean(-1, keepdim=True)).flatten()
+    if counted is None or bool(counted.all()):
+        return (groups - groups.mean(-1, keepdim=True)).flatten()
+    there = counted.view(-1, num_samples)
+    mean = masked_sum(groups, there, dim=-1) / there.sum(-1).clamp_min(1)  # (B,)
+    return torch.where(there, groups - mean[:, None], 0.0).flatten()
+
+
+def group_sizes(counted: Bool[Tensor, " sequences"], num_samples: int) -> Int[Tensor, " sequences"]:
+    """How many samples of its prompt count, for each sequence.
+
+    Example:
+        >>> group_sizes(torch.tensor([True, True, False, True]), 2)
+        tensor([2, 2, 1, 1])
+    """
+    return counted.view(-1, num_samples).sum(-1).repeat_interleave(num_samples)
 
 
 def greedy_baseline(
@@ -131,15 +148,28 @@ def spread_over_tokens(
     return torch.where(mask, advantages[:, None], 0.0)
 
 
-def equal_groups(scores: Float[Tensor, " sequences"], num_samples: int) -> Bool[Tensor, " prompts"]:
+def equal_groups(
+    scores: Float[Tensor, " sequences"],
+    num_samples: int,
+    counted: Bool[Tensor, " sequences"] | None = None,
+) -> Bool[Tensor, " prompts"]:
     """Whether all samples of a prompt have the same score, so that the prompt teaches nothing (DAPO drops those).
+
+    Args:
+        scores: (N,), samples of a prompt as neighbours.
+        num_samples: G, 1 or more.
+        counted: (N,) which samples there are. None: all.
 
     Example:
         >>> equal_groups(torch.tensor([1.0, 1.0, 0.0, 1.0]), 2)
         tensor([ True, False])
     """
     groups = _groups(scores, num_samples, at_least=1)
-    return groups.amax(-1) == groups.amin(-1)
+    if counted is None:
+        return groups.amax(-1) == groups.amin(-1)
+    missing = ~counted.view(-1, num_samples)
+    highest = groups.masked_fill(missing, -torch.inf).amax(-1)
+    return highest <= groups.masked_fill(missing, torch.inf).amin(-1)
 
 
 def _groups(scores: Tensor, num_samples: int, at_least: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lit_rlhf.functional.advantages import group_centered
+from lit_rlhf.functional.advantages import group_centered, group_sizes
 from lit_rlhf.functional.masking import masked_mean, masked_sum
 from lit_rlhf.functional.numerics import cumulative_sum
 
@@ -97,7 +97,7 @@ def relative_reward_loss(
         logprobs: (N, T), differentiable; the samples of a prompt are neighbours.
         old_logprobs: (N, T) of the policy that sampled.
         rewards: (N, T).
-        mask: (N, T).
+        mask: (N, T); sequences without tokens are not there.
         num_samples: G, 2 or more.
         eta: Above 0: how far, in nats, a reward of 1 moves the log-ratio.
 
@@ -110,8 +110,10 @@ def relative_reward_loss(
         tensor([1., 1.])
     """
     moved = masked_sum(log_ratio(logprobs, old_logprobs, mask), mask, dim=-1)
-    errors = group_centered(moved / eta - masked_sum(rewards, mask, dim=-1), num_samples)
-    return 2 * num_samples / (num_samples - 1) * errors.square()
+    counted = mask.any(-1)
+    errors = group_centered(moved / eta - masked_sum(rewards, mask, dim=-1), num_samples, counted)
+    sizes = group_sizes(counted, num_samples).to(errors.dtype)
+    return 2 * sizes / (sizes - 1).clamp_min(1) * errors.square()
 
 
 def clipped_value_loss(

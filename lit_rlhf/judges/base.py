@@ -1,20 +1,21 @@
 """What a judge is."""
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
-from lit_rlhf.errors import ServiceError
+from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.judges.cache import Answers
 from lit_rlhf.judges.templates import SHIPPED, Template
 from lit_rlhf.judges.verdicts import Verdict
 from lit_rlhf.models import Backbone
-from lit_rlhf.options import check_option
+from lit_rlhf.options import check_option, is_number, is_text
 from lit_rlhf.types import Text
 
 Case: TypeAlias = Mapping[str, Text]
@@ -24,6 +25,18 @@ Answer: TypeAlias = dict[str, float]
 """Probability of each word of the verdict; they sum to at most 1."""
 Failures: TypeAlias = Literal["raise", "null"]
 _COUNTING = threading.Lock()  # none in the judge, which is copied and sent to processes
+
+
+class Assessment(NamedTuple):
+    """What a judge says of a case.
+
+    Args:
+        value: Of the verdict, of several criteria their weighted mean.
+        criteria: The value by each criterion; empty for a judge without.
+    """
+
+    value: float
+    criteria: Mapping[str, float]
 
 
 @dataclass
@@ -69,9 +82,13 @@ class Judge(ABC):
         cache: Directory in which answers are kept by the content of what was asked. None: nowhere.
         failures: What becomes of a question that fails or whose answer can't be read: "raise" ends it, "null" counts it
             and goes on without a verdict.
+        pattern: Where answers are read as text: a regular expression with one group, the word; see `Verdict`.
+        criteria: A rubric: what is judged, by name, each in a question of its own; a template of your own must read
+            `criterion`. None: one question for all.
+        weights: Of the criteria, above 0, by the same names; 1 for those left out.
 
     Raises:
-        ConfigurationError: The template or the words can't be used.
+        ConfigurationError: The template, the words or the rubric can't be used.
     """
 
     def __init__(
@@ -81,10 +98,15 @@ class Judge(ABC):
         system: str | None = None,
         cache: Path | None = None,
         failures: Failures = "raise",
+        pattern: str | None = None,
+        criteria: dict[str, str] | None = None,
+        weights: dict[str, float] | None = None,
     ) -> None:
         self.template = Template(SHIPPED[template][0] if template in SHIPPED else template, system)
         usual = SHIPPED["pairwise" if self.template.pairwise else "score"][1]
-        self.verdict = Verdict(words or usual)
+        self.verdict = Verdict(words or usual, pattern)
+        self.criteria, self.weights = criteria or {}, weights or {}
+        self._check_rubric()
         self.cache = cache
         self.failures = failures
         check_option(failures in ("raise", "null"), self, "failures", failures, "raise or null")
@@ -118,18 +140,40 @@ class Judge(ABC):
         """
 
     def judge(self, cases: Sequence[Case]) -> list[float | None]:
-        """The value of the verdict on each case; None where the judge abstains, or failed and `failures` is "null".
+        """The value of the verdict on each case; None where there is none. See `assess`."""
+        return [None if found is None else found.value for found in self.assess(cases)]
 
-        Questions that are equal are asked once, those that the cache knows not at all.
+    def assess(self, cases: Sequence[Case]) -> list[Assessment | None]:
+        """What the judge says of each case; None where it abstains, or failed and `failures` is "null".
+
+        Of several criteria those count that have a verdict. Questions that are equal are asked once, those that the
+        cache knows not at all.
 
         Raises:
             ServiceError: A question failed, and `failures` is "raise". The answers that came are in the cache.
             ConfigurationError: Every question would fail.
         """
+        names = list(self.criteria) or [""]
+        values = self._values(
+            [(case, self.criteria.get(name, "")) for case in cases for name in names]
+        )
+        found: list[Assessment | None] = []
+        for start in range(0, len(values), len(names)):
+            said = zip(names, values[start : start + len(names)], strict=True)
+            known = {name: value for name, value in said if value is not None}
+            weights = {name: self.weights.get(name, 1.0) for name in known}
+            if not known:
+                found.append(None)
+                continue
+            mean = sum(weights[name] * known[name] for name in known) / sum(weights.values())
+            found.append(Assessment(mean, known if self.criteria else {}))
+        return found
+
+    def _values(self, cases: Sequence[tuple[Case, str]]) -> list[float | None]:
         if self.cache is not None and self._answers is None:
             self._answers = Answers(self.cache)
         words, identity = list(self.verdict.words), self.identity()
-        asked = [self.template.messages(case, words) for case in cases]
+        asked = [self.template.messages(case, words, criterion) for case, criterion in cases]
         keys = [Answers.key([identity, words, messages]) for messages in asked]
         questions = dict(zip(keys, asked, strict=True))
         known = {k: a for k in questions if self._answers and (a := self._answers.get(k))}
@@ -138,6 +182,21 @@ class Judge(ABC):
         self.tally.mass += sum(sum(answer.values()) for answer in known.values())
         answers = {**known, **(self.ask(new) if new else {})}
         return [None if (a := answers[key]) is None else self.verdict.value(a) for key in keys]
+
+    def _check_rubric(self) -> None:
+        unknown = sorted(set(self.weights) - set(self.criteria))
+        check_option(
+            not unknown, self, "weights", self.weights, f"of criteria {list(self.criteria)}"
+        )
+        right = all(is_number(w) and 0 < w < math.inf for w in self.weights.values())
+        check_option(right, self, "weights", self.weights, "numbers above 0")
+        told = all(is_text(name) and is_text(what) for name, what in self.criteria.items())
+        check_option(told, self, "criteria", self.criteria, "what is judged, by name")
+        if self.criteria and "criterion" not in self.template.reads:
+            raise ConfigurationError(
+                f"{type(self).__name__} has criteria {list(self.criteria)}, and its template doesn't read `criterion`: "
+                "every question would be the same. Put {{ criterion }} into it, or take a shipped one."
+            )
 
     def keep(self, key: str, answer: Answer, read: int, written: int) -> Answer:
         """Count an answer and put it into the cache.

@@ -49,6 +49,13 @@ class EndpointJudge(Judge):
         valid = max_tokens is None or is_whole(max_tokens, 1)
         check_option(valid, self, "max_tokens", max_tokens, "1 or more")
         check_option(temperature >= 0, self, "temperature", temperature, "0 or more")
+        check_option(
+            mode == "text" or self.verdict.pattern is None,
+            self,
+            "pattern",
+            self.verdict.pattern,
+            "null by log-probs, where nothing is read; set mode: text",
+        )
         self.client = HTTPClient(endpoint)
         self.mode = mode
         self.request: dict[str, Any] = {"model": model, "temperature": temperature}
@@ -59,7 +66,8 @@ class EndpointJudge(Judge):
 
     def identity(self) -> dict[str, Any]:
         """The address and the request."""
-        return {"url": self.client.endpoint.url, "mode": self.mode, **self.request}
+        pattern = {} if self.verdict.pattern is None else {"pattern": self.verdict.pattern}
+        return {"url": self.client.endpoint.url, "mode": self.mode, **pattern, **self.request}
 
     def ask(self, conversations: Mapping[str, Conversation]) -> dict[str, Answer | None]:
         """Ask the server, several at a time."""

@@ -1,9 +1,10 @@
 """A judge that runs here."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,15 +15,21 @@ from lit_rlhf.models import Backbone, ModelSpec, evaluating
 from lit_rlhf.models.branched import pack
 from lit_rlhf.models.fingerprint import weights_fingerprint
 from lit_rlhf.options import check_option, is_whole
+from lit_rlhf.rollout import NativeEngine, Sampling
 from lit_rlhf.types import asked
+
+_Question: TypeAlias = tuple[list[int], list[list[int]]]
+"""Tokens of the question, and of each word behind it."""
 
 
 class LocalJudge(Judge):
-    """A causal language model that weighs the words of the verdict: each is a branch behind the one question.
+    """A causal language model that weighs the words of the verdict, or writes an answer that ends in one.
 
-    The probability of a word is that of all its tokens, less that of longer words that begin with it (10 and 1); it is
-    exact, and nothing is sampled. With a chat template the question is rendered by it; without, the word follows the
-    question and a space.
+    By log-probs each word is a branch behind the one question: its probability is that of all its tokens, less that of
+    longer words that begin with it (10 and 1); it is exact, and nothing is sampled. As text the likeliest answer is
+    written, for models that reason first; one without a word of the verdict is a failure, see `failures`.
+
+    With a chat template the question is rendered by it; without, the word follows the question and a space.
 
     Args:
         backbone: The model. None: the policy that is trained with this judge in its reward (self-rewarding,
@@ -30,10 +37,15 @@ class LocalJudge(Judge):
         role: Whose adapter is on: "policy", or "reference" for the policy as it was at the start.
         lead: Text that the answer is made to begin with, such as "The better answer is".
         batch_size: Questions at a time, at least 1.
+        mode: "logprobs" or "text".
+        max_new_tokens: Of the answer as text, at least 1.
+        adapter: A judge's adapter on the base of the policy in training, which then takes no second model: directory of
+            one that `lit-rlhf export` or peft wrote.
         **kwargs: As for `Judge`.
 
     Raises:
-        ConfigurationError: An option is out of range, or a cache for a policy in training.
+        ConfigurationError: An option is out of range, or a cache for a policy in training, or an
+            adapter beside a model of its own.
     """
 
     def __init__(
@@ -42,11 +54,27 @@ class LocalJudge(Judge):
         role: str = "policy",
         lead: str = "",
         batch_size: int = 8,
+        mode: Literal["logprobs", "text"] = "logprobs",
+        max_new_tokens: int = 256,
+        adapter: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_option(is_whole(batch_size, 1), self, "batch_size", batch_size, "1 or more")
-        if backbone is None and self.cache is not None:
+        valid = is_whole(max_new_tokens, 1)
+        check_option(valid, self, "max_new_tokens", max_new_tokens, "1 or more")
+        check_option(mode in ("logprobs", "text"), self, "mode", mode, "logprobs or text")
+        if mode == "logprobs" and self.verdict.pattern is not None:
+            raise ConfigurationError(
+                f"LocalJudge(pattern={self.verdict.pattern!r}) reads texts, and by log-probs none is written: set "
+                "mode: text."
+            )
+        if adapter is not None and (backbone is not None or role != "policy"):
+            raise ConfigurationError(
+                f"LocalJudge(adapter={adapter!r}) stands on the base of the policy: leave backbone and role out, or "
+                "give the adapter of a model of its own as backbone.adapter."
+            )
+        if backbone is None and adapter is None and self.cache is not None:
             raise ConfigurationError(
                 "LocalJudge(cache=...) needs a model of its own (backbone): what a policy in training says changes."
             )
@@ -54,6 +82,8 @@ class LocalJudge(Judge):
         self.role = role
         self.lead = lead
         self.batch_size = batch_size
+        self.mode, self.max_new_tokens = mode, max_new_tokens
+        self.adapter = adapter
         self._backbone: Backbone | None = None
         self._weights = ""
 
@@ -66,8 +96,13 @@ class LocalJudge(Judge):
 
     def attach(self, backbone: Backbone) -> None:
         """Take the policy as the model, where there is no other."""
-        if self.spec is None:
-            self._backbone = backbone
+        if self.spec is not None or self._backbone is backbone:
+            return
+        self._backbone = backbone
+        if self.adapter is not None:
+            names = itertools.chain(["judge"], (f"judge_{i}" for i in itertools.count(2)))
+            self.role = next(name for name in names if name not in backbone.adapters)
+            backbone.add_adapter(self.role, path=self.adapter, trainable=False)
 
     def to(self, device: torch.device) -> None:
         """Move a model of its own."""
@@ -93,7 +128,8 @@ class LocalJudge(Judge):
 
     def identity(self) -> dict[str, Any]:
         """The weights, the chat template, and how they are asked."""
-        if self.spec is not None and not self._weights:
+        fixed = self.spec is not None or self.adapter is not None
+        if fixed and not self._weights:
             self._weights = weights_fingerprint(self.model, self.role)
         numbers = (
             {}
@@ -101,29 +137,56 @@ class LocalJudge(Judge):
             else {k: asdict(self.spec)[k] for k in ("dtype", "quantization")}
         )
         template = self.model.tokenizer.chat_template
-        return {"weights": self._weights, "template": template, "lead": self.lead, **numbers}
+        found = {"weights": self._weights, "template": template, "lead": self.lead, **numbers}
+        if self.mode == "text":
+            found |= {"max_new_tokens": self.max_new_tokens, "pattern": self.verdict.pattern}
+        return found
 
     @torch.no_grad()
     def ask(self, conversations: Mapping[str, Conversation]) -> dict[str, Answer | None]:
-        """Weigh the words, questions of similar length together."""
+        """Weigh the words or write answers, questions of similar length together."""
         rows = {key: self._tokens(messages) for key, messages in conversations.items()}
         order = sorted(rows, key=lambda key: len(rows[key][0]))
         found: dict[str, Answer | None] = {}
         for start in range(0, len(order), self.batch_size):
             keys = order[start : start + self.batch_size]
-            for key, logprobs in zip(keys, self._weigh([rows[k] for k in keys]), strict=True):
-                prompt, words = rows[key]
-                answer = self._answer(words, logprobs.tolist())
+            ask = self._write if self.mode == "text" else self._weigh_words
+            for key, (answer, written, why) in zip(keys, ask([rows[k] for k in keys]), strict=True):
                 if not 0 < sum(answer.values()) < math.inf:
-                    self.fail(
-                        ServiceError(f"The judge gives no word of {list(answer)} any probability.")
-                    )
+                    self.fail(ServiceError(why))
                     found[key] = None
                     continue
-                found[key] = self.keep(key, answer, len(prompt), sum(map(len, words)))
+                found[key] = self.keep(key, answer, len(rows[key][0]), written)
         return found
 
-    def _tokens(self, messages: Conversation) -> tuple[list[int], list[list[int]]]:
+    def _weigh_words(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, int, str]]:
+        for (_, words), logprobs in zip(rows, self._weigh(rows), strict=True):
+            answer = self._answer(words, logprobs.tolist())
+            why = f"The judge gives no word of {list(answer)} any probability."
+            yield answer, sum(map(len, words)), why
+
+    def _write(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, int, str]]:
+        """The word in the likeliest answer, the tokens written, and what was said if there is none."""
+        backbone = self.model
+        prompts, mask = _padded([prompt for prompt, _ in rows], backbone.device)
+        written = NativeEngine().generate(
+            backbone,
+            prompts,
+            mask,
+            sampling=Sampling(self.max_new_tokens, temperature=0.0),
+            seeds=torch.zeros(len(rows), dtype=torch.int64, device=backbone.device),
+            role=self.role,
+        )
+        for ids, own in zip(written.tokens, written.mask, strict=True):
+            said = self.lead + str(backbone.tokenizer.decode(ids[own], skip_special_tokens=True))
+            word = self.verdict.read(said)
+            why = (
+                f"The judge gave no verdict: none (or several) of the words {list(self.verdict.words)} in "
+                f"{said[-300:]!r}. Set failures: null to go on without, a longer max_new_tokens, or another template."
+            )
+            yield {} if word is None else {word: 1.0}, int(own.sum()), why
+
+    def _tokens(self, messages: Conversation) -> _Question:
         """Those of the question, and of each word behind it."""
         tokenizer = self.model.tokenizer
         if tokenizer.chat_template is not None:
@@ -149,14 +212,15 @@ class LocalJudge(Judge):
         context = getattr(
             self.model.model.config.get_text_config(), "max_position_embeddings", None
         )
-        if context is not None and len(prompt) + max(map(len, words)) > context:
+        room = self.max_new_tokens if self.mode == "text" else max(map(len, words))
+        if context is not None and len(prompt) + room > context:
             raise ConfigurationError(
-                f"A question to the judge has {len(prompt)} tokens; the model reads {context}. Shorten the answers, or "
-                "take a judge with a longer context."
+                f"A question to the judge has {len(prompt)} tokens, its answer up to {room}; the model reads "
+                f"{context}. Shorten the answers, or take a judge with a longer context."
             )
         return prompt, words
 
-    def _weigh(self, rows: list[tuple[list[int], list[list[int]]]]) -> Tensor:
+    def _weigh(self, rows: Sequence[_Question]) -> Tensor:
         """(B, K) log-probs of the words."""
         backbone, count = self.model, len(self.verdict.words)
         prompts, prompt_mask = _padded([prompt for prompt, _ in rows], backbone.device)

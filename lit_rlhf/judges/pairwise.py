@@ -1,10 +1,11 @@
 """Comparing in both orders."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.judges.base import Judge
+from lit_rlhf.judges.base import Assessment, Judge
 from lit_rlhf.types import Text
 
 
@@ -14,10 +15,12 @@ class Opinion(NamedTuple):
     Args:
         forward: How far the first is better when it is shown first, in [0, 1].
         backward: How far the second is better when it is shown first.
+        criteria: By each criterion of a judge with several: the probability that the first is better, see `p_first`.
     """
 
     forward: float
     backward: float
+    criteria: Mapping[str, float] = MappingProxyType({})
 
     @property
     def p_first(self) -> float:
@@ -63,9 +66,15 @@ class PairwiseJudge:
         """
         orders = [(p, a, b) for p, a, b in pairs] + [(p, b, a) for p, a, b in pairs]
         cases = [{"prompt": p, "first": a, "second": b} for p, a, b in orders]
-        values = self.judge.judge(cases)
-        half = len(pairs)
+        found = self.judge.assess(cases)
+        orders_of = zip(found[: len(pairs)], found[len(pairs) :], strict=True)
         return [
-            None if forward is None or backward is None else Opinion(forward, backward)
-            for forward, backward in zip(values[:half], values[half:], strict=True)
+            None if forward is None or backward is None else _opinion(forward, backward)
+            for forward, backward in orders_of
         ]
+
+
+def _opinion(forward: Assessment, backward: Assessment) -> Opinion:
+    both = [name for name in forward.criteria if name in backward.criteria]
+    criteria = {n: (forward.criteria[n] + 1 - backward.criteria[n]) / 2 for n in both}
+    return Opinion(forward.value, backward.value, criteria)

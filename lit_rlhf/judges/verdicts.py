@@ -17,6 +17,8 @@ class Verdict:
 
     Args:
         words: Worth of each word. None: whoever says it abstains.
+        pattern: A regular expression that finds the word in a text, as its group; where it matches several times, the
+            last counts. None: the one word in the last line.
 
     Raises:
         ConfigurationError: Fewer than two words are worth something, or a worth is no number.
@@ -27,9 +29,12 @@ class Verdict:
         0.75
         >>> verdict.read("The first is shorter.\nVerdict: **tie**")
         'tie'
+        >>> Verdict({"1": 1, "2": 2}, r"Score: (\d)").read("Score: 2, of 2. It is long.")
+        '2'
     """
 
     words: Mapping[str, float | None]
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
         """Check the words."""
@@ -39,6 +44,8 @@ class Verdict:
         spelled = all(is_text(word) and word == word.strip() for word in self.words)
         check_option(spelled, self, "words", dict(self.words), "words, without blanks around them")
         check_option(len(worth) > 1, self, "words", dict(self.words), "two words worth something")
+        allowed = "a regular expression with one group, the word"
+        check_option(_finds_a_word(self.pattern), self, "pattern", self.pattern, allowed)
 
     def value(self, probs: Mapping[str, float]) -> float | None:
         """The expected worth; None where more than half of the probability abstains.
@@ -53,7 +60,10 @@ class Verdict:
         return math.fsum(held.values()) / mass
 
     def read(self, text: str) -> str | None:
-        """The one word of the verdict that stands in the last line of a text; None where none or several do."""
+        """The one word of the verdict that a text says; None where none or several are said, or no word is one."""
+        if self.pattern is not None:
+            said = re.findall(self.pattern, text)
+            return said[-1] if said and said[-1] in self.words else None
         lines = text.strip().splitlines()
         longest = sorted(map(re.escape, self.words), key=len, reverse=True)
         found = set(
@@ -68,3 +78,10 @@ class Verdict:
             return token or None
         begun = [word for word in self.words if word.startswith(token)]
         return begun[0] if len(begun) == 1 else None
+
+
+def _finds_a_word(pattern: str | None) -> bool:
+    try:
+        return pattern is None or re.compile(pattern).groups == 1
+    except re.error:
+        return False

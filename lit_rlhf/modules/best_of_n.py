@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lit_rlhf.models import ModelSpec, evaluating
@@ -13,7 +14,7 @@ from lit_rlhf.objectives import BestOfN, FixedKL, places_among
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Generation, PromptBatch, Sample, ScoredRollout, Scores
+from lit_rlhf.types import Generation, PromptBatch, Sample, ScoredRollout
 
 BELOW, AT_MOST = "reference_below", "reference_at_most"
 """Parts of the scores: which share of the reference scores lower than a sample, and at most as high."""
@@ -81,12 +82,13 @@ class BestOfNPolicyModule(RLOOPolicyModule):
         with evaluating(self.reward):  # anchors don't count in running statistics
             anchors, _ = self.sample(batch, self.sampling, _ANCHORS, self.num_anchors)
         self.count_generated(anchors.response_mask)
+        known = super().penalized_scores(anchors).masked_fill(anchors.scores.left_out, torch.nan)
         places = places_among(
             super().penalized_scores(rollout).view(rollout.num_prompts, -1),
-            super().penalized_scores(anchors).view(rollout.num_prompts, -1),
+            known.view(rollout.num_prompts, -1),
         )
         parts = dict(zip((BELOW, AT_MOST), (each.flatten() for each in places), strict=True))
-        scores = Scores(rollout.scores.total, {**rollout.scores.parts, **parts})
+        scores = replace(rollout.scores, parts={**rollout.scores.parts, **parts})
         return replace(rollout, scores=scores), samples
 
     def penalized_scores(self, rollout: ScoredRollout) -> Tensor:

@@ -1,6 +1,8 @@
 """Collecting: from what an engine generated to texts, scores and log-probs. The steps that need no module state."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,14 +11,23 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.errors import ConfigurationError, DataError, ServiceError
 from lit_rlhf.internals.lightning import is_within_iteration
 from lit_rlhf.models import gathered
 from lit_rlhf.modules.minibatches import microbatch_indices, repeat_columns, row_lengths
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import RolloutEngine, Sampling
 from lit_rlhf.seeding import sample_seeds
-from lit_rlhf.types import Completions, Generation, PromptBatch, Prompts, Rollout, Sample, Scores
+from lit_rlhf.types import (
+    Completions,
+    Generation,
+    PromptBatch,
+    Prompts,
+    Rollout,
+    Sample,
+    ScoredRollout,
+    Scores,
+)
 
 RESUME = "The run goes on from its last checkpoint with --ckpt_path last."
 
@@ -113,12 +124,32 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
             f"{completions.responses[first]!r}. A reward must be finite; clip or replace such scores in the reward. "
             f"{RESUME}"
         )
-    return Scores(total, scores.parts)
+    if bool(scores.left_out.all()):
+        raise ServiceError(
+            f"{where} scored none of {len(total)} completions: there is nothing to learn from. {RESUME}"
+        )
+    return Scores(total, scores.parts, scores.left_out)
+
+
+def leave_out(rollout: ScoredRollout, failed: Tensor, *, pairs: bool = False) -> ScoredRollout:
+    """The rollout without the tokens of some samples: nothing of them counts, as if they had none.
+
+    Args:
+        rollout: Scored.
+        failed: (N,) bool.
+        pairs: Neighbours are compared: where one is left out, so is the other, for nobody knows which is better.
+    """
+    if pairs:
+        failed = failed.view(-1, 2).any(-1).repeat_interleave(2)
+    mask = rollout.response_mask & ~failed[:, None]
+    scores = replace(rollout.scores, failed=failed)
+    return replace(rollout, completions=replace(rollout.completions, mask=mask), scores=scores)
 
 
 def list_samples(completions: Completions, scores: Scores, iteration: int) -> list[Sample]:
-    """The completions for people to read."""
-    columns = (completions.prompts, completions.responses, scores.total.tolist())
+    """The completions for people to read; those that couldn't be scored have nan."""
+    known = scores.total.masked_fill(scores.left_out, math.nan)
+    columns = (completions.prompts, completions.responses, known.tolist())
     rows = zip(*columns, completions.finished.tolist(), strict=True)
     return [
         Sample(

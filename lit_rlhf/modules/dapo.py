@@ -140,7 +140,7 @@ class DAPOPolicyModule(GroupPolicyModule):
                 "sampling/prompts": torch.tensor(len(teaches)),
                 "sampling/resampled_prompts": torch.tensor(len(teaches) - len(chosen)),
                 "sampling/unfilled_prompts": (~teaches[chosen]).sum(),
-                "sampling/scores": rollout.scores.total,
+                "sampling/scores": rollout.scores.total[~rollout.scores.left_out],
                 "frac_reward_zero_std": ~teaches,
             }
         )
@@ -149,4 +149,5 @@ class DAPOPolicyModule(GroupPolicyModule):
 
 def _teaches(rollout: ScoredRollout) -> Tensor:
     """(B,): whether a prompt's scores differ."""
-    return ~equal_groups(rollout.scores.total, rollout.num_samples)
+    scores = rollout.scores
+    return ~equal_groups(scores.total, rollout.num_samples, ~scores.left_out)

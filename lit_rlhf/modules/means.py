@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_mean, masked_sum
-from lit_rlhf.types import EvaluatedRollout
+from lit_rlhf.types import EvaluatedRollout, ScoredRollout
 
 
 class Means:
@@ -81,27 +81,26 @@ def rollout_metrics(
         weights: (N, T) importance weights of its tokens against the engine, where any were used.
         iteration: Of the policy that learns from it.
     """
-    mask, scores, finished = (
-        rollout.response_mask,
-        rollout.scores.total,
-        rollout.completions.finished,
-    )
-    kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
-    lengths = mask.sum(-1).float()
+    mask, counted = rollout.response_mask, _counted(rollout)
+    scores, finished = rollout.scores.total[counted], rollout.completions.finished[counted]
+    kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)[counted]
+    lengths = mask.sum(-1)[counted].float()
     metrics = {
         "objective/scores": scores.mean(),
         "objective/kl": kl.mean(),
         "objective/non_score_reward": -kl_coef * kl.mean(),
         "objective/rlhf_reward": scores.mean() - kl_coef * kl.mean(),
-        "objective/entropy": -masked_sum(rollout.old_logprobs, mask, dim=-1).mean(),
+        "objective/entropy": -masked_sum(rollout.old_logprobs, mask, dim=-1)[counted].mean(),
         "objective/scores_std": scores.std(unbiased=False),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
         "completions/clipped_ratio": (~finished).float().mean(),
         "val/num_eos_tokens": finished.float().sum(),
+        "reward/failed": rollout.scores.left_out.float().sum(),
     }
-    metrics |= {f"rewards/{name}/mean": part.mean() for name, part in rollout.scores.parts.items()}
+    parts = rollout.scores.parts.items()
+    metrics |= {f"rewards/{name}/mean": part[counted].mean() for name, part in parts}
     engine = rollout.completions.logprobs
     if engine is not None:
         gap = torch.where(mask, (engine - rollout.old_logprobs).abs(), 0.0)
@@ -123,12 +122,19 @@ def rollout_metrics(
 
 def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:
     """Score, KL to the reference and length of held-out samples, and the parts of the reward."""
-    mask, scores = rollout.response_mask, rollout.scores
+    mask, scores, counted = rollout.response_mask, rollout.scores, _counted(rollout)
     kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
     metrics = {
-        "objective/scores": scores.total.mean(),
+        "objective/scores": scores.total[counted].mean(),
         "objective/kl": kl.mean(),
         "completions/mean_length": mask.sum(-1).float().mean(),
         "completions/clipped_ratio": (~rollout.completions.finished).float().mean(),
     }
-    return metrics | {f"rewards/{name}/mean": part.mean() for name, part in scores.parts.items()}
+    parts = scores.parts.items()
+    return metrics | {f"rewards/{name}/mean": part[counted].mean() for name, part in parts}
+
+
+def _counted(rollout: ScoredRollout) -> Tensor:
+    """(N,) bool: the samples that were scored; all where none of a batch was, for means must be of something."""
+    failed = rollout.scores.left_out
+    return ~failed if not bool(failed.all()) else torch.ones_like(failed)

@@ -7,7 +7,13 @@ from lit_rlhf.functional.rewards import kl_shaped_rewards
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules.group import GroupPolicyModule, Parts, REINFORCEPolicyModule
 from lit_rlhf.modules.means import Means
-from lit_rlhf.modules.opponents import MixtureOpponent, Opponent, meet, own_samples, win_chances
+from lit_rlhf.modules.opponents import (
+    MixtureOpponent,
+    Opponent,
+    meet,
+    own_samples,
+    win_chances,
+)
 from lit_rlhf.objectives import FixedKL, PreferenceOracle, SoftLabels
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
@@ -39,6 +45,7 @@ class NashMDPolicyModule(GroupPolicyModule):
         "kl": partial(FixedKL, 0.1),
     }
     default_samples: ClassVar[int] = 1
+    in_pairs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -68,7 +75,7 @@ class NashMDPolicyModule(GroupPolicyModule):
         wins = win_chances(self.oracle, scores, seed=self.seed, iteration=self.iteration)[::2]
         own = own_samples(rollout)
         counts = Means()
-        counts.add("preference/win_rate", wins)
+        counts.add("preference/win_rate", wins, own.response_mask.any(-1))
         self.count_means(counts)
         mask = own.response_mask
         rewards = kl_shaped_rewards(

@@ -94,6 +94,7 @@ class OnlineDPOPolicyModule(PolicyModule):
         "loss": partial(DPO, 0.1),
     }
     default_samples: ClassVar[int] = 2
+    in_pairs: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -145,10 +146,10 @@ class OnlineDPOPolicyModule(PolicyModule):
         logprobs, mask = asked(self.policy_forward(minibatch).logprobs), minibatch.response_mask
         output = self.loss_of_pairs(logprobs, minibatch)
         drift = approx_kl(logprobs.detach(), minibatch.old_logprobs, mask)[self.own_tokens(mask)]
-        metrics = dict(output.metrics) | {
-            "loss/pair_avg": output.loss,
-            "policy/approxkl_avg": drift,
-        }
+        judged = mask.any(-1).view(-1, 2).all(-1)  # (P,)
+        metrics = {**output.metrics, "loss/pair_avg": output.loss}
+        metrics = {n: v[judged] if v.shape == judged.shape else v for n, v in metrics.items()}
+        metrics["policy/approxkl_avg"] = drift
         loss = place_at_end(output.loss.repeat_interleave(2), mask)
         return LossOutput(loss, metrics, logprobs.detach())
 

@@ -100,8 +100,8 @@ class PolicyModule(RLHFModule):
     """What stands where an option is left out; a named method is mostly such a table."""
     default_epochs: ClassVar[int] = 1
     default_samples: ClassVar[int] = 1
-    draws_samples: ClassVar[bool] = True
-    """Callbacks that show or watch samples ask for it."""
+    in_pairs: ClassVar[bool] = False  # whether a sample without score takes its neighbour along
+    draws_samples: ClassVar[bool] = True  # callbacks that show or watch samples ask for it
 
     def __init__(
         self,
@@ -273,7 +273,7 @@ class PolicyModule(RLHFModule):
         """Sample and score this process's completions of a training batch."""
         rollout, samples = self.sample(batch, self.sampling, "rollout", self.num_samples)
         self.count_generated(rollout.response_mask)
-        return rollout, samples
+        return stages.leave_out(rollout, rollout.scores.left_out, pairs=self.in_pairs), samples
 
     def sample(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int

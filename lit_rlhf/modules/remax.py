@@ -4,12 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from lit_rlhf.functional.advantages import discounted_returns, greedy_baseline
 from lit_rlhf.functional.rewards import missing_eos_penalty
 from lit_rlhf.models import ModelSpec, evaluating
-from lit_rlhf.modules.collect import score_completions
+from lit_rlhf.modules.collect import leave_out, score_completions
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.objectives import Reinforce, SequenceSum
 from lit_rlhf.options import check_option
@@ -61,9 +59,12 @@ class ReMaxPolicyModule(PolicyModule):
     def draw(self, batch: PromptBatch) -> tuple[ScoredRollout, list[Sample]]:
         """Sampled completions, and the score of each prompt's greedy one as their baseline."""
         rollout, samples = super().draw(batch)
-        greedy = self._greedy_scores(batch).repeat_interleave(self.num_samples)
-        scores = Scores(rollout.scores.total, {**rollout.scores.parts, GREEDY: greedy})
-        return replace(rollout, scores=scores), samples
+        greedy = self._greedy_scores(batch)
+        baseline = greedy.total.repeat_interleave(self.num_samples)
+        scores = replace(rollout.scores, parts={**rollout.scores.parts, GREEDY: baseline})
+        failed = greedy.left_out.repeat_interleave(self.num_samples)
+        rollout = replace(rollout, scores=scores)
+        return leave_out(rollout, scores.left_out | failed), samples
 
     def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
         """Rewards to go minus the greedy score."""
@@ -72,11 +73,12 @@ class ReMaxPolicyModule(PolicyModule):
         baselines = rollout.scores.parts[GREEDY]  # (N,)
         return rollout.with_advantages(greedy_baseline(returns, baselines, mask))
 
-    def _greedy_scores(self, batch: PromptBatch) -> Tensor:
+    def _greedy_scores(self, batch: PromptBatch) -> Scores:
         sampling = replace(self.sampling, temperature=0.0)
         rollout, completions = self.generate(batch, sampling, "greedy", 1)
         with self.phases("reward"), evaluating(self.reward), evaluating(self.backbone):
             scores = score_completions(self.reward, completions, self.iteration)
         self.count_generated(rollout.response_mask)
         finished = rollout.completions.finished
-        return missing_eos_penalty(scores.total, finished, self.missing_eos_penalty)
+        penalized = missing_eos_penalty(scores.total, finished, self.missing_eos_penalty)
+        return replace(scores, total=penalized)

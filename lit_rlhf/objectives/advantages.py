@@ -8,8 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_rlhf.errors import CheckpointError
-from lit_rlhf.functional.advantages import discounted_returns, group_centered, spread_over_tokens
-from lit_rlhf.functional.masking import masked_sum, whiten
+from lit_rlhf.functional.advantages import (
+    discounted_returns,
+    group_centered,
+    group_sizes,
+    spread_over_tokens,
+)
+from lit_rlhf.functional.masking import masked_mean, masked_sum, whiten
 from lit_rlhf.options import check_option
 
 Tokens = Float[Tensor, "sequences time"]
@@ -20,6 +25,7 @@ class Advantage(ABC):
     """Rewards of tokens to advantages of tokens, over the rollouts of *all* ranks.
 
     Rewards already hold what the algorithm puts there (score at the end, KL terms). A sequence's return is their sum.
+    Sequences without tokens, which couldn't be scored, are not there: no baseline counts them.
     """
 
     min_samples: int = 1
@@ -71,8 +77,9 @@ class LeaveOneOut(Advantage):
 
     def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
         """See the class."""
-        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples)
-        return spread_over_tokens(centered * (num_samples / (num_samples - 1)), mask)
+        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples, mask.any(-1))
+        sizes = group_sizes(mask.any(-1), num_samples).to(centered.dtype)  # (N,)
+        return spread_over_tokens(centered * (sizes / (sizes - 1).clamp_min(1)), mask)
 
 
 class GroupCentered(Advantage):
@@ -86,7 +93,7 @@ class GroupCentered(Advantage):
 
     def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
         """See the class."""
-        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples)
+        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples, mask.any(-1))
         return spread_over_tokens(centered, mask)
 
 
@@ -112,8 +119,9 @@ class GroupNormalized(Advantage):
 
     def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
         """See the class."""
-        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples)
-        std = centered.view(-1, num_samples).std(-1).repeat_interleave(num_samples)  # (N,)
+        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples, mask.any(-1))
+        squares = centered.square().view(-1, num_samples).sum(-1).repeat_interleave(num_samples)
+        std = (squares / (group_sizes(mask.any(-1), num_samples) - 1).clamp_min(1)).sqrt()  # (N,)
         return spread_over_tokens(centered / (std + self.eps), mask)
 
 
@@ -159,7 +167,7 @@ class MovingBaseline(Advantage):
         """Subtract the baseline, then move it."""
         del num_samples
         returns = masked_sum(rewards, mask, dim=-1)
-        mean = float(returns.mean())
+        mean = float(masked_mean(returns, mask.any(-1)))
         baseline = mean if self.baseline is None else self.baseline
         if math.isfinite(mean):
             self.baseline = self.decay * baseline + (1 - self.decay) * mean

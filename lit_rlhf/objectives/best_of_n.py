@@ -53,7 +53,7 @@ def places_among(
 
     Args:
         scores: (B, K) of samples.
-        anchors: (B, M) of samples of the reference.
+        anchors: (B, M) of samples of the reference; nan for those that couldn't be scored, which don't count.
 
     Example:
         >>> places_among(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 1.0, 3.0]]))
@@ -61,4 +61,5 @@ def places_among(
     """
     compared = scores[:, :, None], anchors[:, None, :]  # to (B, K, M)
     below, at_most = torch.gt(*compared).sum(-1), torch.ge(*compared).sum(-1) + 1
-    return below / (anchors.shape[1] + 1), at_most / (anchors.shape[1] + 1)
+    count = 1 + (~anchors.isnan()).sum(-1, keepdim=True)  # (B, 1)
+    return below / count, at_most / count

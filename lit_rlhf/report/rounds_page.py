@@ -135,11 +135,12 @@ def _samples(root: Path, rounds: dict[str, dict[str, Any]]) -> Samples | None:
         shown: set[str] = set()
         for line in file.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            prompt = row.get("prompt")
+            prompt = row.get("prompt", next(iter(row.values())))  # rows keep their columns
             prompt = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
             if prompt not in shown:
                 shown.add(prompt)
-                said = f"{'first policy' if key == 'initial' else f'round {key}'}, score {row['score']:.4g}"
+                score = "none" if row["score"] is None else f"{row['score']:.4g}"
+                said = f"{'first policy' if key == 'initial' else f'round {key}'}, score {score}"
                 texts.setdefault(prompt, [("prompt", prompt)]).append((said, str(row["response"])))
     if not texts:
         return None

@@ -1,15 +1,20 @@
 """What a reward is."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lit_rlhf.errors import DataError
+from lit_rlhf.errors import DataError, ServiceError
 from lit_rlhf.models import Backbone, RewardSource
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.types import Completions, Scores
+
+OnFailure: TypeAlias = Literal["raise", "mean", "skip"]
+"""What becomes of completions that can't be scored: the run ends; they get the mean of their prompt's others; or they
+are left out of training, counted as `reward/failed`. Where no completion of a batch can be scored, it always ends."""
 
 
 class Reward(nn.Module, ABC):
@@ -75,6 +80,36 @@ def read_column(completions: Completions, name: str, reader: str) -> list[Any]:
     return completions.columns[name]
 
 
-def as_scores(values: list[float], completions: Completions) -> Scores:
-    """Python numbers as scores."""
-    return Scores(completions.tokens.new_tensor(values, dtype=torch.float32))
+def as_scores(
+    values: Sequence[float | None], completions: Completions, *, skip: bool = False
+) -> Scores:
+    """Python numbers as scores; a completion without one gets the mean of its prompt's others, or else of all.
+
+    Args:
+        values: N of them; None where a completion couldn't be scored.
+        completions: What was scored.
+        skip: Completions without a number are left out of training, and their mean stands in their place alone.
+
+    Raises:
+        ServiceError: There is no number at all.
+    """
+    known = [value for value in values if value is not None]
+    if values and not known:
+        raise ServiceError(
+            f"None of {len(values)} completions could be scored, so there is nothing to learn from."
+        )
+    samples = len(values) // max(len(completions.prompt_ids), 1) or 1
+    filled: list[float] = []
+    for start in range(0, len(values), samples):
+        group = values[start : start + samples]
+        own = [value for value in group if value is not None] or known
+        filled += [sum(own) / len(own) if value is None else value for value in group]
+    total = completions.tokens.new_tensor(filled, dtype=torch.float32)
+    failed = completions.tokens.new_tensor([value is None for value in values], dtype=torch.bool)
+    return Scores(total, failed=failed if skip else None)
+
+
+def failed_of(found: Sequence[Scores]) -> Tensor | None:
+    """(N,) bool: what any of several rewards couldn't score; None where none says so."""
+    failed = [scores.failed for scores in found if scores.failed is not None]
+    return torch.stack(failed).any(0) if failed else None

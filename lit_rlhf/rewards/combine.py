@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.base import Reward, failed_of
 from lit_rlhf.types import Completions, Scores
 
 
@@ -38,9 +38,9 @@ class WeightedSum(Reward):
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
-        scores, parts = score_members(self, self.names, completions)
+        scores, parts, failed = score_members(self, self.names, completions)
         weighted = [weight * part for weight, part in zip(self.weights, scores, strict=True)]
-        return Scores(torch.stack(weighted).sum(0), parts)
+        return Scores(torch.stack(weighted).sum(0), parts, failed)
 
 
 class Ensemble(Reward):
@@ -69,9 +69,9 @@ class Ensemble(Reward):
     def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
         names = [str(i) for i in range(len(self.rewards))]
-        members, parts = score_members(self, names, completions)
+        members, parts, failed = score_members(self, names, completions)
         scores = torch.stack(members)  # (members, N)
-        return Scores(self.combine(scores), {**parts, "std": scores.std(0, correction=0)})
+        return Scores(self.combine(scores), {**parts, "std": scores.std(0, correction=0)}, failed)
 
     @abstractmethod
     def combine(self, scores: Tensor) -> Tensor:
@@ -146,20 +146,23 @@ class MonitoredReward(Reward):
         self.rewards = nn.ModuleList([reward, *monitors.values()])
 
     def score(self, completions: Completions) -> Scores:
-        """(N,) float32: the reward's alone."""
-        scores, parts = score_members(self, self.names, completions)
-        return Scores(scores[0], parts)
+        """(N,) float32: the reward's alone, and so is what it couldn't score."""
+        found = [member.score(completions) for member in self.members()]
+        return Scores(found[0].total.float(), parts_of(self.names, found), found[0].failed)
 
 
 def score_members(
     reward: Reward, names: list[str], completions: Completions
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The score (N,) of every member, and all of them with their parts by name."""
-    scores = []
+) -> tuple[list[Tensor], dict[str, Tensor], Tensor | None]:
+    """The score (N,) of every member, all of them with their parts by name, and what any of them couldn't score."""
+    found = [member.score(completions) for member in reward.members()]
+    return [scores.total.float() for scores in found], parts_of(names, found), failed_of(found)
+
+
+def parts_of(names: list[str], found: list[Scores]) -> dict[str, Tensor]:
+    """Scores by name, each with its parts."""
     parts: dict[str, Tensor] = {}
-    for name, member in zip(names, reward.members(), strict=True):
-        found = member.score(completions)
-        total = found.total.float()
-        parts |= {name: total} | {f"{name}/{part}": value for part, value in found.parts.items()}
-        scores.append(total)
-    return scores, parts
+    for name, scores in zip(names, found, strict=True):
+        own = {f"{name}/{part}": value for part, value in scores.parts.items()}
+        parts |= {name: scores.total.float()} | own
+    return parts

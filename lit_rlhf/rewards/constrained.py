@@ -73,13 +73,14 @@ class ConstrainedReward(Reward):
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
-        (reward, cost), parts = score_members(self, ["reward", "cost"], completions)
+        (reward, cost), parts, failed = score_members(self, ["reward", "cost"], completions)
         multiplier = float(self.multiplier)
         scores = (reward - multiplier * cost) / (1 + multiplier)
         parts["multiplier"] = cost.new_full(cost.shape, multiplier)
-        mean_cost = float(weighted_mean(cost)) if self.training else math.nan
+        known = cost if failed is None else cost[~failed]
+        mean_cost = float(weighted_mean(known)) if self.training else math.nan
         if math.isfinite(mean_cost):  # else the module will name the completion
             bound = math.log(self.max_multiplier)
             moved = math.log(multiplier) + self.rate * multiplier * (mean_cost - self.limit)
             self.multiplier.fill_(math.exp(min(max(moved, -bound), bound)))
-        return Scores(scores, parts)
+        return Scores(scores, parts, failed)

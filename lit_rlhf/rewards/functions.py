@@ -14,7 +14,7 @@ from tenacity import retry, stop_after_attempt, wait_random_exponential
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option, is_whole
-from lit_rlhf.rewards.base import Reward, as_scores
+from lit_rlhf.rewards.base import OnFailure, Reward, as_scores
 from lit_rlhf.types import Completions, Scores
 
 
@@ -35,6 +35,9 @@ class FunctionReward(Reward):
         name: What it is called in errors; default: its own name.
         retries: How often it is called again where it raises an error, after waits that grow from about 1 to 60
             seconds: for functions that ask a server. 0 or more.
+        on_failure: What becomes of responses for which it returns nan, saying that it couldn't score them: "raise" ends
+            the run; "mean" takes the mean of their prompt's others; "skip" leaves them out, counted as `reward/failed`.
+            An error that it raises, and nan for all, end the run.
 
     Raises:
         ConfigurationError: There is no such function, or it can't be called so.
@@ -50,6 +53,7 @@ class FunctionReward(Reward):
         function: Callable[..., Sequence[float | None]] | str,
         name: str | None = None,
         retries: int = 0,
+        on_failure: OnFailure = "raise",
     ) -> None:
         super().__init__()
         self.function = load_function(function) if isinstance(function, str) else function
@@ -63,6 +67,9 @@ class FunctionReward(Reward):
             self.wants = [inspect.Parameter(n, keyword) for n in ("prompts", "responses")]
         self.retries = retries
         check_option(is_whole(retries, 0), self, "retries", retries, "0 or more")
+        self.on_failure = on_failure
+        known = on_failure in ("raise", "mean", "skip")
+        check_option(known, self, "on_failure", on_failure, "raise, mean or skip")
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32.
@@ -77,7 +84,8 @@ class FunctionReward(Reward):
         except Exception as error:
             error.add_note(f"raised by the reward function {self.name!r}")
             raise
-        return as_scores(self._checked(values, completions), completions)
+        numbers = self._checked(values, completions)
+        return as_scores(numbers, completions, skip=self.on_failure == "skip")
 
     def _call(self, arguments: dict[str, Any]) -> Any:
         @retry(
@@ -113,7 +121,7 @@ class FunctionReward(Reward):
             )
         return known if takes_all else {p.name: known[p.name] for p in wanted if p.name in known}
 
-    def _checked(self, values: object, completions: Completions) -> list[float]:
+    def _checked(self, values: object, completions: Completions) -> list[float | None]:
         count = len(completions.responses)
         listed: Any = values.tolist() if hasattr(values, "tolist") else values
         is_list = isinstance(listed, Sequence) and not isinstance(listed, str)
@@ -124,14 +132,15 @@ class FunctionReward(Reward):
                 "It must return a list of one number per response, in their order."
             )
         numbers = [0.0 if value is None else _number(value) for value in listed]
+        missing = self.on_failure != "raise"
         for i, number in enumerate(numbers):
-            if not math.isfinite(number):
+            if not math.isfinite(number) and not (missing and listed[i] != listed[i]):
                 raise DataError(
                     f"The reward function {self.name!r} returned {listed[i]!r} for response {i}, "
                     f"{completions.responses[i]!r}, to the prompt {completions.prompts[i]!r}. A reward must be a "
                     "finite number: clip or replace it there."
                 )
-        return numbers
+        return [None if math.isnan(number) else number for number in numbers]
 
 
 def load_function(where: str) -> Callable[..., Any]:

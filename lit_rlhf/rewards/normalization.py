@@ -69,12 +69,12 @@ class NormalizedReward(Reward):
         found = self.reward.score(completions)
         raw = found.total.float()
         if self.fixed is None and self.training:
-            self._count(raw)
+            self._count(raw[~found.left_out])
         mean, std = self.moments()
         scores = (raw - mean) / std if self.center else raw / std
         if self.clip is not None:
             scores = scores.clamp(-self.clip, self.clip)
-        return Scores(scores, {"raw": raw, **found.parts})
+        return Scores(scores, {"raw": raw, **found.parts}, found.failed)
 
     @property
     def seen(self) -> Moments:

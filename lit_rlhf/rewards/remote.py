@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from lit_rlhf.http import Endpoint, HTTPClient, addresses
 from lit_rlhf.models import Backbone
 from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.replicas import Replicas
-from lit_rlhf.rewards.base import Reward, read_column
+from lit_rlhf.rewards.base import OnFailure, Reward, as_scores, read_column
 from lit_rlhf.rewards.retokenize import plain_prompts, vocabulary_hash
 from lit_rlhf.types import Completions, Scores
 
@@ -69,6 +70,9 @@ class HTTPReward(Reward):
             none.
         normalize: As of `ModelReward`, by the numbers that the server's model was exported with.
         conversation_column: As of `ModelReward`.
+        on_failure: What becomes of the completions of a request that failed for good: "raise" ends the run; "mean"
+            gives them the mean of their prompt's others, or else of the batch; "skip" leaves them out of training,
+            counted as `reward/failed`. Where every request fails, the run ends.
 
     Raises:
         ConfigurationError: A number out of its range, or an address that is none.
@@ -85,6 +89,7 @@ class HTTPReward(Reward):
         cache: int = 0,
         normalize: bool = False,
         conversation_column: str | None = None,
+        on_failure: OnFailure = "raise",
     ) -> None:
         super().__init__()
         self.urls = addresses(self, urls)
@@ -103,6 +108,9 @@ class HTTPReward(Reward):
         ]
         self.prompts_per_request, self.cache = prompts_per_request, cache
         self.normalize, self.conversation_column = normalize, conversation_column
+        self.on_failure = on_failure
+        known = on_failure in ("raise", "mean", "skip")
+        check_option(known, self, "on_failure", on_failure, "raise, mean or skip")
         self._known: OrderedDict[str, list[float]] = OrderedDict()
         self._servers: Replicas[_RewardServer] | None = None
         self._policy: Any = None
@@ -168,23 +176,25 @@ class HTTPReward(Reward):
         missing = {k: item for k, item in zip(keys, items, strict=True) if k not in self._known}
         found = {key: self._known[key] for key in keys if key in self._known}
         found |= self._asked(self._servers, missing)
+        samples = len(completions.tokens) // max(len(items), 1)
+        values = [value for key in keys for value in found.get(key, [None] * samples)]
         for key in found if self.cache else ():
             self._known[key] = found[key]
             self._known.move_to_end(key)
             if len(self._known) > self.cache:
                 self._known.popitem(last=False)
-        total = torch.tensor(
-            [found[key] for key in keys], dtype=torch.float32, device=completions.tokens.device
-        ).flatten()
-        if self.normalize:
-            total = (total - self._health["score_mean"]) / self._health["score_std"]
-        return Scores(total)
+        scores = as_scores(values, completions, skip=self.on_failure == "skip")
+        if not self.normalize:
+            return scores
+        total = (scores.total - self._health["score_mean"]) / self._health["score_std"]
+        return replace(scores, total=total)
 
     def _asked(
         self, servers: Replicas[_RewardServer], missing: dict[str, dict[str, Any]]
     ) -> dict[str, list[float]]:
         keys, size = list(missing), self.prompts_per_request
         parts = [keys[start : start + size] for start in range(0, len(keys), size)]
+        failures: list[ServiceError] = []
 
         def ask(numbered: tuple[int, list[str]]) -> list[list[float]]:
             number, part = numbered
@@ -193,13 +203,23 @@ class HTTPReward(Reward):
                 items=[missing[key] for key in part],
                 weights=self._health["weights"],
             )
-            return servers.ask(number, call, ServiceError)
+            try:
+                return servers.ask(number, call, ServiceError)
+            except ServiceError as error:
+                if self.on_failure == "raise":
+                    raise
+                failures.append(error)
+                for server in servers.servers:  # the other requests may be better
+                    servers.take_back(server)
+                return []
 
-        every = servers.servers[0].client.map(ask, enumerate(parts))
+        every = list(servers.servers[0].client.map(ask, enumerate(parts)))
+        if failures and len(failures) == len(parts):
+            raise failures[0]
         return {
             key: own
             for part, scores in zip(parts, every, strict=True)
-            for key, own in zip(part, scores, strict=True)
+            for key, own in zip(part, scores or (), strict=bool(scores))
         }
 
     def _items(self, completions: Completions) -> list[dict[str, Any]]:

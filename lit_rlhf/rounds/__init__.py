@@ -10,6 +10,7 @@ from lit_rlhf.rounds.feedback import (
     Feedback as Feedback,
     JudgeFeedback as JudgeFeedback,
     PeopleFeedback as PeopleFeedback,
+    RevisionFeedback as RevisionFeedback,
     RewardFeedback as RewardFeedback,
 )
 from lit_rlhf.rounds.loop import Rounds as Rounds

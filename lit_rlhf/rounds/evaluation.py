@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_number, is_whole
-from lit_rlhf.rounds.steps import Step, fill, read_rows
+from lit_rlhf.rounds.steps import Options, Step, fill, read_rows
 
 _SAMPLES, _LABELS = "evaluation.jsonl", "agreement.jsonl"
 Measures = dict[str, float]
@@ -38,11 +38,11 @@ class Evaluation:
     """
 
     prompts: str | None = None
-    reward: dict[str, Any] | None = None
+    reward: Options | None = None
     num_samples: int = 1
-    sample: dict[str, Any] | None = None
+    sample: Options | None = None
     labels: str | None = None
-    judge: dict[str, Any] | None = None
+    judge: Options | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -131,10 +131,11 @@ def measure(directory: Path, num_samples: int = 1) -> Measures:
 
 def _of_samples(rows: Sequence[Mapping[str, Any]], num_samples: int) -> Measures:
     """Scores are independent by prompt, not by sample."""
-    scores = [row["score"] for row in rows]
-    prompts = [fmean(scores[i : i + num_samples]) for i in range(0, len(scores), num_samples)]
+    groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
+    known = [[row["score"] for row in group if row["score"] is not None] for group in groups]
+    prompts = [fmean(scores) for scores in known if scores]
     error = stdev(prompts) / math.sqrt(len(prompts)) if len(prompts) > 1 else math.nan
-    found = {"score": fmean(scores), "kl": fmean(row["kl"] for row in rows)}
+    found = {"score": fmean(prompts), "kl": fmean(row["kl"] for row in rows)}
     found["finished"] = fmean(row["finished"] for row in rows)
     return found | ({"score_stderr": error} if math.isfinite(error) else {})
 

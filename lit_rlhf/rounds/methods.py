@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlhf.rounds.feedback import PREFERENCES, Feedback, generate
-from lit_rlhf.rounds.steps import Round, Step
+from lit_rlhf.rounds.steps import Options, Round, Step
 from lit_rlhf.rounds.training import Training
 
 _DEMONSTRATIONS = "demonstrations.jsonl"
@@ -30,14 +30,16 @@ class IterativeDPO(Method):
 
     Args:
         feedback: Where preferences come from: `RewardFeedback`, `JudgeFeedback` or `PeopleFeedback`.
-        training: Of the policy; default: `preference/dpo_lora` with `SoftLabelDPO`, for the data have `p_chosen`.
+        training: Of the policy; default: `preference/dpo_lora`, with `SoftLabelDPO` where the data have `p_chosen`.
     """
 
     def __init__(self, feedback: Feedback, training: Training | None = None) -> None:
         soft = {"class_path": "SoftLabelDPO", "init_args": {"beta": 0.1}}
-        options: dict[str, Any] = {"model": {"init_args": {"loss": soft}}}
+        options: Options = {"model": {"init_args": {"loss": soft}}}
         self.feedback = feedback
-        self.training = training or Training(["preference/dpo_lora"], options)
+        self.training = training or Training(
+            ["preference/dpo_lora"], options if feedback.soft else {}
+        )
 
     def steps(self, planned: Round) -> Iterator[Step]:
         """Preferences, then a policy."""
@@ -64,7 +66,7 @@ class SelfPlay(Method):
         demonstrations: str | list[str],
         num_samples: int = 1,
         training: Training | None = None,
-        sample: dict[str, Any] | None = None,
+        sample: Options | None = None,
     ) -> None:
         self.demonstrations, self.num_samples = demonstrations, num_samples
         self.training = training or Training(["preference/dpo_lora"])
@@ -95,11 +97,11 @@ class RejectionSampling(Method):
     def __init__(
         self,
         prompts: str | list[str],
-        reward: dict[str, Any],
+        reward: Options,
         num_samples: int = 8,
         num_best: int = 1,
         training: Training | None = None,
-        sample: dict[str, Any] | None = None,
+        sample: Options | None = None,
     ) -> None:
         self.prompts, self.reward = prompts, reward
         self.training = training or Training(["sft/lora"])

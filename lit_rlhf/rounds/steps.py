@@ -1,12 +1,41 @@
 """A round, and the steps that it is made of."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lit_rlhf.seeding import stable_hash
+
+
+class FileOptions(Mapping[str, Any]):
+    """Options as a file has them, for the command that reads them.
+
+    No dict: in one, the parser of the command line would take each `class_path` for its own.
+
+    Args:
+        values: The options.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+if TYPE_CHECKING:
+    Options: TypeAlias = Mapping[str, Any]
+else:
+    Options = FileOptions
+"""Options of a command: any mapping in Python; what the command line makes of them."""
 
 
 @dataclass(frozen=True)

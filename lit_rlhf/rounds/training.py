@@ -10,7 +10,7 @@ import yaml
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_text
-from lit_rlhf.rounds.steps import Round, Step, merged
+from lit_rlhf.rounds.steps import Options, Round, Step, merged
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Training:
     """
 
     configs: list[str]
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     start: str = "previous"
     data: Literal["round", "all"] = "round"
 

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlhf.cli import main
 from lit_rlhf.cli.selection import Sample, keep_best, keep_pairs
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, PreferenceDataModule
-from lit_rlhf.testing import write_jsonl
+from lit_rlhf.feedback import read_labelled_pairs
+from lit_rlhf.testing import write_jsonl, write_tiny_model
 
 ROWS = [
     {"prompt": f"how was the {word}? ", "answer": str(n)}
@@ -146,3 +149,77 @@ def test_what_cannot_be_chosen_is_refused(
     with pytest.raises(SystemExit):
         generate(tiny_model_dir, tmp_path, *words)
     assert message in capsys.readouterr().err
+
+
+def test_a_template_asks_about_what_the_rows_hold(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function = tmp_path / "asked.py"
+    function.write_text(
+        "def asked(prompts, answer):\n"
+        "    return [float(f'Row {a} says {a}.' in p) for p, a in zip(prompts, answer)]\n"
+    )
+    reward = ["--reward.class_path", "FunctionReward", "--reward.function", f"{function}:asked"]
+    words = [
+        "--prompt_template",
+        "Row {{ number }} says {{ answer }}.",
+        "--response_column",
+        "said",
+    ]
+    every = generate(tiny_model_dir, tmp_path, *reward, *words)
+    assert {row["score"] for row in every} == {1.0}
+    assert [row["prompt"] for row in every[::24]] == [row["prompt"] for row in ROWS]
+    ended = generate(tiny_model_dir, tmp_path, *reward, *words, "--keep", "finished")
+    assert ended == [row for row in every if row["finished"]]
+    assert 0 < len(ended) < len(every)
+    assert all("said" in row and "response" not in row for row in every)
+    with pytest.raises(SystemExit):
+        generate(tiny_model_dir, tmp_path, "--prompt_template", "{{ nothing }}")
+    assert "template of --prompt_template fails: 'nothing'" in capsys.readouterr().err
+
+
+def test_samples_are_set_against_the_rows_own_answers(tiny_model_dir: Path, tmp_path: Path) -> None:
+    words = ["--keep", "self_play", "--completion_column", "answer"]
+    pairs = generate(tiny_model_dir, tmp_path, *words)
+    shown = {row["prompt"]: row["answer"] for row in ROWS}
+    assert {row["prompt"] for row in pairs} == set(shown)
+    assert all(row["chosen"] == shown[row["prompt"]] != row["rejected"] for row in pairs)
+    assert all(set(row) == {"prompt", "chosen", "rejected"} for row in pairs)
+
+
+def test_candidates_are_different_answers_that_a_judge_reads(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    rows = generate(tiny_model_dir, tmp_path, "--keep", "candidates")
+    assert all(len(set(row["completions"])) == len(row["completions"]) > 1 for row in rows)
+    pairs, dropped = read_labelled_pairs(FileSource(str(tmp_path / "out.jsonl")))
+    counts = [len(row["completions"]) for row in rows]
+    assert (len(pairs), dropped) == (sum(n * (n - 1) // 2 for n in counts), 0)
+
+
+def test_the_kl_to_another_model(tiny_model_dir: Path, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other", seed=7)
+    same = generate(tiny_model_dir, tmp_path, "--reference", str(tiny_model_dir))
+    assert all(abs(row["kl"]) < 1e-4 for row in same)
+    rows = generate(tiny_model_dir, tmp_path, "--reference", str(other))
+    assert [row["response"] for row in rows] == [row["response"] for row in same]
+    assert sum(row["kl"] for row in rows) / len(rows) > 0.01
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for path in (tiny_model_dir, other)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    greedy = generate(
+        tiny_model_dir, tmp_path, "--reference", str(other), "--sampling.max_new_tokens", "1"
+    )
+    checked = 0
+    for row in greedy:
+        prompt = tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
+        token = tokenizer(row["response"], add_special_tokens=False)["input_ids"]
+        if len(token) != 1 or tokenizer.decode(token) != row["response"]:
+            continue  # half a character, which no text gives back
+        with torch.no_grad():
+            ours, theirs = (m(prompt).logits[0, -1].log_softmax(-1) for m in (policy, reference))
+        assert row["kl"] == pytest.approx(float(ours[token[0]] - theirs[token[0]]), abs=1e-4)
+        checked += 1
+    assert checked > 5

@@ -100,6 +100,7 @@ class NoneEndsEarly(Callback):
         pl_module.backbone.eos_token_ids = ()
 
 
+@pytest.mark.filterwarnings("ignore:.*answers of the first batch:UserWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_a_real_run_holds_as_much(name: str, tokenizer: str) -> None:
     make, load = CASES[name]

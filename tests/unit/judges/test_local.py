@@ -1,12 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.judges import LocalJudge
-from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, export_policy
 from lit_rlhf.testing.models import write_tiny_model
 from tests.tolerances import FP32
 
@@ -83,5 +84,64 @@ def test_what_it_cannot_do_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"LocalJudge has no model"):
         LocalJudge(template=TEMPLATE).judge(CASES)
     long = [{"prompt": "a" * 20_000, "response": "b"}]
-    with pytest.raises(ConfigurationError, match=r"tokens; the model reads"):
+    with pytest.raises(ConfigurationError, match=r"tokens, its answer up to 1; the model reads"):
         LocalJudge(ModelSpec(name=str(model)), template=TEMPLATE).judge(long)
+
+
+def test_the_likeliest_answer_is_read_as_text(model: Path) -> None:
+    """As transformers writes it; what it says can be read by a pattern of any letter, and by words it never says."""
+    spec = ModelSpec(name=str(model))
+    options: dict[str, Any] = {"template": TEMPLATE, "mode": "text", "max_new_tokens": 12}
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    reader = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    said, lengths = [], []
+    for case in CASES:
+        turns = [{"role": "user", "content": f"{case['prompt']}{case['response']} good?"}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")
+        ids = ids["input_ids"] if not isinstance(ids, torch.Tensor) else ids
+        out = reader.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        lengths.append(len(out))
+        said.append(tokenizer.decode(out, skip_special_tokens=True))
+    letters = {text[-1]: float(i + 1) for i, text in enumerate(said)}
+    letters |= {"never-said": 9.0}
+    judge = LocalJudge(spec, words=letters, pattern=r"(?s)(.)\Z", **options)
+    assert judge.judge(CASES) == [letters[text[-1]] for text in said]
+    assert judge.tally.completion_tokens == sum(lengths)
+    silent = LocalJudge(spec, words={"never-said": 1, "nor this": 0}, failures="null", **options)
+    assert silent.judge(CASES) == [None, None]
+    assert silent.tally.failed == 2
+    with pytest.raises(ServiceError, match="gave no verdict"):
+        LocalJudge(spec, words={"never-said": 1, "nor this": 0}, **options).judge(CASES)
+
+
+def test_an_adapter_on_the_base_of_the_policy(model: Path, tmp_path: Path) -> None:
+    """What it says is that of the adapter on a model of its own, and the policy says the same as before."""
+    trained = Backbone.load(ModelSpec(name=str(model), lora=LoraSpec(rank=2)))
+    trained.add_adapter("policy")
+    for name, parameter in trained.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(1))
+    export_policy(trained, tmp_path / "judge", merge=False)
+    options: dict[str, Any] = {"template": TEMPLATE, "words": WORDS}
+    spec = ModelSpec(name=str(model), adapter=str(tmp_path / "judge"), lora=LoraSpec(rank=2))
+    wanted = LocalJudge(spec, **options).judge(CASES)
+    policy = Backbone.load(ModelSpec(name=str(model), lora=LoraSpec(rank=4)))
+    policy.add_adapter("policy")
+    before = LocalJudge.of(policy, **options).judge(CASES)
+    judge = LocalJudge(adapter=str(tmp_path / "judge"), cache=tmp_path / "answers", **options)
+    judge.attach(policy)
+    judge.attach(policy)
+    assert policy.adapters.count("judge") == 1 if isinstance(policy.adapters, list) else True
+    assert judge.judge(CASES) == pytest.approx(wanted, abs=1e-6)
+    assert judge.judge(CASES) != pytest.approx(before, abs=1e-3)
+    assert judge.tally.cached == 2
+    assert LocalJudge.of(policy, **options).judge(CASES) == pytest.approx(before, abs=1e-6)
+
+
+def test_modes_that_would_be_ignored_are_refused(model: Path) -> None:
+    with pytest.raises(ConfigurationError, match="set mode: text"):
+        LocalJudge(pattern=r"(\d)", template=TEMPLATE)
+    with pytest.raises(ConfigurationError, match="leave backbone and role out"):
+        LocalJudge(ModelSpec(name=str(model)), adapter="somewhere")
+    with pytest.raises(ConfigurationError, match="logprobs or text"):
+        LocalJudge(mode="words")  # type: ignore[arg-type]

@@ -45,3 +45,18 @@ def test_a_word_that_begins_several_is_none() -> None:
     assert [verdict.match(t) for t in ("1", "10", " ti", "t", "", "x")] == [
         "1", "10", "tie", None, None, None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", ["(", "no group", "(two)(groups)"])
+def test_patterns_that_find_no_word_are_refused(pattern: str) -> None:
+    with pytest.raises(ConfigurationError, match="one group"):
+        Verdict({"1": 1, "2": 2}, pattern)
+
+
+def test_a_pattern_finds_the_last_word_it_matches() -> None:
+    verdict = Verdict({"1": 1, "2": 2}, r"score=(\d)")
+    assert [verdict.read(t) for t in ("score=1, no: score=2\nend", "score=3", "2")] == [
+        "2",
+        None,
+        None,
+    ]

@@ -22,7 +22,7 @@ from tests.reference import advantages as reference
 from tests.reference.batches import ragged, ragged_mask
 from tests.tolerances import FP32, FP64
 
-MASK = ragged_mask((1, 2, 7, 0))
+MASK = ragged_mask((1, 2, 7, 3))  # rows without tokens: test_failed_scores
 REWARDS = ragged(MASK, garbage=0.0)
 RETURNS = REWARDS.sum(-1)
 

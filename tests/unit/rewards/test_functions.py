@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.errors import ConfigurationError, DataError, ServiceError
 from lit_rlhf.rewards import FunctionReward
 from lit_rlhf.testing import make_tokenizer
 from lit_rlhf.types import Completions
@@ -141,3 +141,22 @@ def test_an_error_in_the_function_says_which_function_it_was() -> None:
     with pytest.raises(KeyError) as caught:
         FunctionReward(fragile).score(completions())
     assert caught.value.__notes__ == ["raised by the reward function 'fragile'"]
+
+
+def test_nan_says_that_a_response_could_not_be_scored() -> None:
+    def some(responses: list[str]) -> list[float]:
+        return [math.nan if text == "x" else float(len(text)) for text in responses]
+
+    given = make_completions(make_tokenizer(), ["one ", "two "], ["a", "x", "aaa", "a"])
+    with pytest.raises(DataError, match="must be a finite number"):
+        FunctionReward(some).score(given)
+    mean = FunctionReward(some, on_failure="mean").score(given)
+    assert mean.total.tolist() == [1, 1, 3, 1] and not mean.left_out.any()
+    skip = FunctionReward(some, on_failure="skip").score(given)
+    assert skip.left_out.tolist() == [False, True, False, False]
+    nothing = make_completions(make_tokenizer(), ["one "], ["x", "x"])
+    with pytest.raises(ServiceError, match="None of 2 completions"):
+        FunctionReward(some, on_failure="skip").score(nothing)
+    endless = FunctionReward(lambda responses: [math.inf] * 4, on_failure="skip")
+    with pytest.raises(DataError, match="must be a finite number"):
+        endless.score(given)

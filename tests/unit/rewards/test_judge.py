@@ -100,6 +100,33 @@ def test_single_answers_get_their_worth_and_those_without_verdict_the_mean() -> 
             reward.score(completions(["x"] * 4))
 
 
+def test_those_without_verdict_may_be_left_out() -> None:
+    with serving(rate) as server:
+        one = judge(server, template=ONE, mode="text", failures="null")
+        found = JudgeReward(one, no_verdict="skip").score(completions(["a", "x", "aaa", "x"]))
+        assert found.left_out.tolist() == [False, True, False, True]
+        assert found.total.tolist() == [2, 2, 4, 4]
+        with pytest.raises(ConfigurationError, match=r"mean or skip"):
+            JudgeReward(one, no_verdict="raise")  # type: ignore[arg-type]
+
+
+def test_pairs_without_verdict_say_nothing_of_the_others() -> None:
+    def answer(request: Request) -> Answer:
+        return Answer("no verdict", 400) if "x" in str(request.body["messages"]) else weigh(request)
+
+    with serving(answer) as server:
+        pairs = judge(server, template=PAIR, failures="null")
+        texts = ["a", "b", "x", "c", "a", "d"]
+        found = JudgeReward(pairs, 1e-6, "skip").score(completions(texts))
+        assert found.left_out.tolist() == [False, False, True, False, False, False]
+        worth = torch.tensor([2.0, 0.5])
+        wanted = worth - worth.mean()
+        torch.testing.assert_close(found.total[:2], wanted, **FP32)
+        torch.testing.assert_close(found.total[2], torch.tensor(0.0), **FP32)
+        tied = JudgeReward(pairs, 1e-6).score(completions(texts)).total
+        torch.testing.assert_close(tied[:2], wanted * 2 / 3, **FP32)
+
+
 def test_prompts_are_read_as_they_were_given() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
     with serving(rate) as server:

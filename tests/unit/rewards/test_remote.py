@@ -14,7 +14,7 @@ import httpx
 import pytest
 import torch
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.http import Endpoint, HTTPClient
 from lit_rlhf.models import Backbone, ModelSpec, export_reward, load_reward_model
 from lit_rlhf.modules import PPOPolicyModule
@@ -205,6 +205,48 @@ def test_what_comes_again_is_remembered(reward_dir: Path, url: str, policy: Back
         torch.testing.assert_close(again, first, **FP32_MODEL)
         bodies = [request.body for request in counted.requests if request.method == "POST"]
     assert [len(body["prompts"]) for body in bodies] == [3, 1]
+
+
+def test_a_request_that_fails_costs_no_other(url: str, policy: Backbone) -> None:
+    """The second prompt is one that the server can't answer."""
+    client, second = HTTPClient(Endpoint(url)), policy.tokenizer(PROMPTS[1])["input_ids"]
+    down = False
+
+    def relay(request: Any) -> Answer:
+        if request.method == "GET":
+            return Answer(client.get(request.path))
+        if down or any(each["prompt_ids"] == second for each in request.body["prompts"]):
+            return Answer({"error": "no"}, 500)
+        return Answer(client.post(request.path, request.body))
+
+    completions = make_completions(policy.tokenizer, PROMPTS, RESPONSES)
+    whole = HTTPReward(url)
+    whole.attach(policy)
+    wanted = whole.score(completions).total
+    with serving(relay) as server:
+        options: dict[str, Any] = {"prompts_per_request": 1, "retries": 0, "concurrency": 1}
+        for on_failure, failed in (
+            ("skip", [False, False, True, True, False, False]),
+            ("mean", None),
+        ):
+            reward = HTTPReward(server.url, on_failure=on_failure, **options)  # type: ignore[arg-type]
+            reward.attach(policy)
+            scores = reward.score(completions)
+            assert (None if scores.failed is None else scores.failed.tolist()) == failed
+            there = torch.tensor([0, 1, 4, 5])
+            torch.testing.assert_close(scores.total[there], wanted[there], **FP32_MODEL)
+            mean = wanted[there].mean().expand(2)
+            torch.testing.assert_close(scores.total[2:4], mean, **FP32_MODEL)
+        down = True
+        with pytest.raises(ServiceError, match="HTTP 500"):
+            reward.score(completions)
+        down = False
+        raising = HTTPReward(server.url, **options)
+        raising.attach(policy)
+        with pytest.raises(ServiceError, match="HTTP 500"):
+            raising.score(completions)
+    with pytest.raises(ConfigurationError, match="raise, mean or skip"):
+        HTTPReward(url, on_failure="pass")  # type: ignore[arg-type]
 
 
 def test_wrong_addresses_are_refused(policy: Backbone, url: str) -> None:

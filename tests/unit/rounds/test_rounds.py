@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from lit_rlhf.cli import main
+from lit_rlhf.cli.shipped import find_config
 from lit_rlhf.data import FileSource
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.feedback import LabelStore, Vote, read_pairs
@@ -22,6 +23,7 @@ from lit_rlhf.rounds import (
     Method,
     PeopleFeedback,
     RejectionSampling,
+    RevisionFeedback,
     RewardFeedback,
     RewardRefresh,
     Rounds,
@@ -30,6 +32,7 @@ from lit_rlhf.rounds import (
     Training,
 )
 from lit_rlhf.rounds.commands import RoundError
+from lit_rlhf.testing import write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
 
 LENGTH = {"class_path": "LengthReward", "init_args": {"unit": "characters"}}
@@ -244,6 +247,40 @@ def test_reward_refresh_trains_on_all_labels() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("judged", [False, True])
+def test_answers_are_revised_by_principles(judged: bool) -> None:
+    template = "{{ prompt }} {{ first }} {{ second }}"
+    options = {"template": template, "backbone": {"name": "{policy}"}}
+    judge = {"class_path": "LocalJudge", "init_args": options} if judged else None
+    feedback = RevisionFeedback(
+        "asked.jsonl",
+        ["Be brief.", "Say 'film' in it."],
+        judge,
+        6,
+        {**SAMPLE, "prompt_column": "question"},
+        "{{ principle }} {{ prompt }} {{ answer }}",
+        "{{ principle }} {{ critique }}",
+    )
+    asked = [json.loads(line) for line in Path(PROMPTS).read_text().splitlines()]
+    write_jsonl("asked.jsonl", ({"question": row["prompt"]} for row in asked))
+    runner = Counting()
+    rounds(IterativeDPO(feedback, tiny("preference/dpo_lora")), runner, rounds=1).run()
+    assert runner.ran == ["generate"] * 3 + (["label"] if judged else []) + ["fit"]
+    answers, critiques = rows("round-00/answers.jsonl"), rows("round-00/critiques.jsonl")
+    assert [row["rejected"] for row in answers] == [row["rejected"] for row in critiques]
+    found = rows("round-00/preferences.jsonl")
+    assert found
+    if judged:
+        revised = {
+            (r["question"], r["chosen"], r["rejected"]) for r in rows("round-00/revisions.jsonl")
+        }
+        pairs = {(r["prompt"], *sorted([r["chosen"], r["rejected"]])) for r in found}
+        assert pairs <= {(prompt, *sorted(pair)) for prompt, *pair in revised}
+    else:
+        assert all({"question", "rejected", "critique", "chosen"} == set(row) for row in found)
+
+
+@pytest.mark.slow
 def test_people_are_waited_for() -> None:
     method = IterativeDPO(PeopleFeedback(PROMPTS, 16, SAMPLE), tiny("preference/dpo_lora"))
     made = rounds(method, rounds=1)
@@ -298,9 +335,29 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
         rounds(iterative(), **options)
 
 
+@pytest.mark.parametrize("name", ["iterative_dpo", "self_play"])
+def test_shipped_rounds_are_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options of steps stay as they stand, with the short names of classes that another command reads."""
+    with pytest.raises(SystemExit) as stop:
+        main(["iterate", "-c", f"rounds/{name}", "--seed", "3", "--print_config"])
+    assert stop.value.code in (None, 0)
+    shown = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load(find_config(f"rounds/{name}").read_text())
+    assert shown["seed"] == 3
+    assert shown["method"]["class_path"].endswith(given["method"]["class_path"])
+    wanted = given["method"]["init_args"]
+    if name == "iterative_dpo":
+        wanted, shown = (
+            each["feedback"]["init_args"] for each in (wanted, shown["method"]["init_args"])
+        )
+        assert shown["reward"] == wanted["reward"]
+    else:
+        shown = shown["method"]["init_args"]
+    assert shown["sample"] == wanted["sample"]
+
+
 def test_nothing_begins_where_a_later_step_is_wrong(capfd: pytest.CaptureFixture[str]) -> None:
-    wrong = tiny("preference/dpo_lora")
-    wrong.options["model"]["init_args"]["los"] = 1
+    wrong = Training(["preference/dpo_lora"], {"model": {"init_args": {"los": 1}}})
     method = IterativeDPO(RewardFeedback(PROMPTS, LENGTH, 16, SAMPLE), wrong)
     with pytest.raises(RoundError, match="Nothing was begun"):
         rounds(method).run()
@@ -322,7 +379,7 @@ def test_a_training_under_way_keeps_its_options() -> None:
     made.run()
     shutil.rmtree("runs/loop/round-00/policy/export")
     changed = iterative()
-    changed.training.options["trainer"] = {"max_epochs": 2}
+    changed.training.options = {**changed.training.options, "trainer": {"max_epochs": 2}}
     with pytest.raises(ConfigurationError, match="was begun with other options"):
         rounds(changed, rounds=1).run()
     runner = Counting()
