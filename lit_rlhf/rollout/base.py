@@ -124,8 +124,11 @@ class RolloutEngine(ABC):
 
         What is returned samples from the weights as they are now. It is called once, by any thread, and uses neither
         the backbone nor other processes; all processes must call `begin`.
+
+        Raises:
+            ConfigurationError: The engine samples on the policy's device.
         """
-        raise NotImplementedError(
+        raise ConfigurationError(
             f"{type(self).__name__} samples on the policy's device: it has no begin, and samples_elsewhere is False."
         )
 

@@ -345,7 +345,7 @@ def test_files_of_the_working_directory_hide_no_modules(tmp_path: Path) -> None:
             "model.lr_scheduler: LinearLR(start_fac",
         ),
         (["--data.num_workers", "-1"], "PreferenceDataModule(num_workers=-1): "),
-        (["--trainer.logger", "WandbLogger"], "trainer.logger: WandbLogger() can't be made: "),
+        (["--trainer.logger", "WandbLogger"], "trainer.logger: WandbLogger(save_dir='"),
         (["--trainer.max_epochs", "-5"], "trainer.max_epochs=-5: the Trainer can't be made: "),
         (
             ["--model.backbone", "null"],
