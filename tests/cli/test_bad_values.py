@@ -26,12 +26,14 @@ SHARE = 24
 
 NEEDED = {
     "backbone": '{"name": "data/tiny-model"}',
-    "reward": '{"class_path": "LengthReward"}',
+    "reward": "LengthReward",
     "cost": "LengthReward",
     "train": '{"class_path": "RowsSource", "init_args": {"rows": [{"prompt": "a", "completion": "b"}]}}',
     "tokenizer": "data/tiny-model",
 }
 """What classes need beside the option that is tried."""
+IN_ROUNDS = NEEDED | {"reward": '{"values": {"class_path": "LengthReward"}}'}
+"""There it is for the command that a step runs, as a file has it."""
 
 
 def cases_of_classes() -> list[tuple[str, str, str]]:
@@ -84,7 +86,8 @@ def test_classes(
         for p in inspect.signature(kind.__init__).parameters.values()
         if p.name in NEEDED and p.name != option and (p.default is p.empty or p.name == "train")
     ]
-    words = [f"--part={path}", *(f"--part.{name}={NEEDED[name]}" for name in required)]
+    needed = IN_ROUNDS if package == "lit_rlhf.rounds" else NEEDED
+    words = [f"--part={path}", *(f"--part.{name}={needed[name]}" for name in required)]
     try:
         parsed = parser.parse_args([*words, f"--part.{option}={value}"])
         refuse_all_misfits(parsed)

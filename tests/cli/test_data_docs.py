@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_rlhf.data.recognition import FORMATS, MODULES, read_as, spell
+from lit_rlhf.testing.tiny import write_tiny_world
 
 TEXT = (Path(__file__).parents[2] / "docs" / "DATA.md").read_text(encoding="utf-8")
 TABLE = re.findall(r"^\| (.+) \| `(\{.+\})` \| `(.+)` \| `(\w+)` \|$", TEXT, flags=re.MULTILINE)
@@ -26,5 +27,7 @@ def test_the_table_names_every_format() -> None:
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL))
-def test_examples_run(code: str) -> None:
+def test_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_world(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "docs/DATA.md", "exec"), {})

@@ -95,6 +95,7 @@ def test_metrics_are_those_of_one_process(
         wrong = {
             name: (rank["metrics"][name], expected)
             for name, expected in whole["metrics"].items()
-            if not math.isclose(rank["metrics"][name], expected, **METRICS)
+            if name != "train/padding_share"  # each process pads to the longest row of its own
+            and not math.isclose(rank["metrics"][name], expected, **METRICS)
         }
         assert not wrong

@@ -57,7 +57,7 @@ def test_no_other_cumulative_sum_stands_where_a_gpu_computes() -> None:
     found = {
         str(path.relative_to(package))
         for path in package.rglob("*.py")
-        if re.search(r"\bcumsum\(", path.read_text(encoding="utf-8"))
+        if re.search(r"(?<!np\.)\bcumsum\(", path.read_text(encoding="utf-8"))
         and path.relative_to(package).parts[0] not in ("verify", "demo")  # these run on CPU
     }
     assert found == {"functional/numerics.py"}
