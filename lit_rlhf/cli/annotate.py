@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.data import Format, Source
-from lit_rlhf.data.sources import local_source
+from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.feedback import LabelStore, export_preferences, read_pairs
 
@@ -63,14 +63,11 @@ def annotate(
             )
         print_text(f"{export_preferences(LabelStore(output, create=False), export)}\n")
         return
-    if (data is None) == (source is None):
-        raise ConfigurationError("Give either a file to annotate or --source, or --export FILE.")
+    complaint = "Give either a file to annotate or --source, or --export FILE."
+    source = given_source(data, source, complaint)
     from lit_rlhf.feedback.web import Page, serve  # noqa: PLC0415  (needs more of the extra than an export)
 
     page = Page(attributes or (), comments, markdown, instructions)
-    if source is None:
-        assert data is not None
-        source = local_source(data)
     pairs = read_pairs(source, format, uncertainty, "drop" if skip_invalid else "error")
     store = LabelStore(output, raters_per_pair, seed)
     new = store.add(pairs)

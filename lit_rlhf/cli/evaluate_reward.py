@@ -12,7 +12,7 @@ from rich.progress import Progress
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.data import Format, Source
-from lit_rlhf.data.sources import local_source
+from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.evaluation import (
     Comparisons,
@@ -76,17 +76,13 @@ def evaluate(
         seed: Of the bootstrap and of what is perturbed.
         trust_remote_code: Run code that comes with a model.
     """
-    if (data is None) == (source is None):
-        raise ConfigurationError("Give --data FILE or --source, one of the two.")
+    source = given_source(data, source, "Give --data FILE or --source, one of the two.")
     if (path is None) == (judge is None):
         raise ConfigurationError("Give --path MODEL or --judge, one of the two.")
     if not is_whole(perturbed, 0):
         raise ConfigurationError(f"--perturbed {perturbed} must be 0 or more.")
     if output.suffix != ".html":
         raise ConfigurationError(f"--output {str(output)!r} must end in .html.")
-    if source is None:
-        assert data is not None
-        source = local_source(data)
     comparisons = read_comparisons(source, format, subset, invalid)
     options: dict[str, Any] = {"dtype": dtype, "layout": layout, "batch_tokens": batch_tokens}
     options |= {"base": base, "trust_remote_code": trust_remote_code}

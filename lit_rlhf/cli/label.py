@@ -13,7 +13,7 @@ from rich.progress import Progress
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.data import Format, Source
-from lit_rlhf.data.sources import local_source
+from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.feedback import label_pairs, read_labelled_pairs, write_preferences
 from lit_rlhf.files import write_text
@@ -46,16 +46,12 @@ def label(
         summary: JSON to write beside it: how many pairs were labelled and tied, agreement, position bias, and what was
             asked.
     """
-    if (data is None) == (source is None):
-        raise ConfigurationError("Give either a file to label or --source.")
+    source = given_source(data, source, "Give either a file to label or --source.")
     pairwise = PairwiseJudge(judge)
     if isinstance(judge, LocalJudge) and judge.spec is None:
         raise ConfigurationError("LocalJudge needs a model here: --judge.backbone.name DIRECTORY.")
     if judge.cache is None:
         judge.cache = output.with_name(f"{output.name}.answers")
-    if source is None:
-        assert data is not None
-        source = local_source(data)
     pairs, dropped = read_labelled_pairs(source, format, "drop" if skip_invalid else "error")
     with Progress(console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("judging", total=len(pairs))

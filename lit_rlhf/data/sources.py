@@ -12,7 +12,7 @@ from typing import Any
 from lit_rlhf.data.locating import find_files
 from lit_rlhf.data.readers import DataFile, kind_of, read_rows
 from lit_rlhf.data.records import UnreadableRow, shorten
-from lit_rlhf.errors import DataError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option, is_text
 
 
@@ -271,6 +271,19 @@ def local_source(path: str | list[str]) -> DirectorySource | FileSource:
     if isinstance(path, str) and any((Path(path).expanduser() / name).is_file() for name in saved):
         return DirectorySource(path)
     return FileSource(path)
+
+
+def given_source(path: str | list[str] | None, source: Source | None, complaint: str) -> Source:
+    """What is given as a path or as a source.
+
+    Raises:
+        ConfigurationError: Both or neither are; says `complaint`.
+    """
+    if path is not None and source is None:
+        return local_source(path)
+    if source is not None and path is None:
+        return source
+    raise ConfigurationError(complaint)
 
 
 def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[str, Any]]:
