@@ -122,15 +122,7 @@ def generate(
         invalid="error",
         batch_size=batch_size,
     )
-    data.prepare_data()
-    data.setup("test")
-    if (form := data.prompt_form("test")) is not None:
-        actor.check_prompts(form)
-    samples: dict[int, list[Sample]] = {}
-    for batch in data.test_dataloader():
-        found = _sample(actor, batch, num_samples, with_kl=reference is not None)
-        for i, index in enumerate(batch["index"].tolist()):
-            samples[index] = found[i * num_samples : (i + 1) * num_samples]
+    samples = _samples(actor, data, num_samples, with_kl=reference is not None)
     prompted = [(row, samples[i]) for i, row in enumerate(rows)]
     if keep in ("all", "finished"):
         columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
@@ -171,6 +163,22 @@ def _give_models(actor: PolicyModule, model: str, reference: str | None, dtype: 
     actor.reward.attach(actor.backbone)
     if reference is not None:
         actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
+
+
+def _samples(
+    actor: PolicyModule, data: PromptDataModule, num_samples: int, *, with_kl: bool
+) -> dict[int, list[Sample]]:
+    """The completions of each row, by its index."""
+    data.prepare_data()
+    data.setup("test")
+    if (form := data.prompt_form("test")) is not None:
+        actor.check_prompts(form)
+    samples: dict[int, list[Sample]] = {}
+    for batch in data.test_dataloader():
+        found = _sample(actor, batch, num_samples, with_kl=with_kl)
+        for i, index in enumerate(batch["index"].tolist()):
+            samples[index] = found[i * num_samples : (i + 1) * num_samples]
+    return samples
 
 
 @torch.no_grad()

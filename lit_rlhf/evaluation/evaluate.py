@@ -173,24 +173,7 @@ def evaluate_reward(
     Raises:
         DataError: None could be scored.
     """
-    scores = scorer.score(data.items, tell)
-    left_out: Counter[str] = Counter(data.left_out)
-    clusters: dict[str, int] = {}
-    scored: list[ScoredComparison] = []
-    given: list[Scored] = []
-    for comparison, found in zip(data.items, scores, strict=True):
-        if isinstance(found, InvalidRowError):
-            left_out[found.reason] += 1
-            continue
-        if not bool(found.total.isfinite().all()):
-            left_out["scores that are not finite"] += 1
-            continue
-        cluster = clusters.setdefault(comparison.record().prompt_key(), len(clusters))
-        scored.append(judge_scores(comparison, found.total, cluster))
-        given.append(found)
-    if not scored:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise DataError(f"{scorer.name} could score nothing of {data.source}: {reasons}.")
+    scored, given, left_out = _score(scorer, data, tell)
     pairs = Pairs.of(scored)
     subsets = subset_accuracies(
         [one.comparison.subset for one in scored],
@@ -234,6 +217,30 @@ def evaluate_reward(
         turned=perturb(scorer, scored_pairs(scored), perturbed, seed) if perturbed else [],
         best_of=best_of([(one.scores, one.comparison.values) for one in scored], seed),
     )
+
+
+def _score(
+    scorer: Scorer, data: Comparisons, tell: Callable[[int], None]
+) -> tuple[list[ScoredComparison], list[Scored], Counter[str]]:
+    """What could be scored, judged and as it was given, and how many were left out, by reason."""
+    left_out: Counter[str] = Counter(data.left_out)
+    clusters: dict[str, int] = {}
+    scored: list[ScoredComparison] = []
+    given: list[Scored] = []
+    for comparison, found in zip(data.items, scorer.score(data.items, tell), strict=True):
+        if isinstance(found, InvalidRowError):
+            left_out[found.reason] += 1
+            continue
+        if not bool(found.total.isfinite().all()):
+            left_out["scores that are not finite"] += 1
+            continue
+        cluster = clusters.setdefault(comparison.record().prompt_key(), len(clusters))
+        scored.append(judge_scores(comparison, found.total, cluster))
+        given.append(found)
+    if not scored:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise DataError(f"{scorer.name} could score nothing of {data.source}: {reasons}.")
+    return scored, given, left_out
 
 
 def judge_scores(comparison: Comparison, scores: Tensor, cluster: int) -> ScoredComparison:

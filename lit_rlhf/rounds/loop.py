@@ -161,6 +161,12 @@ class Rounds:
                 raise RoundError(
                     f"{_name(key)}, {step.name}: `{' '.join(words)}` left no {step.result}. {_AGAIN}"
                 )
+            if step.result.is_file() and step.result.stat().st_size == 0:
+                step.result.unlink()
+                raise RoundError(
+                    f"{_name(key)}, {step.name}: `{' '.join(words)}` made no row, and says above why. Give it a higher "
+                    f"length limit (sampling.max_new_tokens), more samples of a prompt, or other prompts. {_AGAIN}"
+                )
             line = {"name": step.name, "command": shlex.join(["lit-rlhf", *words])}
             line |= {"began": began, "seconds": time.monotonic() - start}  # type: ignore[dict-item]
             self._of(key)["steps"].append(line)

@@ -69,12 +69,14 @@ class Failing(CountVowels):
     def __init__(self, filler: float = 0.0, every: int = 3) -> None:
         super().__init__()
         self.filler, self.every = filler, every
+        self.counts: list[int] = []
 
     def score(self, completions: Completions) -> Scores:
         total = super().score(completions).total
         failed = torch.tensor(
             [sum(map(ord, text)) % self.every == 0 for text in completions.responses]
         )
+        self.counts.append(int(failed.sum()))
         return Scores(total.masked_fill(failed, self.filler), failed=failed)
 
 
@@ -159,14 +161,18 @@ def train(name: str, model: Path, reward: Reward) -> tuple[dict[str, Tensor], di
 def test_what_stands_in_place_of_a_missing_score_changes_nothing(
     name: str, tiny_model_dir: Path
 ) -> None:
-    weights, logged = train(name, tiny_model_dir, Failing(0.0))
+    failing = Failing(0.0)
+    weights, logged = train(name, tiny_model_dir, failing)
+    assert sum(failing.counts) > 0
+    if name in ("ppo", "grpo", "rloo", "reinforce", "reinforce++", "rebel"):  # one call a batch
+        assert int(logged["train/reward/failed"]) == failing.counts[-1]
     others, again = train(name, tiny_model_dir, Failing(50.0))
     assert all(torch.equal(weights[key], others[key]) for key in weights)
     for key in ("train/objective/scores", "train/objective/scores_std", "train/objective/kl"):
         assert float(logged[key]) == float(again[key])
     whole, counted = train(name, tiny_model_dir, CountVowels())
     assert float(counted["train/reward/failed"]) == 0
-    assert any(not torch.equal(weights[key], whole[key]) for key in weights)  # some did fail
+    assert any(not torch.equal(weights[key], whole[key]) for key in weights)
 
 
 def test_a_batch_without_any_score_ends_the_run(tiny_model_dir: Path) -> None:

@@ -129,6 +129,20 @@ def test_iterative_dpo_and_its_record() -> None:
         assert told in page
 
 
+def test_a_step_without_rows_is_said_before_anything_trains() -> None:
+    def made(limit: int) -> Rounds:
+        sample = {"sampling": {"max_new_tokens": limit}}
+        feedback = RewardFeedback(PROMPTS, LENGTH, 16, sample)
+        return rounds(IterativeDPO(feedback, tiny("preference/dpo_lora")), runner, rounds=1)
+
+    runner = Counting()
+    with pytest.raises(RoundError, match=r"round 0, sample: .* made no row.*length limit"):
+        made(1).run()
+    assert runner.ran == ["generate"]
+    made(100).run()
+    assert runner.ran == ["generate", "generate", "fit"]
+
+
 def test_what_is_done_is_not_done_again() -> None:
     rounds(iterative(), rounds=1).run()
     before = content("runs/loop")
