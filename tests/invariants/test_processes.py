@@ -11,7 +11,10 @@ from tests.invariants.resume_plans import execute, log_of, run, write_world
 from tests.tolerances import METRICS, PROCESSES
 
 WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
-KINDS = {"ddp": (*WHOLE, "ppo-nf4"), "fsdp2": (*WHOLE, "ppo-lora", "distill")}
+KINDS = {
+    "ddp": (*WHOLE, "ppo-nf4", "tdpo"),
+    "fsdp2": (*WHOLE, "ppo-lora", "distill", "tdpo", "tdpo-lora"),
+}
 CASES = [(strategy, kind) for strategy, kinds in KINDS.items() for kind in kinds]
 POLICIES = ("ppo", "grpo", "ppo-lora", "ppo-nf4", "distill")
 Ranks = list[dict[str, Any]]
@@ -23,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Rank
     root = tmp_path_factory.mktemp("processes")
     world = write_world(root / "world")
     cases = [
-        ("one", kind) for kind in ("reward-lora", *KINDS["ddp"], "ppo-lora", "distill")
+        ("one", kind) for kind in ("reward-lora", *KINDS["ddp"], "ppo-lora", "distill", "tdpo-lora")
     ] + CASES
     plan = [
         run(
