@@ -2,8 +2,8 @@
 
     python -m benchmarks.human_sentiment.rounds --seeds 0 1 2
 
-Needs `sft/export`. The judge that labels is vaderSentiment; what people would say of the outcome is
-told by the reward model of their ratings, where there is one; the loop never sees it. Each run is `lit-rlhf iterate` with `rounds.yaml`
+Needs `sft/export`. The judge that labels is vaderSentiment; what people would say of the outcome is told by the reward
+model of their ratings, where there is one; the loop never sees it. Each run is `lit-rlhf iterate` with `rounds.yaml`
 under `<root>/rounds/<seed>/<arm>`, and what is done isn't done again. Writes `<root>/rounds/rounds.json`.
 """
 
