@@ -16,7 +16,7 @@ from lit_rlhf.internals.lightning import is_within_iteration
 from lit_rlhf.models import gathered
 from lit_rlhf.modules.minibatches import microbatch_indices, repeat_columns, row_lengths
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import RolloutEngine, Sampling
+from lit_rlhf.rollout import RolloutEngine
 from lit_rlhf.seeding import sample_seeds
 from lit_rlhf.types import (
     Completions,
@@ -48,19 +48,6 @@ def prompt_sample_seeds(
     which = which + torch.arange(num_samples, device=which.device).repeat(len(index))
     when = 0 if purpose in ("validation", "predict") else iteration
     return sample_seeds(seed, when, purpose, which)
-
-
-def engine_request(
-    batch: PromptBatch, sampling: Sampling, seeds: Tensor, num_samples: int
-) -> dict[str, Any]:
-    """What an engine is asked for, by the names of `RolloutEngine.generate`."""
-    return {
-        "prompt_ids": batch["input_ids"],
-        "prompt_mask": batch["branch_ids"] == 0,
-        "sampling": sampling,
-        "seeds": seeds,
-        "num_samples": num_samples,
-    }
 
 
 def engine_state(engine: RolloutEngine, trainer: Trainer | None) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class NashMDPolicyModule(GroupPolicyModule):
         own = super().sample_tokens(batch, sampling, purpose, num_samples)
         if purpose != "rollout":
             return own
-        return meet(own, self.opponent.generate(self, batch, sampling, num_samples))
+        request = self.rollout_request(batch, sampling, "opponent", num_samples)
+        return meet(own, self.opponent.generate(self, request))
 
     def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
         """The policy's own samples: whether they win, less one half, at the end; the KL per token."""

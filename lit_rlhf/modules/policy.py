@@ -36,7 +36,7 @@ from lit_rlhf.objectives import (
 )
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import Ahead, NativeEngine, RolloutEngine, Sampling
+from lit_rlhf.rollout import Ahead, NativeEngine, RolloutEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import generator
 from lit_rlhf.types import (
     BranchedBatch,
@@ -289,7 +289,7 @@ class PolicyModule(RLHFModule):
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
     ) -> tuple[Rollout, Completions]:
         """Completions of a batch of prompts as the engine gives them, and as rewards see them."""
-        prompts = Prompts(batch["input_ids"], batch["branch_ids"] == 0)
+        prompts = Prompts.of(batch)
         self.engine.check(self.backbone)
         with self.phases("rollout"), gathered(self.backbone):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
@@ -304,16 +304,16 @@ class PolicyModule(RLHFModule):
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
     ) -> Generation:
         """Completions of a batch of prompts by the policy; those of one prompt are neighbours."""
-        seeds = self.sample_seeds(batch, purpose, num_samples)
-        request = stages.engine_request(batch, sampling, seeds, num_samples)
-        return self.engine.generate(self.backbone, values=self.sampled_values, **request)
+        request = self.rollout_request(batch, sampling, purpose, num_samples)
+        return self.engine.generate(self.backbone, replace(request, values=self.sampled_values))
 
     def look_ahead(self) -> None:
         """Have an engine that works ahead begin on the next batch, with the weights as they are."""
         if isinstance(self.engine, Ahead) and (batch := self.next_prompts()) is not None:
-            seeds = self.sample_seeds(batch, "rollout", self.num_samples, ahead=1)
-            request = stages.engine_request(batch, self.sampling, seeds, self.num_samples)
-            self.engine.look_ahead(self.backbone, version=self.iteration, **request)
+            request = self.rollout_request(
+                batch, self.sampling, "rollout", self.num_samples, ahead=1
+            )
+            self.engine.look_ahead(self.backbone, request, self.iteration)
 
     def next_prompts(self) -> PromptBatch | None:
         """What the next iteration samples first, where it is known."""
@@ -325,14 +325,20 @@ class PolicyModule(RLHFModule):
         """A head on the policy whose values the engine is asked for while it samples."""
         return None
 
-    def sample_seeds(
-        self, batch: PromptBatch, purpose: str, num_samples: int, ahead: int = 0
-    ) -> Tensor:
-        """A seed (N,) for each sample of each prompt, of this iteration or of one that many ahead."""
+    def rollout_request(
+        self,
+        batch: PromptBatch,
+        sampling: Sampling,
+        purpose: str,
+        num_samples: int,
+        ahead: int = 0,
+    ) -> RolloutRequest:
+        """What an engine is asked for, with the seeds of this iteration or of one that many ahead."""
         iteration = self.iteration + ahead
-        return stages.prompt_sample_seeds(
+        seeds = stages.prompt_sample_seeds(
             batch["index"], num_samples, seed=self.seed, iteration=iteration, purpose=purpose
         )
+        return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples)
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
         """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
