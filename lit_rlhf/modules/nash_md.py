@@ -77,7 +77,7 @@ class NashMDPolicyModule(GroupPolicyModule):
         own = own_samples(rollout)
         counts = Means()
         counts.add("preference/win_rate", wins, own.response_mask.any(-1))
-        self.count_means(counts)
+        self.means.join(counts, self.device)
         mask = own.response_mask
         rewards = kl_shaped_rewards(
             wins - 0.5, own.old_logprobs, own.ref_logprobs, mask, self.kl.value
