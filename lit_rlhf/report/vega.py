@@ -44,12 +44,17 @@ def looks(names: Sequence[str], *, dash: bool) -> dict[str, Any]:
     domain, count = list(names), range(len(names))
     scale = {"domain": domain, "range": [COLORS[i % len(COLORS)] for i in count]}
     legend = {} if len(names) > 1 else {"legend": None}
-    color = {"field": "s", "type": "nominal", "title": None, "scale": scale} | legend
+    color: dict[str, Any] = {
+        "field": "s",
+        "type": "nominal",
+        "title": None,
+        "scale": scale,
+    } | legend
     if dash and len(names) > 1:
         color["legend"] = {"symbolType": "stroke", "symbolOpacity": 1}
     channel, own = ("strokeDash", _DASHES) if dash else ("shape", _SHAPES)
-    scale = {"domain": domain, "range": [own[i % len(own)] for i in count]}
-    return {"color": color, channel: {**color, "scale": scale}}
+    marks = [own[i % len(own)] for i in count]
+    return {"color": color, channel: {**color, "scale": {"domain": domain, "range": marks}}}
 
 
 def tips(*fields: tuple[str, ...] | None) -> list[dict[str, Any]]:
