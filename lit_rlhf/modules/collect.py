@@ -69,8 +69,9 @@ def read_completions(
     """Tokens and texts as rewards see them, with what the batch says of its prompts."""
     given = batch.get("given")
     num_samples = len(generation.tokens) // len(prompts.ids)
-    decode = partial(_decode, tokenizer)
-    texts = [decode(ids[mask], False) for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
+    rows = zip(prompts.ids, prompts.mask, strict=True)
+    texts = [str(tokenizer.decode(ids[mask])) for ids, mask in rows]
+    plain = partial(tokenizer.decode, skip_special_tokens=True)
     pairs = zip(generation.tokens, generation.mask, strict=True)
     return Completions(
         prompt_ids=prompts.ids,
@@ -79,7 +80,7 @@ def read_completions(
         response_mask=generation.mask,
         finished=generation.finished,
         prompts=[text for text in texts for _ in range(num_samples)],
-        responses=[decode(ids[mask], True) for ids, mask in pairs],
+        responses=[str(plain(ids[mask])) for ids, mask in pairs],
         columns=repeat_columns(batch.get("columns", {}), num_samples),
         given=None if given is None else repeat_columns({"": given}, num_samples)[""],
     )
@@ -149,7 +150,3 @@ def list_samples(completions: Completions, scores: Scores, iteration: int) -> li
         )
         for prompt, response, score, finished in rows
     ]
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor, skip_special_tokens: bool) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
