@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,12 +173,24 @@ def rollout_flops(
     return {"rollout": rollout, "update": update}
 
 
+@dataclass(frozen=True)
+class GivenAnswers:
+    """Batches of prompts with the answers of the same rows as `text`."""
+
+    prompts: Iterable[Mapping[str, Any]]
+    text: Iterable[Any]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Both in the order of the file."""
+        for prompts, text in zip(self.prompts, self.text, strict=True):
+            yield {**prompts, "text": text}
+
+
 def batches(settings: Settings) -> Any:
     """Batches of the rows in the order of the file."""
     if not settings.given:
         return _loader(settings)
-    text = _loader(replace(settings, workload="sft"))
-    return [{**prompts, "text": of} for prompts, of in zip(_loader(settings), text, strict=True)]
+    return GivenAnswers(_loader(settings), _loader(replace(settings, workload="sft")))
 
 
 def _loader(settings: Settings) -> Any:
