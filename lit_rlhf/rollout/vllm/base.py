@@ -74,6 +74,10 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
             self.probe.check_base(sampler, backbone, prompt)
             self._checked.add(key)
 
+    def forget(self, sampler: Sampler) -> None:
+        """Check a vLLM's base again, as it was started anew."""
+        self._checked = {key for key in self._checked if key[0] != id(sampler)}
+
     # -- the engine ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

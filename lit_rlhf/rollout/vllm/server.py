@@ -188,16 +188,17 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
 
     def _look(self, server: VLLMServer, backbone: Backbone, longest: int) -> None:
         """See what a server is, waiting for it at the start."""
-        if self._started:
-            return server.look(backbone, longest)
-        until = time.monotonic() + self.wait
+        until = time.monotonic() + (0.0 if self._started else self.wait)
         while True:
             try:
-                return server.look(backbone, longest, retries=0)
+                if server.look(backbone, longest, retries=None if self._started else 0):
+                    self.forget(server)
             except ServiceError:
                 if time.monotonic() >= until:
                     raise
-            time.sleep(_PAUSE)
+                time.sleep(_PAUSE)
+            else:
+                return
 
     def _wait_for_one(
         self, ready: Callable[[list[VLLMServer]], list[VLLMServer]]

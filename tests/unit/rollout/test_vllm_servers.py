@@ -155,14 +155,14 @@ def test_when_no_server_is_left_one_is_waited_for(
     assert fakes[0][0].down
 
 
-def test_one_that_comes_back_as_another_model_is_not_waited_for(
+def test_one_that_comes_back_as_another_model_is_refused(
     fakes: Any, backbone: Backbone, tmp_path: Path
 ) -> None:
     engine = engine_on(fakes[:1], wait=60.0)
     sample(engine, backbone)
     fakes[0][0].vllm = FakeServer(write_tiny_model(tmp_path / "other", seed=1)).vllm
     begun = time.monotonic()
-    with pytest.raises(ConfigurationError, match="weights aren't the policy's"):
+    with pytest.raises(ConfigurationError, match="base isn't the policy's"):
         sample(engine, backbone)
     assert time.monotonic() < begun + 20
 
