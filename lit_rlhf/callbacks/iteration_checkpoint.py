@@ -149,8 +149,8 @@ class IterationCheckpoint(ModelCheckpoint):
         if saves_within_iterations(trainer):
             rank_zero_warn(
                 "On SLURM's signal before a job's time is up, Lightning will save within the iteration, from where no "
-                "policy can go on. Add Preemption to trainer.callbacks: it lets the iteration end, saves, and has the job "
-                "queued again."
+                "policy can go on. Add Preemption to trainer.callbacks: it lets the iteration end, saves, and has the "
+                "job queued again."
             )
         self.last_saved = iterations_done(trainer)
         self._due = False

@@ -3,6 +3,7 @@
 import importlib.metadata
 import inspect
 import re
+import signal
 from argparse import ArgumentError
 from datetime import timedelta
 from pathlib import Path
