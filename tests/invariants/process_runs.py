@@ -38,8 +38,8 @@ Rollouts = list[dict[tuple[int, ...], list[list[int]]]]
 
 
 def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
-    """In full where the name says nothing; "lora" and "nf4" put all roles on one base. "vllm" samples with servers, "ahead"
-    one step ahead."""
+    """In full where the name says nothing; "lora" and "nf4" put all roles on one base. "vllm" samples with
+    servers, "ahead" a step ahead."""
     model, lora = str(world / "tiny-model"), LoraSpec(rank=2)
     spec = ModelSpec(name=model)
     on_one_base = ModelSpec(
