@@ -185,8 +185,8 @@ class VLLMServer(Sampler):
             way_out = "Start it with a --max-lora-rank that is no smaller than the policy's."
         elif "No adapter found" in said or "HTTP 404" not in said:
             way_out = (
-                "Look at its log: can it read that directory, or should sync.init_args.directory name one that both see? "
-                "Is its model the policy's?"
+                "Look at its log: can it read that directory, or should sync.init_args.directory name one that "
+                "both see? Is its model the policy's?"
             )
         else:
             needed = "VLLM_SERVER_DEV_MODE=1" if whole else "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
