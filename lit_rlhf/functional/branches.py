@@ -46,6 +46,33 @@ class BranchParts(NamedTuple):
     mask: Bool[Tensor, "sequences 1 time keys"]
     """(N, 1, T, P + T): a branch's tokens attend to its prompt and to those before them in the branch."""
 
+    @property
+    def positions(self) -> int:
+        """B * L."""
+        return len(self.place)
+
+
+class BranchSegments(NamedTuple):
+    """Where the parts of branched rows lie one after another among (B * L) positions, for kernels that read them so.
+
+    n tokens of branches, m of prompts; places where sequences begin are int32 and end with the end of the last.
+    """
+
+    own: Int[Tensor, " starts"]
+    """Where each part begins: prompt, branches and padding of each row."""
+    longest: int
+    asking: Int[Tensor, " queries"]
+    """(n,) positions of the branches' tokens, row by row."""
+    asking_from: Int[Tensor, " rows_and_one"]
+    """Where those of each row begin among the n."""
+    longest_asking: int
+    prompt: Int[Tensor, " keys"]
+    """(m,) positions of the prompts' tokens."""
+    prompt_from: Int[Tensor, " rows_and_one"]
+    longest_prompt: int
+    positions: int
+    """B * L."""
+
 
 class PackedRows(NamedTuple):
     """The three tensors of a branched batch."""
@@ -121,6 +148,48 @@ def branch_parts(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -
     prompt = in_prompt.repeat_interleave(branches, 0)[:, None].expand(sequences, time, width)
     mask = torch.cat([prompt, before.expand(sequences, time, time)], dim=-1)[:, None]
     return BranchParts(width, take, place, mask)
+
+
+def part_lengths(
+    branch_ids: Int[Tensor, "rows length"], num_branches: int
+) -> Int[Tensor, "rows parts"]:
+    """(B, 1 + K): tokens of each row's prompt and of its branches.
+
+    Example:
+        >>> part_lengths(torch.tensor([[0, 0, 1, 1, 2, -1]]), 2)
+        tensor([[2, 2, 1]])
+    """
+    parts = torch.arange(num_branches + 1, device=branch_ids.device)
+    return (branch_ids[:, None, :] == parts[None, :, None]).sum(-1)
+
+
+def branch_segments(branch_ids: Int[Tensor, "rows length"], num_branches: int) -> BranchSegments:
+    """Find the parts of branched rows as sequences that lie one after another, in one transfer from the device."""
+    rows, length = branch_ids.shape
+    lengths = part_lengths(branch_ids, num_branches).cpu()
+    prompts, branches = lengths[:, 0], lengths[:, 1:].sum(-1)
+    own = torch.cat([lengths, (length - lengths.sum(-1))[:, None]], dim=1).flatten()
+    steps = torch.arange(length)
+    in_prompt = steps < prompts[:, None]
+    in_branch = ~in_prompt & (steps < (prompts + branches)[:, None])
+
+    def moved(x: Tensor) -> Tensor:
+        return x.to(branch_ids.device, non_blocking=True)
+
+    def begins(counts: Tensor) -> Tensor:
+        return moved(torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int())
+
+    return BranchSegments(
+        own=begins(own),
+        longest=int(own.max()),
+        asking=moved(in_branch.flatten().nonzero().squeeze(-1)),
+        asking_from=begins(branches),
+        longest_asking=int(branches.max()),
+        prompt=moved(in_prompt.flatten().nonzero().squeeze(-1)),
+        prompt_from=begins(prompts),
+        longest_prompt=int(prompts.max()),
+        positions=rows * length,
+    )
 
 
 def expand_branches(
