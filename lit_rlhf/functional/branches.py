@@ -22,6 +22,8 @@ class BranchLayout(NamedTuple):
     """Whether the token exists."""
     last: Int[Tensor, "rows branches"]
     """Position of the branch's last token (0 where the branch is empty)."""
+    lengths: Int[Tensor, "rows parts"]
+    """(B, 1 + K) on the CPU, so that sizes cost no wait for a device: tokens of the prompt and of each branch."""
 
 
 class ExpandedRows(NamedTuple):
@@ -99,18 +101,17 @@ def branch_layout(branch_ids: Int[Tensor, "rows length"], num_branches: int) -> 
     """
     wanted = torch.arange(1, num_branches + 1, device=branch_ids.device)
     member = branch_ids[:, None, :] == wanted[None, :, None]  # (B, K, L)
-    lengths = member.sum(-1)
+    counts = part_lengths(branch_ids, num_branches)
+    prompt_last, lengths, on_host = counts[:, 0] - 1, counts[:, 1:], counts.cpu()
     start = member.int().argmax(-1)
-    steps = torch.arange(
-        max(int(lengths.max()) if lengths.numel() else 0, 1), device=branch_ids.device
-    )
+    longest = int(on_host[:, 1:].max()) if lengths.numel() else 0
+    steps = torch.arange(max(longest, 1), device=branch_ids.device)
     mask = steps < lengths[..., None]
     index = (start[..., None] + steps) * mask
-    prompt_last = (branch_ids == 0).sum(-1) - 1
     first = steps == 0
     source = torch.where(first, prompt_last[:, None, None], index - 1).clamp_min(0) * mask
     last = (start + lengths - 1) * (lengths > 0)
-    return BranchLayout(index, source, mask, last)
+    return BranchLayout(index, source, mask, last, on_host)
 
 
 def branch_attention_mask(
@@ -135,12 +136,12 @@ def branch_parts(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -
     rows, length = branch_ids.shape
     _, branches, time = layout.index.shape
     prompt_lengths = (branch_ids == 0).sum(-1)
-    width = max(int(prompt_lengths.max()), 1)
+    width = max(int(layout.lengths[:, 0].max()), 1)
     offset = torch.arange(rows, device=branch_ids.device)[:, None] * length
     take = (layout.index.flatten(1) + offset).flatten()
     steps = torch.arange(length, device=branch_ids.device).clamp_max(width - 1)
     place = (torch.arange(rows, device=branch_ids.device)[:, None] * width + steps).flatten()
-    exists = layout.mask.flatten().nonzero().squeeze(-1)
+    exists = existing(layout).to(branch_ids.device, non_blocking=True)
     place = place.index_copy(0, take[exists], rows * width + exists)
     in_prompt = torch.arange(width, device=branch_ids.device) < prompt_lengths[:, None]
     before = torch.ones(time, time, dtype=torch.bool, device=branch_ids.device).tril()
@@ -163,10 +164,16 @@ def part_lengths(
     return (branch_ids[:, None, :] == parts[None, :, None]).sum(-1)
 
 
-def branch_segments(branch_ids: Int[Tensor, "rows length"], num_branches: int) -> BranchSegments:
-    """Find the parts of branched rows as sequences that lie one after another, in one transfer from the device."""
+def existing(layout: BranchLayout) -> Int[Tensor, " tokens"]:
+    """On the CPU: where among (N * T) there are tokens of branches."""
+    steps = torch.arange(layout.mask.shape[-1])
+    return (steps < layout.lengths[:, 1:, None]).flatten().nonzero().squeeze(-1)
+
+
+def branch_segments(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -> BranchSegments:
+    """Find the parts of branched rows as sequences that lie one after another; `layout` is theirs."""
     rows, length = branch_ids.shape
-    lengths = part_lengths(branch_ids, num_branches).cpu()
+    lengths = layout.lengths
     prompts, branches = lengths[:, 0], lengths[:, 1:].sum(-1)
     own = torch.cat([lengths, (length - lengths.sum(-1))[:, None]], dim=1).flatten()
     steps = torch.arange(length)

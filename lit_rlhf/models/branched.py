@@ -20,6 +20,7 @@ from lit_rlhf.functional.branches import (
     branch_layout,
     branch_parts,
     branch_segments,
+    existing,
     expand_branches,
     pack_branches,
 )
@@ -43,12 +44,13 @@ class BranchStates(NamedTuple):
     last: Tensor  # (N,) index of the state at each branch's last token
     mask: Tensor  # (N, T) bool
     tokens: Tensor  # (N, T) int64, 0 where masked
+    layout: BranchLayout
 
     def positions(self) -> Tensor:
         """Indices into (N * T) of the tokens that exist."""
         if self.mask.is_meta:  # how many there are can't be known: all
             return torch.arange(self.mask.numel(), device=self.mask.device)
-        return self.mask.flatten().nonzero().squeeze(-1)
+        return existing(self.layout).to(self.mask.device, non_blocking=True)
 
     def before(self, token_id: int) -> Tensor:
         """(N,) index of the state at each branch's last token other than `token_id`, else at the prompt's last."""
@@ -218,8 +220,8 @@ class BranchRunner:
             return (
                 False  # an ordinary causal row already, and without a mask its kernel is the faster
             )
-        prompts = (branch_ids == 0).sum(-1)
-        longest = int((prompts[:, None] + layout.mask.sum(-1)).max())
+        prompts = layout.lengths[:, 0]
+        longest = int((prompts + layout.lengths[:, 1:].amax(-1)).max())
         expanded = self.costs.expanded(rows * branches, longest)
         if self.splits:
             time = layout.mask.shape[-1]
@@ -258,7 +260,7 @@ class BranchRunner:
         if not self.splits or branch_ids.is_meta:
             return None
         if self.is_flash():
-            return branch_segments(branch_ids, layout.mask.shape[1])
+            return branch_segments(branch_ids, layout)
         return branch_parts(branch_ids, layout)
 
     def expanded(
@@ -307,7 +309,8 @@ def layout_of(branch_ids: Tensor, num_branches: int) -> BranchLayout:
         return branch_layout(branch_ids, num_branches)
     shape = (branch_ids.shape[0], num_branches, branch_ids.shape[1])
     index = branch_ids.new_empty(shape)
-    return BranchLayout(index, index, index > 0, index[..., 0])
+    lengths = branch_ids.new_empty(shape[0], 1 + num_branches)
+    return BranchLayout(index, index, index > 0, index[..., 0], lengths)
 
 
 def _gather(hidden: Tensor, input_ids: Tensor, layout: BranchLayout) -> BranchStates:
@@ -323,6 +326,7 @@ def _gather(hidden: Tensor, input_ids: Tensor, layout: BranchLayout) -> BranchSt
         last=(layout.last + offset).view(sequences),
         mask=layout.mask.view(sequences, -1),
         tokens=tokens,
+        layout=layout,
     )
 
 

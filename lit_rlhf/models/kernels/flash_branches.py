@@ -17,7 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lit_rlhf.functional.branches import BranchSegments, branch_attention_mask, branch_segments
+from lit_rlhf.functional.branches import (
+    BranchSegments,
+    branch_attention_mask,
+    branch_layout,
+    branch_segments,
+)
 
 _log = logging.getLogger(__name__)
 _HALVES = (torch.bfloat16, torch.float16)
@@ -79,7 +84,7 @@ def largest_gap(device: torch.device, dtype: torch.dtype, width: int) -> float:
         torch.randn(*ids.shape, heads, width, generator=random).to(device, dtype)
         for heads in (4, 2, 2, 4)
     )
-    parts = branch_segments(ids.to(device), 2)
+    parts = branch_segments(ids.to(device), branch_layout(ids.to(device), 2))
     inputs = [x.detach().transpose(1, 2).requires_grad_() for x in (query, key, value)]
     ours = flash_branches(*inputs, parts, scale=width**-0.5)
     real = (ids >= 0).to(device)[..., None, None]  # what padding gives nobody reads

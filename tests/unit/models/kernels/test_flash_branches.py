@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_rlhf.functional.branches import branch_attention_mask, branch_segments
+from lit_rlhf.functional.branches import branch_attention_mask, branch_layout, branch_segments
 from lit_rlhf.models.kernels import attention, flash_branches as ours
 from lit_rlhf.models.kernels.attention import apart, grouped_attention
 from lit_rlhf.types import BranchedBatch
@@ -84,7 +84,9 @@ def test_it_is_the_attention_of_the_mask(rows: list[list[int]]) -> None:
     for x, twin in zip(inputs, twins, strict=True):
         twin.copy_(x).requires_grad_()
         x.requires_grad_()
-    found = ours.flash_branches(*inputs, branch_segments(branch_ids, 3), scale=0.3)
+    found = ours.flash_branches(
+        *inputs, branch_segments(branch_ids, branch_layout(branch_ids, 3)), scale=0.3
+    )
     mask = branch_attention_mask(branch_ids)
     expected, _ = grouped_attention(Layer(), *twins, mask, scaling=0.3)
     exists = branch_ids >= 0
@@ -153,5 +155,5 @@ def test_other_dtypes_take_the_mask() -> None:
     inputs = [x[:1] for x in tensors(9, 9)]
     mask = branch_attention_mask(branch_ids)
     plain, _ = grouped_attention(Layer(), *inputs, mask)
-    with apart(branch_segments(branch_ids, 3)):
+    with apart(branch_segments(branch_ids, branch_layout(branch_ids, 3))):
         assert torch.equal(grouped_attention(Layer(), *inputs, mask)[0], plain)
