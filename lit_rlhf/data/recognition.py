@@ -170,7 +170,7 @@ def _laid_out(reading: Reading, layout: Layout) -> Reading:
     style = reading.format.style
     if layout == "text" or style == "text" or not isinstance(reading.record.prompt, str):
         return reading
-    around: Wrapper | None = None
+    around: AsChat | AsTranscript | None = None
     if layout == "chat" or (layout == "canonical" and style == "turns"):
         around = AsChat(reading.format)
     elif layout == "transcript" and style == "turns":
