@@ -2,13 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_rlhf.distributed import failing_together, from_first_rank
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.models import Backbone, gathered
 from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
 from lit_rlhf.rollout.native import GeneratedRows
@@ -33,6 +34,8 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
     """
 
     own_arithmetic = False
+    wait: float = 0.0
+    """Seconds that `bring` waits for a vLLM that was lost."""
 
     def __init__(self, sync: WeightSync) -> None:
         self.sync = sync
@@ -71,6 +74,10 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
             self.probe.check_base(sampler, backbone, prompt)
             self._checked.add(key)
 
+    def forget(self, sampler: Sampler) -> None:
+        """Check a vLLM's base again, as it was started anew."""
+        self._checked = {key for key in self._checked if key[0] != id(sampler)}
+
     # -- the engine ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -93,7 +100,8 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
                 samples otherwise than asked.
             FloatingPointError: The model gave log-probs that are not finite.
         """
-        sample = self.begin(
+        begin = partial(
+            self.begin,
             backbone,
             prompt_ids,
             prompt_mask,
@@ -102,6 +110,14 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
             num_samples=num_samples,
             role=role,
         )
+        sample = begin()
+        try:
+            with failing_together():
+                return sample()
+        except ServiceError:
+            if self.wait == 0:
+                raise
+        sample = begin()  # no server was left, and it waits for one
         with failing_together():
             return sample()
 
