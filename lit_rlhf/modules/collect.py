@@ -1,6 +1,7 @@
 """Collecting: from prompts to what an engine is asked for, and from what it generated to texts and scores."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ def rollout_request(
     *,
     seed: int,
     iteration: int,
+    values: str | None = None,
 ) -> RolloutRequest:
     """What an engine is asked for: completions of a batch of prompts.
 
@@ -47,12 +49,13 @@ def rollout_request(
         num_samples: Samples of each prompt.
         seed: The module's.
         iteration: The module's; "validation" and "predict" draw the same samples at each.
+        values: As `RolloutRequest` has it.
     """
     which = batch["index"].repeat_interleave(num_samples) * num_samples
     which = which + torch.arange(num_samples, device=which.device).repeat(len(batch["index"]))
     when = 0 if purpose in ("validation", "predict") else iteration
     seeds = sample_seeds(seed, when, purpose, which)
-    return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples)
+    return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples, values=values)
 
 
 def engine_state(engine: RolloutEngine, trainer: Trainer | None) -> dict[str, Any]:
@@ -69,10 +72,9 @@ def read_completions(
     """Tokens and texts as rewards see them, with what the batch says of its prompts."""
     given = batch.get("given")
     num_samples = len(generation.tokens) // len(prompts.ids)
-    rows = zip(prompts.ids, prompts.mask, strict=True)
-    texts = [str(tokenizer.decode(ids[mask])) for ids, mask in rows]
+    texts = [str(tokenizer.decode(ids[mask])) for ids, mask in on_host(prompts.ids, prompts.mask)]
     plain = partial(tokenizer.decode, skip_special_tokens=True)
-    pairs = zip(generation.tokens, generation.mask, strict=True)
+    pairs = on_host(generation.tokens, generation.mask)
     return Completions(
         prompt_ids=prompts.ids,
         prompt_mask=prompts.mask,
@@ -84,6 +86,11 @@ def read_completions(
         columns=repeat_columns(batch.get("columns", {}), num_samples),
         given=None if given is None else repeat_columns({"": given}, num_samples)[""],
     )
+
+
+def on_host(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows that stand beside each other, after one transfer of each tensor rather than one of each row."""
+    return zip(*(tensor.cpu() for tensor in tensors), strict=True)
 
 
 @torch.no_grad()

@@ -123,8 +123,8 @@ def rollout_metrics(
             f"{ratio}/mean": kept.mean(),
             f"{ratio}/max": kept.max(),
         }
-    found = {name: float(value) for name, value in metrics.items()}
-    return found | {"kl_coef": kl_coef, "iteration": iteration}
+    values = torch.stack([value.double() for value in metrics.values()]).tolist()
+    return dict(zip(metrics, values, strict=True)) | {"kl_coef": kl_coef, "iteration": iteration}
 
 
 def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:
