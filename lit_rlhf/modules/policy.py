@@ -306,7 +306,8 @@ class PolicyModule(RLHFModule):
     def look_ahead(self) -> None:
         """Have an engine that works ahead begin on the next batch, with the weights as they are."""
         if isinstance(self.engine, Ahead) and (batch := self.next_prompts()) is not None:
-            count, when = self.num_samples, {"seed": self.seed, "iteration": self.iteration + 1}
+            when: dict[str, Any] = {"seed": self.seed, "iteration": self.iteration + 1}
+            count = self.num_samples
             request = stages.rollout_request(batch, self.sampling, "rollout", count, **when)
             self.engine.look_ahead(self.backbone, request, self.iteration)
 
