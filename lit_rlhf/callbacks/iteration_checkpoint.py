@@ -29,6 +29,7 @@ from lit_rlhf.internals.lightning import (
     is_stopping,
     is_within_iteration,
     iterations_done,
+    saves_within_iterations,
     silence_noise,
     will_validate,
     writes_shards,
@@ -145,6 +146,12 @@ class IterationCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to mix two runs in one directory; set aside checkpoints of iterations that will be redone."""
+        if saves_within_iterations(trainer):
+            rank_zero_warn(
+                "On SLURM's signal before a job's time is up, Lightning will save within the iteration, from where no "
+                "policy can go on. Add Preemption to trainer.callbacks: it lets the iteration end, saves, and has the "
+                "job queued again."
+            )
         self.last_saved = iterations_done(trainer)
         self._due = False
         later = [path for number, path in self.checkpoints() if number > self.last_saved]
@@ -156,8 +163,8 @@ class IterationCheckpoint(ModelCheckpoint):
         if trainer.ckpt_path is None:
             raise ConfigurationError(
                 f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path "
-                "last to go on from there. For a new run set IterationCheckpoint's dirpath to another directory, or "
-                "remove this one."
+                "last to go on from there. For a new run give another --run_dir (from Python: IterationCheckpoint's "
+                "dirpath), or remove this directory."
             )
         rank_zero_warn(
             f"The run goes on from iteration {self.last_saved} ({trainer.ckpt_path}); checkpoints of later iterations "

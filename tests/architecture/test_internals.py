@@ -3,6 +3,8 @@
 import importlib.metadata
 import inspect
 import re
+import signal
+import warnings
 from argparse import ArgumentError
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +19,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import MetricsTextColumn
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel as DemoModule
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.trainer.connectors.logger_connector import logger_connector
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from rich import get_console, reconfigure
@@ -283,6 +287,23 @@ def test_lightning(tmp_path: Path) -> None:
     assert seen == ["batch", "batch"]
 
 
+def test_lightning_keeps_what_it_does_on_slurms_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    assert our_lightning.requeue_signal(Trainer(**quiet)) is None  # type: ignore[arg-type]
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    trainer = Trainer(devices=1, **quiet)  # type: ignore[arg-type]
+    assert our_lightning.requeue_signal(trainer) == signal.SIGUSR1
+    assert not our_lightning.saves_within_iterations(trainer)
+    trainer._signal_connector.register_signal_handlers()
+    try:
+        assert our_lightning.saves_within_iterations(trainer), "Lightning's handler is another now"
+    finally:
+        trainer._signal_connector.teardown()
+    off = Trainer(devices=1, plugins=[SLURMEnvironment(auto_requeue=False)], **quiet)  # type: ignore[arg-type]
+    assert our_lightning.requeue_signal(off) is None
+
+
 def test_bars_print_where_they_are_told() -> None:
     bar = RichProgressBar()
     trainer = Trainer(callbacks=[bar], logger=False, enable_checkpointing=False, accelerator="cpu")
@@ -338,3 +359,18 @@ def test_the_command_line_is_built_without_running() -> None:
     assert made.trainer.state.status == "initializing", "Lightning runs a subcommand elsewhere"
     parser = our_lightning.parser_of(made, "fit")
     assert "trainer.max_epochs" in parser.get_defaults(), "the command's parser is kept elsewhere"
+
+
+@pytest.mark.parametrize("silenced", [False, True])
+def test_a_missing_tensorboard_is_advertised_under_the_words_that_are_left_out(
+    silenced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger_connector, "_TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr(logger_connector, "_TENSORBOARDX_AVAILABLE", False)
+    logger_connector.warning_cache.clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if silenced:
+            our_lightning.silence_adverts()
+        Trainer(accelerator="cpu", logger=True, default_root_dir=tmp_path)
+    assert any("tensorboardX" in str(each.message) for each in said) is not silenced

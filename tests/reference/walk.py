@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.models import Backbone, ModelSpec, export_policy
-from lit_rlhf.rollout import HFEngine, NativeEngine, RolloutEngine, Sampling
-from lit_rlhf.types import BranchedBatch
+from lit_rlhf.rollout import HFEngine, NativeEngine, RolloutEngine, RolloutRequest, Sampling
+from lit_rlhf.types import BranchedBatch, Prompts
 from tests.reference.architectures import row_logprobs
 from tests.reference.branches import row
 
@@ -89,7 +89,7 @@ def decoded(directory: Path, engine: RolloutEngine, **options: object) -> list[A
     ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in PROMPTS])
     mask = torch.arange(width) < torch.tensor([[len(p)] for p in PROMPTS])
     sampling, seeds = Sampling(max_new_tokens=12), torch.arange(8 * len(PROMPTS))
-    out = engine.generate(backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=8)
+    out = engine.generate(backbone, RolloutRequest(Prompts(ids, mask), sampling, seeds, 8))
     rows = zip(out.logprobs, out.tokens.tolist(), strict=True)
     return [Answer(given, PROMPTS[i // 8], tokens) for i, (given, tokens) in enumerate(rows)]
 

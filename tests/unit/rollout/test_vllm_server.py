@@ -4,12 +4,6 @@ The variable names an interpreter that has vLLM; without it this one must. Engin
 this interpreter has vLLM.
 """
 
-import importlib.util
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,23 +22,22 @@ from lit_rlhf.rollout import (
     Ahead,
     NativeEngine,
     RolloutEngine,
+    RolloutRequest,
     Sampling,
     VLLMEngine,
     VLLMServerEngine,
 )
 from lit_rlhf.rollout.sampling import truncate_logits
 from lit_rlhf.testing import write_tiny_model
-from lit_rlhf.types import BranchedBatch, Generation
-from tests.reference.generations import make_prompts, make_seeds, sequences
+from lit_rlhf.types import BranchedBatch, Generation, Prompts
+from tests.reference.generations import LENGTHS, make_prompts, make_request, make_seeds, sequences
 from tests.tolerances import FP32_MODEL
 from tests.unit.callbacks.standins import quiet_trainer
 from tests.unit.modules.policies import CountVowels, prompt_loader
+from tests.unit.rollout.real_vllm import HERE, serving_vllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 STOPS = list(range(60, 110))
-HERE = importlib.util.find_spec("vllm") is not None
-PYTHON = os.environ.get("LIT_RLHF_VLLM_PYTHON") or (sys.executable if HERE else None)
-STARTUP_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -56,61 +49,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server for that model, started as the documentation says."""
-    if PYTHON is None:
-        pytest.skip(
-            "vLLM isn't installed here, and LIT_RLHF_VLLM_PYTHON names no interpreter that has it"
-        )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [
-        "--model",
-        model_dir,
-        "--dtype",
-        "float32",
-        "--port",
-        port,
-        "--host",
-        "127.0.0.1",
-        "--enable-lora",
-        "--enforce-eager",
-    ]
-    words += [
-        "--max-lora-rank",
-        "16",
-        "--logprobs-mode",
-        "processed_logprobs",
-        "--generation-config",
-        "vllm",
-    ]
-    environment = os.environ | {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-    }
-    environment.pop("PYTHONPATH", None)
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", *map(str, words)]
-    with (
-        log.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, env=environment) as server,
-    ):
-        address = f"http://127.0.0.1:{port}"
-        try:
-            _wait_for(server, address, log)
-            yield address
-        finally:
-            server.terminate()
-
-
-def _wait_for(server: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
-    deadline = time.monotonic() + STARTUP_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            if httpx.get(f"{address}/health", timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(1)
-    pytest.fail(f"the server didn't start:\n{log.read_text()[-4000:]}")
+    with serving_vllm(model_dir, tmp_path_factory.mktemp("server")) as (server,):
+        yield server.url
 
 
 @pytest.fixture(params=["server", "owned"], scope="module")
@@ -141,17 +81,9 @@ def _move(backbone: Backbone, seed: int) -> None:
 def _sample(
     engine: RolloutEngine, backbone: Backbone, seeds: Tensor, role: str = "policy", **options: Any
 ) -> Generation:
-    ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=10, stop_token_ids=STOPS, **options)
-    return engine.generate(
-        backbone,
-        ids,
-        mask,
-        sampling=sampling,
-        seeds=seeds,
-        num_samples=len(seeds) // len(ids),
-        role=role,
-    )
+    request = make_request(sampling, len(seeds) // len(LENGTHS), seeds=seeds, role=role)
+    return engine.generate(backbone, request)
 
 
 def _batch(generation: Generation) -> BranchedBatch:
@@ -247,9 +179,8 @@ def test_a_sample_depends_on_its_seed_and_not_on_the_batch(
     assert first != sequences(_sample(engine, backbone, seeds + 1))
     ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=10, stop_token_ids=STOPS)
-    part = engine.generate(
-        backbone, ids[2:4], mask[2:4], sampling=sampling, seeds=seeds[4:8], num_samples=2
-    )
+    prompts = Prompts(ids[2:4], mask[2:4])
+    part = engine.generate(backbone, RolloutRequest(prompts, sampling, seeds[4:8], 2))
     assert sequences(part) == first[4:8]
 
 

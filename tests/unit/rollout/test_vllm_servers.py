@@ -1,6 +1,8 @@
 """Several servers, whole weights, what may be wrong with a server: on loopback, speaking vLLM's HTTP."""
 
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,10 +14,11 @@ import torch
 from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.rollout import DiskSync, NativeEngine, Sampling, VLLMServerEngine
+from lit_rlhf.rollout.vllm import server as server_module
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import Generation
 from tests.loopback import Loopback, serving
-from tests.reference.generations import make_prompts, make_seeds, sequences
+from tests.reference.generations import make_request, sequences
 from tests.tolerances import FP32_MODEL
 from tests.unit.rollout.fake_vllm import FakeServer
 
@@ -51,15 +54,8 @@ def move(backbone: Backbone, seed: int) -> None:
 
 
 def sample(engine: Any, backbone: Backbone, **options: Any) -> Generation:
-    ids, mask = make_prompts()
-    return engine.generate(
-        backbone,
-        ids,
-        mask,
-        sampling=Sampling(**{"max_new_tokens": 6} | options),
-        seeds=make_seeds(12),
-        num_samples=2,
-    )
+    sampling = Sampling(**{"max_new_tokens": 6} | options)
+    return engine.generate(backbone, make_request(sampling, 2))
 
 
 def same(ours: Generation, native: Generation) -> None:
@@ -125,6 +121,45 @@ def test_when_no_server_is_left_each_is_named(fakes: Any, backbone: Backbone) ->
     assert all(loopback.url in str(caught.value) for _, loopback in fakes)
 
 
+def revive(fake: FakeServer, model_dir: Path) -> None:
+    fake.vllm = FakeServer(model_dir).vllm
+    fake.die_after, fake.down = None, False
+
+
+@pytest.mark.parametrize("when", ["between rollouts", "in a rollout"])
+def test_when_no_server_is_left_one_is_waited_for(
+    fakes: Any,
+    backbone: Backbone,
+    tiny_model_dir: Path,
+    when: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "_PAUSE", 0.05)
+    engine = engine_on(fakes, wait=30.0)
+    sample(engine, backbone)
+    move(backbone, 2)
+    for fake, _ in fakes:
+        fake.down = when == "between rollouts"
+        fake.die_after = len(fake.completions) + 4
+    threading.Timer(0.5, revive, [fakes[1][0], tiny_model_dir]).start()
+    same(sample(engine, backbone), sample(NativeEngine(), backbone))
+    assert "No vLLM server is left; waiting 30 seconds for one. None of the 2" in caplog.text
+    assert fakes[0][0].down
+
+
+def test_one_that_comes_back_as_another_model_is_refused(
+    fakes: Any, backbone: Backbone, tmp_path: Path
+) -> None:
+    engine = engine_on(fakes[:1], wait=60.0)
+    sample(engine, backbone)
+    fakes[0][0].vllm = FakeServer(write_tiny_model(tmp_path / "other", seed=1)).vllm
+    begun = time.monotonic()
+    with pytest.raises(ConfigurationError, match="base isn't the policy's"):
+        sample(engine, backbone)
+    assert time.monotonic() < begun + 20
+
+
 def test_at_the_start_one_may_be_away_and_none_may_be_wrong(
     fakes: Any, backbone: Backbone, tmp_path: Path
 ) -> None:
@@ -150,6 +185,34 @@ def test_whole_weights_by_disk(fakes: Any, tiny_model_dir: Path, tmp_path: Path)
     assert list((tmp_path / "shared").glob("*/*")) == written, "nothing has changed"
     fakes[0][0].vllm = FakeServer(tiny_model_dir).vllm  # started anew, with what it began with
     same(sample(engine, full), sample(NativeEngine(), full))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"hidden_size": 64}, r"has the shape \[267, 64\] there and \[267, 32\] here"),
+        (
+            {"num_hidden_layers": 3},
+            r"9 of them are on one side alone, such as model\.layers\.2\S+, only there",
+        ),
+        (
+            {"num_hidden_layers": 1},
+            r"9 of them are on one side alone, such as model\.layers\.1\S+, only here",
+        ),
+    ],
+)
+def test_whole_weights_that_do_not_fit_are_not_sent(
+    tiny_model_dir: Path, tmp_path: Path, other: dict[str, int], message: str
+) -> None:
+    """Half read, they would leave a server that can't be used."""
+    fake = FakeServer(write_tiny_model(tmp_path / "other", **other))
+    full = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
+    with serving(fake) as loopback:
+        engine = engine_on([(fake, loopback)], sync=DiskSync())
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            sample(engine, full)
+    assert "Start it with the model that model.backbone.name names." in str(caught.value)
+    assert fake.vllm.weights == "default" and not fake.completions
 
 
 def test_adapters_are_merged_where_weights_go_whole(fakes: Any, backbone: Backbone) -> None:
