@@ -1,7 +1,7 @@
 """Collecting: from what an engine generated to texts, scores and log-probs. The steps that need no module state."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -78,8 +78,8 @@ def read_completions(
     given = batch.get("given")
     num_samples = len(generation.tokens) // len(prompts.ids)
     decode = partial(_decode, tokenizer)
-    texts = [decode(ids[mask], False) for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
-    pairs = zip(generation.tokens, generation.mask, strict=True)
+    texts = [decode(ids[mask], False) for ids, mask in on_host(prompts.ids, prompts.mask)]
+    pairs = on_host(generation.tokens, generation.mask)
     return Completions(
         prompt_ids=prompts.ids,
         prompt_mask=prompts.mask,
@@ -91,6 +91,11 @@ def read_completions(
         columns=repeat_columns(batch.get("columns", {}), num_samples),
         given=None if given is None else repeat_columns({"": given}, num_samples)[""],
     )
+
+
+def on_host(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows that stand beside each other, after one transfer of each tensor rather than one of each row."""
+    return zip(*(tensor.cpu() for tensor in tensors), strict=True)
 
 
 @torch.no_grad()
@@ -171,12 +176,13 @@ def by_parts(
         budget: Padded tokens of one part.
         compute: From a part to (n, t).
     """
-    prompts = torch.arange(rollout.num_prompts, device=rollout.response_mask.device)
-    samples = torch.arange(rollout.num_samples, device=prompts.device)
-    shape = rollout.response_mask.shape
-    result = torch.zeros(shape, device=prompts.device)
+    device, shape = rollout.response_mask.device, rollout.response_mask.shape
+    samples = torch.arange(rollout.num_samples, device=device)
+    result = torch.zeros(shape, device=device)
+    lengths = row_lengths(rollout).cpu()
     with gathered(weights):
-        for chosen in microbatch_indices(row_lengths(rollout), prompts, budget):
+        for share in microbatch_indices(lengths, torch.arange(rollout.num_prompts), budget):
+            chosen = share.to(device, non_blocking=True)
             found = compute(rollout.select(chosen))
             # Never less than float32, whatever autocast gives; float64 stays.
             result = result.to(torch.promote_types(found.dtype, result.dtype))

@@ -117,7 +117,8 @@ def rollout_metrics(
             f"{ratio}/mean": kept.mean(),
             f"{ratio}/max": kept.max(),
         }
-    return {name: float(value) for name, value in metrics.items()}
+    values = torch.stack([value.double() for value in metrics.values()]).tolist()
+    return dict(zip(metrics, values, strict=True))
 
 
 def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:
