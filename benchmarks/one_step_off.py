@@ -146,14 +146,14 @@ def main() -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.one_step_off", description=__doc__)
     parser.add_argument("demo", type=Path, help="directory that `lit-rlhf demo` wrote")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--iterations", type=int, default=25)
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = options.demo / "one_step_off.json"
     points: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
     done = {(p["staleness"], p["seed"]) for p in points}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for staleness in (0, 1):
             if (staleness, seed) not in done:
                 points.append(trained(staleness, options.demo, seed, options.iterations))
