@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
@@ -32,7 +31,7 @@ from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.modules import RLOOPolicyModule, Updates
 from lit_rlhf.objectives import FixedKL, TruncatedImportance
 from lit_rlhf.rewards import ModelReward
-from lit_rlhf.rollout import Ahead, NativeEngine, Sampling
+from lit_rlhf.rollout import Ahead, NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.types import Generation
 
 
@@ -42,11 +41,9 @@ class OnACopy(NativeEngine):
     own_arithmetic = False
     samples_elsewhere = True
 
-    def begin(
-        self, backbone: Backbone, *prompts: Tensor, **options: Any
-    ) -> Callable[[], Generation]:
+    def begin(self, backbone: Backbone, request: RolloutRequest) -> Callable[[], Generation]:
         """See `RolloutEngine.begin`."""
-        return partial(NativeEngine().generate, copy.deepcopy(backbone), *prompts, **options)
+        return partial(NativeEngine().sample, copy.deepcopy(backbone), request)
 
 
 class Watch(Callback):
