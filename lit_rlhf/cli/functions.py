@@ -1,5 +1,6 @@
 """Commands that are a function: its arguments are the options, its docstring the help."""
 
+import json
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,5 +48,6 @@ def call(
         raise own_error(error) or ConfigurationError(describe(str(error))) from error
     options.pop("config")
     if told:
-        options[told] = parser.dump(parsed)
+        del parsed["config"]
+        options[told] = json.dumps(parsed.as_dict(), default=str, sort_keys=True)
     function(**options)
