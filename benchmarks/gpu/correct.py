@@ -15,14 +15,17 @@ from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import Rows, Setting
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.models.kernels import flash_branches
 from lit_rlhf.modules import PPOPolicyModule, Updates
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import generator, uniforms
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_prompts
+from lit_rlhf.types import Prompts
 
 # In float32, TF32 off. Sums run in another order on each device, and training carries what that rounds.
 FORWARD, GRADIENT, CURVE, SAMPLED = 1e-5, 1e-4, 2e-3, 0.01
 EXPORT = 1e-3
+HALF = 0.05  # bfloat16 rounds each number to 0.004 of it
 WATCHED = {
     "SFT": "train/loss",
     "reward model": "train/loss",
@@ -55,6 +58,8 @@ def same_as_cpu(setting: Setting, result: Result) -> None:
         for name, value in ours.items():
             limit = GRADIENT if name == "gradient" else FORWARD
             result.check(f"{name}, {branching}", _distance(theirs[name], value), limit)
+    if setting.on_gpu:
+        _branched_kernels(setting, result)
     ours, theirs = (_samples(setting, device) for device in _devices(setting))
     other = float((ours != theirs).float().mean()) if ours.shape == theirs.shape else 1.0
     result.check("share of sampled tokens that differ", other, SAMPLED)
@@ -104,6 +109,21 @@ def resume(setting: Setting, result: Result) -> None:
     result.check("tensors that differ", float(len(unequal)), 0.0)
 
 
+def _branched_kernels(setting: Setting, result: Result) -> None:
+    """Prompts computed once, in the kernels for bfloat16, beside rows of their own in float32."""
+    for width in (8, 64, 128):
+        with result.attempt(f"flash kernels for branches, heads of {width}"):
+            gap = flash_branches.largest_gap(setting.device, torch.bfloat16, width)
+            result.check(f"flash kernels for branches, heads of {width}", gap, HALF)
+    serves = flash_branches.serves(setting.device, torch.bfloat16, 8)
+    result.note("branched attention in bfloat16", "flash" if serves else "masks: see the log")
+    theirs = _passes(setting, setting.device, "expanded")
+    ours = _passes(setting, setting.device, "shared", "bfloat16")
+    for name, value in theirs.items():
+        limit = 3 * HALF if name == "gradient" else HALF
+        result.check(f"{name}, shared in bfloat16", _distance(ours[name], value), limit)
+
+
 def _devices(setting: Setting) -> tuple[torch.device, torch.device]:
     return torch.device("cpu"), setting.device
 
@@ -114,8 +134,10 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
-def _backbone(setting: Setting, device: torch.device, branching: Any) -> Backbone:
-    spec = ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8), branching=branching)
+def _backbone(
+    setting: Setting, device: torch.device, branching: Any, dtype: Any = "float32"
+) -> Backbone:
+    spec = ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8), branching=branching, dtype=dtype)
     backbone = Backbone.load(spec)
     backbone.add_adapter("policy")
     backbone.add_head("value", drawn=True)
@@ -133,8 +155,10 @@ def _batch(setting: Setting, device: torch.device) -> Any:
     return {name: batch[name].to(device) for name in ("input_ids", "branch_ids", "position_ids")}
 
 
-def _passes(setting: Setting, device: torch.device, branching: str) -> dict[str, Tensor]:
-    backbone = _backbone(setting, device, branching)
+def _passes(
+    setting: Setting, device: torch.device, branching: str, dtype: str = "float32"
+) -> dict[str, Tensor]:
+    backbone = _backbone(setting, device, branching, dtype)
     batch = _batch(setting, device)
     out = backbone(batch, num_branches=2, logprobs=True, entropy=True, values="value")
     (out.logprobs.sum() + out.values.sum()).backward()
@@ -149,14 +173,9 @@ def _samples(setting: Setting, device: torch.device) -> Tensor:
     backbone = _backbone(setting, device, "auto")
     backbone.eos_token_ids = ()  # all of one length
     ids = (torch.arange(48, device=device).view(4, -1) * 7 + 1) % 256
-    generation = NativeEngine(max_batch_size=12).generate(
-        backbone,
-        ids,
-        torch.ones_like(ids).bool(),
-        sampling=Sampling(max_new_tokens=24),
-        seeds=torch.arange(16, device=device),
-        num_samples=4,
-    )
+    prompts, seeds = Prompts(ids, torch.ones_like(ids).bool()), torch.arange(16, device=device)
+    request = RolloutRequest(prompts, Sampling(max_new_tokens=24), seeds, 4)
+    generation = NativeEngine(max_batch_size=12).generate(backbone, request)
     return generation.tokens.cpu()
 
 

@@ -1,7 +1,7 @@
 """`lit-rlhf generate`: sample completions from a policy, and keep the best."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,7 +116,10 @@ def generate(
         recompute_logprobs=True,  # whose log-probs they are matters to the KL alone
         seed=seed,
     )
-    _give_models(actor, model, reference, dtype)
+    actor.backbone = load_policy(model, dtype=dtype)
+    actor.reward.attach(actor.backbone)
+    if reference is not None:
+        actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
     if prompt_template is not None:
         chats = actor.backbone.tokenizer.chat_template is not None
         source = _templated(rows, prompt_column, prompt_template, chats)
@@ -136,7 +139,12 @@ def generate(
     prompted = [(row, samples[i]) for i, row in enumerate(rows)]
     if keep in ("all", "finished"):
         columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
-        every = _every(prompted, response_column, columns, ended=keep == "finished")
+        every = (
+            {**row, response_column: one.text, **{name: getattr(one, name) for name in columns}}
+            for row, found in prompted
+            for one in found
+            if one.finished or keep == "all"
+        )
         write_rows(every, output)
     else:
         kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
@@ -168,13 +176,6 @@ class _Other(Reference):
 
     def beside(self, policy: Backbone) -> tuple[Backbone, str | None]:
         return self.model, "policy" if self.model.has_lora else None
-
-
-def _give_models(actor: PolicyModule, model: str, reference: str | None, dtype: DTypeName) -> None:
-    actor.backbone = load_policy(model, dtype=dtype)
-    actor.reward.attach(actor.backbone)
-    if reference is not None:
-        actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
 
 
 def _samples(
@@ -222,19 +223,6 @@ def _kl(actor: PolicyModule, rollout: Rollout, scores: Scores) -> list[float]:
         found = actor.evaluate(rollout.to_stage(ScoredRollout, scores=scores))
     ratios = masked_sum(found.old_logprobs - found.ref_logprobs, found.response_mask, dim=-1)
     return [float(each) for each in ratios]
-
-
-def _every(
-    prompted: Iterable[tuple[dict[str, Any], Sequence[Sample]]],
-    response: str,
-    columns: Sequence[str],
-    *,
-    ended: bool,
-) -> Iterator[dict[str, Any]]:
-    for row, found in prompted:
-        for sample in found:
-            if sample.finished or not ended:
-                yield {**row, response: sample.text, **{n: getattr(sample, n) for n in columns}}
 
 
 def _templated(rows: Sequence[dict[str, Any]], column: str, template: str, chats: bool) -> Source:

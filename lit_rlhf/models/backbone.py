@@ -1,7 +1,6 @@
 """One decoder, many roles."""
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.branches import BranchParts
 from lit_rlhf.internals.bitsandbytes import keep_arithmetic
 from lit_rlhf.models.adapters import RoleAdapters
 from lit_rlhf.models.branched import BranchRunner, BranchStates, Costs, spread
@@ -21,7 +19,7 @@ from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.checks import check_decoder
 from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.kernels import use_kernels
-from lit_rlhf.models.kernels.attention import apart, current_parts
+from lit_rlhf.models.kernels.attention import Apart, apart, current_parts
 from lit_rlhf.models.lm_head import Comparison, LMHead
 from lit_rlhf.models.loading import (
     DTYPES,
@@ -34,10 +32,9 @@ from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.recompute import recompute_layers
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
 from lit_rlhf.prompt_form import PromptForm
-from lit_rlhf.tokenizers import end_of_turn_id, eos_token_ids, pad_token_id
+from lit_rlhf.tokenizers import completion_end_ids, pad_token_id
 from lit_rlhf.types import BranchedBatch, BranchOutput
 
-_log = logging.getLogger(__name__)
 ROLES = ("policy", "reference", "reward", "value")
 
 
@@ -96,7 +93,7 @@ class Backbone(nn.Module):
         self.hidden_size: int = config.hidden_size
         self.pad_token_id = pad_token_id(tokenizer)
         generation = getattr(model, "generation_config", None)
-        self.eos_token_ids = _end_ids(tokenizer, eos_token_ids(generation, config, tokenizer))
+        self.eos_token_ids = completion_end_ids(tokenizer, generation, config)
         self.has_lora = spec.lora is not None or spec.adapter is not None
         if self.has_lora or self.frozen:
             model.requires_grad_(False)
@@ -415,7 +412,7 @@ class Backbone(nn.Module):
         return nullcontext(), self._as_now(self._adapters.active, current_parts())
 
     @contextmanager
-    def _as_now(self, role: str | None, parts: BranchParts | None) -> Iterator[None]:
+    def _as_now(self, role: str | None, parts: Apart) -> Iterator[None]:
         with self._adapters.use(role), apart(parts):
             yield
 
@@ -438,30 +435,3 @@ class Backbone(nn.Module):
     def _require(name: str, known: Any, what: str) -> None:
         if name not in known:
             raise ConfigurationError(f"There is no {what} {name!r}; there are {sorted(known)}.")
-
-
-def _end_ids(tokenizer: PreTrainedTokenizerBase, eos: tuple[int, ...]) -> tuple[int, ...]:
-    """EOS, and the template's end of turn where that is another token: what training puts last, rollouts stop at."""
-    turn = end_of_turn_id(tokenizer)
-    if turn is None or turn in eos:
-        return eos
-    names = [tokenizer.convert_ids_to_tokens(index) for index in (turn, *eos)]
-    _log.warning(
-        "The chat template ends a turn with %r, which is not EOS %s: completions end at either. Set eos_token of the "
-        "tokenizer to it if that is what the model should end with everywhere.",
-        names[0],
-        names[1:],
-    )
-    return tuple(sorted({*eos, turn}))
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the time of a `with`; each submodule's own flag is restored, so frozen parts stay in eval mode."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags:
-            part.training = flag

@@ -1,7 +1,7 @@
-"""Collecting: from what an engine generated to texts, scores and log-probs. The steps that need no module state."""
+"""Collecting: from prompts to what an engine is asked for, and from what it generated to texts and scores."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,17 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError, DataError, ServiceError
 from lit_rlhf.internals.lightning import is_within_iteration
-from lit_rlhf.models import gathered
-from lit_rlhf.modules.minibatches import microbatch_indices, repeat_columns, row_lengths
+from lit_rlhf.modules.minibatches import repeat_columns
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import RolloutEngine, Sampling
+from lit_rlhf.rollout import RolloutEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import sample_seeds
 from lit_rlhf.types import (
     Completions,
     Generation,
     PromptBatch,
     Prompts,
-    Rollout,
     Sample,
     ScoredRollout,
     Scores,
@@ -32,35 +30,32 @@ from lit_rlhf.types import (
 RESUME = "The run goes on from its last checkpoint with --ckpt_path last."
 
 
-def prompt_sample_seeds(
-    index: Tensor, num_samples: int, *, seed: int, iteration: int, purpose: str
-) -> Tensor:
-    """A seed (N,) for each sample of each prompt, by what it is for.
+def rollout_request(
+    batch: PromptBatch,
+    sampling: Sampling,
+    purpose: str,
+    num_samples: int,
+    *,
+    seed: int,
+    iteration: int,
+    values: str | None = None,
+) -> RolloutRequest:
+    """What an engine is asked for: completions of a batch of prompts.
 
     Args:
-        index: (B,) positions of the prompts in the data set.
+        batch: Its `index` are the prompts' positions in the data set, on which their seeds depend.
+        sampling: How tokens are drawn.
+        purpose: What the samples are for, on which their seeds depend.
         num_samples: Samples of each prompt.
         seed: The module's.
         iteration: The module's; "validation" and "predict" draw the same samples at each.
-        purpose: What the samples are for.
+        values: As `RolloutRequest` has it.
     """
-    which = index.repeat_interleave(num_samples) * num_samples
-    which = which + torch.arange(num_samples, device=which.device).repeat(len(index))
+    which = batch["index"].repeat_interleave(num_samples) * num_samples
+    which = which + torch.arange(num_samples, device=which.device).repeat(len(batch["index"]))
     when = 0 if purpose in ("validation", "predict") else iteration
-    return sample_seeds(seed, when, purpose, which)
-
-
-def engine_request(
-    batch: PromptBatch, sampling: Sampling, seeds: Tensor, num_samples: int
-) -> dict[str, Any]:
-    """What an engine is asked for, by the names of `RolloutEngine.generate`."""
-    return {
-        "prompt_ids": batch["input_ids"],
-        "prompt_mask": batch["branch_ids"] == 0,
-        "sampling": sampling,
-        "seeds": seeds,
-        "num_samples": num_samples,
-    }
+    seeds = sample_seeds(seed, when, purpose, which)
+    return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples, values=values)
 
 
 def engine_state(engine: RolloutEngine, trainer: Trainer | None) -> dict[str, Any]:
@@ -77,9 +72,9 @@ def read_completions(
     """Tokens and texts as rewards see them, with what the batch says of its prompts."""
     given = batch.get("given")
     num_samples = len(generation.tokens) // len(prompts.ids)
-    decode = partial(_decode, tokenizer)
-    texts = [decode(ids[mask], False) for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
-    pairs = zip(generation.tokens, generation.mask, strict=True)
+    texts = [str(tokenizer.decode(ids[mask])) for ids, mask in on_host(prompts.ids, prompts.mask)]
+    plain = partial(tokenizer.decode, skip_special_tokens=True)
+    pairs = on_host(generation.tokens, generation.mask)
     return Completions(
         prompt_ids=prompts.ids,
         prompt_mask=prompts.mask,
@@ -87,10 +82,15 @@ def read_completions(
         response_mask=generation.mask,
         finished=generation.finished,
         prompts=[text for text in texts for _ in range(num_samples)],
-        responses=[decode(ids[mask], True) for ids, mask in pairs],
+        responses=[str(plain(ids[mask])) for ids, mask in pairs],
         columns=repeat_columns(batch.get("columns", {}), num_samples),
         given=None if given is None else repeat_columns({"": given}, num_samples)[""],
     )
+
+
+def on_host(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows that stand beside each other, after one transfer of each tensor rather than one of each row."""
+    return zip(*(tensor.cpu() for tensor in tensors), strict=True)
 
 
 @torch.no_grad()
@@ -157,33 +157,3 @@ def list_samples(completions: Completions, scores: Scores, iteration: int) -> li
         )
         for prompt, response, score, finished in rows
     ]
-
-
-@torch.no_grad()
-def by_parts(
-    rollout: Rollout, weights: torch.nn.Module, budget: int, compute: Callable[[Rollout], Tensor]
-) -> Tensor:
-    """(N, T), computed of parts of similar length within a budget of tokens, without gradient; 0 where masked.
-
-    Args:
-        rollout: This process's; others may have other numbers of parts.
-        weights: Whose sharded weights are gathered once for all parts.
-        budget: Padded tokens of one part.
-        compute: From a part to (n, t).
-    """
-    prompts = torch.arange(rollout.num_prompts, device=rollout.response_mask.device)
-    samples = torch.arange(rollout.num_samples, device=prompts.device)
-    shape = rollout.response_mask.shape
-    result = torch.zeros(shape, device=prompts.device)
-    with gathered(weights):
-        for chosen in microbatch_indices(row_lengths(rollout), prompts, budget):
-            found = compute(rollout.select(chosen))
-            # Never less than float32, whatever autocast gives; float64 stays.
-            result = result.to(torch.promote_types(found.dtype, result.dtype))
-            rows = (chosen[:, None] * rollout.num_samples + samples).flatten()
-            result[rows, : found.shape[1]] = found.to(result.dtype)
-    return result
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor, skip_special_tokens: bool) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
