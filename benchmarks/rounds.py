@@ -89,8 +89,10 @@ def training(arm: Arm, lr: float, demo: Path) -> Training:
             }
         },
     }
-    every = "all" if arm.start == "initial" else "round"
-    return Training(["preference/dpo_full"], options, start=arm.start, data=every)
+    training = Training(["preference/dpo_full"], options, start=arm.start)
+    if arm.start == "initial":
+        training.data = "all"
+    return training
 
 
 def prompts_of(arm: Arm, seed: int) -> list[list[dict[str, str]]]:
