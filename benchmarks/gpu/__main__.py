@@ -5,10 +5,11 @@
     python -m benchmarks.gpu --out runs/gpu --device cpu --size tiny # a rehearsal without a GPU
     python -m benchmarks.gpu --out runs/gpu --markdown docs/GPU.md   # after a run: runs nothing, writes the page
 
-Each part is a process of its own with a limit of time, and its JSON is written before the next begins: a crash loses
-that part alone. While one works, the next imports. Parts that the time is not enough for are named. Needs no network
-and no weights. If `baselines/` has a run on the same card and size, what became worse by over 5 % is said; `--keep`
-puts this run there. Ends with status 1 where a part failed, a check doesn't hold or something became worse.
+Each part is a process of its own with a share of the time, and what it has measured is on disk at once: a crash, or
+the end of its time, loses nothing of that. While one works, the next imports. Random weights are drawn once for all
+parts. Needs no network and no weights of others. If `baselines/` has a run on the same card and size, what became worse
+by over 5 % is said; `--keep` puts this run there. Ends with status 1 where a part failed, a check doesn't hold or
+something became worse.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,25 +26,24 @@ from benchmarks.gpu.report import baseline_of, page, read_run, worse_than, write
 from benchmarks.gpu.result import Result
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMITS = {
-    "machine": 30,
-    "same_as_cpu": 60,
-    "resume": 40,
-    "decoding": 60,
-    "grpo": 60,
-    "ppo": 45,
-    "dpo": 45,
-    "reward_model": 30,
-    "supervised": 45,
-    "nf4": 60,
-    "export": 40,
-    "precisions": 60,
-    "kernels": 60,
-    "compiled": 90,
+SHARES = {
+    "machine": 20,
+    "same_as_cpu": 22,
+    "resume": 10,
+    "decoding": 30,
+    "grpo": 20,
+    "ppo": 14,
+    "dpo": 12,
+    "reward_model": 8,
+    "supervised": 12,
+    "nf4": 16,
+    "export": 6,
+    "precisions": 16,
+    "kernels": 16,
+    "compiled": 23,
 }
-"""Seconds that each part may take on a GPU once it has imported what it needs; those first that say most."""
-SLOWER = 4
-"""By how much a larger model, or a rehearsal on CPU, may take longer."""
+"""Seconds of the default budget for each part, those first that say most; what one leaves, later ones have."""
+BUDGETS = {"cuda": 225.0, "cpu": 1200.0}
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -82,20 +83,22 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run_all(options: argparse.Namespace) -> Iterator[tuple[str, Result, float]]:
     """Each part's result, in order; the next part's process has imported everything by then."""
-    names = [name for name in LIMITS if name in (options.only or LIMITS)]
-    deadline = time.monotonic() + options.budget
-    following = _start(names[0], options) if names else None
-    for name, after in zip(names, [*names[1:], None], strict=True):
-        assert following is not None
-        process, following = following, _start(after, options) if after else None
-        start = time.monotonic()
-        left = deadline - start
-        result = _finish(name, process, options, left)
-        yield name, result, time.monotonic() - start
+    names = [name for name in SHARES if name in (options.only or SHARES)]
+    second = (options.budget or BUDGETS[options.device]) / sum(SHARES[name] for name in names)
+    with tempfile.TemporaryDirectory(prefix="lit_rlhf_gpu_") as work:
+        following = _start(names[0], options, work) if names else None
+        until = time.monotonic()
+        for name, after in zip(names, [*names[1:], None], strict=True):
+            assert following is not None
+            process, following = following, _start(after, options, work) if after else None
+            start = time.monotonic()
+            until += second * SHARES[name]
+            result = _finish(name, process, options.out, until - start)
+            yield name, result, time.monotonic() - start
 
 
-def _start(name: str, options: argparse.Namespace) -> subprocess.Popen[bytes]:
-    arguments = [name, options.device, options.size, str(options.out.resolve())]
+def _start(name: str, options: argparse.Namespace, work: str) -> subprocess.Popen[bytes]:
+    arguments = [name, options.device, options.size, str(options.out.resolve()), work]
     with (options.out / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu.part", *arguments],
@@ -112,29 +115,23 @@ def _more_paths() -> str:
     return f"{os.pathsep}{given}" if given else ""
 
 
-def _finish(
-    name: str, process: subprocess.Popen[bytes], options: argparse.Namespace, left: float
-) -> Result:
-    """Let a part work, for as long as it may; what it wrote, or how it ended without writing."""
-    slow = options.size == "7b" or options.device == "cpu"
-    limit = LIMITS[name] * (SLOWER if slow else 1)
-    written, start = options.out / f"{name}.json", time.monotonic()
-    select.select([process.stdout], [], [], max(left, 0))
-    left -= time.monotonic() - start
-    if left < 5:
-        process.kill()
-        process.wait()
-        return Result(failures={name: "left out: the time was up (--budget)"})
+def _finish(name: str, process: subprocess.Popen[bytes], out: Path, seconds: float) -> Result:
+    """Let a part work, for as long as it may; what it wrote, and how it ended if it was not by itself."""
+    start = time.monotonic()
+    select.select([process.stdout], [], [], max(seconds, 0))
     try:
-        process.communicate(b"\n", timeout=min(limit, left))
+        process.communicate(b"\n", timeout=max(seconds - (time.monotonic() - start), 0.1))
+        ended = f"ended with status {process.returncode}" if process.returncode else None
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        return Result(failures={name: f"took more than {min(limit, left):.0f} s, and was ended"})
-    if written.is_file():
-        return Result.read(written)
-    tail = " | ".join((options.out / f"{name}.log").read_text(errors="replace").splitlines()[-3:])
-    return Result(failures={name: f"ended with status {process.returncode}: {tail}"})
+        ended = f"was ended after {seconds:.0f} s, its share of the time (--budget)"
+    written = out / f"{name}.json"
+    result = Result.read(written) if written.is_file() else Result()
+    if ended or not written.is_file():
+        log = (out / f"{name}.log").read_text(errors="replace").splitlines()[-3:]
+        result.failures[name] = " | ".join([ended or "wrote nothing", *log])
+    return result
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
@@ -146,8 +143,8 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="directory of the run")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--size", default="0.5b", choices=["tiny", "0.5b", "7b"])
-    parser.add_argument("--only", nargs="+", choices=LIMITS, help="some of the parts")
-    parser.add_argument("--budget", type=float, default=230.0, help="seconds for all parts")
+    parser.add_argument("--only", nargs="+", choices=SHARES, help="some of the parts")
+    parser.add_argument("--budget", type=float, help=f"seconds for all parts; default: {BUDGETS}")
     parser.add_argument("--keep", action="store_true", help="make this run the card's baseline")
     parser.add_argument("--markdown", type=Path, help="write the page of the run in --out instead")
     return parser.parse_args(args)

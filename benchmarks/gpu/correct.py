@@ -45,9 +45,8 @@ class Curve(Callback):
         self.values.append(float(trainer.callback_metrics[self.name]))
 
 
-def same_as_cpu(setting: Setting) -> Result:
+def same_as_cpu(setting: Setting, result: Result) -> None:
     """A tiny model in float32 on the CPU and here: uniforms, passes, gradients, samples, and curves of training."""
-    result = Result()
     seeds = torch.randint(2**62, (4096,), generator=generator("seeds"))
     there = uniforms(seeds.to(setting.device), 3).cpu()
     result.check("uniforms that differ", float((uniforms(seeds, 3) != there).sum()), 0.0)
@@ -63,24 +62,22 @@ def same_as_cpu(setting: Setting) -> Result:
         with result.attempt(f"curve of {name}"):
             ours, theirs = (_curve(setting, name, metric, device) for device in _devices(setting))
             result.check(f"curve of {metric}, {name}", _distance(theirs, ours), CURVE)
-    return result
 
 
-def precisions(setting: Setting) -> Result:
+def precisions(setting: Setting, result: Result) -> None:
     """Each method in float32 weights under mixed precision, in full and with LoRA: it learns, and skips no step."""
-    result = Result()
-    for precision in ("bf16-mixed", "16-mixed") if setting.on_gpu else ("bf16-mixed",):
-        for what, lora in (("full", None), ("LoRA", LoraSpec(rank=8))):
-            for name in WATCHED:
-                title = f"{name}, {precision}, {what}"
-                with result.attempt(title):
-                    _fit_mixed(setting, result, name, precision, lora, title)
-    return result
+    full, lora = ("full", None), ("LoRA", LoraSpec(rank=8))
+    ways = [("bf16-mixed", *full), ("bf16-mixed", *lora)]
+    ways += [("16-mixed", *full)] if setting.on_gpu else []
+    for precision, what, spec in ways:
+        for name in WATCHED:
+            title = f"{name}, {precision}, {what}"
+            with result.attempt(title):
+                _fit_mixed(setting, result, name, precision, spec, title)
 
 
-def export(setting: Setting) -> Result:
+def export(setting: Setting, result: Result) -> None:
     """What a policy that was trained here exports, read by transformers: the same logits."""
-    result = Result()
     module = PPOPolicyModule(**_ppo(setting))
     setting.trainer([]).fit(module, setting.data("prompts", 8, tiny_prompts(16)))
     backbone = module.backbone.to(setting.device)
@@ -91,12 +88,10 @@ def export(setting: Setting) -> Result:
         ours = backbone.logits(backbone.decoder(input_ids=ids).last_hidden_state)
         gap = (ours - theirs(input_ids=ids).logits.float()).abs().max()
     result.check("largest difference of logits", float(gap), EXPORT)
-    return result
 
 
-def resume(setting: Setting) -> Result:
+def resume(setting: Setting, result: Result) -> None:
     """With `trainer.deterministic`, a run that was cut in two ends with the bits of one that wasn't."""
-    result = Result()
     whole = _checkpointed(setting, "whole", epochs=2)
     _checkpointed(setting, "cut", epochs=1)
     resumed = _checkpointed(setting, "cut", epochs=2, resume="last")
@@ -107,7 +102,6 @@ def resume(setting: Setting) -> Result:
         if weight.requires_grad and not torch.equal(weight, again[name])
     ]
     result.check("tensors that differ", float(len(unequal)), 0.0)
-    return result
 
 
 def _devices(setting: Setting) -> tuple[torch.device, torch.device]:

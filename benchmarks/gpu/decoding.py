@@ -14,16 +14,15 @@ SHARED = 4
 """Samples of a prompt, where they share it."""
 
 
-def decoding(setting: Setting) -> Result:
+def decoding(setting: Setting, result: Result) -> None:
     """Tokens per second and milliseconds per step of some numbers of rows, without an adapter and with one."""
-    result = Result()
     plain = Backbone.load(setting.spec(lora=None), trainable=False).to(setting.device).eval()
     adapted = Backbone.load(setting.spec()).to(setting.device)
     adapted.add_adapter("policy")
     for backbone in (plain, adapted):
         backbone.eos_token_ids = ()  # all completions are as long
     weights = sum(p.numel() * p.element_size() for p in plain.parameters())
-    result.facts["weights"] = f"{weights / 2**30:.2f} GiB"
+    result.note("weights", f"{weights / 2**30:.2f} GiB")
     for rows in setting.size.decode:
         ways = {
             "transformers.generate": partial(_theirs, setting, plain, rows),
@@ -36,7 +35,6 @@ def decoding(setting: Setting) -> Result:
         for name, generate in ways.items():
             with result.attempt(f"{name}, {rows} rows"):
                 _time(setting, result, f"{name}, {rows} rows", generate, rows)
-    return result
 
 
 def _time(

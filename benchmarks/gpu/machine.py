@@ -14,9 +14,10 @@ from benchmarks.gpu.setting import Setting
 PACKAGES = ("torch", "triton", "transformers", "lightning", "peft", "bitsandbytes", "flash-attn")
 
 
-def machine(setting: Setting) -> Result:
+def machine(setting: Setting, result: Result) -> None:
     """Card and versions; a copy, and a product in bfloat16 of random matrices (of ones it would be faster)."""
-    result = Result(facts=_facts(setting))
+    for name, said in _facts(setting).items():
+        result.note(name, said)
     rows = 8192 if setting.on_gpu else 256
     random = torch.Generator(setting.device).manual_seed(0)
     left, right = (
@@ -30,7 +31,8 @@ def machine(setting: Setting) -> Result:
     target = torch.empty_like(source)
     seconds = _best(setting, lambda: target.copy_(source))
     result.measure("copy, read and written", gb_per_s=2 * size / seconds / 1e9)
-    return result
+    start = setting.now()
+    result.note("base", f"{setting.base}, made in {setting.now() - start:.1f} s")
 
 
 def _best(setting: Setting, work: Callable[[], Any]) -> float:

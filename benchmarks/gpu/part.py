@@ -1,6 +1,6 @@
 """One part in a process of its own: it imports all, says so, waits for a line on its input, then works.
 
-python -m benchmarks.gpu.part NAME DEVICE SIZE DIRECTORY
+python -m benchmarks.gpu.part NAME DEVICE SIZE DIRECTORY WORK
 """
 
 import logging
@@ -20,13 +20,13 @@ from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import SIZES, Setting
 
 ALONE = (machine, same_as_cpu, resume, export, precisions, decoding)
-PARTS: dict[str, Callable[[Setting], Result]] = {
+PARTS: dict[str, Callable[[Setting, Result], None]] = {
     part.__name__: part for part in ALONE
 } | training.PARTS
 
 
 def main() -> None:
-    name, device, size, directory = sys.argv[1:]
+    name, device, size, directory, work = sys.argv[1:]
     warnings.filterwarnings("ignore")
     for library in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -35,13 +35,13 @@ def main() -> None:
     sys.stdin.readline()
     out = Path(directory)
     measured = out / "machine.json"
-    setting = Setting(torch.device(device), SIZES[size], out)
+    setting = Setting(torch.device(device), SIZES[size], Path(work))
     if name != "machine" and measured.is_file():
         setting.peak = Result.read(measured).measures["bf16 product"]["tflops"] * 1e12
     result = Result()
+    result.keep_in(out / f"{name}.json")
     with result.attempt(name):
-        result = PARTS[name](setting)
-    result.write(out / f"{name}.json")
+        PARTS[name](setting, result)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """What every part is given: device, shapes of the model, data, a trainer, clock and memory."""
 
 import gc
-import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_rlhf.data import (
     DemonstrationDataModule,
@@ -18,8 +18,12 @@ from lit_rlhf.data import (
     PromptOnly,
     RowsSource,
 )
+from lit_rlhf.files import whole_directory
+from lit_rlhf.internals.transformers import drawn_once
 from lit_rlhf.models import LoraSpec, ModelSpec
+from lit_rlhf.models.loading import quiet
 from lit_rlhf.testing import write_tiny_model
+from lit_rlhf.tokenizers import load_tokenizer
 
 Rows = list[dict[str, str]]
 WORDS = ("film", "book", "song", "play", "meal", "walk", "game", "talk", "good", "bad", "was", "it")
@@ -41,7 +45,7 @@ class Size:
         rows: Rows of a batch; pairs and prompts of policies are half as many.
         samples: Completions per prompt in GRPO.
         decode: Rows that are decoded at a time.
-        steps: Steps or iterations that are run; the first isn't counted.
+        steps: Steps that are run, of methods that sample: iterations. The first isn't counted.
         full: Whether the card can train all its weights.
     """
 
@@ -51,7 +55,7 @@ class Size:
     rows: int
     samples: int
     decode: tuple[int, ...]
-    steps: int
+    steps: tuple[int, int]
     full: bool = True
 
 
@@ -72,10 +76,12 @@ def _qwen2(
 
 
 SIZES = {
-    "tiny": Size(_qwen2(64, 128, 2, 4, 2, 512, True), 16, 8, 4, 2, (4,), 3),
+    "tiny": Size(_qwen2(64, 128, 2, 4, 2, 512, True), 16, 8, 4, 2, (4,), (2, 2)),
     # Qwen2.5-0.5B and -7B
-    "0.5b": Size(_qwen2(896, 4864, 24, 14, 2, 151936, True), 256, 128, 64, 8, (64, 256), 3),
-    "7b": Size(_qwen2(3584, 18944, 28, 28, 4, 152064, False), 256, 128, 16, 8, (64, 256), 3, False),
+    "0.5b": Size(_qwen2(896, 4864, 24, 14, 2, 151936, True), 256, 128, 64, 8, (64, 256), (4, 2)),
+    "7b": Size(
+        _qwen2(3584, 18944, 28, 28, 4, 152064, False), 256, 128, 16, 8, (64, 256), (4, 2), False
+    ),
 }
 
 
@@ -86,15 +92,14 @@ class Setting:
     Args:
         device: "cuda" or "cpu".
         size: Key of `SIZES`.
-        out: Directory for what a part writes beside its result.
+        work: Directory for what parts write; what one made, the others find.
         peak: FLOP/s that the part `machine` measured; 0 if it didn't run.
     """
 
     device: torch.device
     size: Size
-    out: Path
+    work: Path
     peak: float = 0.0
-    work: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="lit_rlhf_gpu_")))
 
     @property
     def on_gpu(self) -> bool:
@@ -104,13 +109,29 @@ class Setting:
     @cached_property
     def tiny(self) -> str:
         """Directory of a tiny llama with a tokenizer of bytes."""
-        return str(write_tiny_model(self.work / "tiny"))
+        path = self.work / "tiny"
+        return str(path if path.is_dir() else write_tiny_model(path))
+
+    @cached_property
+    def base(self) -> str:
+        """Directory of random weights of this size in bfloat16: drawn once for all parts, on the device."""
+        path = self.work / "base"
+        if path.is_dir():
+            return str(path)
+        tokenizer = load_tokenizer(self.tiny)
+        ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
+        config = AutoConfig.for_model(**self.size.config, **ids)
+        with self.device, drawn_once():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        with whole_directory(path, "config.json") as directory, quiet():
+            model.save_pretrained(directory)
+        return str(path)
 
     def spec(self, **options: Any) -> ModelSpec:
         """The model of this size: bfloat16 with LoRA, unless the options say otherwise."""
         fixed: dict[str, Any] = {
-            "config": dict(self.size.config),
-            "tokenizer": self.tiny,
+            "name": self.base,
+            "tokenizer": self.tiny,  # the data's
             "dtype": "bfloat16",
             "lora": LoraSpec(rank=16),
         }

@@ -47,78 +47,61 @@ class Warm(Callback):
         return float(getattr(self.timer, what).get(phase, 0) - self.first[what].get(phase, 0))
 
 
-def supervised(setting: Setting) -> Result:
+def supervised(setting: Setting, result: Result) -> None:
     """SFT with LoRA on bfloat16, and in full from float32 weights under bf16-mixed."""
-    result = Result()
     _fit(setting, result, "SFT", "LoRA r16")
     if setting.size.full:
         spec = setting.spec(lora=None, dtype="float32")
         _fit(setting, result, "SFT", "full, bf16-mixed", spec, precision="bf16-mixed")
-    return result
 
 
-def reward_model(setting: Setting) -> Result:
+def reward_model(setting: Setting, result: Result) -> None:
     """Pairs of a prompt in one row."""
-    return _fit(setting, Result(), "reward model", "LoRA r16")
+    _fit(setting, result, "reward model", "LoRA r16")
 
 
-def dpo(setting: Setting) -> Result:
+def dpo(setting: Setting, result: Result) -> None:
     """Pairs in one row, and as rows of their own."""
-    result = Result()
     for branching in ("shared", "expanded"):
         _fit(setting, result, "DPO", f"LoRA r16, {branching}", setting.spec(branching=branching))
-    return result
 
 
-def ppo(setting: Setting) -> Result:
+def ppo(setting: Setting, result: Result) -> None:
     """PPO with a value head on the policy."""
-    return _fit(setting, Result(), "PPO", "LoRA r16")
+    _fit(setting, result, "PPO", "LoRA r16")
 
 
-def grpo(setting: Setting) -> Result:
-    """GRPO with the default microbatches, with larger ones, and with these and recomputed layers."""
-    result = Result()
-    _fit(setting, result, "GRPO", "LoRA r16")
+def grpo(setting: Setting, result: Result) -> None:
+    """GRPO with large microbatches, and with these and recomputed layers."""
     _fit(setting, result, "GRPO", "LoRA r16, microbatches of 32768", **LARGE)
     spec = setting.spec(gradient_checkpointing=True)
     _fit(setting, result, "GRPO", "the same, layers recomputed", spec, **LARGE)
-    return result
 
 
-def nf4(setting: Setting) -> Result:
+def nf4(setting: Setting, result: Result) -> None:
     """PPO with policy, reference, reward and value on one base of 4 bits."""
-    base, adapter = setting.work / "base", setting.work / "reward"
-    loaded = Backbone.load(setting.spec(lora=None))
-    loaded.model.save_pretrained(base)
-    spec = ModelSpec(
-        name=str(base),
-        tokenizer=setting.tiny,
-        dtype="bfloat16",
-        quantization="nf4",
-        lora=setting.spec().lora,
-    )
+    adapter = setting.work / "reward"
+    spec = setting.spec(quantization="nf4")
     rewarding = Backbone.load(spec, lm_head=False)
     rewarding.add_adapter("reward")
     rewarding.add_head("reward")
     export_reward(rewarding, adapter, merge=False)
-    del loaded, rewarding
+    del rewarding
     reward = ModelReward(str(adapter), share_base=True)
     options = {"reward": reward, "value": ValueAdapter(start="reward")}
-    return _fit(setting, Result(), "PPO", "four roles on one nf4 base", spec, **options)
+    _fit(setting, result, "PPO", "four roles on one nf4 base", spec, **options)
 
 
-def kernels(setting: Setting) -> Result:
-    """GRPO's and DPO's steps with the library's kernels and without."""
-    result = Result()
-    for name in ("DPO", "GRPO"):
-        for choice in ("auto", "plain"):
-            _fit(setting, result, name, f"kernels: {choice}", setting.spec(kernels=choice))
-    return result
+def kernels(setting: Setting, result: Result) -> None:
+    """DPO's and GRPO's steps without the library's kernels; with them they are parts of their own."""
+    plain = setting.spec(kernels="plain")
+    _fit(setting, result, "DPO", "kernels: plain", plain)
+    _fit(setting, result, "GRPO", "kernels: plain, microbatches of 32768", plain, **LARGE)
 
 
-def compiled(setting: Setting) -> Result:
+def compiled(setting: Setting, result: Result) -> None:
     """SFT's step with each decoder layer compiled: one role and one pass, so fewest graphs."""
-    return _fit(setting, Result(), "SFT", "LoRA r16, layers compiled", compiled=True)
+    _fit(setting, result, "SFT", "LoRA r16, layers compiled", compiled=True)
 
 
 def _fit(
@@ -131,7 +114,7 @@ def _fit(
     precision: str = "32-true",
     compiled: bool = False,
     **options: Any,
-) -> Result:
+) -> None:
     """Train for some steps, and add seconds, tokens per second and utilisation by phase, and the peak of memory."""
     size = setting.size
     batch = size.rows if name == "SFT" else size.rows // 2
@@ -142,10 +125,10 @@ def _fit(
         )
         timer = PhaseTimer(peak_flops=setting.peak or 1.0)
         warm = Warm(timer, setting, compiled)
-        data = setting.data(KINDS[name], batch, setting.rows(batch * size.steps))
+        steps = size.steps[name in ONLINE]
+        data = setting.data(KINDS[name], batch, setting.rows(batch * steps))
         setting.trainer([timer, warm], precision=precision).fit(module, data)
         _measure(result, f"{name}, {title}", warm, setting, by_phase=name in ONLINE)
-    return result
 
 
 def _measure(result: Result, title: str, warm: Warm, setting: Setting, *, by_phase: bool) -> None:
@@ -165,7 +148,7 @@ def _measure(result: Result, title: str, warm: Warm, setting: Setting, *, by_pha
         result.measure(f"{title}: {phase}" if by_phase else title, **numbers)
 
 
-PARTS: dict[str, Callable[[Setting], Result]] = {
+PARTS: dict[str, Callable[[Setting, Result], None]] = {
     part.__name__: part
     for part in (ppo, grpo, dpo, reward_model, supervised, nf4, kernels, compiled)
 }

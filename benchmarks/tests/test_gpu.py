@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.__main__ import LIMITS, ROOT, main
+from benchmarks.gpu.__main__ import ROOT, SHARES, _finish, main
 from benchmarks.gpu.part import PARTS
 from benchmarks.gpu.report import baseline_of, page, read_run, worse_than, write_run
 from benchmarks.gpu.result import Result
@@ -43,8 +43,23 @@ def test_a_rehearsal_on_cpu(tmp_path: Path) -> None:
     assert "Not run yet" in page(read_run(out))  # a rehearsal is no run
 
 
-def test_each_part_has_a_limit() -> None:
-    assert set(LIMITS) == set(PARTS)
+def test_each_part_has_a_share_of_the_time() -> None:
+    assert set(SHARES) == set(PARTS)
+
+
+def test_a_part_that_is_ended_leaves_what_it_had_measured(tmp_path: Path) -> None:
+    work = (
+        "import sys, time; from pathlib import Path; from benchmarks.gpu.result import Result\n"
+        "result = Result(); result.keep_in(Path(sys.argv[1])); result.measure('one', seconds=1.0)\n"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    (tmp_path / "ppo.log").write_text("the last line")
+    command = [sys.executable, "-c", work, str(tmp_path / "ppo.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        result = _finish("ppo", process, tmp_path, 8.0)
+    assert result.measures == {"one": {"seconds": 1.0}}
+    assert "was ended after 8 s" in result.failures["ppo"]
+    assert "the last line" in result.failures["ppo"]
 
 
 def test_a_part_that_crashes_loses_itself_alone(

@@ -1,12 +1,14 @@
-"""Of transformers, read from 5.24: the attention by name, the cache's argument, recomputation."""
+"""Of transformers, read from 5.24: the attention by name, the cache's argument, recomputation, drawing of weights."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -51,3 +53,27 @@ def recompute(layer: GradientCheckpointingLayer, run: Callable[..., Any]) -> Non
     """
     layer.gradient_checkpointing = True
     layer._gradient_checkpointing_func = run  # type: ignore[assignment]  # noqa: SLF001
+
+
+@contextmanager
+def drawn_once() -> Iterator[None]:
+    """Let models that are built meanwhile draw each weight once, by the model's own rule.
+
+    torch's layers draw theirs as they are made, which transformers then draws anew, and of a tied head once more.
+    """
+    initialise = PreTrainedModel.init_weights
+
+    def without_tied(model: PreTrainedModel) -> None:
+        for name in model.all_tied_weights_keys:
+            model.get_parameter_or_buffer(name)._is_hf_initialized = True  # noqa: SLF001
+        initialise(model)
+
+    def leave(layer: nn.Module) -> None:
+        """The model's rule has its turn."""
+
+    with (
+        patch.object(nn.Linear, "reset_parameters", leave),
+        patch.object(nn.Embedding, "reset_parameters", leave),
+        patch.object(PreTrainedModel, "init_weights", without_tied),
+    ):
+        yield

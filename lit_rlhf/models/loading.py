@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.hub import from_hub
 from lit_rlhf.internals.bitsandbytes import keep_trainable
+from lit_rlhf.internals.transformers import drawn_once
 from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.seeding import stable_hash
@@ -250,7 +251,7 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
     device = torch.get_default_device()
     # Drawn on CPU, for a GPU's generator gives other numbers; the meta device has none to draw.
     draw = device if device.type == "meta" else torch.device("cpu")
-    with seeded(stable_hash(spec.init_seed, "model")), draw:
+    with seeded(stable_hash(spec.init_seed, "model")), draw, drawn_once():
         try:
             model = _from_config(auto_class, spec, config)
         except (ValueError, ImportError) as error:

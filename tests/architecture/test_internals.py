@@ -144,6 +144,14 @@ def test_transformers() -> None:
     our_transformers.recompute(layer, lambda run, *args: (calls.append(run), run(*args))[1])
     model.train()(input_ids=torch.tensor([[1, 2]]))
     assert calls, "_gradient_checkpointing_func is no longer what layers call in training mode"
+    with our_transformers.drawn_once():
+        torch.manual_seed(0)
+        drawn = LlamaModel(config)
+    torch.manual_seed(0)
+    embedding = drawn.embed_tokens.weight
+    assert torch.equal(embedding, torch.empty_like(embedding).normal_(std=0.02)), (
+        "init_weights is no longer what draws, or layers draw in another way than reset_parameters"
+    )
     arguments = set(inspect.signature(sdpa_attention_forward).parameters)
     assert {"query", "key", "value", "attention_mask", "scaling", "is_causal"} <= arguments
 

@@ -11,11 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.internals.torch import OperatorMode
+from lit_rlhf.internals.transformers import drawn_once
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.models.checks import product_dtype
 from lit_rlhf.models.loading import load_model, prepare_modules, quantization_config
 from lit_rlhf.testing import make_tokenizer
 from lit_rlhf.types import BranchedBatch
+from tests.reference import architectures
 from tests.tolerances import FP32_MODEL
 from tests.unit.models.conftest import GEMMA2, GPT2, MakeBackbone
 
@@ -72,6 +75,39 @@ def test_random_weights_depend_on_init_seed_alone(tiny_model_dir: Path):
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert first.model.config.vocab_size == len(first.tokenizer)
+
+
+class Draws(OperatorMode):
+    """Counts the random numbers that are drawn."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default):
+            self.count += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("config", [LLAMA, {**LLAMA, "tie_word_embeddings": True}])
+def test_each_weight_is_drawn_once(tiny_model_dir: Path, config: dict[str, Any]):
+    with Draws() as draws:
+        model = load_model(ModelSpec(config=config, tokenizer=str(tiny_model_dir)))[0]
+    assert draws.count == sum(p.numel() for p in model.parameters() if p.std() > 0)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "openai-gpt", "mixtral", "opt"])
+def test_no_weight_is_left_undrawn(model_type: str):
+    config = architectures.tiny_config(model_type)
+    torch.use_deterministic_algorithms(True)  # then new memory is filled with nan
+    try:
+        with drawn_once():
+            model = AutoModelForCausalLM.from_config(config)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, weight in model.named_parameters():
+        assert torch.isfinite(weight).all(), name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
