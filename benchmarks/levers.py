@@ -34,8 +34,8 @@ from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.models.kernels import attention
 from lit_rlhf.models.kernels.lora import RoleLinear
 from lit_rlhf.models.kernels.norms import LeanLlamaRMSNorm
-from lit_rlhf.rollout import NativeEngine, Sampling, native
-from lit_rlhf.types import BranchedBatch, Generation
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling, native
+from lit_rlhf.types import BranchedBatch, Generation, Prompts
 
 PAIRS = 8
 PROMPTS, SAMPLES, NEW_TOKENS = 4, 8, 32
@@ -112,14 +112,10 @@ class Subject:
     ) -> Tensor:
         """Mean log-prob of what is generated, one number: bfloat16 may tip single tokens."""
         ids = self.prompts.repeat_interleave(SAMPLES // samples, 0)
-        out: Generation = engine.generate(
-            self.backbone,
-            ids,
-            torch.ones_like(ids, dtype=torch.bool),
-            sampling=Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=list(stops)),
-            seeds=torch.arange(PROMPTS * SAMPLES),
-            num_samples=samples,
-        )
+        prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool))
+        sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=list(stops))
+        request = RolloutRequest(prompts, sampling, torch.arange(PROMPTS * SAMPLES), samples)
+        out: Generation = engine.generate(self.backbone, request)
         assert out.logprobs is not None
         return out.logprobs.sum() / out.mask.sum()
 

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_rlhf.hub import from_hub
+
+_log = logging.getLogger(__name__)
 
 
 def load_tokenizer(
@@ -86,3 +89,23 @@ def eos_token_ids(*sources: object) -> tuple[int, ...]:
         ids: int | Iterable[int] | None = getattr(source, "eos_token_id", None)
         found.update([ids] if isinstance(ids, int) else ids or [])
     return tuple(sorted(found))
+
+
+def completion_end_ids(tokenizer: PreTrainedTokenizerBase, *configs: object) -> tuple[int, ...]:
+    """EOS, and the template's end of turn where that is another token: what training puts last, rollouts stop at.
+
+    Args:
+        tokenizer: The model's.
+        configs: Of the model, which may name EOS too.
+    """
+    eos, turn = eos_token_ids(*configs, tokenizer), end_of_turn_id(tokenizer)
+    if turn is None or turn in eos:
+        return eos
+    names = [tokenizer.convert_ids_to_tokens(index) for index in (turn, *eos)]
+    _log.warning(
+        "The chat template ends a turn with %r, which is not EOS %s: completions end at either. Set eos_token of the "
+        "tokenizer to it if that is what the model should end with everywhere.",
+        names[0],
+        names[1:],
+    )
+    return tuple(sorted({*eos, turn}))

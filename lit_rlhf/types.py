@@ -158,6 +158,11 @@ class Prompts:
     ids: Tensor  # (B, P) int64, right-padded
     mask: Tensor  # (B, P) bool
 
+    @classmethod
+    def of(cls, batch: PromptBatch) -> Self:
+        """Those of a batch."""
+        return cls(batch["input_ids"], batch["branch_ids"] == 0)
+
 
 @dataclass(frozen=True)
 class Generation:

@@ -16,9 +16,10 @@ from benchmarks.gpu.setting import Rows, Setting
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.modules import PPOPolicyModule, Updates
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import generator, uniforms
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_prompts
+from lit_rlhf.types import Prompts
 
 # In float32, TF32 off. Sums run in another order on each device, and training carries what that rounds.
 FORWARD, GRADIENT, CURVE, SAMPLED = 1e-5, 1e-4, 2e-3, 0.01
@@ -149,14 +150,9 @@ def _samples(setting: Setting, device: torch.device) -> Tensor:
     backbone = _backbone(setting, device, "auto")
     backbone.eos_token_ids = ()  # all of one length
     ids = (torch.arange(48, device=device).view(4, -1) * 7 + 1) % 256
-    generation = NativeEngine(max_batch_size=12).generate(
-        backbone,
-        ids,
-        torch.ones_like(ids).bool(),
-        sampling=Sampling(max_new_tokens=24),
-        seeds=torch.arange(16, device=device),
-        num_samples=4,
-    )
+    prompts, seeds = Prompts(ids, torch.ones_like(ids).bool()), torch.arange(16, device=device)
+    request = RolloutRequest(prompts, Sampling(max_new_tokens=24), seeds, 4)
+    generation = NativeEngine(max_batch_size=12).generate(backbone, request)
     return generation.tokens.cpu()
 
 

@@ -8,7 +8,8 @@ import torch
 from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import Setting
 from lit_rlhf.models import Backbone
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
+from lit_rlhf.types import Prompts
 
 SHARED = 4
 """Samples of a prompt, where they share it."""
@@ -64,14 +65,9 @@ def _prompts(setting: Setting, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _ours(setting: Setting, backbone: Backbone, rows: int, samples: int, tokens: int) -> None:
     ids, mask = _prompts(setting, rows // samples)
-    NativeEngine().generate(
-        backbone,
-        ids,
-        mask,
-        sampling=Sampling(max_new_tokens=tokens),
-        seeds=torch.arange(rows, device=setting.device),
-        num_samples=samples,
-    )
+    sampling, seeds = Sampling(max_new_tokens=tokens), torch.arange(rows, device=setting.device)
+    request = RolloutRequest(Prompts(ids, mask), sampling, seeds, samples)
+    NativeEngine().generate(backbone, request)
 
 
 def _theirs(setting: Setting, backbone: Backbone, rows: int, tokens: int) -> None:

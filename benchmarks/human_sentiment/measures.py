@@ -22,9 +22,9 @@ from lit_rlhf.models import (
 )
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import sample_seeds
-from lit_rlhf.types import BranchedBatch, Completions, PromptBatch
+from lit_rlhf.types import BranchedBatch, Completions, PromptBatch, Prompts
 
 Samples = list[dict[str, Any]]
 INITIAL = Path("sft", "export")
@@ -95,22 +95,18 @@ class Measurement:
         rewards: Mapping[str, Reward],
         num_samples: int,
     ) -> Samples:
-        prompt_ids, prompt_mask = batch["input_ids"], batch["branch_ids"] == 0
+        given = Prompts.of(batch)
+        sampling = Sampling(max_new_tokens=self.max_new_tokens)
         which = (batch["index"][:, None] * num_samples + torch.arange(num_samples)).flatten()
-        found = NativeEngine().generate(
-            policy,
-            prompt_ids,
-            prompt_mask,
-            sampling=Sampling(max_new_tokens=self.max_new_tokens),
-            seeds=sample_seeds(self.seed, 0, "evaluation", which),
-            num_samples=num_samples,
-        )
+        seeds = sample_seeds(self.seed, 0, "evaluation", which)
+        request = RolloutRequest(given, sampling, seeds, num_samples)
+        found = NativeEngine().generate(policy, request)
         prompts = [
-            text for text in _texts(policy, prompt_ids, prompt_mask) for _ in range(num_samples)
+            text for text in _texts(policy, given.ids, given.mask) for _ in range(num_samples)
         ]
         responses = _texts(policy, found.tokens, found.mask)
         completions = Completions(
-            prompt_ids, prompt_mask, found.tokens, found.mask, found.finished, prompts, responses
+            given.ids, given.mask, found.tokens, found.mask, found.finished, prompts, responses
         )
         columns: dict[str, list[Any]] = {
             "prompt": prompts,

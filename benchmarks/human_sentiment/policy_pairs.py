@@ -22,9 +22,9 @@ from lit_rlhf.data import FileSource, PromptDataModule
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.rewards import ModelReward
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import generator, sample_seeds
-from lit_rlhf.types import Completions, PromptBatch
+from lit_rlhf.types import Completions, PromptBatch, Prompts
 
 FILE = Path("data", "policy_pairs.jsonl")
 """Under the root of the runs."""
@@ -92,14 +92,9 @@ def _complete_twice(
 ) -> list[dict[str, Any]]:
     prompt_ids, prompt_mask = batch["input_ids"], batch["branch_ids"] == 0
     which = (batch["index"][:, None] * 2 + torch.arange(2)).flatten()
-    found = NativeEngine().generate(
-        policy,
-        prompt_ids,
-        prompt_mask,
-        sampling=Sampling(max_new_tokens=_LONGEST),
-        seeds=sample_seeds(seed, 0, "pairs", which),
-        num_samples=2,
-    )
+    sampling, seeds = Sampling(max_new_tokens=_LONGEST), sample_seeds(seed, 0, "pairs", which)
+    request = RolloutRequest(Prompts(prompt_ids, prompt_mask), sampling, seeds, 2)
+    found = NativeEngine().generate(policy, request)
     decode = policy.tokenizer.decode
     prompts = [str(decode(ids[mask])) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)]
     texts = [

@@ -9,7 +9,8 @@ from benchmarks.workloads.peak import matmul_peaks
 from benchmarks.workloads.settings import Settings
 from benchmarks.workloads.shared import start
 from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
+from lit_rlhf.types import Prompts
 
 
 def main() -> None:
@@ -28,14 +29,9 @@ def main() -> None:
             stop_token_ids=list(settings.stop_tokens),
         )
         seeds = torch.arange(len(prompts)) + step * len(prompts)
-        out = engine.generate(
-            backbone,
-            ids,
-            torch.ones_like(ids, dtype=torch.bool),
-            sampling=sampling,
-            seeds=seeds,
-            role="reference",
-        )
+        given = Prompts(ids, torch.ones_like(ids, dtype=torch.bool))
+        request = RolloutRequest(given, sampling, seeds, role="reference")
+        out = engine.generate(backbone, request)
         return [row[mask].tolist() for row, mask in zip(out.tokens, out.mask, strict=True)]
 
     decoder = Decoder.from_directory(settings.model)

@@ -15,7 +15,7 @@ from lit_rlhf.models import Backbone
 from lit_rlhf.modules.collect import read_completions, score_completions
 from lit_rlhf.prompt_form import PromptForm, warn_of_prompts
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import NativeEngine, RolloutEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutEngine, RolloutRequest, Sampling
 from lit_rlhf.rollout.base import context_length
 from lit_rlhf.rollout.local import LocalEngine
 from lit_rlhf.seeding import sample_seeds
@@ -170,13 +170,8 @@ class Speaker:
         stream = _Stream(self.backbone.tokenizer, show)
         try:
             with _listening(self.engine, stream):
-                generation = self.engine.generate(
-                    self.backbone,
-                    prompts.ids,
-                    prompts.mask,
-                    sampling=self.sampling,
-                    seeds=seeds.to(device),
-                )
+                request = RolloutRequest(prompts, self.sampling, seeds.to(device))
+                generation = self.engine.generate(self.backbone, request)
         except KeyboardInterrupt:
             return Answer(stream.shown, False, forgotten=forgotten)
         given = {"given": [self.conversation.prompt()]}

@@ -1,14 +1,11 @@
 """The DataModule that all others are kinds of."""
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
@@ -20,12 +17,12 @@ from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.finding import FormatFinder
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import content_key, describe_class, users_options
+from lit_rlhf.data.loaders import Loaders, replicas
 from lit_rlhf.data.mixture import weights_of
 from lit_rlhf.data.option_rules import OPTION_RULES, check_sources, refuse_formats
 from lit_rlhf.data.position import (
     STATE_VERSION,
     Position,
-    ResumableLoader,
     batches_in_flight,
     check_state,
 )
@@ -35,13 +32,11 @@ from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
-from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
 from lit_rlhf.data.showing import form_of_prompts
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
 from lit_rlhf.prompt_form import PromptForm
-from lit_rlhf.seeding import generator
 from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 
 # The source that a stage can't do without, and those it opens.
@@ -324,22 +319,14 @@ class BranchedDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches, from the position that was restored, if one was."""
         rows = self._rows("train", "fit")
-        if self._overfits():
-            return DataLoader(rows, batch_size=self.batch_size, **self._loader_options())
-        replicas, rank = self._replicas()
-        sampler = LengthBucketSampler(
-            rows.lengths,
+        return self._loaders().training(
+            rows,
             self.batch_size,
-            num_replicas=replicas,
-            rank=rank,
-            seed=self.seed,
             bucket_batches=self.bucket_batches,
             drop_last=self.drop_last,
             position=self._position,
             shares=shares_of(self.sources["train"], rows),
         )
-        options = self._loader_options()
-        return ResumableLoader(rows, batch_size=self.batch_size, sampler=sampler, **options)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Validation rows, by length where training rows are; an empty list where no validation data were asked for."""
@@ -357,43 +344,12 @@ class BranchedDataModule(LightningDataModule, ABC):
         """Test rows in order; `index` in a batch says which."""
         return self._evaluation_loader(self._rows("test", "predict"), in_order=True)
 
+    def _loaders(self) -> Loaders:
+        return Loaders(self.trainer, self.collator(), self.num_workers, self.seed)
+
     def _evaluation_loader(self, rows: TokenizedRows, *, in_order: bool = False) -> DataLoader[Any]:
-        replicas, rank = self._replicas()
-        size = even_batch_size(len(rows), self.eval_batch_size or self.batch_size, replicas)
-        if self._overfits():
-            return DataLoader(rows, batch_size=size, **self._loader_options())
-        sampler = EvaluationSampler(
-            rows.lengths,
-            size,
-            num_replicas=replicas,
-            rank=rank,
-            by_length=self.bucket_batches > 1 and not in_order,
-        )
-        return DataLoader(rows, batch_size=size, sampler=sampler, **self._loader_options())
-
-    def _overfits(self) -> bool:
-        # With overfit_batches, Lightning wants sequential loaders, and spreads them over processes itself.
-        return getattr(self.trainer, "overfit_batches", 0) > 0
-
-    def _loader_options(self) -> dict[str, Any]:
-        if self.num_workers > 0:
-            # Workers only pad; without this, tokenizers warn at each fork that their threads are gone.
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        cuda = torch.cuda.is_available()
-        if self.trainer is not None:
-            cuda = isinstance(self.trainer.accelerator, CUDAAccelerator)
-        return {
-            "collate_fn": self.collator(),
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": cuda,
-            # At each pass a loader draws a seed for its workers: from a generator of its own, not from the global one.
-            "generator": generator(self.seed, "loader"),
-        }
-
-    def _replicas(self) -> tuple[int, int]:
-        options = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        return (1, 0) if options is None else (int(options["num_replicas"]), int(options["rank"]))
+        size, by_length = self.eval_batch_size or self.batch_size, self.bucket_batches > 1
+        return self._loaders().evaluation(rows, size, by_length=by_length and not in_order)
 
     def _rows(self, name: str, stage: str) -> TokenizedRows:
         if name not in self.rows:
@@ -431,7 +387,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         self._position.restored = True
 
     def _order(self) -> str:
-        rows_per_step = self.batch_size * self._replicas()[0]
+        rows_per_step = self.batch_size * replicas(self.trainer)[0]
         buckets = f"bucket_batches {self.bucket_batches}, drop_last {self.drop_last}"
         order = f"{rows_per_step} rows per step, seed {self.seed}, {buckets}"
         weights = weights_of(self.sources["train"])

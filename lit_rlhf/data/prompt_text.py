@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from lit_rlhf.data.keys import content_key
 from lit_rlhf.data.kinds import DemonstrationDataModule, PromptDataModule
+from lit_rlhf.data.loaders import overfits
 from lit_rlhf.data.position import Position, ResumableLoader
 from lit_rlhf.data.samplers import LengthBucketSampler
 from lit_rlhf.errors import ConfigurationError
@@ -67,7 +68,7 @@ class PromptTextDataModule(PromptDataModule):
 
     def train_dataloader(self) -> Any:
         """Prompts with text."""
-        if self._overfits():
+        if overfits(self.trainer):
             raise ConfigurationError(
                 "PromptTextDataModule can't be used with Trainer(overfit_batches)."
             )

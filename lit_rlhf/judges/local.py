@@ -15,8 +15,8 @@ from lit_rlhf.models import Backbone, ModelSpec, evaluating
 from lit_rlhf.models.branched import pack
 from lit_rlhf.models.fingerprint import weights_fingerprint
 from lit_rlhf.options import check_option, is_whole
-from lit_rlhf.rollout import NativeEngine, Sampling
-from lit_rlhf.types import asked
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
+from lit_rlhf.types import Prompts, asked
 
 _Question: TypeAlias = tuple[list[int], list[list[int]]]
 """Tokens of the question, and of each word behind it."""
@@ -169,14 +169,10 @@ class LocalJudge(Judge):
         """The word in the likeliest answer, the tokens written, and what was said if there is none."""
         backbone = self.model
         prompts, mask = _padded([prompt for prompt, _ in rows], backbone.device)
-        written = NativeEngine().generate(
-            backbone,
-            prompts,
-            mask,
-            sampling=Sampling(self.max_new_tokens, temperature=0.0),
-            seeds=torch.zeros(len(rows), dtype=torch.int64, device=backbone.device),
-            role=self.role,
-        )
+        sampling = Sampling(self.max_new_tokens, temperature=0.0)
+        seeds = torch.zeros(len(rows), dtype=torch.int64, device=backbone.device)
+        request = RolloutRequest(Prompts(prompts, mask), sampling, seeds, role=self.role)
+        written = NativeEngine().generate(backbone, request)
         for ids, own in zip(written.tokens, written.mask, strict=True):
             said = self.lead + str(backbone.tokenizer.decode(ids[own], skip_special_tokens=True))
             word = self.verdict.read(said)

@@ -6,7 +6,7 @@ import logging
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # ruff: noqa: E402
-from lit_rlhf.models.backbone import Backbone as Backbone, evaluating as evaluating
+from lit_rlhf.models.backbone import Backbone as Backbone
 from lit_rlhf.models.checkpoints import (
     load_checkpoint_backbone as load_checkpoint_backbone,
     read_checkpoint as read_checkpoint,
@@ -22,6 +22,7 @@ from lit_rlhf.models.export import export_policy as export_policy, export_reward
 from lit_rlhf.models.fingerprint import weights_fingerprint as weights_fingerprint
 from lit_rlhf.models.heads import ScalarHead as ScalarHead
 from lit_rlhf.models.lm_head import Comparison as Comparison
+from lit_rlhf.models.modes import evaluating as evaluating
 from lit_rlhf.models.policies import load_policy as load_policy
 from lit_rlhf.models.reward_models import load_reward_model as load_reward_model
 from lit_rlhf.models.sharding import gathered as gathered, shard as shard

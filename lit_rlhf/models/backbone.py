@@ -1,7 +1,6 @@
 """One decoder, many roles."""
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -34,10 +33,9 @@ from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.recompute import recompute_layers
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
 from lit_rlhf.prompt_form import PromptForm
-from lit_rlhf.tokenizers import end_of_turn_id, eos_token_ids, pad_token_id
+from lit_rlhf.tokenizers import completion_end_ids, pad_token_id
 from lit_rlhf.types import BranchedBatch, BranchOutput
 
-_log = logging.getLogger(__name__)
 ROLES = ("policy", "reference", "reward", "value")
 
 
@@ -96,7 +94,7 @@ class Backbone(nn.Module):
         self.hidden_size: int = config.hidden_size
         self.pad_token_id = pad_token_id(tokenizer)
         generation = getattr(model, "generation_config", None)
-        self.eos_token_ids = _end_ids(tokenizer, eos_token_ids(generation, config, tokenizer))
+        self.eos_token_ids = completion_end_ids(tokenizer, generation, config)
         self.has_lora = spec.lora is not None or spec.adapter is not None
         if self.has_lora or self.frozen:
             model.requires_grad_(False)
@@ -324,8 +322,7 @@ class Backbone(nn.Module):
             hidden: The states before the branches' tokens, for another model's `against`.
             against: Another model's states, to compare the next-token distributions with.
         """
-        with self.use_role(role):
-            states = self._runner(batch, num_branches)
+        states = self.states(batch, num_branches=num_branches, role=role)
         wanted = states.positions()
         size = states.mask.shape
         picked = (
@@ -438,30 +435,3 @@ class Backbone(nn.Module):
     def _require(name: str, known: Any, what: str) -> None:
         if name not in known:
             raise ConfigurationError(f"There is no {what} {name!r}; there are {sorted(known)}.")
-
-
-def _end_ids(tokenizer: PreTrainedTokenizerBase, eos: tuple[int, ...]) -> tuple[int, ...]:
-    """EOS, and the template's end of turn where that is another token: what training puts last, rollouts stop at."""
-    turn = end_of_turn_id(tokenizer)
-    if turn is None or turn in eos:
-        return eos
-    names = [tokenizer.convert_ids_to_tokens(index) for index in (turn, *eos)]
-    _log.warning(
-        "The chat template ends a turn with %r, which is not EOS %s: completions end at either. Set eos_token of the "
-        "tokenizer to it if that is what the model should end with everywhere.",
-        names[0],
-        names[1:],
-    )
-    return tuple(sorted({*eos, turn}))
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the time of a `with`; each submodule's own flag is restored, so frozen parts stay in eval mode."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags:
-            part.training = flag

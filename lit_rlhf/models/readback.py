@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.internals.bitsandbytes import keep_trainable
-from lit_rlhf.models.backbone import Backbone, evaluating
+from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.loading import dtype_of, embeddings, quantization_config, quiet
+from lit_rlhf.models.modes import evaluating
 from lit_rlhf.types import BranchedBatch, asked
 
 EXACT, ROUNDED = 1e-3, 0.25

@@ -12,21 +12,27 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_rlhf.distributed import sum_over_ranks
-from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import precision_of, save_before_peek
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
 from lit_rlhf.modules.averages import TINY, StepMean
+from lit_rlhf.modules.checkpointed import (
+    CHECKPOINT_KEY,
+    CHECKPOINT_VERSION,
+    record_of,
+    require_weights,
+    shapes_of,
+)
 from lit_rlhf.modules.parts import arguments_of, require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.refusals import refuse_precision
-from lit_rlhf.modules.resumed import apply_written, changed_options, written_options
+from lit_rlhf.modules.resumed import Resumption, written_options
 from lit_rlhf.modules.steps import (
     StepGuard,
     Steps,
@@ -40,8 +46,6 @@ from lit_rlhf.rewards import Reward
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
-CHECKPOINT_KEY = "lit_rlhf"
-CHECKPOINT_VERSION = 2
 _STEPS = frozenset({"training_step", "validation_step", "test_step", "predict_step"})
 
 
@@ -114,9 +118,7 @@ class RLHFModule(LightningModule):
         self.guard = StepGuard(self.steps.max_skipped)
         self.step_mean = StepMean()
         self._undecayed: set[str] | None = None
-        self._written: dict[str, Any] = {}
-        self._restored: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
-        self._scheduled_steps: int | None = None
+        self.resumption = Resumption()
         self.strict_loading = False  # checkpoints hold trainable weights alone; on_load_checkpoint checks completeness
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -154,7 +156,7 @@ class RLHFModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would train wrongly, before any work starts."""
-        self._restored, self._written = None, {}
+        self.resumption = Resumption()
         refuse_precision(self.trainer)
         averaging = [
             type(each).__name__
@@ -173,7 +175,7 @@ class RLHFModule(LightningModule):
         """Compare the data with what the models read, and a checkpoint's options with the written ones."""
         self._check_tokenizer()
         self._check_prompts()
-        self._compare_with_written()
+        self.resumption.compare()
 
     def _check_tokenizer(self) -> None:
         theirs = getattr(getattr(self.trainer, "datamodule", None), "tokenizer_fingerprint", None)
@@ -223,7 +225,7 @@ class RLHFModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer over `parameter_groups`, with a schedule in optimizer steps where one is given."""
         optimizer, scheduler = self._make_optimizer_and_schedule()
-        self._written = written_options(optimizer, scheduler)
+        self.resumption.written = written_options(optimizer, scheduler)
         if scheduler is None:
             return optimizer
         return {
@@ -270,35 +272,9 @@ class RLHFModule(LightningModule):
             )
         return self.optimizer_factory(groups)
 
-    def _compare_with_written(self) -> None:
-        # Once both are there: strategies differ in which comes first. The optimizer's state isn't restored yet.
-        if self._restored is None or not self._written:
-            return
-        before, schedules = self._restored
-        changes = changed_options(before, self._written) if before else []
-        if not changes:
-            self._restored = None
-            return
-        rank_zero_warn(
-            f"Options changed since the checkpoint was written: {'; '.join(changes)}. What is written now holds, a "
-            "schedule as if it had been so from the first step. To go on as before, write the former values."
-        )
-        self._scheduled_steps = schedules[0]["last_epoch"] if schedules else None
-        schedules.clear()  # else Lightning would restore it into another one
-
     def on_train_start(self) -> None:
         """After a resume that restored the optimizer, give it the options that are written now."""
-        if self._restored is None or not self._written:
-            return
-        self._restored = None
-        configs = self.trainer.lr_scheduler_configs
-        steps = self._scheduled_steps
-        apply_written(
-            self.trainer.optimizers[0],
-            configs[0].scheduler if configs else None,
-            self._make_optimizer_and_schedule(),
-            self.trainer.global_step if steps is None else steps,
-        )
+        self.resumption.finish(self.trainer, self._make_optimizer_and_schedule)
 
     def _fuses(self, groups: list[dict[str, Any]]) -> bool | None:
         """Whether one kernel may take the default optimizer's step; None leaves it to torch.
@@ -382,10 +358,10 @@ class RLHFModule(LightningModule):
         }
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__qualname__,
-            "optimizer": self._written,
+            "optimizer": self.resumption.written,
             "parts": self._parts,
             "prompts": asdict(self.backbone.prompts) if self.backbone.prompts else None,
-            "shapes": _shapes(checkpoint["state_dict"].items()),
+            "shapes": shapes_of(checkpoint["state_dict"].items()),
             "state": self.extra_state() | {"guard": self.guard.state_dict()},
             "version": CHECKPOINT_VERSION,
         }
@@ -415,37 +391,14 @@ class RLHFModule(LightningModule):
         Raises:
             CheckpointError: It is of another class, layout, model or optimizer.
         """
-        ours = checkpoint.get(CHECKPOINT_KEY)
-        if ours is None:
-            raise CheckpointError(
-                "This checkpoint was not written by lit_rlhf: it has no record of the module's class and state."
-            )
-        if ours.get("version") != CHECKPOINT_VERSION:
-            raise CheckpointError(
-                f"The checkpoint has version {ours.get('version', 1)} of its layout, and this release reads version "
-                f"{CHECKPOINT_VERSION}: go on with the release that wrote it, or start anew from an export of it "
-                "(`lit-rlhf export` there)."
-            )
-        if ours["class"] != type(self).__qualname__:
-            raise CheckpointError(
-                f"The checkpoint was written by {ours['class']}, the model is {type(self).__qualname__}. Give "
-                f"--ckpt_path a checkpoint of a {type(self).__qualname__}, or set model.class_path to {ours['class']}."
-            )
+        ours = record_of(checkpoint, type(self).__qualname__)
         self.configure_model()
         # Where FSDP2 has loaded them, the weights are no longer in the checkpoint.
         weights = checkpoint.get("state_dict")
-        shapes = ours["shapes"] if weights is None else _shapes(weights.items())
-        wanted, found = set(self.trainable_names()), set(shapes)
-        missing, unexpected = sorted(wanted - found), sorted(found - wanted)
-        if missing or unexpected:
-            raise CheckpointError(
-                f"The checkpoint doesn't fit the model: {len(missing)} trainable parameters are missing (first: "
-                f"{missing[:3]}), {len(unexpected)} are not of this model (first: {unexpected[:3]}). Were backbone, "
-                "lora or value other when it was written?"
-            )
-        self._check_shapes(shapes)
-        if self._written and ours.get("optimizer"):
-            changed_options(ours["optimizer"], self._written)
+        found = ours["shapes"] if weights is None else shapes_of(weights.items())
+        shapes = shapes_of([*self.named_parameters(), *self.named_buffers()])
+        require_weights(found, self.trainable_names(), shapes)
+        self.resumption.check(ours.get("optimizer", {}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this class and complete, then restore the module's own state."""
@@ -454,20 +407,4 @@ class RLHFModule(LightningModule):
         self.backbone.prompts = recorded_prompts(ours)
         self.guard.load_state_dict(ours["state"]["guard"])
         self.load_extra_state(ours["state"])
-        self._restored = ours.get("optimizer", {}), checkpoint.get("lr_schedulers", [])
-        self._compare_with_written()
-
-    def _check_shapes(self, found: Mapping[str, tuple[int, ...]]) -> None:
-        shapes = _shapes([*self.named_parameters(), *self.named_buffers()])
-        wrong = [name for name, shape in found.items() if tuple(shape) != shapes[name]]
-        if wrong:
-            name = wrong[0]
-            raise CheckpointError(
-                f"The checkpoint doesn't fit the model: {len(wrong)} parameters have another shape; {name} is "
-                f"{tuple(found[name])} in the checkpoint and {shapes[name]} in the model. Was backbone.lora other when "
-                "it was written? What stands in files and on the command line holds; the checkpoint's options don't."
-            )
-
-
-def _shapes(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(weight.shape) for name, weight in weights}
+        self.resumption.restore(ours.get("optimizer", {}), checkpoint.get("lr_schedulers", []))

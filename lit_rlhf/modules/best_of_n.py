@@ -73,7 +73,8 @@ class BestOfNPolicyModule(RLOOPolicyModule):
     ) -> Generation:
         """Completions by the policy, and anchors by the reference."""
         if purpose == _ANCHORS:
-            return ReferenceOpponent().generate(self, batch, sampling, num_samples)
+            request = self.rollout_request(batch, sampling, "opponent", num_samples)
+            return ReferenceOpponent().generate(self, request)
         return super().sample_tokens(batch, sampling, purpose, num_samples)
 
     def draw(self, batch: PromptBatch) -> tuple[ScoredRollout, list[Sample]]:

@@ -1,7 +1,6 @@
-"""Collecting: from what an engine generated to texts, scores and log-probs. The steps that need no module state."""
+"""Collecting: from prompts to what an engine is asked for, and from what it generated to texts and scores."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,17 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError, DataError, ServiceError
 from lit_rlhf.internals.lightning import is_within_iteration
-from lit_rlhf.models import gathered
-from lit_rlhf.modules.minibatches import microbatch_indices, repeat_columns, row_lengths
+from lit_rlhf.modules.minibatches import repeat_columns
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import RolloutEngine, Sampling
+from lit_rlhf.rollout import RolloutEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import sample_seeds
 from lit_rlhf.types import (
     Completions,
     Generation,
     PromptBatch,
     Prompts,
-    Rollout,
     Sample,
     ScoredRollout,
     Scores,
@@ -32,35 +29,30 @@ from lit_rlhf.types import (
 RESUME = "The run goes on from its last checkpoint with --ckpt_path last."
 
 
-def prompt_sample_seeds(
-    index: Tensor, num_samples: int, *, seed: int, iteration: int, purpose: str
-) -> Tensor:
-    """A seed (N,) for each sample of each prompt, by what it is for.
+def rollout_request(
+    batch: PromptBatch,
+    sampling: Sampling,
+    purpose: str,
+    num_samples: int,
+    *,
+    seed: int,
+    iteration: int,
+) -> RolloutRequest:
+    """What an engine is asked for: completions of a batch of prompts.
 
     Args:
-        index: (B,) positions of the prompts in the data set.
+        batch: Its `index` are the prompts' positions in the data set, on which their seeds depend.
+        sampling: How tokens are drawn.
+        purpose: What the samples are for, on which their seeds depend.
         num_samples: Samples of each prompt.
         seed: The module's.
         iteration: The module's; "validation" and "predict" draw the same samples at each.
-        purpose: What the samples are for.
     """
-    which = index.repeat_interleave(num_samples) * num_samples
-    which = which + torch.arange(num_samples, device=which.device).repeat(len(index))
+    which = batch["index"].repeat_interleave(num_samples) * num_samples
+    which = which + torch.arange(num_samples, device=which.device).repeat(len(batch["index"]))
     when = 0 if purpose in ("validation", "predict") else iteration
-    return sample_seeds(seed, when, purpose, which)
-
-
-def engine_request(
-    batch: PromptBatch, sampling: Sampling, seeds: Tensor, num_samples: int
-) -> dict[str, Any]:
-    """What an engine is asked for, by the names of `RolloutEngine.generate`."""
-    return {
-        "prompt_ids": batch["input_ids"],
-        "prompt_mask": batch["branch_ids"] == 0,
-        "sampling": sampling,
-        "seeds": seeds,
-        "num_samples": num_samples,
-    }
+    seeds = sample_seeds(seed, when, purpose, which)
+    return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples)
 
 
 def engine_state(engine: RolloutEngine, trainer: Trainer | None) -> dict[str, Any]:
@@ -157,32 +149,6 @@ def list_samples(completions: Completions, scores: Scores, iteration: int) -> li
         )
         for prompt, response, score, finished in rows
     ]
-
-
-@torch.no_grad()
-def by_parts(
-    rollout: Rollout, weights: torch.nn.Module, budget: int, compute: Callable[[Rollout], Tensor]
-) -> Tensor:
-    """(N, T), computed of parts of similar length within a budget of tokens, without gradient; 0 where masked.
-
-    Args:
-        rollout: This process's; others may have other numbers of parts.
-        weights: Whose sharded weights are gathered once for all parts.
-        budget: Padded tokens of one part.
-        compute: From a part to (n, t).
-    """
-    prompts = torch.arange(rollout.num_prompts, device=rollout.response_mask.device)
-    samples = torch.arange(rollout.num_samples, device=prompts.device)
-    shape = rollout.response_mask.shape
-    result = torch.zeros(shape, device=prompts.device)
-    with gathered(weights):
-        for chosen in microbatch_indices(row_lengths(rollout), prompts, budget):
-            found = compute(rollout.select(chosen))
-            # Never less than float32, whatever autocast gives; float64 stays.
-            result = result.to(torch.promote_types(found.dtype, result.dtype))
-            rows = (chosen[:, None] * rollout.num_samples + samples).flatten()
-            result[rows, : found.shape[1]] = found.to(result.dtype)
-    return result
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor, skip_special_tokens: bool) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.models import Backbone, Comparison, ModelSpec, evaluating, gathered
-from lit_rlhf.modules.minibatches import gather_rollout
+from lit_rlhf.modules.minibatches import gather_rollout, rollout_batch
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.modules.teachers import Teacher
 from lit_rlhf.modules.text import add_text_gradient, divided_text
@@ -120,7 +120,8 @@ class DistillationPolicyModule(PolicyModule):
 
     def loss(self, minibatch: EvaluatedRollout) -> LossOutput:
         """The divergence (N, T) at each token."""
-        out = self.compare(self.branched(minibatch), minibatch.num_samples)
+        batch = rollout_batch(minibatch, self.backbone.pad_token_id)
+        out = self.compare(batch, minibatch.num_samples)
         divergence = asked(out.divergence)
         kl = masked_sum(asked(out.log_ratio), out.mask, dim=-1)
         metrics = {"loss/divergence_avg": divergence, "objective/kl": kl}

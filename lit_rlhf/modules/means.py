@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_mean, masked_sum
 from lit_rlhf.types import EvaluatedRollout, ScoredRollout
@@ -41,6 +42,11 @@ class Means:
         """Add several tensors; `mask` applies to those of its shape."""
         for name, value in metrics.items():
             self.add(name, value, mask)
+
+    def join(self, local: "Means", device: torch.device) -> None:
+        """Count the means of this rank's sums, reduced over ranks, as entries of one's own."""
+        means = local.compute(sum_over_ranks, device)
+        self.add_all({name: torch.tensor(value) for name, value in means.items()})
 
     def compute(
         self,
@@ -117,7 +123,8 @@ def rollout_metrics(
             f"{ratio}/mean": kept.mean(),
             f"{ratio}/max": kept.max(),
         }
-    return {name: float(value) for name, value in metrics.items()}
+    found = {name: float(value) for name, value in metrics.items()}
+    return found | {"kl_coef": kl_coef, "iteration": iteration}
 
 
 def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:

@@ -67,7 +67,8 @@ class NashMDPolicyModule(GroupPolicyModule):
         own = super().sample_tokens(batch, sampling, purpose, num_samples)
         if purpose != "rollout":
             return own
-        return meet(own, self.opponent.generate(self, batch, sampling, num_samples))
+        request = self.rollout_request(batch, sampling, "opponent", num_samples)
+        return meet(own, self.opponent.generate(self, request))
 
     def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
         """The policy's own samples: whether they win, less one half, at the end; the KL per token."""
@@ -76,7 +77,7 @@ class NashMDPolicyModule(GroupPolicyModule):
         own = own_samples(rollout)
         counts = Means()
         counts.add("preference/win_rate", wins, own.response_mask.any(-1))
-        self.count_means(counts)
+        self.means.join(counts, self.device)
         mask = own.response_mask
         rewards = kl_shaped_rewards(
             wins - 0.5, own.old_logprobs, own.ref_logprobs, mask, self.kl.value

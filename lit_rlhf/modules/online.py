@@ -128,7 +128,8 @@ class OnlineDPOPolicyModule(PolicyModule):
         own = super().sample_tokens(batch, sampling, purpose, num_samples)
         if self.opponent is None or purpose != "rollout":
             return own
-        return meet(own, self.opponent.generate(self, batch, sampling, num_samples))
+        request = self.rollout_request(batch, sampling, "opponent", num_samples)
+        return meet(own, self.opponent.generate(self, request))
 
     def estimate(self, rollout: EvaluatedRollout) -> PairedRollout:
         """The oracle's word on each pair; the loss is of preferences, not of advantages."""

@@ -1,6 +1,7 @@
 """Opponents: whom each of the policy's samples meets, for methods that learn from preferences between the two."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,39 +10,32 @@ from torch.nn.functional import pad
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.objectives import PreferenceOracle
 from lit_rlhf.options import check_option
-from lit_rlhf.rollout import Sampling
+from lit_rlhf.rollout import RolloutRequest
 from lit_rlhf.rollout.mixture import Component, sample_mixture
 from lit_rlhf.seeding import sample_seeds, uniforms
-from lit_rlhf.types import Generation, PromptBatch, Stage, change_tensors
+from lit_rlhf.types import Generation, Stage, change_tensors
 
 
 class Opponent(ABC):
     """Writes a completion for each sample of the policy."""
 
     @abstractmethod
-    def generate(
-        self, policy: PolicyModule, batch: PromptBatch, sampling: Sampling, num_samples: int
-    ) -> Generation:
-        """Completions of a batch of prompts, `num_samples` of each; seeds are those of the purpose "opponent"."""
+    def generate(self, policy: PolicyModule, request: RolloutRequest) -> Generation:
+        """Completions of the prompts that the policy completes, with seeds of their own.
+
+        Args:
+            policy: Whom they meet.
+            request: What is to be sampled; whose distribution, is for the opponent to say.
+        """
 
 
 class ReferenceOpponent(Opponent):
     """The initial policy, or what `MovingReference` made of it."""
 
-    def generate(
-        self, policy: PolicyModule, batch: PromptBatch, sampling: Sampling, num_samples: int
-    ) -> Generation:
+    def generate(self, policy: PolicyModule, request: RolloutRequest) -> Generation:
         """Completions of the reference, by the policy's engine."""
         model, role = policy.reference.beside(policy.backbone)
-        return policy.engine.generate(
-            model,
-            batch["input_ids"],
-            batch["branch_ids"] == 0,
-            sampling=sampling,
-            seeds=policy.sample_seeds(batch, "opponent", num_samples),
-            num_samples=num_samples,
-            role=role or "reference",
-        )
+        return policy.engine.generate(model, replace(request, role=role or "reference"))
 
 
 class MixtureOpponent(Opponent):
@@ -60,23 +54,14 @@ class MixtureOpponent(Opponent):
         check_option(0 <= weight <= 1, self, "weight", weight, "in [0, 1]")
         self.weight = weight
 
-    def generate(
-        self, policy: PolicyModule, batch: PromptBatch, sampling: Sampling, num_samples: int
-    ) -> Generation:
+    def generate(self, policy: PolicyModule, request: RolloutRequest) -> Generation:
         """Completions of the mixture."""
         model, role = policy.reference.beside(policy.backbone)
         parts = [
             Component(policy.backbone, "policy", 1 - self.weight),
-            Component(model, role, self.weight),
+            Component(model, role or "reference", self.weight),
         ]
-        return sample_mixture(
-            [part for part in parts if part.weight > 0],
-            batch["input_ids"],
-            batch["branch_ids"] == 0,
-            sampling=sampling,
-            seeds=policy.sample_seeds(batch, "opponent", num_samples),
-            num_samples=num_samples,
-        )
+        return sample_mixture([part for part in parts if part.weight > 0], request)
 
 
 def meet(own: Generation, others: Generation) -> Generation:

@@ -1,7 +1,7 @@
 """The template of on-policy algorithms: collect, estimate, update."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -21,10 +20,11 @@ from lit_rlhf.models import Backbone, ModelSpec, evaluating, export_policy, gath
 from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import collect as stages, minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.forwards import rollout_forward, rollout_logprobs
 from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.steps import Updates, guarded_step
+from lit_rlhf.modules.steps import Updates, gradient_sync, guarded_step
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -36,10 +36,9 @@ from lit_rlhf.objectives import (
 )
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import Ahead, NativeEngine, RolloutEngine, Sampling
+from lit_rlhf.rollout import Ahead, NativeEngine, RolloutEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import generator
 from lit_rlhf.types import (
-    BranchedBatch,
     BranchOutput,
     Completions,
     EstimatedRollout,
@@ -168,8 +167,7 @@ class PolicyModule(RLHFModule):
             self.backbone.add_adapter("policy")
         self.reference.attach(self.backbone)
         self.reward.attach(self.backbone)
-        for parameter in self.reward.parameters():
-            parameter.requires_grad_(False)
+        self.reward.requires_grad_(False)
 
     # -- the iteration ------------------------------------------------------------------------------------------------
 
@@ -236,7 +234,7 @@ class PolicyModule(RLHFModule):
             if self.updates.target_kl is not None:
                 drift.add("kl", self.drift(micro, output.logprobs), self.own_tokens(mask))
         stats.add_all({"lr": self.learning_rate(), "grad_norm": self.take_step()})
-        self.count_means(stats)
+        self.means.join(stats, self.device)
         return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
 
     def loss(self, minibatch: EvaluatedRollout) -> LossOutput:
@@ -246,9 +244,8 @@ class PolicyModule(RLHFModule):
 
     def take_step(self) -> Tensor:
         """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
-        optimizer: Any = self.optimizers()
         limit = self.updates.max_grad_norm
-        norm, taken = guarded_step(optimizer, self.guard, self.loss_scaler(), limit)
+        norm, taken = guarded_step(self.optimizers(), self.guard, self.loss_scaler(), limit)
         if taken and isinstance(schedule := self.lr_schedulers(), LRScheduler):
             schedule.step()
         return norm
@@ -257,8 +254,7 @@ class PolicyModule(RLHFModule):
         """Log, move the KL coefficient, count the iteration."""
         weights = self.importance_weights(rollout)
         metrics = rollout_metrics(rollout, self.kl.value, weights, self.iteration)
-        metrics |= self.means.compute() | {"kl_coef": self.kl.value}
-        metrics |= {"skipped_steps": self.guard.skipped, "iteration": self.iteration}
+        metrics |= self.means.compute() | {"skipped_steps": self.guard.skipped}
         self.means = Means()
         named = {f"train/{name}": float(value) for name, value in metrics.items()}
         self.log_dict(named, batch_size=rollout.num_prompts)
@@ -289,7 +285,7 @@ class PolicyModule(RLHFModule):
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
     ) -> tuple[Rollout, Completions]:
         """Completions of a batch of prompts as the engine gives them, and as rewards see them."""
-        prompts = Prompts(batch["input_ids"], batch["branch_ids"] == 0)
+        prompts = Prompts.of(batch)
         self.engine.check(self.backbone)
         with self.phases("rollout"), gathered(self.backbone):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
@@ -304,16 +300,17 @@ class PolicyModule(RLHFModule):
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
     ) -> Generation:
         """Completions of a batch of prompts by the policy; those of one prompt are neighbours."""
-        seeds = self.sample_seeds(batch, purpose, num_samples)
-        request = stages.engine_request(batch, sampling, seeds, num_samples)
-        return self.engine.generate(self.backbone, values=self.sampled_values, **request)
+        request = self.rollout_request(batch, sampling, purpose, num_samples)
+        return self.engine.generate(self.backbone, replace(request, values=self.sampled_values))
 
     def look_ahead(self) -> None:
         """Have an engine that works ahead begin on the next batch, with the weights as they are."""
         if isinstance(self.engine, Ahead) and (batch := self.next_prompts()) is not None:
-            seeds = self.sample_seeds(batch, "rollout", self.num_samples, ahead=1)
-            request = stages.engine_request(batch, self.sampling, seeds, self.num_samples)
-            self.engine.look_ahead(self.backbone, version=self.iteration, **request)
+            when = {"seed": self.seed, "iteration": self.iteration + 1}
+            request = stages.rollout_request(
+                batch, self.sampling, "rollout", self.num_samples, **when
+            )
+            self.engine.look_ahead(self.backbone, request, self.iteration)
 
     def next_prompts(self) -> PromptBatch | None:
         """What the next iteration samples first, where it is known."""
@@ -325,14 +322,12 @@ class PolicyModule(RLHFModule):
         """A head on the policy whose values the engine is asked for while it samples."""
         return None
 
-    def sample_seeds(
-        self, batch: PromptBatch, purpose: str, num_samples: int, ahead: int = 0
-    ) -> Tensor:
-        """A seed (N,) for each sample of each prompt, of this iteration or of one that many ahead."""
-        iteration = self.iteration + ahead
-        return stages.prompt_sample_seeds(
-            batch["index"], num_samples, seed=self.seed, iteration=iteration, purpose=purpose
-        )
+    def rollout_request(
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+    ) -> RolloutRequest:
+        """What an engine is asked for in this iteration."""
+        when = {"seed": self.seed, "iteration": self.iteration}
+        return stages.rollout_request(batch, sampling, purpose, num_samples, **when)
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
         """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
@@ -348,23 +343,12 @@ class PolicyModule(RLHFModule):
 
     def all_logprobs(self, rollout: Rollout, model: Backbone, role: str | None) -> Tensor:
         """(N, T): of a rollout's tokens under a model, without gradient."""
-        forward = partial(self._logprobs, model, role)
-        return self.by_parts(rollout, model, lambda part: asked(forward(part).logprobs))
-
-    def by_parts(
-        self, rollout: Rollout, weights: torch.nn.Module, compute: Callable[[Rollout], Tensor]
-    ) -> Tensor:
-        """See `collect.by_parts`."""
-        return stages.by_parts(rollout, weights, self.updates.microbatch_tokens, compute)
+        budget = self.updates.microbatch_tokens
+        return rollout_logprobs(model, role, self.sampling.temperature, rollout, budget)
 
     def count_generated(self, mask: Tensor) -> None:
         """Count this process's generated tokens, (N, T) bool, among those of all, for the throughput."""
         self.phases.count("rollout", int(sum_over_ranks(mask.sum())))
-
-    def count_means(self, local: Means) -> None:
-        """Reduce means over processes and count them among the iteration's."""
-        means = local.compute(sum_over_ranks, self.device)
-        self.means.add_all({name: torch.tensor(value) for name, value in means.items()})
 
     # -- rewards and losses -------------------------------------------------------------------------------------------
 
@@ -383,17 +367,9 @@ class PolicyModule(RLHFModule):
             scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value
         )
 
-    def branched(self, rollout: Rollout) -> BranchedBatch:
-        """The rollout as branched rows."""
-        return minibatches.rollout_batch(rollout, self.backbone.pad_token_id)
-
-    def policy_forward(
-        self, rollout: Rollout, values: str | None = None, entropy: bool = False
-    ) -> BranchOutput:
-        """Log-probs of the responses and entropy now, at the sampling temperature, differentiable."""
-        return self._logprobs(
-            self.backbone, "policy", rollout, entropy=entropy, entropy_grad=entropy, values=values
-        )
+    def policy_forward(self, rollout: Rollout, **more: Any) -> BranchOutput:
+        """Log-probs of the responses now, at the sampling temperature; `more` as for `Backbone.forward`."""
+        return rollout_forward(self.backbone, "policy", self.sampling.temperature, rollout, **more)
 
     def surrogate_loss(self, logprobs: Tensor, minibatch: EstimatedRollout) -> LossOutput:
         """The surrogate (N, T) of a microbatch, weighed where the engine sampled from other log-probs."""
@@ -424,23 +400,7 @@ class PolicyModule(RLHFModule):
 
     def gradient_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Whether processes exchange gradients in this backward; the last of a step must."""
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy) and not enabled:
-            return strategy.block_backward_sync()
-        return nullcontext()
-
-    def _logprobs(
-        self, model: Backbone, role: str | None, rollout: Rollout, **more: Any
-    ) -> BranchOutput:
-        out: BranchOutput = model(
-            self.branched(rollout),
-            num_branches=rollout.num_samples,
-            role=role,
-            logprobs=True,
-            temperature=self.sampling.temperature,
-            **more,
-        )
-        return out
+        return gradient_sync(self.trainer.strategy, enabled=enabled)
 
     # -- validation, prediction, results ------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from lit_rlhf.functional.masking import whiten
 from lit_rlhf.functional.policy_losses import clipped_value_loss, value_clip_fraction
 from lit_rlhf.functional.rewards import kl_penalized_scores, place_at_end
 from lit_rlhf.models import Critic, ModelSpec, ValueHead
+from lit_rlhf.modules.forwards import by_parts
+from lit_rlhf.modules.minibatches import rollout_batch
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.modules.steps import gradients
 from lit_rlhf.options import check_option
@@ -162,7 +164,12 @@ class PPOPolicyModule(PolicyModule):
         if values is None:
             # A critic without weights of its own is on the policy's base.
             own = any(True for _ in self.value.parameters())
-            values = self.by_parts(rollout, self.value if own else self.backbone, self._values)
+            values = by_parts(
+                rollout,
+                self.value if own else self.backbone,
+                self.updates.microbatch_tokens,
+                self._values,
+            )
         return evaluated.to_stage(ValuedRollout, values=values)
 
     def shape_rewards(self, rollout: EvaluatedRollout) -> Tensor:
@@ -194,7 +201,8 @@ class PPOPolicyModule(PolicyModule):
         """Clipped surrogate, clipped value loss and entropy bonus, per token."""
         minibatch = PPORollout.of(minibatch)
         head = self.sampled_values
-        out = self.policy_forward(minibatch, values=head, entropy=self.entropy_coef != 0.0)
+        bonus = self.entropy_coef != 0.0
+        out = self.policy_forward(minibatch, values=head, entropy=bonus, entropy_grad=bonus)
         surrogate = self.surrogate_loss(asked(out.logprobs), minibatch)
         values = asked(out.values) if head else self._values(minibatch)
         clip = self.value_loss.clip
@@ -222,7 +230,8 @@ class PPOPolicyModule(PolicyModule):
         return super().take_step()
 
     def _values(self, rollout: Rollout) -> Tensor:
-        return self.value.values(self.backbone, self.branched(rollout), rollout.num_samples)
+        batch = rollout_batch(rollout, self.backbone.pad_token_id)
+        return self.value.values(self.backbone, batch, rollout.num_samples)
 
 
 def _of_value(name: str) -> bool:

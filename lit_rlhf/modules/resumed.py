@@ -1,9 +1,11 @@
 """What a run wrote for its optimizer and schedule, kept in checkpoints; on resuming, what is written now holds."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -43,6 +45,67 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
             "was written with, or start anew from an export of its weights."
         )
     return said
+
+
+class Resumption:
+    """The options of a run's optimizer and schedule, beside those of the checkpoint that it goes on from.
+
+    Attributes:
+        written: What is written now, as `written_options` tells it; empty before there is an optimizer.
+    """
+
+    def __init__(self) -> None:
+        self.written: dict[str, Any] = {}
+        self._restored: tuple[Mapping[str, Any], list[dict[str, Any]]] | None = None
+        self._steps: int | None = None
+
+    def check(self, before: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint's options, where both are there and its optimizer can't go on with what is written."""
+        if self.written and before:
+            changed_options(before, self.written)
+
+    def restore(self, before: Mapping[str, Any], schedules: list[dict[str, Any]]) -> None:
+        """Take what a checkpoint holds.
+
+        Args:
+            before: Options as they were.
+            schedules: Lightning's states of the schedules, emptied where they must not be restored.
+        """
+        self._restored = before, schedules
+        self.compare()
+
+    def compare(self) -> None:
+        """Say what has changed, once both are there: strategies differ in which comes first."""
+        if self._restored is None or not self.written:
+            return
+        before, schedules = self._restored
+        changes = changed_options(before, self.written) if before else []
+        if not changes:
+            self._restored = None
+            return
+        rank_zero_warn(
+            f"Options changed since the checkpoint was written: {'; '.join(changes)}. What is written now holds, a "
+            "schedule as if it had been so from the first step. To go on as before, write the former values."
+        )
+        self._steps = schedules[0]["last_epoch"] if schedules else None
+        schedules.clear()  # else Lightning would restore it into another one
+
+    def finish(
+        self, trainer: Trainer, fresh: Callable[[], tuple[Optimizer, LRScheduler | None]]
+    ) -> None:
+        """Give what Lightning has restored the options that are written now, where they have changed.
+
+        Args:
+            trainer: With the restored optimizer.
+            fresh: Makes another pair of optimizer and schedule.
+        """
+        if self._restored is None or not self.written:
+            return
+        self._restored = None
+        configs = trainer.lr_scheduler_configs
+        scheduler = configs[0].scheduler if configs else None
+        steps = trainer.global_step if self._steps is None else self._steps
+        apply_written(trainer.optimizers[0], scheduler, fresh(), steps)
 
 
 def apply_written(

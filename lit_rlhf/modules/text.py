@@ -67,7 +67,7 @@ def add_text_gradient(
             share = reduction.numerator(loss, mask) / total
             policy.manual_backward(coef * share * num_ranks())
         means.add(name, loss, mask)
-    policy.count_means(means)
+    policy.means.join(means, policy.device)
 
 
 def _microbatches(text: BranchedBatch, budget: int) -> list[Tensor]:

@@ -18,6 +18,10 @@ Example:
     (3, True)
 """
 
+from lit_rlhf.report.line_plot import (
+    Series as Series,
+    line_plot as line_plot,
+)
 from lit_rlhf.report.page import (
     Code as Code,
     Figures as Figures,
@@ -32,12 +36,12 @@ from lit_rlhf.report.page import (
 )
 from lit_rlhf.report.plots import (
     Interval as Interval,
-    Plot as Plot,
-    Series as Series,
     bar_plot as bar_plot,
     histogram as histogram,
     interval_plot as interval_plot,
-    line_plot as line_plot,
     reliability_plot as reliability_plot,
     scatter_plot as scatter_plot,
+)
+from lit_rlhf.report.vega import (
+    Plot as Plot,
 )

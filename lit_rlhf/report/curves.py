@@ -8,9 +8,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lit_rlhf.callbacks.guards import distinct_2
+from lit_rlhf.report.line_plot import Series, line_plot
 from lit_rlhf.report.page import Figures, Section
-from lit_rlhf.report.plots import Plot, Series, line_plot, scatter_plot
+from lit_rlhf.report.plots import scatter_plot
 from lit_rlhf.report.runs import Curve, Run
+from lit_rlhf.report.vega import Plot
 
 DISTINCT_2 = "train/samples/distinct_2"
 """Computed from the samples: mean share of different word pairs within a response."""

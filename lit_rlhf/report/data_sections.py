@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from lit_rlhf.data.inspection import Leak, SplitFacts
 from lit_rlhf.metrics import wilson_interval
 from lit_rlhf.report.page import Block, Cell, Figures, Section, Table
-from lit_rlhf.report.plots import Interval, Plot, bar_plot, histogram, interval_plot
+from lit_rlhf.report.plots import Interval, bar_plot, histogram, interval_plot
+from lit_rlhf.report.vega import Plot
 
 _MOST_ORIGINS = 20
 _MOST_RUNS = 4

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from lit_rlhf import __version__
 from lit_rlhf.callbacks.records import plain_json
 from lit_rlhf.files import write_text
-from lit_rlhf.report.plots import Plot
+from lit_rlhf.report.vega import Plot
 
 _SCRIPTS = ("vega-6.4.0.min.js", "vega-lite-6.4.3.min.js", "page.js")
 Cell = str | float | int | bool | None

@@ -6,13 +6,12 @@ from typing import Any
 
 from lit_rlhf.evaluation import RewardEvaluation
 from lit_rlhf.metrics import Estimate
+from lit_rlhf.report.line_plot import Series, line_plot
 from lit_rlhf.report.page import Block, Cell, Figures, Note, Section, Table
 from lit_rlhf.report.plots import (
     Interval,
-    Series,
     histogram,
     interval_plot,
-    line_plot,
     reliability_plot,
     scatter_plot,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_rlhf.errors import DataError
 from lit_rlhf.report.curves import curve_sections, group_by_seed
+from lit_rlhf.report.line_plot import Series, line_plot
 from lit_rlhf.report.page import (
     Block,
     Cell,
@@ -19,7 +20,7 @@ from lit_rlhf.report.page import (
     Table,
     write_page,
 )
-from lit_rlhf.report.plots import Series, line_plot, scatter_plot
+from lit_rlhf.report.plots import scatter_plot
 from lit_rlhf.report.runs import read_runs
 
 ROUNDS = "rounds.json"

@@ -13,7 +13,7 @@ from lit_rlhf.distributed import failing_together, gather_objects, rank
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.models import Backbone
 from lit_rlhf.options import check_option
-from lit_rlhf.rollout.base import RolloutEngine, Sampling
+from lit_rlhf.rollout.base import RolloutEngine, RolloutRequest
 from lit_rlhf.types import Generation, change_tensors
 
 
@@ -73,81 +73,35 @@ class Ahead(RolloutEngine):
         """Itself, as the engines that it samples with."""
         return self
 
-    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
+    def check(self, backbone: Backbone, role: str = "policy") -> None:
         """The engine's."""
         self.engine.check(backbone, role)
 
-    def generate(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int = 1,
-        role: str = "policy",
-        values: str | None = None,
-    ) -> Generation:
+    def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
         """What was sampled ahead, where that is what is asked for; else the engine's, once nothing is under way."""
         drawn = self._drawn
-        request = _plain(prompt_ids, prompt_mask, sampling, seeds, num_samples, role)
-        if drawn is not None and drawn.answers(request):
+        if drawn is not None and drawn.answers(_plain(request)):
             self._drawn = None
             with failing_together():
                 generation = drawn.completions.result()
-            moved: Generation = change_tensors(lambda x: x.to(prompt_ids.device), generation)
+            device = request.prompts.ids.device
+            moved: Generation = change_tensors(lambda x: x.to(device), generation)
             return self.stamp(moved, drawn.version)
         if drawn is not None:  # weights must not change under it
             drawn.completions.exception()
-        return self.engine.generate(
-            backbone,
-            prompt_ids,
-            prompt_mask,
-            sampling=sampling,
-            seeds=seeds,
-            num_samples=num_samples,
-            role=role,
-            values=values,
-        )
+        return self.engine.sample(backbone, request)
 
-    def look_ahead(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        version: int,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int = 1,
-        role: str = "policy",
-    ) -> None:
+    def look_ahead(self, backbone: Backbone, request: RolloutRequest, version: int) -> None:
         """Begin on what `generate` will be asked for next, with the weights as they are; all processes must.
 
         Args:
-            backbone: See `RolloutEngine.generate`, as for what follows.
-            prompt_ids: (B, P).
-            prompt_mask: (B, P).
+            backbone: The model.
+            request: What will be asked for.
             version: Iteration whose weights these are.
-            sampling: How tokens are drawn.
-            seeds: (N,).
-            num_samples: Completions of each prompt.
-            role: Whose distribution is sampled.
         """
-        if self.staleness == 0:
-            return
-        sample = self.engine.begin(
-            backbone,
-            prompt_ids,
-            prompt_mask,
-            sampling=sampling,
-            seeds=seeds,
-            num_samples=num_samples,
-            role=role,
-        )
-        request = _plain(prompt_ids, prompt_mask, sampling, seeds, num_samples, role)
-        self._drawn = _Drawn(request, version, _in_a_thread(sample))
+        if self.staleness == 1:
+            sample = self.engine.begin(backbone, request)
+            self._drawn = _Drawn(_plain(request), version, _in_a_thread(sample))
 
     def stamp(self, generation: Generation, version: int) -> Generation:
         """Completions with the version that drew them, which those that were sampled ahead have already."""
@@ -179,23 +133,16 @@ class Ahead(RolloutEngine):
         return {"request": drawn.request, "version": drawn.version, "generation": known}
 
 
-def _plain(
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    sampling: Sampling,
-    seeds: Tensor,
-    num_samples: int,
-    role: str,
-) -> dict[str, Any]:
+def _plain(request: RolloutRequest) -> dict[str, Any]:
     """A request as checkpoints can hold it and others be compared with it."""
-    return {
-        "prompt_ids": prompt_ids.cpu(),
-        "prompt_mask": prompt_mask.cpu(),
-        "seeds": seeds.cpu(),
-        "sampling": asdict(sampling),
-        "num_samples": num_samples,
-        "role": role,
+    prompts, sampling = vars(request.prompts), asdict(request.sampling)
+    plain = {
+        **vars(request),
+        **{f"prompt_{name}": tensor for name, tensor in prompts.items()},
+        "sampling": sampling,
     }
+    del plain["prompts"]
+    return {name: x.cpu() if isinstance(x, Tensor) else x for name, x in plain.items()}
 
 
 def _in_a_thread(sample: Callable[[], Generation]) -> Future[Generation]:

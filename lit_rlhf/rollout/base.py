@@ -12,7 +12,7 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.models.branched import length_limit, pack
 from lit_rlhf.options import check_option
-from lit_rlhf.types import Generation, asked
+from lit_rlhf.types import Generation, Prompts, asked
 
 
 @dataclass
@@ -68,6 +68,72 @@ class Sampling:
         return self.greedy or self.top_k > 0 or self.top_p < 1 or self.min_new_tokens > 0
 
 
+@dataclass(frozen=True)
+class RolloutRequest:
+    """What a rollout engine is asked for: completions of prompts, drawn in a certain way.
+
+    Attributes:
+        prompts: (B, P), right-padded.
+        sampling: How tokens are drawn.
+        seeds: (N,) int64, N = B * num_samples: one seed per completion, on which alone its randomness depends.
+        num_samples: Completions of each prompt, which become neighbours in the result.
+        role: Whose distribution of the backbone is sampled.
+        values: A scalar head of the backbone whose values at the state before each token are wanted. An engine that
+            doesn't see hidden states leaves `Generation.values` out, and another pass computes them.
+
+    Raises:
+        ConfigurationError: Prompts that aren't right-padded; another number of seeds than completions.
+        DataError: A prompt without tokens.
+    """
+
+    prompts: Prompts
+    sampling: Sampling
+    seeds: Tensor
+    num_samples: int = 1
+    role: str = "policy"
+    values: str | None = None
+
+    def __post_init__(self) -> None:
+        ids, mask = self.prompts.ids, self.prompts.mask
+        wanted = len(ids) * self.num_samples
+        if wanted < 1 or self.seeds.shape != (wanted,):
+            raise ConfigurationError(
+                f"{len(ids)} prompts with num_samples={self.num_samples} need {wanted} seeds, one per completion; got "
+                f"a tensor of shape {tuple(self.seeds.shape)}."
+            )
+        if (
+            mask.dtype != torch.bool
+            or mask.shape != ids.shape
+            or bool((mask[:, 1:] > mask[:, :-1]).any())
+        ):
+            raise ConfigurationError(
+                f"Rollouts take right-padded prompts: ids of shape {tuple(ids.shape)} came with a mask of shape "
+                f"{tuple(mask.shape)} and {mask.dtype} that is not a run of True followed by False in each row. Load "
+                "the tokenizer with padding_side='right'."
+            )
+        if bool((empty := ~mask.any(-1)).any()):
+            raise DataError(
+                f"Prompt {int(empty.long().argmax())} of the batch has no tokens, so nothing can be predicted from it. "
+                "Give every prompt at least a BOS token, or drop empty prompts from the data."
+            )
+
+    def check_fits(self, backbone: Backbone) -> None:
+        """Refuse what exceeds a model's context.
+
+        Raises:
+            ConfigurationError: A prompt and its completion have more positions than the model.
+        """
+        context, most = context_length(backbone), self.sampling.max_new_tokens
+        lengths = self.prompts.mask.sum(-1)
+        longest = int(lengths.max())
+        if context is not None and longest + most > context:
+            raise ConfigurationError(
+                f"A prompt of {longest} tokens (number {int(lengths.argmax())} of the batch) and "
+                f"max_new_tokens={most} need {longest + most} positions; the model has {context}. Shorten prompts "
+                "(max_prompt_length of the data) or lower max_new_tokens."
+            )
+
+
 class RolloutEngine(ABC):
     """Samples completions of prompts from a role of a backbone."""
 
@@ -79,47 +145,30 @@ class RolloutEngine(ABC):
     staleness: int = 0
     """By how many iterations the weights that draw may be behind: above 0 policies need `importance_correction`."""
 
-    @abstractmethod
-    def generate(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int = 1,
-        role: str = "policy",
-        values: str | None = None,
-    ) -> Generation:
+    @torch.no_grad()
+    def generate(self, backbone: Backbone, request: RolloutRequest) -> Generation:
         """Sample completions; nothing of the backbone is changed and no gradient is recorded.
 
         Args:
             backbone: The model.
-            prompt_ids: (B, P), right-padded.
-            prompt_mask: (B, P) bool.
-            sampling: How tokens are drawn.
-            seeds: (N,) int64, N = B * num_samples: one seed per completion, on which alone its randomness depends.
-            num_samples: Completions of each prompt, which become neighbours in the result.
-            role: Whose distribution is sampled.
-            values: A scalar head of the backbone whose values at the state before each token are wanted. An engine that
-                doesn't see hidden states leaves `Generation.values` out, and another pass computes them.
+            request: What is to be sampled.
 
         Returns:
             N completions in the order of the prompts.
-        """
 
-    def begin(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int = 1,
-        role: str = "policy",
-    ) -> Callable[[], Generation]:
+        Raises:
+            ConfigurationError: The engine can't serve the backbone, or a prompt and its completion exceed its context.
+            FloatingPointError: The model gave log-probs that are not finite.
+        """
+        request.check_fits(backbone)
+        self.check(backbone, request.role)
+        return self.sample(backbone, request)
+
+    @abstractmethod
+    def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        """`generate`, of a request that the backbone can serve: the one method that an engine must have."""
+
+    def begin(self, backbone: Backbone, request: RolloutRequest) -> Callable[[], Generation]:
         """Do of `generate` what needs the policy, and return the rest of it: for engines that sample elsewhere.
 
         What is returned samples from the weights as they are now. It is called once, by any thread, and uses neither
@@ -143,55 +192,11 @@ class RolloutEngine(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (an engine may have none)
         """Restore what `state_dict` gave."""
 
-    def check(self, backbone: Backbone, role: str | None = "policy") -> None:  # noqa: B027  (an engine may have none)
+    def check(self, backbone: Backbone, role: str = "policy") -> None:  # noqa: B027  (an engine may have none)
         """Refuse a backbone that would be sampled from wrongly; work of its own, which is no part of a rollout.
 
         `generate` does it too, the first time; policies call it before a rollout is timed.
         """
-
-
-def check_request(
-    backbone: Backbone,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    sampling: Sampling,
-    seeds: Tensor,
-    num_samples: int,
-) -> None:
-    """Refuse what no engine can serve, before any work.
-
-    Raises:
-        ConfigurationError: Prompts that aren't right-padded; another number of seeds than sequences; a prompt and its
-            completion that exceed the model's context.
-        DataError: A prompt without tokens.
-    """
-    rows, wanted = prompt_ids.shape[0], prompt_ids.shape[0] * num_samples
-    if wanted < 1 or seeds.shape != (wanted,):
-        raise ConfigurationError(
-            f"{rows} prompts with num_samples={num_samples} need {wanted} seeds, one per completion; got a tensor of "
-            f"shape {tuple(seeds.shape)}."
-        )
-    mask = prompt_mask.bool()
-    if mask.shape != prompt_ids.shape or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-        raise ConfigurationError(
-            f"Rollouts take right-padded prompts: ids of shape {tuple(prompt_ids.shape)} came with a mask of shape "
-            f"{tuple(mask.shape)} that is not a run of ones followed by zeros in each row. Load the tokenizer with "
-            "padding_side='right'."
-        )
-    lengths = mask.sum(-1)
-    if int(lengths.min()) == 0:
-        raise DataError(
-            f"Prompt {int(lengths.argmin())} of the batch has no tokens, so nothing can be predicted from it. Give "
-            "every prompt at least a BOS token, or drop empty prompts from the data."
-        )
-    context = context_length(backbone)
-    longest = int(lengths.max())
-    if context is not None and longest + sampling.max_new_tokens > context:
-        raise ConfigurationError(
-            f"A prompt of {longest} tokens (number {int(lengths.argmax())} of the batch) and "
-            f"max_new_tokens={sampling.max_new_tokens} need {longest + sampling.max_new_tokens} positions; the model "
-            f"has {context}. Shorten prompts (max_prompt_length of the data) or lower max_new_tokens."
-        )
 
 
 def context_length(backbone: Backbone) -> int | None:

@@ -11,8 +11,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.numerics import cumulative_sum
 from lit_rlhf.models import Backbone, evaluating, gathered
-from lit_rlhf.rollout.base import Sampling, end_tokens
-from lit_rlhf.rollout.local import LocalEngine, RolloutRequest
+from lit_rlhf.rollout.base import RolloutRequest, Sampling, end_tokens
+from lit_rlhf.rollout.local import LocalEngine
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
@@ -26,7 +26,7 @@ class HFEngine(LocalEngine):
     from. Padding goes on the left inside, and every prompt is computed once per sample.
     """
 
-    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
+    def check(self, backbone: Backbone, role: str = "policy") -> None:
         """Compare a few generated tokens of a backbone with its forward pass, the first time that it is asked for.
 
         Raises:
@@ -39,11 +39,11 @@ class HFEngine(LocalEngine):
         super().check(backbone, role)
 
     def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
-        """See `LocalEngine.sample`."""
-        sampling, pad = request.sampling, backbone.pad_token_id
-        order = request.prompt_mask.int().argsort(dim=-1, stable=True)  # padding to the front
-        mask = request.prompt_mask.gather(-1, order)
-        ids = torch.where(mask, request.prompt_ids.gather(-1, order), pad)
+        """See `RolloutEngine.sample`."""
+        prompts, sampling, pad = request.prompts, request.sampling, backbone.pad_token_id
+        order = prompts.mask.int().argsort(dim=-1, stable=True)  # padding to the front
+        mask = prompts.mask.gather(-1, order)
+        ids = torch.where(mask, prompts.ids.gather(-1, order), pad)
         ends = end_tokens(backbone, sampling, ids.device)
         draw = _Draw(request.seeds, ids.shape[1], sampling, ends)
         options = GenerationConfig(

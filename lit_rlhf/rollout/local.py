@@ -1,10 +1,6 @@
-"""What the engines share that run the policy's own layers: the request, its checks, and a decode proved once."""
-
-from abc import abstractmethod
-from typing import NamedTuple
+"""What the engines share that run the policy's own layers: a decode proved once."""
 
 import torch
-from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.models import Backbone
@@ -12,71 +8,30 @@ from lit_rlhf.models.checks import product_dtype
 from lit_rlhf.models.loading import embeddings
 from lit_rlhf.rollout.base import (
     RolloutEngine,
+    RolloutRequest,
     Sampling,
-    check_request,
     completion_logprobs,
     context_length,
 )
-from lit_rlhf.types import Generation, asked
+from lit_rlhf.types import Prompts, asked
 
 _PROMPTS, _STEPS, _SAMPLES = (13, 5), 8, 2
 _TOLERANCE, _ROUNDED = 1e-3, 0.1
 """Nats: the largest in float32, the mean where anything is computed in fewer bits."""
 
 
-class RolloutRequest(NamedTuple):
-    """The arguments of `RolloutEngine.generate`."""
-
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    sampling: Sampling
-    seeds: Tensor
-    num_samples: int
-    role: str | None
-    values: str | None = None
-
-
 class LocalEngine(RolloutEngine):
-    """Base of the engines that run the policy's own layers; subclasses say how in `sample`."""
+    """Base of the engines that run the policy's own layers; `sample` says how."""
 
     way_out = "Rollouts of this model can't be had."
     """What remains to be done about a model that is decoded wrongly."""
-
-    @torch.no_grad()
-    def generate(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int = 1,
-        role: str = "policy",
-        values: str | None = None,
-    ) -> Generation:
-        """See `RolloutEngine.generate`.
-
-        Raises:
-            ConfigurationError: The engine can't decode the model, or a prompt and its completion exceed its context.
-            FloatingPointError: `NativeEngine`: the model gave log-probs that are not finite.
-        """
-        check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
-        self.check(backbone, role)
-        mask = prompt_mask.bool()
-        request = RolloutRequest(prompt_ids, mask, sampling, seeds, num_samples, role, values)
-        return self.sample(backbone, request)
-
-    @abstractmethod
-    def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
-        """`generate`, of a request that was checked."""
 
     def longest(self, backbone: Backbone) -> int | None:
         """Most tokens of a row that the engine decodes, where there is a limit besides the model's context."""
         return None
 
     @torch.no_grad()
-    def check(self, backbone: Backbone, role: str | None = "policy") -> None:
+    def check(self, backbone: Backbone, role: str = "policy") -> None:
         """Sample a few tokens of two prompts and compare their log-probs with those of one plain row at a time.
 
         Done once for a backbone and kind of engine. Catches attention that a decode doesn't apply, whatever its name.
@@ -97,7 +52,9 @@ class LocalEngine(RolloutEngine):
         seeds = torch.arange(2 * _SAMPLES, device=device)
         name, sampling = type(backbone.decoder).__name__, Sampling(max_new_tokens=_STEPS)
         try:
-            out = self.sample(backbone, RolloutRequest(ids, mask, sampling, seeds, _SAMPLES, role))
+            out = self.sample(
+                backbone, RolloutRequest(Prompts(ids, mask), sampling, seeds, _SAMPLES, role)
+            )
         except (LitRLHFError, FloatingPointError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of a decoder that can't take the cache or the mask

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models import Backbone, evaluating, gathered
-from lit_rlhf.rollout.base import Sampling, check_request, end_tokens
+from lit_rlhf.rollout.base import RolloutRequest, end_tokens
 from lit_rlhf.rollout.native import (
     Decoder,
     GeneratedRows,
@@ -24,50 +24,39 @@ class Component(NamedTuple):
     """A distribution of a mixture."""
 
     backbone: Backbone
-    role: str | None
+    role: str
     weight: float
     """Its exponent; those of a mixture sum to 1."""
 
 
 @torch.no_grad()
-def sample_mixture(
-    components: Sequence[Component],
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    *,
-    sampling: Sampling,
-    seeds: Tensor,
-    num_samples: int = 1,
-) -> Generation:
+def sample_mixture(components: Sequence[Component], request: RolloutRequest) -> Generation:
     r"""Sample from $\pi(y_t|s_t) \propto \prod_i \pi_i(y_t|s_t)^{w_i}$, normalised at each token.
 
     Of completions longer than a token this is not the normalised $\prod_i \pi_i(y)^{w_i}$, which can't be sampled token
     by token; Nash-MD (arXiv:2312.00886) takes the same form. All components are decoded side by side, each with a cache
-    of its own; arguments and result are those of `RolloutEngine.generate`.
+    of its own.
 
     Args:
-        components: Policies of one vocabulary.
-        prompt_ids: (B, P), right-padded.
-        prompt_mask: (B, P) bool.
-        sampling: How tokens are drawn from the mixture.
-        seeds: (N,), one per completion.
-        num_samples: Completions of each prompt.
+        components: Policies of one vocabulary, each with its own role, which stands in place of the request's.
+        request: What is to be sampled; without values, of which a mixture has none.
 
     Raises:
         ConfigurationError: A model that `NativeEngine` can't decode, or prompts too long for it.
         FloatingPointError: A model gave log-probs that are not finite.
     """
+    prompts, sampling, seeds = request.prompts, request.sampling, request.seeds
     first, steps = components[0].backbone, sampling.max_new_tokens
-    lengths, device = prompt_mask.sum(-1), prompt_ids.device
+    lengths, device = prompts.mask.sum(-1), prompts.ids.device
     with ExitStack() as stack:
-        for backbone in {id(part.backbone): part.backbone for part in components}.values():
-            check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
+        for backbone, role, _ in {id(part.backbone): part for part in components}.values():
+            request.check_fits(backbone)
             check_decodable(backbone, int(lengths.max()) + steps)
-            NativeEngine().check(backbone, None)
+            NativeEngine().check(backbone, role)
             stack.enter_context(gathered(backbone))
             stack.enter_context(evaluating(backbone))
-        ids = prompt_ids[:, : int(lengths.max())]
-        decoder = _MixtureDecoder(components, ids, lengths, num_samples, steps)
+        ids = prompts.ids[:, : int(lengths.max())]
+        decoder = _MixtureDecoder(components, ids, lengths, request.num_samples, steps)
         out = GeneratedRows(len(seeds), steps, first.pad_token_id, device)
         ends = end_tokens(first, sampling, device)
         decode(decoder, torch.arange(len(seeds), device=device), seeds, ends, sampling, out)

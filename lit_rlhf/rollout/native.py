@@ -11,9 +11,9 @@ from lit_rlhf.internals.transformers import cache_argument, takes_attention_func
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.models.branched import MASKABLE_LAYERS, window_of
 from lit_rlhf.options import check_option
-from lit_rlhf.rollout.base import Sampling, end_tokens
+from lit_rlhf.rollout.base import RolloutRequest, Sampling, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues
-from lit_rlhf.rollout.local import LocalEngine, RolloutRequest
+from lit_rlhf.rollout.local import LocalEngine
 from lit_rlhf.rollout.recorded import DecodeStep
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.rollout.steps import EAGER, choose_step, pace_of
@@ -63,9 +63,9 @@ class NativeEngine(LocalEngine):
         return window_of(backbone.model.config.get_text_config())
 
     def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
-        """See `LocalEngine.sample`."""
+        """See `RolloutEngine.sample`."""
         seeds, sampling, samples = request.seeds, request.sampling, request.num_samples
-        lengths = request.prompt_mask.sum(-1)
+        lengths = request.prompts.mask.sum(-1)
         check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
         device = seeds.device
         out = GeneratedRows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, device)
@@ -77,7 +77,7 @@ class NativeEngine(LocalEngine):
             steps = len(batches) * sampling.max_new_tokens
             step = choose_step(backbone, steps, dequantize=self.dequantize)
             for prompts, which in batches:
-                ids = request.prompt_ids[prompts, : int(lengths[prompts].max())]
+                ids = request.prompts.ids[prompts, : int(lengths[prompts].max())]
                 rows = (prompts[:, None] * samples + which).flatten()
                 decoder = Decoder(backbone, step, ids, lengths[prompts], len(which))
                 decode(decoder, rows, seeds[rows], ends, sampling, out, head)

@@ -20,6 +20,7 @@ from lit_rlhf.models import (
 )
 from lit_rlhf.models.specs import Quantization
 from lit_rlhf.modules import PPOPolicyModule, Updates
+from lit_rlhf.modules.minibatches import rollout_batch
 from lit_rlhf.rewards import ModelReward
 from lit_rlhf.rollout import Sampling
 from tests.tolerances import FP32_MODEL
@@ -115,9 +116,8 @@ def test_four_roles_on_one_base(
     mask = rollout.response_mask
     torch.testing.assert_close(rollout.old_logprobs[mask], rollout.ref_logprobs[mask], **FP32_MODEL)
     with module.backbone.use_role(None):
-        bare = module.backbone(
-            module.branched(rollout), num_branches=1, role=None, logprobs=True
-        ).logprobs
+        batch = rollout_batch(rollout, module.backbone.pad_token_id)
+        bare = module.backbone(batch, num_branches=1, role=None, logprobs=True).logprobs
     assert float((bare - rollout.ref_logprobs)[mask].abs().max()) > 1e-2, (
         "the reference is the adapter, not the base"
     )

@@ -14,7 +14,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.modules import PolicyModule, Updates
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import NativeEngine
+from lit_rlhf.rollout import NativeEngine, RolloutRequest
 from lit_rlhf.types import Completions, Generation, Scores
 from tests.invariants.test_knobs import POLICIES, SAMPLING
 from tests.unit.modules.one_iteration import (
@@ -56,10 +56,10 @@ class Constant(Reward):
 class MuteEngine(NativeEngine):
     """Some completions, and all of the first prompt, have no token at all."""
 
-    def generate(self, *args: Any, **kwargs: Any) -> Generation:
-        generation = super().generate(*args, **kwargs)
+    def generate(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        generation = super().generate(backbone, request)
         mask = generation.mask.clone()
-        mask[: kwargs.get("num_samples", 1)] = False
+        mask[: request.num_samples] = False
         mask[5:7] = False
         assert generation.logprobs is not None
         return replace(generation, mask=mask, logprobs=torch.where(mask, generation.logprobs, 0.0))
@@ -68,8 +68,8 @@ class MuteEngine(NativeEngine):
 class CutEngine(NativeEngine):
     """Nothing ends."""
 
-    def generate(self, *args: Any, **kwargs: Any) -> Generation:
-        generation = super().generate(*args, **kwargs)
+    def generate(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        generation = super().generate(backbone, request)
         return replace(generation, finished=torch.zeros_like(generation.finished))
 
 

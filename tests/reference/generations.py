@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.models.specs import Attention
-from lit_rlhf.types import Generation
+from lit_rlhf.rollout import RolloutRequest, Sampling
+from lit_rlhf.types import Generation, Prompts
 
 LENGTHS = (7, 3, 1, 5, 7, 2)
 
@@ -22,6 +23,13 @@ def make_prompts() -> tuple[Tensor, Tensor]:
 
 def make_seeds(count: int) -> Tensor:
     return torch.arange(count) * 7919 + 11
+
+
+def make_request(sampling: Sampling, num_samples: int = 1, **options: Any) -> RolloutRequest:
+    """Completions of those six prompts."""
+    prompts, seeds = Prompts(*make_prompts()), make_seeds(len(LENGTHS) * num_samples)
+    given = {"prompts": prompts, "seeds": seeds, "num_samples": num_samples} | options
+    return RolloutRequest(sampling=sampling, **given)
 
 
 def make_backbone(tokenizer: Path, attention: Attention = "sdpa", **config: Any) -> Backbone:

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.models import Backbone, ModelSpec, export_policy
-from lit_rlhf.rollout import HFEngine, NativeEngine, RolloutEngine, Sampling
-from lit_rlhf.types import BranchedBatch
+from lit_rlhf.rollout import HFEngine, NativeEngine, RolloutEngine, RolloutRequest, Sampling
+from lit_rlhf.types import BranchedBatch, Prompts
 from tests.reference.architectures import row_logprobs
 from tests.reference.branches import row
 
@@ -57,14 +57,9 @@ def decoded(directory: Path, plain: object, engine: RolloutEngine, **options: ob
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in PROMPTS])
     mask = torch.arange(width) < torch.tensor([[len(p)] for p in PROMPTS])
-    out = engine.generate(
-        backbone,
-        ids,
-        mask,
-        sampling=Sampling(max_new_tokens=12),
-        seeds=torch.arange(4),
-        num_samples=2,
-    )
+    sampling = Sampling(max_new_tokens=12)
+    request = RolloutRequest(Prompts(ids, mask), sampling, torch.arange(4), 2)
+    out = engine.generate(backbone, request)
     gaps = [
         _gap(out.logprobs[i], row_logprobs(plain, PROMPTS[i // 2], out.tokens[i].tolist()))
         for i in range(4)

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Self, TypeVar
 
 import torch
-from torch import Tensor
 
 from lit_rlhf.distributed import failing_together, from_first_rank
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, gathered
-from lit_rlhf.rollout.base import RolloutEngine, Sampling, check_request, end_tokens
+from lit_rlhf.rollout.base import RolloutEngine, RolloutRequest, end_tokens
 from lit_rlhf.rollout.native import GeneratedRows
 from lit_rlhf.rollout.vllm.options import sampling_options
 from lit_rlhf.rollout.vllm.probe import Probe
@@ -73,52 +72,22 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def generate(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int = 1,
-        role: str = "policy",
-        values: str | None = None,
-    ) -> Generation:
-        """See `RolloutEngine.generate`.
+    def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        """See `RolloutEngine.sample`.
 
         Raises:
             ConfigurationError: The role's weights can't be brought to vLLM, vLLM holds another base, doesn't answer, or
                 samples otherwise than asked.
-            FloatingPointError: The model gave log-probs that are not finite.
         """
-        sample = self.begin(
-            backbone,
-            prompt_ids,
-            prompt_mask,
-            sampling=sampling,
-            seeds=seeds,
-            num_samples=num_samples,
-            role=role,
-        )
+        sample = self.begin(backbone, request)
         with failing_together():
             return sample()
 
     @torch.no_grad()
-    def begin(
-        self,
-        backbone: Backbone,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        sampling: Sampling,
-        seeds: Tensor,
-        num_samples: int = 1,
-        role: str = "policy",
-    ) -> Callable[[], Generation]:
+    def begin(self, backbone: Backbone, request: RolloutRequest) -> Callable[[], Generation]:
         """See `RolloutEngine.begin`: the weights are with vLLM when it returns."""
-        check_request(backbone, prompt_ids, prompt_mask, sampling, seeds, num_samples)
+        request.check_fits(backbone)
+        sampling, seeds, role = request.sampling, request.seeds, request.role
         if 0 < sampling.temperature < _COOLEST:
             raise ConfigurationError(
                 f"Sampling.temperature={sampling.temperature}: vLLM raises temperatures below {_COOLEST} to that in "
@@ -126,26 +95,24 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
             )
         self.sync.refuse(backbone, role, type(self).__name__)
         ends = end_tokens(backbone, sampling, torch.device("cpu")).tolist()
-        prompts = [
-            ids[mask].tolist() for ids, mask in zip(prompt_ids, prompt_mask.bool(), strict=True)
-        ]
+        padded = zip(request.prompts.ids, request.prompts.mask, strict=True)
+        prompts = [ids[mask].tolist() for ids, mask in padded]
         longest = max(map(len, prompts)) + sampling.max_new_tokens
         with gathered(backbone):  # by all processes; the first alone computes with them
             held = from_first_rank(lambda: self.bring(backbone, role, prompts[0], longest))
+        per_prompt = seeds.view(len(prompts), -1).tolist()
         requests = [
             [Request(prompt, seed) for seed in own]
-            for prompt, own in zip(prompts, seeds.view(-1, num_samples).tolist(), strict=True)
+            for prompt, own in zip(prompts, per_prompt, strict=True)
         ]
-        count, pad, cpu = len(seeds), backbone.pad_token_id, torch.device("cpu")
+        pad, cpu = backbone.pad_token_id, torch.device("cpu")
 
         def sample() -> Generation:
-            rows = GeneratedRows(count, sampling.max_new_tokens, pad, cpu)
+            rows = GeneratedRows(len(seeds), sampling.max_new_tokens, pad, cpu)
             found = self.complete(requests, sampling_options(sampling, ends), held)
             for row, completed in enumerate(found):
                 _store(rows, row, completed, ends)
-            generation: Generation = change_tensors(
-                lambda x: x.to(prompt_ids.device), rows.generation()
-            )
+            generation: Generation = change_tensors(lambda x: x.to(seeds.device), rows.generation())
             return generation
 
         return sample

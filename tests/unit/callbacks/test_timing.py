@@ -19,6 +19,7 @@ from lit_rlhf.internals.lightning import current_metrics
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.models.flops import generation_flops, measure_peak_flops, pass_flops
 from lit_rlhf.modules import PPOPolicyModule, SupervisedModule, Updates, phases
+from lit_rlhf.modules.minibatches import rollout_batch
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EvaluatedRollout
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
@@ -163,7 +164,7 @@ def test_a_profile_of_ppo_counts_every_pass(tmp_path: Path, tiny_model_dir: Path
     trainer.fit(module, prompt_loader(tiny_model_dir))
     backbone, rollout = module.backbone, module.kept[0]
     assert len(module.kept) == 2
-    batch = module.branched(rollout)
+    batch = rollout_batch(rollout, backbone.pad_token_id)
 
     def flops(role: str, logprobs: bool, backward: bool = False) -> float:
         return float(pass_flops(backbone, batch, role, logprobs=logprobs, backward=backward))

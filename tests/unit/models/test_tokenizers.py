@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_rlhf.data import PromptDataModule, RowsSource
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.testing import make_tokenizer
 from lit_rlhf.tokenizers import (
     end_of_turn_id,
@@ -20,6 +20,7 @@ from lit_rlhf.tokenizers import (
     pad_token_id,
     tokenizer_fingerprint,
 )
+from lit_rlhf.types import Prompts
 
 
 def test_fingerprint_survives_saving_and_use(tmp_path: Path):
@@ -116,13 +117,9 @@ def test_rollouts_end_at_eos_and_at_the_end_of_turn(
     assert set(backbone.eos_token_ids) == {tokenizer.eos_token_id, turn}
     assert "<|im_end|>" in caplog.text
     ids = torch.tensor([[7, 8, 9]])
+    prompts, sampling = Prompts(ids, ids > 0), Sampling(max_new_tokens=32)
     out = NativeEngine().generate(
-        backbone,
-        ids,
-        ids > 0,
-        sampling=Sampling(max_new_tokens=32),
-        seeds=torch.arange(256),
-        num_samples=256,
+        backbone, RolloutRequest(prompts, sampling, torch.arange(256), num_samples=256)
     )
     last = out.tokens.gather(1, out.mask.sum(-1, keepdim=True) - 1)[:, 0]
     assert set(last[out.finished].tolist()) == {tokenizer.eos_token_id, turn}

@@ -22,7 +22,7 @@ from lit_rlhf.modules import (
     Teacher,
 )
 from lit_rlhf.rewards import Reward
-from lit_rlhf.rollout import NativeEngine
+from lit_rlhf.rollout import NativeEngine, RolloutRequest
 from lit_rlhf.types import Completions, DemonstrationBatch, Generation, PromptBatch, Scores
 from tests.unit.modules.policies import prompt_batch
 
@@ -40,8 +40,8 @@ class TokenReward(Reward):
 class SlightlyOffEngine(NativeEngine):
     """Reports log-probs that are a little off, as engines of other arithmetic do."""
 
-    def generate(self, *args: Any, **kwargs: Any) -> Generation:
-        generation = super().generate(*args, **kwargs)
+    def generate(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        generation = super().generate(backbone, request)
         assert generation.logprobs is not None
         off = 0.4 * torch.sin(generation.tokens.float())
         return replace(

@@ -44,7 +44,8 @@ def test_samples_are_compared_with_those_of_the_reference(tiny_model_dir: Path) 
     count = len(PROMPTS)
     assert len(samples) == 2 * count
     assert reward.seen.n == 2 * count  # anchors don't count
-    drawn = ReferenceOpponent().generate(module, batch, SHORT, 6)
+    request = module.rollout_request(batch, SHORT, "opponent", 6)
+    drawn = ReferenceOpponent().generate(module, request)
     assert drawn.logprobs is not None
 
     def score(tokens: torch.Tensor, mask: torch.Tensor, finished: torch.Tensor) -> float:

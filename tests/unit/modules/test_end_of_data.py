@@ -18,7 +18,7 @@ class Exhausted(CountVowels):
 
 
 class ExhaustedEngine(NativeEngine):
-    def generate(self, *given: Any, **options: Any) -> Any:
+    def generate(self, *given: Any) -> Any:
         return next(iter([]))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import masked_sum
-from lit_rlhf.models import ModelSpec
+from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.modules import (
     GRPOPolicyModule,
     PolicyModule,
@@ -18,7 +18,7 @@ from lit_rlhf.modules import (
     Updates,
 )
 from lit_rlhf.objectives import FixedKL, ImportanceCorrection, MaskedImportance, TruncatedImportance
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.types import Generation
 from tests.tolerances import FP32
 from tests.unit.modules.one_iteration import (
@@ -48,8 +48,8 @@ CORRECTIONS = {
 class SilentEngine(NativeEngine):
     """Reports no log-probs."""
 
-    def generate(self, *args: Any, **kwargs: Any) -> Generation:
-        return replace(super().generate(*args, **kwargs), logprobs=None)
+    def generate(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        return replace(super().generate(backbone, request), logprobs=None)
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)

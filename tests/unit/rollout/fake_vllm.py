@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.rollout.base import completion_logprobs
 from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
+from lit_rlhf.types import Prompts
 from tests.loopback import Answer, Request as Asked
 
 
@@ -62,9 +63,9 @@ class FakeVLLM(Sampler):
             options["stop_token_ids"] + self.own_stops,
         )
         ids, seeds = torch.tensor([request.prompt]), torch.tensor([request.seed])
-        arguments = {"sampling": sampling, "seeds": seeds, "role": role}
+        prompts = Prompts(ids, torch.ones_like(ids, dtype=torch.bool))
         found = NativeEngine().generate(
-            self.model, ids, torch.ones_like(ids, dtype=torch.bool), **arguments
+            self.model, RolloutRequest(prompts, sampling, seeds, role=role)
         )
         tokens = found.tokens[0].tolist()
         logprobs = (

@@ -22,6 +22,7 @@ from lit_rlhf.rollout import (
     Ahead,
     NativeEngine,
     RolloutEngine,
+    RolloutRequest,
     Sampling,
     VLLMServerEngine,
 )
@@ -29,7 +30,7 @@ from lit_rlhf.testing import tiny_prompts, write_jsonl
 from lit_rlhf.types import Generation
 from tests.invariants.resume_plans import difference
 from tests.loopback import Answer, Request, serving
-from tests.reference.generations import make_prompts, make_seeds, sequences
+from tests.reference.generations import make_request, make_seeds, sequences
 from tests.tolerances import FP32_MODEL, PROCESSES
 from tests.unit.callbacks.standins import quiet_trainer
 from tests.unit.modules.policies import CountVowels
@@ -79,17 +80,8 @@ def move(backbone: Backbone, seed: int) -> None:
             weight.data.add_(torch.randn(weight.shape, generator=noise) * 0.1)
 
 
-def request(seed: int = 0) -> dict[str, Any]:
-    ids, mask = make_prompts()
-    sampling = Sampling(max_new_tokens=6)
-    seeds = make_seeds(12) + seed
-    return {
-        "prompt_ids": ids,
-        "prompt_mask": mask,
-        "sampling": sampling,
-        "seeds": seeds,
-        "num_samples": 2,
-    }
+def request(seed: int = 0) -> RolloutRequest:
+    return make_request(Sampling(max_new_tokens=6), 2, seeds=make_seeds(12) + seed)
 
 
 def same(ours: Generation, native: Generation) -> None:
@@ -100,17 +92,17 @@ def same(ours: Generation, native: Generation) -> None:
 def test_it_samples_meanwhile_from_the_weights_as_they_were(
     engine: Ahead, gate: Gate, backbone: Backbone
 ) -> None:
-    before = NativeEngine().generate(backbone, **request())
+    before = NativeEngine().generate(backbone, request())
     gate.open.clear()
-    engine.look_ahead(backbone, version=7, **request())
+    engine.look_ahead(backbone, request(), version=7)
     assert gate.begun.wait(30), "before anybody asks for it"
     move(backbone, 2)  # while it waits
     gate.open.set()
-    found = engine.generate(backbone, **request())
+    found = engine.generate(backbone, request())
     same(found, before)
     assert found.versions is not None and found.versions.unique().tolist() == [7]
-    now = engine.generate(backbone, **request())
-    same(now, NativeEngine().generate(backbone, **request()))
+    now = engine.generate(backbone, request())
+    same(now, NativeEngine().generate(backbone, request()))
     assert now.versions is None
     assert sequences(now) != sequences(before)
 
@@ -118,39 +110,39 @@ def test_it_samples_meanwhile_from_the_weights_as_they_were(
 def test_what_else_is_asked_for_waits_and_has_the_weights_as_they_are(
     engine: Ahead, gate: Gate, backbone: Backbone
 ) -> None:
-    before = NativeEngine().generate(backbone, **request())
+    before = NativeEngine().generate(backbone, request())
     gate.open.clear()
-    engine.look_ahead(backbone, version=0, **request())
+    engine.look_ahead(backbone, request(), version=0)
     assert gate.begun.wait(30)
     move(backbone, 2)
     threading.Timer(0.3, gate.open.set).start()
     validation = request(seed=1000)
-    same(engine.generate(backbone, **validation), NativeEngine().generate(backbone, **validation))
-    same(engine.generate(backbone, **request()), before)
+    same(engine.generate(backbone, validation), NativeEngine().generate(backbone, validation))
+    same(engine.generate(backbone, request()), before)
 
 
 def test_what_fails_is_said_when_it_is_asked_for(
     engine: Ahead, gate: Gate, backbone: Backbone
 ) -> None:
-    engine.generate(backbone, **request())
+    engine.generate(backbone, request())
     assert isinstance(engine.engine, VLLMServerEngine)
     object.__setattr__(engine.engine.servers.servers[0]._client.endpoint, "retries", 0)
     gate.server.die_after = len(gate.server.completions)
-    engine.look_ahead(backbone, version=0, **request())
+    engine.look_ahead(backbone, request(), version=0)
     assert engine.state_dict() == {}, "a resumed run samples it anew"
     with pytest.raises(ServiceError, match="can't be reached"):
-        engine.generate(backbone, **request())
+        engine.generate(backbone, request())
 
 
 def test_its_state_is_what_it_has_sampled(
     engine: Ahead, backbone: Backbone, tmp_path: Path
 ) -> None:
     assert engine.state_dict() == {}
-    engine.look_ahead(backbone, version=3, **request())
+    engine.look_ahead(backbone, request(), version=3)
     torch.save(engine.state_dict(), tmp_path / "state")
     other = Ahead(VLLMServerEngine("http://127.0.0.1:9"))  # which it need not ask
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    ours, theirs = (each.generate(backbone, **request()) for each in (engine, other))
+    ours, theirs = (each.generate(backbone, request()) for each in (engine, other))
     assert difference(vars(ours), vars(theirs)) is None
 
 
@@ -182,13 +174,13 @@ class Late(RolloutEngine):
     def __init__(self) -> None:
         self.before: list[Tensor] | None = None
 
-    def generate(self, backbone: Backbone, *args: Any, **kwargs: Any) -> Generation:
-        if kwargs["num_samples"] == 1:  # validation
-            return NativeEngine().generate(backbone, *args, **kwargs)
+    def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+        if request.num_samples == 1:  # validation
+            return NativeEngine().generate(backbone, request)
         weights = [weight for weight in backbone.parameters() if weight.requires_grad]
         now = [weight.detach().clone() for weight in weights]
         put(weights, self.before or now)
-        found = NativeEngine().generate(backbone, *args, **kwargs)
+        found = NativeEngine().generate(backbone, request)
         put(weights, now)
         self.before = now
         return found

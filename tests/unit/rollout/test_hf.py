@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from transformers import GenerationConfig
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.rollout import HFEngine, NativeEngine, RolloutEngine, Sampling
-from tests.reference.generations import make_backbone, make_prompts, make_seeds, sequences
+from lit_rlhf.types import Prompts
+from tests.reference.generations import make_backbone, make_prompts, make_request, sequences
 from tests.tolerances import FP32_MODEL
 
 STOPS = list(range(60, 110))
@@ -32,15 +34,10 @@ def backbone(tiny_model_dir: Path) -> Backbone:
 def test_it_draws_what_the_native_engine_draws(
     backbone: Backbone, options: dict[str, float], num_samples: int
 ) -> None:
-    ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=12, stop_token_ids=STOPS, **options)  # type: ignore[arg-type]
-    arguments = {
-        "sampling": sampling,
-        "seeds": make_seeds(6 * num_samples),
-        "num_samples": num_samples,
-    }
-    ours = HFEngine().generate(backbone, ids, mask, **arguments)  # type: ignore[arg-type]
-    native = NativeEngine().generate(backbone, ids, mask, **arguments)  # type: ignore[arg-type]
+    request = make_request(sampling, num_samples)
+    ours = HFEngine().generate(backbone, request)
+    native = NativeEngine().generate(backbone, request)
     assert sequences(ours) == sequences(native)
     assert ours.logprobs is not None
     assert native.logprobs is not None
@@ -53,24 +50,24 @@ def test_a_completion_does_not_depend_on_the_batch_nor_on_global_generators(
     backbone: Backbone,
 ) -> None:
     ids, mask = make_prompts()
-    sampling, seeds = Sampling(max_new_tokens=8, stop_token_ids=STOPS), make_seeds(6)
+    whole = make_request(Sampling(max_new_tokens=8, stop_token_ids=STOPS))
     before = torch.get_rng_state()
-    together = sequences(HFEngine().generate(backbone, ids, mask, sampling=sampling, seeds=seeds))
-    part = HFEngine().generate(backbone, ids[2:4], mask[2:4], sampling=sampling, seeds=seeds[2:4])
+    together = sequences(HFEngine().generate(backbone, whole))
+    two = replace(whole, prompts=Prompts(ids[2:4], mask[2:4]), seeds=whole.seeds[2:4])
+    part = HFEngine().generate(backbone, two)
     assert sequences(part) == together[2:4]
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_penalties_in_the_models_own_generation_config_are_left_out(tiny_model_dir: Path) -> None:
     backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
-    ids, mask = make_prompts()
-    sampling, seeds = Sampling(max_new_tokens=8), make_seeds(6)
-    plain = HFEngine().generate(backbone, ids, mask, sampling=sampling, seeds=seeds)
+    request = make_request(Sampling(max_new_tokens=8))
+    plain = HFEngine().generate(backbone, request)
     config = GenerationConfig(
         repetition_penalty=5.0, min_new_tokens=3, top_k=2, do_sample=True, temperature=0.1
     )
     backbone.model.generation_config = config
-    again = HFEngine().generate(backbone, ids, mask, sampling=sampling, seeds=seeds)
+    again = HFEngine().generate(backbone, request)
     assert sequences(again) == sequences(plain)
     assert backbone.model.generation_config is config
 
@@ -83,10 +80,7 @@ def test_it_serves_architectures_that_the_native_engine_refuses(tiny_model_dir: 
         "num_key_value_heads": 2,
     }
     backbone = make_backbone(tiny_model_dir, model_type="mistral", sliding_window=4, **config)
-    ids, mask = make_prompts()
-    out = HFEngine().generate(
-        backbone, ids, mask, sampling=Sampling(max_new_tokens=6), seeds=make_seeds(6)
-    )
+    out = HFEngine().generate(backbone, make_request(Sampling(max_new_tokens=6)))
     assert out.tokens.shape == (6, 6)
 
 
@@ -96,19 +90,9 @@ def test_a_role_samples_from_its_own_adapter_and_flags_are_restored(tiny_model_d
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.5)
-    ids, mask = make_prompts()
     backbone.train()
     found = [
-        sequences(
-            engine.generate(
-                backbone,
-                ids,
-                mask,
-                sampling=Sampling(max_new_tokens=6),
-                seeds=make_seeds(6),
-                role=role,
-            )
-        )
+        sequences(engine.generate(backbone, make_request(Sampling(max_new_tokens=6), role=role)))
         for engine in (HFEngine(), NativeEngine())
         for role in ("policy", "reference")
     ]
@@ -119,19 +103,15 @@ def test_a_role_samples_from_its_own_adapter_and_flags_are_restored(tiny_model_d
 
 def test_a_model_without_lm_head_is_refused(tiny_model_dir: Path) -> None:
     backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)), lm_head=False)
-    ids, mask = make_prompts()
     with pytest.raises(ConfigurationError, match="can't generate"):
-        HFEngine().generate(backbone, ids, mask, sampling=Sampling(), seeds=make_seeds(6))
+        HFEngine().generate(backbone, make_request(Sampling()))
     with pytest.raises(ConfigurationError, match="LM head"):
-        NativeEngine().generate(backbone, ids, mask, sampling=Sampling(), seeds=make_seeds(6))
+        NativeEngine().generate(backbone, make_request(Sampling()))
 
 
 def test_a_prompt_that_exceeds_the_context_is_refused(backbone: Backbone) -> None:
-    ids, mask = make_prompts()
     with pytest.raises(ConfigurationError, match="need 607 positions; the model has 512"):
-        HFEngine().generate(
-            backbone, ids, mask, sampling=Sampling(max_new_tokens=600), seeds=make_seeds(6)
-        )
+        HFEngine().generate(backbone, make_request(Sampling(max_new_tokens=600)))
 
 
 def test_engines_and_sampling_are_made_from_yaml() -> None:

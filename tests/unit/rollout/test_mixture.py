@@ -7,8 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
-from lit_rlhf.rollout import NativeEngine, Sampling
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.rollout.mixture import Component, sample_mixture
+from lit_rlhf.types import Prompts
 from tests.tolerances import FP32_MODEL
 
 PROMPTS = ["how was the film? ", "a", "the hotel: "]
@@ -42,9 +43,8 @@ def test_tokens_follow_the_mixture_of_both_at_each_step(backbone: Backbone) -> N
     ids, mask = prompts(backbone)
     parts = [Component(backbone, "policy", 0.7), Component(backbone, "reference", 0.3)]
     sampling = Sampling(max_new_tokens=8, temperature=0.8)
-    found = sample_mixture(
-        parts, ids, mask, sampling=sampling, seeds=torch.arange(12), num_samples=4
-    )
+    request = RolloutRequest(Prompts(ids, mask), sampling, torch.arange(12), 4)
+    found = sample_mixture(parts, request)
     assert found.logprobs is not None
     assert found.tokens.shape[0] == 12
     shares = []
@@ -65,14 +65,12 @@ def test_tokens_follow_the_mixture_of_both_at_each_step(backbone: Backbone) -> N
 
 @pytest.mark.parametrize("role", ["policy", "reference"])
 def test_one_component_alone_is_what_the_engine_samples(backbone: Backbone, role: str) -> None:
-    ids, mask = prompts(backbone)
-    sampling, seeds = Sampling(max_new_tokens=8), torch.arange(6)
-    engine = NativeEngine().generate(
-        backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=2, role=role
-    )
+    given = Prompts(*prompts(backbone))
+    request = RolloutRequest(given, Sampling(max_new_tokens=8), torch.arange(6), 2, role)
+    engine = NativeEngine().generate(backbone, request)
     both = [Component(backbone, role, 0.5), Component(backbone, role, 0.5)]
     for parts in ([Component(backbone, role, 1.0)], both):
-        found = sample_mixture(parts, ids, mask, sampling=sampling, seeds=seeds, num_samples=2)
+        found = sample_mixture(parts, request)
         assert torch.equal(found.tokens, engine.tokens)
         assert torch.equal(found.finished, engine.finished)
         assert_close(found.logprobs, engine.logprobs, **FP32_MODEL)

@@ -3,16 +3,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.models.kernels.packed import PackedStep
-from lit_rlhf.rollout import NativeEngine, Sampling, native
+from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling, native
 from lit_rlhf.rollout.kv_cache import DecodeLayer
 from lit_rlhf.rollout.steps import EAGER
-from lit_rlhf.types import BranchedBatch, Generation
+from lit_rlhf.types import BranchedBatch, Generation, Prompts
 from tests.reference import rollout as reference
-from tests.reference.generations import LENGTHS, make_backbone, make_prompts, make_seeds, sequences
+from tests.reference.generations import (
+    LENGTHS,
+    make_backbone,
+    make_prompts,
+    make_request,
+    make_seeds,
+    sequences,
+)
 from tests.tolerances import BF16, FP32_MODEL
 
 STOPS = list(
@@ -33,12 +40,8 @@ def generate(
     engine: NativeEngine | None = None,
     role: str = "policy",
 ) -> Generation:
-    ids, mask = make_prompts()
-    seeds = make_seeds(len(ids) * num_samples)
     engine = engine or NativeEngine()
-    return engine.generate(
-        backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=num_samples, role=role
-    )
+    return engine.generate(backbone, make_request(sampling, num_samples, role=role))
 
 
 def training_logprobs(
@@ -168,24 +171,16 @@ def test_a_completion_depends_on_its_prompt_and_seed_alone(
     seeds = make_seeds(6 * num_samples).view(6, -1)
     together = sequences(generate(backbone, VARIED, num_samples))
     order = torch.tensor([4, 2, 0, 5, 1, 3])
-    moved = sequences(
-        NativeEngine().generate(
-            backbone,
-            ids[order],
-            mask[order],
-            sampling=VARIED,
-            seeds=seeds[order].flatten(),
-            num_samples=num_samples,
-        )
-    )
+    prompts = Prompts(ids[order], mask[order])
+    request = RolloutRequest(prompts, VARIED, seeds[order].flatten(), num_samples)
+    moved = sequences(NativeEngine().generate(backbone, request))
     for place, prompt in enumerate(order.tolist()):
         for sample in range(num_samples):
             assert moved[place * num_samples + sample] == together[prompt * num_samples + sample]
     for prompt, length in enumerate(LENGTHS):
-        alone = NativeEngine().generate(
-            backbone, ids[prompt : prompt + 1, :length], mask[prompt : prompt + 1, :length], sampling=VARIED,
-            seeds=seeds[prompt][-1:],
-        )  # fmt: skip
+        one = Prompts(ids[[prompt], :length], mask[[prompt], :length])
+        request = RolloutRequest(one, VARIED, seeds[prompt][-1:])
+        alone = NativeEngine().generate(backbone, request)
         assert sequences(alone)[0] == together[prompt * num_samples + num_samples - 1]
 
 
@@ -240,9 +235,8 @@ def test_padding_and_its_content_change_nothing(backbone: Backbone) -> None:
     ids, mask = make_prompts()
     wide_ids = torch.cat([torch.where(mask, ids, 250), torch.full((6, 5), 77)], dim=1)
     wide_mask = torch.cat([mask, torch.zeros(6, 5, dtype=torch.bool)], dim=1)
-    wide = NativeEngine().generate(
-        backbone, wide_ids, wide_mask, sampling=VARIED, seeds=make_seeds(6)
-    )
+    request = make_request(VARIED, prompts=Prompts(wide_ids, wide_mask))
+    wide = NativeEngine().generate(backbone, request)
     assert sequences(wide) == sequences(generate(backbone, VARIED))
 
 
@@ -259,11 +253,8 @@ def test_generating_twice_gives_the_same_bits_and_draws_from_no_global_generator
 
 
 def test_samples_of_one_prompt_differ_by_seed_and_agree_where_seeds_do(backbone: Backbone) -> None:
-    ids, mask = make_prompts()
-    seeds = torch.tensor([1, 2, 1] * 6)
-    ours = sequences(
-        NativeEngine().generate(backbone, ids, mask, sampling=VARIED, seeds=seeds, num_samples=3)
-    )
+    request = make_request(VARIED, 3, seeds=torch.tensor([1, 2, 1] * 6))
+    ours = sequences(NativeEngine().generate(backbone, request))
     assert all(ours[3 * prompt] == ours[3 * prompt + 2] for prompt in range(6))
     assert sum(ours[3 * prompt] != ours[3 * prompt + 1] for prompt in range(6)) >= 5
 
@@ -377,29 +368,6 @@ def test_a_prompt_that_exceeds_the_context_is_refused_with_the_numbers(backbone:
         match=r"7 tokens .* max_new_tokens=506 need 513 positions; the model has 512",
     ):
         generate(backbone, Sampling(max_new_tokens=506))
-
-
-def test_left_padded_prompts_are_refused(backbone: Backbone) -> None:
-    ids, mask = make_prompts()
-    with pytest.raises(ConfigurationError, match="right-padded"):
-        NativeEngine().generate(
-            backbone, ids.flip(1), mask.flip(1), sampling=Sampling(), seeds=make_seeds(6)
-        )
-
-
-def test_an_empty_prompt_is_refused_by_its_number(backbone: Backbone) -> None:
-    ids, mask = make_prompts()
-    mask[3] = False
-    with pytest.raises(DataError, match="Prompt 3 of the batch has no tokens"):
-        NativeEngine().generate(backbone, ids, mask, sampling=Sampling(), seeds=make_seeds(6))
-
-
-def test_another_number_of_seeds_is_refused(backbone: Backbone) -> None:
-    ids, mask = make_prompts()
-    with pytest.raises(ConfigurationError, match="6 prompts with num_samples=2 need 12 seeds"):
-        NativeEngine().generate(
-            backbone, ids, mask, sampling=Sampling(), seeds=make_seeds(6), num_samples=2
-        )
 
 
 def test_a_batch_size_below_one_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Values of a head that the native engine takes from the states it samples from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.rollout import NativeEngine, Sampling, native
 from lit_rlhf.rollout.steps import EAGER
-from tests.reference.generations import make_prompts, make_seeds
+from tests.reference.generations import make_prompts, make_request
 from tests.tolerances import FP32_MODEL
 
 VARIED = Sampling(
@@ -26,12 +27,10 @@ def test_values_are_those_of_a_pass_over_the_whole_sequence(
     backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
     backbone.add_head("value", drawn=True)
     ids, mask = make_prompts()
-    seeds = make_seeds(6 * num_samples)
-    request = {"sampling": VARIED, "seeds": seeds, "num_samples": num_samples}
-    found = NativeEngine(max_batch_size=4 * num_samples).generate(
-        backbone, ids, mask, values="value", **request
-    )
-    assert NativeEngine().generate(backbone, ids, mask, **request).values is None
+    request = make_request(VARIED, num_samples)
+    engine = NativeEngine(max_batch_size=4 * num_samples)
+    found = engine.generate(backbone, replace(request, values="value"))
+    assert NativeEngine().generate(backbone, request).values is None
     assert found.values is not None
     assert len(set(found.mask.sum(-1).tolist())) > 1
     for row, values in enumerate(found.values):
@@ -45,8 +44,5 @@ def test_values_are_those_of_a_pass_over_the_whole_sequence(
 
 def test_values_of_an_unknown_head_are_refused(tiny_model_dir: Path) -> None:
     backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
-    ids, mask = make_prompts()
     with pytest.raises(ConfigurationError, match=r"There is no head 'worth'; there are \[\]"):
-        NativeEngine().generate(
-            backbone, ids, mask, sampling=VARIED, seeds=make_seeds(6), values="worth"
-        )
+        NativeEngine().generate(backbone, make_request(VARIED, values="worth"))

@@ -11,7 +11,7 @@ from lit_rlhf.rollout import NativeEngine, Sampling, native
 from lit_rlhf.rollout.recorded import DecodeStep, RecordedStep
 from lit_rlhf.rollout.steps import RECORDED, Pace, choose_step
 from lit_rlhf.types import Generation
-from tests.reference.generations import make_prompts, make_seeds
+from tests.reference.generations import make_prompts, make_request
 from tests.tolerances import FP32_MODEL
 from tests.unit.rollout.tape import TapeRecorder
 
@@ -40,11 +40,7 @@ def load(tokenizer: Path, kind: str, **options: Any) -> Backbone:
 
 
 def generate(backbone: Backbone, sampling: Sampling, samples: int) -> Generation:
-    ids, mask = make_prompts()
-    seeds = make_seeds(len(ids) * samples)
-    return NativeEngine().generate(
-        backbone, ids, mask, sampling=sampling, seeds=seeds, num_samples=samples
-    )
+    return NativeEngine().generate(backbone, make_request(sampling, samples))
 
 
 @pytest.fixture
@@ -91,17 +87,10 @@ def test_adapters_and_values_are_recorded_too(
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
-    ids, mask = make_prompts()
-
-    def run() -> Generation:
-        seeds = make_seeds(len(ids) * 2)
-        return NativeEngine().generate(
-            backbone, ids, mask, sampling=VARIED, seeds=seeds, num_samples=2, values="value"
-        )
-
-    plain = run()
+    asked = make_request(VARIED, 2, values="value")
+    plain = NativeEngine().generate(backbone, asked)
     request.getfixturevalue("recorder")
-    ours = run()
+    ours = NativeEngine().generate(backbone, asked)
     same(ours, plain)
     assert ours.values is not None
     assert plain.values is not None

@@ -26,7 +26,7 @@ from lit_rlhf.rollout.vllm.base import VLLMRollouts
 from lit_rlhf.rollout.vllm.sampler import Completed
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import Generation
-from tests.reference.generations import make_prompts, make_seeds, sequences
+from tests.reference.generations import make_request, sequences
 from tests.tolerances import FP32_MODEL
 from tests.unit.modules.one_iteration import TokenReward
 from tests.unit.rollout.fake_vllm import FakeVLLM
@@ -70,17 +70,8 @@ def _move(backbone: Backbone, seed: int) -> None:
 
 
 def _sample(engine: Any, backbone: Backbone, role: str = "policy", **options: Any) -> Generation:
-    ids, mask = make_prompts()
-    options = {"max_new_tokens": 8, "stop_token_ids": STOPS} | options
-    return engine.generate(
-        backbone,
-        ids,
-        mask,
-        sampling=Sampling(**options),
-        seeds=make_seeds(12),
-        num_samples=2,
-        role=role,
-    )
+    sampling = Sampling(**{"max_new_tokens": 8, "stop_token_ids": STOPS} | options)
+    return engine.generate(backbone, make_request(sampling, 2, role=role))
 
 
 @pytest.mark.parametrize("role", ["policy", "reference"])

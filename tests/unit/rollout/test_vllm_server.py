@@ -28,14 +28,15 @@ from lit_rlhf.rollout import (
     Ahead,
     NativeEngine,
     RolloutEngine,
+    RolloutRequest,
     Sampling,
     VLLMEngine,
     VLLMServerEngine,
 )
 from lit_rlhf.rollout.sampling import truncate_logits
 from lit_rlhf.testing import write_tiny_model
-from lit_rlhf.types import BranchedBatch, Generation
-from tests.reference.generations import make_prompts, make_seeds, sequences
+from lit_rlhf.types import BranchedBatch, Generation, Prompts
+from tests.reference.generations import LENGTHS, make_prompts, make_request, make_seeds, sequences
 from tests.tolerances import FP32_MODEL
 from tests.unit.callbacks.standins import quiet_trainer
 from tests.unit.modules.policies import CountVowels, prompt_loader
@@ -141,17 +142,9 @@ def _move(backbone: Backbone, seed: int) -> None:
 def _sample(
     engine: RolloutEngine, backbone: Backbone, seeds: Tensor, role: str = "policy", **options: Any
 ) -> Generation:
-    ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=10, stop_token_ids=STOPS, **options)
-    return engine.generate(
-        backbone,
-        ids,
-        mask,
-        sampling=sampling,
-        seeds=seeds,
-        num_samples=len(seeds) // len(ids),
-        role=role,
-    )
+    request = make_request(sampling, len(seeds) // len(LENGTHS), seeds=seeds, role=role)
+    return engine.generate(backbone, request)
 
 
 def _batch(generation: Generation) -> BranchedBatch:
@@ -247,9 +240,8 @@ def test_a_sample_depends_on_its_seed_and_not_on_the_batch(
     assert first != sequences(_sample(engine, backbone, seeds + 1))
     ids, mask = make_prompts()
     sampling = Sampling(max_new_tokens=10, stop_token_ids=STOPS)
-    part = engine.generate(
-        backbone, ids[2:4], mask[2:4], sampling=sampling, seeds=seeds[4:8], num_samples=2
-    )
+    prompts = Prompts(ids[2:4], mask[2:4])
+    part = engine.generate(backbone, RolloutRequest(prompts, sampling, seeds[4:8], 2))
     assert sequences(part) == first[4:8]
 
 

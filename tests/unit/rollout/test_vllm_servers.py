@@ -15,7 +15,7 @@ from lit_rlhf.rollout import DiskSync, NativeEngine, Sampling, VLLMServerEngine
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import Generation
 from tests.loopback import Loopback, serving
-from tests.reference.generations import make_prompts, make_seeds, sequences
+from tests.reference.generations import make_request, sequences
 from tests.tolerances import FP32_MODEL
 from tests.unit.rollout.fake_vllm import FakeServer
 
@@ -51,15 +51,8 @@ def move(backbone: Backbone, seed: int) -> None:
 
 
 def sample(engine: Any, backbone: Backbone, **options: Any) -> Generation:
-    ids, mask = make_prompts()
-    return engine.generate(
-        backbone,
-        ids,
-        mask,
-        sampling=Sampling(**{"max_new_tokens": 6} | options),
-        seeds=make_seeds(12),
-        num_samples=2,
-    )
+    sampling = Sampling(**{"max_new_tokens": 6} | options)
+    return engine.generate(backbone, make_request(sampling, 2))
 
 
 def same(ours: Generation, native: Generation) -> None:

@@ -14,7 +14,7 @@ from lit_rlhf.models.kernels.packed import PackedStep, packable
 from lit_rlhf.rollout import NativeEngine, Sampling
 from lit_rlhf.rollout.native import prefill
 from lit_rlhf.rollout.steps import DecodeStep, ModelStep, choose_step
-from tests.reference.generations import LENGTHS, make_prompts, make_seeds
+from tests.reference.generations import make_prompts, make_request
 from tests.tolerances import BF16, FP32_MODEL
 
 SMALL = {
@@ -145,11 +145,7 @@ def test_a_product_laid_out_by_onednn_is_the_plain_one() -> None:
 
 
 def generate(backbone: Backbone, engine: NativeEngine, new_tokens: int = 8) -> torch.Tensor:
-    ids, mask = make_prompts()
-    sampling = Sampling(max_new_tokens=new_tokens)
-    return engine.generate(
-        backbone, ids, mask, sampling=sampling, seeds=make_seeds(len(LENGTHS))
-    ).tokens
+    return engine.generate(backbone, make_request(Sampling(max_new_tokens=new_tokens))).tokens
 
 
 def test_the_engine_packs_unless_told_not_to(

@@ -11,8 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lit_rlhf.internals.transformers import attention_of
 from lit_rlhf.models import Backbone
-from lit_rlhf.rollout import HFEngine, NativeEngine, RolloutEngine, Sampling
-from lit_rlhf.types import BranchedBatch, Generation
+from lit_rlhf.rollout import HFEngine, NativeEngine, RolloutEngine, RolloutRequest, Sampling
+from lit_rlhf.types import BranchedBatch, Generation, Prompts
 from tests.tolerances import BF16, FP32_MODEL
 from tests.unit.models.conftest import LORA, MakeBackbone, gradients, shake
 
@@ -57,13 +57,9 @@ def test_losses_logprobs_and_gradients(
 def sampled(backbone: Backbone, engine: RolloutEngine) -> Generation:
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    sampling = Sampling(max_new_tokens=12)
     return engine.generate(
-        backbone,
-        ids,
-        mask,
-        sampling=Sampling(max_new_tokens=12),
-        seeds=torch.arange(4),
-        num_samples=2,
+        backbone, RolloutRequest(Prompts(ids, mask), sampling, torch.arange(4), 2)
     )
 
 
