@@ -22,8 +22,8 @@ from lit_rlhf.data.recognition import (
     MODULES,
     Kind,
     Reading,
-    as_conversation,
     first_rows,
+    layout_for,
     read_as,
     readings,
     spell,
@@ -59,10 +59,9 @@ def show(
     """
     source = local_source(path)
     rows = first_rows(source)
-    reading = read_as(rows, str(source), kind, format)
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
-    if loaded is not None and format is None:
-        reading = as_conversation(reading, template=loaded.chat_template is not None)
+    layout = layout_for(loaded)
+    reading = read_as(rows, str(source), kind, format, layout)
     joined = grouped(source, reading.format)
     shown = next(islice(joined.load(), row - 1, None), None) if row > 0 else None
     if shown is None:
@@ -74,7 +73,7 @@ def show(
     if format is None:
         lines += [
             f"        or {each.kind}, by {spell(each.format)}: --kind={each.kind}"
-            for each in readings(rows)
+            for each in readings(rows, (), layout)
             if each.kind != reading.kind
         ]
     try:
@@ -169,10 +168,8 @@ def convert(
     if output.suffix not in (".jsonl", ".parquet"):
         raise ConfigurationError(f"The output is {output}; its suffix must be .jsonl or .parquet.")
     source = local_source(path)
-    reading = read_as(first_rows(source), str(source), kind, format)
-    if format is None and reading.format.style == "turns":
-        # As text, question and answer would run together.
-        reading = as_conversation(reading, template=True)
+    # As text, question and answer would run together.
+    reading = read_as(first_rows(source), str(source), kind, format, "canonical")
     counts: Counter[str] = Counter()
     made = _canonical(source, reading, counts, invalid)
     if output.suffix == ".jsonl":

@@ -24,24 +24,31 @@ def from_trl(script: Path, task: TaskName | None = None, output: Path | None = N
     Args:
         script: The file.
         task: Whose configuration it is, where a YAML doesn't show it or a script has several.
-        output: File to write; default: standard output.
+        output: File to write; default: standard output. Reward functions of the script are written beside it.
     """
     kinds = {name.removesuffix("Config").lower(): name for name in TASKS}
-    text = translate(read(script, kinds[task] if task else None), script, output)
-    if output is None:
+    rewards = output.with_name(f"{output.stem}_rewards.py") if output else None
+    found = read(script, kinds[task] if task else None, rewards)
+    writer = Writer(found)
+    text = translate(writer, script, output)
+    if output is None or rewards is None:
         print_text(text)
         return
-    with whole_file(output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    written = {output: text} | ({rewards: found.rewards} if found.rewards else {})
+    for file, content in written.items():
+        with whole_file(file) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    names = " and ".join(map(str, written))
+    left = ", ".join(writer.left)
+    print_text(f"Wrote {names}. Not carried over: {left or 'nothing'}.\n")
 
 
-def translate(script: Script, path: Path, output: Path | None = None) -> str:
+def translate(writer: "Writer", path: Path, output: Path | None = None) -> str:
     """The YAML: a shipped recipe with TRL's options in it, a comment behind each."""
-    writer = Writer(script)
     left = "".join(f"#   {name}: {why}\n" for name, why in writer.left.items())
     target = shlex.quote(str(output or "my.yaml"))
     recipe = f"{writer.recipe} (lit-rlhf init {writer.recipe} explains it)"
-    head = f"# From {path}, {script.task} of TRL, on the recipe {recipe}.\n"
+    head = f"# From {path}, {writer.task} of TRL, on the recipe {recipe}.\n"
     head += f"#   lit-rlhf fit -c {target}\n"
     head += f"# Not carried over:\n{left}" if left else "# All of it was carried over.\n"
     return head + "\n".join(_lines(writer.config, writer.comments)) + "\n"
@@ -51,6 +58,7 @@ class Writer:
     """A recipe that takes options of TRL.
 
     Attributes:
+        task: TRL's configuration class.
         recipe: The shipped configuration that it starts from.
         config: What becomes of it.
         comments: By the place in `config`, where a value is from.
@@ -58,7 +66,7 @@ class Writer:
     """
 
     def __init__(self, script: Script) -> None:
-        task = TASKS[script.task]
+        self.task, task = script.task, TASKS[script.task]
         lora = bool(script.options.get("use_peft"))
         full = task.recipe.replace("lora", "full")
         self.recipe = full if not lora and full in config_names() else task.recipe
@@ -123,6 +131,9 @@ class Writer:
 
     def source(self, options: Mapping[str, Any]) -> None:
         """The data set, and the part that it evaluates on."""
+        evaluates = "dataset_test_split" in options or options.get("eval_strategy", "no") != "no"
+        if not evaluates:
+            self.set("data.val_fraction", 0.0, "eval_strategy: nothing is held out")
         name = options.get("dataset_name")
         if name is None:
             return
@@ -133,7 +144,7 @@ class Writer:
         if options.get("dataset_config") is not None:
             held["config"] = options["dataset_config"]
         self.set("data.train", component("HubSource", **held), "dataset_name")
-        if "dataset_test_split" in options or options.get("eval_strategy", "no") != "no":
+        if evaluates:
             test = held | {"split": options.get("dataset_test_split", "test")}
             self.set("data.val", component("HubSource", **test), "dataset_test_split")
             self.set("data.val_fraction", 0.0, "dataset_test_split")

@@ -19,15 +19,21 @@ _FILES = ("json", "csv", "parquet")
 
 
 class Script(NamedTuple):
-    """Options by TRL's name, and what can't be read: a name and the sentence."""
+    """Options by TRL's name; what can't be read, a name and the sentence; and the reward functions that it defines."""
 
     task: str
     options: dict[str, Any]
     unread: dict[str, str]
+    rewards: str = ""
 
 
-def read(path: Path, task: str | None) -> Script:
+def read(path: Path, task: str | None, rewards: Path | None = None) -> Script:
     """Read a YAML file of `trl TASK --config`, or a Python script.
+
+    Args:
+        path: The file.
+        task: Which configuration class; None: the one that it shows.
+        rewards: Where the reward functions that a script defines will stand. None: they stay in it.
 
     Raises:
         ConfigurationError: It can't be read, or doesn't say which of TRL's configuration classes it is for.
@@ -35,7 +41,7 @@ def read(path: Path, task: str | None) -> Script:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
-            return _Reader(path, text).script(task)
+            return _Reader(path, text, rewards).script(task)
         options = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, SyntaxError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path}: it can't be read: {error}") from error
@@ -63,8 +69,11 @@ def _guess(path: Path, options: Iterable[str]) -> str:
 class _Reader:
     """Calls with literal arguments, and names that are assigned a literal."""
 
-    def __init__(self, path: Path, text: str) -> None:
+    def __init__(self, path: Path, text: str, rewards: Path | None) -> None:
         self.path = path
+        self.text = text
+        self.rewards = rewards
+        self.moved: list[str] = []
         self.tree = ast.parse(text, filename=str(path))
         nodes = [node for node in ast.walk(self.tree) if isinstance(node, ast.Assign)]
         self.names = {
@@ -105,7 +114,8 @@ class _Reader:
                 self.trainer(call)
         for name, value in (self.options.pop("model_init_kwargs", None) or {}).items():
             self.options.setdefault(_MODEL.get(name, f"model_init_kwargs.{name}"), value)
-        return Script(task, self.options, self.unread)
+        text = _excerpt(self.tree, self.text, self.moved) if self.moved else ""
+        return Script(task, self.options, self.unread, text)
 
     def called(self, call: ast.Call) -> str:
         """The last part of the function's name."""
@@ -191,19 +201,59 @@ class _Reader:
                 self.options["reward_funcs"] = [self.reward(each) for each in listed]
 
     def reward(self, node: ast.AST) -> str:
-        """A model's name; `script.py:name` of a function that the script defines, `package.name` of another."""
+        """A model's name; `file.py:name` of what the script defines, `package.name` of a function of another."""
         if self.is_literal(node):
             return str(self.literal(node))
         name = ast.unparse(node)
-        if any(isinstance(each, ast.FunctionDef) and each.name == name for each in self.tree.body):
-            self.unread[f"reward_funcs: {name}"] = (
-                f'Loading it runs {self.path.name}: keep the training under `if __name__ == "__main__":`, or move '
-                "the function to a file of its own."
-            )
-            return f"{self.path}:{name}"
         for each in ast.walk(self.tree):
             if isinstance(each, ast.ImportFrom):
                 for alias in each.names:
                     if (alias.asname or alias.name) == name:
                         return f"{each.module}.{alias.name}"
-        return name
+        if not any(name in _defines(each) for each in self.tree.body):
+            self.unread[f"reward_funcs: {name[:60]}"] = (
+                "It has no name at the top of the script: set `model.reward` yourself."
+            )
+            return name
+        if self.rewards is None:
+            self.unread[f"reward_funcs: {name}"] = (
+                f'Loading it runs {self.path.name}: keep the training under `if __name__ == "__main__":`. With '
+                "--output it is written into a file of its own."
+            )
+            return f"{self.path}:{name}"
+        self.moved.append(name)
+        return f"{self.rewards}:{name}"
+
+
+def _excerpt(tree: ast.Module, text: str, names: Iterable[str]) -> str:
+    """The statements of a module that define names, and those that these need, as they stand and in their order."""
+    kept: set[ast.stmt] = set()
+    wanted = set(names)
+    while found := {each for each in tree.body if wanted & _defines(each)} - kept:
+        kept |= found
+        wanted |= {
+            node.id for each in found for node in ast.walk(each) if isinstance(node, ast.Name)
+        }
+    lines = text.splitlines()
+    parts = []
+    for each in (each for each in tree.body if each in kept):
+        first = min(node.lineno for node in (each, *getattr(each, "decorator_list", ())))
+        parts.append("\n".join(lines[first - 1 : each.end_lineno]))
+    return "\n\n\n".join(parts) + "\n"
+
+
+def _defines(statement: ast.stmt) -> set[str]:
+    """The names that a statement at the top of a module defines; what is for the script alone defines none."""
+    if isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
+        return set()
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    names = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+    return names

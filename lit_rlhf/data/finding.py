@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.recognition import Auto, Takes, choose, first_rows, spell, unread_columns
+from lit_rlhf.data.recognition import (
+    Auto,
+    Takes,
+    choose,
+    first_rows,
+    layout_for,
+    spell,
+    unread_columns,
+)
 from lit_rlhf.data.rows import TokenizedRows
 from lit_rlhf.data.showing import say_format
 from lit_rlhf.data.sources import Source
@@ -39,10 +47,10 @@ class FormatFinder:
             ConfigurationError: No format reads the rows, or several do.
         """
         if id(source) not in self.found:
-            rows, template = first_rows(source), tokenizer.chat_template is not None
+            rows = first_rows(source)
             options = self.auto, self.takes, self.usual, str(source), self.module
             self.found[id(source)] = (
-                choose(rows, *options, template=template) if rows else self.usual
+                choose(rows, *options, layout_for(tokenizer)) if rows else self.usual
             )
         return self.found[id(source)]
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from transformers import PreTrainedTokenizerBase
+
 from lit_rlhf.data import formats
 from lit_rlhf.data.formats import Format, group_rows
 from lit_rlhf.data.records import (
@@ -21,7 +23,7 @@ from lit_rlhf.data.records import (
     shorten,
 )
 from lit_rlhf.data.sources import Source, rows_of
-from lit_rlhf.data.wrappers import AsChat, AsTranscript, PairsFromRanking, Wrapper
+from lit_rlhf.data.wrappers import AsChat, AsTranscript, PairsFromRanking, PromptsOf, Wrapper
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option
 
@@ -65,6 +67,9 @@ MODULES: dict[Kind, str] = {
 """The DataModule of each kind."""
 Takes: TypeAlias = Mapping[Kind, type[Wrapper] | None]
 """The kinds that are taken, each as it is or through a wrapper; kinds that are taken as they are go first."""
+Layout = Literal["text", "chat", "transcript", "canonical"]
+"""How text that is a conversation is read: as it stands, as messages, with the markers of transcripts, or as messages
+where it is question and answers, and transcripts as they stand."""
 _ROWS = 64
 
 
@@ -129,19 +134,73 @@ def first_rows(source: Source) -> list[Row]:
     return [row for row in islice(rows_of(source), _ROWS) if not isinstance(row, UnreadableRow)]
 
 
-def readings(rows: Sequence[Row], also: Sequence[Format] = ()) -> list[Reading]:
+def layout_for(tokenizer: PreTrainedTokenizerBase | None) -> Layout:
+    """How text that is a conversation is laid out for a tokenizer; as it stands where there is none."""
+    if tokenizer is None:
+        return "text"
+    return "transcript" if tokenizer.chat_template is None else "chat"
+
+
+def readings(
+    rows: Sequence[Row], also: Sequence[Format] = (), layout: Layout = "text"
+) -> list[Reading]:
     """The formats that read rows, without those that others make needless.
 
     A format gives way to one that reads its columns and more: labels beside prompts and answers say more than these
-    alone. Prompts stay whatever else there is. Formats of one's own go before all others.
+    alone. Prompts stay whatever else there is, but written as the other readings write them. Formats of one's own go
+    before all others.
+
+    Args:
+        rows: The first rows.
+        also: Formats of one's own.
+        layout: How text that is a conversation is read.
     """
-    own = [*_reading(also, rows)]
-    if own:
+    if own := [_laid_out(one, layout) for one in _reading(also, rows)]:
         return own
     found = [*_reading([c for kind in FORMATS for c in kind.candidates()], rows)]
-    return [
-        one for one in found if one.kind == "prompts" or not any(_says_more(o, one) for o in found)
+    found = [
+        _laid_out(one, layout)
+        for one in found
+        if one.kind == "prompts" or not any(_says_more(o, one) for o in found)
     ]
+    return [_as_learned(one, found, rows) if one.kind == "prompts" else one for one in found]
+
+
+def _laid_out(reading: Reading, layout: Layout) -> Reading:
+    style = reading.format.style
+    if layout == "text" or style == "text" or not isinstance(reading.record.prompt, str):
+        return reading
+    around: AsChat | AsTranscript | None = None
+    if layout == "chat" or (layout == "canonical" and style == "turns"):
+        around = AsChat(reading.format)
+    elif layout == "transcript" and style == "turns":
+        around = AsTranscript(reading.format)
+    return reading if around is None else Reading(around, around.convert(reading.record))
+
+
+def _as_learned(prompts: Reading, found: Sequence[Reading], rows: Sequence[Row]) -> Reading:
+    """Prompts of the column `prompt`, written as the reading that says most of the rows writes them.
+
+    A bare question beside a conversation, or beside answers that a chat template parts from it, isn't what a model has
+    seen that learned of these rows. Where that conversation holds more than the question, its prompts are taken.
+    """
+    others = [one for one in found if one.record.prompt and one.kind not in ("prompts", "text")]
+    if not others:
+        return prompts
+    learned = PromptsOf(min(others, key=lambda one: [*MODULES].index(one.kind)).format)
+    own = prompts.format
+    both = [r for r in group_rows(rows, learned) if learned.reads_row(r) and own.reads_row(r)]
+
+    def agrees(reader: Format) -> bool:
+        return all(
+            reader.reads_row(row) and reader(row)[0].prompt == learned(row)[0].prompt
+            for row in both
+        )
+
+    if agrees(own):
+        return prompts
+    reader = next(filter(agrees, (AsChat(own), AsTranscript(own))), learned)
+    return Reading(reader, reader(both[0])[0])
 
 
 def _reading(tried: Sequence[Format], rows: Sequence[Row]) -> Iterator[Reading]:
@@ -165,8 +224,7 @@ def choose(
     usual: Format,
     what: str,
     module: str,
-    *,
-    template: bool,
+    layout: Layout,
 ) -> Format:
     """The one format of rows that a DataModule takes.
 
@@ -180,12 +238,12 @@ def choose(
         usual: Its usual format.
         what: What messages call the rows.
         module: What messages call the DataModule.
-        template: Whether the tokenizer has a chat template.
+        layout: How text that is a conversation is read.
 
     Raises:
         ConfigurationError: There is none, or there are several.
     """
-    found = [as_conversation(one, template=template) for one in readings(rows, auto.also)]
+    found = readings(rows, auto.also, layout)
     direct = [one for one in found if takes.get(one.kind, Wrapper) is None]
     fitting = direct or [one for one in found if one.kind in takes]
     if len(fitting) == 1:
@@ -217,6 +275,7 @@ def read_as(
     what: str,
     kind: Kind | None,
     format: Format | None,  # noqa: A002  (what it is)
+    layout: Layout = "text",
 ) -> Reading:
     """The one reading of rows as a kind, whichever DataModule they are for.
 
@@ -224,7 +283,8 @@ def read_as(
         rows: The first rows.
         what: What messages call them.
         kind: The kind. None: the first of `Kind` that they can be.
-        format: The format that is set, if one is.
+        format: The format that is set, if one is; it is taken as it stands.
+        layout: How text that is a conversation is read.
 
     Raises:
         ConfigurationError: There is none, or there are several; or the format that is set reads no row.
@@ -238,7 +298,7 @@ def read_as(
             return Reading(format, format(readable)[0])
         except InvalidRowError as error:
             raise ConfigurationError(f"{spell(format)} reads no row of {what}: {error}.") from error
-    found = readings(rows)
+    found = readings(rows, (), layout)
     kinds = [each for each in MODULES if any(one.kind == each for one in found)]
     wanted = kind or (kinds[0] if kinds else None)
     fitting = [one for one in found if one.kind == wanted]
@@ -270,16 +330,6 @@ def wrapped(reading: Reading, takes: Takes) -> Format:
     if wrapper is PairsFromRanking:
         return PairsFromRanking(reading.format, with_margin=False)
     return reading.format if wrapper is None else wrapper(reading.format)
-
-
-def as_conversation(reading: Reading, *, template: bool) -> Reading:
-    """A reading of text as a conversation: messages for a tokenizer with a chat template, else a transcript."""
-    style, text = reading.format.style, isinstance(reading.record.prompt, str)
-    if text and template and style != "text":
-        return reading._replace(format=AsChat(reading.format))
-    if text and not template and style == "turns":
-        return reading._replace(format=AsTranscript(reading.format))
-    return reading
 
 
 def spell(value: Any) -> str:

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from lit_rlhf.data.formats import TRANSCRIPT_MARKER, TRANSCRIPT_QUESTION, Format
+from lit_rlhf.data.formats import (
+    TRANSCRIPT_MARKER,
+    TRANSCRIPT_QUESTION,
+    Format,
+    carried_columns,
+    check_columns,
+)
 from lit_rlhf.data.records import InvalidRowError, Message, Record, Row, Text
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_text
@@ -151,12 +157,24 @@ class AsTranscript(Wrapper):
 
 @dataclass(frozen=True)
 class PromptsOf(Wrapper):
-    """The prompts of other data, such as those of preference pairs, to roll out from."""
+    """The prompts of other data, such as those of preference pairs, to roll out from.
+
+    Args:
+        format: Gives the records whose prompts are taken.
+        columns: Which columns of the rows are carried to the rewards. None: all of them.
+    """
+
+    columns: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_columns(self, self.columns)
 
     def __call__(self, row: Row) -> list[Record]:
         """Records without completions."""
+        kept = carried_columns(row, self.columns)
         records = self.format(row)
-        return [replace(each, completions=(), fields={}, steps=False) for each in records]
+        return [Record(each.prompt, columns=kept, template=each.template) for each in records]
 
 
 @dataclass(frozen=True)

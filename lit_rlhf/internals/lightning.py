@@ -59,6 +59,10 @@ def silence_noise() -> None:
 
 def silence_adverts() -> None:
     """Leave out of Lightning's log what it recommends, devices that aren't there, and what we say ourselves."""
+    # `logger: true` of the configurations is TensorBoard where it is installed, as their comment says.
+    warnings.filterwarnings(
+        "ignore", message=r".*`tensorboardX` has been removed as a dependency.*"
+    )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 
 

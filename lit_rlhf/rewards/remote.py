@@ -1,24 +1,34 @@
-"""Rewards by reward models on servers (`lit-rlhf serve-reward`)."""
+"""Rewards by servers: `lit-rlhf serve-reward`, or one of your own with the same interface."""
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from math import isfinite
+from typing import Any, Self, TypeGuard
 
 import torch
 
 from lit_rlhf.errors import ConfigurationError, LitRLHFError, ServiceError
 from lit_rlhf.http import Endpoint, HTTPClient, addresses
 from lit_rlhf.models import Backbone
-from lit_rlhf.options import check_option, is_whole
+from lit_rlhf.options import check_option, is_number, is_whole
 from lit_rlhf.replicas import Replicas
 from lit_rlhf.rewards.base import OnFailure, Reward, as_scores, read_column
 from lit_rlhf.rewards.retokenize import plain_prompts, vocabulary_hash
 from lit_rlhf.types import Completions, Scores
 
 _PAUSE = 30.0
+_UNSAID = {
+    "model": "its reward",
+    "vocabulary": None,
+    "context": None,
+    "chat_template": False,
+    "score_mean": None,
+    "score_std": None,
+}
+"""What a server need not say of itself: of one that knows no tokens texts are asked."""
 
 
 class _RewardServer:
@@ -33,25 +43,32 @@ class _RewardServer:
     def look(self, retries: int | None = None) -> Mapping[str, Any]:
         """What it says it is."""
         found = self.client.get("/health", retries)
-        if not isinstance(found, dict) or not {"weights", "vocabulary"} <= found.keys():
+        if not isinstance(found, dict) or not isinstance(found.get("weights"), str):
             raise ConfigurationError(
                 f"{self} is no reward server: /health answers {str(found)[:200]!r}. Give the address of `lit-rlhf "
-                "serve-reward`."
+                "serve-reward`, or of a server of yours whose /health has a text `weights`, a name for what it "
+                "scores by."
             )
-        return found
+        return _UNSAID | found
 
     def score(self, items: list[dict[str, Any]], weights: str) -> list[list[float]]:
         """Scores of the completions of each prompt."""
         found = self.client.post("/score", {"prompts": items})
-        found = found if isinstance(found, dict) else {}
-        if found.get("weights") != weights:
+        told = found if isinstance(found, dict) else {}
+        if told.get("weights", weights) != weights:
             raise ServiceError(f"{self} holds other weights than at the start of the run.")
-        scores: list[list[float]] = found["scores"]
-        return scores
+        scores = told.get("scores")
+        counts = [len(item.get("completions") or item["completion_ids"]) for item in items]
+        if not _are_scores(scores, counts):
+            raise ServiceError(
+                f"{self} answers {str(found)[:200]!r} where a list of finite numbers for each of {len(items)} prompts, "
+                f"one for each of its completions, is due under `scores`."
+            )
+        return list(scores)
 
 
 class HTTPReward(Reward):
-    """The score of a reward model on servers that `lit-rlhf serve-reward` started; see `ModelReward`.
+    """The score by servers: of a reward model, by `lit-rlhf serve-reward` (see `ModelReward`), or by rules of your own.
 
     The policy's token ids are sent where the vocabulary is the same, so that the scores are those of `ModelReward` on
     the same kind of device: to the bit where a server scores a request by itself, and within the rounding of another
@@ -76,6 +93,8 @@ class HTTPReward(Reward):
 
     Raises:
         ConfigurationError: A number out of its range, or an address that is none.
+
+    A server of your own answers to `POST /score` and `GET /health`: docs/howto/serve_reward.md.
     """
 
     def __init__(
@@ -156,6 +175,11 @@ class HTTPReward(Reward):
             raise ConfigurationError(
                 f"HTTPReward.conversation_column={self.conversation_column!r} is to be rendered with the chat template "
                 f"of {self._health['model']!r}, which has none."
+            )
+        if self.normalize and None in (self._health["score_mean"], self._health["score_std"]):
+            raise ConfigurationError(
+                f"HTTPReward.normalize=True needs the score_mean and score_std of {self._health['model']!r}, and its "
+                "/health doesn't tell them. Use NormalizedReward around HTTPReward."
             )
         self._servers = servers
 
@@ -266,6 +290,19 @@ class HTTPReward(Reward):
                 servers.leave_out(server, error)
             else:
                 servers.take_back(server)
+
+
+def _are_scores(scores: object, counts: Sequence[int]) -> TypeGuard[Sequence[list[float]]]:
+    return (
+        isinstance(scores, list)
+        and len(scores) == len(counts)
+        and all(
+            isinstance(own, list)
+            and len(own) == count
+            and all(is_number(value) and isfinite(value) for value in own)
+            for own, count in zip(scores, counts, strict=True)
+        )
+    )
 
 
 def _taken(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:

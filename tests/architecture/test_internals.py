@@ -3,6 +3,7 @@
 import importlib.metadata
 import inspect
 import re
+import warnings
 from argparse import ArgumentError
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import MetricsTextColumn
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel as DemoModule
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.trainer.connectors.logger_connector import logger_connector
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from rich import get_console, reconfigure
@@ -338,3 +340,18 @@ def test_the_command_line_is_built_without_running() -> None:
     assert made.trainer.state.status == "initializing", "Lightning runs a subcommand elsewhere"
     parser = our_lightning.parser_of(made, "fit")
     assert "trainer.max_epochs" in parser.get_defaults(), "the command's parser is kept elsewhere"
+
+
+@pytest.mark.parametrize("silenced", [False, True])
+def test_a_missing_tensorboard_is_advertised_under_the_words_that_are_left_out(
+    silenced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger_connector, "_TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr(logger_connector, "_TENSORBOARDX_AVAILABLE", False)
+    logger_connector.warning_cache.clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if silenced:
+            our_lightning.silence_adverts()
+        Trainer(accelerator="cpu", logger=True, default_root_dir=tmp_path)
+    assert any("tensorboardX" in str(each.message) for each in said) is not silenced

@@ -10,11 +10,12 @@ import yaml
 from transformers import TrainingArguments
 
 from lit_rlhf.cli import main
-from lit_rlhf.cli.from_trl import translate
+from lit_rlhf.cli.from_trl import Writer, translate
 from lit_rlhf.cli.trl_common import COMMON, UNSET
 from lit_rlhf.cli.trl_options import ALIASES, TASKS, option
 from lit_rlhf.cli.trl_script import Script
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.rewards.functions import load_function
 from tests.docs.from_trl import PAGE, tables
 
 COMMANDS = {name.removesuffix("Config").lower(): name for name in TASKS}
@@ -136,7 +137,7 @@ def test_every_option_is_taken_alone_at_its_default() -> None:
                 if known.default is not UNSET
                 else "nll"
             )
-            written = translate(Script(task, {name: value}, {}), Path("trl.yaml"))
+            written = translate(Writer(Script(task, {name: value}, {})), Path("trl.yaml"))
             assert known.ours or f"#   {name}: {known.note}" in written
 
 
@@ -150,7 +151,7 @@ def test_a_script_is_read_and_not_run(tmp_path: Path) -> None:
     assert model["kl"]["init_args"]["coef"] == 0.01
     assert model["reduction"] == {"class_path": "ConstantLength", "init_args": {"length": 100}}
     parts = model["reward"]["init_args"]["rewards"]
-    assert parts["short"]["init_args"]["function"] == f"{tmp_path / 'train.py'}:short"
+    assert parts["short"]["init_args"]["function"] == f"{tmp_path / 'my_rewards.py'}:short"
     assert parts["accuracy_reward"]["init_args"]["function"] == "trl.rewards.accuracy_reward"
     assert parts["reward-model"] == {
         "class_path": "ModelReward",
@@ -165,6 +166,81 @@ def test_a_script_is_read_and_not_run(tmp_path: Path) -> None:
         "GRPOConfig('out'",
     ):
         assert f"#   {name}" in written
+
+
+REWARDS = """
+import functools
+import math
+
+from trl import GRPOConfig, GRPOTrainer
+
+LIMIT, WORD = 5, "rain"
+unit = 2.0
+
+
+def length(text):  # of what was written
+    return min(len(text), LIMIT)
+
+
+def twice(function):
+    @functools.wraps(function)
+    def wrapped(*args, **columns):
+        return [unit * each for each in function(*args, **columns)]
+
+    return wrapped
+
+
+@twice
+def long(completions, **columns):
+    return [float(length(each)) for each in completions]
+
+
+def root(completions, **columns):
+    return [math.sqrt(len(each)) for each in completions]
+
+
+if __name__ == "__main__":
+    unit = float(input())
+    GRPOTrainer("org/model", [root], args=GRPOConfig(output_dir="out"), reward_funcs=[long, root, lambda c: [0.0]])
+"""
+
+
+def test_reward_functions_leave_the_script_with_what_they_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written, made = translated(tmp_path, REWARDS, name="train.py")
+    parts = made["model"]["init_args"]["reward"]["init_args"]["rewards"]
+    long, root = (load_function(parts[name]["init_args"]["function"]) for name in ("long", "root"))
+    assert (long(["rainbow"]), root(["rain"])) == ([10.0], [2.0])
+    moved = (tmp_path / "my_rewards.py").read_text()
+    assert "# of what was written" in moved
+    assert "trl" not in moved
+    assert "__main__" not in moved
+    assert "#   reward_funcs: lambda c: [0.0]: It has no name" in written
+    assert (
+        f"Wrote {tmp_path / 'my.yaml'} and {tmp_path / 'my_rewards.py'}." in capsys.readouterr().out
+    )
+
+
+def test_on_standard_output_they_stay_in_the_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.py").write_text(REWARDS)
+    main(["from-trl", str(tmp_path / "train.py")])
+    said = capsys.readouterr().out
+    assert f"function: {tmp_path / 'train.py'}:root" in said
+    assert "With --output it is written into a file of its own" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+
+
+def test_rows_are_held_out_where_the_script_evaluates(tmp_path: Path) -> None:
+    held = [
+        translated(tmp_path, f"dataset_name: a.jsonl{more}", "--task", "dpo")[1]["data"][
+            "init_args"
+        ]["val_fraction"]
+        for more in ("", "\neval_strategy: steps")
+    ]
+    assert held[0] == 0.0 < held[1]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from lit_rlhf.data.formats.answers import (
 from lit_rlhf.data.formats.base import (
     Columns as Columns,
     Format as Format,
+    carried_columns as carried_columns,
+    check_columns as check_columns,
     check_completion as check_completion,
     read_completion as read_completion,
     read_prompt as read_prompt,

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lit_rlhf.data.formats.base import Columns, Format, Style, read_completion, read_prompt
+from lit_rlhf.data.formats.base import (
+    Columns,
+    Format,
+    Style,
+    carried_columns,
+    check_columns,
+    read_completion,
+    read_prompt,
+)
 from lit_rlhf.data.records import (
     FieldValue,
     InvalidRowError,
@@ -14,7 +22,6 @@ from lit_rlhf.data.records import (
     read_bool,
     read_number,
     read_text,
-    read_value,
 )
 from lit_rlhf.options import check_option, is_number, is_text
 
@@ -123,9 +130,7 @@ class PromptOnly(Columns):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names: object = [] if self.columns is None else self.columns
-        valid = isinstance(names, list | tuple) and all(map(is_text, names))
-        check_option(valid, self, "columns", self.columns, "a list of names or left out")
+        check_columns(self, self.columns)
 
     def reads(self) -> tuple[str, ...]:
         """The prompt."""
@@ -133,10 +138,7 @@ class PromptOnly(Columns):
 
     def __call__(self, row: Row) -> list[Record]:
         """One record without completions."""
-        if self.columns is None:
-            kept = {name: row[name] for name in row if name != self.prompt}
-        else:
-            kept = {name: read_value(row, name) for name in self.columns}
+        kept = carried_columns(row, self.columns, self.prompt)
         return [Record(read_prompt(row, self.prompt), columns=kept)]
 
 

@@ -15,7 +15,7 @@ from lit_rlhf.data.records import (
     read_value,
 )
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.options import check_option
+from lit_rlhf.options import check_option, is_text
 
 Style = Literal["text", "turns", "transcript"]
 
@@ -98,6 +98,32 @@ class Columns(Format):
                 if optional or option.type not in (str, "str"):
                     allowed += ", or null"
                 check_option(named or optional, self, option.name, value, allowed)
+
+
+def check_columns(owner: Format, columns: object) -> None:
+    """Refuse names of further columns that are none.
+
+    Raises:
+        ConfigurationError: They are no list of names.
+    """
+    names = [] if columns is None else columns
+    valid = isinstance(names, list | tuple) and all(map(is_text, names))
+    check_option(valid, owner, "columns", columns, "a list of names or left out")
+
+
+def carried_columns(
+    row: Row, columns: Sequence[str] | None, prompt: str | None = None
+) -> dict[str, Any]:
+    """The further columns of a row that go to the rewards.
+
+    Args:
+        row: The row.
+        columns: Their names. None: all but the prompt's.
+        prompt: The prompt's column.
+    """
+    if columns is None:
+        return {name: row[name] for name in row if name != prompt}
+    return {name: read_value(row, name) for name in columns}
 
 
 def read_prompt(row: Row, column: str) -> Text:

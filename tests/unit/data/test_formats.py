@@ -101,7 +101,11 @@ CASES: list[tuple[Format, dict[str, Any], list[Record]]] = [
         {"prompt": "hi", "chosen": "hello", "rejected": "go"},
         [Record([{"role": "system", "content": "be kind"}, USER], ([GOOD], [BAD]))],
     ),
-    (PromptsOf(ImplicitPrompt()), {"chosen": TURN + " a", "rejected": TURN + " b"}, [Record(TURN)]),
+    (
+        PromptsOf(ImplicitPrompt(), columns=[]),
+        {"chosen": TURN + " a", "rejected": TURN + " b"},
+        [Record(TURN)],
+    ),
     (
         ChosenOf(ExplicitPrompt()),
         {"prompt": "p", "chosen": "a", "rejected": "b"},

@@ -90,7 +90,8 @@ def test_prompts_of_all_shapes_can_be_rolled_out(
         with pytest.raises(ConfigurationError, match="needs prompts"):
             opened("Prompt", name, tokenizer)
     else:
-        assert decoded(opened("Prompt", name, tokenizer))[1] == ()
+        # As whoever has learned of the rows has seen them: a reward model, say.
+        assert decoded(opened("Prompt", name, tokenizer))[:2] == (CASES[name][2], ())
 
 
 @pytest.mark.parametrize("name", ["ultrafeedback_raw", "nectar", "oasst_trees"])
@@ -267,3 +268,52 @@ def test_prompts_keep_their_columns(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = RowsSource([{"prompt": "2 + 2?", "completion": "4", "answer": "4"}])
     module = PromptDataModule(rows, tokenizer=tokenizer, batch_size=1)
     assert module.records(rows.rows[0])[0].columns == {"completion": "4", "answer": "4"}
+
+
+class TestPromptsBesideConversations:
+    """A column `prompt` in bare text, in a file whose other columns are a conversation."""
+
+    chat = ({"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."})
+    pair = {"chosen": chat, "rejected": (chat[0], {"role": "assistant", "content": "No."})}
+
+    @staticmethod
+    def read(row: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> tuple[str, Any, Any]:
+        module = PromptDataModule(RowsSource([row]), tokenizer=tokenizer, batch_size=1)
+        record = module.records(row)[0]
+        return spell(module.format_of("train")), record.prompt, record.columns
+
+    def test_is_their_question(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        row = {"prompt": "Hi.", **self.pair, "topic": "greeting"}
+        spelled, prompt, columns = self.read(row, tokenizer)
+        assert (spelled, prompt) == ("AsChat(PromptOnly())", [self.chat[0]])
+        assert columns["topic"] == "greeting"
+
+    def test_is_less_than_what_came_before(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        system = {"role": "system", "content": "Be brief."}
+        pair = {name: (system, *turns) for name, turns in self.pair.items()}
+        row = {"prompt": "Hi.", **pair, "topic": "greeting"}
+        spelled, prompt, columns = self.read(row, tokenizer)
+        assert (spelled, prompt) == ("PromptsOf(ImplicitPrompt())", [system, self.chat[0]])
+        assert columns == row  # all of them, as PromptOnly carries them
+
+    def test_stays_text_where_the_answers_are(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        row = {"prompt": "Hi.", "chosen": " Hello.", "rejected": " No."}
+        assert self.read(row, tokenizer)[:2] == ("PromptOnly()", "Hi.")
+
+    def test_of_an_own_format_stays_as_it_is(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        class Asked(data.PromptOnly):
+            pass
+
+        row = {"prompt": "Hi.", **self.pair}
+        options: dict[str, Any] = {"tokenizer": tokenizer, "batch_size": 1}
+        module = PromptDataModule(RowsSource([row]), format=Auto([Asked()]), **options)
+        assert module.records(row)[0].prompt == "Hi."
+
+
+def test_columns_of_prompts_of_other_data_are_chosen() -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "topic": "d"}
+    assert data.PromptsOf(data.ExplicitPrompt(), columns=["topic"])(row)[0].columns == {
+        "topic": "d"
+    }
+    with pytest.raises(ConfigurationError, match="list of names"):
+        data.PromptsOf(data.ExplicitPrompt(), columns="topic")  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from lit_rlhf.modules import PPOPolicyModule
 from lit_rlhf.rewards import HTTPReward, ModelReward
 from lit_rlhf.rewards.retokenize import vocabulary_hash
 from lit_rlhf.rollout import Sampling
-from tests.loopback import Answer, serving
+from tests.loopback import Answer, Request, serving
 from tests.reference.completions import make_completions
 from tests.tolerances import FP32_MODEL
 from tests.unit.callbacks.standins import quiet_trainer
@@ -259,6 +259,48 @@ def test_wrong_addresses_are_refused(policy: Backbone, url: str) -> None:
         pytest.raises(ConfigurationError, match="is no reward server"),
     ):
         HTTPReward(other.url).attach(policy)
+
+
+def own_server(request: Request) -> Answer:
+    """Rules on a server, as the page on reward servers has them."""
+    if request.path == "/health":
+        return Answer({"weights": "rules 1"})
+    prompts = request.body["prompts"]
+    return Answer({"scores": [[-float(len(c)) for c in each["completions"]] for each in prompts]})
+
+
+def test_a_server_of_ones_own_is_asked_for_texts(policy: Backbone) -> None:
+    completions = make_completions(policy.tokenizer, PROMPTS, RESPONSES, [True] * 6)
+    with serving(own_server) as own:
+        reward = HTTPReward(own.url)
+        reward.attach(policy)
+        assert reward.score(completions).total.tolist() == [-float(len(c)) for c in RESPONSES]
+        with pytest.raises(ConfigurationError, match=r"normalize=True.*NormalizedReward"):
+            HTTPReward(own.url, normalize=True).attach(policy)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        {},
+        {"scores": [[1.0]]},
+        {"scores": [[1.0]] * 3},
+        {"scores": [["a", "b"]] * 3},
+        {"scores": [[1.0, float("nan")]] * 3},
+    ],
+)
+def test_an_answer_that_is_no_scores_is_shown(answer: object, policy: Backbone) -> None:
+    completions = make_completions(policy.tokenizer, PROMPTS, RESPONSES, [True] * 6)
+
+    def answers(request: Request) -> Answer:
+        return own_server(request) if request.path == "/health" else Answer(answer)
+
+    with serving(answers) as own:
+        reward = HTTPReward(own.url, retries=0)
+        reward.attach(policy)
+        with pytest.raises(ServiceError, match=r"each of 3 prompts.*`scores`"):
+            reward.score(completions)
 
 
 def test_servers_of_other_weights_are_refused(policy: Backbone, url: str) -> None:
