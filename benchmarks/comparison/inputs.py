@@ -1,4 +1,4 @@
-"""The model, the rows and the reward models of all workloads: made once under `<work dir>/inputs`."""
+"""The model, the rows, the reward models and the teacher of all workloads: made once under `<work dir>/inputs`."""
 
 import json
 from dataclasses import dataclass
@@ -46,6 +46,7 @@ class Inputs:
                 self.folder
                 / ("reward_adapter" if told.get("workload") == "ppo_defaults" else "reward_model")
             ),
+            teacher=str(self.folder / "teacher"),
             stop_tokens=self.stop_tokens if told.get("stops") else (),
             threads=threads,
             **{"dtype": self.dtype, **rest},
@@ -68,6 +69,7 @@ def make_inputs(root: Path, folder: Path) -> Inputs:
     if not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8")) != recipe:
         rows.write_rows(reviews, model, folder)
         rows.write_reward_model(model, folder / "reward_model")
+        rows.write_teacher(model, folder / "teacher")
         rows.write_reward_adapter(model, folder / "reward_adapter", Settings.rank)
         stamp.write_text(json.dumps(recipe), encoding="utf-8")
     return Inputs(model, folder, _stop_tokens(model))

@@ -111,7 +111,7 @@ def _utilisation(name: str, entry: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _parity(name: str, check: Mapping[str, Any]) -> list[str]:
-    if check["kind"] == "loss curves":
+    if check["kind"].startswith("loss curves") and "worst" in check:
         text = (
             f"{check['dtype']}: largest difference {check['worst']:.2g}, tolerance {check['tolerance']:g}; "
             f"{len(check['ours'])} steps"

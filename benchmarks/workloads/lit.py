@@ -1,8 +1,9 @@
-"""SFT, reward model, DPO, GRPO, RLOO and PPO with lit_rlhf, through the Trainer as users run it."""
+"""SFT, reward model, DPO, GRPO, RLOO, PPO and distillation with lit_rlhf, through the Trainer as users run it."""
 
 import logging
 import warnings
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,22 @@ from lit_rlhf.data import (
 )
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueModel
 from lit_rlhf.modules import (
+    DistillationPolicyModule,
     GRPOPolicyModule,
     PPOPolicyModule,
     PreferenceModule,
     RewardModelModule,
     RLOOPolicyModule,
     SupervisedModule,
+    TeacherModel,
     Updates,
 )
 from lit_rlhf.objectives import FixedKL
 from lit_rlhf.rewards import FunctionReward, ModelReward
 from lit_rlhf.rollout import Sampling
 
+_ALMOST_NONE = 1e-9
+"""Weight of a student's own samples where it learns on given answers; 0 is refused."""
 OFFLINE = {"sft": SupervisedModule, "reward": RewardModelModule, "dpo": PreferenceModule}
 
 
@@ -113,6 +118,15 @@ def build(settings: Settings) -> LightningModule:
             sampling=sampling,
             optimizer=adamw,
         )
+    if settings.workload == "distill":
+        teacher = ModelSpec(name=settings.teacher, dtype=settings.dtype)  # type: ignore[arg-type]
+        return DistillationPolicyModule(
+            spec(settings),
+            teacher=TeacherModel(teacher),
+            lmbda=_ALMOST_NONE if settings.given else 1.0,
+            sampling=sampling,
+            optimizer=adamw,
+        )
     alike = settings.workload == "ppo"
     # Where the reward model is an adapter, its default is the policy's base; a value head is the default as well.
     reward_model = ModelReward(settings.reward_model, dtype=settings.dtype if alike else None)  # type: ignore[arg-type]
@@ -152,13 +166,34 @@ def rollout_flops(
         prompt = int((row >= 0).sum())
         rollout += decoder.generate(prompt, branches)
         update += settings.epochs * decoder.train(prompt, branches, sum(branches))
+        if settings.workload == "distill":
+            update += decoder.forward(prompt, branches, sum(branches), adapted=False)
         if settings.workload == "ppo":  # a value model of its own, trained in full
             update += settings.epochs * full.train(prompt, branches, 0)
     return {"rollout": rollout, "update": update}
 
 
+@dataclass(frozen=True)
+class GivenAnswers:
+    """Batches of prompts with the answers of the same rows as `text`."""
+
+    prompts: Iterable[Mapping[str, Any]]
+    text: Iterable[Any]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Both in the order of the file."""
+        for prompts, text in zip(self.prompts, self.text, strict=True):
+            yield {**prompts, "text": text}
+
+
 def batches(settings: Settings) -> Any:
-    """A loader that gives the rows in the order of the file."""
+    """Batches of the rows in the order of the file."""
+    if not settings.given:
+        return _loader(settings)
+    return GivenAnswers(_loader(settings), _loader(replace(settings, workload="sft")))
+
+
+def _loader(settings: Settings) -> Any:
     kinds = {
         "sft": DemonstrationDataModule,
         "reward": PreferenceDataModule,
@@ -185,6 +220,13 @@ def batches(settings: Settings) -> Any:
     return data.test_dataloader()
 
 
+def metric_of(settings: Settings) -> str:
+    """The name of the curve that tells whether both sides do the same."""
+    if settings.workload == "distill":
+        return f"train/loss/{'given_' if settings.given else ''}divergence_avg"
+    return "train/loss" if settings.workload in OFFLINE else "train/objective/scores"
+
+
 def main() -> None:
     settings = Settings.from_command_line()
     start(settings)
@@ -192,7 +234,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     offline = settings.workload in OFFLINE
     timer = PhaseTimer()
-    watch = Watch(settings, "train/loss" if offline else "train/objective/scores", timer)
+    watch = Watch(settings, metric_of(settings), timer)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -209,6 +251,7 @@ def main() -> None:
     result = {"seconds": watch.clock.seconds(), "samples": samples, "curve": watch.curve}
     result |= {
         "dtype": settings.dtype,
+        "given": settings.given,
         "phases": watch.phases[1:],
         "flops": watch.flops[1:],
         "peaks": matmul_peaks(),

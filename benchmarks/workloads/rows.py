@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.workloads.generation import PROMPT_TOKENS as GENERATION_TOKENS
 from benchmarks.workloads.settings import TARGETS
@@ -86,6 +86,17 @@ def write_reward_adapter(model: Path, target: Path, rank: int, seed: int = 0) ->
     head = backbone.heads["reward"].get_parameter("weight")
     head.data.copy_(head_weight(head.numel(), seed).view_as(head))
     export_reward(backbone, target, merge=False)
+
+
+def write_teacher(model: Path, target: Path, seed: int = 0) -> None:
+    """The model with a tenth of noise on each matrix of its decoder: another distribution of the same vocabulary."""
+    teacher = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    random = torch.Generator().manual_seed(seed)
+    for name, weight in teacher.named_parameters():
+        if ".layers." in name and weight.ndim == 2:
+            weight.data.mul_(1 + 0.1 * torch.randn(weight.shape, generator=random))
+    teacher.to(torch.bfloat16).save_pretrained(target)
+    AutoTokenizer.from_pretrained(model).save_pretrained(target)
 
 
 def _prompt(texts: Iterator[tuple[str, int]]) -> str:

@@ -15,12 +15,14 @@ class Settings:
         workload: Its name.
         model: Directory of the causal language model.
         reward_model: Directory of the sequence classifier that scores in PPO.
+        teacher: Directory of the model that a student learns from in distillation.
         data: JSONL with the rows, in the order in which both sides take them.
         batch: Rows (prompts, pairs, demonstrations) a step.
         steps: Steps in all; the first is warm-up and not timed.
         num_samples: Completions of each prompt.
         new_tokens: Length limit of completions.
         epochs: Passes over each rollout in PPO.
+        given: Whether a student learns on the rows' completions instead of its own.
         stop_tokens: Ids that end a completion in generation; none: all have the same length.
         rank: Of LoRA; alpha is twice that, on all linear layers.
         lr: Of AdamW, constant, without decay.
@@ -35,9 +37,11 @@ class Settings:
     batch: int
     steps: int
     reward_model: str = ""
+    teacher: str = ""
     num_samples: int = 1
     new_tokens: int = 32
     epochs: int = 1
+    given: bool = False
     stop_tokens: tuple[int, ...] = ()
     rank: int = 16
     lr: float = 1e-4

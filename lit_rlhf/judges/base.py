@@ -3,7 +3,7 @@
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -22,7 +22,7 @@ Case: TypeAlias = Mapping[str, Text]
 """What a template reads: `prompt`, and `first` and `second` or `response`."""
 Conversation: TypeAlias = list[dict[str, str]]
 Answer: TypeAlias = dict[str, float]
-"""Probability of each word of the verdict; they sum to at most 1."""
+"""Probability of each word of the verdict; they sum to at most 1. Of criteria asked together, `name: word` has 1/k."""
 Failures: TypeAlias = Literal["raise", "null"]
 _COUNTING = threading.Lock()  # none in the judge, which is copied and sent to processes
 
@@ -83,8 +83,11 @@ class Judge(ABC):
         failures: What becomes of a question that fails or whose answer can't be read: "raise" ends it, "null" counts it
             and goes on without a verdict.
         pattern: Where answers are read as text: a regular expression with one group, the word; see `Verdict`.
-        criteria: A rubric: what is judged, by name, each in a question of its own; a template of your own must read
-            `criterion`. None: one question for all.
+        criteria: A rubric: what is judged, by name; a template of your own must read `criterion`, or `criteria` where
+            all are asked `together`. None: no rubric.
+        together: Ask for all criteria in one question, whose answer is read as text and says `name: word` of each: k
+            times fewer questions, and each criterion seen beside the others. A criterion of which it says nothing is a
+            failure, see `failures`, and has no verdict; such an answer is not kept in the cache.
         weights: Of the criteria, above 0, by the same names; 1 for those left out.
 
     Raises:
@@ -101,11 +104,13 @@ class Judge(ABC):
         pattern: str | None = None,
         criteria: dict[str, str] | None = None,
         weights: dict[str, float] | None = None,
+        together: bool = False,
     ) -> None:
         self.template = Template(SHIPPED[template][0] if template in SHIPPED else template, system)
         usual = SHIPPED["pairwise" if self.template.pairwise else "score"][1]
         self.verdict = Verdict(words or usual, pattern)
         self.criteria, self.weights = criteria or {}, weights or {}
+        self.together = together
         self._check_rubric()
         self.cache = cache
         self.failures = failures
@@ -153,14 +158,9 @@ class Judge(ABC):
             ServiceError: A question failed, and `failures` is "raise". The answers that came are in the cache.
             ConfigurationError: Every question would fail.
         """
-        names = list(self.criteria) or [""]
-        values = self._values(
-            [(case, self.criteria.get(name, "")) for case in cases for name in names]
-        )
         found: list[Assessment | None] = []
-        for start in range(0, len(values), len(names)):
-            said = zip(names, values[start : start + len(names)], strict=True)
-            known = {name: value for name, value in said if value is not None}
+        for values in self._ask_together(cases) if self.together else self._ask_apart(cases):
+            known = {name: value for name, value in values.items() if value is not None}
             weights = {name: self.weights.get(name, 1.0) for name in known}
             if not known:
                 found.append(None)
@@ -169,19 +169,41 @@ class Judge(ABC):
             found.append(Assessment(mean, known if self.criteria else {}))
         return found
 
-    def _values(self, cases: Sequence[tuple[Case, str]]) -> list[float | None]:
+    def _ask_apart(self, cases: Sequence[Case]) -> Iterator[dict[str, float | None]]:
+        """Of each case the value by each criterion, or the one value under ""."""
+        asked, words = self.criteria or {"": ""}, list(self.verdict.words)
+        every = [
+            self.template.messages(case, words, what) for case in cases for what in asked.values()
+        ]
+        said = iter(self._answers_to(every))
+        for _ in cases:
+            yield {name: self._value(next(said)) for name in asked}
+
+    def _ask_together(self, cases: Sequence[Case]) -> Iterator[dict[str, float | None]]:
+        words = list(self.verdict.words)
+        every = [self.template.messages(case, words, criteria=self.criteria) for case in cases]
+        for said in self._answers_to(every, list(self.criteria)):
+            each = said or {}
+            yield {
+                name: self._value({w: each[s] for w in words if (s := _line(name, w)) in each})
+                for name in self.criteria
+            }
+
+    def _value(self, answer: Answer | None) -> float | None:
+        return self.verdict.value(answer) if answer else None
+
+    def _answers_to(self, asked: Sequence[Conversation], *how: object) -> list[Answer | None]:
         if self.cache is not None and self._answers is None:
             self._answers = Answers(self.cache)
-        words, identity = list(self.verdict.words), self.identity()
-        asked = [self.template.messages(case, words, criterion) for case, criterion in cases]
-        keys = [Answers.key([identity, words, messages]) for messages in asked]
+        identity = [self.identity(), list(self.verdict.words), *how]
+        keys = [Answers.key([*identity, messages]) for messages in asked]
         questions = dict(zip(keys, asked, strict=True))
         known = {k: a for k in questions if self._answers and (a := self._answers.get(k))}
         new = {key: messages for key, messages in questions.items() if key not in known}
         self.tally.cached += len(known)
         self.tally.mass += sum(sum(answer.values()) for answer in known.values())
         answers = {**known, **(self.ask(new) if new else {})}
-        return [None if (a := answers[key]) is None else self.verdict.value(a) for key in keys]
+        return [answers[key] for key in keys]
 
     def _check_rubric(self) -> None:
         unknown = sorted(set(self.weights) - set(self.criteria))
@@ -192,21 +214,64 @@ class Judge(ABC):
         check_option(right, self, "weights", self.weights, "numbers above 0")
         told = all(is_text(name) and is_text(what) for name, what in self.criteria.items())
         check_option(told, self, "criteria", self.criteria, "what is judged, by name")
-        if self.criteria and "criterion" not in self.template.reads:
+        wanted = "criteria" if self.together else "criterion"
+        if self.criteria and wanted not in self.template.reads:
             raise ConfigurationError(
-                f"{type(self).__name__} has criteria {list(self.criteria)}, and its template doesn't read `criterion`: "
-                "every question would be the same. Put {{ criterion }} into it, or take a shipped one."
+                f"{type(self).__name__} has criteria {list(self.criteria)}, and its template doesn't read `{wanted}`: "
+                f"no question would name them. Put {{{{ {wanted} }}}} into it, or take a shipped one."
             )
+        apart = len({name.casefold() for name in self.criteria}) == len(self.criteria)
+        may = not self.together or (bool(self.criteria) and apart and self.verdict.pattern is None)
+        what = "false without criteria, with a pattern, or where names of criteria differ by case alone"
+        check_option(may, self, "together", self.together, what)
 
-    def keep(self, key: str, answer: Answer, read: int, written: int) -> Answer:
-        """Count an answer and put it into the cache.
+    def check_mode(self, mode: str) -> None:
+        """Refuse a mode that there isn't, or what is read in texts where none is written.
+
+        Raises:
+            ConfigurationError: Says which.
+        """
+        check_option(mode in ("logprobs", "text"), self, "mode", mode, "logprobs or text")
+        for name, set_ in (("pattern", self.verdict.pattern), ("together", self.together)):
+            what = "left out by log-probs, where no text is read; or set mode: text"
+            check_option(mode == "text" or not set_, self, name, set_, what)
+
+    def read(self, said: str) -> Answer:
+        """The word of the verdict in a text, or a word for each criterion that is asked `together`; {} if none."""
+        if self.together:
+            words = self.verdict.read_each(said, self.criteria)
+            return {_line(name, word): 1 / len(self.criteria) for name, word in words.items()}
+        word = self.verdict.read(said)
+        return {} if word is None else {word: 1.0}
+
+    def keep(self, key: str, answer: Answer, said: str, read: int, written: int) -> Answer | None:
+        """Count an answer and put it into the cache; or fail, where it has no word or says nothing of a criterion.
 
         Args:
             key: Of the question.
             answer: Probabilities of the words.
+            said: What they were read in, for messages.
             read: Tokens of the question.
             written: Tokens of the answer.
+
+        Returns:
+            What can be used of it: None where it has no word.
+
+        Raises:
+            ServiceError: Something is missing, and `failures` is "raise".
         """
+        some = 0 < sum(answer.values()) < math.inf
+        heard = {line.rpartition(": ")[0] for line in answer}
+        missing = [name for name in self.criteria if name not in heard] if self.together else []
+        if missing or not some:
+            self.fail(
+                ServiceError(
+                    f"{self} gave no verdict{f' on {missing}' if missing else ''}: none (or several) of the words "
+                    f"{list(self.verdict.words)} in {said[-300:]!r}. Set failures: null to go on without, leave more "
+                    "room for the answer, or change the template."
+                )
+            )
+            return answer if some else None
         with _COUNTING:
             self.tally.asked += 1
             self.tally.prompt_tokens += read
@@ -226,3 +291,11 @@ class Judge(ABC):
             self.tally.failed += 1
         if self.failures == "raise":
             raise error
+
+    def __str__(self) -> str:
+        """Who it is, for messages."""
+        return "The judge"
+
+
+def _line(criterion: str, word: str) -> str:
+    return f"{criterion}: {word}"

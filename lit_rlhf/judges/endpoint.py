@@ -44,18 +44,11 @@ class EndpointJudge(Judge):
     ) -> None:
         super().__init__(**kwargs)
         check_option(is_text(model), self, "model", model, "a name that the server knows")
-        check_option(mode in ("logprobs", "text"), self, "mode", mode, "logprobs or text")
+        self.check_mode(mode)
         check_option(is_whole(top_logprobs, 1), self, "top_logprobs", top_logprobs, "1 or more")
         valid = max_tokens is None or is_whole(max_tokens, 1)
         check_option(valid, self, "max_tokens", max_tokens, "1 or more")
         check_option(temperature >= 0, self, "temperature", temperature, "0 or more")
-        check_option(
-            mode == "text" or self.verdict.pattern is None,
-            self,
-            "pattern",
-            self.verdict.pattern,
-            "null by log-probs, where nothing is read; set mode: text",
-        )
         self.client = HTTPClient(endpoint)
         self.mode = mode
         self.request: dict[str, Any] = {"model": model, "temperature": temperature}
@@ -79,36 +72,32 @@ class EndpointJudge(Judge):
         key, messages = item
         try:
             reply = self.client.post("chat/completions", {**self.request, "messages": messages})
-            answer = self._read(reply)
+            answer, said = self._read(reply)
         except ServiceError as error:
             self.fail(error)
             return None
         usage = reply.get("usage") or {}
         counts = (usage.get(f"{name}_tokens") or 0 for name in ("prompt", "completion"))
-        return self.keep(key, answer, *map(int, counts))
+        return self.keep(key, answer, said, *map(int, counts))
 
-    def _read(self, reply: Any) -> Answer:
+    def _read(self, reply: Any) -> tuple[Answer, str]:
         try:
             choice = reply["choices"][0]
             if self.mode == "text":
                 said = str(choice["message"]["content"] or "")
-                word = self.verdict.read(said)
-                answer = {} if word is None else {word: 1.0}
-            else:
-                tops = choice["logprobs"]["content"][0]["top_logprobs"]
-                answer, said = {}, str([top["token"] for top in tops])
-                for top in tops:
-                    if (word := self.verdict.match(top["token"])) is not None:
-                        answer[word] = answer.get(word, 0.0) + math.exp(min(top["logprob"], 0.0))
+                return self.read(said), said
+            tops = choice["logprobs"]["content"][0]["top_logprobs"]
+            answer: Answer = {}
+            for top in tops:
+                if (word := self.verdict.match(top["token"])) is not None:
+                    answer[word] = answer.get(word, 0.0) + math.exp(min(top["logprob"], 0.0))
+            return answer, str([top["token"] for top in tops])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ServiceError(
-                f"The judge at {self.client.endpoint.url} answered with something else than a chat completion"
+                f"{self} answered with something else than a chat completion"
                 f"{' with log-probs (else set mode: text)' if self.mode == 'logprobs' else ''}: {str(reply)[:300]}."
             ) from error
-        if not sum(answer.values()) > 0:
-            raise ServiceError(
-                f"The judge at {self.client.endpoint.url} gave no verdict: none (or several) of the words "
-                f"{list(self.verdict.words)} in {said[-300:]!r}. Set failures: null to go on "
-                "without, or change the template."
-            )
-        return answer
+
+    def __str__(self) -> str:
+        """Its address."""
+        return f"The judge at {self.client.endpoint.url}"

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from lit_rlhf.errors import ConfigurationError, ServiceError
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.judges.base import Answer, Conversation, Judge
 from lit_rlhf.models import Backbone, ModelSpec, evaluating
 from lit_rlhf.models.branched import pack
@@ -63,12 +63,7 @@ class LocalJudge(Judge):
         check_option(is_whole(batch_size, 1), self, "batch_size", batch_size, "1 or more")
         valid = is_whole(max_new_tokens, 1)
         check_option(valid, self, "max_new_tokens", max_new_tokens, "1 or more")
-        check_option(mode in ("logprobs", "text"), self, "mode", mode, "logprobs or text")
-        if mode == "logprobs" and self.verdict.pattern is not None:
-            raise ConfigurationError(
-                f"LocalJudge(pattern={self.verdict.pattern!r}) reads texts, and by log-probs none is written: set "
-                "mode: text."
-            )
+        self.check_mode(mode)
         if adapter is not None and (backbone is not None or role != "policy"):
             raise ConfigurationError(
                 f"LocalJudge(adapter={adapter!r}) stands on the base of the policy: leave backbone and role out, or "
@@ -151,22 +146,19 @@ class LocalJudge(Judge):
         for start in range(0, len(order), self.batch_size):
             keys = order[start : start + self.batch_size]
             ask = self._write if self.mode == "text" else self._weigh_words
-            for key, (answer, written, why) in zip(keys, ask([rows[k] for k in keys]), strict=True):
-                if not 0 < sum(answer.values()) < math.inf:
-                    self.fail(ServiceError(why))
-                    found[key] = None
-                    continue
-                found[key] = self.keep(key, answer, len(rows[key][0]), written)
+            for key, (answer, said, written) in zip(
+                keys, ask([rows[k] for k in keys]), strict=True
+            ):
+                found[key] = self.keep(key, answer, said, len(rows[key][0]), written)
         return found
 
-    def _weigh_words(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, int, str]]:
+    def _weigh_words(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, str, int]]:
         for (_, words), logprobs in zip(rows, self._weigh(rows), strict=True):
             answer = self._answer(words, logprobs.tolist())
-            why = f"The judge gives no word of {list(answer)} any probability."
-            yield answer, sum(map(len, words)), why
+            yield answer, str(answer), sum(map(len, words))
 
-    def _write(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, int, str]]:
-        """The word in the likeliest answer, the tokens written, and what was said if there is none."""
+    def _write(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, str, int]]:
+        """What the likeliest answer says, the answer, and how many tokens it has."""
         backbone = self.model
         prompts, mask = _padded([prompt for prompt, _ in rows], backbone.device)
         sampling = Sampling(self.max_new_tokens, temperature=0.0)
@@ -175,12 +167,7 @@ class LocalJudge(Judge):
         written = NativeEngine().generate(backbone, request)
         for ids, own in zip(written.tokens, written.mask, strict=True):
             said = self.lead + str(backbone.tokenizer.decode(ids[own], skip_special_tokens=True))
-            word = self.verdict.read(said)
-            why = (
-                f"The judge gave no verdict: none (or several) of the words {list(self.verdict.words)} in "
-                f"{said[-300:]!r}. Set failures: null to go on without, a longer max_new_tokens, or another template."
-            )
-            yield {} if word is None else {word: 1.0}, int(own.sum()), why
+            yield self.read(said), said, int(own.sum())
 
     def _tokens(self, messages: Conversation) -> _Question:
         """Those of the question, and of each word behind it."""

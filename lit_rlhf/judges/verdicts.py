@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lit_rlhf.options import check_option, is_number, is_text
@@ -65,11 +65,21 @@ class Verdict:
             said = re.findall(self.pattern, text)
             return said[-1] if said and said[-1] in self.words else None
         lines = text.strip().splitlines()
-        longest = sorted(map(re.escape, self.words), key=len, reverse=True)
-        found = set(
-            re.findall(rf"(?<!\w)(?:{'|'.join(longest)})(?!\w)", lines[-1] if lines else "")
-        )
+        word = _any_of([*self.words])
+        found = set(re.findall(rf"(?<!\w)(?:{word})(?!\w)", lines[-1] if lines else ""))
         return found.pop() if len(found) == 1 else None
+
+    def read_each(self, text: str, names: Iterable[str]) -> dict[str, str]:
+        """The word that stands behind each name, as in `name: word`; the last where there are several.
+
+        Names count in any case, and with Markdown or quotation marks around them and their words. Those without a word
+        are left out.
+        """
+        spelled = {name.casefold(): name for name in names}
+        name, word = (_any_of([*side]) for side in (spelled.values(), self.words))
+        marks = r"[\"'*`_]*"
+        each = rf"(?<!\w)((?i:{name})){marks}\s*[:=]\s*{marks}({word})(?!\w|[.,]\d)"
+        return {spelled[n.casefold()]: said for n, said in re.findall(each, text)}
 
     def match(self, token: str) -> str | None:
         """The word that a token is, or is the beginning of where it begins no other."""
@@ -78,6 +88,10 @@ class Verdict:
             return token or None
         begun = [word for word in self.words if word.startswith(token)]
         return begun[0] if len(begun) == 1 else None
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
 
 
 def _finds_a_word(pattern: str | None) -> bool:

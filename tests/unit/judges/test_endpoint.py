@@ -71,7 +71,7 @@ def test_a_server_that_fails_for_the_moment_is_asked_again(status: int) -> None:
         Answer([1, 2]),
         Answer(b""),
         Answer({"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": 3}]}]}}]}),
-        Answer(chat(A=1.0), delay=1.6),
+        Answer(chat(A=1.0), delay=2.6),
         Answer({"error": "too long"}, status=400),
     ],
     ids=["words", "none", "no_logprobs", "list", "empty", "token", "slow", "refused"],
@@ -82,11 +82,12 @@ def test_what_gives_no_verdict_ends_it_or_is_counted(bad: Answer) -> None:
 
     cases = [CASE, {**CASE, "prompt": "broken"}, {**CASE, "prompt": "else"}]
     with serving(answer) as server:
-        lenient = judge(server.url, failures="null", timeout=1.0, retries=0)
+        limit = 2.0 if bad.delay else 30.0
+        lenient = judge(server.url, failures="null", timeout=limit, retries=0)
         assert lenient.judge(cases) == [1.0, None, 1.0]
         assert (lenient.tally.asked, lenient.tally.failed) == (2, 1)
         with pytest.raises(ServiceError, match=r"judge|server"):
-            judge(server.url, timeout=1.0, retries=0).judge(cases)
+            judge(server.url, timeout=limit, retries=0).judge(cases)
 
 
 def test_a_key_that_is_refused_ends_it_even_where_failures_are_let_pass() -> None:

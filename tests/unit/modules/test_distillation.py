@@ -125,16 +125,17 @@ def test_a_reward_is_logged_and_teaches_nothing(tiny_model_dir: Path) -> None:
 def test_given_answers_have_the_rest_of_the_weight(tiny_model_dir: Path) -> None:
     batch = {**prompt_batch(tiny_model_dir), "text": text_batch(tiny_model_dir)}
     steps = {}
-    for lmbda in (1.0, 0.3, 1e-9):
+    for lmbda, seed in ((1.0, 0), (0.3, 0), (1e-9, 0), (1e-9, 1)):
         updates = Updates(epochs=1, max_grad_norm=1e9)
-        module = build(make(tiny_model_dir, lmbda=lmbda, updates=updates))
+        module = build(make(tiny_model_dir, lmbda=lmbda, updates=updates, seed=seed))
         before = parameters_of(module)
         logged = iterate(module, batch)
-        steps[lmbda] = parameters_of(module) - before
+        steps[lmbda, seed] = parameters_of(module) - before
         assert ("train/loss/given_divergence_avg" in logged) == (lmbda < 1)
-    mixed = 0.3 * steps[1.0] + 0.7 * steps[1e-9]
-    assert_close(steps[0.3], mixed, **FP32_MODEL)
-    assert float((steps[1.0] - steps[1e-9]).abs().max()) > 1e-4
+    samples, answers = steps[1.0, 0], steps[1e-9, 0]
+    assert_close(steps[0.3, 0], 0.3 * samples + 0.7 * answers, **FP32_MODEL)
+    assert_close(steps[1e-9, 1], answers, **FP32_MODEL)  # other samples, which have no weight
+    assert float((samples - answers).abs().max()) > 1e-4
 
 
 def test_a_share_of_answers_needs_answers(tiny_model_dir: Path) -> None:
