@@ -109,6 +109,7 @@ class BranchOutput:
         None  # (N, T) float32: log pi(token | what came before), 0 where masked
     )
     entropy: Tensor | None = None  # (N, T) float32, nats
+    collision: Tensor | None = None  # (N, T) float32: log sum_v pi(v)^2 of the next token
     values: Tensor | None = None  # (N, T) float32: scalar head at the state before each token
     scores: Tensor | None = (
         None  # (N,) float32: scalar head at the last token; of several heads (N, heads)

@@ -304,10 +304,13 @@ class Backbone(nn.Module):
         scores: str | Sequence[str] | None = None,
         temperature: float = 1.0,
         entropy_grad: bool = False,
+        collision: bool = False,
         hidden: bool = False,
         against: Comparison | None = None,
     ) -> BranchOutput:
         """Evaluate the branches of a batch under a role; N = B * K sequences, T tokens of the longest.
+
+        All that is computed with a role's weights is computed here: sharded ones are whole within a call alone.
 
         Args:
             batch: Rows of prompts with K branches each.
@@ -319,6 +322,7 @@ class Backbone(nn.Module):
             scores: Name of the head to apply at each branch's last token; of several, scores are (N, heads).
             temperature: Divides the logits.
             entropy_grad: Whether the entropy carries a gradient.
+            collision: Log of the chance that two draws from that distribution agree, without gradient.
             hidden: The states before the branches' tokens, for another model's `against`.
             against: Another model's states, to compare the next-token distributions with.
         """
@@ -327,7 +331,7 @@ class Backbone(nn.Module):
         size = states.mask.shape
         picked = (
             states.hidden.index_select(0, states.source.flatten()[wanted])
-            if logprobs or entropy or values or hidden or against is not None
+            if logprobs or entropy or values or collision or hidden or against is not None
             else None
         )
         result: dict[str, Tensor] = {}
@@ -339,6 +343,9 @@ class Backbone(nn.Module):
             result["logprobs"] = spread(found.logprobs, wanted, size)
             if found.entropy is not None:
                 result["entropy"] = spread(found.entropy, wanted, size)
+        if picked is not None and collision:
+            found_collision = self._require_lm_head().collision(picked, temperature)
+            result["collision"] = spread(found_collision, wanted, size)
         if picked is not None and values is not None:
             result["values"] = spread(self.head(values)(picked), wanted, size)
         if picked is not None and against is not None:
@@ -353,13 +360,6 @@ class Backbone(nn.Module):
         if scores is not None:
             result["scores"] = self._scores(states, scores)
         return BranchOutput(mask=states.mask, **result)
-
-    def states(
-        self, batch: BranchedBatch, *, num_branches: int, role: str | None = "policy"
-    ) -> BranchStates:
-        """Hidden states of a batch under a role, and where the branches lie in them."""
-        with self.use_role(role):
-            return self._runner(batch, num_branches)
 
     def logits(self, hidden: Tensor, product: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Next-token logits (..., V) in float32 of hidden states (..., h), scaled and capped as the config says.

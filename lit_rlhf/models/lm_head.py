@@ -11,9 +11,10 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.chunks import Rows, rows_by_chunks
 from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs, token_logprobs
 from lit_rlhf.functional.masking import at_least_float32
+from lit_rlhf.functional.numerics import log_collision
 
 _COMPARED_CPU, _COMPARED_ACCELERATOR = 1 << 22, 1 << 25
-"""Logits of one chunk where two models are compared, which takes about ten arrays of their size."""
+"""Logits of one chunk where distributions are compared, which takes about ten arrays of their size."""
 
 
 class Comparison(NamedTuple):
@@ -85,7 +86,6 @@ class LMHead:
         Logits exist for a chunk at a time only, in either pass. Ids that only the other's head has are left out.
         """
         width = self.module.weight.shape[0]
-        on_cpu = hidden.device.type == "cpu"
 
         def compute(rows: Tensor, other_rows: Tensor, picks: Tensor) -> Rows:
             with torch.no_grad():
@@ -100,9 +100,19 @@ class LMHead:
             hidden,
             other.hidden,
             tokens,
-            chunk_size=max((_COMPARED_CPU if on_cpu else _COMPARED_ACCELERATOR) // width, 16),
+            chunk_size=self._rows_at_a_time(hidden),
             keep_slopes=not any(weight.requires_grad for weight in self.module.parameters()),
         )
+
+    @torch.no_grad()
+    def collision(self, hidden: Tensor, temperature: float) -> Tensor:
+        r"""$\log\sum_v\pi(v)^2$ of the next token after states (n, h), (n,), without gradient."""
+        chunks = hidden.split(self._rows_at_a_time(hidden))
+        return torch.cat([log_collision(self.logits(rows) / temperature) for rows in chunks])
+
+    def _rows_at_a_time(self, hidden: Tensor) -> int:
+        logits = _COMPARED_CPU if hidden.device.type == "cpu" else _COMPARED_ACCELERATOR
+        return max(logits // self.module.weight.shape[0], 16)
 
 
 def _scale(config: PretrainedConfig) -> float:

@@ -52,9 +52,10 @@ def check_export(
         if head is None:
             ours = asked(backbone(batch, num_branches=1, role=role, logprobs=True).logprobs)
         else:
-            states = backbone.states(batch, num_branches=1, role=role)
-            ours = states.hidden[states.last].float() @ head[0].float().to(states.hidden.device)
-    ids = batch["input_ids"].cpu()
+            states = asked(backbone(batch, num_branches=1, role=role, hidden=True).hidden)
+            ours = states[-1:].float() @ head[0].float().to(states.device)
+    # A score is read at the last token, and states are those before each: the text ends one token earlier.
+    ids = batch["input_ids"].cpu() if head is None else batch["input_ids"].cpu()[:, :-1]
     auto: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     try:
         model = _loaded(auto, directory, backbone, as_adapter=as_adapter)

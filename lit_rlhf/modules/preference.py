@@ -11,8 +11,8 @@ from torch import Tensor
 from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.functional.branches import add_mismatched_branches
+from lit_rlhf.functional.kl import full_kl
 from lit_rlhf.models import (
-    Backbone,
     Critic,
     ModelSpec,
     ValueHead,
@@ -20,17 +20,25 @@ from lit_rlhf.models import (
     export_policy,
     weights_fingerprint,
 )
+from lit_rlhf.models.lm_head import Comparison
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules.averages import TINY, row_means
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.precompute import precompute_reference
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import Steps
-from lit_rlhf.modules.vocabulary import vocabulary_statistics
 from lit_rlhf.objectives import DPO, PreferenceLoss, PreferenceStats
-from lit_rlhf.types import BranchedBatch, LossOutput, SequenceStats, asked, num_branches
+from lit_rlhf.types import (
+    BranchedBatch,
+    BranchOutput,
+    LossOutput,
+    SequenceStats,
+    asked,
+    num_branches,
+)
 
-_VOCABULARY = {"kl", "collision"}
+_OF_REFERENCE = {"tokens", "kl"}
+"""Statistics that need more of the reference than summed log-probs."""
 
 
 class PreferenceModule(RLHFModule):
@@ -132,15 +140,38 @@ class PreferenceModule(RLHFModule):
 
     # -- statistics ---------------------------------------------------------------------------------------------------
 
-    def forward(self, batch: BranchedBatch) -> PreferenceStats:
-        """Summed log-probs and lengths (B, K) of the branches under the policy."""
-        return self._statistics(self.backbone, "policy", batch)
+    def forward(self, batch: BranchedBatch, against: Comparison | None = None) -> PreferenceStats:
+        """Summed log-probs and lengths (B, K) of the branches under the policy, and what else the loss asks for.
+
+        Args:
+            batch: Rows of prompts with K branches each.
+            against: The reference's states, for a divergence from it.
+        """
+        branches = self._branches(batch)
+        on_policy = "value" if self.learns_value and self.critic.head_on_policy else None
+        out = self.backbone(
+            batch,
+            num_branches=branches,
+            logprobs=True,
+            values=on_policy,
+            collision="collision" in self.objective.statistics,
+            against=against,
+        )
+        value = None
+        if self.learns_value:
+            values = out.values if on_policy else self.critic.values(self.backbone, batch, branches)
+            # (N, T): at the state before the first token, that of the prompt
+            value = values.view(-1, branches, values.shape[-1])[:, 0, 0]
+        kl, collision = (
+            None if each is None else each.view(-1, branches, each.shape[-1]).sum(-1)
+            for each in (out.divergence, out.collision)
+        )
+        stats = self._sequences(out, branches)
+        return PreferenceStats(**vars(stats), kl=kl, collision=collision, value=value)
 
     def reference_statistics(self, batch: BranchedBatch) -> SequenceStats:
         """The same under the reference, live."""
-        model, role = self.reference.beside(self.backbone)
-        with torch.no_grad(), evaluating(model):
-            return self._statistics(model, role, batch)
+        return self._live_reference(batch)[0]
 
     def loss(
         self, policy: PreferenceStats, reference: SequenceStats | None, batch: BranchedBatch
@@ -156,9 +187,9 @@ class PreferenceModule(RLHFModule):
                 batch["input_ids"], batch["branch_ids"], self.backbone.pad_token_id
             )
             batch = cast("BranchedBatch", {**batch, **rows._asdict()})
-        if _VOCABULARY & self.objective.statistics:
-            policy, reference = self._vocabulary_statistics(batch)
-            return self.loss(policy, reference, batch)
+        if "kl" in self.objective.statistics:
+            given, against = self._live_reference(batch)
+            return self.loss(self(batch, against), given, batch)
         given = self._reference(batch) if self.objective.needs_reference else None
         return self.loss(self(batch), given, batch)
 
@@ -242,45 +273,23 @@ class PreferenceModule(RLHFModule):
                 "(data.init_args) to what it takes."
             )
 
-    def _statistics(
-        self, model: Backbone, role: str | None, batch: BranchedBatch
-    ) -> PreferenceStats:
-        branches = self._branches(batch)
-        policy = role == "policy"
-        on_policy = "value" if policy and self.learns_value and self.critic.head_on_policy else None
-        out = model(batch, num_branches=branches, role=role, logprobs=True, values=on_policy)
+    def _live_reference(self, batch: BranchedBatch) -> tuple[SequenceStats, Comparison | None]:
+        """Its statistics, and its states where the policy is compared with them token by token."""
+        model, role = self.reference.beside(self.backbone)
+        branches, compared = self._branches(batch), "kl" in self.objective.statistics
+        with torch.no_grad(), evaluating(model):
+            out = model(batch, num_branches=branches, role=role, logprobs=True, hidden=compared)
+        stats = self._sequences(out, branches)
+        if not compared:
+            return stats, None
+        return stats, Comparison(asked(out.hidden), model.logits, _kl_from_reference)
+
+    def _sequences(self, out: BranchOutput, branches: int) -> SequenceStats:
         tokens, mask = (
             part.view(-1, branches, part.shape[-1]) for part in (asked(out.logprobs), out.mask)
         )
-        value = None
-        if policy and self.learns_value:
-            values = out.values if on_policy else self.critic.values(self.backbone, batch, branches)
-            value = values.view(tokens.shape)[
-                :, 0, 0
-            ]  # at the state before the first token: that of the prompt
-        by_token = (
-            {"token_logprobs": tokens, "token_mask": mask}
-            if "tokens" in self.objective.statistics
-            else {}
-        )
-        return PreferenceStats(tokens.sum(-1), mask.sum(-1), value=value, **by_token)
-
-    def _vocabulary_statistics(self, batch: BranchedBatch) -> tuple[PreferenceStats, SequenceStats]:
-        branches = self._branches(batch)
-        model, role = self.reference.beside(self.backbone)
-        with torch.no_grad(), evaluating(model):
-            ref_states = model.states(batch, num_branches=branches, role=role)
-        states = self.backbone.states(batch, num_branches=branches, role="policy")
-        found = vocabulary_statistics(self.backbone, states, model, ref_states)
-        shape = (-1, branches, found.logprobs.shape[-1])
-        mask = states.mask.view(shape)
-        logprobs, ref_logprobs, kl, collision = (part.view(shape) for part in found)
-        lengths = mask.sum(-1)
-        by_token = {"token_logprobs": logprobs, "token_mask": mask}
-        policy = PreferenceStats(
-            logprobs.sum(-1), lengths, kl=kl.sum(-1), collision=collision.sum(-1), **by_token
-        )
-        return policy, SequenceStats(ref_logprobs.sum(-1), lengths, ref_logprobs, mask)
+        by_token = (tokens, mask) if "tokens" in self.objective.statistics else ()
+        return SequenceStats(tokens.sum(-1), mask.sum(-1), *by_token)
 
     def _reference(self, batch: BranchedBatch) -> SequenceStats:
         given: Tensor | None = cast("Mapping[str, Any]", batch).get("ref_logprobs")
@@ -301,7 +310,7 @@ class PreferenceModule(RLHFModule):
         return SequenceStats(given, lengths)
 
     def _refuse_bad_options(self, critic: Critic | None) -> None:
-        beyond = ({"tokens", *_VOCABULARY} & self.objective.statistics) or (
+        beyond = (_OF_REFERENCE & self.objective.statistics) or (
             {"KTO's KL"} if self.objective.needs_mismatched else set()
         )
         if self.reference_source == "precomputed" and beyond:
@@ -325,6 +334,10 @@ class PreferenceModule(RLHFModule):
             raise ConfigurationError(
                 f"critic is given, but {type(self.objective).__name__} learns no value: leave it out."
             )
+
+
+def _kl_from_reference(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    return full_kl(ref_logits, logits)
 
 
 def _fraction(loss: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

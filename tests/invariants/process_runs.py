@@ -26,13 +26,20 @@ from lit_rlhf.modules import (
     Updates,
 )
 from lit_rlhf.modules.group import GRPOPolicyModule
-from lit_rlhf.objectives import AdaptiveKL, TruncatedImportance
+from lit_rlhf.objectives import TDPO1, WPO, AdaptiveKL, TruncatedImportance, WeightedSum
 from lit_rlhf.rewards import LengthReward, ModelReward, NormalizedReward
 from lit_rlhf.rollout import DiskSync, Sampling, VLLMServerEngine
 from tests.invariants.forked_runs import do, make_trainer
+from tests.invariants.process_others import callbacks_of, other_data, other_makers
 from tests.invariants.resume_runs import make_data
 
 BATCHES = 2
+DATA = {
+    "sft": "sft",
+    "reward": "reward",
+    **dict.fromkeys(("dpo", "tdpo", "orpo", "tokens", "moving"), "dpo"),
+}
+"""Of the kinds that don't sample, by the first part of their name."""
 Rollouts = list[dict[tuple[int, ...], list[list[int]]]]
 """For each iteration: the tokens of a prompt, and of its samples."""
 
@@ -63,6 +70,8 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
         "reward-lora": lambda: RewardModelModule(on_one_base, **shared),
         "reward": lambda: RewardModelModule(spec, **shared),
         "dpo": lambda: PreferenceModule(spec, **shared),
+        "tdpo": lambda: PreferenceModule(spec, WeightedSum([TDPO1(), WPO()]), **shared),
+        "tdpo-lora": lambda: PreferenceModule(on_one_base, WeightedSum([TDPO1(), WPO()]), **shared),
         "ppo": lambda: PPOPolicyModule(
             spec, whole, value=ValueModel(dtype="float32"), recompute_logprobs=True, **acting
         ),
@@ -94,7 +103,7 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
             spec, LengthReward(), teacher=another_teacher(world), num_samples=3, **acting
         ),
     }
-    return makers[kind]()
+    return {**makers, **other_makers(world, shared, acting)}[kind]()
 
 
 def another_teacher(world: Path) -> TeacherModel:
@@ -150,12 +159,17 @@ def train(run: dict[str, Any], rank: int) -> None:
     module = make_module(kind, world, run.get("urls", ()))
     rollouts = record_rollouts(module)
     trainer = make_trainer(
-        run, max_epochs=1, limit_train_batches=BATCHES, enable_checkpointing=False
+        run,
+        max_epochs=1,
+        limit_train_batches=BATCHES,
+        enable_checkpointing=False,
+        callbacks=callbacks_of(kind),
     )
     before: dict[str, Tensor] = {}
     module.on_train_start = lambda: before.update(trainable(module))  # type: ignore[method-assign]
-    data = {"dpo": "dpo", "sft": "sft"}.get(kind, "reward" if kind.startswith("reward") else "ppo")
-    trainer.fit(module, datamodule=make_data(data, world, run["ranks"], workers=0))
+    data = DATA.get(kind.partition("-")[0], "ppo")
+    rows = other_data(kind, world, run["ranks"])
+    trainer.fit(module, datamodule=rows or make_data(data, world, run["ranks"], workers=0))
     if kind == "reward-lora":
         trainer.save_checkpoint(
             world / "reward.ckpt", weights_only=False

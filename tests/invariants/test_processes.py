@@ -2,16 +2,21 @@
 
 import math
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.invariants.process_others import OTHERS
 from tests.invariants.resume_plans import execute, log_of, run, write_world
 from tests.tolerances import METRICS, PROCESSES
 
 WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
-KINDS = {"ddp": (*WHOLE, "ppo-nf4"), "fsdp2": (*WHOLE, "ppo-lora", "distill")}
+KINDS = {
+    "ddp": (*WHOLE, "ppo-nf4", "tdpo"),
+    "fsdp2": (*WHOLE, "ppo-lora", "distill", "tdpo", "tdpo-lora"),
+}
 CASES = [(strategy, kind) for strategy, kinds in KINDS.items() for kind in kinds]
 POLICIES = ("ppo", "grpo", "ppo-lora", "ppo-nf4", "distill")
 Ranks = list[dict[str, Any]]
@@ -20,20 +25,15 @@ Ranks = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Ranks]:
     """What each process of each run left: by strategy ("one", "ddp", "fsdp2") and kind."""
-    root = tmp_path_factory.mktemp("processes")
+    kinds = ("reward-lora", *KINDS["ddp"], "ppo-lora", "distill", "tdpo-lora")
+    return finish([("one", kind) for kind in kinds] + CASES, tmp_path_factory.mktemp("processes"))
+
+
+def finish(cases: list[tuple[str, str]], root: Path) -> dict[tuple[str, str], Ranks]:
     world = write_world(root / "world")
-    cases = [
-        ("one", kind) for kind in ("reward-lora", *KINDS["ddp"], "ppo-lora", "distill")
-    ] + CASES
     plan = [
-        run(
-            root / strategy / kind,
-            world,
-            kind,
-            ranks=1 if strategy == "one" else 2,
-            strategy=strategy,
-        )
-        for strategy, kind in cases
+        run(root / way / kind, world, kind, ranks=1 if way == "one" else 2, strategy=way)
+        for way, kind in cases
     ]
     codes = execute(plan, root, "process_runs.py")
     found: dict[tuple[str, str], Ranks] = {}
@@ -51,6 +51,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Rank
 def test_parameters_are_those_of_one_process_and_of_each_other(
     runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
 ) -> None:
+    same_parameters(runs, strategy, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHERS)
+def test_so_does_every_other_module(kind: str, tmp_path: Path) -> None:
+    ways = ("one", "ddp", "fsdp2")
+    runs = finish([(way, kind) for way in ways], tmp_path)
+    for strategy in ways[1:]:
+        same_parameters(runs, strategy, kind)
+
+
+def same_parameters(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -> None:
     (whole,), (first, second) = runs["one", kind], runs[strategy, kind]
     assert whole["moved"] > 1e-3
     for name, expected in whole["parameters"].items():

@@ -189,7 +189,8 @@ def test_no_reference_is_kept_for_losses_without(tiny_model_dir: Path) -> None:
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_vocabulary_statistics(tiny_model_dir: Path, kind: str) -> None:
     module = moved(ready(tiny_model_dir, WeightedSum([TDPO1(), WPO()]), kind=kind))
-    policy, reference = module._vocabulary_statistics(batch_of())
+    reference, against = module._live_reference(batch_of())
+    policy = module(batch_of(), against)
     plain = module(batch_of())
     assert_close(policy.logprobs, plain.logprobs, **FP32_MODEL)
     assert_close(reference.logprobs, module.reference_statistics(batch_of()).logprobs, **FP32_MODEL)
