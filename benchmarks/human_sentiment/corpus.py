@@ -12,8 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-RATINGS_FILE = "movieReviewSnippets_anonDataRatings.txt"
-TEXT_FILE = "movieReviewSnippets_GroundTruth.txt"
+DOMAINS = {
+    "films": "movieReviewSnippets",
+    "products": "amazonReviewSnippets",
+    "editorials": "nytEditorialSnippets",
+    "tweets": "tweets",
+}
+"""What the sentences are from, and how their files' names begin."""
+RATINGS_FILE, TEXT_FILE = "{}_anonDataRatings.txt", "{}_GroundTruth.txt"
+_MARK = "\xef\xbb\xbf"  # UTF-8's byte order mark, which one of the files has, read as latin-1
 
 
 @dataclass(frozen=True)
@@ -35,22 +42,22 @@ class Sentence:
         return " ".join(re.findall(r"\w+", self.text.lower()))
 
 
-def read_sentences(folder: Path) -> list[Sentence]:
-    """Read the film-review sentences with their ratings; copies of a sentence are merged into one with all ratings.
+def read_sentences(folder: Path, domain: str = "films") -> list[Sentence]:
+    """Read sentences with their ratings; copies of a sentence are merged into one with all ratings.
 
     Args:
         folder: The unpacked `hutto_ICWSM_2014` directory.
+        domain: One of `DOMAINS`.
 
     Raises:
         ValueError: A line has another number of columns, an id occurs in one file only, or a rating is out of range.
     """
-    ratings = {
-        key: _parse_ratings(value, key) for key, _, _, value in _rows(folder / RATINGS_FILE, 4)
-    }
-    texts = {key: text for key, _, text in _rows(folder / TEXT_FILE, 3)}
+    rated, written = (folder / name.format(DOMAINS[domain]) for name in (RATINGS_FILE, TEXT_FILE))
+    ratings = {key: _parse_ratings(value, rated, key) for key, _, _, value in _rows(rated, 4)}
+    texts = {key: text for key, _, text in _rows(written, 3)}
     if lonely := ratings.keys() ^ texts.keys():
         raise ValueError(
-            f"{folder}: ids in only one of {RATINGS_FILE} and {TEXT_FILE}: {sorted(lonely)[:5]}"
+            f"{folder}: ids in only one of {rated.name} and {written.name}: {sorted(lonely)[:5]}"
         )
     return merge_copies(
         Sentence(key, " ".join(text.split()), ratings[key]) for key, text in texts.items()
@@ -107,7 +114,8 @@ def split_raters(sentence: Sentence, every: int) -> tuple[Sentence, Sentence]:
 
 
 def _rows(path: Path, columns: int) -> Iterable[list[str]]:
-    for number, line in enumerate(path.read_text(encoding="latin-1").splitlines(), start=1):
+    text = path.read_text(encoding="latin-1").removeprefix(_MARK)
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         cells = line.split("\t")
@@ -118,8 +126,8 @@ def _rows(path: Path, columns: int) -> Iterable[list[str]]:
         yield cells
 
 
-def _parse_ratings(cell: str, key: str) -> tuple[int, ...]:
+def _parse_ratings(cell: str, path: Path, key: str) -> tuple[int, ...]:
     ratings = tuple(int(value) for value in ast.literal_eval(cell))
     if not ratings or not all(-4 <= rating <= 4 for rating in ratings):
-        raise ValueError(f"{RATINGS_FILE}, id {key}: ratings {ratings} aren't numbers from -4 to 4")
+        raise ValueError(f"{path.name}, id {key}: ratings {ratings} aren't numbers from -4 to 4")
     return ratings

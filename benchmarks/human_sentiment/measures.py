@@ -203,10 +203,18 @@ def accuracy_by_difference(
     return table
 
 
-def reward_margins(path: Path, root: Path) -> tuple[list[float], list[float]]:
-    """Score differences of a reward model on the held-out pairs, and the differences of the mean ratings."""
+def reward_margins(
+    path: Path, root: Path, pairs: str = "pairs_heldout"
+) -> tuple[list[float], list[float]]:
+    """Score differences of a reward model on pairs, and the differences of the mean ratings.
+
+    Args:
+        path: The reward model's export.
+        root: Directory of the runs.
+        pairs: Which of the files in `data`.
+    """
     backbone = load_reward_model(path, dtype="bfloat16", base=str(root / INITIAL))
-    source = FileSource(str(root / "data" / "pairs_heldout.jsonl"))
+    source = FileSource(str(root / "data" / f"{pairs}.jsonl"))
     data = PreferenceDataModule(
         test=source,
         tokenizer=backbone.tokenizer,

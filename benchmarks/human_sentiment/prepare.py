@@ -6,9 +6,10 @@ Afterwards `<root>/model` holds SmolLM2-135M-Instruct in bf16 and `<root>/data` 
 
     demonstrations_{train,heldout}.jsonl    prompt, completion, mean: film reviews cut after their first words
     prompts_{train,heldout}.jsonl           prompt, mean: the same first words, for PPO and for its evaluation
-    lists_{train,heldout}.jsonl             prompt, completions, scores: eight sentences, their means by the reward
-    raters gold_lists_train.jsonl                  the same sentences in other lists, rated by other raters
-    pairs_heldout.jsonl                     prompt, chosen, rejected, p_chosen, margin
+    lists_{train,heldout}.jsonl             prompt, completions, scores: eight sentences, means of the reward raters
+    gold_lists_train.jsonl                  the same sentences in other lists, rated by other raters
+    pairs_heldout.jsonl                     prompt, chosen, rejected, p_chosen, margin, and the ratings of both
+    pairs_{products,editorials,tweets}.jsonl    the same of sentences that are no film reviews
 
 No sentence is on both sides. What is held out has the ratings of all raters, since nothing is trained on it.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.human_sentiment.convert import convert_gguf
 from benchmarks.human_sentiment.corpus import (
+    DOMAINS,
     Sentence,
     read_sentences,
     split_raters,
@@ -38,6 +40,7 @@ class Recipe:
         held_out: Share of sentences that nothing is trained on.
         gold_every: Each so many-th rating of a sentence belongs to the gold raters.
         pair_rounds: In how many held-out pairs each sentence occurs.
+        other_pairs: How many pairs of each other domain.
         list_size: Sentences of a list.
         list_rounds: In how many training lists each sentence occurs.
         prompt_words: Smallest and largest number of first words of a prompt.
@@ -48,6 +51,7 @@ class Recipe:
     held_out: float = 0.1
     gold_every: int = 3
     pair_rounds: int = 2
+    other_pairs: int = 1000
     list_size: int = 8
     list_rounds: int = 4
     prompt_words: tuple[int, int] = (2, 5)
@@ -96,6 +100,9 @@ def prepare(root: Path, downloads: Path, recipe: Recipe) -> dict[str, int]:
         gguf.unlink()
     folder = unpack_ratings(fetch(RATINGS, downloads), root / "unpacked")
     data = build_rows(read_sentences(folder), recipe)
+    for domain in sorted(DOMAINS.keys() - {"films"}):
+        rows = pair_rows(read_sentences(folder, domain), 1, recipe.seed)
+        data[f"pairs_{domain}"] = rows[: recipe.other_pairs]
     for name, rows in data.items():
         write_jsonl(root / "data" / f"{name}.jsonl", rows)
     return {name: len(rows) for name, rows in data.items()}

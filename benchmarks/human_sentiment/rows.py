@@ -15,7 +15,7 @@ from benchmarks.human_sentiment.corpus import Sentence
 
 PREFIX = "Film review:"
 
-Row = dict[str, str | float | list[str] | list[float]]
+Row = dict[str, str | float | list[str] | list[float] | list[int]]
 
 
 def p_preferred(first: Sequence[int], second: Sequence[int]) -> float:
@@ -33,8 +33,8 @@ def p_preferred(first: Sequence[int], second: Sequence[int]) -> float:
 def pair_row(first: Sentence, second: Sentence) -> Row:
     """A preference pair: the sentence with the higher mean is `chosen`.
 
-    `p_chosen` is the share of rater pairs that prefer it (it can be below one half when a few raters pull the mean) and
-    `margin` the difference of means.
+    `p_chosen` is the share of rater pairs that prefer it (it can be below one half when a few raters pull the mean),
+    `margin` the difference of means, and `chosen_ratings` and `rejected_ratings` what each rater gave.
     """
     chosen, rejected = (first, second) if first.mean >= second.mean else (second, first)
     return {
@@ -43,6 +43,8 @@ def pair_row(first: Sentence, second: Sentence) -> Row:
         "rejected": f" {rejected.text}",
         "p_chosen": p_preferred(chosen.ratings, rejected.ratings),
         "margin": chosen.mean - rejected.mean,
+        "chosen_ratings": list(chosen.ratings),
+        "rejected_ratings": list(rejected.ratings),
     }
 
 

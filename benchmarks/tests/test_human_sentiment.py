@@ -6,12 +6,14 @@ import math
 import random
 import shlex
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import yaml
 
-from benchmarks.human_sentiment import sweep
+from benchmarks.human_sentiment import rounds, sweep
 from benchmarks.human_sentiment.corpus import (
+    DOMAINS,
     RATINGS_FILE,
     TEXT_FILE,
     Sentence,
@@ -28,8 +30,15 @@ from benchmarks.human_sentiment.measures import (
     summarize,
 )
 from benchmarks.human_sentiment.prepare import Recipe, build_rows, write_jsonl
+from benchmarks.human_sentiment.raters import (
+    RatedPair,
+    half_of_raters,
+    known_opinions,
+    one_rater,
+)
 from benchmarks.human_sentiment.rows import (
     PREFIX,
+    Row,
     cut_after_words,
     list_rows,
     p_preferred,
@@ -39,6 +48,7 @@ from benchmarks.human_sentiment.rows import (
     rater_scatter,
 )
 from lit_rlhf.cli import main
+from lit_rlhf.seeding import generator
 
 HERE = Path(__file__).parents[1] / "human_sentiment"
 ADJECTIVES = ("warm", "cold", "odd", "sharp", "dull", "sly", "loud", "soft")
@@ -179,9 +189,9 @@ def test_data_sets_share_no_sentence_between_sides() -> None:
     ]
 
 
-def write_corpus(folder: Path, ratings: str, texts: str) -> Path:
-    (folder / RATINGS_FILE).write_text(ratings, encoding="latin-1")
-    (folder / TEXT_FILE).write_text(texts, encoding="latin-1")
+def write_corpus(folder: Path, ratings: str, texts: str, domain: str = "films") -> Path:
+    (folder / RATINGS_FILE.format(DOMAINS[domain])).write_text(ratings, encoding="latin-1")
+    (folder / TEXT_FILE.format(DOMAINS[domain])).write_text(texts, encoding="latin-1")
     return folder
 
 
@@ -195,6 +205,12 @@ def test_reading_the_corpus(tmp_path: Path) -> None:
         Sentence("2", "What a caf\xe9.", (-1,)),
         Sentence("1", "Fine film.", (1, 2)),
     ]
+
+
+def test_another_domain_is_read_though_a_file_begins_with_a_byte_order_mark(tmp_path: Path) -> None:
+    marked = "\xef\xbb\xbf1_1\t1.5\t0.5\t[1, 2]\n"
+    folder = write_corpus(tmp_path, marked, "1_1\t1.5\tA phone.\n", "products")
+    assert read_sentences(folder, "products") == [Sentence("1_1", "A phone.", (1, 2))]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +305,65 @@ def test_readme_names_files_that_exist() -> None:
     files = {word for word in words if word.startswith("benchmarks/")}
     assert files
     assert all((HERE.parents[1] / file).is_file() for file in files)
+
+
+def test_a_rater_is_held_against_the_others_alone() -> None:
+    """Against a slow count: its own vote is in no mean that it is judged by."""
+    for first, second in [((3, 1, -2), (0, 2)), ((4, 4, -4, 1), (1, 1, 0)), ((1, 1), (1, 1))]:
+        worth = []
+        for i, j in itertools.product(range(len(first)), range(len(second))):
+            others = [fmean(x[:k] + x[k + 1 :]) for x, k in ((first, i), (second, j))]
+            said, true = first[i] - second[j], others[0] - others[1]
+            worth.append(0.5 if said * true == 0 else float(said * true > 0))
+        assert one_rater(first, second) == pytest.approx(fmean(worth))
+
+
+def test_what_raters_reach_is_recovered_from_their_ratings() -> None:
+    """Of raters who scatter around opinions that are known here: by simulation with many more of them."""
+    draw = random.Random(0)
+    opinions = [(draw.gauss(0, 0.6), draw.gauss(0, 0.6)) for _ in range(1500)]
+
+    def rated(opinion: float) -> tuple[int, ...]:
+        return tuple(round(100 * draw.gauss(opinion, 1)) for _ in range(16))
+
+    asked = [(rated(one), rated(other)) for one, other in opinions]
+    turned = [fmean(one) < fmean(other) for one, other in asked]
+    pairs = [
+        RatedPair(("a", "b"), *((other, one) if turn else (one, other)), 0.5)
+        for (one, other), turn in zip(asked, turned, strict=True)
+    ]
+    true = [((one > other) != turn) for (one, other), turn in zip(opinions, turned, strict=True)]
+    known = known_opinions(pairs)
+    assert fmean(known) == pytest.approx(fmean(true), abs=0.02)
+    # eight of sixteen raters against the other eight: P(sign agrees) of two means around one opinion
+    halves = fmean(half_of_raters(p.first, p.second, generator(0, "t"), 20) for p in pairs[:300])
+    assert fmean(one_rater(p.first, p.second) for p in pairs[:300]) < halves < fmean(known)
+
+
+def test_arms_of_the_rounds_have_equal_prompts_and_options_that_parse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[Row] = [{"prompt": f"{PREFIX} {i}", "mean": 0.0} for i in range(9)]
+    write_jsonl(tmp_path / "data" / "prompts_train.jsonl", rows)
+    rounds.write_prompts(tmp_path, 3, 4)
+    for arm, beta in (("two", 0.1), ("one", 0.1), ("weak", 0.05)):
+        options = rounds.options_of(arm, 3, tmp_path)
+        method = options["method"]["init_args"]
+        files = method["feedback"]["init_args"]["prompts"]
+        assert len(files if arm == "two" else [files]) == options["rounds"]
+        read = [
+            line
+            for file in (files if arm == "two" else [files])
+            for line in Path(file).read_text(encoding="utf-8").splitlines()
+        ]
+        assert len(set(read)) == len(read) == 8
+        loss = method["training"]["options"]["model"]["init_args"]["loss"]
+        assert loss["init_args"]["beta"] == beta
+        assert "runs/human_sentiment" not in yaml.safe_dump(options)
+        (tmp_path / f"{arm}.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
+        with pytest.raises(SystemExit, match="0"):
+            main(["iterate", "-c", str(tmp_path / f"{arm}.yaml"), "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["run_dir"] == f"{tmp_path}/rounds/3/{arm}"
 
 
 def test_best_of_n_takes_the_best_of_the_first_n_of_each_prompt() -> None:

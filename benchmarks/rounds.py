@@ -1,0 +1,164 @@
+"""Rounds of sampling and judging against one round with as many labels, in the demo's world, where the judge is exact.
+
+    lit-rlhf demo --output runs/demo
+    python -m benchmarks.rounds runs/demo
+
+`IterativeDPO` from the demo's initial policy: of four samples of each prompt the world's utility picks best and worst.
+Arms differ in how the prompts are parted and in beta alone. Two rounds towards one reward end where one with half of
+beta would, so that is an arm, too. A policy is judged by the world's utility of what it writes to held-out prompts, and
+by its KL to the initial policy. What is done isn't done again; the last line of each arm stands in `rounds.json` of its
+directory, `<demo>/rounds/<seed>/<arm>`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from lit_rlhf.cli import main as lit_rlhf
+from lit_rlhf.demo.config import DemoConfig
+from lit_rlhf.rounds import (
+    Evaluation,
+    InProcess,
+    IterativeDPO,
+    RewardFeedback,
+    Rounds,
+    Training,
+)
+
+JUDGE = {"class_path": "FunctionReward", "init_args": {"function": f"{__file__}:utility"}}
+SAMPLE = {"sampling": {"max_new_tokens": DemoConfig().policy.max_new_tokens}, "batch_size": 128}
+_PROMPTS, _SAMPLES, _HELDOUT, _BATCH = 2048, 4, 512, 16
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How the same number of labels is spent.
+
+    Attributes:
+        rounds: Among how many the prompts are parted.
+        beta: Of DPO.
+        start: What each round starts from, and its reference: "previous", or "initial" on all labels so far.
+    """
+
+    rounds: int
+    beta: float = 0.1
+    start: str = "previous"
+
+
+ARMS = {
+    "one": Arm(1),
+    "two": Arm(2),
+    "four": Arm(4),
+    "two-initial": Arm(2, start="initial"),
+    "one-half-beta": Arm(1, 0.05),
+}
+
+
+def utility(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """The world's utility of texts: the judge."""
+    return DemoConfig().world.world.utilities(prompts, responses)
+
+
+def training(arm: Arm, demo: Path) -> Training:
+    """DPO of all weights, on the labels of the round or of all so far."""
+    options = {
+        "trainer": {"accelerator": "cpu", "logger": False},
+        "model": {
+            "init_args": {
+                "backbone": {"dtype": "float32"},
+                "loss": {"class_path": "DPO", "init_args": {"beta": arm.beta}},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-4}},
+            }
+        },
+        "data": {
+            "init_args": {
+                "val_fraction": 0,
+                "batch_size": _BATCH,
+                "cache_dir": str(demo / "cache"),
+            }
+        },
+    }
+    every = "all" if arm.start == "initial" else "round"
+    return Training(["preference/dpo_full"], options, start=arm.start, data=every)
+
+
+def prompts_of(arm: Arm, seed: int) -> list[list[dict[str, str]]]:
+    """The prompts of each round; together the same for all arms of a seed."""
+    rows = DemoConfig().world.prompts((seed + 1) * _PROMPTS)[seed * _PROMPTS :]
+    each = _PROMPTS // arm.rounds
+    return [rows[i * each : (i + 1) * each] for i in range(arm.rounds)]
+
+
+def run(arm: Arm, seed: int, demo: Path, directory: Path) -> dict[str, Any]:
+    """The rounds of an arm; measures of the initial policy and of the last one, and how many labels it had."""
+    parts = prompts_of(arm, seed)
+    files = [_write(directory / f"prompts-{i}.jsonl", part) for i, part in enumerate(parts)]
+    heldout = _write(directory / "heldout.jsonl", DemoConfig().world.prompts(_HELDOUT, "heldout"))
+    rounds = Rounds(
+        str(demo / "sft" / "export"),
+        IterativeDPO(RewardFeedback(files, JUDGE, _SAMPLES, SAMPLE), training(arm, demo)),
+        directory,
+        arm.rounds,
+        Evaluation(heldout, JUDGE, sample=SAMPLE),
+        seed=seed,
+        runner=InProcess(lit_rlhf),
+    )
+    rounds.run()
+    record = rounds.record["rounds"]
+    labels = sum(record[str(i)]["measures"]["rows"] for i in range(arm.rounds))
+    last = record[str(arm.rounds - 1)]["measures"]
+    return {"first": record["initial"]["measures"], "last": last, "labels": labels}
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: mean and deviation over seeds."""
+    lines = ["| arm | labels | utility | KL, nats | finished |", "|---|---|---|---|---|"]
+    first = next(iter(found.values()))
+    parts = {"initial": [{**run["first"], "labels": 0} for run in first]}
+    parts |= {
+        name: [{**run["last"], "labels": run["labels"]} for run in runs]
+        for name, runs in found.items()
+    }
+    for name, rows in parts.items():
+        cells = [_spell([row[key] for row in rows]) for key in ("score", "kl", "finished")]
+        lines.append(
+            f"| {name} | {fmean(row['labels'] for row in rows):.0f} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def _spell(values: Sequence[float]) -> str:
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Command line of this file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rounds", description=__doc__)
+    parser.add_argument("demo", type=Path, help="directory that `lit-rlhf demo` wrote")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.arms}
+    for seed in options.seeds:
+        for name, runs in found.items():
+            directory = options.demo / "rounds" / str(seed) / name
+            runs.append(run(ARMS[name], seed, options.demo, directory))
+            print(seed, name, runs[-1], flush=True)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
