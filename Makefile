@@ -13,7 +13,7 @@ NUMERIC := $(addprefix tests/unit/,functional objectives rewards rollout modules
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo docs test test-docs test-avx2 test-benchmarks test-wheel test-lowest test-slow mutations lint format clean
+.PHONY: help demo docs test test-docs test-avx2 test-benchmarks test-wheel test-lowest test-slow test-ray mutations lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
@@ -52,6 +52,12 @@ test-lowest: $(STAMP)  ## The default test suite with each dependency at its low
 test-slow: $(STAMP)  ## Tests that take minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
 
+test-ray: $(STAMP)  ## A reward model on a local Ray cluster, in an environment of its own
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-ray
+	$(BIN)/uv pip install --quiet --python $(VENV)-ray --editable '.[ray]' 'torch<2.14'
+	LIT_RLHF_RAY_PYTHON=$(VENV)-ray/bin/python $(BIN)/python -m pytest -m ray tests/cli/test_ray.py
+
 mutations: $(STAMP)  ## Break each loss on purpose, and see that a test notices: about a quarter of an hour
 	$(BIN)/python tests/mutations.py
 
@@ -66,7 +72,7 @@ format: $(STAMP)  ## Mend style and format
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and caches
-	rm -rf .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-lowest .venv-ray .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # Made once, and again when the dependencies change. A half-made environment has no stamp, and is finished then.
 # torch<2.14: the newest with a CPU build where CI installs from; a later one is a CUDA build of several GB.

@@ -29,6 +29,7 @@ from lit_rlhf.internals.lightning import (
     is_stopping,
     is_within_iteration,
     iterations_done,
+    saves_within_iterations,
     silence_noise,
     will_validate,
     writes_shards,
@@ -145,6 +146,12 @@ class IterationCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to mix two runs in one directory; set aside checkpoints of iterations that will be redone."""
+        if saves_within_iterations(trainer):
+            rank_zero_warn(
+                "On SLURM's signal before a job's time is up, Lightning will save within the iteration, from where no "
+                "policy can go on. Add Preemption to trainer.callbacks: it lets the iteration end, saves, and has the "
+                "job queued again."
+            )
         self.last_saved = iterations_done(trainer)
         self._due = False
         later = [path for number, path in self.checkpoints() if number > self.last_saved]

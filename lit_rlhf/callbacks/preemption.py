@@ -1,6 +1,9 @@
-"""SIGTERM ends a run between iterations, with everything saved."""
+"""SIGTERM, and SLURM's word that time is nearly up, end a run between iterations, with everything saved."""
 
+import os
+import shutil
 import signal
+import subprocess
 import threading
 from pathlib import Path
 from types import FrameType
@@ -9,11 +12,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn  # type: ignore[attr-defined]
 
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.internals.lightning import callbacks_of, is_accumulating
+from lit_rlhf.internals.lightning import callbacks_of, is_accumulating, requeue_signal
 
 EXIT_CODE = 128 + signal.SIGTERM
 """143, what supervisors (SLURM, Kubernetes, systemd) expect of a process that ended because of SIGTERM."""
@@ -29,9 +32,13 @@ class Preemption(Callback):
     writes `last.ckpt` in that callback's directory. Without this callback Lightning ends the run there too, and saves
     nothing.
 
+    On SLURM it takes over Lightning's requeueing too, which would save within the iteration, where no policy can go on:
+    on SIGUSR1 (`#SBATCH --signal=SIGUSR1@300`) the run ends in the same way, and before that the first process has the
+    job queued again by `scontrol requeue`. Lightning's `SLURMEnvironment(auto_requeue=False)` switches that off.
+
     The iteration must end within the time that the cluster grants between SIGTERM and SIGKILL (torchrun: 30 s;
     Kubernetes: `terminationGracePeriodSeconds`; SLURM: `--signal=TERM@300`). Where it doesn't, the kill loses that
-        iteration and no more.
+    iteration and no more.
 
     Raises:
         ConfigurationError: There is no checkpoint callback among `trainer.callbacks`.
@@ -39,6 +46,7 @@ class Preemption(Callback):
 
     def __init__(self) -> None:
         self.received = False
+        self.requeues = False
         self._agreed = False
         self._lightnings: ModelCheckpoint | None = None
 
@@ -53,15 +61,17 @@ class Preemption(Callback):
                 "Preemption saves through IterationCheckpoint, or where Lightning's ModelCheckpoint does: add one to "
                 "trainer.callbacks."
             )
-        self.received = self._agreed = False
+        self.received = self.requeues = self._agreed = False
         self._lightnings = None if ours else others[0]
         if ours and self._stop not in ours[0].listeners:
             ours[0].listeners.append(self._stop)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signal over from Lightning, which puts the former handlers back when training is over."""
+        """Take the signals over from Lightning, which puts the former handlers back when training is over."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._receive)
+            if (requeue := requeue_signal(trainer)) is not None:
+                signal.signal(requeue, self._receive)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,6 +79,7 @@ class Preemption(Callback):
         """Agree with the other processes, and ask for a checkpoint."""
         if not self._agreed and trainer.strategy.reduce_boolean_decision(self.received, all=False):
             self._agreed = True
+            self.requeues = trainer.strategy.reduce_boolean_decision(self.requeues, all=False)
             for callback in callbacks_of(trainer):
                 if isinstance(callback, IterationCheckpoint):
                     callback.request()
@@ -79,10 +90,36 @@ class Preemption(Callback):
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
+        self.requeues |= signum != signal.SIGTERM
 
     def _stop(self, trainer: Trainer, path: Path) -> None:
-        if self._agreed:
-            rank_zero_warn(
-                f"SIGTERM: saved {path} and ending with exit code {EXIT_CODE}. --ckpt_path last goes on from there."
-            )
-            raise SIGTERMException(EXIT_CODE)
+        if not self._agreed:
+            return
+        if self.requeues:
+            _queue_again()
+        word = "SLURM's signal" if self.requeues else "SIGTERM"
+        rank_zero_warn(
+            f"{word}: saved {path} and ending with exit code {EXIT_CODE}. --ckpt_path last goes on from there."
+        )
+        raise SIGTERMException(EXIT_CODE)
+
+
+@rank_zero_only
+def _queue_again() -> None:
+    """Have SLURM start this job again; it ends it, too."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    command = [shutil.which("scontrol") or "scontrol", "requeue", job]
+    try:
+        done = subprocess.run(  # noqa: S603 - SLURM's own
+            command, capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        said = str(error)
+    else:
+        said = done.stderr.strip() if done.returncode else ""
+    if said:
+        rank_zero_warn(
+            f"SLURM didn't queue the job again ({said}). Do so by hand: scontrol requeue {job}"
+        )

@@ -2,6 +2,7 @@
 # ruff: noqa: SLF001
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,7 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import Precision
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 from lightning.pytorch.utilities import CombinedLoader
 from rich import reconfigure
 from rich.table import Column
@@ -229,6 +232,20 @@ def will_validate(trainer: Trainer) -> bool:
     return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(
         loop._data_fetcher
     )
+
+
+def requeue_signal(trainer: Trainer) -> signal.Signals | None:
+    """Of SLURM: what Lightning takes as the word to save at once and queue the job again; None where it doesn't."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return environment.requeue_signal
+    return None
+
+
+def saves_within_iterations(trainer: Trainer) -> bool:
+    """Whether Lightning's own handler of that signal is in place."""
+    number = requeue_signal(trainer)
+    return number is not None and isinstance(signal.getsignal(number), _HandlersCompose)
 
 
 def is_stopping(trainer: Trainer) -> bool:

@@ -1,5 +1,6 @@
 """One step off: the next batch is sampled elsewhere while the policy updates on this one."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.distributed import failing_together, gather_objects, rank
-from lit_rlhf.errors import ConfigurationError, LitRLHFError
+from lit_rlhf.errors import ConfigurationError, LitRLHFError, ServiceError
 from lit_rlhf.models import Backbone
 from lit_rlhf.options import check_option
 from lit_rlhf.rollout.base import RolloutEngine, RolloutRequest
 from lit_rlhf.types import Generation, change_tensors
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,18 @@ class Ahead(RolloutEngine):
         drawn = self._drawn
         if drawn is not None and drawn.answers(_plain(request)):
             self._drawn = None
-            with failing_together():
-                generation = drawn.completions.result()
-            device = request.prompts.ids.device
-            moved: Generation = change_tensors(lambda x: x.to(device), generation)
-            return self.stamp(moved, drawn.version)
-        if drawn is not None:  # weights must not change under it
+            try:
+                with failing_together():
+                    generation = drawn.completions.result()
+            except ServiceError as error:
+                _log.warning(
+                    "What was to be sampled ahead is sampled now, by these weights. %s", error
+                )
+            else:
+                device = request.prompts.ids.device
+                moved: Generation = change_tensors(lambda x: x.to(device), generation)
+                return self.stamp(moved, drawn.version)
+        elif drawn is not None:  # weights must not change under it
             drawn.completions.exception()
         return self.engine.sample(backbone, request)
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import inspect
 import re
+import signal
 import warnings
 from argparse import ArgumentError
 from datetime import timedelta
@@ -18,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import MetricsTextColumn
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel as DemoModule
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.connectors.logger_connector import logger_connector
 from peft import LoraConfig
@@ -283,6 +285,23 @@ def test_lightning(tmp_path: Path) -> None:
     )
     trainer.fit(Model(), DataLoader(torch.ones(2, 1)))
     assert seen == ["batch", "batch"]
+
+
+def test_lightning_keeps_what_it_does_on_slurms_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    assert our_lightning.requeue_signal(Trainer(**quiet)) is None  # type: ignore[arg-type]
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    trainer = Trainer(devices=1, **quiet)  # type: ignore[arg-type]
+    assert our_lightning.requeue_signal(trainer) == signal.SIGUSR1
+    assert not our_lightning.saves_within_iterations(trainer)
+    trainer._signal_connector.register_signal_handlers()
+    try:
+        assert our_lightning.saves_within_iterations(trainer), "Lightning's handler is another now"
+    finally:
+        trainer._signal_connector.teardown()
+    off = Trainer(devices=1, plugins=[SLURMEnvironment(auto_requeue=False)], **quiet)  # type: ignore[arg-type]
+    assert our_lightning.requeue_signal(off) is None
 
 
 def test_bars_print_where_they_are_told() -> None:

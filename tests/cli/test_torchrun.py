@@ -21,7 +21,7 @@ TINY = ["-c", "configs/overlays/tiny.yaml", "--data.cache_dir", "cache"]
 def documented(beginning: str) -> list[str]:
     """The command of the page that begins so, as a shell would split it."""
     blocks = re.findall(
-        r"```(?:ba)?sh\n(.*?)```", (ROOT / "docs" / "SCALING.md").read_text(), flags=re.DOTALL
+        r"```(?:ba)?sh[^\n]*\n(.*?)```", (ROOT / "docs" / "SCALING.md").read_text(), flags=re.DOTALL
     )
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return shlex.split(next(line for line in lines if line.startswith(beginning)))

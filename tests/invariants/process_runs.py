@@ -28,7 +28,7 @@ from lit_rlhf.modules import (
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import TDPO1, WPO, AdaptiveKL, TruncatedImportance, WeightedSum
 from lit_rlhf.rewards import LengthReward, ModelReward, NormalizedReward
-from lit_rlhf.rollout import DiskSync, Sampling, VLLMServerEngine
+from lit_rlhf.rollout import Ahead, DiskSync, Sampling, VLLMServerEngine
 from tests.invariants.forked_runs import do, make_trainer
 from tests.invariants.process_others import callbacks_of, other_data, other_makers
 from tests.invariants.resume_runs import make_data
@@ -45,7 +45,8 @@ Rollouts = list[dict[tuple[int, ...], list[list[int]]]]
 
 
 def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
-    """In full where the name says nothing; "lora" and "nf4" put all roles on one base. "vllm" samples with servers."""
+    """In full where the name says nothing; "lora" and "nf4" put all roles on one base. "vllm" samples with
+    servers, "ahead" a step ahead."""
     model, lora = str(world / "tiny-model"), LoraSpec(rank=2)
     spec = ModelSpec(name=model)
     on_one_base = ModelSpec(
@@ -65,6 +66,10 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
     adapter = NormalizedReward(ModelReward(str(world / "reward.ckpt"), batch_tokens=64))
     whole = ModelReward(str(world / "reward.ckpt"), batch_tokens=64, share_base=False)
     kl = AdaptiveKL(init=0.1, target=0.01, horizon=10)
+    corrected = acting | {
+        "recompute_logprobs": True,
+        "importance_correction": TruncatedImportance(),
+    }
     makers: dict[str, Callable[[], RLHFModule]] = {
         "sft": lambda: SupervisedModule(spec, **shared),
         "reward-lora": lambda: RewardModelModule(on_one_base, **shared),
@@ -86,9 +91,14 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
             LengthReward(),
             num_samples=3,
             engine=VLLMServerEngine(list(urls)),
-            recompute_logprobs=True,
-            importance_correction=TruncatedImportance(),
-            **acting,
+            **corrected,
+        ),
+        "ahead": lambda: GRPOPolicyModule(
+            spec,
+            LengthReward(),
+            num_samples=3,
+            engine=Ahead(VLLMServerEngine(list(urls), sync=DiskSync())),
+            **corrected,
         ),
         "vllm": lambda: GRPOPolicyModule(
             spec,

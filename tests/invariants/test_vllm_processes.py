@@ -26,9 +26,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "one": {"module": "vllm-lora"},
         "ddp": {"module": "vllm-lora", "ranks": 2, "strategy": "ddp"},
     },
+    "ahead": {
+        "one ahead": {"module": "ahead"},
+        "fsdp2 ahead": {"module": "ahead", "ranks": 2, "strategy": "fsdp2"},
+    },
 }
-DYING = {"fsdp2", "ddp"}
-"""Where one of two servers stops answering in the middle of the second rollout."""
+DYING = {"fsdp2", "ddp", "fsdp2 ahead"}
+"""Where one of two servers stops answering in the middle of the second rollout, sampled ahead or not."""
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,7 @@ def runs(
     [
         pytest.param("whole", "one", "native", marks=pytest.mark.slow),
         pytest.param("whole", "fsdp2", "native", marks=pytest.mark.slow),
+        pytest.param("ahead", "fsdp2 ahead", "one ahead", marks=pytest.mark.slow),
         ("lora", "ddp", "one"),
     ],
     indirect=["runs"],
@@ -73,6 +78,8 @@ def runs(
 def test_processes_train_as_one(runs: dict[str, Ranks], name: str, as_: str) -> None:
     (whole,) = runs[as_]
     assert whole["moved"] > 1e-3
+    late = {rank["metrics"].get("train/rollout/staleness") for rank in (whole, *runs[name])}
+    assert late == {1.0 if "ahead" in name else None}
     for rank in runs[name]:
         for key, expected in whole["parameters"].items():
             torch.testing.assert_close(rank["parameters"][key], expected, **PROCESSES, msg=key)

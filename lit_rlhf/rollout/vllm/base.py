@@ -2,12 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 import torch
 
 from lit_rlhf.distributed import failing_together, from_first_rank
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.models import Backbone, gathered
 from lit_rlhf.rollout.base import RolloutEngine, RolloutRequest, end_tokens
 from lit_rlhf.rollout.native import GeneratedRows
@@ -32,6 +33,8 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
     """
 
     own_arithmetic = False
+    wait: float = 0.0
+    """Seconds that `bring` waits for a vLLM that was lost."""
 
     def __init__(self, sync: WeightSync) -> None:
         self.sync = sync
@@ -70,6 +73,10 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
             self.probe.check_base(sampler, backbone, prompt)
             self._checked.add(key)
 
+    def forget(self, sampler: Sampler) -> None:
+        """Check a vLLM's base again, as it was started anew."""
+        self._checked = {key for key in self._checked if key[0] != id(sampler)}
+
     # -- the engine ---------------------------------------------------------------------------------------------------
 
     def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
@@ -80,6 +87,13 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
                 samples otherwise than asked.
         """
         sample = self.begin(backbone, request)
+        try:
+            with failing_together():
+                return sample()
+        except ServiceError:
+            if self.wait == 0:
+                raise
+        sample = self.begin(backbone, request)  # no server was left, and it waits for one
         with failing_together():
             return sample()
 

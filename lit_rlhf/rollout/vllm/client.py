@@ -30,8 +30,10 @@ class VLLMServer(Sampler):
     def __str__(self) -> str:
         return f"The vLLM server at {self._url}"
 
-    def look(self, backbone: Backbone, longest: int, retries: int | None = None) -> None:
+    def look(self, backbone: Backbone, longest: int, retries: int | None = None) -> bool:
         """Ask what it serves, and refuse what can't be sampled from.
+
+        Returns whether it was started anew since the last look: weights that it had taken are gone.
 
         Args:
             backbone: Whose base it should hold.
@@ -58,12 +60,14 @@ class VLLMServer(Sampler):
                 f"sampling.max_new_tokens needs {longest}. "
                 "Start it with more, or shorten one of them."
             )
-        if not self.base:
+        base = str(bases[0]["id"])
+        adapters = {str(model["id"]) for model in known} - {base}
+        weights = None if self._weights is None else self._told_weights()
+        anew = weights != self._weights or not self._adapters <= adapters
+        if anew or not self.base:
             self._check_tokenizer(backbone)
-        self.base = str(bases[0]["id"])
-        self._adapters = {str(model["id"]) for model in known} - {self.base}
-        if self._weights is not None:  # it may have been started anew since
-            self._weights = self._told_weights()
+        self.base, self._adapters, self._weights = base, adapters, weights
+        return anew
 
     def holds(self, version: Version) -> bool:
         """As it said when it was last looked at."""

@@ -1,5 +1,6 @@
 """vLLM servers, in an environment, on devices or on machines of their own."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,10 @@ COMMAND = (
 _CONNECTIONS = 256
 _QUICK = 30.0
 """Seconds in which a server that works tells its models."""
+_PAUSE = 1.0
+"""Seconds between two looks at servers that are waited for."""
+
+_log = logging.getLogger(__name__)
 
 
 class _Ready(NamedTuple):
@@ -49,8 +54,8 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
     The policy's weights are brought to every server, by `sync`, before one of them is asked for a completion of that
     version, and the log-probs of a few tokens compared after each change. The samples of a prompt go to one server,
     prompts take turns. A server that fails is left out, and its requests go to the others; it is asked again after a
-    while, and takes part once it holds the weights. Training processes share the servers: the first brings the weights,
-    each asks for its own prompts.
+    while, and takes part once it holds the weights. When none is left, it waits for one (`wait`). Training processes
+    share the servers: the first brings the weights, each asks for its own prompts.
 
     What is said of log-probs, seeds and resuming at `VLLMEngine` holds here too. Anyone who can reach a server can load
     adapters into it: keep it on a network that is yours, or give it a key (`--api-key`), which only its paths under
@@ -62,7 +67,8 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
             system that the servers share.
         api_key_env: Environment variable that holds the servers' API key. None: no key.
         timeout: Most seconds that a completion may take, its time in the server's queue included.
-        wait: Seconds to wait at the start for servers that don't answer yet.
+        wait: Seconds to wait at the start for servers that don't answer yet, and in training, when none is left, for
+            one that is started again: it gets the weights, and the rollout is sampled anew.
         ask_again: Seconds after which a server that failed is asked again.
 
     Raises:
@@ -107,21 +113,25 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
             ServiceError: Later on, none is left.
         """
         version = self.sync.publish(backbone, role)
-        asked = self.servers.live() + self.servers.due()
-        fit = self._each(asked, lambda server: self._look(server, backbone, longest), len(asked))
-        fit = self._each(fit, lambda s: self.check_base(s, backbone, prompt, version))
-        if version is not None:
+
+        def ready(asked: list[VLLMServer]) -> list[VLLMServer]:
+            fit = self._each(asked, lambda each: self._look(each, backbone, longest), len(asked))
+            fit = self._each(fit, lambda each: self.check_base(each, backbone, prompt, version))
+            if version is None:
+                return fit
             new = [server for server in fit if not server.holds(version)]
-            loaded = self._each(new, lambda server: self.sync.load(server, version), len(new))
+            loaded = self._each(new, lambda each: self.sync.load(each, version), len(new))
             right = self._each(
-                loaded, lambda s: self.probe.check(s, backbone, role, prompt, version)
+                loaded, lambda each: self.probe.check(each, backbone, role, prompt, version)
             )
-            fit = [server for server in fit if server not in new or server in right]
+            return [server for server in fit if server not in new or server in right]
+
+        fit = ready(self.servers.live() + self.servers.due())
+        if not fit and not self._started:
+            raise self._nobody_at_all(backbone, self.servers.nobody())
+        fit = fit or self._wait_for_one(ready)
         for server in fit:
             self.servers.take_back(server)
-        if not fit:
-            error = self.servers.nobody()
-            raise error if self._started else self._nobody_at_all(backbone, error)
         self._started = True
         self.sync.retire(fit)
         servers = self.servers.servers
@@ -178,16 +188,32 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
 
     def _look(self, server: VLLMServer, backbone: Backbone, longest: int) -> None:
         """See what a server is, waiting for it at the start."""
-        if self._started:
-            return server.look(backbone, longest)
-        until = time.monotonic() + self.wait
+        until = time.monotonic() + (0.0 if self._started else self.wait)
         while True:
             try:
-                return server.look(backbone, longest, retries=0)
+                if server.look(backbone, longest, retries=None if self._started else 0):
+                    self.forget(server)
             except ServiceError:
                 if time.monotonic() >= until:
                     raise
-            time.sleep(1.0)
+                time.sleep(_PAUSE)
+            else:
+                return
+
+    def _wait_for_one(
+        self, ready: Callable[[list[VLLMServer]], list[VLLMServer]]
+    ) -> list[VLLMServer]:
+        """Ask all servers again and again, until one is ready; they were, before."""
+        until = time.monotonic() + self.wait
+        error = self.servers.nobody()
+        if self.wait:
+            _log.warning("No vLLM server is left; waiting %g seconds for one. %s", self.wait, error)
+        while isinstance(error, ServiceError) and time.monotonic() < until:
+            time.sleep(_PAUSE)
+            if fit := ready(self.servers.servers):
+                return fit
+            error = self.servers.nobody()
+        raise error
 
     def _nobody_at_all(self, backbone: Backbone, error: LitRLHFError) -> ConfigurationError:
         spec, port = backbone.spec, urlsplit(self.urls[0]).port or 80

@@ -4,12 +4,6 @@ The variable names an interpreter that has vLLM; without it this one must. Engin
 this interpreter has vLLM.
 """
 
-import importlib.util
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,12 +34,10 @@ from tests.reference.generations import LENGTHS, make_prompts, make_request, mak
 from tests.tolerances import FP32_MODEL
 from tests.unit.callbacks.standins import quiet_trainer
 from tests.unit.modules.policies import CountVowels, prompt_loader
+from tests.unit.rollout.real_vllm import HERE, serving_vllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 STOPS = list(range(60, 110))
-HERE = importlib.util.find_spec("vllm") is not None
-PYTHON = os.environ.get("LIT_RLHF_VLLM_PYTHON") or (sys.executable if HERE else None)
-STARTUP_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -57,61 +49,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server for that model, started as the documentation says."""
-    if PYTHON is None:
-        pytest.skip(
-            "vLLM isn't installed here, and LIT_RLHF_VLLM_PYTHON names no interpreter that has it"
-        )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [
-        "--model",
-        model_dir,
-        "--dtype",
-        "float32",
-        "--port",
-        port,
-        "--host",
-        "127.0.0.1",
-        "--enable-lora",
-        "--enforce-eager",
-    ]
-    words += [
-        "--max-lora-rank",
-        "16",
-        "--logprobs-mode",
-        "processed_logprobs",
-        "--generation-config",
-        "vllm",
-    ]
-    environment = os.environ | {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-    }
-    environment.pop("PYTHONPATH", None)
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", *map(str, words)]
-    with (
-        log.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, env=environment) as server,
-    ):
-        address = f"http://127.0.0.1:{port}"
-        try:
-            _wait_for(server, address, log)
-            yield address
-        finally:
-            server.terminate()
-
-
-def _wait_for(server: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
-    deadline = time.monotonic() + STARTUP_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            if httpx.get(f"{address}/health", timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            time.sleep(1)
-    pytest.fail(f"the server didn't start:\n{log.read_text()[-4000:]}")
+    with serving_vllm(model_dir, tmp_path_factory.mktemp("server")) as (server,):
+        yield server.url
 
 
 @pytest.fixture(params=["server", "owned"], scope="module")

@@ -1,6 +1,8 @@
 """Several servers, whole weights, what may be wrong with a server: on loopback, speaking vLLM's HTTP."""
 
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.rollout import DiskSync, NativeEngine, Sampling, VLLMServerEngine
+from lit_rlhf.rollout.vllm import server as server_module
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import Generation
 from tests.loopback import Loopback, serving
@@ -116,6 +119,45 @@ def test_when_no_server_is_left_each_is_named(fakes: Any, backbone: Backbone) ->
     with pytest.raises(ServiceError, match=r"None of the 2 servers answers\.") as caught:
         sample(engine, backbone)
     assert all(loopback.url in str(caught.value) for _, loopback in fakes)
+
+
+def revive(fake: FakeServer, model_dir: Path) -> None:
+    fake.vllm = FakeServer(model_dir).vllm
+    fake.die_after, fake.down = None, False
+
+
+@pytest.mark.parametrize("when", ["between rollouts", "in a rollout"])
+def test_when_no_server_is_left_one_is_waited_for(
+    fakes: Any,
+    backbone: Backbone,
+    tiny_model_dir: Path,
+    when: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "_PAUSE", 0.05)
+    engine = engine_on(fakes, wait=30.0)
+    sample(engine, backbone)
+    move(backbone, 2)
+    for fake, _ in fakes:
+        fake.down = when == "between rollouts"
+        fake.die_after = len(fake.completions) + 4
+    threading.Timer(0.5, revive, [fakes[1][0], tiny_model_dir]).start()
+    same(sample(engine, backbone), sample(NativeEngine(), backbone))
+    assert "No vLLM server is left; waiting 30 seconds for one. None of the 2" in caplog.text
+    assert fakes[0][0].down
+
+
+def test_one_that_comes_back_as_another_model_is_refused(
+    fakes: Any, backbone: Backbone, tmp_path: Path
+) -> None:
+    engine = engine_on(fakes[:1], wait=60.0)
+    sample(engine, backbone)
+    fakes[0][0].vllm = FakeServer(write_tiny_model(tmp_path / "other", seed=1)).vllm
+    begun = time.monotonic()
+    with pytest.raises(ConfigurationError, match="base isn't the policy's"):
+        sample(engine, backbone)
+    assert time.monotonic() < begun + 20
 
 
 def test_at_the_start_one_may_be_away_and_none_may_be_wrong(
