@@ -327,7 +327,7 @@ class Backbone(nn.Module):
             against: Another model's states, to compare the next-token distributions with.
         """
         states = self.states(batch, num_branches=num_branches, role=role)
-        wanted = states.positions()
+        wanted = states.positions
         size = states.mask.shape
         picked = (
             states.hidden.index_select(0, states.source.flatten()[wanted])
