@@ -326,8 +326,9 @@ class Backbone(nn.Module):
             hidden: The states before the branches' tokens, for another model's `against`.
             against: Another model's states, to compare the next-token distributions with.
         """
-        states = self.states(batch, num_branches=num_branches, role=role)
-        wanted = states.positions
+        with self.use_role(role):
+            states = self._runner(batch, num_branches)
+        wanted = states.positions()
         size = states.mask.shape
         picked = (
             states.hidden.index_select(0, states.source.flatten()[wanted])
