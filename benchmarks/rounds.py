@@ -7,7 +7,7 @@
 Arms differ in how the prompts are parted and in beta alone. Two rounds towards one reward end where one with half of
 beta would, so that is an arm, too. A policy is judged by the world's utility of what it writes to held-out prompts, and
 by its KL to the initial policy. What is done isn't done again; the last line of each arm stands in `rounds.json` of its
-directory, `<demo>/rounds/<seed>/<arm>`.
+directory, `<demo>/rounds/<lr>/<seed>/<arm>`.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def utility(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return DemoConfig().world.world.utilities(prompts, responses)
 
 
-def training(arm: Arm, demo: Path) -> Training:
+def training(arm: Arm, lr: float, demo: Path) -> Training:
     """DPO of all weights, on the labels of the round or of all so far."""
     options = {
         "trainer": {"accelerator": "cpu", "logger": False},
@@ -73,7 +73,7 @@ def training(arm: Arm, demo: Path) -> Training:
             "init_args": {
                 "backbone": {"dtype": "float32"},
                 "loss": {"class_path": "DPO", "init_args": {"beta": arm.beta}},
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-4}},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr}},
             }
         },
         "data": {
@@ -95,14 +95,14 @@ def prompts_of(arm: Arm, seed: int) -> list[list[dict[str, str]]]:
     return [rows[i * each : (i + 1) * each] for i in range(arm.rounds)]
 
 
-def run(arm: Arm, seed: int, demo: Path, directory: Path) -> dict[str, Any]:
+def run(arm: Arm, lr: float, seed: int, demo: Path, directory: Path) -> dict[str, Any]:
     """The rounds of an arm; measures of the initial policy and of the last one, and how many labels it had."""
     parts = prompts_of(arm, seed)
     files = [_write(directory / f"prompts-{i}.jsonl", part) for i, part in enumerate(parts)]
     heldout = _write(directory / "heldout.jsonl", DemoConfig().world.prompts(_HELDOUT, "heldout"))
     rounds = Rounds(
         str(demo / "sft" / "export"),
-        IterativeDPO(RewardFeedback(files, JUDGE, _SAMPLES, SAMPLE), training(arm, demo)),
+        IterativeDPO(RewardFeedback(files, JUDGE, _SAMPLES, SAMPLE), training(arm, lr, demo)),
         directory,
         arm.rounds,
         Evaluation(heldout, JUDGE, sample=SAMPLE),
@@ -149,13 +149,14 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="directory that `lit-rlhf demo` wrote")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--lr", type=float, default=1e-4, help="of DPO")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.arms}
     for seed in options.seeds:
         for name, runs in found.items():
-            directory = options.demo / "rounds" / str(seed) / name
-            runs.append(run(ARMS[name], seed, options.demo, directory))
+            directory = options.demo / "rounds" / f"{options.lr:g}" / str(seed) / name
+            runs.append(run(ARMS[name], options.lr, seed, options.demo, directory))
             print(seed, name, runs[-1], flush=True)
     print(table(found))
 

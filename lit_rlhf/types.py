@@ -330,8 +330,8 @@ class Rollout:
         """
         samples = torch.arange(self.num_samples, device=prompts.device)
         rows = (prompts[:, None] * self.num_samples + samples).flatten()
-        width = max(int(self.prompts.mask[prompts].sum(-1).max()), 1)
-        length = max(int(self.response_mask[rows].sum(-1).max()), 1)
+        longest = [self.prompts.mask[prompts].sum(-1).max(), self.response_mask[rows].sum(-1).max()]
+        width, length = torch.stack(longest).clamp_min(1).tolist()  # one wait for the device
         return self.map(
             lambda tensor: tensor[prompts, :width],
             lambda tensor: tensor[rows, :length] if tensor.dim() == 2 else tensor[rows],

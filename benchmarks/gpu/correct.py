@@ -15,6 +15,7 @@ from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import Rows, Setting
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.models.kernels import flash_branches
 from lit_rlhf.modules import PPOPolicyModule, Updates
 from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import generator, uniforms
@@ -24,6 +25,7 @@ from lit_rlhf.types import Prompts
 # In float32, TF32 off. Sums run in another order on each device, and training carries what that rounds.
 FORWARD, GRADIENT, CURVE, SAMPLED = 1e-5, 1e-4, 2e-3, 0.01
 EXPORT = 1e-3
+HALF = 0.05  # bfloat16 rounds each number to 0.004 of it
 WATCHED = {
     "SFT": "train/loss",
     "reward model": "train/loss",
@@ -56,6 +58,8 @@ def same_as_cpu(setting: Setting, result: Result) -> None:
         for name, value in ours.items():
             limit = GRADIENT if name == "gradient" else FORWARD
             result.check(f"{name}, {branching}", _distance(theirs[name], value), limit)
+    if setting.on_gpu:
+        _branched_kernels(setting, result)
     ours, theirs = (_samples(setting, device) for device in _devices(setting))
     other = float((ours != theirs).float().mean()) if ours.shape == theirs.shape else 1.0
     result.check("share of sampled tokens that differ", other, SAMPLED)
@@ -105,6 +109,21 @@ def resume(setting: Setting, result: Result) -> None:
     result.check("tensors that differ", float(len(unequal)), 0.0)
 
 
+def _branched_kernels(setting: Setting, result: Result) -> None:
+    """Prompts computed once, in the kernels for bfloat16, beside rows of their own in float32."""
+    for width in (8, 64, 128):
+        with result.attempt(f"flash kernels for branches, heads of {width}"):
+            gap = flash_branches.largest_gap(setting.device, torch.bfloat16, width)
+            result.check(f"flash kernels for branches, heads of {width}", gap, HALF)
+    serves = flash_branches.serves(setting.device, torch.bfloat16, 8)
+    result.note("branched attention in bfloat16", "flash" if serves else "masks: see the log")
+    theirs = _passes(setting, setting.device, "expanded")
+    ours = _passes(setting, setting.device, "shared", "bfloat16")
+    for name, value in theirs.items():
+        limit = 3 * HALF if name == "gradient" else HALF
+        result.check(f"{name}, shared in bfloat16", _distance(ours[name], value), limit)
+
+
 def _devices(setting: Setting) -> tuple[torch.device, torch.device]:
     return torch.device("cpu"), setting.device
 
@@ -115,8 +134,10 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
-def _backbone(setting: Setting, device: torch.device, branching: Any) -> Backbone:
-    spec = ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8), branching=branching)
+def _backbone(
+    setting: Setting, device: torch.device, branching: Any, dtype: Any = "float32"
+) -> Backbone:
+    spec = ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8), branching=branching, dtype=dtype)
     backbone = Backbone.load(spec)
     backbone.add_adapter("policy")
     backbone.add_head("value", drawn=True)
@@ -134,8 +155,10 @@ def _batch(setting: Setting, device: torch.device) -> Any:
     return {name: batch[name].to(device) for name in ("input_ids", "branch_ids", "position_ids")}
 
 
-def _passes(setting: Setting, device: torch.device, branching: str) -> dict[str, Tensor]:
-    backbone = _backbone(setting, device, branching)
+def _passes(
+    setting: Setting, device: torch.device, branching: str, dtype: str = "float32"
+) -> dict[str, Tensor]:
+    backbone = _backbone(setting, device, branching, dtype)
     batch = _batch(setting, device)
     out = backbone(batch, num_branches=2, logprobs=True, entropy=True, values="value")
     (out.logprobs.sum() + out.values.sum()).backward()

@@ -18,8 +18,9 @@ from benchmarks.gpu.decoding import decoding
 from benchmarks.gpu.machine import machine
 from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import SIZES, Setting
+from benchmarks.gpu.waits import waits
 
-ALONE = (machine, same_as_cpu, resume, export, precisions, decoding)
+ALONE = (machine, same_as_cpu, resume, export, precisions, decoding, waits)
 PARTS: dict[str, Callable[[Setting, Result], None]] = {
     part.__name__: part for part in ALONE
 } | training.PARTS

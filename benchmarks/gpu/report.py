@@ -12,7 +12,7 @@ from benchmarks.gpu.result import Result
 TOLERATED = 0.05
 HIGHER = ("tokens_per_s", "tflops", "gb_per_s")
 """Units of which more is better; of `LOWER` less is. Others follow from these."""
-LOWER = ("peak_gib", "ms_per_step", "seconds")
+LOWER = ("peak_gib", "ms_per_step", "seconds", "waits")
 HEADINGS = {
     "seconds": "s a step",
     "first_seconds": "first step, s",
@@ -23,6 +23,7 @@ HEADINGS = {
     "reserved_gib": "reserved, GiB",
     "tflops": "TFLOP/s",
     "gb_per_s": "GB/s",
+    "waits": "waits",
 }
 NOT_RUN = """# On a GPU
 

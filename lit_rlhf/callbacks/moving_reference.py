@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import iterations_done
+from lit_rlhf.models import divide
 from lit_rlhf.modules.base import RLHFModule
 
 
@@ -81,4 +82,5 @@ class MovingReference(Callback):
             self._move(pl_module)
 
     def _move(self, module: Any) -> None:
+        divide(module)  # the reference's forward has no backward
         module.reference.move(dict(module.named_parameters()), self.alpha)

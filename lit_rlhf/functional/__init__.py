@@ -17,6 +17,7 @@ from lit_rlhf.functional.advantages import (
 from lit_rlhf.functional.branches import (
     BranchLayout as BranchLayout,
     BranchParts as BranchParts,
+    BranchSegments as BranchSegments,
     ExpandedRows as ExpandedRows,
     PackedRows as PackedRows,
     add_mismatched_branches as add_mismatched_branches,
@@ -24,6 +25,7 @@ from lit_rlhf.functional.branches import (
     branch_attention_mask as branch_attention_mask,
     branch_layout as branch_layout,
     branch_parts as branch_parts,
+    branch_segments as branch_segments,
     expand_branches as expand_branches,
     pack_branches as pack_branches,
 )

@@ -22,6 +22,8 @@ class BranchLayout(NamedTuple):
     """Whether the token exists."""
     last: Int[Tensor, "rows branches"]
     """Position of the branch's last token (0 where the branch is empty)."""
+    lengths: Int[Tensor, "rows parts"]
+    """(B, 1 + K) on the CPU, so that sizes cost no wait for a device: tokens of the prompt and of each branch."""
 
 
 class ExpandedRows(NamedTuple):
@@ -45,6 +47,33 @@ class BranchParts(NamedTuple):
     """(B * L,) where each position stands in (B * P) positions of prompts followed by the (N * T) of branches."""
     mask: Bool[Tensor, "sequences 1 time keys"]
     """(N, 1, T, P + T): a branch's tokens attend to its prompt and to those before them in the branch."""
+
+    @property
+    def positions(self) -> int:
+        """B * L."""
+        return len(self.place)
+
+
+class BranchSegments(NamedTuple):
+    """Where the parts of branched rows lie one after another among (B * L) positions, for kernels that read them so.
+
+    n tokens of branches, m of prompts; places where sequences begin are int32 and end with the end of the last.
+    """
+
+    own: Int[Tensor, " starts"]
+    """Where each part begins: prompt, branches and padding of each row."""
+    longest: int
+    asking: Int[Tensor, " queries"]
+    """(n,) positions of the branches' tokens, row by row."""
+    asking_from: Int[Tensor, " rows_and_one"]
+    """Where those of each row begin among the n."""
+    longest_asking: int
+    prompt: Int[Tensor, " keys"]
+    """(m,) positions of the prompts' tokens."""
+    prompt_from: Int[Tensor, " rows_and_one"]
+    longest_prompt: int
+    positions: int
+    """B * L."""
 
 
 class PackedRows(NamedTuple):
@@ -72,18 +101,17 @@ def branch_layout(branch_ids: Int[Tensor, "rows length"], num_branches: int) -> 
     """
     wanted = torch.arange(1, num_branches + 1, device=branch_ids.device)
     member = branch_ids[:, None, :] == wanted[None, :, None]  # (B, K, L)
-    lengths = member.sum(-1)
+    counts = part_lengths(branch_ids, num_branches)
+    prompt_last, lengths, on_host = counts[:, 0] - 1, counts[:, 1:], counts.cpu()
     start = member.int().argmax(-1)
-    steps = torch.arange(
-        max(int(lengths.max()) if lengths.numel() else 0, 1), device=branch_ids.device
-    )
+    longest = int(on_host[:, 1:].max()) if lengths.numel() else 0
+    steps = torch.arange(max(longest, 1), device=branch_ids.device)
     mask = steps < lengths[..., None]
     index = (start[..., None] + steps) * mask
-    prompt_last = (branch_ids == 0).sum(-1) - 1
     first = steps == 0
     source = torch.where(first, prompt_last[:, None, None], index - 1).clamp_min(0) * mask
     last = (start + lengths - 1) * (lengths > 0)
-    return BranchLayout(index, source, mask, last)
+    return BranchLayout(index, source, mask, last, on_host)
 
 
 def branch_attention_mask(
@@ -108,12 +136,12 @@ def branch_parts(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -
     rows, length = branch_ids.shape
     _, branches, time = layout.index.shape
     prompt_lengths = (branch_ids == 0).sum(-1)
-    width = max(int(prompt_lengths.max()), 1)
+    width = max(int(layout.lengths[:, 0].max()), 1)
     offset = torch.arange(rows, device=branch_ids.device)[:, None] * length
     take = (layout.index.flatten(1) + offset).flatten()
     steps = torch.arange(length, device=branch_ids.device).clamp_max(width - 1)
     place = (torch.arange(rows, device=branch_ids.device)[:, None] * width + steps).flatten()
-    exists = layout.mask.flatten().nonzero().squeeze(-1)
+    exists = existing(layout).to(branch_ids.device, non_blocking=True)
     place = place.index_copy(0, take[exists], rows * width + exists)
     in_prompt = torch.arange(width, device=branch_ids.device) < prompt_lengths[:, None]
     before = torch.ones(time, time, dtype=torch.bool, device=branch_ids.device).tril()
@@ -121,6 +149,54 @@ def branch_parts(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -
     prompt = in_prompt.repeat_interleave(branches, 0)[:, None].expand(sequences, time, width)
     mask = torch.cat([prompt, before.expand(sequences, time, time)], dim=-1)[:, None]
     return BranchParts(width, take, place, mask)
+
+
+def part_lengths(
+    branch_ids: Int[Tensor, "rows length"], num_branches: int
+) -> Int[Tensor, "rows parts"]:
+    """(B, 1 + K): tokens of each row's prompt and of its branches.
+
+    Example:
+        >>> part_lengths(torch.tensor([[0, 0, 1, 1, 2, -1]]), 2)
+        tensor([[2, 2, 1]])
+    """
+    parts = torch.arange(num_branches + 1, device=branch_ids.device)
+    return (branch_ids[:, None, :] == parts[None, :, None]).sum(-1)
+
+
+def existing(layout: BranchLayout) -> Int[Tensor, " tokens"]:
+    """On the CPU: where among (N * T) there are tokens of branches."""
+    steps = torch.arange(layout.mask.shape[-1])
+    return (steps < layout.lengths[:, 1:, None]).flatten().nonzero().squeeze(-1)
+
+
+def branch_segments(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -> BranchSegments:
+    """Find the parts of branched rows as sequences that lie one after another; `layout` is theirs."""
+    rows, length = branch_ids.shape
+    lengths = layout.lengths
+    prompts, branches = lengths[:, 0], lengths[:, 1:].sum(-1)
+    own = torch.cat([lengths, (length - lengths.sum(-1))[:, None]], dim=1).flatten()
+    steps = torch.arange(length)
+    in_prompt = steps < prompts[:, None]
+    in_branch = ~in_prompt & (steps < (prompts + branches)[:, None])
+
+    def moved(x: Tensor) -> Tensor:
+        return x.to(branch_ids.device, non_blocking=True)
+
+    def begins(counts: Tensor) -> Tensor:
+        return moved(torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int())
+
+    return BranchSegments(
+        own=begins(own),
+        longest=int(own.max()),
+        asking=moved(in_branch.flatten().nonzero().squeeze(-1)),
+        asking_from=begins(branches),
+        longest_asking=int(branches.max()),
+        prompt=moved(in_prompt.flatten().nonzero().squeeze(-1)),
+        prompt_from=begins(prompts),
+        longest_prompt=int(prompts.max()),
+        positions=rows * length,
+    )
 
 
 def expand_branches(

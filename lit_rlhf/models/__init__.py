@@ -25,5 +25,5 @@ from lit_rlhf.models.lm_head import Comparison as Comparison
 from lit_rlhf.models.modes import evaluating as evaluating
 from lit_rlhf.models.policies import load_policy as load_policy
 from lit_rlhf.models.reward_models import load_reward_model as load_reward_model
-from lit_rlhf.models.sharding import gathered as gathered, shard as shard
+from lit_rlhf.models.sharding import divide as divide, gathered as gathered, shard as shard
 from lit_rlhf.models.specs import LoraSpec as LoraSpec, ModelSpec as ModelSpec

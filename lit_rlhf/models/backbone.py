@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.branches import BranchParts
 from lit_rlhf.internals.bitsandbytes import keep_arithmetic
 from lit_rlhf.models.adapters import RoleAdapters
 from lit_rlhf.models.branched import BranchRunner, BranchStates, Costs, spread
@@ -20,7 +19,7 @@ from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.checks import check_decoder
 from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.kernels import use_kernels
-from lit_rlhf.models.kernels.attention import apart, current_parts
+from lit_rlhf.models.kernels.attention import Apart, apart, current_parts
 from lit_rlhf.models.lm_head import Comparison, LMHead
 from lit_rlhf.models.loading import (
     DTYPES,
@@ -413,7 +412,7 @@ class Backbone(nn.Module):
         return nullcontext(), self._as_now(self._adapters.active, current_parts())
 
     @contextmanager
-    def _as_now(self, role: str | None, parts: BranchParts | None) -> Iterator[None]:
+    def _as_now(self, role: str | None, parts: Apart) -> Iterator[None]:
         with self._adapters.use(role), apart(parts):
             yield
 

@@ -19,11 +19,14 @@ from lit_rlhf.functional.branches import (
     branch_attention_mask,
     branch_layout,
     branch_parts,
+    branch_segments,
+    existing,
     expand_branches,
     pack_branches,
 )
 from lit_rlhf.internals.transformers import accepts, attention_of
-from lit_rlhf.models.kernels.attention import apart, computes_apart
+from lit_rlhf.models.kernels import flash_branches
+from lit_rlhf.models.kernels.attention import Apart, apart, computes_apart
 from lit_rlhf.models.specs import Branching
 from lit_rlhf.types import BranchedBatch
 
@@ -41,12 +44,13 @@ class BranchStates(NamedTuple):
     last: Tensor  # (N,) index of the state at each branch's last token
     mask: Tensor  # (N, T) bool
     tokens: Tensor  # (N, T) int64, 0 where masked
+    layout: BranchLayout
 
     def positions(self) -> Tensor:
         """Indices into (N * T) of the tokens that exist."""
         if self.mask.is_meta:  # how many there are can't be known: all
             return torch.arange(self.mask.numel(), device=self.mask.device)
-        return self.mask.flatten().nonzero().squeeze(-1)
+        return existing(self.layout).to(self.mask.device, non_blocking=True)
 
     def before(self, token_id: int) -> Tensor:
         """(N,) index of the state at each branch's last token other than `token_id`, else at the prompt's last."""
@@ -102,9 +106,12 @@ class Costs:
         """Of B rows under a mask, which makes kernels compute all pairs."""
         return rows * length * (self.per_token + length * self.per_pair)
 
-    def split(self, rows: int, length: int, prompt: int, sequences: int, time: int) -> float:
-        """Of B rows whose prompts and N branches are computed apart."""
-        pairs = rows * prompt**2 * self.causal_share + sequences * time * (prompt + time)
+    def split(
+        self, rows: int, length: int, prompt: int, sequences: int, time: int, *, flash: bool = False
+    ) -> float:
+        """Of B rows whose prompts and N branches are computed apart, in flash kernels or under a mask."""
+        own = time * (self.causal_share if flash else 1.0)
+        pairs = rows * prompt**2 * self.causal_share + sequences * time * (prompt + own)
         return rows * length * self.per_token + pairs * self.per_pair
 
     def expanded(self, sequences: int, length: int) -> float:
@@ -120,16 +127,24 @@ class Costs:
                 weights += module.nx * module.nf
             elif isinstance(module, nn.Linear):
                 weights += module.in_features * module.out_features
-        sizes = config.to_dict()  # attributes of configs that differ by layer raise
-        heads: int = (
-            sizes.get("num_attention_heads") or getattr(config, "num_attention_heads", None) or 0
-        )
-        width = heads * (sizes.get("head_dim") or config.hidden_size // max(heads, 1))
+        heads = number_of_heads(config)
         return Costs(
             2.0 * weights,
-            4.0 * width * config.num_hidden_layers,
+            4.0 * heads * head_width(config) * config.num_hidden_layers,
             1.0 if attention == "eager" else 0.5,
         )
+
+
+def number_of_heads(config: PretrainedConfig) -> int:
+    """Of a layer's queries; 0 where there are none."""
+    heads = config.to_dict().get("num_attention_heads")  # attributes that differ by layer raise
+    return heads or getattr(config, "num_attention_heads", None) or 0
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """Numbers of a head."""
+    width: int | None = config.to_dict().get("head_dim")
+    return width or config.hidden_size // max(number_of_heads(config), 1)
 
 
 class BranchRunner:
@@ -157,6 +172,7 @@ class BranchRunner:
         self.limit = length_limit(config)
         self.additive_mask = attention_of(config) == "eager"
         self.splits = computes_apart(config)
+        self.head_width = head_width(config)
         self.costs = Costs.of(trunk, config, attention)
         if branching == "shared":
             self.require_shared()
@@ -204,13 +220,15 @@ class BranchRunner:
             return (
                 False  # an ordinary causal row already, and without a mask its kernel is the faster
             )
-        prompts = (branch_ids == 0).sum(-1)
-        longest = int((prompts[:, None] + layout.mask.sum(-1)).max())
+        prompts = layout.lengths[:, 0]
+        longest = int((prompts + layout.lengths[:, 1:].amax(-1)).max())
         expanded = self.costs.expanded(rows * branches, longest)
         if self.splits:
             time = layout.mask.shape[-1]
             return (
-                self.costs.split(rows, length, int(prompts.max()), rows * branches, time)
+                self.costs.split(
+                    rows, length, int(prompts.max()), rows * branches, time, flash=self.is_flash()
+                )
                 <= expanded
             )
         return self.costs.shared(rows, length) <= expanded
@@ -221,9 +239,7 @@ class BranchRunner:
         mask = branch_attention_mask(branch_ids)
         if self.additive_mask:
             mask = self._additive(mask)
-        with apart(
-            branch_parts(branch_ids, layout) if self.splits and not branch_ids.is_meta else None
-        ):
+        with apart(self._apart(branch_ids, layout)):
             output = self.trunk(
                 input_ids=batch["input_ids"],
                 attention_mask=mask,
@@ -231,6 +247,21 @@ class BranchRunner:
                 use_cache=False,
             )
         return _gather(output.last_hidden_state, batch["input_ids"], layout)
+
+    def is_flash(self) -> bool:
+        """Whether prompts and branches are computed apart by flash kernels."""
+        weight = next(p for p in self.trunk.parameters() if p.is_floating_point())
+        kind = weight.device.type
+        mixed = kind == "cuda" and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if mixed else weight.dtype
+        return self.splits and flash_branches.serves(weight.device, dtype, self.head_width)
+
+    def _apart(self, branch_ids: Tensor, layout: BranchLayout) -> Apart:
+        if not self.splits or branch_ids.is_meta:
+            return None
+        if self.is_flash():
+            return branch_segments(branch_ids, layout)
+        return branch_parts(branch_ids, layout)
 
     def expanded(
         self, batch: BranchedBatch, layout: BranchLayout, num_branches: int
@@ -278,7 +309,8 @@ def layout_of(branch_ids: Tensor, num_branches: int) -> BranchLayout:
         return branch_layout(branch_ids, num_branches)
     shape = (branch_ids.shape[0], num_branches, branch_ids.shape[1])
     index = branch_ids.new_empty(shape)
-    return BranchLayout(index, index, index > 0, index[..., 0])
+    lengths = branch_ids.new_empty(shape[0], 1 + num_branches)
+    return BranchLayout(index, index, index > 0, index[..., 0], lengths)
 
 
 def _gather(hidden: Tensor, input_ids: Tensor, layout: BranchLayout) -> BranchStates:
@@ -294,6 +326,7 @@ def _gather(hidden: Tensor, input_ids: Tensor, layout: BranchLayout) -> BranchSt
         last=(layout.last + offset).view(sequences),
         mask=layout.mask.view(sequences, -1),
         tokens=tokens,
+        layout=layout,
     )
 
 

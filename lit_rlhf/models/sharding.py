@@ -61,7 +61,16 @@ def gathered(module: nn.Module) -> Iterator[None]:
         for part in sharded:
             _WHOLE.discard(part)
             part.reshard()
-            part.set_reshard_after_forward(True, recurse=False)
+            # As FSDP2 has it: what a root holds itself, the LM head above all, stays whole from forward to backward.
+            is_root = hasattr(part, "become_root")
+            part.set_reshard_after_forward(not is_root, recurse=False)
+
+
+def divide(module: nn.Module) -> None:
+    """Divide what a forward without a backward left whole: changes of whole parameters are lost when that is done."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule) and part not in _WHOLE:
+            part.reshard()
 
 
 def _layers(decoder: nn.Module) -> Iterator[nn.Module]:

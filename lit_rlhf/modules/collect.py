@@ -70,8 +70,8 @@ def read_completions(
     given = batch.get("given")
     num_samples = len(generation.tokens) // len(prompts.ids)
     decode = partial(_decode, tokenizer)
-    texts = [decode(ids[mask], False) for ids, mask in zip(prompts.ids, prompts.mask, strict=True)]
-    pairs = zip(generation.tokens, generation.mask, strict=True)
+    texts = [decode(ids[mask], False) for ids, mask in on_host(prompts.ids, prompts.mask)]
+    pairs = on_host(generation.tokens, generation.mask)
     return Completions(
         prompt_ids=prompts.ids,
         prompt_mask=prompts.mask,
@@ -83,6 +83,11 @@ def read_completions(
         columns=repeat_columns(batch.get("columns", {}), num_samples),
         given=None if given is None else repeat_columns({"": given}, num_samples)[""],
     )
+
+
+def on_host(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows that stand beside each other, after one transfer of each tensor rather than one of each row."""
+    return zip(*(tensor.cpu() for tensor in tensors), strict=True)
 
 
 @torch.no_grad()

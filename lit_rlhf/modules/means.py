@@ -123,7 +123,8 @@ def rollout_metrics(
             f"{ratio}/mean": kept.mean(),
             f"{ratio}/max": kept.max(),
         }
-    found = {name: float(value) for name, value in metrics.items()}
+    values = torch.stack([value.double() for value in metrics.values()]).tolist()
+    found = dict(zip(metrics, values, strict=True))
     return found | {"kl_coef": kl_coef, "iteration": iteration}
 
 

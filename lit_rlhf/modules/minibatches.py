@@ -98,7 +98,7 @@ def microbatch_indices(
     """Divide a process's share of a minibatch by length, so that each part's padded size stays within a token budget.
 
     Args:
-        lengths: (B,) tokens of all rows.
+        lengths: (B,) tokens of all rows, on the CPU, for they decide how much is computed.
         share: (m,) indices of the rows to divide.
         budget: Padded tokens of one part; a single row may exceed it.
         at_least: The least number of parts: sharded strategies need the same number on every process.
@@ -115,12 +115,13 @@ def microbatch_indices(
 
 def microbatches(minibatch: Stage, budget: int, rank: int, ranks: int) -> list[Stage]:
     """This process's share of a minibatch of all, in parts within a token budget; as many on each process."""
-    lengths = row_lengths(minibatch)
-    everything = torch.arange(minibatch.num_prompts, device=lengths.device)
+    device = minibatch.response_mask.device
+    lengths = row_lengths(minibatch).cpu()
+    everything = torch.arange(minibatch.num_prompts)
     shares = [everything[each::ranks] for each in range(ranks)]
     most = max(len(microbatch_indices(lengths, share, budget)) for share in shares)
     mine = microbatch_indices(lengths, shares[rank], budget, at_least=most)
-    return [minibatch.select(indices) for indices in mine]
+    return [minibatch.select(rows.to(device, non_blocking=True)) for rows in mine]
 
 
 def repeat_columns(columns: Mapping[str, list[Any]], num_samples: int) -> dict[str, list[Any]]:

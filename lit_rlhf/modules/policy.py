@@ -206,7 +206,7 @@ class PolicyModule(RLHFModule):
             order = generator(self.seed, self.iteration, "minibatches", epoch)
             count, ranks = self.updates.minibatches, num_ranks()
             for indices in minibatches.minibatch_indices(rollout.num_prompts, count, order, ranks):
-                yield rollout.select(indices.to(rollout.response_mask.device))
+                yield rollout.select(indices.to(rollout.response_mask.device, non_blocking=True))
 
     def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
         """Sum a minibatch's gradient over microbatches, clip it and step.

@@ -13,6 +13,7 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.functional.branches import add_mismatched_branches
 from lit_rlhf.functional.kl import full_kl
 from lit_rlhf.models import (
+    Comparison,
     Critic,
     ModelSpec,
     ValueHead,
@@ -20,7 +21,6 @@ from lit_rlhf.models import (
     export_policy,
     weights_fingerprint,
 )
-from lit_rlhf.models.lm_head import Comparison
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules.averages import TINY, row_means
 from lit_rlhf.modules.base import RLHFModule

@@ -27,6 +27,7 @@ from lit_rlhf.modules import (
     RLHFModule,
     SPPOPolicyModule,
     SupervisedModule,
+    Updates,
     XPOPolicyModule,
 )
 from lit_rlhf.objectives import KTO, ORPO, HeadEnsemble, LengthDesensitizedDPO
@@ -59,6 +60,7 @@ def other_makers(
     spec = ModelSpec(name=str(world / "tiny-model"))
     on_one_base = ModelSpec(name=str(world / "tiny-model"), lora=LoraSpec(rank=2))
     reward = LengthReward(target=4.0, scale=2.0)
+    one_step = {**acting, "updates": Updates(microbatch_tokens=48)}  # what Reinforce is right for
     return {
         "sft-lora": lambda: SupervisedModule(on_one_base, **shared),
         "reward-heads": lambda: RewardModelModule(spec, HeadEnsemble(), **shared),
@@ -71,10 +73,10 @@ def other_makers(
         "online": lambda: OnlineDPOPolicyModule(spec, reward, **acting),
         "sppo": lambda: SPPOPolicyModule(spec, reward, **acting),
         "xpo": lambda: XPOPolicyModule(spec, reward, **acting),
-        "nash": lambda: NashMDPolicyModule(spec, reward, **acting),
+        "nash": lambda: NashMDPolicyModule(spec, reward, **one_step),
         "rebel": lambda: REBELPolicyModule(spec, reward, **acting),
-        "remax": lambda: ReMaxPolicyModule(spec, reward, **acting),
-        "dapo": lambda: DAPOPolicyModule(spec, reward, num_samples=3, **acting),
+        "remax": lambda: ReMaxPolicyModule(spec, reward, **one_step),
+        "dapo": lambda: DAPOPolicyModule(spec, reward, num_samples=3, oversampling=2, **one_step),
         "ptx": lambda: PPOPtxPolicyModule(
             spec, reward, value=ValueModel(spec), ptx_coef=1.0, **acting
         ),

@@ -5,7 +5,7 @@ saves: SDPA takes the groups as they are. Its backward in bfloat16 is moreover a
 float32 (measured on SmolLM2-135M's shapes: 75 ms a layer against 27). So there short sequences are computed by whole
 products (`dense_attention`) and longer ones by SDPA in float32. Shape and kind of mask decide, in training and
 inference alike, so that both give the same numbers for the same rows. On other devices transformers' own function is
-called.
+called, and flash kernels for branched rows where they serve (`flash_branches`).
 
 Of branched rows, prompts and branches are computed apart within `apart`: a mask over whole rows makes every kernel
 compute the pairs of different branches too, which for K branches of T tokens is about K times the work that counts.
@@ -29,12 +29,15 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lit_rlhf.functional.branches import BranchParts
+from lit_rlhf.functional.branches import BranchParts, BranchSegments
 from lit_rlhf.internals.transformers import attention_of
 from lit_rlhf.models.kernels.dense_attention import dense_attention, pays
+from lit_rlhf.models.kernels.flash_branches import flash_branches, is_half
 
 NAME = "lit_rlhf_grouped"
-_parts: ContextVar[BranchParts | None] = ContextVar("branch_parts", default=None)
+Apart = BranchParts | BranchSegments | None
+"""How prompts and branches are told apart: padded by `BranchParts`, one after another by `BranchSegments`."""
+_parts: ContextVar[Apart] = ContextVar("branch_parts", default=None)
 
 
 class _Attend(Protocol):
@@ -46,7 +49,7 @@ class _Attend(Protocol):
 
 
 @contextmanager
-def apart(parts: BranchParts | None) -> Iterator[None]:
+def apart(parts: Apart) -> Iterator[None]:
     """Let layers with this attention compute prompts and branches of such rows apart; None: as the mask says."""
     token = _parts.set(parts)
     try:
@@ -55,7 +58,7 @@ def apart(parts: BranchParts | None) -> Iterator[None]:
         _parts.reset(token)
 
 
-def current_parts() -> BranchParts | None:
+def current_parts() -> Apart:
     """What `apart` was told."""
     return _parts.get()
 
@@ -111,10 +114,14 @@ def grouped_attention(
     parts = _parts.get()
     if (
         parts is not None
-        and query.shape[0] * query.shape[2] == len(parts.place)
+        and query.shape[0] * query.shape[2] == parts.positions
         and query.shape[2] == key.shape[2]
     ):
-        return _attend_apart(attend, query, key, value, parts), None
+        if isinstance(parts, BranchParts):
+            return _attend_apart(attend, query, key, value, parts), None
+        if is_half(query, key, value) and softcap is None and not dropout:
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            return flash_branches(query, key, value, parts, scale=scale), None
     return attend(query, key, value, attention_mask), None
 
 

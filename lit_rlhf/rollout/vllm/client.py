@@ -1,15 +1,21 @@
 """One vLLM server, by its HTTP interface (read from vLLM 0.32)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.http import HTTPClient
 from lit_rlhf.models import Backbone
 from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
+from lit_rlhf.rollout.vllm.weights import shapes
 
 _TEXT = "Two servers: which one's tokens are these? ¿Ü 42 €"
 """Read by both tokenizers at the start."""
+_TIED = "lm_head.weight"
+"""Left out of files where it is the embeddings."""
+_PARAMETERS = (".weight", ".bias")
+"""What names end with; files may hold buffers, too."""
 
 
 class VLLMServer(Sampler):
@@ -24,6 +30,7 @@ class VLLMServer(Sampler):
         self._client, self._quick = client, quick
         self._url = client.endpoint.url
         self.base = ""  # the name of its model
+        self._root = ""  # what it was started with: a directory, or a name on the hub
         self._adapters: set[str] = set()
         self._weights: str | None = None
 
@@ -67,6 +74,7 @@ class VLLMServer(Sampler):
         if anew or not self.base:
             self._check_tokenizer(backbone)
         self.base, self._adapters, self._weights = base, adapters, weights
+        self._root = str(bases[0].get("root") or "")
         return anew
 
     def holds(self, version: Version) -> bool:
@@ -89,7 +97,13 @@ class VLLMServer(Sampler):
         self._quick.post("/v1/unload_lora_adapter", body, retries=0, reads=False)
 
     def load_weights(self, version: Version) -> None:
-        """Have the server read whole weights from a directory, once it has finished what it is sampling."""
+        """Have the server read whole weights from a directory, once it has finished what it is sampling.
+
+        Raises:
+            ConfigurationError: They don't fit into its model, which reading them would break; or it refuses.
+            ServiceError: It doesn't answer.
+        """
+        self._refuse_other_shapes(version)
         try:
             self._client.post("/pause?mode=wait", {})
             try:
@@ -126,6 +140,25 @@ class VLLMServer(Sampler):
             found.append(self._completed(choices[0], int(options["max_tokens"]), what))
         return found
 
+    def _refuse_other_shapes(self, version: Version) -> None:
+        """Compare with the files of the model that it was started with, where they can be seen from here."""
+        theirs = shapes(Path(self._root)) if self._root else {}
+        ours = shapes(version.path)
+        both = sorted(ours.keys() & theirs.keys())
+        other = next((name for name in both if ours[name] != theirs[name]), None)
+        lone = [name for name in sorted(ours.keys() ^ theirs.keys()) if name.endswith(_PARAMETERS)]
+        if other is not None:
+            differ = f"{other} has the shape {theirs[other]} there and {ours[other]} here"
+        elif both and lone and lone != [_TIED]:
+            side = "there" if lone[0] in theirs else "here"
+            differ = f"{len(lone)} of them are on one side alone, such as {lone[0]}, only {side}"
+        else:
+            return
+        raise ConfigurationError(
+            f"{self} was started with {self._root}, into which the policy's weights don't fit: {differ}. "
+            "Start it with the model that model.backbone.name names."
+        )
+
     def _check_tokenizer(self, backbone: Backbone) -> None:
         """Compare a text's tokens, where the server has a tokenizer at all (--skip-tokenizer-init)."""
         body = {"prompt": _TEXT, "add_special_tokens": False}
@@ -149,16 +182,16 @@ class VLLMServer(Sampler):
         said = str(error)
         whole = "weights" in what
         if "rank" in said.lower():
-            way_out = "Start it with a --max-lora-rank that is no smaller than the policy's"
+            way_out = "Start it with a --max-lora-rank that is no smaller than the policy's."
         elif "No adapter found" in said or "HTTP 404" not in said:
             way_out = (
-                "Look at its log; can it read that directory, "
-                "or should sync.init_args.directory name one that both see?"
+                "Look at its log: can it read that directory, or should sync.init_args.directory name one that "
+                "both see? Is its model the policy's?"
             )
         else:
             needed = "VLLM_SERVER_DEV_MODE=1" if whole else "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-            way_out = f"Start it with {needed}" + ("" if whole else " and --enable-lora")
-        return type(error)(f"{self} was to {what}. {way_out.rstrip('.')}. {said}")
+            way_out = f"Start it with {needed}" + ("." if whole else " and --enable-lora.")
+        return type(error)(f"{self} was to {what}. {way_out} {said}")
 
     def _completed(self, choice: Any, most: int, what: str) -> Completed:
         tokens = self._part(choice, "token_ids", list, what)

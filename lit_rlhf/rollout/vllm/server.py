@@ -225,5 +225,5 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
             port=port,
         )
         return ConfigurationError(
-            f"No vLLM server answers at {', '.join(self.urls)} ({error}). Start one: {command}"
+            f"No vLLM server at {', '.join(self.urls)} can be used. {error} Start one: {command}"
         )

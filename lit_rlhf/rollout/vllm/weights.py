@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
@@ -206,6 +207,15 @@ class DiskSync(WeightSync):
 
     def unload(self, sampler: Sampler, version: Version) -> None:
         """Nothing: the next version has taken its place."""
+
+
+def shapes(path: Path) -> dict[str, list[int]]:
+    """Of the weights that a directory holds, by name; empty where it is none, or holds no safetensors."""
+    found: dict[str, list[int]] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    return found
 
 
 @torch.no_grad()

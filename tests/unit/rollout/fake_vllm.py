@@ -119,7 +119,12 @@ class FakeServer:
         base = str(self.vllm.model_dir)
         adapters = [{"id": name, "parent": base} for name in self.vllm.loaded]
         return Answer(
-            {"data": [{"id": base, "parent": None, "max_model_len": self.limit}, *adapters]}
+            {
+                "data": [
+                    {"id": base, "root": base, "parent": None, "max_model_len": self.limit},
+                    *adapters,
+                ]
+            }
         )
 
     def tokenize(self, body: Any) -> Answer:

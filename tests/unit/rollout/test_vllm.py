@@ -161,7 +161,7 @@ def test_a_server_that_is_not_there_is_named_with_how_to_start_it(backbone: Back
     engine = VLLMServerEngine("http://127.0.0.1:9", timeout=5)
     with pytest.raises(
         ConfigurationError,
-        match=r"No vLLM server answers at http://127\.0\.0\.1:9 .*--port 9 --enable-lora",
+        match=r"No vLLM server at http://127\.0\.0\.1:9 can be used.*--port 9 --enable-lora",
     ):
         _sample(engine, backbone)
 

@@ -187,6 +187,34 @@ def test_whole_weights_by_disk(fakes: Any, tiny_model_dir: Path, tmp_path: Path)
     same(sample(engine, full), sample(NativeEngine(), full))
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"hidden_size": 64}, r"has the shape \[267, 64\] there and \[267, 32\] here"),
+        (
+            {"num_hidden_layers": 3},
+            r"9 of them are on one side alone, such as model\.layers\.2\S+, only there",
+        ),
+        (
+            {"num_hidden_layers": 1},
+            r"9 of them are on one side alone, such as model\.layers\.1\S+, only here",
+        ),
+    ],
+)
+def test_whole_weights_that_do_not_fit_are_not_sent(
+    tiny_model_dir: Path, tmp_path: Path, other: dict[str, int], message: str
+) -> None:
+    """Half read, they would leave a server that can't be used."""
+    fake = FakeServer(write_tiny_model(tmp_path / "other", **other))
+    full = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
+    with serving(fake) as loopback:
+        engine = engine_on([(fake, loopback)], sync=DiskSync())
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            sample(engine, full)
+    assert "Start it with the model that model.backbone.name names." in str(caught.value)
+    assert fake.vllm.weights == "default" and not fake.completions
+
+
 def test_adapters_are_merged_where_weights_go_whole(fakes: Any, backbone: Backbone) -> None:
     same(sample(engine_on(fakes, sync=DiskSync()), backbone), sample(NativeEngine(), backbone))
 
