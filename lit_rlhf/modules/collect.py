@@ -1,6 +1,7 @@
 """Collecting: from prompts to what an engine is asked for, and from what it generated to texts and scores."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any

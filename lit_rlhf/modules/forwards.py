@@ -51,12 +51,13 @@ def by_parts(
         budget: Padded tokens of one part.
         compute: From a part to (n, t).
     """
-    prompts = torch.arange(rollout.num_prompts, device=rollout.response_mask.device)
-    samples = torch.arange(rollout.num_samples, device=prompts.device)
-    shape = rollout.response_mask.shape
-    result = torch.zeros(shape, device=prompts.device)
+    device, shape = rollout.response_mask.device, rollout.response_mask.shape
+    samples = torch.arange(rollout.num_samples, device=device)
+    result = torch.zeros(shape, device=device)
+    lengths = row_lengths(rollout).cpu()
     with gathered(weights):
-        for chosen in microbatch_indices(row_lengths(rollout), prompts, budget):
+        for share in microbatch_indices(lengths, torch.arange(rollout.num_prompts), budget):
+            chosen = share.to(device, non_blocking=True)
             found = compute(rollout.select(chosen))
             # Never less than float32, whatever autocast gives; float64 stays.
             result = result.to(torch.promote_types(found.dtype, result.dtype))
