@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
@@ -32,7 +31,7 @@ from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.modules import RLOOPolicyModule, Updates
 from lit_rlhf.objectives import FixedKL, TruncatedImportance
 from lit_rlhf.rewards import ModelReward
-from lit_rlhf.rollout import Ahead, NativeEngine, Sampling
+from lit_rlhf.rollout import Ahead, NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.types import Generation
 
 
@@ -42,11 +41,9 @@ class OnACopy(NativeEngine):
     own_arithmetic = False
     samples_elsewhere = True
 
-    def begin(
-        self, backbone: Backbone, *prompts: Tensor, **options: Any
-    ) -> Callable[[], Generation]:
+    def begin(self, backbone: Backbone, request: RolloutRequest) -> Callable[[], Generation]:
         """See `RolloutEngine.begin`."""
-        return partial(NativeEngine().generate, copy.deepcopy(backbone), *prompts, **options)
+        return partial(NativeEngine().sample, copy.deepcopy(backbone), request)
 
 
 class Watch(Callback):
@@ -146,14 +143,14 @@ def main() -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.one_step_off", description=__doc__)
     parser.add_argument("demo", type=Path, help="directory that `lit-rlhf demo` wrote")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--iterations", type=int, default=25)
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = options.demo / "one_step_off.json"
     points: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
     done = {(p["staleness"], p["seed"]) for p in points}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for staleness in (0, 1):
             if (staleness, seed) not in done:
                 points.append(trained(staleness, options.demo, seed, options.iterations))

@@ -3,10 +3,11 @@
     lit-rlhf demo --output runs/demo
     python -m benchmarks.rounds runs/demo
 
-`IterativeDPO` from the demo's initial policy: of four samples of each prompt the world's utility picks best and worst.
-Arms differ in how the prompts are parted and in beta alone. Two rounds towards one reward end where one with half of
+`IterativeDPO` from the demo's initial policy: of four samples of each prompt the world's utility picks best and worst,
+and says how probable that preference is (`SoftLabelDPO`; hard labels of an exact judge pull without end). Arms differ
+in how the prompts are parted, in beta and in the loss alone. Two rounds towards one reward end where one with half of
 beta would, so that is an arm, too. A policy is judged by the world's utility of what it writes to held-out prompts, and
-by its KL to the initial policy. What is done isn't done again; the last line of each arm stands in `rounds.json` of its
+by its KL to the initial policy. What is done isn't done again; what was measured stands in `rounds.json` of an arm's
 directory, `<demo>/rounds/<lr>/<seed>/<arm>`.
 """
 
@@ -44,11 +45,13 @@ class Arm:
         rounds: Among how many the prompts are parted.
         beta: Of DPO.
         start: What each round starts from, and its reference: "previous", or "initial" on all labels so far.
+        loss: "SoftLabelDPO", or "DPO" on hard labels.
     """
 
     rounds: int
-    beta: float = 0.1
+    beta: float = 0.5
     start: str = "previous"
+    loss: str = "SoftLabelDPO"
 
 
 ARMS = {
@@ -56,7 +59,9 @@ ARMS = {
     "two": Arm(2),
     "four": Arm(4),
     "two-initial": Arm(2, start="initial"),
-    "one-half-beta": Arm(1, 0.05),
+    "one-half-beta": Arm(1, 0.25),
+    "one-hard": Arm(1, 0.1, loss="DPO"),
+    "two-hard": Arm(2, 0.1, loss="DPO"),
 }
 
 
@@ -72,7 +77,7 @@ def training(arm: Arm, lr: float, demo: Path) -> Training:
         "model": {
             "init_args": {
                 "backbone": {"dtype": "float32"},
-                "loss": {"class_path": "DPO", "init_args": {"beta": arm.beta}},
+                "loss": {"class_path": arm.loss, "init_args": {"beta": arm.beta}},
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr}},
             }
         },
@@ -84,8 +89,10 @@ def training(arm: Arm, lr: float, demo: Path) -> Training:
             }
         },
     }
-    every = "all" if arm.start == "initial" else "round"
-    return Training(["preference/dpo_full"], options, start=arm.start, data=every)
+    training = Training(["preference/dpo_full"], options, start=arm.start)
+    if arm.start == "initial":
+        training.data = "all"
+    return training
 
 
 def prompts_of(arm: Arm, seed: int) -> list[list[dict[str, str]]]:
@@ -149,7 +156,7 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="directory that `lit-rlhf demo` wrote")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--lr", type=float, default=1e-4, help="of DPO")
+    parser.add_argument("--lr", type=float, default=3e-4, help="of DPO")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.arms}

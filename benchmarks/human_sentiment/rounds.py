@@ -2,8 +2,8 @@
 
     python -m benchmarks.human_sentiment.rounds --seeds 0 1 2
 
-Needs `sft/export` and a reward model. The judge that labels is vaderSentiment; what people would say of the outcome is
-told by the reward model of their ratings, which the loop never sees. Each run is `lit-rlhf iterate` with `rounds.yaml`
+Needs `sft/export`. The judge that labels is vaderSentiment; what people would say of the outcome is told by the reward
+model of their ratings, where there is one; the loop never sees it. Each run is `lit-rlhf iterate` with `rounds.yaml`
 under `<root>/rounds/<seed>/<arm>`, and what is done isn't done again. Writes `<root>/rounds/rounds.json`.
 """
 
@@ -93,9 +93,10 @@ def places(arms: Sequence[str], seeds: Sequence[int]) -> dict[str, list[str]]:
 
 def table(found: Mapping[str, Mapping[str, float]], lines: Mapping[str, Sequence[str]]) -> str:
     """Markdown: mean and deviation over seeds."""
-    rows = ["| policy | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    columns = [column for column in COLUMNS if column in found["initial"]]
+    rows = ["| policy | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, policies in ({"initial": ["initial"]} | dict(lines)).items():
-        values = [[found[policy][column] for policy in policies] for column in COLUMNS]
+        values = [[found[policy][column] for policy in policies] for column in columns]
         cells = [
             f"{fmean(each):.3f}" + (f" ± {stdev(each):.3f}" if len(each) > 1 else "")
             for each in values
@@ -120,7 +121,8 @@ def main(args: Sequence[str] | None = None) -> None:
             print(f"seed {seed}, {arm}: done", flush=True)
     lines = places(options.arms, options.seeds)
     policies = [policy for each in lines.values() for policy in each]
-    results = evaluate_policies(Measurement(root), policies, {"reward": root / options.reward})
+    reward = {"reward": path} if (path := root / options.reward).exists() else {}
+    results = evaluate_policies(Measurement(root), policies, reward)
     found = {name: summary for name, (summary, _) in results.items()}
     text = json.dumps(found, indent=2)
     (root / "rounds" / "rounds.json").write_text(text + "\n", encoding="utf-8")

@@ -216,8 +216,8 @@ def _loader(settings: Settings) -> Any:
         **own,
     )
     data.prepare_data()
-    data.setup("test")
-    return data.test_dataloader()
+    data.setup("predict")
+    return data.predict_dataloader()  # the only one that keeps the order
 
 
 def metric_of(settings: Settings) -> str:

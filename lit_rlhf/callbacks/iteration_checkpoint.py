@@ -163,8 +163,8 @@ class IterationCheckpoint(ModelCheckpoint):
         if trainer.ckpt_path is None:
             raise ConfigurationError(
                 f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path "
-                "last to go on from there. For a new run set IterationCheckpoint's dirpath to another directory, or "
-                "remove this one."
+                "last to go on from there. For a new run give another --run_dir (from Python: IterationCheckpoint's "
+                "dirpath), or remove this directory."
             )
         rank_zero_warn(
             f"The run goes on from iteration {self.last_saved} ({trainer.ckpt_path}); checkpoints of later iterations "

@@ -114,7 +114,8 @@ class Writer:
             node, at = _inside(node, at)
             key: Any = part
             if isinstance(node, list):
-                key = next(i for i, each in enumerate(node) if _class(each) == part)
+                paths = [each["class_path"] if isinstance(each, dict) else each for each in node]
+                key = paths.index(part)
             elif node.get(part) is None:
                 node[part] = {}
             if not isinstance(node[key], dict | list):
@@ -148,10 +149,6 @@ class Writer:
             test = held | {"split": options.get("dataset_test_split", "test")}
             self.set("data.val", component("HubSource", **test), "dataset_test_split")
             self.set("data.val_fraction", 0.0, "dataset_test_split")
-
-
-def _class(entry: Any) -> str:
-    return str(entry["class_path"] if isinstance(entry, dict) else entry)
 
 
 def _inside(node: Any, at: tuple[str | int, ...]) -> tuple[Any, tuple[str | int, ...]]:

@@ -1,5 +1,6 @@
 """Commands that are a function: its arguments are the options, its docstring the help."""
 
+import json
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ def call(
     words: Sequence[str],
     command: str,
     extend: Callable[[ArgumentParser], set[str | int]] = lambda _: set(),
+    told: str | None = None,
 ) -> None:
     """Call a function with the options of a command line.
 
@@ -24,6 +26,7 @@ def call(
         words: Its options.
         command: Its name.
         extend: Adds arguments that need more than a type, and returns their names.
+        told: The argument, no option, that is given all options as text.
 
     Raises:
         ConfigurationError: An option is wrong.
@@ -34,9 +37,8 @@ def call(
         prog=f"lit-rlhf {command}", description=description, exit_on_error=False
     )
     parser.add_argument("-c", "--config", action="config", help="options in a YAML file")
-    parser.add_function_arguments(
-        function, as_group=False, as_positional=False, skip=extend(parser)
-    )
+    skip = extend(parser) | ({told} if told else set())
+    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=skip)
     parser.add_instantiator(construct, object)
     try:
         parsed = parser.parse_args(words)
@@ -45,4 +47,7 @@ def call(
     except (ArgumentError, ValueError, TypeError) as error:
         raise own_error(error) or ConfigurationError(describe(str(error))) from error
     options.pop("config")
+    if told:
+        del parsed["config"]
+        options[told] = json.dumps(parsed.as_dict(), default=str, sort_keys=True)
     function(**options)

@@ -1,7 +1,7 @@
 """`lit-rlhf generate`: sample completions from a policy, and keep the best."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +17,13 @@ from lit_rlhf.cli.selection import (
     keep_pairs,
     keep_self_play,
 )
+from lit_rlhf.cli.unfinished import Unfinished
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource, Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.judges import render, write_out
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_policy
+from lit_rlhf.models.fingerprint import weights_fingerprint
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.collect import score_completions
@@ -53,6 +55,7 @@ def generate(
     batch_size: int = 32,
     dtype: DTypeName = "float32",
     seed: int = 0,
+    request: str = "",
 ) -> None:
     r"""Sample completions from a policy, and with a reward score them and keep the best.
 
@@ -64,7 +67,8 @@ def generate(
     as preferences (`prompt`, `chosen`, `rejected`, `p_chosen`) for PreferenceDataModule and offline DPO; `--keep
     self_play` the row's own completion as chosen and the sample as rejected (SPIN, arXiv:2401.01335); `--keep
     candidates` the different completions of each prompt, for `lit-rlhf label` and `annotate`. Completions cut at the
-    length limit are never kept so. `lit-rlhf iterate` goes round by itself. With `--prompt_template` a second call asks
+    length limit are never kept so. Killed, the same command goes on behind its last whole batch, with the same result.
+    `lit-rlhf iterate` goes round by itself. With `--prompt_template` a second call asks
     about what the first one wrote: critique and revise (Constitutional AI, arXiv:2212.08073), see docs/howto/revise.md.
 
     Args:
@@ -90,6 +94,7 @@ def generate(
         batch_size: Prompts that are completed together.
         dtype: Of the model's weights.
         seed: The same seed gives the same completions.
+        request: No option: all of them as text, by which a killed call is known again. Empty: nothing is kept for one.
     """
     if (prompts is None) == (prompt is None):
         raise ConfigurationError("Give either --prompts FILE or --prompt TEXT.")
@@ -111,7 +116,10 @@ def generate(
         recompute_logprobs=True,  # whose log-probs they are matters to the KL alone
         seed=seed,
     )
-    _give_models(actor, model, reference, dtype)
+    actor.backbone = load_policy(model, dtype=dtype)
+    actor.reward.attach(actor.backbone)
+    if reference is not None:
+        actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
     if prompt_template is not None:
         chats = actor.backbone.tokenizer.chat_template is not None
         source = _templated(rows, prompt_column, prompt_template, chats)
@@ -122,17 +130,29 @@ def generate(
         invalid="error",
         batch_size=batch_size,
     )
-    samples = _samples(actor, data, num_samples, with_kl=reference is not None)
+    unfinished = None
+    if output is not None and request:
+        unfinished = Unfinished(
+            output, [request, rows, weights_fingerprint(actor.backbone, "policy")]
+        )
+    samples = _samples(actor, data, num_samples, unfinished, with_kl=reference is not None)
     prompted = [(row, samples[i]) for i, row in enumerate(rows)]
     if keep in ("all", "finished"):
         columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
-        every = _every(prompted, response_column, columns, ended=keep == "finished")
+        every = (
+            {**row, response_column: one.text, **{name: getattr(one, name) for name in columns}}
+            for row, found in prompted
+            for one in found
+            if one.finished or keep == "all"
+        )
         write_rows(every, output)
-        return
-    kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
-    if kept.without:
-        sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
-    write_rows(kept.rows, output)
+    else:
+        kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
+        if kept.without:
+            sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
+        write_rows(kept.rows, output)
+    if unfinished is not None:
+        unfinished.forget()
 
 
 class _Unscored(Reward):
@@ -158,26 +178,30 @@ class _Other(Reference):
         return self.model, "policy" if self.model.has_lora else None
 
 
-def _give_models(actor: PolicyModule, model: str, reference: str | None, dtype: DTypeName) -> None:
-    actor.backbone = load_policy(model, dtype=dtype)
-    actor.reward.attach(actor.backbone)
-    if reference is not None:
-        actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
-
-
 def _samples(
-    actor: PolicyModule, data: PromptDataModule, num_samples: int, *, with_kl: bool
-) -> dict[int, list[Sample]]:
+    actor: PolicyModule,
+    data: PromptDataModule,
+    num_samples: int,
+    unfinished: Unfinished | None,
+    *,
+    with_kl: bool,
+) -> dict[int, Sequence[Sample]]:
     """The completions of each row, by its index."""
     data.prepare_data()
     data.setup("test")
     if (form := data.prompt_form("test")) is not None:
         actor.check_prompts(form)
-    samples: dict[int, list[Sample]] = {}
+    samples = {} if unfinished is None else dict(unfinished.known)
     for batch in data.test_dataloader():
+        indices = batch["index"].tolist()
+        if samples.keys() >= set(indices):  # whole batches alone: others would round in other ways
+            continue
         found = _sample(actor, batch, num_samples, with_kl=with_kl)
-        for i, index in enumerate(batch["index"].tolist()):
-            samples[index] = found[i * num_samples : (i + 1) * num_samples]
+        starts = enumerate(range(0, len(found), num_samples))
+        new = {indices[i]: found[start : start + num_samples] for i, start in starts}
+        samples |= new
+        if unfinished is not None:
+            unfinished.add(new)
     return samples
 
 
@@ -201,19 +225,6 @@ def _kl(actor: PolicyModule, rollout: Rollout, scores: Scores) -> list[float]:
     return [float(each) for each in ratios]
 
 
-def _every(
-    prompted: Iterable[tuple[dict[str, Any], list[Sample]]],
-    response: str,
-    columns: Sequence[str],
-    *,
-    ended: bool,
-) -> Iterator[dict[str, Any]]:
-    for row, found in prompted:
-        for sample in found:
-            if sample.finished or not ended:
-                yield {**row, response: sample.text, **{n: getattr(sample, n) for n in columns}}
-
-
 def _templated(rows: Sequence[dict[str, Any]], column: str, template: str, chats: bool) -> Source:
     asked = []
     for number, row in enumerate(rows):
@@ -229,7 +240,7 @@ def _is_text(value: object) -> bool:
 
 
 def _kept(
-    prompted: Sequence[tuple[dict[str, Any], list[Sample]]],
+    prompted: Sequence[tuple[dict[str, Any], Sequence[Sample]]],
     keep: Keep,
     num_best: int,
     prompt: str,
@@ -286,4 +297,4 @@ def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_bes
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    call(generate, words[1:], "generate")
+    call(generate, words[1:], "generate", told="request")

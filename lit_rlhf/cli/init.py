@@ -27,12 +27,9 @@ def init(name: str | None = None, output: Path | None = None) -> None:
 
 def _own(path: Path, target: Path) -> str:
     """The configuration, its first lines speaking of the file that it becomes."""
-    name = f"configs/{path.relative_to(shipped('configs'))}" if _is_shipped(path) else str(path)
+    home = shipped("configs")
+    name = f"configs/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
     return whole_text(path).replace(f"-c {name}", f"-c {target}", 1)
-
-
-def _is_shipped(path: Path) -> bool:
-    return path.is_relative_to(shipped("configs"))
 
 
 def _list() -> str:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+import yaml
+
 from lit_rlhf.errors import ConfigurationError
 
 RECIPES = {
@@ -41,8 +43,8 @@ def find_config(name: str) -> Path:
     """A configuration's file: the user's own, or else the shipped one of that name.
 
     Args:
-        name: A path; `policy/ppo_lora`, with `configs/` before it or `.yaml` behind it or not; or the name of a
-            command such as `ppo`.
+        name: A path; `policy/ppo_lora`, with `configs/` before it or `.yaml` behind it or not; the name of a command
+            such as `ppo`; or the last part of a name that no other has, such as `rloo` or `tiny`.
 
     Raises:
         ConfigurationError: There is none; names those that are near.
@@ -52,9 +54,11 @@ def find_config(name: str) -> Path:
     short = name.removeprefix("configs" + os.sep).removesuffix(".yaml")
     short = RECIPES.get(short, short)
     names = config_names()
-    if short in names:
-        return shipped("configs") / f"{short}.yaml"
-    near = get_close_matches(short, [*names, *RECIPES], n=3, cutoff=0.5)
+    meant = [name for name in names if name == short]
+    meant = meant or [n for n in names if n.rpartition("/")[2] in (short, f"{short}_lora")]
+    if len(meant) == 1:
+        return shipped("configs") / f"{meant[0]}.yaml"
+    near = meant or get_close_matches(short, [*names, *RECIPES], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise ConfigurationError(
         f"There is no file {name!r}, and no shipped configuration of that name.{hint} "
@@ -63,17 +67,29 @@ def find_config(name: str) -> Path:
 
 
 def with_found_configs(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with the file in place of each name behind `-c` or `--config`."""
-    found: list[str] = []
-    for word in words:
+    """The words of a command line with the files of `-c` and `--config` before all other options, which win over them.
+
+    Raises:
+        ConfigurationError: A file isn't there, or is no YAML.
+    """
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    files: list[str] = []
+    others: list[str] = []
+    rest = iter(words[first:])
+    for word in rest:
         option, equals, value = word.partition("=")
-        if found and found[-1] in ("-c", "--config"):
-            found.append(str(find_config(word)))
-        elif equals and option in ("-c", "--config"):
-            found.append(f"{option}={find_config(value)}")
-        else:
-            found.append(word)
-    return found
+        if option not in ("-c", "--config") or not (equals or (value := next(rest, ""))):
+            others.append(word)
+            continue
+        path = find_config(value)
+        try:
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"{path} is no YAML: {' '.join(str(error).split())}"
+            ) from error
+        files.append(f"--config={path}")
+    return [*words[:first], *files, *others]
 
 
 def whole_text(path: Path) -> str:

@@ -113,7 +113,7 @@ class TokenCache:
             ) as parent:
                 fresh = Path(parent) / "rows"
                 fresh.mkdir()
-                _write_rows(fresh / _ROWS, rows, schema or _token_schema())
+                _write_rows(fresh / _ROWS, rows, schema)
                 _write_marker(fresh, meta())
                 self._publish(fresh, self.root / key, replace=rebuild)
         except OSError as error:
@@ -158,18 +158,14 @@ class TokenCache:
         sync(self.root)
 
 
-def _token_schema() -> Any:
-    import pyarrow as pa  # noqa: PLC0415  (see above)
-
-    ids = pa.list_(pa.int32())
-    numbers = [("row", pa.int64()), ("prompt_key", pa.int64()), ("length", pa.int32())]
-    texts = [("prompt_ids", ids), ("completion_ids", pa.list_(ids)), ("extras", pa.string())]
-    return pa.schema([*numbers, *texts])
-
-
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Any) -> None:
     import pyarrow as pa  # noqa: PLC0415  (see above)
 
+    if schema is None:  # that of tokenized rows
+        ids = pa.list_(pa.int32())
+        numbers = [("row", pa.int64()), ("prompt_key", pa.int64()), ("length", pa.int32())]
+        texts = [("prompt_ids", ids), ("completion_ids", pa.list_(ids)), ("extras", pa.string())]
+        schema = pa.schema([*numbers, *texts])
     remaining = iter(rows)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while chunk := list(islice(remaining, _CHUNK)):

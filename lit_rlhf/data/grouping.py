@@ -9,7 +9,7 @@ from lit_rlhf.data.records import rows_of_group
 from lit_rlhf.data.sources import Source
 
 
-class GroupedSource(Source):
+class _GroupedSource(Source):
     """The rows of a source, neighbours that belong together as one; messages name the first row of each group.
 
     Args:
@@ -44,4 +44,4 @@ class GroupedSource(Source):
 
 def grouped(source: Source, reader: Format) -> Source:
     """The source as a format reads it: itself, where rows stand alone."""
-    return source if reader.groups_by() is None else GroupedSource(source, reader)
+    return source if reader.groups_by() is None else _GroupedSource(source, reader)

@@ -2,7 +2,8 @@
 
 An object is described by its class and its declared options: the fields of a dataclass, else the arguments of its
 constructor, kept under their names. A class outside of the library counts with its code too, which is that of its
-module and of all modules of one's own that this imports, without comments and docstrings. An author who states a
+module and of all modules of one's own that this imports, without comments and docstrings; where it was typed into a
+notebook, that of its functions and of all that they name. An author who states a
 `version` on the class takes that upon himself: then the version counts, and the code doesn't. A method `cache_key`
 that gives plain values replaces all of this.
 """
@@ -17,14 +18,16 @@ import json
 import re
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, NoneType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data.typed_code import codes_of, enclosed, named_globals, spelled, typed_code
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _OURS = "lit_rlhf"
@@ -46,6 +49,8 @@ _PREPARING = (
 _INSTALLED = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")}
 )
+
+_PLACES = {"site-packages", "dist-packages"}
 
 
 class UnknownContentError(Exception):
@@ -129,10 +134,13 @@ def describe_class(kind: type) -> Any:
         for member in vars(base).values()
         if isinstance(member, FunctionType)
     ]
+    modules = sorted({base.__module__ for base in theirs})
+    typed = [base for base in theirs if _is_typed(base.__module__)]
     return [
         _name(kind),
-        [code_digest(name) for name in sorted({base.__module__ for base in theirs})],
+        [code_digest(name) for name in modules if not _is_typed(name)],
         [_surroundings(function) for function in functions],
+        *([describe(typed_code(typed, _is_typed))] if typed else []),
     ]
 
 
@@ -212,6 +220,10 @@ def code_digest(module: str) -> str:
     while waiting:
         name = waiting.pop()
         digest.update(name.encode())
+        origin = _origin(name) or ""
+        if origin.endswith(tuple(EXTENSION_SUFFIXES)):
+            digest.update(Path(origin).read_bytes())
+            continue
         tree = _parse(name)
         digest.update(ast.dump(tree).encode())
         for imported in sorted(_imports(tree, name) - seen):
@@ -269,9 +281,15 @@ def _is_users(module: str) -> bool:
     """Whether a module is neither the library's nor installed."""
     origin = _origin(module)
     if _is_ours(module) or origin is None or origin in ("built-in", "frozen"):
-        # Code typed into a prompt has a module without a file; its source can't be had, and `code_digest` says so.
-        return module == "__main__"
-    return not str(Path(origin).resolve()).startswith(_INSTALLED)
+        return module == "__main__"  # a notebook's, or a prompt's
+    path = Path(origin).resolve()
+    # Some systems (Debian's Python, hosted notebooks) have packages in places that sysconfig doesn't name.
+    return not str(path).startswith(_INSTALLED) and not _PLACES.intersection(path.parts)
+
+
+def _is_typed(module: str) -> bool:
+    """Whether a module of one's own has no file: its code is what its functions hold."""
+    return _is_users(module) and not Path(_origin(module) or "").is_file()
 
 
 def _is_ours(module: str) -> bool:
@@ -291,35 +309,20 @@ def _(function: FunctionType) -> Any:
     name = f"{function.__module__}.{function.__qualname__}"
     if not _is_users(function.__module__):
         return name
+    if _is_typed(function.__module__):
+        return [name, describe(typed_code([function], _is_typed))]
     defaults = describe([function.__defaults__, function.__kwdefaults__])
     described = [name, code_digest(function.__module__), defaults, _surroundings(function)]
     if function.__name__ == "<lambda>":  # several of one module may have one name
-        for code in _codes(function.__code__):
-            constants = [repr(c) for c in code.co_consts if not isinstance(c, CodeType)]
-            described.append([code.co_code.hex(), constants, code.co_names])
+        described += [spelled(code) for code in codes_of(function.__code__)]
     return described
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
 
 
 def _surroundings(function: FunctionType) -> Any:
     """What a function takes from around it: variables of the function it stands in, plain globals of its module."""
-    cells = {
-        name: cell.cell_contents
-        for name, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        )
-        if name != "__class__"  # what `super()` needs
-    }
-    used = {name for code in _codes(function.__code__) for name in code.co_names}
     plain = {
-        name: function.__globals__[name]
-        for name in sorted(used & function.__globals__.keys())
-        if isinstance(function.__globals__[name], bool | int | float | str)
+        name: value
+        for name, value in named_globals(function).items()
+        if isinstance(value, bool | int | float | str)
     }
-    return [describe(cells), plain]
+    return [describe(enclosed(function)), plain]

@@ -55,10 +55,10 @@ class Portion:
     def rows(self) -> Source:
         """The source, up to `max_rows`."""
         source = given_source(self.path, self.source, self._complaint())
-        return source if self.max_rows is None else FirstRows(source, self.max_rows)
+        return source if self.max_rows is None else _FirstRows(source, self.max_rows)
 
 
-class FirstRows(Source):
+class _FirstRows(Source):
     """The first rows of a source.
 
     Args:

@@ -120,7 +120,10 @@ def find_pieces(backend: Any) -> Pieces | None:
         return None
     found = Pieces(backend, cuts, added, composed=normal is not None)
     probes = _probes()
-    alike = all(found.cut(text) == _cut_by(backend, text) for text in probes) and all(
+    split = backend.pre_tokenizer.pre_tokenize_str
+    alike = all(
+        found.cut(text) == [text[start:end] for _, (start, end) in split(text)] for text in probes
+    ) and all(
         found(probes[-50:], special) == ask_backend(backend, probes[-50:], special)
         for special in (False, True)
     )
@@ -187,11 +190,6 @@ def _around(backend: Any) -> tuple[list[int], list[int]]:
     starts = range(len(whole) - len(plain) + 1)
     start = next((n for n in starts if whole[n : n + len(plain)] == plain), 0)
     return whole[:start], whole[start + len(plain) :]
-
-
-def _cut_by(backend: Any, text: str) -> list[str]:
-    places = (place for _, place in backend.pre_tokenizer.pre_tokenize_str(text))
-    return [text[start:end] for start, end in places]
 
 
 def _probes() -> list[str]:

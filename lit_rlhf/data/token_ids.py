@@ -53,19 +53,16 @@ class TextEncoder:
         if self._backend is None or _cuts_or_pads(self._backend):  # somebody may have set it since
             batches = _call_tokenizer(self.tokenizer, texts, special)
         else:
-            batches = self._call_backend(texts, special)
+            before, self._texts = self._texts, self._texts + len(texts)
+            if before <= _FEW_TEXTS < self._texts:
+                self._ask = find_pieces(self._backend) or self._ask
+            batches = self._ask(texts, special)
         if special and self._added_at_end:
             batches = [ids[: -self._added_at_end] for ids in batches]
         if special and self._bos is not None:
             doubled = [self._bos, self._bos]
             batches = [ids[1:] if ids[:2] == doubled else ids for ids in batches]
         return batches
-
-    def _call_backend(self, texts: list[str], special: bool) -> list[list[int]]:
-        before, self._texts = self._texts, self._texts + len(texts)
-        if before <= _FEW_TEXTS < self._texts:
-            self._ask = find_pieces(self._backend) or self._ask
-        return self._ask(texts, special)
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -26,7 +26,7 @@ _BYTES = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
 """Of a quantized weight, with a float32 scale for each block of 64."""
 
 
-class AssumedReward(Reward):
+class _AssumedReward(Reward):
     """A reward model in the place of one that isn't there yet: an adapter like the policy's on its base, or a copy.
 
     Args:
@@ -140,7 +140,7 @@ class Built:
     def _assume_rewards(self, parent: nn.Module, spec: ModelSpec) -> None:
         for name, child in parent.named_children():
             if isinstance(child, ModelReward) and not _is_there(child.path):
-                assumed = AssumedReward(child, spec)
+                assumed = _AssumedReward(child, spec)
                 setattr(parent, name, assumed)
                 what = (
                     "an adapter on the policy's base" if assumed.shares else "a model of its size"

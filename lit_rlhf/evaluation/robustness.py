@@ -80,13 +80,11 @@ def perturb(
             for (_, scores), new in zip(both, after, strict=True)
             if not isinstance(new, InvalidRowError)
         ]
-        if pairs:
-            found.append(_turned(name, pairs, float(spread)))
+        if not pairs:
+            continue
+        verdicts = [bool(((old == old.max()) != (new == new.max())).any()) for old, new in pairs]
+        moved = torch.cat([((new - new.mean()) - (old - old.mean())).abs() for old, new in pairs])
+        turned = wilson_interval(sum(verdicts) / len(verdicts), len(verdicts))
+        far = float(moved.mean()) / float(spread) if spread > 0 else 0.0
+        found.append(Turned(name, len(pairs), turned, far))
     return found
-
-
-def _turned(name: str, pairs: Sequence[tuple[Tensor, Tensor]], spread: float) -> Turned:
-    verdicts = [bool(((old == old.max()) != (new == new.max())).any()) for old, new in pairs]
-    moved = torch.cat([((new - new.mean()) - (old - old.mean())).abs() for old, new in pairs])
-    turned = wilson_interval(sum(verdicts) / len(verdicts), len(verdicts))
-    return Turned(name, len(pairs), turned, float(moved.mean()) / spread if spread > 0 else 0.0)

@@ -174,7 +174,11 @@ class RLHFModule(LightningModule):
     def on_fit_start(self) -> None:
         """Compare the data with what the models read, and a checkpoint's options with the written ones."""
         self._check_tokenizer()
-        self._check_prompts()
+        form_of = getattr(getattr(self.trainer, "datamodule", None), "prompt_form", None)
+        form: PromptForm | None = None if form_of is None else form_of()
+        if form is not None:
+            self.check_prompts(form)
+            self.backbone.prompts = form  # which exports tell
         self.resumption.compare()
 
     def _check_tokenizer(self) -> None:
@@ -185,13 +189,6 @@ class RLHFModule(LightningModule):
                 f"({self.spec.tokenizer or self.spec.name}): token ids would mean other words. "
                 "Point both at the same directory."
             )
-
-    def _check_prompts(self) -> None:
-        form_of = getattr(getattr(self.trainer, "datamodule", None), "prompt_form", None)
-        form: PromptForm | None = None if form_of is None else form_of()
-        if form is not None:
-            self.check_prompts(form)
-            self.backbone.prompts = form  # which exports tell
 
     def check_prompts(self, form: PromptForm) -> None:
         """Warn of models that have learned of prompts written otherwise than those of the data.

@@ -38,6 +38,7 @@ def rollout_request(
     *,
     seed: int,
     iteration: int,
+    values: str | None = None,
 ) -> RolloutRequest:
     """What an engine is asked for: completions of a batch of prompts.
 
@@ -48,12 +49,13 @@ def rollout_request(
         num_samples: Samples of each prompt.
         seed: The module's.
         iteration: The module's; "validation" and "predict" draw the same samples at each.
+        values: As `RolloutRequest` has it.
     """
     which = batch["index"].repeat_interleave(num_samples) * num_samples
     which = which + torch.arange(num_samples, device=which.device).repeat(len(batch["index"]))
     when = 0 if purpose in ("validation", "predict") else iteration
     seeds = sample_seeds(seed, when, purpose, which)
-    return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples)
+    return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples, values=values)
 
 
 def engine_state(engine: RolloutEngine, trainer: Trainer | None) -> dict[str, Any]:
@@ -70,8 +72,8 @@ def read_completions(
     """Tokens and texts as rewards see them, with what the batch says of its prompts."""
     given = batch.get("given")
     num_samples = len(generation.tokens) // len(prompts.ids)
-    decode = partial(_decode, tokenizer)
-    texts = [decode(ids[mask], False) for ids, mask in on_host(prompts.ids, prompts.mask)]
+    texts = [str(tokenizer.decode(ids[mask])) for ids, mask in on_host(prompts.ids, prompts.mask)]
+    plain = partial(tokenizer.decode, skip_special_tokens=True)
     pairs = on_host(generation.tokens, generation.mask)
     return Completions(
         prompt_ids=prompts.ids,
@@ -80,7 +82,7 @@ def read_completions(
         response_mask=generation.mask,
         finished=generation.finished,
         prompts=[text for text in texts for _ in range(num_samples)],
-        responses=[decode(ids[mask], True) for ids, mask in pairs],
+        responses=[str(plain(ids[mask])) for ids, mask in pairs],
         columns=repeat_columns(batch.get("columns", {}), num_samples),
         given=None if given is None else repeat_columns({"": given}, num_samples)[""],
     )
@@ -155,7 +157,3 @@ def list_samples(completions: Completions, scores: Scores, iteration: int) -> li
         )
         for prompt, response, score, finished in rows
     ]
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor, skip_special_tokens: bool) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))

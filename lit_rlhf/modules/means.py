@@ -124,8 +124,7 @@ def rollout_metrics(
             f"{ratio}/max": kept.max(),
         }
     values = torch.stack([value.double() for value in metrics.values()]).tolist()
-    found = dict(zip(metrics, values, strict=True))
-    return found | {"kl_coef": kl_coef, "iteration": iteration}
+    return dict(zip(metrics, values, strict=True)) | {"kl_coef": kl_coef, "iteration": iteration}
 
 
 def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:

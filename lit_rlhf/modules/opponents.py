@@ -35,7 +35,9 @@ class ReferenceOpponent(Opponent):
     def generate(self, policy: PolicyModule, request: RolloutRequest) -> Generation:
         """Completions of the reference, by the policy's engine."""
         model, role = policy.reference.beside(policy.backbone)
-        return policy.engine.generate(model, replace(request, role=role or "reference"))
+        return policy.engine.generate(
+            model, replace(request, role=role or "reference", values=None)
+        )
 
 
 class MixtureOpponent(Opponent):

@@ -301,15 +301,14 @@ class PolicyModule(RLHFModule):
     ) -> Generation:
         """Completions of a batch of prompts by the policy; those of one prompt are neighbours."""
         request = self.rollout_request(batch, sampling, purpose, num_samples)
-        return self.engine.generate(self.backbone, replace(request, values=self.sampled_values))
+        return self.engine.generate(self.backbone, request)
 
     def look_ahead(self) -> None:
         """Have an engine that works ahead begin on the next batch, with the weights as they are."""
         if isinstance(self.engine, Ahead) and (batch := self.next_prompts()) is not None:
-            when = {"seed": self.seed, "iteration": self.iteration + 1}
-            request = stages.rollout_request(
-                batch, self.sampling, "rollout", self.num_samples, **when
-            )
+            when: dict[str, Any] = {"seed": self.seed, "iteration": self.iteration + 1}
+            count = self.num_samples
+            request = stages.rollout_request(batch, self.sampling, "rollout", count, **when)
             self.engine.look_ahead(self.backbone, request, self.iteration)
 
     def next_prompts(self) -> PromptBatch | None:
@@ -326,7 +325,8 @@ class PolicyModule(RLHFModule):
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
     ) -> RolloutRequest:
         """What an engine is asked for in this iteration."""
-        when = {"seed": self.seed, "iteration": self.iteration}
+        when: dict[str, Any] = {"seed": self.seed, "iteration": self.iteration}
+        when["values"] = self.sampled_values
         return stages.rollout_request(batch, sampling, purpose, num_samples, **when)
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:

@@ -187,6 +187,7 @@ class PreferenceModule(RLHFModule):
                 batch["input_ids"], batch["branch_ids"], self.backbone.pad_token_id
             )
             batch = cast("BranchedBatch", {**batch, **rows._asdict()})
+        given: SequenceStats | None
         if "kl" in self.objective.statistics:
             live, against = self._live_reference(batch)
             return self.loss(self(batch, against), live, batch)

@@ -84,7 +84,7 @@ def report_reward(
     sections.append(Section("How it was measured", told, _HOW))
     data: dict[str, Any] = {"models": [values_of(one) for one in evaluations]}
     if difference is not None:
-        data["difference"] = _without_samples(difference)
+        data["difference"] = {k: _plain(v) for k, v in vars(difference).items() if k != "apart"}
     title = " against ".join(one.model for one in evaluations)
     lead = f"{len(first.scored):,} comparisons of {first.data.source}, read by {first.data.format}"
     return write_page(output, f"Reward model: {title}", sections, lead, data)
@@ -129,11 +129,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _without_samples(difference: Difference) -> dict[str, Any]:
-    values: dict[str, Any] = _plain({k: v for k, v in vars(difference).items() if k != "apart"})
-    return values
 
 
 def _glance(evaluations: Sequence[RewardEvaluation]) -> list[Block]:

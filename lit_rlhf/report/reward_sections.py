@@ -58,8 +58,9 @@ def subsets(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     ]
     sections = list(dict.fromkeys(name for one in evaluations for name in one.sections))
     if sections:
+        per_model = [one.sections for one in evaluations]
         scores: list[list[Cell]] = [
-            [name, *(_percent_or_none(one.sections.get(name)) for one in evaluations)]
+            [name, *(percent(s[name]) if name in s else None for s in per_model)]
             for name in sections
         ]
         blocks.append(
@@ -303,10 +304,6 @@ def _in_turns(
 def percent(value: float) -> str:
     """A share for people, with a space that no line parts."""
     return "–" if math.isnan(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-
-
-def _percent_or_none(value: float | None) -> Cell:
-    return None if value is None else percent(value)
 
 
 def _percents(found: Estimate) -> str:

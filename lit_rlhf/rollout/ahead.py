@@ -143,14 +143,14 @@ class Ahead(RolloutEngine):
 
 
 def _plain(request: RolloutRequest) -> dict[str, Any]:
-    """A request as checkpoints can hold it and others be compared with it."""
+    """A request as checkpoints can hold it and others be compared with it; without values, which are had here alone."""
     prompts, sampling = vars(request.prompts), asdict(request.sampling)
     plain = {
         **vars(request),
         **{f"prompt_{name}": tensor for name, tensor in prompts.items()},
         "sampling": sampling,
     }
-    del plain["prompts"]
+    del plain["prompts"], plain["values"]
     return {name: x.cpu() if isinstance(x, Tensor) else x for name, x in plain.items()}
 
 

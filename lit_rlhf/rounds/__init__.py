@@ -4,7 +4,11 @@ A `Method` says which steps a round has, each a command of `lit-rlhf` with its o
 that aren't done yet. Nothing is trained here: that is `lit-rlhf fit`.
 """
 
-from lit_rlhf.rounds.commands import InProcess as InProcess, Runner as Runner
+from lit_rlhf.rounds.commands import (
+    InProcess as InProcess,
+    Runner as Runner,
+    Subprocesses as Subprocesses,
+)
 from lit_rlhf.rounds.evaluation import Evaluation as Evaluation, Stop as Stop
 from lit_rlhf.rounds.feedback import (
     Feedback as Feedback,

@@ -1,6 +1,9 @@
 """`lit-rlhf generate` with a reward: what is kept, and that the data modules read it."""
 
 import json
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlhf.cli import main
 from lit_rlhf.cli.selection import Sample, keep_best, keep_pairs
+from lit_rlhf.cli.unfinished import Unfinished
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, PreferenceDataModule
 from lit_rlhf.feedback import read_labelled_pairs
 from lit_rlhf.testing import write_jsonl, write_tiny_model
 
+ROOT = Path(__file__).parents[2]
 ROWS = [
     {"prompt": f"how was the {word}? ", "answer": str(n)}
     for n, word in enumerate(["film", "book", "song"])
@@ -223,3 +228,63 @@ def test_the_kl_to_another_model(tiny_model_dir: Path, tmp_path: Path) -> None:
         assert row["kl"] == pytest.approx(float(ours[token[0]] - theirs[token[0]]), abs=1e-4)
         checked += 1
     assert checked > 5
+
+
+KILLED_REWARD = """
+import os, pathlib, signal
+HERE = pathlib.Path(__file__).parent
+
+def length(prompts, responses):
+    with (HERE / "scored.txt").open("a") as file:
+        file.writelines(prompt + "\\n" for prompt in prompts)
+    count = len((HERE / "scored.txt").read_text().splitlines())
+    if (HERE / "kill").exists() and count == 2 * 24:
+        (HERE / "kill").unlink()
+        END
+    return [float(len(text)) for text in responses]
+"""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "raise RuntimeError('stop')",
+        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", marks=pytest.mark.slow),
+    ],
+    ids=["error", "kill"],
+)
+def test_killed_it_goes_on_behind_its_last_batch(
+    tiny_model_dir: Path, tmp_path: Path, end: str
+) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text(KILLED_REWARD.replace("END", end))
+    words = ["--reward.class_path", "FunctionReward", "--reward.function", f"{reward}:length"]
+    words += ["--batch_size", "1"]
+    whole = generate(tiny_model_dir, tmp_path, *words)
+    assert not list(tmp_path.glob(".*.unfinished"))
+    for name in ("out.jsonl", "scored.txt"):
+        (tmp_path / name).unlink()
+    (tmp_path / "kill").touch()
+    call = f"from tests.cli.test_generate import generate, Path; generate(Path({str(tiny_model_dir)!r}), "
+    call += f"Path({str(tmp_path)!r}), *{words!r})"
+    done = subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=False, capture_output=True)
+    assert done.returncode == (-9 if "SIGKILL" in end else 1), done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+    (left,) = tmp_path.glob(".*.unfinished")
+    with left.open("a") as file:
+        file.write('{"request": "torn')
+    assert generate(tiny_model_dir, tmp_path, *words) == whole
+    assert not left.exists()
+    scored = Counter((tmp_path / "scored.txt").read_text().splitlines())
+    assert sorted(scored.values()) == [24, 24, 48], (
+        "what was in work at the end, and no other, comes again"
+    )
+
+
+def test_another_request_begins_anew(tiny_model_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    Unfinished(output, "another").add({0: [Sample("x", 1.0, True)]})
+    rows = generate(tiny_model_dir, tmp_path)
+    assert len(rows) == 72
+    assert "x" not in {row["response"] for row in rows}
+    assert not list(tmp_path.glob(".*.unfinished"))

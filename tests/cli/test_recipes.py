@@ -102,6 +102,41 @@ def test_a_name_that_is_none() -> None:
         find_config("policy/ppo_lra")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("rloo", "policy/rloo_lora"), ("tiny", "overlays/tiny")]
+)
+def test_the_last_part_of_a_name_will_do(name: str, meant: str) -> None:
+    assert find_config(name).samefile(CONFIGS / f"{meant}.yaml")
+
+
+def test_a_part_that_several_names_have_names_them() -> None:
+    with pytest.raises(ConfigurationError, match="Did you mean reward/full or sft/full"):
+        find_config("full")
+
+
+def test_options_win_over_files_wherever_they_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("data: {init_args: {batch_size: 3, seed: 8}}\n")
+    words = ["dpo", "--model", "m", "--data", "d.jsonl", "--data.batch_size", "5"]
+    for files in (["-c", str(own)], [f"--config={own}"]):
+        with pytest.raises(SystemExit):
+            main([*words, *files, "--print_config"])
+        data = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+        assert (data["batch_size"], data["seed"]) == (5, 8)
+
+
+def test_a_file_that_is_no_yaml_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("data: {init_args: {batch_size: 3}\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", str(own)])
+    assert f"{own} is no YAML" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", config_names())
 def test_a_copy_is_whole(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The same values as the file with its parts, and each comment."""

@@ -97,6 +97,8 @@ def test_a_job_that_is_queued_again_goes_on(tmp_path: Path) -> None:
     assert "Going on after iteration" in said
     runs = (each / "runs/policy/ppo_lora" for each in (whole, stopped))
     ours, theirs = (checkpoint_of(run) for run in runs)
+    for state in (ours, theirs):
+        del state["callbacks"]  # the size of metrics.jsonl is among them, which holds seconds
     assert difference(ours, theirs) is None
     files = [
         (each / "runs/policy/ppo_lora/samples.jsonl").read_bytes() for each in (whole, stopped)

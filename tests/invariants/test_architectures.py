@@ -19,7 +19,9 @@ TOLERANCE = {
     "native": 2e-4,
     "hf": 2e-4,
 }
-BF16_TOLERANCE = dict.fromkeys(TOLERANCE, 0.25)  # nats, where log-probs are of order 5
+BF16_TOLERANCE = dict.fromkeys(
+    TOLERANCE, 2.0
+)  # times plain transformers' own distance from float32
 FAMILIES = [
     "llama",
     "qwen3",
@@ -63,12 +65,13 @@ def test_families_are_right_or_refused(model_type: str, tmp_path: Path) -> None:
         assert not found["exported"].refused
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "qwen3"])
-def test_families_in_bfloat16(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_bfloat16_rounds_no_more_than_in_transformers(model_type: str, tmp_path: Path) -> None:
     build(tiny_config(model_type), tmp_path / "model")
     found = walk(tmp_path / "model", tmp_path / "export", dtype="bfloat16")
     check(found, BF16_TOLERANCE)
-    assert not found["expanded"].refused
+    if model_type not in ("doge", "bert", "phi3"):
+        assert not found["expanded"].refused
 
 
 def test_rows_are_longer_than_windows_and_switches() -> None:

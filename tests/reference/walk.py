@@ -1,5 +1,7 @@
 """What a backbone does with an architecture against plain transformers, one row at a time."""
 
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ ANSWERS = (([51, 55, 59, 63, 67, 71, 75, 79, 83], [52, 56]), ([60, 64, 68], [91,
 
 
 class Found(NamedTuple):
-    """A way's largest difference of a log-prob, or why it was refused."""
+    """A way's largest difference of a log-prob, or how many times as far from float32 it is; or why it was refused."""
 
     gap: float
     refused: str = ""
@@ -32,6 +34,39 @@ class Found(NamedTuple):
         return "yes" if self.gap <= tolerance else f"**{self.gap:.2g} off**"
 
 
+class Answer(NamedTuple):
+    """What a way says of an answer's tokens."""
+
+    logprobs: Tensor
+    prompt: Sequence[int]
+    tokens: Sequence[int]
+
+
+Judge = Callable[[Sequence[Answer]], float]
+
+
+def largest_gap(plain: object) -> Judge:
+    """The largest difference of a log-prob from a plain model's."""
+    return lambda answers: max(
+        float((given - row_logprobs(plain, prompt, tokens)).abs().max())
+        for given, prompt, tokens in answers
+    )
+
+
+def times_the_rounding(plain: object, exact: object) -> Judge:
+    """How many times as far from a float32 model a way is as a plain one in its dtype, in the mean square of tokens."""
+
+    def judge(answers: Sequence[Answer]) -> float:
+        ours, theirs = [], []
+        for given, prompt, tokens in answers:
+            right = row_logprobs(exact, prompt, tokens)
+            ours.append(given - right)
+            theirs.append(row_logprobs(plain, prompt, tokens) - right)
+        return float(torch.cat(ours).norm() / torch.cat(theirs).norm())
+
+    return judge
+
+
 def batch() -> BranchedBatch:
     width = max(len(p) + sum(map(len, a)) for p, a in zip(PROMPTS, ANSWERS, strict=True))
     made = (row(p, a, width) for p, a in zip(PROMPTS, ANSWERS, strict=True))
@@ -39,64 +74,55 @@ def batch() -> BranchedBatch:
     return BranchedBatch(input_ids=ids, branch_ids=owners, position_ids=positions)
 
 
-def branched(directory: Path, plain: object, branching: str, **options: object) -> Found:
+def branched(directory: Path, branching: str, **options: object) -> list[Answer]:
     backbone = Backbone.load(ModelSpec(name=str(directory), branching=branching, **options))
     with torch.no_grad():
         out = backbone.eval()(batch(), num_branches=2, logprobs=True)
-    wanted = [
-        row_logprobs(plain, p, a)
-        for p, answers in zip(PROMPTS, ANSWERS, strict=True)
-        for a in answers
-    ]
-    return Found(max(_gap(out.logprobs[i, : len(x)], x) for i, x in enumerate(wanted)))
+    pairs = [(p, a) for p, answers in zip(PROMPTS, ANSWERS, strict=True) for a in answers]
+    return [Answer(out.logprobs[i, : len(a)], p, a) for i, (p, a) in enumerate(pairs)]
 
 
-def decoded(directory: Path, plain: object, engine: RolloutEngine, **options: object) -> Found:
+def decoded(directory: Path, engine: RolloutEngine, **options: object) -> list[Answer]:
     backbone = Backbone.load(ModelSpec(name=str(directory), **options)).eval()
     backbone.eos_token_ids = ()
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in PROMPTS])
     mask = torch.arange(width) < torch.tensor([[len(p)] for p in PROMPTS])
-    sampling = Sampling(max_new_tokens=12)
-    request = RolloutRequest(Prompts(ids, mask), sampling, torch.arange(4), 2)
-    out = engine.generate(backbone, request)
-    gaps = [
-        _gap(out.logprobs[i], row_logprobs(plain, PROMPTS[i // 2], out.tokens[i].tolist()))
-        for i in range(4)
-    ]
-    return Found(max(gaps))
+    sampling, seeds = Sampling(max_new_tokens=12), torch.arange(8 * len(PROMPTS))
+    out = engine.generate(backbone, RolloutRequest(Prompts(ids, mask), sampling, seeds, 8))
+    rows = zip(out.logprobs, out.tokens.tolist(), strict=True)
+    return [Answer(given, PROMPTS[i // 8], tokens) for i, (given, tokens) in enumerate(rows)]
 
 
-def exported(directory: Path, plain: object, out: Path, **options: object) -> Found:
+def exported(directory: Path, out: Path, **options: object) -> list[Answer]:
     backbone = Backbone.load(ModelSpec(name=str(directory), **options))
     export_policy(backbone, out, merge=True)
     again = AutoModelForCausalLM.from_pretrained(out).eval()
     pairs = [(PROMPTS[0], ANSWERS[0][0]), (PROMPTS[1], ANSWERS[1][1])]
-    return Found(max(_gap(row_logprobs(again, *x), row_logprobs(plain, *x)) for x in pairs))
+    return [Answer(row_logprobs(again, *pair), *pair) for pair in pairs]
 
 
 def walk(directory: Path, out: Path, **options: object) -> dict[str, Found]:
-    """Every way; a refusal is an error of the library."""
+    """Every way against plain transformers, in bfloat16 against what that rounds. A refusal is the library's error."""
     dtype = getattr(torch, str(options.get("dtype", "float32")))
     plain = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    judge = largest_gap(plain)
+    if dtype != torch.float32:
+        judge = times_the_rounding(plain, copy.deepcopy(plain).float())
     if not plain._supports_sdpa:
         options["attention"] = "eager"
     ways = {
-        "expanded": lambda: branched(directory, plain, "expanded", **options),
-        "shared": lambda: branched(directory, plain, "auto", **options),
-        "forced": lambda: branched(directory, plain, "shared", **options),
-        "native": lambda: decoded(directory, plain, NativeEngine(), **options),
-        "hf": lambda: decoded(directory, plain, HFEngine(), **options),
-        "exported": lambda: exported(directory, plain, out, **options),
+        "expanded": lambda: branched(directory, "expanded", **options),
+        "shared": lambda: branched(directory, "auto", **options),
+        "forced": lambda: branched(directory, "shared", **options),
+        "native": lambda: decoded(directory, NativeEngine(), **options),
+        "hf": lambda: decoded(directory, HFEngine(), **options),
+        "exported": lambda: exported(directory, out, **options),
     }
     found = {}
     for name, way in ways.items():
         try:
-            found[name] = way()
+            found[name] = Found(judge(way()))
         except LitRLHFError as error:
             found[name] = Found(0.0, " ".join(str(error).split()))
     return found
-
-
-def _gap(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max())

@@ -125,7 +125,8 @@ def _biases(split: SplitFacts) -> Iterator[Finding]:
             bad=abs(longer - 0.5) > 0.2,
         )
     for name, (count, good) in pair.features.items():
-        if count >= _FEW and abs(good / count - 0.5) > 0.2 and _is_sure(good, count):
+        error = math.sqrt(0.25 / max(count, 1))
+        if count >= _FEW and abs(good / count - 0.5) > max(0.2, 3 * error):
             yield Finding(
                 f"Where one answer alone has {name} ({count:,} pairs), it is the {better} one in {_share(good, count)}."
             )
@@ -185,8 +186,3 @@ def _tokens(split: SplitFacts) -> Iterator[Finding]:
             f"{_of(tokens.cut_prompts, split)} have a prompt that the chat template renders otherwise once an answer "
             "follows; rollouts from them would begin with other tokens."
         )
-
-
-def _is_sure(good: int, count: int) -> bool:
-    """Whether a share differs from a half by three standard errors."""
-    return abs(good / count - 0.5) > 3 * math.sqrt(0.25 / count)

@@ -86,13 +86,14 @@ def largest_gap(device: torch.device, dtype: torch.dtype, width: int) -> float:
     )
     parts = branch_segments(ids.to(device), branch_layout(ids.to(device), 2))
     inputs = [x.detach().transpose(1, 2).requires_grad_() for x in (query, key, value)]
-    ours = flash_branches(*inputs, parts, scale=width**-0.5)
+    ours = flash_branches(inputs[0], inputs[1], inputs[2], parts, scale=width**-0.5)
     real = (ids >= 0).to(device)[..., None, None]  # what padding gives nobody reads
     found = [(ours * real).detach(), *torch.autograd.grad(ours, inputs, grad * real)]
     plain = [x.detach().float().requires_grad_() for x in inputs]
     mask = branch_attention_mask(ids.to(device))
-    heads = [plain[0], *(x.repeat_interleave(2, 1) for x in plain[1:])]
-    theirs = F.scaled_dot_product_attention(*heads, mask, scale=width**-0.5).transpose(1, 2)
+    keys, values = (x.repeat_interleave(2, 1) for x in plain[1:])
+    theirs = F.scaled_dot_product_attention(plain[0], keys, values, mask, scale=width**-0.5)
+    theirs = theirs.transpose(1, 2)
     expected = [(theirs * real).detach(), *torch.autograd.grad(theirs, plain, grad.float() * real)]
     gaps = [float((a.float() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
     return max(gap if gap == gap else torch.inf for gap in gaps)  # noqa: PLR0124 - nan isn't equal to itself
@@ -133,8 +134,8 @@ class _FlashBranches(torch.autograd.Function):
             other = other.masked_fill(other == torch.inf, -torch.inf)  # without keys it is inf
             mine = normalizer[:, parts.asking]
             whole = torch.logaddexp(mine, other)
-            shares = ((each - whole).exp().T[..., None] for each in (mine, other))
-            mixed = sum(s * x for s, x in zip(shares, (out[parts.asking], given), strict=True))
+            share, rest = ((each - whole).exp().T[..., None] for each in (mine, other))
+            mixed = share * out[parts.asking] + rest * given
             out = out.index_copy(0, parts.asking, mixed.to(out.dtype))
             normalizer = normalizer.index_copy(1, parts.asking, whole)
         ctx.save_for_backward(query, key, value, out, normalizer, *state, *seen_state)

@@ -256,7 +256,7 @@ def test_a_new_run_in_a_used_directory_is_refused(tmp_path: Path) -> None:
     Run(tmp_path, dies_at=3)
     with pytest.raises(
         ConfigurationError,
-        match=r"holds checkpoints of an earlier run \(the newest: iteration-00000003",
+        match=r"holds checkpoints of an earlier run \(the newest: iteration-00000003.*another --run_dir",
     ):
         Run(tmp_path)
 

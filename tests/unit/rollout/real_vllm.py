@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,22 +17,22 @@ import pytest
 HERE = importlib.util.find_spec("vllm") is not None
 _PYTHON = os.environ.get("LIT_RLHF_VLLM_PYTHON") or (sys.executable if HERE else None)
 _STARTUP_SECONDS = 600
-_OPTIONS = (
+_COMMON = (
     *("--dtype", "float32", "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "512"),
     *("--enable-lora", "--max-lora-rank", "16"),
-    *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
 )
+SAMPLING = ("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm")
 
 
 class RealVLLM:
     """A server that can be started, killed and started again under the same address."""
 
-    def __init__(self, model: Path, log: Path) -> None:
+    def __init__(self, model: Path, log: Path, options: Sequence[str] = SAMPLING) -> None:
         if _PYTHON is None:
             pytest.skip(
                 "vLLM isn't installed here, and LIT_RLHF_VLLM_PYTHON names no interpreter that has it"
             )
-        self.model, self.log = model, log
+        self.model, self.log, self.options = model, log, options
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -47,7 +47,7 @@ class RealVLLM:
             "VLLM_CPU_KVCACHE_SPACE": "1",
         }
         environment.pop("PYTHONPATH", None)
-        words = ["--model", str(self.model), "--port", str(self.port), *_OPTIONS]
+        words = ["--model", str(self.model), "--port", str(self.port), *_COMMON, *self.options]
         with self.log.open("a") as file:
             self._process = subprocess.Popen(
                 [str(_PYTHON), "-m", "vllm.entrypoints.openai.api_server", *words],
@@ -82,9 +82,11 @@ class RealVLLM:
 
 
 @contextmanager
-def serving_vllm(model: Path, directory: Path, count: int = 1) -> Iterator[list[RealVLLM]]:
+def serving_vllm(
+    model: Path, directory: Path, count: int = 1, options: Sequence[str] = SAMPLING
+) -> Iterator[list[RealVLLM]]:
     """Servers that answer, and are gone afterwards."""
-    servers = [RealVLLM(model, directory / f"server-{i}.log") for i in range(count)]
+    servers = [RealVLLM(model, directory / f"server-{i}.log", options) for i in range(count)]
     try:
         for server in servers:
             server.start()

@@ -140,17 +140,17 @@ def test_what_fails_is_sampled_anew_where_a_server_is_waited_for(
     with serving(gate) as loopback:
         engine = Ahead(VLLMServerEngine(loopback.url, wait=60.0))
         assert isinstance(engine.engine, VLLMServerEngine)
-        engine.generate(backbone, **request())
+        engine.generate(backbone, request())
         client = engine.engine.servers.servers[0]._client
         object.__setattr__(client.endpoint, "retries", 0)
         gate.server.die_after = len(gate.server.completions)
-        engine.look_ahead(backbone, version=0, **request())
+        engine.look_ahead(backbone, request(), version=0)
         assert engine.state_dict() == {}
         gate.server.die_after, gate.server.down = None, False
         move(backbone, 2)
-        found = engine.generate(backbone, **request())
+        found = engine.generate(backbone, request())
     assert "What was to be sampled ahead is sampled now, by these weights." in caplog.text
-    same(found, NativeEngine().generate(backbone, **request()))
+    same(found, NativeEngine().generate(backbone, request()))
     assert found.versions is None, "no older ones: the policy writes down its own"
 
 

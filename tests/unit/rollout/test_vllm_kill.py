@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.modules import GRPOPolicyModule
 from lit_rlhf.objectives import TruncatedImportance
-from lit_rlhf.rollout import DiskSync, Sampling, VLLMServerEngine
+from lit_rlhf.rollout import DiskSync, RolloutRequest, Sampling, VLLMServerEngine
 from lit_rlhf.rollout.base import completion_logprobs
 from lit_rlhf.rollout.vllm.client import VLLMServer
 from lit_rlhf.testing import write_tiny_model
@@ -65,15 +65,13 @@ class Watched(VLLMServerEngine):
 
         server.complete = noted  # type: ignore[method-assign]
 
-    def generate(
-        self, backbone: Backbone, prompt_ids: Tensor, prompt_mask: Tensor, **options: Any
-    ) -> Generation:
+    def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
         self.drew.append(set())
-        found = super().generate(backbone, prompt_ids, prompt_mask, **options)
-        each = options["num_samples"]
+        found = super().sample(backbone, request)
+        each, prompts = request.num_samples, request.prompts
         assert found.logprobs is not None
         for row, (tokens, mask) in enumerate(zip(found.tokens, found.mask, strict=True)):
-            prompt = prompt_ids[row // each][prompt_mask[row // each]]
+            prompt = prompts.ids[row // each][prompts.mask[row // each]]
             ours = completion_logprobs(backbone, prompt, tokens[mask], "policy").cpu()
             self.gaps.append(float((ours - found.logprobs[row][mask]).abs().max()))
         self.rollouts.append(found)
