@@ -189,8 +189,8 @@ class PreferenceModule(RLHFModule):
             batch = cast("BranchedBatch", {**batch, **rows._asdict()})
         given: SequenceStats | None
         if "kl" in self.objective.statistics:
-            live, against = self._live_reference(batch)
-            return self.loss(self(batch, against), live, batch)
+            given, against = self._live_reference(batch)
+            return self.loss(self(batch, against), given, batch)
         given = self._reference(batch) if self.objective.needs_reference else None
         return self.loss(self(batch), given, batch)
 
