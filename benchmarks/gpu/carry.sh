@@ -10,7 +10,7 @@ wheels=(
   bitsandbytes==0.50.2
   datasets==5.2.0 dill==0.4.1 multiprocess==0.70.19 xxhash
   jsonargparse==4.53.0 docstring-parser==0.18.0 typeshed-client==2.15.0
-  torchmetrics jaxtyping wadler-lindig
+  torchmetrics jaxtyping wadler-lindig tenacity
 )
 fetch=(python3 -m pip download --quiet --no-deps --only-binary=:all: --dest .whl --implementation cp --python-version "$version")
 for libc in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014; do

@@ -33,7 +33,7 @@ COMMANDS = """
 ## The command
 
 ```bash
-python -m benchmarks.gpu --out runs/gpu --keep            # one card, 0.5B shapes of random weights, under 4 minutes
+python -m benchmarks.gpu --out runs/gpu --keep            # one card, 0.5B shapes of random weights, up to 8 minutes
 python -m benchmarks.gpu --out runs/gpu --markdown docs/GPU.md
 ```
 
@@ -105,6 +105,7 @@ def page(run: Mapping[str, Any]) -> str:
         "",
         f"Written by `benchmarks/gpu` from a run of `{run['command']}`: random weights of the shapes {run['size']}.",
         ", ".join(f"{name} {value}" for name, value in facts.items()) + ".",
+        *(line for note in run.get("notes", []) for line in ("", note)),
         "",
         "## Right",
         "",

@@ -14,8 +14,9 @@ from lit_rlhf.rewards.retokenize import TokenRows
 from lit_rlhf.rewards.scoring import score_rows
 from lit_rlhf.rollout import HFEngine, NativeEngine
 from lit_rlhf.rollout.native import Decoder
+from lit_rlhf.rollout.recorded import DecodeStep
 from lit_rlhf.rollout.sampling import draw_tokens
-from lit_rlhf.rollout.steps import DecodeStep, ModelStep, choose_step
+from lit_rlhf.rollout.steps import ModelStep, choose_step
 
 _BUDGET = 8192
 """Tokens that are scored at a time where a reward doesn't say."""
@@ -89,13 +90,11 @@ def _step(module: PolicyModule, steps: int) -> DecodeStep:
 
 def _fill(run: DryRun, decoder: Decoder) -> None:
     """As if all but the last tokens had been generated."""
-    steps = run.workload.completion_tokens
-    for layer in decoder.cache.own_layers:
-        filled = layer.filled
-        while layer.own.keys.shape[2] < filled + steps:
-            layer.own = layer.own.roomier()
-        layer.filled = filled + max(steps - 2, 0)
+    steps, cache, room = run.workload.completion_tokens, decoder.cache, decoder.pace.room
+    for layer in cache.own_layers:
+        layer.own = layer.own.roomier(-(-steps // room) * room)
         run.count.assign("key-value cache", *layer.own, *(layer.shared or ()))
+    cache.place.filled = cache.start + max(steps - 2, 0)
 
 
 def _measured(run: DryRun, name: str, work: Callable[[], object]) -> Phase:

@@ -166,7 +166,7 @@ def part_lengths(
 
 def existing(layout: BranchLayout) -> Int[Tensor, " tokens"]:
     """On the CPU: where among (N * T) there are tokens of branches."""
-    steps = torch.arange(layout.mask.shape[-1])
+    steps = torch.arange(layout.mask.shape[-1], device="cpu")
     return (steps < layout.lengths[:, 1:, None]).flatten().nonzero().squeeze(-1)
 
 
@@ -176,7 +176,7 @@ def branch_segments(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout
     lengths = layout.lengths
     prompts, branches = lengths[:, 0], lengths[:, 1:].sum(-1)
     own = torch.cat([lengths, (length - lengths.sum(-1))[:, None]], dim=1).flatten()
-    steps = torch.arange(length)
+    steps = torch.arange(length, device="cpu")
     in_prompt = steps < prompts[:, None]
     in_branch = ~in_prompt & (steps < (prompts + branches)[:, None])
 

@@ -66,7 +66,7 @@ def drawn_once() -> Iterator[None]:
     def without_tied(model: PreTrainedModel) -> None:
         for name in model.all_tied_weights_keys:
             model.get_parameter_or_buffer(name)._is_hf_initialized = True  # noqa: SLF001
-        initialise(model)
+        initialise(model)  # type: ignore[no-untyped-call]
 
     def leave(layer: nn.Module) -> None:
         """The model's rule has its turn."""

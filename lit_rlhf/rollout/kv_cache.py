@@ -15,7 +15,6 @@ from lit_rlhf.functional.numerics import cumulative_sum
 from lit_rlhf.internals.transformers import attention_of, set_attention
 
 _NAME = "lit_rlhf_decode"
-_ROOM = 32
 _current: ContextVar["DecodeCache"] = ContextVar("current_decode_cache")
 
 
@@ -63,15 +62,44 @@ class KeyValues(NamedTuple):
             else cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         )
 
-    def roomier(self) -> "KeyValues":
+    def roomier(self, room: int) -> "KeyValues":
         """The same with room for more positions behind."""
         return KeyValues(
-            *(torch.cat([x, x.new_zeros(*x.shape[:2], _ROOM, x.shape[3])], dim=2) for x in self)
+            *(torch.cat([x, x.new_zeros(*x.shape[:2], room, x.shape[3])], dim=2) for x in self)
         )
 
     def select(self, rows: Tensor) -> "KeyValues":
         """Some of the rows."""
         return KeyValues(self.keys[rows], self.values[rows])
+
+
+class Place:
+    """Where the rows' own parts are written next, the same in each layer.
+
+    A step that is recorded once and replayed has to read it from the device, where `follow` has put it. Such a step
+    can't cut what isn't filled off either: it masks that.
+
+    Args:
+        filled: Positions of a row's own part that hold something.
+    """
+
+    def __init__(self, filled: int) -> None:
+        self.filled = filled
+        self.slot: Tensor | None = None
+        self.behind: Tensor | None = None
+        """(room,) float32: -inf where nothing is yet, when the step in the making has been made."""
+
+    def follow(self, device: torch.device) -> None:
+        """Put on the device what the host has counted, at the same address each time."""
+        if self.slot is None:
+            self.slot = torch.empty(1, dtype=torch.int64, device=device)
+        self.slot.fill_(self.filled)
+
+    def mask(self, room: int) -> None:
+        """Read the device, for the step in the making."""
+        assert self.slot is not None
+        behind = torch.arange(room, device=self.slot.device) > self.slot
+        self.behind = torch.zeros_like(behind, dtype=torch.float32).masked_fill_(behind, -torch.inf)
 
 
 class DecodeLayer(CacheLayerMixin):
@@ -82,18 +110,19 @@ class DecodeLayer(CacheLayerMixin):
     Args:
         prompts: Keys and values of B prompts.
         num_samples: Rows per prompt. With one, the row's own part begins with its prompt.
+        place: Where the own part is written next.
     """
 
     is_sliding = False
 
-    def __init__(self, prompts: KeyValues, num_samples: int) -> None:
+    def __init__(self, prompts: KeyValues, num_samples: int, place: Place) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized = True
         self.shared: KeyValues | None = None
-        self.filled = prompts.keys.shape[2]
+        self.place = place
         self.own = prompts
         if num_samples > 1:
-            self.shared, self.filled = prompts, 0
+            self.shared = prompts
             self.own = KeyValues(
                 *(x[:, :, :0].repeat_interleave(num_samples, dim=0) for x in prompts)
             )
@@ -105,11 +134,11 @@ class DecodeLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store one more position of each row and hand it back: `attend` reads the others in place."""
-        if self.filled == self.own.keys.shape[2]:
-            self.own = self.own.roomier()
-        self.own.keys[:, :, self.filled] = key_states[:, :, 0]
-        self.own.values[:, :, self.filled] = value_states[:, :, 0]
-        self.filled += 1
+        for buffer, states in zip(self.own, (key_states, value_states), strict=True):
+            if self.place.slot is None:
+                buffer[:, :, self.place.filled] = states[:, :, 0]
+            else:
+                buffer.index_copy_(2, self.place.slot, states.to(buffer.dtype))
         return key_states, value_states
 
     def attend(
@@ -134,12 +163,16 @@ class DecodeLayer(CacheLayerMixin):
         query = query.reshape(rows, self.own.keys.shape[1], -1, dim)
         # The product is taken with the whole buffer, which is contiguous, and cut afterwards: on CPU that is twice as
         # fast.
-        own = _scores(query, self.own.keys, scale, cap)[..., : self.filled]
+        own, values = _scores(query, self.own.keys, scale, cap), self.own.values
+        if self.place.behind is None:
+            filled = self.place.filled + 1
+            own, values = own[..., :filled], values[:, :, :filled]
+        else:
+            own = own + self.place.behind
         if self.shared is None:
             if bias is not None:
                 own[..., : bias.shape[-1]] += bias
-            out = own.softmax(-1).to(query.dtype) @ self.own.values[:, :, : self.filled]
-            return out.reshape(rows, heads, -1)
+            return (own.softmax(-1).to(query.dtype) @ values).reshape(rows, heads, -1)
         prompt = _scores(
             _by_prompt(query, len(self.shared.keys), grid), self.shared.keys, scale, cap
         )
@@ -147,10 +180,7 @@ class DecodeLayer(CacheLayerMixin):
         width = prompt.shape[-1]
         probs = torch.cat([_by_row(prompt, query, grid), own], dim=-1).softmax(-1).to(query.dtype)
         shared = _by_prompt(probs[..., :width], len(self.shared.keys), grid) @ self.shared.values
-        out = (
-            _by_row(shared, query, grid) + probs[..., width:] @ self.own.values[:, :, : self.filled]
-        )
-        return out.reshape(rows, heads, -1)
+        return (_by_row(shared, query, grid) + probs[..., width:] @ values).reshape(rows, heads, -1)
 
     def select(self, rows: Tensor, prompts: Tensor) -> None:
         """Keep some rows and prompts."""
@@ -160,7 +190,8 @@ class DecodeLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Positions per row, padding of prompts included."""
-        return self.filled + (self.shared.keys.shape[2] if self.shared is not None else 0)
+        shared = self.shared.keys.shape[2] if self.shared is not None else 0
+        return self.place.filled + shared
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """As transformers asks for it."""
@@ -175,6 +206,7 @@ class DecodeCache(Cache):
     """The cache of a batch that is being decoded, for a decoder's own forward within `attending`.
 
     All live rows have generated the same number of tokens, so own parts need no mask, whatever the prompts' lengths.
+    A step is made between `make_room` and `advance`.
 
     Args:
         prompts: Keys and values of B right-padded prompts, one per layer of the decoder.
@@ -183,20 +215,40 @@ class DecodeCache(Cache):
     """
 
     def __init__(self, prompts: Sequence[KeyValues], lengths: Tensor, num_samples: int) -> None:
-        self.own_layers = [DecodeLayer(layer, num_samples) for layer in prompts]
+        self.start = 0 if num_samples > 1 else prompts[0].keys.shape[2]
+        self.place = Place(self.start)
+        self.own_layers = [DecodeLayer(layer, num_samples, self.place) for layer in prompts]
+        self.layout = 0
+        """Changes when keys and values have moved to other memory."""
         super().__init__(layers=list(self.own_layers))
         self.lengths = lengths
         self.prompt_of_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(
             num_samples
         )
         self.width = int(lengths.max())
-        self._place()
+        self._arrange()
 
     @property
     def positions(self) -> Tensor:
         """(rows,) position of each row's next token, before its step."""
-        generated = self.own_layers[0].get_seq_length() - self.width
-        return self.lengths[self.prompt_of_row] + generated
+        slot = self.place.filled if self.place.slot is None else self.place.slot
+        return self.lengths[self.prompt_of_row] + (slot - self.start)
+
+    @property
+    def room(self) -> int:
+        """Positions that a row's own part can hold."""
+        return self.own_layers[0].own.keys.shape[2]
+
+    def make_room(self, more: int) -> None:
+        """See that one more position can be written: room for some more is made where there is none."""
+        if self.place.filled == self.room:
+            self.layout += 1
+            for layer in self.own_layers:
+                layer.own = layer.own.roomier(more)
+
+    def advance(self) -> None:
+        """One more position has been written in every layer."""
+        self.place.filled += 1
 
     def select(self, rows: Tensor) -> None:
         """Let all other rows leave, and the prompts that none is left of.
@@ -208,15 +260,16 @@ class DecodeCache(Cache):
             return_inverse=True
         )
         self.lengths = self.lengths[prompts]
+        self.layout += 1
         for layer in self.own_layers:
             layer.select(rows, prompts)
-        self._place()
+        self._arrange()
 
     def attend(self, layer: int, query: Tensor, scale: float, cap: float | None) -> Tensor:
         """See `DecodeLayer.attend`."""
         return self.own_layers[layer].attend(query, self.bias, self.grid, scale, cap)
 
-    def _place(self) -> None:
+    def _arrange(self) -> None:
         steps = torch.arange(self.width, device=self.lengths.device)
         padding = steps >= self.lengths[:, None]
         self.bias: Tensor | None = None

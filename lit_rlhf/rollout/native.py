@@ -14,13 +14,13 @@ from lit_rlhf.options import check_option
 from lit_rlhf.rollout.base import RolloutRequest, Sampling, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues
 from lit_rlhf.rollout.local import LocalEngine
+from lit_rlhf.rollout.recorded import DecodeStep
 from lit_rlhf.rollout.sampling import draw_tokens
-from lit_rlhf.rollout.steps import DecodeStep, choose_step
+from lit_rlhf.rollout.steps import EAGER, choose_step, pace_of
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
 
 _PREFILL_TOKENS = 8192
-_WORTH_LEAVING = 8
 
 Listener = Callable[[Tensor, Tensor], None]
 """Told of the rows (n,) that got a token in a step, by their place in the request, and of the tokens (n,)."""
@@ -38,6 +38,9 @@ class NativeEngine(LocalEngine):
         max_batch_size: Most sequences that are decoded at a time; more are decoded one batch after another, prompts of
             similar length together. Memory grows with it: keys and values of every layer, and two float32 numbers per
             token of the vocabulary. None decodes all at once.
+        dequantize: Decode a base of 4 or 8 bits from a copy of its layers in float, which is made for each rollout and
+            takes 4 or 2 times their memory until its end (on a GPU, where there is room for it twice). Otherwise each
+            step dequantizes them.
 
     `listeners` are told of each step's tokens when they are drawn, for who shows text while it is written.
 
@@ -47,11 +50,12 @@ class NativeEngine(LocalEngine):
 
     way_out = "Use HFEngine."
 
-    def __init__(self, max_batch_size: int | None = None) -> None:
+    def __init__(self, max_batch_size: int | None = None, dequantize: bool = False) -> None:
         valid = max_batch_size is None or max_batch_size >= 1
         allowed = "at least 1, or null for no limit"
         check_option(valid, self, "max_batch_size", max_batch_size, allowed)
         self.max_batch_size = max_batch_size
+        self.dequantize = dequantize
         self.listeners: list[Listener] = []
 
     def longest(self, backbone: Backbone) -> int | None:
@@ -70,7 +74,8 @@ class NativeEngine(LocalEngine):
         head = None if request.values is None else backbone.head(request.values)
         with gathered(backbone), evaluating(backbone), backbone.use_role(request.role):
             batches = list(self._batches(lengths, samples))
-            step = choose_step(backbone, len(batches) * sampling.max_new_tokens)
+            steps = len(batches) * sampling.max_new_tokens
+            step = choose_step(backbone, steps, dequantize=self.dequantize)
             for prompts, which in batches:
                 ids = request.prompts.ids[prompts, : int(lengths[prompts].max())]
                 rows = (prompts[:, None] * samples + which).flatten()
@@ -161,11 +166,12 @@ class Decoder:
     """(rows, h) last states."""
     logits: Tensor
     """(rows, V) of the next token."""
+    pace = EAGER
 
     def __init__(
         self, backbone: Backbone, step: DecodeStep, ids: Tensor, lengths: Tensor, num_samples: int
     ) -> None:
-        self.step = step
+        self.step, self.pace = step, pace_of(step)
         hidden, self.cache = prefill(backbone, ids, lengths, num_samples)
         rows = self.cache.prompt_of_row
         self.logits, self.hidden = backbone.logits(hidden)[rows], hidden[rows]
@@ -176,7 +182,9 @@ class Decoder:
 
     def advance(self, tokens: Tensor) -> None:
         """Take one more token (rows,) of each."""
+        self.cache.make_room(self.pace.room)
         self.hidden, self.logits = self.step(tokens, self.cache)
+        self.cache.advance()
 
 
 def decode(
@@ -198,14 +206,16 @@ def decode(
         ended = live & torch.isin(tokens, ends)
         out.finished[rows] |= ended
         live = live & ~ended
-        staying = int(live.sum())
-        if staying == 0 or step + 1 == sampling.max_new_tokens:
+        if step + 1 == sampling.max_new_tokens:
             return
-        # Leaving costs a copy of the others' keys and values: about what a step of an eighth of the rows costs.
-        if (len(live) - staying) * _WORTH_LEAVING >= len(live):
-            stay = live.nonzero()[:, 0]
-            decoder.select(stay)
-            rows, seeds, tokens, live = rows[stay], seeds[stay], tokens[stay], live[stay]
+        if (step + 1) % decoder.pace.look_every == 0:
+            staying = int(live.sum())
+            if staying == 0:
+                return
+            if (len(live) - staying) * decoder.pace.worth_leaving >= len(live):
+                stay = live.nonzero()[:, 0]
+                decoder.select(stay)
+                rows, seeds, tokens, live = rows[stay], seeds[stay], tokens[stay], live[stay]
         decoder.advance(tokens)
 
 

@@ -1,22 +1,39 @@
-"""How a decoder makes one step of a decode: by its own forward, or packed."""
+"""How a decoder makes one step of a decode: by its own forward or packed, and on a GPU recorded once and replayed."""
 
-from typing import Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
+from lit_rlhf.internals.torch import is_altered
 from lit_rlhf.internals.transformers import cache_argument
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.kernels.packed import PackedStep, packable
 from lit_rlhf.rollout.kv_cache import DecodeCache, attending, configs_of
+from lit_rlhf.rollout.recorded import DecodeStep, GraphRecorder, RecordedStep
 
 _WORTH_PACKING = 6
 
 
-class DecodeStep(Protocol):
-    """One more token of each row of a cache."""
+class Pace(NamedTuple):
+    """What a decode does between steps, in steps and rows."""
 
-    def __call__(self, tokens: Tensor, cache: DecodeCache) -> tuple[Tensor, Tensor]:
-        """Hidden states (rows, h) and float32 logits (rows, V) after tokens (rows,)."""
+    room: int
+    """Positions that the cache grows by."""
+    look_every: int
+    """Steps between two looks at which rows have ended: each waits for the device."""
+    worth_leaving: int
+    """Rows leave when they are at least one in so many. That costs a copy of the others' keys and values: about what a
+    step of an eighth of the rows costs."""
+
+
+EAGER = Pace(room=32, look_every=1, worth_leaving=8)
+RECORDED = Pace(room=256, look_every=8, worth_leaving=2)
+"""A recorded step is recorded anew when the cache grows or rows leave, which takes as long as some steps."""
+
+
+def pace_of(step: DecodeStep) -> Pace:
+    """How a decode by this step goes."""
+    return RECORDED if isinstance(step, RecordedStep) else EAGER
 
 
 class ModelStep:
@@ -40,14 +57,22 @@ class ModelStep:
         return hidden, self.backbone.logits(hidden)
 
 
-def choose_step(backbone: Backbone, steps: int) -> DecodeStep:
-    """The way to decode with the role that is active: packed, with the backbone's `kernels: auto`, where that pays.
+def choose_step(backbone: Backbone, steps: int, *, dequantize: bool = False) -> DecodeStep:
+    """The way to decode with the role that is active: with the backbone's `kernels: auto` packed where that pays.
+
+    On a GPU the step is recorded.
 
     Args:
         backbone: Whose weights to use.
         steps: About how many there will be: packing takes as long as two or three.
+        dequantize: Decode quantized layers from a copy in float.
     """
-    pack = backbone.spec.kernels == "auto" and steps >= _WORTH_PACKING
-    if pack and packable(backbone.model):
-        return PackedStep(backbone.model, backbone.logits)
-    return ModelStep(backbone)
+    if backbone.spec.kernels != "auto" or steps < _WORTH_PACKING:
+        return ModelStep(backbone)
+    step: DecodeStep = ModelStep(backbone)
+    if packable(backbone.model, dequantize=dequantize):
+        step = PackedStep(backbone.model, backbone.logits)
+    # What hooks do on the host would be left out of the replays.
+    elif any(map(is_altered, backbone.model.modules())):
+        return step
+    return RecordedStep(step, GraphRecorder()) if backbone.device.type == "cuda" else step

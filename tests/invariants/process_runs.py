@@ -28,7 +28,7 @@ from lit_rlhf.modules import (
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.objectives import TDPO1, WPO, AdaptiveKL, TruncatedImportance, WeightedSum
 from lit_rlhf.rewards import LengthReward, ModelReward, NormalizedReward
-from lit_rlhf.rollout import Ahead, DiskSync, Sampling, VLLMServerEngine
+from lit_rlhf.rollout import Ahead, DiskSync, RolloutRequest, Sampling, VLLMServerEngine
 from tests.invariants.forked_runs import do, make_trainer
 from tests.invariants.process_others import callbacks_of, other_data, other_makers
 from tests.invariants.resume_runs import make_data
@@ -130,16 +130,15 @@ def record_rollouts(module: RLHFModule) -> Rollouts:
         return rollouts
     generate = module.engine.generate
 
-    def recorded(backbone: Any, prompt_ids: Tensor, prompt_mask: Tensor, **options: Any) -> Any:
-        found = generate(backbone, prompt_ids, prompt_mask, **options)
+    def recorded(backbone: Any, request: RolloutRequest) -> Any:
+        found = generate(backbone, request)
         if module.trainer.training:
-            prompts = [
-                tuple(ids[mask].tolist()) for ids, mask in zip(prompt_ids, prompt_mask, strict=True)
-            ]
+            rows = zip(request.prompts.ids, request.prompts.mask, strict=True)
+            prompts = [tuple(ids[mask].tolist()) for ids, mask in rows]
             samples = [
                 ids[mask].tolist() for ids, mask in zip(found.tokens, found.mask, strict=True)
             ]
-            each = options["num_samples"]
+            each = request.num_samples
             rollouts.append(
                 {prompt: samples[i * each : (i + 1) * each] for i, prompt in enumerate(prompts)}
             )

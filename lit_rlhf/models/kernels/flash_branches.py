@@ -77,11 +77,12 @@ def is_half(*tensors: Tensor) -> bool:
 def largest_gap(device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Of a small example's output and gradients: the largest difference from plain attention, by the norm."""
     ids = torch.tensor(
-        [[0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0, 1, 1, -1, -1, -1]]
+        [[0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0, 1, 1, -1, -1, -1]],
+        device="cpu",
     )
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(0)  # of the CPU, whatever the default device is
     query, key, value, grad = (
-        torch.randn(*ids.shape, heads, width, generator=random).to(device, dtype)
+        torch.randn(*ids.shape, heads, width, generator=random, device="cpu").to(device, dtype)
         for heads in (4, 2, 2, 4)
     )
     parts = branch_segments(ids.to(device), branch_layout(ids.to(device), 2))

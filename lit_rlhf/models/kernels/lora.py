@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from peft.tuners import lora
 from peft.tuners.lora import bnb as lora_bnb
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lit_rlhf.internals.bitsandbytes import float_weight
 from lit_rlhf.internals.peft import active_of
 from lit_rlhf.internals.torch import is_altered, version_of
 
@@ -192,19 +194,26 @@ class LinearParts(NamedTuple):
 
 
 def is_float_linear(layer: nn.Module | None) -> bool:
-    """Whether it is a linear layer in float, with or without an adapter, which `linear_parts` takes."""
-    base = layer.base_layer if isinstance(layer, RoleLinear) else layer
+    """Whether it is a linear layer in float, with or without an adapter."""
+    base = layer.base_layer if isinstance(layer, RoleLayer) else layer
     return type(base) is nn.Linear and base.weight.is_floating_point()
 
 
-def linear_parts(layer: nn.Module) -> LinearParts:
-    """Take a linear layer in float to its parts."""
-    base = layer.base_layer if isinstance(layer, RoleLinear) else layer
-    assert isinstance(base, nn.Linear)
-    if not isinstance(layer, RoleLinear) or layer.active is None:
-        return LinearParts(base.weight, base.bias, None, None)
+def has_linear_parts(layer: nn.Module | None, *, quantized: bool) -> bool:
+    """Whether `linear_parts` takes it: a linear layer in float or, if asked for, a quantized one."""
+    base = layer.base_layer if isinstance(layer, RoleLayer) else layer
+    return is_float_linear(base) or (quantized and isinstance(base, Linear4bit | Linear8bitLt))
+
+
+def linear_parts(layer: nn.Module, dtype: torch.dtype) -> LinearParts:
+    """Take a linear layer to its parts, in a dtype; a quantized one is dequantized."""
+    base: Any = layer.base_layer if isinstance(layer, RoleLayer) else layer
+    weight = float_weight(base, dtype).to(dtype)
+    bias = None if base.bias is None else base.bias.data.to(dtype)
+    if not isinstance(layer, RoleLayer) or layer.active is None:
+        return LinearParts(weight, bias, None, None)
     down, up = layer.matrices(layer.active)
-    return LinearParts(base.weight, base.bias, down, up * layer.scaling[layer.active])
+    return LinearParts(weight, bias, down.to(dtype), (up * layer.scaling[layer.active]).to(dtype))
 
 
 def adopt(layer: nn.Module) -> None:

@@ -1,9 +1,10 @@
 """A decode step in fewer and larger products, with the weights rearranged for the time of a rollout.
 
 At each step every weight is read for a few rows. On CPU such products gain from weights that lie as oneDNN's kernels
-read them (which a training step's many rows don't: rearranging them costs it little), and from layers of one input
-being one product. The low-rank product of an adapter is another such layer. Everything between the products is called
-once for all rows, without the dispatch of a decoder's own forward.
+read them (which a training step's many rows don't: rearranging them costs it little), and everywhere from layers of one
+input being one product. The low-rank product of an adapter is another such layer. Weights that autocast would cast at
+each step, or that would be dequantized, are so once. Everything between the products is called once for all rows,
+without the dispatch of a decoder's own forward.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaModel, MistralModel, PreTrainedModel, Qwen2Model, Qwen3Model
 
 from lit_rlhf.internals.torch import is_altered, laid_out_linear
-from lit_rlhf.models.kernels.lora import LinearParts, is_float_linear, linear_parts
+from lit_rlhf.models.kernels.lora import LinearParts, has_linear_parts, linear_parts
 
 _KNOWN = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Decoders of the one shape that `_PackedLayer` computes; a subclass may compute another."""
@@ -22,18 +23,37 @@ _ROWS = 64
 """Rows that weights are laid out for; the layout serves any number."""
 
 
-def packable(model: PreTrainedModel) -> bool:
-    """Whether a decoder can be packed: of a known shape, on CPU, its layers in float, none hooked or patched.
+def packable(model: PreTrainedModel, *, dequantize: bool = False) -> bool:
+    """Whether a decoder can be packed: of a known shape, its layers in float, none hooked or patched, with room for it.
 
     (transformers hooks a decoder for good when it is asked for `output_hidden_states`.)
+
+    Args:
+        model: A causal language model.
+        dequantize: Quantized layers will do too.
     """
     decoder: Any = model.base_model
-    if type(decoder) not in _KNOWN or model.device.type != "cpu":
+    if type(decoder) not in _KNOWN or any(map(is_altered, model.modules())):
         return False
-    if torch.is_autocast_enabled("cpu") or any(map(is_altered, model.modules())):
+    layers = [*_all_projections(decoder), model.get_output_embeddings()]
+    if not all(has_linear_parts(layer, quantized=dequantize) for layer in layers):
         return False
-    products = [layer for block in decoder.layers for layer in _projections(block)]
-    return all(map(is_float_linear, (*products, model.get_output_embeddings())))
+    return model.device.type != "cuda" or _fits(layers, _product_dtype(decoder), model.device)
+
+
+def _fits(layers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a copy of the layers leaves as much again of a GPU's memory as it takes."""
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    numbers: int = sum(layer.in_features * layer.out_features for layer in layers)
+    return 2 * numbers * dtype.itemsize <= free
+
+
+def _product_dtype(decoder: Any) -> torch.dtype:
+    """What products are computed in: as autocast says, or as the norms are, for layers may be quantized."""
+    weight: Tensor = decoder.norm.weight
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 class PackedStep:
@@ -48,10 +68,12 @@ class PackedStep:
         decoder: Any = model.base_model
         self.logits = logits
         self.embed, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
+        dtype = _product_dtype(decoder)
         self.layers = [
-            _PackedLayer(layer) for layer in decoder.layers[: decoder.config.num_hidden_layers]
+            _PackedLayer(layer, dtype)
+            for layer in decoder.layers[: decoder.config.num_hidden_layers]
         ]
-        self.head = _PackedLinear([model.get_output_embeddings()])
+        self.head = _PackedLinear([model.get_output_embeddings()], dtype)
 
     def __call__(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
         """See `DecodeStep`."""
@@ -68,15 +90,17 @@ class PackedStep:
 class _PackedLayer:
     """A pre-norm layer of grouped attention with rotary positions and a gated MLP."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.attention_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.head_norms = (
             (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
         )
         query, key, value, out, gate, up, down = _projections(layer)
-        self.query_key_value, self.out = _PackedLinear([query, key, value]), _PackedLinear([out])
-        self.gate_up, self.down = _PackedLinear([gate, up]), _PackedLinear([down])
+        self.query_key_value, self.out, self.gate_up, self.down = (
+            _PackedLinear(layers, dtype)
+            for layers in ([query, key, value], [out], [gate, up], [down])
+        )
         self.act = mlp.act_fn
         self.scale, self.dim = attention.scaling, attention.head_dim
         self.heads = [width // self.dim for width in self.query_key_value.widths]
@@ -103,11 +127,12 @@ class _PackedLayer:
 class _PackedLinear:
     """Linear layers of the same input side by side, as one product; behind them the first halves of their adapters."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        parts = [linear_parts(layer) for layer in layers]
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        parts = [linear_parts(layer, dtype) for layer in layers]
+        self.dtype = dtype
         self.widths = [len(part.weight) for part in parts]
         self.width = sum(self.widths)
-        downs = [part.down.to(part.weight.dtype) for part in parts if part.down is not None]
+        downs = [part.down for part in parts if part.down is not None]
         self.up = _diagonal(parts) if downs else None
         rows = [(part.weight, part.bias) for part in parts] + [(down, None) for down in downs]
         bias = None
@@ -126,7 +151,7 @@ class _PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(rows, in) to (rows, out of all layers)."""
-        out = self.product(x)
+        out = self.product(x.to(self.dtype))
         if self.up is None:
             return out
         return out[:, : self.width].addmm_(out[:, self.width :], self.up)
@@ -145,6 +170,10 @@ def _diagonal(parts: Sequence[LinearParts]) -> Tensor:
             row += rank
         column += len(part.weight)
     return up
+
+
+def _all_projections(decoder: Any) -> list[nn.Module]:
+    return [module for layer in decoder.layers for module in _projections(layer)]
 
 
 def _projections(layer: Any) -> tuple[nn.Module, ...]:

@@ -9,6 +9,7 @@ from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.models.kernels.packed import PackedStep
 from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling, native
 from lit_rlhf.rollout.kv_cache import DecodeLayer
+from lit_rlhf.rollout.steps import EAGER
 from lit_rlhf.types import BranchedBatch, Generation, Prompts
 from tests.reference import rollout as reference
 from tests.reference.generations import (
@@ -201,9 +202,8 @@ def test_when_finished_rows_leave_changes_nothing(
     backbone: Backbone, num_samples: int, eagerness: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = sequences(generate(backbone, VARIED, num_samples))
-    monkeypatch.setattr(
-        native, "_WORTH_LEAVING", eagerness
-    )  # 0: never; else as soon as one has finished
+    # 0: never; else as soon as one has finished
+    monkeypatch.setattr(native, "pace_of", lambda _: EAGER._replace(worth_leaving=eagerness))
     assert sequences(generate(backbone, VARIED, num_samples)) == usual
 
 

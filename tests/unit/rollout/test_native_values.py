@@ -9,6 +9,7 @@ import torch
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.rollout import NativeEngine, Sampling, native
+from lit_rlhf.rollout.steps import EAGER
 from tests.reference.generations import make_prompts, make_request
 from tests.tolerances import FP32_MODEL
 
@@ -22,7 +23,7 @@ VARIED = Sampling(
 def test_values_are_those_of_a_pass_over_the_whole_sequence(
     tiny_model_dir: Path, num_samples: int, eagerness: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "_WORTH_LEAVING", eagerness)
+    monkeypatch.setattr(native, "pace_of", lambda _: EAGER._replace(worth_leaving=eagerness))
     backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
     backbone.add_head("value", drawn=True)
     ids, mask = make_prompts()

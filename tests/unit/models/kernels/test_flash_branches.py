@@ -101,7 +101,7 @@ def test_it_is_the_attention_of_the_mask(rows: list[list[int]]) -> None:
 @pytest.mark.usefixtures("kernels")
 def test_the_comparison_before_use_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("meta"):  # as where a model is made on a GPU
         assert ours.largest_gap(cpu, torch.float64, 16) < 1e-5
     monkeypatch.setattr(ours, "attend_backward", lambda *args: attend_backward(-args[0], *args[1:]))
     assert ours.largest_gap(cpu, torch.float64, 16) > 1

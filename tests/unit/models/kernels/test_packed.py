@@ -64,7 +64,9 @@ def trajectory(
             if index == 2:
                 rows = torch.tensor([0, 3, 4, 7, 9])
                 cache.select(rows)
+            cache.make_room(4)
             hidden, scored = step(tokens[rows], cache)
+            cache.advance()
             states.append(hidden)
             logits.append(scored)
     return torch.cat(states), torch.cat(logits)
@@ -198,10 +200,52 @@ def test_what_cannot_be_packed_is_decoded_by_its_own_forward(tiny_model_dir: Pat
     )
     for backbone in (nf4, gpt2):
         assert isinstance(choose_step(backbone, 100), ModelStep)
-    plain = make(tiny_model_dir)
-    assert isinstance(choose_step(plain, 100), PackedStep)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert isinstance(choose_step(plain, 100), ModelStep)
+    assert isinstance(choose_step(gpt2, 100, dequantize=True), ModelStep)
+    assert isinstance(choose_step(make(tiny_model_dir), 100), PackedStep)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantized_layers_are_dequantized_once_if_asked(
+    tiny_model_dir: Path, quantization: Any
+) -> None:
+    spec = ModelSpec(
+        tokenizer=str(tiny_model_dir),
+        config={"model_type": "llama", **SMALL},
+        quantization=quantization,
+        lora=LoraSpec(rank=2, target_modules=ALL),
+    )
+    backbone = Backbone.load(spec)
+    backbone.add_adapter("policy")
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3, generator=torch.Generator().manual_seed(3))
+    with backbone.use_role("policy"):
+        assert isinstance(choose_step(backbone, 100, dequantize=True), PackedStep)
+    ours, theirs = trajectory(backbone, PackedStep), trajectory(backbone, ModelStep)
+    # bitsandbytes multiplies 8-bit layers in float16.
+    assert_close(ours[1], theirs[1], **(FP32_MODEL if quantization == "nf4" else BF16))
+    plain, dequantized = (
+        generate(backbone, NativeEngine(dequantize=choice)) for choice in (False, True)
+    )
+    assert quantization == "int8" or torch.equal(plain, dequantized)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_under_autocast_weights_are_cast_once(tiny_model_dir: Path, kind: str) -> None:
+    backbone = make(tiny_model_dir, kind, lora=LoraSpec(rank=3, target_modules=ALL))
+    generator = torch.Generator().manual_seed(7)
+    gaps = torch.zeros(2)
+    for _ in range(6):
+        for name, parameter in backbone.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.2, generator=generator)
+        exact = trajectory(backbone, ModelStep)[1]
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            ways = [trajectory(backbone, step)[1] for step in (PackedStep, ModelStep)]
+        assert ways[0].dtype == torch.float32
+        gaps += torch.stack([(logits - exact).square().mean() for logits in ways])
+    assert gaps[0] > 1e-4  # products are in bfloat16
+    assert gaps[0] < 1.3 * gaps[1]
 
 
 @pytest.mark.parametrize("where", ["layer", "lm_head", "patched"])
