@@ -107,19 +107,7 @@ def generate(
     rows = [dict(row) for row in source.load()]
     if keep == "self_play":
         _check_demonstrations(source, rows, completion_column)
-    actor = PolicyModule(
-        ModelSpec(name=model),
-        reward or _Unscored(),
-        engine=engine,
-        sampling=None if reference is None else sampling,
-        eval_sampling=sampling,
-        recompute_logprobs=True,  # whose log-probs they are matters to the KL alone
-        seed=seed,
-    )
-    actor.backbone = load_policy(model, dtype=dtype)
-    actor.reward.attach(actor.backbone)
-    if reference is not None:
-        actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
+    actor = _actor(model, reward, engine, sampling, reference, dtype, seed)
     if prompt_template is not None:
         chats = actor.backbone.tokenizer.chat_template is not None
         source = _templated(rows, prompt_column, prompt_template, chats)
@@ -153,6 +141,32 @@ def generate(
         write_rows(kept.rows, output)
     if unfinished is not None:
         unfinished.forget()
+
+
+def _actor(
+    model: str,
+    reward: Reward | None,
+    engine: RolloutEngine | None,
+    sampling: Sampling | None,
+    reference: str | None,
+    dtype: DTypeName,
+    seed: int,
+) -> PolicyModule:
+    """A policy module that samples, scores and compares, and is never trained."""
+    actor = PolicyModule(
+        ModelSpec(name=model),
+        reward or _Unscored(),
+        engine=engine,
+        sampling=None if reference is None else sampling,
+        eval_sampling=sampling,
+        recompute_logprobs=True,  # whose log-probs they are matters to the KL alone
+        seed=seed,
+    )
+    actor.backbone = load_policy(model, dtype=dtype)
+    actor.reward.attach(actor.backbone)
+    if reference is not None:
+        actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
+    return actor
 
 
 class _Unscored(Reward):
