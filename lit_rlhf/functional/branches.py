@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_rlhf.functional.numerics import cumulative_sum
+
 
 class BranchLayout(NamedTuple):
     """Indices into a branched row, one line per branch."""
@@ -184,7 +186,7 @@ def branch_segments(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout
         return x.to(branch_ids.device, non_blocking=True)
 
     def begins(counts: Tensor) -> Tensor:
-        return moved(torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int())
+        return moved(torch.nn.functional.pad(cumulative_sum(counts), (1, 0)).int())
 
     return BranchSegments(
         own=begins(own),

@@ -52,7 +52,7 @@ def _fits(layers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> bo
 def _product_dtype(decoder: Any) -> torch.dtype:
     """What products are computed in: as autocast says, or as the norms are, for layers may be quantized."""
     weight: Tensor = decoder.norm.weight
-    kind = weight.device.type
+    kind = "cpu" if weight.is_meta else weight.device.type  # where an estimate autocasts
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
