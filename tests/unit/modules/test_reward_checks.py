@@ -69,7 +69,8 @@ class LastPosition(RewardModelModule):
     """Scores each branch of rows of its own at position -1, as models that know no mask do."""
 
     def scores(self, batch: BranchedBatch) -> tuple[Tensor, Tensor]:
-        states = self.backbone.states(batch, num_branches=2, role="reward")
+        with self.backbone.use_role("reward"):
+            states = self.backbone._runner(batch, 2)
         width = states.source.shape[1]
         at = states.source[:, width - 1] if width else states.last
         found = self.backbone.head("reward")(states.hidden[at]).view(len(batch["input_ids"]), 2)

@@ -235,7 +235,7 @@ def test_under_autocast_weights_are_cast_once(tiny_model_dir: Path, kind: str) -
     backbone = make(tiny_model_dir, kind, lora=LoraSpec(rank=3, target_modules=ALL))
     generator = torch.Generator().manual_seed(7)
     gaps = torch.zeros(2)
-    for _ in range(6):
+    for _ in range(12):
         for name, parameter in backbone.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.2, generator=generator)
@@ -245,7 +245,7 @@ def test_under_autocast_weights_are_cast_once(tiny_model_dir: Path, kind: str) -
         assert ways[0].dtype == torch.float32
         gaps += torch.stack([(logits - exact).square().mean() for logits in ways])
     assert gaps[0] > 1e-4  # products are in bfloat16
-    assert gaps[0] < 1.3 * gaps[1]
+    assert gaps[0] < 1.4 * gaps[1]  # of one draw it is between a half and twice
 
 
 @pytest.mark.parametrize("where", ["layer", "lm_head", "patched"])
