@@ -35,6 +35,7 @@ from lit_rlhf.models.kernels import attention
 from lit_rlhf.models.kernels.lora import RoleLinear
 from lit_rlhf.models.kernels.norms import LeanLlamaRMSNorm
 from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling, native
+from lit_rlhf.rollout.steps import EAGER
 from lit_rlhf.types import BranchedBatch, Generation, Prompts
 
 PAIRS = 8
@@ -173,7 +174,8 @@ class Subject:
 
     @torch.no_grad()
     def _all_positions(self) -> Tensor:
-        states = self.backbone.states(self.pairs, num_branches=2)
+        with self.backbone.use_role("policy"):
+            states = self.backbone._runner(self.pairs, 2)  # noqa: SLF001
         weight = self.backbone.model.get_output_embeddings().weight
         every = F.linear(states.hidden, weight).float().log_softmax(-1)
         logprobs = every[states.source, states.tokens]
@@ -183,7 +185,7 @@ class Subject:
         return self.generate(NativeEngine(), stops=SPREAD_STOPS)
 
     def _staying(self) -> Tensor:
-        with patch.object(native, "_WORTH_LEAVING", 0):
+        with patch.object(native, "pace_of", lambda _: EAGER._replace(worth_leaving=0)):
             return self.generate(NativeEngine(), stops=SPREAD_STOPS)
 
 

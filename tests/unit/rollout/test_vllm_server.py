@@ -143,8 +143,8 @@ def test_logprobs_are_those_of_a_training_forward(
 def test_truncated_logprobs_are_of_what_was_left(engine: RolloutEngine, backbone: Backbone) -> None:
     sampling = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
     ours = _sample(engine, backbone, make_seeds(6), **sampling)
-    with torch.no_grad(), evaluating(backbone):
-        states = backbone.states(_batch(ours), num_branches=1)
+    with torch.no_grad(), evaluating(backbone), backbone.use_role("policy"):
+        states = backbone._runner(_batch(ours), 1)
         logits = backbone.logits(states.hidden[states.source[ours.mask]])
     logits = truncate_logits(logits, Sampling(**sampling))  # type: ignore[arg-type]
     expected = logits.log_softmax(-1).gather(-1, ours.tokens[ours.mask][:, None])[:, 0]
