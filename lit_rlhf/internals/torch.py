@@ -1,4 +1,4 @@
-"""Of torch, read from 2.13: a module's hooks, tensors' versions and storages, operators, oneDNN's, groups."""
+"""Of torch, read from 2.13: a module's hooks, tensors' versions and storages, operators, oneDNN's, flash kernels, groups."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -142,3 +142,60 @@ def own_store() -> Any:
     """The store by which the processes found each other, on a connection of its own, for use by another thread."""
     store: Any = dist.distributed_c10d._get_default_store()  # noqa: SLF001
     return store.clone()
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_from: Tensor,
+    key_from: Tensor,
+    longest_query: int,
+    longest_key: int,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """Attention within sequences that lie one after another.
+
+    Args:
+        query: (n, heads, d).
+        key: (m, groups, d).
+        value: (m, groups, d).
+        query_from: (S + 1,) int32: where each sequence of queries begins, and the end.
+        key_from: (S + 1,) int32.
+        longest_query: Of a sequence.
+        longest_key: Of a sequence.
+        causal: Whether query i attends to keys up to i alone.
+        scale: Of the scores.
+
+    Returns:
+        (n, heads, d); the log of the normalizers (heads, n), float32; two tensors that backward wants.
+    """
+    lengths = (query_from, key_from, longest_query, longest_key)
+    found = torch.ops.aten._flash_attention_forward(  # noqa: SLF001
+        query, key, value, *lengths, 0.0, causal, False, scale=scale
+    )
+    return tuple(found[:4])
+
+
+def attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    normalizer: Tensor,
+    query_from: Tensor,
+    key_from: Tensor,
+    longest_query: int,
+    longest_key: int,
+    causal: bool,
+    scale: float,
+    *state: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients of `attend`'s inputs from that of its output, from output and normalizers that may be of more keys."""
+    lengths = (query_from, key_from, longest_query, longest_key)
+    gradients: tuple[Tensor, ...] = torch.ops.aten._flash_attention_backward(  # noqa: SLF001
+        grad, query, key, value, out, normalizer, *lengths, 0.0, causal, *state, scale=scale
+    )
+    return gradients

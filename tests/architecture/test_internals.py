@@ -59,6 +59,19 @@ def test_each_file_says_the_version_it_was_read_from(path: Path) -> None:
     )
 
 
+def test_flash_kernels_of_torch() -> None:
+    given = ["query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p"]
+    behind = {"forward": [], "backward": ["out", "logsumexp"]}
+    for name, more in behind.items():
+        schema = getattr(torch.ops.aten, f"_flash_attention_{name}").default._schema
+        found = [argument.name for argument in schema.arguments]
+        expected = [*["grad_out"][: len(more)], *given[:3], *more, *given[3:], "is_causal"]
+        assert found[: len(expected)] == expected, "attend and attend_backward pass these in order"
+        tail = ["rng_state", "unused"] if more else ["return_debug_mask"]
+        assert found[len(expected) :][: len(tail) + 1] == [*tail, "scale"]
+    assert len(torch.ops.aten._flash_attention_forward.default._schema.returns) == 5
+
+
 def test_operators_of_torch() -> None:
     aten = torch.ops.aten
     assert our_torch.makes_new(aten.add.Tensor)
