@@ -1,4 +1,4 @@
-"""Of torch, read from 2.13: a module's hooks, tensors' versions and storages, operators, oneDNN's, flash kernels, groups."""
+"""Of torch, read from 2.13: hooks, versions and storages of tensors, operators, oneDNN, flash kernels, groups."""
 
 from collections.abc import Callable
 from functools import cache, partial
