@@ -40,6 +40,7 @@ from lit_rlhf.modules.reward import RewardModelModule as RewardModelModule
 from lit_rlhf.modules.schedules import WarmupCosine as WarmupCosine
 from lit_rlhf.modules.steps import Steps as Steps, Updates as Updates
 from lit_rlhf.modules.supervised import SupervisedModule as SupervisedModule
+from lit_rlhf.modules.teacher_server import TeacherServer as TeacherServer
 from lit_rlhf.modules.teachers import (
     Teacher as Teacher,
     TeacherAdapter as TeacherAdapter,
