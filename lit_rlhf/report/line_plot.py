@@ -66,6 +66,10 @@ def line_plot(
         "scale": {"nice": False, "zero": False},
     }
     axis_y = {"field": "y", "type": "quantitative", "title": y or None, "scale": {"zero": zero}}
+    if all(float(at).is_integer() for one in series for at in one.x):
+        axis_x["axis"] = {"tickMinStep": 1}  # no iteration 1.5
+    if len({value for one in series for value in one.y}) == 1:
+        axis_y["axis"] = {"format": ",.4~g"}  # the only tick there is
     look = looks(names, dash=True)
     layers: list[dict[str, Any]] = []
     if has_band:
