@@ -1,0 +1,1 @@
+"""Starting a command of `lit-rlhf` on the workers of another launcher's cluster."""
