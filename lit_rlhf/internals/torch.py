@@ -154,19 +154,19 @@ class NCCLGroup:
     """
 
     def __init__(self, size: int, number: bytes) -> None:
-        self._group = [nccl.init_rank(size, number, 0)]  # type: ignore[no-untyped-call]
+        self._group = [nccl.init_rank(size, number, 0)]
         # vLLM's workers begin with the sum of one number.
-        nccl.all_reduce([torch.zeros(1, device="cuda")], comms=self._group)  # type: ignore[no-untyped-call]
+        nccl.all_reduce([torch.zeros(1, device="cuda")], comms=self._group)
 
     @staticmethod
     def number() -> bytes:
         """A new one."""
-        made: bytes = nccl.unique_id()  # type: ignore[no-untyped-call]
+        made: bytes = nccl.unique_id()
         return made
 
     def broadcast(self, tensor: Tensor) -> None:
         """Send a tensor to the others, on the current stream, without waiting for them."""
-        nccl.broadcast([tensor], comms=self._group)  # type: ignore[no-untyped-call]
+        nccl.broadcast([tensor], comms=self._group)
 
 
 def attend(
