@@ -3,7 +3,7 @@
 import gc
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,8 @@ class Setting:
         tokenizer = load_tokenizer(self.tiny)
         ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
         config = AutoConfig.for_model(**self.size.config, **ids)
-        with self.device, drawn_once():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        make = partial(AutoModelForCausalLM.from_config, config, dtype=torch.bfloat16)
+        model = drawn_once(make, self.device)
         with whole_directory(path, "config.json") as directory, quiet():
             model.save_pretrained(directory)
         return str(path)

@@ -4,6 +4,7 @@ import difflib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -251,9 +252,9 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
     device = torch.get_default_device()
     # Drawn on CPU, for a GPU's generator gives other numbers; the meta device has none to draw.
     draw = device if device.type == "meta" else torch.device("cpu")
-    with seeded(stable_hash(spec.init_seed, "model")), draw, drawn_once():
+    with seeded(stable_hash(spec.init_seed, "model")):
         try:
-            model = _from_config(auto_class, spec, config)
+            model = drawn_once(partial(_from_config, auto_class, spec, config), draw)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
                 f"Can't build a model of config {spec.config}: {error}"
