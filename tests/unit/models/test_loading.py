@@ -85,7 +85,8 @@ class Draws(OperatorMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default):
+        drawing = func in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+        if drawing and not args[0].is_meta:
             self.count += args[0].numel()
         return func(*args, **(kwargs or {}))
 
