@@ -225,7 +225,7 @@ def pretrained(
                 revision=spec.revision if name == spec.name else None,
                 dtype=dtype_of(spec),
                 quantization_config=quantization_config(spec),
-                attn_implementation=_attention_to_load(config, spec.attention),
+                attn_implementation=attention_to_load(config, spec.attention),
                 trust_remote_code=spec.trust_remote_code,
             ),
             name,
@@ -241,7 +241,7 @@ def pretrained(
     return model
 
 
-def _attention_to_load(config: PretrainedConfig, attention: str) -> str:
+def attention_to_load(config: PretrainedConfig, attention: str) -> str:
     """Models that cap the scores (Gemma 2) are refused SDPA by transformers, whose function can't."""
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "eager" if attention == "sdpa" and capped else attention
@@ -273,7 +273,7 @@ def _from_config(auto_class: Any, spec: ModelSpec, config: PretrainedConfig) -> 
     model: PreTrainedModel = auto_class.from_config(
         config,
         dtype=dtype_of(spec),
-        attn_implementation=_attention_to_load(config, spec.attention),
+        attn_implementation=attention_to_load(config, spec.attention),
     )
     return model
 
