@@ -78,7 +78,7 @@ class WeightSync(ABC):
     def unload(self, sampler: Sampler, version: Version) -> None:
         """Have a vLLM forget a version that another has replaced."""
 
-    def forget(self, sampler: Sampler) -> None:  # noqa: B027 - most have nothing to forget
+    def forget(self, sampler: Sampler) -> None:
         """A vLLM was started anew."""
 
     # -- what they share ----------------------------------------------------------------------------------------------
