@@ -19,12 +19,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
+from benchmarks.quiet import quiet_trainer
 from lit_rlhf.data import PromptDataModule, RowsSource
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.stages import complete_heldout
@@ -88,16 +88,7 @@ def gold(rows: Sequence[dict[str, Any]]) -> list[float]:
 def trained(method: str, strength: float, demo: Path, seed: int, iterations: int) -> dict[str, Any]:
     """Train a policy and judge it."""
     start = time.process_time()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = quiet_trainer(limit_val_batches=0)
     module = module_of(method, strength, demo, seed, iterations)
     data = data_of(demo, seed, iterations, _HELDOUT)
     trainer.fit(module, datamodule=data)
@@ -112,7 +103,7 @@ def picked(demo: Path, seed: int) -> list[dict[str, Any]]:
     most = int(max(STRENGTHS["best of n"]))
     module = module_of("RLOO", 1.0, demo, seed, 1)
     data = data_of(demo, seed, 1, _HELDOUT // 2)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer = quiet_trainer()
     module.configure_model()
     trainer.strategy.connect(module)
     data.prepare_data()

@@ -40,7 +40,9 @@ def main(args: Sequence[str] | None = None) -> None:
         find_place(options.markdown, options.place)  # before the work, not after it
     workloads = [WORKLOADS[name] for name in WORKLOADS if name in options.workloads]
     start = time.perf_counter()
-    inputs = replace(make_inputs(options.root, options.work / "inputs"), dtype=options.dtype)
+    inputs = replace(
+        make_inputs(options.root, options.work / "inputs"), dtype=options.dtype, cpu=options.cpu
+    )
     versions = _environments(workloads, options.work)
     prepared = time.perf_counter() - start
     print(f"Weights are in {options.dtype}, which this CPU multiplies.")
@@ -64,6 +66,9 @@ def main(args: Sequence[str] | None = None) -> None:
     results["workloads"] = {
         workload.name: compare(workload, runs, judged) for workload in workloads
     }
+    if options.cpu:
+        for entry in results["workloads"].values():
+            entry["unit"] = entry["unit"].replace("/s", "/CPU s")
     text = tables(results)
     print(f"\n{text}")
     if options.json is not None:
@@ -116,6 +121,11 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         help="model and reviews",
     )
     parser.add_argument("--threads", type=int, default=2, help="cores and threads of each process")
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="count CPU seconds of the processes, on a machine that does other work too; best with --threads 1",
+    )
     parser.add_argument(
         "--fresh", action="store_true", help="forget the runs made before with these settings"
     )

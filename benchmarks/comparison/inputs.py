@@ -26,12 +26,14 @@ class Inputs:
         folder: Of everything else.
         stop_tokens: Ids that end a completion where lengths vary: EOS and the ends of sentences.
         dtype: Of the base's weights where a workload doesn't name its own.
+        cpu: See `Settings`.
     """
 
     model: Path
     folder: Path
     stop_tokens: tuple[int, ...]
     dtype: str = "bfloat16"
+    cpu: bool = False
 
     def settings(self, workload: str, told: dict[str, Any], threads: int) -> Settings:
         """What a script is told."""
@@ -49,7 +51,7 @@ class Inputs:
             teacher=str(self.folder / "teacher"),
             stop_tokens=self.stop_tokens if told.get("stops") else (),
             threads=threads,
-            **{"dtype": self.dtype, **rest},
+            **{"dtype": self.dtype, "cpu": self.cpu, **rest},
         )
 
 

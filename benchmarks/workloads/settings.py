@@ -28,6 +28,7 @@ class Settings:
         lr: Of AdamW, constant, without decay.
         dtype: Of the base's weights.
         threads: Cores.
+        cpu: Whether steps are timed by the process's own CPU seconds, which other work on the machine takes none of.
         seed: Of adapters, heads and sampling.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     lr: float = 1e-4
     dtype: str = "bfloat16"
     threads: int = 2
+    cpu: bool = False
     seed: int = 0
 
     def rows(self) -> list[dict[str, Any]]:

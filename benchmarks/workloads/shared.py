@@ -1,7 +1,8 @@
 """What both sides do alike: the same initial adapters and heads, and the clock. Needs torch alone."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from benchmarks.workloads.settings import Settings
 
 
 def start(settings: Settings) -> None:
-    """Threads and global seed."""
+    """Threads, clock and global seed."""
+    Clock.now = time.process_time if settings.cpu else time.perf_counter
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
 
@@ -41,12 +43,14 @@ def head_weight(width: int, seed: int) -> Tensor:
 class Clock:
     """Seconds of each step but the first, from the end of one step to the end of the next, data loading included."""
 
+    now: ClassVar[Callable[[], float]] = time.perf_counter
+
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def tick(self) -> None:
         """A step has ended."""
-        self.ends.append(time.perf_counter())
+        self.ends.append(Clock.now())
 
     def seconds(self) -> list[float]:
         """Of each step after the first."""

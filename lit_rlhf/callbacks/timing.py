@@ -93,9 +93,11 @@ class PhaseTimer(Callback):
         self._has_phases = isinstance(phases, Phases)
         self._phases = phases if isinstance(phases, Phases) else Phases()
         backbones = [module for module in pl_module.modules() if isinstance(module, Backbone)]
-        wants_peak = self.peak_flops == "measure" or (self.profile and self.peak_flops is None)
-        dtype = _precision(trainer, backbones)
-        self._peak = measure_peak_flops(pl_module.device, dtype) if wants_peak else self.peak_flops  # type: ignore[assignment]
+        if self.peak_flops == "measure" or (self.profile and self.peak_flops is None):
+            dtype = _precision(trainer, backbones)
+            self._peak = measure_peak_flops(pl_module.device, dtype)
+        else:
+            self._peak = self.peak_flops
         if self._peak is not None:
             self._hooks = [
                 module.register_forward_hook(self._count, with_kwargs=True) for module in backbones

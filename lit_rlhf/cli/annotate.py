@@ -2,25 +2,29 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from lit_rlhf.cli.export import newest
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.feedback import LabelStore, export_preferences, read_pairs
+from lit_rlhf.evaluation import ModelScorer, disagreements
+from lit_rlhf.feedback import LabelStore, Pair, export_preferences, read_pairs
 
 
 def annotate(
     data: str | None = None,
     output: Path = Path("labels"),
     source: Source | None = None,
-    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    format: Format | None = None,
     skip_invalid: bool = False,
     uncertainty: str | None = None,
+    ensemble: list[str] | None = None,
     raters_per_pair: int = 2,
     attributes: list[str] | None = None,
     comments: bool = False,
@@ -45,6 +49,8 @@ def annotate(
         format: How a row becomes answers. Default: columns prompt, chosen and rejected, or prompt and completions.
         skip_invalid: Leave out rows that can't be used, and say how many, rather than stop.
         uncertainty: Column with a number per row; the most uncertain pairs are asked first. Default: random order.
+        ensemble: Reward models on whose disagreement it depends instead which pairs are asked first: a checkpoint
+            trained with HeadEnsemble, or the directory of its run's checkpoints; or two and more models.
         raters_per_pair: How many raters judge each pair.
         attributes: What is asked beside the overall choice, as in --attributes helpful harmless.
         comments: Offer a field for free text.
@@ -68,11 +74,29 @@ def annotate(
     from lit_rlhf.feedback.web import Page, serve  # noqa: PLC0415  (needs more of the extra than an export)
 
     page = Page(attributes or (), comments, markdown, instructions)
+    if uncertainty is not None and ensemble:
+        raise ConfigurationError(
+            "--uncertainty and --ensemble both say which pairs are asked first: give one of them."
+        )
     pairs = read_pairs(source, format, uncertainty, "drop" if skip_invalid else "error")
+    if ensemble:
+        pairs = _ranked(pairs, ensemble)
     store = LabelStore(output, raters_per_pair, seed)
     new = store.add(pairs)
     print_text(f"{len(pairs)} pairs, {new} of them new, in {store.path}\n")
     serve(store, page, host=host, port=port, token=token)
+
+
+def _ranked(pairs: Sequence[Pair], ensemble: Sequence[str]) -> list[Pair]:
+    """Pairs with what reward models' disagreement says of them."""
+    scorers = [ModelScorer.load(newest(path)) for path in ensemble]
+    found = disagreements(scorers, [(each.prompt, each.first, each.second) for each in pairs])
+    known = [each for each in found if each is not None] or [0.0]
+    print_text(
+        f"asked first: where the reward models disagree most (deviation of the margin {min(known):.3g} to "
+        f"{max(known):.3g}); {found.count(None)} pairs are longer than they read, and come last\n"
+    )
+    return [replace(pair, uncertainty=each) for pair, each in zip(pairs, found, strict=True)]
 
 
 def run(words: Sequence[str]) -> None:
@@ -94,4 +118,11 @@ def _add_arguments(parser: ArgumentParser) -> set[str | int]:
         type=str,
         help="what is asked beside the overall choice, as in --attributes helpful harmless",
     )
-    return {"data", "attributes"}
+    parser.add_argument(
+        "--ensemble",
+        nargs="+",
+        type=str,
+        help="reward models, on whose disagreement it depends which pairs are asked first: a checkpoint trained with "
+        "HeadEnsemble, or the directory of its run's checkpoints; or two and more models",
+    )
+    return {"data", "attributes", "ensemble"}

@@ -21,8 +21,7 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
         merge: Merge the adapter into the weights; a 4-bit base is dequantized into a copy first.
         role: "policy" or "reward"; default: the one that was trained.
     """
-    found = IterationCheckpoint(ckpt_path).newest_whole() if Path(ckpt_path).is_dir() else None
-    backbone = load_checkpoint_backbone(str(found or ckpt_path))
+    backbone = load_checkpoint_backbone(newest(ckpt_path))
     is_reward = role == "reward" or (
         role is None and "reward" in backbone.heads and "policy" not in backbone.adapters
     )
@@ -31,7 +30,13 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
         export_reward(backbone, output, merge=merge, score_mean=mean, score_std=std)
     else:
         export_policy(backbone, output, merge=merge)
-    print(f"Wrote {output}")  # noqa: T201
+    print(f"Wrote {output}")
+
+
+def newest(path: str) -> str:
+    """Of the directory of a run's checkpoints the newest that is whole; any other path as it is."""
+    found = IterationCheckpoint(path).newest_whole() if Path(path).is_dir() else None
+    return str(found or path)
 
 
 def run(words: Sequence[str]) -> None:

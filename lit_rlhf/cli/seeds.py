@@ -178,7 +178,7 @@ def _options(config: Namespace, seed: int, place: Path) -> list[str]:
 def _train(words: Sequence[str]) -> int:
     """Run `lit-rlhf` in a process of its own, which gets the signals that come here; its status."""
     command = [sys.executable, "-m", "lit_rlhf", *words]
-    with subprocess.Popen(command) as child, _forwarding(child):  # noqa: S603 - this library
+    with subprocess.Popen(command) as child, _forwarding(child):
         status = child.wait()
     return status if status >= 0 else 128 - status
 

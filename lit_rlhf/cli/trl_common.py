@@ -1,7 +1,5 @@
 """What becomes of TRL's options that all tasks have; the tasks' own are in `trl_options`."""
 
-# ruff: noqa: E501  (a table: a row is a line)
-
 from typing import Any, NamedTuple
 
 from lit_rlhf.cli.trl_rules import (

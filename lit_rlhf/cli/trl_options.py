@@ -3,8 +3,6 @@
 The names and defaults are those of TRL 1.16.0, of PPOConfig those of 1.12.0, the last release that has it.
 """
 
-# ruff: noqa: E501  (a table: a row is a line)
-
 from typing import Any, NamedTuple
 
 from lit_rlhf.cli.trl_common import COMMON, EVERY, UNSET, Option, none, read_with, same

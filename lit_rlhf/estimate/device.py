@@ -95,7 +95,7 @@ def _attend(
 ) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = attn_mask.to(query.dtype)
-    out: Tensor = _Flash.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    out: Tensor = _Flash.apply(query, key, value, attn_mask)
     return out
 
 

@@ -3,6 +3,7 @@
 - `read_comparisons` reads pairs, rankings, or lists of good and bad answers, of any format of the library.
 - A `Scorer` scores their answers: `ModelScorer` is a reward model, `JudgeScorer` a judge; your own has one method.
 - `evaluate_reward` makes a `RewardEvaluation` of both; `compare_rewards` says what tells two of them apart.
+- `disagreements` says of pairs that nobody has judged yet how unsure an ensemble is: which to ask people about next.
 
 The numbers are functions of `lit_rlhf.metrics`, which take tensors and are of use by themselves.
 """
@@ -13,6 +14,7 @@ from lit_rlhf.evaluation.comparisons import (
     Comparisons as Comparisons,
     read_comparisons as read_comparisons,
 )
+from lit_rlhf.evaluation.disagreement import disagreements as disagreements
 from lit_rlhf.evaluation.evaluate import (
     RewardEvaluation as RewardEvaluation,
     ScoredComparison as ScoredComparison,

@@ -159,6 +159,17 @@ class Doubt:
     spread: float
 
 
+def margin_deviation(members: Tensor, first: int = 0, second: int = 1) -> Tensor:
+    """Standard deviation, over the members of an ensemble, of how much better one answer is than another: a scalar.
+
+    Args:
+        members: (M, K) scores of K answers.
+        first: Number of an answer.
+        second: Of another.
+    """
+    return (members[:, first] - members[:, second]).std(correction=0)
+
+
 def doubt(
     members: Sequence[Tensor | None],
     pairs: Sequence[Sequence[tuple[int, int]]],
@@ -178,7 +189,7 @@ def doubt(
         return None
     spreads = torch.stack(
         [
-            torch.stack([scores[:, i] - scores[:, j] for i, j in own]).std(1, correction=0).mean()
+            torch.stack([margin_deviation(scores, *pair) for pair in own]).mean()
             for scores, own in zip(known, pairs, strict=True)
         ]
     )

@@ -1,5 +1,4 @@
 """Of Lightning, read from 2.6: its loops, its logger connector, and what its command line does with checkpoints."""
-# ruff: noqa: SLF001
 
 import logging
 import signal

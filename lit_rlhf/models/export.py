@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.files import whole_directory
-from lit_rlhf.internals.transformers import set_attention
+from lit_rlhf.internals.transformers import as_in_files, set_attention
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import RECORD, ExportRecord
 from lit_rlhf.models.loading import dtype_of, embeddings, quiet
@@ -132,6 +132,13 @@ def export_policy(
             check_export(directory, backbone, role, as_adapter=as_adapter)
 
 
+def policy_weights(backbone: Backbone, role: str | None) -> dict[str, Tensor]:
+    """What `export_policy` would write of a whole model, by the names in its files, on the backbone's device."""
+    config = _float_config(backbone)
+    shell, state = _whole(AutoModelForCausalLM, config, backbone, role, {}, backbone.device)
+    return as_in_files(shell, state)
+
+
 def _size(backbone: Backbone, role: str | None, as_adapter: bool) -> int:
     """Bytes of the weights that will be written."""
     if as_adapter:
@@ -161,6 +168,23 @@ def _save_whole(
     directory: Path,
     extra: dict[str, Tensor],
 ) -> None:
+    shell, state = _whole(auto_class, config, backbone, role, extra)
+    theirs = getattr(backbone.model, "generation_config", None)
+    if theirs is not None and shell.can_generate():
+        shell.generation_config = copy.deepcopy(theirs)
+    with quiet():
+        shell.save_pretrained(directory, state_dict=state)
+
+
+def _whole(
+    auto_class: Any,
+    config: PretrainedConfig,
+    backbone: Backbone,
+    role: str | None,
+    extra: dict[str, Tensor],
+    device: torch.device | str = "cpu",
+) -> tuple[Any, dict[str, Tensor]]:
+    """A model of transformers without numbers, and the numbers that belong into it."""
     try:
         with torch.device("meta"), quiet():
             shell = auto_class.from_config(config, dtype=dtype_of(backbone.spec))
@@ -168,7 +192,9 @@ def _save_whole(
         raise ConfigurationError(
             f"transformers has no {auto_class.__name__} for {config.model_type!r}: {error}"
         ) from error
-    state = _renamed(merged_state(backbone, role), backbone, shell.base_model_prefix) | extra
+    state = (
+        _renamed(merged_state(backbone, role, device), backbone, shell.base_model_prefix) | extra
+    )
     quantized = {
         f"{path.replace('.base_layer', '')}.weight": module.weight
         for path, module in backbone.model.named_modules()
@@ -186,11 +212,7 @@ def _save_whole(
             f"{type(shell).__name__} has weights that the backbone lacks: {missing[:5]}. It can't be exported."
         )
     _grow(state, shell, config.get_text_config().vocab_size)
-    theirs = getattr(backbone.model, "generation_config", None)
-    if theirs is not None and shell.can_generate():
-        shell.generation_config = copy.deepcopy(theirs)
-    with quiet():
-        shell.save_pretrained(directory, state_dict=state)
+    return shell, state
 
 
 def _export_directory(path: str | Path, needed: int) -> AbstractContextManager[Path]:

@@ -4,6 +4,7 @@ import difflib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -224,7 +225,7 @@ def pretrained(
                 revision=spec.revision if name == spec.name else None,
                 dtype=dtype_of(spec),
                 quantization_config=quantization_config(spec),
-                attn_implementation=_attention_to_load(config, spec.attention),
+                attn_implementation=attention_to_load(config, spec.attention),
                 trust_remote_code=spec.trust_remote_code,
             ),
             name,
@@ -240,7 +241,7 @@ def pretrained(
     return model
 
 
-def _attention_to_load(config: PretrainedConfig, attention: str) -> str:
+def attention_to_load(config: PretrainedConfig, attention: str) -> str:
     """Models that cap the scores (Gemma 2) are refused SDPA by transformers, whose function can't."""
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "eager" if attention == "sdpa" and capped else attention
@@ -251,9 +252,9 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
     device = torch.get_default_device()
     # Drawn on CPU, for a GPU's generator gives other numbers; the meta device has none to draw.
     draw = device if device.type == "meta" else torch.device("cpu")
-    with seeded(stable_hash(spec.init_seed, "model")), draw, drawn_once():
+    with seeded(stable_hash(spec.init_seed, "model")):
         try:
-            model = _from_config(auto_class, spec, config)
+            model = drawn_once(partial(_from_config, auto_class, spec, config), draw)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
                 f"Can't build a model of config {spec.config}: {error}"
@@ -272,7 +273,7 @@ def _from_config(auto_class: Any, spec: ModelSpec, config: PretrainedConfig) -> 
     model: PreTrainedModel = auto_class.from_config(
         config,
         dtype=dtype_of(spec),
-        attn_implementation=_attention_to_load(config, spec.attention),
+        attn_implementation=attention_to_load(config, spec.attention),
     )
     return model
 

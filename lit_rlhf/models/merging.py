@@ -12,14 +12,17 @@ from lit_rlhf.models.loading import dtype_of
 
 
 @torch.no_grad()
-def merged_state(backbone: Backbone, role: str | None) -> dict[str, Tensor]:
-    """The model's parameters on CPU with an adapter merged in, by their names in a model without adapters.
+def merged_state(
+    backbone: Backbone, role: str | None, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """The model's parameters with an adapter merged in, by their names in a model without adapters.
 
     A quantized base is dequantized into the copy first: merging into its 4-bit weights would round the adapter away.
 
     Args:
         backbone: Its `model` gives the names.
         role: Whose adapter; None or a role without one gives the base.
+        device: Where they are put; those that nothing changes and that are there already aren't copied.
     """
     adapted = {layer.get_base_layer(): layer for layer in _layers(backbone, role)}
     state: dict[str, Tensor] = {}
@@ -34,7 +37,7 @@ def merged_state(backbone: Backbone, role: str | None) -> dict[str, Tensor]:
                 if module in adapted:
                     delta = adapted[module].get_delta_weight(role)
                     tensor = (tensor.float() + delta.float()).to(tensor.dtype)
-            state[f"{prefix}.{name}" if prefix else name] = tensor.detach().cpu()
+            state[f"{prefix}.{name}" if prefix else name] = tensor.detach().to(device)
     return state
 
 

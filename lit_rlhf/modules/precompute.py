@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -61,10 +61,10 @@ def _compute(module: "PreferenceModule", store: LogprobStore) -> Tensor:
     world_size, rank = module.trainer.world_size, module.global_rank
     found, rows = [], []
     for batch in store.batches(rank, world_size):
-        moved: BranchedBatch = module.transfer_batch_to_device(batch, module.device, 0)
+        moved: Any = module.transfer_batch_to_device(batch, module.device, 0)
         logprobs = module.reference_statistics(moved).logprobs
         found.append(torch.nn.functional.pad(logprobs, (0, store.num_branches - logprobs.shape[1])))
-        rows.append(moved["index"])  # type: ignore[typeddict-item]
+        rows.append(moved["index"])
     values, index = torch.cat(found), torch.cat(rows)
     values, index = (stack_over_ranks(part).flatten(0, 1) for part in (values, index))
     result = values.new_zeros(store.num_rows, store.num_branches)

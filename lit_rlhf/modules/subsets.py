@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_rlhf.distributed import gather_objects

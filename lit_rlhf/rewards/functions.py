@@ -183,9 +183,9 @@ def _trl_arguments(completions: Completions) -> dict[str, Any]:
     return {"prompts": prompts, "completions": answers, "completion_ids": ids}
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
     try:
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
     except (TypeError, ValueError):
         return math.nan
 

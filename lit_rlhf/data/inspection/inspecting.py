@@ -123,7 +123,7 @@ def inspect(
     against: Mapping[str, Data] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     kind: Kind | None = None,
-    format: Format | None = None,  # noqa: A002  (what it is, as in the DataModules)
+    format: Format | None = None,
     by: str | None = None,
     similarity: float | None = 0.8,
     run: int = 13,

@@ -47,7 +47,7 @@ class Near:
 
     def __init__(self, similarity: float) -> None:
         with importing_extra("inspect", "Looking for near-duplicates"):
-            from datasketch import MinHash, MinHashLSH  # noqa: PLC0415  (an extra)
+            from datasketch import MinHash, MinHashLSH
         self._similarity = similarity
         self._first = MinHash(_PERMUTATIONS, seed=1, hashfunc=int)
         index = MinHashLSH(threshold=similarity, num_perm=_PERMUTATIONS)
@@ -70,8 +70,8 @@ class Near:
 
     def result(self) -> NearFacts:
         """Group the records."""
-        from scipy.sparse import coo_array  # noqa: PLC0415  (datasketch brings it)
-        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415  (see above)
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
 
         sketches = np.frombuffer(self._sketches, dtype=np.uint32).reshape(-1, _PERMUTATIONS)
         same = np.frombuffer(self._same, dtype=np.uint64)

@@ -1,5 +1,6 @@
 """Evaluations of scorers whose answers are known, and of real models."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.data import InvalidRowError, PreferenceDataModule, RowsSource
-from lit_rlhf.errors import DataError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.evaluation import (
     Comparison,
     ModelScorer,
     Scored,
     Scorer,
     compare_rewards,
+    disagreements,
     evaluate_reward,
     read_comparisons,
 )
@@ -303,3 +305,31 @@ def test_disagreement_that_foretells_mistakes() -> None:
     assert mixed is not None
     assert mixed.auroc == pytest.approx(0.5)
     assert doubt([None], [[(0, 1)]], right[:1]) is None
+
+
+def test_disagreement_is_the_deviation_of_the_margin_over_all_members(
+    tiny_model_dir: Path, export: Path
+) -> None:
+    single = ModelScorer.load(str(export), layout="text")
+    backbone = Backbone.load(
+        ModelSpec(name=str(tiny_model_dir), init_seed=3), lm_head=False, trainable=False
+    )
+    for name in ("member_0", "member_1"):
+        backbone.add_head(name)
+        torch.nn.init.normal_(backbone.heads[name].weight)
+    several = ModelScorer(backbone, "several", "text", heads=("member_0", "member_1"))
+    pairs = [("is it 3? ", "yes", "no"), ("4? ", "perhaps", "no"), ("5? ", "no", "yes" * 4000)]
+    margins = []
+    for model in (single, several):
+        for prompt, first, second in pairs[:2]:
+            (found,) = model.score([Comparison(prompt, (first, second), (0.0, 0.0))])
+            assert isinstance(found, Scored)
+            members = found.total[None] if found.members is None else found.members
+            margins.append((members[:, 0] - members[:, 1]).tolist())
+    by_hand = [statistics.pstdev([*margins[i], *margins[2 + i]]) for i in range(2)]
+    found = disagreements([single, several], pairs)
+    assert found[:2] == pytest.approx(by_hand, rel=1e-4)
+    assert found[2] is None
+    assert min(by_hand) > 0.01
+    with pytest.raises(ConfigurationError, match=r"nobody to disagree with.*HeadEnsemble"):
+        disagreements([single], pairs)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import torch
 
 from lit_rlhf.cli import main
+from lit_rlhf.evaluation import ModelScorer, disagreements
 from lit_rlhf.feedback import LabelStore, Pair, Vote
+from lit_rlhf.models import Backbone, ModelSpec, export_reward
 from lit_rlhf.testing import tiny_preferences, write_jsonl
 from tests.unit.feedback.server import running
 
@@ -61,6 +64,31 @@ def test_kill_9_loses_no_vote(pairs: str, tmp_path: Path) -> None:
     assert len(set(voted)) == 14
 
 
+def test_an_ensemble_says_what_is_asked_first(
+    pairs: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        spec = ModelSpec(name=str(tiny_model_dir), init_seed=seed)
+        backbone = Backbone.load(spec, lm_head=False, trainable=False)
+        torch.manual_seed(seed)
+        backbone.add_head("reward", drawn=True)
+        export_reward(backbone, tmp_path / str(seed), merge=True)
+    served = []
+    monkeypatch.setattr("lit_rlhf.feedback.web.serve", lambda store, *_, **__: served.append(store))
+    models = [str(tmp_path / "1"), str(tmp_path / "2")]
+    main(["annotate", pairs, "--output", str(tmp_path / "labels"), "--ensemble", *models])
+    (store,) = served
+    asked = store.pairs()
+    unsure = {number: pair.uncertainty for number, pair in asked.items()}
+    texts = [(pair.prompt, pair.first, pair.second) for pair in asked.values()]
+    expected = disagreements([ModelScorer.load(path) for path in models], texts)
+    assert list(unsure.values()) == expected
+    assert len(set(expected)) > 5
+    assert unsure[store.next_pair("ann")] == max(expected)
+    store.vote(Vote(store.next_pair("ann"), "ann", "tie"))
+    assert unsure[store.next_pair("ann")] == sorted(expected)[-2]
+
+
 def test_other_addresses_need_a_token(pairs: str, tmp_path: Path) -> None:
     options = [pairs, "--output", str(tmp_path), "--port", "0"]
     with running(*options, "--host", "0.0.0.0") as server:
@@ -93,6 +121,8 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["same.jsonl"], "same.jsonl, row 1: identical pair: both answers are 'a'"),
         (["same.jsonl", "--skip_invalid", "true"], "holds no pair of answers to compare. 1 rows"),
         (["good.jsonl", "--uncertainty", "std"], "row 1: no column 'std'"),
+        (["good.jsonl", "--uncertainty", "prompt", "--ensemble", "a", "b"], "give one of them"),
+        (["good.jsonl", "--ensemble", "nowhere"], "nowhere"),
         (["good.jsonl", "--raters-per-pair", "0"], "raters_per_pair must be 1 or more"),
         (["good.jsonl", "--attributes", "x", "x"], "attributes must be up to 9 different names"),
         (["good.jsonl", "--output", "good.jsonl"], "Labels can't be kept in good.jsonl"),
