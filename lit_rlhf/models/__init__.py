@@ -19,7 +19,11 @@ from lit_rlhf.models.critics import (
     ValueHead as ValueHead,
     ValueModel as ValueModel,
 )
-from lit_rlhf.models.export import export_policy as export_policy, export_reward as export_reward
+from lit_rlhf.models.export import (
+    export_policy as export_policy,
+    export_reward as export_reward,
+    policy_weights as policy_weights,
+)
 from lit_rlhf.models.fingerprint import weights_fingerprint as weights_fingerprint
 from lit_rlhf.models.lm_head import Comparison as Comparison, ScalarHead as ScalarHead
 from lit_rlhf.models.reward_models import load_reward_model as load_reward_model

@@ -13,14 +13,14 @@ import torch
 
 from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
-from lit_rlhf.rollout import DiskSync, NativeEngine, Sampling, VLLMServerEngine
+from lit_rlhf.rollout import DiskSync, NativeEngine, NCCLSync, Sampling, VLLMServerEngine
 from lit_rlhf.rollout.vllm import server as server_module
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import Generation
 from tests.loopback import Loopback, serving
 from tests.reference.generations import make_request, sequences
 from tests.tolerances import FP32_MODEL
-from tests.unit.rollout.fake_vllm import FakeServer
+from tests.unit.rollout.fake_vllm import FakeServer, GlooGroup
 
 
 @pytest.fixture
@@ -185,6 +185,42 @@ def test_whole_weights_by_disk(fakes: Any, tiny_model_dir: Path, tmp_path: Path)
     assert list((tmp_path / "shared").glob("*/*")) == written, "nothing has changed"
     fakes[0][0].vllm = FakeServer(tiny_model_dir).vllm  # started anew, with what it began with
     same(sample(engine, full), sample(NativeEngine(), full))
+
+
+class GlooSync(NCCLSync):
+    """With gloo in NCCL's place, for tensors on the CPU."""
+
+    device, number, join = "cpu", staticmethod(GlooGroup.number), GlooGroup
+
+
+def test_whole_weights_by_broadcast(fakes: Any, tiny_model_dir: Path) -> None:
+    full = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
+    engine = engine_on(fakes, sync=GlooSync())
+    for step in range(3):
+        move(full, step)
+        same(sample(engine, full), sample(NativeEngine(), full))
+        assert not any(fake.paused for fake, _ in fakes)
+    groups = [fake.group for fake, _ in fakes]
+    fakes[0][0].vllm = FakeServer(tiny_model_dir).vllm  # started anew, in no group
+    same(sample(engine, full), sample(NativeEngine(), full))
+    assert fakes[0][0].group is not groups[0] and fakes[1][0].group is groups[1]
+
+
+def test_adapters_are_merged_where_weights_are_broadcast(fakes: Any, backbone: Backbone) -> None:
+    same(sample(engine_on(fakes, sync=GlooSync()), backbone), sample(NativeEngine(), backbone))
+
+
+def test_what_may_be_wrong_with_a_broadcast(
+    fakes: Any, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigurationError, match="from GPU to GPU, and the policy is on cpu: use"):
+        sample(engine_on(fakes, sync=NCCLSync()), backbone)
+    for missing in ("get_world_size", "init_weight_transfer_engine", "update_weights"):
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeServer, missing, None)
+            with pytest.raises(ConfigurationError, match="and --weight-transfer-config") as caught:
+                sample(engine_on(fakes[:1], sync=GlooSync()), backbone)
+        assert fakes[0][1].url in str(caught.value)
 
 
 @pytest.mark.parametrize(
