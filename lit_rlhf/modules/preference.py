@@ -22,8 +22,8 @@ from lit_rlhf.models import (
     weights_fingerprint,
 )
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.modules.averages import TINY, row_means
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.means import TINY, row_means
 from lit_rlhf.modules.precompute import precompute_reference
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import Steps

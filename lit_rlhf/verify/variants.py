@@ -25,10 +25,9 @@ from lit_rlhf.rewards import ConstrainedReward, Reward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import Completions, EvaluatedRollout, Scores
 from lit_rlhf.verify import targets
-from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.online import PairCase
 from lit_rlhf.verify.policy import CriticCase, MakeModule, PolicyCase
-from lit_rlhf.verify.runner import BETA
+from lit_rlhf.verify.runner import BETA, PI_STAR, optimum
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 _ETA = 0.7
