@@ -76,7 +76,10 @@ class VLLMServer(Sampler):
             )
         base = str(bases[0]["id"])
         adapters = {str(model["id"]) for model in known} - {base}
-        weights = None if self._weights is None else self._told_weights()
+        weights = self._weights
+        if weights is not None:
+            told = self._quick.get("/weight_info")
+            weights = str(self._part(told, "weight_version", str, "name its weights"))
         anew = weights != self._weights or not self._adapters <= adapters
         if anew or not self.base:
             self._check_tokenizer(backbone)
@@ -189,11 +192,22 @@ class VLLMServer(Sampler):
                 "return_token_ids": True,
                 **options,
             }
-            choices = self._part(self._client.post("/v1/completions", body), "choices", list, what)
+            choices = self._part(self._ask_to_complete(body), "choices", list, what)
             if len(choices) != 1:
                 raise self._odd(f"{len(choices)} choices for one completion", what)
             found.append(self._completed(choices[0], int(options["max_tokens"]), what))
         return found
+
+    def _ask_to_complete(self, body: dict[str, Any]) -> Any:
+        try:
+            return self._client.post("/v1/completions", body)
+        except ConfigurationError as error:
+            if "does not exist" not in str(error):
+                raise
+            raise ConfigurationError(
+                f"{self} took {body['model']} and doesn't know it: are there several servers behind that address? "
+                f"Name each in VLLMServerEngine.urls. {error}"
+            ) from error
 
     def _refuse_other_shapes(self, ours: dict[str, list[int]]) -> None:
         """Compare with the files of the model that it was started with, where they can be seen from here."""
@@ -228,16 +242,15 @@ class VLLMServer(Sampler):
                 f"{ours[:8]}... Start it with the model, or the --tokenizer, that model.backbone names."
             )
 
-    def _told_weights(self) -> str:
-        told = self._quick.get("/weight_info")
-        return str(self._part(told, "weight_version", str, "name its weights"))
-
     def _with_way_out(self, error: LitRLHFError, what: str, needed: str) -> LitRLHFError:
         said = str(error)
-        if needed == _ADAPTERS and "rank" in said.lower():
+        off = "HTTP 404" in said and "No adapter found" not in said
+        if "max_lora_rank" in said:
             way_out = "Start it with a --max-lora-rank that is no smaller than the policy's."
-        elif "HTTP 404" in said and "No adapter found" not in said:
+        elif off or "LoRA is not enabled" in said:
             way_out = f"Start it with {needed}."
+        elif "out of memory" in said:
+            way_out = "Start it with a smaller --gpu-memory-utilization, or on a device of its own."
         elif needed == _NCCL:
             way_out = (
                 f"Look at its log: was it started with {needed}, on other GPUs than the policy's?"
