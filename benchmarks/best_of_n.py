@@ -21,12 +21,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
+from benchmarks.quiet import quiet_trainer
 from lit_rlhf.data import ExplicitPrompt, PreferenceDataModule, PromptDataModule, RowsSource
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.stages import complete_heldout
@@ -135,27 +135,13 @@ def trained(method: str, strength: float, demo: Path, seed: int, iterations: int
             model = Path(folder) / "export"
             directly(strength, demo, seed, iterations).export(model)
         module = module_of(method, strength, demo, seed, iterations, model)
-        trainer = trainer_of(limit_val_batches=0)
+        trainer = quiet_trainer(limit_val_batches=0)
         if model is None:
             trainer.fit(module, datamodule=data)
         trainer.limit_val_batches = 1
         rows, kl = complete_heldout(trainer, module, data)
     scores = {"reward": fmean(row["score"] for row in rows), "gold": fmean(gold(rows))}
     return scores | {"kl": kl, "seconds": time.process_time() - start}
-
-
-def trainer_of(**options: Any) -> Trainer:
-    """On one CPU, silent."""
-    return Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 def directly(beta: float, demo: Path, seed: int, iterations: int) -> PreferenceModule:
@@ -182,7 +168,7 @@ def directly(beta: float, demo: Path, seed: int, iterations: int) -> PreferenceM
         seed=seed,
         cache_dir=str(demo / "cache"),
     )
-    trainer_of().fit(module, datamodule=data)
+    quiet_trainer().fit(module, datamodule=data)
     return module
 
 
@@ -205,7 +191,7 @@ def sampled(
     """Scored samples of the initial policy, by prompt."""
     module = module_of("RLOO", 1.0, demo, seed, 1)
     data = data_of(demo, seed, prompts // _PROMPTS, prompts if heldout else _PROMPTS)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer = quiet_trainer()
     module.configure_model()
     trainer.strategy.connect(module)
     data.prepare_data()

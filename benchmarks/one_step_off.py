@@ -25,6 +25,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
 from benchmarks.best_of_n import data_of, gold
+from benchmarks.quiet import quiet_trainer
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.stages import complete_heldout
 from lit_rlhf.models import Backbone, ModelSpec
@@ -83,17 +84,7 @@ def trained(
         seed=seed,
     )
     watch = Watch()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        callbacks=[watch],
-    )
+    trainer = quiet_trainer(watch, limit_val_batches=0)
     data = data_of(demo, seed, iterations, heldout)
     trainer.fit(module, datamodule=data)
     assert watch.staleness == [0.0, *[float(staleness)] * (iterations - 1)]

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.extras import importing_extra
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def listen(app: Any, host: str, port: int, said: str) -> None:
     Raises:
         ConfigurationError: The address can't be listened on.
     """
-    import uvicorn  # noqa: PLC0415  (an extra's)
+    with importing_extra("serve", "A server"):
+        import uvicorn
 
     if not 0 <= port <= 65535:
         raise ConfigurationError(

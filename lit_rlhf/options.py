@@ -28,8 +28,9 @@ def is_text(value: object) -> bool:
 
 def is_whole(value: object, least: int | None = None) -> bool:
     """Whether a value is a whole number of at least so much."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and (least is None or value >= least)  # type: ignore[operator]
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least is None or value >= least
 
 
 def is_number(value: object) -> bool:

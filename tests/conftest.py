@@ -4,6 +4,7 @@ Nothing of lit_rlhf is imported here at module level: jaxtyping's plugin must se
 first by a test to check their shapes at run time.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -34,6 +35,12 @@ def _refuse_remote(host: object) -> None:
     if not local:
         message = f"tests run offline, but something wanted to reach {name!r}"
         raise NetworkBlockedError(message)
+
+
+@pytest.fixture(autouse=True)
+def _lightning_logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning keeps its log from the root, and so from `caplog`, where the root had no handler at its import."""
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.estimate.cases import CASES, Case
 from benchmarks.peers.processes import report
+from benchmarks.quiet import quiet_trainer
 from benchmarks.workloads.growth_point import forget_resident_peak, resident_peak
 from lit_rlhf.estimate.cards import resident
 from lit_rlhf.internals.lightning import silence_noise
@@ -51,15 +52,7 @@ def batch(case: Case, module: RLHFModule) -> dict[str, Any]:
 
 def train(case: Case, module: RLHFModule) -> None:
     """Train a module on batches of the case."""
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[NoneEndsEarly()] if isinstance(module, PolicyModule) else [],
-    )
+    trainer = quiet_trainer(*([NoneEndsEarly()] if isinstance(module, PolicyModule) else []))
     loader: Any = DataLoader([batch(case, module)] * STEPS, batch_size=None)  # type: ignore[arg-type]
     trainer.fit(module, loader)
 

@@ -3,7 +3,7 @@
 import gc
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.quiet import quiet_trainer
 from lit_rlhf.data import (
     DemonstrationDataModule,
     PreferenceDataModule,
@@ -121,8 +122,8 @@ class Setting:
         tokenizer = load_tokenizer(self.tiny)
         ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
         config = AutoConfig.for_model(**self.size.config, **ids)
-        with self.device, drawn_once():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        make = partial(AutoModelForCausalLM.from_config, config, dtype=torch.bfloat16)
+        model = drawn_once(make, self.device)
         with whole_directory(path, "config.json") as directory, quiet():
             model.save_pretrained(directory)
         return str(path)
@@ -160,19 +161,8 @@ class Setting:
 
     def trainer(self, callbacks: list[Any], **options: Any) -> Trainer:
         """A quiet trainer on the device."""
-        fixed: dict[str, Any] = {
-            "accelerator": "gpu" if self.on_gpu else "cpu",
-            "devices": 1,
-            "max_epochs": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "log_every_n_steps": 1,
-            "default_root_dir": str(self.work),
-            "callbacks": callbacks,
-        }
-        return Trainer(**(fixed | options))
+        where = {"accelerator": "gpu" if self.on_gpu else "cpu", "default_root_dir": str(self.work)}
+        return quiet_trainer(*callbacks, **(where | options))
 
     def now(self) -> float:
         """Seconds on a clock, once the device has done what it was given."""

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.peers.processes import report
+from benchmarks.quiet import quiet_trainer
 from benchmarks.workloads.settings import TARGETS, Settings
 from benchmarks.workloads.shared import start
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly
@@ -82,16 +83,7 @@ def main() -> None:
         cache_dir=str(Path(settings.data).parent / "cache"),
     )
     watch = Watch()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        limit_train_batches=settings.steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[watch],
-    )
+    trainer = quiet_trainer(watch, limit_train_batches=settings.steps)
     trainer.fit(policy, datamodule=prompts)
     assert policy.backbone.adapters == ("policy", "reward", "value")
     report({"scores": watch.curve, "lengths": watch.lengths})

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
+from benchmarks.quiet import quiet_trainer
 from lit_rlhf.callbacks.guards import distinct_2
 from lit_rlhf.data import PromptDataModule, RowsSource
 from lit_rlhf.demo.results import policy_summary
@@ -116,7 +117,7 @@ class Runs:
         start = time.perf_counter()
         module, history = self._module(method, seed), _History()
         data = self._data(module.num_samples, seed)
-        trainer = _trainer(history)
+        trainer = quiet_trainer(history, use_distributed_sampler=False)
         before, _ = complete_heldout(trainer, module, data)
         trainer.fit(module, datamodule=data)
         after, kl = complete_heldout(trainer, module, data)
@@ -199,20 +200,4 @@ def _entropy(metrics: dict[str, Any]) -> float:
     """Nats per token."""
     return float(
         metrics["train/objective/entropy"] / max(metrics["train/completions/mean_length"], 1.0)
-    )
-
-
-def _trainer(*callbacks: Callback) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        callbacks=list(callbacks),
     )

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from benchmarks.peers.processes import report
+from benchmarks.quiet import quiet_trainer
 from benchmarks.workloads.arithmetic import Decoder
 from benchmarks.workloads.peak import matmul_peaks
 from lit_rlhf.callbacks import PhaseTimer
@@ -170,16 +171,7 @@ def main() -> None:
     timer = PhaseTimer()
     watch = Watch(timer)
     silence_noise()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        callbacks=[timer, watch],
-    )
+    trainer = quiet_trainer(timer, watch)
     batches = [batch(point, step) for step in range(point.steps)]
     trainer.fit(build(point), DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     timed = watch.seconds[1:]

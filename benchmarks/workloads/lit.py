@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from benchmarks.peers.processes import report
+from benchmarks.quiet import quiet_trainer
 from benchmarks.workloads.arithmetic import Decoder
 from benchmarks.workloads.peak import matmul_peaks
 from benchmarks.workloads.settings import TARGETS, Settings, vowel_share
@@ -235,17 +236,7 @@ def main() -> None:
     offline = settings.workload in OFFLINE
     timer = PhaseTimer()
     watch = Watch(settings, metric_of(settings), timer)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        gradient_clip_val=1.0 if offline else None,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        callbacks=[timer, watch],
-    )
+    trainer = quiet_trainer(timer, watch, gradient_clip_val=1.0 if offline else None)
     trainer.fit(build(settings), batches(settings))
     samples = settings.batch * settings.num_samples
     result = {"seconds": watch.clock.seconds(), "samples": samples, "curve": watch.curve}

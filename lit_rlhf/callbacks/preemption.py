@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn  # type: ignore[attr-defined]
 
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
 from lit_rlhf.errors import ConfigurationError
@@ -112,9 +112,7 @@ def _queue_again() -> None:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     command = [shutil.which("scontrol") or "scontrol", "requeue", job]
     try:
-        done = subprocess.run(  # noqa: S603 - SLURM's own
-            command, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         said = str(error)
     else:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_rlhf.callbacks.records import plain_json
 from lit_rlhf.files import write_text

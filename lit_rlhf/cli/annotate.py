@@ -21,7 +21,7 @@ def annotate(
     data: str | None = None,
     output: Path = Path("labels"),
     source: Source | None = None,
-    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    format: Format | None = None,
     skip_invalid: bool = False,
     uncertainty: str | None = None,
     ensemble: list[str] | None = None,

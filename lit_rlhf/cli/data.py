@@ -43,7 +43,7 @@ def show(
     path: str,
     tokenizer: str | None = None,
     kind: Kind | None = None,
-    format: Format | None = None,  # noqa: A002  (what it is, as in the DataModules)
+    format: Format | None = None,
     row: int = 1,
     color: Literal["auto", "always", "never"] = "auto",
 ) -> None:
@@ -95,7 +95,7 @@ def inspect(
     against: list[str] | str | None = None,
     tokenizer: str | None = None,
     kind: Kind | None = None,
-    format: Format | None = None,  # noqa: A002  (see above)
+    format: Format | None = None,
     by: str | None = None,
     similarity: float | None = 0.8,
     run: int = 13,
@@ -151,7 +151,7 @@ def convert(
     path: str,
     output: Path,
     kind: Kind | None = None,
-    format: Format | None = None,  # noqa: A002  (see above)
+    format: Format | None = None,
     invalid: Literal["drop", "error"] = "drop",
 ) -> None:
     """Write any format as the columns prompt, chosen, rejected and so on, which are read without an option.
@@ -203,8 +203,8 @@ def _canonical(
 
 
 def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
-    import pyarrow as pa  # noqa: PLC0415  (start-up that --help shall not pay)
-    import pyarrow.parquet  # noqa: PLC0415  (see above)
+    import pyarrow as pa
+    import pyarrow.parquet
 
     try:
         table = pa.Table.from_pylist([dict(row) for row in rows])

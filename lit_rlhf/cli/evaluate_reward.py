@@ -39,7 +39,7 @@ def evaluate(
     against: str | None = None,
     judge: Judge | None = None,
     source: Source | None = None,
-    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    format: Format | None = None,
     subset: str = "subset",
     output: Path = Path("reward.html"),
     layout: Layout = "auto",

@@ -30,7 +30,7 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
         export_reward(backbone, output, merge=merge, score_mean=mean, score_std=std)
     else:
         export_policy(backbone, output, merge=merge)
-    print(f"Wrote {output}")  # noqa: T201
+    print(f"Wrote {output}")
 
 
 def newest(path: str) -> str:

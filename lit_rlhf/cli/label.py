@@ -25,7 +25,7 @@ def label(
     output: Path,
     data: str | None = None,
     source: Source | None = None,
-    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    format: Format | None = None,
     skip_invalid: bool = False,
     summary: Path | None = None,
 ) -> None:

@@ -25,18 +25,18 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help"):
-        print(usage())  # noqa: T201
+        print(usage())
         return
     if words[0] == "--version":
-        print(f"lit-rlhf {__version__}")  # noqa: T201
+        print(f"lit-rlhf {__version__}")
         return
     if words[0] not in COMMANDS:
-        print(f"lit-rlhf: no command {words[0]!r}.\n\n{usage()}", file=sys.stderr)  # noqa: T201
+        print(f"lit-rlhf: no command {words[0]!r}.\n\n{usage()}", file=sys.stderr)
         raise SystemExit(2)
     module, what = COMMANDS[words[0]]
     helps = {TRAINING: training_help, RECIPES: recipe_help}
     if module in helps and any(word in ("-h", "--help") for word in words[1:]):
-        print(*helps[module](words[0], what), sep="\n", flush=True)  # noqa: T201
+        print(*helps[module](words[0], what), sep="\n", flush=True)
         return
     # `mine.MyModule` is found where the command is called; last, so that a file such as tty.py there hides nothing.
     here = str(Path.cwd())
@@ -46,10 +46,10 @@ def main(args: Sequence[str] | None = None) -> None:
     except LitRLHFError as error:
         if os.environ.get("LIT_RLHF_DEBUG"):
             traceback.print_exc()
-        print(f"\nlit-rlhf {words[0]}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"\nlit-rlhf {words[0]}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except OSError as error:  # what libraries write by themselves: a log, a cache
         if error.errno not in REFUSALS:
             raise
-        print(f"\nlit-rlhf {words[0]}: {error}. Mend that, and start it again.", file=sys.stderr)  # noqa: T201
+        print(f"\nlit-rlhf {words[0]}: {error}. Mend that, and start it again.", file=sys.stderr)
         raise SystemExit(2) from error

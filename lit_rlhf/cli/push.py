@@ -49,7 +49,7 @@ def push(
     base: str | None = None,
     run: Path | None = None,
     card: Path | None = None,
-    license: str | None = None,  # noqa: A002 - the hub's word
+    license: str | None = None,
     message: str = "Upload by lit-rlhf push",
 ) -> None:
     """Put an export on the Hugging Face hub: a policy, a reward model or an adapter, with a model card.

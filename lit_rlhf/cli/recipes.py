@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only  # type: ignore[attr-defined]
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlhf.cli import seeds
 from lit_rlhf.cli.shipped import RECIPES, SCORED
@@ -66,4 +66,4 @@ def _source(data: str) -> list[str]:
 
 @rank_zero_only
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    print(text, file=sys.stderr, flush=True)

@@ -44,7 +44,7 @@ class Entry:
 
     def open(self) -> Any:
         """Memory-map the rows: a `datasets.Dataset`."""
-        import datasets  # noqa: PLC0415  (a second of start-up that --help shall not pay)
+        import datasets
 
         return datasets.Dataset.from_file(str(self.path / _ROWS))
 
@@ -57,7 +57,7 @@ class Entry:
 
 def open_together(entries: Sequence[Entry]) -> Any:
     """Memory-map the rows of several entries as one `datasets.Dataset`, one behind the other."""
-    import datasets  # noqa: PLC0415  (see above)
+    import datasets
 
     return datasets.concatenate_datasets([entry.open() for entry in entries])
 
@@ -159,7 +159,7 @@ class TokenCache:
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Any) -> None:
-    import pyarrow as pa  # noqa: PLC0415  (see above)
+    import pyarrow as pa
 
     if schema is None:  # that of tokenized rows
         ids = pa.list_(pa.int32())

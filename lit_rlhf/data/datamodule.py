@@ -120,7 +120,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         test: Source | None = None,
         *,
         tokenizer: str | PreTrainedTokenizerBase,
-        format: Format | None = None,  # noqa: A002  (what it is; the builtin is never called here)
+        format: Format | None = None,
         val_fraction: float = 0.0,
         split_seed: int = 0,
         max_prompt_length: int | None = None,

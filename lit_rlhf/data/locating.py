@@ -106,7 +106,7 @@ def _shards(names: Sequence[str], directory: str) -> list[str]:
 
 
 def _fetch_files(address: str, storage_options: Mapping[str, Any]) -> list[DataFile]:
-    import fsspec  # noqa: PLC0415  (start-up that --help shall not pay)
+    import fsspec
 
     scheme = address.partition("://")[0].lower()
     try:

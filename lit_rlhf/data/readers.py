@@ -25,7 +25,7 @@ _UNDECODED = re.compile("[\udc80-\udcff]")  # what bytes that are no text become
 
 
 def _open_zstd(path: Path) -> Any:
-    import pyarrow as pa  # noqa: PLC0415  (start-up that --help shall not pay)
+    import pyarrow as pa
 
     return pa.input_stream(str(path), compression="zstd")
 
@@ -185,7 +185,7 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _read_parquet(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
-    import pyarrow.parquet  # noqa: PLC0415  (see above)
+    import pyarrow.parquet
 
     del encoding
     # Pages as they are needed, in place of a whole row group, which may be all of the file.

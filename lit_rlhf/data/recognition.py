@@ -274,7 +274,7 @@ def read_as(
     rows: Sequence[Row],
     what: str,
     kind: Kind | None,
-    format: Format | None,  # noqa: A002  (what it is)
+    format: Format | None,
     layout: Layout = "text",
 ) -> Reading:
     """The one reading of rows as a kind, whichever DataModule they are for.

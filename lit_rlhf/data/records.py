@@ -117,6 +117,13 @@ class Record:
     steps: bool = False
     template: Mapping[str, Any] | None = None
 
+    @property
+    def p_chosen(self) -> float:
+        """How probably the first completion is the better one; 1 where the data don't say."""
+        given = self.fields.get("p_chosen", 1.0)
+        assert isinstance(given, float | int)
+        return float(given)
+
     def prompt_key(self) -> str:
         """What splits go by: the prompt as one string, equal for equal prompts; of text without prompt, the text."""
         text = self.prompt or self.completions

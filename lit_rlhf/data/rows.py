@@ -87,7 +87,7 @@ class TokenizedRows(Dataset[TokenizedRow]):
 
     def most_completions(self) -> int:
         """The largest number of completions of a prompt."""
-        import pyarrow.compute as pc  # noqa: PLC0415  (start-up that --help shall not pay)
+        import pyarrow.compute as pc
 
         counts = np.asarray(pc.list_value_length(self.table.data["completion_ids"]))
         if self.positions is not None:
@@ -182,7 +182,7 @@ class ReferenceLogprobs:
         Raises:
             DataError: The cache can't be written.
         """
-        import pyarrow as pa  # noqa: PLC0415  (start-up that --help shall not pay)
+        import pyarrow as pa
 
         lines = ({"logprobs": row} for row in logprobs.float().tolist())
         schema = pa.schema([("logprobs", pa.list_(pa.float32()))])

@@ -139,7 +139,7 @@ class DirectorySource(Source):
 
     def load(self) -> Iterable[Mapping[str, Any]]:
         """Memory-map the directory."""
-        import datasets  # noqa: PLC0415  (a second of start-up that --help shall not pay)
+        import datasets
 
         try:
             loaded = datasets.load_from_disk(str(self.path))
@@ -200,7 +200,7 @@ class HubSource(Source):
         return _hash_files(files, [self.split]) if files else super().fingerprint()
 
     def _load(self) -> Any:
-        import datasets  # noqa: PLC0415  (see above)
+        import datasets
 
         try:
             return datasets.load_dataset(

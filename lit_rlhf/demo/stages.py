@@ -22,6 +22,7 @@ from lit_rlhf.data import (
 )
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.world_data import world_tokenizer
+from lit_rlhf.internals.lightning import callbacks_of
 from lit_rlhf.models import ModelSpec, ValueModel
 from lit_rlhf.modules import (
     PolicyModule,
@@ -239,9 +240,9 @@ def complete_heldout(
 ) -> tuple[Rows, float]:
     """Samples on the held-out prompts (one batch), and their KL to the initial policy."""
     keep = _KeepSamples()
-    trainer.callbacks.append(keep)  # type: ignore[attr-defined]
+    callbacks_of(trainer).append(keep)
     trainer.validate(module, datamodule=data, verbose=False)
-    trainer.callbacks.remove(keep)  # type: ignore[attr-defined]
+    callbacks_of(trainer).remove(keep)
     return keep.rows, float(trainer.callback_metrics["val/objective/kl"])
 
 

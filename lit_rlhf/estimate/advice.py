@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lit_rlhf.estimate.estimating import Estimate, Plan, Rehearsal, run_plan, weigh
 from lit_rlhf.estimate.table import gib
@@ -102,8 +103,8 @@ def _decoding(plan: Plan, size: int) -> Change:
     return Change(text, replace(plan, module=module))
 
 
-def _of_spec(plan: Plan, text: str, **options: object) -> Change:
+def _of_spec(plan: Plan, text: str, **options: Any) -> Change:
     def change(spec: ModelSpec) -> ModelSpec:
-        return replace(plan.change(spec), **options)  # type: ignore[arg-type]
+        return replace(plan.change(spec), **options)
 
     return Change(f"model.backbone.{text}", replace(plan, change=change))

@@ -95,20 +95,21 @@ def _workload(
     )
     prompt = prompt_tokens or getattr(data, "max_prompt_length", None)
     branches = branches or _branches(module, data)
-    for name, option, value in (
-        ("batch_size", "data.batch_size", prompts),
-        ("prompt_tokens", "data.max_prompt_length", prompt),
-        (
-            "completion_tokens",
-            "sampling.max_new_tokens" if is_policy else "data.max_completion_length",
-            completion,
-        ),
-    ):
-        if value is None:
-            raise ConfigurationError(
-                f"How much memory a step takes depends on {name}, and {option} isn't set: give {name}."
-            )
-    return Workload(int(prompts), int(prompt), int(completion), branches)  # type: ignore[arg-type]
+    longest = "sampling.max_new_tokens" if is_policy else "data.max_completion_length"
+    return Workload(
+        _known(prompts, "batch_size", "data.batch_size"),
+        _known(prompt, "prompt_tokens", "data.max_prompt_length"),
+        _known(completion, "completion_tokens", longest),
+        branches,
+    )
+
+
+def _known(value: int | None, name: str, option: str) -> int:
+    if value is None:
+        raise ConfigurationError(
+            f"How much memory a step takes depends on {name}, and {option} isn't set: give {name}."
+        )
+    return int(value)
 
 
 def _branches(module: RLHFModule, data: Any) -> int:

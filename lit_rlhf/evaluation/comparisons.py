@@ -89,7 +89,7 @@ class Comparisons:
 
 def read_comparisons(
     source: Source,
-    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    format: Format | None = None,
     subset: str = "subset",
     invalid: Literal["drop", "error"] = "drop",
 ) -> Comparisons:
@@ -121,7 +121,7 @@ def read_comparisons(
                 "evaluated on "
                 "pairs, rankings, or lists of good and bad answers. Set `format` if they are that."
             )
-        format = reading.format  # noqa: A001
+        format = reading.format
     rows = grouped(source, format)
     convert = Conversion(rows, format, _SHAPE)
     items: list[Comparison] = []
@@ -153,7 +153,7 @@ def _comparison(
     kind: Kind = "sets" if isinstance(reader, AnswerSets) else "ranking"
     if values is None:
         kind, values = "pair", (1.0, 0.0)
-        p = float(record.fields.get("p_chosen", 1.0))  # type: ignore[arg-type]
+        p = record.p_chosen
         if answers[0] == answers[1]:
             raise InvalidRowError("identical pair", "both answers are the same")
         if p < 0.5:

@@ -56,7 +56,7 @@ class JudgedPair:
 
 def read_labelled_pairs(
     source: Source,
-    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    format: Format | None = None,
     invalid: Literal["drop", "error"] = "error",
 ) -> tuple[list[LabelledPair], int]:
     """Pairs to judge, of each ranking all of its pairs, with the labels that they have.
@@ -123,7 +123,7 @@ def _pairs(record: Record, labelled: bool) -> Iterator[LabelledPair]:
         if isinstance(scores, Sequence):
             known = 0.5 + 0.5 * ((scores[i] > scores[j]) - (scores[i] < scores[j]))
         elif labelled:
-            known = float(record.fields.get("p_chosen", 1.0))  # type: ignore[arg-type]
+            known = record.p_chosen
         yield LabelledPair(record.prompt, answers[i], answers[j], label=known)
 
 

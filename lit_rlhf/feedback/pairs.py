@@ -79,7 +79,7 @@ class Candidates(Format):
 
 def read_pairs(
     source: Source,
-    format: Format | None = None,  # noqa: A002  (what it is called everywhere)
+    format: Format | None = None,
     uncertainty: str | None = None,
     invalid: Literal["drop", "error"] = "error",
 ) -> list[Pair]:

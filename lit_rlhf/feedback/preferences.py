@@ -40,7 +40,7 @@ def agreement(votes: Iterable[Vote]) -> float | None:
     if len(np.unique(pairable[~np.isnan(pairable)])) < 2:
         return None
     with importing_extra("annotate", "Annotating"):
-        import krippendorff  # noqa: PLC0415  (an extra)
+        import krippendorff
     return float(krippendorff.alpha(pairable, level_of_measurement="ordinal"))
 
 

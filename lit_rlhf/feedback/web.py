@@ -24,7 +24,6 @@ from lit_rlhf.listening import is_loopback, listen, local_names, same_secret
 from lit_rlhf.options import check_option
 
 with importing_extra("annotate", "Annotating"):
-    import uvicorn  # noqa: F401  (what `listen` runs it with)
     from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, RedirectResponse

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 def float_weight(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """The weight of a layer in float, (out, in), dequantized where it is quantized."""
     weight: Any = module.weight
+    found: Tensor = weight.data
     if weight.is_floating_point():
-        return weight.data  # type: ignore[no-any-return]
+        return found
     if isinstance(module, Linear8bitLt):
         # Before the first forward the scales are with the weight, then with the layer's state.
         scales = weight.SCB if module.state.SCB is None else module.state.SCB
-        return (weight.data.float() * scales.float()[:, None] / 127).to(dtype)  # type: ignore[no-any-return]
-    dequantized: Tensor = dequantize_4bit(weight.data, weight.quant_state)
-    return dequantized.to(dtype)
+        found = found.float() * scales.float()[:, None] / 127
+    else:
+        found = dequantize_4bit(found, weight.quant_state)
+    return found.to(dtype)
 
 
 def keep_trainable(module: nn.Module) -> None:

@@ -83,7 +83,7 @@ def read_none_as_null() -> None:
 
 
 def _load(text: str) -> object:
-    return None if text == "None" else yaml_load(text)  # type: ignore[no-untyped-call]
+    return None if text == "None" else yaml_load(text)
 
 
 def flat_options(config: object, key: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -111,7 +111,7 @@ _HOMES = ("lit_rlhf.", "lightning.", "torch.optim.")
 
 def json_schema(parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
     """The JSON schema of the files that a parser reads; each may be a part of the whole, so nothing is required."""
-    schema: dict[str, Any] = _Schema().generate(parser)  # type: ignore[no-untyped-call]
+    schema: dict[str, Any] = _Schema().generate(parser)
     schema.pop("required", None)
     _drop_required(schema["properties"])
     schema["properties"]["trainer"]["type"] = ["object", "string"]  # or a file that holds it

@@ -9,12 +9,12 @@ from typing import Any
 
 def set_active(layer: Any, name: str | None) -> None:
     """Switch a layer of peft to an adapter, or to its base with None; a name that it lacks is the base too."""
-    layer._disable_adapters = name is None  # noqa: SLF001
+    layer._disable_adapters = name is None
     if name is not None:
-        layer._active_adapter = [name]  # noqa: SLF001
+        layer._active_adapter = [name]
 
 
 def active_of(layer: Any) -> str | None:
     """The adapter that changes a layer now; None where none is on, or one that leaves this layer out."""
-    name: str = layer._active_adapter[0]  # noqa: SLF001
-    return None if layer._disable_adapters or name not in layer.scaling else name  # noqa: SLF001
+    name: str = layer._active_adapter[0]
+    return None if layer._disable_adapters or name not in layer.scaling else name

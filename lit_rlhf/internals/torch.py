@@ -1,4 +1,4 @@
-"""Of torch, read from 2.13: hooks, versions and storages of tensors, operators, oneDNN, flash kernels, groups."""
+"""Of torch, read from 2.13: hooks, versions and storages of tensors, operators, oneDNN, flash kernels, groups, NCCL."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.cuda import nccl
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -27,7 +28,7 @@ class OperatorMode(TorchDispatchMode):
     """Sees every operator that runs while it is on, in `__torch_dispatch__`, which a subclass writes."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
 
 
 def tensors_in(*nested: Any) -> list[Tensor]:
@@ -60,14 +61,14 @@ def described(nested: Any) -> Any:
 @cache
 def makes_new(operator: Any) -> bool:
     """Whether an operator's results are arrays of their own and nothing is written."""
-    schema = operator._schema  # noqa: SLF001
+    schema = operator._schema
     return not schema.is_mutable and all(each.alias_info is None for each in schema.returns)
 
 
 @cache
 def writes_first(operator: Any) -> bool:
     """Whether an operator's result is its first argument, written in place."""
-    schema = operator._schema  # noqa: SLF001
+    schema = operator._schema
     returned, first = schema.returns, schema.arguments[:1]
     return (
         schema.is_mutable
@@ -84,24 +85,24 @@ def writes_first(operator: Any) -> bool:
 
 def storage_key(tensor: Tensor) -> int:
     """A number that views of one storage share, as long as it lives."""
-    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
+    return int(tensor.untyped_storage()._cdata)
 
 
 def version_of(tensor: Tensor) -> int:
     """A number that every write in place moves, an optimizer's step too; writes through `.data` don't."""
-    return tensor._version  # noqa: SLF001
+    return tensor._version
 
 
 def state_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """A module's own parameters and buffers, without the buffers that its state leaves out."""
-    left_out = module._non_persistent_buffers_set  # noqa: SLF001
+    left_out = module._non_persistent_buffers_set
     buffers = [item for item in module.named_buffers(recurse=False) if item[0] not in left_out]
     return [*module.named_parameters(recurse=False), *buffers]
 
 
 def softmax_backward(grad: Tensor, probs: Tensor) -> Tensor:
     r"""$p \odot (g - \sum_j p_j g_j)$ over the last dimension, in float32 up to the rounding of the result."""
-    return torch._softmax_backward_data(grad, probs, -1, probs.dtype)  # noqa: SLF001
+    return torch._softmax_backward_data(grad, probs, -1, probs.dtype)
 
 
 def multiplies_bfloat16() -> bool:
@@ -134,14 +135,38 @@ def laid_out_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[
 
 def collectives_begun() -> int:
     """How many this process has begun, of all groups; of ranks that run the same program, one behind has fewer."""
-    groups: Any = dist.distributed_c10d._world.pg_map  # noqa: SLF001
-    return sum(group._get_sequence_number_for_group() for group in groups)  # noqa: SLF001
+    groups: Any = dist.distributed_c10d._world.pg_map
+    return sum(group._get_sequence_number_for_group() for group in groups)
 
 
 def own_store() -> Any:
     """The store by which the processes found each other, on a connection of its own, for use by another thread."""
-    store: Any = dist.distributed_c10d._get_default_store()  # noqa: SLF001
+    store: Any = dist.distributed_c10d._get_default_store()
     return store.clone()
+
+
+class NCCLGroup:
+    """The first process of an NCCL group that is none of torch.distributed's: others join it by a number.
+
+    Args:
+        size: How many there are.
+        number: What all join by; they must at the same time.
+    """
+
+    def __init__(self, size: int, number: bytes) -> None:
+        self._group = [nccl.init_rank(size, number, 0)]
+        # vLLM's workers begin with the sum of one number.
+        nccl.all_reduce([torch.zeros(1, device="cuda")], comms=self._group)
+
+    @staticmethod
+    def number() -> bytes:
+        """A new one."""
+        made: bytes = nccl.unique_id()
+        return made
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Send a tensor to the others, on the current stream, without waiting for them."""
+        nccl.broadcast([tensor], comms=self._group)
 
 
 def attend(
@@ -172,7 +197,7 @@ def attend(
         (n, heads, d); the log of the normalizers (heads, n), float32; two tensors that backward wants.
     """
     lengths = (query_from, key_from, longest_query, longest_key)
-    found = torch.ops.aten._flash_attention_forward(  # noqa: SLF001
+    found = torch.ops.aten._flash_attention_forward(
         query, key, value, *lengths, 0.0, causal, False, scale=scale
     )
     return tuple(found[:4])
@@ -195,7 +220,7 @@ def attend_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of `attend`'s inputs from that of its output, from output and normalizers that may be of more keys."""
     lengths = (query_from, key_from, longest_query, longest_key)
-    gradients: tuple[Tensor, ...] = torch.ops.aten._flash_attention_backward(  # noqa: SLF001
+    gradients: tuple[Tensor, ...] = torch.ops.aten._flash_attention_backward(
         grad, query, key, value, out, normalizer, *lengths, 0.0, causal, *state, scale=scale
     )
     return gradients

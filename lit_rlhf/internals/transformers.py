@@ -1,26 +1,37 @@
-"""Of transformers, read from 5.24: the attention by name, the cache's argument, recomputation, drawing of weights."""
+"""Of transformers, read from 5.24: attention by name, caches' argument, recomputation, drawing of weights, files."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
-from unittest.mock import patch
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.pytorch_utils import Conv1D
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
 def attention_of(config: PretrainedConfig) -> str | None:
     """The name of the attention function that layers of a config look up at each call."""
-    name: str | None = config._attn_implementation  # noqa: SLF001
+    name: str | None = config._attn_implementation
     return name
 
 
 def set_attention(config: PretrainedConfig, name: str | None) -> None:
     """Write that name without the checks of `set_attn_implementation`; None lets who loads the config choose."""
-    config._attn_implementation = name  # noqa: SLF001
+    config._attn_implementation = name
+
+
+def as_in_files(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's weights by the names and in the shapes in which `save_pretrained` writes them, tied ones once."""
+    once = remove_tied_weights_from_state_dict(dict(state), model)
+    written: dict[str, Tensor] = revert_weight_conversion(model, once)
+    return written
 
 
 def takes_attention_functions(decoder: nn.Module) -> bool:
@@ -40,10 +51,11 @@ def cache_argument(decoder: nn.Module) -> str:
 
 def without_comparison(module: nn.Module) -> None:
     """Let layers that are recomputed do without torch's comparison of what both passes keep."""
+    layer: Any
     for layer in module.modules():
         run = getattr(layer, "_gradient_checkpointing_func", None)
         if run is not None:
-            layer._gradient_checkpointing_func = partial(run, determinism_check="none")  # type: ignore[assignment]  # noqa: SLF001
+            layer._gradient_checkpointing_func = partial(run, determinism_check="none")
 
 
 def recompute(layer: GradientCheckpointingLayer, run: Callable[..., Any]) -> None:
@@ -52,28 +64,27 @@ def recompute(layer: GradientCheckpointingLayer, run: Callable[..., Any]) -> Non
     transformers' own switch does this too, and makes the embeddings ask for gradients.
     """
     layer.gradient_checkpointing = True
-    layer._gradient_checkpointing_func = run  # type: ignore[assignment]  # noqa: SLF001
+    layer._gradient_checkpointing_func = run  # type: ignore[assignment]
 
 
-@contextmanager
-def drawn_once() -> Iterator[None]:
-    """Let models that are built meanwhile draw each weight once, by the model's own rule.
+def drawn_once(make: Callable[[], ModelT], device: torch.device) -> ModelT:
+    """A model whose weights are drawn once, by the model's own rule.
 
     torch's layers draw theirs as they are made, which transformers then draws anew, and of a tied head once more.
+
+    Args:
+        make: Makes the model; called where nothing has numbers.
+        device: Where the weights are drawn.
     """
-    initialise = PreTrainedModel.init_weights
-
-    def without_tied(model: PreTrainedModel) -> None:
-        for name in model.all_tied_weights_keys:
-            model.get_parameter_or_buffer(name)._is_hf_initialized = True  # noqa: SLF001
-        initialise(model)  # type: ignore[no-untyped-call]
-
-    def leave(layer: nn.Module) -> None:
-        """The model's rule has its turn."""
-
-    with (
-        patch.object(nn.Linear, "reset_parameters", leave),
-        patch.object(nn.Embedding, "reset_parameters", leave),
-        patch.object(PreTrainedModel, "init_weights", without_tied),
-    ):
-        yield
+    with torch.device("meta"):
+        model = make()
+    model.to_empty(device=device)
+    for layer in model.modules():
+        if isinstance(layer, Conv1D):  # not each rule knows of it: it draws its own
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    for name in model.all_tied_weights_keys:
+        model.get_parameter_or_buffer(name)._is_hf_initialized = True
+    with device:
+        model.init_weights()
+    return model

@@ -123,10 +123,10 @@ class Judge(ABC):
         """Whether it compares two answers, the first being better where its value is high."""
         return self.template.pairwise
 
-    def attach(self, backbone: Backbone) -> None:  # noqa: B027  (a server has no policy to meet,)
+    def attach(self, backbone: Backbone) -> None:
         """Meet the policy, where the judge is a part of its training."""
 
-    def to(self, device: torch.device) -> None:  # noqa: B027  (and nothing to move)
+    def to(self, device: torch.device) -> None:
         """Compute there."""
 
     @abstractmethod

@@ -21,7 +21,7 @@ class Answers:
 
     def __init__(self, directory: Path) -> None:
         with importing_extra("judge", "The cache of a judge"):
-            from diskcache import Cache, JSONDisk  # noqa: PLC0415  (an extra)
+            from diskcache import Cache, JSONDisk
         with writing(directory, "The cache of a judge in"):
             self._cache = Cache(str(directory), disk=JSONDisk, eviction_policy="none", cull_limit=0)
 

@@ -2,13 +2,15 @@
 
 import difflib
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,18 +20,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.hub import from_hub
 from lit_rlhf.internals.bitsandbytes import keep_trainable
-from lit_rlhf.internals.transformers import drawn_once
+from lit_rlhf.internals.transformers import drawn_once, recompute
 from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.tokenizers import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
+"""Called at each layer's forward: contexts for the forward and for the recomputation."""
 
 
 def dtype_of(spec: ModelSpec) -> torch.dtype:
@@ -224,7 +229,7 @@ def pretrained(
                 revision=spec.revision if name == spec.name else None,
                 dtype=dtype_of(spec),
                 quantization_config=quantization_config(spec),
-                attn_implementation=_attention_to_load(config, spec.attention),
+                attn_implementation=attention_to_load(config, spec.attention),
                 trust_remote_code=spec.trust_remote_code,
             ),
             name,
@@ -240,7 +245,7 @@ def pretrained(
     return model
 
 
-def _attention_to_load(config: PretrainedConfig, attention: str) -> str:
+def attention_to_load(config: PretrainedConfig, attention: str) -> str:
     """Models that cap the scores (Gemma 2) are refused SDPA by transformers, whose function can't."""
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "eager" if attention == "sdpa" and capped else attention
@@ -251,9 +256,9 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
     device = torch.get_default_device()
     # Drawn on CPU, for a GPU's generator gives other numbers; the meta device has none to draw.
     draw = device if device.type == "meta" else torch.device("cpu")
-    with seeded(stable_hash(spec.init_seed, "model")), draw, drawn_once():
+    with seeded(stable_hash(spec.init_seed, "model")):
         try:
-            model = _from_config(auto_class, spec, config)
+            model = drawn_once(partial(_from_config, auto_class, spec, config), draw)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(
                 f"Can't build a model of config {spec.config}: {error}"
@@ -272,7 +277,7 @@ def _from_config(auto_class: Any, spec: ModelSpec, config: PretrainedConfig) -> 
     model: PreTrainedModel = auto_class.from_config(
         config,
         dtype=dtype_of(spec),
-        attn_implementation=_attention_to_load(config, spec.attention),
+        attn_implementation=attention_to_load(config, spec.attention),
     )
     return model
 
@@ -286,3 +291,26 @@ def _check_vocabulary(
             f"The tokenizer {spec.tokenizer or spec.name!r} has {tokens} tokens, but the model embeds only {rows}. Use "
             "the model's own tokenizer, or resize its embeddings and save it anew."
         )
+
+
+def recompute_layers(decoder: nn.Module, contexts: Contexts, *, draws: bool) -> None:
+    """Store each layer's input alone in training mode, and compute the layer again in backward.
+
+    Args:
+        decoder: The trunk.
+        contexts: What the two passes run under.
+        draws: Whether layers draw random numbers (dropout), which then must be the same in both passes.
+
+    Raises:
+        ConfigurationError: The architecture has no layers that can be recomputed.
+    """
+    layers = [
+        module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    if not layers:
+        raise ConfigurationError(
+            f"gradient_checkpointing: {type(decoder).__name__} has no layers that can be recomputed. Set it to false."
+        )
+    run = partial(checkpoint, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
+    for layer in layers:
+        recompute(layer, run)

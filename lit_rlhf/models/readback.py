@@ -12,8 +12,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.internals.bitsandbytes import keep_trainable
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.loading import dtype_of, embeddings, quantization_config, quiet
-from lit_rlhf.models.modes import evaluating
+from lit_rlhf.models.loading import (
+    attention_to_load,
+    dtype_of,
+    embeddings,
+    quantization_config,
+    quiet,
+)
+from lit_rlhf.models.sharding import evaluating
 from lit_rlhf.types import BranchedBatch, asked
 
 EXACT, ROUNDED = 1e-3, 0.25
@@ -87,6 +93,8 @@ def _loaded(auto: Any, directory: Path, backbone: Backbone, *, as_adapter: bool)
     spec = backbone.spec
     options: dict[str, Any] = {
         "dtype": dtype_of(spec),
+        # What it was loaded with itself: transformers before 5.21 gives Gemma 2 an SDPA that forgets the soft cap.
+        "attn_implementation": attention_to_load(backbone.model.config, spec.attention),
         "trust_remote_code": spec.trust_remote_code,
     }
     with quiet(), warnings.catch_warnings():

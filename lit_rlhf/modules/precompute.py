@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from lit_rlhf.distributed import num_ranks, stack_over_ranks, sum_over_ranks
+from lit_rlhf.distributed import stack_over_ranks, sum_over_ranks
 from lit_rlhf.models import Backbone, shard
 from lit_rlhf.types import BranchedBatch
 
@@ -45,7 +45,9 @@ def precompute_reference(module: "PreferenceModule") -> None:
     if offered is None:
         return
     stores: list[LogprobStore] = offered(module.reference_fingerprint)
-    missing = [store for store in stores if not _all_ranks(module, store.load())]
+    lacking = [float(not store.load()) for store in stores]
+    absent = sum_over_ranks(torch.tensor(lacking, device=module.device)).tolist()
+    missing = [store for store, ranks in zip(stores, absent, strict=True) if ranks]
     if not missing:
         return
     with _initial_policy(module):
@@ -61,10 +63,10 @@ def _compute(module: "PreferenceModule", store: LogprobStore) -> Tensor:
     world_size, rank = module.trainer.world_size, module.global_rank
     found, rows = [], []
     for batch in store.batches(rank, world_size):
-        moved: BranchedBatch = module.transfer_batch_to_device(batch, module.device, 0)
+        moved: Any = module.transfer_batch_to_device(batch, module.device, 0)
         logprobs = module.reference_statistics(moved).logprobs
         found.append(torch.nn.functional.pad(logprobs, (0, store.num_branches - logprobs.shape[1])))
-        rows.append(moved["index"])  # type: ignore[typeddict-item]
+        rows.append(moved["index"])
     values, index = torch.cat(found), torch.cat(rows)
     values, index = (stack_over_ranks(part).flatten(0, 1) for part in (values, index))
     result = values.new_zeros(store.num_rows, store.num_branches)
@@ -86,7 +88,3 @@ def _initial_policy(module: "PreferenceModule") -> Iterator[None]:
         yield
     finally:
         del module.reference.model
-
-
-def _all_ranks(module: "PreferenceModule", yes: bool) -> bool:
-    return int(sum_over_ranks(torch.tensor(float(yes), device=module.device))) == num_ranks()

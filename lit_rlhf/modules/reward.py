@@ -21,8 +21,8 @@ from lit_rlhf.metrics import (
     agreement,
 )
 from lit_rlhf.models import ModelSpec, export_reward
-from lit_rlhf.modules.averages import row_means
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.means import SubsetMeans, row_means
 from lit_rlhf.modules.reward_checks import (
     check_first_batch,
     require_trained_heads,
@@ -30,10 +30,16 @@ from lit_rlhf.modules.reward_checks import (
     warn_of_opposite,
 )
 from lit_rlhf.modules.steps import Steps
-from lit_rlhf.modules.subsets import SubsetMeans
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
 from lit_rlhf.objectives.columns import read_column
-from lit_rlhf.types import BranchedBatch, BranchOutput, LossOutput, asked, num_branches
+from lit_rlhf.types import (
+    BranchedBatch,
+    BranchOutput,
+    LossOutput,
+    ProcessBatch,
+    asked,
+    num_branches,
+)
 
 
 class RewardModelModule(RLHFModule):
@@ -200,7 +206,7 @@ class RewardModelModule(RLHFModule):
         )
         updated = []
         if self.objective.by_step:
-            self.metrics.score.update(rewards[batch["step_mask"]])  # type: ignore[typeddict-item]
+            self.metrics.score.update(rewards[cast("ProcessBatch", batch)["step_mask"]])
         else:
             exists = lengths > 0
             self.metrics.score.update(rewards[exists])
@@ -218,8 +224,9 @@ class RewardModelModule(RLHFModule):
         else:  # ranked lists, scalar labels and steps have no one chosen answer: the loss knows what to count
             self._log_rows(stage, output.metrics)
             right = output.metrics.get("accuracy")
-        if right is not None and "subset" in batch:
-            self.metrics.subsets.update(cast("Sequence[str]", batch["subset"]), right)  # type: ignore[typeddict-item]
+        subset = cast("Sequence[str] | None", batch.get("subset"))
+        if right is not None and subset is not None:
+            self.metrics.subsets.update(subset, right)
         for name in updated:
             self.log(
                 f"{stage}/{name}",

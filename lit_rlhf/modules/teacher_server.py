@@ -10,7 +10,7 @@ from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.http import Endpoint, HTTPClient
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.modules.teachers import Teacher
+from lit_rlhf.modules.reference import Teacher
 from lit_rlhf.options import is_number
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import Rollout

@@ -59,15 +59,15 @@ def line_plot(
     has_band = any(one.low for one in series)
     smooth = [one.name for one in series if len(one.x) >= _SMOOTH_FROM and not has_band]
     names = [one.name for one in series]
-    axis_x = {
+    axis_x: dict[str, Any] = {
         "field": "x",
         "type": "quantitative",
         "title": x,
         "scale": {"nice": False, "zero": False},
     }
+    if all(float(value).is_integer() for one in series for value in one.x):
+        axis_x["axis"] = {"tickMinStep": 1}  # no iteration 1.2
     axis_y = {"field": "y", "type": "quantitative", "title": y or None, "scale": {"zero": zero}}
-    if all(float(at).is_integer() for one in series for at in one.x):
-        axis_x["axis"] = {"tickMinStep": 1}  # no iteration 1.5
     if len({value for one in series for value in one.y}) == 1:
         axis_y["axis"] = {"format": ",.4~g"}  # the only tick there is
     look = looks(names, dash=True)

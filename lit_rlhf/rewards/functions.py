@@ -50,7 +50,7 @@ class FunctionReward(Reward):
 
     def __init__(
         self,
-        function: Callable[..., Sequence[float | None]] | str,
+        function: str | Callable[..., Sequence[float | None]],
         name: str | None = None,
         retries: int = 0,
         on_failure: OnFailure = "raise",
@@ -183,9 +183,9 @@ def _trl_arguments(completions: Completions) -> dict[str, Any]:
     return {"prompts": prompts, "completions": answers, "completion_ids": ids}
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
     try:
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
     except (TypeError, ValueError):
         return math.nan
 

@@ -23,7 +23,6 @@ from lit_rlhf.rewards.retokenize import TextReader, token_rows, vocabulary_hash
 from lit_rlhf.rewards.scoring import context_length, score_rows
 
 with importing_extra("serve", "Serving a reward model"):
-    import uvicorn  # noqa: F401  (what `listen` runs it with)
     from fastapi import FastAPI, HTTPException, Request, Response
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException as AnyHTTPException

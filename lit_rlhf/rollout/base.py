@@ -189,10 +189,10 @@ class RolloutEngine(ABC):
         """What a checkpoint must hold of it; all processes ask. Engines without state have none."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  (an engine may have none)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
 
-    def check(self, backbone: Backbone, role: str = "policy") -> None:  # noqa: B027  (an engine may have none)
+    def check(self, backbone: Backbone, role: str = "policy") -> None:
         """Refuse a backbone that would be sampled from wrongly; work of its own, which is no part of a rollout.
 
         `generate` does it too, the first time; policies call it before a rollout is timed.

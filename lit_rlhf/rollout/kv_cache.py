@@ -116,7 +116,7 @@ class DecodeLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, prompts: KeyValues, num_samples: int, place: Place) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.is_initialized = True
         self.shared: KeyValues | None = None
         self.place = place

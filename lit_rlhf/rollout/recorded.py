@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # type: ignore[attr-defined]
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_rlhf.rollout.kv_cache import DecodeCache

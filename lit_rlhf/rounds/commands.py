@@ -55,7 +55,7 @@ class Subprocesses(Runner):
 
     def run(self, words: Sequence[str]) -> None:
         """Run it, with this process's output."""
-        child = subprocess.Popen(_command(words), preexec_fn=_die_with_parent)  # noqa: PLW1509, S603
+        child = subprocess.Popen(_command(words), preexec_fn=_die_with_parent)  # noqa: PLW1509
         with _passing_on(signal.SIGTERM, child):
             try:
                 status = child.wait()
@@ -71,7 +71,7 @@ class Subprocesses(Runner):
         """Have it print its configuration."""
         if self.reader is not None:
             return self.reader.parse(words)
-        done = subprocess.run(  # noqa: S603 - our own command
+        done = subprocess.run(
             _command([*words, "--print_config"]), stdout=subprocess.PIPE, text=True, check=False
         )
         if done.returncode:

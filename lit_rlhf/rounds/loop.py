@@ -167,8 +167,8 @@ class Rounds:
                     f"{_name(key)}, {step.name}: `{' '.join(words)}` made no row, and says above why. Give it a higher "
                     f"length limit (sampling.max_new_tokens), more samples of a prompt, or other prompts. {_AGAIN}"
                 )
-            line = {"name": step.name, "command": shlex.join(["lit-rlhf", *words])}
-            line |= {"began": began, "seconds": time.monotonic() - start}  # type: ignore[dict-item]
+            line: dict[str, Any] = {"name": step.name, "command": shlex.join(["lit-rlhf", *words])}
+            line |= {"began": began, "seconds": time.monotonic() - start}
             self._of(key)["steps"].append(line)
             self._write()
         return None

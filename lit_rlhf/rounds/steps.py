@@ -142,8 +142,10 @@ def merged(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, A
     found = dict(options)
     for name, value in others.items():
         mine = found.get(name)
-        both = isinstance(mine, Mapping) and isinstance(value, Mapping)
-        found[name] = merged(mine, value) if both else value  # type: ignore[arg-type]
+        if isinstance(mine, Mapping) and isinstance(value, Mapping):
+            found[name] = merged(mine, value)
+        else:
+            found[name] = value
     return found
 
 

@@ -127,7 +127,7 @@ def _policy_cases(name: str, make_module: Callable[[], RLHFModule]) -> list[Case
     compared = "drawn" not in more and not without
     if not compared or module.surrogate.on_policy_only or not has_known_weights(module.surrogate):
         return [case]
-    return [case, OffPolicyCase(case)]
+    return [case, OffPolicyCase.of(case)]
 
 
 def _kind(module: PolicyModule) -> tuple[type[PolicyCase], dict[str, Any]]:

@@ -9,7 +9,7 @@ no ratio, clip, mask, or GAE of the library has a part in it.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -32,9 +32,8 @@ from lit_rlhf.modules.ppo import PPORollout
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EstimatedRollout, EvaluatedRollout, ScoredRollout
 from lit_rlhf.verify import targets
-from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.policy import CriticCase, Drawn, MakeModule, PolicyCase
-from lit_rlhf.verify.runner import BETA, Case
+from lit_rlhf.verify.runner import BETA, PI_STAR, Case, optimum
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 TEXT = "gradient by token, off-policy"
@@ -55,24 +54,20 @@ class OffPolicyCase(Case):
         base: The module and its world.
     """
 
+    method: str
+    target: str
+    world: TabularWorld
+    optimum: Tensor
     base: PolicyCase
-    target: str = TEXT
 
-    @property
-    def method(self) -> str:  # type: ignore[override]
-        """Name of the row."""
-        name, _, rest = self.base.method.partition(" (")
-        return f"{name} ({rest.removesuffix(')')}, off-policy)" if rest else f"{name} (off-policy)"
-
-    @property
-    def world(self) -> TabularWorld:  # type: ignore[override]
-        """That of the module."""
-        return self.base.world
-
-    @property
-    def optimum(self) -> Tensor:  # type: ignore[override]
-        """That of the module; nothing is trained to it here."""
-        return self.base.optimum
+    @classmethod
+    def of(cls, base: PolicyCase) -> Self:
+        """Of a module and its world; nothing is trained to the optimum here."""
+        name, _, rest = base.method.partition(" (")
+        method = (
+            f"{name} ({rest.removesuffix(')')}, off-policy)" if rest else f"{name} (off-policy)"
+        )
+        return cls(method, TEXT, base.world, base.optimum, base=base)
 
     def module(self) -> PolicyModule:
         """With a penalty for cut completions, and no KL as a term of the loss."""
@@ -335,7 +330,7 @@ def off_policy_cases() -> list[Case]:
             for name, make in grouped.items()
         ),
     ]
-    return [*(OffPolicyCase(base) for base in bases), *_optimum_cases(options)]
+    return [*map(OffPolicyCase.of, bases), *_optimum_cases(options)]
 
 
 def _optimum_cases(options: dict[str, Any]) -> list[Case]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import PreferenceModule, RLHFModule
 from lit_rlhf.objectives import PreferenceLoss
+from lit_rlhf.types import BranchedBatch
 from lit_rlhf.verify.populations import Population
 from lit_rlhf.verify.runner import Case, Training
 from lit_rlhf.verify.tabular import TabularWorld
@@ -81,4 +82,5 @@ def rows_on(
 
 
 def _loss(module: PreferenceModule, batch: Population) -> Tensor:
-    return module.reduce(module.loss_output(batch).loss, batch)  # type: ignore[arg-type]
+    rows = cast("BranchedBatch", batch)
+    return module.reduce(module.loss_output(rows).loss, rows)

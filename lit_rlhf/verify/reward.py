@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lit_rlhf import objectives as o
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import RewardModelModule, RLHFModule
+from lit_rlhf.types import BranchedBatch
 from lit_rlhf.verify import populations as data, targets
 from lit_rlhf.verify.runner import Case, Training
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
@@ -54,8 +55,9 @@ class RewardCase(Case):
     def expected_loss(self, module: RLHFModule) -> Tensor:
         """The loss of all data in one batch."""
         module = cast("RewardModelModule", module)
-        scores, _ = module.scores(self.population)  # type: ignore[arg-type]
-        loss = module.loss(scores, self.population).loss  # type: ignore[arg-type]
+        batch = cast("BranchedBatch", self.population)
+        scores, _ = module.scores(batch)
+        loss = module.loss(scores, batch).loss
         weight: Tensor = self.population["weight"]
         return (loss * weight).sum()
 

@@ -11,13 +11,12 @@ from typing import Any, TypeAlias
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.inspection.doubles import DoubleFacts, Doubles
+from lit_rlhf.data.inspection.doubles import DoubleFacts, Doubles, Near, NearFacts
 from lit_rlhf.data.inspection.endings import TextFacts, Texts, TokenFacts, Tokens
 from lit_rlhf.data.inspection.items import Item, Reader
 from lit_rlhf.data.inspection.labels import LabelFacts, Labels
 from lit_rlhf.data.inspection.leakage import HeldOut, Leak, Leakage, texts_of
 from lit_rlhf.data.inspection.lengths import LengthFacts, Lengths
-from lit_rlhf.data.inspection.near import Near, NearFacts
 from lit_rlhf.data.inspection.words import WordHashes
 from lit_rlhf.data.recognition import Kind, first_rows, layout_for, read_as, spell
 from lit_rlhf.data.records import Record, Text
@@ -123,7 +122,7 @@ def inspect(
     against: Mapping[str, Data] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     kind: Kind | None = None,
-    format: Format | None = None,  # noqa: A002  (what it is, as in the DataModules)
+    format: Format | None = None,
     by: str | None = None,
     similarity: float | None = 0.8,
     run: int = 13,

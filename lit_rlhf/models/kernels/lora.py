@@ -122,9 +122,9 @@ class RoleLayer(_Layer):
 
     def matrices(self, name: str) -> tuple[Tensor, Tensor]:
         """A, (r, in), and B, (out, r), of an adapter."""
-        down: Tensor = self.lora_A[name].weight  # type: ignore[assignment]
-        up: Tensor = self.lora_B[name].weight  # type: ignore[assignment]
-        return down, up
+        down: Any = self.lora_A[name]
+        up: Any = self.lora_B[name]
+        return down.weight, up.weight
 
     def _in_dtype(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         down, up = self.matrices(name)
@@ -216,9 +216,9 @@ def linear_parts(layer: nn.Module, dtype: torch.dtype) -> LinearParts:
     return LinearParts(weight, bias, down.to(dtype), (up * layer.scaling[layer.active]).to(dtype))
 
 
-def adopt(layer: nn.Module) -> None:
+def adopt(layer: Any) -> None:
     """Give a layer that peft injected the forward above; it stays an instance of peft's class. Others keep theirs."""
     ours = _LAYERS.get(type(layer))
     if ours is not None:
         layer.__class__ = ours
-        layer.casts = {}  # type: ignore[assignment]
+        layer.casts = {}

@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
             return weight * F.rms_norm(x, x.shape[-1:], eps=eps).to(x.dtype)
         # In a decode's many small steps autograd's wrapper costs as much as the norm.
         return weight * _normalise(x, eps)[0]
-    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    out: Tensor = _RMSNorm.apply(x, weight, eps)
     return out
 
 
@@ -68,7 +68,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _LeanNorm(_Layer):
-    weight: Tensor
+    weight: nn.Parameter
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -76,19 +76,19 @@ class _LeanNorm(_Layer):
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
-class LeanLlamaRMSNorm(_LeanNorm, LlamaRMSNorm):  # type: ignore[misc]
+class LeanLlamaRMSNorm(_LeanNorm, LlamaRMSNorm):
     """Of Llama."""
 
 
-class LeanMistralRMSNorm(_LeanNorm, MistralRMSNorm):  # type: ignore[misc]
+class LeanMistralRMSNorm(_LeanNorm, MistralRMSNorm):
     """Of Mistral."""
 
 
-class LeanQwen2RMSNorm(_LeanNorm, Qwen2RMSNorm):  # type: ignore[misc]
+class LeanQwen2RMSNorm(_LeanNorm, Qwen2RMSNorm):
     """Of Qwen2."""
 
 
-class LeanQwen3RMSNorm(_LeanNorm, Qwen3RMSNorm):  # type: ignore[misc]
+class LeanQwen3RMSNorm(_LeanNorm, Qwen3RMSNorm):
     """Of Qwen3."""
 
 

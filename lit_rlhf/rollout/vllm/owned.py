@@ -123,7 +123,7 @@ class _OwnVLLM(Sampler):
     def __init__(self, options: dict[str, Any]) -> None:
         # vLLM's process must not be a fork of this one, whose threads and CUDA context it would inherit.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-        from vllm import LLM  # noqa: PLC0415 - importing it takes seconds and changes the process
+        from vllm import LLM
 
         self._llm: Any = LLM(**options)
         self._loras: dict[str, Any] = {}
@@ -137,7 +137,7 @@ class _OwnVLLM(Sampler):
 
     def load_adapter(self, version: Version) -> None:
         """Keep what a request names it by; vLLM reads it with the first one."""
-        from vllm.lora.request import LoRARequest  # noqa: PLC0415
+        from vllm.lora.request import LoRARequest
 
         request = LoRARequest(version.name, version.number, str(version.path))
         self._loras[version.name] = request
@@ -156,7 +156,7 @@ class _OwnVLLM(Sampler):
         self, requests: Sequence[Request], options: dict[str, Any], adapter: Version | None
     ) -> list[Completed]:
         """Sample with `LLM.generate`."""
-        from vllm import SamplingParams  # noqa: PLC0415
+        from vllm import SamplingParams
 
         outputs = self._llm.generate(
             [{"prompt_token_ids": request.prompt} for request in requests],

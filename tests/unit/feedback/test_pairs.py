@@ -32,7 +32,7 @@ def test_a_file_of_preferences(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_formats(row: dict, format, pairs: list[str]) -> None:  # noqa: A002
+def test_formats(row: dict, format, pairs: list[str]) -> None:
     found = read_pairs(RowsSource([row]), format)
     assert [f"{pair.first}{pair.second}" for pair in found] == pairs
 
