@@ -1,19 +1,20 @@
 """`lit-rlhf generate`: sample completions from a policy, and keep the best."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import write_rows
 from lit_rlhf.cli.selection import (
-    Kept,
     Sample,
     keep_best,
     keep_candidates,
+    keep_every,
     keep_pairs,
     keep_self_play,
 )
@@ -98,19 +99,20 @@ def generate(
     """
     if (prompts is None) == (prompt is None):
         raise ConfigurationError("Give either --prompts FILE or --prompt TEXT.")
-    if num_samples < 1:
-        raise ConfigurationError(f"--num_samples {num_samples} must be at least 1.")
     _check_selection(reward, keep, num_samples, num_best)
     _check_reference(reference, sampling or Sampling(), keep)
     single = RowsSource([{prompt_column: prompt}])
     source: Source = single if prompts is None else FileSource(prompts)
     rows = [dict(row) for row in source.load()]
-    if keep == "self_play":
-        _check_demonstrations(source, rows, completion_column)
+    for number, row in enumerate(rows):
+        if keep == "self_play" and not row.get(completion_column):
+            raise DataError(
+                f"{source.locate(number)}: no {completion_column!r} to set against the sample; there are "
+                f"{sorted(row)}. Give the column of the demonstrations as --completion_column."
+            )
     actor = _actor(model, reward, engine, sampling, reference, dtype, seed)
     if prompt_template is not None:
-        chats = actor.backbone.tokenizer.chat_template is not None
-        source = _templated(rows, prompt_column, prompt_template, chats)
+        source = _templated(rows, prompt_column, prompt_template, actor.backbone.tokenizer)
     data = PromptDataModule(
         test=source,
         tokenizer=actor.backbone.tokenizer,
@@ -127,18 +129,20 @@ def generate(
     prompted = [(row, samples[i]) for i, row in enumerate(rows)]
     if keep in ("all", "finished"):
         columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
-        every = (
-            {**row, response_column: one.text, **{name: getattr(one, name) for name in columns}}
-            for row, found in prompted
-            for one in found
-            if one.finished or keep == "all"
-        )
-        write_rows(every, output)
+        kept, why = keep_every(prompted, keep == "all", response_column, columns), ""
+    elif keep == "best":
+        kept, why = keep_best(prompted, num_best), "no completion ended"
+    elif keep == "pairs":
+        kept, why = keep_pairs(prompted), "too few completions ended, or all score the same"
+    elif keep == "candidates":
+        kept = keep_candidates(prompted, prompt_column)
+        why = "fewer than two different completions ended"
     else:
-        kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
-        if kept.without:
-            sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
-        write_rows(kept.rows, output)
+        kept = keep_self_play(prompted, prompt_column, completion_column)
+        why = "no completion ended, or it is the demonstration itself"
+    if kept.without:
+        sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
+    write_rows(kept.rows, output)
     if unfinished is not None:
         unfinished.forget()
 
@@ -239,36 +243,21 @@ def _kl(actor: PolicyModule, rollout: Rollout, scores: Scores) -> list[float]:
     return [float(each) for each in ratios]
 
 
-def _templated(rows: Sequence[dict[str, Any]], column: str, template: str, chats: bool) -> Source:
+def _templated(
+    rows: Sequence[dict[str, Any]], column: str, template: str, tokenizer: PreTrainedTokenizerBase
+) -> Source:
+    """The rows with prompts that a template makes of their columns, in which conversations are written out."""
     asked = []
     for number, row in enumerate(rows):
-        said = {name: write_out(value) if _is_text(value) else value for name, value in row.items()}
-        text = render(template, {**said, "number": number}, "of --prompt_template")
+        said = {**row, "number": number}
+        for name, value in row.items():
+            turns = value if isinstance(value, list) else []
+            if turns and all(isinstance(turn, dict) and "content" in turn for turn in turns):
+                said[name] = write_out(value)
+        text = render(template, said, "of --prompt_template")
+        chats = tokenizer.chat_template is not None
         asked.append({**row, column: [{"role": "user", "content": text}] if chats else text})
     return RowsSource(asked)
-
-
-def _is_text(value: object) -> bool:
-    turns = isinstance(value, list) and bool(value)
-    return turns and all(isinstance(turn, dict) and "content" in turn for turn in value)  # type: ignore[attr-defined]
-
-
-def _kept(
-    prompted: Sequence[tuple[dict[str, Any], Sequence[Sample]]],
-    keep: Keep,
-    num_best: int,
-    prompt: str,
-    completion: str,
-) -> tuple[Kept, str]:
-    """What is kept, and why prompts may be left out."""
-    if keep == "best":
-        return keep_best(prompted, num_best), "no completion ended"
-    if keep == "pairs":
-        return keep_pairs(prompted), "too few completions ended, or all score the same"
-    if keep == "candidates":
-        return keep_candidates(prompted, prompt), "fewer than two different completions ended"
-    found = keep_self_play(prompted, prompt, completion)
-    return found, "no completion ended, or it is the demonstration itself"
 
 
 def _check_reference(reference: str | None, sampling: Sampling, keep: Keep) -> None:
@@ -283,16 +272,9 @@ def _check_reference(reference: str | None, sampling: Sampling, keep: Keep) -> N
         )
 
 
-def _check_demonstrations(source: Source, rows: Sequence[Mapping[str, Any]], column: str) -> None:
-    for number, row in enumerate(rows):
-        if not row.get(column):
-            raise DataError(
-                f"{source.locate(number)}: no {column!r} to set against the sample; there are {sorted(row)}. Give the "
-                "column of the demonstrations as --completion_column."
-            )
-
-
 def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_best: int) -> None:
+    if num_samples < 1:
+        raise ConfigurationError(f"--num_samples {num_samples} must be at least 1.")
     if keep == "candidates" and num_samples < 2:
         raise ConfigurationError("--keep candidates compares: give --num_samples 2 or more.")
     if keep not in ("best", "pairs"):
