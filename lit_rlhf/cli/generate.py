@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import write_rows
 from lit_rlhf.cli.selection import (
+    Kept,
     Sample,
     keep_best,
     keep_candidates,
@@ -104,12 +105,8 @@ def generate(
     single = RowsSource([{prompt_column: prompt}])
     source: Source = single if prompts is None else FileSource(prompts)
     rows = [dict(row) for row in source.load()]
-    for number, row in enumerate(rows):
-        if keep == "self_play" and not row.get(completion_column):
-            raise DataError(
-                f"{source.locate(number)}: no {completion_column!r} to set against the sample; there are "
-                f"{sorted(row)}. Give the column of the demonstrations as --completion_column."
-            )
+    if keep == "self_play":
+        _check_demonstrations(source, rows, completion_column)
     actor = _actor(model, reward, engine, sampling, reference, dtype, seed)
     if prompt_template is not None:
         source = _templated(rows, prompt_column, prompt_template, actor.backbone.tokenizer)
@@ -127,19 +124,11 @@ def generate(
         )
     samples = _samples(actor, data, num_samples, unfinished, with_kl=reference is not None)
     prompted = [(row, samples[i]) for i, row in enumerate(rows)]
+    columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
     if keep in ("all", "finished"):
-        columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
         kept, why = keep_every(prompted, keep == "all", response_column, columns), ""
-    elif keep == "best":
-        kept, why = keep_best(prompted, num_best), "no completion ended"
-    elif keep == "pairs":
-        kept, why = keep_pairs(prompted), "too few completions ended, or all score the same"
-    elif keep == "candidates":
-        kept = keep_candidates(prompted, prompt_column)
-        why = "fewer than two different completions ended"
     else:
-        kept = keep_self_play(prompted, prompt_column, completion_column)
-        why = "no completion ended, or it is the demonstration itself"
+        kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
     if kept.without:
         sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
     write_rows(kept.rows, output)
@@ -260,6 +249,24 @@ def _templated(
     return RowsSource(asked)
 
 
+def _kept(
+    prompted: Sequence[tuple[dict[str, Any], Sequence[Sample]]],
+    keep: Keep,
+    num_best: int,
+    prompt: str,
+    completion: str,
+) -> tuple[Kept, str]:
+    """What is kept, and why prompts may be left out."""
+    if keep == "best":
+        return keep_best(prompted, num_best), "no completion ended"
+    if keep == "pairs":
+        return keep_pairs(prompted), "too few completions ended, or all score the same"
+    if keep == "candidates":
+        return keep_candidates(prompted, prompt), "fewer than two different completions ended"
+    found = keep_self_play(prompted, prompt, completion)
+    return found, "no completion ended, or it is the demonstration itself"
+
+
 def _check_reference(reference: str | None, sampling: Sampling, keep: Keep) -> None:
     if reference is None:
         return
@@ -270,6 +277,15 @@ def _check_reference(reference: str | None, sampling: Sampling, keep: Keep) -> N
             "--reference measures the KL of what is sampled, which top_k, top_p and temperature 0 cut off: leave them "
             "out of --sampling."
         )
+
+
+def _check_demonstrations(source: Source, rows: Sequence[Mapping[str, Any]], column: str) -> None:
+    for number, row in enumerate(rows):
+        if not row.get(column):
+            raise DataError(
+                f"{source.locate(number)}: no {column!r} to set against the sample; there are {sorted(row)}. Give the "
+                "column of the demonstrations as --completion_column."
+            )
 
 
 def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_best: int) -> None:

@@ -225,8 +225,8 @@ def read_as(
         ways = ", ".join(f"{one.kind} (by {spell(one.format)})" for one in found)
         raise ConfigurationError(f"The rows of {what} are no {wanted}; they can be read as {ways}.")
     raise ConfigurationError(
-        f"No format reads the rows of {what}. Their columns: {columns_of(rows)}. Nearest: {nearest_formats(rows, None)}. "
-        "Set `format` to one of these with the names of your columns."
+        f"No format reads the rows of {what}. Their columns: {columns_of(rows)}. Nearest: "
+        f"{nearest_formats(rows, None)}. Set `format` to one of these with the names of your columns."
     )
 
 
