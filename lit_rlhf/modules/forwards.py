@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models import Backbone, gathered
-from lit_rlhf.modules.minibatches import microbatch_indices, rollout_batch, row_lengths
+from lit_rlhf.modules.minibatches import microbatch_indices, rollout_batch
 from lit_rlhf.types import BranchOutput, Rollout, asked
 
 
@@ -54,11 +54,11 @@ def by_parts(
     device, shape = rollout.response_mask.device, rollout.response_mask.shape
     samples = torch.arange(rollout.num_samples, device=device)
     result = torch.zeros(shape, device=device)
-    lengths = row_lengths(rollout).cpu()
+    lengths = rollout.lengths.sum(-1)
     with gathered(weights):
         for share in microbatch_indices(lengths, torch.arange(rollout.num_prompts), budget):
             chosen = share.to(device, non_blocking=True)
-            found = compute(rollout.select(chosen))
+            found = compute(rollout.select(share))
             # Never less than float32, whatever autocast gives; float64 stays.
             result = result.to(torch.promote_types(found.dtype, result.dtype))
             rows = (chosen[:, None] * rollout.num_samples + samples).flatten()

@@ -16,13 +16,8 @@ from lit_rlhf.types import BranchedBatch, PromptBatch, Rollout, Stage
 def rollout_batch(rollout: Rollout, pad_token_id: int) -> BranchedBatch:
     """Lay a rollout out as branched rows, each prompt with all of its samples."""
     prompts, completions = rollout.prompts, rollout.completions
-    return pack(prompts.ids, prompts.mask, completions.tokens, completions.mask, pad_token_id)
-
-
-def row_lengths(rollout: Rollout) -> Tensor:
-    """(B,) tokens of each prompt and all of its samples."""
-    responses = rollout.response_mask.sum(-1).view(rollout.num_prompts, -1).sum(-1)
-    return rollout.prompts.mask.sum(-1) + responses
+    rows = prompts.ids, prompts.mask, completions.tokens, completions.mask
+    return pack(*rows, pad_token_id, rollout.lengths)
 
 
 def gather_rollout(rollout: Stage) -> Stage:
@@ -115,13 +110,12 @@ def microbatch_indices(
 
 def microbatches(minibatch: Stage, budget: int, rank: int, ranks: int) -> list[Stage]:
     """This process's share of a minibatch of all, in parts within a token budget; as many on each process."""
-    device = minibatch.response_mask.device
-    lengths = row_lengths(minibatch).cpu()
+    lengths = minibatch.lengths.sum(-1)
     everything = torch.arange(minibatch.num_prompts)
     shares = [everything[each::ranks] for each in range(ranks)]
     most = max(len(microbatch_indices(lengths, share, budget)) for share in shares)
     mine = microbatch_indices(lengths, shares[rank], budget, at_least=most)
-    return [minibatch.select(rows.to(device, non_blocking=True)) for rows in mine]
+    return [minibatch.select(rows) for rows in mine]
 
 
 def repeat_columns(columns: Mapping[str, list[Any]], num_samples: int) -> dict[str, list[Any]]:
