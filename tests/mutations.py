@@ -50,13 +50,18 @@ TESTS = {
             "advantages",
             "best_of_n",
             "divergences",
-            "importance",
-            "kl_losses",
             "oracles",
             "reductions",
-            "surrogates",
         )
     },
+    "objectives/surrogates.py": (
+        f"{_OBJECTIVES}/test_surrogates.py",
+        f"{_OBJECTIVES}/test_importance.py",
+    ),
+    "objectives/kl_control.py": (
+        f"{_OBJECTIVES}/test_kl_control.py",
+        f"{_OBJECTIVES}/test_kl_losses.py",
+    ),
     "functional/rankings.py": (f"{_OBJECTIVES}/test_reward_formulas.py", _FORMULAS[2]),
     "functional/policy_losses.py": (f"{_FUNCTIONAL}/test_policy_losses.py",),
     "functional/kl.py": (f"{_FUNCTIONAL}/test_kl.py", f"{_FUNCTIONAL}/test_invariances.py"),

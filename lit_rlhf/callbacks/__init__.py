@@ -13,6 +13,7 @@ from lit_rlhf.callbacks.preemption import Preemption as Preemption
 from lit_rlhf.callbacks.progress import PhaseProgressBar as PhaseProgressBar
 from lit_rlhf.callbacks.run_record import RunRecord as RunRecord
 from lit_rlhf.callbacks.samples import SampleTable as SampleTable
+from lit_rlhf.callbacks.stop_after import StopAfter as StopAfter
 from lit_rlhf.callbacks.summary import RunSummary as RunSummary
 from lit_rlhf.callbacks.timing import PhaseTimer as PhaseTimer
 from lit_rlhf.callbacks.watchdog import Watchdog as Watchdog

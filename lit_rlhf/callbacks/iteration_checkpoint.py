@@ -119,12 +119,10 @@ class IterationCheckpoint(ModelCheckpoint):
             )
         if trainer.max_steps != -1 and not is_dry_run(trainer):  # which sets max_steps itself
             raise ConfigurationError(
-                f"trainer.max_steps={trainer.max_steps} with IterationCheckpoint: from a "
-                "checkpoint at the end of an epoch "
-                "Lightning would enter that epoch once more (its issue 19617), and the rows would "
-                "come in another order than "
-                "in an unbroken run. Set trainer.max_epochs instead, and "
-                "trainer.limit_train_batches for a part of an epoch."
+                f"trainer.max_steps={trainer.max_steps} with IterationCheckpoint: from a checkpoint at the end of an "
+                "epoch Lightning would enter that epoch once more (its issue 19617), and the rows would come in "
+                f"another order than in an unbroken run. Add StopAfter(steps={trainer.max_steps}) to trainer.callbacks "
+                "in its place, or set trainer.max_epochs."
             )
         call_last(trainer, self)
         install_atomic_io(trainer)

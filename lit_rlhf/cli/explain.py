@@ -65,8 +65,12 @@ def options() -> Iterator[Option]:
 
 def explain_metric(name: str) -> str:
     """What the pages say of a metric, or of all whose names hold this one."""
+
+    def stands_for(pattern: str) -> bool:  # in the pages' names, <part> is any
+        return re.fullmatch(re.sub(r"<\w+>", "[^ ]+", pattern), name) is not None
+
     rows = list(metrics())
-    exact = [row for row in rows if any(_stands_for(known, name) for known in row.names)]
+    exact = [row for row in rows if any(stands_for(known) for known in row.names)]
     found = exact or [row for row in rows if any(name in known for known in row.names)]
     if not found:
         raise _unknown("metric", name, [known for row in rows for known in row.names])
@@ -92,11 +96,6 @@ def explain_option(name: str) -> str:
         f"{row.owner}.{row.name}{f', default {row.default}' if row.default else ''}\n  {row.text}\n"
         for row in found
     )
-
-
-def _stands_for(pattern: str, name: str) -> bool:
-    """Whether a name is one of the pages', in which <part> stands for any."""
-    return re.fullmatch(re.sub(r"<\w+>", "[^ ]+", pattern), name) is not None
 
 
 def _unknown(what: str, name: str, known: list[str]) -> ConfigurationError:

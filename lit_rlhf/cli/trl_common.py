@@ -6,10 +6,12 @@ from lit_rlhf.cli.trl_rules import (
     Rule,
     betas,
     copied,
+    epochs,
     evaluation,
     logger,
     looked_up,
     lora,
+    max_steps,
     optimizer,
     quantization,
     save_steps,
@@ -171,14 +173,9 @@ COMMON: dict[str, Option] = {
     **none("lr_scheduler_kwargs", "Give `model.lr_scheduler` its options by name."),
     "max_grad_norm": same("trainer.gradient_clip_val", default=1.0),
     "num_train_epochs": Option(
-        "`trainer.max_epochs`",
-        whole("trainer.max_epochs", "Epochs are whole: `trainer.limit_train_batches` is a share of one."),
-        default=3.0,
+        "`trainer.max_epochs`", epochs, default=3.0,
     ),
-    "max_steps": Option(
-        "`trainer.max_steps`",
-        whole("trainer.max_steps", "Below 1 it bounds nothing, here as there."),
-    ),
+    "max_steps": Option("`steps` of the callback `StopAfter`", max_steps),
     **none("label_smoothing_factor neftune_noise_alpha", "The model trains on its own inputs and labels."),
     # -- the run
     # ---------------------------------------------------------------------------------------------------------

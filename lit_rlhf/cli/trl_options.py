@@ -11,11 +11,13 @@ from lit_rlhf.cli.trl_rules import (
     component,
     copied,
     dpo_loss,
+    episodes,
     group_batch,
     grpo_reduction,
     kto_loss,
     looked_up,
     lora,
+    max_steps,
     moving_reference,
     ppo_batch,
     rewards,
@@ -80,7 +82,7 @@ _REFERENCE = {
 }
 _POLICY = {
     "max_grad_norm": same("model.updates.max_grad_norm", default=1.0),
-    "max_steps": Option(note="Policies count iterations: `trainer.limit_train_batches`, one batch of prompts each."),
+    "max_steps": Option("`steps` of the callback `StopAfter`", max_steps, "A policy finishes the iteration that reaches them."),
     "lora_dropout": Option(
         "`model.backbone.lora.dropout`", lora("dropout", policy=True), "It must be 0 in a policy."
     ),
@@ -216,7 +218,8 @@ TASKS: dict[str, Task] = {
         "gamma": same("model.gae.gamma", default=1.0),
         "lam": same("model.gae.lam", default=0.95),
         **none("whiten_rewards", "Advantages are whitened, rewards not; `NormalizedReward` scales scores."),
-        **none("total_episodes", "Policies count iterations: `trainer.limit_train_batches` (batches of prompts) and `trainer.max_epochs`."),
+        "total_episodes": Option("`iterations` of the callback `StopAfter`", episodes, "In whole batches of prompts."),
+        **none("max_steps", "TRL's PPO reads `total_episodes` instead."),
         **none("num_sample_generations", "`SampleTable` writes samples of each iteration."),
         **none("local_rollout_forward_batch_size", "Forwards are bounded by `model.updates.microbatch_tokens`."),
         **none("world_size num_total_batches micro_batch_size local_batch_size batch_size local_mini_batch_size mini_batch_size",

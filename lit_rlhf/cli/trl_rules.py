@@ -100,6 +100,29 @@ _LENGTH = (
 )
 
 
+def epochs(value: Any, given: Given) -> dict[str, Any]:
+    """Whole epochs, where nothing else bounds the run."""
+    if (given.get("max_steps") or -1) > 0 or given.get("total_episodes"):
+        return {}
+    return whole(
+        "trainer.max_epochs", "Epochs are whole: `trainer.limit_train_batches` is a share of one."
+    )(value, given)
+
+
+def max_steps(value: Any, _: Given) -> dict[str, Any]:
+    """An end by optimizer steps, over as many epochs as that takes."""
+    if isinstance(value, bool) or value != int(value) or value < 1:
+        raise NotCarried("Below 1 it bounds nothing, here as there.")
+    return _ended(steps=int(value))
+
+
+def _ended(**limit: int) -> dict[str, Any]:
+    return {
+        "trainer.max_epochs": -1,
+        "trainer.callbacks.StopAfter": component("StopAfter", **limit),
+    }
+
+
 def save_steps(path: str) -> Rule:
     """Checkpoints by number of batches."""
     return whole(
@@ -244,6 +267,13 @@ def ppo_batch(_: Any, given: Given) -> dict[str, Any]:
     """Prompts of an iteration: what TRL calls the local batch."""
     sizes = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches")
     return {"data.batch_size": math.prod(int(given[name]) for name in sizes)}
+
+
+def episodes(value: Any, given: Given) -> dict[str, Any]:
+    """An end by the number of prompts, in whole iterations."""
+    if not value:
+        return {}
+    return _ended(iterations=math.ceil(value / ppo_batch(None, given)["data.batch_size"]))
 
 
 def group_batch(_: Any, given: Given) -> dict[str, Any]:

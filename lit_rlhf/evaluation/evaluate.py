@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -175,11 +175,9 @@ def evaluate_reward(
     """
     scored, given, left_out = _score(scorer, data, tell)
     pairs = Pairs.of(scored)
-    subsets = subset_accuracies(
-        [one.comparison.subset for one in scored],
-        torch.tensor([one.credit for one in scored], dtype=torch.float64),
-        torch.tensor([one.cluster for one in scored]),
-    )
+    worth = torch.tensor([one.credit for one in scored], dtype=torch.float64)
+    clusters = torch.tensor([one.cluster for one in scored])
+    subsets = subset_accuracies([one.comparison.subset for one in scored], worth, clusters)
     lengths = pairs.differences["characters"]
     biases = {
         name: bias
@@ -187,16 +185,14 @@ def evaluate_reward(
         if (bias := feature_bias(pairs.margins, pairs.p_chosen, more, pairs.clusters)) is not None
     }
     favors = [each.favor for each in given if each.favor is not None]
+    favored = clusters[torch.tensor([each.favor is not None for each in given])]
     return RewardEvaluation(
         model=scorer.name,
         data=data,
         left_out=left_out,
         scored=scored,
         pairs=pairs,
-        accuracy=wilson_mean(
-            torch.tensor([one.credit for one in scored]),
-            torch.tensor([one.cluster for one in scored]),
-        ),
+        accuracy=wilson_mean(worth, clusters),
         chance=sum(one.comparison.chance for one in scored) / len(scored),
         ceiling=_ceiling(scored) if data.soft else None,
         subsets=subsets,
@@ -208,21 +204,30 @@ def evaluate_reward(
         length_correlation=correlation(pairs.margins, lengths),
         calibration=calibrate(pairs.margins, pairs.p_chosen) if scorer.probabilistic else None,
         biases=biases,
-        position=bootstrap_mean(torch.tensor(favors), seed=seed) if favors else None,
+        position=bootstrap_mean(torch.tensor(favors), favored, seed=seed) if favors else None,
         doubt=doubt(
             [each.members for each in given],
             [one.comparison.pairs() for one in scored],
             torch.tensor([one.right for one in scored]),
+            clusters,
         ),
-        turned=perturb(scorer, scored_pairs(scored), perturbed, seed) if perturbed else [],
-        best_of=best_of([(one.scores, one.comparison.values) for one in scored], seed),
+        turned=perturb(
+            scorer, [(one.comparison, one.scores, one.cluster) for one in scored], perturbed, seed
+        )
+        if perturbed
+        else [],
+        best_of=best_of([(one.scores, one.comparison.values) for one in scored], clusters, seed),
     )
 
 
 def _score(
     scorer: Scorer, data: Comparisons, tell: Callable[[int], None]
 ) -> tuple[list[ScoredComparison], list[Scored], Counter[str]]:
-    """What could be scored, judged and as it was given, and how many were left out, by reason."""
+    """What could be scored, judged and as it was given, and how many were left out, by reason.
+
+    Comparisons of one prompt are one cluster. Where there is no other prompt each is one by itself: intervals then hold
+    for that prompt, of which all are examples.
+    """
     left_out: Counter[str] = Counter(data.left_out)
     clusters: dict[str, int] = {}
     scored: list[ScoredComparison] = []
@@ -240,6 +245,8 @@ def _score(
     if not scored:
         reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise DataError(f"{scorer.name} could score nothing of {data.source}: {reasons}.")
+    if len(clusters) == 1:
+        scored = [replace(one, cluster=place) for place, one in enumerate(scored)]
     return scored, given, left_out
 
 
@@ -263,11 +270,6 @@ def judge_scores(comparison: Comparison, scores: Tensor, cluster: int) -> Scored
         (values == values.max()).sum()
     )
     return ScoredComparison(comparison, scores, cluster, credit, right)
-
-
-def scored_pairs(scored: Sequence[ScoredComparison]) -> list[tuple[Comparison, Tensor]]:
-    """Comparisons with their scores."""
-    return [(one.comparison, one.scores) for one in scored]
 
 
 def _ceiling(scored: Sequence[ScoredComparison]) -> Ceiling:

@@ -120,20 +120,24 @@ class BestOf:
     best: Sequence[float]
 
 
-def best_of(rows: Sequence[tuple[Tensor, Sequence[float]]], seed: int = 0) -> BestOf | None:
+def best_of(
+    rows: Sequence[tuple[Tensor, Sequence[float]]], clusters: Tensor, seed: int = 0
+) -> BestOf | None:
     """The curve over rows with as many answers as most have, or more; None where that are fewer than three.
 
     Args:
         rows: Scores (K,) and values (K) of each.
+        clusters: (n,) as for `bootstrap_mean`.
         seed: Of the bootstrap.
     """
     most = Counter(len(values) for _, values in rows).most_common(1)[0][0]
     if most < 3:
         return None
+    enough = torch.tensor([len(values) >= most for _, values in rows])
     used = [(scores, torch.tensor(values)) for scores, values in rows if len(values) >= most]
     picked = torch.stack([best_of_n_curve(scores, values)[:most] for scores, values in used])
     best = torch.stack([best_of_n_curve(values, values)[:most] for _, values in used])
-    estimates = [bootstrap_mean(column, seed=seed) for column in picked.T]
+    estimates = [bootstrap_mean(column, clusters[enough], seed=seed) for column in picked.T]
     return BestOf(len(used), estimates, best.mean(0).tolist())
 
 
@@ -167,7 +171,10 @@ def margin_deviation(members: Tensor, first: int = 0, second: int = 1) -> Tensor
 
 
 def doubt(
-    members: Sequence[Tensor | None], pairs: Sequence[Sequence[tuple[int, int]]], right: Tensor
+    members: Sequence[Tensor | None],
+    pairs: Sequence[Sequence[tuple[int, int]]],
+    right: Tensor,
+    clusters: Tensor | None = None,
 ) -> Doubt | None:
     """What the members of an ensemble say by disagreeing; None where there are none.
 
@@ -175,6 +182,7 @@ def doubt(
         members: (M, K) scores of each comparison.
         pairs: Its pairs of answers, whose margins' deviation over members is averaged.
         right: (n,) bool, whether the mean of members is right.
+        clusters: (n,) as for `wilson_mean`.
     """
     known = [each for each in members if each is not None]
     if not known or len(known) < len(members):
@@ -190,6 +198,9 @@ def doubt(
     return Doubt(
         members=len(known[0]),
         auroc=float(binary_auroc(spreads, (~right).long())) if both else float("nan"),
-        quarters=[wilson_mean(right[part].double()) for part in order.chunk(4)],
+        quarters=[
+            wilson_mean(right[part].double(), None if clusters is None else clusters[part])
+            for part in order.chunk(4)
+        ],
         spread=float(spreads.mean()),
     )

@@ -17,7 +17,7 @@ from lit_rlhf.evaluation.texts import (
     trailing_line,
     turned_round,
 )
-from lit_rlhf.metrics import Estimate, wilson_interval
+from lit_rlhf.metrics import Estimate, wilson_mean
 from lit_rlhf.seeding import generator
 
 Change = Callable[[Comparison, Tensor], Comparison]
@@ -53,38 +53,40 @@ class Turned:
 
 
 def perturb(
-    scorer: Scorer, scored: Sequence[tuple[Comparison, Tensor]], count: int, seed: int = 0
+    scorer: Scorer, scored: Sequence[tuple[Comparison, Tensor, int]], count: int, seed: int = 0
 ) -> list[Turned]:
     """Score some comparisons again after small changes of their answers.
 
     Args:
         scorer: What scored them.
-        scored: Comparisons with their scores (K,).
+        scored: Comparisons with their scores (K,) and the cluster of each; see `wilson_mean`.
         count: How many, drawn at random where there are more.
         seed: Of which these are.
     """
     order = torch.randperm(len(scored), generator=generator(seed, "perturbed")).tolist()
     chosen = [scored[place] for place in sorted(order[:count])]
-    spread = torch.cat([scores - scores.mean() for _, scores in chosen]).std(correction=0)
+    spread = torch.cat([scores - scores.mean() for _, scores, _ in chosen]).std(correction=0)
     found = []
     for name, change in CHANGES.items():
-        both = [(change(one, scores), scores) for one, scores in chosen]
+        both = [(change(one, scores), scores, place) for one, scores, place in chosen]
         both = [
-            (new, scores)
-            for (new, scores), (old, _) in zip(both, chosen, strict=True)
-            if new.answers != old.answers
+            changed
+            for changed, (old, *_) in zip(both, chosen, strict=True)
+            if changed[0].answers != old.answers
         ]
-        after = scorer.score([new for new, _ in both])
-        pairs = [
-            (scores, new.total.flip(0) if name == ORDER else new.total)
-            for (_, scores), new in zip(both, after, strict=True)
+        after = scorer.score([new for new, *_ in both])
+        kept = [
+            (scores, new.total.flip(0) if name == ORDER else new.total, place)
+            for (_, scores, place), new in zip(both, after, strict=True)
             if not isinstance(new, InvalidRowError)
         ]
+        pairs = [(old, new) for old, new, _ in kept]
         if not pairs:
             continue
-        verdicts = [bool(((old == old.max()) != (new == new.max())).any()) for old, new in pairs]
+        verdicts = [((old == old.max()) != (new == new.max())).any() for old, new in pairs]
         moved = torch.cat([((new - new.mean()) - (old - old.mean())).abs() for old, new in pairs])
-        turned = wilson_interval(sum(verdicts) / len(verdicts), len(verdicts))
+        places = torch.tensor([place for *_, place in kept])
+        turned = wilson_mean(torch.stack(verdicts), places)
         far = float(moved.mean()) / float(spread) if spread > 0 else 0.0
         found.append(Turned(name, len(pairs), turned, far))
     return found

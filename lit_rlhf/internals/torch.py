@@ -1,4 +1,4 @@
-"""Of torch, read from 2.13: hooks, versions and storages of tensors, operators, oneDNN, flash kernels, groups."""
+"""Of torch, read from 2.13: hooks, versions and storages of tensors, operators, oneDNN, flash kernels, groups, NCCL."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.cuda import nccl
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -142,6 +143,30 @@ def own_store() -> Any:
     """The store by which the processes found each other, on a connection of its own, for use by another thread."""
     store: Any = dist.distributed_c10d._get_default_store()
     return store.clone()
+
+
+class NCCLGroup:
+    """The first process of an NCCL group that is none of torch.distributed's: others join it by a number.
+
+    Args:
+        size: How many there are.
+        number: What all join by; they must at the same time.
+    """
+
+    def __init__(self, size: int, number: bytes) -> None:
+        self._group = [nccl.init_rank(size, number, 0)]
+        # vLLM's workers begin with the sum of one number.
+        nccl.all_reduce([torch.zeros(1, device="cuda")], comms=self._group)
+
+    @staticmethod
+    def number() -> bytes:
+        """A new one."""
+        made: bytes = nccl.unique_id()
+        return made
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Send a tensor to the others, on the current stream, without waiting for them."""
+        nccl.broadcast([tensor], comms=self._group)
 
 
 def attend(

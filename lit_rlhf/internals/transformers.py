@@ -1,4 +1,4 @@
-"""Of transformers, read from 5.24: the attention by name, the cache's argument, recomputation, drawing of weights."""
+"""Of transformers, read from 5.24: attention by name, caches' argument, recomputation, drawing of weights, files."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.pytorch_utils import Conv1D
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
@@ -23,6 +25,13 @@ def attention_of(config: PretrainedConfig) -> str | None:
 def set_attention(config: PretrainedConfig, name: str | None) -> None:
     """Write that name without the checks of `set_attn_implementation`; None lets who loads the config choose."""
     config._attn_implementation = name
+
+
+def as_in_files(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's weights by the names and in the shapes in which `save_pretrained` writes them, tied ones once."""
+    once = remove_tied_weights_from_state_dict(dict(state), model)
+    written: dict[str, Tensor] = revert_weight_conversion(model, once)
+    return written
 
 
 def takes_attention_functions(decoder: nn.Module) -> bool:

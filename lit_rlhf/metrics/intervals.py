@@ -78,6 +78,10 @@ def bootstrap_mean(
         level: Of confidence, in (0, 1).
         seed: Of the draws.
 
+    Returns:
+        Ends of nan where there is one cluster, or one value: drawn again it is always itself, which tells nothing of
+        how far another would be from it.
+
     Example:
         >>> bootstrap_mean(torch.tensor([1.0, 1.0, 1.0]))
         Estimate(value=1.0, low=1.0, high=1.0)
@@ -92,6 +96,8 @@ def bootstrap_mean(
         counts = torch.zeros_like(sums).index_add_(0, clusters.cpu(), torch.ones_like(values))
         sums = sums.index_add_(0, clusters.cpu(), values)[counts > 0]
         counts = counts[counts > 0]
+    if len(sums) == 1:
+        return Estimate(float(values.mean()), math.nan, math.nan)
     draws = generator(seed, "bootstrap")
     step = max(_AT_ONCE // len(sums), 1)
     means = []

@@ -9,6 +9,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 from lit_rlhf.models.backbone import Backbone as Backbone
 from lit_rlhf.models.checkpoints import (
     load_checkpoint_backbone as load_checkpoint_backbone,
+    load_policy as load_policy,
     read_checkpoint as read_checkpoint,
 )
 from lit_rlhf.models.critics import (
@@ -18,12 +19,18 @@ from lit_rlhf.models.critics import (
     ValueHead as ValueHead,
     ValueModel as ValueModel,
 )
-from lit_rlhf.models.export import export_policy as export_policy, export_reward as export_reward
+from lit_rlhf.models.export import (
+    export_policy as export_policy,
+    export_reward as export_reward,
+    policy_weights as policy_weights,
+)
 from lit_rlhf.models.fingerprint import weights_fingerprint as weights_fingerprint
-from lit_rlhf.models.heads import ScalarHead as ScalarHead
-from lit_rlhf.models.lm_head import Comparison as Comparison
-from lit_rlhf.models.modes import evaluating as evaluating
-from lit_rlhf.models.policies import load_policy as load_policy
+from lit_rlhf.models.lm_head import Comparison as Comparison, ScalarHead as ScalarHead
 from lit_rlhf.models.reward_models import load_reward_model as load_reward_model
-from lit_rlhf.models.sharding import divide as divide, gathered as gathered, shard as shard
+from lit_rlhf.models.sharding import (
+    divide as divide,
+    evaluating as evaluating,
+    gathered as gathered,
+    shard as shard,
+)
 from lit_rlhf.models.specs import LoraSpec as LoraSpec, ModelSpec as ModelSpec

@@ -17,19 +17,18 @@ from lit_rlhf.models.adapters import RoleAdapters
 from lit_rlhf.models.branched import BranchRunner, BranchStates, Costs, spread
 from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.checks import check_decoder
-from lit_rlhf.models.heads import ScalarHead
 from lit_rlhf.models.kernels import use_kernels
 from lit_rlhf.models.kernels.attention import Apart, apart, current_parts
-from lit_rlhf.models.lm_head import Comparison, LMHead
+from lit_rlhf.models.lm_head import Comparison, LMHead, ScalarHead
 from lit_rlhf.models.loading import (
     DTYPES,
     embeddings,
     load_model,
     prepare_modules,
+    recompute_layers,
     refuse_unmeetable,
 )
 from lit_rlhf.models.precision import resolve_dtype
-from lit_rlhf.models.recompute import recompute_layers
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.tokenizers import completion_end_ids, pad_token_id

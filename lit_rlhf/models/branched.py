@@ -246,7 +246,9 @@ class BranchRunner:
         branch_ids = batch["branch_ids"]
         mask = branch_attention_mask(branch_ids)
         if self.additive_mask:
-            mask = self._additive(mask)
+            dtype = next(p.dtype for p in self.trunk.parameters() if p.is_floating_point())
+            least = torch.finfo(dtype).min
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, least)
         with apart(self._apart(branch_ids, layout)):
             output = self.trunk(
                 input_ids=batch["input_ids"],
@@ -293,12 +295,6 @@ class BranchRunner:
                 f"batch holds one of more than {self.limit} (its rope type), so that rows would depend on each other. "
                 "Keep prompts and completions within that length (max_prompt_length, max_completion_length)."
             )
-
-    def _additive(self, mask: Tensor) -> Tensor:
-        dtype = next(p.dtype for p in self.trunk.parameters() if p.is_floating_point())
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
-            ~mask, torch.finfo(dtype).min
-        )
 
     def _find_obstacle(self, config: PretrainedConfig, attention: str) -> str | None:
         if attention not in ("sdpa", "eager"):

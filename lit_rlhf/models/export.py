@@ -18,11 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.files import whole_directory
-from lit_rlhf.internals.transformers import set_attention
+from lit_rlhf.internals.bitsandbytes import float_weight
+from lit_rlhf.internals.torch import state_tensors
+from lit_rlhf.internals.transformers import as_in_files, set_attention
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import RECORD, ExportRecord
 from lit_rlhf.models.loading import dtype_of, embeddings, quiet
-from lit_rlhf.models.merging import merged_state
 from lit_rlhf.models.readback import check_export
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
@@ -132,6 +133,13 @@ def export_policy(
             check_export(directory, backbone, role, as_adapter=as_adapter)
 
 
+def policy_weights(backbone: Backbone, role: str | None) -> dict[str, Tensor]:
+    """What `export_policy` would write of a whole model, by the names in its files, on the backbone's device."""
+    config = _float_config(backbone)
+    shell, state = _whole(AutoModelForCausalLM, config, backbone, role, {}, backbone.device)
+    return as_in_files(shell, state)
+
+
 def _size(backbone: Backbone, role: str | None, as_adapter: bool) -> int:
     """Bytes of the weights that will be written."""
     if as_adapter:
@@ -161,6 +169,23 @@ def _save_whole(
     directory: Path,
     extra: dict[str, Tensor],
 ) -> None:
+    shell, state = _whole(auto_class, config, backbone, role, extra)
+    theirs = getattr(backbone.model, "generation_config", None)
+    if theirs is not None and shell.can_generate():
+        shell.generation_config = copy.deepcopy(theirs)
+    with quiet():
+        shell.save_pretrained(directory, state_dict=state)
+
+
+def _whole(
+    auto_class: Any,
+    config: PretrainedConfig,
+    backbone: Backbone,
+    role: str | None,
+    extra: dict[str, Tensor],
+    device: torch.device | str = "cpu",
+) -> tuple[Any, dict[str, Tensor]]:
+    """A model of transformers without numbers, and the numbers that belong into it."""
     try:
         with torch.device("meta"), quiet():
             shell = auto_class.from_config(config, dtype=dtype_of(backbone.spec))
@@ -168,7 +193,9 @@ def _save_whole(
         raise ConfigurationError(
             f"transformers has no {auto_class.__name__} for {config.model_type!r}: {error}"
         ) from error
-    state = _renamed(merged_state(backbone, role), backbone, shell.base_model_prefix) | extra
+    state = (
+        _renamed(merged_state(backbone, role, device), backbone, shell.base_model_prefix) | extra
+    )
     quantized = {
         f"{path.replace('.base_layer', '')}.weight": module.weight
         for path, module in backbone.model.named_modules()
@@ -186,11 +213,7 @@ def _save_whole(
             f"{type(shell).__name__} has weights that the backbone lacks: {missing[:5]}. It can't be exported."
         )
     _grow(state, shell, config.get_text_config().vocab_size)
-    theirs = getattr(backbone.model, "generation_config", None)
-    if theirs is not None and shell.can_generate():
-        shell.generation_config = copy.deepcopy(theirs)
-    with quiet():
-        shell.save_pretrained(directory, state_dict=state)
+    return shell, state
 
 
 def _export_directory(path: str | Path, needed: int) -> AbstractContextManager[Path]:
@@ -275,3 +298,41 @@ def _record(
     form: Any = "adapter" if as_adapter else "model"
     base, fingerprint = _base_name(backbone), tokenizer_fingerprint(tokenizer)
     return ExportRecord(kind, form, base, fingerprint, mean, std, note, backbone.prompts)
+
+
+@torch.no_grad()
+def merged_state(
+    backbone: Backbone, role: str | None, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """The model's parameters with an adapter merged in, by their names in a model without adapters.
+
+    A quantized base is dequantized into the copy first: merging into its 4-bit weights would round the adapter away.
+
+    Args:
+        backbone: Its `model` gives the names.
+        role: Whose adapter; None or a role without one gives the base.
+        device: Where they are put; those that nothing changes and that are there already aren't copied.
+    """
+    adapted = {layer.get_base_layer(): layer for layer in _layers(backbone, role)}
+    state: dict[str, Tensor] = {}
+    for path, module in backbone.model.named_modules():
+        if ".lora_" in path:
+            continue
+        prefix = path.replace(".base_layer", "")
+        for name, value in state_tensors(module):
+            tensor = value
+            if name == "weight":
+                tensor = float_weight(module, dtype_of(backbone.spec))
+                if module in adapted:
+                    delta = adapted[module].get_delta_weight(role)
+                    tensor = (tensor.float() + delta.float()).to(tensor.dtype)
+            state[f"{prefix}.{name}" if prefix else name] = tensor.detach().to(device)
+    return state
+
+
+def _layers(backbone: Backbone, role: str | None) -> list[Any]:
+    return (
+        list(backbone.adapted_layers(role))
+        if role is not None and role in backbone.adapters
+        else []
+    )

@@ -1,4 +1,4 @@
-"""The LM head with what architectures do to logits: a scale, a soft cap, a bias."""
+"""Heads: the LM head with what architectures do to logits (a scale, a soft cap, a bias), and scalar heads."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from lit_rlhf.functional.chunks import Rows, rows_by_chunks
 from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs, token_logprobs
 from lit_rlhf.functional.masking import at_least_float32
 from lit_rlhf.functional.numerics import log_collision
+from lit_rlhf.seeding import generator
 
 _COMPARED_CPU, _COMPARED_ACCELERATOR = 1 << 22, 1 << 25
 """Logits of one chunk where distributions are compared, which takes about ten arrays of their size."""
@@ -123,3 +124,44 @@ def _scale(config: PretrainedConfig) -> float:
     return (1.0 if multiplier is None else float(multiplier)) / (
         1.0 if divisor is None else float(divisor)
     )
+
+
+class ScalarHead(nn.Module):
+    r"""A linear map from a hidden state to one number, $w^\top h$, in float32 whatever the decoder's dtype.
+
+    It has no bias: preferences don't determine one, and `AutoModelForSequenceClassification` has none.
+
+    Args:
+        hidden_size: Width of the decoder.
+        init_std: Standard deviation of the initial weights; 0 starts at the constant 0.
+        seed: Of the initial weights.
+        name: Heads of different names draw different weights from one seed.
+        device: Where the weights live.
+    """
+
+    weight: nn.Parameter
+
+    def __init__(
+        self,
+        hidden_size: int,
+        init_std: float = 0.0,
+        seed: int = 0,
+        name: str = "",
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        draw = torch.empty(hidden_size, dtype=torch.float32, device="cpu")
+        draw.normal_(generator=generator(seed, "head", name))
+        self.weight = nn.Parameter((draw * init_std).to(device))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., h) in any float dtype to (...) in float32, under autocast too."""
+        # The meta device, which checks shapes and devices, knows no autocast.
+        kind = "cpu" if hidden.is_meta else hidden.device.type
+        with torch.autocast(kind, enabled=False):
+            return hidden.float() @ self.weight.float()
+
+    @staticmethod
+    def reward_std(hidden_size: int) -> float:
+        r"""Initial $\sigma = 1/\sqrt{h + 1}$ of a reward head (arXiv:1909.08593): first scores are of order 1."""
+        return float((hidden_size + 1) ** -0.5)

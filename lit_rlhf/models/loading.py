@@ -2,14 +2,15 @@
 
 import difflib
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,18 +20,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.hub import from_hub
 from lit_rlhf.internals.bitsandbytes import keep_trainable
-from lit_rlhf.internals.transformers import drawn_once
+from lit_rlhf.internals.transformers import drawn_once, recompute
 from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.tokenizers import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
+"""Called at each layer's forward: contexts for the forward and for the recomputation."""
 
 
 def dtype_of(spec: ModelSpec) -> torch.dtype:
@@ -287,3 +291,26 @@ def _check_vocabulary(
             f"The tokenizer {spec.tokenizer or spec.name!r} has {tokens} tokens, but the model embeds only {rows}. Use "
             "the model's own tokenizer, or resize its embeddings and save it anew."
         )
+
+
+def recompute_layers(decoder: nn.Module, contexts: Contexts, *, draws: bool) -> None:
+    """Store each layer's input alone in training mode, and compute the layer again in backward.
+
+    Args:
+        decoder: The trunk.
+        contexts: What the two passes run under.
+        draws: Whether layers draw random numbers (dropout), which then must be the same in both passes.
+
+    Raises:
+        ConfigurationError: The architecture has no layers that can be recomputed.
+    """
+    layers = [
+        module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    if not layers:
+        raise ConfigurationError(
+            f"gradient_checkpointing: {type(decoder).__name__} has no layers that can be recomputed. Set it to false."
+        )
+    run = partial(checkpoint, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
+    for layer in layers:
+        recompute(layer, run)

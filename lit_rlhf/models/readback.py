@@ -19,7 +19,7 @@ from lit_rlhf.models.loading import (
     quantization_config,
     quiet,
 )
-from lit_rlhf.models.modes import evaluating
+from lit_rlhf.models.sharding import evaluating
 from lit_rlhf.types import BranchedBatch, asked
 
 EXACT, ROUNDED = 1e-3, 0.25

@@ -1,4 +1,4 @@
-"""FSDP2: parameters divided over processes, and gathered for generation."""
+"""FSDP2: parameters divided over processes, and gathered for generation; eval mode for a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,3 +84,15 @@ def _layers(decoder: nn.Module) -> Iterator[nn.Module]:
 
 def _nothing() -> None:
     """What `become_root` does, apart from FSDP2's hooks."""
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the time of a `with`; each submodule's own flag is restored, so frozen parts stay in eval mode."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag

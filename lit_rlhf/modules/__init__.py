@@ -35,13 +35,12 @@ from lit_rlhf.modules.ppo import (
 from lit_rlhf.modules.preference import PreferenceModule as PreferenceModule
 from lit_rlhf.modules.ptx import PPOPtxPolicyModule as PPOPtxPolicyModule
 from lit_rlhf.modules.rebel import REBELPolicyModule as REBELPolicyModule
-from lit_rlhf.modules.remax import ReMaxPolicyModule as ReMaxPolicyModule
-from lit_rlhf.modules.reward import RewardModelModule as RewardModelModule
-from lit_rlhf.modules.schedules import WarmupCosine as WarmupCosine
-from lit_rlhf.modules.steps import Steps as Steps, Updates as Updates
-from lit_rlhf.modules.supervised import SupervisedModule as SupervisedModule
-from lit_rlhf.modules.teachers import (
+from lit_rlhf.modules.reference import (
     Teacher as Teacher,
     TeacherAdapter as TeacherAdapter,
     TeacherModel as TeacherModel,
 )
+from lit_rlhf.modules.remax import ReMaxPolicyModule as ReMaxPolicyModule
+from lit_rlhf.modules.reward import RewardModelModule as RewardModelModule
+from lit_rlhf.modules.steps import Steps as Steps, Updates as Updates, WarmupCosine as WarmupCosine
+from lit_rlhf.modules.supervised import SupervisedModule as SupervisedModule

@@ -21,15 +21,17 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import precision_of, save_before_peek
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
-from lit_rlhf.modules.averages import TINY, StepMean
-from lit_rlhf.modules.checkpointed import (
+from lit_rlhf.modules.means import TINY, StepMean
+from lit_rlhf.modules.parts import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
+    arguments_of,
     record_of,
+    require_parts,
     require_weights,
     shapes_of,
+    take_parts,
 )
-from lit_rlhf.modules.parts import arguments_of, require_parts, take_parts
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.refusals import refuse_precision
 from lit_rlhf.modules.resumed import Resumption, written_options

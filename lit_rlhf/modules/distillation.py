@@ -12,8 +12,8 @@ from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.models import Backbone, Comparison, ModelSpec, evaluating, gathered
 from lit_rlhf.modules.minibatches import gather_rollout, rollout_batch
 from lit_rlhf.modules.policy import PolicyModule
-from lit_rlhf.modules.teachers import Teacher
-from lit_rlhf.modules.text import add_text_gradient, divided_text
+from lit_rlhf.modules.ptx import add_text_gradient, divided_text
+from lit_rlhf.modules.reference import Teacher
 from lit_rlhf.objectives import Divergence, FixedKL, GeneralizedJSD
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import NoReward, Reward

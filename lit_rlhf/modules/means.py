@@ -1,14 +1,22 @@
-"""Means of what an iteration logs, reduced over ranks once."""
+"""Means over batches of unequal size: of what is logged, of gradients, by subset; reduced over processes once."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_rlhf.distributed import sum_over_ranks
+from lit_rlhf.distributed import gather_objects, sum_over_ranks
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_mean, masked_sum
 from lit_rlhf.types import EvaluatedRollout, ScoredRollout
+
+TINY = 1e-30
+"""Least denominator of a mean, so that one of nothing is 0."""
+_MOST = 100
 
 
 class Means:
@@ -145,3 +153,110 @@ def _counted(rollout: ScoredRollout) -> Tensor:
     """(N,) bool: the samples that were scored; all where none of a batch was, for means must be of something."""
     failed = rollout.scores.left_out
     return ~failed if not bool(failed.all()) else torch.ones_like(failed)
+
+
+class StepMean:
+    """The loss of an optimizer step as one quotient, however its microbatches divide the data.
+
+    Lightning divides the loss of each microbatch by `accumulate_grad_batches`, which is right for microbatches of equal
+    size alone. Here the loss of a microbatch is its numerator over the denominator of the first one; before the step
+    the gradients, which are linear in it, are brought to the denominator of all: training is that of one big batch. A
+    step of one microbatch is left alone.
+    """
+
+    def __init__(self) -> None:
+        self._first = self._total = torch.ones(())
+        self._count = 0
+
+    def share(
+        self, module: LightningModule, numerator: Tensor, denominator: Tensor, batch_idx: int
+    ) -> Tensor:
+        """The loss to return from `training_step`.
+
+        Args:
+            module: Which trains.
+            numerator: Of this process's microbatch, with gradient.
+            denominator: Of the microbatches of all processes, above 0.
+            batch_idx: The microbatch's number in its epoch.
+        """
+        if self._count == 0 or batch_idx % module.trainer.accumulate_grad_batches == 0:
+            self._first, self._total, self._count = denominator, torch.zeros_like(denominator), 0
+        self._total, self._count = self._total + denominator, self._count + 1
+        # Strategies average gradients over processes.
+        return numerator * module.trainer.world_size / self._first
+
+    @torch.no_grad()
+    def finish(self, module: LightningModule) -> None:
+        """Bring the gradients to the denominator of the whole step; `RLHFModule` does before each step.
+
+        Raises:
+            ConfigurationError: The strategy keeps the gradients to itself.
+        """
+        count, self._count = self._count, 0
+        steps = module.trainer.accumulate_grad_batches
+        if steps == 1 or count == 0:
+            return
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        if not gradients:
+            raise ConfigurationError(
+                f"trainer.accumulate_grad_batches={steps} averages over all tokens or rows of a step, which takes the "
+                f"gradients, and {type(module.trainer.strategy).__name__} keeps those to itself. Set "
+                "accumulate_grad_batches: 1, or another strategy."
+            )
+        for gradient in gradients:
+            gradient.mul_((steps * self._first / self._total).to(gradient.dtype))
+
+
+def row_means(
+    metrics: Mapping[str, Tensor], sum_over_ranks: Callable[[Tensor], Tensor]
+) -> dict[str, tuple[float, int]]:
+    """Mean over the rows of all processes that a metric concerns, and their number; metrics of no row are left out.
+
+    Args:
+        metrics: (B,) each, nan in rows that it doesn't concern.
+        sum_over_ranks: Adds up a tensor over processes.
+    """
+    if not metrics:
+        return {}
+    sums = [
+        torch.stack([value.double().nansum(), (~value.isnan()).sum()]) for value in metrics.values()
+    ]
+    totals = sum_over_ranks(torch.stack(sums)).tolist()
+    return {
+        name: (total / n, int(n)) for name, (total, n) in zip(metrics, totals, strict=True) if n > 0
+    }
+
+
+class SubsetMeans:
+    """Sums and counts of a number by the subset that its row names; processes may see different subsets."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def update(self, names: Sequence[str], values: Tensor) -> None:
+        """Take in rows.
+
+        Args:
+            names: B subsets, "" for none.
+            values: (B,), nan in rows that it doesn't concern.
+        """
+        for name, value in zip(names, values.tolist(), strict=True):
+            if name and not math.isnan(value):
+                total, count = self._seen.get(name, (0.0, 0))
+                self._seen[name] = total + value, count + 1
+
+    def compute(self) -> dict[str, tuple[float, int]]:
+        """Mean and number of rows by subset, the same on each process; forgets what was seen."""
+        joined: dict[str, tuple[float, int]] = {}
+        for seen in gather_objects(self._seen):
+            for name, (total, count) in seen.items():
+                before = joined.get(name, (0.0, 0))
+                joined[name] = before[0] + total, before[1] + count
+        self._seen = {}
+        if len(joined) > _MOST:
+            rank_zero_warn(
+                f"The column `subset` of the data has {len(joined)} values, so it names no parts: accuracy is not "
+                f"told by subset. Name the column otherwise, or give it {_MOST} values at most."
+            )
+            return {}
+        return {name: (total / count, count) for name, (total, count) in sorted(joined.items())}

@@ -10,8 +10,7 @@ from lit_rlhf.functional.masking import whiten
 from lit_rlhf.functional.policy_losses import clipped_value_loss, value_clip_fraction
 from lit_rlhf.functional.rewards import kl_penalized_scores, place_at_end
 from lit_rlhf.models import Critic, ModelSpec, ValueHead
-from lit_rlhf.modules.forwards import by_parts
-from lit_rlhf.modules.minibatches import rollout_batch
+from lit_rlhf.modules.minibatches import by_parts, rollout_batch
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.modules.steps import gradients
 from lit_rlhf.options import check_option

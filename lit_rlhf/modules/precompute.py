@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from lit_rlhf.distributed import num_ranks, stack_over_ranks, sum_over_ranks
+from lit_rlhf.distributed import stack_over_ranks, sum_over_ranks
 from lit_rlhf.models import Backbone, shard
 from lit_rlhf.types import BranchedBatch
 
@@ -45,7 +45,9 @@ def precompute_reference(module: "PreferenceModule") -> None:
     if offered is None:
         return
     stores: list[LogprobStore] = offered(module.reference_fingerprint)
-    missing = [store for store in stores if not _all_ranks(module, store.load())]
+    lacking = [float(not store.load()) for store in stores]
+    absent = sum_over_ranks(torch.tensor(lacking, device=module.device)).tolist()
+    missing = [store for store, ranks in zip(stores, absent, strict=True) if ranks]
     if not missing:
         return
     with _initial_policy(module):
@@ -86,7 +88,3 @@ def _initial_policy(module: "PreferenceModule") -> Iterator[None]:
         yield
     finally:
         del module.reference.model
-
-
-def _all_ranks(module: "PreferenceModule", yes: bool) -> bool:
-    return int(sum_over_ranks(torch.tensor(float(yes), device=module.device))) == num_ranks()

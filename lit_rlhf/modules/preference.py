@@ -22,8 +22,8 @@ from lit_rlhf.models import (
     weights_fingerprint,
 )
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.modules.averages import TINY, row_means
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.means import TINY, row_means
 from lit_rlhf.modules.precompute import precompute_reference
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import Steps
@@ -283,7 +283,9 @@ class PreferenceModule(RLHFModule):
         stats = self._sequences(out, branches)
         if not compared:
             return stats, None
-        return stats, Comparison(asked(out.hidden), model.logits, _kl_from_reference)
+        return stats, Comparison(
+            asked(out.hidden), model.logits, lambda ours, theirs: full_kl(theirs, ours)
+        )
 
     def _sequences(self, out: BranchOutput, branches: int) -> SequenceStats:
         tokens, mask = (
@@ -335,10 +337,6 @@ class PreferenceModule(RLHFModule):
             raise ConfigurationError(
                 f"critic is given, but {type(self.objective).__name__} learns no value: leave it out."
             )
-
-
-def _kl_from_reference(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    return full_kl(ref_logits, logits)
 
 
 def _fraction(loss: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -126,7 +126,8 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
     if trainer.max_steps not in (-1, None):
         raise ConfigurationError(
             f"trainer.max_steps={trainer.max_steps} counts optimizer steps, of which an iteration has {per_iteration}. "
-            "Set trainer.max_epochs, or trainer.limit_train_batches in iterations."
+            "Set trainer.max_epochs or trainer.limit_train_batches, or add StopAfter(iterations=...) to "
+            "trainer.callbacks."
         )
     for callback in getattr(trainer, "checkpoint_callbacks", []):
         every = saves_every_n_steps(callback)

@@ -21,8 +21,8 @@ from lit_rlhf.metrics import (
     agreement,
 )
 from lit_rlhf.models import ModelSpec, export_reward
-from lit_rlhf.modules.averages import row_means
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.means import SubsetMeans, row_means
 from lit_rlhf.modules.reward_checks import (
     check_first_batch,
     require_trained_heads,
@@ -30,7 +30,6 @@ from lit_rlhf.modules.reward_checks import (
     warn_of_opposite,
 )
 from lit_rlhf.modules.steps import Steps
-from lit_rlhf.modules.subsets import SubsetMeans
 from lit_rlhf.objectives import BradleyTerry, RewardLoss
 from lit_rlhf.objectives.columns import read_column
 from lit_rlhf.types import (

@@ -18,18 +18,11 @@ from lit_rlhf.objectives.divergences import (
     Divergence as Divergence,
     GeneralizedJSD as GeneralizedJSD,
 )
-from lit_rlhf.objectives.importance import (
-    ImportanceCorrection as ImportanceCorrection,
-    MaskedImportance as MaskedImportance,
-    TruncatedImportance as TruncatedImportance,
-)
 from lit_rlhf.objectives.kl_control import (
     AdaptiveKL as AdaptiveKL,
+    BiasedK3 as BiasedK3,
     FixedKL as FixedKL,
     KLController as KLController,
-)
-from lit_rlhf.objectives.kl_losses import (
-    BiasedK3 as BiasedK3,
     KLLoss as KLLoss,
     SequenceK2 as SequenceK2,
     UnbiasedK3 as UnbiasedK3,
@@ -143,8 +136,11 @@ from lit_rlhf.objectives.reward_heads import (
 )
 from lit_rlhf.objectives.surrogates import (
     ClippedSurrogate as ClippedSurrogate,
+    ImportanceCorrection as ImportanceCorrection,
+    MaskedImportance as MaskedImportance,
     Reinforce as Reinforce,
     SequenceClipped as SequenceClipped,
     Surrogate as Surrogate,
+    TruncatedImportance as TruncatedImportance,
     WeightClipped as WeightClipped,
 )

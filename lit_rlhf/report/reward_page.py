@@ -35,11 +35,10 @@ from lit_rlhf.report.reward_sections import (
 
 _WORST, _FEW = 12, 100
 _HOW = (
-    "Accuracy: the share of comparisons whose better answer scores higher; a tie counts nothing. With soft "
-    "labels it is the "
-    "agreement with a rater drawn at random. Intervals hold with 95 %: of shares Wilson's, with all comparisons "
-    "of one prompt "
-    "counted as one; of means the percentiles of 2,000 bootstrap draws of whole prompts. "
+    "Accuracy: the share of comparisons whose better answer scores higher; a tie counts nothing. With soft labels it "
+    "is the agreement with a rater drawn at random. Intervals hold with 95 %: of shares Wilson's, with all comparisons "
+    "of one prompt counted as one; of means the percentiles of 2,000 bootstrap draws of whole prompts. Where there is "
+    "no other prompt each comparison counts by itself. "
     "McNemar's test takes comparisons as independent: with several of one prompt its p-value is too small."
 )
 
@@ -198,8 +197,14 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
         if one.left_out:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in one.left_out.items())
             notes.append(Note(f"{who}left out: {reasons}."))
+        prompts = len({each.comparison.record().prompt_key() for each in one.scored})
+        if prompts == 1 < len(one.scored):
+            text = "all comparisons are of one prompt. Intervals take each as a case of its own"
+            notes.append(Note(f"{who}{text}, and hold for this prompt alone."))
         if len(one.scored) < _FEW:
             notes.append(Note(f"{who}{len(one.scored)} comparisons are few: mind the intervals."))
+        elif 1 < prompts < _FEW:
+            notes.append(Note(f"{who}{prompts} different prompts are few: mind the intervals."))
     return notes
 
 

@@ -318,6 +318,8 @@ def _with_interval(found: Estimate) -> str:
 
 def span(found: Estimate, *, signed: bool = False, scale: float = 100) -> str:
     """An interval as it stands behind a label; `scale` 100 makes points of shares."""
+    if math.isnan(found.low):
+        return ""
     form = "+.2f" if scale == 1 else ("+.1f" if signed else ".1f")
     return f", 95 %: {scale * found.low:{form}} to {scale * found.high:{form}}"
 

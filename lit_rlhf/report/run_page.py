@@ -50,7 +50,11 @@ def report_runs(paths: Sequence[Path], output: Path) -> Path:
     sections = [Section("At a glance", [*_glance(runs, groups), *_notes(runs)])]
     if len(runs) > 1:
         sections.append(_differences(groups))
-        sections += [_by_seed(group) for group in groups if len(group.runs) > 1]
+        told = "Means over the last tenth of each run; the interval is of their mean (Student's t), of three or more."
+        for group in (group for group in groups if len(group.runs) > 1):
+            rows: list[list[Cell]] = [[each.label, *each.cells()] for each in spreads(group)]
+            table = Table(["metric", *columns(group)], rows, told)
+            sections.append(Section(f"Seeds of {group.name}", [table]))
     sections += curve_sections(groups)
     if cost := against_each_other(groups):
         sections.append(cost)
@@ -103,12 +107,6 @@ def _with_interval(end: tuple[float, float | None] | None) -> Cell:
     if end is None:
         return None
     return f"{end[0]:.4g}" if end[1] is None else f"{end[0]:.4g} ± {end[1]:.2g}"
-
-
-def _by_seed(group: Group) -> Section:
-    rows: list[list[Cell]] = [[spread.label, *spread.cells()] for spread in spreads(group)]
-    told = "Means over the last tenth of each run; the interval is that of their mean (Student's t), of three or more."
-    return Section(f"Seeds of {group.name}", [Table(["metric", *columns(group)], rows, told)])
 
 
 def _notes(runs: Sequence[Run]) -> list[Note]:

@@ -50,7 +50,7 @@ class FunctionReward(Reward):
 
     def __init__(
         self,
-        function: Callable[..., Sequence[float | None]] | str,
+        function: str | Callable[..., Sequence[float | None]],
         name: str | None = None,
         retries: int = 0,
         on_failure: OnFailure = "raise",

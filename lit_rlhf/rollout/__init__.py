@@ -11,6 +11,7 @@ from lit_rlhf.rollout.native import NativeEngine as NativeEngine
 from lit_rlhf.rollout.vllm import (
     AdapterSync as AdapterSync,
     DiskSync as DiskSync,
+    NCCLSync as NCCLSync,
     VLLMEngine as VLLMEngine,
     VLLMServerEngine as VLLMServerEngine,
     WeightSync as WeightSync,

@@ -1,8 +1,7 @@
 """One step off: the next batch is sampled elsewhere while the policy updates on this one."""
 
 import logging
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
@@ -15,6 +14,7 @@ from lit_rlhf.errors import ConfigurationError, LitRLHFError, ServiceError
 from lit_rlhf.models import Backbone
 from lit_rlhf.options import check_option
 from lit_rlhf.rollout.base import RolloutEngine, RolloutRequest
+from lit_rlhf.rollout.threads import in_a_thread
 from lit_rlhf.types import Generation, change_tensors
 
 _log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Ahead(RolloutEngine):
         """
         if self.staleness == 1:
             sample = self.engine.begin(backbone, request)
-            self._drawn = _Drawn(_plain(request), version, _in_a_thread(sample))
+            self._drawn = _Drawn(_plain(request), version, in_a_thread(sample, "ahead"))
 
     def stamp(self, generation: Generation, version: int) -> Generation:
         """Completions with the version that drew them, which those that were sampled ahead have already."""
@@ -152,18 +152,3 @@ def _plain(request: RolloutRequest) -> dict[str, Any]:
     }
     del plain["prompts"], plain["values"]
     return {name: x.cpu() if isinstance(x, Tensor) else x for name, x in plain.items()}
-
-
-def _in_a_thread(sample: Callable[[], Generation]) -> Future[Generation]:
-    """What a function returns, or raises, once it has."""
-    found: Future[Generation] = Future()
-
-    def run() -> None:
-        try:
-            found.set_result(sample())
-        except BaseException as error:  # noqa: BLE001 - raised to whoever asks for the result
-            found.set_exception(error)
-
-    # A daemon: a run that ends by an error doesn't wait for samples that nobody will see.
-    threading.Thread(target=run, name="ahead", daemon=True).start()
-    return found

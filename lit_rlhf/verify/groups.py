@@ -27,9 +27,8 @@ from lit_rlhf.modules import (
 )
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.verify import targets
-from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.policy import PolicyCase
-from lit_rlhf.verify.runner import BETA, Training
+from lit_rlhf.verify.runner import BETA, PI_STAR, Training, optimum
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 _EPS = 1e-4

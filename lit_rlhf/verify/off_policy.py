@@ -32,9 +32,8 @@ from lit_rlhf.modules.ppo import PPORollout
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.types import EstimatedRollout, EvaluatedRollout, ScoredRollout
 from lit_rlhf.verify import targets
-from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.policy import CriticCase, Drawn, MakeModule, PolicyCase
-from lit_rlhf.verify.runner import BETA, Case
+from lit_rlhf.verify.runner import BETA, PI_STAR, Case, optimum
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 TEXT = "gradient by token, off-policy"

@@ -18,9 +18,8 @@ from lit_rlhf.modules import (
 )
 from lit_rlhf.types import EvaluatedRollout
 from lit_rlhf.verify import populations as data, targets
-from lit_rlhf.verify.exact import PI_STAR, optimum
 from lit_rlhf.verify.policy import PolicyCase
-from lit_rlhf.verify.runner import BETA
+from lit_rlhf.verify.runner import BETA, PI_STAR, optimum
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 _ALPHA = 0.05

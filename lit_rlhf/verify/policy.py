@@ -36,8 +36,7 @@ from lit_rlhf.types import (
     Scores,
 )
 from lit_rlhf.verify import targets
-from lit_rlhf.verify.exact import PI_STAR, optimum
-from lit_rlhf.verify.runner import BETA, Case, Training
+from lit_rlhf.verify.runner import BETA, PI_STAR, Case, Training, optimum
 from lit_rlhf.verify.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree
 
 MakeModule = Callable[[ModelSpec, Reward], PolicyModule]

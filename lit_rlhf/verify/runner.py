@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.modules import RLHFModule
+from lit_rlhf.verify import targets
 from lit_rlhf.verify.tabular import TabularWorld, total_variation
 
 BETA = 0.5
+PI_STAR = "pi* = ref exp(r/beta)"
 GRADIENT_TOLERANCE = 1e-6
 DISTANCE_TOLERANCE = 1e-3
 
@@ -41,6 +43,11 @@ class VerifyRow:
     distance: float
     ok: bool
     seconds: float
+
+
+def optimum(world: TabularWorld) -> Tensor:
+    r"""$\pi^*$ of the world's rewards at `BETA`."""
+    return targets.tilted(world.reference, world.rewards / BETA)
 
 
 class Case(ABC):

@@ -5,20 +5,16 @@ from functools import cache
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import RLHFModule
-from lit_rlhf.verify.anchored import anchored_cases, degenerate_cases
 from lit_rlhf.verify.best_of_n import best_of_n_cases
 from lit_rlhf.verify.custom import custom_cases
 from lit_rlhf.verify.distilled import distillation_cases
-from lit_rlhf.verify.exact import exact_cases
 from lit_rlhf.verify.groups import group_cases
-from lit_rlhf.verify.margins import divergence_cases, margin_cases
 from lit_rlhf.verify.off_policy import off_policy_cases
 from lit_rlhf.verify.online import pair_cases
 from lit_rlhf.verify.policy import policy_cases
+from lit_rlhf.verify.preference_cases import preference_cases
 from lit_rlhf.verify.reward import reward_cases
 from lit_rlhf.verify.runner import Case, VerifyRow, verify_case
-from lit_rlhf.verify.tilted import tilted_cases
-from lit_rlhf.verify.two import corner_cases, two_completion_cases
 from lit_rlhf.verify.variants import variant_cases
 
 
@@ -26,14 +22,7 @@ from lit_rlhf.verify.variants import variant_cases
 def all_cases() -> dict[str, Case]:
     """The cases by name: at least one for each method of the library."""
     cases: list[Case] = [
-        *exact_cases(),
-        *tilted_cases(),
-        *divergence_cases(),
-        *margin_cases(),
-        *two_completion_cases(),
-        *corner_cases(),
-        *anchored_cases(),
-        *degenerate_cases(),
+        *preference_cases(),
         *policy_cases(),
         *group_cases(),
         *variant_cases(),

@@ -72,6 +72,16 @@ def test_flash_kernels_of_torch() -> None:
     assert len(torch.ops.aten._flash_attention_forward.default._schema.returns) == 5
 
 
+def test_nccl_of_torch() -> None:
+    nccl = torch.cuda.nccl
+    said = "NCCLGroup makes a group by its number and sends by it"
+    assert list(inspect.signature(nccl.unique_id).parameters) == [], said
+    assert list(inspect.signature(nccl.init_rank).parameters) == ["num_ranks", "uid", "rank"], said
+    for function in (nccl.all_reduce, nccl.broadcast):
+        found = inspect.signature(function).parameters
+        assert [next(iter(found)), list(found)[-1]] == ["inputs", "comms"], said
+
+
 def test_operators_of_torch() -> None:
     aten = torch.ops.aten
     assert our_torch.makes_new(aten.add.Tensor)

@@ -1,6 +1,7 @@
 """TRL's configurations and scripts as ours."""
 
 import ast
+import json
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from lit_rlhf.cli.trl_options import ALIASES, TASKS, option
 from lit_rlhf.cli.trl_script import Script
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rewards.functions import load_function
+from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_prompts
 from tests.docs.from_trl import PAGE, tables
 
 COMMANDS = {name.removesuffix("Config").lower(): name for name in TASKS}
@@ -115,6 +117,55 @@ def test_what_it_writes_loads(
     else:
         assert loaded["trainer"]["gradient_clip_val"] == 0.5
         assert loaded["trainer"]["accumulate_grad_batches"] == data["batch_size"] == 4
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_it_writes_trains_for_as_many_steps_as_there(
+    command: str,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    rows = {
+        "sft": tiny_demonstrations,
+        "ppo": tiny_prompts,
+        "grpo": tiny_prompts,
+        "rloo": tiny_prompts,
+    }
+    data, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    data.write_text(
+        "".join(f"{json.dumps(row)}\n" for row in rows.get(command, tiny_preferences)(9))
+    )
+    rewards = [f"{tmp_path / 'my.py'}:{name}" for name in ("long", "short")]
+    (tmp_path / "my.py").write_text(
+        "def long(completions, **_):\n    return [len(c) for c in completions]\n\n\n"
+        "def short(completions, **_):\n    return [-len(c) for c in completions]\n"
+    )
+    text = f"""
+model_name_or_path: {tiny_model_dir}
+dataset_name: {data}
+output_dir: {out}
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 2
+{"total_episodes: 12" if command == "ppo" else "max_steps: 3"}
+lr_scheduler_type: {"constant" if command == "ppo" else "cosine"}
+use_cpu: true
+logging_steps: 1
+report_to: none
+"""
+    if command in ("grpo", "rloo"):
+        text += f"num_generations: 2\nmax_completion_length: 4\nreward_funcs: {rewards}\n"
+    if command == "ppo":
+        text += "response_length: 4\nuse_peft: true\n"
+    translated(tmp_path, text, "--task", command)
+    reward = ["--model.reward", "LengthReward"] if command == "ppo" else []
+    main(["fit", "--config", str(tmp_path / "my.yaml"), *reward])
+    assert not [each for each in recwarn if "serialize" in str(each.message)]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    batches = 3 if command in ("ppo", "grpo", "rloo") else 6  # of two accumulated batches each
+    assert [line["iteration"] for line in lines if line["stage"] == "train"][-1] == batches
+    assert "Done after" in capsys.readouterr().out
 
 
 def test_every_option_is_taken_alone_at_its_default() -> None:

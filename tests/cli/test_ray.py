@@ -1,4 +1,4 @@
-"""The script of docs/howto/ray.md on a local Ray cluster: `LIT_RLHF_RAY_PYTHON=/path/to/python pytest -m ray`."""
+"""`python -m lit_rlhf.launch.ray` on a local Ray cluster: `LIT_RLHF_RAY_PYTHON=/path/to/python pytest -m ray`."""
 
 import os
 import subprocess
@@ -8,16 +8,22 @@ import pytest
 import torch
 
 from lit_rlhf.testing.tiny import write_tiny_world
-from tests.docs.pages import ROOT, blocks_of
+from tests.docs.pages import ROOT
 from tests.invariants.resume_plans import difference
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 PYTHON = os.environ.get("LIT_RLHF_RAY_PYTHON", "")
-FIT = [
-    *("fit", "-c", "configs/reward/lora.yaml", "-c", "configs/overlays/tiny.yaml"),
-    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "3"),
-    *("--data.batch_size", "8", "--data.cache_dir", "cache"),
+TINY = [
+    *("-c", "configs/overlays/tiny.yaml", "--trainer.accelerator", "cpu"),
+    *("--trainer.max_epochs", "3", "--data.batch_size", "8", "--data.cache_dir", "cache"),
 ]
+RUNS = {
+    "ddp": ["-c", "configs/reward/lora.yaml", *TINY, "-c", "configs/overlays/ddp.yaml"],
+    "fsdp2": [
+        *("-c", "configs/policy/grpo_lora.yaml", *TINY, "--model.reward", "LengthReward"),
+        *("-c", "configs/overlays/fsdp2.yaml"),
+    ],
+}
 DIES = """
 import os
 import signal
@@ -46,11 +52,10 @@ class Dies(Callback):
 
 
 def prepared(where: Path) -> Path:
+    where.mkdir()
     write_tiny_world(where / "data")
     (where / "configs").symlink_to(ROOT / "configs")
     (where / "dies.py").write_text(DIES)
-    (script,) = (each for each in blocks_of("howto/ray.md") if each.title)
-    (where / str(script.title)).write_text(script.text)
     return where
 
 
@@ -61,7 +66,12 @@ def run(where: Path, *words: str) -> str:
         "RAY_AUTH_MODE": "disabled",
     }
     done = subprocess.run(
-        [PYTHON, *words], cwd=where, env=environment, capture_output=True, text=True, check=False
+        [PYTHON, "-m", *words],
+        cwd=where,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return done.stdout + done.stderr
@@ -69,30 +79,22 @@ def run(where: Path, *words: str) -> str:
 
 def state(where: Path) -> dict[str, object]:
     """The newest checkpoint's weights, optimizer and iterations."""
-    newest = max((where / "runs/reward/lora/checkpoints").glob("iteration-*.ckpt"))
+    newest = max(where.glob("runs/*/*/checkpoints/iteration-*.ckpt"))
     found = torch.load(newest, weights_only=True)
     return {"name": newest.name, **{key: found[key] for key in ("state_dict", "optimizer_states")}}
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Of two processes under DDP, without Ray."""
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_workers_of_which_one_is_killed_are_two_processes(strategy: str, tmp_path: Path) -> None:
     if not PYTHON:
         pytest.skip("LIT_RLHF_RAY_PYTHON names no interpreter that has Ray")
-    where = prepared(tmp_path_factory.mktemp("ddp"))
-    run(where, "-m", "lit_rlhf", *FIT, "-c", "configs/overlays/ddp.yaml", "--trainer.devices", "2")
-    return state(where)
-
-
-def test_two_workers_are_two_processes(expected: dict[str, object], tmp_path: Path) -> None:
-    run(prepared(tmp_path), "ray_fit.py", "2", *FIT)
-    assert difference(state(tmp_path), expected) is None
-
-
-def test_a_worker_that_is_killed_changes_nothing(
-    expected: dict[str, object], tmp_path: Path
-) -> None:
-    said = run(prepared(tmp_path), "ray_fit.py", "2", *FIT, "--trainer.callbacks+=dies.Dies")
-    assert (tmp_path / "died").exists()
-    assert "Going on after iteration" in said
-    assert difference(state(tmp_path), expected) is None
+    words = ["fit", *RUNS[strategy]]
+    plain, killed = (tmp_path / name for name in ("plain", "killed"))
+    run(prepared(plain), "lit_rlhf", *words, "--trainer.devices", "2")
+    said = run(
+        prepared(killed),
+        *("lit_rlhf.launch.ray", *words, "--trainer.callbacks+=dies.Dies", "--workers", "2"),
+    )
+    assert (killed / "died").exists()
+    assert "Going on after iteration 3" in said
+    assert difference(state(killed), state(plain)) is None

@@ -41,11 +41,11 @@ from lit_rlhf.verify import (
     verify_module,
 )
 from lit_rlhf.verify.custom import custom_cases
-from lit_rlhf.verify.exact import PI_STAR
 from lit_rlhf.verify.off_policy import OffPolicyCase
 from lit_rlhf.verify.runner import (
     BETA,
     GRADIENT_TOLERANCE,
+    PI_STAR,
     expected_gradient,
     gradient_norm,
 )

@@ -4,7 +4,7 @@ Each part looks at one record after the other and then sums up: `lengths`, `labe
 contradictions), `near` (near-duplicates), `leakage`, `endings` (special tokens, templates, endings).
 """
 
-from lit_rlhf.data.inspection.doubles import DoubleFacts as DoubleFacts
+from lit_rlhf.data.inspection.doubles import DoubleFacts as DoubleFacts, NearFacts as NearFacts
 from lit_rlhf.data.inspection.endings import TextFacts as TextFacts, TokenFacts as TokenFacts
 from lit_rlhf.data.inspection.findings import Finding as Finding, findings as findings
 from lit_rlhf.data.inspection.inspecting import (
@@ -21,4 +21,3 @@ from lit_rlhf.data.inspection.lengths import (
     PairFacts as PairFacts,
     Spread as Spread,
 )
-from lit_rlhf.data.inspection.near import NearFacts as NearFacts

@@ -11,13 +11,12 @@ from typing import Any, TypeAlias
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.inspection.doubles import DoubleFacts, Doubles
+from lit_rlhf.data.inspection.doubles import DoubleFacts, Doubles, Near, NearFacts
 from lit_rlhf.data.inspection.endings import TextFacts, Texts, TokenFacts, Tokens
 from lit_rlhf.data.inspection.items import Item, Reader
 from lit_rlhf.data.inspection.labels import LabelFacts, Labels
 from lit_rlhf.data.inspection.leakage import HeldOut, Leak, Leakage, texts_of
 from lit_rlhf.data.inspection.lengths import LengthFacts, Lengths
-from lit_rlhf.data.inspection.near import Near, NearFacts
 from lit_rlhf.data.inspection.words import WordHashes
 from lit_rlhf.data.recognition import Kind, first_rows, layout_for, read_as, spell
 from lit_rlhf.data.records import Record, Text

@@ -75,6 +75,7 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
     def forget(self, sampler: Sampler) -> None:
         """Check a vLLM's base again, as it was started anew."""
         self._checked = {key for key in self._checked if key[0] != id(sampler)}
+        self.sync.forget(sampler)
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 

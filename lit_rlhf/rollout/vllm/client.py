@@ -1,12 +1,16 @@
 """One vLLM server, by its HTTP interface (read from vLLM 0.32)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.http import HTTPClient
 from lit_rlhf.models import Backbone
+from lit_rlhf.rollout.threads import in_a_thread
 from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
 from lit_rlhf.rollout.vllm.weights import shapes
 
@@ -14,6 +18,9 @@ _TEXT = "Two servers: which one's tokens are these? ¿Ü 42 €"
 """Read by both tokenizers at the start."""
 _TIED = "lm_head.weight"
 """Left out of files where it is the embeddings."""
+_ADAPTERS = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
+_DEV = "VLLM_SERVER_DEV_MODE=1"
+_NCCL = f'{_DEV} and --weight-transfer-config \'{{"backend":"nccl"}}\''
 _PARAMETERS = (".weight", ".bias")
 """What names end with; files may hold buffers, too."""
 
@@ -69,7 +76,10 @@ class VLLMServer(Sampler):
             )
         base = str(bases[0]["id"])
         adapters = {str(model["id"]) for model in known} - {base}
-        weights = None if self._weights is None else self._told_weights()
+        weights = self._weights
+        if weights is not None:
+            told = self._quick.get("/weight_info")
+            weights = str(self._part(told, "weight_version", str, "name its weights"))
         anew = weights != self._weights or not self._adapters <= adapters
         if anew or not self.base:
             self._check_tokenizer(backbone)
@@ -87,7 +97,8 @@ class VLLMServer(Sampler):
         try:
             self._client.post("/v1/load_lora_adapter", body, reads=False)
         except LitRLHFError as error:
-            raise self._with_way_out(error, f"load the adapter {version.path}") from error
+            what = f"load the adapter {version.path}"
+            raise self._with_way_out(error, what, _ADAPTERS) from error
         self._adapters.add(version.name)
 
     def unload_adapter(self, version: Version) -> None:
@@ -103,20 +114,67 @@ class VLLMServer(Sampler):
             ConfigurationError: They don't fit into its model, which reading them would break; or it refuses.
             ServiceError: It doesn't answer.
         """
-        self._refuse_other_shapes(version)
+        asked = {"method": "reload_weights", "kwargs": {"weights_path": str(version.path)}}
+        with self._changing(
+            version, shapes(version.path), f"read the weights {version.path}", _DEV
+        ):
+            self._client.post("/collective_rpc", asked, retries=0)
+            self._client.post("/update_weight_version", {"new_version": version.name})
+
+    def workers(self) -> int:
+        """See `Sampler.workers`."""
+        try:
+            told = self._quick.get("/get_world_size")
+        except LitRLHFError as error:
+            raise self._with_way_out(error, "tell its workers", _NCCL) from error
+        found: int = self._part(told, "world_size", int, "tell its workers")
+        return found
+
+    def join(self, info: dict[str, Any]) -> None:
+        """See `Sampler.join`."""
+        try:
+            self._client.post("/init_weight_transfer_engine", {"init_info": info}, retries=0)
+        except LitRLHFError as error:
+            raise self._with_way_out(error, "receive weights by NCCL", _NCCL) from error
+
+    def receive_weights(
+        self, version: Version, weights: Mapping[str, Tensor], send: Callable[[], None]
+    ) -> None:
+        """See `Sampler.receive_weights`; raises as `load_weights`."""
+        sizes = {name: list(weight.shape) for name, weight in weights.items()}
+        update = {
+            "names": list(sizes),
+            "shapes": list(sizes.values()),
+            "dtype_names": [
+                str(weight.dtype).removeprefix("torch.") for weight in weights.values()
+            ],
+        }
+        with self._changing(version, sizes, "receive weights by NCCL", _NCCL):
+            self._client.post("/start_weight_update", {}, retries=0)
+            sent = in_a_thread(send, "sending weights")
+            # What the server refuses is said here, and never waited for there.
+            self._client.post("/update_weights", {"update_info": update}, retries=0)
+            sent.result()
+            named = {"weight_version": version.name}
+            self._client.post("/finish_weight_update", named, retries=0)
+
+    @contextmanager
+    def _changing(
+        self, version: Version, sizes: dict[str, list[int]], what: str, needed: str
+    ) -> Iterator[None]:
+        """Change whole weights within: nothing is sampled, and nothing kept of what was."""
+        self._refuse_other_shapes(sizes)
         try:
             self._client.post("/pause?mode=wait", {})
             try:
-                asked = {"method": "reload_weights", "kwargs": {"weights_path": str(version.path)}}
-                self._client.post("/collective_rpc", asked, retries=0)
+                yield
                 emptied = self._client.post("/reset_prefix_cache", {})
                 if not self._part(emptied, "success", bool, "empty its prefix cache"):
                     raise self._odd("that it could not", "empty its prefix cache")
-                self._client.post("/update_weight_version", {"new_version": version.name})
             finally:
                 self._client.post("/resume", {})
         except LitRLHFError as error:
-            raise self._with_way_out(error, f"read the weights {version.path}") from error
+            raise self._with_way_out(error, what, needed) from error
         self._weights = version.name
 
     def complete(
@@ -134,16 +192,26 @@ class VLLMServer(Sampler):
                 "return_token_ids": True,
                 **options,
             }
-            choices = self._part(self._client.post("/v1/completions", body), "choices", list, what)
+            choices = self._part(self._ask_to_complete(body), "choices", list, what)
             if len(choices) != 1:
                 raise self._odd(f"{len(choices)} choices for one completion", what)
             found.append(self._completed(choices[0], int(options["max_tokens"]), what))
         return found
 
-    def _refuse_other_shapes(self, version: Version) -> None:
+    def _ask_to_complete(self, body: dict[str, Any]) -> Any:
+        try:
+            return self._client.post("/v1/completions", body)
+        except ConfigurationError as error:
+            if "does not exist" not in str(error):
+                raise
+            raise ConfigurationError(
+                f"{self} took {body['model']} and doesn't know it: are there several servers behind that address? "
+                f"Name each in VLLMServerEngine.urls. {error}"
+            ) from error
+
+    def _refuse_other_shapes(self, ours: dict[str, list[int]]) -> None:
         """Compare with the files of the model that it was started with, where they can be seen from here."""
         theirs = shapes(Path(self._root)) if self._root else {}
-        ours = shapes(version.path)
         both = sorted(ours.keys() & theirs.keys())
         other = next((name for name in both if ours[name] != theirs[name]), None)
         lone = [name for name in sorted(ours.keys() ^ theirs.keys()) if name.endswith(_PARAMETERS)]
@@ -174,23 +242,24 @@ class VLLMServer(Sampler):
                 f"{ours[:8]}... Start it with the model, or the --tokenizer, that model.backbone names."
             )
 
-    def _told_weights(self) -> str:
-        told = self._quick.get("/weight_info")
-        return str(self._part(told, "weight_version", str, "name its weights"))
-
-    def _with_way_out(self, error: LitRLHFError, what: str) -> LitRLHFError:
+    def _with_way_out(self, error: LitRLHFError, what: str, needed: str) -> LitRLHFError:
         said = str(error)
-        whole = "weights" in what
-        if "rank" in said.lower():
+        off = "HTTP 404" in said and "No adapter found" not in said
+        if "max_lora_rank" in said:
             way_out = "Start it with a --max-lora-rank that is no smaller than the policy's."
-        elif "No adapter found" in said or "HTTP 404" not in said:
+        elif off or "LoRA is not enabled" in said:
+            way_out = f"Start it with {needed}."
+        elif "out of memory" in said:
+            way_out = "Start it with a smaller --gpu-memory-utilization, or on a device of its own."
+        elif needed == _NCCL:
             way_out = (
-                "Look at its log: can it read that directory, or should sync.init_args.directory name one that "
-                "both see? Is its model the policy's?"
+                f"Look at its log: was it started with {needed}, on other GPUs than the policy's?"
             )
         else:
-            needed = "VLLM_SERVER_DEV_MODE=1" if whole else "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-            way_out = f"Start it with {needed}" + ("." if whole else " and --enable-lora.")
+            way_out = (
+                "Look at its log: can it read that directory, or should sync.init_args.directory name one that "
+                "both see? Is its model the policy's, and had it memory left?"
+            )
         return type(error)(f"{self} was to {what}. {way_out} {said}")
 
     def _completed(self, choice: Any, most: int, what: str) -> Completed:

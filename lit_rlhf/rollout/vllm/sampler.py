@@ -1,9 +1,13 @@
 """One vLLM, whether this process owns it or it serves over HTTP: what it holds, and what it completes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lit_rlhf.errors import ConfigurationError
 
 
 class Request(NamedTuple):
@@ -56,6 +60,29 @@ class Sampler(ABC):
     @abstractmethod
     def load_weights(self, version: Version) -> None:
         """Have it replace the base, and forget what it cached of the one before."""
+
+    def workers(self) -> int:
+        """How many processes hold its weights."""
+        raise self._only_files()
+
+    def join(self, info: dict[str, Any]) -> None:
+        """Have its workers join a group, by what vLLM's `init_weight_transfer_engine` is to be told."""
+        raise self._only_files()
+
+    def receive_weights(
+        self, version: Version, weights: Mapping[str, Tensor], send: Callable[[], None]
+    ) -> None:
+        """As `load_weights`, from the group.
+
+        Args:
+            version: What they are.
+            weights: Names, shapes and types of what `send` sends, in this order.
+            send: Called, in a thread of its own, when they are waited for.
+        """
+        raise self._only_files()
+
+    def _only_files(self) -> ConfigurationError:
+        return ConfigurationError(f"{self} reads weights from files; NCCLSync is for servers.")
 
     @abstractmethod
     def complete(

@@ -78,6 +78,9 @@ class WeightSync(ABC):
     def unload(self, sampler: Sampler, version: Version) -> None:
         """Have a vLLM forget a version that another has replaced."""
 
+    def forget(self, sampler: Sampler) -> None:
+        """A vLLM was started anew."""
+
     # -- what they share ----------------------------------------------------------------------------------------------
 
     def publish(self, backbone: Backbone, role: str) -> Version | None:
@@ -170,16 +173,8 @@ class AdapterSync(WeightSync):
         sampler.unload_adapter(version)
 
 
-class DiskSync(WeightSync):
-    """Whole weights, adapters merged in: exported to a directory, from which vLLM replaces its own; see `WeightSync`.
-
-    A server waits for what it is sampling, reads the new weights, empties its prefix cache and goes on. It must be
-    started with VLLM_SERVER_DEV_MODE=1, which opens the requests for that. A server holds one role at a time, so that a
-    policy and a full copy of it as the reference take turns. Each version is written and read whole: seconds for each
-    GB, and room for two of them.
-    """
-
-    environment = "VLLM_SERVER_DEV_MODE=1"
+class WholeSync(WeightSync):
+    """Whole weights, of one role at a time: a policy and a full copy of it as the reference take turns in a vLLM."""
 
     def refuse(self, backbone: Backbone, role: str, engine: str) -> None:
         """Nothing."""
@@ -196,6 +191,20 @@ class DiskSync(WeightSync):
         """All roles share one."""
         return ""
 
+    def unload(self, sampler: Sampler, version: Version) -> None:
+        """Nothing: the next version has taken its place."""
+
+
+class DiskSync(WholeSync):
+    """Whole weights, adapters merged in: exported to a directory, from which vLLM replaces its own; see `WeightSync`.
+
+    A server waits for what it is sampling, reads the new weights, empties its prefix cache and goes on. It must be
+    started with VLLM_SERVER_DEV_MODE=1, which opens the requests for that. Each version is written and read whole:
+    seconds for each GB, and room for two of them.
+    """
+
+    environment = "VLLM_SERVER_DEV_MODE=1"
+
     def write(self, backbone: Backbone, role: str, path: Path) -> bool:
         """As `export_policy` does; the log-probs that are compared after loading show whether it reads back."""
         export_policy(backbone, path, merge=True, role=role, read_back=False)
@@ -204,9 +213,6 @@ class DiskSync(WeightSync):
     def load(self, sampler: Sampler, version: Version) -> None:
         """In place of what it holds."""
         sampler.load_weights(version)
-
-    def unload(self, sampler: Sampler, version: Version) -> None:
-        """Nothing: the next version has taken its place."""
 
 
 def shapes(path: Path) -> dict[str, list[int]]:

@@ -346,7 +346,7 @@ def test_checkpoints_in_parts_are_refused(tmp_path: Path) -> None:
 
 def test_a_limit_in_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"trainer\.max_steps=11 .*Set trainer\.max_epochs"
+        ConfigurationError, match=r"trainer\.max_steps=11 .*Add StopAfter\(steps=11\)"
     ):
         Run(tmp_path, max_steps=11)
 

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from lit_rlhf.evaluation import (
 from lit_rlhf.evaluation.comparisons import text_of
 from lit_rlhf.evaluation.measures import doubt
 from lit_rlhf.evaluation.texts import POLITE
+from lit_rlhf.metrics import Estimate, wilson_interval
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, export_reward
 from lit_rlhf.modules import RewardModelModule
 from lit_rlhf.objectives import BradleyTerry, HeadEnsemble
 from lit_rlhf.prompt_form import PromptForm
+from lit_rlhf.report.reward_page import report_reward
 from lit_rlhf.testing import tiny_preferences, tiny_rankings
 from lit_rlhf.testing.preferences import KIND
 from tests.tolerances import FP32_MODEL
@@ -95,6 +98,47 @@ def test_subsets_and_what_could_not_be_scored() -> None:
     assert found.left_out == {"refused": 3}
     with pytest.raises(DataError, match=r"by text could score nothing of .*: 3 refused"):
         evaluate_reward(ByText(is_kind), read(rows[:3]))
+
+
+def test_rows_of_one_prompt_are_cases_where_there_is_no_other(tmp_path: Path) -> None:
+    answers = [(" kind" if i % 3 else " no", f" so {i}") for i in range(60)]
+    rows = [{"prompt": "how?", "chosen": c, "rejected": r} for c, r in answers]
+    alone = evaluate_reward(ByText(lambda text: float("kind" in text) - 0.5), read(rows))
+    apart = [row | {"prompt": f"how? {i}"} for i, row in enumerate(rows)]
+    assert alone.accuracy == wilson_interval(40 / 60, 60)
+    assert alone.margin.low < alone.margin.value < alone.margin.high
+    other = evaluate_reward(ByText(lambda text: float("kind" in text) - 0.5), read(apart))
+    assert (alone.accuracy, alone.margin) == (other.accuracy, other.margin)
+    noted, unnoted = (
+        report_reward([each], tmp_path / "page.html").read_text() for each in (alone, other)
+    )
+    assert "all comparisons are of one prompt" in noted
+    assert "all comparisons are of one prompt" not in unnoted
+
+
+def test_every_interval_counts_prompts() -> None:
+    """The same rows ten times over say no more of other prompts than once."""
+    rows = [dict(row) for row in tiny_rankings(12)]
+
+    def worth(text: str) -> float:
+        return is_kind(text) + len(text) % 3
+
+    once, often = (evaluate_reward(ByText(worth), read(rows * n)) for n in (1, 10))
+
+    def intervals(value: Any) -> list[Estimate]:
+        if isinstance(value, Estimate):
+            return [value]
+        parts = list(value.values()) if isinstance(value, dict) else value
+        if is_dataclass(parts):
+            parts = list(vars(parts).values())
+        return (
+            [each for part in parts for each in intervals(part)] if isinstance(parts, list) else []
+        )
+
+    single, repeated = map(intervals, (vars(once), vars(often)))
+    assert len(single) > 12
+    for one, ten in zip(single, repeated, strict=True):
+        assert ten == pytest.approx(one, nan_ok=True)
 
 
 def test_perturbations_turn_what_depends_on_them() -> None:

@@ -65,3 +65,11 @@ def test_nothing_gives_nan() -> None:
     nothing = torch.zeros(0)
     for found in (wilson_mean(nothing), bootstrap_mean(nothing)):
         assert all(math.isnan(end) for end in found)
+
+
+@pytest.mark.parametrize("values", [[3.0], [1.0, 0.0, 1.0]])
+def test_one_case_drawn_again_tells_nothing_of_others(values: list[float]) -> None:
+    found = bootstrap_mean(torch.tensor(values), torch.zeros(len(values), dtype=torch.int64))
+    assert found.value == pytest.approx(sum(values) / len(values))
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)

@@ -112,7 +112,7 @@ def test_full_fine_tuning(make: MakeBackbone, batch: BranchedBatch):
 def test_refused_where_no_layer_can_be_recomputed(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from lit_rlhf.models import recompute as module
+    from lit_rlhf.models import loading as module
 
     monkeypatch.setattr(module, "GradientCheckpointingLayer", torch.nn.Bilinear)
     with pytest.raises(ConfigurationError, match="LlamaModel has no layers that can be recomputed"):

@@ -21,7 +21,7 @@ from lit_rlhf.models import (
     export_reward,
     load_reward_model,
 )
-from lit_rlhf.models.heads import ScalarHead
+from lit_rlhf.models.lm_head import ScalarHead
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32, FP32_MODEL
 from tests.unit.models.conftest import LORA, MakeBackbone, shake

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.models import Backbone, export, export_policy, export_reward
-from lit_rlhf.models.merging import merged_state
+from lit_rlhf.models.export import merged_state
 from lit_rlhf.types import BranchedBatch
 from tests.unit.models.conftest import LORA, MakeBackbone, branched, shake
 

@@ -16,7 +16,7 @@ from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.modules import PreferenceModule
-from lit_rlhf.modules.averages import row_means
+from lit_rlhf.modules.means import row_means
 from lit_rlhf.objectives import (
     DPO,
     DROV,

@@ -14,7 +14,7 @@ from lit_rlhf.data import (
 )
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import RewardModelModule
-from lit_rlhf.modules.subsets import SubsetMeans
+from lit_rlhf.modules.means import SubsetMeans
 from lit_rlhf.objectives import PlackettLuce
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_rankings
 from tests.unit.modules.policies import make_trainer

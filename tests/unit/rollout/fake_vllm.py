@@ -1,11 +1,17 @@
 """A tiny model in vLLM's place: in this process, and as a server on loopback that speaks vLLM's HTTP."""
 
+import shutil
 import threading
+from base64 import b64decode
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory, mktemp
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch.distributed import FileStore, ProcessGroupGloo
 
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
@@ -77,6 +83,23 @@ class FakeVLLM(Sampler):
 
 
 _PATHS = {"completions": "complete"}
+_UPDATE = ("names", "dtype_names", "shapes")
+
+
+class GlooGroup:
+    """What NCCL does, between threads on CPU: a group that is joined by a number, here where to meet."""
+
+    def __init__(self, size: int, number: bytes, rank: int = 0) -> None:
+        store = FileStore(number.rstrip(b"\0").decode(), size)
+        self.group = ProcessGroupGloo(store, rank, size, timedelta(seconds=20))
+        self.group.allreduce([torch.zeros(1)]).wait()
+
+    @staticmethod
+    def number() -> bytes:
+        return mktemp().encode().ljust(128, b"\0")
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        self.group.broadcast(tensor, 0).wait()
 
 
 class FakeServer:
@@ -166,6 +189,38 @@ class FakeServer:
         if not self.keep:
             self.vllm.load_weights(Version(path.name, 0, path, False))
         return Answer({"results": [None]})
+
+    def get_world_size(self, _: Any) -> Answer:
+        return Answer({"world_size": 1})
+
+    def init_weight_transfer_engine(self, body: Any) -> Answer:
+        info = body["init_info"]
+        number = b64decode(info["nccl_unique_id_b64"])
+        assert len(number) == 128 and not info["packed"]
+        self.group = GlooGroup(info["world_size"], number, info["rank_offset"])
+        return Answer({"message": "Weight transfer initialized"})
+
+    def start_weight_update(self, _: Any) -> Answer:
+        assert self.paused, "weights replaced while it samples"
+        return Answer({"message": "Weight update started"})
+
+    def update_weights(self, body: Any) -> Answer:
+        info = body["update_info"]
+        self.received = {}
+        for name, dtype, shape in zip(*(info[key] for key in _UPDATE), strict=True):
+            self.received[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+            self.group.broadcast(self.received[name])
+        return Answer({"message": "Weights updated"})
+
+    def finish_weight_update(self, body: Any) -> Answer:
+        with TemporaryDirectory() as directory:
+            path = Path(directory) / body["weight_version"]
+            shutil.copytree(self.vllm.model_dir, path)
+            save_file(self.received, path / "model.safetensors", {"format": "pt"})
+            if not self.keep:
+                self.vllm.load_weights(Version(path.name, 0, path, False))
+        self.vllm.weights = body["weight_version"]
+        return Answer({"message": "Weight update finished"})
 
     def reset_prefix_cache(self, _: Any) -> Answer:
         return Answer({"success": True})

@@ -1,66 +1,20 @@
 """Several servers, whole weights, what may be wrong with a server: on loopback, speaking vLLM's HTTP."""
 
-import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lit_rlhf.errors import ConfigurationError, ServiceError
-from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
-from lit_rlhf.rollout import DiskSync, NativeEngine, Sampling, VLLMServerEngine
+from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.rollout import DiskSync, NativeEngine, NCCLSync
 from lit_rlhf.rollout.vllm import server as server_module
 from lit_rlhf.testing import write_tiny_model
-from lit_rlhf.types import Generation
-from tests.loopback import Loopback, serving
-from tests.reference.generations import make_request, sequences
-from tests.tolerances import FP32_MODEL
-from tests.unit.rollout.fake_vllm import FakeServer
-
-
-@pytest.fixture
-def fakes(tiny_model_dir: Path) -> Iterator[list[tuple[FakeServer, Loopback]]]:
-    with ExitStack() as stack:
-        servers = [FakeServer(tiny_model_dir) for _ in range(2)]
-        yield [(server, stack.enter_context(serving(server))) for server in servers]
-
-
-def engine_on(fakes: list[tuple[FakeServer, Loopback]], **options: Any) -> VLLMServerEngine:
-    engine = VLLMServerEngine([loopback.url for _, loopback in fakes], **options)
-    for server in engine.servers.servers:  # no test waits half a second and more
-        for client in (server._client, server._quick):
-            object.__setattr__(client.endpoint, "backoff", 0.0)
-    return engine
-
-
-@pytest.fixture
-def backbone(tiny_model_dir: Path) -> Backbone:
-    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
-    backbone.add_adapter("policy")
-    move(backbone, 1)
-    return backbone
-
-
-def move(backbone: Backbone, seed: int) -> None:
-    noise = torch.Generator().manual_seed(seed)
-    for weight in backbone.parameters():
-        if weight.requires_grad:
-            weight.data.add_(torch.randn(weight.shape, generator=noise) * 0.1)
-
-
-def sample(engine: Any, backbone: Backbone, **options: Any) -> Generation:
-    sampling = Sampling(**{"max_new_tokens": 6} | options)
-    return engine.generate(backbone, make_request(sampling, 2))
-
-
-def same(ours: Generation, native: Generation) -> None:
-    assert sequences(ours) == sequences(native)
-    torch.testing.assert_close(ours.logprobs, native.logprobs, **FP32_MODEL)
+from tests.loopback import serving
+from tests.unit.rollout.fake_vllm import FakeServer, GlooGroup
+from tests.unit.rollout.served import engine_on, move, same, sample
 
 
 def of_rollout(fake: FakeServer) -> list[tuple[int, ...]]:
@@ -187,6 +141,42 @@ def test_whole_weights_by_disk(fakes: Any, tiny_model_dir: Path, tmp_path: Path)
     same(sample(engine, full), sample(NativeEngine(), full))
 
 
+class GlooSync(NCCLSync):
+    """With gloo in NCCL's place, for tensors on the CPU."""
+
+    device, number, join = "cpu", staticmethod(GlooGroup.number), GlooGroup
+
+
+def test_whole_weights_by_broadcast(fakes: Any, tiny_model_dir: Path) -> None:
+    full = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
+    engine = engine_on(fakes, sync=GlooSync())
+    for step in range(3):
+        move(full, step)
+        same(sample(engine, full), sample(NativeEngine(), full))
+        assert not any(fake.paused for fake, _ in fakes)
+    groups = [fake.group for fake, _ in fakes]
+    fakes[0][0].vllm = FakeServer(tiny_model_dir).vllm  # started anew, in no group
+    same(sample(engine, full), sample(NativeEngine(), full))
+    assert fakes[0][0].group is not groups[0] and fakes[1][0].group is groups[1]
+
+
+def test_adapters_are_merged_where_weights_are_broadcast(fakes: Any, backbone: Backbone) -> None:
+    same(sample(engine_on(fakes, sync=GlooSync()), backbone), sample(NativeEngine(), backbone))
+
+
+def test_what_may_be_wrong_with_a_broadcast(
+    fakes: Any, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigurationError, match="from GPU to GPU, and the policy is on cpu: use"):
+        sample(engine_on(fakes, sync=NCCLSync()), backbone)
+    for missing in ("get_world_size", "init_weight_transfer_engine", "update_weights"):
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeServer, missing, None)
+            with pytest.raises(ConfigurationError, match="and --weight-transfer-config") as caught:
+                sample(engine_on(fakes[:1], sync=GlooSync()), backbone)
+        assert fakes[0][1].url in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -236,51 +226,4 @@ def drift(engine: Any, backbone: Backbone, far: float) -> None:
     for _ in range(20):
         for weight in backbone.adapter_weights("policy").values():
             weight.data.add_(far)
-        sample(engine, backbone)
-
-
-def test_what_may_be_wrong_with_a_server(
-    fakes: Any, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    fake, loopback = fakes[0]
-    one = fakes[:1]
-
-    def refused(message: str, **options: Any) -> None:
-        with pytest.raises(ConfigurationError, match=message) as caught:
-            sample(engine_on(one, **options), backbone)
-        assert loopback.url in str(caught.value)
-
-    fake.limit = 10
-    refused(r"takes 10 tokens \(--max-model-len\).*needs 1\d")
-    fake.limit = 512
-    fake.key = "secret"
-    refused("api_key_env")
-    monkeypatch.setenv("A_KEY", "another")
-    refused(r"Look at the key in \$A_KEY", api_key_env="A_KEY")
-    monkeypatch.setenv("A_KEY", "secret")
-    same(sample(engine_on(one, api_key_env="A_KEY"), backbone), sample(NativeEngine(), backbone))
-    fake.key = None
-    monkeypatch.setattr(fake, "load_lora_adapter", None)
-    refused("VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora")
-    monkeypatch.setattr(fake, "pause", None)
-    refused("VLLM_SERVER_DEV_MODE=1", sync=DiskSync())
-    monkeypatch.undo()
-    tokenizer = fake.vllm.model.tokenizer
-    monkeypatch.setattr(fake.vllm.model, "tokenizer", lambda text, **_: {"input_ids": [1, 2]})
-    refused("has another tokenizer than the policy")
-    fake.vllm.model.tokenizer = tokenizer
-
-
-def test_a_directory_that_the_server_does_not_see(
-    fakes: Any, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_on(fakes[:1])
-    load = engine.sync.load
-
-    def gone(sampler: Any, version: Any) -> None:
-        shutil.rmtree(version.path)
-        load(sampler, version)
-
-    monkeypatch.setattr(engine.sync, "load", gone)
-    with pytest.raises(ConfigurationError, match=r"sync\.init_args\.directory name one that both"):
         sample(engine, backbone)
