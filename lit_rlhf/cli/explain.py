@@ -47,13 +47,15 @@ def metrics() -> Iterator[Metric]:
 
 
 def options() -> Iterator[Option]:
-    """The explained options of all classes that a configuration can name, and of Lightning's Trainer."""
+    """The explained options of all classes that a configuration names: ours, and those of Lightning and torch."""
     homes = [vars(import_module(f"lit_rlhf.{package}")) for package in _PACKAGES]
     classes = [found for home in homes for found in home.values() if isinstance(found, type)]
     bases = [base for kind in classes for base in kind.__mro__]
     known = [base for base in bases if base.__module__.startswith("lit_rlhf.")]
     known = [base for base in known if not issubclass(base, Exception)]
-    for kind in dict.fromkeys([*known, import_module("lightning.pytorch").Trainer]):
+    trainer = import_module("lightning.pytorch").Trainer
+    steps = [import_module("torch.optim").AdamW, import_module("torch.optim.lr_scheduler").LinearLR]
+    for kind in dict.fromkeys([*known, trainer, *steps]):
         text = inspect.getdoc(kind.__init__ if kind.__name__ == "Trainer" else kind)
         defaults = inspect.signature(kind).parameters
         for found in docstring_parser.parse(text or "").params:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.layout import as_learned
 from lit_rlhf.cli.output import write_rows
 from lit_rlhf.cli.selection import (
     Kept,
@@ -20,6 +21,7 @@ from lit_rlhf.cli.selection import (
 from lit_rlhf.cli.unfinished import Unfinished
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource, Source
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.judges import render, write_out
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_policy
@@ -43,6 +45,7 @@ def generate(
     output: Path | None = None,
     prompt_column: str = "prompt",
     prompt_template: str | None = None,
+    layout: Layout = "auto",
     response_column: str = "response",
     completion_column: str = "completion",
     sampling: Sampling | None = None,
@@ -80,6 +83,8 @@ def generate(
         prompt_column: Column of the prompt; text, or messages that the chat template renders.
         prompt_template: Jinja that makes the prompt of a row's columns (and its `number`), as in "Shorten: {{ response
             }}"; a user's message where the model has a chat template.
+        layout: Prompts of plain text as chats, or as they stand. auto: as the model has learned them, and as they stand
+            where it doesn't say. What is kept to train on then has the chat's messages as its prompt.
         response_column: What the completion's column is called.
         completion_column: Column of the demonstration that `--keep self_play` sets against the samples.
         sampling: Length limit, temperature, top-k, top-p; temperature 0 takes the likeliest token.
@@ -111,10 +116,14 @@ def generate(
     if prompt_template is not None:
         chats = actor.backbone.tokenizer.chat_template is not None
         source = _templated(rows, prompt_column, prompt_template, chats)
+    columns: list[str] | None = [] if reward is None else None
+    plain = PromptOnly(prompt_column, columns=columns)
+    asked = [row.get(prompt_column) for row in source.load()]
+    format = as_learned(plain, layout, actor.backbone, asked)
     data = PromptDataModule(
         test=source,
         tokenizer=actor.backbone.tokenizer,
-        format=PromptOnly(prompt_column, columns=[] if reward is None else None),
+        format=format,
         invalid="error",
         batch_size=batch_size,
     )
@@ -126,15 +135,19 @@ def generate(
     samples = _samples(actor, data, num_samples, unfinished, with_kl=reference is not None)
     prompted = [(row, samples[i]) for i, row in enumerate(rows)]
     if keep in ("all", "finished"):
-        columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
+        told = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
         every = (
-            {**row, response_column: one.text, **{name: getattr(one, name) for name in columns}}
+            {**row, response_column: one.text, **{name: getattr(one, name) for name in told}}
             for row, found in prompted
             for one in found
             if one.finished or keep == "all"
         )
         write_rows(every, output)
     else:
+        if format is not plain:
+            prompted = [
+                ({**row, prompt_column: format(row)[0].prompt}, found) for row, found in prompted
+            ]
         kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
         if kept.without:
             sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
