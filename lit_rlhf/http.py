@@ -252,13 +252,14 @@ class HTTPClient:
     def _connections(self) -> httpx.Client:
         with self._lock:
             if self._client is None:
-                most = self.endpoint.concurrency
+                most, host = self.endpoint.concurrency, httpx.URL(self.endpoint.url).host
+                local = host in ("localhost", "::1") or host.startswith("127.")
                 self._client = httpx.Client(
                     timeout=httpx.Timeout(self.endpoint.timeout, pool=None),
                     limits=httpx.Limits(
                         max_connections=most, max_keepalive_connections=most, keepalive_expiry=30.0
                     ),
-                    trust_env=self.endpoint.proxy and not _is_local(self.endpoint.url),
+                    trust_env=self.endpoint.proxy and not local,
                 )
                 weakref.finalize(self, self._client.close)
             return self._client
@@ -294,11 +295,6 @@ def _is_address(url: object) -> bool:
     except httpx.InvalidURL:
         return False
     return found.scheme in ("http", "https") and bool(found.host)
-
-
-def _is_local(url: str) -> bool:
-    host = httpx.URL(url).host
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _retry_after(response: httpx.Response) -> float | None:

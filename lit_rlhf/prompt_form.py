@@ -61,6 +61,11 @@ class PromptForm:
         closing = _common_start([text[::-1] for text in different])[::-1]
         return cls("text", _marked(opening), _marked(closing))
 
+    def is_in(self, text: str) -> bool:
+        """Whether the words around prompts of this form, where there are any, stand in a text already."""
+        words = [part.strip() for part in (self.opening, self.closing or "") if part.strip()]
+        return bool(words) and all(part in text for part in words)
+
     def differs_from(self, other: "PromptForm") -> bool:
         """Whether a model that has learned of prompts of one form is given another language by the other."""
         if "mixed" in (self.kind, other.kind):

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lit_rlhf.callbacks.checkpoint_io import checkpoint_problem
 from lit_rlhf.callbacks.iteration_checkpoint import IterationCheckpoint
 from lit_rlhf.callbacks.run_record import tell
+from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.lightning import callbacks_of, iterations_done
 from lit_rlhf.types import Sample
@@ -173,8 +174,9 @@ class CollapseGuard(Callback):
     ) -> dict[str, str]:
         found, watched = {}, {}
         if self.min_distinct is not None:
-            distinct = _over_ranks(
-                trainer, distinct_2([str(sample["response"]) for sample in samples])
+            share = distinct_2([str(sample["response"]) for sample in samples])
+            distinct = (
+                float(sum_over_ranks(torch.tensor(share, device=module.device))) / num_ranks()
             )
             watched["train/guard/distinct_2"] = distinct
             if distinct < self.min_distinct:
@@ -286,14 +288,6 @@ def distinct_2(texts: Sequence[str]) -> float:
         if pairs:
             shares.append(len(set(pairs)) / len(pairs))
     return sum(shares) / len(shares) if shares else 1.0
-
-
-def _over_ranks(trainer: Trainer, value: float) -> float:
-    return float(
-        trainer.strategy.reduce(
-            torch.tensor(value, device=trainer.strategy.root_device), reduce_op="mean"
-        )
-    )
 
 
 def _newest_before(trainer: Trainer, iteration: int) -> Path | None:

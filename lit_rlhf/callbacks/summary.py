@@ -62,7 +62,8 @@ class RunSummary(Callback):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         for name, value in current_metrics(trainer).items():  # on all ranks: it may reduce
-            sign = _direction(name) if name.startswith("val/") else 0
+            what = name.removeprefix("val/").rpartition("/")[2]
+            sign = ((what in _RISES) - (what in _FALLS)) * name.startswith("val/")
             before = self.best.get(name)
             if sign and (before is None or sign * value > sign * before.value):
                 self.best[name] = Best(value, iterations_done(trainer))
@@ -107,12 +108,6 @@ class RunSummary(Callback):
             if best is not None and f"{best.value:.4g}" not in texts:
                 texts.append(f"at best {best.value:.4g} after iteration {best.iteration}")
             yield name, ", ".join(texts)
-
-
-def _direction(name: str) -> int:
-    """1 where more is better, -1 where less is, 0 where the name doesn't say."""
-    last = name.rpartition("/")[2]
-    return (last in _RISES) - (last in _FALLS)
 
 
 def _data(trainer: Trainer) -> Iterator[tuple[str, str]]:

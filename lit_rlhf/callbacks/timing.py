@@ -128,10 +128,9 @@ class PhaseTimer(Callback):
             seconds, tokens = dict(phases.seconds), dict(phases.tokens)
             seconds[_OTHER] = iteration - sum(seconds.values())
         else:
-            seconds, tokens = (
-                {_UPDATE: iteration},
-                {_UPDATE: _num_tokens(batch) * trainer.world_size},
-            )
+            branches = batch.get("branch_ids") if isinstance(batch, dict) else None
+            count = 0 if branches is None else int((branches >= 0).sum())
+            seconds, tokens = {_UPDATE: iteration}, {_UPDATE: count * trainer.world_size}
         flops = {name: float(value) for name, value in phases.flops.items()}
         if self._recording:
             self._operators.stop()
@@ -216,8 +215,3 @@ def _precision(trainer: Trainer, backbones: list[Backbone]) -> torch.dtype:
     if name.startswith(("bf16", "16")):
         return torch.bfloat16 if name.startswith("bf16") else torch.float16
     return DTYPES[backbones[0].spec.dtype] if backbones else torch.float32
-
-
-def _num_tokens(batch: Any) -> int:
-    branches = batch.get("branch_ids") if isinstance(batch, dict) else None
-    return int((branches >= 0).sum()) if isinstance(branches, torch.Tensor) else 0

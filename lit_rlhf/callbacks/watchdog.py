@@ -200,7 +200,10 @@ class _Watch:
             over = self._over.wait(self._pause if self._answers else 0)
             try:
                 self._store.set(self._keys[self._rank], json.dumps(self._now()))
-                self._heard = [self._hear(key) for key in self._keys]
+                self._heard = [
+                    Beat(*json.loads(self._store.get(key))) if self._store.check([key]) else None
+                    for key in self._keys
+                ]
             except RuntimeError:  # no connection: the store's machine or process is gone
                 continue
             self._answers += 1
@@ -212,9 +215,6 @@ class _Watch:
         where = f"{phase or (stage.value if stage else 'setup')} of iteration {iterations_done(trainer)}"
         begun = collectives_begun()
         return self._self._replace(number=self._answers + 1, collectives=begun, where=where)
-
-    def _hear(self, key: str) -> Beat | None:
-        return Beat(*json.loads(self._store.get(key))) if self._store.check([key]) else None
 
     def _judge(self) -> None:
         answers, unheard, begun, last = 0, 0.0, 0, time.monotonic()
@@ -230,13 +230,9 @@ class _Watch:
                     self._end(awaited)
             elif begun != collectives_begun():  # whoever holds the store, the others come
                 unheard, begun = 0.0, collectives_begun()
-            elif unheard >= self._silence and not self._first_has_left():
+            elif unheard >= self._silence and not getattr(self._standing.beats[0], "left", ""):
                 why = f": the run's store, on its machine, did not answer for {unheard:.0f} s"
                 self._end([0], why)
-
-    def _first_has_left(self) -> bool:
-        first = self._standing.beats[0]
-        return first is not None and bool(first.left)
 
     def _end(self, awaited: list[int], why: str = "") -> None:
         """Say who is awaited, kill those on this machine that are stopped and so can't end, and end."""
@@ -254,17 +250,13 @@ class _Watch:
         time.sleep(3 * self._pause)  # those that live see the same, and say theirs
         for each in awaited:
             beat = self._standing.beats[each]
-            if beat is not None and beat.host == self._self.host and self._heard[each] == beat:
-                _kill(beat)
+            if beat is None or beat.host != self._self.host or self._heard[each] != beat:
+                continue
+            if beat.born == _birth(beat.pid):  # still the process that said so
+                with suppress(ProcessLookupError):
+                    os.kill(beat.pid, signal.SIGKILL)
         sys.stdout.flush()
         os._exit(EXIT_CODE)
-
-
-def _kill(beat: Beat) -> None:
-    """Kill a process of this machine, if it is still the one that said so."""
-    if beat.born == _birth(beat.pid):
-        with suppress(ProcessLookupError):
-            os.kill(beat.pid, signal.SIGKILL)
 
 
 def _birth(pid: int) -> str:

@@ -138,11 +138,11 @@ def _tell(text: str) -> None:
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    call(chat, words[1:], "chat", _add_model)
 
+    def add_model(parser: ArgumentParser) -> set[str | int]:
+        parser.add_argument(
+            "model", help="a policy: an export, an adapter, a checkpoint, or a model of the hub"
+        )
+        return {"model"}
 
-def _add_model(parser: ArgumentParser) -> set[str | int]:
-    parser.add_argument(
-        "model", help="a policy: an export, an adapter, a checkpoint, or a model of the hub"
-    )
-    return {"model"}
+    call(chat, words[1:], "chat", add_model)

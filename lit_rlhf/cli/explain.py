@@ -47,13 +47,15 @@ def metrics() -> Iterator[Metric]:
 
 
 def options() -> Iterator[Option]:
-    """The explained options of all classes that a configuration can name, and of Lightning's Trainer."""
+    """The explained options of all classes that a configuration names: ours, and those of Lightning and torch."""
     homes = [vars(import_module(f"lit_rlhf.{package}")) for package in _PACKAGES]
     classes = [found for home in homes for found in home.values() if isinstance(found, type)]
     bases = [base for kind in classes for base in kind.__mro__]
     known = [base for base in bases if base.__module__.startswith("lit_rlhf.")]
     known = [base for base in known if not issubclass(base, Exception)]
-    for kind in dict.fromkeys([*known, import_module("lightning.pytorch").Trainer]):
+    trainer = import_module("lightning.pytorch").Trainer
+    steps = [import_module("torch.optim").AdamW, import_module("torch.optim.lr_scheduler").LinearLR]
+    for kind in dict.fromkeys([*known, trainer, *steps]):
         text = inspect.getdoc(kind.__init__ if kind.__name__ == "Trainer" else kind)
         defaults = inspect.signature(kind).parameters
         for found in docstring_parser.parse(text or "").params:
@@ -65,8 +67,12 @@ def options() -> Iterator[Option]:
 
 def explain_metric(name: str) -> str:
     """What the pages say of a metric, or of all whose names hold this one."""
+
+    def stands_for(pattern: str) -> bool:  # in the pages' names, <part> is any
+        return re.fullmatch(re.sub(r"<\w+>", "[^ ]+", pattern), name) is not None
+
     rows = list(metrics())
-    exact = [row for row in rows if any(_stands_for(known, name) for known in row.names)]
+    exact = [row for row in rows if any(stands_for(known) for known in row.names)]
     found = exact or [row for row in rows if any(name in known for known in row.names)]
     if not found:
         raise _unknown("metric", name, [known for row in rows for known in row.names])
@@ -92,11 +98,6 @@ def explain_option(name: str) -> str:
         f"{row.owner}.{row.name}{f', default {row.default}' if row.default else ''}\n  {row.text}\n"
         for row in found
     )
-
-
-def _stands_for(pattern: str, name: str) -> bool:
-    """Whether a name is one of the pages', in which <part> stands for any."""
-    return re.fullmatch(re.sub(r"<\w+>", "[^ ]+", pattern), name) is not None
 
 
 def _unknown(what: str, name: str, known: list[str]) -> ConfigurationError:

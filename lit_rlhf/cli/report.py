@@ -37,9 +37,9 @@ def report(runs: list[Path], output: Path | None = None) -> None:
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    call(report, words[1:], "report", _add_runs)
 
+    def add_runs(parser: ArgumentParser) -> set[str | int]:
+        parser.add_argument("runs", nargs="+", type=Path, help="directories of runs: their run_dir")
+        return {"runs"}
 
-def _add_runs(parser: ArgumentParser) -> set[str | int]:
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs: their run_dir")
-    return {"runs"}
+    call(report, words[1:], "report", add_runs)

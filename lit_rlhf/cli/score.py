@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.layout import as_learned
 from lit_rlhf.cli.output import write_rows
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, RowsSource
+from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.models import evaluating, load_checkpoint_backbone, load_reward_model
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.prompt_form import warn_of_prompts
@@ -19,6 +21,7 @@ def score(
     output: Path | None = None,
     prompt_column: str = "prompt",
     completion_column: str = "completion",
+    layout: Layout = "auto",
     batch_size: int = 16,
     dtype: DTypeName = "float32",
 ) -> None:
@@ -30,6 +33,8 @@ def score(
         output: JSONL to write, the rows with a column `score`, null for an empty completion; default: standard output.
         prompt_column: Column of the prompt.
         completion_column: Column of the completion.
+        layout: Prompts of plain text as chats, or as they stand. auto: as the model has learned them, and as they stand
+            where it doesn't say.
         batch_size: Rows that are scored together.
         dtype: Of the model's weights.
     """
@@ -37,10 +42,12 @@ def score(
     backbone = load(model, dtype=dtype)
     every = [dict(row) for row in FileSource(data).load()]
     answered = [i for i, row in enumerate(every) if str(row.get(completion_column, "?")).strip()]
+    asked = [row.get(prompt_column) for row in every]
+    plain = Demonstration(prompt_column, completion_column)
     rows = DemonstrationDataModule(
         test=RowsSource([every[i] for i in answered]),
         tokenizer=backbone.tokenizer,
-        format=Demonstration(prompt_column, completion_column),
+        format=as_learned(plain, layout, backbone, asked),
         invalid="error",
         too_long="error",
         batch_size=batch_size,

@@ -69,7 +69,10 @@ def train_seeds(words: Sequence[str]) -> None:
             _say(f"seed {seed} ({number} of {len(plans)}) has finished before: {place}")
             continue
         _say(f"seed {seed} ({number} of {len(plans)}): {place}")
-        status = _train([*rest, *_options(config, seed, place)])
+        command = [sys.executable, "-m", "lit_rlhf", *rest, *_options(config, seed, place)]
+        with subprocess.Popen(command) as child, _forwarding(child):
+            status = child.wait()
+        status = status if status >= 0 else 128 - status
         starts = read_starts(place / RUN_RECORD)
         if status and (not starts or starts[-1]["state"] != "failed"):
             _say(f"seed {seed} ended with status {status}. The same command goes on from there.")
@@ -173,14 +176,6 @@ def _options(config: Namespace, seed: int, place: Path) -> list[str]:
         if isinstance(owner, Namespace) and name.rpartition(".")[2] in owner:
             words += [f"--{name}", str(seed)]
     return [*words, "--ckpt_path", "last"] if (place / RUN_RECORD).is_file() else words
-
-
-def _train(words: Sequence[str]) -> int:
-    """Run `lit-rlhf` in a process of its own, which gets the signals that come here; its status."""
-    command = [sys.executable, "-m", "lit_rlhf", *words]
-    with subprocess.Popen(command) as child, _forwarding(child):
-        status = child.wait()
-    return status if status >= 0 else 128 - status
 
 
 @contextmanager

@@ -89,8 +89,13 @@ def _placeholders(words: Sequence[str]) -> Iterator[str]:
 
 def _print_table(rows: Iterable[VerifyRow]) -> list[VerifyRow]:
     console = Console()
-    columns = ("method", "target", "|gradient| at it", "distance reached", "", "seconds")
-    table = Table(*columns, title="Methods at their targets")
+    columns = ("method", "target", "|gradient|", "distance", "", "s")
+    table = Table(title="Methods at their targets")
+    for name in columns:
+        words = name in ("method", "target")  # wrap where they must, at spaces; figures don't
+        table.add_column(
+            name, overflow="fold", justify="left" if words else "right", no_wrap=not words
+        )
     done: list[VerifyRow] = []
     with console.status("verifying") as status:
         for row in rows:

@@ -301,16 +301,9 @@ def _without_collection() -> Iterator[None]:
 
 def _no_text(record: Record) -> InvalidRowError:
     texts = [record.prompt, *record.completions]
-    bad = next((text for text in texts if _broken(text)), texts[0])
+    whole = [str(text).encode(errors="ignore").decode() == str(text) for text in texts]
+    bad = texts[whole.index(False) if False in whole else 0]
     return InvalidRowError(
         "text that the tokenizer can't read",
         f"{str(bad)[:80]!r} holds half a character (a lone surrogate) or what the tokenizer refuses",
     )
-
-
-def _broken(text: object) -> bool:
-    try:
-        str(text).encode()
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -119,7 +119,10 @@ def find_pieces(backend: Any) -> Pieces | None:
     if any(cut.groups > 1 or cut.fullmatch("") for cut in cuts):
         return None
     found = Pieces(backend, cuts, added, composed=normal is not None)
-    probes = _probes()
+    # Every character between letters, digits, spaces, line breaks, signs and its own kind.
+    frames = ("a{0}b", " {0}", "{0}{0} a", "1{0}2", "'{0}", "\n{0}\n", ".{0} ", " \t{0}1")
+    probes = [frame.format(chr(code)) for code in _HANDLED for frame in frames]
+    probes += ["", "  a   b\n\n\n c \r\n d", "I'LL don't we'Ve 12345 3.14 x=y;  ", " \n \n\t"]
     split = backend.pre_tokenizer.pre_tokenize_str
     alike = all(
         found.cut(text) == [text[start:end] for _, (start, end) in split(text)] for text in probes
@@ -136,7 +139,8 @@ def _patterns(part: dict[str, Any]) -> list[str]:
         case {"type": "Sequence", "pretokenizers": steps}:
             *first, last = steps
             found = [_patterns(step) for step in first]
-            ends = _is_bytes(last) or bool(_patterns(last))
+            cuts = last.get("use_regex") or last.get("add_prefix_space")
+            ends = (last["type"] == "ByteLevel" and not cuts) or bool(_patterns(last))
             return [*chain.from_iterable(found), *_patterns(last)] if all(found) and ends else []
         case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}:
             return [] if part.get("invert") else [regex]
@@ -145,10 +149,6 @@ def _patterns(part: dict[str, Any]) -> list[str]:
         case {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}:
             return [_WORDS]
     return []
-
-
-def _is_bytes(part: dict[str, Any]) -> bool:
-    return part.get("type") == "ByteLevel" and not (part["use_regex"] or part["add_prefix_space"])
 
 
 def _translate(pattern: str) -> str:
@@ -190,10 +190,3 @@ def _around(backend: Any) -> tuple[list[int], list[int]]:
     starts = range(len(whole) - len(plain) + 1)
     start = next((n for n in starts if whole[n : n + len(plain)] == plain), 0)
     return whole[:start], whole[start + len(plain) :]
-
-
-def _probes() -> list[str]:
-    """Every character between letters, digits, spaces, line breaks, signs and its own kind."""
-    frames = ("a{0}b", " {0}", "{0}{0} a", "1{0}2", "'{0}", "\n{0}\n", ".{0} ", " \t{0}1")
-    texts = [frame.format(chr(code)) for code in _HANDLED for frame in frames]
-    return [*texts, "", "  a   b\n\n\n c \r\n d", "I'LL don't we'Ve 12345 3.14 x=y;  ", " \n \n\t"]

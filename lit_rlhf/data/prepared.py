@@ -134,7 +134,7 @@ class PreparedSource:
         )
         if self.report is None:
             self._checksum = entry.checksum
-            self.report = Report.from_json(entry.meta)
+            self.report = Report.from_json(entry.meta, str(self.source))
             say(self.report)
             if self.found:
                 say_found(self.source, self.reader, TokenizedRows([entry]), how.tokenizer)

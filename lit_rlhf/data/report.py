@@ -200,10 +200,19 @@ class Report:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Report":
-        """The inverse of `to_json`."""
+    def from_json(cls, values: dict[str, Any], source: str) -> "Report":
+        """The inverse of `to_json`.
+
+        Args:
+            values: What it gave.
+            source: What the source is called now: rows in the cache may come from a file that lay elsewhere.
+        """
+        before = values["source"]
         reasons = {name: Reason(**reason) for name, reason in values["reasons"].items()}
-        return cls(**{**values, "reasons": reasons})
+        for reason in reasons.values():
+            if reason.first.startswith(before):
+                reason.first = source + reason.first.removeprefix(before)
+        return cls(**{**values, "reasons": reasons, "source": source})
 
 
 OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}

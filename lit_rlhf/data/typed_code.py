@@ -78,12 +78,11 @@ def spelled(code: CodeType) -> list[Any]:
     else:
         documented = bool(constants) and code.co_name[0] != "<"  # a lambda has none
     kept = [each for each in constants[int(documented) :] if not isinstance(each, CodeType)]
-    return [code.co_code.hex(), [_constant(each) for each in kept], list(code.co_names)]
-
-
-def _constant(value: Any) -> str:
-    """The order of a set differs between processes."""
-    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+    # The order of a set differs between processes.
+    shown = [
+        str(sorted(map(repr, each))) if isinstance(each, frozenset) else repr(each) for each in kept
+    ]
+    return [code.co_code.hex(), shown, list(code.co_names)]
 
 
 def _members(kind: type) -> tuple[list[FunctionType], dict[str, Any]]:

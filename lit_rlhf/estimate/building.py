@@ -101,7 +101,10 @@ class Built:
         self.notes: list[str] = []
         self.module = copy.deepcopy(module)
         with tempfile.TemporaryDirectory() as directory, _silent(), torch.device("meta"):
-            spec = self._with_tokenizer(_with_dtype(change(module.spec), kind), directory)
+            spec = change(module.spec)
+            if spec.dtype == "auto" and kind == "cuda":  # which this machine would settle by itself
+                spec = replace(spec, dtype="bfloat16")
+            spec = self._with_tokenizer(spec, directory)
             self.module.spec = spec
             self._assume_rewards(self.module, spec)
             self.module.configure_model()
@@ -176,11 +179,6 @@ def _role(name: str, shared: bool) -> str:
     if ".heads." in name:
         return "heads"
     return "shared base" if shared else "policy"
-
-
-def _with_dtype(spec: ModelSpec, kind: str) -> ModelSpec:
-    """`auto` is settled by the machine that estimates only where it is the machine meant."""
-    return replace(spec, dtype="bfloat16") if spec.dtype == "auto" and kind == "cuda" else spec
 
 
 def _is_there(path: str) -> bool:

@@ -46,7 +46,8 @@ class Acting(TorchFunctionMode):
             if func == _DEVICE_OF and args[0].is_meta:
                 return torch.device("cpu")
             if func in _MOVES and args[0].is_meta:
-                args, kwargs = _stay(args), {k: v for k, v in kwargs.items() if k != "device"}
+                args = tuple(x for x in args if not isinstance(x, torch.device | str))
+                kwargs = {k: v for k, v in kwargs.items() if k != "device"}
         if func in _FACTORIES and kwargs.get("device") is not None:
             kwargs["device"] = "meta" if _makes_floats(func, args, kwargs) else "cpu"
         if func in _PRODUCTS and torch.is_autocast_enabled("cpu"):
@@ -64,11 +65,6 @@ def acting(kind: str, autocast: torch.dtype | None) -> Iterator[None]:
         Acting(kind),
     ):
         yield
-
-
-def _stay(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of a move without the device."""
-    return tuple(x for x in args if not isinstance(x, torch.device | str))
 
 
 def _makes_floats(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

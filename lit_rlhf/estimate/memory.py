@@ -164,12 +164,8 @@ def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
 _INDEXED = {"aten::index.Tensor", "aten::index_put_", "aten::index_put"}
 
 
-def _multiplied(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(weight))
-
-
 _STAND_INS: dict[str, Any] = {
     "mkldnn::_reorder_linear_weight": lambda weight, *_: weight.clone(),
-    "mkldnn::_linear_pointwise": _multiplied,
+    "mkldnn::_linear_pointwise": lambda x, weight, *_: x.new_empty(*x.shape[:-1], len(weight)),
 }
 """Of operators that the meta device lacks."""

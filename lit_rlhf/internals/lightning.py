@@ -65,11 +65,9 @@ def silence_adverts() -> None:
     warnings.filterwarnings(
         "ignore", message=r".*`tensorboardX` has been removed as a dependency.*"
     )
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_ADVERTS)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(_ADVERTS)
+    )
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.judges.base import Assessment, Judge
+from lit_rlhf.judges.base import Judge
 from lit_rlhf.types import Text
 
 
@@ -68,13 +68,12 @@ class PairwiseJudge:
         cases = [{"prompt": p, "first": a, "second": b} for p, a, b in orders]
         found = self.judge.assess(cases)
         orders_of = zip(found[: len(pairs)], found[len(pairs) :], strict=True)
-        return [
-            None if forward is None or backward is None else _opinion(forward, backward)
-            for forward, backward in orders_of
-        ]
-
-
-def _opinion(forward: Assessment, backward: Assessment) -> Opinion:
-    both = [name for name in forward.criteria if name in backward.criteria]
-    criteria = {n: (forward.criteria[n] + 1 - backward.criteria[n]) / 2 for n in both}
-    return Opinion(forward.value, backward.value, criteria)
+        opinions: list[Opinion | None] = []
+        for forward, backward in orders_of:
+            if forward is None or backward is None:
+                opinions.append(None)
+                continue
+            both = [name for name in forward.criteria if name in backward.criteria]
+            criteria = {n: (forward.criteria[n] + 1 - backward.criteria[n]) / 2 for n in both}
+            opinions.append(Opinion(forward.value, backward.value, criteria))
+        return opinions

@@ -81,7 +81,9 @@ class RoleAdapters:
         self._seed = seed
         self._kernels = kernels
         self._linear = {
-            name: module for name, module in trunk.named_modules() if _is_linear(module)
+            name: module
+            for name, module in trunk.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
         }
         self._tuner: Any = None
         self._layers: dict[str, Any] = {}  # adapted layers by their path in the trunk
@@ -367,10 +369,6 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
         )
     config.inference_mode, config.init_lora_weights, config.task_type = False, True, None
     return config, state
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

@@ -39,16 +39,13 @@ def weights_fingerprint(backbone: Backbone, role: str = "reference") -> str:
         if name not in _PLACES
     }
     digest = hashlib.sha256(json.dumps([_VERSION, config], sort_keys=True, default=str).encode())
-    for name, value in sorted(_state(backbone, role).items()):
+    kept = {
+        name.replace(".base_layer", ""): value
+        for name, value in backbone.model.state_dict().items()
+        if ".lora_" not in name or f".{role}." in name
+    }
+    for name, weight in sorted(kept.items()):
+        value = weight.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _state(backbone: Backbone, role: str) -> dict[str, torch.Tensor]:
-    kept = {}
-    for name, value in backbone.model.state_dict().items():
-        if ".lora_" in name and f".{role}." not in name:
-            continue
-        kept[name.replace(".base_layer", "")] = value.detach().cpu().contiguous()
-    return kept

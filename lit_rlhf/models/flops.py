@@ -50,7 +50,7 @@ def pass_flops(
         pair = backbone.costs.per_pair
         trained = 2.0 * sum(weight.numel() for weight in _trained_matrices(backbone, role))
         total = 2 * total + pair * pairs + trained * tokens
-        if _trains_head(backbone):
+        if backbone.has_lm_head and backbone.model.get_output_embeddings().weight.requires_grad:
             total = total + 2.0 * _head_weights(backbone) * predicted
     return total
 
@@ -143,12 +143,6 @@ def _trained_matrices(backbone: Backbone, role: str | None) -> list[nn.Parameter
     )
     weights = (weight for module in layers for weight in module.parameters(recurse=False))
     return [weight for weight in weights if weight.requires_grad and weight.dim() >= 2]
-
-
-def _trains_head(backbone: Backbone) -> bool:
-    return backbone.has_lm_head and bool(
-        backbone.model.get_output_embeddings().weight.requires_grad
-    )
 
 
 def _head_weights(backbone: Backbone) -> int:

@@ -117,7 +117,12 @@ class PreferenceModule(RLHFModule):
         """Compute the reference's log-probs, where they are to be had before the first step."""
         super().on_fit_start()
         if self.reference_source == "precomputed":
-            precompute_reference(self)
+            precompute_reference(
+                self,
+                self.reference_fingerprint,
+                lambda batch: self.reference_statistics(batch).logprobs,
+                self.reference_dtype,
+            )
 
     def require_movable_reference(self, alpha: float) -> None:
         """Refuse log-probs that were computed before the reference moved, and rounding."""
@@ -283,7 +288,9 @@ class PreferenceModule(RLHFModule):
         stats = self._sequences(out, branches)
         if not compared:
             return stats, None
-        return stats, Comparison(asked(out.hidden), model.logits, _kl_from_reference)
+        return stats, Comparison(
+            asked(out.hidden), model.logits, lambda ours, theirs: full_kl(theirs, ours)
+        )
 
     def _sequences(self, out: BranchOutput, branches: int) -> SequenceStats:
         tokens, mask = (
@@ -335,10 +342,6 @@ class PreferenceModule(RLHFModule):
             raise ConfigurationError(
                 f"critic is given, but {type(self.objective).__name__} learns no value: leave it out."
             )
-
-
-def _kl_from_reference(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    return full_kl(ref_logits, logits)
 
 
 def _fraction(loss: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -109,10 +109,17 @@ def group_by_seed(runs: Sequence[Run]) -> list[Group]:
             found.append([run])
         else:
             mates.append(run)
-    names = [
-        g[0].name if len(g) == 1 else f"{g[0].name} and {len(g) - 1} more seeds" for g in found
-    ]
-    return [Group(name, runs) for name, runs in zip(names, found, strict=True)]
+    return [Group(_name(runs), runs) for runs in found]
+
+
+def _name(runs: Sequence[Run]) -> str:
+    """Of runs with the same options: what `--seeds` made is called as its directory."""
+    if len(runs) == 1:
+        return runs[0].name
+    places = {run.path.resolve().parent for run in runs}
+    if len(places) == 1 and all(re.fullmatch(r"seed-\d+", run.path.name) for run in runs):
+        return f"{places.pop().name}, {len(runs)} seeds"
+    return f"{runs[0].name} and {len(runs) - 1} more seeds"
 
 
 def curve_sections(groups: Sequence[Group]) -> list[Section]:

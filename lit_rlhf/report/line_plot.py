@@ -59,12 +59,14 @@ def line_plot(
     has_band = any(one.low for one in series)
     smooth = [one.name for one in series if len(one.x) >= _SMOOTH_FROM and not has_band]
     names = [one.name for one in series]
-    axis_x = {
+    axis_x: dict[str, Any] = {
         "field": "x",
         "type": "quantitative",
         "title": x,
         "scale": {"nice": False, "zero": False},
     }
+    if all(float(value).is_integer() for one in series for value in one.x):
+        axis_x["axis"] = {"tickMinStep": 1}  # no iteration 1.2
     axis_y = {"field": "y", "type": "quantitative", "title": y or None, "scale": {"zero": zero}}
     look = looks(names, dash=True)
     layers: list[dict[str, Any]] = []

@@ -27,7 +27,7 @@ from lit_rlhf.report.page import (
 from lit_rlhf.report.runs import Run, read_runs
 from lit_rlhf.report.spread import TOLD, columns, spreads
 
-_PROMPTS, _TIMES = 8, 4
+_PROMPTS, _TIMES, _NAMED = 8, 4, 3
 
 
 def report_runs(paths: Sequence[Path], output: Path) -> Path:
@@ -46,11 +46,16 @@ def report_runs(paths: Sequence[Path], output: Path) -> Path:
     """
     runs = read_runs(list(paths))
     groups = group_by_seed(runs)
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    named = len(groups) <= _NAMED
+    title = " | ".join(each.name for each in groups) if named else f"{len(runs)} runs"
     sections = [Section("At a glance", [*_glance(runs, groups), *_notes(runs)])]
     if len(runs) > 1:
         sections.append(_differences(groups))
-        sections += [_by_seed(group) for group in groups if len(group.runs) > 1]
+        told = "Means over the last tenth of each run; the interval is of their mean (Student's t), of three or more."
+        for group in (group for group in groups if len(group.runs) > 1):
+            rows: list[list[Cell]] = [[each.label, *each.cells()] for each in spreads(group)]
+            table = Table(["metric", *columns(group)], rows, told)
+            sections.append(Section(f"Seed by seed: {group.name}", [table]))
     sections += curve_sections(groups)
     if cost := against_each_other(groups):
         sections.append(cost)
@@ -102,13 +107,11 @@ def _glance(runs: Sequence[Run], groups: Sequence[Group]) -> list[Block]:
 def _with_interval(end: tuple[float, float | None] | None) -> Cell:
     if end is None:
         return None
-    return f"{end[0]:.4g}" if end[1] is None else f"{end[0]:.4g} ± {end[1]:.2g}"
-
-
-def _by_seed(group: Group) -> Section:
-    rows: list[list[Cell]] = [[spread.label, *spread.cells()] for spread in spreads(group)]
-    told = "Means over the last tenth of each run; the interval is that of their mean (Student's t), of three or more."
-    return Section(f"Seeds of {group.name}", [Table(["metric", *columns(group)], rows, told)])
+    return (
+        f"{end[0]:.4g}"
+        if end[1] is None
+        else f"{end[0]:.4g}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{end[1]:.2g}"
+    )
 
 
 def _notes(runs: Sequence[Run]) -> list[Note]:

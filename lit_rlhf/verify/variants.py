@@ -133,7 +133,11 @@ def variant_cases() -> list[PolicyCase]:
             group=3,
         ),
         PolicyCase(
-            "DAPO (overlong)", "of r - (n - 1)", deep, _overlong(options), _overlong_optimum(deep)
+            "DAPO (overlong)",
+            "of r - (n - 1)",
+            deep,
+            _overlong(options),
+            targets.tilted(deep.reference, (deep.rewards - (deep.lengths - 1)) / BETA),
         ),
         PtxCase("PPO-ptx", "r - beta u + g D/pi = L", flat, ptx, kept, group=1, training="descend"),
         _constrained("ConstrainedReward", deep, options),
@@ -152,10 +156,6 @@ def _overlong(options: dict[str, Any]) -> MakeModule:
         overlong_buffer=1,
         **options,
     )
-
-
-def _overlong_optimum(world: TabularWorld) -> Tensor:
-    return targets.tilted(world.reference, (world.rewards - (world.lengths - 1)) / BETA)
 
 
 def _constrained(name: str, world: TabularWorld, options: dict[str, Any]) -> PolicyCase:

@@ -38,6 +38,7 @@ def test_an_option_wherever_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "BranchedDataModule.val_fraction, default 0.0" in capsys.readouterr().out
     assert "DPO.beta" in explain_option("model.init_args.loss.init_args.beta")
     assert "Trainer.max_epochs" in explain_option("trainer.max_epochs")
+    assert "AdamW.lr, default 0.001" in explain_option("model.optimizer.lr")
     owners = {row.owner for row in options()}
     assert {"ModelSpec", "LoraSpec", "Sampling", "PPOPolicyModule", "FileSource"} <= owners
 

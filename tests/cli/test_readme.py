@@ -81,5 +81,6 @@ def test_own_algorithm_by_class_path(workplace: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(str(workplace))
     if not Path("runs/reward/lora/export").is_dir():
         pytest.skip("needs the reward model that test_commands trains")
-    (command,) = blocks("bash", "Your own algorithm")
-    main(shlex.split(command)[1:])
+    (script,) = blocks("bash", "Your own algorithm")
+    for command in script.splitlines():
+        main(shlex.split(command)[1:])

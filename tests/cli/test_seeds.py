@@ -66,7 +66,7 @@ def test_finished_seeds_are_left_out_and_compared(
     assert [float(x) for x in found] == pytest.approx([float(x) for x in wanted], rel=2e-4)
     assert len(set(values)) == 3
     page = Path("r/report.html").read_text()
-    assert "and 2 more seeds" in page and "Seeds of" in page
+    assert ", 3 seeds" in page and "Seed by seed: " in page
 
 
 @pytest.mark.parametrize("given", ["", "0 0", "x", "1.5", "-1", "5000000000", "0,0", "[0,1]"])

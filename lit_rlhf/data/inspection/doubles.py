@@ -140,7 +140,8 @@ class Near:
     """
 
     def __init__(self, similarity: float) -> None:
-        with importing_extra("inspect", "Looking for near-duplicates"):
+        without = "Or leave them out: --similarity null."
+        with importing_extra("inspect", "Looking for near-duplicates", without):
             from datasketch import MinHash, MinHashLSH
         self._similarity = similarity
         self._first = MinHash(_PERMUTATIONS, seed=1, hashfunc=int)

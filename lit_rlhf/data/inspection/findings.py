@@ -152,8 +152,8 @@ def _texts(split: SplitFacts) -> Iterator[Finding]:
         often = spread.counts[spread.longest]
         if name != "prompt" and often >= 10 and often > 0.005 * spread.count:
             yield Finding(
-                f"{often:,} {name} answers have exactly {spread.longest:,} {split.lengths.unit}, and none more: they "
-                "were cut there."
+                f"{often:,} {name} answers have exactly {spread.longest:,} {split.lengths.unit}, and none more: "
+                "were they cut there?"
             )
 
 

@@ -8,7 +8,7 @@ sums within products and over parts; what the other products give is rounded to 
 probabilities too. No double backward, no transforms of torch.func.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +106,9 @@ class _DenseAttention(torch.autograd.Function):
             if bias is not None:
                 by_head.add_(bias[part.sequences])
             elif causal:
-                by_head[..., part.queries].add_(_triangle(scores, by_head.shape[2]))
+                # the least number, where a key lies behind its query
+                square = scores.new_full(2 * (by_head.shape[2],), torch.finfo(scores.dtype).min)
+                by_head[..., part.queries].add_(square.triu_(1))
             probs = scores.softmax(-1).to(query.dtype)
             if any(ctx.needs_input_grad[:3]):
                 kept.append(probs)
@@ -121,7 +123,8 @@ class _DenseAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         groups, grad = key.shape[1], grad.transpose(1, 2)
-        total = torch.float32 if _share_keys(ctx.parts) else key.dtype
+        several = len({part.queries.start for part in ctx.parts}) > 1  # see the same keys
+        total = torch.float32 if several else key.dtype
         grad_query = query.new_empty(query.shape)
         grad_key, grad_value = (
             key.new_zeros(key.shape, dtype=total),
@@ -154,11 +157,6 @@ def _parts(query: Tensor, keys: int, causal: bool) -> list[_Part]:
     return found
 
 
-def _share_keys(parts: Sequence[_Part]) -> bool:
-    """Whether some see the same keys."""
-    return len({part.queries.start for part in parts}) > 1
-
-
 def _scaled(left: Tensor, right: Tensor, scale: float) -> Tensor:
     """Product of both and the scale, rounded once."""
     out = left.new_empty(len(left), left.shape[1], right.shape[2])
@@ -175,8 +173,3 @@ def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
     if mask.dtype == torch.bool:
         mask = query.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
     return mask.float().clamp_min(torch.finfo(torch.float32).min).expand(len(query), -1, -1, -1)
-
-
-def _triangle(like: Tensor, size: int) -> Tensor:
-    """(size, size) in the dtype of `like`: its least number where the key lies behind the query."""
-    return like.new_full((size, size), torch.finfo(like.dtype).min).triu_(1)

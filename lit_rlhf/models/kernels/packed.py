@@ -35,7 +35,8 @@ def packable(model: PreTrainedModel, *, dequantize: bool = False) -> bool:
     decoder: Any = model.base_model
     if type(decoder) not in _KNOWN or any(map(is_altered, model.modules())):
         return False
-    layers = [*_all_projections(decoder), model.get_output_embeddings()]
+    projections = [module for layer in decoder.layers for module in _projections(layer)]
+    layers = [*projections, model.get_output_embeddings()]
     if not all(has_linear_parts(layer, quantized=dequantize) for layer in layers):
         return False
     return model.device.type != "cuda" or _fits(layers, _product_dtype(decoder), model.device)
@@ -116,7 +117,8 @@ class _PackedLayer:
             turning = torch.cat(
                 [norm_query(turning[:, :queries]), norm_key(turning[:, queries:])], dim=1
             )
-        turning = _rotated(turning, *turn)
+        cos, signed_sin = turn  # rotary positions, bit for bit as transformers computes them
+        turning = turning * cos + turning.roll(self.dim // 2, -1) * signed_sin
         cache.own_layers[index].update(turning[:, queries:, None], heads[:, -values:, None])
         mixed = cache.attend(index, turning[:, :queries, None], self.scale, None)
         states = states + self.out(mixed.flatten(1))
@@ -172,17 +174,8 @@ def _diagonal(parts: Sequence[LinearParts]) -> Tensor:
     return up
 
 
-def _all_projections(decoder: Any) -> list[nn.Module]:
-    return [module for layer in decoder.layers for module in _projections(layer)]
-
-
 def _projections(layer: Any) -> tuple[nn.Module, ...]:
     """The linear layers of a decoder layer, those that share an input beside each other."""
     attention, mlp = layer.self_attn, layer.mlp
     of_attention = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
     return *of_attention, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-
-
-def _rotated(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Rotary positions of (rows, heads, dim), bit for bit as transformers computes them."""
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * signed_sin

@@ -76,7 +76,10 @@ class VLLMServer(Sampler):
             )
         base = str(bases[0]["id"])
         adapters = {str(model["id"]) for model in known} - {base}
-        weights = None if self._weights is None else self._told_weights()
+        weights = self._weights
+        if weights is not None:
+            told = self._quick.get("/weight_info")
+            weights = str(self._part(told, "weight_version", str, "name its weights"))
         anew = weights != self._weights or not self._adapters <= adapters
         if anew or not self.base:
             self._check_tokenizer(backbone)
@@ -238,10 +241,6 @@ class VLLMServer(Sampler):
                 f"{self} has another tokenizer than the policy: it reads {_TEXT!r} as {found[:8]}..., the policy as "
                 f"{ours[:8]}... Start it with the model, or the --tokenizer, that model.backbone names."
             )
-
-    def _told_weights(self) -> str:
-        told = self._quick.get("/weight_info")
-        return str(self._part(told, "weight_version", str, "name its weights"))
 
     def _with_way_out(self, error: LitRLHFError, what: str, needed: str) -> LitRLHFError:
         said = str(error)

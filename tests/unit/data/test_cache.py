@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import PreferenceDataModule, RowsSource
+from lit_rlhf.data import FileSource, PreferenceDataModule, RowsSource
 from lit_rlhf.data.cache import TokenCache, cache_root
 from lit_rlhf.errors import DataError
-from lit_rlhf.testing import tiny_preferences
+from lit_rlhf.testing import tiny_preferences, write_jsonl
 
 ROWS = [
     {
@@ -172,3 +172,20 @@ def test_a_cache_directory_can_be_given(tmp_path: Path, tokenizer: PreTrainedTok
     )
     module.prepare_data()
     assert len(list((tmp_path / "given").iterdir())) == 1
+
+
+def test_what_is_said_of_cached_rows_names_the_file_at_hand(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [*tiny_preferences(4), {"prompt": "?", "chosen": "", "rejected": "no"}]
+    said = []
+    for name in ("one", "two"):
+        path = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        source = FileSource(str(path))
+        data = PreferenceDataModule(source, tokenizer=tokenizer, cache_dir=str(tmp_path / "cache"))
+        data.prepare_data()
+        data.setup("fit")
+        said.append(data.reports["train"].summary())
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert "one.jsonl, row 5" in said[0]
+    assert said[1] == said[0].replace("one.jsonl", "two.jsonl")

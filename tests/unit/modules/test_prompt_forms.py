@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lit_rlhf.data import (
     Demonstration,
     DemonstrationDataModule,
     ExplicitPrompt,
+    FileSource,
     Format,
     PreferenceDataModule,
     PromptDataModule,
@@ -161,17 +163,19 @@ def test_rows_with_several_system_turns_are_held_to_none() -> None:
     assert not one.differs_from(several)
 
 
-def test_a_fine_tuned_model_warns_too(tiny_model_dir: Path, tmp_path: Path) -> None:
+def fine_tuned(base: Path, path: Path, system: str | None = None) -> list[dict[str, str]]:
+    """Export a policy that has seen chats; the rows that it saw."""
     rows = [{"prompt": q, "completion": " Good."} for q in QUESTIONS]
-    data = DemonstrationDataModule(
-        RowsSource(rows),
-        tokenizer=str(tiny_model_dir),
-        format=AsChat(Demonstration()),
-        batch_size=2,
-    )
-    module = SupervisedModule(ModelSpec(name=str(tiny_model_dir)))
+    form = AsChat(Demonstration(), system=system)
+    data = DemonstrationDataModule(RowsSource(rows), tokenizer=str(base), format=form, batch_size=2)
+    module = SupervisedModule(ModelSpec(name=str(base)))
     make_trainer(limit_train_batches=1).fit(module, datamodule=data)
-    module.export(tmp_path / "sft")
+    module.export(path)
+    return rows
+
+
+def test_a_fine_tuned_model_warns_too(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = fine_tuned(tiny_model_dir, tmp_path / "sft")
     plain = DemonstrationDataModule(
         RowsSource(rows), tokenizer=str(tiny_model_dir), format=Demonstration(), batch_size=2
     )
@@ -183,26 +187,76 @@ def test_a_fine_tuned_model_warns_too(tiny_model_dir: Path, tmp_path: Path) -> N
         )
 
 
+def test_generate_warns_of_a_reward_that_has_learned_of_other_prompts(
+    rewards: dict[str, tuple[Path, Path]],
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": q} for q in QUESTIONS])
+    reward = ["--reward=ModelReward", f"--reward.path={rewards['chat'][0]}"]
+    words = [f"--model={tiny_model_dir}", f"--prompts={rows}", "--sampling.max_new_tokens=2"]
+    with pytest.warns(UserWarning, match=r"written as '<\|user\|>\{prompt\}"):
+        main(["generate", *words, *reward])
+    assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 4
+
+
+@pytest.mark.filterwarnings("error:.*has learned of prompts")
 @pytest.mark.parametrize("command", ["score", "generate"])
-def test_commands_warn(
+def test_commands_write_prompts_as_the_model_has_learned_them(
     rewards: dict[str, tuple[Path, Path]],
     tiny_model_dir: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     command: str,
 ) -> None:
-    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": q, "completion": " a"} for q in QUESTIONS])
-    export, rows = str(rewards["chat"][0]), str(tmp_path / "rows.jsonl")
-    words = {
-        "score": [f"--model={export}", f"--data={rows}"],
-        "generate": [
-            f"--model={tiny_model_dir}",
-            f"--prompts={rows}",
-            "--sampling.max_new_tokens=2",
-            "--reward=ModelReward",
-            f"--reward.path={export}",
-        ],
-    }
-    with pytest.warns(UserWarning, match=r"written as '<\|user\|>\{prompt\}"):
-        main([command, *words[command]])
-    assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 4
+    """Text, messages and rendered text of the same chats give the same answers; `--layout text` others."""
+    turns = [[{"role": "user", "content": q}] for q in QUESTIONS]
+    tokenizer = make_tokenizer()
+    rendered = [
+        tokenizer.apply_chat_template(each, tokenize=False, add_generation_prompt=True)
+        for each in turns
+    ]
+    model = rewards["chat"][0]
+    if command == "generate":
+        model = tmp_path / "policy"
+        fine_tuned(tiny_model_dir, model)
+
+    def answers(prompts: Sequence[Any], *words: str) -> list[Any]:
+        path = write_jsonl(
+            tmp_path / "rows.jsonl", [{"prompt": p, "completion": " a"} for p in prompts]
+        )
+        name = {"score": "--data", "generate": "--prompts"}[command]
+        sampling = ["--sampling.max_new_tokens=8"] if command == "generate" else []
+        main([command, f"--model={model}", f"{name}={path}", *sampling, *words])
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [row["score" if command == "score" else "response"] for row in found]
+
+    asked = answers(QUESTIONS)
+    assert answers(turns) == asked
+    assert answers(rendered) == asked
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert answers(QUESTIONS, "--layout=text") != asked
+
+
+def test_what_is_kept_to_train_on_has_the_prompts_that_were_asked(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    fine_tuned(tiny_model_dir, tmp_path / "policy", "Be kind.")
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": q} for q in QUESTIONS])
+    words = [f"--model={tmp_path / 'policy'}", f"--prompts={prompts}", "--keep=pairs"]
+    words += ["--reward=LengthReward", "--num_samples=24", "--sampling.max_new_tokens=40"]
+    main(["generate", *words, f"--output={tmp_path / 'pairs.jsonl'}"])
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert pairs
+    system = {"role": "system", "content": "Be kind."}
+    assert all(pair["prompt"][0] == system for pair in pairs)
+    trained = PreferenceDataModule(
+        FileSource(str(tmp_path / "pairs.jsonl")), tokenizer=str(tiny_model_dir), batch_size=2
+    )
+    trained.prepare_data()
+    trained.setup("fit")
+    form = trained.prompt_form()
+    assert form is not None
+    assert not form.differs_from(PromptForm.of_chats(make_tokenizer(), ["Be kind."]))
