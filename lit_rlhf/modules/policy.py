@@ -208,7 +208,7 @@ class PolicyModule(RLHFModule):
             order = generator(self.seed, self.iteration, "minibatches", epoch)
             count, ranks = self.updates.minibatches, num_ranks()
             for indices in minibatches.minibatch_indices(rollout.num_prompts, count, order, ranks):
-                yield rollout.select(indices.to(rollout.response_mask.device, non_blocking=True))
+                yield rollout.select(indices)
 
     def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
         """Sum a minibatch's gradient over microbatches, clip it and step.
@@ -222,7 +222,7 @@ class PolicyModule(RLHFModule):
             The mean approximate KL to the policy that sampled, in nats per token; 0 where `target_kl` asks for none.
         """
         total = self.reduction.denominator(minibatch.response_mask).clamp_min(1)
-        self.phases.count("update", int(minibatches.row_lengths(minibatch).sum()))
+        self.phases.count("update", int(minibatch.lengths.sum()))
         stats, drift = Means(), Means()
         budget = self.updates.microbatch_tokens
         parts = minibatches.microbatches(minibatch, budget, rank(), num_ranks())
