@@ -57,6 +57,7 @@ class Arm:
 ARMS = {
     "one": Arm(1),
     "two": Arm(2),
+    "three": Arm(3),
     "four": Arm(4),
     "two-initial": Arm(2, start="initial"),
     "one-half-beta": Arm(1, 0.25),
