@@ -20,7 +20,7 @@ _HOMES = {
         "RLOOPolicyModule RewardModelModule SupervisedModule"
     ),
     "rewards": "FunctionReward ModelReward Reward",
-    "rollout": "HFEngine NativeEngine RolloutEngine Sampling",
+    "rollout": "HFEngine NativeEngine RolloutEngine RolloutRequest Sampling",
 }
 _HOME = {name: package for package, names in _HOMES.items() for name in names.split()}
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604 - computed, so that each name stands once

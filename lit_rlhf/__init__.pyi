@@ -34,6 +34,7 @@ from lit_rlhf.rollout import (
     HFEngine as HFEngine,
     NativeEngine as NativeEngine,
     RolloutEngine as RolloutEngine,
+    RolloutRequest as RolloutRequest,
     Sampling as Sampling,
 )
 

@@ -11,6 +11,7 @@ A rollout goes through stages, each a type with the fields of the one before and
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any, NotRequired, Self, TypeAlias, TypedDict, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ class BranchedBatch(TypedDict):
     input_ids: Tensor  # (B, L) int64
     branch_ids: Tensor  # (B, L) int64: 0 = prompt, 1..K = which branch, -1 = padding
     position_ids: Tensor  # (B, L) int64: each branch goes on from its prompt's length
+    lengths: NotRequired[Tensor]  # (B, 1 + K) int64 on the CPU, where known: tokens of the parts
     attention_mask: NotRequired[Any]  # no mask: it fails when an ordinary model looks at it
 
 
@@ -262,6 +264,12 @@ class Rollout:
         """(N, T) bool: 1 = a generated token that counts."""
         return self.completions.mask
 
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(B, 1 + K) int64 on the CPU: tokens of each prompt and of its samples; waits for a device the first time."""
+        responses = self.response_mask.sum(-1).view(self.num_prompts, -1)
+        return torch.cat([self.prompts.mask.sum(-1, keepdim=True), responses], dim=1).cpu()
+
     @property
     def num_prompts(self) -> int:
         """B."""
@@ -326,16 +334,19 @@ class Rollout:
         """The part of the rollout that belongs to some prompts, trimmed to its longest prompt and response.
 
         Args:
-            prompts: (m,) int64 indices of prompts; all samples of a prompt stay together.
+            prompts: (m,) int64 indices of prompts, on the CPU; all samples of a prompt stay together.
         """
-        samples = torch.arange(self.num_samples, device=prompts.device)
-        rows = (prompts[:, None] * self.num_samples + samples).flatten()
-        longest = [self.prompts.mask[prompts].sum(-1).max(), self.response_mask[rows].sum(-1).max()]
-        width, length = torch.stack(longest).clamp_min(1).tolist()  # one wait for the device
-        return self.map(
-            lambda tensor: tensor[prompts, :width],
+        lengths, device = self.lengths[prompts], self.response_mask.device
+        width, length = (max(int(part.max()), 1) for part in (lengths[:, 0], lengths[:, 1:]))
+        chosen = prompts.to(device, non_blocking=True)
+        samples = torch.arange(self.num_samples, device=device)
+        rows = (chosen[:, None] * self.num_samples + samples).flatten()
+        part = self.map(
+            lambda tensor: tensor[chosen, :width],
             lambda tensor: tensor[rows, :length] if tensor.dim() == 2 else tensor[rows],
         )
+        vars(part)["lengths"] = lengths  # known already, so that it costs no wait
+        return part
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
 from lit_rlhf.data.conversion import Conversion, template_options
 from lit_rlhf.data.encoding import Encoder
+from lit_rlhf.data.finding import unread_columns
 from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.kinds import shape_of
 from lit_rlhf.data.recognition import (
@@ -27,7 +28,6 @@ from lit_rlhf.data.recognition import (
     read_as,
     readings,
     spell,
-    unread_columns,
 )
 from lit_rlhf.data.records import Row
 from lit_rlhf.data.showing import part_names

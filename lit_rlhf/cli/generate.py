@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.layout import as_learned
@@ -15,6 +16,7 @@ from lit_rlhf.cli.selection import (
     Sample,
     keep_best,
     keep_candidates,
+    keep_every,
     keep_pairs,
     keep_self_play,
 )
@@ -103,8 +105,6 @@ def generate(
     """
     if (prompts is None) == (prompt is None):
         raise ConfigurationError("Give either --prompts FILE or --prompt TEXT.")
-    if num_samples < 1:
-        raise ConfigurationError(f"--num_samples {num_samples} must be at least 1.")
     _check_selection(reward, keep, num_samples, num_best)
     _check_reference(reference, sampling or Sampling(), keep)
     single = RowsSource([{prompt_column: prompt}])
@@ -114,10 +114,8 @@ def generate(
         _check_demonstrations(source, rows, completion_column)
     actor = _actor(model, reward, engine, sampling, reference, dtype, seed)
     if prompt_template is not None:
-        chats = actor.backbone.tokenizer.chat_template is not None
-        source = _templated(rows, prompt_column, prompt_template, chats)
-    columns: list[str] | None = [] if reward is None else None
-    plain = PromptOnly(prompt_column, columns=columns)
+        source = _templated(rows, prompt_column, prompt_template, actor.backbone.tokenizer)
+    plain = PromptOnly(prompt_column, columns=[] if reward is None else None)
     asked = [row.get(prompt_column) for row in source.load()]
     format = as_learned(plain, layout, actor.backbone, asked)
     data = PromptDataModule(
@@ -134,24 +132,18 @@ def generate(
         )
     samples = _samples(actor, data, num_samples, unfinished, with_kl=reference is not None)
     prompted = [(row, samples[i]) for i, row in enumerate(rows)]
+    columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
     if keep in ("all", "finished"):
-        told = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
-        every = (
-            {**row, response_column: one.text, **{name: getattr(one, name) for name in told}}
-            for row, found in prompted
-            for one in found
-            if one.finished or keep == "all"
-        )
-        write_rows(every, output)
+        kept, why = keep_every(prompted, keep == "all", response_column, columns), ""
     else:
         if format is not plain:
             prompted = [
                 ({**row, prompt_column: format(row)[0].prompt}, found) for row, found in prompted
             ]
         kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
-        if kept.without:
-            sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
-        write_rows(kept.rows, output)
+    if kept.without:
+        sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
+    write_rows(kept.rows, output)
     if unfinished is not None:
         unfinished.forget()
 
@@ -252,18 +244,21 @@ def _kl(actor: PolicyModule, rollout: Rollout, scores: Scores) -> list[float]:
     return [float(each) for each in ratios]
 
 
-def _templated(rows: Sequence[dict[str, Any]], column: str, template: str, chats: bool) -> Source:
+def _templated(
+    rows: Sequence[dict[str, Any]], column: str, template: str, tokenizer: PreTrainedTokenizerBase
+) -> Source:
+    """The rows with prompts that a template makes of their columns, in which conversations are written out."""
     asked = []
     for number, row in enumerate(rows):
-        said = {name: write_out(value) if _is_text(value) else value for name, value in row.items()}
-        text = render(template, {**said, "number": number}, "of --prompt_template")
+        said = {**row, "number": number}
+        for name, value in row.items():
+            turns = value if isinstance(value, list) else []
+            if turns and all(isinstance(turn, dict) and "content" in turn for turn in turns):
+                said[name] = write_out(value)
+        text = render(template, said, "of --prompt_template")
+        chats = tokenizer.chat_template is not None
         asked.append({**row, column: [{"role": "user", "content": text}] if chats else text})
     return RowsSource(asked)
-
-
-def _is_text(value: object) -> bool:
-    turns = isinstance(value, list) and bool(value)
-    return turns and all(isinstance(turn, dict) and "content" in turn for turn in value)  # type: ignore[attr-defined]
 
 
 def _kept(
@@ -306,6 +301,8 @@ def _check_demonstrations(source: Source, rows: Sequence[Mapping[str, Any]], col
 
 
 def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_best: int) -> None:
+    if num_samples < 1:
+        raise ConfigurationError(f"--num_samples {num_samples} must be at least 1.")
     if keep == "candidates" and num_samples < 2:
         raise ConfigurationError("--keep candidates compares: give --num_samples 2 or more.")
     if keep not in ("best", "pairs"):

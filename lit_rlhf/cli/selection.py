@@ -41,6 +41,30 @@ class Kept:
     without: int = 0
 
 
+def keep_every(
+    prompts: Iterable[tuple[Row, Sequence[Sample]]],
+    unfinished: bool,
+    column: str,
+    columns: Sequence[str],
+) -> Kept:
+    """A row for each completion.
+
+    Args:
+        prompts: The data's row of each prompt, and its completions.
+        unfinished: Those that were cut too.
+        column: Of the completion's text.
+        columns: What else of it is kept: `score`, `finished`, `kl`.
+    """
+    return Kept(
+        [
+            {**row, column: one.text, **{name: getattr(one, name) for name in columns}}
+            for row, samples in prompts
+            for one in samples
+            if one.finished or unfinished
+        ]
+    )
+
+
 def keep_best(prompts: Iterable[tuple[Row, Sequence[Sample]]], number: int = 1) -> Kept:
     """Demonstrations: the highest scored completions of each prompt, in the columns `completion` and `score`.
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.data.cache import TokenCache, cache_root
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.conversion import Shape
-from lit_rlhf.data.finding import FormatFinder
+from lit_rlhf.data.finding import Auto, FormatFinder, Takes
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import content_key, describe_class, users_options
 from lit_rlhf.data.loaders import Loaders, replicas
@@ -27,7 +27,6 @@ from lit_rlhf.data.position import (
     check_state,
 )
 from lit_rlhf.data.prepared import PreparedSources, Tokenization, shares_of
-from lit_rlhf.data.recognition import Auto, Takes
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report

@@ -1,22 +1,67 @@
-"""The formats of a DataModule's sources, found once for each and said."""
+"""The format of each of a DataModule's sources: found from its first rows where none is set, and said."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.formats import Format
+from lit_rlhf.data.formats import Format, group_rows
 from lit_rlhf.data.recognition import (
-    Auto,
-    Takes,
-    choose,
+    MODULES,
+    Kind,
+    Layout,
+    Reading,
+    columns_of,
     first_rows,
     layout_for,
+    nearest_formats,
+    readings,
+    several_readers,
     spell,
-    unread_columns,
 )
+from lit_rlhf.data.records import Record, Row, RowGroup, rows_of_group
 from lit_rlhf.data.rows import TokenizedRows
 from lit_rlhf.data.showing import say_format
 from lit_rlhf.data.sources import Source
+from lit_rlhf.data.wrappers import PairsFromRanking, Wrapper
+from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option
+
+Takes: TypeAlias = Mapping[Kind, type[Wrapper] | None]
+"""The kinds that are taken, each as it is or through a wrapper; kinds that are taken as they are go first."""
+_IMITATE: dict[Kind, str] = {
+    "pairs": "Set `format: ChosenOf({})` to imitate the preferred answers.",
+    "rankings": "Set `format: ChosenOf(PairsFromRanking({}))` to imitate the better ones.",
+    "unpaired": "Set `format: Demonstration()` to imitate all answers, whatever is said of them.",
+}
+
+
+@dataclass(frozen=True)
+class Auto(Format):
+    """The format that reads the first rows, found by a DataModule; the same as setting no format.
+
+    Args:
+        also: Formats of one's own that take part; one that reads the rows goes before the library's.
+
+    Raises:
+        ConfigurationError: One is no format.
+    """
+
+    also: list[Format] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        also: object = self.also
+        valid = isinstance(also, list) and all(isinstance(each, Format) for each in also)
+        check_option(valid, self, "also", also, "a list of formats")
+
+    def __call__(self, row: Row) -> list[Record]:
+        """Refused: a row by itself doesn't say what the others are."""
+        raise ConfigurationError(
+            "Auto stands for a format that a DataModule finds, and reads no rows by itself. "
+            "Inside another format, name "
+            "the format: ChosenOf(ImplicitPrompt()); `lit-rlhf data show FILE` says which it is."
+        )
 
 
 @dataclass
@@ -62,3 +107,90 @@ def say_found(
     if len(rows) > 0:
         unread = unread_columns(reader, first_rows(source))
         say_format(f"{source} is read as {spell(reader)}", rows[0], tokenizer, unread)
+
+
+def choose(
+    rows: Sequence[Row],
+    auto: Auto,
+    takes: Takes,
+    usual: Format,
+    what: str,
+    module: str,
+    layout: Layout,
+) -> Format:
+    """The one format of rows that a DataModule takes.
+
+    Where no format reads them and some have all columns of the DataModule's usual format, that one is taken: what is
+    wrong with the rows is then counted by reason.
+
+    Args:
+        rows: The first rows.
+        auto: Says which formats take part beside the library's.
+        takes: The kinds that the DataModule takes.
+        usual: Its usual format.
+        what: What messages call the rows.
+        module: What messages call the DataModule.
+        layout: How text that is a conversation is read.
+
+    Raises:
+        ConfigurationError: There is none, or there are several.
+    """
+    found = readings(rows, auto.also, layout)
+    direct = [one for one in found if takes.get(one.kind, Wrapper) is None]
+    fitting = direct or [one for one in found if one.kind in takes]
+    if len(fitting) == 1:
+        return wrapped(fitting[0], takes)
+    if fitting:
+        readers = [(spell(wrapped(one, takes)), one.kind) for one in fitting]
+        raise ConfigurationError(several_readers(readers, rows, what))
+    others = [one for one in found if one.kind != "prompts"]
+    if others:
+        kind, name = others[0].kind, spell(others[0].format)
+        wanted = next(kind for kind, wrapper in takes.items() if wrapper is None)
+        way = _IMITATE.get(kind, "") if wanted == "demonstrations" else ""
+        raise ConfigurationError(
+            f"The rows of {what} are {kind}, read by {name}, and {module} needs {wanted}. Take {MODULES[kind]} for "
+            f"them. {way.format(name)} Their columns: {columns_of(rows)}."
+        )
+    if any(all(name in row for name in usual.reads()) for row in rows):
+        return usual
+    raise ConfigurationError(
+        f"No format reads the rows of {what} as {module} needs them. Their columns: {columns_of(rows)}. Nearest: "
+        f"{nearest_formats(rows, usual)}. Set the data option `format` to one of these with the names of "
+        "your columns, or give "
+        "a Format of your own."
+    )
+
+
+def wrapped(reading: Reading, takes: Takes) -> Format:
+    """The format of a reading, through what makes of its records the kind that is wanted."""
+    wrapper = takes.get(reading.kind)
+    if wrapper is PairsFromRanking:
+        return PairsFromRanking(reading.format, with_margin=False)
+    return reading.format if wrapper is None else wrapper(reading.format)
+
+
+def unread_columns(reader: Format, rows: Sequence[Row]) -> list[str]:
+    """The columns of the first row that a format takes which it doesn't look at."""
+    for row in group_rows(rows, reader):
+        if reader.reads_row(row):
+            watched = [_Watched(each) for each in rows_of_group(row)]
+            reader(RowGroup(watched) if isinstance(row, RowGroup) else watched[0])
+            return [name for name in row if name not in watched[0].seen]
+    return []
+
+
+class _Watched(dict[str, Any]):
+    """A row that remembers which of its columns were looked at."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self.seen = {"tools", "chat_template_kwargs"}  # for the template, whatever the format
+
+    def __getitem__(self, name: str) -> Any:
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.seen.add(name)
+        return super().get(name, default)

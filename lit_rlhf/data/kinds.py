@@ -16,6 +16,7 @@ from lit_rlhf.data.collate import (
 )
 from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.datamodule import BranchedDataModule
+from lit_rlhf.data.finding import Takes
 from lit_rlhf.data.formats import (
     Demonstration,
     ExplicitPrompt,
@@ -25,7 +26,7 @@ from lit_rlhf.data.formats import (
     Steps,
     Unpaired,
 )
-from lit_rlhf.data.recognition import MODULES, Kind, Takes
+from lit_rlhf.data.recognition import MODULES, Kind
 from lit_rlhf.data.wrappers import PairsFromRanking, PromptsOf, UnpairedFromPairs
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option

@@ -1,13 +1,12 @@
-"""Which format rows are of: the table of all formats, and the choice among those that read the first rows.
+"""Which format rows are of: the table of all formats, and those that read the first rows.
 
 The choice is a function of the first rows, the kind of data and whether the tokenizer has a chat template: the same in
 each process and at each start. What is chosen is part of the cache's key.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,15 +16,12 @@ from lit_rlhf.data.records import (
     InvalidRowError,
     Record,
     Row,
-    RowGroup,
     UnreadableRow,
-    rows_of_group,
     shorten,
 )
 from lit_rlhf.data.sources import Source, rows_of
-from lit_rlhf.data.wrappers import AsChat, AsTranscript, PairsFromRanking, PromptsOf, Wrapper
+from lit_rlhf.data.wrappers import AsChat, AsTranscript, PromptsOf
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.options import check_option
 
 FORMATS: tuple[type[Format], ...] = (
     formats.ExplicitPrompt,
@@ -65,8 +61,6 @@ MODULES: dict[Kind, str] = {
     "prompts": "PromptDataModule",
 }
 """The DataModule of each kind."""
-Takes: TypeAlias = Mapping[Kind, type[Wrapper] | None]
-"""The kinds that are taken, each as it is or through a wrapper; kinds that are taken as they are go first."""
 Layout = Literal["text", "chat", "transcript", "canonical"]
 """How text that is a conversation is read: as it stands, as messages, with the markers of transcripts, or as messages
 where it is question and answers, and transcripts as they stand."""
@@ -83,33 +77,6 @@ class Reading(NamedTuple):
     def kind(self) -> Kind:
         """What its records are."""
         return kind_of(self.record)
-
-
-@dataclass(frozen=True)
-class Auto(Format):
-    """The format that reads the first rows, found by a DataModule; the same as setting no format.
-
-    Args:
-        also: Formats of one's own that take part; one that reads the rows goes before the library's.
-
-    Raises:
-        ConfigurationError: One is no format.
-    """
-
-    also: list[Format] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        also: object = self.also
-        valid = isinstance(also, list) and all(isinstance(each, Format) for each in also)
-        check_option(valid, self, "also", also, "a list of formats")
-
-    def __call__(self, row: Row) -> list[Record]:
-        """Refused: a row by itself doesn't say what the others are."""
-        raise ConfigurationError(
-            "Auto stands for a format that a DataModule finds, and reads no rows by itself. "
-            "Inside another format, name "
-            "the format: ChosenOf(ImplicitPrompt()); `lit-rlhf data show FILE` says which it is."
-        )
 
 
 def kind_of(record: Record) -> Kind:
@@ -217,59 +184,6 @@ def _says_more(one: Reading, than: Reading) -> bool:
     return weaker or set(one.format.reads()) > set(than.format.reads())
 
 
-def choose(
-    rows: Sequence[Row],
-    auto: Auto,
-    takes: Takes,
-    usual: Format,
-    what: str,
-    module: str,
-    layout: Layout,
-) -> Format:
-    """The one format of rows that a DataModule takes.
-
-    Where no format reads them and some have all columns of the DataModule's usual format, that one is taken: what is
-    wrong with the rows is then counted by reason.
-
-    Args:
-        rows: The first rows.
-        auto: Says which formats take part beside the library's.
-        takes: The kinds that the DataModule takes.
-        usual: Its usual format.
-        what: What messages call the rows.
-        module: What messages call the DataModule.
-        layout: How text that is a conversation is read.
-
-    Raises:
-        ConfigurationError: There is none, or there are several.
-    """
-    found = readings(rows, auto.also, layout)
-    direct = [one for one in found if takes.get(one.kind, Wrapper) is None]
-    fitting = direct or [one for one in found if one.kind in takes]
-    if len(fitting) == 1:
-        return wrapped(fitting[0], takes)
-    if fitting:
-        readers = [(spell(wrapped(one, takes)), one.kind) for one in fitting]
-        raise ConfigurationError(_several(readers, rows, what))
-    others = [one for one in found if one.kind != "prompts"]
-    if others:
-        kind, name = others[0].kind, spell(others[0].format)
-        wanted = next(kind for kind, wrapper in takes.items() if wrapper is None)
-        way = _IMITATE.get(kind, "") if wanted == "demonstrations" else ""
-        raise ConfigurationError(
-            f"The rows of {what} are {kind}, read by {name}, and {module} needs {wanted}. Take {MODULES[kind]} for "
-            f"them. {way.format(name)} Their columns: {_columns(rows)}."
-        )
-    if any(all(name in row for name in usual.reads()) for row in rows):
-        return usual
-    raise ConfigurationError(
-        f"No format reads the rows of {what} as {module} needs them. Their columns: {_columns(rows)}. Nearest: "
-        f"{_nearest(rows, usual)}. Set the data option `format` to one of these with the names of "
-        "your columns, or give "
-        "a Format of your own."
-    )
-
-
 def read_as(
     rows: Sequence[Row],
     what: str,
@@ -306,30 +220,23 @@ def read_as(
         return fitting[0]
     if fitting:
         readers = [(spell(one.format), one.kind) for one in fitting]
-        raise ConfigurationError(_several(readers, rows, what))
+        raise ConfigurationError(several_readers(readers, rows, what))
     if found:
         ways = ", ".join(f"{one.kind} (by {spell(one.format)})" for one in found)
         raise ConfigurationError(f"The rows of {what} are no {wanted}; they can be read as {ways}.")
     raise ConfigurationError(
-        f"No format reads the rows of {what}. Their columns: {_columns(rows)}. Nearest: {_nearest(rows, None)}. Set "
-        "`format` to one of these with the names of your columns."
+        f"No format reads the rows of {what}. Their columns: {columns_of(rows)}. Nearest: "
+        f"{nearest_formats(rows, None)}. Set `format` to one of these with the names of your columns."
     )
 
 
-def _several(readers: Sequence[tuple[str, Kind]], rows: Sequence[Row], what: str) -> str:
+def several_readers(readers: Sequence[tuple[str, Kind]], rows: Sequence[Row], what: str) -> str:
+    """Says that there is a choice to make."""
     names = "; ".join(f"{name} ({kind})" for name, kind in readers)
     return (
         f"The rows of {what} can be read in several ways: {names}. Set the option `format` to the one that is meant. "
-        f"Their columns: {_columns(rows)}."
+        f"Their columns: {columns_of(rows)}."
     )
-
-
-def wrapped(reading: Reading, takes: Takes) -> Format:
-    """The format of a reading, through what makes of its records the kind that is wanted."""
-    wrapper = takes.get(reading.kind)
-    if wrapper is PairsFromRanking:
-        return PairsFromRanking(reading.format, with_margin=False)
-    return reading.format if wrapper is None else wrapper(reading.format)
 
 
 def spell(value: Any) -> str:
@@ -351,44 +258,12 @@ def spell(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(options)})"
 
 
-def unread_columns(reader: Format, rows: Sequence[Row]) -> list[str]:
-    """The columns of the first row that a format takes which it doesn't look at."""
-    for row in group_rows(rows, reader):
-        if reader.reads_row(row):
-            watched = [_Watched(each) for each in rows_of_group(row)]
-            reader(RowGroup(watched) if isinstance(row, RowGroup) else watched[0])
-            return [name for name in row if name not in watched[0].seen]
-    return []
-
-
-class _Watched(dict[str, Any]):
-    """A row that remembers which of its columns were looked at."""
-
-    def __init__(self, row: Row) -> None:
-        super().__init__(row)
-        self.seen = {"tools", "chat_template_kwargs"}  # for the template, whatever the format
-
-    def __getitem__(self, name: str) -> Any:
-        self.seen.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        self.seen.add(name)
-        return super().get(name, default)
-
-
-_IMITATE: dict[Kind, str] = {
-    "pairs": "Set `format: ChosenOf({})` to imitate the preferred answers.",
-    "rankings": "Set `format: ChosenOf(PairsFromRanking({}))` to imitate the better ones.",
-    "unpaired": "Set `format: Demonstration()` to imitate all answers, whatever is said of them.",
-}
-
-
-def _columns(rows: Sequence[Row]) -> str:
+def columns_of(rows: Sequence[Row]) -> str:
+    """The names of all columns, as messages tell them."""
     return ", ".join(dict.fromkeys(chain.from_iterable(rows))) or "none"
 
 
-def _nearest(rows: Sequence[Row], usual: Format | None) -> str:
+def nearest_formats(rows: Sequence[Row], usual: Format | None) -> str:
     """The usual format and the two others that lack fewest columns, and what each lacks."""
     present = {name for row in rows for name in row}
     tried = [candidate for kind in FORMATS for candidate in kind.candidates()]

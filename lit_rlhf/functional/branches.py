@@ -36,6 +36,8 @@ class ExpandedRows(NamedTuple):
     mask: Bool[Tensor, "sequences length"]
     branch_ids: Int[Tensor, "sequences length"]
     """0 = prompt, 1 = the branch, -1 = padding: a branched batch with one branch a row."""
+    lengths: Int[Tensor, "sequences two"]
+    """(N, 2) on the CPU: tokens of the prompt and of the branch."""
 
 
 class BranchParts(NamedTuple):
@@ -86,12 +88,17 @@ class PackedRows(NamedTuple):
     position_ids: Int[Tensor, "rows length"]
 
 
-def branch_layout(branch_ids: Int[Tensor, "rows length"], num_branches: int) -> BranchLayout:
+def branch_layout(
+    branch_ids: Int[Tensor, "rows length"],
+    num_branches: int,
+    known: Int[Tensor, "rows parts"] | None = None,
+) -> BranchLayout:
     """Find the tokens of each branch and the positions that predict them.
 
     Args:
         branch_ids: (B, L); the parts of a row are contiguous and in order.
         num_branches: K; branches that a row lacks come out empty.
+        known: (B, 1 + K), the lengths of the parts on the CPU; without them a device is waited for.
 
     Returns:
         Indices of shape (B, K, T) and (B, K), with T the length of the longest branch (at least 1).
@@ -104,7 +111,8 @@ def branch_layout(branch_ids: Int[Tensor, "rows length"], num_branches: int) -> 
     wanted = torch.arange(1, num_branches + 1, device=branch_ids.device)
     member = branch_ids[:, None, :] == wanted[None, :, None]  # (B, K, L)
     counts = part_lengths(branch_ids, num_branches)
-    prompt_last, lengths, on_host = counts[:, 0] - 1, counts[:, 1:], counts.cpu()
+    prompt_last, lengths = counts[:, 0] - 1, counts[:, 1:]
+    on_host = (counts if known is None else known).cpu()
     start = member.int().argmax(-1)
     longest = int(on_host[:, 1:].max()) if lengths.numel() else 0
     steps = torch.arange(max(longest, 1), device=branch_ids.device)
@@ -204,19 +212,19 @@ def branch_segments(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout
 def expand_branches(
     input_ids: Int[Tensor, "rows length"],
     branch_ids: Int[Tensor, "rows length"],
-    num_branches: int,
+    layout: BranchLayout,
     pad_token_id: int = 0,
 ) -> ExpandedRows:
-    """Lay each branch out as a row of its own, with its own copy of the prompt.
+    """Lay each branch out as a row of its own, with its own copy of the prompt; `layout` is that of the rows.
 
     Returns:
         N = B * K rows, sequence n = row * K + branch, right-padded to the longest.
     """
-    layout = branch_layout(branch_ids, num_branches)
     rows, branches, width = layout.index.shape
     prompt_lengths = (branch_ids == 0).sum(-1)
     lengths = layout.mask.sum(-1)
-    longest = int((prompt_lengths[:, None] + lengths).max())
+    on_host = layout.lengths
+    longest = int((on_host[:, :1] + on_host[:, 1:]).max())
     steps = torch.arange(longest, device=branch_ids.device)
     in_prompt = (steps < prompt_lengths[:, None])[:, None, :].expand(rows, branches, longest)
     offset = steps - prompt_lengths[:, None, None]  # (B, 1, longest)
@@ -231,6 +239,9 @@ def expand_branches(
         position_ids=steps.expand(flat, longest),
         mask=mask.reshape(flat, longest),
         branch_ids=torch.where(in_prompt, 0, torch.where(in_branch, 1, -1)).reshape(flat, longest),
+        lengths=torch.stack([on_host[:, :1].expand(rows, branches), on_host[:, 1:]], -1).view(
+            -1, 2
+        ),
     )
 
 
@@ -240,6 +251,7 @@ def pack_branches(
     tokens: Int[Tensor, "sequences time"],
     mask: Bool[Tensor, "sequences time"],
     pad_token_id: int = 0,
+    lengths: Int[Tensor, "rows parts"] | None = None,
 ) -> PackedRows:
     """Join prompts and their completions to branched rows: the inverse of `expand_branches`.
 
@@ -249,6 +261,7 @@ def pack_branches(
         tokens: (N, T), the K = N / B completions of a prompt as neighbours, right-padded.
         mask: (N, T).
         pad_token_id: What padding is filled with; it is never read.
+        lengths: (B, 1 + K) tokens of each part on the CPU, where known; without them a device is waited for.
     """
     rows = prompt_ids.shape[0]
     branches = tokens.shape[0] // max(rows, 1)
@@ -261,7 +274,8 @@ def pack_branches(
     prompt_positions = torch.arange(prompt_ids.shape[1], device=tokens.device).expand(rows, -1)
     wide_position = torch.cat([prompt_positions, prompt_lengths + within], dim=-1)
     # A stable sort by "is padding" moves the tokens that count to the front and keeps their order.
-    order = (~wide_mask).int().argsort(dim=-1, stable=True)[:, : int(wide_mask.sum(-1).max())]
+    width = int((wide_mask if lengths is None else lengths).sum(-1).max())
+    order = (~wide_mask).int().argsort(dim=-1, stable=True)[:, :width]
     kept = wide_mask.gather(-1, order)
     return PackedRows(
         input_ids=torch.where(kept, wide_ids.gather(-1, order), pad_token_id),

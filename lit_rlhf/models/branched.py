@@ -63,13 +63,21 @@ class BranchStates(NamedTuple):
 
 
 def pack(
-    prompt_ids: Tensor, prompt_mask: Tensor, tokens: Tensor, mask: Tensor, pad_token_id: int = 0
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    pad_token_id: int = 0,
+    lengths: Tensor | None = None,
 ) -> BranchedBatch:
     """Prompts and their completions as a batch; see `lit_rlhf.functional.branches.pack_branches`."""
-    packed = pack_branches(prompt_ids, prompt_mask, tokens, mask, pad_token_id)
-    return BranchedBatch(
+    packed = pack_branches(prompt_ids, prompt_mask, tokens, mask, pad_token_id, lengths)
+    batch = BranchedBatch(
         input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
     )
+    if lengths is not None:
+        batch["lengths"] = lengths
+    return batch
 
 
 def select_rows(
@@ -191,7 +199,7 @@ class BranchRunner:
         Raises:
             ConfigurationError: A text is longer than the length from which the model turns its positions otherwise.
         """
-        layout = layout_of(batch["branch_ids"], num_branches)
+        layout = layout_of(batch["branch_ids"], num_branches, batch.get("lengths"))
         self._check_limit(batch)
         if self.shares(batch["branch_ids"], layout):
             return self.shared(batch, layout)
@@ -273,8 +281,8 @@ class BranchRunner:
         if num_branches == 1:
             rows, own = input_ids, layout
         else:
-            expanded = expand_branches(input_ids, branch_ids, num_branches)
-            rows, own = expanded.input_ids, layout_of(expanded.branch_ids, 1)
+            expanded = expand_branches(input_ids, branch_ids, layout)
+            rows, own = expanded.input_ids, layout_of(expanded.branch_ids, 1, expanded.lengths)
         return _gather(self.trunk(input_ids=rows, use_cache=False).last_hidden_state, rows, own)
 
     def _check_limit(self, batch: BranchedBatch) -> None:
@@ -299,10 +307,10 @@ class BranchRunner:
         return None
 
 
-def layout_of(branch_ids: Tensor, num_branches: int) -> BranchLayout:
+def layout_of(branch_ids: Tensor, num_branches: int, lengths: Tensor | None = None) -> BranchLayout:
     """`branch_layout`, and on the meta device, where no lengths can be known, a layout of the largest size."""
     if not branch_ids.is_meta:
-        return branch_layout(branch_ids, num_branches)
+        return branch_layout(branch_ids, num_branches, lengths)
     shape = (branch_ids.shape[0], num_branches, branch_ids.shape[1])
     index = branch_ids.new_empty(shape)
     lengths = branch_ids.new_empty(shape[0], 1 + num_branches)

@@ -18,13 +18,8 @@ from lit_rlhf.types import BranchedBatch, BranchOutput, PromptBatch, Rollout, St
 def rollout_batch(rollout: Rollout, pad_token_id: int) -> BranchedBatch:
     """Lay a rollout out as branched rows, each prompt with all of its samples."""
     prompts, completions = rollout.prompts, rollout.completions
-    return pack(prompts.ids, prompts.mask, completions.tokens, completions.mask, pad_token_id)
-
-
-def row_lengths(rollout: Rollout) -> Tensor:
-    """(B,) tokens of each prompt and all of its samples."""
-    responses = rollout.response_mask.sum(-1).view(rollout.num_prompts, -1).sum(-1)
-    return rollout.prompts.mask.sum(-1) + responses
+    rows = prompts.ids, prompts.mask, completions.tokens, completions.mask
+    return pack(*rows, pad_token_id, rollout.lengths)
 
 
 def gather_rollout(rollout: Stage) -> Stage:
@@ -117,13 +112,12 @@ def microbatch_indices(
 
 def microbatches(minibatch: Stage, budget: int, rank: int, ranks: int) -> list[Stage]:
     """This process's share of a minibatch of all, in parts within a token budget; as many on each process."""
-    device = minibatch.response_mask.device
-    lengths = row_lengths(minibatch).cpu()
+    lengths = minibatch.lengths.sum(-1)
     everything = torch.arange(minibatch.num_prompts)
     shares = [everything[each::ranks] for each in range(ranks)]
     most = max(len(microbatch_indices(lengths, share, budget)) for share in shares)
     mine = microbatch_indices(lengths, shares[rank], budget, at_least=most)
-    return [minibatch.select(rows.to(device, non_blocking=True)) for rows in mine]
+    return [minibatch.select(rows) for rows in mine]
 
 
 def repeat_columns(columns: Mapping[str, list[Any]], num_samples: int) -> dict[str, list[Any]]:
@@ -176,11 +170,11 @@ def by_parts(
     device, shape = rollout.response_mask.device, rollout.response_mask.shape
     samples = torch.arange(rollout.num_samples, device=device)
     result = torch.zeros(shape, device=device)
-    lengths = row_lengths(rollout).cpu()
+    lengths = rollout.lengths.sum(-1)
     with gathered(weights):
         for share in microbatch_indices(lengths, torch.arange(rollout.num_prompts), budget):
             chosen = share.to(device, non_blocking=True)
-            found = compute(rollout.select(chosen))
+            found = compute(rollout.select(share))
             # Never less than float32, whatever autocast gives; float64 stays.
             result = result.to(torch.promote_types(found.dtype, result.dtype))
             rows = (chosen[:, None] * rollout.num_samples + samples).flatten()

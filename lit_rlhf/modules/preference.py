@@ -117,7 +117,12 @@ class PreferenceModule(RLHFModule):
         """Compute the reference's log-probs, where they are to be had before the first step."""
         super().on_fit_start()
         if self.reference_source == "precomputed":
-            precompute_reference(self)
+            precompute_reference(
+                self,
+                self.reference_fingerprint,
+                lambda batch: self.reference_statistics(batch).logprobs,
+                self.reference_dtype,
+            )
 
     def require_movable_reference(self, alpha: float) -> None:
         """Refuse log-probs that were computed before the reference moved, and rounding."""

@@ -207,6 +207,26 @@ def test_layers_hold() -> None:
     assert "0 broken" in done.stdout
 
 
+def _imported(path: Path) -> set[str]:
+    """The package's modules that a file imports, those for types and within functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & set(MODULES) or {node.module}
+    return found & set(MODULES)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    imports = dict(zip(MODULES, map(_imported, SOURCES), strict=True))
+    while free := [name for name, others in imports.items() if not others & imports.keys()]:
+        for name in free:
+            del imports[name]
+    assert not imports, "a circle, or what imports one"
+
+
 def test_dependencies_have_two_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [

@@ -78,7 +78,7 @@ def test_expanded_rows_are_the_prompt_and_one_branch(name: str) -> None:
     rows = ROWS[name]
     ids, owners, _ = _batch(rows)
     num_branches = len(rows[0][1])
-    got = expand_branches(ids, owners, num_branches, pad_token_id=99)
+    got = expand_branches(ids, owners, branch_layout(owners, num_branches), pad_token_id=99)
     sequences = [(prompt, branch) for prompt, branches in rows for branch in branches]
     longest = max(len(prompt) + len(branch) for prompt, branch in sequences)
     assert got.input_ids.shape == (len(sequences), longest)

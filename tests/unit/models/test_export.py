@@ -22,7 +22,7 @@ from transformers import (
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError, FileError
 from lit_rlhf.files import whole_directory
-from lit_rlhf.functional.branches import expand_branches
+from lit_rlhf.functional.branches import branch_layout, expand_branches
 from lit_rlhf.models import (
     Backbone,
     LoraSpec,
@@ -68,7 +68,9 @@ def scores(backbone: Backbone, batch: BranchedBatch, role: str = "reward"):
 def scores_of_transformers(model: Any, path: Path, batch: BranchedBatch, left: bool = False):
     """Each sequence as a plain row, padded by the export's own pad token."""
     pad = AutoTokenizer.from_pretrained(path).pad_token_id
-    rows = expand_branches(batch["input_ids"], batch["branch_ids"], 2, pad_token_id=pad)
+    rows = expand_branches(
+        batch["input_ids"], batch["branch_ids"], branch_layout(batch["branch_ids"], 2), pad
+    )
     ids, mask = rows.input_ids, rows.mask.long()
     if left:
         order = rows.mask.int().argsort(dim=-1, stable=True)

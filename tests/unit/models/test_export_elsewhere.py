@@ -15,7 +15,7 @@ from transformers import (
     LlamaPreTrainedModel,
 )
 
-from lit_rlhf.functional.branches import expand_branches
+from lit_rlhf.functional.branches import branch_layout, expand_branches
 from lit_rlhf.models import export_reward
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32_MODEL
@@ -65,7 +65,9 @@ def test_score_of_the_last_attended_token_is_ours(
     export_reward(backbone, tmp_path / "out", merge=True)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
     pad = AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id
-    rows = expand_branches(batch["input_ids"], batch["branch_ids"], 2, pad_token_id=pad)
+    rows = expand_branches(
+        batch["input_ids"], batch["branch_ids"], branch_layout(batch["branch_ids"], 2), pad
+    )
     with torch.no_grad():
         ours = backbone(batch, num_branches=2, role="reward", scores="reward").scores
         found = load(tmp_path / "out", rows.input_ids, rows.mask.long())
