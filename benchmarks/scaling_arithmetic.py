@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.comparison.markdown import insert
 from lit_rlhf.estimate import CARDS, Estimate, Plan, Processes, Workload, bandwidth_of
-from lit_rlhf.estimate.estimating import rehearse, weigh
+from lit_rlhf.estimate.estimating import Rehearsal, rehearse, weigh
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueModel
 from lit_rlhf.modules import PPOPolicyModule, Updates
 from lit_rlhf.rewards import ModelReward
@@ -35,6 +35,8 @@ QWEN_7B: dict[str, Any] = {
 }
 """Of Qwen2.5-7B."""
 LOAD = Workload(prompts=16, prompt_tokens=512, completion_tokens=512, branches=1)
+DISKS = {"2 GB/s disk": 2}
+"""What is written there is read again."""
 COUNTS = {8: ("nvlink4", "pcie5"), 64: ("ib400", "eth100")}
 """Processes, and the slowest link between two of them."""
 
@@ -64,12 +66,37 @@ def plans(tokenizer: str) -> dict[str, Plan]:
     }
 
 
-def table(found: dict[tuple[str, int, str], Estimate]) -> str:
-    """Markdown."""
-    columns = ["run", "GPUs", "link", "GiB a GPU", "fits 80 GB"]
+def flops_of(rehearsal: Rehearsal) -> float:
+    """Of an iteration of one process."""
+    repeats = {"update": rehearsal.run.repeats}
+    return sum(phase.flops * repeats.get(phase.name, 1) for phase in rehearsal.phases)
+
+
+def servers_table(rehearsals: dict[str, Rehearsal]) -> str:
+    """Markdown: seconds until a vLLM server has new weights."""
+    whole, adapted = (each.built.module.backbone for each in rehearsals.values())
+    sizes = {
+        "an adapter of rank 16, bfloat16": 2
+        * sum(weight.numel() for weight in adapted.adapter_weights("policy").values()),
+        "whole weights, bfloat16": 2 * sum(weight.numel() for weight in whole.model.parameters()),
+    }
+    links = {link: 1 for some in COUNTS.values() for link in some} | DISKS
+    lines = [
+        f"| what | GB | {' | '.join(f'{link}, s' for link in links)} |",
+        f"|{' --- |' * (len(links) + 2)}",
+    ]
+    for name, size in sizes.items():
+        times = [size * passes / bandwidth_of(link.split()[0]) for link, passes in links.items()]
+        lines.append(f"| {name} | {size / 1e9:.2f} | {' | '.join(f'{x:.2f}' for x in times)} |")
+    return "\n".join(lines)
+
+
+def table(found: dict[tuple[str, int, str], tuple[Estimate, float]]) -> str:
+    """Markdown, of estimates and their FLOPs."""
+    columns = ["run", "GPUs", "link", "GiB a GPU", "fits 80 GB", "PFLOP a GPU", "GB sent a GPU"]
     columns += ["sampling, s", "other passes, s", "updates, s", "exchange, s", "bound by"]
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    for (name, count, link), each in found.items():
+    for (name, count, link), (each, flops) in found.items():
         seconds = {phase.name: phase.likely for phase in each.phases}
         groups = {
             "sampling": seconds["rollout"],
@@ -79,6 +106,7 @@ def table(found: dict[tuple[str, int, str], Estimate]) -> str:
         }
         longest = max(groups, key=lambda key: groups[key])
         cells = [name, str(count), link, f"{each.need / 2**30:.1f}", "yes" if each.fits else "no"]
+        cells += [f"{flops / 1e15:.1f}", f"{seconds['exchange'] * bandwidth_of(link) / 1e9:,.1f}"]
         cells += [*(f"{value:.1f}" for value in groups.values()), longest]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -89,20 +117,21 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--markdown", type=Path, help="page to put the table into")
     options = parser.parse_args(args)
-    found = {}
+    found, rehearsals = {}, {}
     with TemporaryDirectory() as directory:
         make_tokenizer().save_pretrained(directory)
         for name, plan in plans(directory).items():
-            rehearsal = rehearse(plan)
+            rehearsal = rehearsals[name] = rehearse(plan)
             for count, links in COUNTS.items():
                 for link in links:
                     processes = replace(plan.processes, count=count, bandwidth=bandwidth_of(link))
                     given = replace(plan, processes=processes)
-                    found[name, count, link] = weigh(given, rehearsal)
-    text = table(found)
-    print(text)
-    if options.markdown is not None:
-        insert(options.markdown, "scaling-arithmetic", text)
+                    found[name, count, link] = weigh(given, rehearsal), flops_of(rehearsal)
+    texts = {"scaling-arithmetic": table(found), "scaling-servers": servers_table(rehearsals)}
+    for name, text in texts.items():
+        print(text, end="\n\n")
+        if options.markdown is not None:
+            insert(options.markdown, name, text)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,12 @@ def serve_reward(
         base: Base of an adapter, if it is no longer where the adapter says.
         device: cpu, cuda, cuda:1; default: the first GPU, if there is one.
     """
-    from lit_rlhf.rewards.serving import RewardService, default_device, serve  # noqa: PLC0415
+    from lit_rlhf.rewards.serving import (  # noqa: PLC0415
+        RewardService,
+        default_device,
+        require_key,
+        serve,
+    )
 
     if not is_whole(batch_tokens, 1):
         raise ConfigurationError(f"batch_tokens={batch_tokens} must be at least 1.")
@@ -45,6 +50,7 @@ def serve_reward(
             f"The environment variable {api_key_env!r}, which is to hold the API key, isn't set: export "
             f"{api_key_env}=..."
         )
+    require_key(host, key)  # before minutes of loading
     given = {"dtype": dtype, "quantization": quantization}
     options = {name: value for name, value in given.items() if value is not None}
     backbone = TrainedReward.read(path, base).load(options).to(device or default_device())

@@ -289,13 +289,22 @@ def serve(
     Raises:
         ConfigurationError: The address can't be listened on, or no key is given where one must be.
     """
+    require_key(host, key)
+    app = create_app(service, key, local_names(host) if key is None else None)
+    listen(app, host, port, f"Scores by {service.name} at {{address}}/score (Ctrl-C ends it)")
+
+
+def require_key(host: str, key: str | None) -> None:
+    """Refuse to answer everyone.
+
+    Raises:
+        ConfigurationError: The address isn't this machine's own, and there is no key.
+    """
     if key is None and not is_loopback(host):
         raise ConfigurationError(
             f"host={host!r} can be reached from other machines, so that a key is needed: put one into a variable, and "
             "name that with --api-key-env."
         )
-    app = create_app(service, key, local_names(host) if key is None else None)
-    listen(app, host, port, f"Scores by {service.name} at {{address}}/score (Ctrl-C ends it)")
 
 
 def default_device() -> torch.device:

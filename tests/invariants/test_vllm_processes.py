@@ -1,6 +1,6 @@
 """Two processes that sample with vLLM servers train as one does, and as one that samples by itself; also when one dies.
 
-The servers are a tiny model behind vLLM's HTTP; `-m vllm` runs the same on vLLM itself.
+The servers are a tiny model behind vLLM's HTTP; `benchmarks/vllm_servers.py` trains by two processes on vLLM itself.
 """
 
 from contextlib import ExitStack

@@ -12,11 +12,19 @@ from lit_rlhf.rollout.vllm.options import sampling_options
 from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
 
 _TOKENS = 16
+_TIED = (
+    "vLLM on CPUs doesn't replace an output layer that shares its weights with the embeddings: train adapters "
+    "(AdapterSync), or start from a copy of the model with tie_word_embeddings: false."
+)
 _TEMPERATURE = 2.0
 _SAME_MODEL = 0.5
 """Nats per token: other kernels, precisions or 4 bits stay far below, another model far above."""
 _MOVED = 0.05
 """Nats per token by which a policy has surely changed, where not a bit of the server's answer has."""
+
+
+_GROWN = 5.0
+"""Times what a vLLM differed by at first: other kernels, precisions or 4 bits stay what they are."""
 
 
 class _Seen(NamedTuple):
@@ -28,14 +36,17 @@ class _Seen(NamedTuple):
 class Probe:
     """Samples a few tokens after each change, and compares their log-probs with those of a training forward.
 
-    Weights that aren't the policy's at all differ by more than half a nat a token. Weights that are the policy's of
-    some updates ago may differ by less than other kernels do: those show in an answer that stays the same to the last
-    bit while the policy's own log-probs of it move.
+    Weights that aren't the policy's at all differ by more than half a nat a token, and those of which a part stays
+    behind by more and more than at first. Weights that are the policy's of some updates ago may differ by less than
+    other kernels do: those show in an answer that stays the same to the last bit while the policy's own log-probs of it
+    move.
     """
 
     def __init__(self) -> None:
         self._prompt: list[int] | None = None
         self._seen: dict[tuple[int, str], _Seen] = {}
+        self._first: dict[int, float] = {}
+        """Of each vLLM, the nats by which it differed at first."""
 
     def check_base(self, sampler: Sampler, backbone: Backbone, prompt: list[int]) -> None:
         """Compare under both bases.
@@ -103,5 +114,13 @@ class Probe:
             raise ConfigurationError(
                 f"{sampler}: its {what}: log-probs of the same {len(answer.tokens)} tokens differ by {gap:.2f} nats on "
                 "average. Start vLLM with the model that model.backbone.name names."
+            )
+        first = self._first.setdefault(id(sampler), gap)
+        if version is not None and gap > max(_MOVED, _GROWN * first):
+            tied = getattr(backbone.model.config.get_text_config(), "tie_word_embeddings", False)
+            raise ConfigurationError(
+                f"{sampler} took the {role}'s weights (version {version.number}) in part: log-probs of the same "
+                f"{len(answer.tokens)} tokens differ by {gap:.2g} nats on average, at first by {first:.2g}. "
+                + (_TIED if tied and not version.is_adapter else "Look at its log.")
             )
         return answer, ours

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from lit_rlhf.distributed import num_ranks, rank
 from lit_rlhf.errors import ConfigurationError, LitRLHFError, ServiceError
 from lit_rlhf.http import Endpoint, HTTPClient, addresses
+from lit_rlhf.listening import is_loopback
 from lit_rlhf.models import Backbone
 from lit_rlhf.options import check_option, is_number
 from lit_rlhf.replicas import Replicas
@@ -20,8 +21,8 @@ from lit_rlhf.rollout.vllm.sampler import Completed, Request, Version
 from lit_rlhf.rollout.vllm.weights import AdapterSync, WeightSync
 
 COMMAND = (
-    "{environment} python -m vllm.entrypoints.openai.api_server --model {model} --dtype {dtype} --port {port} "
-    "{flags}--logprobs-mode processed_logprobs --generation-config vllm"
+    "{environment} python -m vllm.entrypoints.openai.api_server --model {model} --dtype {dtype} --host {host} "
+    "--port {port} {flags}--logprobs-mode processed_logprobs --generation-config vllm"
 )
 """Starts a server that can be used."""
 _CONNECTIONS = 256
@@ -48,8 +49,8 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
     needs:
 
         VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.entrypoints.openai.api_server --model MODEL --dtype
-        bfloat16 --port 8000 --enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs --generation-config
-        vllm
+        bfloat16 --host 127.0.0.1 --port 8000 --enable-lora --max-lora-rank 64 --logprobs-mode processed_logprobs
+        --generation-config vllm
 
     The policy's weights are brought to every server, by `sync`, before one of them is asked for a completion of that
     version, and the log-probs of a few tokens compared after each change. The samples of a prompt go to one server,
@@ -58,13 +59,13 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
     share the servers: the first brings the weights, each asks for its own prompts.
 
     What is said of log-probs, seeds and resuming at `VLLMEngine` holds here too. Anyone who can reach a server can load
-    adapters into it: keep it on a network that is yours, or give it a key (`--api-key`), which only its paths under
-    /v1 ask for. Run by this project on CPU only.
+    adapters into it, and without `--host` that is everyone on its networks: for another host than 127.0.0.1 take a
+    network that is yours, and a key (`--api-key`), which only its paths under /v1 ask for. Run on CPU only.
 
     Args:
         urls: Of the server, such as http://127.0.0.1:8000, or of several.
-        sync: How weights come to them: `AdapterSync()` (default) or `DiskSync()`; its `directory` must be on a file
-            system that the servers share.
+        sync: How weights come to them: `AdapterSync()` (default) or `DiskSync()`, whose `directory` must be on a file
+            system that the servers share, or `NCCLSync()`.
         api_key_env: Environment variable that holds the servers' API key. None: no key.
         timeout: Most seconds that a completion may take, its time in the server's queue included.
         wait: Seconds to wait at the start for servers that don't answer yet, and in training, when none is left, for
@@ -216,14 +217,17 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
         raise error
 
     def _nobody_at_all(self, backbone: Backbone, error: LitRLHFError) -> ConfigurationError:
-        spec, port = backbone.spec, urlsplit(self.urls[0]).port or 80
+        spec, address = backbone.spec, urlsplit(self.urls[0])
+        host, key = address.hostname or "", self.api_key_env or "SOME_KEY"
         command = COMMAND.format(
             environment=self.sync.environment,
             flags=self.sync.flags,
             model=spec.name,
             dtype=spec.dtype,
-            port=port,
+            host=host,
+            port=address.port or 80,
         )
         return ConfigurationError(
             f"No vLLM server at {', '.join(self.urls)} can be used. {error} Start one: {command}"
+            + ("" if is_loopback(host) and not self.api_key_env else f" --api-key ${key}")
         )

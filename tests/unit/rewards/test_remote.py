@@ -14,6 +14,7 @@ import httpx
 import pytest
 import torch
 
+from lit_rlhf.cli.serve_reward import serve_reward
 from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.http import Endpoint, HTTPClient
 from lit_rlhf.models import Backbone, ModelSpec, export_reward, load_reward_model
@@ -334,6 +335,8 @@ def test_another_address_needs_a_key(reward_dir: Path) -> None:
     service = RewardService(load_reward_model(reward_dir), "reward")
     with pytest.raises(ConfigurationError, match=r"host='0\.0\.0\.0'.*--api-key-env"):
         serve(service, host="0.0.0.0", port=0)
+    with pytest.raises(ConfigurationError, match=r"host='0\.0\.0\.0'.*--api-key-env"):
+        serve_reward("not/looked/at", host="0.0.0.0")
 
 
 def test_ppo_trains_with_it(url: str, tiny_model_dir: Path, tmp_path: Path) -> None:

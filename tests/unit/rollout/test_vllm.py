@@ -157,11 +157,18 @@ def test_policies_must_recompute_logprobs(tiny_model_dir: Path) -> None:
     RLOOPolicyModule(spec, TokenReward(), engine=engine, recompute_logprobs=True)
 
 
-def test_a_server_that_is_not_there_is_named_with_how_to_start_it(backbone: Backbone) -> None:
-    engine = VLLMServerEngine("http://127.0.0.1:9", timeout=5)
+@pytest.mark.parametrize(
+    ("key", "end"), [(None, "--generation-config vllm$"), ("A_KEY", r"--api-key \$A_KEY$")]
+)
+def test_a_server_that_is_not_there_is_named_with_how_to_start_it(
+    backbone: Backbone, key: str | None, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "secret")
+    engine = VLLMServerEngine("http://127.0.0.1:9", timeout=5, api_key_env=key)
     with pytest.raises(
         ConfigurationError,
-        match=r"No vLLM server at http://127\.0\.0\.1:9 can be used.*--port 9 --enable-lora",
+        match=r"No vLLM server at http://127\.0\.0\.1:9 can be used.*--host 127\.0\.0\.1 --port 9 --enable-lora.*"
+        + end,
     ):
         _sample(engine, backbone)
 

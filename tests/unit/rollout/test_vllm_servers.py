@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.models import Backbone, ModelSpec
@@ -217,9 +218,38 @@ def test_a_server_that_keeps_old_weights_is_an_error(
     engine = engine_on(fakes[:1], **({"sync": DiskSync()} if whole else {}))
     sample(engine, backbone)
     fakes[0][0].keep = True
-    message = r"older ones: its log-probs|weights aren't"
+    message = r"older ones: its log-probs|weights aren't|in part: log-probs"
     with pytest.raises(ConfigurationError, match=message):
         drift(engine, backbone, far)
+
+
+def test_a_server_that_keeps_a_part_of_its_weights_is_an_error(
+    fakes: Any, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM on a CPU keeps an output layer that is tied to the embeddings."""
+    fake, full = fakes[0][0], Backbone.load(ModelSpec(name=str(tiny_model_dir)))
+    old = fake.vllm.model.model.lm_head.weight.detach().clone()
+    load = fake.vllm.load_weights
+
+    def all_but_the_head(version: Any) -> None:
+        load(version)
+        fake.vllm.model.model.lm_head.weight.data.copy_(old)
+
+    monkeypatch.setattr(fake.vllm, "load_weights", all_but_the_head)
+    monkeypatch.setattr(full.model.config, "tie_word_embeddings", True)
+    engine = engine_on(fakes[:1], sync=DiskSync())
+    sample(engine, full)
+    message = r"in part: .* differ by 0\.[01]\d* nats.*tie_word_embeddings: false"
+    with pytest.raises(ConfigurationError, match=message):
+        shake(engine, full)
+
+
+def shake(engine: Any, backbone: Backbone) -> None:
+    noise = torch.Generator().manual_seed(2)
+    head = backbone.model.lm_head.weight
+    for _ in range(20):
+        head.data.add_(torch.randn(head.shape, generator=noise) * 0.01)
+        sample(engine, backbone)
 
 
 def drift(engine: Any, backbone: Backbone, far: float) -> None:
