@@ -1,16 +1,18 @@
-"""Best-of-n into weights beside best-of-n itself and a policy gradient, at equal KL, in the demo's world.
+"""Best-of-n into weights beside best-of-n itself and other methods, at equal KL, in the demo's world.
 
     lit-rlhf demo --output runs/demo
     python -m benchmarks.best_of_n runs/demo --figure docs/best_of_n.svg
 
 One initial policy and one reward model, those of the demo; each method at several strengths and from several seeds of
-rollouts. A policy is judged by what it writes to held-out prompts: the reward model's score, the world's utility (gold)
+rollouts. DPO learns from as many prompts, each with two samples of the initial policy whose soft label is the reward
+model's. A policy is judged by what it writes to held-out prompts: the reward model's score, the world's utility (gold)
 and the KL to the initial policy. Best-of-n picks by the reward model among samples of the initial policy; its KL is the
 bound log n - (n-1)/n. Points that are there already, in `<demo>/best_of_n.json`, are kept.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -25,13 +27,24 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
 from benchmarks.quiet import quiet_trainer
-from lit_rlhf.data import PromptDataModule, RowsSource
+from lit_rlhf.data import ExplicitPrompt, PreferenceDataModule, PromptDataModule, RowsSource
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.stages import complete_heldout
 from lit_rlhf.functional import best_of_n_kl
-from lit_rlhf.models import ModelSpec
-from lit_rlhf.modules import BestOfNPolicyModule, PolicyModule, RLOOPolicyModule, Updates
-from lit_rlhf.objectives import FixedKL
+from lit_rlhf.models import ModelSpec, ValueModel
+from lit_rlhf.modules import (
+    BestOfNPolicyModule,
+    GRPOPolicyModule,
+    OnlineDPOPolicyModule,
+    PolicyModule,
+    PPOPolicyModule,
+    PreferenceModule,
+    RLOOPolicyModule,
+    TeacherModel,
+    Updates,
+    ValueLoss,
+)
+from lit_rlhf.objectives import DPO, FixedKL, SoftLabelDPO
 from lit_rlhf.rewards import ModelReward
 from lit_rlhf.rollout import Sampling
 
@@ -39,15 +52,35 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
     "best of n": (2, 4, 8, 16),
     "BestOfNPolicyModule": (2, 4, 16),
     "RLOO": (2.0, 1.0, 0.5),
+    "GRPO": (2.0, 1.0, 0.5),
+    "PPO": (2.0, 1.0, 0.5),
+    "online DPO": (2.0, 1.0, 0.5),
+    "DPO": (2.0, 1.0, 0.5),
 }
-"""n, and of RLOO beta."""
-COLOURS = {"best of n": "#777777", "BestOfNPolicyModule": "#b5402a", "RLOO": "#2f6f9f"}
+"""n, and of the others beta."""
+COLOURS = {
+    "best of n": "#777777",
+    "BestOfNPolicyModule": "#b5402a",
+    "RLOO": "#2f6f9f",
+    "GRPO": "#5aa469",
+    "PPO": "#8e5ea2",
+    "online DPO": "#d28b26",
+    "DPO": "#3f3f3f",
+}
 _PROMPTS, _SAMPLES, _ANCHORS, _HELDOUT = 32, 4, 16, 512
 
 
-def module_of(method: str, strength: float, demo: Path, seed: int, iterations: int) -> PolicyModule:
-    """A policy to train."""
-    spec = ModelSpec(name=str(demo / "sft" / "export"))
+def module_of(
+    method: str,
+    strength: float,
+    demo: Path,
+    seed: int,
+    iterations: int,
+    model: Path | None = None,
+) -> PolicyModule:
+    """A policy to train; or `model`, one that is trained, beside the initial one."""
+    initial = ModelSpec(name=str(demo / "sft" / "export"))
+    spec = initial if model is None else ModelSpec(name=str(model))
     options: dict[str, Any] = {
         "reward": ModelReward(str(demo / "reward" / "export"), normalize=True),
         "sampling": Sampling(max_new_tokens=DemoConfig().policy.max_new_tokens),
@@ -59,10 +92,17 @@ def module_of(method: str, strength: float, demo: Path, seed: int, iterations: i
             LinearLR, start_factor=1.0, end_factor=0.1, total_iters=4 * iterations
         ),
         "seed": seed,
+        "reference": None if model is None else TeacherModel(initial),
     }
-    if method == "RLOO":
-        return RLOOPolicyModule(spec, kl=FixedKL(strength), **options)
-    return BestOfNPolicyModule(spec, n=int(strength), num_anchors=_ANCHORS, **options)
+    if method == "BestOfNPolicyModule":
+        return BestOfNPolicyModule(spec, n=int(strength), num_anchors=_ANCHORS, **options)
+    if method == "online DPO":
+        return OnlineDPOPolicyModule(spec, loss=DPO(strength), **options)
+    options["kl"] = FixedKL(strength)
+    if method == "PPO":
+        critic = {"value": ValueModel(), "value_loss": ValueLoss(coef=0.5, lr=1e-3)}
+        return PPOPolicyModule(spec, **critic, **options)
+    return (GRPOPolicyModule if method == "GRPO" else RLOOPolicyModule)(spec, **options)
 
 
 def data_of(demo: Path, seed: int, iterations: int, heldout: int) -> PromptDataModule:
@@ -88,29 +128,86 @@ def gold(rows: Sequence[dict[str, Any]]) -> list[float]:
 def trained(method: str, strength: float, demo: Path, seed: int, iterations: int) -> dict[str, Any]:
     """Train a policy and judge it."""
     start = time.process_time()
-    trainer = quiet_trainer(limit_val_batches=0)
-    module = module_of(method, strength, demo, seed, iterations)
     data = data_of(demo, seed, iterations, _HELDOUT)
-    trainer.fit(module, datamodule=data)
-    trainer.limit_val_batches = 1
-    rows, kl = complete_heldout(trainer, module, data)
+    with tempfile.TemporaryDirectory() as folder:
+        model = None
+        if method == "DPO":
+            model = Path(folder) / "export"
+            directly(strength, demo, seed, iterations).export(model)
+        module = module_of(method, strength, demo, seed, iterations, model)
+        trainer = quiet_trainer(limit_val_batches=0)
+        if model is None:
+            trainer.fit(module, datamodule=data)
+        trainer.limit_val_batches = 1
+        rows, kl = complete_heldout(trainer, module, data)
     scores = {"reward": fmean(row["score"] for row in rows), "gold": fmean(gold(rows))}
     return scores | {"kl": kl, "seconds": time.process_time() - start}
+
+
+def directly(beta: float, demo: Path, seed: int, iterations: int) -> PreferenceModule:
+    """Offline DPO: on as many prompts, with two pairs of each, in as many steps."""
+    rows = []
+    for first, second in pairwise_samples(demo, seed, iterations * _PROMPTS):
+        chosen, rejected = sorted((first, second), key=lambda row: -row["score"])
+        p = torch.tensor(chosen["score"] - rejected["score"]).sigmoid().item()
+        texts = {"prompt": chosen["prompt"], "chosen": chosen["response"]}
+        rows.append({**texts, "rejected": rejected["response"], "p_chosen": p})
+    steps = 4 * iterations
+    module = PreferenceModule(
+        ModelSpec(name=str(demo / "sft" / "export")),
+        loss=SoftLabelDPO(beta),
+        optimizer=partial(AdamW, lr=3e-4, weight_decay=0.0, betas=(0.9, 0.95)),
+        lr_scheduler=partial(LinearLR, start_factor=1.0, end_factor=0.1, total_iters=steps),
+        seed=seed,
+    )
+    data = PreferenceDataModule(
+        RowsSource(rows),
+        tokenizer=str(demo / "tokenizer"),
+        format=ExplicitPrompt(),
+        batch_size=-(-len(rows) // steps),
+        seed=seed,
+        cache_dir=str(demo / "cache"),
+    )
+    quiet_trainer().fit(module, datamodule=data)
+    return module
+
+
+def pairwise_samples(
+    demo: Path, seed: int, prompts: int
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Pairs of different samples of the initial policy that ended by themselves, two of each prompt."""
+    found = sampled(demo, seed, prompts, _SAMPLES, heldout=False)
+    pairs = [(group[i], group[i + 1]) for group in found for i in range(0, _SAMPLES, 2)]
+    return [
+        pair
+        for pair in pairs
+        if pair[0]["response"] != pair[1]["response"] and all(row["finished"] for row in pair)
+    ]
+
+
+def sampled(
+    demo: Path, seed: int, prompts: int, samples: int, *, heldout: bool
+) -> list[list[dict[str, Any]]]:
+    """Scored samples of the initial policy, by prompt."""
+    module = module_of("RLOO", 1.0, demo, seed, 1)
+    data = data_of(demo, seed, prompts // _PROMPTS, prompts if heldout else _PROMPTS)
+    trainer = quiet_trainer()
+    module.configure_model()
+    trainer.strategy.connect(module)
+    data.prepare_data()
+    data.setup("fit")
+    groups = []
+    for batch in data.val_dataloader() if heldout else data.train_dataloader():
+        _, rows = module.sample(batch, module.sampling, "rollout", samples)
+        groups += [rows[i : i + samples] for i in range(0, len(rows), samples)]
+        module.iteration += 1  # other seeds
+    return groups
 
 
 def picked(demo: Path, seed: int) -> list[dict[str, Any]]:
     """Best-of-n of the initial policy: what the reward model picks among the first n of its samples."""
     most = int(max(STRENGTHS["best of n"]))
-    module = module_of("RLOO", 1.0, demo, seed, 1)
-    data = data_of(demo, seed, 1, _HELDOUT // 2)
-    trainer = quiet_trainer()
-    module.configure_model()
-    trainer.strategy.connect(module)
-    data.prepare_data()
-    data.setup("validate")
-    batch = next(iter(data.val_dataloader()))
-    _, samples = module.sample(batch, module.sampling, "rollout", most)
-    groups = [samples[i : i + most] for i in range(0, len(samples), most)]
+    groups = sampled(demo, seed, _HELDOUT // 2, most, heldout=True)
     points = []
     for n in STRENGTHS["best of n"]:
         best = [max(group[: int(n)], key=lambda row: row["score"]) for group in groups]
@@ -184,14 +281,19 @@ def main() -> None:
     for seed in options.seeds:
         if ("best of n", 2, seed) not in done:
             points += picked(options.demo, seed)
-        for method in ("BestOfNPolicyModule", "RLOO"):
-            for strength in STRENGTHS[method]:
-                if (method, strength, seed) in done:
-                    continue
-                found = trained(method, strength, options.demo, seed, options.iterations)
-                points.append({"method": method, "strength": strength, "seed": seed} | found)
-                file.write_text(json.dumps(points, indent=2) + "\n", encoding="utf-8")
-                print(points[-1], flush=True)
+    wanted = [
+        (method, strength, seed)
+        for method, strengths in STRENGTHS.items()
+        for strength in (strengths if method != "best of n" else ())
+        for seed in options.seeds
+    ]
+    for method, strength, seed in wanted:
+        if (method, strength, seed) in done:
+            continue
+        found = trained(method, strength, options.demo, seed, options.iterations)
+        points.append({"method": method, "strength": strength, "seed": seed} | found)
+        file.write_text(json.dumps(points, indent=2) + "\n", encoding="utf-8")
+        print(points[-1], flush=True)
     print(table(points))
     draw(points, options.figure)
 

@@ -44,3 +44,4 @@ from lit_rlhf.modules.remax import ReMaxPolicyModule as ReMaxPolicyModule
 from lit_rlhf.modules.reward import RewardModelModule as RewardModelModule
 from lit_rlhf.modules.steps import Steps as Steps, Updates as Updates, WarmupCosine as WarmupCosine
 from lit_rlhf.modules.supervised import SupervisedModule as SupervisedModule
+from lit_rlhf.modules.teacher_server import TeacherServer as TeacherServer

@@ -67,6 +67,7 @@ class BestOfNPolicyModule(RLOOPolicyModule):
         check_option(num_anchors >= 1, self, "num_anchors", num_anchors, "at least 1")
         self.best_of = BestOfN(n)
         self.num_anchors = num_anchors
+        self.reference.require_model(self)
 
     def sample_tokens(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int

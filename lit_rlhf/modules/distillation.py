@@ -83,6 +83,7 @@ class DistillationPolicyModule(PolicyModule):
             **kwargs,
         )
         self.reference = teacher
+        self.reference.require_model(self)
         self.divergence: Divergence = self.part("divergence", divergence)
         self.lmbda = lmbda
         check_option(0 < lmbda <= 1, self, "lmbda", lmbda, "in (0, 1]")

@@ -59,6 +59,7 @@ class NashMDPolicyModule(GroupPolicyModule):
         super().__init__(backbone, reward, kl_loss=None, **kwargs)
         self.oracle = oracle or SoftLabels()
         self.opponent = opponent or MixtureOpponent()
+        self.reference.require_model(self)
 
     def sample_tokens(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int

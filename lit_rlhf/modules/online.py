@@ -119,6 +119,8 @@ class OnlineDPOPolicyModule(PolicyModule):
         self.pair_loss = pair_loss
         self.oracle = oracle or SoftLabels()
         self.opponent = opponent
+        if opponent is not None:
+            self.reference.require_model(self)
         self._refuse_bad_losses()
 
     def sample_tokens(

@@ -16,7 +16,7 @@ from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.internals.lightning import next_batch
-from lit_rlhf.models import Backbone, ModelSpec, evaluating, export_policy, gathered
+from lit_rlhf.models import ModelSpec, evaluating, export_policy, gathered
 from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import collect as stages, minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
@@ -69,7 +69,8 @@ class PolicyModule(RLHFModule):
     Args:
         backbone: The initial policy; the reference is the same base with adapters off, or a frozen copy.
         reward: Scores completions; see `lit_rlhf.rewards`.
-        reference: What the policy is held to, $\pi_{ref}$; default: the initial policy. `TeacherModel` is another.
+        reference: What the policy is held to, $\pi_{ref}$; default: the initial policy. Others are `TeacherModel` and
+            `TeacherServer`.
         engine: Samples completions; default `NativeEngine()`.
         sampling: Length limit and temperature of rollouts. Losses use the log-probs of the tempered distribution. Top-k
             and top-p are refused here: the loss would be that of another distribution than the one sampled from.
@@ -149,6 +150,7 @@ class PolicyModule(RLHFModule):
         check_option(samples >= 1, self, "num_samples", samples, "at least 1")
         check_option(penalty >= 0, self, "missing_eos_penalty", penalty, "0 or more")
         refusals.refuse_sampling(self.sampling)
+        self.reference.require_sampling(self.sampling)
         refusals.refuse_updates(updates, self.surrogate)
         refusals.refuse_logprobs(self.engine, importance_correction, recompute=recompute_logprobs)
 
@@ -331,20 +333,18 @@ class PolicyModule(RLHFModule):
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
         """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
-        ref = self.all_logprobs(rollout, *self.reference.beside(self.backbone))
+        temperature, budget = self.sampling.temperature, self.updates.microbatch_tokens
+        ref = self.reference.logprobs(self.backbone, rollout, temperature, budget)
         old = self.sampled_logprobs(rollout)
         return rollout.to_stage(EvaluatedRollout, old_logprobs=old, ref_logprobs=ref)
 
     def sampled_logprobs(self, rollout: Rollout) -> Tensor:
         """(N, T): the engine's of what it sampled, or the policy's own where those are not taken."""
         found = rollout.completions.logprobs
-        own = found is None or self.recompute_logprobs
-        return self.all_logprobs(rollout, self.backbone, "policy") if own else asked(found)
-
-    def all_logprobs(self, rollout: Rollout, model: Backbone, role: str | None) -> Tensor:
-        """(N, T): of a rollout's tokens under a model, without gradient."""
-        budget = self.updates.microbatch_tokens
-        return rollout_logprobs(model, role, self.sampling.temperature, rollout, budget)
+        if found is not None and not self.recompute_logprobs:
+            return found
+        temperature, budget = self.sampling.temperature, self.updates.microbatch_tokens
+        return rollout_logprobs(self.backbone, "policy", temperature, rollout, budget)
 
     def count_generated(self, mask: Tensor) -> None:
         """Count this process's generated tokens, (N, T) bool, among those of all, for the throughput."""

@@ -3,11 +3,14 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.modules.minibatches import rollout_logprobs
+from lit_rlhf.rollout import Sampling
+from lit_rlhf.types import Rollout
 
 _ROLE = "teacher"
 
@@ -44,6 +47,25 @@ class Reference(nn.Module):
     def beside(self, policy: Backbone) -> tuple[Backbone, str | None]:
         """The backbone to ask, and under which role."""
         return (policy, "reference") if policy.has_lora else (self.model, None)
+
+    def logprobs(
+        self, policy: Backbone, rollout: Rollout, temperature: float, budget: int
+    ) -> Tensor:
+        """(N, T): of a rollout's tokens, without gradient.
+
+        Args:
+            policy: Its backbone.
+            rollout: This process's.
+            temperature: Of the sampling.
+            budget: Padded tokens of one forward.
+        """
+        return rollout_logprobs(*self.beside(policy), temperature, rollout, budget)
+
+    def require_model(self, user: object) -> None:
+        """Refuse to serve a module that needs more than `logprobs`; a model refuses none."""
+
+    def require_sampling(self, sampling: Sampling) -> None:
+        """Refuse a distribution of which it can't tell log-probs; a model refuses none."""
 
     def require_movable(self, spec: ModelSpec, alpha: float, *, built: bool) -> None:
         """Refuse what can't be moved.

@@ -67,7 +67,10 @@ def line_plot(
     }
     if all(float(value).is_integer() for one in series for value in one.x):
         axis_x["axis"] = {"tickMinStep": 1}  # no iteration 1.2
-    axis_y = {"field": "y", "type": "quantitative", "title": y or None, "scale": {"zero": zero}}
+    axis_y: dict[str, Any] = {"field": "y", "type": "quantitative", "title": y or None}
+    axis_y["scale"] = {"zero": zero}
+    if len({value for one in series for value in one.y}) == 1:
+        axis_y["axis"] = {"format": ",.4~g"}  # the only tick there is
     look = looks(names, dash=True)
     layers: list[dict[str, Any]] = []
     if has_band:

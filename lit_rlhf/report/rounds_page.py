@@ -102,7 +102,11 @@ def _glance(record: dict[str, Any], rounds: dict[str, dict[str, Any]]) -> list[B
 
 def _cell(measures: dict[str, float], name: str) -> Cell:
     value, error = measures.get(name), measures.get(f"{name}_stderr")
-    return value if value is None or error is None else f"{value:.4g} ± {error:.2g}"
+    return (
+        value
+        if value is None or error is None
+        else f"{value:.4g}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{error:.2g}"
+    )
 
 
 def _plots(rounds: dict[str, dict[str, Any]]) -> list[Any]:
@@ -118,12 +122,13 @@ def _plots(rounds: dict[str, dict[str, Any]]) -> list[Any]:
         if len(found) > 1:
             series = Series(name, list(found), list(found.values()))
             plots.append(line_plot(label, [series], x="rounds of training", y=name))
-    both = [
-        each["measures"] for each in rounds.values() if {"score", "kl"} <= each["measures"].keys()
-    ]
-    if len(both) > 1:
-        points = [each["kl"] for each in both], [each["score"] for each in both]
-        plots.append(scatter_plot("What it cost", {"rounds": points}, x=_TOLD["kl"], y="score"))
+    points = {
+        _named(key): ([each["measures"]["kl"]], [each["measures"]["score"]])
+        for key, each in rounds.items()
+        if {"score", "kl"} <= each["measures"].keys()
+    }
+    if len(points) > 1:
+        plots.append(scatter_plot("What it cost", points, x=_TOLD["kl"], y="score"))
     return plots
 
 
@@ -141,8 +146,8 @@ def _samples(root: Path, rounds: dict[str, dict[str, Any]]) -> Samples | None:
             if prompt not in shown:
                 shown.add(prompt)
                 score = "none" if row["score"] is None else f"{row['score']:.4g}"
-                said = f"{'first policy' if key == 'initial' else f'round {key}'}, score {score}"
-                texts.setdefault(prompt, [("prompt", prompt)]).append((said, str(row["response"])))
+                said = (f"{_named(key)}, score {score}", str(row["response"]))
+                texts.setdefault(prompt, [("prompt", prompt)]).append(said)
     if not texts:
         return None
     return Samples([Sample(each) for each in list(texts.values())[:_PROMPTS]], shown=4)
@@ -161,6 +166,10 @@ def _steps(rounds: dict[str, dict[str, Any]]) -> Section:
         for step in each["steps"]
     ]
     return Section("Steps", blocks, "Each is a command; its options lie in the round's directory.")
+
+
+def _named(key: str) -> str:
+    return "first policy" if key == "initial" else f"round {key}"
 
 
 def _padded(key: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from lit_rlhf.report import Figures, Section, Series, line_plot, write_page
 from tests.unit.report.test_page import HOSTILE, every_plot
+from tests.unit.report.test_rounds_page import write_rounds
 
 pytestmark = pytest.mark.browser
 
@@ -42,6 +43,19 @@ def test_every_plot_is_drawn(browser: Any, tmp_path: Path, width: int, theme: st
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     color = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (color == "rgb(245, 245, 242)") == (theme == "light")
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_rounds_fit_the_window(browser: Any, tmp_path: Path, width: int) -> None:
+    page = write_rounds(tmp_path / "rounds", f"{HOSTILE} {'x' * 200}")
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    sizes = "const t = document.querySelector('table'); return [t.scrollWidth, t.parentElement.clientWidth]"
+    table, room = browser.execute_script(sizes)
+    assert table <= room or width == 420  # where it scrolls by itself
     assert browser.get_log("browser") == []
 
 

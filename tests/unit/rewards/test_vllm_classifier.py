@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, export_reward
 from lit_rlhf.testing import write_tiny_model
-from tests.unit.rollout.real_vllm import serving_vllm
+from tests.unit.rollout.real_vllm import LORA, serving_vllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 ROWS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14], [20, 30, 40], [50, 60, 70, 80, 90, 100, 110, 120]]
@@ -31,6 +31,7 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
         expected = [float(whole(torch.tensor([row])).logits[0, 0]) for row in ROWS]
     assert max(expected) - min(expected) > 0.1
     options = (
+        *LORA,
         *("--runner", "pooling", "--convert", "classify", "--hf-overrides", '{"num_labels": 1}'),
         *("--lora-modules", f"rm={tmp_path / 'adapter'}"),
     )

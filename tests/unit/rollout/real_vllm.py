@@ -19,9 +19,9 @@ _PYTHON = os.environ.get("LIT_RLHF_VLLM_PYTHON") or (sys.executable if HERE else
 _STARTUP_SECONDS = 600
 _COMMON = (
     *("--dtype", "float32", "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "512"),
-    *("--enable-lora", "--max-lora-rank", "16"),
 )
-SAMPLING = ("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm")
+LORA = ("--enable-lora", "--max-lora-rank", "16")
+SAMPLING = (*LORA, "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm")
 
 
 class RealVLLM:
