@@ -52,6 +52,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "chat": Command(
             "lit_rlhf.cli.chat", "Talk with a policy, and see the reward of its answers"
         ),
+        "completion": Command(
+            "lit_rlhf.cli.completion", 'For the shell: eval "$(lit-rlhf completion bash)"'
+        ),
         "help": Command("lit_rlhf.cli.explain", "What a name means: metrics NAME, option NAME"),
         "estimate": Command(
             "lit_rlhf.cli.estimate", "Will it fit? Memory and time of a configuration, by card"
