@@ -1,6 +1,8 @@
 """Guards against policies that exploit their reward until nothing of the language model is left."""
 
+import copy
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +17,18 @@ from lit_rlhf.callbacks.run_record import tell
 from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.lightning import callbacks_of, iterations_done
+from lit_rlhf.options import check_option
 from lit_rlhf.types import Sample
 
+_STATE = ("lasting", "first_lengths", "rollbacks", "last_golds", "best_gold")
 _KL, _ENTROPY = "train/objective/kl", "train/objective/entropy"
 _LENGTH = "train/completions/mean_length"
+_LIMITS = (
+    *((name, 0.0, math.inf) for name in ("max_kl", "min_entropy", "max_gold_drop")),
+    ("min_distinct", 0.0, 1.0),
+    ("max_length_ratio", 1.0, math.inf),
+)
+"""What may be watched: each limit is above the first number, and at most the second."""
 _GOLD, _PROXY = "train/rewards/gold/mean", "train/rewards/proxy/mean"
 
 
@@ -68,20 +78,23 @@ class CollapseGuard(Callback):
         action: Literal["warn", "stop", "rollback"] = "stop",
         max_rollbacks: int = 3,
     ) -> None:
-        self.max_kl = max_kl
-        self.min_entropy = min_entropy
-        self.min_distinct = min_distinct
-        self.max_length_ratio = max_length_ratio
-        self.max_gold_drop = max_gold_drop
-        self.patience = patience
-        self.action = action
-        self.max_rollbacks = max_rollbacks
+        self.max_kl, self.min_entropy, self.min_distinct = max_kl, min_entropy, min_distinct
+        self.max_length_ratio, self.max_gold_drop = max_length_ratio, max_gold_drop
+        self.patience, self.action, self.max_rollbacks = patience, action, max_rollbacks
         self.rollbacks = 0
         self.lasting: dict[str, int] = {}
         self.first_lengths: list[float] = []
         self.last_golds: list[float] = []
         self.best_gold = -float("inf")
-        self._refuse_bad_options()
+        for name, above, below in _LIMITS:
+            limit = getattr(self, name)
+            allowed = f"above {above:g}" + (f", at most {below:g}" if below < math.inf else "")
+            check_option(limit is None or above < limit <= below, self, name, limit, allowed)
+        check_option(patience >= 1, self, "patience", patience, "at least 1")
+        check_option(max_rollbacks >= 0, self, "max_rollbacks", max_rollbacks, "0 or more")
+        if all(getattr(self, name) is None for name, _, _ in _LIMITS):
+            names = ", ".join(name for name, _, _ in _LIMITS)
+            raise ConfigurationError(f"CollapseGuard watches nothing: set one or more of {names}.")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't be watched or restored."""
@@ -229,49 +242,12 @@ class CollapseGuard(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """How long trouble has lasted, the first lengths, rollbacks, gold rewards."""
-        return {
-            "lasting": dict(self.lasting),
-            "first_lengths": list(self.first_lengths),
-            "rollbacks": self.rollbacks,
-            "last_golds": list(self.last_golds),
-            "best_gold": self.best_gold,
-        }
+        return {name: copy.copy(getattr(self, name)) for name in _STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
-        self.lasting = dict(state_dict["lasting"])
-        self.first_lengths = list(state_dict["first_lengths"])
-        self.rollbacks = state_dict["rollbacks"]
-        self.last_golds = list(state_dict["last_golds"])
-        self.best_gold = state_dict["best_gold"]
-
-    def _refuse_bad_options(self) -> None:
-        wrong = {
-            "max_kl": self.max_kl is not None and self.max_kl <= 0,
-            "min_entropy": self.min_entropy is not None and self.min_entropy <= 0,
-            "min_distinct": self.min_distinct is not None and not 0 < self.min_distinct <= 1,
-            "max_length_ratio": self.max_length_ratio is not None and self.max_length_ratio <= 1,
-            "max_gold_drop": self.max_gold_drop is not None and self.max_gold_drop <= 0,
-            "patience": self.patience < 1,
-            "max_rollbacks": self.max_rollbacks < 0,
-        }
-        for name, is_wrong in wrong.items():
-            if is_wrong:
-                raise ConfigurationError(
-                    f"CollapseGuard: {name}={getattr(self, name)} is out of range."
-                )
-        limits = (
-            self.max_kl,
-            self.min_entropy,
-            self.min_distinct,
-            self.max_length_ratio,
-            self.max_gold_drop,
-        )
-        if limits == (None,) * len(limits):
-            raise ConfigurationError(
-                "CollapseGuard watches nothing: set max_kl, min_entropy, min_distinct, "
-                "max_length_ratio or max_gold_drop."
-            )
+        for name in _STATE:
+            setattr(self, name, copy.copy(state_dict[name]))
 
 
 def distinct_2(texts: Sequence[str]) -> float:

@@ -34,6 +34,7 @@ from lit_rlhf.internals.lightning import (
     will_validate,
     writes_shards,
 )
+from lit_rlhf.options import check_option
 
 SaveListener = Callable[[Trainer, Path], None]
 """Called on every rank after a checkpoint is on disk."""
@@ -72,12 +73,12 @@ class IterationCheckpoint(ModelCheckpoint):
     def __init__(
         self, dirpath: str | None = None, every_n_iterations: int = 10, keep_last: int = 2
     ) -> None:
-        if every_n_iterations < 1:
-            raise ConfigurationError(f"every_n_iterations={every_n_iterations} must be at least 1.")
-        if keep_last < 2:
-            raise ConfigurationError(
-                f"keep_last={keep_last}: at least 2, lest a damaged file be the only checkpoint."
-            )
+        every, allowed = (
+            every_n_iterations,
+            "at least 2, lest a damaged file be the only checkpoint",
+        )
+        check_option(every >= 1, self, "every_n_iterations", every, "at least 1")
+        check_option(keep_last >= 2, self, "keep_last", keep_last, allowed)
         # Every trigger of the base class is off: it counts optimizer steps, and knows no iterations.
         super().__init__(dirpath=dirpath, save_top_k=0, every_n_train_steps=0, every_n_epochs=0)
         self.every_n_iterations = every_n_iterations

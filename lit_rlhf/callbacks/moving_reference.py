@@ -8,6 +8,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import iterations_done
 from lit_rlhf.models import divide
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.options import check_option
 
 
 class MovingReference(Callback):
@@ -40,8 +41,7 @@ class MovingReference(Callback):
         every_n_iterations: int | None = None,
         every_n_epochs: int | None = None,
     ) -> None:
-        if not 0 < alpha <= 1:
-            raise ConfigurationError(f"MovingReference: alpha={alpha} must be in (0, 1].")
+        check_option(0 < alpha <= 1, self, "alpha", alpha, "in (0, 1]")
         periods = [period for period in (every_n_iterations, every_n_epochs) if period is not None]
         if len(periods) != 1 or periods[0] < 1:
             raise ConfigurationError(

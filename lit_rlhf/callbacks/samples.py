@@ -10,6 +10,7 @@ from lit_rlhf.callbacks.records import RecordingCallback
 from lit_rlhf.callbacks.tables import log_table
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import iterations_done
+from lit_rlhf.options import check_option
 from lit_rlhf.types import Sample
 
 _COLUMNS = ("prompt", "response", "score", "finished")
@@ -41,8 +42,8 @@ class SampleTable(RecordingCallback):
         filename: str = "samples.jsonl",
     ) -> None:
         super().__init__(dirpath, filename)
-        if every_n_iterations < 1:
-            raise ConfigurationError(f"every_n_iterations={every_n_iterations} must be at least 1.")
+        every = every_n_iterations
+        check_option(every >= 1, self, "every_n_iterations", every, "at least 1")
         self.every_n_iterations = every_n_iterations
         self.num_rows = num_rows
         self._validation: list[Sample] = []

@@ -15,11 +15,11 @@ from lit_rlhf.callbacks.profile import (
     phase_table,
     write_profile,
 )
-from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.flops import call_flops, measure_peak_flops
 from lit_rlhf.models.loading import DTYPES
 from lit_rlhf.modules.phases import Phases, now
+from lit_rlhf.options import check_option, is_number
 from lit_rlhf.types import BranchOutput
 
 _OUTSIDE = "outside iterations"
@@ -67,10 +67,9 @@ class PhaseTimer(Callback):
         summary: bool = False,
         profile: bool = False,
     ) -> None:
-        if isinstance(peak_flops, int | float) and peak_flops <= 0:
-            raise ConfigurationError(
-                f"peak_flops={peak_flops} must be positive: FLOP/s of one device, such as 312e12."
-            )
+        valid = peak_flops in (None, "measure") or (is_number(peak_flops) and float(peak_flops) > 0)
+        allowed = "above 0: FLOP/s of one device, such as 312e12"
+        check_option(valid, self, "peak_flops", peak_flops, allowed)
         self.peak_flops = peak_flops
         self.summary = summary
         self.profile = profile

@@ -14,10 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.cli.output import print_text, write_rows
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
-from lit_rlhf.data.conversion import Conversion, template_options
+from lit_rlhf.data.conversion import Conversion, grouped, template_options
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.finding import unread_columns
-from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.kinds import shape_of
 from lit_rlhf.data.recognition import (
     MODULES,

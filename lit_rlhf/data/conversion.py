@@ -1,16 +1,19 @@
-"""From raw rows to records of the shape that a DataModule needs; what can't be used stays in its place as an error."""
+"""From raw rows, neighbours that belong together as one, to checked records; what can't be used stays as an error."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lit_rlhf.data.formats import Format, group_rows
 from lit_rlhf.data.records import (
     InvalidRowError,
     Record,
     Row,
     Text,
     UnreadableRow,
+    rows_of_group,
     shorten,
     without_missing,
 )
@@ -173,3 +176,41 @@ def _is_empty(completion: Text) -> bool:
     return all(
         set(turn) <= {"role", "content"} and not str(turn["content"]).strip() for turn in completion
     )
+
+
+class _GroupedSource(Source):
+    """The rows of a source, neighbours that belong together as one; messages name the first row of each group.
+
+    Args:
+        source: Where the rows come from.
+        reader: The format, which says what belongs together.
+    """
+
+    def __init__(self, source: Source, reader: Format) -> None:
+        self.source, self.reader = source, reader
+        self._starts = array("q")
+
+    def load(self) -> Iterator[Mapping[str, Any]]:
+        """Go through the groups."""
+        self._starts, count = array("q"), 0
+        for row in group_rows(self.source.load(), self.reader):
+            self._starts.append(count)
+            yield row
+            count += len(rows_of_group(row))
+
+    def fingerprint(self) -> str:
+        """That of the rows."""
+        return self.source.fingerprint()
+
+    def locate(self, row: int) -> str:
+        """Where the first row of a group is."""
+        return self.source.locate(self._starts[row])
+
+    def __str__(self) -> str:
+        """What messages call the source."""
+        return str(self.source)
+
+
+def grouped(source: Source, reader: Format) -> Source:
+    """The source as a format reads it: itself, where rows stand alone."""
+    return source if reader.groups_by() is None else _GroupedSource(source, reader)

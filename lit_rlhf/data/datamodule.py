@@ -20,17 +20,17 @@ from lit_rlhf.data.keys import content_key, describe_class, users_options
 from lit_rlhf.data.loaders import Loaders, replicas
 from lit_rlhf.data.mixture import weights_of
 from lit_rlhf.data.option_rules import OPTION_RULES, check_sources, refuse_formats
-from lit_rlhf.data.position import (
-    STATE_VERSION,
-    Position,
-    batches_in_flight,
-    check_state,
-)
 from lit_rlhf.data.prepared import PreparedSources, Tokenization, shares_of
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
+from lit_rlhf.data.samplers import (
+    STATE_VERSION,
+    Position,
+    batches_in_flight,
+    check_state,
+)
 from lit_rlhf.data.showing import form_of_prompts
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError

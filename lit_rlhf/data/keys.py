@@ -37,7 +37,6 @@ _PREPARING = (
         "chat",
         "conversion",
         "encoding",
-        "pieces",
         "preparation",
         "records",
         "repeats",

@@ -11,9 +11,14 @@ from torch.utils.data import DataLoader
 
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.mixture import Shares
-from lit_rlhf.data.position import Position, ResumableLoader
 from lit_rlhf.data.rows import TokenizedRows
-from lit_rlhf.data.samplers import EvaluationSampler, LengthBucketSampler, even_batch_size
+from lit_rlhf.data.samplers import (
+    EvaluationSampler,
+    LengthBucketSampler,
+    Position,
+    ResumableLoader,
+    even_batch_size,
+)
 from lit_rlhf.seeding import generator
 
 

@@ -9,11 +9,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.cache import Entry, TokenCache, cache_root
-from lit_rlhf.data.conversion import Shape
+from lit_rlhf.data.conversion import Shape, grouped
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.finding import FormatFinder, say_found
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.keys import UnknownContentError, code_of_preparation, content_key
 from lit_rlhf.data.mixture import Shares, sources_of, weights_of
 from lit_rlhf.data.preparation import Preparation

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models.branched import pack
 from lit_rlhf.modules.remax import GREEDY
+from lit_rlhf.options import check_option
 from lit_rlhf.types import BranchedBatch, Generation, Prompts, ScoredRollout, Scores
 
 _RANKED = 4
@@ -35,8 +35,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ConfigurationError(f"{name}={value}: an estimate is of at least 1.")
+            check_option(value >= 1, self, name, value, "at least 1")
 
     @property
     def row(self) -> int:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_rlhf.data import AnswerSets, Format, InvalidRowError, Record, Source
-from lit_rlhf.data.conversion import Conversion, Shape
+from lit_rlhf.data.conversion import Conversion, Shape, grouped
 from lit_rlhf.data.formats.base import Style
-from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.recognition import first_rows, read_as, spell
 from lit_rlhf.data.records import Row, read_number
 from lit_rlhf.data.sources import rows_of

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option
 from lit_rlhf.rewards.base import Reward, failed_of
 from lit_rlhf.types import Completions, Scores
 
@@ -108,10 +109,8 @@ class EnsembleUncertainty(Ensemble):
 
     def __init__(self, rewards: list[Reward], coefficient: float = 1.0) -> None:
         super().__init__(rewards)
-        if coefficient < 0:
-            raise ConfigurationError(
-                f"EnsembleUncertainty.coefficient={coefficient} would reward disagreement: give 0 or more."
-            )
+        allowed = "0 or more: below, it would reward disagreement"
+        check_option(coefficient >= 0, self, "coefficient", coefficient, allowed)
         self.coefficient = coefficient
 
     def combine(self, scores: Tensor) -> Tensor:

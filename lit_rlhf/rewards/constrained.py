@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.distributed import weighted_mean
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.options import check_option
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.combine import score_members
 from lit_rlhf.types import Completions, Scores
@@ -50,19 +50,15 @@ class ConstrainedReward(Reward):
         max_multiplier: float = 20.0,
     ) -> None:
         super().__init__()
-        if not 1 <= max_multiplier < math.inf:
-            raise ConfigurationError(
-                f"ConstrainedReward.max_multiplier={max_multiplier} must be 1 or more."
-            )
-        if not 1 / max_multiplier <= multiplier <= max_multiplier:
-            raise ConfigurationError(
-                f"ConstrainedReward.multiplier={multiplier} must be from 1/max_multiplier to "
-                f"max_multiplier={max_multiplier}."
-            )
-        if rate < 0:
-            raise ConfigurationError(
-                f"ConstrainedReward.rate={rate} would favour cost: give 0 (a fixed multiplier) or more."
-            )
+        most, allowed = (
+            max_multiplier,
+            "0 (a fixed multiplier) or more: below, it would favour cost",
+        )
+        check_option(1 <= most < math.inf, self, "max_multiplier", most, "1 or more, and finite")
+        within = 1 / most <= multiplier <= most
+        between = f"from 1/max_multiplier to max_multiplier={most}"
+        check_option(within, self, "multiplier", multiplier, between)
+        check_option(rate >= 0, self, "rate", rate, allowed)
         self.reward = reward
         self.cost = cost
         self.limit = limit

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, RewardSource
 from lit_rlhf.models.specs import Attention, DTypeOption, Quantization
+from lit_rlhf.options import check_option
 from lit_rlhf.prompt_form import PromptForm, warn_of_prompts
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.rewards.retokenize import Retokenizer, TokenRows, same_ids
@@ -74,8 +75,7 @@ class ModelReward(Reward):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        if batch_tokens < 1:
-            raise ConfigurationError(f"ModelReward.batch_tokens={batch_tokens} must be at least 1.")
+        check_option(batch_tokens >= 1, self, "batch_tokens", batch_tokens, "at least 1")
         self.path = path
         self.share_base = share_base
         self.normalize = normalize

@@ -7,6 +7,7 @@ from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import Moments, merge_moments
 from lit_rlhf.functional.rewards import no_moments
+from lit_rlhf.options import check_option
 from lit_rlhf.rewards.base import Reward
 from lit_rlhf.types import Completions, Scores
 
@@ -49,12 +50,9 @@ class NormalizedReward(Reward):
             raise ConfigurationError(
                 f"NormalizedReward has mean={mean} and std={std}: give both (fixed) or neither (running statistics)."
             )
-        if std is not None and std <= 0:
-            raise ConfigurationError(f"NormalizedReward.std={std} must be larger than 0.")
-        if clip is not None and clip <= 0:
-            raise ConfigurationError(
-                f"NormalizedReward.clip={clip} must be larger than 0, or null for no clipping."
-            )
+        check_option(std is None or std > 0, self, "std", std, "above 0")
+        allowed = "above 0, or null for no clipping"
+        check_option(clip is None or clip > 0, self, "clip", clip, allowed)
         self.reward = reward
         self.fixed = (mean, std) if mean is not None and std is not None else None
         self.center = center

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.options import check_option
 from lit_rlhf.rewards.base import Reward, as_scores, read_column
 from lit_rlhf.types import Completions, Scores
 
@@ -59,10 +60,8 @@ class LengthReward(Reward):
         unit: Literal["tokens", "words", "characters"] = "tokens",
     ) -> None:
         super().__init__()
-        if scale == 0:
-            raise ConfigurationError(
-                "LengthReward.scale=0 divides by 0: give how many units of length a reward of 1 is."
-            )
+        allowed = "how many units of length a reward of 1 is: not 0"
+        check_option(abs(scale) > 0, self, "scale", scale, allowed)
         self.target = target
         self.scale = scale
         self.unit = unit

@@ -109,7 +109,8 @@ class Ahead(RolloutEngine):
             version: Iteration whose weights these are.
         """
         if self.staleness == 1:
-            sample = self.engine.begin(backbone, request)
+            # Threads begin with gradients; an engine that computes would keep the graph of all its steps.
+            sample = torch.no_grad()(self.engine.begin(backbone, request))
             self._drawn = _Drawn(_plain(request), version, in_a_thread(sample, "ahead"))
 
     def stamp(self, generation: Generation, version: int) -> Generation:

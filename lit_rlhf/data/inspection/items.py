@@ -10,9 +10,8 @@ from itertools import islice
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.conversion import Conversion, check_identical
+from lit_rlhf.data.conversion import Conversion, check_identical, grouped
 from lit_rlhf.data.encoding import Encoded, Encoder
-from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.inspection.words import WordHashes, plain_text
 from lit_rlhf.data.kinds import shape_of
 from lit_rlhf.data.recognition import Reading

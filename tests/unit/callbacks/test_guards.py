@@ -190,7 +190,8 @@ def test_distinct_pairs_are_counted_within_each_text() -> None:
     ("options", "message"),
     [
         ({}, "watches nothing"),
-        ({"max_kl": 0.0}, "max_kl=0.0 is out of range"),
+        ({"max_kl": 0.0}, "max_kl must be above 0"),
+        ({"max_kl": float("nan")}, "max_kl must be above 0"),
         ({"min_entropy": -1.0}, "min_entropy=-1.0"),
         ({"min_distinct": 1.5}, "min_distinct=1.5"),
         ({"max_length_ratio": 1.0}, "max_length_ratio=1.0"),

@@ -192,7 +192,7 @@ def test_policies_against_an_average_of_their_past(arrangement: str, tiny_model_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": 0.0, "every_n_epochs": 1}, r"alpha=0.0 must be in \(0, 1\]"),
+        ({"alpha": 0.0, "every_n_epochs": 1}, r"alpha must be in \(0, 1\]"),
         ({"alpha": 1.1, "every_n_epochs": 1}, r"alpha=1.1"),
         ({}, "set exactly one of them"),
         ({"every_n_epochs": 1, "every_n_iterations": 1}, "set exactly one of them"),

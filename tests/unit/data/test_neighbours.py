@@ -20,8 +20,8 @@ from lit_rlhf.data import (
     RowsSource,
     UnpairedDataModule,
 )
+from lit_rlhf.data.conversion import grouped
 from lit_rlhf.data.formats import group_rows
-from lit_rlhf.data.grouping import grouped
 from lit_rlhf.data.records import RowGroup, rows_of_group
 
 SHAPES = Path(__file__).parent / "shapes"

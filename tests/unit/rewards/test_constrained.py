@@ -122,9 +122,9 @@ def test_dual_ascent_ends_in_complementary_slackness(limit: float, binds: bool) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"multiplier": 0.0}, r"multiplier=0\.0 must be from"),
+        ({"multiplier": 0.0}, r"multiplier must be from"),
         ({"multiplier": 30.0}, r"multiplier=30\.0"),
-        ({"rate": -0.1}, r"rate=-0\.1 would favour cost"),
+        ({"rate": -0.1}, r"rate=-0\.1.*would favour cost"),
         ({"max_multiplier": 0.5}, r"max_multiplier=0\.5"),
     ],
 )

@@ -110,8 +110,8 @@ def test_running_state_goes_through_a_checkpoint_however_deep_it_lies() -> None:
     [
         ({"mean": 1.0}, "mean=1.0 and std=None: give both"),
         ({"std": 1.0}, "mean=None and std=1.0: give both"),
-        ({"mean": 0.0, "std": 0.0}, "std=0.0 must be larger than 0"),
-        ({"clip": -1.0}, "clip=-1.0 must be larger than 0"),
+        ({"mean": 0.0, "std": 0.0}, "std must be above 0"),
+        ({"clip": -1.0}, "clip must be above 0"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict[str, float], message: str) -> None:

@@ -154,6 +154,26 @@ def test_what_fails_is_sampled_anew_where_a_server_is_waited_for(
     assert found.versions is None, "no older ones: the policy writes down its own"
 
 
+class OnACopy(NativeEngine):
+    """Samples here, in the thread."""
+
+    samples_elsewhere = True
+
+    def begin(self, backbone: Backbone, asked: RolloutRequest) -> Callable[[], Generation]:
+        def sample() -> Generation:
+            assert not torch.is_grad_enabled()
+            return NativeEngine().sample(backbone, asked)
+
+        return sample
+
+
+def test_no_graph_is_kept_of_what_is_sampled(backbone: Backbone) -> None:
+    engine = Ahead(OnACopy())
+    engine.look_ahead(backbone, request(), version=0)
+    logprobs = engine.generate(backbone, request()).logprobs
+    assert logprobs is not None and not logprobs.requires_grad
+
+
 def test_its_state_is_what_it_has_sampled(
     engine: Ahead, backbone: Backbone, tmp_path: Path
 ) -> None:
