@@ -36,7 +36,11 @@ from tests.unit.callbacks.standins import quiet_trainer
 from tests.unit.modules.policies import CountVowels, prompt_loader
 from tests.unit.rollout.real_vllm import HERE, serving_vllm
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # vLLM's, where it is imported here
+]
 STOPS = list(range(60, 110))
 
 
