@@ -57,6 +57,7 @@ class Arm:
 ARMS = {
     "one": Arm(1),
     "two": Arm(2),
+    "three": Arm(3),
     "four": Arm(4),
     "two-initial": Arm(2, start="initial"),
     "one-half-beta": Arm(1, 0.25),
@@ -98,7 +99,7 @@ def training(arm: Arm, lr: float, demo: Path) -> Training:
 def prompts_of(arm: Arm, seed: int) -> list[list[dict[str, str]]]:
     """The prompts of each round; together the same for all arms of a seed."""
     rows = DemoConfig().world.prompts((seed + 1) * _PROMPTS)[seed * _PROMPTS :]
-    each = _PROMPTS // arm.rounds
+    each = -(-_PROMPTS // arm.rounds)
     return [rows[i * each : (i + 1) * each] for i in range(arm.rounds)]
 
 

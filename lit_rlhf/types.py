@@ -125,10 +125,14 @@ class BranchOutput:
 class SequenceStats:
     """What preference losses see of the branches of a batch."""
 
-    logprobs: Tensor  # (B, K) float32: sum over the branch's tokens
-    lengths: Tensor  # (B, K) int64: number of tokens, EOS included
-    token_logprobs: Tensor | None = None  # (B, K, T)
-    token_mask: Tensor | None = None  # (B, K, T) bool
+    logprobs: Tensor
+    """(B, K) float32: sum over the branch's tokens."""
+    lengths: Tensor
+    """(B, K) int64: number of tokens, EOS included."""
+    token_logprobs: Tensor | None = None
+    """(B, K, T)."""
+    token_mask: Tensor | None = None
+    """(B, K, T) bool."""
 
 
 @dataclass(frozen=True)
@@ -334,9 +338,9 @@ class Rollout:
         """The part of the rollout that belongs to some prompts, trimmed to its longest prompt and response.
 
         Args:
-            prompts: (m,) int64 indices of prompts, on the CPU; all samples of a prompt stay together.
+            prompts: (m,) int64 indices of prompts; all samples of a prompt stay together. On the CPU they cost no wait.
         """
-        lengths, device = self.lengths[prompts], self.response_mask.device
+        lengths, device = self.lengths[prompts.cpu()], self.response_mask.device
         width, length = (max(int(part.max()), 1) for part in (lengths[:, 0], lengths[:, 1:]))
         chosen = prompts.to(device, non_blocking=True)
         samples = torch.arange(self.num_samples, device=device)

@@ -10,7 +10,8 @@ def test_arms_have_the_same_prompts_in_parts_and_seeds_have_others() -> None:
     for arm in ARMS.values():
         parts = prompts_of(arm, 1)
         assert len(parts) == arm.rounds
-        assert len({len(part) for part in parts}) == 1
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
         assert list(itertools.chain(*parts)) == whole
     assert prompts_of(ARMS["one"], 0)[0] != whole
 

@@ -144,7 +144,7 @@ class DAPOPolicyModule(GroupPolicyModule):
                 "frac_reward_zero_std": ~teaches,
             }
         )
-        return rollout.select(chosen[rank() :: num_ranks()].cpu())
+        return rollout.select(chosen[rank() :: num_ranks()])
 
 
 def _teaches(rollout: ScoredRollout) -> Tensor:
