@@ -41,8 +41,8 @@ class BestOfNPolicyModule(GroupPolicyModule):
         reward: Scores completions.
         n: 2 or more. The KL at the optimum is at most $\log n - (n-1)/n$; large n make the worst samples count much.
         num_anchors: m, 1 or more: samples of the reference per prompt and iteration; about n or more.
-        **kwargs: As for `GroupPolicyModule`; advantage, reduction and samples are those of RLOO, kl is `FixedKL(1)`, and another coefficient leads to
-            $\pi_{ref}(\pi_{bon}/\pi_{ref})^{1/\beta}/Z$.
+        **kwargs: As for `GroupPolicyModule`; advantage, reduction and samples are by default those of RLOO. kl is
+            `FixedKL(1)`, and another coefficient leads to $\pi_{ref}(\pi_{bon}/\pi_{ref})^{1/\beta}/Z$.
 
     Raises:
         ConfigurationError: n or num_anchors is too low.
