@@ -296,5 +296,7 @@ def test_another_base_is_refused(url: str, tmp_path: Path) -> None:
 def test_what_the_server_refuses_is_passed_on(backbone: Backbone, url: str) -> None:
     large = Backbone.load(backbone.spec)
     large.add_adapter("policy", lora=LoraSpec(rank=32))
-    with pytest.raises(ConfigurationError, match=r"to load the adapter.*--max-lora-rank"):
+    with pytest.raises(
+        ConfigurationError, match=r"can't load the adapter.*: LoRA rank 32 .*--max-lora-rank"
+    ):
         _sample(VLLMServerEngine(url), large, make_seeds(6))
