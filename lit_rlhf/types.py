@@ -125,10 +125,14 @@ class BranchOutput:
 class SequenceStats:
     """What preference losses see of the branches of a batch."""
 
-    logprobs: Tensor  # (B, K) float32: sum over the branch's tokens
-    lengths: Tensor  # (B, K) int64: number of tokens, EOS included
-    token_logprobs: Tensor | None = None  # (B, K, T)
-    token_mask: Tensor | None = None  # (B, K, T) bool
+    logprobs: Tensor
+    """(B, K) float32: sum over the branch's tokens."""
+    lengths: Tensor
+    """(B, K) int64: number of tokens, EOS included."""
+    token_logprobs: Tensor | None = None
+    """(B, K, T)."""
+    token_mask: Tensor | None = None
+    """(B, K, T) bool."""
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ COMMON: dict[str, Option] = {
         lora("target_modules"),
         "Unset, TRL adapts the few layers that peft has on its list; here it is every linear layer.",
     ),
+    "lora_task_type": read_with("use_peft", ours="always that of the task"),
     "use_rslora": Option("`model.backbone.lora.rslora`", lora("rslora")),
     "load_in_4bit": Option("`model.backbone.quantization`", quantization, "nf4 or fp4."),
     "load_in_8bit": Option(
@@ -118,7 +119,7 @@ COMMON: dict[str, Option] = {
         "Products with 4 bits are in `model.backbone.dtype`; the scales are not quantized again.",
     ),
     **none("use_dora lora_target_parameters", "Adapters are LoRA on linear layers."),
-    **none("lora_modules_to_save lora_task_type", "Heads are trained and saved by themselves."),
+    **none("lora_modules_to_save", "Heads are trained and saved by themselves."),
     **none("model_init_kwargs", "Its entries have options of their own in `model.backbone`."),
     **none(
         "router_aux_loss_coef", "The balance loss of mixtures of experts is not part of any loss."

@@ -30,7 +30,12 @@ class LabelledPair(Pair):
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """Two answers, and what a judge says of them."""
+    """Two answers, and what a judge says of them.
+
+    Attributes:
+        pair: The answers, with the label that the data had.
+        opinion: The judge's.
+    """
 
     pair: LabelledPair
     opinion: Opinion

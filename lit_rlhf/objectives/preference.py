@@ -64,8 +64,11 @@ class Completion:
     collision: Float[Tensor, "*rows"] | None = None
     """Sum over tokens of log sum_v pi(v)^2."""
     token_logprobs: Float[Tensor, "*rows time"] | None = None
+    """Log-prob of each token under the policy."""
     ref_token_logprobs: Float[Tensor, "*rows time"] | None = None
+    """The same under the reference, without gradient."""
     token_mask: Bool[Tensor, "*rows time"] | None = None
+    """Which of them are tokens; the rest is padding."""
     value: Float[Tensor, " prompts"] | None = None
     """A learned value of the prompt."""
 

@@ -23,7 +23,11 @@ Cell = str | float | int | bool | None
 
 @dataclass(frozen=True)
 class Figures:
-    """Plots side by side, below each other where there is no room."""
+    """Plots side by side, below each other where there is no room.
+
+    Attributes:
+        plots: In the order of reading.
+    """
 
     kind: ClassVar[str] = "figures"
     plots: Sequence[Plot]
@@ -51,7 +55,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The few numbers that matter, large: (value, label)."""
+    """The few numbers that matter, large.
+
+    Attributes:
+        items: (value, label) of each.
+    """
 
     kind: ClassVar[str] = "numbers"
     items: Sequence[tuple[Cell, str]]
@@ -74,7 +82,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """Texts to read; shown as written, whatever is in them. Beyond the first `shown` they are folded away."""
+    """Texts to read; shown as written, whatever is in them.
+
+    Attributes:
+        samples: The texts.
+        caption: A sentence above them.
+        shown: How many are open; the others are folded away.
+    """
 
     kind: ClassVar[str] = "samples"
     samples: Sequence[Sample]
@@ -84,7 +98,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Code:
-    """A command or a file's text; `folded` behind its label where it is long."""
+    """A command or a file's text.
+
+    Attributes:
+        text: As it stands.
+        label: What it is.
+        folded: Whether it is hidden behind its label, where it is long.
+    """
 
     kind: ClassVar[str] = "code"
     text: str
@@ -94,7 +114,12 @@ class Code:
 
 @dataclass(frozen=True)
 class Note:
-    """What a reader must not miss; `bad` where something went wrong."""
+    """What a reader must not miss.
+
+    Attributes:
+        text: A sentence.
+        bad: Whether something went wrong.
+    """
 
     kind: ClassVar[str] = "note"
     text: str
@@ -106,7 +131,13 @@ Block = Figures | Table | Numbers | Samples | Code | Note
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence or two below it, and blocks."""
+    """A part of a page.
+
+    Attributes:
+        title: Its heading.
+        blocks: What stands in it.
+        text: A sentence or two below the heading.
+    """
 
     title: str
     blocks: Sequence[Block] = ()

@@ -11,7 +11,14 @@ from lit_rlhf.report.vega import COLORS, Plot, looks, tips
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with an interval, such as an accuracy with its 95 % confidence interval."""
+    """A value with an interval, such as an accuracy with its 95 % confidence interval.
+
+    Attributes:
+        name: What it is of.
+        value: The value.
+        low: Lower end.
+        high: Upper end.
+    """
 
     name: str
     value: float

@@ -205,7 +205,9 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
             notes.append(Note(f"{who}{len(one.scored)} comparisons are few: mind the intervals."))
         elif 1 < prompts < _FEW:
             notes.append(Note(f"{who}{prompts} different prompts are few: mind the intervals."))
-    return notes
+    if len(evaluations) > 1:
+        return notes
+    return [Note(each.text[0].upper() + each.text[1:], bad=each.bad) for each in notes]
 
 
 def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> Section:

@@ -1,6 +1,7 @@
 """What a run's directory holds, read for its report."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,12 +166,17 @@ def _object(path: Path, damaged: dict[str, int]) -> dict[str, Any]:
 
 
 def _flat(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Options with dotted names; lists of classes by number."""
+    """Options with dotted names; in lists by the class, so that one more moves no other, else by number."""
     if isinstance(options, Mapping) and options:
         for name, value in options.items():
             yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
     elif isinstance(options, list) and any(isinstance(value, Mapping) for value in options):
+        used: Counter[str] = Counter()
         for number, value in enumerate(options):
-            yield from _flat(value, f"{prefix}.{number}")
+            path = value.get("class_path") if isinstance(value, Mapping) else None
+            name = str(number) if path is None else str(path).rpartition(".")[2]
+            used[name] += 1
+            name = name if used[name] == 1 else f"{name} ({used[name]})"
+            yield from _flat(value, f"{prefix}.{name}")
     else:
         yield prefix, options

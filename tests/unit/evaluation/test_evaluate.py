@@ -112,8 +112,8 @@ def test_rows_of_one_prompt_are_cases_where_there_is_no_other(tmp_path: Path) ->
     noted, unnoted = (
         report_reward([each], tmp_path / "page.html").read_text() for each in (alone, other)
     )
-    assert "all comparisons are of one prompt" in noted
-    assert "all comparisons are of one prompt" not in unnoted
+    assert "All comparisons are of one prompt" in noted
+    assert "All comparisons are of one prompt" not in unnoted
 
 
 def test_every_interval_counts_prompts() -> None:

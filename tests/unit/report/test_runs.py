@@ -5,15 +5,17 @@ import re
 import shutil
 from pathlib import Path
 from statistics import stdev
+from typing import Any
 
 import pytest
+import yaml
 from scipy import stats
 
 from lit_rlhf.cli import main
 from lit_rlhf.errors import DataError
 from lit_rlhf.report.curves import Group
 from lit_rlhf.report.run_page import report_runs
-from lit_rlhf.report.runs import read_runs
+from lit_rlhf.report.runs import read_runs, settled_options
 from lit_rlhf.testing.tiny import write_tiny_world
 from tests.unit.report.test_page import HOSTILE, Reader
 
@@ -110,6 +112,17 @@ def seeded(run: Path, seed: int) -> Path:
     ]
     (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return other
+
+
+def test_one_more_callback_is_the_one_difference() -> None:
+    def callbacks(*classes: str) -> dict[str, Any]:
+        listed = [{"class_path": f"lit_rlhf.callbacks.{each}"} for each in classes]
+        return settled_options(yaml.safe_dump({"trainer": {"callbacks": listed}}))
+
+    few, more = callbacks("A", "B", "B"), callbacks("C", "A", "B", "B")
+    name = "trainer.callbacks.C.class_path"
+    assert more == {**few, name: "lit_rlhf.callbacks.C"}
+    assert len(few) == 3
 
 
 def test_runs_that_differ_by_seed_alone_are_one_with_a_band(runs: Path) -> None:
