@@ -24,7 +24,7 @@ from lit_rlhf.options import is_whole
 def launch(
     words: Sequence[str], workers: int, failures: int = 3, storage: Path = Path("runs/ray")
 ) -> None:
-    """Run a training command on the workers of a Ray cluster: the one that RAY_ADDRESS names, or a local one.
+    """Run a training command on the workers of a Ray cluster: the one that RAY_ADDRESS names, one here, or a new one.
 
     Args:
         words: The command line of `lit-rlhf`. `fit` goes on after the newest checkpoint, if there is one.

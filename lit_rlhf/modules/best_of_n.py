@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.models import ModelSpec, evaluating
-from lit_rlhf.modules.group import Parts, RLOOPolicyModule
+from lit_rlhf.modules.group import GroupPolicyModule, Parts, RLOOPolicyModule
 from lit_rlhf.modules.opponents import ReferenceOpponent
 from lit_rlhf.objectives import BestOfN, FixedKL, places_among
 from lit_rlhf.options import check_option
@@ -21,7 +21,7 @@ BELOW, AT_MOST = "reference_below", "reference_at_most"
 _ANCHORS = "anchors"
 
 
-class BestOfNPolicyModule(RLOOPolicyModule):
+class BestOfNPolicyModule(GroupPolicyModule):
     r"""Best-of-n into weights (vBoN, arXiv:2407.06057): the reward is $\log\pi_{bon}(y)/\pi_{ref}(y)$, the KL counts 1.
 
     The optimum is $\pi_{bon}$, the distribution of the best of n samples of the initial policy, at the cost of one:
@@ -41,8 +41,8 @@ class BestOfNPolicyModule(RLOOPolicyModule):
         reward: Scores completions.
         n: 2 or more. The KL at the optimum is at most $\log n - (n-1)/n$; large n make the worst samples count much.
         num_anchors: m, 1 or more: samples of the reference per prompt and iteration; about n or more.
-        **kwargs: As for `RLOOPolicyModule`; kl is `FixedKL(1)`, and another coefficient leads to
-            $\pi_{ref}(\pi_{bon}/\pi_{ref})^{1/\beta}/Z$.
+        **kwargs: As for `GroupPolicyModule`; advantage, reduction and samples are by default those of RLOO. kl is
+            `FixedKL(1)`, and another coefficient leads to $\pi_{ref}(\pi_{bon}/\pi_{ref})^{1/\beta}/Z$.
 
     Raises:
         ConfigurationError: n or num_anchors is too low.
@@ -52,6 +52,7 @@ class BestOfNPolicyModule(RLOOPolicyModule):
         **RLOOPolicyModule.default_parts,
         "kl": partial(FixedKL, 1.0),
     }
+    default_samples: ClassVar[int] = RLOOPolicyModule.default_samples
 
     def __init__(
         self,

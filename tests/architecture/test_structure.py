@@ -14,7 +14,9 @@ from typing import get_type_hints
 
 import pytest
 from jsonargparse._typehints import get_all_subclass_paths
+from lightning.pytorch import LightningModule
 
+from lit_rlhf import modules
 from tests.public import public_names
 
 ROOT = Path(__file__).parents[2]
@@ -205,6 +207,17 @@ def test_layers_hold() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+def test_modules_are_not_deep() -> None:
+    """What varies is injected: at most four of our classes on the way to LightningModule, and one base each."""
+    kinds = [getattr(modules, name) for name in public_names("lit_rlhf.modules")]
+    kinds = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, LightningModule)]
+    assert len(kinds) > 20
+    for kind in kinds:
+        ours = [base for base in kind.__mro__ if base.__module__.startswith("lit_rlhf.")]
+        assert len(ours) <= 4, kind
+        assert all(len(base.__bases__) == 1 for base in ours), kind
 
 
 def _imported(path: Path) -> set[str]:

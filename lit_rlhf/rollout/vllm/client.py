@@ -1,5 +1,6 @@
 """One vLLM server, by its HTTP interface (read from vLLM 0.32)."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from lit_rlhf.rollout.vllm.weights import shapes
 
 _TEXT = "Two servers: which one's tokens are these? ¿Ü 42 €"
 """Read by both tokenizers at the start."""
+_MESSAGE = re.compile(r'"message": ?"([^"]*)"')
+"""Of an answer of vLLM that is an error."""
 _TIED = "lm_head.weight"
 """Left out of files where it is the embeddings."""
 _ADAPTERS = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
@@ -95,7 +98,7 @@ class VLLMServer(Sampler):
         """Have the server read it from its directory."""
         body = {"lora_name": version.name, "lora_path": str(version.path)}
         try:
-            self._client.post("/v1/load_lora_adapter", body, reads=False)
+            self._client.post("/v1/load_lora_adapter", body, retries=1, reads=False)
         except LitRLHFError as error:
             what = f"load the adapter {version.path}"
             raise self._with_way_out(error, what, _ADAPTERS) from error
@@ -244,23 +247,29 @@ class VLLMServer(Sampler):
 
     def _with_way_out(self, error: LitRLHFError, what: str, needed: str) -> LitRLHFError:
         said = str(error)
-        off = "HTTP 404" in said and "No adapter found" not in said
+        message = _MESSAGE.search(said)
+        why = (message[1].replace("\\'", "'") if message else said).rstrip(".")
+        kind: type[LitRLHFError] = ConfigurationError
         if "max_lora_rank" in said:
             way_out = "Start it with a --max-lora-rank that is no smaller than the policy's."
-        elif off or "LoRA is not enabled" in said:
-            way_out = f"Start it with {needed}."
         elif "out of memory" in said:
             way_out = "Start it with a smaller --gpu-memory-utilization, or on a device of its own."
+        elif "LoRA is not enabled" in said or (
+            "HTTP 404" in said and "No adapter found" not in said
+        ):
+            why, way_out = "it wasn't started for that", f"Start it with {needed}."
         elif needed == _NCCL:
+            kind = type(error)
             way_out = (
                 f"Look at its log: was it started with {needed}, on other GPUs than the policy's?"
             )
         else:
+            kind = ConfigurationError if "No adapter found" in said else type(error)
             way_out = (
                 "Look at its log: can it read that directory, or should sync.init_args.directory name one that "
-                "both see? Is its model the policy's, and had it memory left?"
+                "both see? Is its model the policy's?"
             )
-        return type(error)(f"{self} was to {what}. {way_out} {said}")
+        return kind(f"{self} can't {what}: {why}. {way_out}")
 
     def _completed(self, choice: Any, most: int, what: str) -> Completed:
         tokens = self._part(choice, "token_ids", list, what)
