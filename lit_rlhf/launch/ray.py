@@ -54,8 +54,8 @@ def launch(
         words = [*words, "--ckpt_path", "last"]
     with importing_extra("ray", "python -m lit_rlhf.launch.ray"):
         import torch  # noqa: PLC0415
-        from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: PLC0415
-        from ray.train.torch import TorchTrainer  # noqa: PLC0415
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
 
     _check(words)
     TorchTrainer(
@@ -81,7 +81,7 @@ def _check(words: Sequence[str]) -> None:
 
 def _work(config: dict[str, Any]) -> None:
     """One worker: what Ray knows of it, by the names that torchrun gives it, and the command."""
-    from ray.train import get_context  # noqa: PLC0415
+    from ray.train import get_context
 
     context = get_context()
     here, all_of_them = context.get_local_world_size(), context.get_world_size()

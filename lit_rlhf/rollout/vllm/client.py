@@ -248,7 +248,7 @@ class VLLMServer(Sampler):
     def _with_way_out(self, error: LitRLHFError, what: str, needed: str) -> LitRLHFError:
         said = str(error)
         message = _MESSAGE.search(said)
-        why = (message[1] if message else said).rstrip(".")
+        why = (message[1].replace("\\'", "'") if message else said).rstrip(".")
         kind: type[LitRLHFError] = ConfigurationError
         if "max_lora_rank" in said:
             way_out = "Start it with a --max-lora-rank that is no smaller than the policy's."

@@ -301,6 +301,6 @@ def test_what_the_server_refuses_is_passed_on(backbone: Backbone, url: str) -> N
     large = Backbone.load(backbone.spec)
     large.add_adapter("policy", lora=LoraSpec(rank=32))
     with pytest.raises(
-        ConfigurationError, match=r"can't load the adapter.*: LoRA rank 32 .*--max-lora-rank"
+        ConfigurationError, match=r"can't load the adapter.*LoRA rank 32 .*--max-lora-rank"
     ):
         _sample(VLLMServerEngine(url), large, make_seeds(6))
