@@ -243,7 +243,8 @@ def spell(value: Any) -> str:
     """A format as Python writes it, without the options that are as they come.
 
     Example:
-        >>> spell(PairsFromRanking(formats.Ranked(ranks="place")))
+        >>> from lit_rlhf.data import PairsFromRanking, Ranked
+        >>> spell(PairsFromRanking(Ranked(ranks="place")))
         "PairsFromRanking(Ranked(ranks='place'))"
     """
     if not isinstance(value, Format):

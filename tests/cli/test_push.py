@@ -199,7 +199,7 @@ def test_a_reward_model_arrives_private_whole_and_with_its_card(
     last = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
     accuracy = [row["val/accuracy"] for row in last if "val/accuracy" in row][-1]
     for told in (
-        "| train | data/preferences.jsonl | 64 pairs | none |",
+        "| train | preferences.jsonl | 64 pairs | none |",
         "RewardModelModule",
         "| `model.loss.class_path` | `lit_rlhf.objectives.BradleyTerry` |",
         f"| accuracy, validation | {accuracy:.4g} |",
