@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 from lit_rlhf.cli import main
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, export_policy, export_reward
@@ -144,6 +144,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         # Its other way of sending large files talks to a server of its own, by a library that isn't in Python.
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield found
+    close_session()  # it was made for a network that is there
 
 
 @pytest.fixture(scope="module")
