@@ -243,8 +243,8 @@ def spell(value: Any) -> str:
     """A format as Python writes it, without the options that are as they come.
 
     Example:
-        >>> spell(PairsFromRanking(formats.Ranked(ranks="place")))
-        "PairsFromRanking(Ranked(ranks='place'))"
+        >>> spell(PromptsOf(formats.Ranked(ranks="place")))
+        "PromptsOf(Ranked(ranks='place'))"
     """
     if not isinstance(value, Format):
         return repr(value)

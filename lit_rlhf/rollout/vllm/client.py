@@ -167,6 +167,7 @@ class VLLMServer(Sampler):
     ) -> Iterator[None]:
         """Change whole weights within: nothing is sampled, and nothing kept of what was."""
         self._refuse_other_shapes(sizes)
+        self._weights = None  # the server may say their name before its cache is empty
         try:
             self._client.post("/pause?mode=wait", {})
             try:
