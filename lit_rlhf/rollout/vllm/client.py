@@ -270,7 +270,8 @@ class VLLMServer(Sampler):
                 "Look at its log: can it read that directory, or should sync.init_args.directory name one that "
                 "both see? Is its model the policy's?"
             )
-        return kind(f"{self} can't {what}: {why}. {way_out}")
+        stop = "" if why.endswith("?") else "."
+        return kind(f"{self} can't {what}: {why}{stop} {way_out}")
 
     def _completed(self, choice: Any, most: int, what: str) -> Completed:
         tokens = self._part(choice, "token_ids", list, what)
