@@ -102,7 +102,8 @@ _LENGTH = (
 
 def epochs(value: Any, given: Given) -> dict[str, Any]:
     """Whole epochs, where nothing else bounds the run."""
-    if (given.get("max_steps") or -1) > 0 or given.get("total_episodes"):
+    bound = "total_episodes" if "num_mini_batches" in given else "max_steps"  # PPO reads no steps
+    if (given.get(bound) or -1) > 0:
         return {}
     return whole(
         "trainer.max_epochs", "Epochs are whole: `trainer.limit_train_batches` is a share of one."

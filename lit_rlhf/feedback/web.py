@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, unquote, urlencode
@@ -30,6 +31,8 @@ with importing_extra("annotate", "Annotating"):
     from fastapi.staticfiles import StaticFiles
     from starlette.exceptions import HTTPException as AnyHTTPException
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    import_module("uvicorn")  # what `listen` runs it with: missed now, before anything is loaded
 
 _log = logging.getLogger(__name__)
 _YEAR = 365 * 24 * 3600

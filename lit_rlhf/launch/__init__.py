@@ -1,3 +1,3 @@
 """Starting a command of `lit-rlhf` on the workers of another launcher's cluster."""
 
-from lit_rlhf.launch.ray import launch as launch
+from lit_rlhf.launch.cluster import launch as launch

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlhf.distributed import failing_together
 from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.http import Endpoint, HTTPClient
 from lit_rlhf.models import Backbone
@@ -72,7 +73,7 @@ class TeacherServer(Teacher):
     def logprobs(
         self, policy: Backbone, rollout: Rollout, temperature: float, budget: int
     ) -> Tensor:
-        """(N, T), asked for one completion at a time, several at once.
+        """(N, T), asked for one completion at a time, several at once; all processes must ask.
 
         Raises:
             ServiceError: A request failed for good.
@@ -88,7 +89,8 @@ class TeacherServer(Teacher):
             start, tail = starts[number // samples], tails[number]
             return [each["logprob"] for each in self._ask([*start, *tail])[len(start) :]]
 
-        found = list(self.client.map(ask, range(len(tails))))
+        with failing_together():
+            found = list(self.client.map(ask, range(len(tails))))
         mask = rollout.response_mask
         result = torch.zeros(mask.shape, device=mask.device)
         result[mask] = torch.tensor([value for row in found for value in row], device=mask.device)

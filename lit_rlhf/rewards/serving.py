@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ with importing_extra("serve", "Serving a reward model"):
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException as AnyHTTPException
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    import_module("uvicorn")  # what `listen` runs it with: missed now, before anything is loaded
 
 _log = logging.getLogger(__name__)
 _MOST_BYTES = 64 * 2**20

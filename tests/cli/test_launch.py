@@ -1,6 +1,8 @@
 """What `python -m lit_rlhf.launch.ray` refuses before it starts Ray; `test_ray.py` starts it."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
@@ -32,3 +34,10 @@ def test_a_missing_ray_is_named_with_its_extra(capsys: pytest.CaptureFixture[str
     assert (
         "needs ray, which isn't installed: pip install 'lit-rlhf[ray]'" in capsys.readouterr().err
     )
+
+
+def test_it_starts_without_a_warning() -> None:
+    command = [sys.executable, "-m", "lit_rlhf.launch.ray", "--help"]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert "--workers" in done.stdout
+    assert not done.stderr

@@ -167,6 +167,7 @@ class VLLMServer(Sampler):
     ) -> Iterator[None]:
         """Change whole weights within: nothing is sampled, and nothing kept of what was."""
         self._refuse_other_shapes(sizes)
+        self._weights = None  # the server may say their name before its cache is empty
         try:
             self._client.post("/pause?mode=wait", {})
             try:
@@ -269,7 +270,8 @@ class VLLMServer(Sampler):
                 "Look at its log: can it read that directory, or should sync.init_args.directory name one that "
                 "both see? Is its model the policy's?"
             )
-        return kind(f"{self} can't {what}: {why}. {way_out}")
+        stop = "" if why.endswith("?") else "."
+        return kind(f"{self} can't {what}: {why}{stop} {way_out}")
 
     def _completed(self, choice: Any, most: int, what: str) -> Completed:
         tokens = self._part(choice, "token_ids", list, what)

@@ -2,8 +2,9 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -75,16 +76,23 @@ class NCCLSync(WholeSync):
             weights = policy_weights(*self._source)
             try:
                 if sampler not in self._groups:
-                    self._groups[sampler] = self._group_with(sampler)
+                    # A thread begins on the first GPU, wherever the policy is.
+                    on = torch.cuda.device_of(next(iter(weights.values())))
+                    self._groups[sampler] = self._group_with(sampler, on)
                 group = self._groups[sampler]
                 sampler.receive_weights(version, weights, lambda: _send(group, weights))
             except LitRLHFError:
                 self.forget(sampler)
                 raise
 
-    def _group_with(self, sampler: Sampler) -> WeightGroup:
+    def _group_with(self, sampler: Sampler, on: AbstractContextManager[Any]) -> WeightGroup:
         size, number = 1 + sampler.workers(), self.number()
-        joined = in_a_thread(lambda: self.join(size, number), "joining a vLLM server")
+
+        def join() -> WeightGroup:
+            with on:
+                return self.join(size, number)
+
+        joined = in_a_thread(join, "joining a vLLM server")
         sampler.join(
             {
                 "rank_offset": 1,

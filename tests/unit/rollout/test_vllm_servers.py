@@ -13,7 +13,7 @@ from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.rollout import DiskSync, NativeEngine, NCCLSync
 from lit_rlhf.rollout.vllm import server as server_module
 from lit_rlhf.testing import write_tiny_model
-from tests.loopback import serving
+from tests.loopback import Answer, serving
 from tests.unit.rollout.fake_vllm import FakeServer, GlooGroup
 from tests.unit.rollout.served import engine_on, move, same, sample
 
@@ -140,6 +140,24 @@ def test_whole_weights_by_disk(fakes: Any, tiny_model_dir: Path, tmp_path: Path)
     assert list((tmp_path / "shared").glob("*/*")) == written, "nothing has changed"
     fakes[0][0].vllm = FakeServer(tiny_model_dir).vllm  # started anew, with what it began with
     same(sample(engine, full), sample(NativeEngine(), full))
+
+
+def test_a_cache_that_was_not_emptied_is_not_sampled_with(
+    fakes: Any, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
+    engine = engine_on(fakes, sync=DiskSync(), ask_again=1e-3)
+    sample(engine, full)
+    move(full, 1)
+    fake, emptied = fakes[0][0], []
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "reset_prefix_cache", lambda _: Answer({"success": False}))
+        same(sample(engine, full), sample(NativeEngine(), full))
+    time.sleep(0.01)
+    empty = fake.reset_prefix_cache
+    monkeypatch.setattr(fake, "reset_prefix_cache", lambda body: emptied.append(1) or empty(body))
+    same(sample(engine, full), sample(NativeEngine(), full))
+    assert emptied, "it gets the same version again"
 
 
 class GlooSync(NCCLSync):
