@@ -1,5 +1,6 @@
 """Sampling one step ahead: on a server that speaks vLLM's HTTP on loopback."""
 
+import copy
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -155,14 +156,16 @@ def test_what_fails_is_sampled_anew_where_a_server_is_waited_for(
 
 
 class OnACopy(NativeEngine):
-    """Samples here, in the thread."""
+    """Samples here, in the thread, from weights that nobody else uses meanwhile."""
 
     samples_elsewhere = True
 
     def begin(self, backbone: Backbone, asked: RolloutRequest) -> Callable[[], Generation]:
+        own = copy.deepcopy(backbone)
+
         def sample() -> Generation:
             assert not torch.is_grad_enabled()
-            return NativeEngine().sample(backbone, asked)
+            return NativeEngine().sample(own, asked)
 
         return sample
 
