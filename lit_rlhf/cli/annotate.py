@@ -63,9 +63,10 @@ def annotate(
         export: Write the votes to this JSONL, and start no page.
     """
     if export is not None:
-        if data is not None or source is not None:
+        if data is not None or source is not None or uncertainty is not None or ensemble:
             raise ConfigurationError(
-                "--export writes the votes there are: leave out the data to annotate."
+                "--export writes the votes there are: leave out the data to annotate, --uncertainty and --ensemble, "
+                "which say what is asked first."
             )
         print_text(f"{export_preferences(LabelStore(output, create=False), export)}\n")
         return

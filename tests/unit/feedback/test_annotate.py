@@ -130,6 +130,8 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["good.jsonl", "--host", "203.0.113.7"], "Can't listen on port 8000 of 203.0.113.7"),
         (["good.jsonl", "--token", ""], "The token is empty"),
         (["good.jsonl", "--export", "out.jsonl"], "leave out the data to annotate"),
+        (["--export", "out.jsonl", "--ensemble", "a", "b"], "which say what is asked first"),
+        (["--export", "out.jsonl", "--uncertainty", "doubt"], "which say what is asked first"),
         (["--export", "out.jsonl", "--output", "nowhere"], "There are no labels in nowhere"),
     ],
 )

@@ -66,14 +66,6 @@ def engine(gate: Gate) -> Iterator[Ahead]:
         gate.open.set()
 
 
-@pytest.fixture
-def backbone(tiny_model_dir: Path) -> Backbone:
-    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
-    backbone.add_adapter("policy")
-    move(backbone, 1)
-    return backbone
-
-
 def move(backbone: Backbone, seed: int) -> None:
     noise = torch.Generator().manual_seed(seed)
     for weight in backbone.parameters():
