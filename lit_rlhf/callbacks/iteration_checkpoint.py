@@ -125,12 +125,31 @@ class IterationCheckpoint(ModelCheckpoint):
                 f"another order than in an unbroken run. Add StopAfter(steps={trainer.max_steps}) to trainer.callbacks "
                 "in its place, or set trainer.max_epochs."
             )
+        self._refuse_other_run(trainer)
         call_last(trainer, self)
         install_atomic_io(trainer)
         if trainer.is_global_zero and not is_dry_run(trainer):
             self._lock = DirectoryLock(self.directory)
             self._lock.take()
             remove_stale_files(self.directory)
+
+    def _refuse_other_run(self, trainer: Trainer) -> None:
+        """Before anything is written, so that a start that is refused leaves the earlier run as it was."""
+        if (
+            trainer.ckpt_path is None
+            and not is_dry_run(trainer)
+            and (later := self._later(trainer))
+        ):
+            raise ConfigurationError(
+                f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path "
+                "last to go on from there. For a new run give another --run_dir (from Python: IterationCheckpoint's "
+                "dirpath), or remove this directory."
+            )
+
+    def _later(self, trainer: Trainer) -> list[Path]:
+        """Checkpoints of more iterations than are done."""
+        done = iterations_done(trainer)
+        return [path for number, path in self.checkpoints() if number > done]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let another run have the directory."""
@@ -144,7 +163,7 @@ class IterationCheckpoint(ModelCheckpoint):
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to mix two runs in one directory; set aside checkpoints of iterations that will be redone."""
+        """Set aside checkpoints of iterations that will be redone."""
         if saves_within_iterations(trainer):
             rank_zero_warn(
                 "On SLURM's signal before a job's time is up, Lightning will save within the iteration, from where no "
@@ -153,18 +172,12 @@ class IterationCheckpoint(ModelCheckpoint):
             )
         self.last_saved = iterations_done(trainer)
         self._due = False
-        later = [path for number, path in self.checkpoints() if number > self.last_saved]
+        later = self._later(trainer)
         trainer.strategy.barrier(
             "IterationCheckpoint.on_train_start"
         )  # all have looked before rank 0 moves files
         if is_dry_run(trainer) or not later:
             return
-        if trainer.ckpt_path is None:
-            raise ConfigurationError(
-                f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path "
-                "last to go on from there. For a new run give another --run_dir (from Python: IterationCheckpoint's "
-                "dirpath), or remove this directory."
-            )
         rank_zero_warn(
             f"The run goes on from iteration {self.last_saved} ({trainer.ckpt_path}); checkpoints of later iterations "
             f"in {self.dirpath} are renamed to *.abandoned: {', '.join(path.name for path in later)}."

@@ -50,9 +50,17 @@ COMMANDS = ("fit", "validate", "test", "predict")
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration in the run's directory: where its CSV or TensorBoard logger writes, if it has one.
 
+    It does so when training starts: a start that is refused before leaves no configuration beside an earlier run's.
     Lightning's fails with loggers that write to no directory (MLflow's to a database), and leaves it in the current one
     with W&B's.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml; called on rank 0."""
