@@ -209,10 +209,11 @@ class PolicyModule(RLHFModule):
         Raises:
             ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
         """
-        try:
-            made = self.estimate(rollout)
-        except NotImplementedError as error:
-            raise ConfigurationError(str(error)) from error
+        if type(self).estimate is PolicyModule.estimate:
+            raise ConfigurationError(
+                f"{type(self).__name__} must override estimate(rollout): see Your own algorithm in the docs."
+            )
+        made = self.estimate(rollout)
         if not isinstance(made, EvaluatedRollout):
             raise ConfigurationError(
                 f"{type(self).__name__}.estimate returned {type(made).__name__}: it must return a rollout, which "
