@@ -125,7 +125,6 @@ class IterationCheckpoint(ModelCheckpoint):
                 f"another order than in an unbroken run. Add StopAfter(steps={trainer.max_steps}) to trainer.callbacks "
                 "in its place, or set trainer.max_epochs."
             )
-        self._refuse_other_run(trainer)
         call_last(trainer, self)
         install_atomic_io(trainer)
         if trainer.is_global_zero and not is_dry_run(trainer):
@@ -133,13 +132,15 @@ class IterationCheckpoint(ModelCheckpoint):
             self._lock.take()
             remove_stale_files(self.directory)
 
-    def _refuse_other_run(self, trainer: Trainer) -> None:
-        """Before anything is written, so that a start that is refused leaves the earlier run as it was."""
-        if (
-            trainer.ckpt_path is None
-            and not is_dry_run(trainer)
-            and (later := self._later(trainer))
-        ):
+    def refuse_other_run(self, trainer: Trainer) -> None:
+        """Before a run that goes on from nothing.
+
+        Raises:
+            ConfigurationError: The directory holds checkpoints of later iterations than are done.
+        """
+        self._take_directory(trainer)
+        later = [] if is_dry_run(trainer) else self._later(trainer)
+        if later:
             raise ConfigurationError(
                 f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path "
                 "last to go on from there. For a new run give another --run_dir (from Python: IterationCheckpoint's "
@@ -147,7 +148,6 @@ class IterationCheckpoint(ModelCheckpoint):
             )
 
     def _later(self, trainer: Trainer) -> list[Path]:
-        """Checkpoints of more iterations than are done."""
         done = iterations_done(trainer)
         return [path for number, path in self.checkpoints() if number > done]
 
@@ -163,7 +163,7 @@ class IterationCheckpoint(ModelCheckpoint):
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set aside checkpoints of iterations that will be redone."""
+        """Refuse to mix two runs in one directory; set aside checkpoints of iterations that will be redone."""
         if saves_within_iterations(trainer):
             rank_zero_warn(
                 "On SLURM's signal before a job's time is up, Lightning will save within the iteration, from where no "
@@ -173,6 +173,8 @@ class IterationCheckpoint(ModelCheckpoint):
         self.last_saved = iterations_done(trainer)
         self._due = False
         later = self._later(trainer)
+        if trainer.ckpt_path is None:
+            self.refuse_other_run(trainer)
         trainer.strategy.barrier(
             "IterationCheckpoint.on_train_start"
         )  # all have looked before rank 0 moves files

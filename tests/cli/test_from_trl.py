@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 from dataclasses import fields
 from pathlib import Path
 

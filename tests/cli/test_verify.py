@@ -99,7 +99,7 @@ class Downhill(PolicyModule):
     ("name", "status", "message"),
     [
         ("Forgets", 2, "Forgets.estimate returned NoneType: it must return a rollout"),
-        ("PerSample", 2, "not (98,). spread_over_tokens(values, rollout.response_mask) makes one"),
+        ("PerSample", 2, "). spread_over_tokens(values, rollout.response_mask) makes one"),
         ("Nothing", 2, "Nothing must override estimate(rollout)"),
         ("Downhill", 1, "Downhill: at the target its expected gradient is 0, but training ends"),
     ],
