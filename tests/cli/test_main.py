@@ -192,7 +192,7 @@ def test_wrong_options_are_named_in_a_line(
         (["label", "a.jsonl", "--output", "b.jsonl", "--judge", "LocalJuge"], "mean LocalJudge"),
         (["from-trl", "a.py", "--task", "rewards"], "Expected one of 'sft', 'reward',"),
         (["report"], "runs must be given: lit-rlhf report --help"),
-        (["verify", "--methods", "DPPO"], "no method 'DPPO' to verify. Did you mean DPO"),
+        (["verify", "--methods", "DPPO"], "no method 'DPPO' to verify. Did you mean PPO or DPO"),
         (
             ["verify", "--model.class_path", "os.PathLik"],
             "os defines no 'PathLik'. Did you mean PathLike",
