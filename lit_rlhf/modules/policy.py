@@ -21,8 +21,8 @@ from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import collect as stages, minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
-from lit_rlhf.modules.minibatches import rollout_forward, rollout_logprobs
 from lit_rlhf.modules.microbatch_size import MicrobatchSize
+from lit_rlhf.modules.minibatches import rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import Updates, gradient_sync, gradients, guarded_step

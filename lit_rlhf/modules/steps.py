@@ -44,10 +44,11 @@ class Updates(Steps):
         epochs: Passes over each rollout; more reuse samples further from the policy that drew them. None: the method's
             own number, 4 in PPO and REBEL, else 1.
         minibatches: Optimizer steps per pass.
-        microbatch_tokens: Padded tokens of one forward and backward, at least 1 (a row may be longer); also of a forward
-            without gradient. Fewer take less memory, more are faster on a GPU; the result is the same but for rounding.
-            "auto" is 8192 on a CPU. On a GPU it is 8192 until a step of several microbatches has been measured, then
-            a power of two from 1024 to 65536 by the memory that is free, the same on all processes; checkpoints keep it.
+        microbatch_tokens: Padded tokens of one forward and backward, and of a forward without gradient: at least 1, and a
+            row may have more. Fewer take less memory, more are faster on a GPU; the result is the same but for
+            rounding. "auto" is 8192 on a CPU. On a GPU it is 8192 until a step of several microbatches was measured,
+            then a power of two from 1024 to 65536 by what memory is free, the same on all processes; kept in
+            checkpoints.
         max_grad_norm: The gradient's norm is clipped to this before each step; 0 clips nothing.
         target_kl: Ends an iteration's updates early when the mean approximate KL between the sampling policy and the
             current one exceeds this, in nats per token; None never does.
@@ -69,7 +70,9 @@ class Updates(Steps):
         check_option(self.minibatches >= 1, self, "minibatches", self.minibatches, "at least 1")
         tokens = self.microbatch_tokens
         valid = tokens == "auto" or is_whole(tokens, 1)
-        check_option(valid, self, "microbatch_tokens", tokens, 'a whole number, at least 1, or "auto"')
+        check_option(
+            valid, self, "microbatch_tokens", tokens, 'a whole number, at least 1, or "auto"'
+        )
         check_option(norm >= 0, self, "max_grad_norm", norm, "0 (no clipping) or more")
         check_option(target is None or target > 0, self, "target_kl", target, "above 0, or null")
         check_option(
