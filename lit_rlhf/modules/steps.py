@@ -44,8 +44,8 @@ class Updates(Steps):
         epochs: Passes over each rollout; more reuse samples further from the policy that drew them. None: the method's
             own number, 4 in PPO and REBEL, else 1.
         minibatches: Optimizer steps per pass.
-        microbatch_tokens: Padded tokens of one forward and backward, and of a forward without gradient: at least 1, and a
-            row may have more. Fewer take less memory, more are faster on a GPU; the result is the same but for
+        microbatch_tokens: Padded tokens of one forward and backward, and of a forward without gradient: at least 1. A
+            single row may have more. Fewer take less memory, more are faster on a GPU; the result is the same but for
             rounding. "auto" is 8192 on a CPU. On a GPU it is 8192 until a step of several microbatches was measured,
             then a power of two from 1024 to 65536 by what memory is free, the same on all processes; kept in
             checkpoints.

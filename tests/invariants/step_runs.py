@@ -35,7 +35,7 @@ from tests.unit.modules.device_memory import SaidMemory
 
 
 def make_module(run: dict[str, Any]) -> RLHFModule:
-    """In full; a policy takes two steps an iteration."""
+    """In full; a policy takes as many steps an iteration as the run says."""
     spec = ModelSpec(name=str(Path(run["world"]) / "tiny-model"))
     kind = getattr(torch.optim, run.get("optimizer", "AdamW"))
     shared: dict[str, Any] = {"optimizer": lambda groups: kind(groups, lr=run["lr"])}
@@ -46,7 +46,7 @@ def make_module(run: dict[str, Any]) -> RLHFModule:
         LengthReward(target=4.0, scale=2.0),
         num_samples=2,
         sampling=Sampling(max_new_tokens=6),
-        updates=Updates(minibatches=2, max_skipped=run["most"]),
+        updates=Updates(minibatches=run["minibatches"], max_skipped=run["most"]),
         **shared,
     )
 

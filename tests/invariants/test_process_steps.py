@@ -25,7 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
     plan: dict[str, dict[str, Any]] = {}
 
     def add(name: str, module: str, strategy: str, **options: Any) -> None:
-        defaults = {"nan": [], "most": 10, "lr": 1e-3, "batches": 3}
+        defaults = {"nan": [], "most": 10, "lr": 1e-3, "batches": 3, "minibatches": 2}
         each = defaults | options
         plan[name] = run(root / name, world, module, ranks=2, strategy=strategy, **each)
 
@@ -33,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
         for module in MODULES:
             add(f"{strategy} {module} skips", module, strategy, nan=[1])
             add(f"{strategy} {module} stops", module, strategy, nan=[1, 2, 3, 4], most=2, batches=5)
-        add(f"{strategy} grpo chooses", "grpo", strategy, free=FREE)
+        add(f"{strategy} grpo chooses", "grpo", strategy, free=FREE, minibatches=1)
         checkpoint = str(root / f"{strategy}.ckpt")
         add(f"{strategy} before", "sft", strategy, save=checkpoint, batches=2)
         add(f"{strategy} goes on", "sft", strategy, go_on=checkpoint, lr=3e-3, batches=2)

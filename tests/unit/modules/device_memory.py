@@ -29,10 +29,15 @@ class SaidMemory:
         """How many of them there had been when the peak was forgotten."""
 
     def watch(self, module: PolicyModule) -> None:
-        """Count the passes of a module, and be its device's memory."""
+        """Count the passes of a module that isn't built yet, and be its device's memory."""
+        build = module.configure_roles
+
+        def configure_roles() -> None:
+            build()
+            module.backbone.register_forward_pre_hook(self._count, with_kwargs=True)
+
+        module.configure_roles = configure_roles  # type: ignore[method-assign]
         module.microbatch_size.memory_of = self.of
-        module.configure_model()
-        module.backbone.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def of(self, device: torch.device) -> Memory:
         """It, whatever the device."""

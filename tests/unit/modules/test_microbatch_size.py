@@ -54,10 +54,11 @@ class Peaks(Callback):
 
 def room_for(tokens: float, module: PPOPolicyModule) -> SaidMemory:
     """Memory in which so many fit beside the gradients."""
+    memory = SaidMemory(0)
+    memory.watch(module)
     module.configure_model()
     gradients = sum(4 * p.numel() for p in module.parameters() if p.requires_grad)
-    memory = SaidMemory(gradients + EACH * tokens / SHARE)
-    memory.watch(module)
+    memory.left = int(gradients + EACH * tokens / SHARE)
     return memory
 
 
