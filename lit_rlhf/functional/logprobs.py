@@ -10,6 +10,13 @@ from torch.autograd.function import Function, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.logits import (
+    FUSED_FROM,
+    LogitShape,
+    fused,
+    raw_gradient,
+    row_statistics,
+)
 from lit_rlhf.functional.masking import at_least_float32
 
 LogitFunction = Callable[[Tensor], Tensor]
@@ -18,6 +25,7 @@ LogitFunction = Callable[[Tensor], Tensor]
 # Logits of one chunk. On a CPU they should stay in the cache between the passes over them; a GPU wants large products.
 _CHUNK_ELEMENTS_CPU = 1 << 22
 _CHUNK_ELEMENTS_ACCELERATOR = 1 << 26
+_CHUNK_ELEMENTS_FUSED = 1 << 27
 
 
 class TokenLogprobs(NamedTuple):
@@ -72,6 +80,7 @@ def chunked_logprobs(
     with_entropy: bool = False,
     entropy_grad: bool = False,
     chunk_size: int | None = None,
+    fuse: bool | None = None,
 ) -> TokenLogprobs:
     r"""Log-probs of tokens from hidden states, a chunk of tokens at a time: the logits of a batch never exist.
 
@@ -95,6 +104,8 @@ def chunked_logprobs(
         with_entropy: Return the entropy too, detached unless `entropy_grad`.
         entropy_grad: Whether the entropy carries a gradient, for an entropy bonus; costs recomputation.
         chunk_size: Tokens in a chunk; bounds memory to a few times chunk_size * V numbers. Default: by the device.
+        fuse: With a weight, compile what is computed of its products, some seconds at the first call; where that can't
+            be done a warning says so. Results differ by rounding. Default: on a GPU, where there are 2^24 logits.
 
     Returns:
         Log-probs (n,) in nats, and the entropy (n,) or None.
@@ -110,15 +121,17 @@ def chunked_logprobs(
         True
     """
     _refuse_bad_options(temperature, softcap, chunk_size, bias, head)
+    shape = LogitShape(temperature, softcap, logit_scale)
     if not isinstance(head, Tensor):
-        size = chunk_size or 1024
-        shape = _Shape(temperature, softcap, logit_scale, size, with_entropy, entropy_grad)
-        return _checkpointed(hidden, head, tokens, shape)
+        plan = _Plan(shape, chunk_size or 1024, with_entropy, entropy_grad)
+        return _checkpointed(hidden, head, tokens, plan)
     hidden, weight = _compute_dtype(hidden, head)
     bias = None if bias is None else bias.to(weight.dtype)
     trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
-    size = chunk_size or _chunk_size(weight, trains_head)
-    shape = _Shape(temperature, softcap, logit_scale, size, with_entropy, entropy_grad)
+    if fuse is None:
+        fuse = hidden.is_cuda and len(tokens) * len(weight) >= FUSED_FROM
+    size = chunk_size or _chunk_size(weight, trains_head, fuse)
+    plan = _Plan(shape, size, with_entropy, entropy_grad, fuse)
     keep_slopes = (
         torch.is_grad_enabled() and hidden.requires_grad and not trains_head and not entropy_grad
     )
@@ -126,37 +139,20 @@ def chunked_logprobs(
     kind = hidden.device.type
     with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
         apply: Callable[..., tuple[Tensor, Tensor | None]] = _ChunkedLogprobs.apply
-        logprobs, entropy = apply(hidden, weight, bias, tokens, shape, keep_slopes)
+        logprobs, entropy = apply(hidden, weight, bias, tokens, plan, keep_slopes)
     if entropy is not None and not entropy_grad:
         entropy = entropy.detach()
     return TokenLogprobs(logprobs, entropy)
 
 
-class _Shape(NamedTuple):
-    """How logits come from raw products, and how much at a time."""
+class _Plan(NamedTuple):
+    """How logits come from raw products, how much at a time, and what is wanted of them."""
 
-    temperature: float
-    softcap: float | None
-    logit_scale: float
+    shape: LogitShape
     chunk_size: int
     with_entropy: bool
     entropy_grad: bool
-
-    def logits(self, raw: Tensor) -> Tensor:
-        """Out of place; at least float32."""
-        logits = at_least_float32(raw)
-        if self.logit_scale != 1.0:
-            logits = logits * self.logit_scale
-        if self.softcap is not None:
-            logits = (logits / self.softcap).tanh() * self.softcap
-        return logits if self.temperature == 1.0 else logits / self.temperature
-
-    def scale_gradient(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """In place: from the gradient of the logits to that of the raw products."""
-        factor = self.logit_scale / self.temperature
-        if self.softcap is not None:
-            gradient *= 1 - (logits * (self.temperature / self.softcap)).square()
-        return gradient if factor == 1.0 else gradient.mul_(factor)
+    fuse: bool = False
 
     def chunks(self, count: int) -> list[slice]:
         return [slice(start, start + self.chunk_size) for start in range(0, count, self.chunk_size)]
@@ -172,28 +168,24 @@ class _ChunkedLogprobs(Function):
         weight: Tensor,
         bias: Tensor | None,
         tokens: Tensor,
-        shape: _Shape,
+        plan: _Plan,
         keep_slopes: bool,
     ) -> tuple[Tensor, Tensor | None]:
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         logprobs = torch.empty(tokens.shape, dtype=dtype, device=hidden.device)
         normalizer = torch.empty_like(logprobs)
-        entropy = torch.empty_like(logprobs) if shape.with_entropy else None
+        entropy = torch.empty_like(logprobs) if plan.with_entropy else None
         slopes = torch.empty_like(hidden) if keep_slopes else None
-        for chunk in shape.chunks(len(tokens)):
-            picks = tokens[chunk, None]
-            logits = shape.logits(_product(hidden[chunk], weight, bias))
-            logprobs[chunk] = logits.gather(-1, picks).squeeze(-1)
-            read_again = entropy is not None or (slopes is not None and shape.softcap is not None)
-            wanted = entropy is not None or slopes is not None
-            normalizer[chunk], probs = _softmax(logits, in_place=not read_again, normalize=wanted)
-            logprobs[chunk] -= normalizer[chunk]
+        of_chunk = _fused_chunk if plan.fuse else _plain_chunk
+        for chunk in plan.chunks(len(tokens)):
+            raw = _product(hidden[chunk], weight, bias)
+            found = of_chunk(raw, tokens[chunk], plan, keep_slopes)
+            logprobs[chunk], normalizer[chunk] = found.logprobs, found.normalizer
             if entropy is not None:
-                entropy[chunk] = normalizer[chunk] - _row_dot(probs, logits)
+                entropy[chunk] = found.entropy
             if slopes is not None:
-                slope = probs.neg_().scatter_add_(-1, picks, torch.ones_like(picks, dtype=dtype))
-                slopes[chunk] = shape.scale_gradient(slope, logits).to(weight.dtype) @ weight
-        ctx.shape, ctx.keeps_slopes = shape, keep_slopes
+                slopes[chunk] = found.slope @ weight
+        ctx.plan, ctx.keeps_slopes = plan, keep_slopes
         if keep_slopes:
             ctx.save_for_backward(slopes)
         else:
@@ -219,36 +211,89 @@ class _ChunkedLogprobs(Function):
         return *_recomputed_gradients(ctx, grad_logprobs, grad_entropy), None, None, None
 
 
+class _Chunk(NamedTuple):
+    """Of the tokens of a chunk; `slope` (m, V) is the gradient of their log-probs by the raw products."""
+
+    logprobs: Tensor
+    normalizer: Tensor
+    entropy: Any = None
+    slope: Any = None
+
+
+def _fused_chunk(raw: Tensor, tokens: Tensor, plan: _Plan, with_slope: bool) -> _Chunk:
+    logprobs, normalizer, entropy = fused(row_statistics)(raw, tokens, plan.shape)
+    if not with_slope:
+        return _Chunk(logprobs, normalizer, entropy)
+    slope = fused(raw_gradient)(raw, tokens, normalizer, plan.shape)
+    return _Chunk(logprobs, normalizer, entropy, slope)
+
+
+def _plain_chunk(raw: Tensor, tokens: Tensor, plan: _Plan, with_slope: bool) -> _Chunk:
+    """In place where that can be: on a CPU a new array of a chunk's size costs as much as a pass over one."""
+    shape, picks, entropy = plan.shape, tokens[:, None], None
+    logits = shape.logits(raw)
+    logprobs = logits.gather(-1, picks).squeeze(-1)
+    peak = logits.amax(-1, keepdim=True)
+    below = logits.sub_(peak)
+    read_again = plan.with_entropy or (with_slope and shape.softcap is not None)
+    probs = below.exp() if read_again else below.exp_()
+    total = probs.sum(-1, keepdim=True)
+    normalizer = (peak + total.log()).squeeze(-1)
+    if plan.with_entropy or with_slope:
+        probs = probs.div_(total)
+    if plan.with_entropy:
+        entropy = total.log().squeeze(-1) - _row_dot(probs, below)
+    if not with_slope:
+        return _Chunk(logprobs - normalizer, normalizer, entropy)
+    slope = probs.neg_().scatter_add_(-1, picks, torch.ones_like(picks, dtype=probs.dtype))
+    if shape.softcap is not None:
+        logits = below.add_(peak)
+    slope = shape.scale_gradient(slope, logits).to(raw.dtype)
+    return _Chunk(logprobs - normalizer, normalizer, entropy, slope)
+
+
+def _raw_gradient(
+    raw: Tensor,
+    tokens: Tensor,
+    normalizer: Tensor,
+    shape: LogitShape,
+    upstream: Tensor,
+    entropy: Tensor | None = None,
+    grad_entropy: Tensor | None = None,
+) -> Tensor:
+    """`raw_gradient` in place where that can be, as `_plain_chunk`."""
+    logits = shape.logits(raw)
+    log_probs = logits - normalizer[:, None]
+    probs = log_probs.exp()
+    gradient = (probs * -upstream[:, None]).scatter_add_(-1, tokens[:, None], upstream[:, None])
+    if entropy is not None and grad_entropy is not None:
+        slope = probs.mul_(log_probs.add_(entropy[:, None]))
+        gradient.addcmul_(slope, grad_entropy[:, None], value=-1)
+    return shape.scale_gradient(gradient, logits).to(raw.dtype)
+
+
 def _recomputed_gradients(
     ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     hidden, weight, bias, tokens, normalizer, entropy = ctx.saved_tensors
-    shape: _Shape = ctx.shape
+    plan: _Plan = ctx.plan
+    gradient_of = fused(raw_gradient) if plan.fuse else _raw_gradient
+    if grad_logprobs is None:
+        grad_logprobs = torch.zeros_like(normalizer)
     grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
     # Chunks are summed in float32: bfloat16 would lose the small ones.
     grad_weight = (
         torch.zeros_like(weight, dtype=normalizer.dtype) if ctx.needs_input_grad[1] else None
     )
     grad_bias = torch.zeros_like(bias, dtype=normalizer.dtype) if ctx.needs_input_grad[2] else None
-    for chunk in shape.chunks(len(tokens)):
-        logits = shape.logits(_product(hidden[chunk], weight, bias))
-        log_probs = logits - normalizer[chunk, None]
-        probs = log_probs.exp()
-        gradient = torch.zeros_like(probs)
-        if grad_logprobs is not None:
-            upstream = grad_logprobs[chunk, None]
-            gradient.addcmul_(probs, upstream, value=-1).scatter_add_(
-                -1, tokens[chunk, None], upstream
-            )
-        if grad_entropy is not None:
-            # dH/dz = -p (log p + H)
-            gradient.addcmul_(
-                probs.mul_(log_probs + entropy[chunk, None]), grad_entropy[chunk, None], value=-1
-            )
-        gradient = shape.scale_gradient(gradient, logits)
+    for chunk in plan.chunks(len(tokens)):
+        raw = _product(hidden[chunk], weight, bias)
+        of_entropy = () if grad_entropy is None else (entropy[chunk], grad_entropy[chunk])
+        gradient = gradient_of(
+            raw, tokens[chunk], normalizer[chunk], plan.shape, grad_logprobs[chunk], *of_entropy
+        )
         if grad_bias is not None:
-            grad_bias += gradient.sum(0)
-        gradient = gradient.to(weight.dtype)
+            grad_bias += gradient.sum(0, dtype=grad_bias.dtype)
         if grad_hidden is not None:
             grad_hidden[chunk] = gradient @ weight
         if grad_weight is not None:
@@ -261,17 +306,17 @@ def _recomputed_gradients(
 
 
 def _checkpointed(
-    hidden: Tensor, head: LogitFunction, tokens: Tensor, shape: _Shape
+    hidden: Tensor, head: LogitFunction, tokens: Tensor, plan: _Plan
 ) -> TokenLogprobs:
     def run(states: Tensor, picks: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits = shape.logits(head(states))
+        logits = plan.shape.logits(head(states))
         entropy = None
-        if shape.with_entropy:
-            entropy = token_entropy(logits if shape.entropy_grad else logits.detach())
+        if plan.with_entropy:
+            entropy = token_entropy(logits if plan.entropy_grad else logits.detach())
         return token_logprobs(logits, picks), entropy
 
     # An empty batch still goes through the head once, so that its parameters get their (zero) gradients.
-    chunks = shape.chunks(len(tokens)) or [slice(0, 0)]
+    chunks = plan.chunks(len(tokens)) or [slice(0, 0)]
     if torch.is_grad_enabled():
         parts = [
             checkpoint(run, hidden[chunk], tokens[chunk], use_reentrant=False) for chunk in chunks
@@ -293,8 +338,9 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.to(weight.dtype), weight
 
 
-def _chunk_size(weight: Tensor, trains_head: bool) -> int:
+def _chunk_size(weight: Tensor, trains_head: bool, fuse: bool) -> int:
     budget = _CHUNK_ELEMENTS_CPU if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+    budget = _CHUNK_ELEMENTS_FUSED if fuse else budget
     # Each chunk adds to the whole gradient of a trained head: fewer, larger ones.
     return max(
         budget * (4 if trains_head and torch.is_grad_enabled() else 1) // weight.shape[0], 16
@@ -303,17 +349,6 @@ def _chunk_size(weight: Tensor, trains_head: bool) -> int:
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(hidden, weight, bias)
-
-
-def _softmax(logits: Tensor, *, in_place: bool, normalize: bool) -> tuple[Tensor, Tensor]:
-    """Log of the normalizer of each row, and the probabilities, where not `normalize` up to that normalizer.
-
-    A new array of a chunk's size costs as much as a pass over one.
-    """
-    peak = logits.amax(-1, keepdim=True)
-    probs = (logits.sub_(peak) if in_place else logits - peak).exp_()
-    total = probs.sum(-1, keepdim=True)
-    return (peak + total.log()).squeeze(-1), probs.div_(total) if normalize else probs
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         self.has_lora = spec.lora is not None or spec.adapter is not None
         if self.has_lora or self.frozen:
             model.requires_grad_(False)
-        self._lm_head = LMHead(model) if lm_head else None
+        self._lm_head = LMHead(model, spec.kernels == "plain") if lm_head else None
         self._adapters = RoleAdapters(
             model,
             self.decoder,

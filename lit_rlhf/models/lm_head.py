@@ -35,9 +35,10 @@ class LMHead:
     Args:
         model: A causal language model. Known: `final_logit_softcapping` (Gemma), `logit_scale` (Cohere),
             `logits_scaling` (Granite), a bias.
+        plain: Compute log-probs by single operators everywhere.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, plain: bool = False) -> None:
         module = model.get_output_embeddings()
         if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
             raise ConfigurationError(
@@ -45,6 +46,7 @@ class LMHead:
             )
         config = model.config.get_text_config()
         self.module = module
+        self.plain = plain
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.scale = _scale(config)
 
@@ -77,6 +79,7 @@ class LMHead:
             logit_scale=self.scale,
             with_entropy=entropy,
             entropy_grad=entropy_grad,
+            fuse=False if self.plain else None,
         )
 
     def compare(

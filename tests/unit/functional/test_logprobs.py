@@ -1,5 +1,7 @@
 """Log-probs and entropies against naive softmax, with their gradients, and what the chunked path must not do."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional import logits, logprobs
 from lit_rlhf.functional.logprobs import chunked_logprobs, token_entropy, token_logprobs
 from tests.tolerances import BF16, FP32, FP64
 
@@ -57,6 +60,15 @@ OPTIONS: dict[str, dict[str, float]] = {
 }
 
 
+PATHS = ("weight", "fused", "callable")
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled elsewhere, as it is written."""
+    monkeypatch.setattr(logprobs, "fused", lambda function: function)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_token_logprobs_and_entropy_match_softmax(temperature: float, dtype: torch.dtype) -> None:
@@ -82,15 +94,17 @@ def test_impossible_tokens_add_no_entropy_and_no_nan_gradient() -> None:
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, N, 100])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("callable_head", [False, True], ids=["weight", "callable"])
+@pytest.mark.parametrize("path", PATHS)
 def test_chunks_equal_the_whole(
-    callable_head: bool, options: dict[str, float], chunk_size: int | None
+    path: str,
+    options: dict[str, float],
+    chunk_size: int | None,
+    uncompiled: None,
 ) -> None:
     hidden, weight, _, tokens = _problem()
-    head = (lambda states: states @ weight.T) if callable_head else weight
-    got = chunked_logprobs(
-        hidden, head, tokens, with_entropy=True, chunk_size=chunk_size, **options
-    )
+    head = (lambda states: states @ weight.T) if path == "callable" else weight
+    extra = {"chunk_size": chunk_size, "fuse": path == "fused"}
+    got = chunked_logprobs(hidden, head, tokens, with_entropy=True, **extra, **options)
     logprobs, entropy = _naive(hidden, weight, None, tokens, **options)
     assert_close(got.logprobs, logprobs, **FP64)
     assert_close(got.entropy, entropy, **FP64)
@@ -105,9 +119,13 @@ def test_entropy_is_optional() -> None:
 @pytest.mark.parametrize("entropy_grad", [False, True])
 @pytest.mark.parametrize("trained", ["hidden", "head", "both"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("callable_head", [False, True], ids=["weight", "callable"])
+@pytest.mark.parametrize("path", PATHS)
 def test_gradients_equal_those_of_the_whole(
-    callable_head: bool, options: dict[str, float], trained: str, entropy_grad: bool
+    path: str,
+    options: dict[str, float],
+    trained: str,
+    entropy_grad: bool,
+    uncompiled: None,
 ) -> None:
     hidden, weight, bias, tokens = _problem()
     leaves = {"hidden": [hidden], "head": [weight, bias], "both": [hidden, weight, bias]}[trained]
@@ -122,9 +140,9 @@ def test_gradients_equal_those_of_the_whole(
 
     expected = torch.autograd.grad(total(*_naive(hidden, weight, bias, tokens, **options)), leaves)
     head: Tensor | Callable[[Tensor], Tensor] = (
-        (lambda h: h @ weight.T + bias) if callable_head else weight
+        (lambda h: h @ weight.T + bias) if path == "callable" else weight
     )
-    extra = {} if callable_head else {"bias": bias}
+    extra = {} if path == "callable" else {"bias": bias, "fuse": path == "fused"}
     out = chunked_logprobs(
         hidden,
         head,
@@ -331,3 +349,83 @@ def test_a_bias_beside_a_callable_is_refused() -> None:
     hidden, weight, bias, tokens = _problem()
     with pytest.raises(ConfigurationError, match="bias belongs to a head given as a weight"):
         chunked_logprobs(hidden, lambda h: h @ weight.T, tokens, bias=bias)
+
+
+COMPILED = """
+import torch
+from lit_rlhf.functional import logits
+from lit_rlhf.functional.logprobs import chunked_logprobs
+from tests.tolerances import FP32
+
+assert logits.fused(logits.row_statistics) is not logits.row_statistics
+for trains, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(70, 16, dtype=dtype), torch.randn(300, 16, dtype=dtype)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_(trains)][: 1 + trains]
+    found = []
+    for fuse in (False, True):
+        options = {"softcap": 30.0, "temperature": 0.7, "chunk_size": 32, "fuse": fuse}
+        options |= {"with_entropy": True, "entropy_grad": trains}
+        out = chunked_logprobs(hidden, weight, torch.arange(70), **options)
+        total = out.logprobs.sum() + (out.entropy.sum() if trains else 0)
+        found.append([out.logprobs, out.entropy, *torch.autograd.grad(total, leaves)])
+    for plain, compiled in zip(*found, strict=True):
+        rounding = {} if plain.dtype == torch.bfloat16 else FP32
+        torch.testing.assert_close(compiled, plain, **rounding)
+"""
+
+
+def _both_paths(dtype: torch.dtype) -> list[list[Tensor]]:
+    """Log-probs, entropies and gradients by single operators and fused."""
+    found = []
+    for fuse in (False, True):
+        hidden, weight, bias, tokens = _problem(dtype)
+        hidden.requires_grad_()
+        options: dict[str, Any] = {"softcap": 3.0, "temperature": 0.7, "chunk_size": 4}
+        out = chunked_logprobs(
+            hidden, weight, tokens, bias=bias, with_entropy=True, fuse=fuse, **options
+        )
+        assert out.entropy is not None
+        found.append([out.logprobs, out.entropy, *torch.autograd.grad(out.logprobs.sum(), hidden)])
+    return found
+
+
+@pytest.mark.slow
+def test_what_is_compiled_equals_what_is_not() -> None:
+    """In a process of its own, for tests check the types of each call, which no compiler looks through."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error:.*can't be compiled", "-c", COMPILED],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_compiler_there_is_a_warning_and_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
+    logits.fused.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="can't be compiled here.*Failed to find C compiler"):
+            plain, fused = _both_paths(torch.float64)
+    finally:
+        logits.fused.cache_clear()
+    assert_close(fused, plain, **FP64)
+
+
+def test_memory_that_is_short_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: exhaust)
+    logits.fused.cache_clear()
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            _both_paths(torch.float64)
+    finally:
+        logits.fused.cache_clear()

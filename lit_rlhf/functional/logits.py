@@ -1,0 +1,113 @@
+"""From raw products with an LM head to logits, and what log-probs need of a chunk of them, in few passes.
+
+A GPU takes about a dozen passes over float32 copies of logits where each operator is a kernel of its own: for a small
+model with a large vocabulary they take longer than its layers. The functions here say each result as one expression, so
+that `torch.compile` makes one or two passes of it, over the products in their own dtype.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_rlhf.functional.masking import at_least_float32
+
+FUSED_FROM = 1 << 24
+"""Logits of all tokens together from which compiling pays: less is computed before it has begun."""
+
+
+class LogitShape(NamedTuple):
+    r"""How logits come from raw products: $z = c\tanh(sa/c)/\tau$, or $sa/\tau$ without a cap."""
+
+    temperature: float = 1.0
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def logits(self, raw: Tensor) -> Tensor:
+        """At least float32; out of place, unless nothing changes."""
+        logits = at_least_float32(raw)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = (logits / self.softcap).tanh() * self.softcap
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+    def scale_gradient(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """In place: from the gradient of the logits to that of the raw products."""
+        factor = self.scale / self.temperature
+        if self.softcap is not None:
+            gradient *= 1 - (logits * (self.temperature / self.softcap)).square()
+        return gradient if factor == 1.0 else gradient.mul_(factor)
+
+
+def row_statistics(raw: Tensor, tokens: Tensor, shape: LogitShape) -> tuple[Tensor, ...]:
+    """Of rows of raw products (m, V): log-prob of each token, log of the normalizer, entropy, (m,) each."""
+    logits = shape.logits(raw)
+    peak = logits.amax(-1, keepdim=True)
+    below = logits - peak
+    weights = below.exp()
+    total = weights.sum(-1)
+    normalizer = peak.squeeze(-1) + total.log()
+    entropy = total.log() - (weights * below).sum(-1) / total
+    logprobs = logits.gather(-1, tokens[:, None]).squeeze(-1) - normalizer
+    return logprobs, normalizer, entropy
+
+
+def raw_gradient(
+    raw: Tensor,
+    tokens: Tensor,
+    normalizer: Tensor,
+    shape: LogitShape,
+    grad_logprobs: Tensor | None = None,
+    entropy: Tensor | None = None,
+    grad_entropy: Tensor | None = None,
+) -> Tensor:
+    r"""Gradient (m, V) by the raw products, in their dtype: $g(e_t - p) - g_H\,p\,(\ln p + H)$, through the shape.
+
+    Args:
+        raw: (m, V) products.
+        tokens: t, (m,).
+        normalizer: Of `row_statistics`, (m,).
+        shape: From products to logits.
+        grad_logprobs: g, (m,); None for 1 of each.
+        entropy: H, (m,), where it has a gradient.
+        grad_entropy: $g_H$, (m,).
+    """
+    logits = shape.logits(raw)
+    log_probs = logits - normalizer[:, None]
+    probs = log_probs.exp()
+    taken = torch.arange(raw.shape[-1], device=raw.device) == tokens[:, None]
+    gradient = taken.to(probs.dtype) - probs
+    if grad_logprobs is not None:
+        gradient = gradient * grad_logprobs[:, None]
+    if entropy is not None and grad_entropy is not None:
+        gradient = gradient - probs * (log_probs + entropy[:, None]) * grad_entropy[:, None]
+    return shape.scale_gradient(gradient, logits).to(raw.dtype)
+
+
+@cache
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function compiled at its first call; where it can't be, with a warning, the function itself."""
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
+    works = True
+
+    def call(*args: Any) -> Any:
+        nonlocal works
+        if works:
+            try:
+                return compiled(*args)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - compilers fail in kinds of their own
+                works = False
+                warnings.warn(
+                    f"{function.__name__} can't be compiled here: log-probs are computed by single operators, which is "
+                    f"slower. {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                    stacklevel=2,
+                )
+        return function(*args)
+
+    return call
