@@ -246,7 +246,7 @@ def test_advice_is_an_option_that_was_tried(tokenizer: str) -> None:
 
 def test_microbatches_are_those_that_a_run_would_choose(tokenizer: str) -> None:
     load = Workload(1024, 24, 24, 4)  # 122,880 tokens
-    card = replace(BARE, kind="cuda", memory=1e12)
+    card = replace(BARE, kind="cuda", memory=1e12, reserved=1e9)
 
     def found(card: Card, **options: Any) -> tuple[int, str]:
         module = policy(GRPOPolicyModule, spec(tokenizer), num_samples=4, **options)

@@ -25,6 +25,8 @@ class SaidMemory:
         self.left = int(free)
         self.passes: list[int] = []
         """Padded tokens of each pass with gradient."""
+        self.evaluated: list[int] = []
+        """Of each without, between rollout and update."""
         self.forgotten_at: list[int] = []
         """How many of them there had been when the peak was forgotten."""
 
@@ -34,7 +36,14 @@ class SaidMemory:
 
         def configure_roles() -> None:
             build()
-            module.backbone.register_forward_pre_hook(self._count, with_kwargs=True)
+            module.backbone.register_forward_pre_hook(count, with_kwargs=True)
+
+        def count(backbone: nn.Module, args: Any, kwargs: Any) -> None:
+            tokens = args[0]["input_ids"].numel()
+            if torch.is_grad_enabled():
+                self.passes.append(tokens)
+            elif module.phases.current == "reference":
+                self.evaluated.append(tokens)
 
         module.configure_roles = configure_roles  # type: ignore[method-assign]
         module.microbatch_size.memory_of = self.of
@@ -42,10 +51,6 @@ class SaidMemory:
     def of(self, device: torch.device) -> Memory:
         """It, whatever the device."""
         return self
-
-    def _count(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.is_grad_enabled():
-            self.passes.append(args[0]["input_ids"].numel())
 
     def allocated(self) -> int:
         """Constant."""

@@ -37,13 +37,6 @@ def test_other_values_are_refused(value: Any) -> None:
         Updates(microbatch_tokens=value)
 
 
-def test_on_a_cpu_nothing_is_chosen(tiny_model_dir: Path) -> None:
-    module = make_ppo(tiny_model_dir)
-    fit(module, tiny_model_dir)
-    assert module.microbatch_size.tokens == START == 8192
-    assert module.extra_state()["microbatch_size"] == {"chosen": None}
-
-
 class Peaks(Callback):
     def __init__(self) -> None:
         self.kept: list[int] = []
@@ -87,12 +80,24 @@ def test_the_second_microbatch_is_measured_once_and_its_choice_stays(
 
 
 @pytest.mark.usefixtures("small")
-def test_less_room_makes_them_smaller(tiny_model_dir: Path) -> None:
+def test_on_a_cpu_nothing_is_chosen(tiny_model_dir: Path) -> None:
+    assert START == 8192
     module = make_ppo(tiny_model_dir, updates=TWICE)
+    fit(module, tiny_model_dir)
+    assert module.microbatch_size.tokens == SMALL
+    assert module.extra_state()["microbatch_size"] == {"chosen": None}
+
+
+@pytest.mark.usefixtures("small")
+def test_every_pass_is_as_large_as_was_chosen(tiny_model_dir: Path) -> None:
+    """Of the update, of the reference, of values and of the policy's own log-probs."""
+    module = make_ppo(tiny_model_dir, "lora-adapter", updates=TWICE, recompute_logprobs=True)
     memory = room_for(35, module)
     fit(module, tiny_model_dir)
     assert module.microbatch_size.tokens == 32
-    assert max(memory.passes[-4:]) <= 32
+    assert max(memory.passes[:3]) > 32 >= max(memory.passes[-8:])
+    first, second = memory.evaluated[: -3 * 4], memory.evaluated[-3 * 4 :]  # four rows, thrice
+    assert max(first) > 32 >= max(second)
 
 
 @pytest.mark.usefixtures("small")
