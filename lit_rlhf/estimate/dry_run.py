@@ -158,7 +158,7 @@ class DryRun:
         if not isinstance(self.module, PolicyModule):
             return self.accumulate
         lengths = torch.full((self._minibatch,), self.workload.row)
-        budget = self.module.updates.microbatch_tokens
+        budget = self.module.microbatch_size.tokens
         return len(microbatch_indices(lengths, torch.arange(self._minibatch), budget))
 
     @property

@@ -17,10 +17,12 @@ from lit_rlhf.models import ModelSpec
 from lit_rlhf.models.loading import dtype_of, embeddings
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.microbatch_size import START, MicrobatchSize, fitting_tokens
 
 PEAK_SHARE, BANDWIDTH_SHARE = 0.4, 0.6
 """What steps are taken to reach of a card's peaks: of 0.3 to 0.57 and 0.2 to 0.6 that were measured on CPUs."""
-_KEPT = ("weights", "gradients", "optimizer")
+_KEPT = ("weights", "gradients", "optimizer", "reserved")
+"""Parts that an update finds there, by how their names begin."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,36 @@ def rehearse(plan: Plan) -> Rehearsal:
         accumulate=plan.accumulate,
         rows=plan.rows,
     )
-    collected = [*collect(run, built.module)] if isinstance(built.module, PolicyModule) else []
-    phases = (*collected, run.update(), run.optimize())
+    phases = _phases(run)
+    if isinstance(built.module, PolicyModule) and plan.rows is None:
+        size = built.module.microbatch_size
+        if _chooses(plan, run, size):
+            # A run begins with START, and so takes its memory even where it then takes less.
+            size.chosen = max(START, _fitting(plan, built, run, phases))
+            phases = phases if size.chosen == START else _phases(run)
+    phases = (*phases, run.optimize())
     rows = 2 * run.rows if run.rows == 1 else run.rows // 2
     return Rehearsal(built, run, phases, run.update(rows), rows)
+
+
+def _phases(run: DryRun) -> tuple[Phase, ...]:
+    """Those with microbatches; the update is the last."""
+    module = run.module
+    collected = [*collect(run, module)] if isinstance(module, PolicyModule) else []
+    return (*collected, run.update())
+
+
+def _chooses(plan: Plan, run: DryRun, size: MicrobatchSize) -> bool:
+    """Whether a run would choose the size of its microbatches: on a GPU, where a step has several."""
+    return size.option == "auto" and plan.card.kind == "cuda" and run.parts > 1
+
+
+def _fitting(plan: Plan, built: Built, run: DryRun, phases: tuple[Phase, ...]) -> int:
+    """Tokens that a run would choose, by the same rule."""
+    update = _phase(plan, built, run, phases[-1])
+    kept = sum(size for name, size in update.parts.items() if name.startswith(_KEPT))
+    tokens = run.rows * plan.workload.row
+    return fitting_tokens(plan.card.memory - kept, (update.total - kept) / tokens)
 
 
 def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
@@ -265,6 +293,9 @@ def _largest(plan: Plan, rehearsal: Rehearsal, phases: tuple[PhaseEstimate, ...]
 
 def _notes(module: RLHFModule, card: Card) -> list[str]:
     notes = []
+    if isinstance(module, PolicyModule) and module.microbatch_size.option == "auto":
+        tokens = module.microbatch_size.tokens
+        notes.append(f"updates.microbatch_tokens: auto is taken for {tokens:,} padded tokens.")
     if card.kind == "cpu":
         notes.append(
             "On Linux glibc keeps freed memory in holes, up to twice what arrays take: with "
