@@ -36,12 +36,12 @@ SHARES = {
     "dpo": 22,
     "reward_model": 12,
     "supervised": 25,
-    "nf4": 22,
+    "nf4": 30,
     "export": 8,
     "waits": 12,
     "precisions": 30,
-    "kernels": 22,
-    "compiled": 40,
+    "kernels": 40,
+    "compiled": 60,
 }
 """Seconds of the default budget for each part, those first that say most; what one leaves, later ones have."""
 BUDGETS = {"cuda": 460.0, "cpu": 1200.0}

@@ -1,6 +1,7 @@
 """How fast is training, and what does it take: each method at its size, by phase; and what single choices are worth."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -76,17 +77,19 @@ def grpo(setting: Setting, result: Result) -> None:
 
 
 def nf4(setting: Setting, result: Result) -> None:
-    """PPO with policy, reference, reward and value on one base of 4 bits."""
+    """PPO with policy, reference, reward and value on one base of 4 bits, with recomputed layers and without."""
     adapter = setting.work / "reward"
     spec = setting.spec(quantization="nf4")
+    recomputed = setting.spec(quantization="nf4", gradient_checkpointing=True)
     rewarding = Backbone.load(spec, lm_head=False)
     rewarding.add_adapter("reward")
     rewarding.add_head("reward")
     export_reward(rewarding, adapter, merge=False)
     del rewarding
-    reward = ModelReward(str(adapter), share_base=True)
-    options = {"reward": reward, "value": ValueAdapter(start="reward")}
-    _fit(setting, result, "PPO", "four roles on one nf4 base", spec, **options)
+    reward = partial(ModelReward, str(adapter), share_base=True)
+    for title, each in (("", spec), (", layers recomputed", recomputed)):
+        options = {"reward": reward(), "value": ValueAdapter(start="reward")}
+        _fit(setting, result, "PPO", f"four roles on one nf4 base{title}", each, **options)
 
 
 def kernels(setting: Setting, result: Result) -> None:

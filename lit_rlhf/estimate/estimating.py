@@ -13,7 +13,7 @@ from lit_rlhf.estimate.collecting import collect
 from lit_rlhf.estimate.dry_run import DryRun, Phase
 from lit_rlhf.estimate.processes import Processes, syncing_seconds, whole_bytes
 from lit_rlhf.estimate.workload import Workload
-from lit_rlhf.models import ModelSpec
+from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.models.loading import dtype_of, embeddings
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.base import RLHFModule
@@ -238,11 +238,16 @@ def _phase(plan: Plan, built: Built, run: DryRun, phase: Phase) -> PhaseEstimate
 
 def _unpacked(built: Built) -> dict[str, float]:
     """A layer of packed weights is made whole for its product."""
-    backbone = built.module.backbone
+    layers = _whole_layers(built.module.backbone)
+    return {"a layer unpacked": max(layers)} if layers else {}
+
+
+def _whole_layers(backbone: Backbone) -> list[float]:
+    """Bytes of each packed layer when it is made whole."""
     if backbone.spec.quantization not in ("nf4", "fp4"):
-        return {}
-    largest = max(layer.weight.numel() for layer in quantized_layers(backbone))
-    return {"a layer unpacked": float(largest * dtype_of(backbone.spec).itemsize)}
+        return []
+    width = dtype_of(backbone.spec).itemsize
+    return [float(layer.weight.numel() * width) for layer in quantized_layers(backbone)]
 
 
 def _seconds(plan: Plan, run: DryRun, phase: Phase) -> tuple[float, float]:
@@ -255,21 +260,25 @@ def _seconds(plan: Plan, run: DryRun, phase: Phase) -> tuple[float, float]:
         seconds = run.steps * moved / card.bandwidth
         return seconds, seconds / BANDWIDTH_SHARE
     computing = flops / peak
+    launching = phase.kernels * (card.replay if phase.recorded else card.launch)
     if phase.name != "rollout":
-        return computing, computing / PEAK_SHARE
+        launching *= run.steps * run.parts if phase.name == "update" else 1
+        return computing, max(computing / PEAK_SHARE, launching)
+    launching *= phase.passes
     read = phase.passes * (_read(run) + phase.cache / 2) / card.bandwidth
-    launching = phase.passes * phase.operators * card.launch
     return max(computing, read), max(computing / PEAK_SHARE, read / BANDWIDTH_SHARE, launching)
 
 
 def _read(run: DryRun) -> float:
-    """Bytes of the weights that a token is multiplied with."""
+    """Bytes of the weights that a token is multiplied with; packed ones are written and read whole too."""
     parts, backbone = run.count.now().parts, run.module.backbone
+    engine = getattr(run.module, "engine", None)
+    unpacked = 0.0 if getattr(engine, "dequantize", False) else 2 * sum(_whole_layers(backbone))
     base = parts.get("weights: policy", 0) + parts.get("weights: shared base", 0)
     embedded = embeddings(backbone.model)
     head = backbone.model.get_output_embeddings()
     tied = head is not None and embedded is head.weight
-    return float(base - (0 if tied else embedded.numel() * embedded.itemsize))
+    return unpacked + base - (0 if tied else embedded.numel() * embedded.itemsize)
 
 
 def _sync(plan: Plan, run: DryRun) -> tuple[PhaseEstimate, ...]:

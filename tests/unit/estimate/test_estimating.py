@@ -274,6 +274,24 @@ def test_microbatches_are_those_that_a_run_would_choose(tokenizer: str) -> None:
     assert "auto" not in said
 
 
+def test_small_passes_take_as_long_as_launching_their_kernels(tokenizer: str) -> None:
+    peaks = {torch.float32: 1e30}
+    card = replace(BARE, kind="cuda", bandwidth=1e30, peaks=peaks, launch=1.0, replay=0.01)
+
+    def seconds(given: ModelSpec, **options: Any) -> dict[str, float]:
+        module = policy(GRPOPolicyModule, given, num_samples=4, **options)
+        found = run_plan(Plan(module, Workload(4, 24, 24, 4), card))
+        return {phase.name: phase.likely for phase in found.phases}
+
+    recorded, eager = seconds(spec(tokenizer)), seconds(spec(tokenizer, kernels="plain"))
+    # A step of three layers: a dozen products each, and what is between them; the plain one has more.
+    step = recorded["rollout"] / 24 / card.replay
+    assert 3 * 12 < step < eager["rollout"] / 24 / card.launch < 3 * 100
+    two = seconds(spec(tokenizer), updates=Updates(minibatches=2))
+    assert two["update"] == pytest.approx(2 * recorded["update"], rel=0.05)
+    assert two["reference"] == recorded["reference"] > 3 * 12
+
+
 def test_a_module_stays_as_it_is(tokenizer: str) -> None:
     module = OnlineDPOPolicyModule(spec(tokenizer), LengthReward(8))
     estimate(module, card=BARE, batch_size=4, prompt_tokens=8)
