@@ -27,9 +27,9 @@ from benchmarks.gpu.result import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = {
-    "machine": 8,
+    "machine": 10,
     "same_as_cpu": 40,
-    "resume": 12,
+    "resume": 16,
     "decoding": 76,
     "grpo": 30,
     "ppo": 25,
