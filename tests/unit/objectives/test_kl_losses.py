@@ -83,13 +83,13 @@ def test_what_is_masked_is_as_if_it_were_not_there(loss: KLLoss) -> None:
     """Padding, and tool output between the policy's own tokens, where nan stands."""
     mask = ragged_mask((5, 1)) & torch.tensor([True, True, False, True, True])
     logprobs, old, ref = (ragged(mask, seed=seed) for seed in range(3))
-    leaf = logprobs.requires_grad_()
-    got = loss(leaf, old, ref, mask)
+    logprobs.requires_grad_()
+    got = loss(logprobs, old, ref, mask)
     for row, counts in enumerate(mask):
         alone = (x[row, counts][None] for x in (logprobs, old, ref))
         expected = loss(*alone, torch.ones(1, int(counts.sum()), dtype=torch.bool))
         assert_close(got[row, counts][None], expected, **FP64)
-    (gradient,) = torch.autograd.grad(got.sum(), leaf)
+    (gradient,) = torch.autograd.grad(got.sum(), logprobs)
     for nothing in (got[~mask], gradient[~mask]):
         assert torch.equal(nothing, torch.zeros_like(nothing))
     assert gradient.isfinite().all()
