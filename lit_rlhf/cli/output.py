@@ -15,6 +15,22 @@ def print_text(text: str) -> None:
     sys.stdout.write(text)
 
 
+def write_new(texts: Mapping[Path, str]) -> None:
+    """Write files that people change afterwards.
+
+    Raises:
+        ConfigurationError: One is there with other words; none is written then.
+    """
+    for file, text in texts.items():
+        if file.exists() and (not file.is_file() or file.read_bytes() != text.encode()):
+            raise ConfigurationError(
+                f"{file} is there already, and may hold changes of yours. Name another file by --output, or remove it."
+            )
+    for file, text in texts.items():
+        with whole_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
 def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
     """Write rows as JSONL to a file, or to standard output where there is none."""
     lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
