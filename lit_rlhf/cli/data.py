@@ -12,7 +12,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, write_rows
+from lit_rlhf.cli.output import print_text, refuse_directory, write_rows
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
 from lit_rlhf.data.conversion import Conversion, grouped, template_options
@@ -124,6 +124,7 @@ def inspect(
     from lit_rlhf.data import inspection  # noqa: PLC0415  (start-up that --help shall not pay)
     from lit_rlhf.report.data_page import report_data  # noqa: PLC0415  (see above)
 
+    refuse_directory(output)
     if output.suffix != ".html":
         raise ConfigurationError(f"The output is {output}; its suffix must be .html.")
     held = {name: each for name, each in (("val", val), ("test", test)) if each is not None}
@@ -165,6 +166,7 @@ def convert(
         format: The format; default: the one that reads the first rows.
         invalid: Rows that can't be used are left out and counted, or end the run.
     """
+    refuse_directory(output)
     if output.suffix not in (".jsonl", ".parquet"):
         raise ConfigurationError(f"The output is {output}; its suffix must be .jsonl or .parquet.")
     source = local_source(path)

@@ -31,15 +31,20 @@ def write_new(texts: Mapping[Path, str]) -> None:
             temporary.write_text(text, encoding="utf-8")
 
 
+def refuse_directory(output: Path | None) -> None:
+    """Before any work: refuse an output that is no file's path."""
+    if output is not None and (not output.name or output.is_dir()):
+        raise ConfigurationError(
+            f"--output {str(output)!r} names no file, but a directory: name a file in it."
+        )
+
+
 def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
     """Write rows as JSONL to a file, or to standard output where there is none."""
     lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
     if output is None:
         sys.stdout.writelines(lines)
         return
-    if not output.name:
-        raise ConfigurationError(
-            f"--output {str(output)!r} names no file: give one, or leave it out."
-        )
+    refuse_directory(output)
     with whole_file(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(lines)
