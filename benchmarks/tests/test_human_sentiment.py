@@ -345,17 +345,13 @@ def test_arms_of_the_rounds_have_equal_prompts_and_options_that_parse(
 ) -> None:
     rows: list[Row] = [{"prompt": f"{PREFIX} {i}", "mean": 0.0} for i in range(9)]
     write_jsonl(tmp_path / "data" / "prompts_train.jsonl", rows)
-    rounds.write_prompts(tmp_path, 3, 4)
-    for arm, beta in (("two", 0.1), ("one", 0.1), ("weak", 0.05)):
+    for arm, beta in (("three", 0.1), ("two", 0.1), ("one", 0.1), ("weak", 0.05)):
+        rounds.write_prompts(arm, 3, tmp_path, 8)
         options = rounds.options_of(arm, 3, tmp_path)
         method = options["method"]["init_args"]
         files = method["feedback"]["init_args"]["prompts"]
-        assert len(files if arm == "two" else [files]) == options["rounds"]
-        read = [
-            line
-            for file in (files if arm == "two" else [files])
-            for line in Path(file).read_text(encoding="utf-8").splitlines()
-        ]
+        assert len(files) == options["rounds"]
+        read = [line for file in files for line in Path(file).read_text("utf-8").splitlines()]
         assert len(set(read)) == len(read) == 8
         loss = method["training"]["options"]["model"]["init_args"]["loss"]
         assert loss["init_args"]["beta"] == beta
