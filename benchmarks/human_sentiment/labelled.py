@@ -184,6 +184,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--heldout", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--learn", nargs="+", metavar="NAME", help="from whose labels; default: all"
+    )
     options = parser.parse_args(args)
     torch.set_num_threads(1)
     root: Path = options.root
@@ -211,10 +214,10 @@ def main(args: Sequence[str] | None = None) -> None:
         print(name, len(rows[name]), told, more, flush=True)
         keep()
     for seed in options.seeds:
-        for name, given in rows.items():
+        for name in options.learn or rows:
             known = results[name]["learned"]
             if str(seed) not in known:
-                known[str(seed)] = learned(root, given, held, seed).agreement(held)
+                known[str(seed)] = learned(root, rows[name], held, seed).agreement(held)
                 print("seed", seed, name, known[str(seed)], flush=True)
                 keep()
     print(table(results))
