@@ -94,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/human_sentiment"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--prompts", type=int, default=480, help="of all rounds together")
+    parser.add_argument("--prompts", type=int, default=288, help="of all rounds together")
     parser.add_argument("--reward", default="reward/export", help="reward model, under the root")
     options = parser.parse_args(args)
     root: Path = options.root
