@@ -4,11 +4,10 @@
 
 For every method and function of the preference, reward and policy losses, advantages, reductions and KL estimators,
 each of four mutations that applies to its source is made in a temporary copy of the package, and the tests of its file
-run
-there: a sign flipped, the mask dropped, a mean for a sum (or a sum for a mean), the reference forgotten. The reference
-is subtracted in one place for all preference losses, which is mutated too. Modules are broken as `module_mutants.toml`
-says; `module` as a name chooses those. Prints which test went red; ends with 1 when
-a mutant survives.
+run there: a sign flipped, the mask dropped, a mean for a sum (or a sum for a mean), the reference forgotten. The
+reference is subtracted in one place for all preference losses, which is mutated too. Modules are broken as
+`module_mutants.toml` says; `module` as a name chooses those. Prints which test went red; ends with 1 when a mutant
+survives.
 """
 
 import argparse
@@ -156,7 +155,10 @@ def forget_reference(function: ast.FunctionDef) -> bool:
 
 
 def swap_mean_and_sum(function: ast.FunctionDef) -> bool:
-    """A mean for a sum, or a sum for a mean: the last one."""
+    """A mean for a sum, or a sum for a mean: the last one.
+
+    The name is imported and a count made a float, lest the mutant crash where it should compute something else.
+    """
     calls = []
     for node in _body(function):
         if isinstance(node, ast.Call):
@@ -167,6 +169,10 @@ def swap_mean_and_sum(function: ast.FunctionDef) -> bool:
         return False
     *_, target, name = max(calls, key=lambda call: call[:2])
     setattr(target, "attr" if isinstance(target, ast.Attribute) else "id", name)
+    if name == "mean":
+        target.value = ast.BinOp(target.value, ast.Mult(), ast.Constant(1.0))
+    elif name.startswith("masked_"):
+        _put_first(function, [f"from lit_rlhf.functional.masking import {name}"])
     return True
 
 
@@ -240,7 +246,9 @@ def _is_axis(node: ast.UnaryOp) -> bool:
 
 
 def _counts(node: ast.Call) -> bool:
-    """`x.sum(-1)` of a bare mask is a number of tokens, not a reduction of losses."""
+    """`x.sum(-1)` of a bare mask is a number of tokens, not a reduction of losses; nor is Python's own `sum`."""
+    if isinstance(node.func, ast.Name):
+        return node.func.id == "sum"
     target = getattr(node.func, "value", None)
     return isinstance(target, ast.Name) and target.id in ("mask", "lengths", "torch")
 
@@ -248,10 +256,13 @@ def _counts(node: ast.Call) -> bool:
 def _overwrite(function: ast.FunctionDef, part: str, value: str) -> bool:
     arguments = [*function.args.args, *function.args.kwonlyargs]
     names = [arg.arg for arg in arguments if part in arg.arg.split("_")]
-    lines = [ast.parse(f"{name} = {value.format(name)}").body[0] for name in names]
-    start = 1 if ast.get_docstring(function) is not None else 0
-    function.body[start:start] = lines
+    _put_first(function, [f"{name} = {value.format(name)}" for name in names])
     return bool(names)
+
+
+def _put_first(function: ast.FunctionDef, lines: Sequence[str]) -> None:
+    start = 1 if ast.get_docstring(function) is not None else 0
+    function.body[start:start] = ast.parse("\n".join(lines)).body
 
 
 def run(mutant: Mutant, copy: Path) -> str | None:

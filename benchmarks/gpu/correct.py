@@ -1,5 +1,6 @@
 """Is it right there: what CPU and GPU compute alike, what each precision does, export, and resuming bit for bit."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from benchmarks.gpu.methods import ADAM, KINDS, make
 from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import Rows, Setting
 from lit_rlhf.callbacks import IterationCheckpoint
+from lit_rlhf.functional import chunked_logprobs
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.models.kernels import flash_branches
 from lit_rlhf.modules import PPOPolicyModule, Updates
@@ -60,6 +62,7 @@ def same_as_cpu(setting: Setting, result: Result) -> None:
             result.check(f"{name}, {branching}", _distance(theirs[name], value), limit)
     if setting.on_gpu:
         _branched_kernels(setting, result)
+        _fused_logprobs(setting, result)
     ours, theirs = (_samples(setting, device) for device in _devices(setting))
     other = float((ours != theirs).float().mean()) if ours.shape == theirs.shape else 1.0
     result.check("share of sampled tokens that differ", other, SAMPLED)
@@ -122,6 +125,32 @@ def _branched_kernels(setting: Setting, result: Result) -> None:
     for name, value in theirs.items():
         limit = 3 * HALF if name == "gradient" else HALF
         result.check(f"{name}, shared in bfloat16", _distance(ours[name], value), limit)
+
+
+def _fused_logprobs(setting: Setting, result: Result) -> None:
+    """Log-probs, entropies and gradients from products: compiled, beside single operators."""
+    tokens = torch.arange(1024, device=setting.device)
+    for dtype, limit in ((torch.float32, FORWARD), (torch.bfloat16, HALF)):
+        random = torch.Generator(setting.device).manual_seed(0)
+        hidden, weight = (
+            torch.randn(size, 64, device=setting.device, generator=random).to(dtype)
+            for size in (1024, 32000)
+        )
+        found = []
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for fuse in (False, True):
+                hidden.requires_grad_()
+                out = chunked_logprobs(hidden, weight, tokens, with_entropy=True, fuse=fuse)
+                (slopes,) = torch.autograd.grad(out.logprobs.sum(), hidden)
+                found.append((out.logprobs.detach(), out.entropy, slopes))
+        failed = [str(warning.message) for warning in said if "compiled" in str(warning.message)]
+        result.check(f"fused log-probs not compiled, {dtype}", float(len(failed)), 0.0)
+        for name, plain, fused in zip(("log-probs", "entropy", "gradient"), *found, strict=True):
+            rounded = (
+                max(limit, GRADIENT) if name == "entropy" else limit
+            )  # plain takes a difference
+            result.check(f"fused {name}, {dtype}", _distance(fused, plain), rounded)
 
 
 def _devices(setting: Setting) -> tuple[torch.device, torch.device]:

@@ -118,6 +118,8 @@ def page(run: Mapping[str, Any]) -> str:
     for name, part in parts.items():
         if part.measures:
             lines += ["", f"### {name}", "", *_table(part)]
+            said = part.facts.items() if name != "machine" else ()
+            lines += [line for what, fact in said for line in ("", f"{what}: {fact}.")]
     return "\n".join(lines) + "\n" + COMMANDS
 
 

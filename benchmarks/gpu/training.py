@@ -1,6 +1,7 @@
 """How fast is training, and what does it take: each method at its size, by phase; and what single choices are worth."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,10 +11,8 @@ from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import Setting
 from lit_rlhf.callbacks import PhaseTimer
 from lit_rlhf.models import Backbone, ModelSpec, ValueAdapter, export_reward
-from lit_rlhf.modules import Updates
+from lit_rlhf.modules import PolicyModule
 from lit_rlhf.rewards import ModelReward
-
-LARGE = {"updates": Updates(microbatch_tokens=32768)}
 
 
 class Warm(Callback):
@@ -72,31 +71,32 @@ def ppo(setting: Setting, result: Result) -> None:
 
 
 def grpo(setting: Setting, result: Result) -> None:
-    """GRPO with large microbatches, and with these and recomputed layers."""
-    _fit(setting, result, "GRPO", "LoRA r16, microbatches of 32768", **LARGE)
-    spec = setting.spec(gradient_checkpointing=True)
-    _fit(setting, result, "GRPO", "the same, layers recomputed", spec, **LARGE)
+    """GRPO, and with recomputed layers."""
+    _fit(setting, result, "GRPO", "LoRA r16")
+    _fit(setting, result, "GRPO", "layers recomputed", setting.spec(gradient_checkpointing=True))
 
 
 def nf4(setting: Setting, result: Result) -> None:
-    """PPO with policy, reference, reward and value on one base of 4 bits."""
+    """PPO with policy, reference, reward and value on one base of 4 bits, with recomputed layers and without."""
     adapter = setting.work / "reward"
     spec = setting.spec(quantization="nf4")
+    recomputed = setting.spec(quantization="nf4", gradient_checkpointing=True)
     rewarding = Backbone.load(spec, lm_head=False)
     rewarding.add_adapter("reward")
     rewarding.add_head("reward")
     export_reward(rewarding, adapter, merge=False)
     del rewarding
-    reward = ModelReward(str(adapter), share_base=True)
-    options = {"reward": reward, "value": ValueAdapter(start="reward")}
-    _fit(setting, result, "PPO", "four roles on one nf4 base", spec, **options)
+    reward = partial(ModelReward, str(adapter), share_base=True)
+    for title, each in (("", spec), (", layers recomputed", recomputed)):
+        options = {"reward": reward(), "value": ValueAdapter(start="reward")}
+        _fit(setting, result, "PPO", f"four roles on one nf4 base{title}", each, **options)
 
 
 def kernels(setting: Setting, result: Result) -> None:
     """DPO's and GRPO's steps without the library's kernels; with them they are parts of their own."""
     plain = setting.spec(kernels="plain")
     _fit(setting, result, "DPO", "kernels: plain", plain)
-    _fit(setting, result, "GRPO", "kernels: plain, microbatches of 32768", plain, **LARGE)
+    _fit(setting, result, "GRPO", "kernels: plain", plain)
 
 
 def compiled(setting: Setting, result: Result) -> None:
@@ -129,6 +129,9 @@ def _fit(
         data = setting.data(KINDS[name], batch, setting.rows(batch * steps))
         setting.trainer([timer, warm], precision=precision).fit(module, data)
         _measure(result, f"{name}, {title}", warm, setting, by_phase=name in ONLINE)
+        if isinstance(module, PolicyModule):
+            tokens = module.microbatch_size.tokens
+            result.note(f"{name}, {title}", f"microbatches of {tokens} padded tokens")
 
 
 def _measure(result: Result, title: str, warm: Warm, setting: Setting, *, by_phase: bool) -> None:

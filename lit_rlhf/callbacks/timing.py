@@ -144,7 +144,8 @@ class PhaseTimer(Callback):
         }
         logged |= self._throughput(seconds, tokens, flops)
         if pl_module.device.type == "cuda":
-            logged["memory/peak_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
+            peak = max(torch.cuda.max_memory_allocated(pl_module.device), phases.peak)
+            logged["memory/peak_gib"] = peak / 2**30
         pl_module.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=1)
         self._ended = now()
 

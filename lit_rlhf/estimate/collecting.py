@@ -16,7 +16,7 @@ from lit_rlhf.rollout import HFEngine, NativeEngine
 from lit_rlhf.rollout.native import Decoder
 from lit_rlhf.rollout.recorded import DecodeStep
 from lit_rlhf.rollout.sampling import draw_tokens
-from lit_rlhf.rollout.steps import ModelStep, choose_step
+from lit_rlhf.rollout.steps import ModelStep, choose_step, recordable
 
 _BUDGET = 8192
 """Tokens that are scored at a time where a reward doesn't say."""
@@ -45,19 +45,20 @@ def _rollout(run: DryRun, module: PolicyModule) -> Phase:
     ids = torch.zeros(prompts, load.prompt_tokens, dtype=torch.int64)
     rows = torch.zeros(prompts * samples)
     sampling = replace(module.sampling, top_p=1.0)  # else the numbers would be looked at
-    launched = 0
+    launched, recorded = 0, False
     with run.simulated(), torch.no_grad(), evaluating(backbone), backbone.use_role("policy"):
         count.forget_peak()
         with count.part("packed weights"):
             step = _step(module, load.completion_tokens)
+            recorded = run.kind == "cuda" and recordable(backbone, load.completion_tokens)
         with count.part("temporaries", logits=run.vocabulary):
             decoder = Decoder(backbone, step, ids, lengths, samples)
             _fill(run, decoder)
             for _ in range(2):
-                before = count.operators
+                before = count.kernels
                 draw_tokens(decoder.logits, rows.double(), sampling)
                 decoder.advance(rows.long())
-                launched = count.operators - before
+                launched = count.kernels - before
         peak, cache = count.peak(), count.now().parts["key-value cache"]
     flops = generation_flops(
         backbone,
@@ -67,7 +68,7 @@ def _rollout(run: DryRun, module: PolicyModule) -> Phase:
     )
     rounds = -(-load.prompts * load.branches // len(rows))
     passes = rounds * load.completion_tokens
-    return Phase("rollout", peak, float(flops), passes, cache, launched)
+    return Phase("rollout", peak, float(flops), launched, passes, cache, recorded)
 
 
 def _decoded_at_once(run: DryRun, module: PolicyModule) -> tuple[int, int]:
@@ -100,10 +101,10 @@ def _fill(run: DryRun, decoder: Decoder) -> None:
 def _measured(run: DryRun, name: str, work: Callable[[], object]) -> Phase:
     with run.simulated(), torch.no_grad():
         run.count.forget_peak()
-        run.flops = 0.0
+        run.flops, before = 0.0, run.count.kernels
         with run.count.part("temporaries", logits=run.vocabulary):
             work()
-        return Phase(name, run.count.peak(), run.flops)
+        return Phase(name, run.count.peak(), run.flops, run.count.kernels - before)
 
 
 def _score(run: DryRun, scoring: list[tuple[Reward, RewardSource]]) -> None:

@@ -32,17 +32,19 @@ class Phase:
         name: As `PhaseTimer` logs it; `optimizer` is the step of the optimizer.
         peak: The most that was held.
         flops: Of all its passes; of the update those of one microbatch.
+        kernels: Launched in the same; of a rollout those of a pass.
         passes: Times that the weights are read in a rollout.
         cache: Bytes of keys and values when they are most.
-        operators: Launched in a pass of a rollout.
+        recorded: Whether a pass of a rollout is a CUDA graph.
     """
 
     name: str
     peak: Peak
     flops: float = 0.0
+    kernels: int = 0
     passes: int = 1
     cache: int = 0
-    operators: int = 0
+    recorded: bool = False
 
 
 class DryRun:
@@ -105,13 +107,13 @@ class DryRun:
             if self.parts > 1:
                 self._hold_gradients()
             self.count.forget_peak()
-            self.flops = 0.0
+            self.flops, before = 0.0, self.count.kernels
             with self.count.part("activations", logits=self.vocabulary):
                 loss = _loss(self.module, given)
                 # By an edge, for `backward` of a tensor switches function modes off meanwhile.
                 torch.autograd.backward(get_gradient_edge(loss), torch.ones_like(loss))
                 del loss
-            return Phase("update", self.count.peak(), self.flops)
+            return Phase("update", self.count.peak(), self.flops, self.count.kernels - before)
 
     def optimize(self) -> Phase:
         """A step of the optimizer."""
@@ -158,7 +160,7 @@ class DryRun:
         if not isinstance(self.module, PolicyModule):
             return self.accumulate
         lengths = torch.full((self._minibatch,), self.workload.row)
-        budget = self.module.updates.microbatch_tokens
+        budget = self.module.microbatch_size.tokens
         return len(microbatch_indices(lengths, torch.arange(self._minibatch), budget))
 
     @property
@@ -188,7 +190,7 @@ class DryRun:
         """What the loss of a microbatch is computed from."""
         if isinstance(self.module, PolicyModule):
             assert self._rollout is not None
-            rollout = self.module.estimate(self._rollout)
+            rollout = self.module.estimated(self._rollout)
             return rollout.select(torch.arange(rows) % rollout.num_prompts)
         batch = self.workload.batch(rows)
         if getattr(self.module, "reference_source", None) != "precomputed":

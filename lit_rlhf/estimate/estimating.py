@@ -13,14 +13,16 @@ from lit_rlhf.estimate.collecting import collect
 from lit_rlhf.estimate.dry_run import DryRun, Phase
 from lit_rlhf.estimate.processes import Processes, syncing_seconds, whole_bytes
 from lit_rlhf.estimate.workload import Workload
-from lit_rlhf.models import ModelSpec
+from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.models.loading import dtype_of, embeddings
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.microbatch_size import START, MicrobatchSize, fitting_tokens
 
 PEAK_SHARE, BANDWIDTH_SHARE = 0.4, 0.6
 """What steps are taken to reach of a card's peaks: of 0.3 to 0.57 and 0.2 to 0.6 that were measured on CPUs."""
-_KEPT = ("weights", "gradients", "optimizer")
+_KEPT = ("weights", "gradients", "optimizer", "reserved")
+"""Parts that an update finds there, by how their names begin."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,36 @@ def rehearse(plan: Plan) -> Rehearsal:
         accumulate=plan.accumulate,
         rows=plan.rows,
     )
-    collected = [*collect(run, built.module)] if isinstance(built.module, PolicyModule) else []
-    phases = (*collected, run.update(), run.optimize())
+    phases = _phases(run)
+    if isinstance(built.module, PolicyModule) and plan.rows is None:
+        size = built.module.microbatch_size
+        if _chooses(plan, run, size):
+            # A run begins with START, and so takes its memory even where it then takes less.
+            size.chosen = max(START, _fitting(plan, built, run, phases))
+            phases = phases if size.chosen == START else _phases(run)
+    phases = (*phases, run.optimize())
     rows = 2 * run.rows if run.rows == 1 else run.rows // 2
     return Rehearsal(built, run, phases, run.update(rows), rows)
+
+
+def _phases(run: DryRun) -> tuple[Phase, ...]:
+    """Those with microbatches; the update is the last."""
+    module = run.module
+    collected = [*collect(run, module)] if isinstance(module, PolicyModule) else []
+    return (*collected, run.update())
+
+
+def _chooses(plan: Plan, run: DryRun, size: MicrobatchSize) -> bool:
+    """Whether a run would choose the size of its microbatches: on a GPU, where a step has several."""
+    return size.option == "auto" and plan.card.kind == "cuda" and run.parts > 1
+
+
+def _fitting(plan: Plan, built: Built, run: DryRun, phases: tuple[Phase, ...]) -> int:
+    """Tokens that a run would choose, by the same rule."""
+    update = _phase(plan, built, run, phases[-1])
+    kept = sum(size for name, size in update.parts.items() if name.startswith(_KEPT))
+    tokens = run.rows * plan.workload.row
+    return fitting_tokens(plan.card.memory - kept, (update.total - kept) / tokens)
 
 
 def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
@@ -210,11 +238,16 @@ def _phase(plan: Plan, built: Built, run: DryRun, phase: Phase) -> PhaseEstimate
 
 def _unpacked(built: Built) -> dict[str, float]:
     """A layer of packed weights is made whole for its product."""
-    backbone = built.module.backbone
+    layers = _whole_layers(built.module.backbone)
+    return {"a layer unpacked": max(layers)} if layers else {}
+
+
+def _whole_layers(backbone: Backbone) -> list[float]:
+    """Bytes of each packed layer when it is made whole."""
     if backbone.spec.quantization not in ("nf4", "fp4"):
-        return {}
-    largest = max(layer.weight.numel() for layer in quantized_layers(backbone))
-    return {"a layer unpacked": float(largest * dtype_of(backbone.spec).itemsize)}
+        return []
+    width = dtype_of(backbone.spec).itemsize
+    return [float(layer.weight.numel() * width) for layer in quantized_layers(backbone)]
 
 
 def _seconds(plan: Plan, run: DryRun, phase: Phase) -> tuple[float, float]:
@@ -227,21 +260,25 @@ def _seconds(plan: Plan, run: DryRun, phase: Phase) -> tuple[float, float]:
         seconds = run.steps * moved / card.bandwidth
         return seconds, seconds / BANDWIDTH_SHARE
     computing = flops / peak
+    launching = phase.kernels * (card.replay if phase.recorded else card.launch)
     if phase.name != "rollout":
-        return computing, computing / PEAK_SHARE
+        launching *= run.steps * run.parts if phase.name == "update" else 1
+        return computing, max(computing / PEAK_SHARE, launching)
+    launching *= phase.passes
     read = phase.passes * (_read(run) + phase.cache / 2) / card.bandwidth
-    launching = phase.passes * phase.operators * card.launch
     return max(computing, read), max(computing / PEAK_SHARE, read / BANDWIDTH_SHARE, launching)
 
 
 def _read(run: DryRun) -> float:
-    """Bytes of the weights that a token is multiplied with."""
+    """Bytes of the weights that a token is multiplied with; packed ones are written and read whole too."""
     parts, backbone = run.count.now().parts, run.module.backbone
+    engine = getattr(run.module, "engine", None)
+    unpacked = 0.0 if getattr(engine, "dequantize", False) else 2 * sum(_whole_layers(backbone))
     base = parts.get("weights: policy", 0) + parts.get("weights: shared base", 0)
     embedded = embeddings(backbone.model)
     head = backbone.model.get_output_embeddings()
     tied = head is not None and embedded is head.weight
-    return float(base - (0 if tied else embedded.numel() * embedded.itemsize))
+    return unpacked + base - (0 if tied else embedded.numel() * embedded.itemsize)
 
 
 def _sync(plan: Plan, run: DryRun) -> tuple[PhaseEstimate, ...]:
@@ -265,6 +302,9 @@ def _largest(plan: Plan, rehearsal: Rehearsal, phases: tuple[PhaseEstimate, ...]
 
 def _notes(module: RLHFModule, card: Card) -> list[str]:
     notes = []
+    if isinstance(module, PolicyModule) and module.microbatch_size.option == "auto":
+        tokens = module.microbatch_size.tokens
+        notes.append(f"updates.microbatch_tokens: auto is taken for {tokens:,} padded tokens.")
     if card.kind == "cpu":
         notes.append(
             "On Linux glibc keeps freed memory in holes, up to twice what arrays take: with "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_rlhf.internals.torch import (
     OperatorMode,
+    computes,
     described,
     makes_new,
     map_tensors,
@@ -46,12 +47,12 @@ class MemoryCount(OperatorMode):
     meta device they are taken there.
 
     Attributes:
-        operators: How many have run: on a GPU about as many kernels are launched.
+        kernels: How many operators have run that compute something: on a GPU about as many kernels.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.operators = 0
+        self.kernels = 0
         self._known: dict[Any, tuple[Any, Any, torch.dtype]] = {}
         self._held: dict[int, tuple[str, int]] = {}
         self._parts: Counter[str] = Counter()
@@ -63,7 +64,7 @@ class MemoryCount(OperatorMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        self.operators += 1
+        self.kernels += computes(func)
         kwargs = kwargs or {}
         tensors = tensors_in(args, kwargs)
         places = {x.is_meta for x in tensors}

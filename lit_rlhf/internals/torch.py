@@ -16,6 +16,7 @@ _SHAPE_CHANGING = {
     f"aten::{name}_"
     for name in ("resize", "set", "squeeze", "unsqueeze", "t", "transpose", "resize_as")
 }
+_WITHOUT_WORK = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::lift")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -63,6 +64,13 @@ def makes_new(operator: Any) -> bool:
     """Whether an operator's results are arrays of their own and nothing is written."""
     schema = operator._schema
     return not schema.is_mutable and all(each.alias_info is None for each in schema.returns)
+
+
+@cache
+def computes(operator: Any) -> bool:
+    """Whether an operator is work for a device: views and arrays without contents are none."""
+    made = makes_new(operator) and not operator.name().startswith(_WITHOUT_WORK)
+    return made or bool(operator._schema.is_mutable)
 
 
 @cache

@@ -18,6 +18,8 @@ class Phases:
         tokens: What each phase worked on, of all processes.
         flops: Of this process, as far as they are counted: float64 scalars that may still be under way on a device.
         current: The phase that is on, or None.
+        peak: Bytes: the most that tensors took on the device in this iteration before their count was begun anew within
+            it; 0 where it wasn't.
 
     Example:
         >>> phases = Phases()
@@ -32,6 +34,7 @@ class Phases:
         self.tokens: dict[str, int] = {}
         self.flops: dict[str, torch.Tensor] = {}
         self.current: str | None = None
+        self.peak = 0
         self.listeners: list[PhaseListener] = []
 
     @contextmanager
@@ -62,10 +65,11 @@ class Phases:
         self.flops[name] = self.flops.get(name, torch.zeros_like(flops)) + flops
 
     def reset(self) -> None:
-        """Forget all three; an iteration begins."""
+        """Forget all of these; an iteration begins."""
         self.seconds.clear()
         self.tokens.clear()
         self.flops.clear()
+        self.peak = 0
 
     def _tell(self, name: str, done: int, total: int) -> None:
         for listener in self.listeners:

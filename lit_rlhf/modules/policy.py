@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.internals.lightning import next_batch
@@ -21,10 +22,11 @@ from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import collect as stages, minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
+from lit_rlhf.modules.microbatch_size import MicrobatchSize
 from lit_rlhf.modules.minibatches import rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.steps import Updates, gradient_sync, guarded_step
+from lit_rlhf.modules.steps import Updates, gradient_sync, gradients, guarded_step
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -145,6 +147,7 @@ class PolicyModule(RLHFModule):
         self.importance_correction = importance_correction
         self.iteration = 0
         self.phases = Phases()
+        self.microbatch_size = MicrobatchSize(updates.microbatch_tokens, self.phases)
         self.means = Means()
         samples, penalty = self.num_samples, missing_eos_penalty
         check_option(samples >= 1, self, "num_samples", samples, "at least 1")
@@ -177,7 +180,7 @@ class PolicyModule(RLHFModule):
         """One iteration on a batch of prompts."""
         self.phases.reset()
         collected, samples = self.collect(batch)
-        rollout = self.estimate(collected)
+        rollout = self.estimated(collected)
         target = self.updates.target_kl
         with self.phases("update", total=self.updates.per_iteration) as advance:
             for step, minibatch in enumerate(self.schedule(rollout)):
@@ -202,6 +205,32 @@ class PolicyModule(RLHFModule):
             f"{type(self).__name__} must override estimate(rollout) to return advantages."
         )
 
+    def estimated(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
+        """What `estimate` makes.
+
+        Raises:
+            ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
+        """
+        if type(self).estimate is PolicyModule.estimate:
+            raise ConfigurationError(
+                f"{type(self).__name__} must override estimate(rollout): see Your own algorithm in the docs."
+            )
+        made = self.estimate(rollout)
+        if not isinstance(made, EvaluatedRollout):
+            raise ConfigurationError(
+                f"{type(self).__name__}.estimate returned {type(made).__name__}: it must return a rollout, which "
+                "rollout.with_advantages(...) makes."
+            )
+        advantages: Any = getattr(made, "advantages", made.response_mask)  # pairs have none
+        shape, found = made.response_mask.shape, getattr(advantages, "shape", None)
+        if found != shape:
+            raise ConfigurationError(
+                f"{type(self).__name__}.estimate: advantages must be a tensor of {tuple(shape)}, a number for each "
+                f"token of each sample, not {type(advantages).__name__ if found is None else tuple(found)}. "
+                "spread_over_tokens(values, rollout.response_mask) makes one of a number for each sample."
+            )
+        return made
+
     def schedule(self, rollout: EvaluatedRollout) -> Iterator[EvaluatedRollout]:
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""
         for epoch in range(self.updates.epochs or self.default_epochs):
@@ -224,18 +253,22 @@ class PolicyModule(RLHFModule):
         total = self.reduction.denominator(minibatch.response_mask).clamp_min(1)
         self.phases.count("update", int(minibatch.lengths.sum()))
         stats, drift = Means(), Means()
-        budget = self.updates.microbatch_tokens
-        parts = minibatches.microbatches(minibatch, budget, rank(), num_ranks())
+        size = self.microbatch_size
+        parts = minibatches.microbatches(minibatch, size.tokens, rank(), num_ranks())
         for i, micro in enumerate(parts):
             mask = micro.response_mask
-            with self.gradient_sync(enabled=i == len(parts) - 1):
+            last = i == len(parts) - 1
+            with size.measured(i, micro, self.device), self.gradient_sync(enabled=last):
                 output = self.loss(micro)
                 loss = self.reduction.numerator(output.loss, mask) / total
                 self.manual_backward(loss * num_ranks())
             stats.add_all(output.metrics, mask)
             if self.updates.target_kl is not None:
                 drift.add("kl", self.drift(micro, output.logprobs), self.own_tokens(mask))
+        optimizer: Any = self.optimizers()
+        trained = gradients(optimizer)
         stats.add_all({"lr": self.learning_rate(), "grad_norm": self.take_step()})
+        size.choose(trained, optimizer, self.device)
         self.means.join(stats, self.device)
         return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
 
@@ -333,7 +366,7 @@ class PolicyModule(RLHFModule):
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
         """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
-        temperature, budget = self.sampling.temperature, self.updates.microbatch_tokens
+        temperature, budget = self.sampling.temperature, self.microbatch_size.tokens
         ref = self.reference.logprobs(self.backbone, rollout, temperature, budget)
         old = self.sampled_logprobs(rollout)
         return rollout.to_stage(EvaluatedRollout, old_logprobs=old, ref_logprobs=ref)
@@ -343,7 +376,7 @@ class PolicyModule(RLHFModule):
         found = rollout.completions.logprobs
         if found is not None and not self.recompute_logprobs:
             return found
-        temperature, budget = self.sampling.temperature, self.updates.microbatch_tokens
+        temperature, budget = self.sampling.temperature, self.microbatch_size.tokens
         return rollout_logprobs(self.backbone, "policy", temperature, rollout, budget)
 
     def count_generated(self, mask: Tensor) -> None:
@@ -429,12 +462,14 @@ class PolicyModule(RLHFModule):
         export_policy(self.backbone, path, merge=merge)
 
     def extra_state(self) -> dict[str, Any]:
-        """Iteration, KL coefficient, and what the engine has sampled ahead."""
+        """Iteration, KL coefficient, size of microbatches, and what the engine has sampled ahead."""
         state: dict[str, Any] = {"iteration": self.iteration, "kl": self.kl.state_dict()}
+        state["microbatch_size"] = self.microbatch_size.state_dict()
         return state | {"engine": stages.engine_state(self.engine, self._trainer)}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.iteration = state["iteration"]
         self.kl.load_state_dict(state["kl"])
+        self.microbatch_size.load_state_dict(state.get("microbatch_size", {}))
         self.engine.load_state_dict(state.get("engine", {}))

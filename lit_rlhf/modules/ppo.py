@@ -166,7 +166,7 @@ class PPOPolicyModule(PolicyModule):
             values = by_parts(
                 rollout,
                 self.value if own else self.backbone,
-                self.updates.microbatch_tokens,
+                self.microbatch_size.tokens,
                 self._values,
             )
         return evaluated.to_stage(ValuedRollout, values=values)

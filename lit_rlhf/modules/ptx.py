@@ -66,7 +66,7 @@ def add_text_gradient(
     reduction = TokenMean()
     total = sum_over_ranks(reduction.denominator(text["branch_ids"] > 0)).clamp_min(1)
     means = Means()
-    for rows in _microbatches(text, policy.updates.microbatch_tokens):
+    for rows in _microbatches(text, policy.microbatch_size.tokens):
         with policy.gradient_sync(enabled=False):  # the rollout's last microbatch will
             loss, mask = loss_of(_rows(text, rows))
             share = reduction.numerator(loss, mask) / total

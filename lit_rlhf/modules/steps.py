@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import TrainingDivergedError
-from lit_rlhf.options import check_option
+from lit_rlhf.options import check_option, is_whole
 
 
 @dataclass
@@ -44,7 +44,11 @@ class Updates(Steps):
         epochs: Passes over each rollout; more reuse samples further from the policy that drew them. None: the method's
             own number, 4 in PPO and REBEL, else 1.
         minibatches: Optimizer steps per pass.
-        microbatch_tokens: Padded tokens of one forward and backward; bounds memory, never changes the result.
+        microbatch_tokens: Padded tokens of one forward and backward, and of a forward without gradient: at least 1. A
+            single row may have more. Fewer take less memory, more are faster on a GPU; the result is the same but for
+            rounding. "auto" is 8192 on a CPU. On a GPU it is 8192 until a step of several microbatches was measured,
+            then a power of two from 1024 to 65536 by what memory is free, the same on all processes; kept in
+            checkpoints.
         max_grad_norm: The gradient's norm is clipped to this before each step; 0 clips nothing.
         target_kl: Ends an iteration's updates early when the mean approximate KL between the sampling policy and the
             current one exceeds this, in nats per token; None never does.
@@ -55,7 +59,7 @@ class Updates(Steps):
 
     epochs: int | None = None
     minibatches: int = 1
-    microbatch_tokens: int = 8192
+    microbatch_tokens: int | Literal["auto"] = "auto"
     max_grad_norm: float = 1.0
     target_kl: float | None = None
 
@@ -63,9 +67,12 @@ class Updates(Steps):
         super().__post_init__()
         epochs, target, norm = self.epochs, self.target_kl, self.max_grad_norm
         check_option(epochs is None or epochs >= 1, self, "epochs", epochs, "at least 1")
-        for name in ("minibatches", "microbatch_tokens"):
-            number = getattr(self, name)
-            check_option(number >= 1, self, name, number, "at least 1")
+        check_option(self.minibatches >= 1, self, "minibatches", self.minibatches, "at least 1")
+        tokens = self.microbatch_tokens
+        valid = tokens == "auto" or is_whole(tokens, 1)
+        check_option(
+            valid, self, "microbatch_tokens", tokens, 'a whole number, at least 1, or "auto"'
+        )
         check_option(norm >= 0, self, "max_grad_norm", norm, "0 (no clipping) or more")
         check_option(target is None or target > 0, self, "target_kl", target, "above 0, or null")
         check_option(

@@ -67,12 +67,15 @@ def choose_step(backbone: Backbone, steps: int, *, dequantize: bool = False) -> 
         steps: About how many there will be: packing takes as long as two or three.
         dequantize: Decode quantized layers from a copy in float.
     """
-    if backbone.spec.kernels != "auto" or steps < _WORTH_PACKING:
-        return ModelStep(backbone)
     step: DecodeStep = ModelStep(backbone)
+    if not recordable(backbone, steps):
+        return step
     if packable(backbone.model, dequantize=dequantize):
         step = PackedStep(backbone.model, backbone.logits)
-    # What hooks do on the host would be left out of the replays.
-    elif any(map(is_altered, backbone.model.modules())):
-        return step
     return RecordedStep(step, GraphRecorder()) if backbone.device.type == "cuda" else step
+
+
+def recordable(backbone: Backbone, steps: int) -> bool:
+    """Whether some steps may be packed, and on a GPU recorded: what hooks do on the host, replays would leave out."""
+    worthwhile = backbone.spec.kernels == "auto" and steps >= _WORTH_PACKING
+    return worthwhile and not any(map(is_altered, backbone.model.modules()))

@@ -40,6 +40,7 @@ PURE = {
     "math",
     "torch",
     "typing",
+    "warnings",
 }
 MAX_FILE, MAX_FUNCTION = 480, 70
 

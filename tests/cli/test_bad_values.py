@@ -188,3 +188,31 @@ def test_commands(
     assert "Traceback" not in shown
     said = [line for line in shown.splitlines() if line.startswith(f"lit-rlhf {command}: ")]
     assert len(said) == (code == 2), shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--model=none", "--prompt=Hello"],
+        ["score", "--model=none", "--data=rows.jsonl"],
+        ["label", "rows.jsonl", "--judge=LocalJudge", "--judge.backbone.name=none"],
+        ["evaluate-reward", "--path=none", "--data=rows.jsonl"],
+        ["report", "none"],
+        ["schema"],
+        ["data", "inspect", "rows.jsonl"],
+        ["data", "convert", "rows.jsonl"],
+    ],
+    ids=lambda words: " ".join(words[:2] if words[0] == "data" else words[:1]),
+)
+@pytest.mark.parametrize("output", ["", "there.html"])
+def test_an_output_that_is_a_directory_is_refused_before_any_work(
+    words: list[str], output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.html").mkdir()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    named = [f"--output={output}"] if words[:2] != ["data", "convert"] else [output]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, *named])
+    assert stopped.value.code == 2
+    assert "names no file, but a directory" in capsys.readouterr().err

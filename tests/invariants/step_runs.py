@@ -16,7 +16,14 @@ from lightning.pytorch import Callback
 
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.models import ModelSpec
-from lit_rlhf.modules import RLHFModule, Steps, SupervisedModule, Updates
+from lit_rlhf.modules import (
+    PolicyModule,
+    RLHFModule,
+    Steps,
+    SupervisedModule,
+    Updates,
+    microbatch_size,
+)
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.rewards import LengthReward
 from lit_rlhf.rollout import Sampling
@@ -24,10 +31,11 @@ from lit_rlhf.types import LossOutput
 from tests.invariants.forked_runs import do, make_trainer
 from tests.invariants.process_runs import trainable
 from tests.invariants.resume_runs import make_data
+from tests.unit.modules.device_memory import SaidMemory
 
 
 def make_module(run: dict[str, Any]) -> RLHFModule:
-    """In full; a policy takes two steps an iteration."""
+    """In full; a policy takes as many steps an iteration as the run says."""
     spec = ModelSpec(name=str(Path(run["world"]) / "tiny-model"))
     kind = getattr(torch.optim, run.get("optimizer", "AdamW"))
     shared: dict[str, Any] = {"optimizer": lambda groups: kind(groups, lr=run["lr"])}
@@ -38,7 +46,7 @@ def make_module(run: dict[str, Any]) -> RLHFModule:
         LengthReward(target=4.0, scale=2.0),
         num_samples=2,
         sampling=Sampling(max_new_tokens=6),
-        updates=Updates(minibatches=2, max_skipped=run["most"]),
+        updates=Updates(minibatches=run["minibatches"], max_skipped=run["most"]),
         **shared,
     )
 
@@ -73,6 +81,9 @@ class Movement(Callback):
 def train(run: dict[str, Any], rank: int) -> None:
     """One process of one run."""
     module, movement = make_module(run), Movement()
+    if run.get("free") and isinstance(module, PolicyModule):
+        microbatch_size.START, microbatch_size.LEAST = 24, 8
+        SaidMemory(run["free"][rank]).watch(module)
     if rank == 1 and run["nan"]:
         poison(module, run["nan"])
     trainer = make_trainer(
@@ -97,6 +108,7 @@ def train(run: dict[str, Any], rank: int) -> None:
     found = {
         "guard": module.guard.state_dict(),
         "moved": movement.moved,
+        "size": module.microbatch_size.tokens if isinstance(module, PolicyModule) else None,
         "error": error,
         "said": " ".join(str(warning.message) for warning in caught),
         "lr": [group["lr"] for each in optimizers for group in each.param_groups],

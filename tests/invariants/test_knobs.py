@@ -115,9 +115,12 @@ def _changed(knob: str) -> dict[str, Any]:
 
 
 def is_knob(annotation: object) -> bool:
-    """Whether an option is a number or a switch, perhaps None."""
+    """Whether an option is a number or a switch, perhaps None or a word in its place."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = set(typing.get_args(annotation)) if union else {annotation}
+    kinds = {kind for kind in kinds if typing.get_origin(kind) is not typing.Literal}
+    if not kinds:
+        return False
     return kinds - {type(None)} <= {int, float, bool} and kinds != {type(None)}
 
 
@@ -265,9 +268,13 @@ def test_every_option_of_an_objective_counts(name: str) -> None:
 
 def test_the_walk_finds_what_it_should() -> None:
     assert len(POLICIES) >= 12
-    assert {"updates.epochs", "value_loss.clip", "seed", "gae.whiten", "terminal_kl"} <= set(
-        knobs(modules.PPOPolicyModule)
-    )
+    assert {
+        "updates.epochs",
+        "updates.microbatch_tokens",
+        "value_loss.clip",
+        "seed",
+        "gae.whiten",
+    } <= set(knobs(modules.PPOPolicyModule))
     assert {"oversampling", "num_samples", "seed"} <= set(knobs(modules.DAPOPolicyModule))
     assert "advantage" not in knobs(modules.GRPOPolicyModule)
 

@@ -8,10 +8,12 @@ import torch
 
 from tests.invariants.resume_plans import execute, log_of, run, write_world
 
-pytestmark = pytest.mark.slow  # half a minute for 13 runs
+pytestmark = pytest.mark.slow  # half a minute for 15 runs
 STRATEGIES = ("ddp", "fsdp2")
 MODULES = {"sft": 1, "grpo": 2}
 """Optimizer steps of an iteration."""
+FREE = (1e9, 1e3)
+"""Bytes of each process's device: room for the most, and for nothing."""
 Ranks = list[dict[str, Any]]
 
 
@@ -23,7 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
     plan: dict[str, dict[str, Any]] = {}
 
     def add(name: str, module: str, strategy: str, **options: Any) -> None:
-        defaults = {"nan": [], "most": 10, "lr": 1e-3, "batches": 3}
+        defaults = {"nan": [], "most": 10, "lr": 1e-3, "batches": 3, "minibatches": 2}
         each = defaults | options
         plan[name] = run(root / name, world, module, ranks=2, strategy=strategy, **each)
 
@@ -31,6 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ranks]:
         for module in MODULES:
             add(f"{strategy} {module} skips", module, strategy, nan=[1])
             add(f"{strategy} {module} stops", module, strategy, nan=[1, 2, 3, 4], most=2, batches=5)
+        add(f"{strategy} grpo chooses", "grpo", strategy, free=FREE, minibatches=1)
         checkpoint = str(root / f"{strategy}.ckpt")
         add(f"{strategy} before", "sft", strategy, save=checkpoint, batches=2)
         add(f"{strategy} goes on", "sft", strategy, go_on=checkpoint, lr=3e-3, batches=2)
@@ -83,6 +86,17 @@ def test_both_go_on_with_what_is_written_now(runs: dict[str, Ranks], strategy: s
         assert set(rank["lr"]) == {3e-3}
         assert set(rank["steps"]) == {4.0}
         assert len(rank["moved"]) == 2
+    for name, weight in first["parameters"].items():
+        assert torch.equal(weight, second["parameters"][name]), name
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_both_take_the_microbatches_that_fit_on_either(
+    runs: dict[str, Ranks], strategy: str
+) -> None:
+    first, second = runs[f"{strategy} grpo chooses"]
+    assert first["size"] == second["size"] == 8
     for name, weight in first["parameters"].items():
         assert torch.equal(weight, second["parameters"][name]), name
 

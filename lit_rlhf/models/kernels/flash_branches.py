@@ -36,14 +36,13 @@ def serves(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether the kernels here can be used: asked once of each kind, and said in the log where they can't.
 
     Args:
-        device: Of the model.
+        device: Of the model; of the meta device it is taken that they will.
         dtype: That products are computed in.
         width: Of a head.
     """
-    if device.type != "cuda" or dtype not in _HALVES or width > _WIDEST or width % 8:
+    if device.type not in ("cuda", "meta") or dtype not in _HALVES or width > _WIDEST or width % 8:
         return False
-    reason = _obstacle(device, dtype, width)
-    return reason is None
+    return device.type == "meta" or _obstacle(device, dtype, width) is None
 
 
 @cache

@@ -237,9 +237,18 @@ def test_peak_memory_is_logged_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", since.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
     trainer = SimpleNamespace(is_global_zero=True, world_size=1)
-    module: Any = SimpleNamespace(device=gpu, log_dict=lambda values, **_: logged.update(values))
+    module: Any = SimpleNamespace(
+        device=gpu,
+        log_dict=lambda values, **_: logged.update(values),
+        phases=phases.Phases(),
+        modules=list,
+    )
     timer = PhaseTimer()
+    timer.on_train_start(trainer, module)  # type: ignore[arg-type]
     timer.on_train_batch_start(trainer, module, {}, 0)  # type: ignore[arg-type]
     timer.on_train_batch_end(trainer, module, None, {}, 0)  # type: ignore[arg-type]
     assert since == [gpu]
     assert logged["train/memory/peak_gib"] == 3.0
+    module.phases.peak = 5 * 2**30  # before its count was begun anew within the iteration
+    timer.on_train_batch_end(trainer, module, None, {}, 0)  # type: ignore[arg-type]
+    assert logged["train/memory/peak_gib"] == 5.0

@@ -244,6 +244,54 @@ def test_advice_is_an_option_that_was_tried(tokenizer: str) -> None:
     assert "choose a smaller model" in hopeless.advice
 
 
+def test_microbatches_are_those_that_a_run_would_choose(tokenizer: str) -> None:
+    load = Workload(1024, 24, 24, 4)  # 122,880 tokens
+    card = replace(BARE, kind="cuda", memory=1e12, reserved=1e9)
+
+    def found(card: Card, **options: Any) -> tuple[int, str]:
+        module = policy(GRPOPolicyModule, spec(tokenizer), num_samples=4, **options)
+        estimated = run_plan(Plan(module, load, card))
+        assert module.microbatch_size.chosen is None  # that of a copy was
+        return estimated.rows * load.row, " ".join(estimated.notes)
+
+    tokens, said = found(card)
+    assert 32768 < tokens <= 65536
+    assert "auto is taken for 65,536 padded tokens" in said
+    module = policy(GRPOPolicyModule, spec(tokenizer), num_samples=4)
+    first = run_plan(Plan(module, load, card, rows=8192 // load.row))
+    update = next(phase for phase in first.phases if phase.name == "update")
+    passing = update.parts["activations"] + update.parts["logits"]
+    room = 16384 / 8192 * passing / 0.6  # twice as many fit, and a little more
+    tokens, said = found(replace(card, memory=update.total - passing + 1.2 * room))
+    assert 8192 < tokens <= 16384
+    assert "auto is taken for 16,384 padded tokens" in said
+    for each in (BARE, replace(card, memory=1e6)):
+        tokens, said = found(each)
+        assert tokens <= 8192
+        assert "auto is taken for 8,192 padded tokens" in said
+    tokens, said = found(card, updates=Updates(microbatch_tokens=4096))
+    assert tokens <= 4096
+    assert "auto" not in said
+
+
+def test_small_passes_take_as_long_as_launching_their_kernels(tokenizer: str) -> None:
+    peaks = {torch.float32: 1e30}
+    card = replace(BARE, kind="cuda", bandwidth=1e30, peaks=peaks, launch=1.0, replay=0.01)
+
+    def seconds(given: ModelSpec, **options: Any) -> dict[str, float]:
+        module = policy(GRPOPolicyModule, given, num_samples=4, **options)
+        found = run_plan(Plan(module, Workload(4, 24, 24, 4), card))
+        return {phase.name: phase.likely for phase in found.phases}
+
+    recorded, eager = seconds(spec(tokenizer)), seconds(spec(tokenizer, kernels="plain"))
+    # A step of three layers: a dozen products each, and what is between them; the plain one has more.
+    step = recorded["rollout"] / 24 / card.replay
+    assert 3 * 12 < step < eager["rollout"] / 24 / card.launch < 3 * 100
+    two = seconds(spec(tokenizer), updates=Updates(minibatches=2))
+    assert two["update"] == pytest.approx(2 * recorded["update"], rel=0.05)
+    assert two["reference"] == recorded["reference"] > 3 * 12
+
+
 def test_a_module_stays_as_it_is(tokenizer: str) -> None:
     module = OnlineDPOPolicyModule(spec(tokenizer), LengthReward(8))
     estimate(module, card=BARE, batch_size=4, prompt_tokens=8)

@@ -12,6 +12,7 @@ from lit_rlhf.functional.advantages import (
     gae,
     greedy_baseline,
     group_centered,
+    group_sizes,
     spread_over_tokens,
 )
 from tests.reference import advantages as reference
@@ -70,6 +71,16 @@ def test_group_centered_is_minus_the_mean_and_in_float32() -> None:
     scores = torch.tensor([100.0, 100.5, 101.0, 101.5]).bfloat16()
     centered = group_centered(scores, 4)
     assert_close(centered, torch.tensor([-0.75, -0.25, 0.25, 0.75]), **FP32)
+
+
+def test_a_sample_that_does_not_count_makes_its_group_smaller() -> None:
+    """Whatever score stands in its place, the lowest or the highest."""
+    there = torch.tensor([True, True, False, True, True, False, False, False, False])
+    scores = torch.tensor([1.0, 2.0, -9.0, 3.0, 3.0, 99.0, 1.0, 2.0, 3.0])
+    assert group_sizes(there, 3).tolist() == [2, 2, 2, 2, 2, 2, 0, 0, 0]
+    centered = group_centered(scores, 3, there)
+    assert_close(centered, torch.tensor([-0.5, 0.5, *[0.0] * 7]), **FP32)
+    assert equal_groups(scores, 3, there).tolist() == [False, True, True]
 
 
 def test_groups_of_one_and_uneven_groups_are_refused() -> None:

@@ -33,7 +33,7 @@ from lit_rlhf.objectives import (
     RewardLoss,
 )
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_rankings
-from tests.tolerances import FP32, FP32_MODEL
+from tests.tolerances import FP32_MODEL
 from tests.unit.modules.policies import make_trainer
 
 LOSSES: dict[str, RewardLoss] = {
@@ -216,24 +216,6 @@ def test_exports_hold_what_their_card_says(
         module.predict_step(batch, 0)["scores"][0, 0].detach(),
         **FP32_MODEL,
     )
-
-
-def test_members_differ_by_draw_and_by_rows() -> None:
-    loss = HeadEnsemble(members=3, seed=1)
-    batch = {"index": torch.arange(400)}
-    weights = loss._weights(batch["index"])
-    assert set(weights.unique().tolist()) == {0.0, 2.0}
-    assert_close(weights.mean(1), torch.ones(3), rtol=0.15, atol=0.0)
-    assert not torch.equal(weights[0], weights[1])
-    assert torch.equal(weights[:, :5], loss._weights(batch["index"][:5]))
-    scores = torch.randn(400, 2, 3)
-    member = torch.stack([loss.loss.of_batch(scores[..., m], batch).loss for m in range(3)])
-    assert_close(loss.of_batch(scores, batch).loss, (weights * member).mean(0), **FP32)
-    assert_close(
-        HeadEnsemble(members=3, bootstrap=False).of_batch(scores, {}).loss, member.mean(0), **FP32
-    )
-    with pytest.raises(DataError, match="HeadEnsemble needs the column 'index'"):
-        loss.of_batch(scores, {})
 
 
 @pytest.mark.parametrize("loss", [Process(), GaussianRegression(), PlackettLuce()])

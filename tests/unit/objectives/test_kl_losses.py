@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.objectives import BiasedK3, KLLoss, SequenceK2, UnbiasedK3
 from tests.reference import worlds
+from tests.reference.batches import ragged, ragged_mask
 from tests.reference.preference_stats import concrete
 from tests.tolerances import FP64
 
@@ -73,3 +74,22 @@ def test_losses_are_zero_at_the_reference() -> None:
     assert_close(UnbiasedK3()(ref, ref, ref, MASK), zero, **FP64)
     assert_close(SequenceK2()(ref, ref, ref, MASK), zero, **FP64)
     assert_close(BiasedK3()(ref, ref, ref, MASK), zero, **FP64)
+
+
+@pytest.mark.parametrize(
+    "loss", [UnbiasedK3(), SequenceK2(), BiasedK3()], ids=lambda k: type(k).__name__
+)
+def test_what_is_masked_is_as_if_it_were_not_there(loss: KLLoss) -> None:
+    """Padding, and tool output between the policy's own tokens, where nan stands."""
+    mask = ragged_mask((5, 1)) & torch.tensor([True, True, False, True, True])
+    logprobs, old, ref = (ragged(mask, seed=seed) for seed in range(3))
+    logprobs.requires_grad_()
+    got = loss(logprobs, old, ref, mask)
+    for row, counts in enumerate(mask):
+        alone = (x[row, counts][None] for x in (logprobs, old, ref))
+        expected = loss(*alone, torch.ones(1, int(counts.sum()), dtype=torch.bool))
+        assert_close(got[row, counts][None], expected, **FP64)
+    (gradient,) = torch.autograd.grad(got.sum(), logprobs)
+    for nothing in (got[~mask], gradient[~mask]):
+        assert torch.equal(nothing, torch.zeros_like(nothing))
+    assert gradient.isfinite().all()

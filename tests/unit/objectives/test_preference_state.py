@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 
 import pytest
 import torch
@@ -80,6 +81,19 @@ def test_beta_dpo_keeps_a_share_and_follows_the_gap() -> None:
     )  # and the same after a restart
     assert (loss.eval().of_batch(policy, reference, {}).loss > 0).all()
     assert loss.moments.count == 2
+
+
+def test_beta_dpo_draws_pairs_by_their_weights() -> None:
+    """Half the gaps lie at the mean (weight 1), half sqrt(2) deviations off it (weight 1/e); few are drawn of many."""
+    u = torch.tensor([0.0, 0.0, 1.0, -1.0], dtype=torch.float64).repeat(20_000)[:, None]
+    ratios = torch.cat([u, torch.zeros_like(u)], -1)
+    lengths = torch.ones_like(ratios, dtype=torch.int64)
+    policy, reference = SequenceStats(ratios, lengths), SequenceStats(0 * ratios, lengths)
+    loss = o.BetaDPO(drop=0.98).double().train()
+    kept = loss.of_batch(policy, reference, {}).loss > 0
+    off = u[:, 0] != 0
+    assert kept.sum() == 1600
+    assert (kept & off).sum() / (kept & ~off).sum() == pytest.approx(math.exp(-1), rel=0.1)
 
 
 # -- single completions -----------------------------------------------------------------------------------------------
@@ -223,7 +237,7 @@ def test_a_batch_is_its_branches_that_exist(name: str) -> None:
 
 
 def test_listwise_metrics() -> None:
-    policy = SequenceStats(torch.tensor([[-1.0, -2.0, -4.0]]), torch.ones(1, 3, dtype=torch.int64))
+    policy = SequenceStats(torch.tensor([[-1.0, -1.5, -5.0]]), torch.ones(1, 3, dtype=torch.int64))
     reference = SequenceStats(
         torch.tensor([[-2.0, -2.0, -3.0]]), torch.ones(1, 3, dtype=torch.int64)
     )
@@ -232,14 +246,15 @@ def test_listwise_metrics() -> None:
         .of_batch(policy, reference, {"score": torch.tensor([[0.0, 2.0, 1.0]])})
         .metrics
     )
-    assert (
-        metrics["rewards/chosen"].item() == 0.0
-    )  # rewards are 1, 0, -1 and the second is the best
-    assert metrics["rewards/rejected"].item() == 0.0
+    # Rewards are 1, 0.5, -2 and the second is the best.
+    assert metrics["rewards/chosen"].item() == 0.5
+    assert metrics["rewards/rejected"].item() == -0.5
+    assert metrics["rewards/margins"].item() == 1.0
     assert metrics["rewards/accuracies"].item() == pytest.approx(
         1 / 3
     )  # of 2 > 3, 2 > 1, 3 > 1 the first alone holds
-    assert metrics["logps/rejected"].item() == -2.5
+    assert metrics["logps/chosen"].item() == -1.5
+    assert metrics["logps/rejected"].item() == -3.0
 
 
 def test_a_list_without_tokens_does_not_exist() -> None:

@@ -11,8 +11,12 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.objectives import (
     AllPairs,
     BradleyTerry,
+    GaussianRegression,
+    HeadEnsemble,
+    LengthDebiased,
     Outcome,
     PlackettLuce,
+    Process,
     Regression,
     RewardLoss,
     RewardLossSum,
@@ -120,6 +124,69 @@ def test_a_weighted_sum_of_losses_is_a_loss() -> None:
         BradleyTerry().of_batch(PAIRS, {}).loss,
         **FP32,
     )
+
+
+# -- several heads, and steps ------------------------------------------------------------------------------------------
+
+
+def test_accuracy_of_a_solution_is_the_share_of_its_labelled_steps() -> None:
+    logits = torch.tensor([[2.0, -1.0, 3.0], [1.0, 1.0, -9.0], [1.0, 1.0, 1.0]])
+    labels = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.2, 1.0], [1.0, 1.0, 1.0]])
+    mask = ragged_mask((3, 2, 0))
+    output = Process().of_batch(logits, {"step_label": labels, "step_mask": mask})
+    assert_close(output.loss, Process()(logits, labels, mask), **FP32)
+    expected = torch.tensor([2 / 3, 1 / 2, torch.nan])
+    assert_close(output.metrics["accuracy"], expected, equal_nan=True, **FP32)
+
+
+def test_the_deviation_that_is_logged_is_the_mean_over_what_was_rated() -> None:
+    log_stds = torch.tensor([[1.0, 2.0, 6.0], [3.0, 5.0, 7.0], [1.0, 1.0, 1.0]]).log()
+    scores = torch.stack([torch.where(BRANCHES, SCORES, 0.0), log_stds], -1)
+    output = GaussianRegression().of_batch(scores, LIST_BATCH)
+    assert_close(
+        output.loss, GaussianRegression()(scores[..., 0], log_stds, RATINGS, BRANCHES), **FP32
+    )
+    expected = torch.tensor([3.0, 4.0, torch.nan])  # nothing of the third was rated
+    assert_close(output.metrics["std"], expected, equal_nan=True, **FP32)
+
+
+def test_lengths_are_the_tokens_of_the_two_completions() -> None:
+    """The prompt is branch 0, padding -1."""
+    ids = [[0, 0, 1, 1, 1, 2], [0, 1, 2, 2, -1, -1], [0, 0, 0, 1, 2, 2]]
+    scores = torch.stack([PAIRS, PAIRS.flip(-1).square()], -1)
+    got = LengthDebiased(0.5).of_batch(scores, {"branch_ids": torch.tensor(ids)})
+    lengths = torch.tensor([[3, 1], [1, 2], [1, 2]])
+    assert_close(got.loss, LengthDebiased(0.5)(*scores.unbind(-1), lengths), **FP32)
+    assert got.metrics["accuracy"].tolist() == [1.0, 0.0, 0.0]  # of the quality head alone
+
+
+def test_members_differ_by_draw_and_by_rows() -> None:
+    loss = HeadEnsemble(members=3, seed=1)
+    batch = {"index": torch.arange(400)}
+    weights = loss._weights(batch["index"])
+    assert set(weights.unique().tolist()) == {0.0, 2.0}
+    assert_close(weights.mean(1), torch.ones(3), rtol=0.15, atol=0.0)
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[:, :5], loss._weights(batch["index"][:5]))
+    scores = torch.randn(400, 2, 3)
+    member = torch.stack([loss.loss.of_batch(scores[..., m], batch).loss for m in range(3)])
+    assert_close(loss.of_batch(scores, batch).loss, (weights * member).mean(0), **FP32)
+    assert_close(
+        HeadEnsemble(members=3, bootstrap=False).of_batch(scores, {}).loss, member.mean(0), **FP32
+    )
+    with pytest.raises(DataError, match="HeadEnsemble needs the column 'index'"):
+        loss.of_batch(scores, {})
+
+
+def test_the_exported_head_scores_as_the_mean_of_the_members() -> None:
+    loss, hidden = HeadEnsemble(members=3), torch.randn(4, 2, 5)
+    heads = [torch.randn(5) for _ in range(3)]
+    expected = (hidden @ heads[0] + hidden @ heads[1] + hidden @ heads[2]) / 3
+    assert_close(loss.reward(torch.stack([hidden @ head for head in heads], -1)), expected, **FP32)
+    assert_close(hidden @ loss.exported_weight(torch.stack(heads)), expected, **FP32)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", [BradleyTerry(), ScaledBradleyTerry()])
