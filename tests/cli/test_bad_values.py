@@ -99,7 +99,11 @@ def test_classes(
         assert "\n" not in said
         assert "Traceback" not in said
         assert len(said) < 600
-        others = ("required", "isn't installed", "watches nothing")  # what else is wrong with it
+        others = (
+            "must be given",
+            "isn't installed",
+            "watches nothing",
+        )  # what else is wrong with it
         named = option in said or any(words in said for words in others)
         assert named or (own and "null" in said), said
         # What isn't ours and isn't the parser's was raised by code that took the value.
