@@ -29,6 +29,7 @@ from lit_rlhf.data import (
     PromptDataModule,
     Ranked,
     RowsSource,
+    SharedPrefix,
     Steps,
     Unpaired,
     UnpairedDataModule,
@@ -226,6 +227,8 @@ class TestAnswers:
                 row = {"chosen": start + pair[0], "rejected": start + pair[1]}
                 with pytest.raises(InvalidRowError):
                     ImplicitPrompt()(row)
+                with pytest.raises(InvalidRowError, match=r"is a transcript.*use ImplicitPrompt"):
+                    SharedPrefix()(row)
 
     @pytest.mark.parametrize("rest", [[WHY], [GOOD, WHY], [GOOD, WHY, GOOD]])
     def test_an_answer_is_the_assistants(self, rest: list[dict[str, str]]) -> None:
