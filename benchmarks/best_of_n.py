@@ -55,7 +55,7 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
     "GRPO": (2.0, 1.0, 0.5),
     "PPO": (2.0, 1.0, 0.5),
     "online DPO": (2.0, 1.0, 0.5),
-    "DPO": (2.0, 1.0),
+    "DPO": (2.0, 1.0, 0.5),
 }
 """n, and of the others beta."""
 COLOURS = {

@@ -1,6 +1,7 @@
 """Loading with transformers from directories and the hub: never a repository's code without leave, and clear errors."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,9 +68,20 @@ def require_directory(name: str, what: str) -> None:
     reads_as_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if reads_as_path and not path.is_dir():
         raise ConfigurationError(
-            f"The {what} directory {name!r} doesn't exist (looked in {Path.cwd()}). Give the path of a directory that "
-            "`save_pretrained` or `lit-rlhf export` wrote, or a hub id like 'org/name'."
+            f"The {what} directory {name!r} doesn't exist (looked in {Path.cwd()}).{near_path(name)} Give the path of "
+            "a directory that `save_pretrained` or `lit-rlhf export` wrote, or a hub id like 'org/name'."
         )
+
+
+def near_path(path: str | Path) -> str:
+    """` Did you mean X?` where something beside a path that isn't there has nearly its name; else nothing."""
+    place = Path(path).expanduser()
+    try:
+        names = [each.name for each in place.parent.iterdir()]
+    except OSError:
+        return ""
+    close = get_close_matches(place.name, names, n=1, cutoff=0.75)
+    return f" Did you mean {Path(path).parent / close[0]}?" if close else ""
 
 
 def _hint(name: str, what: str, reason: str) -> str:
@@ -78,12 +90,13 @@ def _hint(name: str, what: str, reason: str) -> str:
         wanted = "config.json" if what == "model" else "tokenizer.json"
         files = sorted(file.name for file in path.iterdir())[:12]
         advice = f"The directory holds {files}."
+        if (path / "export" / wanted).is_file():
+            return f"{name} is the directory of a run and holds no {what} itself: give its export, {path / 'export'}."
         if wanted not in files:
             advice += f" {wanted} is missing: was the {what} saved there?"
     else:
         advice = (
-            f"No such directory (looked in {Path.cwd()}); taken for a hub id, which needs the "
-            f"network, or the {what} in "
-            "the local cache."
+            f"No such directory (looked in {Path.cwd()}).{near_path(name)} It was taken for a hub id, which needs the "
+            f"network, or the {what} in the local cache."
         )
     return f"Can't load the {what} {name!r}. {advice} The cause: {reason}"

@@ -1,6 +1,6 @@
-"""Two rounds against one with as many labels: does it pay to sample anew from what was learned?
+"""Three rounds against one with as many labels and steps: does it pay to sample anew from what was learned?
 
-    python -m benchmarks.human_sentiment.rounds --seeds 0 1 2
+    python -m benchmarks.human_sentiment.rounds --seeds 0 1 2 --arms three one
 
 Needs `sft/export`. The judge that labels is vaderSentiment; what people would say of the outcome is told by the reward
 model of their ratings, where there is one; the loop never sees it. Each run is `lit-rlhf iterate` with `rounds.yaml`
@@ -25,14 +25,9 @@ from benchmarks.human_sentiment.measures import Measurement
 from benchmarks.human_sentiment.prepare import write_jsonl
 
 HERE = Path(__file__).parent
-PER_ROUND = 256
-POLICIES = {
-    "two rounds, after the first": "two/round-00",
-    "two rounds": "two/round-01",
-    "one round": "one/round-00",
-    "one round, half of beta": "weak/round-00",
-}
-"""What is measured, and where it lies."""
+ARMS = {"one": 1, "weak": 1, "two": 2, "three": 3}
+"""Rounds, among which the prompts are parted. "weak" is one with half of beta, since two rounds towards the same reward
+end where it would."""
 COLUMNS = ("gold", "gold_positive", "reward", "kl", "distinct_2", "tokens", "finished")
 
 
@@ -40,32 +35,30 @@ def options_of(arm: str, seed: int, root: Path) -> dict[str, Any]:
     """The options of a run.
 
     Args:
-        arm: "two" rounds; "one" with the prompts of both; or "weak", that with half of beta, since two rounds towards
-            the same reward end where one with half of beta would.
+        arm: One of `ARMS`.
         seed: Of prompts, samples and training.
         root: Directory of the runs.
     """
     text = (HERE / "rounds.yaml").read_text(encoding="utf-8")
-    text = text.replace("runs/human_sentiment/rounds/0", f"{root}/rounds/{seed}")
     options: dict[str, Any] = yaml.safe_load(text.replace("runs/human_sentiment", str(root)))
-    options["seed"] = seed
-    if arm != "two":
-        options |= {"rounds": 1, "run_dir": f"{root}/rounds/{seed}/{arm}"}
-        method = options["method"]["init_args"]
-        method["feedback"]["init_args"]["prompts"] = f"{root}/rounds/{seed}/both.jsonl"
+    place = f"{root}/rounds/{seed}"
+    options |= {"seed": seed, "rounds": ARMS[arm], "run_dir": f"{place}/{arm}"}
+    method = options["method"]["init_args"]
+    prompts = [f"{place}/{arm}-{number}.jsonl" for number in range(ARMS[arm])]
+    method["feedback"]["init_args"]["prompts"] = prompts
     if arm == "weak":
         method["training"]["options"]["model"]["init_args"]["loss"]["init_args"]["beta"] /= 2
     return options
 
 
-def write_prompts(root: Path, seed: int, per_round: int) -> None:
-    """Prompts of each round, drawn from those of training, and of both rounds together."""
+def write_prompts(arm: str, seed: int, root: Path, count: int) -> None:
+    """The prompts of each round; together the same for all arms of a seed, drawn from those of training."""
     file = root / "data" / "prompts_train.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    drawn = random.Random(seed).sample(rows, 2 * per_round)
-    parts = {"first": drawn[:per_round], "second": drawn[per_round:], "both": drawn}
-    for name, part in parts.items():
-        write_jsonl(root / "rounds" / str(seed) / f"{name}.jsonl", part)
+    drawn, each = random.Random(seed).sample(rows, count), -(-count // ARMS[arm])
+    for number in range(ARMS[arm]):
+        part = drawn[number * each : (number + 1) * each]
+        write_jsonl(root / "rounds" / str(seed) / f"{arm}-{number}.jsonl", part)
 
 
 def run(arm: str, seed: int, root: Path) -> None:
@@ -82,20 +75,11 @@ def run(arm: str, seed: int, root: Path) -> None:
         subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=one_thread, check=True)
 
 
-def places(arms: Sequence[str], seeds: Sequence[int]) -> dict[str, list[str]]:
-    """The policies of each line of the table, one of each seed, under the root."""
-    return {
-        name: [f"rounds/{seed}/{place}/policy/export" for seed in seeds]
-        for name, place in POLICIES.items()
-        if place.partition("/")[0] in arms
-    }
-
-
-def table(found: Mapping[str, Mapping[str, float]], lines: Mapping[str, Sequence[str]]) -> str:
+def table(found: Mapping[str, Mapping[str, float]], arms: Mapping[str, Sequence[str]]) -> str:
     """Markdown: mean and deviation over seeds."""
     columns = [column for column in COLUMNS if column in found["initial"]]
     rows = ["| policy | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, policies in ({"initial": ["initial"]} | dict(lines)).items():
+    for name, policies in ({"initial": ["initial"]} | dict(arms)).items():
         values = [[found[policy][column] for policy in policies] for column in columns]
         cells = [
             f"{fmean(each):.3f}" + (f" ± {stdev(each):.3f}" if len(each) > 1 else "")
@@ -106,26 +90,33 @@ def table(found: Mapping[str, Mapping[str, float]], lines: Mapping[str, Sequence
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Two rounds against one with as many labels.")
+    parser = argparse.ArgumentParser(description="Rounds against one with as many labels.")
     parser.add_argument("--root", type=Path, default=Path("runs/human_sentiment"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=["two", "one", "weak"])
-    parser.add_argument("--per-round", type=int, default=PER_ROUND, help="prompts of a round")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--prompts", type=int, default=288, help="of all rounds together")
     parser.add_argument("--reward", default="reward/export", help="reward model, under the root")
     options = parser.parse_args(args)
     root: Path = options.root
     for seed in options.seeds:
-        write_prompts(root, seed, options.per_round)
         for arm in options.arms:
+            write_prompts(arm, seed, root, options.prompts)
             run(arm, seed, root)
             print(f"seed {seed}, {arm}: done", flush=True)
-    lines = places(options.arms, options.seeds)
+    lines = {
+        arm: [
+            f"rounds/{seed}/{arm}/round-{ARMS[arm] - 1:02d}/policy/export" for seed in options.seeds
+        ]
+        for arm in options.arms
+    }
     policies = [policy for each in lines.values() for policy in each]
     reward = {"reward": path} if (path := root / options.reward).exists() else {}
-    results = evaluate_policies(Measurement(root), policies, reward)
-    found = {name: summary for name, (summary, _) in results.items()}
-    text = json.dumps(found, indent=2)
-    (root / "rounds" / "rounds.json").write_text(text + "\n", encoding="utf-8")
+    file = root / "rounds" / "rounds.json"
+    found = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    if new := [policy for policy in policies if policy not in found]:
+        results = evaluate_policies(Measurement(root), new, reward)
+        found |= {name: summary for name, (summary, _) in results.items()}
+        file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(table(found, lines))
 
 

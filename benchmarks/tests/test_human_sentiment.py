@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 import yaml
 
-from benchmarks.human_sentiment import rounds, sweep
+from benchmarks.human_sentiment import labelled, rounds, sweep
 from benchmarks.human_sentiment.corpus import (
     DOMAINS,
     RATINGS_FILE,
@@ -345,17 +345,13 @@ def test_arms_of_the_rounds_have_equal_prompts_and_options_that_parse(
 ) -> None:
     rows: list[Row] = [{"prompt": f"{PREFIX} {i}", "mean": 0.0} for i in range(9)]
     write_jsonl(tmp_path / "data" / "prompts_train.jsonl", rows)
-    rounds.write_prompts(tmp_path, 3, 4)
-    for arm, beta in (("two", 0.1), ("one", 0.1), ("weak", 0.05)):
+    for arm, beta in (("three", 0.1), ("two", 0.1), ("one", 0.1), ("weak", 0.05)):
+        rounds.write_prompts(arm, 3, tmp_path, 8)
         options = rounds.options_of(arm, 3, tmp_path)
         method = options["method"]["init_args"]
         files = method["feedback"]["init_args"]["prompts"]
-        assert len(files if arm == "two" else [files]) == options["rounds"]
-        read = [
-            line
-            for file in (files if arm == "two" else [files])
-            for line in Path(file).read_text(encoding="utf-8").splitlines()
-        ]
+        assert len(files) == options["rounds"]
+        read = [line for file in files for line in Path(file).read_text("utf-8").splitlines()]
         assert len(set(read)) == len(read) == 8
         loss = method["training"]["options"]["model"]["init_args"]["loss"]
         assert loss["init_args"]["beta"] == beta
@@ -364,6 +360,27 @@ def test_arms_of_the_rounds_have_equal_prompts_and_options_that_parse(
         with pytest.raises(SystemExit, match="0"):
             main(["iterate", "-c", str(tmp_path / f"{arm}.yaml"), "--print_config"])
         assert yaml.safe_load(capsys.readouterr().out)["run_dir"] == f"{tmp_path}/rounds/3/{arm}"
+
+
+def test_labels_are_learned_from_and_held_against_raters_in_their_own_direction() -> None:
+    lists = [
+        {"prompt": PREFIX, "completions": ["bad", "good", "odd", "dull"], "scores": [-2, 2, 0, 0]}
+    ]
+    pairs = labelled.pairs_of(lists, 9)  # nobody prefers odd to dull
+    assert [(pair["chosen"], pair["rejected"], pair["margin"]) for pair in pairs] == [
+        ("good", "bad", 4)
+    ]
+    pairs += [{"prompt": PREFIX, "chosen": "warm", "rejected": "sly", "margin": 0.25}] * 2
+    (one, *_) = labelled.by_raters(pairs).rows(pairs)
+    assert one["p_chosen"] == pytest.approx(1 / (1 + math.exp(-4 / 0.82)))
+    worth = {"good": 1.0, "bad": 3.0, "warm": 2.0, "sly": 2.0}
+    labels = labelled.by_scores(lambda _, texts: [worth[text] for text in texts], pairs[:2])
+    assert labels.rows(pairs[:2]) == [{"prompt": PREFIX, "chosen": "bad", "rejected": "good"}]
+    assert labels.agreement(pairs[:2]) == {"0.0": 0.25, "0.5": 0.0}  # the tie counts half
+    assert labelled.Labels([4.0, 0.25, -1.0]).agreement(pairs) == {
+        "0.0": pytest.approx(2 / 3),
+        "0.5": 1.0,
+    }
 
 
 def test_best_of_n_takes_the_best_of_the_first_n_of_each_prompt() -> None:

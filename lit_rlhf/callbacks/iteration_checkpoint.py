@@ -132,6 +132,25 @@ class IterationCheckpoint(ModelCheckpoint):
             self._lock.take()
             remove_stale_files(self.directory)
 
+    def refuse_other_run(self, trainer: Trainer) -> None:
+        """Before a run that goes on from nothing.
+
+        Raises:
+            ConfigurationError: The directory holds checkpoints of later iterations than are done.
+        """
+        self._take_directory(trainer)
+        later = [] if is_dry_run(trainer) else self._later(trainer)
+        if later:
+            raise ConfigurationError(
+                f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path "
+                "last to go on from there. For a new run give another --run_dir (from Python: IterationCheckpoint's "
+                "dirpath), or remove this directory."
+            )
+
+    def _later(self, trainer: Trainer) -> list[Path]:
+        done = iterations_done(trainer)
+        return [path for number, path in self.checkpoints() if number > done]
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let another run have the directory."""
         if self._lock is not None:
@@ -153,18 +172,14 @@ class IterationCheckpoint(ModelCheckpoint):
             )
         self.last_saved = iterations_done(trainer)
         self._due = False
-        later = [path for number, path in self.checkpoints() if number > self.last_saved]
+        later = self._later(trainer)
+        if trainer.ckpt_path is None:
+            self.refuse_other_run(trainer)
         trainer.strategy.barrier(
             "IterationCheckpoint.on_train_start"
         )  # all have looked before rank 0 moves files
         if is_dry_run(trainer) or not later:
             return
-        if trainer.ckpt_path is None:
-            raise ConfigurationError(
-                f"{self.dirpath} holds checkpoints of an earlier run (the newest: {later[0].name}). Give --ckpt_path "
-                "last to go on from there. For a new run give another --run_dir (from Python: IterationCheckpoint's "
-                "dirpath), or remove this directory."
-            )
         rank_zero_warn(
             f"The run goes on from iteration {self.last_saved} ({trainer.ckpt_path}); checkpoints of later iterations "
             f"in {self.dirpath} are renamed to *.abandoned: {', '.join(path.name for path in later)}."

@@ -108,6 +108,11 @@ class RunSummary(Callback):
             if best is not None and f"{best.value:.4g}" not in texts:
                 texts.append(f"at best {best.value:.4g} after iteration {best.iteration}")
             yield name, ", ".join(texts)
+        if skipped := int(measured.get("train/skipped_steps", 0)):
+            yield (
+                "skipped steps",
+                f"{skipped}: their gradients were not finite, and changed nothing",
+            )
 
 
 def _data(trainer: Trainer) -> Iterator[tuple[str, str]]:

@@ -4,14 +4,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import auto_cli
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.cli.output import print_text, write_rows
+from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.output import print_text, refuse_directory, write_rows
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
 from lit_rlhf.data.conversion import Conversion, grouped, template_options
@@ -123,6 +124,7 @@ def inspect(
     from lit_rlhf.data import inspection  # noqa: PLC0415  (start-up that --help shall not pay)
     from lit_rlhf.report.data_page import report_data  # noqa: PLC0415  (see above)
 
+    refuse_directory(output)
     if output.suffix != ".html":
         raise ConfigurationError(f"The output is {output}; its suffix must be .html.")
     held = {name: each for name, each in (("val", val), ("test", test)) if each is not None}
@@ -164,6 +166,7 @@ def convert(
         format: The format; default: the one that reads the first rows.
         invalid: Rows that can't be used are left out and counted, or end the run.
     """
+    refuse_directory(output)
     if output.suffix not in (".jsonl", ".parquet"):
         raise ConfigurationError(f"The output is {output}; its suffix must be .jsonl or .parquet.")
     source = local_source(path)
@@ -244,4 +247,21 @@ def _plain(text: Any) -> str:
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    auto_cli([show, inspect, convert], args=list(words[1:]), prog="lit-rlhf data")
+    doings = {each.__name__: each for each in (show, inspect, convert)}
+    name = words[1] if len(words) > 1 else "--help"
+    if name in ("-h", "--help"):
+        lines = [
+            f"  {each:<8} {(doing.__doc__ or '').splitlines()[0]}" for each, doing in doings.items()
+        ]
+        print_text(
+            "\n".join(["usage: lit-rlhf data COMMAND FILE [options]", "", *lines, ""])
+            + "\nOptions: lit-rlhf data COMMAND --help\n"
+        )
+        return
+    if name not in doings:
+        near = " or ".join(get_close_matches(name, doings, n=1))
+        raise ConfigurationError(
+            f"there is no command {name!r} of data{f', but {near}' if near else ''}: "
+            f"lit-rlhf data {' | '.join(doings)}."
+        )
+    call(doings[name], words[2:], f"data {name}", places=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text
+from lit_rlhf.cli.output import print_text, refuse_directory
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
@@ -81,6 +81,7 @@ def evaluate(
         raise ConfigurationError("Give --path MODEL or --judge, one of the two.")
     if not is_whole(perturbed, 0):
         raise ConfigurationError(f"--perturbed {perturbed} must be 0 or more.")
+    refuse_directory(output)
     if output.suffix != ".html":
         raise ConfigurationError(f"--output {str(output)!r} must end in .html.")
     comparisons = read_comparisons(source, format, subset, invalid)

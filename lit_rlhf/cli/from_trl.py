@@ -8,12 +8,15 @@ from typing import Any, Literal
 import yaml
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text
+from lit_rlhf.cli.output import print_text, write_new
 from lit_rlhf.cli.shipped import config_names, find_config, whole_text
 from lit_rlhf.cli.trl_options import ALIASES, TASKS, defaults, option
 from lit_rlhf.cli.trl_rules import NotCarried, component
 from lit_rlhf.cli.trl_script import Script, read
-from lit_rlhf.files import whole_file
+from lit_rlhf.errors import ConfigurationError
+
+_MISSING = "NAME_YOUR_DATA.jsonl"
+"""Where TRL's data set couldn't be read: a run ends and says so."""
 
 TaskName = Literal["sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo"]
 
@@ -35,9 +38,7 @@ def from_trl(script: Path, task: TaskName | None = None, output: Path | None = N
         print_text(text)
         return
     written = {output: text} | ({rewards: found.rewards} if found.rewards else {})
-    for file, content in written.items():
-        with whole_file(file) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    write_new(written)
     names = " and ".join(map(str, written))
     left = ", ".join(writer.left)
     print_text(f"Wrote {names}. Not carried over: {left or 'nothing'}.\n")
@@ -80,7 +81,7 @@ class Writer:
             self.set(place, value, why)
         self.given = defaults(script.task) | script.options
         self.carry(script)
-        self.source(script.options)
+        self.source(script.options, script.held_out)
         self.left |= script.unread
 
     def carry(self, script: Script) -> None:
@@ -96,6 +97,10 @@ class Writer:
             set_by = name if name in script.options else f"{name}, TRL's default"
             try:
                 made = known.rule(value, self.given)
+            except TypeError as error:
+                raise ConfigurationError(
+                    f"{name}={value!r} can't be carried over: {error}. Look at it, and at what it goes with."
+                ) from error
             except NotCarried as reason:
                 if name in script.options or name in ("lr_scheduler_type", "loss_type"):
                     self.left[set_by] = str(reason)
@@ -130,13 +135,20 @@ class Writer:
         node[last] = value
         self.comments[(*at, last)] = comment
 
-    def source(self, options: Mapping[str, Any]) -> None:
-        """The data set, and the part that it evaluates on."""
+    def source(self, options: Mapping[str, Any], held_out: str | float | None) -> None:
+        """The data set, and the part that it evaluates on; one that wasn't found is never the recipe's own."""
         evaluates = "dataset_test_split" in options or options.get("eval_strategy", "no") != "no"
         if not evaluates:
             self.set("data.val_fraction", 0.0, "eval_strategy: nothing is held out")
+        elif isinstance(held_out, float):
+            self.set("data.val_fraction", held_out, "train_test_split")
+        elif held_out is not None:
+            self.set("data.val", component("FileSource", path=held_out), "data_files")
+            self.set("data.val_fraction", 0.0, "data_files")
         name = options.get("dataset_name")
         if name is None:
+            self.set("data.train", component("FileSource", path=_MISSING), "set it")
+            self.left.setdefault("train_dataset", "No `load_dataset` names it: set `data.train`.")
             return
         if Path(name).suffix:
             self.set("data.train", component("FileSource", path=name), "dataset_name")

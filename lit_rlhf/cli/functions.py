@@ -18,6 +18,8 @@ def call(
     command: str,
     extend: Callable[[ArgumentParser], set[str | int]] = lambda _: set(),
     told: str | None = None,
+    *,
+    places: bool = False,
 ) -> None:
     """Call a function with the options of a command line.
 
@@ -27,6 +29,7 @@ def call(
         command: Its name.
         extend: Adds arguments that need more than a type, and returns their names.
         told: The argument, no option, that is given all options as text.
+        places: Arguments without a default have a place in the line, and no name.
 
     Raises:
         ConfigurationError: An option is wrong.
@@ -38,14 +41,14 @@ def call(
     )
     parser.add_argument("-c", "--config", action="config", help="options in a YAML file")
     skip = extend(parser) | ({told} if told else set())
-    parser.add_function_arguments(function, as_group=False, as_positional=False, skip=skip)
+    parser.add_function_arguments(function, as_group=False, as_positional=places, skip=skip)
     parser.add_instantiator(construct, object)
     try:
         parsed = parser.parse_args(words)
         refuse_all_misfits(parsed)
         options: dict[str, Any] = parser.instantiate_classes(parsed).as_dict()
     except (ArgumentError, ValueError, TypeError) as error:
-        raise own_error(error) or ConfigurationError(describe(str(error))) from error
+        raise own_error(error) or ConfigurationError(describe(str(error), command)) from error
     options.pop("config")
     if told:
         del parsed["config"]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.layout import as_learned
-from lit_rlhf.cli.output import write_rows
+from lit_rlhf.cli.output import refuse_directory, write_rows
 from lit_rlhf.cli.selection import (
     Kept,
     Sample,
@@ -105,6 +105,7 @@ def generate(
     """
     if (prompts is None) == (prompt is None):
         raise ConfigurationError("Give either --prompts FILE or --prompt TEXT.")
+    refuse_directory(output)
     _check_selection(reward, keep, num_samples, num_best)
     _check_reference(reference, sampling or Sampling(), keep)
     single = RowsSource([{prompt_column: prompt}])

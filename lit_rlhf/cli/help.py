@@ -17,6 +17,7 @@ options:
   --data CLASS                  where the data come from          options of a class: --data.help CLASS
   --data.init_args.KEY VALUE    (also --data.KEY VALUE)
   --trainer.KEY VALUE           Lightning's Trainer: devices, strategy, precision, max_epochs, ...
+  --run_dir DIR                 where all that the run writes goes
   --ckpt_path PATH|last         go on from a checkpoint; options given here hold, those in the checkpoint don't
   --seed_everything SEED        seed of Lightning's global generators (the library's own draws use --model.seed)
   --seeds SEED [SEED ...]       fit: a run for each seed in RUN_DIR/seed-N, their mean, spread and report; again goes on
@@ -49,7 +50,8 @@ The run begins with the line that it stands for. --seeds 0 1 2 trains once for e
 --print_config prints the whole YAML and stops; `lit-rlhf init {command}` prints the configuration with its comments.
 """
 _SCORED = (
-    "  --reward PATH    an export or a checkpoint of a reward model       (model.reward.path)\n"
+    "  --reward REWARD  an export or a checkpoint of a reward model       (model.reward.path),\n"
+    "                   or a class such as LengthReward or mine.Reward    (model.reward)\n"
 )
 
 
@@ -60,7 +62,7 @@ def recipe_help(command: str, what: str) -> Iterator[str]:
         command=command,
         what=what,
         config=RECIPES[command],
-        reward="--reward PATH " if scored else "",
+        reward="--reward REWARD " if scored else "",
         scored=_SCORED if scored else "",
     )
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text
+from lit_rlhf.cli.output import print_text, write_new
 from lit_rlhf.cli.shipped import RECIPES, config_names, find_config, shipped, whole_text
-from lit_rlhf.files import whole_file
 
 
 def init(name: str | None = None, output: Path | None = None) -> None:
@@ -15,14 +14,13 @@ def init(name: str | None = None, output: Path | None = None) -> None:
     Args:
         name: `sft`, `reward`, `dpo`, `kto`, `ppo`, `grpo`, or any name that the list has, such as
             `policy/ppo_nf4_lora`.
-        output: File to write; default: standard output.
+        output: File to write, which must not be there yet; default: standard output.
     """
     text = _list() if name is None else _own(find_config(name), output or Path("my.yaml"))
     if output is None:
         print_text(text)
         return
-    with whole_file(output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_new({output: text})
 
 
 def _own(path: Path, target: Path) -> str:
@@ -38,7 +36,7 @@ def _list() -> str:
     lines = []
     for name in config_names():
         text = (shipped("configs") / f"{name}.yaml").read_text(encoding="utf-8")
-        title = text.splitlines()[0].removeprefix("# ").rstrip(".")
+        title = text.splitlines()[0].removeprefix("# ").partition(". ")[0].rstrip(".:")
         lines.append(f"{name:<{width}}  {short.get(name, ''):<6}  {title}")
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text
+from lit_rlhf.cli.output import print_text, refuse_directory
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
@@ -46,6 +46,7 @@ def label(
         summary: JSON to write beside it: how many pairs were labelled and tied, agreement, position bias, and what was
             asked.
     """
+    refuse_directory(output)
     source = given_source(data, source, "Give either a file to label or --source.")
     pairwise = PairwiseJudge(judge)
     if isinstance(judge, LocalJudge) and judge.spec is None:

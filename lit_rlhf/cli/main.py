@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -31,7 +32,12 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"lit-rlhf {__version__}")
         return
     if words[0] not in COMMANDS:
-        print(f"lit-rlhf: no command {words[0]!r}.\n\n{usage()}", file=sys.stderr)
+        near = " or ".join(get_close_matches(words[0], COMMANDS, n=2))
+        hint = f" Did you mean {near}?" if near else ""
+        print(
+            f"lit-rlhf: there is no command {words[0]!r}.{hint} lit-rlhf --help lists them.",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     module, what = COMMANDS[words[0]]
     helps = {TRAINING: training_help, RECIPES: recipe_help}

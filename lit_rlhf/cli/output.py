@@ -15,15 +15,36 @@ def print_text(text: str) -> None:
     sys.stdout.write(text)
 
 
+def write_new(texts: Mapping[Path, str]) -> None:
+    """Write files that people change afterwards.
+
+    Raises:
+        ConfigurationError: One is there with other words; none is written then.
+    """
+    for file, text in texts.items():
+        if file.exists() and (not file.is_file() or file.read_bytes() != text.encode()):
+            raise ConfigurationError(
+                f"{file} is there already, and may hold changes of yours. Name another file by --output, or remove it."
+            )
+    for file, text in texts.items():
+        with whole_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def refuse_directory(output: Path | None) -> None:
+    """Before any work: refuse an output that is no file's path."""
+    if output is not None and (not output.name or output.is_dir()):
+        raise ConfigurationError(
+            f"--output {str(output)!r} names no file, but a directory: name a file in it."
+        )
+
+
 def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
     """Write rows as JSONL to a file, or to standard output where there is none."""
     lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
     if output is None:
         sys.stdout.writelines(lines)
         return
-    if not output.name:
-        raise ConfigurationError(
-            f"--output {str(output)!r} names no file: give one, or leave it out."
-        )
+    refuse_directory(output)
     with whole_file(output) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(lines)

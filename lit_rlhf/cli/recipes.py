@@ -1,6 +1,7 @@
 """`lit-rlhf sft | reward | dpo | kto | ppo | grpo`: a shipped configuration and what differs from it, in one line."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_rlhf.cli import seeds
 from lit_rlhf.cli.shipped import RECIPES, SCORED
 from lit_rlhf.errors import ConfigurationError
+
+_CLASS = re.compile(r"[A-Z]\w*|\w+(\.\w+)*\.[A-Z]\w*")
+"""A class as a configuration names it, of the library or `mine.Reward`; models have other names, or a slash."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -50,7 +54,8 @@ def expand(words: Sequence[str]) -> list[str]:
     if given.data is not None:
         fit += _source(given.data)
     if getattr(given, "reward", None) is not None:
-        fit += ["--model.reward.path", given.reward]
+        is_path = Path(given.reward).exists() or not _CLASS.fullmatch(given.reward)
+        fit += ["--model.reward.path" if is_path else "--model.reward", given.reward]
     return [*fit, *rest]
 
 

@@ -10,11 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from lit_rlhf.cli.completion import options_of
 from lit_rlhf.cli.help import described_classes
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import Complaint, flat_options, read_refusal
 
-PACKAGES = ("callbacks", "data", "modules", "objectives", "rewards", "rollout", "rounds")
+PACKAGES = ("callbacks", "data", "judges", "modules", "objectives", "rewards", "rollout", "rounds")
 """Packages of classes that a configuration can name."""
 
 DEBUG = "LIT_RLHF_DEBUG"
@@ -117,8 +118,12 @@ def refuse_misfits(kind: Any, options: dict[str, Any]) -> None:
             )
 
 
-def describe(text: str) -> str:
+def describe(text: str, command: str = "fit") -> str:
     r"""The parser's message without its noise: which option of which class, and the way out.
+
+    Args:
+        text: The message.
+        command: Whose parser it is.
 
     Example:
         >>> describe(
@@ -130,36 +135,65 @@ def describe(text: str) -> str:
     # A value that fits no member of a union that has classes in it: none was meant.
     others = [c for c in refusal.complaints if c.kind != "class"]
     found = others if others and all("Expected" in c.text for c in others) else refusal.complaints
-    said = "; ".join(dict.fromkeys(_say(complaint, refusal.key) for complaint in found))
+    said = "; ".join(dict.fromkeys(_say(complaint, refusal.key, command) for complaint in found))
     if refusal.value and "Got value" not in said and found is not refusal.complaints:
         said += f". Got value: {refusal.value}"
     return f"{refusal.key}: {said}" if refusal.key else said
 
 
-def _say(complaint: Complaint, key: str) -> str:
+def _say(complaint: Complaint, key: str, command: str) -> str:
     path, word = complaint.path, complaint.word
-    if complaint.kind == "option":
-        name = path.rpartition(".")[2] if path.startswith("lit_rlhf.") else path
-        module, _, made = path.rpartition(".")
-        bases = getattr(import_module(module), made).__mro__ if module else ()
-        options = {n for base in bases for n in inspect.signature(base.__init__).parameters}
-        near = _near(word, sorted(options))
-        return f"{name} has no option {word!r}.{near} Its options: --{key}.help {name}"
-    if complaint.kind == "class":
-        option = complaint.text.partition(" ")[0] + " " if complaint.text.startswith("--") else ""
-        names = [name for package in PACKAGES for name, _ in described_classes(package)]
-        if word in names:
-            return (
-                f"{option}{word} is a class of another kind, the value of an option: see its options with --KEY.help "
-                f"{word}, as in --model PreferenceModule --model.loss.help DPO"
-            )
+    match complaint.kind:
+        case "option":
+            said = _no_option(path, word, key)
+        case "class":
+            said = _no_class(complaint)
+        case "module":
+            said = f"{path}: there is no module {word!r} in the current directory or on PYTHONPATH"
+        case "attribute":
+            said = f"{path} defines no {word!r}.{_near(word, list(vars(import_module(path))))}"
+        case "required":
+            shown = f"--{key}.help shows what it is" if key else f"lit-rlhf {command} --help"
+            said = f"{word} must be given: {shown}"
+        case "unknown":
+            said = f"{_unknown(word, command)} lit-rlhf {command} --help lists them"
+        case _:
+            said = complaint.text
+    return said
+
+
+def _no_option(path: str, word: str, key: str) -> str:
+    module, _, made = path.rpartition(".")
+    name = made if path.startswith("lit_rlhf.") else path
+    bases = getattr(import_module(module), made).__mro__ if module else ()
+    options = {n for base in bases for n in inspect.signature(base.__init__).parameters}
+    return f"{name} has no option {word!r}.{_near(word, sorted(options))} Its options: --{key}.help {name}"
+
+
+def _no_class(complaint: Complaint) -> str:
+    word = complaint.word
+    option = complaint.text.partition(" ")[0] + " " if complaint.text.startswith("--") else ""
+    names = [name for package in PACKAGES for name, _ in described_classes(package)]
+    if word in names:
         return (
-            f"{option}there is no class {word!r}.{_near(word, names)} Give the name of one of the library's classes "
-            "(lit-rlhf fit --help), or module.Class for one of your own"
+            f"{option}{word} is a class of another kind, the value of an option: see its options with --KEY.help "
+            f"{word}, as in --model PreferenceModule --model.loss.help DPO"
         )
-    if complaint.kind == "module":
-        return f"{path}: there is no module {word!r} in the current directory or on PYTHONPATH"
-    return complaint.text
+    return (
+        f"{option}there is no class {word!r}.{_near(word, names)} Give the name of one of the library's classes "
+        "(lit-rlhf fit --help), or module.Class for one of your own"
+    )
+
+
+def _unknown(words: str, command: str) -> str:
+    option = next((each for each in words.split() if each.startswith("-")), None)
+    if option is None:
+        return f"{words} belongs to no option."
+    known = [
+        each for each in options_of(command.split(maxsplit=1)[0]) if not each.endswith(".help")
+    ]
+    name, _, _ = option.partition("=")
+    return f"there is no option {name}.{_near(name, known)}"
 
 
 def _near(word: str, names: list[str]) -> str:

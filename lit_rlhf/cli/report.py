@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text
+from lit_rlhf.cli.output import print_text, refuse_directory
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.report.rounds_page import ROUNDS, report_rounds
 from lit_rlhf.report.run_page import report_runs
@@ -24,6 +24,7 @@ def report(runs: list[Path], output: Path | None = None) -> None:
             runs, in the current one.
     """
     default = runs[0] if len(runs) == 1 else Path()
+    refuse_directory(output)
     output = output or default / "report.html"
     rounds = [run for run in runs if (run / ROUNDS).is_file()]
     if rounds and len(runs) > 1:

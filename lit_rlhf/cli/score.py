@@ -7,7 +7,7 @@ import torch
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.layout import as_learned
-from lit_rlhf.cli.output import write_rows
+from lit_rlhf.cli.output import refuse_directory, write_rows
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, RowsSource
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.models import evaluating, load_checkpoint_backbone, load_reward_model
@@ -38,6 +38,7 @@ def score(
         batch_size: Rows that are scored together.
         dtype: Of the model's weights.
     """
+    refuse_directory(output)
     load = load_checkpoint_backbone if model.endswith(".ckpt") else load_reward_model
     backbone = load(model, dtype=dtype)
     every = [dict(row) for row in FileSource(data).load()]

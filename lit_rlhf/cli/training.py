@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from lit_rlhf.callbacks import MetricsFile, PhaseTimer, RunRecord, RunSummary
+from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, PhaseTimer, RunRecord, RunSummary
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
 from lit_rlhf.cli.refusals import (
     PACKAGES,
@@ -156,6 +156,7 @@ class TrainingCLI(CommandLineWins):
         """Refuse what would fail later; add record and summary; have the `PhaseTimer` profile, or add one."""
         self._check_checkpoint()
         self._refuse_trainer_options()
+        self._refuse_other_run()
         self._try_optimizer()
         self._add_summary()
         callbacks, options = callbacks_of(self.trainer), self.config[self.subcommand]
@@ -220,6 +221,18 @@ class TrainingCLI(CommandLineWins):
                 f"ckpt_path={path!r} {what}: give a file such as checkpoints/iteration-00000010.ckpt, or last for the "
                 "newest in the run's directory."
             )
+
+    def _refuse_other_run(self) -> None:
+        """Before anything is written there: what lies in the directory goes on to speak of the run that made it."""
+        goes_on = self.config[self.subcommand].ckpt_path is not None
+        requeued = any(
+            Path(self.trainer.default_root_dir).glob("hpc_ckpt*")
+        )  # Lightning finds it by itself
+        if not self.runs or goes_on or requeued:
+            return
+        for each in callbacks_of(self.trainer):
+            if isinstance(each, IterationCheckpoint):
+                each.refuse_other_run(self.trainer)
 
     def _try_optimizer(self) -> None:
         """Call what makes optimizer and schedule once, on a parameter of its own: torch refuses bad options there."""

@@ -10,21 +10,27 @@ import yaml
 from lit_rlhf.cli.trl_common import COMMON
 from lit_rlhf.cli.trl_options import ALIASES, TASKS
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.hub import near_path
 
 _PEFT = {"r": "lora_r", "target_modules": "lora_target_modules", "task_type": "lora_task_type"}
 _PEFT |= {"modules_to_save": "lora_modules_to_save", "use_rslora": "use_rslora"}
 _MODEL = {"torch_dtype": "dtype", "dtype": "dtype", "attn_implementation": "attn_implementation"}
 _MODEL |= {"revision": "model_revision", "trust_remote_code": "trust_remote_code"}
+_AS_HERE = {"bias": "none", "inference_mode": False, "fan_in_fan_out": False}
+"""Options of peft that have no counterpart, and need none with these values."""
 _FILES = ("json", "csv", "parquet")
+_CHANGES = ("map", "filter", "select", "rename_column", "rename_columns", "train_test_split")
+"""Methods of a data set after which its rows aren't those of the file."""
 
 
 class Script(NamedTuple):
-    """Options by TRL's name; what can't be read, a name and the sentence; and the reward functions that it defines."""
+    """What was read."""
 
     task: str
-    options: dict[str, Any]
-    unread: dict[str, str]
-    rewards: str = ""
+    options: dict[str, Any]  # by TRL's name
+    unread: dict[str, str]  # what can't be read: a name, and the sentence
+    rewards: str = ""  # the reward functions that it defines
+    held_out: str | float | None = None  # a file, or a share of the rows
 
 
 def read(path: Path, task: str | None, rewards: Path | None = None) -> Script:
@@ -38,13 +44,20 @@ def read(path: Path, task: str | None, rewards: Path | None = None) -> Script:
     Raises:
         ConfigurationError: It can't be read, or doesn't say which of TRL's configuration classes it is for.
     """
+    if not path.is_file():
+        raise ConfigurationError(
+            f"There is no file {path} (looked in {Path.cwd()}).{near_path(path)} Give TRL's script or YAML."
+        )
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
             return _Reader(path, text, rewards).script(task)
         options = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, SyntaxError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path}: it can't be read: {error}") from error
+        raise ConfigurationError(
+            f"{path}: it can't be read: {' '.join(str(error).split())}. Give a Python script, or a YAML of "
+            "`trl TASK --config`."
+        ) from error
     if not isinstance(options, dict):
         raise ConfigurationError(f"{path}: a configuration of TRL is `option: value` in each line.")
     unread = {}
@@ -84,6 +97,7 @@ class _Reader:
         self.calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
         self.options: dict[str, Any] = {}
         self.unread: dict[str, str] = {}
+        self.held_out: str | float | None = None
 
     def script(self, task: str | None) -> Script:
         """All that it says of one configuration class."""
@@ -100,36 +114,56 @@ class _Reader:
         ((task, config),) = found.items()
         self.take(config, ALIASES)
         for call in self.calls:
-            name = self.called(call)
-            if name == "LoraConfig":
-                self.options["use_peft"] = True
-                self.take(call, _PEFT)
-            elif name == "BitsAndBytesConfig":
-                self.take(call, {})
-            elif name == "load_dataset":
-                self.data_set(call)
-            elif name == "from_pretrained" and "Tokenizer" not in ast.unparse(call.func):
-                self.model(call)
-            elif name == f"{task.removesuffix('Config')}Trainer":
-                self.trainer(call)
+            self.read_call(call, self.called(call), f"{task.removesuffix('Config')}Trainer")
         for name, value in (self.options.pop("model_init_kwargs", None) or {}).items():
             self.options.setdefault(_MODEL.get(name, f"model_init_kwargs.{name}"), value)
         text = _excerpt(self.tree, self.text, self.moved) if self.moved else ""
-        return Script(task, self.options, self.unread, text)
+        return Script(task, self.options, self.unread, text, self.held_out)
+
+    def read_call(self, call: ast.Call, name: str, trainer: str) -> None:
+        """A call of another function or class."""
+        if name == "LoraConfig":
+            self.options["use_peft"] = True
+            self.take(call, _PEFT)
+            for each, value in _AS_HERE.items():
+                if self.options.get(each) == value:
+                    del self.options[each]
+        elif name == "BitsAndBytesConfig":
+            self.take(call, {})
+        elif name == "load_dataset":
+            self.data_set(call)
+        elif name in _CHANGES and isinstance(call.func, ast.Attribute):
+            self.change(call)
+        elif name == "from_pretrained" and "Tokenizer" not in ast.unparse(call.func):
+            self.model(call)
+        elif name == trainer:
+            self.trainer(call)
+
+    def change(self, call: ast.Call) -> None:
+        """What becomes of the rows that were loaded."""
+        if self.called(call) != "train_test_split":
+            self.unread[f"{ast.unparse(call.func)[-40:]}()"] = (
+                "Rows are read as they lie in the file. If this changes what the model or the rewards see, save the "
+                "changed rows (`to_json`), and name that file in `data.train`."
+            )
+            return
+        size = [each.value for each in call.keywords if each.arg == "test_size"] + call.args[:1]
+        if size and self.is_literal(size[0]) and isinstance(share := self.literal(size[0]), float):
+            self.held_out = share
 
     def called(self, call: ast.Call) -> str:
         """The last part of the function's name."""
         return ast.unparse(call.func).rpartition(".")[2]
 
     def literal(self, node: ast.AST) -> Any:
-        """A literal, or a name that stands for one; `torch.bfloat16` is bfloat16.
+        """A literal, or a name that stands for one; `torch.bfloat16` is bfloat16, `TaskType.SEQ_CLS` SEQ_CLS.
 
         Raises:
             ValueError: It is neither.
         """
         if isinstance(node, ast.Name) and isinstance(self.names.get(node.id), ast.Constant):
             node = self.names[node.id]
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch":
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("torch", "TaskType"):
             return node.attr
         if isinstance(node, ast.List | ast.Tuple):
             return [self.literal(each) for each in node.elts]
@@ -171,6 +205,13 @@ class _Reader:
             self.options["dataset_test_split"] = split
             return
         name = read.get("data_files") if read.get("path") in _FILES else read.get("path")
+        if isinstance(name, dict):
+            files = [each for part, each in name.items() if part != "train"]
+            if len(files) == 1 and isinstance(files[0], str):
+                self.held_out = files[0]
+            name = name.get("train")
+        if isinstance(name, list) and len(name) == 1:
+            (name,) = name
         if not isinstance(name, str):
             self.unread["load_dataset"] = (
                 f"`{ast.unparse(call)[:60]}` names no one file or data set: set `data.train`."

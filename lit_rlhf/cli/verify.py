@@ -17,6 +17,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import PolicyModule, RLHFModule
 from lit_rlhf.verify import Case, VerifyRow, all_cases, cases_of, verify_case
 from lit_rlhf.verify.custom import custom_cases
+from lit_rlhf.verify.runner import GRADIENT_TOLERANCE
 
 _PLACEHOLDERS = {"backbone.name": "tabular", "reward": "LengthReward"}
 """What is set unless the user does: the tabular world has a policy and rewards of its own."""
@@ -29,7 +30,7 @@ def run(words: Sequence[str]) -> None:
     try:
         options = parser.parse_args([*words, *_placeholders(words)])
     except ArgumentError as error:
-        raise own_error(error) or ConfigurationError(describe(str(error))) from error
+        raise own_error(error) or ConfigurationError(describe(str(error), "verify")) from error
     if options.model is not None:
         cases: Iterable[Case] = custom_cases(lambda: parser.instantiate_classes(options).model)
     elif options.methods is not None:
@@ -105,5 +106,20 @@ def _print_table(rows: Iterable[VerifyRow]) -> list[VerifyRow]:
             table.add_row(row.method, row.target, *figures, verdict, f"{row.seconds:.1f}")
             done.append(row)
     console.print(table)
+    for row in done:
+        if not row.ok:
+            console.print(f"{row.method}: {_miss(row)}", highlight=False, soft_wrap=True)
     console.print(f"{sum(row.ok for row in done)} of {len(done)} at their targets", highlight=False)
     return done
+
+
+def _miss(row: VerifyRow) -> str:
+    """What its figures say."""
+    if "off-policy" in row.target:
+        return "the gradient on samples of an earlier policy isn't that of its surrogate (|gradient|: the difference)."
+    if not row.gradient_norm < GRADIENT_TOLERANCE:
+        return f"at the target its expected gradient is {row.gradient_norm:.1e} and not 0: its optimum is another."
+    return (
+        f"at the target its expected gradient is 0, but training ends {row.distance:.1e} away from there, in total "
+        "variation: is a sign turned, or a term lost?"
+    )

@@ -18,6 +18,7 @@ from lit_rlhf.data.cache import cache_root
 from lit_rlhf.data.readers import COMPRESSIONS, KINDS, DataFile, kind_of
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.files import whole_file
+from lit_rlhf.hub import near_path
 
 _MAGIC = re.compile(r"[*?\[]")
 _SPLITS = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])")
@@ -54,7 +55,7 @@ def _local_files(path: str) -> list[DataFile]:
     for name in found:
         if not Path(name).is_file():
             raise DataError(
-                f"There is no file {name} (looked in {Path.cwd()}). Give the path of an existing file."
+                f"There is no file {name} (looked in {Path.cwd()}).{near_path(name)} Give the path of an existing file."
             )
         _check_kind(Path(name).name, name)
     return [DataFile(Path(name), name) for name in found]

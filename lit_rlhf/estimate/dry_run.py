@@ -190,7 +190,7 @@ class DryRun:
         """What the loss of a microbatch is computed from."""
         if isinstance(self.module, PolicyModule):
             assert self._rollout is not None
-            rollout = self.module.estimate(self._rollout)
+            rollout = self.module.estimated(self._rollout)
             return rollout.select(torch.arange(rows) % rollout.num_prompts)
         batch = self.workload.batch(rows)
         if getattr(self.module, "reference_source", None) != "precomputed":

@@ -25,15 +25,20 @@ _KINDS = {
     "option": re.compile(r"^Option '(?P<word>.+)' is not accepted$"),
     "class": re.compile(r"^(?:--\S+: )?Expected a dot import path string: (?P<word>\S+)$"),
     "module": re.compile(r"^No module named '(?P<word>.+)'$"),
+    "attribute": re.compile(r"^module '(?P<path>.+)' has no attribute '(?P<word>.+)'$"),
+    "required": re.compile(r"^the following arguments are required: (?P<word>.+)$"),
+    "unknown": re.compile(r"^unrecognized arguments: (?P<word>.+)$"),
 }
 
 
 class Complaint(NamedTuple):
     """A line of a refusal."""
 
-    kind: str  # "option" or "class" or "module" that there isn't, or "other"
-    word: str  # its name; empty for others
-    path: str  # the class whose option was refused; may be empty
+    kind: str  # one of `_KINDS`, or "other"
+    word: str  # what there isn't, what is required; empty for others
+    path: (
+        str  # the class whose option was refused, the module that lacks an attribute; may be empty
+    )
     text: str
 
 
@@ -69,8 +74,9 @@ def read_refusal(text: str) -> Refusal:
 def _complaint(line: str, path: str) -> Complaint:
     for kind, pattern in _KINDS.items():
         if match := pattern.match(line):
-            return Complaint(kind, match["word"], path, line)
+            return Complaint(kind, match["word"], match.groupdict().get("path", path), line)
     line = re.sub(r"<class '(.+?)'>", r"\1", line).replace("Expected a ", "Expected ")
+    line = re.sub(r"(?:typing\.)?Literal\[(.+?)\]", r"one of \1", line)
     return Complaint("other", "", path, line)
 
 

@@ -1,7 +1,10 @@
 """What a model is and how it is loaded: plain dataclasses, so that they nest in YAML."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
+
+from lit_rlhf.options import check_option, is_whole
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
@@ -18,8 +21,8 @@ class LoraSpec:
     Attributes:
         rank: $r$, rows of A; 4 to 64. Memory and time grow with it, slowly.
         alpha: Numerator of the scale; the update's size in units of the learning rate. About twice the rank.
-        dropout: Share of inputs dropped before A in training, 0 to 1. In policy optimization it must be 0, for the
-            ratio of an unchanged policy would differ from 1.
+        dropout: Share of inputs dropped before A in training, 0 and up, below 1. In policy optimization it must be 0,
+            for the ratio of an unchanged policy would differ from 1.
         target_modules: Names of the layers to adapt (last part of the path), or "all-linear": every linear layer of the
             decoder. The LM head can't be adapted.
         rslora: Scale by $\alpha / \sqrt{r}$ instead (arXiv:2312.03732), which keeps updates alike over ranks.
@@ -30,6 +33,15 @@ class LoraSpec:
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
     rslora: bool = False
+
+    def __post_init__(self) -> None:
+        check_option(
+            is_whole(self.rank, 1), self, "rank", self.rank, "a whole number of at least 1"
+        )
+        check_option(0 < self.alpha < inf, self, "alpha", self.alpha, "above 0")
+        check_option(
+            0 <= self.dropout < 1, self, "dropout", self.dropout, "at least 0, and below 1"
+        )
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.internals.lightning import next_batch
@@ -179,7 +180,7 @@ class PolicyModule(RLHFModule):
         """One iteration on a batch of prompts."""
         self.phases.reset()
         collected, samples = self.collect(batch)
-        rollout = self.estimate(collected)
+        rollout = self.estimated(collected)
         target = self.updates.target_kl
         with self.phases("update", total=self.updates.per_iteration) as advance:
             for step, minibatch in enumerate(self.schedule(rollout)):
@@ -203,6 +204,32 @@ class PolicyModule(RLHFModule):
         raise NotImplementedError(
             f"{type(self).__name__} must override estimate(rollout) to return advantages."
         )
+
+    def estimated(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
+        """What `estimate` makes.
+
+        Raises:
+            ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
+        """
+        if type(self).estimate is PolicyModule.estimate:
+            raise ConfigurationError(
+                f"{type(self).__name__} must override estimate(rollout): see Your own algorithm in the docs."
+            )
+        made = self.estimate(rollout)
+        if not isinstance(made, EvaluatedRollout):
+            raise ConfigurationError(
+                f"{type(self).__name__}.estimate returned {type(made).__name__}: it must return a rollout, which "
+                "rollout.with_advantages(...) makes."
+            )
+        advantages: Any = getattr(made, "advantages", made.response_mask)  # pairs have none
+        shape, found = made.response_mask.shape, getattr(advantages, "shape", None)
+        if found != shape:
+            raise ConfigurationError(
+                f"{type(self).__name__}.estimate: advantages must be a tensor of {tuple(shape)}, a number for each "
+                f"token of each sample, not {type(advantages).__name__ if found is None else tuple(found)}. "
+                "spread_over_tokens(values, rollout.response_mask) makes one of a number for each sample."
+            )
+        return made
 
     def schedule(self, rollout: EvaluatedRollout) -> Iterator[EvaluatedRollout]:
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""

@@ -76,7 +76,8 @@ class GaussianRegression(RewardLoss):
         means, log_stds = scores.unbind(-1)
         targets = read_column(self, batch, "score").view(means.shape).to(means.dtype)
         mask = branch_mask(means, batch)
-        metrics = {"std": masked_mean(log_stds.detach().exp(), mask, dim=-1)}
+        std = masked_mean(log_stds.detach().exp(), mask, dim=-1)
+        metrics = {"std": torch.where(mask.any(-1), std, torch.nan)}
         return LossOutput(self(means, log_stds, targets, mask), metrics)
 
 

@@ -289,7 +289,7 @@ class CorrectedCase(PolicyCase):
         """What was drawn, as the policy of now evaluates it."""
         drawn = replace(rollout.completions, logprobs=rollout.old_logprobs)
         scored = replace(rollout, completions=drawn).to_stage(ScoredRollout)
-        return module.estimate(module.evaluate(scored))
+        return module.estimated(module.evaluate(scored))
 
 
 def off_policy_cases() -> list[Case]:

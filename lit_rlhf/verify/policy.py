@@ -102,7 +102,7 @@ class PolicyCase(Case):
         """All groups there could be, as rollouts ready for the loss, and how likely the policy draws each."""
         groups = list(product(range(len(self.world.completions)), repeat=self.group))
         batches = [[group] for group in groups] if self.by_group else [groups]
-        rollouts = [module.estimate(self.collect(module, batch)) for batch in batches]
+        rollouts = [module.estimated(self.collect(module, batch)) for batch in batches]
         return Drawn(self.chances(module, torch.tensor(groups)), rollouts)
 
     def loss_of(self, module: PolicyModule, drawn: Drawn) -> Tensor:

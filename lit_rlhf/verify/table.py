@@ -1,6 +1,7 @@
 """The table of all methods: which cases there are, and running them."""
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import cache
 
 from lit_rlhf.errors import ConfigurationError
@@ -59,8 +60,11 @@ def cases_of(methods: Sequence[str]) -> list[Case]:
             case for name, case in cases.items() if name == method or name.startswith(f"{method} (")
         ]
         if not found:
+            names = {name.partition(" (")[0] for name in cases}
+            near = " or ".join(get_close_matches(method, names, n=3, cutoff=0.5))
+            hint = f" Did you mean {near}?" if near else ""
             raise ConfigurationError(
-                f"There is no method {method!r} to verify; there are {sorted(cases)}."
+                f"There is no method {method!r} to verify.{hint} Without --methods all are run and named."
             )
         chosen += found
     return chosen

@@ -99,7 +99,11 @@ def test_classes(
         assert "\n" not in said
         assert "Traceback" not in said
         assert len(said) < 600
-        others = ("required", "isn't installed", "watches nothing")  # what else is wrong with it
+        others = (
+            "must be given",
+            "isn't installed",
+            "watches nothing",
+        )  # what else is wrong with it
         named = option in said or any(words in said for words in others)
         assert named or (own and "null" in said), said
         # What isn't ours and isn't the parser's was raised by code that took the value.
@@ -188,3 +192,31 @@ def test_commands(
     assert "Traceback" not in shown
     said = [line for line in shown.splitlines() if line.startswith(f"lit-rlhf {command}: ")]
     assert len(said) == (code == 2), shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "--model=none", "--prompt=Hello"],
+        ["score", "--model=none", "--data=rows.jsonl"],
+        ["label", "rows.jsonl", "--judge=LocalJudge", "--judge.backbone.name=none"],
+        ["evaluate-reward", "--path=none", "--data=rows.jsonl"],
+        ["report", "none"],
+        ["schema"],
+        ["data", "inspect", "rows.jsonl"],
+        ["data", "convert", "rows.jsonl"],
+    ],
+    ids=lambda words: " ".join(words[:2] if words[0] == "data" else words[:1]),
+)
+@pytest.mark.parametrize("output", ["", "there.html"])
+def test_an_output_that_is_a_directory_is_refused_before_any_work(
+    words: list[str], output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.html").mkdir()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    named = [f"--output={output}"] if words[:2] != ["data", "convert"] else [output]
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, *named])
+    assert stopped.value.code == 2
+    assert "names no file, but a directory" in capsys.readouterr().err

@@ -135,8 +135,12 @@ def test_what_is_inspected_is_said_and_written(
         (["show", shape("hh"), "--format=Ranked"], r"hh\.jsonl.*no column 'prompt'"),
         (["show", shape("hh"), "--tokenizer=./nowhere"], "nowhere' doesn't exist"),
         (["convert", shape("hh"), "out.csv"], r"\.jsonl or \.parquet"),
-        (["forget", shape("hh")], "'show', 'inspect', 'convert'"),
-        (["show"], "path"),
+        (["forget", shape("hh")], r"show \| inspect \| convert"),
+        (["show"], "path must be given: lit-rlhf data show --help"),
+        (
+            ["show", shape("hh"), "--kind=promts"],
+            "kind: Expected one of 'steps', .*Got value: promts",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -145,7 +149,9 @@ def test_bad_input_is_one_sentence(
     with pytest.raises(SystemExit) as ended:
         main(["data", *arguments])
     assert ended.value.code == 2
-    assert re.search(words, capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(words, said)
+    assert said.count("\n") == 2
 
 
 def test_the_row_that_cannot_be_read_is_named(

@@ -157,6 +157,7 @@ def test_the_list_of_configurations(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == config_names()
     assert any(line.split()[:2] == ["policy/ppo_lora", "ppo"] for line in lines)
+    assert not [line for line in lines if line.endswith((":", " after", "."))]
 
 
 def test_the_schema_knows_every_shipped_configuration(
@@ -187,3 +188,34 @@ def test_from_config_gives_the_parts(world: Path, monkeypatch: pytest.MonkeyPatc
     assert Path("parts/export").is_dir()
     with pytest.raises(ConfigurationError, match="learning_rate"):
         lit_rlhf.from_config("sft", "model.learning_rate=1")
+
+
+@pytest.mark.parametrize(
+    ("reward", "option"),
+    [
+        ("LengthReward", "--model.reward"),
+        ("mine.Reward", "--model.reward"),
+        ("runs/reward/export", "--model.reward.path"),
+        ("org/Reward-1.5B", "--model.reward.path"),
+        ("Here", "--model.reward.path"),
+    ],
+)
+def test_a_reward_is_a_path_or_a_class(
+    reward: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Here").mkdir()
+    assert expand(["ppo", "--reward", reward])[-2:] == [option, reward]
+
+
+def test_a_copy_takes_no_file_s_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "my.yaml"
+    main(["init", "ppo", "--output", str(mine)])
+    main(["init", "ppo", "--output", str(mine)])  # it says the same
+    changed = mine.read_text().replace("coef: 0.05", "coef: 0.1")
+    assert changed != mine.read_text()
+    mine.write_text(changed)
+    with pytest.raises(SystemExit):
+        main(["init", "ppo", "--output", str(mine)])
+    assert "is there already, and may hold changes of yours" in capsys.readouterr().err
+    assert mine.read_text() == changed

@@ -1,5 +1,6 @@
 """What a run says when it begins and when it has ended."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,17 @@ def test_no_end_without_one(
     else:
         run(tiny_model_dir, tmp_path, fast_dev_run=True)
     assert "Done after" not in capsys.readouterr().out
+
+
+def test_skipped_steps_are_told(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Breaks(MetricsFile):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.global_step < 2:
+                next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(math.nan)
+
+    run(tiny_model_dir, tmp_path / "well")
+    assert "skipped steps" not in capsys.readouterr().out
+    run(tiny_model_dir, tmp_path / "broken", Breaks())
+    assert "2: their gradients were not finite" in capsys.readouterr().out

@@ -239,7 +239,8 @@ class TestRefused:
 
     def test_hub_id_offline(self):
         self.refused(
-            r"No such directory \(looked in .*\); taken for a hub id", name="someone/nothing"
+            r"No such directory \(looked in .*\)\. It was taken for a hub id",
+            name="someone/nothing",
         )
 
     def test_directory_without_tokenizer(self, tiny_model_dir: Path, tmp_path: Path):

@@ -146,7 +146,8 @@ def test_the_deviation_that_is_logged_is_the_mean_over_what_was_rated() -> None:
     assert_close(
         output.loss, GaussianRegression()(scores[..., 0], log_stds, RATINGS, BRANCHES), **FP32
     )
-    assert_close(output.metrics["std"][:2], torch.tensor([3.0, 4.0]), **FP32)
+    expected = torch.tensor([3.0, 4.0, torch.nan])  # nothing of the third was rated
+    assert_close(output.metrics["std"], expected, equal_nan=True, **FP32)
 
 
 def test_lengths_are_the_tokens_of_the_two_completions() -> None:
