@@ -401,6 +401,17 @@ def test_errors_of_ones_own_classes_say_where(
     assert ("Traceback" in shown) == bool(debug)
 
 
+def test_warm_up_and_cosine_are_options(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    steps = {"total_steps": 8, "warmup_steps": 3}
+    schedule = {"class_path": "WarmupCosine", "init_args": steps}
+    words = ["--model.lr_scheduler", json.dumps(schedule), "--model.optimizer.lr", "0.004"]
+    main(["fit", *REWARD, *words, "--run_dir", "runs/cosine"])
+    lines = map(json.loads, Path("runs/cosine/metrics.jsonl").read_text().splitlines())
+    rates = [line["train/lr"] for line in lines if "train/lr" in line]
+    assert rates == pytest.approx([0.001, 0.002])
+
+
 NULLS = {
     "reward": ["backbone.lora", "lr_scheduler", "optimizer", "loss"],
     "policy": ["backbone.lora", "kl", "updates", "gae", "value_loss", "sampling", "engine"],
