@@ -1,6 +1,7 @@
 """Conversations as text: what a tokenizer's chat template makes of them, and what it must not do to an answer."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._checked = False
+        self._unread: dict[tuple[str, ...], list[str]] = {}
 
     def __call__(self, records: Sequence[Record]) -> list[Rendered | InvalidRowError]:
         """Render records of messages, steps without their steps.
@@ -67,6 +69,11 @@ class ChatRenderer:
         for text in texts:
             if isinstance(text, InvalidRowError):
                 return text
+        if unread := self._unread_options(record.template or {}):
+            return InvalidRowError(
+                "the chat template doesn't read what the row gives it",
+                f"{', '.join(unread)} would be lost: set tokenizer.chat_template to one that reads it, or leave it out",
+            )
         prompt, *wholes = (str(text) for text in texts)
         self._check_generation_prompt(record)
         for completion, whole in zip(record.completions if wholes else (), wholes, strict=True):
@@ -115,6 +122,15 @@ class ChatRenderer:
                 "the chat template refuses the messages",
                 f"{' '.join(str(error).split())[:300] or type(error).__name__} (roles: {roles})",
             )
+
+    def _unread_options(self, options: Mapping[str, Any]) -> list[str]:
+        names = tuple(options)
+        if names and names not in self._unread:
+            template = self.tokenizer.get_chat_template(tools=options.get("tools"))
+            self._unread[names] = [
+                n for n in names if not re.search(rf"\b{re.escape(n)}\b", template)
+            ]
+        return self._unread.get(names, [])
 
     def _check_generation_prompt(self, record: Record) -> None:
         """Refuse a template whose prompts end in the user's own words, or that puts a header before an answer only."""

@@ -183,60 +183,6 @@ def test_wrong_options_are_named_in_a_line(
     assert len(shown) < 300
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["rewrd"], "lit-rlhf: there is no command 'rewrd'. Did you mean reward?"),
-        (["push", "out", "me/it", "--dry-run"], "no option --dry-run. Did you mean --dry_run"),
-        (["generate", "--promt", "a"], "no option --promt. Did you mean --prompt"),
-        (["label", "a.jsonl", "--output", "b.jsonl", "--judge", "LocalJuge"], "mean LocalJudge"),
-        (["from-trl", "a.py", "--task", "rewards"], "Expected one of 'sft', 'reward',"),
-        (["report"], "runs must be given: lit-rlhf report --help"),
-        (["verify", "--methods", "DPPO"], "no method 'DPPO' to verify. Did you mean PPO or DPO"),
-        (
-            ["verify", "--model.class_path", "os.PathLik"],
-            "os defines no 'PathLik'. Did you mean PathLike",
-        ),
-        (
-            ["generate", "--model", "runs/sft/lora", "--prompt", "a"],
-            "give its export, runs/sft/lora/export",
-        ),
-        (
-            ["generate", "--model", "data/tiny-mode", "--prompt", "a"],
-            "Did you mean data/tiny-model?",
-        ),
-        (["data", "show", "data/promts.jsonl"], "Did you mean data/prompts.jsonl?"),
-        (["from-trl", "beside.pi"], "There is no file beside.pi (looked in"),
-    ],
-)
-def test_slips_name_what_was_meant(
-    words: list[str],
-    message: str,
-    trained: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(trained)
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
-
-
-def test_a_start_that_is_refused_leaves_a_run_as_it_was(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(trained)
-    run = Path("runs/reward/lora")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(SystemExit):
-        main(["fit", *REWARD, "--run_dir", str(run), "--model.backbone.lora.alpha", "3"])
-    assert "holds checkpoints of an earlier run" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-
-
 def test_classes_of_the_current_directory_are_found(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -453,6 +399,17 @@ def test_errors_of_ones_own_classes_say_where(
     said = "trainer.callbacks: Faulty() can't be made: division by zero (ZeroDivisionError, "
     assert f"lit-rlhf fit: {said}{trained / 'faulty.py'}:6). LIT_RLHF_DEBUG=1" in shown
     assert ("Traceback" in shown) == bool(debug)
+
+
+def test_warm_up_and_cosine_are_options(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    steps = {"total_steps": 8, "warmup_steps": 3}
+    schedule = {"class_path": "WarmupCosine", "init_args": steps}
+    words = ["--model.lr_scheduler", json.dumps(schedule), "--model.optimizer.lr", "0.004"]
+    main(["fit", *REWARD, *words, "--run_dir", "runs/cosine"])
+    lines = map(json.loads, Path("runs/cosine/metrics.jsonl").read_text().splitlines())
+    rates = [line["train/lr"] for line in lines if "train/lr" in line]
+    assert rates == pytest.approx([0.001, 0.002])
 
 
 NULLS = {

@@ -205,11 +205,6 @@ class SharedPrefix(Pairs):
         """The texts."""
         return self.chosen, self.rejected
 
-    def recognises(self, rows: Sequence[Row]) -> bool:
-        """Not where they are transcripts with markers."""
-        marked = [TRANSCRIPT_MARKER in str(row.get(self.chosen)) for row in rows]
-        return super().recognises(rows) and not any(marked)
-
     def __call__(self, row: Row) -> list[Record]:
         """One record with two completions.
 
@@ -222,6 +217,11 @@ class SharedPrefix(Pairs):
         if not isinstance(chosen, str) or not isinstance(rejected, str):
             raise InvalidRowError(
                 "chosen or rejected is no plain text", "of messages: use ImplicitPrompt"
+            )
+        if TRANSCRIPT_MARKER in chosen or TRANSCRIPT_MARKER in rejected:
+            raise InvalidRowError(
+                "chosen or rejected is a transcript",
+                f"{TRANSCRIPT_MARKER!r} stands in it, so what differs may be several turns: use ImplicitPrompt",
             )
         pairs = enumerate(zip(chosen, rejected, strict=False))
         shorter = min(len(chosen), len(rejected))

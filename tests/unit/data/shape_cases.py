@@ -163,7 +163,7 @@ CASES: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, Any], int]] = {
     "messages_tools": (
         "Demonstration",
         "Conversation()",
-        "<|system|>Be brief.<|user|>Weather in Rome?<|assistant|><eos><|tool|>sunny<|assistant|>",
+        "[weather]<|system|>Be brief.<|user|>Weather in Rome?<|assistant|><eos><|tool|>sunny<|assistant|>",
         ("It is sunny.<eos>",),
         {},
         1,
@@ -237,3 +237,6 @@ CASES: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, Any], int]] = {
         2,
     ),
 }
+
+READS_TOOLS = "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}"
+"""What a chat template begins with to show the tools of the row `messages_tools`, as its prompt above has them."""

@@ -29,6 +29,7 @@ from lit_rlhf.data import (
     PromptDataModule,
     Ranked,
     RowsSource,
+    SharedPrefix,
     Steps,
     Unpaired,
     UnpairedDataModule,
@@ -159,6 +160,19 @@ class TestChats:
             prompt = tokenizer.decode(module.rows["train"][0]["prompt_ids"])
             assert prompt == "[w]!<|user|>hi<|assistant|>"
 
+    @pytest.mark.parametrize(
+        ("column", "name"),
+        [({"tools": [{"name": "w"}]}, "tools"), ({"chat_template_kwargs": {"mood": "!"}}, "mood")],
+    )
+    def test_what_the_template_does_not_read_would_be_lost(
+        self, column: dict[str, Any], name: str, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        rows = RowsSource([{"messages": [USER, GOOD], **column}, {"messages": [USER, GOOD]}])
+        module = ready(DemonstrationDataModule(rows, tokenizer=tokenizer, batch_size=1))
+        report = module.reports["train"]
+        assert report.counts == {"the chat template doesn't read what the row gives it": 1}
+        assert f"row 1: {name} would be lost" in report.summary()
+
     def test_tools_of_plain_text_would_be_lost(self, tokenizer: PreTrainedTokenizerFast) -> None:
         rows = RowsSource([{"prompt": "p", "completion": "a", "tools": [{"name": "w"}]}])
         with pytest.raises(DataError, match="the row has tools, and its prompt is plain text"):
@@ -213,6 +227,8 @@ class TestAnswers:
                 row = {"chosen": start + pair[0], "rejected": start + pair[1]}
                 with pytest.raises(InvalidRowError):
                     ImplicitPrompt()(row)
+                with pytest.raises(InvalidRowError, match=r"is a transcript.*use ImplicitPrompt"):
+                    SharedPrefix()(row)
 
     @pytest.mark.parametrize("rest", [[WHY], [GOOD, WHY], [GOOD, WHY, GOOD]])
     def test_an_answer_is_the_assistants(self, rest: list[dict[str, str]]) -> None:

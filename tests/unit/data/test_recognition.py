@@ -26,7 +26,7 @@ from lit_rlhf.data import (
 )
 from lit_rlhf.data.recognition import FORMATS, spell
 from lit_rlhf.errors import ConfigurationError
-from tests.unit.data.shape_cases import BLUE, CASES, COLOR
+from tests.unit.data.shape_cases import BLUE, CASES, COLOR, READS_TOOLS
 
 SHAPES = Path(__file__).parent / "shapes"
 
@@ -38,6 +38,8 @@ def source(name: str) -> FileSource:
 def opened(
     kind: str, name: str, tokenizer: PreTrainedTokenizerFast, **options: Any
 ) -> BranchedDataModule:
+    if name == "messages_tools":
+        tokenizer.chat_template = READS_TOOLS + tokenizer.chat_template
     module = getattr(data, f"{kind}DataModule")(
         source(name), tokenizer=tokenizer, batch_size=1, **options
     )

@@ -352,6 +352,17 @@ def test_four_bits_are_computed_in_bfloat16_on_gpus_that_multiply_it(
     assert config is not None and config.bnb_4bit_compute_dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_large_capped_logits_are_held_to_the_rounding_of_the_weights(
+    tiny_model_dir: Path, dtype: str
+):
+    config = {**GEMMA2, "initializer_range": 1.0, "final_logit_softcapping": 30.0}
+    backbone = from_config(tiny_model_dir, config, dtype=dtype)
+    with torch.no_grad():
+        logits = backbone.model(input_ids=torch.arange(8)[None]).logits
+    assert float(logits.abs().max()) > 5
+
+
 def test_products_rounded_to_tf32_are_held_to_its_bits():
     before = torch.get_float32_matmul_precision()
     try:

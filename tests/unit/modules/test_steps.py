@@ -100,6 +100,16 @@ def test_so_many_in_a_row_stop_the_run(tiny_model_dir: Path) -> None:
     assert module.guard.skipped == 3  # but none of them in a row
 
 
+def test_a_policy_that_has_diverged_stops_too(tiny_model_dir: Path) -> None:
+    module = make_ppo(
+        tiny_model_dir,
+        updates=Updates(epochs=4, minibatches=2, max_skipped=2),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=1e38),
+    )
+    with pytest.raises(TrainingDivergedError, match=r"in 2 optimizer steps in a row.*max_skipped"):
+        fit(module, tiny_model_dir, limit_train_batches=1)
+
+
 class Quiet(PPOPolicyModule):
     """Logs nothing of its own, and tells no log-probs."""
 

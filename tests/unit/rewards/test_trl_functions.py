@@ -74,19 +74,25 @@ def test_none_says_that_it_does_not_apply() -> None:
     assert WeightedSum(parts).score(completions()).total.tolist() == [1, 2, 1, 3]
 
 
-def test_a_call_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_call_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch, waits: bool) -> None:
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
     calls: list[int] = []
 
-    async def reward(completions, **kwargs):
+    def plain(completions, **kwargs):
         calls.append(1)
         if len(calls) < 3:
-            raise OSError("no route")
+            raise TimeoutError("no route")
         return [1.0] * 4
+
+    async def coroutine(completions, **kwargs):
+        return plain(completions)
+
+    reward = coroutine if waits else plain
 
     assert FunctionReward(reward, retries=2).score(completions()).total.tolist() == [1.0] * 4
     calls.clear()
-    with pytest.raises(OSError, match="no route"):
+    with pytest.raises(TimeoutError, match="no route"):
         FunctionReward(reward, retries=1).score(completions())
     assert len(calls) == 2
     with pytest.raises(ConfigurationError, match="retries"):
