@@ -82,8 +82,8 @@ class Writer:
             self.set(place, value, why)
         self.given = defaults(script.task) | script.options
         self.carry(script)
-        self.source(script.options, script.held_out)
         self.left |= script.unread
+        self.source(script.options, script.held_out)
 
     def carry(self, script: Script) -> None:
         """Set all that has a counterpart, wholes before their parts."""
@@ -149,7 +149,8 @@ class Writer:
         name = options.get("dataset_name")
         if name is None:
             self.set("data.train", component("FileSource", path=_MISSING), "set it")
-            self.left.setdefault("train_dataset", "No `load_dataset` names it: set `data.train`.")
+            if "load_dataset" not in self.left:
+                self.left["train_dataset"] = "No `load_dataset` names it: set `data.train`."
             return
         if Path(name).suffix:
             self.set("data.train", component("FileSource", path=name), "dataset_name")

@@ -88,6 +88,7 @@ def test_rows_are_the_script_s_or_none(
     assert data.get("val", {}).get("init_args", {}).get("path") == val
     assert data["val_fraction"] == share
     assert told in written
+    assert len(re.findall(r"(?m)^#   (train_dataset|load_dataset):", written)) <= 1
     assert not {"bias", "lora_task_type"} & set(re.findall(r"(?m)^#   (\w+):", written))
 
 
