@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,9 @@ from safetensors import SafetensorError
 from lit_rlhf.errors import ConfigurationError
 
 T = TypeVar("T")
+
+_MOST_NAMES = 2000
+"""Of a directory that are looked through for one that was meant: more would take seconds."""
 
 # What from_pretrained raises for files that are missing, torn, of another kind or made for other sizes.
 _LOAD_ERRORS = (
@@ -77,9 +81,10 @@ def near_path(path: str | Path) -> str:
     """` Did you mean X?` where something beside a path that isn't there has nearly its name; else nothing."""
     place = Path(path).expanduser()
     try:
-        names = [each.name for each in place.parent.iterdir()]
+        found = [] if place.exists() else [*islice(place.parent.iterdir(), _MOST_NAMES)]
     except OSError:
         return ""
+    names = [each.name for each in found]
     close = get_close_matches(place.name, names, n=1, cutoff=0.75)
     return f" Did you mean {Path(path).parent / close[0]}?" if close else ""
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, write_new
+from lit_rlhf.cli.output import print_text, refuse_directory, write_new
 from lit_rlhf.cli.shipped import config_names, find_config, whole_text
 from lit_rlhf.cli.trl_options import ALIASES, TASKS, defaults, option
 from lit_rlhf.cli.trl_rules import NotCarried, component
@@ -29,6 +29,7 @@ def from_trl(script: Path, task: TaskName | None = None, output: Path | None = N
         task: Whose configuration it is, where a YAML doesn't show it or a script has several.
         output: File to write; default: standard output. Reward functions of the script are written beside it.
     """
+    refuse_directory(output)
     kinds = {name.removesuffix("Config").lower(): name for name in TASKS}
     rewards = output.with_name(f"{output.stem}_rewards.py") if output else None
     found = read(script, kinds[task] if task else None, rewards)
@@ -81,8 +82,8 @@ class Writer:
             self.set(place, value, why)
         self.given = defaults(script.task) | script.options
         self.carry(script)
-        self.source(script.options, script.held_out)
         self.left |= script.unread
+        self.source(script.options, script.held_out)
 
     def carry(self, script: Script) -> None:
         """Set all that has a counterpart, wholes before their parts."""
@@ -138,17 +139,18 @@ class Writer:
     def source(self, options: Mapping[str, Any], held_out: str | float | None) -> None:
         """The data set, and the part that it evaluates on; one that wasn't found is never the recipe's own."""
         evaluates = "dataset_test_split" in options or options.get("eval_strategy", "no") != "no"
-        if not evaluates:
-            self.set("data.val_fraction", 0.0, "eval_strategy: nothing is held out")
-        elif isinstance(held_out, float):
+        if isinstance(held_out, float):  # evaluated or not, it isn't trained on
             self.set("data.val_fraction", held_out, "train_test_split")
+        elif not evaluates:
+            self.set("data.val_fraction", 0.0, "eval_strategy: nothing is held out")
         elif held_out is not None:
             self.set("data.val", component("FileSource", path=held_out), "data_files")
             self.set("data.val_fraction", 0.0, "data_files")
         name = options.get("dataset_name")
         if name is None:
             self.set("data.train", component("FileSource", path=_MISSING), "set it")
-            self.left.setdefault("train_dataset", "No `load_dataset` names it: set `data.train`.")
+            if "load_dataset" not in self.left:
+                self.left["train_dataset"] = "No `load_dataset` names it: set `data.train`."
             return
         if Path(name).suffix:
             self.set("data.train", component("FileSource", path=name), "dataset_name")

@@ -22,6 +22,7 @@ def write_new(texts: Mapping[Path, str]) -> None:
         ConfigurationError: One is there with other words; none is written then.
     """
     for file, text in texts.items():
+        refuse_directory(file)
         if file.exists() and (not file.is_file() or file.read_bytes() != text.encode()):
             raise ConfigurationError(
                 f"{file} is there already, and may hold changes of yours. Name another file by --output, or remove it."

@@ -19,7 +19,8 @@ _MODEL |= {"revision": "model_revision", "trust_remote_code": "trust_remote_code
 _AS_HERE = {"bias": "none", "inference_mode": False, "fan_in_fan_out": False}
 """Options of peft that have no counterpart, and need none with these values."""
 _FILES = ("json", "csv", "parquet")
-_CHANGES = ("map", "filter", "select", "rename_column", "rename_columns", "train_test_split")
+_CHANGES = {"map", "filter", "select", "take", "skip", "shard", "rename_column", "rename_columns"}
+_CHANGES |= {"train_test_split"}
 """Methods of a data set after which its rows aren't those of the file."""
 
 
@@ -98,6 +99,7 @@ class _Reader:
         self.options: dict[str, Any] = {}
         self.unread: dict[str, str] = {}
         self.held_out: str | float | None = None
+        self.several: list[str] = []
 
     def script(self, task: str | None) -> Script:
         """All that it says of one configuration class."""
@@ -115,6 +117,11 @@ class _Reader:
         self.take(config, ALIASES)
         for call in self.calls:
             self.read_call(call, self.called(call), f"{task.removesuffix('Config')}Trainer")
+        if self.several:
+            names = ", ".join([self.options.pop("dataset_name"), *self.several])
+            self.unread["load_dataset"] = (
+                f"It loads several ({names}): set `data.train`, and `data.val` where one is for evaluation."
+            )
         for name, value in (self.options.pop("model_init_kwargs", None) or {}).items():
             self.options.setdefault(_MODEL.get(name, f"model_init_kwargs.{name}"), value)
         text = _excerpt(self.tree, self.text, self.moved) if self.moved else ""
@@ -150,6 +157,10 @@ class _Reader:
         size = [each.value for each in call.keywords if each.arg == "test_size"] + call.args[:1]
         if size and self.is_literal(size[0]) and isinstance(share := self.literal(size[0]), float):
             self.held_out = share
+        else:
+            self.unread["train_test_split()"] = (
+                f"`{ast.unparse(call)[-60:]}` gives no share as `test_size`: set `data.val_fraction`, or `data.val`."
+            )
 
     def called(self, call: ast.Call) -> str:
         """The last part of the function's name."""
@@ -217,7 +228,9 @@ class _Reader:
                 f"`{ast.unparse(call)[:60]}` names no one file or data set: set `data.train`."
             )
             return
-        self.options["dataset_name"] = name
+        if self.options.setdefault("dataset_name", name) != name:
+            self.several.append(name)
+            return
         if "split" in read:
             self.options["dataset_train_split"] = split
         if read.get("name") is not None:

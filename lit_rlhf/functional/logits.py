@@ -88,26 +88,38 @@ def raw_gradient(
     return shape.scale_gradient(gradient, logits).to(raw.dtype)
 
 
-@cache
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function compiled at its first call; where it can't be, with a warning, the function itself."""
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
+class Fused:
+    """A function that is compiled at its first call, or, where one can't be, all of them as they are written.
+
+    Attributes:
+        works: Of the class: whether none has failed yet in this process.
+    """
+
     works = True
 
-    def call(*args: Any) -> Any:
-        nonlocal works
-        if works:
-            try:
-                return compiled(*args)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # noqa: BLE001 - compilers fail in kinds of their own
-                works = False
-                warnings.warn(
-                    f"{function.__name__} can't be compiled here: log-probs are computed by single operators, which is "
-                    f"slower. {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                    stacklevel=2,
-                )
-        return function(*args)
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.compiled: Callable[..., Any] | None = None
 
-    return call
+    def __call__(self, *args: Any) -> Any:
+        """What the function returns; the first that can't be compiled is told in a warning."""
+        if not Fused.works:
+            return self.function(*args)
+        try:
+            self.compiled = self.compiled or torch.compile(self.function, dynamic=True)
+            return self.compiled(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - compilers fail in kinds of their own
+            made = self.function(*args)  # what is wrong with the arguments themselves ends here
+            Fused.works = False
+            warnings.warn(
+                f"{self.function.__name__} can't be compiled here: log-probs are computed by single operators, which "
+                f"is slower. {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                stacklevel=2,
+            )
+            return made
+
+
+fused = cache(Fused)
+"""The one `Fused` of a function in this process."""

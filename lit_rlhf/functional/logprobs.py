@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.logits import (
     FUSED_FROM,
+    Fused,
     LogitShape,
     fused,
     raw_gradient,
@@ -130,6 +131,7 @@ def chunked_logprobs(
     trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     if fuse is None:
         fuse = hidden.is_cuda and len(tokens) * len(weight) >= FUSED_FROM
+    fuse = fuse and Fused.works
     size = chunk_size or _chunk_size(weight, trains_head, fuse)
     plan = _Plan(shape, size, with_entropy, entropy_grad, fuse)
     keep_slopes = (

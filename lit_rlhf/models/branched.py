@@ -262,8 +262,9 @@ class BranchRunner:
         """Whether prompts and branches are computed apart by flash kernels."""
         weight = next(p for p in self.trunk.parameters() if p.is_floating_point())
         kind = weight.device.type
-        mixed = kind == "cuda" and torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if mixed else weight.dtype
+        under = "cpu" if kind == "meta" else kind  # whose autocast an estimate sets
+        mixed = kind in ("cuda", "meta") and torch.is_autocast_enabled(under)
+        dtype = torch.get_autocast_dtype(under) if mixed else weight.dtype
         return self.splits and flash_branches.serves(weight.device, dtype, self.head_width)
 
     def _apart(self, branch_ids: Tensor, layout: BranchLayout) -> Apart:

@@ -162,8 +162,10 @@ class PolicyModule(RLHFModule):
         return self.default_parts[name]() if given is None else given
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that break manual optimization, and what counts steps where iterations are meant."""
+        """Refuse a class without its method, strategies that break manual optimization, and counts of steps."""
         super().setup(stage)
+        if stage == "fit":
+            self._require_estimate()
         refusals.refuse_trainer_options(self.trainer, stage, self.updates.per_iteration)
 
     def configure_roles(self) -> None:
@@ -211,10 +213,7 @@ class PolicyModule(RLHFModule):
         Raises:
             ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
         """
-        if type(self).estimate is PolicyModule.estimate:
-            raise ConfigurationError(
-                f"{type(self).__name__} must override estimate(rollout): see Your own algorithm in the docs."
-            )
+        self._require_estimate()
         made = self.estimate(rollout)
         if not isinstance(made, EvaluatedRollout):
             raise ConfigurationError(
@@ -230,6 +229,12 @@ class PolicyModule(RLHFModule):
                 "spread_over_tokens(values, rollout.response_mask) makes one of a number for each sample."
             )
         return made
+
+    def _require_estimate(self) -> None:
+        if type(self).estimate is PolicyModule.estimate:
+            raise ConfigurationError(
+                f"{type(self).__name__} must override estimate(rollout): see Your own algorithm in the docs."
+            )
 
     def schedule(self, rollout: EvaluatedRollout) -> Iterator[EvaluatedRollout]:
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""

@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -67,6 +68,7 @@ PATHS = ("weight", "fused", "callable")
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compiled elsewhere, as it is written."""
     monkeypatch.setattr(logprobs, "fused", lambda function: function)
+    monkeypatch.setattr(logits.Fused, "works", True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -402,20 +404,37 @@ def test_what_is_compiled_equals_what_is_not() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_a_compiler_there_is_a_warning_and_the_same_numbers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def uncompilable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine that compiles nothing."""
+
     def refuse(*args: Any) -> Any:
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
+    monkeypatch.setattr(logits.Fused, "works", True)
     logits.fused.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="can't be compiled here.*Failed to find C compiler"):
-            plain, fused = _both_paths(torch.float64)
-    finally:
-        logits.fused.cache_clear()
+    yield
+    logits.fused.cache_clear()
+
+
+def test_without_a_compiler_there_is_one_warning_and_the_same_numbers(uncompilable: None) -> None:
+    with pytest.warns(
+        UserWarning, match="can't be compiled here.*Failed to find C compiler"
+    ) as told:
+        plain, fused = _both_paths(torch.float64)
+    assert sum("can't be compiled" in str(each.message) for each in told) == 1
     assert_close(fused, plain, **FP64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_close(_both_paths(torch.float64)[1], plain, **FP64)
+
+
+def test_wrong_arguments_turn_no_compiler_off(uncompilable: None) -> None:
+    hidden, weight, _, tokens = _problem()
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        chunked_logprobs(hidden, weight, tokens + 10_000, fuse=True)
+    assert logits.Fused.works
 
 
 def test_memory_that_is_short_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.modules import GAE, PPOPolicyModule, Updates, ValueLoss
+from lit_rlhf.models import LoraSpec, ModelSpec
+from lit_rlhf.modules import GAE, PolicyModule, PPOPolicyModule, Updates, ValueLoss
 from lit_rlhf.modules.ppo import PPORollout, ValuedRollout
 from lit_rlhf.objectives import AdaptiveKL, FixedKL
 from lit_rlhf.rollout import Sampling
@@ -268,6 +269,19 @@ def test_max_steps_is_refused(tiny_model_dir: Path) -> None:
     trainer = make_trainer(max_steps=10)
     with pytest.raises(ConfigurationError, match=r"max_steps=10 counts optimizer steps"):
         trainer.fit(make_ppo(tiny_model_dir), prompt_loader(tiny_model_dir))
+
+
+class Nothing(PolicyModule):
+    """Forgets what makes an algorithm."""
+
+    def collect(self, batch: Any) -> Any:
+        raise AssertionError("it sampled before it was refused")
+
+
+def test_a_method_without_an_estimate_is_refused_before_it_samples(tiny_model_dir: Path) -> None:
+    module = Nothing(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)), CountVowels())
+    with pytest.raises(ConfigurationError, match="Nothing must override estimate"):
+        fit(module, tiny_model_dir)
 
 
 def test_validation_is_the_same_each_time_and_leaves_no_trace(tiny_model_dir: Path) -> None:

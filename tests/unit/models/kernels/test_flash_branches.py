@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
 
+from lit_rlhf.estimate.device import acting
 from lit_rlhf.functional.branches import branch_attention_mask, branch_layout, branch_segments
+from lit_rlhf.models.branched import BranchRunner
 from lit_rlhf.models.kernels import attention, flash_branches as ours
 from lit_rlhf.models.kernels.attention import apart, grouped_attention
 from lit_rlhf.types import BranchedBatch
@@ -120,6 +123,21 @@ def test_where_they_are_not_for_nothing_is_tried() -> None:
     gpu = torch.device("cuda")
     assert not ours.serves(gpu, torch.float32, 64)
     assert not ours.serves(gpu, torch.bfloat16, 20)
+
+
+def test_an_estimate_for_a_gpu_counts_them_under_its_autocast_too() -> None:
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, head_dim=8
+    )
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        runner = BranchRunner(LlamaModel(config), config, "sdpa", "auto")
+    runner.splits = True
+    for kind, autocast, flash in (("cuda", None, False), ("cuda", torch.bfloat16, True)):
+        with acting(kind, autocast):
+            assert runner.is_flash() == flash
+    with acting("cpu", torch.bfloat16):
+        assert not runner.is_flash()
 
 
 @pytest.mark.usefixtures("kernels")
