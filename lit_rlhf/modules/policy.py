@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
-from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.internals.lightning import next_batch
@@ -164,8 +163,8 @@ class PolicyModule(RLHFModule):
     def setup(self, stage: str) -> None:
         """Refuse a class without its method, strategies that break manual optimization, and counts of steps."""
         super().setup(stage)
-        if stage == "fit":
-            self._require_estimate()
+        if stage == "fit" and type(self).estimate is PolicyModule.estimate:
+            raise refusals.no_estimate(self)
         refusals.refuse_trainer_options(self.trainer, stage, self.updates.per_iteration)
 
     def configure_roles(self) -> None:
@@ -203,9 +202,7 @@ class PolicyModule(RLHFModule):
 
     def estimate(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
         """Make advantages of `shape_rewards`, `rollout.with_advantages(...)`; what tells algorithms apart."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must override estimate(rollout) to return advantages."
-        )
+        raise refusals.no_estimate(self)
 
     def estimated(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
         """What `estimate` makes.
@@ -213,28 +210,9 @@ class PolicyModule(RLHFModule):
         Raises:
             ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
         """
-        self._require_estimate()
         made = self.estimate(rollout)
-        if not isinstance(made, EvaluatedRollout):
-            raise ConfigurationError(
-                f"{type(self).__name__}.estimate returned {type(made).__name__}: it must return a rollout, which "
-                "rollout.with_advantages(...) makes."
-            )
-        advantages: Any = getattr(made, "advantages", made.response_mask)  # pairs have none
-        shape, found = made.response_mask.shape, getattr(advantages, "shape", None)
-        if found != shape:
-            raise ConfigurationError(
-                f"{type(self).__name__}.estimate: advantages must be a tensor of {tuple(shape)}, a number for each "
-                f"token of each sample, not {type(advantages).__name__ if found is None else tuple(found)}. "
-                "spread_over_tokens(values, rollout.response_mask) makes one of a number for each sample."
-            )
+        refusals.refuse_estimate(self, made)
         return made
-
-    def _require_estimate(self) -> None:
-        if type(self).estimate is PolicyModule.estimate:
-            raise ConfigurationError(
-                f"{type(self).__name__} must override estimate(rollout): see Your own algorithm in the docs."
-            )
 
     def schedule(self, rollout: EvaluatedRollout) -> Iterator[EvaluatedRollout]:
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""

@@ -1,6 +1,8 @@
 """What is refused before work starts: options that contradict each other, and what a Trainer would do wrongly."""
 
-from lightning.pytorch import Trainer
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
@@ -10,7 +12,7 @@ from lit_rlhf.internals.lightning import saves_every_n_steps
 from lit_rlhf.modules.steps import Updates
 from lit_rlhf.objectives import ImportanceCorrection, Surrogate
 from lit_rlhf.rollout import RolloutEngine, Sampling
-from lit_rlhf.types import Rollout
+from lit_rlhf.types import EvaluatedRollout, Rollout
 
 _HALF = ("bf16-true", "16-true")
 
@@ -137,3 +139,28 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
                 f"iterations, each of {per_iteration} steps, so it would save at other times than it says. Use "
                 "IterationCheckpoint(every_n_iterations=...), or every_n_epochs."
             )
+
+
+def no_estimate(module: LightningModule) -> ConfigurationError:
+    """What to raise of a policy that doesn't override `estimate`."""
+    return ConfigurationError(
+        f"{type(module).__name__} must override estimate(rollout): see Your own algorithm in the docs."
+    )
+
+
+def refuse_estimate(module: LightningModule, made: object) -> None:
+    """Refuse what a policy's `estimate` has returned: no rollout, or advantages of a wrong shape."""
+    name = f"{type(module).__name__}.estimate"
+    if not isinstance(made, EvaluatedRollout):
+        raise ConfigurationError(
+            f"{name} returned {type(made).__name__}: it must return a rollout, which rollout.with_advantages(...) "
+            "makes."
+        )
+    advantages: Any = getattr(made, "advantages", made.response_mask)  # pairs have none
+    shape, found = made.response_mask.shape, getattr(advantages, "shape", None)
+    if found != shape:
+        raise ConfigurationError(
+            f"{name}: advantages must be a tensor of {tuple(shape)}, a number for each token of each sample, not "
+            f"{type(advantages).__name__ if found is None else tuple(found)}. "
+            "spread_over_tokens(values, rollout.response_mask) makes one of a number for each sample."
+        )
