@@ -202,13 +202,13 @@ class PolicyModule(RLHFModule):
 
     def estimate(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
         """Make advantages of `shape_rewards`, `rollout.with_advantages(...)`; what tells algorithms apart."""
-        raise refusals.no_estimate(self)
+        raise NotImplementedError(str(refusals.no_estimate(self)))
 
     def estimated(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
         """What `estimate` makes.
 
         Raises:
-            ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
+            ConfigurationError: It returns no rollout, or advantages of a wrong shape.
         """
         made = self.estimate(rollout)
         refusals.refuse_estimate(self, made)
