@@ -163,8 +163,8 @@ class PolicyModule(RLHFModule):
     def setup(self, stage: str) -> None:
         """Refuse a class without its method, strategies that break manual optimization, and counts of steps."""
         super().setup(stage)
-        if stage == "fit" and type(self).estimate is PolicyModule.estimate:
-            raise refusals.no_estimate(self)
+        if stage == "fit":
+            refusals.refuse_open_estimate(self, PolicyModule.estimate)
         refusals.refuse_trainer_options(self.trainer, stage, self.updates.per_iteration)
 
     def configure_roles(self) -> None:
@@ -202,14 +202,15 @@ class PolicyModule(RLHFModule):
 
     def estimate(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
         """Make advantages of `shape_rewards`, `rollout.with_advantages(...)`; what tells algorithms apart."""
-        raise NotImplementedError(str(refusals.no_estimate(self)))
+        raise NotImplementedError
 
     def estimated(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
         """What `estimate` makes.
 
         Raises:
-            ConfigurationError: It returns no rollout, or advantages of a wrong shape.
+            ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
         """
+        refusals.refuse_open_estimate(self, PolicyModule.estimate)
         made = self.estimate(rollout)
         refusals.refuse_estimate(self, made)
         return made

@@ -1,5 +1,6 @@
 """What is refused before work starts: options that contradict each other, and what a Trainer would do wrongly."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -141,11 +142,12 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
             )
 
 
-def no_estimate(module: LightningModule) -> ConfigurationError:
-    """What to raise of a policy that doesn't override `estimate`."""
-    return ConfigurationError(
-        f"{type(module).__name__} must override estimate(rollout): see Your own algorithm in the docs."
-    )
+def refuse_open_estimate(module: LightningModule, inherited: Callable[..., object]) -> None:
+    """Refuse a policy whose `estimate` is the one that is left to subclasses."""
+    if getattr(type(module), "estimate", None) is inherited:
+        raise ConfigurationError(
+            f"{type(module).__name__} must override estimate(rollout): see Your own algorithm in the docs."
+        )
 
 
 def refuse_estimate(module: LightningModule, made: object) -> None:
