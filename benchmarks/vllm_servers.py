@@ -31,7 +31,7 @@ from lit_rlhf.distributed import gather_objects, rank
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.objectives import TruncatedImportance
 from lit_rlhf.rollout import AdapterSync, DiskSync, NativeEngine, VLLMServerEngine
-from tests.unit.rollout.real_vllm import SAMPLING, RealVLLM, serving_vllm
+from tests.unit.rollout.real_vllm import PLAIN, SAMPLING, RealVLLM, serving_vllm
 
 METHODS = {"GRPO, LoRA": "ddp", "PPO, whole weights": "fsdp2"}
 """Each with the strategy that it runs under."""
@@ -61,7 +61,6 @@ def module_of(job: Job, world: World) -> PolicyModule:
         engine=engine,
         recompute_logprobs=True,
         importance_correction=TruncatedImportance(),
-        num_samples=4,
         seed=job.seed,
     )
 
@@ -129,7 +128,7 @@ def _kill_and_start(
 ) -> None:
     def wait_for(count: int) -> None:
         while process.poll() is None and len(iterations_of(run)) < count:
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def sampled() -> int:
         return server.log.read_text().count('"POST /v1/completions HTTP/1.1" 200')
@@ -205,11 +204,9 @@ def main() -> None:
             else:
                 logs = directory / "servers" / strategy
                 logs.mkdir(parents=True, exist_ok=True)
-                model, length = (
-                    world.initial(is_whole(method)),
-                    ("--max-model-len", str(world.max_length)),
-                )
-                with serving_vllm(model, logs, RANKS, (*SAMPLING, *length)) as servers:
+                whole, length = is_whole(method), ("--max-model-len", str(world.max_length))
+                flags = (*PLAIN, *length) if whole else (*SAMPLING, *length)
+                with serving_vllm(world.initial(whole), logs, 2, flags) as servers:
                     given = job(method, engine, [s.url for s in servers], options.seeds[0])
                     found[method][SERVERS] = [start(given, servers)]
             print(table(found), flush=True)

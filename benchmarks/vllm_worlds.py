@@ -34,7 +34,7 @@ class World(ABC):
     directory: Path
 
     prompts: ClassVar[int]
-    """Of each process in an iteration, with four samples of each."""
+    """Of each process in an iteration."""
     heldout: ClassVar[int]
     max_length: ClassVar[int]
     """That the servers take."""
@@ -107,6 +107,7 @@ class Demo(World):
     def policy(self, whole: bool, **options: Any) -> PolicyModule:
         """With a critic of its own."""
         options |= {
+            "num_samples": 4,
             "reward": ModelReward(str(self.directory / "reward" / "export"), normalize=True),
             "sampling": Sampling(max_new_tokens=DemoConfig().policy.max_new_tokens),
             "missing_eos_penalty": 1.0,
@@ -169,6 +170,7 @@ class Films(World):
         base = str(self.initial(False))
         reward = ModelReward(str(self._reward), share_base=False, dtype="bfloat16", base=base)
         options |= {
+            "num_samples": 2 if whole else 4,
             "reward": reward,
             "sampling": Sampling(max_new_tokens=32),
             "missing_eos_penalty": 0.5,

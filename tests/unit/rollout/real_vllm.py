@@ -22,7 +22,8 @@ _COMMON = (
     *("--kv-cache-memory-bytes", str(2**27)),
 )
 LORA = ("--enable-lora", "--max-lora-rank", "16")
-SAMPLING = (*LORA, "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm")
+PLAIN = ("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm")
+SAMPLING = (*LORA, *PLAIN)
 
 
 class RealVLLM:
