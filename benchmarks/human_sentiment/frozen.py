@@ -97,7 +97,8 @@ def fit_head(
     draw = generator(seed, "head")
     head = nn.Linear(states.shape[-1], 1, bias=False)
     nn.init.zeros_(head.weight)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4, weight_decay=0.1)
+    rate = 0.25 / states.shape[-1]  # a step moves a score by less than that times its features
+    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=0.1)
     best, kept = float("inf"), head.weight.detach().clone()
     for _ in range(epochs):
         for rows in torch.randperm(len(states), generator=draw).split(batch):

@@ -131,18 +131,20 @@ def known_opinions(pairs: Sequence[RatedPair]) -> list[float]:
     ]
 
 
+def calibration_error(margins: Tensor, p_first: Tensor) -> float:
+    """Of the sigmoid of margins as the chance that a rater prefers the first."""
+    metric = CalibrationError()
+    metric.update(margins, torch.zeros_like(margins), p_first)
+    return float(metric.compute())
+
+
 def calibration(margins: Tensor, p_first: Tensor, seed: int) -> Estimate:
-    """Calibration error of the sigmoid of margins, with the 2.5 and 97.5 percentiles of bootstrap draws of pairs."""
-
-    def error(places: Tensor) -> float:
-        metric = CalibrationError()
-        metric.update(margins[places], torch.zeros(len(places)), p_first[places])
-        return float(metric.compute())
-
+    """The calibration error, with the 2.5 and 97.5 percentiles of bootstrap draws of pairs."""
     count, draw = len(margins), generator(seed, "calibration")
-    drawn = [error(torch.randint(count, (count,), generator=draw)) for _ in range(_DRAWS)]
+    places = (torch.randint(count, (count,), generator=draw) for _ in range(_DRAWS))
+    drawn = [calibration_error(margins[each], p_first[each]) for each in places]
     low, high = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Estimate(error(torch.arange(count)), low, high)
+    return Estimate(calibration_error(margins, p_first), low, high)
 
 
 def by_gap(worth: Tensor, gaps: Tensor) -> dict[str, Estimate]:

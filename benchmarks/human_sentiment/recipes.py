@@ -30,7 +30,13 @@ from benchmarks.human_sentiment.frozen import States, fit_head
 from benchmarks.human_sentiment.labelled import SCALE, Pairs, pairs_of
 from benchmarks.human_sentiment.measures import INITIAL
 from benchmarks.human_sentiment.prepare import write_jsonl
-from benchmarks.human_sentiment.raters import RatedPair, by_gap, calibration, credit, read_pairs
+from benchmarks.human_sentiment.raters import (
+    RatedPair,
+    by_gap,
+    calibration_error,
+    credit,
+    read_pairs,
+)
 from benchmarks.human_sentiment.rows import PREFIX, Row
 from lit_rlhf import objectives
 from lit_rlhf.cli import main as lit_rlhf
@@ -159,7 +165,7 @@ def run_arm(name: str, seed: int, root: Path, lists: Pairs, count: int) -> Path:
     if not (directory / "export").exists():
         arm, drawn = ARMS[name], random.Random(seed).sample(lists[:USED], count)
         write_jsonl(directory / "rows.jsonl", arm.rows(drawn))
-        _fit(root, directory, arm.options(directory, seed, count))
+        lit_rlhf(command(root, directory, arm.options(directory, seed, count)))
     return directory
 
 
@@ -167,20 +173,26 @@ def run_whole(seed: int, root: Path) -> Path:
     """Train by `reward.yaml` as it stands from a seed, likewise."""
     directory = root / "recipes" / f"{WHOLE}-{seed}"
     if not (directory / "export").exists():
-        seeds = {"init_args": {"seed": seed}}
-        _fit(root, directory, {"seed_everything": seed, "model": seeds, "data": seeds})
+        lit_rlhf(command(root, directory, whole_options(seed)))
     return directory
 
 
-def _fit(root: Path, directory: Path, options: Mapping[str, Any]) -> None:
-    """`lit-rlhf fit` by `reward.yaml`, its directories moved, and these options."""
+def whole_options(seed: int) -> dict[str, Any]:
+    """What is laid over `reward.yaml` for another seed."""
+    return {"seed_everything": seed} | {
+        part: {"init_args": {"seed": seed}} for part in ("model", "data")
+    }
+
+
+def command(root: Path, directory: Path, options: Mapping[str, Any]) -> list[str]:
+    """The words of `lit-rlhf fit` by `reward.yaml`, its directories moved, and these options; both are written."""
     text = (HERE / "reward.yaml").read_text(encoding="utf-8")
     text = text.replace("runs/human_sentiment/reward", str(directory))
     directory.mkdir(parents=True, exist_ok=True)
     files = directory / "reward.yaml", directory / "options.yaml"
     files[0].write_text(text.replace("runs/human_sentiment", str(root)), encoding="utf-8")
     files[1].write_text(yaml.safe_dump(dict(options)), encoding="utf-8")
-    lit_rlhf(["fit", "-c", str(files[0]), "-c", str(files[1])])
+    return ["fit", "-c", str(files[0]), "-c", str(files[1])]
 
 
 def fit_frozen(
@@ -262,9 +274,7 @@ def temperature(scores: Scores, unseen: Pairs) -> float:
     return best_temperature(torch.tensor(gaps), torch.tensor(soft).double().sigmoid())
 
 
-def numbers(
-    scores: Scores, pairs: Sequence[RatedPair], warmth: float, seed: int = 0
-) -> dict[str, Any]:
+def numbers(scores: Scores, pairs: Sequence[RatedPair], warmth: float) -> dict[str, Any]:
     """Of one model on pairs: accuracy, agreement with a rater, calibration as it is and at a temperature."""
     found = margins(scores, pairs)
     gaps = torch.tensor([pair.gap for pair in pairs]).double()
@@ -272,9 +282,9 @@ def numbers(
     return {
         "accuracy": by_gap(credit(found, torch.ones_like(found)), gaps),
         "agreement": float(agreement(found, p_first).mean()),
-        "ece": calibration(found, p_first, seed),
+        "ece": calibration_error(found, p_first),
         "temperature": warmth,
-        "ece_at_temperature": calibration(found / warmth, p_first, seed),
+        "ece_at_temperature": calibration_error(found / warmth, p_first),
     }
 
 
@@ -366,7 +376,7 @@ def domains(found: Mapping[str, Any]) -> str:
         for who, rows in [(name, ones), *several]:
             cells = [
                 f"{_spell([row[domain]['accuracy']['0.5'][0] for row in rows])}, ECE "
-                f"{_spell([row[domain]['ece_at_temperature'][0] for row in rows])}"
+                f"{_spell([row[domain]['ece_at_temperature'] for row in rows])}"
                 for domain in OTHERS
                 if domain in rows[0]
             ]
@@ -379,9 +389,9 @@ def _line(name: str, seeds: int, rows: Sequence[Mapping[str, Any]], paired: Any)
     columns = [
         [row["accuracy"]["0"][0] for row in rows],
         [row["accuracy"]["0.5"][0] for row in rows],
-        [row["ece"][0] for row in rows],
+        [row["ece"] for row in rows],
         [row["temperature"] for row in rows],
-        [row["ece_at_temperature"][0] for row in rows],
+        [row["ece_at_temperature"] for row in rows],
     ]
     cells = [name, str(seeds), *(_spell(values) for values in columns)]
     if paired:
