@@ -3,14 +3,17 @@
 States are the last token's and the mean over tokens, of two layers in the middle, where sentiment is easiest to read.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks.human_sentiment.rows import PREFIX
+from benchmarks.human_sentiment.labelled import Pairs
+from benchmarks.human_sentiment.recipe_arms import ARMS
+from benchmarks.human_sentiment.rows import PREFIX, Row
 from lit_rlhf.objectives import RewardLoss
 from lit_rlhf.objectives.columns import Batch
 from lit_rlhf.seeding import generator
@@ -113,3 +116,48 @@ def fit_head(
     with torch.no_grad():
         head.weight.copy_(kept)
     return head
+
+
+def fit_frozen(
+    name: str, seed: int, states: States, lists: Pairs, unseen: Pairs
+) -> Callable[[Sequence[str]], dict[str, float]]:
+    """Fit a head on frozen states by one arm, on a random half of these lists, and stop by its loss on unseen ones.
+
+    Returns:
+        What scores sentences.
+    """
+    arm, drawn = ARMS[name], random.Random(seed).sample(lists, len(lists) // 2)
+    read = [_columns(arm.rows(part)) for part in (drawn, unseen)]
+    (own, columns), (others, checked) = [
+        (
+            states.of([text for row in texts for text in row]).view(len(texts), len(texts[0]), -1),
+            more,
+        )
+        for texts, more in read
+    ]
+    middle, spread = own.mean((0, 1)), own.std((0, 1))
+    head = fit_head(
+        arm.objective(),
+        (own - middle) / spread,
+        columns,
+        ((others - middle) / spread, checked),
+        seed,
+        batch=arm.batch_size,
+    )
+
+    @torch.no_grad()
+    def scored(texts: Sequence[str]) -> dict[str, float]:
+        found = head((states.of(texts) - middle) / spread)[:, 0]
+        return dict(zip(texts, found.tolist(), strict=True))
+
+    return scored
+
+
+def _columns(rows: Sequence[Row]) -> tuple[list[list[str]], dict[str, Tensor]]:
+    """The answers of each row, and what a loss reads of it."""
+    names = rows[0].keys() & {"p_chosen", "margin"}
+    if "completions" not in rows[0]:
+        texts = [[row["chosen"].strip(), row["rejected"].strip()] for row in rows]
+        return texts, {name: torch.tensor([row[name] for row in rows]) for name in names}
+    texts = [[text.strip() for text in row["completions"]] for row in rows]
+    return texts, {"score": torch.tensor([row["scores"] for row in rows])}
