@@ -124,10 +124,10 @@ class RolloutRequest:
             ConfigurationError: A prompt and its completion have more positions than the model, or a stop token is none
                 of its tokens.
         """
-        most, size = max(self.sampling.stop_token_ids, default=0), backbone.vocabulary_size
-        check_option(
-            most < size, self.sampling, "stop_token_ids", most, f"ids of the model's {size} tokens"
-        )
+        if self.sampling.stop_token_ids:
+            last, size = max(self.sampling.stop_token_ids), backbone.vocabulary_size
+            allowed = f"ids of the model's {size} tokens"
+            check_option(last < size, self.sampling, "stop_token_ids", last, allowed)
         context, most = context_length(backbone), self.sampling.max_new_tokens
         lengths = self.prompts.mask.sum(-1)
         longest = int(lengths.max())
