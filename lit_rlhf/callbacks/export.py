@@ -11,6 +11,7 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.files import refuse_foreign
 from lit_rlhf.internals.lightning import is_dry_run
 from lit_rlhf.models.cards import RECORD
+from lit_rlhf.modules.base import RLHFModule
 
 
 @runtime_checkable
@@ -52,6 +53,8 @@ class ExportModel(Callback):
             raise ConfigurationError(
                 f"ExportModel: {type(pl_module).__name__} has no export method. Remove the callback."
             )
+        if isinstance(pl_module, RLHFModule):
+            pl_module.check_export()
         if isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy):
             raise ConfigurationError(
                 f"ExportModel writes from one process, and {type(trainer.strategy).__name__} shards weights over all. "

@@ -22,7 +22,7 @@ BRANCHES = ragged_mask((4, 2, 3, 1, 0, 4))
 SCORES, TARGETS = ragged(BRANCHES, seed=0), ragged(BRANCHES, seed=1)
 FORMULAS = {
     *("BradleyTerry", "ScaledBradleyTerry", "AllPairs", "PlackettLuce", "Regression", "Outcome"),
-    *("Process", "GaussianRegression", "LengthDebiased"),
+    *("Process", "GaussianRegression", "LengthDebiased", "Attributes", "GatedAttributes"),
 }
 
 
