@@ -3,8 +3,9 @@
     taskset -c 0 python benchmarks/data_load.py --rows 20000 --times 3
 
 Ours and the plain one take turns, each time with a cache of its own. Ours reads, recognises the format, checks,
-tokenizes, writes and makes ready to train; the plain one loads the file and maps the calls of the tokenizer alone: prompt,
-and prompt with each answer. `--batches 1000 --times 0` measures memory instead: anonymous memory beyond that of the imports.
+tokenizes, writes and makes ready to train; the plain one loads the file and maps the calls of the tokenizer alone:
+prompt, and prompt with each answer. `--batches 1000 --times 0` measures memory instead: anonymous memory beyond that
+of the imports.
 """
 
 import argparse
@@ -228,7 +229,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=0, help="measure memory over so many, too")
     options = parser.parse_args()
     datasets.disable_progress_bars()
-    logging.getLogger("lit_rlhf").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     text = make_texts()
     tokenizer = make_tokenizer(options.tokenizer, [text(50) for _ in range(2000)])
     for name in options.workloads:

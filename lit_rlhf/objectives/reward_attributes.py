@@ -52,7 +52,8 @@ class Attributes(RewardLoss):
         targets, mask = _ratings(self, scores, batch), branch_mask(scores[..., 0], batch)
         metrics = {}
         if scores.shape[1] == 2 and "score" not in batch:
-            metrics = pair_metrics(*self.reward(scores).unbind(-1), batch.get("p_chosen"))
+            chosen, rejected = self.reward(scores).unbind(-1)
+            metrics = pair_metrics(chosen, rejected, batch.get("p_chosen"))
         return LossOutput(self(scores, targets, mask), metrics)
 
     def reward(self, scores: Tensor) -> Tensor:
