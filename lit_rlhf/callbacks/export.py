@@ -49,12 +49,12 @@ class ExportModel(Callback):
         """Refuse what would fail, or destroy something, at the end."""
         if stage != "fit":
             return
+        if isinstance(pl_module, RLHFModule):
+            pl_module.check_export()
         if not isinstance(pl_module, Exports):
             raise ConfigurationError(
                 f"ExportModel: {type(pl_module).__name__} has no export method. Remove the callback."
             )
-        if isinstance(pl_module, RLHFModule):
-            pl_module.check_export()
         if isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy):
             raise ConfigurationError(
                 f"ExportModel writes from one process, and {type(trainer.strategy).__name__} shards weights over all. "

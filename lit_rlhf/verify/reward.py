@@ -170,15 +170,12 @@ def _attribute_cases(world: TabularWorld) -> list[RewardCase]:
     weights = data.preference_probabilities(world) * data.skewed(world).outer(data.skewed(world))
     pairs = data.labelled_pairs(world, weights)
     pairs["attributes"] = torch.stack([rated[pair] for pair in weights.nonzero()])  # (B, 2, 2)
-    case = partial(RewardCase, centered=False)
-    losses = {
-        "Attributes": (partial(o.Attributes, [0.5, 0.5]), alone),
-        "GatedAttributes": (partial(o.GatedAttributes, 2), pairs),
-    }
-    head = {"head": "attribute_0", "others": {"attribute_1": rated[:, 1]}}
+    first, others = rated[:, 0], {"attribute_1": rated[:, 1]}
+    case = partial(RewardCase, centered=False, head="attribute_0", others=others)
+    fixed, gated = partial(o.Attributes, [0.5, 0.5]), partial(o.GatedAttributes, 2)
     return [
-        case(name, "E[rating]", world, loss, rows, rated[:, 0], **head)
-        for name, (loss, rows) in losses.items()
+        case("Attributes", "E[rating]", world, fixed, alone, first),
+        case("GatedAttributes", "E[rating]", world, gated, pairs, first),
     ]
 
 
