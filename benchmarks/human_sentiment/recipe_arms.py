@@ -63,8 +63,10 @@ class Arm:
         return {
             "seed_everything": seed,
             "trainer": {
+                "default_root_dir": str(directory),
                 "limit_val_batches": 0,
                 "logger": False,
+                "enable_checkpointing": False,
                 "callbacks": [{"class_path": "ExportModel", "init_args": export}],
             },
             "model": {"init_args": {"loss": dict(self.loss), "lr_scheduler": steps, "seed": seed}},
