@@ -49,8 +49,11 @@ def test_a_recipe_is_a_command_that_parses_and_differs_where_it_says(
         model["loss"]["class_path"].split(".")[-1]
         == (arm or recipe_arms.ARMS["lists, soft"]).loss["class_path"]
     )
-    steps = 2 if arm else found["trainer"]["max_steps"]
+    steps = 2 if arm else recipe_arms.STEPS
     assert model["lr_scheduler"]["init_args"]["total_steps"] == steps
+    callbacks = [each["class_path"].split(".")[-1] for each in found["trainer"]["callbacks"]]
+    assert ("StopAfter" in callbacks) == (arm is None)
+    assert "ExportModel" in callbacks
 
 
 def test_arms_learn_from_the_same_sentences() -> None:
@@ -126,6 +129,7 @@ def test_a_head_on_frozen_states_learns_what_the_lists_say(name: str) -> None:
     assert torch.corrcoef(torch.stack([found, true]))[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_are_kept_and_one_that_was_broken_off_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
