@@ -93,7 +93,7 @@ class Built:
         kind: str,
         change: Callable[[ModelSpec], ModelSpec] = lambda spec: spec,
     ) -> None:
-        if "backbone" in module._modules:  # noqa: SLF001
+        if "backbone" in dict(module.named_children()):
             raise ConfigurationError(
                 "The module's model is loaded already. Estimate a module as its constructor makes it, before a Trainer "
                 "or configure_model() has it."
