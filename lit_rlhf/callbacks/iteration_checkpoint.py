@@ -175,9 +175,8 @@ class IterationCheckpoint(ModelCheckpoint):
         later = self._later(trainer)
         if trainer.ckpt_path is None:
             self.refuse_other_run(trainer)
-        trainer.strategy.barrier(
-            "IterationCheckpoint.on_train_start"
-        )  # all have looked before rank 0 moves files
+        # All have looked before rank 0 moves files.
+        trainer.strategy.barrier("IterationCheckpoint.on_train_start")
         if is_dry_run(trainer) or not later:
             return
         rank_zero_warn(

@@ -181,8 +181,7 @@ def step_loss(value: Any, _: Given) -> dict[str, Any]:
     return {}
 
 
-# -- direct methods
-# ------------------------------------------------------------------------------------------------------
+# -- direct methods ----------------------------------------------------------------------------------------------------
 
 
 def dpo_loss(value: Any, given: Given) -> dict[str, Any]:
@@ -256,8 +255,7 @@ def moving_reference(value: Any, given: Given) -> dict[str, Any]:
     return {"trainer.callbacks.MovingReference": moved}
 
 
-# -- policies
-# ------------------------------------------------------------------------------------------------------------
+# -- policies ----------------------------------------------------------------------------------------------------------
 
 
 def ppo_batch(_: Any, given: Given) -> dict[str, Any]:

@@ -108,9 +108,8 @@ class Built:
             self.module.spec = spec
             self._assume_rewards(self.module, spec)
             self.module.configure_model()
-        without_comparison(
-            self.module
-        )  # of devices too, and tensors here don't always say the same
+        # Of devices too, and tensors here don't always say the same.
+        without_comparison(self.module)
 
     def weights(self) -> Iterator[Weight]:
         """Weights and buffers of all models."""

@@ -71,9 +71,8 @@ class Backbone(nn.Module):
         super().__init__()
         if lm_head and model.base_model is model:
             raise ConfigurationError(
-                f"transformers gives {type(model).__name__} no trunk of its own (base_model), from "
-                "which states would be "
-                "taken for the LM head. It can't act as a policy."
+                f"transformers gives {type(model).__name__} no trunk of its own (base_model), from which states would "
+                "be taken for the LM head. It can't act as a policy."
             )
         prepare_modules(model)
         if spec.kernels == "auto":

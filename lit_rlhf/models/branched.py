@@ -55,9 +55,8 @@ class BranchStates(NamedTuple):
     def before(self, token_id: int) -> Tensor:
         """(N,) index of the state at each branch's last token other than `token_id`, else at the prompt's last."""
         steps = torch.arange(self.mask.shape[1], device=self.mask.device)
-        length = ((self.mask & (self.tokens != token_id)) * (steps + 1)).amax(
-            -1
-        )  # up to that token
+        # Up to that token.
+        length = ((self.mask & (self.tokens != token_id)) * (steps + 1)).amax(-1)
         inner = self.source.gather(1, length.clamp_max(len(steps) - 1)[:, None]).squeeze(1)
         return torch.where(length == self.mask.sum(-1), self.last, inner)
 

@@ -55,8 +55,7 @@ class RecordedStep:
                 cache.place.slot = cache.place.behind = None
                 rank_zero_warn(
                     "A decode step of this model can't be recorded as a CUDA graph: its kernels start one by one, "
-                    "which is several times slower. "
-                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                    f"which is several times slower. {type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 )
                 return self.step(tokens, cache)
         self.tokens.copy_(tokens)
