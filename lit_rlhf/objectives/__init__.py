@@ -6,6 +6,7 @@ a named method is a point in their product. All are callable on tensors in plain
 
 from lit_rlhf.objectives.advantages import (
     Advantage as Advantage,
+    BatchNormalized as BatchNormalized,
     GroupCentered as GroupCentered,
     GroupNormalized as GroupNormalized,
     LeaveOneOut as LeaveOneOut,
