@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
-from lit_rlhf.internals.lightning import next_batch
+from lit_rlhf.internals.lightning import loss_scaler, next_batch
 from lit_rlhf.models import ModelSpec, evaluating, export_policy, gathered
 from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import collect as collecting, minibatches, refusals
@@ -25,7 +25,7 @@ from lit_rlhf.modules.microbatch_size import MicrobatchSize
 from lit_rlhf.modules.minibatches import rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.steps import Updates, gradient_sync, gradients, guarded_step
+from lit_rlhf.modules.steps import Updates, gradient_sync, gradients, guarded_step, learning_rate
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -262,7 +262,7 @@ class PolicyModule(RLHFModule):
                 drift.add("kl", self.drift(micro, output.logprobs), self.own_tokens(mask))
         optimizer: Any = self.optimizers()
         trained = gradients(optimizer)
-        stats.add_all({"lr": self.learning_rate(), "grad_norm": self.take_step()})
+        stats.add_all({"lr": learning_rate(optimizer), "grad_norm": self.take_step()})
         size.choose(trained, optimizer, self.device)
         self.means.join(stats, self.device)
         return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
@@ -275,7 +275,7 @@ class PolicyModule(RLHFModule):
     def take_step(self) -> Tensor:
         """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
         limit = self.updates.max_grad_norm
-        norm, taken = guarded_step(self.optimizers(), self.guard, self.loss_scaler(), limit)
+        norm, taken = guarded_step(self.optimizers(), self.guard, loss_scaler(self), limit)
         if taken and isinstance(schedule := self.lr_schedulers(), LRScheduler):
             schedule.step()
         return norm
