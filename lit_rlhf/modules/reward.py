@@ -185,8 +185,15 @@ class RewardModelModule(RLHFModule):
         )
 
     def extra_state(self) -> dict[str, Any]:
-        """Mean and standard deviation of the scores seen in the last validation."""
-        return {"score_mean": self.score_mean, "score_std": self.score_std}
+        """Mean and deviation of the scores seen in the last validation; what part of the reward each head is."""
+        state: dict[str, Any] = {"score_mean": self.score_mean, "score_std": self.score_std}
+        heads = self.objective.heads
+        if "reward" not in heads and self.objective.exported is not None:
+            parts = self.objective.exported_weight(
+                torch.eye(len(heads))
+            )  # it is linear in the heads
+            state["reward_parts"] = dict(zip(heads, parts.tolist(), strict=True))
+        return state
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore the score statistics."""

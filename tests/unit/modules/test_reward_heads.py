@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_rlhf.callbacks import ExportModel
+from lit_rlhf.cli import main
 from lit_rlhf.data import (
     HelpSteer2Pairs,
     PreferenceDataModule,
@@ -37,6 +38,7 @@ from lit_rlhf.objectives import (
     Regression,
     RewardLoss,
 )
+from lit_rlhf.rewards.trained import TrainedReward
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_rankings
 from tests.tolerances import FP32_MODEL
 from tests.unit.modules.policies import make_trainer
@@ -236,6 +238,21 @@ def test_a_gated_reward_has_no_export_and_says_so_before_training(
     module = make_module(Attributes([1.0, 1.0, 1.0]), tiny_model_dir)
     with pytest.raises(ConfigurationError, match="3 attributes, and the data have 2 ratings"):
         make_trainer(max_epochs=1, num_sanity_val_steps=0).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize("kind", ["ensemble", "attributes"])
+def test_a_checkpoint_of_several_heads_scores_and_is_exported_as_their_sum(
+    kind: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    module, trainer, batch = fit(kind, tiny_model_dir, tmp_path / "cache", lora=LoraSpec(rank=4))
+    trainer.save_checkpoint(tmp_path / "rm.ckpt")
+    main(["export", "--ckpt_path", str(tmp_path / "rm.ckpt"), "--output", str(tmp_path / "out")])
+    expected = module.predict_step(batch, 0)["scores"]
+    for path in ("rm.ckpt", "out"):
+        loaded = TrainedReward.read(str(tmp_path / path), None).load({})
+        with torch.no_grad():
+            found = loaded(batch, num_branches=2, role="reward", scores="reward").scores
+        assert_close(found.view(4, 2), expected, **FP32_MODEL)
 
 
 @pytest.mark.parametrize("kind", ["odin", "ensemble", "gaussian", "attributes"])
