@@ -227,7 +227,8 @@ def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
 
 def _phase(plan: Plan, built: Built, run: DryRun, phase: Phase) -> PhaseEstimate:
     card = plan.card
-    held = plan.processes.hold(phase.peak.parts, whole_bytes(built.module, phase.name))
+    casts = plan.autocast is not None
+    held = plan.processes.hold(phase.peak.parts, whole_bytes(built.module, phase, casts=casts))
     held |= _unpacked(built)
     arrays = sum(size for name, size in held.items() if not name.startswith("weights"))
     held["allocator"] = card.slack * arrays
@@ -282,10 +283,8 @@ def _read(run: DryRun) -> float:
 
 
 def _sync(plan: Plan, run: DryRun) -> tuple[PhaseEstimate, ...]:
-    collects = isinstance(run.module, PolicyModule)
-    seconds = syncing_seconds(
-        run.module, plan.processes, run.steps, run.steps * run.parts, collects=collects
-    )
+    microbatches = run.steps * run.parts
+    seconds = syncing_seconds(run.module, plan.processes, run.steps, microbatches, run.scorings)
     return (PhaseEstimate("exchange", {}, 0.0, seconds),) if seconds else ()
 
 
