@@ -266,7 +266,10 @@ def _seconds(plan: Plan, run: DryRun, phase: Phase) -> tuple[float, float]:
         launching *= run.steps * run.parts if phase.name == "update" else 1
         return computing, max(computing / PEAK_SHARE, launching)
     launching *= phase.passes
-    read = phase.passes * (_read(run) + phase.cache / 2) / card.bandwidth
+    weights = _read(run)
+    if phase.packed and plan.autocast is not None:  # cast once, when they are copied
+        weights *= plan.autocast.itemsize / dtype_of(backbone.spec).itemsize
+    read = phase.passes * (weights + phase.cache / 2) / card.bandwidth
     return max(computing, read), max(computing / PEAK_SHARE, read / BANDWIDTH_SHARE, launching)
 
 

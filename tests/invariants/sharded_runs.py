@@ -1,7 +1,7 @@
 """PPO with four models by FSDP2, watched. Not a test: `test_sharding.py` starts it.
 
-Each process writes `rank-<r>.pt`: the most bytes that arrays took in each phase, what was sent and sampled from in which
-dtype, which phases began with weights that were whole.
+Each process writes `rank-<r>.pt`: the most bytes that arrays took in each phase, what was sent and sampled from in
+which dtype, which phases began with weights that were whole.
 """
 
 import sys
@@ -32,17 +32,13 @@ SHAPE: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 192,
     "intermediate_size": 512,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 5,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 1024,
 }
 LOAD = Workload(prompts=4, prompt_tokens=12, completion_tokens=8, branches=1)
 """Of a process."""
-
-
-_SMALL = 1024
-"""Bytes of arrays that aren't looked at again and again."""
 
 
 class HeadReward(Reward):
@@ -84,14 +80,20 @@ def make_module(tokenizer: str, *, lora: bool = False) -> PPOPolicyModule:
 
 
 class Watch(TorchDispatchMode):
-    """What arrays take, and what is sent, by phase; storages that FSDP2 empties and fills again count as they are."""
+    """What arrays take, and what is sent, by phase.
+
+    Arrays that are made empty are asked for their size again and again: FSDP2 frees the storage of whole weights and
+    takes it anew.
+    """
 
     def __init__(self, module: PPOPolicyModule) -> None:
         super().__init__()
         self.module = module
         self.peaks: dict[str, int] = {}
         self.sent: set[tuple[str, str, str]] = set()
-        self._owners: dict[int, Any] = {}
+        self._seen: set[int] = set()
+        self._empty: dict[int, Any] = {}
+        self._others = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -102,24 +104,34 @@ class Watch(TorchDispatchMode):
             if kind in func.name():
                 dtypes = {str(x.dtype) for x in tree_leaves(args) if isinstance(x, Tensor)}
                 self.sent |= {(phase, kind, dtype) for dtype in dtypes}
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                self._see(x.to_local() if isinstance(x, DTensor) else x)
-        owners = [ref() for ref in list(self._owners.values())]
-        held = sum(_size(owner) for owner in owners if owner is not None)
-        self.peaks[phase] = max(self.peaks.get(phase, 0), held)
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        empty = func.name() == "aten::empty.memory_format"
+        new = [self._see(x.to_local() if isinstance(x, DTensor) else x, empty) for x in made]
+        if any(new) or "fsdp" in func.name():
+            owners = [ref() for ref in list(self._empty.values())]
+            held = self._others + sum(owner.nbytes() for owner in owners if owner is not None)
+            self.peaks[phase] = max(self.peaks.get(phase, 0), held)
         return result
 
-    def _see(self, x: Tensor) -> None:
-        # oneDNN's arrays have no storage that could be asked.
-        owner: Any = x.untyped_storage() if x.layout == torch.strided else x
+    def _see(self, x: Tensor, empty: bool) -> bool:
+        stored = x.layout == torch.strided  # oneDNN's arrays have no storage that could be asked
+        owner: Any = x.untyped_storage() if stored else x
+        size = owner.nbytes() if stored else x.numel() * x.itemsize
         key = id(owner)
-        if key not in self._owners and _size(owner) >= _SMALL:
-            self._owners[key] = weakref.ref(owner, lambda _: self._owners.pop(key, None))
+        if not size or key in self._seen:
+            return False
+        self._seen.add(key)
+        if empty:
+            self._empty[key] = weakref.ref(owner)
+        else:
+            self._others += size
+        weakref.finalize(owner, self._drop, key, 0 if empty else size)
+        return True
 
-
-def _size(owner: Any) -> int:
-    return owner.numel() * owner.itemsize if isinstance(owner, Tensor) else owner.nbytes()
+    def _drop(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._empty.pop(key, None)
+        self._others -= size
 
 
 class Ends(Callback):
@@ -165,21 +177,18 @@ def train(run: dict[str, Any], rank: int) -> None:
     watch = Watch(module)
     with watch:
         trainer.fit(module, DataLoader([rows] * 2, batch_size=None))  # type: ignore[arg-type]
-    optimizer = trainer.optimizers[0]
+    states = [x for each in trainer.optimizers[0].state.values() for x in each.values()]
+    moments = [x for x in states if x.dim()]
+    weights = list(module.parameters())
     found = {
         "peaks": watch.peaks,
         "sent": sorted(watch.sent),
         "steps": steps,
-        "weights": sorted({str(weight.dtype) for weight in module.parameters()}),
+        "weights": sorted({str(weight.dtype) for weight in weights}),
         "begun whole": sorted(begun_whole),
-        "moments": sorted(
-            {
-                str(x.dtype)
-                for state in optimizer.state.values()
-                for x in state.values()
-                if isinstance(x, Tensor) and x.dim()
-            }
-        ),
+        "moments": sorted({str(x.dtype) for x in moments}),
+        "divided": sum(x.to_local().nbytes for x in (*weights, *moments)),
+        "model": sum(weight.nbytes for weight in module.backbone.parameters()),
     }
     torch.save(found, f"rank-{rank}.pt")
 
