@@ -122,7 +122,7 @@ class DryRun:
         with self.simulated():
             self._hold_gradients()
             self.count.forget_peak()
-            with self.count.part("temporaries"):
+            with self.count.part("optimizer's temporaries"):
                 self.optimizer.step()
             phase = Phase("optimizer", self.count.peak())
             self.optimizer.zero_grad(set_to_none=True)

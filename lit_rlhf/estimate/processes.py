@@ -44,7 +44,7 @@ class Processes:
         held = dict(parts)
         if self.divides:
             for name in held:
-                if name.startswith("weights") or name in ("gradients", "optimizer"):
+                if name.startswith(("weights", "gradients", "optimizer")):
                     held[name] /= self.count
             held["gathered weights"] = whole
         elif self.count > 1 and held.get("gradients"):

@@ -187,7 +187,7 @@ def train(run: dict[str, Any], rank: int) -> None:
         "weights": sorted({str(weight.dtype) for weight in weights}),
         "begun whole": sorted(begun_whole),
         "moments": sorted({str(x.dtype) for x in moments}),
-        "divided": sum(x.to_local().nbytes for x in (*weights, *moments)),
+        "divided": sum(x.to_local().nbytes for x in (*weights, *moments) if isinstance(x, DTensor)),
         "model": sum(weight.nbytes for weight in module.backbone.parameters()),
     }
     torch.save(found, f"rank-{rank}.pt")

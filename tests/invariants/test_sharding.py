@@ -53,7 +53,7 @@ def test_each_phase_takes_what_is_estimated(
     estimated = {phase.name: phase.total for phase in run_plan(plan).phases}
     for rank in runs[kind]:
         for phase in PHASES:
-            assert rank["peaks"][phase] == pytest.approx(estimated[phase], rel=0.05), phase
+            assert rank["peaks"][phase] == pytest.approx(estimated[phase], rel=0.06), phase
 
 
 @pytest.mark.parametrize("kind", ["float32", "mixed"])
