@@ -6,6 +6,7 @@ Each process writes `rank-<r>.pt`: its whole trainable parameters, how far they 
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
         # 48: ranks divide their rows into different numbers of parts
         "updates": Updates(epochs=2, minibatches=2, microbatch_tokens=48),
     }
+    # Never reached: a loss without log-probs has them computed by one more forward, right before the step.
+    watching_kl = acting | {"updates": replace(acting["updates"], target_kl=1e3)}
     adapter = NormalizedReward(ModelReward(str(world / "reward.ckpt"), batch_tokens=64))
     whole = ModelReward(str(world / "reward.ckpt"), batch_tokens=48, share_base=False)
     kl = AdaptiveKL(init=0.1, target=0.01, horizon=10)
@@ -110,7 +113,7 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
         ),
         "grpo": lambda: GRPOPolicyModule(spec, whole, num_samples=3, **acting),
         "distill": lambda: DistillationPolicyModule(
-            spec, LengthReward(), teacher=another_teacher(world), num_samples=3, **acting
+            spec, LengthReward(), teacher=another_teacher(world), num_samples=3, **watching_kl
         ),
     }
     return {**makers, **other_makers(world, shared, acting)}[kind]()
