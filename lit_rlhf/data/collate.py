@@ -111,10 +111,13 @@ class BranchedCollator:
         }
 
     def labelled(self, rows: Rows) -> dict[str, Any]:
-        """Those, `index`, and `ref_logprobs` (B, K) and the subsets' names where the rows have them."""
+        """Those, `index`, and `ref_logprobs` (B, K), `attributes` (B, K, A) and subsets where the rows have them."""
         batch: dict[str, Any] = {**self.layout(rows), "index": _index(rows)}
         if "ref_logprobs" in rows[0]["fields"]:
             batch["ref_logprobs"] = _padded([row["fields"]["ref_logprobs"] for row in rows])
+        if "attributes" in rows[0]["fields"]:  # completion by completion in one line
+            ratings = _padded([row["fields"]["attributes"] for row in rows])
+            batch["attributes"] = ratings.unflatten(1, (len(rows[0]["completion_ids"]), -1))
         if SUBSET in rows[0]["columns"]:
             batch[SUBSET] = [row["columns"][SUBSET] or "" for row in rows]
         return batch

@@ -157,8 +157,7 @@ def choose(
     raise ConfigurationError(
         f"No format reads the rows of {what} as {module} needs them. Their columns: {columns_of(rows)}. Nearest: "
         f"{nearest_formats(rows, usual)}. Set the data option `format` to one of these with the names of "
-        "your columns, or give "
-        "a Format of your own."
+        "your columns (--data.format ExplicitPrompt --data.format.prompt COLUMN ...), or give a Format of your own."
     )
 
 

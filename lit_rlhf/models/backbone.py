@@ -32,7 +32,7 @@ from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.tokenizers import completion_end_ids, pad_token_id
-from lit_rlhf.types import BranchedBatch, BranchOutput
+from lit_rlhf.types import ATTRIBUTE, GATE, BranchedBatch, BranchOutput
 
 ROLES = ("policy", "reference", "reward", "value")
 
@@ -317,7 +317,8 @@ class Backbone(nn.Module):
             logprobs: Log-probs of the branches' tokens; only their positions go through the LM head.
             entropy: Entropy of the next-token distribution at each of them.
             values: Name of the head to apply at the state before each token.
-            scores: Name of the head to apply at each branch's last token; of several, scores are (N, heads).
+            scores: Name of the head to apply at each branch's last token; of several, scores are (N, heads). Where
+                heads are gated (`types.GATE`), "reward" is what they make together.
             temperature: Divides the logits.
             entropy_grad: Whether the entropy carries a gradient.
             collision: Log of the chance that two draws from that distribution agree, without gradient.
@@ -418,10 +419,19 @@ class Backbone(nn.Module):
     def _scores(self, states: BranchStates, heads: str | Sequence[str]) -> Tensor:
         if not isinstance(heads, str):
             return torch.stack([self._scores(states, head) for head in heads], -1)
+        if heads == "reward" and heads not in self.heads and (gates := self._gates()):
+            parts = [gate.replace(GATE, ATTRIBUTE) for gate in gates]
+            weights = self._scores(states, gates).softmax(-1)
+            return (weights * self._scores(states, parts)).sum(-1)
         skipped = self.score_skip_ids.get(heads)
         positions = states.last if skipped is None else states.before(skipped)
+        if heads.startswith(GATE):
+            positions = states.source[:, 0]  # where the prompt ends
         scores: Tensor = self.head(heads)(states.hidden[positions])
         return scores
+
+    def _gates(self) -> list[str]:
+        return [name for name in self.heads if name.startswith(GATE)]
 
     def _require_lm_head(self) -> LMHead:
         if self._lm_head is None:

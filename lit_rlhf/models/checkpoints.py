@@ -14,6 +14,7 @@ from lit_rlhf.models.adapters import read_adapter
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
+from lit_rlhf.types import GATE
 
 _PREFIX = "backbone."
 _ADAPTER = re.compile(r"\.lora_A\.(\w+)\.weight$")
@@ -38,7 +39,7 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
     }
     roles = sorted({match[1] for key in state if (match := _ADAPTER.search(key))})
     heads = sorted(key.split(".")[1] for key in state if key.startswith("heads."))
-    rewards = [name for name in heads if name == "reward" or name.startswith("member_")]
+    rewards = [name for name in heads if name.startswith(("reward", "member_", GATE))]
     backbone = Backbone.load(
         replace(spec, **overrides),
         lm_head="policy" in roles or not rewards,

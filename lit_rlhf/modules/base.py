@@ -221,6 +221,9 @@ class RLHFModule(LightningModule):
         """Groups for the optimizer; each has `params` and `name`. Only trainable parameters, in a fixed order."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "name": "model"}]
 
+    def check_export(self) -> None:
+        """Refuse what can't be written for other tools: asked before training, where an export is to end it."""
+
     def configure_optimizers(self) -> Any:
         """One optimizer over `parameter_groups`, with a schedule in optimizer steps where one is given."""
         optimizer, scheduler = self._make_optimizer_and_schedule()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -26,6 +26,8 @@ from lit_rlhf.types import (
     ScoredRollout,
     Scores,
 )
+
+Scored = TypeVar("Scored", bound=ScoredRollout)
 
 RESUME = "The run goes on from its last checkpoint with --ckpt_path last."
 
@@ -131,11 +133,11 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
     return Scores(total, scores.parts, scores.left_out)
 
 
-def leave_out(rollout: ScoredRollout, failed: Tensor, *, pairs: bool = False) -> ScoredRollout:
+def leave_out(rollout: Scored, failed: Tensor, *, pairs: bool = False) -> Scored:
     """The rollout without the tokens of some samples: nothing of them counts, as if they had none.
 
     Args:
-        rollout: Scored.
+        rollout: Scored, at this stage or a later one.
         failed: (N,) bool.
         pairs: Neighbours are compared: where one is left out, so is the other, for nobody knows which is better.
     """

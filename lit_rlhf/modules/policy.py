@@ -82,6 +82,8 @@ class PolicyModule(RLHFModule):
         surrogate: The policy-gradient surrogate; default: PPO's clip at 0.2.
         reduction: How token losses become one number; default: mean over all tokens of the minibatch.
         missing_eos_penalty: Subtracted from the score of a completion cut at the length limit.
+        mask_truncated: Leave completions cut at the length limit out of the loss (overlong filtering,
+            arXiv:2503.14476): being cut says nothing of what they would have been. Advantages still count their scores.
         recompute_logprobs: Take `old_logprobs` from a forward of the training kind instead of the engine's. Costs a
             forward; makes the first ratio exactly one where the engine's arithmetic differs (bfloat16).
         importance_correction: Weighs the surrogate of each token by how likely the policy is to draw it against how
@@ -119,6 +121,7 @@ class PolicyModule(RLHFModule):
         surrogate: Surrogate | None = None,
         reduction: Reduction | None = None,
         missing_eos_penalty: float = 0.0,
+        mask_truncated: bool = False,
         recompute_logprobs: bool = False,
         importance_correction: ImportanceCorrection | None = None,
         optimizer: OptimizerCallable | None = None,
@@ -142,6 +145,7 @@ class PolicyModule(RLHFModule):
         self.surrogate: Surrogate = self.part("surrogate", surrogate)
         self.reduction: Reduction = self.part("reduction", reduction)
         self.missing_eos_penalty = missing_eos_penalty
+        self.mask_truncated = mask_truncated
         self.recompute_logprobs = recompute_logprobs
         self.importance_correction = importance_correction
         self.iteration = 0
@@ -184,7 +188,7 @@ class PolicyModule(RLHFModule):
         rollout = self.estimated(collected)
         target = self.updates.target_kl
         with self.phases("update", total=self.updates.per_iteration) as advance:
-            for step, minibatch in enumerate(self.schedule(rollout)):
+            for step, minibatch in enumerate(self.schedule(self.learned(rollout))):
                 drift = self.update(minibatch, batch, step)
                 advance()
                 if target is not None and drift > target:
@@ -214,6 +218,13 @@ class PolicyModule(RLHFModule):
         made = self.estimate(rollout)
         refusals.refuse_estimate(self, made)
         return made
+
+    def learned(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
+        """What the updates see of an iteration: without the completions that were cut, if so asked."""
+        if not self.mask_truncated:
+            return rollout
+        cut = rollout.scores.left_out | ~rollout.completions.finished
+        return stages.leave_out(rollout, cut, pairs=self.in_pairs)
 
     def schedule(self, rollout: EvaluatedRollout) -> Iterator[EvaluatedRollout]:
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lit_rlhf.distributed import sum_over_ranks
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import at_step_ends
 from lit_rlhf.metrics import (
     CalibrationError,
@@ -161,8 +162,17 @@ class RewardModelModule(RLHFModule):
         scores, _ = self.scores(batch)
         return {"scores": self.objective.reward(scores)}
 
+    def check_export(self) -> None:
+        """Refuse a reward that is no linear head."""
+        if self.objective.exported is None:
+            raise ConfigurationError(
+                f"The reward of {type(self.objective).__name__} is more than a linear head, which is all that other "
+                "tools read. Leave ExportModel out, and give ModelReward and evaluate-reward the checkpoint."
+            )
+
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the reward model for other tools; see `models.export_reward`. `loss.exported` says what of it."""
+        self.check_export()
         export_reward(
             self.backbone,
             path,
@@ -171,7 +181,7 @@ class RewardModelModule(RLHFModule):
             score_std=self.score_std,
             head=self.objective.heads[0],
             weight=self.objective.exported_weight(self._head_weights()),
-            note=self.objective.exported,
+            note=self.objective.exported or "",
         )
 
     def extra_state(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ a named method is a point in their product. All are callable on tensors in plain
 
 from lit_rlhf.objectives.advantages import (
     Advantage as Advantage,
+    BatchNormalized as BatchNormalized,
     GroupCentered as GroupCentered,
     GroupNormalized as GroupNormalized,
     LeaveOneOut as LeaveOneOut,
@@ -127,6 +128,10 @@ from lit_rlhf.objectives.reward import (
     RewardLoss as RewardLoss,
     RewardLossSum as RewardLossSum,
     ScaledBradleyTerry as ScaledBradleyTerry,
+)
+from lit_rlhf.objectives.reward_attributes import (
+    Attributes as Attributes,
+    GatedAttributes as GatedAttributes,
 )
 from lit_rlhf.objectives.reward_heads import (
     GaussianRegression as GaussianRegression,

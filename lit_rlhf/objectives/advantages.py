@@ -125,6 +125,35 @@ class GroupNormalized(Advantage):
         return spread_over_tokens(centered / (std + self.eps), mask)
 
 
+class BatchNormalized(Advantage):
+    r"""$(R_i - \text{mean of the group})/(\text{std of the batch} + \epsilon)$ (arXiv:2508.08221).
+
+    As `GroupNormalized`, but all prompts are divided by one number, the unbiased standard deviation of all returns of
+    the rollout, between prompts too: prompts on which the policy is sure get no more weight than their returns differ.
+
+    Args:
+        eps: Above 0, added to the standard deviation.
+
+    Raises:
+        ConfigurationError: eps is not above 0.
+    """
+
+    min_samples = 2
+
+    def __init__(self, eps: float = 1e-4) -> None:
+        check_option(eps > 0, self, "eps", eps, "above 0: equal returns would give nan")
+        self.eps = float(eps)
+
+    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
+        """See the class."""
+        there = mask.any(-1)  # (N,)
+        returns = masked_sum(rewards, mask, dim=-1)
+        squares = (returns - masked_mean(returns, there)).square()
+        std = (masked_sum(squares, there) / (there.sum() - 1).clamp_min(1)).sqrt()
+        centered = group_centered(returns, num_samples, there)
+        return spread_over_tokens(centered / (std + self.eps), mask)
+
+
 class RewardToGo(Advantage):
     r"""$\sum_{s\ge t}\gamma^{s-t}R_s$, without a baseline: REINFORCE; with `Whitened`, REINFORCE++ (arXiv:2501.03262).
 

@@ -18,6 +18,7 @@ from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.rewards.retokenize import same_ids
 from lit_rlhf.tokenizers import load_tokenizer
+from lit_rlhf.types import ATTRIBUTE, GATE
 
 _ADAPTER_KEY = ".lora_A.reward.weight"
 _PREFIX, _HEADS = "backbone.model.", "backbone.heads."
@@ -64,13 +65,18 @@ class TrainedReward:
                 if key.startswith(_HEADS)
             ]
             members = [name for name in found if name.startswith("member_")] if ensemble else []
-            heads = ("reward",) if "reward" in found else tuple(members)
+            gated = any(name.startswith(GATE) for name in found)
+            heads = ("reward",) if gated or "reward" in found else tuple(members)
             if not heads:
+                way = "Give one of RewardModelModule."
+                if any(name.startswith(ATTRIBUTE) for name in found):
+                    way = f"Its heads are of attributes: lit-rlhf export --ckpt_path {path} makes their sum one."
                 raise CheckpointError(
                     f"The checkpoint {path!r} of a {checkpoint['lit_rlhf'].get('class')} holds no reward model (no "
-                    "head 'reward'). Give one of RewardModelModule."
+                    f"head 'reward'). {way}"
                 )
-            is_adapter = any(key.endswith(_ADAPTER_KEY) for key in checkpoint["state_dict"])
+            adapted = any(key.endswith(_ADAPTER_KEY) for key in checkpoint["state_dict"])
+            is_adapter = adapted and not gated  # an adapter of peft's has one head
             named = base or _spec(checkpoint, path).get("name")
             return cls(path, named, checkpoint, is_adapter, heads)
         config = Path(path) / "adapter_config.json"

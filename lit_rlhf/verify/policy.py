@@ -159,6 +159,7 @@ def policy_cases() -> list[PolicyCase]:
     reinforce = partial(REINFORCEPolicyModule, **options)
     whitened = partial(ReinforcePPPolicyModule, **options)
     normalized = partial(GroupPolicyModule, advantage=o.GroupNormalized(), **grouped)
+    of_batch = partial(GroupPolicyModule, advantage=o.BatchNormalized(), **grouped)
     summed, sequence = o.SequenceSum(), o.SequenceK2()
     biased = partial(GroupPolicyModule, kl_loss=o.BiasedK3(), reduction=summed, **grouped)
     centred = o.Whitened(o.GroupCentered())
@@ -183,6 +184,7 @@ def policy_cases() -> list[PolicyCase]:
         group("REINFORCE++", PI_STAR, few, whitened, best_few, training="descend"),
         slow(all_of, PI_STAR, deep, whitened, best),
         in_reward("GRPO (KL in the reward)", PI_STAR, flat, normalized, optimum(flat)),
+        in_reward("batch-normalized (KL in the reward)", PI_STAR, flat, of_batch, optimum(flat)),
         PolicyCase("leave-one-out + biased k3", "beta ref/(L - r)", flat, biased, forward),
         group("REINFORCE++ (with a baseline)", text, three, baseline, signs),
     ]

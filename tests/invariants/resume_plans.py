@@ -22,9 +22,9 @@ ROWS, VALIDATION_ROWS = 20, 4
 KILLED = -signal.SIGKILL
 
 
-def write_world(root: Path) -> Path:
+def write_world(root: Path, **model: int) -> Path:
     """A tiny model, and rows of each kind."""
-    write_tiny_model(root / "tiny-model")
+    write_tiny_model(root / "tiny-model", **model)
     for name, make in (
         ("demonstrations", tiny_demonstrations),
         ("preferences", tiny_preferences),

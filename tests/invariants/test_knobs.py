@@ -52,6 +52,7 @@ OTHER: Mapping[str, object] = {
     "length": 9,
     "lmbda": 0.4,
     "low": 0.11,
+    "mask_truncated": True,
     "missing_eos_penalty": 0.5,
     "n": 3,
     "num_anchors": 5,

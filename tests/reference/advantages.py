@@ -41,6 +41,15 @@ def group_normalized(scores: Sequence[float], num_samples: int, eps: float) -> l
     return out
 
 
+def batch_normalized(scores: Sequence[float], num_samples: int, eps: float) -> list[float]:
+    out = []
+    for i, score in enumerate(scores):
+        start = i - i % num_samples
+        group = scores[start : start + num_samples]
+        out.append((score - statistics.fmean(group)) / (statistics.stdev(scores) + eps))
+    return out
+
+
 def kl_shaped(
     score: float, logprobs: Sequence[float], ref_logprobs: Sequence[float], coef: float
 ) -> list[float]:

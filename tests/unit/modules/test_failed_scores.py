@@ -30,6 +30,7 @@ from lit_rlhf.modules import (
 )
 from lit_rlhf.objectives import (
     Advantage,
+    BatchNormalized,
     GroupCentered,
     GroupNormalized,
     LeaveOneOut,
@@ -57,6 +58,7 @@ ADVANTAGES: dict[str, Callable[[], Advantage]] = {
     "leave-one-out": LeaveOneOut,
     "centered": GroupCentered,
     "normalized": GroupNormalized,
+    "batch": BatchNormalized,
     "moving": MovingBaseline,
     "to-go": RewardToGo,
     "whitened": lambda: Whitened(GroupCentered()),

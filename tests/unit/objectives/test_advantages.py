@@ -11,6 +11,7 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.functional.advantages import discounted_returns
 from lit_rlhf.objectives import (
     Advantage,
+    BatchNormalized,
     GroupCentered,
     GroupNormalized,
     LeaveOneOut,
@@ -27,7 +28,7 @@ REWARDS = ragged(MASK, garbage=0.0)
 RETURNS = REWARDS.sum(-1)
 
 
-OF_GROUPS = [LeaveOneOut(), GroupCentered(), GroupNormalized()]
+OF_GROUPS = [LeaveOneOut(), GroupCentered(), GroupNormalized(), BatchNormalized()]
 
 
 def _scores(advantage: Advantage, returns: Tensor, num_samples: int) -> Tensor:
@@ -45,13 +46,17 @@ def test_group_advantages_match_loops(num_samples: int) -> None:
     centered = loo * (num_samples - 1) / num_samples
     assert_close(_scores(GroupCentered(), returns, num_samples), centered, **FP64)
     for eps in (1e-4, 1e-2):
+        whole = torch.tensor(
+            reference.batch_normalized(lists, num_samples, eps), dtype=torch.float64
+        )
+        assert_close(_scores(BatchNormalized(eps), returns, num_samples), whole, **FP64)
         expected = reference.group_normalized(lists, num_samples, eps)
         advantage = GroupNormalized() if eps == 1e-4 else GroupNormalized(eps)
         got = _scores(advantage, returns, num_samples)
         assert_close(got, torch.tensor(expected, dtype=torch.float64), **FP64)
 
 
-@pytest.mark.parametrize("advantage", OF_GROUPS, ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("advantage", OF_GROUPS[:3], ids=lambda a: type(a).__name__)
 def test_group_advantages_do_not_see_a_shift_of_a_prompt(advantage: Advantage) -> None:
     returns = torch.randn(12, dtype=torch.float64)
     shift = torch.randn(3, dtype=torch.float64).repeat_interleave(4)
@@ -61,8 +66,9 @@ def test_group_advantages_do_not_see_a_shift_of_a_prompt(advantage: Advantage) -
 
 
 def test_normalized_advantages_do_not_see_the_scale_either() -> None:
-    returns, normalized = torch.randn(12, dtype=torch.float64), GroupNormalized(1e-14)
-    assert_close(_scores(normalized, 7 * returns, 4), _scores(normalized, returns, 4), **FP64)
+    returns = torch.randn(12, dtype=torch.float64)
+    for normalized in (GroupNormalized(1e-14), BatchNormalized(1e-14)):
+        assert_close(_scores(normalized, 7 * returns, 4), _scores(normalized, returns, 4), **FP64)
     loo = LeaveOneOut()
     assert_close(_scores(loo, 7 * returns, 4), 7 * _scores(loo, returns, 4), **FP64)
 
@@ -98,7 +104,7 @@ def test_whitening_is_over_the_tokens_of_all_sequences(center: bool) -> None:
 
 
 def test_how_many_samples_each_takes() -> None:
-    assert [a.min_samples for a in (LeaveOneOut(), GroupCentered(), GroupNormalized())] == [2, 2, 2]
+    assert [a.min_samples for a in OF_GROUPS] == [2] * 4
     assert [a.min_samples for a in (RewardToGo(), MovingBaseline(), Whitened(RewardToGo()))] == [
         1,
         1,
@@ -148,6 +154,7 @@ def test_stateless_advantages_refuse_a_state() -> None:
     ("make", "message"),
     [
         (lambda: GroupNormalized(eps=0.0), r"GroupNormalized\(eps=0.0\): eps must be above 0"),
+        (lambda: BatchNormalized(eps=0.0), r"BatchNormalized\(eps=0.0\): eps must be above 0"),
         (lambda: RewardToGo(gamma=1.5), r"RewardToGo\(gamma=1.5\): gamma must be in \[0, 1\]"),
         (lambda: RewardToGo(gamma=float("nan")), r"gamma=nan"),
         (

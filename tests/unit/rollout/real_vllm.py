@@ -19,9 +19,11 @@ _PYTHON = os.environ.get("LIT_RLHF_VLLM_PYTHON") or (sys.executable if HERE else
 _STARTUP_SECONDS = 600
 _COMMON = (
     *("--dtype", "float32", "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "512"),
+    *("--kv-cache-memory-bytes", str(2**27)),
 )
 LORA = ("--enable-lora", "--max-lora-rank", "16")
-SAMPLING = (*LORA, "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm")
+PLAIN = ("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm")
+SAMPLING = (*LORA, *PLAIN)
 
 
 class RealVLLM:
@@ -44,7 +46,6 @@ class RealVLLM:
         environment = os.environ | {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
             "VLLM_SERVER_DEV_MODE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
         }
         environment.pop("PYTHONPATH", None)
         words = ["--model", str(self.model), "--port", str(self.port), *_COMMON, *self.options]
