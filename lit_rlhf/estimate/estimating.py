@@ -227,7 +227,7 @@ def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
 
 def _phase(plan: Plan, built: Built, run: DryRun, phase: Phase) -> PhaseEstimate:
     card = plan.card
-    casts = plan.autocast is not None
+    casts = plan.autocast not in (None, dtype_of(built.module.backbone.spec))
     held = plan.processes.hold(phase.peak.parts, whole_bytes(built.module, phase, casts=casts))
     held |= _unpacked(built)
     arrays = sum(size for name, size in held.items() if not name.startswith("weights"))

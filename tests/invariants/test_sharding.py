@@ -12,7 +12,7 @@ from tests.invariants.resume_plans import execute, log_of, run
 from tests.invariants.sharded_runs import LOAD, make_module
 from tests.unit.estimate.test_estimating import BARE
 
-pytestmark = [pytest.mark.slow, pytest.mark.ddp]
+pytestmark = [pytest.mark.slow, pytest.mark.ddp, pytest.mark.timeout(1200)]
 FLOAT, HALF = "torch.float32", "torch.bfloat16"
 RUNS = {"float32": "32-true", "mixed": "bf16-mixed", "lora": "32-true"}
 """Kinds of runs, and their precision."""
