@@ -27,13 +27,21 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
     `hidden` states, from which logits are made later.
 
     Raises:
-        ConfigurationError: The base is quantized: bitsandbytes' packed weights can't be divided by row.
+        ConfigurationError: The base is quantized: bitsandbytes' packed weights can't be divided by row. Or weights of
+            two dtypes are trained.
     """
     if backbone.spec.quantization != "none":
         raise ConfigurationError(
             f"backbone.quantization={backbone.spec.quantization!r} can't be sharded by "
             "ModelParallelStrategy: the packed weights "
             "can't be divided by row. Use ddp (each process holds the small quantized base), or quantization: none."
+        )
+    trained = {weight.dtype for weight in backbone.parameters() if weight.requires_grad}
+    if len(trained) > 1:
+        raise ConfigurationError(
+            f"backbone.dtype={backbone.spec.dtype!r} can't be trained in full under FSDP2 with a scalar head, which is "
+            "float32: gradients summed together are of one dtype. Set dtype: float32, and trainer.precision: bf16-mixed "
+            "for products in bfloat16; or use lora, whose weights are float32."
         )
     for layer in _layers(backbone.decoder):
         fully_shard(layer, mesh=mesh)
