@@ -40,7 +40,7 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
     if len(trained) > 1:
         raise ConfigurationError(
             f"backbone.dtype={backbone.spec.dtype!r} can't be trained in full under FSDP2 with a scalar head, which is "
-            "float32: gradients summed together are of one dtype. Set dtype: float32, and trainer.precision: bf16-mixed "
+            "float32: gradients that are summed have one dtype. Set dtype: float32, and trainer.precision: bf16-mixed "
             "for products in bfloat16; or use lora, whose weights are float32."
         )
     for layer in _layers(backbone.decoder):
