@@ -83,7 +83,7 @@ def fit_head(
     columns: Batch,
     checked: tuple[Tensor, Batch],
     seed: int,
-    epochs: int = 40,
+    epochs: int = 120,
     batch: int = 4,
 ) -> nn.Linear:
     """A linear head fitted to rows of answers; of all epochs the one with the least loss on other rows is taken.

@@ -30,9 +30,8 @@ class BranchedLayoutError(ConfigurationError, AttributeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This batch is branched: each row holds a prompt and all its completions, which an "
-            "ordinary model would read "
-            "as one text. Give it to a module of lit_rlhf, or set `layout: rows` in the DataModule, which gives "
+            "This batch is branched: each row holds a prompt and all its completions, which an ordinary model would "
+            "read as one text. Give it to a module of lit_rlhf, or set `layout: rows` in the DataModule, which gives "
             "chosen_input_ids, chosen_attention_mask and so on."
         )
 

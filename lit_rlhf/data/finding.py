@@ -58,9 +58,8 @@ class Auto(Format):
     def __call__(self, row: Row) -> list[Record]:
         """Refused: a row by itself doesn't say what the others are."""
         raise ConfigurationError(
-            "Auto stands for a format that a DataModule finds, and reads no rows by itself. "
-            "Inside another format, name "
-            "the format: ChosenOf(ImplicitPrompt()); `lit-rlhf data show FILE` says which it is."
+            "Auto stands for a format that a DataModule finds, and reads no rows by itself. Inside another format, "
+            "name the format: ChosenOf(ImplicitPrompt()); `lit-rlhf data show FILE` says which it is."
         )
 
 

@@ -176,9 +176,8 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
             elif len(values) != len(header):
                 yield UnreadableRow(
                     "more or fewer fields than the header",
-                    f"{where} has more or fewer fields than the header, which names {header}. "
-                    "Quote text that holds the "
-                    f"delimiter {delimiter!r} or a line break",
+                    f"{where} has more or fewer fields than the header, which names {header}. Quote text that holds "
+                    f"the delimiter {delimiter!r} or a line break",
                 )
             elif any(not value.isascii() and _UNDECODED.search(value) for value in values):
                 yield _undecoded(where, encoding)

@@ -18,7 +18,7 @@ from lit_rlhf.models.branched import BranchRunner, BranchStates, Costs, spread
 from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.checks import check_decoder
 from lit_rlhf.models.kernels import use_kernels
-from lit_rlhf.models.kernels.attention import Apart, apart, current_parts
+from lit_rlhf.models.kernels.attention import apart, current_parts
 from lit_rlhf.models.lm_head import Comparison, LMHead, ScalarHead
 from lit_rlhf.models.loading import (
     DTYPES,
@@ -71,9 +71,8 @@ class Backbone(nn.Module):
         super().__init__()
         if lm_head and model.base_model is model:
             raise ConfigurationError(
-                f"transformers gives {type(model).__name__} no trunk of its own (base_model), from "
-                "which states would be "
-                "taken for the LM head. It can't act as a policy."
+                f"transformers gives {type(model).__name__} no trunk of its own (base_model), from which states would "
+                "be taken for the LM head. It can't act as a policy."
             )
         prepare_modules(model)
         if spec.kernels == "auto":
@@ -409,12 +408,14 @@ class Backbone(nn.Module):
         self,
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         # Backward runs when another role may be on, or none: recompute under the one of the forward.
-        return nullcontext(), self._as_now(self._adapters.active, current_parts())
+        role, parts = self._adapters.active, current_parts()
 
-    @contextmanager
-    def _as_now(self, role: str | None, parts: Apart) -> Iterator[None]:
-        with self._adapters.use(role), apart(parts):
-            yield
+        @contextmanager
+        def as_now() -> Iterator[None]:
+            with self._adapters.use(role), apart(parts):
+                yield
+
+        return nullcontext(), as_now()
 
     def _scores(self, states: BranchStates, heads: str | Sequence[str]) -> Tensor:
         if not isinstance(heads, str):

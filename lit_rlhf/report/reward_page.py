@@ -188,9 +188,8 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
         if one.ties > 0.01:
             notes.append(
                 Note(
-                    f"{who}{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong. Does "
-                    "it read the "
-                    "answers, and to their end?",
+                    f"{who}{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong. Does it "
+                    "read the answers, and to their end?",
                     bad=one.ties > 0.1,
                 )
             )

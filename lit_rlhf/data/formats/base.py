@@ -171,8 +171,7 @@ def check_completion(value: Any, column: str, prompt: Text) -> Text:
     if set(roles) != {"assistant"}:
         raise InvalidRowError(
             "completion is no answer",
-            f"the roles of column {column!r} are {roles}; what is learned is the assistant's, so "
-            "put earlier turns into "
-            "the prompt",
+            f"the roles of column {column!r} are {roles}; what is learned is the assistant's, so put earlier turns "
+            "into the prompt",
         )
     return text
