@@ -1,6 +1,6 @@
 """A reward head on the frozen states of the initial policy: many recipes for the price of one pass over the sentences.
 
-States are the last token's and the mean over tokens, of two layers in the middle, where sentiment is easiest to read.
+States are the last token's and the mean over tokens, of two layers in the middle.
 """
 
 import random
