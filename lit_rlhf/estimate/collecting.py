@@ -8,6 +8,7 @@ import torch
 from lit_rlhf.estimate.dry_run import DryRun, Phase
 from lit_rlhf.models import RewardSource, evaluating
 from lit_rlhf.models.flops import generation_flops
+from lit_rlhf.models.kernels.packed import PackedStep
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rewards.retokenize import TokenRows
@@ -73,7 +74,8 @@ def _rollout(run: DryRun, module: PolicyModule) -> Phase:
     )
     rounds = -(-load.prompts * load.branches // len(rows))
     passes = rounds * load.completion_tokens
-    return Phase("rollout", peak, float(flops), launched, passes, cached, recorded)
+    packed = isinstance(step, PackedStep)
+    return Phase("rollout", peak, float(flops), launched, passes, cached, recorded, packed)
 
 
 def _decoded_at_once(run: DryRun, module: PolicyModule) -> tuple[int, int]:

@@ -204,10 +204,8 @@ def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
     """Weigh what a step has taken against a plan's card and processes."""
     built, run = rehearsal.built, rehearsal.run
     phases = tuple(_phase(plan, built, run, phase) for phase in rehearsal.phases)
-    steps, collects = run.steps, isinstance(run.module, PolicyModule)
-    syncing = syncing_seconds(
-        run.module, plan.processes, steps, steps * run.parts, collects=collects
-    )
+    microbatches = run.steps * run.parts
+    syncing = syncing_seconds(run.module, plan.processes, run.steps, microbatches, run.scorings)
     exchange = [PhaseEstimate("exchange", {}, 0.0, syncing)] if syncing else []
     return Estimate(
         card=plan.card.name,
@@ -223,7 +221,8 @@ def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
 
 def _phase(plan: Plan, built: Built, run: DryRun, phase: Phase) -> PhaseEstimate:
     card = plan.card
-    held = plan.processes.hold(phase.peak.parts, whole_bytes(built.module, phase.name))
+    casts = plan.autocast not in (None, dtype_of(built.module.backbone.spec))
+    held = plan.processes.hold(phase.peak.parts, whole_bytes(built.module, phase, casts=casts))
     if whole := _whole_layers(built.module.backbone):  # for its product
         held["a layer unpacked"] = max(whole)
     arrays = sum(size for name, size in held.items() if not name.startswith("weights"))
@@ -256,7 +255,10 @@ def _seconds(plan: Plan, run: DryRun, phase: Phase) -> tuple[float, float]:
         launching *= run.steps * run.parts if phase.name == "update" else 1
         return computing, max(computing / PEAK_SHARE, launching)
     launching *= phase.passes
-    read = phase.passes * (_read(run) + phase.cache / 2) / card.bandwidth
+    weights = _read(run)
+    if phase.packed and plan.autocast is not None:  # cast once, when they are copied
+        weights *= plan.autocast.itemsize / dtype_of(backbone.spec).itemsize
+    read = phase.passes * (weights + phase.cache / 2) / card.bandwidth
     return max(computing, read), max(computing / PEAK_SHARE, read / BANDWIDTH_SHARE, launching)
 
 

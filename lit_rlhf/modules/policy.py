@@ -16,7 +16,7 @@ from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.internals.lightning import loss_scaler, next_batch
-from lit_rlhf.models import ModelSpec, evaluating, export_policy, gathered
+from lit_rlhf.models import ModelSpec, evaluating, export_policy
 from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import collect as collecting, minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
@@ -317,7 +317,7 @@ class PolicyModule(RLHFModule):
         """Completions of a batch of prompts as the engine gives them, and as rewards see them."""
         prompts = Prompts.of(batch)
         self.engine.check(self.backbone)
-        with self.phases("rollout"), gathered(self.backbone):
+        with self.phases("rollout"):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
             if purpose == "rollout":
                 self.look_ahead()

@@ -83,9 +83,8 @@ class RewardModelModule(RLHFModule):
         self.score_mean, self.score_std = 0.0, 1.0
         self.metrics = _Metrics()
         self._unchecked = False
-        self._train_right = torch.zeros(
-            2
-        )  # sum of agreement and number of pairs since the last validation
+        # Sum of agreement and number of pairs since the last validation.
+        self._train_right = torch.zeros(2)
 
     def configure_roles(self) -> None:
         """Train the adapter `reward` where a LoRA is given, else the model; always with a scalar head."""
