@@ -1,28 +1,34 @@
-"""How fast rows become tokens: microseconds a row and memory of a first start, seconds of a second one.
+"""How fast rows become tokens, beside plain `datasets.map` with the same tokenizer, and how much memory they take.
 
-    taskset -c 0 python benchmarks/data_load.py --pairs 1000000 --long 200000 --times 3 --plain
+    taskset -c 0 python benchmarks/data_load.py --rows 20000 --times 3
 
-A tenth of the rows comes first: where memory is flat in rows, the peak hardly grows after it. Beside it, with
-`--plain`, what `datasets.map` takes for the tokenizer calls alone (prompt, and prompt with each answer).
+Ours and the plain one take turns, each time with a cache of its own. Ours reads, recognises the format, checks,
+tokenizes, writes and makes ready to train; the plain one loads the file and maps the calls of the tokenizer alone:
+prompt, and prompt with each answer. `--batches 1000 --times 0` measures memory instead: anonymous memory beyond that
+of the imports.
 """
 
 import argparse
 import itertools
 import json
+import logging
 import os
 import random
-import resource
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import datasets
-from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
@@ -33,27 +39,88 @@ from lit_rlhf.data import (
     PreferenceDataModule,
 )
 
+ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+TEMPLATE = ROLES + "{% if add_generation_prompt %}<assistant>{% endif %}"
+Texts = Callable[[int], str]
 
-def words(rng: random.Random) -> list[str]:
-    """A vocabulary whose words are used by Zipf's law."""
-    return ["".join(rng.choices("abcdefghilmnoprstuw", k=rng.randint(2, 9))) for _ in range(5000)]
+
+@dataclass(frozen=True)
+class Workload:
+    """Rows of one shape, and who reads them.
+
+    Args:
+        module: The DataModule.
+        make: A row, of texts of so many words.
+        answers: Its columns that hold answers.
+    """
+
+    module: type[BranchedDataModule]
+    make: Callable[[Texts], dict[str, Any]]
+    answers: tuple[str, ...]
 
 
-def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 8,000 tokens."""
+def _turn(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+PAIR = ("chosen", "rejected")
+WORKLOADS = {
+    "pairs": Workload(
+        PreferenceDataModule,
+        lambda text: {
+            "prompt": text(12) + "?",
+            "chosen": " " + text(10),
+            "rejected": " " + text(9),
+        },
+        PAIR,
+    ),
+    "chats": Workload(
+        PreferenceDataModule,
+        lambda text: {
+            "prompt": _turn("user", text(60)),
+            "chosen": _turn("assistant", text(80)),
+            "rejected": _turn("assistant", text(70)),
+        },
+        PAIR,
+    ),
+    "long": Workload(
+        DemonstrationDataModule,
+        lambda text: {"prompt": text(60) + "?", "completion": " " + text(150)},
+        ("completion",),
+    ),
+}
+
+
+def make_texts() -> Texts:
+    """Texts of words that are used by Zipf's law."""
+    rng = random.Random(0)
+    known = ["".join(rng.choices("abcdefghilmnoprstuw", k=rng.randint(2, 9))) for _ in range(5000)]
+    weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(len(known))))
+    return lambda count: " ".join(rng.choices(known, cum_weights=weights, k=count))
+
+
+def make_tokenizer(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
+    """BPE of 8,000 tokens, of bytes as from GPT-2 on, or of characters with spaces in words as in Llama 2."""
     core = Tokenizer(BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if kind == "bytes":
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace()
+        core.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
         vocab_size=8000,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<pad>", "<eos>"],
+        special_tokens=["<pad>", "<eos>", "<user>", "<assistant>"],
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+    made.chat_template = TEMPLATE
+    return made
 
 
-def write_rows(path: Path, count: int, make: Callable[[], dict[str, str]]) -> str:
+def write_rows(path: Path, count: int, make: Callable[[], dict[str, Any]]) -> str:
     """Rows of JSONL, one after the other."""
     with path.open("w") as file:
         for _ in range(count):
@@ -61,100 +128,131 @@ def write_rows(path: Path, count: int, make: Callable[[], dict[str, str]]) -> st
     return str(path)
 
 
-def timed(name: str, rows: int, make: Callable[[str], Any], place: str, times: int) -> None:
-    """Time first starts, each with a cache of its own, and a second start after each."""
-    first, worked, second = [], [], []
-    for _ in range(times):
-        with tempfile.TemporaryDirectory(dir=place) as cache:
-            for starts in (first, second):
-                start, cpu = time.perf_counter(), time.process_time()
-                module = make(cache)
-                module.prepare_data()
-                module.setup("fit")
-                starts.append(time.perf_counter() - start)
-                if starts is first:
-                    worked.append((time.process_time() - cpu) / rows * 1e6)
-            del module
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    a_row = [seconds / rows * 1e6 for seconds in first]
-    print(
-        f"{name}: {rows} rows, {_span(a_row, 0)} us a row ({_span(worked, 0)} us of CPU), second start "
-        f"{_span(second, 2)} s; peak memory of the process so far {peak:.0f} MiB",
-        flush=True,
-    )
-
-
-def _span(values: list[float], digits: int) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def plain_map(
-    name: str, path: str, tokenizer: PreTrainedTokenizerFast, rows: int, place: str
+    path: str, tokenizer: PreTrainedTokenizerFast, answers: tuple[str, ...], place: str
 ) -> None:
-    """What `datasets.map` takes for the calls of the tokenizer."""
-    datasets.disable_progress_bars()
+    """`datasets.map` with the calls of the tokenizer."""
 
-    def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
-        texts = {"prompt": batch["prompt"]}
-        for side in batch.keys() - {"prompt"}:
-            pairs = zip(batch["prompt"], batch[side], strict=True)
-            texts[side] = [prompt + answer for prompt, answer in pairs]
-        return {f"{k}_ids": tokenizer(v)["input_ids"] for k, v in texts.items()}
+    def tokenize(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        chat = not isinstance(batch["prompt"][0], str)
+        found = {}
+        for name in ("prompt", *answers):
+            added = batch[name] if name != "prompt" else [[] if chat else ""] * len(batch["prompt"])
+            wholes = [p + a for p, a in zip(batch["prompt"], added, strict=True)]
+            if chat:
+                found[name] = tokenizer.apply_chat_template(
+                    wholes, add_generation_prompt=name == "prompt"
+                )["input_ids"]
+            else:
+                found[name] = tokenizer(wholes)["input_ids"]
+        return {f"{name}_ids": ids for name, ids in found.items()}
 
-    start, cpu = time.perf_counter(), time.process_time()
     data = datasets.load_dataset("json", data_files=path, split="train", cache_dir=place)
     data.map(tokenize, batched=True, remove_columns=data.column_names)
-    wall, worked = time.perf_counter() - start, time.process_time() - cpu
+
+
+def anonymous() -> float:
+    """MiB of memory that no file stands behind."""
+    with Path("/proc/self/status").open() as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**10
+
+
+@contextmanager
+def peak_of(phase: str, before: float) -> Iterator[None]:
+    """Print a phase's seconds and its highest memory beyond what there was."""
+    seen, over, start = [anonymous()], threading.Event(), time.perf_counter()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            seen.append(anonymous())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    seconds = time.perf_counter() - start
+    print(f"  {phase}: {seconds:.1f} s, peak {max(seen) - before:.0f} MiB", flush=True)
+
+
+def remember(make: Callable[[str], BranchedDataModule], cache: str, batches: int) -> None:
+    """Memory of a first start, of a second one, and of batches after it."""
+    before = anonymous()
+    with peak_of("preparing", before):
+        make(cache).prepare_data()
+    disk = sum(file.stat().st_size for file in Path(cache).rglob("*") if file.is_file())
+    print(f"  tokens on disk: {disk / 2**20:.0f} MiB", flush=True)
+    with peak_of("second start to the first batch", before):
+        module = make(cache)
+        module.prepare_data()
+        module.setup("fit")
+        loader = iter(module.train_dataloader())
+        next(loader)
+    with peak_of(f"{batches} batches more", before):
+        for _ in islice(loader, batches):
+            pass
+
+
+def turns(ours: Callable[[str], None], plain: Callable[[str], None], rows: int, times: int) -> None:
+    """Time both in turns; the ratio is of CPU time, which other work on the machine touches least."""
+    spent: dict[str, list[float]] = {"ours": [], "plain": []}
+    walls: dict[str, list[float]] = {"ours": [], "plain": []}
+    for _ in range(times):
+        for name, act in (("ours", ours), ("plain", plain)):
+            with tempfile.TemporaryDirectory() as place:
+                start, cpu = time.perf_counter(), time.process_time()
+                act(place)
+                spent[name].append((time.process_time() - cpu) / rows * 1e6)
+                walls[name].append((time.perf_counter() - start) / rows * 1e6)
+    for name, values in spent.items():
+        print(f"  {name}: {_span(values)} us of CPU a row ({_span(walls[name])} by the clock)")
+    ratios = [b / a for a, b in zip(spent["ours"], spent["plain"], strict=True)]
+    middle = statistics.median(spent["plain"]) / statistics.median(spent["ours"])
     print(
-        f"plain datasets.map, {name}: {wall / rows * 1e6:.0f} us a row "
-        f"({worked / rows * 1e6:.0f} us of CPU)",
-        flush=True,
+        f"  ours is {middle:.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})", flush=True
     )
+
+
+def _span(values: list[float]) -> str:
+    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
 def main() -> None:
     """Run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100_000, help="short pairs")
-    parser.add_argument("--long", type=int, default=20_000, help="long demonstrations")
-    parser.add_argument("--times", type=int, default=1, help="how often all rows are prepared")
-    parser.add_argument("--plain", action="store_true", help="time plain datasets.map too")
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--times", type=int, default=3, help="turns of ours and of datasets.map")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--tokenizer", choices=("bytes", "spaces"), default="bytes")
+    parser.add_argument("--batches", type=int, default=0, help="measure memory over so many, too")
     options = parser.parse_args()
-    rng = random.Random(0)
-    known = words(rng)
-    weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(len(known))))
+    datasets.disable_progress_bars()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    text = make_texts()
+    tokenizer = make_tokenizer(options.tokenizer, [text(50) for _ in range(2000)])
+    for name in options.workloads:
+        load = WORKLOADS[name]
+        print(f"{name}, {options.rows} rows", flush=True)
+        with tempfile.TemporaryDirectory() as place:
+            path = write_rows(Path(place) / "rows.jsonl", options.rows, lambda: load.make(text))  # noqa: B023
 
-    def text(count: int) -> str:
-        return " ".join(rng.choices(known, cum_weights=weights, k=count))
+            def make(cache: str, path: str = path, load: Workload = load) -> BranchedDataModule:
+                return load.module(FileSource(path), tokenizer=tokenizer, cache_dir=cache)
 
-    tokenizer = make_tokenizer([text(50) for _ in range(2000)])
-    kinds: dict[str, tuple[int, type[BranchedDataModule], Callable[[], dict[str, str]]]] = {
-        "pairs": (
-            options.pairs,
-            PreferenceDataModule,
-            lambda: {"prompt": text(12) + "?", "chosen": " " + text(10), "rejected": " " + text(9)},
-        ),
-        "long": (
-            options.long,
-            DemonstrationDataModule,
-            lambda: {"prompt": text(60) + "?", "completion": " " + text(150)},
-        ),
-    }
-    with tempfile.TemporaryDirectory() as place:
-        for name, (rows, kind, make_row) in kinds.items():
-            for count, times in ((rows // 10, 1), (rows, options.times)):
-                path = write_rows(Path(place) / f"{name}.jsonl", count, make_row)
+            def ours(cache: str, make: Any = make) -> None:
+                module = make(cache)
+                module.prepare_data()
+                module.setup("fit")
 
-                def make(cache: str, path: str = path, kind: Any = kind) -> BranchedDataModule:
-                    module: BranchedDataModule = kind(
-                        FileSource(path), tokenizer=tokenizer, cache_dir=cache
-                    )
-                    return module
+            def plain(cache: str, path: str = path, load: Workload = load) -> None:
+                plain_map(path, tokenizer, load.answers, cache)
 
-                timed(name, count, make, place, times)
-            if options.plain:
-                plain_map(name, path, tokenizer, rows, str(Path(place) / "datasets"))
+            if options.batches:
+                remember(make, str(Path(place) / "cache"), options.batches)
+            if options.times:
+                turns(ours, plain, options.rows, options.times)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,28 @@ def servers_table(rehearsals: dict[str, Rehearsal]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(estimates: dict[int, Estimate]) -> str:
+    """Markdown: GiB of a process by phase, of estimates by their number of processes."""
+    columns = {
+        "its share of weights": ("weights",),
+        "of gradients and optimizer": ("gradients", "optimizer"),
+        "whole at a time": ("gathered weights",),
+        "copied to sample from": ("packed weights",),
+    }
+    lines = [f"| GPUs | phase | {' | '.join(columns)} | the rest | all |"]
+    lines += [f"|{' --- |' * (len(columns) + 4)}"]
+    for count, each in estimates.items():
+        for phase in (phase for phase in each.phases if phase.parts):
+            sizes = [
+                sum(size for part, size in phase.parts.items() if part.startswith(names))
+                for names in columns.values()
+            ]
+            sizes += [phase.total - sum(sizes), phase.total]
+            cells = [str(count), phase.name, *(f"{size / 2**30:.1f}" for size in sizes)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table(found: dict[tuple[str, int, str], tuple[Estimate, float]]) -> str:
     """Markdown, of estimates and their FLOPs."""
     columns = ["run", "GPUs", "link", "GiB a GPU", "fits 80 GB", "PFLOP a GPU", "GB sent a GPU"]
@@ -127,7 +149,14 @@ def main(args: Sequence[str] | None = None) -> None:
                     processes = replace(plan.processes, count=count, bandwidth=bandwidth_of(link))
                     given = replace(plan, processes=processes)
                     found[name, count, link] = weigh(given, rehearsal), flops_of(rehearsal)
-    texts = {"scaling-arithmetic": table(found), "scaling-servers": servers_table(rehearsals)}
+    divided = next(iter(rehearsals))
+    texts = {
+        "scaling-arithmetic": table(found),
+        "scaling-memory": memory_table(
+            {count: found[divided, count, links[0]][0] for count, links in COUNTS.items()}
+        ),
+        "scaling-servers": servers_table(rehearsals),
+    }
     for name, text in texts.items():
         print(text, end="\n\n")
         if options.markdown is not None:

@@ -158,7 +158,8 @@ def writing(
         elsewhere = way_out or "choose another place"
         if number in _NO_ROOM:
             needs = f"; this one needs about {needed / 2**20:.0f}" if needed else ""
-            free = shutil.disk_usage(_nearest(path)).free / 2**20
+            nearest = next(parent for parent in path.absolute().parents if parent.is_dir())
+            free = shutil.disk_usage(nearest).free / 2**20
             said = (
                 f"{cause}. {free:.0f} MiB are free there{needs}.{before} Make room, or {elsewhere}."
             )
@@ -178,9 +179,8 @@ def refuse_foreign(
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty and not (path / marker).is_file():
         raise kind(
-            f"{what} {path} can't be written: that exists and is no export of lit_rlhf, for it "
-            f"holds no {marker}. Choose "
-            "another path, or delete it."
+            f"{what} {path} can't be written: that exists and is no export of lit_rlhf, for it holds no {marker}. "
+            "Choose another path, or delete it."
         )
 
 
@@ -299,10 +299,6 @@ def _system_refusal(error: BaseException) -> tuple[int, str] | None:
             return found
         at = at.__cause__ or at.__context__
     return None
-
-
-def _nearest(path: Path) -> Path:
-    return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
 def _is_alive(pid: int) -> bool:

@@ -21,6 +21,11 @@ Text: TypeAlias = str | Sequence[Mapping[str, Any]]
 """Plain text, or the turns of a conversation: each a `role`, a `content` and whatever else a chat template reads."""
 
 
+ATTRIBUTE, GATE = "attribute_", "gate_"
+"""How the names of a reward model's heads begin that judge one attribute each, and of those that weigh them: the head
+`gate_3`, read where the prompt ends, weighs `attribute_3`, read where the answer does."""
+
+
 class BranchedBatch(TypedDict):
     """Rows of `prompt ++ branch_1 ++ ... ++ branch_K`, right-padded.
 
@@ -52,6 +57,7 @@ class PreferenceBatch(BranchedBatch):
     ref_logprobs: NotRequired[
         Tensor
     ]  # (B, K) float32: log-probs of the branches under the reference, precomputed
+    attributes: NotRequired[Tensor]  # (B, K, A) float32: ratings of each completion, by attribute
     subset: NotRequired[list[str]]  # B: which part of the data each row belongs to, "" for none
 
 
@@ -72,6 +78,7 @@ class UnpairedBatch(BranchedBatch):
     label: NotRequired[Tensor]  # (B,) bool
     score: NotRequired[Tensor]  # (B,) float32
     ref_logprobs: NotRequired[Tensor]  # (B, K) float32
+    attributes: NotRequired[Tensor]  # (B, K, A) float32: ratings of each completion, by attribute
     subset: NotRequired[list[str]]  # B
 
 

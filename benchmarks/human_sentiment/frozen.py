@@ -1,6 +1,6 @@
 """A reward head on the frozen states of the initial policy: many recipes for the price of one pass over the sentences.
 
-States are the last token's and the mean over tokens, of two layers in the middle, where sentiment is easiest to read.
+States are the last token's and the mean over tokens, of two layers in the middle.
 """
 
 import random
@@ -83,7 +83,7 @@ def fit_head(
     columns: Batch,
     checked: tuple[Tensor, Batch],
     seed: int,
-    epochs: int = 40,
+    epochs: int = 120,
     batch: int = 4,
 ) -> nn.Linear:
     """A linear head fitted to rows of answers; of all epochs the one with the least loss on other rows is taken.

@@ -14,6 +14,8 @@ from lit_rlhf import objectives
 from lit_rlhf.objectives import RewardLoss
 
 HERE = Path(__file__).parent
+STEPS = 400
+"""Of `reward.yaml`."""
 USED = 1100
 """So many of the training lists are learned from here."""
 FIRST_ROUND = 1195
@@ -63,8 +65,10 @@ class Arm:
         return {
             "seed_everything": seed,
             "trainer": {
+                "default_root_dir": str(directory),
                 "limit_val_batches": 0,
                 "logger": False,
+                "enable_checkpointing": False,
                 "callbacks": [{"class_path": "ExportModel", "init_args": export}],
             },
             "model": {"init_args": {"loss": dict(self.loss), "lr_scheduler": steps, "seed": seed}},
@@ -94,10 +98,11 @@ def _pairs(lists: Pairs) -> list[Row]:
 def whole_options(root: Path, seed: int) -> dict[str, Any]:
     """What is laid over `reward.yaml` for a seed, and to leave it as many steps without the unseen sentences."""
     portion = {"path": str(root / "data" / "lists_train.jsonl"), "max_rows": USED}
+    stop = {"class_path": "StopAfter", "init_args": {"steps": STEPS}}
     train = {"class_path": "Mixture", "init_args": {"portions": [portion]}}
     return {
         "seed_everything": seed,
-        "trainer": {"max_epochs": 2, "max_steps": 400, "limit_train_batches": 1.0},
+        "trainer": {"max_epochs": 2, "limit_train_batches": 1.0, "callbacks+": [stop]},
         "model": {"init_args": {"seed": seed}},
         "data": {"init_args": {"seed": seed, "train": train}},
     }

@@ -6,20 +6,14 @@ import math
 import random
 import re
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 import pytest
-import torch
 import yaml
 
 from benchmarks.human_sentiment import (
-    frozen,
     labelled,
-    recipe_arms,
-    recipe_numbers,
-    recipes,
     rounds,
     sweep,
 )
@@ -417,112 +411,3 @@ def test_a_run_of_the_frontier_is_a_command_that_parses(
     assert found == beta
     assert options["backbone"]["dtype"] == "float32"
     assert "runs/human_sentiment" not in shown
-
-
-LISTS = [
-    {
-        "prompt": PREFIX,
-        "completions": [f" {word} {i}" for word in ADJECTIVES],
-        "scores": [float(place + i) for place in range(8)],
-    }
-    for i in range(8)
-]
-
-
-@pytest.mark.parametrize("name", [*recipe_arms.ARMS, recipes.WHOLE])
-def test_a_recipe_is_a_command_that_parses_and_differs_where_it_says(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arm = recipe_arms.ARMS.get(name)
-    options = (
-        arm.options(tmp_path, 5, 8) if arm else recipe_arms.whole_options(tmp_path / "root", 5)
-    )
-    words = recipe_arms.command(tmp_path / "root", tmp_path, options)
-    with pytest.raises(SystemExit, match="0"):
-        main([*words, "--print_config"])
-    shown = capsys.readouterr().out
-    assert "runs/human_sentiment" not in shown
-    found = yaml.safe_load(shown)
-    model, data = found["model"]["init_args"], found["data"]["init_args"]
-    assert found["seed_everything"] == model["seed"] == data["seed"] == 5
-    assert model["backbone"]["lora"]["rank"] == 16
-    assert data["max_completion_length"] == 96
-    assert (
-        model["loss"]["class_path"].split(".")[-1]
-        == (arm or recipe_arms.ARMS["lists, soft"]).loss["class_path"]
-    )
-    steps = 2 if arm else found["trainer"]["max_steps"]
-    assert model["lr_scheduler"]["init_args"]["total_steps"] == steps
-
-
-def test_arms_learn_from_the_same_sentences() -> None:
-    texts = [
-        {
-            text
-            for row in rows
-            for text in row.get("completions", [row.get("chosen"), row.get("rejected")])
-        }
-        for rows in (arm.rows(LISTS) for arm in recipe_arms.ARMS.values())
-    ]
-    assert all(each == texts[0] for each in texts)
-    soft = recipe_arms.ARMS["pairs, soft"].rows(LISTS)[0]
-    assert soft.keys() == {"prompt", "chosen", "rejected", "p_chosen"}
-    assert soft["p_chosen"] == pytest.approx(1 / (1 + math.exp(-1 / 0.82)))
-
-
-def test_recipes_are_paired_seed_by_seed_on_far_pairs() -> None:
-    pairs = [
-        RatedPair((f"a{i}", f"b{i}"), (2, 2), (0, 0) if i < 8 else (2, 1), 0.9) for i in range(9)
-    ]
-
-    def scores(right: int) -> dict[str, float]:
-        return {f"{side}{i}": (side == "a") == (i < right) for i in range(9) for side in "ab"}
-
-    found = recipe_numbers.paired([scores(2), scores(4)], [scores(8), scores(4)], pairs[:8])
-    assert found.seeds == [0.75, 0.0]
-    assert found.difference.value == pytest.approx(0.375)
-    assert found.p_values == [pytest.approx(2 / 2**6), 1.0]
-    near = recipe_numbers.paired(
-        [scores(2)], [scores(9)], [RatedPair(("a0", "b0"), (2, 2), (2, 1, 2), 0.6)]
-    )
-    assert math.isnan(near.difference.value)
-    assert recipe_numbers.mean_scores([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 2.0}
-
-
-def test_the_temperature_undoes_what_scores_are_too_sure_of() -> None:
-    scores = {
-        text.strip(): 3 * rating / 0.82
-        for row in LISTS
-        for text, rating in zip(row["completions"], row["scores"], strict=True)
-    }
-    assert recipe_numbers.temperature(scores, LISTS) == pytest.approx(3, rel=1e-3)
-    flat = recipe_numbers.numbers(
-        {"a": 3.0, "b": 0.0}, [RatedPair(("a", "b"), (2, 2), (0, 0), 0.75)], 3 / math.log(3)
-    )
-    assert flat["ece_at_temperature"] == pytest.approx(0, abs=1e-6)
-    assert flat["ece"] == pytest.approx(1 / (1 + math.exp(-3)) - 0.75, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", recipe_arms.ARMS)
-def test_a_head_on_frozen_states_learns_what_the_lists_say(name: str) -> None:
-    """States hold the rating in one of four features: the head finds it, and a soft label its scale."""
-    draw = torch.Generator().manual_seed(0)
-
-    class Known(frozen.States):
-        def __init__(self) -> None:
-            self.known = {}
-
-        def of(self, texts: Sequence[str]) -> torch.Tensor:
-            for text in texts:
-                self.known.setdefault(text, torch.randn(4, generator=draw))
-            return torch.stack([self.known[text] for text in texts])
-
-    states, lists = Known(), []
-    for i in range(60):
-        texts = [f" {i} {place}" for place in range(8)]
-        ratings = states.of([text.strip() for text in texts])[:, 2].tolist()
-        lists.append({"prompt": PREFIX, "completions": texts, "scores": ratings})
-    scored = frozen.fit_frozen(name, 0, states, lists[:40], lists[40:])
-    texts = [text.strip() for row in lists[40:] for text in row["completions"]]
-    found, true = torch.tensor([*scored(texts).values()]), states.of(texts)[:, 2]
-    assert torch.corrcoef(torch.stack([found, true]))[0, 1] > 0.9

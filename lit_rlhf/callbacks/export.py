@@ -11,6 +11,7 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.files import refuse_foreign
 from lit_rlhf.internals.lightning import is_dry_run
 from lit_rlhf.models.cards import RECORD
+from lit_rlhf.modules.base import RLHFModule
 
 
 @runtime_checkable
@@ -48,6 +49,8 @@ class ExportModel(Callback):
         """Refuse what would fail, or destroy something, at the end."""
         if stage != "fit":
             return
+        if isinstance(pl_module, RLHFModule):
+            pl_module.check_export()
         if not isinstance(pl_module, Exports):
             raise ConfigurationError(
                 f"ExportModel: {type(pl_module).__name__} has no export method. Remove the callback."

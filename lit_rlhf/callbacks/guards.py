@@ -4,7 +4,6 @@ import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -218,7 +217,16 @@ class CollapseGuard(Callback):
             if since == self.patience:
                 tell(trainer, said)
             return
-        good = _newest_before(trainer, iterations_done(trainer) - since)
+        good = next(
+            (
+                path
+                for callback in callbacks_of(trainer)
+                if isinstance(callback, IterationCheckpoint)
+                for number, path in callback.checkpoints()
+                if number <= iterations_done(trainer) - since and checkpoint_problem(path) is None
+            ),
+            None,
+        )
         where = (
             f"The newest checkpoint from before: {good}."
             if good
@@ -264,12 +272,3 @@ def distinct_2(texts: Sequence[str]) -> float:
         if pairs:
             shares.append(len(set(pairs)) / len(pairs))
     return sum(shares) / len(shares) if shares else 1.0
-
-
-def _newest_before(trainer: Trainer, iteration: int) -> Path | None:
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, IterationCheckpoint):
-            for number, path in callback.checkpoints():
-                if number <= iteration and checkpoint_problem(path) is None:
-                    return path
-    return None

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,6 +15,7 @@ from lit_rlhf.callbacks.checkpoint_io import (
     install_atomic_io,
     refuse_non_finite,
 )
+from lit_rlhf.distributed import gather_objects
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.files import DirectoryLock, free_name, remove_stale_files
 from lit_rlhf.internals.lightning import (
@@ -175,9 +175,8 @@ class IterationCheckpoint(ModelCheckpoint):
         later = self._later(trainer)
         if trainer.ckpt_path is None:
             self.refuse_other_run(trainer)
-        trainer.strategy.barrier(
-            "IterationCheckpoint.on_train_start"
-        )  # all have looked before rank 0 moves files
+        # All have looked before rank 0 moves files.
+        trainer.strategy.barrier("IterationCheckpoint.on_train_start")
         if is_dry_run(trainer) or not later:
             return
         rank_zero_warn(
@@ -302,15 +301,11 @@ class IterationCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Record the run's position, its number of processes and the running means of the epoch, of each process."""
-        means: list[EpochMeans] = [epoch_means(trainer)]
-        if trainer.world_size > 1:
-            means = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(means, epoch_means(trainer))
         checkpoint[_KEY] = {
             "iteration": iterations_done(trainer),
             "within": not pl_module.automatic_optimization and is_within_iteration(trainer),
             "world_size": trainer.world_size,
-            "epoch_means": means,
+            "epoch_means": gather_objects(epoch_means(trainer)),
         }
 
     def on_load_checkpoint(

@@ -45,9 +45,8 @@ class MovingReference(Callback):
         periods = [period for period in (every_n_iterations, every_n_epochs) if period is not None]
         if len(periods) != 1 or periods[0] < 1:
             raise ConfigurationError(
-                f"MovingReference: every_n_iterations={every_n_iterations}, "
-                f"every_n_epochs={every_n_epochs}: set exactly "
-                "one of them, to 1 or more."
+                f"MovingReference: every_n_iterations={every_n_iterations}, every_n_epochs={every_n_epochs}: set "
+                "exactly one of them, to 1 or more."
             )
         self.alpha = alpha
         self.every_n_iterations = every_n_iterations

@@ -59,6 +59,9 @@ class RunRecord(Callback):
         resumed = trainer.ckpt_path
         earlier = read_starts(self.path) if resumed else []
         self._began = time.monotonic()
+        device = pl_module.device
+        cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        here = f"{device.type}, {cores}, {platform.machine()}"
         start: dict[str, Any] = {
             "command": self.command,
             "began": _now(),
@@ -68,7 +71,7 @@ class RunRecord(Callback):
             "iterations": iterations_done(trainer),
             "seconds": 0.0,
             "versions": _versions(),
-            "device": _device(pl_module.device),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else here,
             "processes": trainer.world_size,
             "resumed_from": None if resumed is None else str(resumed),
             "events": [],
@@ -147,12 +150,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
 def _rows(report: Any) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_rlhf.callbacks.records import RecordingCallback
 from lit_rlhf.callbacks.tables import log_table
+from lit_rlhf.distributed import gather_objects
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import iterations_done
 from lit_rlhf.options import check_option
@@ -84,20 +84,11 @@ class SampleTable(RecordingCallback):
             self._keep(trainer, samples, "validation")
 
     def _keep(self, trainer: Trainer, samples: Sequence[Sample], stage: str) -> None:
-        gathered = _gather(trainer, list(samples))
+        gathered = [sample for part in gather_objects(list(samples)) for sample in part]
         if not gathered or not trainer.is_global_zero:
             return
         self.write(trainer, [{"stage": stage, **sample} for sample in gathered])
         rows = [[sample.get(column) for column in _COLUMNS] for sample in gathered[: self.num_rows]]
         for logger in trainer.loggers:
-            log_table(
-                logger, f"{stage}/samples", _COLUMNS, rows, iterations_done(trainer) - 1
-            )  # as loggers count
-
-
-def _gather(trainer: Trainer, samples: list[Sample]) -> list[Sample]:
-    if trainer.world_size == 1:
-        return samples
-    parts: list[list[Sample]] = [[] for _ in range(trainer.world_size)]
-    torch.distributed.all_gather_object(parts, samples)
-    return [sample for part in parts for sample in part]
+            step = iterations_done(trainer) - 1  # as loggers count
+            log_table(logger, f"{stage}/samples", _COLUMNS, rows, step)

@@ -22,6 +22,7 @@ from lit_rlhf.modules.phases import Phases, now
 from lit_rlhf.options import check_option, is_number
 from lit_rlhf.types import BranchOutput
 
+_AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
 _OUTSIDE = "outside iterations"
 _OTHER = "other"
 _UPDATE = "update"
@@ -93,7 +94,10 @@ class PhaseTimer(Callback):
         self._phases = phases if isinstance(phases, Phases) else Phases()
         backbones = [module for module in pl_module.modules() if isinstance(module, Backbone)]
         if self.peak_flops == "measure" or (self.profile and self.peak_flops is None):
-            dtype = _precision(trainer, backbones)
+            # Products are computed in autocast's dtype, else in that of the model's base.
+            autocast = _AUTOCAST.get(str(trainer.precision).partition("-")[0])
+            base = DTYPES[backbones[0].spec.dtype] if backbones else torch.float32
+            dtype = autocast or base
             self._peak = measure_peak_flops(pl_module.device, dtype)
         else:
             self._peak = self.peak_flops
@@ -207,11 +211,3 @@ class PhaseTimer(Callback):
                 name = "mfu" if phase == _UPDATE else f"{phase}_mfu"
                 rates[f"throughput/{name}"] = value / (seconds[phase] * self._peak)
         return rates
-
-
-def _precision(trainer: Trainer, backbones: list[Backbone]) -> torch.dtype:
-    """The dtype that products are computed in: autocast's, else that of the model's base."""
-    name = str(trainer.precision)
-    if name.startswith(("bf16", "16")):
-        return torch.bfloat16 if name.startswith("bf16") else torch.float16
-    return DTYPES[backbones[0].spec.dtype] if backbones else torch.float32

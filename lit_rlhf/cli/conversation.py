@@ -1,7 +1,6 @@
 """A conversation with a policy: its turns as the prompt that the policy has learned to answer, and its answers."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +158,12 @@ class Speaker:
         return self.answer(said["content"], show)
 
     def _say(self, show: Show) -> Answer:
-        ids, forgotten = self.conversation.encoded(self._room())
+        limits = [context_length(self.backbone)]
+        if isinstance(self.engine, LocalEngine):
+            limits.append(self.engine.longest(self.backbone))
+        most = min((limit for limit in limits if limit), default=None)
+        room = None if most is None else most - self.sampling.max_new_tokens
+        ids, forgotten = self.conversation.encoded(room)
         device = self.backbone.device
         prompts = Prompts(
             torch.tensor([ids], device=device),
@@ -168,12 +172,15 @@ class Speaker:
         seeds = sample_seeds(self.seed, self._answers, "chat", torch.tensor([0]))
         self._answers += 1
         stream = _Stream(self.backbone.tokenizer, show)
+        listeners = self.engine.listeners if isinstance(self.engine, NativeEngine) else []
+        listeners.append(stream)
         try:
-            with _listening(self.engine, stream):
-                request = RolloutRequest(prompts, self.sampling, seeds.to(device))
-                generation = self.engine.generate(self.backbone, request)
+            request = RolloutRequest(prompts, self.sampling, seeds.to(device))
+            generation = self.engine.generate(self.backbone, request)
         except KeyboardInterrupt:
             return Answer(stream.shown, False, forgotten=forgotten)
+        finally:
+            listeners.remove(stream)
         given = {"given": [self.conversation.prompt()]}
         batch: Any = given
         completions = read_completions(self.backbone.tokenizer, prompts, generation, batch)
@@ -181,24 +188,6 @@ class Speaker:
         show(response.removeprefix(stream.shown))
         scores = None if self.reward is None else score_completions(self.reward, completions, 0)
         return Answer(response, bool(generation.finished[0]), scores, forgotten)
-
-    def _room(self) -> int | None:
-        """Most tokens of a prompt."""
-        limits = [context_length(self.backbone)]
-        if isinstance(self.engine, LocalEngine):
-            limits.append(self.engine.longest(self.backbone))
-        most = min((limit for limit in limits if limit), default=None)
-        return None if most is None else most - self.sampling.max_new_tokens
-
-
-@contextmanager
-def _listening(engine: RolloutEngine, stream: "_Stream") -> Iterator[None]:
-    listeners = engine.listeners if isinstance(engine, NativeEngine) else []
-    listeners.append(stream)
-    try:
-        yield
-    finally:
-        listeners.remove(stream)
 
 
 class _Stream:

@@ -82,6 +82,11 @@ def show(
         raise DataError(f"{joined.locate(row - 1)}: {error}.") from error
     if unread := unread_columns(reading.format, [shown]):
         lines.append(f"columns that are not read: {', '.join(unread)}")
+    if reading.kind == "prompts" and format is None and records[0].columns:
+        lines.append(
+            f"columns for the rewards: {', '.join(records[0].columns)}. If they are answers, name the format: "
+            "--format Ranked --format.completions COLUMN --format.scores COLUMN, for one."
+        )
     paint = color == "always" or (color == "auto" and sys.stdout.isatty())
     for record in records:
         lines += ["", *_parts(record, shown, loaded, paint=paint)]

@@ -35,7 +35,7 @@ from lit_rlhf.modules.reference import Reference
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import RolloutEngine, Sampling
 from lit_rlhf.tokenizers import tokenizer_fingerprint
-from lit_rlhf.types import Completions, PromptBatch, Rollout, ScoredRollout, Scores
+from lit_rlhf.types import Completions, PromptBatch, ScoredRollout, Scores
 
 Keep = Literal["all", "finished", "best", "pairs", "candidates", "self_play"]
 
@@ -231,18 +231,16 @@ def _sample(
 ) -> list[Sample]:
     rollout, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
     scores = score_completions(actor.reward, completions, 0)
-    kl = _kl(actor, rollout, scores) if with_kl else [0.0] * len(completions.responses)
+    kl = [0.0] * len(completions.responses)
+    if with_kl:
+        with evaluating(actor.backbone):
+            found = actor.evaluate(rollout.to_stage(ScoredRollout, scores=scores))
+        ratios = found.old_logprobs - found.ref_logprobs
+        kl = masked_sum(ratios, found.response_mask, dim=-1).tolist()
     known = zip(scores.total.tolist(), scores.left_out.tolist(), strict=True)
     totals = [None if failed else total for total, failed in known]
     columns = (completions.responses, totals, completions.finished.tolist(), kl)
     return [Sample(*values) for values in zip(*columns, strict=True)]
-
-
-def _kl(actor: PolicyModule, rollout: Rollout, scores: Scores) -> list[float]:
-    with evaluating(actor.backbone):
-        found = actor.evaluate(rollout.to_stage(ScoredRollout, scores=scores))
-    ratios = masked_sum(found.old_logprobs - found.ref_logprobs, found.response_mask, dim=-1)
-    return [float(each) for each in ratios]
 
 
 def _templated(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.files import whole_file
+from lit_rlhf.files import whole_file, write_text
 
 
 def print_text(text: str) -> None:
@@ -28,8 +28,7 @@ def write_new(texts: Mapping[Path, str]) -> None:
                 f"{file} is there already, and may hold changes of yours. Name another file by --output, or remove it."
             )
     for file, text in texts.items():
-        with whole_file(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(file, text)
 
 
 def refuse_directory(output: Path | None) -> None:

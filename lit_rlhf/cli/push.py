@@ -70,7 +70,12 @@ def push(
         message: Of the commit.
     """
     record = _read(path)
-    _check_repo(repo)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigurationError(f"{repo!r} is no name of a repository: {error}") from error
+    if "/" not in repo:
+        raise ConfigurationError(f"{repo!r} has no owner: give user/{repo}.")
     record = replace(record, base=_public_base(record, base))
     run = run or (path.parent if (path.parent / "metrics.jsonl").is_file() else None)
     lines = training_lines(run) if run is not None else []
@@ -106,15 +111,6 @@ def _read(path: Path) -> ExportRecord:
         raise ConfigurationError(f"{path} is no export, for it {what}: {hint}.")
     found.pop("version", None)
     return ExportRecord(**{**found, "prompts": recorded_prompts(found)})
-
-
-def _check_repo(repo: str) -> None:
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ConfigurationError(f"{repo!r} is no name of a repository: {error}") from error
-    if "/" not in repo:
-        raise ConfigurationError(f"{repo!r} has no owner: give user/{repo}.")
 
 
 def _public_base(record: ExportRecord, base: str | None) -> str | None:

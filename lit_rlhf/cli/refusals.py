@@ -145,7 +145,12 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
     path, word = complaint.path, complaint.word
     match complaint.kind:
         case "option":
-            said = _no_option(path, word, key)
+            module, _, made = path.rpartition(".")
+            name = made if path.startswith("lit_rlhf.") else path
+            bases = getattr(import_module(module), made).__mro__ if module else ()
+            options = {n for base in bases for n in inspect.signature(base.__init__).parameters}
+            near = _near(word, sorted(options))
+            said = f"{name} has no option {word!r}.{near} Its options: --{key}.help {name}"
         case "class":
             said = _no_class(complaint)
         case "module":
@@ -160,14 +165,6 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
         case _:
             said = complaint.text
     return said
-
-
-def _no_option(path: str, word: str, key: str) -> str:
-    module, _, made = path.rpartition(".")
-    name = made if path.startswith("lit_rlhf.") else path
-    bases = getattr(import_module(module), made).__mro__ if module else ()
-    options = {n for base in bases for n in inspect.signature(base.__init__).parameters}
-    return f"{name} has no option {word!r}.{_near(word, sorted(options))} Its options: --{key}.help {name}"
 
 
 def _no_class(complaint: Complaint) -> str:

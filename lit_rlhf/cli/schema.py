@@ -7,7 +7,7 @@ from pathlib import Path
 from lit_rlhf.cli.building import config_schema
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text, refuse_directory
-from lit_rlhf.files import whole_file
+from lit_rlhf.files import write_text
 
 
 def schema(output: Path | None = None) -> None:
@@ -20,9 +20,8 @@ def schema(output: Path | None = None) -> None:
     text = json.dumps(config_schema(), indent=2) + "\n"
     if output is None:
         print_text(text)
-        return
-    with whole_file(output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    else:
+        write_text(output, text)
 
 
 def run(words: Sequence[str]) -> None:

@@ -10,9 +10,10 @@ from lit_rlhf.cli.layout import as_learned
 from lit_rlhf.cli.output import refuse_directory, write_rows
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, RowsSource
 from lit_rlhf.evaluation.scorers import Layout
-from lit_rlhf.models import evaluating, load_checkpoint_backbone, load_reward_model
+from lit_rlhf.models import evaluating
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.prompt_form import warn_of_prompts
+from lit_rlhf.rewards.trained import TrainedReward
 
 
 def score(
@@ -39,8 +40,7 @@ def score(
         dtype: Of the model's weights.
     """
     refuse_directory(output)
-    load = load_checkpoint_backbone if model.endswith(".ckpt") else load_reward_model
-    backbone = load(model, dtype=dtype)
+    backbone = TrainedReward.read(model, None).load({"dtype": dtype})
     every = [dict(row) for row in FileSource(data).load()]
     answered = [i for i, row in enumerate(every) if str(row.get(completion_column, "?")).strip()]
     asked = [row.get(prompt_column) for row in every]

@@ -20,7 +20,7 @@ from lit_rlhf.cli.building import parsed
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.jsonargparse import flat_options
 from lit_rlhf.models.cards import RECORD
-from lit_rlhf.report.curves import Group, group_by_seed
+from lit_rlhf.report.curves import group_by_seed
 from lit_rlhf.report.page import format_cell
 from lit_rlhf.report.run_page import report_runs
 from lit_rlhf.report.runs import METRICS, read_runs, settled_options
@@ -60,12 +60,13 @@ def train_seeds(words: Sequence[str]) -> None:
     directory = _directory(config)
     plans = {seed: directory / f"seed-{seed}" for seed in seeds}
     exports = any(kind is ExportModel for _, kind, _ in flat_options(config))
-    todo = [seed for seed, place in plans.items() if not _is_finished(place, exports)]
     for place in plans.values():
         _refuse_other_options(place, text)
     failed = {}
     for number, (seed, place) in enumerate(plans.items(), start=1):
-        if seed not in todo:
+        starts = read_starts(place / RUN_RECORD)
+        ended = bool(starts) and starts[-1]["state"] == "finished"
+        if ended and (not exports or (place / "export" / RECORD).is_file()):
             _say(f"seed {seed} ({number} of {len(plans)}) has finished before: {place}")
             continue
         _say(f"seed {seed} ({number} of {len(plans)}): {place}")
@@ -140,13 +141,6 @@ def _directory(config: Namespace) -> Path:
     return Path(root)
 
 
-def _is_finished(place: Path, exports: bool) -> bool:
-    """Whether a run there has ended well, its export included."""
-    starts = read_starts(place / RUN_RECORD)
-    done = bool(starts) and starts[-1]["state"] == "finished"
-    return done and (not exports or (place / "export" / RECORD).is_file())
-
-
 def _refuse_other_options(place: Path, text: str) -> None:
     """Refuse a directory whose run has other options: the seeds would be of two experiments."""
     if not (place / METRICS).is_file():
@@ -200,19 +194,13 @@ def _conclude(directory: Path, plans: dict[int, Path], failed: dict[int, Any]) -
     for seed, reason in failed.items():
         _say(f"seed {seed} failed: {reason}. The same command tries it again.")
     for group in groups:
-        _say(_table(group))
+        rows = [["", *columns(group)]]
+        rows += [[spread.label, *map(format_cell, spread.cells())] for spread in spreads(group)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])] for row in rows)
+        _say("\n".join(map("  ".join, lines)))
     path = report_runs([run.path for run in runs], directory / "report.html")
     _say(f"report: {path}")
-
-
-def _table(group: Group) -> str:
-    """The spread in aligned columns; a terminal that is too narrow wraps a line, and loses no number."""
-    rows = [["", *columns(group)]]
-    rows += [[spread.label, *map(format_cell, spread.cells())] for spread in spreads(group)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
 
 
 def _say(text: str) -> None:

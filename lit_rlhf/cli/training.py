@@ -116,9 +116,8 @@ class TrainingCLI(CommandLineWins):
                 "two names of one directory: give one of them."
             )
         options.trainer.default_root_dir = options.run_dir
-        for key, kind, given in flat_options(
-            options
-        ):  # W&B's and MLflow's write to the current directory
+        # W&B's and MLflow's write to the current directory.
+        for key, kind, given in flat_options(options):
             if key.startswith("trainer.logger") and "save_dir" in given:
                 default = inspect.signature(kind).parameters["save_dir"].default
                 if isinstance(default, str) and given["save_dir"] == default:
@@ -163,8 +162,11 @@ class TrainingCLI(CommandLineWins):
         has_record = any(isinstance(each, RunRecord) for each in callbacks)
         if not has_record and options.trainer.default_root_dir is not None:
             callbacks.append(RunRecord(self.command))
-        if options.log_json:
-            self._echo_metrics()
+        if options.log_json:  # metrics to standard output, and what is for people to standard error
+            print_to_stderr(self.trainer)
+            if not any(isinstance(each, MetricsFile) for each in callbacks):
+                callbacks.append(MetricsFile())
+            next(each for each in callbacks if isinstance(each, MetricsFile)).echo = True
         if not options.profile:
             return
         timer = next((each for each in callbacks if isinstance(each, PhaseTimer)), None)
@@ -173,16 +175,8 @@ class TrainingCLI(CommandLineWins):
         else:
             timer.profile = True
 
-    def _echo_metrics(self) -> None:
-        """Metrics to standard output, and what is for people to standard error."""
-        print_to_stderr(self.trainer)
-        files = [each for each in callbacks_of(self.trainer) if isinstance(each, MetricsFile)]
-        if not files:
-            files = [MetricsFile()]
-            callbacks_of(self.trainer).extend(files)
-        files[0].echo = True
-
-    def _check_evaluation(self) -> None:
+    def before_validate(self) -> None:
+        """Refuse what would fail later; add the summary."""
         self._check_checkpoint()
         self._add_summary()  # else Lightning misses the one whose state is in the checkpoint
         if self.config[self.subcommand].profile:
@@ -190,7 +184,7 @@ class TrainingCLI(CommandLineWins):
                 f"--profile is of phases of training, of which `{self.subcommand}` has none: use it with `fit`."
             )
 
-    before_validate = before_test = before_predict = _check_evaluation
+    before_test = before_predict = before_validate
 
     def _add_summary(self) -> None:
         callbacks = callbacks_of(self.trainer)
@@ -225,9 +219,8 @@ class TrainingCLI(CommandLineWins):
     def _refuse_other_run(self) -> None:
         """Before anything is written there: what lies in the directory goes on to speak of the run that made it."""
         goes_on = self.config[self.subcommand].ckpt_path is not None
-        requeued = any(
-            Path(self.trainer.default_root_dir).glob("hpc_ckpt*")
-        )  # Lightning finds it by itself
+        # Lightning finds it by itself.
+        requeued = any(Path(self.trainer.default_root_dir).glob("hpc_ckpt*"))
         if not self.runs or goes_on or requeued:
             return
         for each in callbacks_of(self.trainer):

@@ -181,8 +181,7 @@ def step_loss(value: Any, _: Given) -> dict[str, Any]:
     return {}
 
 
-# -- direct methods
-# ------------------------------------------------------------------------------------------------------
+# -- direct methods ----------------------------------------------------------------------------------------------------
 
 
 def dpo_loss(value: Any, given: Given) -> dict[str, Any]:
@@ -210,8 +209,13 @@ def _pair_loss(name: str, given: Given) -> dict[str, Any]:
         return component("LengthDesensitizedDPO", beta=beta, alpha=given["ld_alpha"])
     if altered[1]:
         return component("WPO", beta=beta)
+    named = {"forward_kl": "ForwardKLDPO", "js_divergence": "JensenShannonDPO"}
+    if divergence in named:
+        return component(named[divergence], beta=beta)
     if altered[2]:
-        return _divergence_loss(divergence, beta, given)
+        alpha = given.get("f_alpha_divergence_coef")
+        alpha = 0.5 if alpha is None else alpha
+        return component("AlphaDivergenceDPO", beta=beta, alpha=alpha)
     same = {"sigmoid": "DPO", "nca_pair": "NCAPair", "bco_pair": "BCOPair", "aot": "AOT"}
     same |= {"aot_unpaired": "UnpairedAOT", "apo_zero": "APOZero", "apo_down": "APODown"}
     same |= {"sigmoid_norm": "LengthNormalizedDPO", "sppo_hard": "SPPO"}
@@ -230,15 +234,6 @@ def _pair_loss(name: str, given: Given) -> dict[str, Any]:
     if name not in others:
         raise NotCarried(f"{name!r} is no loss of TRL 1.16.")
     return others[name]()
-
-
-def _divergence_loss(divergence: str, beta: float, given: Given) -> dict[str, Any]:
-    names = {"forward_kl": "ForwardKLDPO", "js_divergence": "JensenShannonDPO"}
-    if divergence in names:
-        return component(names[divergence], beta=beta)
-    alpha = given.get("f_alpha_divergence_coef")
-    alpha = 0.5 if alpha is None else alpha
-    return component("AlphaDivergenceDPO", beta=beta, alpha=alpha)
 
 
 def kto_loss(value: Any, given: Given) -> dict[str, Any]:
@@ -260,8 +255,7 @@ def moving_reference(value: Any, given: Given) -> dict[str, Any]:
     return {"trainer.callbacks.MovingReference": moved}
 
 
-# -- policies
-# ------------------------------------------------------------------------------------------------------------
+# -- policies ----------------------------------------------------------------------------------------------------------
 
 
 def ppo_batch(_: Any, given: Given) -> dict[str, Any]:

@@ -54,9 +54,8 @@ class ChatRenderer:
         if records and self.tokenizer.chat_template is None:
             raise ConfigurationError(
                 f"The rows hold messages, and the tokenizer {self.tokenizer.name_or_path!r} has no chat template to "
-                "render them with. Set tokenizer.chat_template, take the tokenizer of a chat "
-                "model, or make plain text of "
-                "them: set `format` to AsTranscript around the format that reads them."
+                "render them with. Set tokenizer.chat_template, take the tokenizer of a chat model, or make plain text "
+                "of them: set `format` to AsTranscript around the format that reads them."
             )
         requests = [_requests(record) for record in records]
         texts = iter(self._render([request for group in requests for request in group]))

@@ -30,9 +30,8 @@ class BranchedLayoutError(ConfigurationError, AttributeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "This batch is branched: each row holds a prompt and all its completions, which an "
-            "ordinary model would read "
-            "as one text. Give it to a module of lit_rlhf, or set `layout: rows` in the DataModule, which gives "
+            "This batch is branched: each row holds a prompt and all its completions, which an ordinary model would "
+            "read as one text. Give it to a module of lit_rlhf, or set `layout: rows` in the DataModule, which gives "
             "chosen_input_ids, chosen_attention_mask and so on."
         )
 
@@ -111,10 +110,13 @@ class BranchedCollator:
         }
 
     def labelled(self, rows: Rows) -> dict[str, Any]:
-        """Those, `index`, and `ref_logprobs` (B, K) and the subsets' names where the rows have them."""
+        """Those, `index`, and `ref_logprobs` (B, K), `attributes` (B, K, A) and subsets where the rows have them."""
         batch: dict[str, Any] = {**self.layout(rows), "index": _index(rows)}
         if "ref_logprobs" in rows[0]["fields"]:
             batch["ref_logprobs"] = _padded([row["fields"]["ref_logprobs"] for row in rows])
+        if "attributes" in rows[0]["fields"]:  # completion by completion in one line
+            ratings = _padded([row["fields"]["attributes"] for row in rows])
+            batch["attributes"] = ratings.unflatten(1, (len(rows[0]["completion_ids"]), -1))
         if SUBSET in rows[0]["columns"]:
             batch[SUBSET] = [row["columns"][SUBSET] or "" for row in rows]
         return batch

@@ -58,9 +58,8 @@ class Auto(Format):
     def __call__(self, row: Row) -> list[Record]:
         """Refused: a row by itself doesn't say what the others are."""
         raise ConfigurationError(
-            "Auto stands for a format that a DataModule finds, and reads no rows by itself. "
-            "Inside another format, name "
-            "the format: ChosenOf(ImplicitPrompt()); `lit-rlhf data show FILE` says which it is."
+            "Auto stands for a format that a DataModule finds, and reads no rows by itself. Inside another format, "
+            "name the format: ChosenOf(ImplicitPrompt()); `lit-rlhf data show FILE` says which it is."
         )
 
 
@@ -157,8 +156,7 @@ def choose(
     raise ConfigurationError(
         f"No format reads the rows of {what} as {module} needs them. Their columns: {columns_of(rows)}. Nearest: "
         f"{nearest_formats(rows, usual)}. Set the data option `format` to one of these with the names of "
-        "your columns, or give "
-        "a Format of your own."
+        "your columns (--data.format ExplicitPrompt --data.format.prompt COLUMN ...), or give a Format of your own."
     )
 
 

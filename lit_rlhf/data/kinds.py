@@ -46,7 +46,9 @@ class PreferenceDataModule(BranchedDataModule):
         **kwargs: As for `BranchedDataModule`.
     """
 
-    shape: ClassVar[Shape] = Shape((2, 2), fields=("margin", "p_chosen"), unit="pairs")
+    shape: ClassVar[Shape] = Shape(
+        (2, 2), fields=("margin", "p_chosen", "attributes"), unit="pairs"
+    )
     canonical_format: ClassVar[Format] = ExplicitPrompt()
     takes: ClassVar[Takes] = {"pairs": None, "rankings": PairsFromRanking}
 
@@ -152,7 +154,9 @@ class UnpairedDataModule(BranchedDataModule):
     (`UnpairedFromPairs`).
     """
 
-    shape: ClassVar[Shape] = Shape((1, 1), one_of=("label", "score"), unit="completions")
+    shape: ClassVar[Shape] = Shape(
+        (1, 1), one_of=("label", "score"), fields=("attributes",), unit="completions"
+    )
     canonical_format: ClassVar[Format] = Unpaired()
     takes: ClassVar[Takes] = {"unpaired": None, "pairs": UnpairedFromPairs}
 

@@ -7,7 +7,7 @@ and read from there. A copy stands for what the server says of the file: its siz
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -46,7 +46,7 @@ def _local_files(path: str) -> list[DataFile]:
     place = Path(path).expanduser()
     if place.is_dir():
         names = [str(entry) for entry in place.iterdir() if entry.is_file()]
-        found = _shards(names, path)
+        found = _shards(names, path, map(str, place.glob("*/**/*")))
     elif place.is_file() or not _MAGIC.search(path):
         found = [str(place)]
     else:
@@ -78,7 +78,7 @@ def _matches(names: Sequence[str], pattern: str) -> list[str]:
     return sorted(names)
 
 
-def _shards(names: Sequence[str], directory: str) -> list[str]:
+def _shards(names: Sequence[str], directory: str, below: Iterable[str] = ()) -> list[str]:
     """Those of a directory's files that are its data; others, such as a README, are not."""
     files = [PurePosixPath(name) for name in sorted(names)]
     if any(file.suffix == ".arrow" for file in files):
@@ -87,9 +87,14 @@ def _shards(names: Sequence[str], directory: str) -> list[str]:
         )
     data = [f for f in files if kind_of(f.name) in KINDS and not f.name.startswith((".", "_"))]
     if not data:
+        deeper = next((PurePosixPath(name) for name in below if kind_of(name) in KINDS), None)
+        pattern = f"{directory.rstrip('/')}/**/*.jsonl"
+        if deeper is not None:
+            split = _SPLITS.search(deeper.name.lower())
+            pattern = f"{deeper.parent}/*{f'{split[0]}*' if split else ''}{kind_of(deeper.name)}"
         raise DataError(
             f"{directory} holds no file with a known suffix ({', '.join(KINDS)}). Files of its directories are "
-            f"read by a pattern such as {directory.rstrip('/')}/**/*.jsonl."
+            f"read by a pattern such as {pattern}."
         )
     kinds = sorted({kind_of(file.name) for file in data})
     splits = sorted({split for file in data for split in _SPLITS.findall(file.name.lower())})

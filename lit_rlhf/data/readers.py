@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -150,10 +151,11 @@ def _undecoded(where: str, encoding: str) -> UnreadableRow:
 
 
 def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
-    delimiter = "\t" if kind_of(data.path.name) == ".tsv" else ","
     csv.field_size_limit(sys.maxsize)  # answers may be longer than its 131,072 characters
     with _open_text(data, encoding) as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        first = file.readline()
+        delimiter = "\t" if kind_of(data.path.name) == ".tsv" else _delimiter(first)
+        reader = csv.reader(chain([first], file), delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
             try:
@@ -174,14 +176,21 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
             elif len(values) != len(header):
                 yield UnreadableRow(
                     "more or fewer fields than the header",
-                    f"{where} has more or fewer fields than the header, which names {header}. "
-                    "Quote text that holds the "
-                    f"delimiter {delimiter!r} or a line break",
+                    f"{where} has more or fewer fields than the header, which names {header}. Quote text that holds "
+                    f"the delimiter {delimiter!r} or a line break",
                 )
             elif any(not value.isascii() and _UNDECODED.search(value) for value in values):
                 yield _undecoded(where, encoding)
             else:
                 yield dict(zip(header, values, strict=True))
+
+
+def _delimiter(header: str) -> str:
+    """What parts a header's names: the comma; where there is none, what spreadsheets write in its place."""
+    names = next(csv.reader([header]), [])
+    if len(names) > 1:
+        return ","
+    return next((mark for mark in ";\t|" if mark in header), ",")
 
 
 def _read_parquet(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:

@@ -226,7 +226,8 @@ def read_as(
         raise ConfigurationError(f"The rows of {what} are no {wanted}; they can be read as {ways}.")
     raise ConfigurationError(
         f"No format reads the rows of {what}. Their columns: {columns_of(rows)}. Nearest: "
-        f"{nearest_formats(rows, None)}. Set `format` to one of these with the names of your columns."
+        f"{nearest_formats(rows, None)}. Set `format` to one of these with the names of your columns: "
+        "--format ExplicitPrompt --format.prompt COLUMN --format.chosen COLUMN --format.rejected COLUMN."
     )
 
 
@@ -265,15 +266,21 @@ def columns_of(rows: Sequence[Row]) -> str:
 
 
 def nearest_formats(rows: Sequence[Row], usual: Format | None) -> str:
-    """The usual format and the two others that lack fewest columns, and what each lacks."""
+    """The usual format and the two others that lack fewest columns, and what each lacks.
+
+    Where none has a column of the rows, the formats of pairs and of demonstrations: they are what most data are.
+    """
     present = {name for row in rows for name in row}
     tried = [candidate for kind in FORMATS for candidate in kind.candidates()]
 
     def distance(each: Format) -> tuple[bool, float]:
         return each != usual, len(set(each.reads()) - present) / len(each.reads())
 
-    tried.sort(key=distance)
-    return "; ".join(_complaint(each, rows, present) for each in tried[:3])
+    near = [each for each in tried if each == usual or distance(each)[1] < 1]
+    if not near:
+        near = [formats.ExplicitPrompt(), formats.Demonstration()]
+    near.sort(key=distance)
+    return "; ".join(_complaint(each, rows, present) for each in near[:3])
 
 
 def _complaint(each: Format, rows: Sequence[Row], present: set[str]) -> str:

@@ -139,22 +139,19 @@ class Identity:
             return
         if len(self._answers) == 1 and "label" in self._fields:
             yield _hash([self._prompt, *self._answers]), bool(self._fields["label"])
+        # Of a pair above 0 where the first is preferred, below where the second is, 0 where neither.
+        p_chosen, margin = self._fields.get("p_chosen"), self._fields.get("margin")
+        preferred = margin if isinstance(margin, float | int) and margin != 0 else 1.0
+        preferred = p_chosen - 0.5 if isinstance(p_chosen, float | int) else preferred
         scores = self._fields.get("score")
         for one, other in combinations(range(len(self._answers)), 2):
             first, second = self._answers[one], self._answers[other]
-            says = scores[one] - scores[other] if isinstance(scores, tuple) else self._preference()
+            says = scores[one] - scores[other] if isinstance(scores, tuple) else preferred
             if says and first != second:
                 yield (
                     _hash([self._prompt, *sorted((first, second))]),
                     (says > 0) == (first < second),
                 )
-
-    def _preference(self) -> float:
-        """Above 0 where the first completion of a pair is preferred, below where the second is, 0 where neither."""
-        p_chosen, margin = self._fields.get("p_chosen"), self._fields.get("margin")
-        if isinstance(p_chosen, float | int):
-            return p_chosen - 0.5
-        return margin if isinstance(margin, float | int) and margin != 0 else 1.0
 
 
 def _hash(texts: Sequence[str]) -> int:

@@ -154,9 +154,8 @@ class Report:
         share = unusable / (self.records + unusable)
         if share > max_invalid:
             raise DataError(
-                f"{self.summary()}. {share:.0%} can't be used, more than max_invalid "
-                f"({max_invalid:.0%}) allows: {way}, "
-                "or raise max_invalid if this is what the data are like."
+                f"{self.summary()}. {share:.0%} can't be used, more than max_invalid ({max_invalid:.0%}) allows: "
+                f"{way}, or raise max_invalid if this is what the data are like."
             )
         if len(self.labels) == 1 and any(reason.label for reason in self.reasons.values()):
             raise DataError(

@@ -84,7 +84,12 @@ class FileSource(Source):
         paths = path if isinstance(path, list | tuple) else [path]
         valid = bool(paths) and all(_is_path(p) for p in paths)
         check_option(valid, self, "path", path, "a path, or a list of one or more")
-        check_option(_is_encoding(encoding), self, "encoding", encoding, "one that Python knows")
+        try:
+            codecs.lookup(encoding)
+            known = True
+        except (LookupError, TypeError, ValueError):
+            known = False
+        check_option(known, self, "encoding", encoding, "one that Python knows")
         given: object = storage_options
         valid = given is None or isinstance(given, Mapping)
         check_option(valid, self, "storage_options", given, "a mapping, or left out")
@@ -313,11 +318,3 @@ def _is_name(value: object) -> bool:
 
 def _is_path(value: object) -> bool:
     return is_text(value) or isinstance(value, Path)
-
-
-def _is_encoding(value: object) -> bool:
-    try:
-        codecs.lookup(str(value))
-    except (LookupError, ValueError):
-        return False
-    return isinstance(value, str)

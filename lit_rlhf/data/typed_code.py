@@ -56,7 +56,9 @@ def named_globals(function: FunctionType) -> Mapping[str, Any]:
 
 
 def enclosed(function: FunctionType) -> dict[str, Any]:
-    """Variables of the function that a function stands in."""
+    """Variables of the function that a function stands in; of methods that `dataclass` made, none decides."""
+    if function.__code__.co_qualname.startswith("__create_fn__."):
+        return {}  # types and defaults of fields, which are options
     names, cells = function.__code__.co_freevars, function.__closure__ or ()
     pairs = zip(names, cells, strict=True)
     return {name: cell.cell_contents for name, cell in pairs if name != "__class__"}  # of `super()`

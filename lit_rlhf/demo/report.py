@@ -49,9 +49,8 @@ _GOLD = (
 )
 _KL = "Per completion: what the reward was bought with."
 _CLOUDS = (
-    "Each mark is a completion of a held-out prompt. A cloud that bends away from the diagonal is "
-    "where the reward model "
-    "has lost touch."
+    "Each mark is a completion of a held-out prompt. A cloud that bends away from the diagonal is where the reward "
+    "model has lost touch."
 )
 _SURE = "When it is 80 % sure, 80 % of raters should agree (dotted line). Marks grow with the number of pairs."
 

@@ -166,7 +166,9 @@ class Stages:
         trainer.fit(module, datamodule=data)
         after, kl = complete_heldout(trainer, module, data)
         metrics, rollouts = (
-            _training_rows(folder / name) for name in ("metrics.jsonl", "samples.jsonl")
+            [row for row in map(json.loads, lines) if row["stage"] == "train"]
+            for name in ("metrics.jsonl", "samples.jsonl")
+            for lines in [(folder / name).read_text(encoding="utf-8").splitlines()]
         )
         return PolicyResult(before, after, kl, metrics, rollouts)
 
@@ -256,8 +258,3 @@ class _KeepSamples(Callback):
     ) -> None:
         """Keep them."""
         self.rows = outputs["samples"]
-
-
-def _training_rows(path: Path) -> Rows:
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if row["stage"] == "train"]

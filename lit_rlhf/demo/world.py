@@ -6,7 +6,7 @@ from a text is a number, `World.utility`; raters, data sets and the tokenizer ar
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -152,19 +152,18 @@ class World:
         """
         topic = topic_of(prompt)
         if topic not in self._best:
-            self._best[topic] = max(self._candidates(topic))
+            choices = product([(0.0, 0), *self._strongest(topic)], repeat=len(TOPICS[topic]))
+            sums = ((sum(v for v, _ in chosen), sum(n for _, n in chosen)) for chosen in choices)
+            self._best[topic] = max(
+                self.saturation * math.tanh(value / self.saturation) - self.word_cost * words
+                for value, words in sums
+                if words <= self.max_words
+            )
         return self._best[topic]
 
     def gold_max(self, prompts: Sequence[str]) -> float:
         """Mean of `best_utility` over prompts."""
         return sum(map(self.best_utility, prompts)) / len(prompts)
-
-    def _candidates(self, topic: str) -> Iterator[float]:
-        for choice in product([(0.0, 0), *self._strongest(topic)], repeat=len(TOPICS[topic])):
-            words = sum(length for _, length in choice)
-            if words <= self.max_words:
-                total = sum(value for value, _ in choice)
-                yield self.saturation * math.tanh(total / self.saturation) - self.word_cost * words
 
     def _strongest(self, topic: str) -> list[tuple[float, int]]:
         """(value, words) of the strongest judgement of each length."""

@@ -93,7 +93,7 @@ class Built:
         kind: str,
         change: Callable[[ModelSpec], ModelSpec] = lambda spec: spec,
     ) -> None:
-        if "backbone" in module._modules:  # noqa: SLF001
+        if "backbone" in dict(module.named_children()):
             raise ConfigurationError(
                 "The module's model is loaded already. Estimate a module as its constructor makes it, before a Trainer "
                 "or configure_model() has it."
@@ -108,9 +108,8 @@ class Built:
             self.module.spec = spec
             self._assume_rewards(self.module, spec)
             self.module.configure_model()
-        without_comparison(
-            self.module
-        )  # of devices too, and tensors here don't always say the same
+        # Of devices too, and tensors here don't always say the same.
+        without_comparison(self.module)
 
     def weights(self) -> Iterator[Weight]:
         """Weights and buffers of all models."""

@@ -8,6 +8,7 @@ import torch
 from lit_rlhf.estimate.dry_run import DryRun, Phase
 from lit_rlhf.models import RewardSource, evaluating
 from lit_rlhf.models.flops import generation_flops
+from lit_rlhf.models.kernels.packed import PackedStep
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rewards.retokenize import TokenRows
@@ -53,13 +54,18 @@ def _rollout(run: DryRun, module: PolicyModule) -> Phase:
             recorded = run.kind == "cuda" and recordable(backbone, load.completion_tokens)
         with count.part("temporaries", logits=run.vocabulary):
             decoder = Decoder(backbone, step, ids, lengths, samples)
-            _fill(run, decoder)
+            # As if all but the last tokens had been generated.
+            cache, room = decoder.cache, decoder.pace.room
+            for layer in cache.own_layers:
+                layer.own = layer.own.roomier(-(-load.completion_tokens // room) * room)
+                count.assign("key-value cache", *layer.own, *(layer.shared or ()))
+            cache.place.filled = cache.start + max(load.completion_tokens - 2, 0)
             for _ in range(2):
                 before = count.kernels
                 draw_tokens(decoder.logits, rows.double(), sampling)
                 decoder.advance(rows.long())
                 launched = count.kernels - before
-        peak, cache = count.peak(), count.now().parts["key-value cache"]
+        peak, cached = count.peak(), count.now().parts["key-value cache"]
     flops = generation_flops(
         backbone,
         "policy",
@@ -68,7 +74,8 @@ def _rollout(run: DryRun, module: PolicyModule) -> Phase:
     )
     rounds = -(-load.prompts * load.branches // len(rows))
     passes = rounds * load.completion_tokens
-    return Phase("rollout", peak, float(flops), launched, passes, cache, recorded)
+    packed = isinstance(step, PackedStep)
+    return Phase("rollout", peak, float(flops), launched, passes, cached, recorded, packed)
 
 
 def _decoded_at_once(run: DryRun, module: PolicyModule) -> tuple[int, int]:
@@ -87,15 +94,6 @@ def _step(module: PolicyModule, steps: int) -> DecodeStep:
     if quantized or not isinstance(module.engine, NativeEngine):
         return ModelStep(module.backbone)
     return choose_step(module.backbone, steps)
-
-
-def _fill(run: DryRun, decoder: Decoder) -> None:
-    """As if all but the last tokens had been generated."""
-    steps, cache, room = run.workload.completion_tokens, decoder.cache, decoder.pace.room
-    for layer in cache.own_layers:
-        layer.own = layer.own.roomier(-(-steps // room) * room)
-        run.count.assign("key-value cache", *layer.own, *(layer.shared or ()))
-    cache.place.filled = cache.start + max(steps - 2, 0)
 
 
 def _measured(run: DryRun, name: str, work: Callable[[], object]) -> Phase:

@@ -49,9 +49,15 @@ class Acting(TorchFunctionMode):
                 args = tuple(x for x in args if not isinstance(x, torch.device | str))
                 kwargs = {k: v for k, v in kwargs.items() if k != "device"}
         if func in _FACTORIES and kwargs.get("device") is not None:
-            kwargs["device"] = "meta" if _makes_floats(func, args, kwargs) else "cpu"
+            # Floats stand where the model does; other arrays steer the code and are real.
+            dtype: torch.dtype | None = kwargs.get("dtype")
+            floats = func is not torch.arange or any(isinstance(x, float) for x in args)
+            floats = floats if dtype is None else dtype.is_floating_point
+            kwargs["device"] = "meta" if floats else "cpu"
         if func in _PRODUCTS and torch.is_autocast_enabled("cpu"):
-            args = tuple(_narrow(x) for x in args)
+            low = torch.get_autocast_dtype("cpu")
+            wide = [isinstance(x, Tensor) and x.is_meta and x.dtype == torch.float32 for x in args]
+            args = tuple(x.to(low) if w else x for x, w in zip(args, wide, strict=True))
         if func is F.scaled_dot_product_attention:
             return _attend(*args, **kwargs)
         return func(*args, **kwargs)
@@ -65,20 +71,6 @@ def acting(kind: str, autocast: torch.dtype | None) -> Iterator[None]:
         Acting(kind),
     ):
         yield
-
-
-def _makes_floats(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a factory makes floats, which stand where the model does; other arrays steer the code and are real."""
-    dtype: torch.dtype | None = kwargs.get("dtype")
-    if dtype is not None:
-        return dtype.is_floating_point
-    return func is not torch.arange or any(isinstance(x, float) for x in args)
-
-
-def _narrow(x: Any) -> Any:
-    if isinstance(x, Tensor) and x.is_meta and x.dtype == torch.float32:
-        return x.to(torch.get_autocast_dtype("cpu"))
-    return x
 
 
 def _attend(

@@ -36,6 +36,7 @@ class Phase:
         passes: Times that the weights are read in a rollout.
         cache: Bytes of keys and values when they are most.
         recorded: Whether a pass of a rollout is a CUDA graph.
+        packed: Whether it goes by a copy of the layers.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Phase:
     passes: int = 1
     cache: int = 0
     recorded: bool = False
+    packed: bool = False
 
 
 class DryRun:
@@ -120,7 +122,7 @@ class DryRun:
         with self.simulated():
             self._hold_gradients()
             self.count.forget_peak()
-            with self.count.part("temporaries"):
+            with self.count.part("optimizer's temporaries"):
                 self.optimizer.step()
             phase = Phase("optimizer", self.count.peak())
             self.optimizer.zero_grad(set_to_none=True)
@@ -159,9 +161,15 @@ class DryRun:
             return -(-self._minibatch * self.accumulate // self._rows)
         if not isinstance(self.module, PolicyModule):
             return self.accumulate
-        lengths = torch.full((self._minibatch,), self.workload.row)
-        budget = self.module.microbatch_size.tokens
-        return len(microbatch_indices(lengths, torch.arange(self._minibatch), budget))
+        return self._parts_of(self.module, self._minibatch)
+
+    @property
+    def scorings(self) -> int:
+        """Passes over a whole rollout without gradient."""
+        module = self.module
+        return (
+            self._parts_of(module, self.workload.prompts) if isinstance(module, PolicyModule) else 0
+        )
 
     @property
     def steps(self) -> int:
@@ -181,6 +189,10 @@ class DryRun:
         return max(self.workload.prompts // self.module.updates.minibatches, 1)
 
     # -- inner parts --------------------------------------------------------------------------------------------------
+
+    def _parts_of(self, module: PolicyModule, rows: int) -> int:
+        lengths, budget = torch.full((rows,), self.workload.row), module.microbatch_size.tokens
+        return len(microbatch_indices(lengths, torch.arange(rows), budget))
 
     @property
     def _trained(self) -> list[nn.Parameter]:

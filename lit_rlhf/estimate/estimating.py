@@ -17,7 +17,7 @@ from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.models.loading import dtype_of, embeddings
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.base import RLHFModule
-from lit_rlhf.modules.microbatch_size import START, MicrobatchSize, fitting_tokens
+from lit_rlhf.modules.microbatch_size import START, fitting_tokens
 
 PEAK_SHARE, BANDWIDTH_SHARE = 0.4, 0.6
 """What steps are taken to reach of a card's peaks: of 0.3 to 0.57 and 0.2 to 0.6 that were measured on CPUs."""
@@ -180,9 +180,13 @@ def rehearse(plan: Plan) -> Rehearsal:
     phases = _phases(run)
     if isinstance(built.module, PolicyModule) and plan.rows is None:
         size = built.module.microbatch_size
-        if _chooses(plan, run, size):
-            # A run begins with START, and so takes its memory even where it then takes less.
-            size.chosen = max(START, _fitting(plan, built, run, phases))
+        # What a run would choose by the same rule: on a GPU, where a step has several microbatches.
+        if size.option == "auto" and plan.card.kind == "cuda" and run.parts > 1:
+            update = _phase(plan, built, run, phases[-1])
+            kept = sum(held for name, held in update.parts.items() if name.startswith(_KEPT))
+            per_token = (update.total - kept) / (run.rows * plan.workload.row)
+            # It begins with START, and so takes its memory even where it then takes less.
+            size.chosen = max(START, fitting_tokens(plan.card.memory - kept, per_token))
             phases = phases if size.chosen == START else _phases(run)
     phases = (*phases, run.optimize())
     rows = 2 * run.rows if run.rows == 1 else run.rows // 2
@@ -196,30 +200,20 @@ def _phases(run: DryRun) -> tuple[Phase, ...]:
     return (*collected, run.update())
 
 
-def _chooses(plan: Plan, run: DryRun, size: MicrobatchSize) -> bool:
-    """Whether a run would choose the size of its microbatches: on a GPU, where a step has several."""
-    return size.option == "auto" and plan.card.kind == "cuda" and run.parts > 1
-
-
-def _fitting(plan: Plan, built: Built, run: DryRun, phases: tuple[Phase, ...]) -> int:
-    """Tokens that a run would choose, by the same rule."""
-    update = _phase(plan, built, run, phases[-1])
-    kept = sum(size for name, size in update.parts.items() if name.startswith(_KEPT))
-    tokens = run.rows * plan.workload.row
-    return fitting_tokens(plan.card.memory - kept, (update.total - kept) / tokens)
-
-
 def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
     """Weigh what a step has taken against a plan's card and processes."""
     built, run = rehearsal.built, rehearsal.run
     phases = tuple(_phase(plan, built, run, phase) for phase in rehearsal.phases)
+    microbatches = run.steps * run.parts
+    syncing = syncing_seconds(run.module, plan.processes, run.steps, microbatches, run.scorings)
+    exchange = [PhaseEstimate("exchange", {}, 0.0, syncing)] if syncing else []
     return Estimate(
         card=plan.card.name,
         capacity=plan.card.memory,
         processes=plan.processes.count,
         workload=plan.workload,
         rows=run.rows,
-        phases=(*phases, *_sync(plan, run)),
+        phases=(*phases, *exchange),
         largest_rows=_largest(plan, rehearsal, phases),
         notes=(*built.notes, *_notes(built.module, plan.card)),
     )
@@ -227,19 +221,15 @@ def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
 
 def _phase(plan: Plan, built: Built, run: DryRun, phase: Phase) -> PhaseEstimate:
     card = plan.card
-    held = plan.processes.hold(phase.peak.parts, whole_bytes(built.module, phase.name))
-    held |= _unpacked(built)
+    casts = plan.autocast not in (None, dtype_of(built.module.backbone.spec))
+    held = plan.processes.hold(phase.peak.parts, whole_bytes(built.module, phase, casts=casts))
+    if whole := _whole_layers(built.module.backbone):  # for its product
+        held["a layer unpacked"] = max(whole)
     arrays = sum(size for name, size in held.items() if not name.startswith("weights"))
     held["allocator"] = card.slack * arrays
     held["reserved"] = card.reserved
     at_least, likely = _seconds(plan, run, phase)
     return PhaseEstimate(phase.name, {k: v for k, v in held.items() if v}, at_least, likely)
-
-
-def _unpacked(built: Built) -> dict[str, float]:
-    """A layer of packed weights is made whole for its product."""
-    layers = _whole_layers(built.module.backbone)
-    return {"a layer unpacked": max(layers)} if layers else {}
 
 
 def _whole_layers(backbone: Backbone) -> list[float]:
@@ -265,7 +255,10 @@ def _seconds(plan: Plan, run: DryRun, phase: Phase) -> tuple[float, float]:
         launching *= run.steps * run.parts if phase.name == "update" else 1
         return computing, max(computing / PEAK_SHARE, launching)
     launching *= phase.passes
-    read = phase.passes * (_read(run) + phase.cache / 2) / card.bandwidth
+    weights = _read(run)
+    if phase.packed and plan.autocast is not None:  # cast once, when they are copied
+        weights *= plan.autocast.itemsize / dtype_of(backbone.spec).itemsize
+    read = phase.passes * (weights + phase.cache / 2) / card.bandwidth
     return max(computing, read), max(computing / PEAK_SHARE, read / BANDWIDTH_SHARE, launching)
 
 
@@ -279,14 +272,6 @@ def _read(run: DryRun) -> float:
     head = backbone.model.get_output_embeddings()
     tied = head is not None and embedded is head.weight
     return unpacked + base - (0 if tied else embedded.numel() * embedded.itemsize)
-
-
-def _sync(plan: Plan, run: DryRun) -> tuple[PhaseEstimate, ...]:
-    collects = isinstance(run.module, PolicyModule)
-    seconds = syncing_seconds(
-        run.module, plan.processes, run.steps, run.steps * run.parts, collects=collects
-    )
-    return (PhaseEstimate("exchange", {}, 0.0, seconds),) if seconds else ()
 
 
 def _largest(plan: Plan, rehearsal: Rehearsal, phases: tuple[PhaseEstimate, ...]) -> int:

@@ -1,13 +1,16 @@
 """What several processes change: who holds which share of the weights, and what they send one another."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
+from lit_rlhf.estimate.dry_run import Phase
 from lit_rlhf.models import Backbone
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.opponents import MixtureOpponent
 
 Strategy = Literal["ddp", "fsdp2"]
 
@@ -41,7 +44,7 @@ class Processes:
         held = dict(parts)
         if self.divides:
             for name in held:
-                if name.startswith("weights") or name in ("gradients", "optimizer"):
+                if name.startswith(("weights", "gradients", "optimizer")):
                     held[name] /= self.count
             held["gathered weights"] = whole
         elif self.count > 1 and held.get("gradients"):
@@ -83,26 +86,62 @@ class Groups:
         return Groups(max(layers, default=0.0), total - sum(layers), total, float(trained))
 
     def in_backward(self) -> float:
-        """Bytes that are whole in a backward: the root, a layer and the one fetched ahead.
+        """Bytes that are whole in a backward beside the root: a layer and the one fetched ahead.
 
         Gradients of the root and of a layer are whole too, before they are divided.
         """
-        gradients = (self.layer + self.root) * (self.trained / self.total)
-        return self.root + 2 * self.layer + gradients
+        return 2 * self.layer + (self.layer + self.root) * (self.trained / self.total)
+
+    def in_scoring(self, beside: float = 0.0) -> float:
+        """Bytes that are whole in a pass without gradient: the root, a layer, and where the layer was received.
+
+        Args:
+            beside: What the pass computes with. Before that there is more: a layer is copied from where it was received
+                while the one before is still there, at first the root's.
+        """
+        copying = max(self.root + 3 * self.layer, 2 * self.root + 2 * self.layer)
+        return max(self.root + 2 * self.layer, copying - beside)
+
+    def in_rollout(self, *, packed: bool, copied: float) -> float:
+        """Bytes that are whole while it samples: all, or the root and a layer when the others are copied.
+
+        Args:
+            packed: Whether they are.
+            copied: Bytes of the copies that are counted already.
+        """
+        if not packed:
+            return self.total + self.layer
+        return self.root + 2 * self.layer + max(self.total - self.root - copied, 0.0)
 
 
-def whole_bytes(module: RLHFModule, phase: str) -> float:
-    """Bytes of divided weights that are whole at a time: for work without gradients all of the largest model."""
+def whole_bytes(module: RLHFModule, phase: Phase, *, casts: bool) -> float:
+    """Bytes of divided weights that are whole at a time in a phase, or copied because they are divided.
+
+    Args:
+        module: Whose step.
+        phase: With what is held at its peak.
+        casts: Whether products are of another dtype than the weights, so that a packed layer is a copy anyway.
+    """
     groups = _groups(module)
-    if phase == "optimizer":
+    parts = phase.peak.parts
+    if phase.name == "optimizer":
         return 0.0
-    if phase == "update":
-        return sum(each.in_backward() for each in groups if each.trained)
-    return max(each.total for each in groups)
+    if phase.name == "update":
+        trained = [each for each in groups.values() if each.trained]
+        return sum(each.root for each in trained) + max(each.in_backward() for each in trained)
+    if phase.name == "rollout":
+        if isinstance(getattr(module, "opponent", None), MixtureOpponent):
+            mixed = {id(module.backbone), id(module.reference.beside(module.backbone)[0])}
+            return sum(groups[each].in_rollout(packed=False, copied=0.0) for each in mixed)
+        copied = math.inf if casts else parts.get("packed weights", 0.0)
+        return groups[id(module.backbone)].in_rollout(packed=phase.packed, copied=copied)
+    kept = ("weights", "gradients", "optimizer")
+    beside = sum(size for name, size in parts.items() if not name.startswith(kept))
+    return max(each.in_scoring(beside) for each in groups.values())
 
 
 def syncing_seconds(
-    module: RLHFModule, processes: Processes, steps: int, microbatches: int, *, collects: bool
+    module: RLHFModule, processes: Processes, steps: int, microbatches: int, scorings: int
 ) -> float:
     """Seconds that processes send for in an iteration, if nothing is computed meanwhile.
 
@@ -111,25 +150,27 @@ def syncing_seconds(
         processes: Of the run.
         steps: Of the optimizer.
         microbatches: Passes with a backward.
-        collects: Whether each model has a pass without gradients too, and the policy another, in which it samples.
+        scorings: Passes of each model without a backward; where there are any, the policy samples too.
     """
     if processes.count == 1:
         return 0.0
-    groups = _groups(module)
+    groups = list(_groups(module).values())
     trained = [each for each in groups if each.trained]
     if not processes.divides:
         return steps * processes.seconds_to_reduce(sum(each.trained for each in trained))
     # Forward and backward gather each layer anew; gradients are divided as they are summed.
     update = sum(2 * each.total + each.trained for each in trained)
-    collecting = groups[0].total + sum(each.total for each in groups) if collects else 0.0
+    collecting = scorings * sum(each.total for each in groups)
+    if scorings:  # prompts pass through the policy, then it is copied
+        collecting += 2 * groups[0].total
     return processes.seconds_to_gather(microbatches * update + collecting)
 
 
-def _groups(module: RLHFModule) -> list[Groups]:
-    """Of all models, the policy's first."""
+def _groups(module: RLHFModule) -> dict[int, Groups]:
+    """Of all models by their ids, the policy's first."""
     others = [part for part in module.modules() if isinstance(part, Backbone)]
     models = {id(each): each for each in (module.backbone, *others)}
-    return [Groups.of(each) for each in models.values()]
+    return {key: Groups.of(each) for key, each in models.items()}
 
 
 def _size(module: nn.Module) -> float:

@@ -116,9 +116,8 @@ def read_comparisons(
         reading = read_as(first_rows(source), str(source), None, None)
         if reading.kind not in ("pairs", "rankings"):
             raise ConfigurationError(
-                f"The rows of {source} are {reading.kind}, read by {spell(reading.format)}, and rewards are "
-                "evaluated on "
-                "pairs, rankings, or lists of good and bad answers. Set `format` if they are that."
+                f"The rows of {source} are {reading.kind}, read by {spell(reading.format)}, and rewards are evaluated "
+                "on pairs, rankings, or lists of good and bad answers. Set `format` if they are that."
             )
         format = reading.format
     rows = grouped(source, format)

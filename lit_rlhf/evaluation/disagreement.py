@@ -8,7 +8,7 @@ from lit_rlhf.data import InvalidRowError
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.evaluation.comparisons import Comparison
 from lit_rlhf.evaluation.measures import margin_deviation
-from lit_rlhf.evaluation.scorers import ModelScorer, Scored
+from lit_rlhf.evaluation.scorers import ModelScorer
 from lit_rlhf.types import Text
 
 
@@ -36,13 +36,13 @@ def disagreements(
             "HeadEnsemble (an export holds the mean of its members alone), or two and more models."
         )
     comparisons = [Comparison(prompt, (a, b), (0.0, 0.0)) for prompt, a, b in pairs]
-    return [_of_one(each) for each in zip(*(m.score(comparisons) for m in models), strict=True)]
-
-
-def _of_one(scored: Sequence[Scored | InvalidRowError]) -> float | None:
-    members = [
-        each.total[None] if each.members is None else each.members
-        for each in scored
-        if not isinstance(each, InvalidRowError)
-    ]
-    return None if len(members) < len(scored) else float(margin_deviation(torch.cat(members)))
+    found: list[float | None] = []
+    for scored in zip(*(model.score(comparisons) for model in models), strict=True):
+        members = [
+            each.total[None] if each.members is None else each.members
+            for each in scored
+            if not isinstance(each, InvalidRowError)
+        ]
+        known = len(members) == len(scored)
+        found.append(float(margin_deviation(torch.cat(members))) if known else None)
+    return found

@@ -225,9 +225,8 @@ def write_preferences(labelling: Labelling, path: Path) -> None:
     """
     if not labelling.judged:
         raise DataError(
-            f"The judge gave no verdict on any of {labelling.pairs} pairs, so {path} is not "
-            "written. Look at its template "
-            "and words."
+            f"The judge gave no verdict on any of {labelling.pairs} pairs, so {path} is not written. Look at its "
+            "template and words."
         )
     # ASCII: lone surrogates, which JSON may hold, are no UTF-8.
     text = "".join(f"{json.dumps(pair.row(), default=dict)}\n" for pair in labelling.judged)

@@ -132,8 +132,14 @@ def chunked_logprobs(
     if fuse is None:
         fuse = hidden.is_cuda and len(tokens) * len(weight) >= FUSED_FROM
     fuse = fuse and Fused.works
-    size = chunk_size or _chunk_size(weight, trains_head, fuse)
-    plan = _Plan(shape, size, with_entropy, entropy_grad, fuse)
+    if chunk_size is None:
+        on_cpu = weight.device.type == "cpu"
+        budget = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS_ACCELERATOR
+        budget = _CHUNK_ELEMENTS_FUSED if fuse else budget
+        # Each chunk adds to the whole gradient of a trained head: fewer, larger ones.
+        budget *= 4 if trains_head and torch.is_grad_enabled() else 1
+        chunk_size = max(budget // len(weight), 16)
+    plan = _Plan(shape, chunk_size, with_entropy, entropy_grad, fuse)
     keep_slopes = (
         torch.is_grad_enabled() and hidden.requires_grad and not trains_head and not entropy_grad
     )
@@ -244,7 +250,9 @@ def _plain_chunk(raw: Tensor, tokens: Tensor, plan: _Plan, with_slope: bool) -> 
     if plan.with_entropy or with_slope:
         probs = probs.div_(total)
     if plan.with_entropy:
-        entropy = total.log().squeeze(-1) - _row_dot(probs, below)
+        # The sum of products of each row, without an array of the products.
+        dots = torch.bmm(probs[:, None, :], below[:, :, None]).flatten()
+        entropy = total.log().squeeze(-1) - dots
     if not with_slope:
         return _Chunk(logprobs - normalizer, normalizer, entropy)
     slope = probs.neg_().scatter_add_(-1, picks, torch.ones_like(picks, dtype=probs.dtype))
@@ -340,22 +348,8 @@ def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.to(weight.dtype), weight
 
 
-def _chunk_size(weight: Tensor, trains_head: bool, fuse: bool) -> int:
-    budget = _CHUNK_ELEMENTS_CPU if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
-    budget = _CHUNK_ELEMENTS_FUSED if fuse else budget
-    # Each chunk adds to the whole gradient of a trained head: fewer, larger ones.
-    return max(
-        budget * (4 if trains_head and torch.is_grad_enabled() else 1) // weight.shape[0], 16
-    )
-
-
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(hidden, weight, bias)
-
-
-def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products of each row, without an array of the products."""
-    return torch.bmm(a[:, None, :], b[:, :, None]).flatten()
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:

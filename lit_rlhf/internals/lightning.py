@@ -13,7 +13,6 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 from lightning.pytorch.utilities import CombinedLoader
@@ -312,10 +311,10 @@ class CommandLineWins(LightningCLI):
             super()._run_subcommand(subcommand)
 
 
-def precision_of(module: LightningModule) -> Precision | None:
-    """The trainer's plugin for precision; None of a module that no trainer has."""
+def loss_scaler(module: LightningModule) -> Any:
+    """The GradScaler of `trainer.precision: 16-mixed`; None elsewhere, and of a module that no trainer has."""
     trainer = module._trainer
-    return None if trainer is None else trainer.precision_plugin
+    return None if trainer is None else getattr(trainer.precision_plugin, "scaler", None)
 
 
 def print_to_stderr(trainer: Trainer) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.cuda import nccl
+from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -21,8 +22,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether calling a module does more than its class says: it is hooked, or its forward is patched."""
-    return any(getattr(module, name) for name in _HOOKS) or "forward" in vars(module)
+    """Whether calling a module does more than its class says: it is hooked, or its forward is patched.
+
+    FSDP2's own hooks don't count, by which a layer's parameters are gathered: it computes what it would without.
+    """
+    hooks = [hook for name in _HOOKS for hook in getattr(module, name).values()]
+    of_fsdp = [isinstance(getattr(hook, "__self__", None), FSDPState) for hook in hooks]
+    return not all(of_fsdp) or "forward" in vars(module)
 
 
 class OperatorMode(TorchDispatchMode):

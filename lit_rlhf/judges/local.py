@@ -207,9 +207,8 @@ class LocalJudge(Judge):
         """(B, K) log-probs of the words."""
         backbone, count = self.model, len(self.verdict.words)
         prompts, prompt_mask = _padded([prompt for prompt, _ in rows], backbone.device)
-        words, mask = _padded(
-            [ids for _, words in rows for ids in words], backbone.device
-        )  # (N, T)
+        every = [ids for _, words in rows for ids in words]
+        words, mask = _padded(every, backbone.device)  # (N, T)
         batch = pack(prompts, prompt_mask, words, mask, backbone.pad_token_id)
         with evaluating(backbone):
             output = backbone(batch, num_branches=count, role=self.role, logprobs=True)

@@ -87,9 +87,8 @@ class Template:
         answers = self.reads & {"first", "second", "response"}
         if self.reads - known or answers not in ({"first", "second"}, {"response"}):
             raise ConfigurationError(
-                f"The template of a judge reads {sorted(self.reads)}. It must read `first` and "
-                "`second`, or `response`, "
-                "and may read `prompt`, `words`, `criterion` and `criteria`; or take a shipped one: "
+                f"The template of a judge reads {sorted(self.reads)}. It must read `first` and `second`, or "
+                "`response`, and may read `prompt`, `words`, `criterion` and `criteria`; or take a shipped one: "
                 + ", ".join(SHIPPED)
             )
 

@@ -45,7 +45,11 @@ class Verdict:
         check_option(spelled, self, "words", dict(self.words), "words, without blanks around them")
         check_option(len(worth) > 1, self, "words", dict(self.words), "two words worth something")
         allowed = "a regular expression with one group, the word"
-        check_option(_finds_a_word(self.pattern), self, "pattern", self.pattern, allowed)
+        try:
+            groups = 1 if self.pattern is None else re.compile(self.pattern).groups
+        except re.error:
+            groups = 0
+        check_option(groups == 1, self, "pattern", self.pattern, allowed)
 
     def value(self, probs: Mapping[str, float]) -> float | None:
         """The expected worth; None where more than half of the probability abstains.
@@ -92,10 +96,3 @@ class Verdict:
 
 def _any_of(texts: Iterable[str]) -> str:
     return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
-
-
-def _finds_a_word(pattern: str | None) -> bool:
-    try:
-        return pattern is None or re.compile(pattern).groups == 1
-    except re.error:
-        return False

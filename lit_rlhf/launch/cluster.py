@@ -45,8 +45,7 @@ def launch(
         word.partition("=")[0] in ("--trainer.devices", "--trainer.num_nodes") for word in words
     ):
         raise ConfigurationError(
-            "Ray decides where workers run: leave out --trainer.devices and --trainer.num_nodes, "
-            "and say --workers."
+            "Ray decides where workers run: leave out --trainer.devices and --trainer.num_nodes, and say --workers."
         )
     if command == "fit" and not any(word.partition("=")[0] == "--ckpt_path" for word in words):
         words = [*words, "--ckpt_path", "last"]

@@ -28,9 +28,12 @@ from lit_rlhf.models.fingerprint import weights_fingerprint as weights_fingerpri
 from lit_rlhf.models.lm_head import Comparison as Comparison, ScalarHead as ScalarHead
 from lit_rlhf.models.reward_models import load_reward_model as load_reward_model
 from lit_rlhf.models.sharding import (
+    agreed as agreed,
     divide as divide,
     evaluating as evaluating,
     gathered as gathered,
+    in_step as in_step,
+    is_sharded as is_sharded,
     shard as shard,
 )
 from lit_rlhf.models.specs import LoraSpec as LoraSpec, ModelSpec as ModelSpec

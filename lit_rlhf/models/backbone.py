@@ -18,7 +18,7 @@ from lit_rlhf.models.branched import BranchRunner, BranchStates, Costs, spread
 from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.checks import check_decoder
 from lit_rlhf.models.kernels import use_kernels
-from lit_rlhf.models.kernels.attention import Apart, apart, current_parts
+from lit_rlhf.models.kernels.attention import apart, current_parts
 from lit_rlhf.models.lm_head import Comparison, LMHead, ScalarHead
 from lit_rlhf.models.loading import (
     DTYPES,
@@ -32,7 +32,7 @@ from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.tokenizers import completion_end_ids, pad_token_id
-from lit_rlhf.types import BranchedBatch, BranchOutput
+from lit_rlhf.types import ATTRIBUTE, GATE, BranchedBatch, BranchOutput
 
 ROLES = ("policy", "reference", "reward", "value")
 
@@ -71,9 +71,8 @@ class Backbone(nn.Module):
         super().__init__()
         if lm_head and model.base_model is model:
             raise ConfigurationError(
-                f"transformers gives {type(model).__name__} no trunk of its own (base_model), from "
-                "which states would be "
-                "taken for the LM head. It can't act as a policy."
+                f"transformers gives {type(model).__name__} no trunk of its own (base_model), from which states would "
+                "be taken for the LM head. It can't act as a policy."
             )
         prepare_modules(model)
         if spec.kernels == "auto":
@@ -317,7 +316,8 @@ class Backbone(nn.Module):
             logprobs: Log-probs of the branches' tokens; only their positions go through the LM head.
             entropy: Entropy of the next-token distribution at each of them.
             values: Name of the head to apply at the state before each token.
-            scores: Name of the head to apply at each branch's last token; of several, scores are (N, heads).
+            scores: Name of the head to apply at each branch's last token; of several, scores are (N, heads). Where
+                heads are gated (`types.GATE`), "reward" is what they make together.
             temperature: Divides the logits.
             entropy_grad: Whether the entropy carries a gradient.
             collision: Log of the chance that two draws from that distribution agree, without gradient.
@@ -408,20 +408,31 @@ class Backbone(nn.Module):
         self,
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         # Backward runs when another role may be on, or none: recompute under the one of the forward.
-        return nullcontext(), self._as_now(self._adapters.active, current_parts())
+        role, parts = self._adapters.active, current_parts()
 
-    @contextmanager
-    def _as_now(self, role: str | None, parts: Apart) -> Iterator[None]:
-        with self._adapters.use(role), apart(parts):
-            yield
+        @contextmanager
+        def as_now() -> Iterator[None]:
+            with self._adapters.use(role), apart(parts):
+                yield
+
+        return nullcontext(), as_now()
 
     def _scores(self, states: BranchStates, heads: str | Sequence[str]) -> Tensor:
         if not isinstance(heads, str):
             return torch.stack([self._scores(states, head) for head in heads], -1)
+        if heads == "reward" and heads not in self.heads and (gates := self._gates()):
+            parts = [gate.replace(GATE, ATTRIBUTE) for gate in gates]
+            weights = self._scores(states, gates).softmax(-1)
+            return (weights * self._scores(states, parts)).sum(-1)
         skipped = self.score_skip_ids.get(heads)
         positions = states.last if skipped is None else states.before(skipped)
+        if heads.startswith(GATE):
+            positions = states.source[:, 0]  # where the prompt ends
         scores: Tensor = self.head(heads)(states.hidden[positions])
         return scores
+
+    def _gates(self) -> list[str]:
+        return [name for name in self.heads if name.startswith(GATE)]
 
     def _require_lm_head(self) -> LMHead:
         if self._lm_head is None:

@@ -55,9 +55,8 @@ class BranchStates(NamedTuple):
     def before(self, token_id: int) -> Tensor:
         """(N,) index of the state at each branch's last token other than `token_id`, else at the prompt's last."""
         steps = torch.arange(self.mask.shape[1], device=self.mask.device)
-        length = ((self.mask & (self.tokens != token_id)) * (steps + 1)).amax(
-            -1
-        )  # up to that token
+        # Up to that token.
+        length = ((self.mask & (self.tokens != token_id)) * (steps + 1)).amax(-1)
         inner = self.source.gather(1, length.clamp_max(len(steps) - 1)[:, None]).squeeze(1)
         return torch.where(length == self.mask.sum(-1), self.last, inner)
 
@@ -249,7 +248,11 @@ class BranchRunner:
             dtype = next(p.dtype for p in self.trunk.parameters() if p.is_floating_point())
             least = torch.finfo(dtype).min
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, least)
-        with apart(self._apart(branch_ids, layout)):
+        parts: Apart = None
+        if self.splits and not branch_ids.is_meta:
+            divide = branch_segments if self.is_flash() else branch_parts
+            parts = divide(branch_ids, layout)
+        with apart(parts):
             output = self.trunk(
                 input_ids=batch["input_ids"],
                 attention_mask=mask,
@@ -266,13 +269,6 @@ class BranchRunner:
         mixed = kind in ("cuda", "meta") and torch.is_autocast_enabled(under)
         dtype = torch.get_autocast_dtype(under) if mixed else weight.dtype
         return self.splits and flash_branches.serves(weight.device, dtype, self.head_width)
-
-    def _apart(self, branch_ids: Tensor, layout: BranchLayout) -> Apart:
-        if not self.splits or branch_ids.is_meta:
-            return None
-        if self.is_flash():
-            return branch_segments(branch_ids, layout)
-        return branch_parts(branch_ids, layout)
 
     def expanded(
         self, batch: BranchedBatch, layout: BranchLayout, num_branches: int

@@ -14,6 +14,7 @@ from lit_rlhf.models.adapters import read_adapter
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
+from lit_rlhf.types import GATE
 
 _PREFIX = "backbone."
 _ADAPTER = re.compile(r"\.lora_A\.(\w+)\.weight$")
@@ -38,7 +39,10 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
     }
     roles = sorted({match[1] for key in state if (match := _ADAPTER.search(key))})
     heads = sorted(key.split(".")[1] for key in state if key.startswith("heads."))
-    rewards = [name for name in heads if name == "reward" or name.startswith("member_")]
+    parts = checkpoint["lit_rlhf"]["state"].get("reward_parts", {})
+    rewards = [
+        name for name in heads if name in ("reward", *parts) or name.startswith((GATE, "member_"))
+    ]
     backbone = Backbone.load(
         replace(spec, **overrides),
         lm_head="policy" in roles or not rewards,
@@ -51,6 +55,11 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
         if head not in backbone.heads:
             backbone.add_head(head, trainable=False)
     _load(backbone, state, path)
+    if parts:
+        weights = [
+            part * backbone.heads[name].get_parameter("weight") for name, part in parts.items()
+        ]
+        backbone.add_head("reward", state={"weight": torch.stack(weights).sum(0)}, trainable=False)
     backbone.prompts = recorded_prompts(checkpoint["lit_rlhf"])
     ours = checkpoint["lit_rlhf"]["state"]
     backbone.score_mean, backbone.score_std = (

@@ -48,9 +48,8 @@ def check_decoder(model: PreTrainedModel, runner: BranchRunner, lm_head: LMHead 
     first = rows.hidden[rows.source[:, 0]]  # (4, h): the prompts' last states, for each branch
     if not close(first[::2], first[1::2], dtype):
         raise ConfigurationError(
-            f"{name} gives a prompt other states before one answer than before another: it sees "
-            "later tokens, so it is no "
-            "causal decoder as it is configured (is_decoder)."
+            f"{name} gives a prompt other states before one answer than before another: it sees later tokens, so it is "
+            "no causal decoder as it is configured (is_decoder)."
         )
     if lm_head is not None:
         _check_logits(model, lm_head, batch, rows.hidden, dtype)

@@ -66,7 +66,12 @@ def load_model(
         if spec.name is None
         else pretrained(AutoModelForCausalLM if lm_head else AutoModel, spec.name, spec, config)
     )
-    _check_vocabulary(model, tokenizer, spec)
+    rows, tokens = len(embeddings(model)), len(tokenizer)
+    if tokens > rows:
+        raise ConfigurationError(
+            f"The tokenizer {spec.tokenizer or spec.name!r} has {tokens} tokens, but the model embeds only {rows}. Use "
+            "the model's own tokenizer, or resize its embeddings and save it anew."
+        )
     return model, tokenizer
 
 
@@ -280,17 +285,6 @@ def _from_config(auto_class: Any, spec: ModelSpec, config: PretrainedConfig) -> 
         attn_implementation=attention_to_load(config, spec.attention),
     )
     return model
-
-
-def _check_vocabulary(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: ModelSpec
-) -> None:
-    rows, tokens = embeddings(model).shape[0], len(tokenizer)
-    if tokens > rows:
-        raise ConfigurationError(
-            f"The tokenizer {spec.tokenizer or spec.name!r} has {tokens} tokens, but the model embeds only {rows}. Use "
-            "the model's own tokenizer, or resize its embeddings and save it anew."
-        )
 
 
 def recompute_layers(decoder: nn.Module, contexts: Contexts, *, draws: bool) -> None:

@@ -45,9 +45,8 @@ def resolve_dtype(option: DTypeOption) -> DTypeName:
     if option == "bfloat16" and not fast:
         _say(
             _log.warning,
-            f"dtype: bfloat16 is emulated here, for {device} has no instructions for it: steps may "
-            "take a hundred times "
-            "as long as in float32. Set dtype: float32, or auto.",
+            f"dtype: bfloat16 is emulated here, for {device} has no instructions for it: steps may take a hundred "
+            "times as long as in float32. Set dtype: float32, or auto.",
         )
     return option
 

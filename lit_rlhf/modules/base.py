@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.internals.lightning import precision_of, save_before_peek
+from lit_rlhf.internals.lightning import loss_scaler, save_before_peek
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
 from lit_rlhf.modules.means import TINY, StepMean
@@ -40,6 +40,7 @@ from lit_rlhf.modules.steps import (
     Steps,
     gradient_norm,
     gradients,
+    learning_rate,
     split_by_decay,
     undecayed_names,
 )
@@ -221,6 +222,9 @@ class RLHFModule(LightningModule):
         """Groups for the optimizer; each has `params` and `name`. Only trainable parameters, in a fixed order."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "name": "model"}]
 
+    def check_export(self) -> None:
+        """Refuse what can't be written for other tools: asked before training, where an export is to end it."""
+
     def configure_optimizers(self) -> Any:
         """One optimizer over `parameter_groups`, with a schedule in optimizer steps where one is given."""
         optimizer, scheduler = self._make_optimizer_and_schedule()
@@ -281,7 +285,7 @@ class RLHFModule(LightningModule):
         Not with a loss scale: a fused step unscales by itself, and Lightning then refuses `gradient_clip_val`.
         """
         on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-        return True if on_gpu and self.loss_scaler() is None else None
+        return True if on_gpu and loss_scaler(self) is None else None
 
     def log_held_out_loss(self, stage: str, numerator: Tensor, denominator: Tensor) -> None:
         """Log `val/loss` or `test/loss` of a batch, so that the epoch's is one quotient over all batches and ranks."""
@@ -300,32 +304,16 @@ class RLHFModule(LightningModule):
         norm = gradient_norm(parameters)
         if isinstance(self.trainer.strategy, FSDPStrategy):  # each process has a part
             norm = sum_over_ranks(norm.square()).sqrt()
-        scale = self.loss_scale()
-        if getattr(
-            optimizer, "_step_supports_amp_scaling", False
-        ):  # fused ones unscale in their step
-            norm = norm / scale
-        if not self.guard.passes(norm, shrinking=scale > 1) and self.loss_scaler() is None:
-            optimizer.zero_grad(
-                set_to_none=True
-            )  # what has no gradient doesn't move; a scaler skips by itself
+        scaler = loss_scaler(self)
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm = norm / scale  # fused ones unscale in their step
+        if not self.guard.passes(norm, shrinking=scale > 1) and scaler is None:
+            # What has no gradient doesn't move; a scaler skips by itself.
+            optimizer.zero_grad(set_to_none=True)
         self.log("train/grad_norm", norm)
-        self.log("train/lr", self.learning_rate())
+        self.log("train/lr", learning_rate(optimizer))
         self.log("train/skipped_steps", float(self.guard.skipped))
-
-    def learning_rate(self) -> Tensor:
-        """Of the first parameter group, at this moment."""
-        optimizer: Any = self.optimizers()
-        return torch.tensor(float(optimizer.param_groups[0]["lr"]))
-
-    def loss_scaler(self) -> Any:
-        """The GradScaler of `trainer.precision: 16-mixed`; None elsewhere."""
-        return getattr(precision_of(self), "scaler", None)
-
-    def loss_scale(self) -> float:
-        """By how much losses are multiplied now."""
-        scaler = self.loss_scaler()
-        return 1.0 if scaler is None else float(scaler.get_scale())
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

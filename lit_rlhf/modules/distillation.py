@@ -1,7 +1,6 @@
 """Learning from a teacher's distributions on the student's own samples, without a reward."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.functional.masking import masked_sum
-from lit_rlhf.models import Backbone, Comparison, ModelSpec, evaluating, gathered
+from lit_rlhf.models import Backbone, Comparison, ModelSpec, evaluating
 from lit_rlhf.modules.minibatches import gather_rollout, rollout_batch
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.modules.ptx import add_text_gradient, divided_text
@@ -110,14 +109,12 @@ class DistillationPolicyModule(PolicyModule):
         return super().training_step(batch, batch_idx)
 
     def update(self, minibatch: EvaluatedRollout, batch: PromptBatch, step: int) -> float:
-        """The gradient on given answers, then that on samples, in one step; a sharded teacher is gathered once."""
-        teacher = self._teacher()[0]
-        with nullcontext() if teacher is self.backbone else gathered(teacher):
-            if self.lmbda < 1:
-                parts = divided_text(self, batch)
-                text, name = parts[step % len(parts)], "loss/given_divergence_avg"
-                add_text_gradient(self, text, self.text_loss, coef=1 - self.lmbda, name=name)
-            return super().update(minibatch, batch, step)
+        """The gradient on given answers, then that on samples, in one step."""
+        if self.lmbda < 1:
+            parts = divided_text(self, batch)
+            text, name = parts[step % len(parts)], "loss/given_divergence_avg"
+            add_text_gradient(self, text, self.text_loss, coef=1 - self.lmbda, name=name)
+        return super().update(minibatch, batch, step)
 
     def loss(self, minibatch: EvaluatedRollout) -> LossOutput:
         """The divergence (N, T) at each token."""

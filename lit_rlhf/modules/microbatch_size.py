@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -143,7 +143,9 @@ class MicrobatchSize:
             return
         if not all(parameter in optimizer.state for parameter in trained):
             return
-        free = memory.free() - sum(map(_own_bytes, trained))
+        # Gradients are as large as this process's parts of the parameters.
+        own = (each.to_local() if isinstance(each, DTensor) else each for each in trained)
+        free = memory.free() - sum(part.nbytes for part in own)
         self.chosen = min(gather_objects(fitting_tokens(free, self._per_token)))
         rank_zero_info(
             f"updates.microbatch_tokens: auto takes {self.chosen:,} padded tokens at a time from here on: one takes "
@@ -161,9 +163,3 @@ class MicrobatchSize:
     @property
     def _undecided(self) -> bool:
         return self.option == "auto" and self.chosen is None
-
-
-def _own_bytes(parameter: Tensor) -> int:
-    """Of this process's part of a parameter, and so of its gradient."""
-    own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return own.numel() * own.element_size()

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from lit_rlhf.distributed import num_ranks, stack_over_ranks
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import Backbone, gathered
+from lit_rlhf.models import Backbone, in_step
 from lit_rlhf.models.branched import pack
 from lit_rlhf.types import BranchedBatch, BranchOutput, PromptBatch, Rollout, Stage, asked
 
@@ -163,7 +163,7 @@ def by_parts(
 
     Args:
         rollout: This process's; others may have other numbers of parts.
-        weights: Whose sharded weights are gathered once for all parts.
+        weights: Through which the parts pass.
         budget: Padded tokens of one part.
         compute: From a part to (n, t).
     """
@@ -171,12 +171,12 @@ def by_parts(
     samples = torch.arange(rollout.num_samples, device=device)
     result = torch.zeros(shape, device=device)
     lengths = rollout.lengths.sum(-1)
-    with gathered(weights):
-        for share in microbatch_indices(lengths, torch.arange(rollout.num_prompts), budget):
-            chosen = share.to(device, non_blocking=True)
-            found = compute(rollout.select(share))
-            # Never less than float32, whatever autocast gives; float64 stays.
-            result = result.to(torch.promote_types(found.dtype, result.dtype))
-            rows = (chosen[:, None] * rollout.num_samples + samples).flatten()
-            result[rows, : found.shape[1]] = found.to(result.dtype)
+    shares = microbatch_indices(lengths, torch.arange(rollout.num_prompts), budget)
+    for share in in_step(weights, shares):
+        chosen = share.to(device, non_blocking=True)
+        found = compute(rollout.select(share))
+        # Never less than float32, whatever autocast gives; float64 stays.
+        result = result.to(torch.promote_types(found.dtype, result.dtype))
+        rows = (chosen[:, None] * rollout.num_samples + samples).flatten()
+        result[rows, : found.shape[1]] = found.to(result.dtype)
     return result

@@ -60,9 +60,8 @@ def require_parts(checkpoint: object, key: str, given: Iterable[str]) -> None:
     missing = [f"{name}={part}" for name, part in parts.items() if name not in set(given)]
     if missing:
         raise ConfigurationError(
-            f"{checkpoint} is of a module that was built in Python, and a checkpoint can't hold "
-            "its parts. Pass them to "
-            f"load_from_checkpoint, with the options they had: {', '.join(missing)}."
+            f"{checkpoint} is of a module that was built in Python, and a checkpoint can't hold its parts. Pass them "
+            f"to load_from_checkpoint, with the options they had: {', '.join(missing)}."
         )
 
 

@@ -15,17 +15,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
-from lit_rlhf.internals.lightning import next_batch
-from lit_rlhf.models import ModelSpec, evaluating, export_policy, gathered
+from lit_rlhf.internals.lightning import loss_scaler, next_batch
+from lit_rlhf.models import ModelSpec, evaluating, export_policy
 from lit_rlhf.models.flops import generation_flops
-from lit_rlhf.modules import collect as stages, minibatches, refusals
+from lit_rlhf.modules import collect as collecting, minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
 from lit_rlhf.modules.microbatch_size import MicrobatchSize
 from lit_rlhf.modules.minibatches import rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.steps import Updates, gradient_sync, gradients, guarded_step
+from lit_rlhf.modules.steps import Updates, gradient_sync, gradients, guarded_step, learning_rate
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -224,7 +224,7 @@ class PolicyModule(RLHFModule):
         if not self.mask_truncated:
             return rollout
         cut = rollout.scores.left_out | ~rollout.completions.finished
-        return stages.leave_out(rollout, cut, pairs=self.in_pairs)
+        return collecting.leave_out(rollout, cut, pairs=self.in_pairs)
 
     def schedule(self, rollout: EvaluatedRollout) -> Iterator[EvaluatedRollout]:
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""
@@ -262,7 +262,7 @@ class PolicyModule(RLHFModule):
                 drift.add("kl", self.drift(micro, output.logprobs), self.own_tokens(mask))
         optimizer: Any = self.optimizers()
         trained = gradients(optimizer)
-        stats.add_all({"lr": self.learning_rate(), "grad_norm": self.take_step()})
+        stats.add_all({"lr": learning_rate(optimizer), "grad_norm": self.take_step()})
         size.choose(trained, optimizer, self.device)
         self.means.join(stats, self.device)
         return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
@@ -275,7 +275,7 @@ class PolicyModule(RLHFModule):
     def take_step(self) -> Tensor:
         """Clip, step, move the schedule; skip a step whose gradient isn't finite. Returns the norm before clipping."""
         limit = self.updates.max_grad_norm
-        norm, taken = guarded_step(self.optimizers(), self.guard, self.loss_scaler(), limit)
+        norm, taken = guarded_step(self.optimizers(), self.guard, loss_scaler(self), limit)
         if taken and isinstance(schedule := self.lr_schedulers(), LRScheduler):
             schedule.step()
         return norm
@@ -299,7 +299,7 @@ class PolicyModule(RLHFModule):
         """Sample and score this process's completions of a training batch."""
         rollout, samples = self.sample(batch, self.sampling, "rollout", self.num_samples)
         self.count_generated(rollout.response_mask)
-        return stages.leave_out(rollout, rollout.scores.left_out, pairs=self.in_pairs), samples
+        return collecting.leave_out(rollout, rollout.scores.left_out, pairs=self.in_pairs), samples
 
     def sample(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
@@ -307,8 +307,8 @@ class PolicyModule(RLHFModule):
         """Sample and score completions of a batch of prompts; also as texts."""
         rollout, completions = self.generate(batch, sampling, purpose, num_samples)
         with self.phases("reward"), evaluating(self.backbone):
-            scores = stages.score_completions(self.reward, completions, self.iteration)
-        samples = stages.list_samples(completions, scores, self.iteration)
+            scores = collecting.score_completions(self.reward, completions, self.iteration)
+        samples = collecting.list_samples(completions, scores, self.iteration)
         return rollout.to_stage(ScoredRollout, scores=scores), samples
 
     def generate(
@@ -317,13 +317,15 @@ class PolicyModule(RLHFModule):
         """Completions of a batch of prompts as the engine gives them, and as rewards see them."""
         prompts = Prompts.of(batch)
         self.engine.check(self.backbone)
-        with self.phases("rollout"), gathered(self.backbone):
+        with self.phases("rollout"):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
             if purpose == "rollout":
                 self.look_ahead()
         flops = generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
         self.phases.add_flops("rollout", flops)
-        completions = stages.read_completions(self.backbone.tokenizer, prompts, generation, batch)
+        completions = collecting.read_completions(
+            self.backbone.tokenizer, prompts, generation, batch
+        )
         return Rollout(prompts, self.engine.stamp(generation, self.iteration)), completions
 
     def sample_tokens(
@@ -338,7 +340,7 @@ class PolicyModule(RLHFModule):
         if isinstance(self.engine, Ahead) and (batch := self.next_prompts()) is not None:
             when: dict[str, Any] = {"seed": self.seed, "iteration": self.iteration + 1}
             count = self.num_samples
-            request = stages.rollout_request(batch, self.sampling, "rollout", count, **when)
+            request = collecting.rollout_request(batch, self.sampling, "rollout", count, **when)
             self.engine.look_ahead(self.backbone, request, self.iteration)
 
     def next_prompts(self) -> PromptBatch | None:
@@ -357,7 +359,7 @@ class PolicyModule(RLHFModule):
         """What an engine is asked for in this iteration."""
         when: dict[str, Any] = {"seed": self.seed, "iteration": self.iteration}
         when["values"] = self.sampled_values
-        return stages.rollout_request(batch, sampling, purpose, num_samples, **when)
+        return collecting.rollout_request(batch, sampling, purpose, num_samples, **when)
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
         """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
@@ -460,7 +462,7 @@ class PolicyModule(RLHFModule):
         """Iteration, KL coefficient, size of microbatches, and what the engine has sampled ahead."""
         state: dict[str, Any] = {"iteration": self.iteration, "kl": self.kl.state_dict()}
         state["microbatch_size"] = self.microbatch_size.state_dict()
-        return state | {"engine": stages.engine_state(self.engine, self._trainer)}
+        return state | {"engine": collecting.engine_state(self.engine, self._trainer)}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""

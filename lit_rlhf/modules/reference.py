@@ -80,9 +80,8 @@ class Reference(nn.Module):
         """
         if built and not self.moves:
             raise ConfigurationError(
-                "The model was built without a reference of its own. Give MovingReference to the "
-                "Trainer that trains it "
-                "first."
+                "The model was built without a reference of its own. Give MovingReference to the Trainer that trains "
+                "it first."
             )
         if alpha < 1 and spec.lora is None and spec.adapter is None and spec.dtype != "float32":
             raise ConfigurationError(

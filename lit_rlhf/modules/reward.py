@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lit_rlhf.distributed import sum_over_ranks
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import at_step_ends
 from lit_rlhf.metrics import (
     CalibrationError,
@@ -82,9 +83,8 @@ class RewardModelModule(RLHFModule):
         self.score_mean, self.score_std = 0.0, 1.0
         self.metrics = _Metrics()
         self._unchecked = False
-        self._train_right = torch.zeros(
-            2
-        )  # sum of agreement and number of pairs since the last validation
+        # Sum of agreement and number of pairs since the last validation.
+        self._train_right = torch.zeros(2)
 
     def configure_roles(self) -> None:
         """Train the adapter `reward` where a LoRA is given, else the model; always with a scalar head."""
@@ -161,8 +161,17 @@ class RewardModelModule(RLHFModule):
         scores, _ = self.scores(batch)
         return {"scores": self.objective.reward(scores)}
 
+    def check_export(self) -> None:
+        """Refuse a reward that is no linear head."""
+        if self.objective.exported is None:
+            raise ConfigurationError(
+                f"The reward of {type(self.objective).__name__} is more than a linear head, which is all that other "
+                "tools read. Leave ExportModel out, and give ModelReward and evaluate-reward the checkpoint."
+            )
+
     def export(self, path: Path, merge: bool = True) -> None:
         """Write the reward model for other tools; see `models.export_reward`. `loss.exported` says what of it."""
+        self.check_export()
         export_reward(
             self.backbone,
             path,
@@ -171,12 +180,19 @@ class RewardModelModule(RLHFModule):
             score_std=self.score_std,
             head=self.objective.heads[0],
             weight=self.objective.exported_weight(self._head_weights()),
-            note=self.objective.exported,
+            note=self.objective.exported or "",
         )
 
     def extra_state(self) -> dict[str, Any]:
-        """Mean and standard deviation of the scores seen in the last validation."""
-        return {"score_mean": self.score_mean, "score_std": self.score_std}
+        """Mean and deviation of the scores seen in the last validation; what part of the reward each head is."""
+        state: dict[str, Any] = {"score_mean": self.score_mean, "score_std": self.score_std}
+        heads = self.objective.heads
+        if "reward" not in heads and self.objective.exported is not None:
+            parts = self.objective.exported_weight(
+                torch.eye(len(heads))
+            )  # it is linear in the heads
+            state["reward_parts"] = dict(zip(heads, parts.tolist(), strict=True))
+        return state
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore the score statistics."""

@@ -46,15 +46,13 @@ def require_trained_heads(
             if not weight.requires_grad:
                 raise ConfigurationError(
                     f"The score head {name!r} is frozen (requires_grad is False), so scores would stay what its "
-                    "initial "
-                    "weights make of the states. Leave it trainable: backbone.add_head(..., trainable=True); in an "
-                    "adapter of peft, name it in modules_to_save."
+                    "initial weights make of the states. Leave it trainable: backbone.add_head(..., trainable=True); "
+                    "in an adapter of peft, name it in modules_to_save."
                 )
             if whole and id(weight) not in optimized:
                 raise ConfigurationError(
-                    f"The score head {name!r} is in no optimizer, so it would stay as it is. Let "
-                    "parameter_groups() of the "
-                    "module return its weights too."
+                    f"The score head {name!r} is in no optimizer, so it would stay as it is. Let parameter_groups() of "
+                    "the module return its weights too."
                 )
 
 
@@ -78,8 +76,7 @@ def warn_of_learning_rate(optimizers: Sequence[Optimizer], width: int, *, lora: 
                 what = "nothing" if peak < low else "nothing but noise"
                 rank_zero_warn(
                     f"The learning rate {peak:g} is out of the range {low:g} to {high:g}: with it a reward model "
-                    "learns "
-                    f"{what}. Set model.init_args.optimizer.init_args.lr; {usual} is usual "
+                    f"learns {what}. Set model.init_args.optimizer.init_args.lr; {usual} is usual "
                     f"{'for LoRA' if lora else 'where all weights are trained'}."
                 )
 
@@ -114,15 +111,13 @@ def _check_identical(batch: BranchedBatch) -> None:
     )
     if same == len(ids):
         raise DataError(
-            f"Chosen and rejected are the same tokens in all {same} pairs of the first batch, so there is nothing "
-            "to learn. "
-            "Are both read from one column, or cut before they differ (max_completion_length)?"
+            f"Chosen and rejected are the same tokens in all {same} pairs of the first batch, so there is nothing to "
+            "learn. Are both read from one column, or cut before they differ (max_completion_length)?"
         )
     if same:
         rank_zero_warn(
-            f"Chosen and rejected are the same tokens in {same} of {len(ids)} pairs of the first batch: these "
-            "teach nothing. "
-            "Leave identical pairs out; the DataModules of lit_rlhf do, and count them."
+            f"Chosen and rejected are the same tokens in {same} of {len(ids)} pairs of the first batch: these teach "
+            "nothing. Leave identical pairs out; the DataModules of lit_rlhf do, and count them."
         )
 
 
@@ -134,10 +129,8 @@ def _check_labels(columns: Mapping[str, Any]) -> None:
             if below > share * len(values):
                 rank_zero_warn(
                     f"The labels look swapped: {name} is below {level:g} in {below} of {len(values)} pairs of the "
-                    "first batch, "
-                    "which says that the rejected answer is the better one. Swap the options chosen and rejected "
-                    "of the "
-                    "data's format."
+                    "first batch, which says that the rejected answer is the better one. Swap the options chosen and "
+                    "rejected of the data's format."
                 )
 
 
@@ -151,11 +144,10 @@ def _check_ends(backbone: Backbone, batch: BranchedBatch) -> None:
     if 2 * missing >= len(last):
         names = ", ".join(repr(str(backbone.tokenizer.decode([i]))) for i in backbone.eos_token_ids)
         rank_zero_warn(
-            f"{missing} of {len(last)} answers of the first batch have no end token ({names}) at their end. The "
-            "score is read "
-            "there, and answers of a policy end in one, so it would learn of another place than it is asked "
-            "about. Let EOS "
-            "end each answer; where max_completion_length cuts most of them, raise it or set too_long: drop."
+            f"{missing} of {len(last)} answers of the first batch have no end token ({names}) at their end. The score "
+            "is read there, and answers of a policy end in one, so it would learn of another place than it is asked "
+            "about. Let EOS end each answer; where max_completion_length cuts most of them, raise it or set too_long: "
+            "drop."
         )
 
 
@@ -169,11 +161,9 @@ def _check_padding(backbone: Backbone, columns: Mapping[str, Any], scores: Scori
     size = min(beside.shape[1], own.shape[1])
     if not close(own[:, :size].float(), beside[:, :size].float(), _arithmetic(backbone)):
         raise ConfigurationError(
-            f"A row scores {_told(own)} alone and {_told(beside)} beside a longer one: the score is read from "
-            "padding, not "
-            "from the answer's last token. Find that token by the mask (branch_ids), never by position -1 or by "
-            "the pad "
-            "token's id, which may be EOS."
+            f"A row scores {_told(own)} alone and {_told(beside)} beside a longer one: the score is read from padding, "
+            "not from the answer's last token. Find that token by the mask (branch_ids), never by position -1 or by "
+            "the pad token's id, which may be EOS."
         )
 
 
@@ -217,8 +207,6 @@ def warn_of_opposite(train: tuple[float, int], held_out: tuple[float, int]) -> N
     ):
         rank_zero_warn(
             f"The labels look swapped between training and validation data: the model orders {train[0]:.0%} of "
-            f"{train[1]} "
-            f"training pairs as they say, and {held_out[0]:.0%} of {held_out[1]} validation pairs. Look at a row "
-            "of each: "
-            "lit-rlhf data show FILE."
+            f"{train[1]} training pairs as they say, and {held_out[0]:.0%} of {held_out[1]} validation pairs. Look at "
+            "a row of each: lit-rlhf data show FILE."
         )

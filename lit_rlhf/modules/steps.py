@@ -142,6 +142,11 @@ def gradients(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
+def learning_rate(optimizer: Any) -> Tensor:
+    """Of the first group of an optimizer, at this moment."""
+    return torch.tensor(float(optimizer.param_groups[0]["lr"]))
+
+
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The norm of all gradients together; under FSDP2 that of all processes."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -171,9 +176,7 @@ def guarded_step(
     """
     parameters = gradients(optimizer)
     scale = 1.0 if scaler is None else float(scaler.get_scale())
-    raw = gradient_norm(
-        parameters
-    )  # under a scaler of scaled gradients, which its step scales back
+    raw = gradient_norm(parameters)  # of scaled gradients under a scaler, whose step scales back
     finite = guard.passes(raw, shrinking=scale > 1)
     if finite and max_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm * scale, raw)

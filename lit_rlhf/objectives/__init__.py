@@ -129,6 +129,10 @@ from lit_rlhf.objectives.reward import (
     RewardLossSum as RewardLossSum,
     ScaledBradleyTerry as ScaledBradleyTerry,
 )
+from lit_rlhf.objectives.reward_attributes import (
+    Attributes as Attributes,
+    GatedAttributes as GatedAttributes,
+)
 from lit_rlhf.objectives.reward_heads import (
     GaussianRegression as GaussianRegression,
     HeadEnsemble as HeadEnsemble,

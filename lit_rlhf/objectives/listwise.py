@@ -180,9 +180,9 @@ class PRO(ListwiseLoss):
 
     def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
         """See the class."""
-        order = scores.masked_fill(~mask, -torch.inf).argsort(
-            dim=-1, descending=True, stable=True
-        )  # best first, missing last
+        # Best first, missing last.
+        known = scores.masked_fill(~mask, -torch.inf)
+        order = known.argsort(dim=-1, descending=True, stable=True)
         exists = mask.gather(-1, order)
         p, r = (
             torch.where(exists, values.gather(-1, order), 0.0)

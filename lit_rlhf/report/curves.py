@@ -207,19 +207,15 @@ def _plots(groups: Sequence[Group], name: str, keys: Sequence[str]) -> list[Plot
             (title, [(key, g.name, g) for g in groups])
             for title, key in zip(titles, keys, strict=True)
         ]
+    told = [text for key, text in _MEANING.items() if name.endswith(key)]
+    if any(len(group.runs) > 1 for group in groups):
+        told.append("Of several seeds: the mean, with a band from least to greatest.")
     plots = []
     for title, parts in drawn:
         series = [one for key, label, group in parts if (one := group.series(key, label))]
         if len({y for one in series for y in one.y if y is not None}) > 1:
-            plots.append(line_plot(title, series, caption=_caption(groups, name)))
+            plots.append(line_plot(title, series, caption=" ".join(told)))
     return plots
-
-
-def _caption(groups: Sequence[Group], name: str) -> str:
-    told = [text for key, text in _MEANING.items() if name.endswith(key)]
-    if any(len(group.runs) > 1 for group in groups):
-        told.append("Of several seeds: the mean, with a band from least to greatest.")
-    return " ".join(told)
 
 
 def _curve(run: Run, metric: str) -> Curve:

@@ -188,9 +188,8 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
         if one.ties > 0.01:
             notes.append(
                 Note(
-                    f"{who}{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong. Does "
-                    "it read the "
-                    "answers, and to their end?",
+                    f"{who}{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong. Does it "
+                    "read the answers, and to their end?",
                     bad=one.ties > 0.1,
                 )
             )
@@ -213,17 +212,24 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
 def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> Section:
     first, second = (one.model for one in evaluations)
     better = second if found.second_only > found.first_only else first
-    verdict = (
-        f"{better} is better: the difference is beyond chance."
-        if found.p_value < 0.05
-        else "The difference could be chance."
+    top = (
+        ""
+        if all(len(one.scores) == 2 for one in evaluations[0].scored)
+        else ", of the answer at the top"
     )
+    if found.p_value < 0.05:
+        verdict = f"{better} is better: the difference is beyond chance."
+    elif found.accuracy.low > 0 or found.accuracy.high < 0:
+        which = f"McNemar's test{top and top + ','}"
+        verdict = f"The interval of accuracy puts the difference beyond chance, {which} doesn't."
+    else:
+        verdict = "The difference could be chance."
     numbers: list[tuple[Cell, str]] = [
         (
             f"{100 * found.accuracy.value:+.1f} points",
             f"accuracy of the second less that of the first{span(found.accuracy, signed=True)}",
         ),
-        (f"{found.p_value:.2g}", "p-value of McNemar's exact test"),
+        (f"{found.p_value:.2g}", f"p-value of McNemar's exact test{top}"),
         (
             f"{found.margin.value:+.2f}",
             f"difference of margins, in their standard deviations{span(found.margin, signed=True, scale=1)}",

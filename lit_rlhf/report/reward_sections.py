@@ -82,9 +82,8 @@ def raters(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         ["the majority of raters", percent(first.ceiling.best)],
     ]
     text = (
-        "How often each agrees with a rater drawn at random. No model can do better than the majority; one that "
-        "agrees more "
-        "than another rater does is as good as a person, on data like these."
+        "How often each agrees with a rater drawn at random. No model can do better than the majority; one that agrees "
+        "more than another rater does is as good as a person, on data like these."
     )
     return Section("Beside the raters", [Table(["who", "agreement"], rows)], text)
 
@@ -158,11 +157,9 @@ def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         [name, each.error, each.brier, each.temperature, each.error_divided] for name, each in found
     ]
     text = (
-        "Whether a margin means what it says: the sigmoid of a difference of scores, as a probability that "
-        "raters prefer the "
-        "answer. Margins divided by the best temperature fit the raters best; above 1 the model is too sure. It "
-        "means little "
-        "for a model that was not trained on comparisons."
+        "Whether a margin means what it says: the sigmoid of a difference of scores, as a probability that raters "
+        "prefer the answer. Margins divided by the best temperature fit the raters best; above 1 the model is too "
+        "sure. It means little for a model that was not trained on comparisons."
     )
     return Section("Calibration", [Figures([plot]), Table(columns, rows)], text)
 
@@ -211,9 +208,8 @@ def biases(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         if one.position is not None
     ]
     text = (
-        "Of the pairs in which one answer has more of something: how often raters and the model prefer that one. "
-        "The two "
-        "accuracies lie apart where the model goes by it."
+        "Of the pairs in which one answer has more of something: how often raters and the model prefer that one. The "
+        "two accuracies lie apart where the model goes by it."
     )
     return Section("Biases", blocks, text)
 
@@ -238,9 +234,8 @@ def best_of(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         caption="The mean over all ways to draw n of a prompt's answers; the band is the 95 % interval over prompts.",
     )
     text = (
-        "What is gained by taking the best-scored of several answers, in the raters' own scores. A curve that "
-        "bends down is "
-        "over-optimization: the highest scores go to worse answers."
+        "What is gained by taking the best-scored of several answers, in the raters' own scores. A curve that bends "
+        "down is over-optimization: the highest scores go to worse answers."
     )
     return Section("Choosing among answers", [Figures([plot])], text)
 
@@ -263,9 +258,8 @@ def doubts(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     plot = interval_plot("Accuracy by disagreement", bars, x="share that is right")
     columns = ["", "members", "standard deviation of a margin", "AUROC of wrong by disagreement"]
     text = (
-        "How far the members of an ensemble disagree, a quarter of the comparisons each, from the least to the "
-        "most. Where "
-        "accuracy doesn't fall, their disagreement says nothing: an AUROC of 0.5."
+        "How far the members of an ensemble disagree, a quarter of the comparisons each, from the least to the most. "
+        "Where accuracy doesn't fall, their disagreement says nothing: an AUROC of 0.5."
     )
     return Section("Doubt", [Figures([plot]), Table(columns, told)], text)
 
@@ -284,11 +278,9 @@ def robustness(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     plot = interval_plot("Verdicts that turn", bars, x="share of comparisons", level=0.0)
     columns = ["change", "comparisons", "verdicts that turn", "shift, in standard deviations"]
     text = (
-        "Answers are changed in ways that say nothing, and scored again: how often another answer is then at the "
-        "top. The "
-        "changes are made in all answers of a prompt, but for the one that names its answer. Answers in the "
-        "other order must "
-        "turn nothing."
+        "Answers are changed in ways that say nothing, and scored again: how often another answer is then at the top. "
+        "The changes are made in all answers of a prompt, but for the one that names its answer. Answers in the other "
+        "order must turn nothing."
     )
     return Section("Robustness", [Figures([plot]), Table(columns, rows)], text)
 

@@ -39,19 +39,24 @@ class Plot:
     values: Any = field(default=None, repr=False)
 
 
+_SHORT = 14  # characters of a name of which two fit beside each other in a narrow plot
+
+
 def looks(names: Sequence[str], *, dash: bool) -> dict[str, Any]:
     """Colour, and dash or mark, by series."""
     domain, count = list(names), range(len(names))
     scale = {"domain": domain, "range": [COLORS[i % len(COLORS)] for i in count]}
-    legend = {} if len(names) > 1 else {"legend": None}
     color: dict[str, Any] = {
         "field": "s",
         "type": "nominal",
         "title": None,
         "scale": scale,
-    } | legend
-    if dash and len(names) > 1:
-        color["legend"] = {"symbolType": "stroke", "symbolOpacity": 1}
+        "legend": None,
+    }
+    if len(names) > 1:
+        stroke = {"symbolType": "stroke", "symbolOpacity": 1} if dash else {}
+        one_below_another = {"columns": 1} if max(map(len, names)) > _SHORT else {}
+        color["legend"] = stroke | one_below_another
     channel, own = ("strokeDash", _DASHES) if dash else ("shape", _SHAPES)
     marks = [own[i % len(own)] for i in count]
     return {"color": color, channel: {**color, "scale": {"domain": domain, "range": marks}}}

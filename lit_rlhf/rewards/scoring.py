@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.models import Backbone, evaluating, gathered
+from lit_rlhf.models import Backbone, evaluating, in_step
 from lit_rlhf.models.branched import pack
 from lit_rlhf.rewards.retokenize import TokenRows
 
@@ -35,9 +35,8 @@ def score_rows(
     count, samples = lengths.shape
     scores = torch.empty(count, samples, device=rows.tokens.device)
     totals = prompt_lengths + lengths.sum(-1)
-    # Processes may have different numbers of batches, so sharded weights are gathered once, not in each forward.
-    with gathered(backbone), evaluating(backbone):
-        for part in _batches(totals, batch_tokens):
+    with evaluating(backbone):
+        for part in in_step(backbone, list(_batches(totals, batch_tokens))):
             width, longest = int(prompt_lengths[part].max()), int(lengths[part].max())
             prompts = rows.prompt_ids[part, :width], rows.prompt_mask[part, :width]
             tokens, taken = (

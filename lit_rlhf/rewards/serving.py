@@ -117,9 +117,8 @@ class RewardService:
         given = entry.get(column)
         if len(prompts) != 1 or not isinstance(given, list) or not given:
             raise DataError(
-                f"{where} needs either prompt or messages, with completions, or prompt_ids, with "
-                "completion_ids, and at "
-                "least one completion."
+                f"{where} needs either prompt or messages, with completions, or prompt_ids, with completion_ids, and "
+                "at least one completion."
             )
         unknown = sorted(set(entry) - {*prompts, column, "finished"})
         if unknown:

@@ -18,6 +18,7 @@ from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.rewards.retokenize import same_ids
 from lit_rlhf.tokenizers import load_tokenizer
+from lit_rlhf.types import GATE
 
 _ADAPTER_KEY = ".lora_A.reward.weight"
 _PREFIX, _HEADS = "backbone.model.", "backbone.heads."
@@ -64,13 +65,17 @@ class TrainedReward:
                 if key.startswith(_HEADS)
             ]
             members = [name for name in found if name.startswith("member_")] if ensemble else []
-            heads = ("reward",) if "reward" in found else tuple(members)
+            one = "reward" in found
+            made = "reward_parts" in checkpoint["lit_rlhf"]["state"]  # of several heads
+            gated = any(name.startswith(GATE) for name in found)
+            heads = tuple(members) or (("reward",) if one or made or gated else ())
             if not heads:
                 raise CheckpointError(
                     f"The checkpoint {path!r} of a {checkpoint['lit_rlhf'].get('class')} holds no reward model (no "
                     "head 'reward'). Give one of RewardModelModule."
                 )
-            is_adapter = any(key.endswith(_ADAPTER_KEY) for key in checkpoint["state_dict"])
+            adapted = any(key.endswith(_ADAPTER_KEY) for key in checkpoint["state_dict"])
+            is_adapter = adapted and one  # an adapter of peft's has one head
             named = base or _spec(checkpoint, path).get("name")
             return cls(path, named, checkpoint, is_adapter, heads)
         config = Path(path) / "adapter_config.json"

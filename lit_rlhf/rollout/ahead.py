@@ -121,7 +121,13 @@ class Ahead(RolloutEngine):
 
     def state_dict(self) -> dict[str, Any]:
         """What each process has sampled ahead, waited for; all must ask. Empty where none has."""
-        parts = gather_objects(self._finished())
+        drawn, part = self._drawn, None
+        # What failed is said at the next iteration, and sampled anew by a run that is resumed.
+        if drawn is not None and not isinstance(drawn.completions.exception(), LitRLHFError):
+            fields = vars(drawn.completions.result())
+            known = {name: value.cpu() for name, value in fields.items() if value is not None}
+            part = {"request": drawn.request, "version": drawn.version, "generation": known}
+        parts = gather_objects(part)
         return {"ahead": parts} if all(part is not None for part in parts) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -132,15 +138,6 @@ class Ahead(RolloutEngine):
             found: Future[Generation] = Future()
             found.set_result(Generation(**part["generation"]))
             self._drawn = _Drawn(part["request"], part["version"], found)
-
-    def _finished(self) -> dict[str, Any] | None:
-        drawn = self._drawn
-        # What failed is said at the next iteration, and sampled anew by a run that is resumed.
-        if drawn is None or isinstance(drawn.completions.exception(), LitRLHFError):
-            return None
-        fields = vars(drawn.completions.result())
-        known = {name: value.cpu() for name, value in fields.items() if value is not None}
-        return {"request": drawn.request, "version": drawn.version, "generation": known}
 
 
 def _plain(request: RolloutRequest) -> dict[str, Any]:

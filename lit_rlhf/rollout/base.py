@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.models import Backbone, evaluating, gathered
+from lit_rlhf.models import Backbone, evaluating
 from lit_rlhf.models.branched import length_limit, pack
 from lit_rlhf.options import check_option
 from lit_rlhf.types import Generation, Prompts, asked
@@ -223,6 +223,6 @@ def completion_logprobs(
     """(T,) log-probs of one completion (T,) of one prompt (P,), by a training forward of that row alone."""
     ids, answer = prompt[None], tokens[None]
     batch = pack(ids, torch.ones_like(ids).bool(), answer, torch.ones_like(answer).bool())
-    with gathered(backbone), evaluating(backbone):
+    with evaluating(backbone):
         out = backbone(batch, num_branches=1, role=role, logprobs=True, temperature=temperature)
     return asked(out.logprobs)[0]

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.transformers import cache_argument, takes_attention_functions
-from lit_rlhf.models import Backbone, evaluating, gathered
+from lit_rlhf.models import Backbone, evaluating, gathered, in_step
 from lit_rlhf.models.branched import MASKABLE_LAYERS, window_of
 from lit_rlhf.options import check_option
 from lit_rlhf.rollout.base import RolloutRequest, Sampling, end_tokens
@@ -16,7 +16,7 @@ from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues
 from lit_rlhf.rollout.local import LocalEngine
 from lit_rlhf.rollout.recorded import DecodeStep
 from lit_rlhf.rollout.sampling import draw_tokens
-from lit_rlhf.rollout.steps import EAGER, choose_step, pace_of
+from lit_rlhf.rollout.steps import EAGER, choose_step, pace_of, packs
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
 
@@ -72,15 +72,20 @@ class NativeEngine(LocalEngine):
         out.listeners = self.listeners
         ends = end_tokens(backbone, sampling, device)
         head = None if request.values is None else backbone.head(request.values)
-        with gathered(backbone), evaluating(backbone), backbone.use_role(request.role):
-            batches = list(self._batches(lengths, samples))
-            steps = len(batches) * sampling.max_new_tokens
-            step = choose_step(backbone, steps, dequantize=self.dequantize)
-            for prompts, which in batches:
+        own = list(self._batches(lengths, samples))
+        batches = in_step(backbone, own)
+        steps = len(batches) * sampling.max_new_tokens
+        packed = packs(backbone, steps, dequantize=self.dequantize)
+        # Prompts pass through layers as in training; what follows has a copy of them, or all of them.
+        whole = gathered(backbone, layers=not packed)
+        with whole, evaluating(backbone), backbone.use_role(request.role):
+            step = choose_step(backbone, steps, packed=packed)
+            for place, (prompts, which) in enumerate(batches):
                 ids = request.prompts.ids[prompts, : int(lengths[prompts].max())]
                 rows = (prompts[:, None] * samples + which).flatten()
                 decoder = Decoder(backbone, step, ids, lengths[prompts], len(which))
-                decode(decoder, rows, seeds[rows], ends, sampling, out, head)
+                if place < len(own):
+                    decode(decoder, rows, seeds[rows], ends, sampling, out, head)
         return out.generation()
 
     def _batches(self, lengths: Tensor, num_samples: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -229,7 +234,8 @@ def prefill(
     size = max(_PREFILL_TOKENS // ids.shape[1], 1)
     states: list[Tensor] = []
     layers: list[list[KeyValues]] = []
-    for part, ends in zip(ids.split(size), (lengths - 1).split(size), strict=True):
+    own = list(zip(ids.split(size), (lengths - 1).split(size), strict=True))
+    for part, ends in in_step(backbone, own):
         cache = DynamicCache()
         positions = torch.arange(part.shape[1], device=ids.device)[None]
         output = backbone.decoder(
@@ -240,8 +246,9 @@ def prefill(
         )
         states.append(output.last_hidden_state[torch.arange(len(part), device=ids.device), ends])
         layers.append([KeyValues.of(layer, len(part)) for layer in cache.layers])
-    joined = [KeyValues.join(parts) for parts in zip(*layers, strict=True)]
-    return torch.cat(states), DecodeCache(joined, lengths, num_samples)
+    count = len(own)
+    joined = [KeyValues.join(parts[:count]) for parts in zip(*layers, strict=True)]
+    return torch.cat(states[:count]), DecodeCache(joined, lengths, num_samples)
 
 
 def check_decodable(backbone: Backbone, longest: int) -> None:

@@ -51,7 +51,12 @@ class RecordedStep:
             try:
                 self._record(tokens, cache)
             except RuntimeError as error:
-                self._give_up(error, cache)
+                self.failed = True
+                cache.place.slot = cache.place.behind = None
+                rank_zero_warn(
+                    "A decode step of this model can't be recorded as a CUDA graph: its kernels start one by one, "
+                    f"which is several times slower. {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                )
                 return self.step(tokens, cache)
         self.tokens.copy_(tokens)
         self.replay()
@@ -67,14 +72,6 @@ class RecordedStep:
 
         self.replay, self.results = self.record(once)
         self.recorded = (cache, cache.layout)
-
-    def _give_up(self, error: RuntimeError, cache: DecodeCache) -> None:
-        self.failed = True
-        cache.place.slot = cache.place.behind = None
-        rank_zero_warn(
-            "A decode step of this model can't be recorded as a CUDA graph: its kernels start one by one, which is "
-            f"several times slower. {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        )
 
 
 class GraphRecorder:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_rlhf.internals.torch import is_altered
 from lit_rlhf.internals.transformers import cache_argument
-from lit_rlhf.models import Backbone
+from lit_rlhf.models import Backbone, agreed, gathered, is_sharded
 from lit_rlhf.models.kernels.packed import PackedStep, packable
 from lit_rlhf.rollout.kv_cache import DecodeCache, attending, configs_of
 from lit_rlhf.rollout.recorded import DecodeStep, GraphRecorder, RecordedStep
@@ -57,21 +57,38 @@ class ModelStep:
         return hidden, self.backbone.logits(hidden)
 
 
-def choose_step(backbone: Backbone, steps: int, *, dequantize: bool = False) -> DecodeStep:
-    """The way to decode with the role that is active: with the backbone's `kernels: auto` packed where that pays.
+def packs(backbone: Backbone, steps: int, *, dequantize: bool = False) -> bool:
+    """Whether to decode from a copy of the layers: with the backbone's `kernels: auto`, where that pays.
 
-    On a GPU the step is recorded.
+    Sharded layers are copied one after another, on all processes or on none.
 
     Args:
         backbone: Whose weights to use.
         steps: About how many there will be: packing takes as long as two or three.
         dequantize: Decode quantized layers from a copy in float.
     """
-    step: DecodeStep = ModelStep(backbone)
-    if not recordable(backbone, steps):
-        return step
-    if packable(backbone.model, dequantize=dequantize):
-        step = PackedStep(backbone.model, backbone.logits)
+    able = recordable(backbone, steps) and packable(backbone.model, dequantize=dequantize)
+    return not agreed(backbone, not able)
+
+
+def choose_step(
+    backbone: Backbone, steps: int, *, dequantize: bool = False, packed: bool | None = None
+) -> DecodeStep:
+    """The way to decode with the role that is active; on a GPU the step is recorded.
+
+    Args:
+        backbone: Whose weights to use.
+        steps: As for `packs`.
+        dequantize: The same.
+        packed: What `packs` said, where it was asked before.
+    """
+    if packs(backbone, steps, dequantize=dequantize) if packed is None else packed:
+        gather = gathered if is_sharded(backbone) else None
+        step: DecodeStep = PackedStep(backbone.model, backbone.logits, gather)
+    else:
+        step = ModelStep(backbone)
+        if is_sharded(backbone) or not recordable(backbone, steps):
+            return step
     return RecordedStep(step, GraphRecorder()) if backbone.device.type == "cuda" else step
 
 

@@ -122,6 +122,7 @@ def reward_cases() -> list[RewardCase]:
         case("HeadEnsemble", "r + c", world, member, pairs, r, head="member_0"),
         _process_case(world),
         *_gaussian_cases(world),
+        *_attribute_cases(world),
         *_length_cases(),
     ]
 
@@ -158,6 +159,23 @@ def _gaussian_cases(world: TabularWorld) -> list[RewardCase]:
     return [
         case(f"{name} (mean)", "E[score]", world, loss, both, mean, others=others),
         case(f"{name} (std)", "log std", world, loss, both, spread, head="log_std", others=others),
+    ]
+
+
+def _attribute_cases(world: TabularWorld) -> list[RewardCase]:
+    """Two attributes on either side of the reward, which is their mean: equal gates are at rest."""
+    apart = torch.linspace(-0.6, 0.8, len(world.rewards), dtype=torch.float64)
+    rated = torch.stack([world.rewards + apart, world.rewards - apart], -1)  # (Y, 2)
+    alone = {**data.scalar_scores(world), "attributes": rated[:, None]}
+    weights = data.preference_probabilities(world) * data.skewed(world).outer(data.skewed(world))
+    pairs = data.labelled_pairs(world, weights)
+    pairs["attributes"] = torch.stack([rated[pair] for pair in weights.nonzero()])  # (B, 2, 2)
+    first, others = rated[:, 0], {"attribute_1": rated[:, 1]}
+    case = partial(RewardCase, centered=False, head="attribute_0", others=others)
+    fixed, gated = partial(o.Attributes, [0.5, 0.5]), partial(o.GatedAttributes, 2)
+    return [
+        case("Attributes", "E[rating]", world, fixed, alone, first),
+        case("GatedAttributes", "E[rating]", world, gated, pairs, first),
     ]
 
 

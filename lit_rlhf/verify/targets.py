@@ -26,11 +26,6 @@ def tilted(reference: Tensor, exponent: Tensor) -> Tensor:
     return (reference.log() + exponent).softmax(-1)
 
 
-def soft_value(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    r"""$V^* = \beta\log\sum_y\pi_{ref}(y)e^{r(y)/\beta}$, the value of the optimum."""
-    return beta * (reference.log() + rewards / beta).logsumexp(-1)
-
-
 def win_rates(preferences: Tensor, mu: Tensor) -> Tensor:
     r"""$P(y \succ \mu) = \sum_{y'}\mu(y')P(y \succ y')$ from preferences (Y, Y)."""
     return preferences @ mu
@@ -86,22 +81,6 @@ def from_margins(reference: Tensor, margins: Tensor) -> Tensor:
     r"""The policy whose log-ratios differ by the given margins $u(y_k) - u(y_{k+1})$, (Y - 1,), along a chain."""
     log_ratios = chained(margins)
     return tilted(reference, log_ratios)
-
-
-def stationary_margin(slope: Function, p: Tensor, low: float = -60.0, high: float = 60.0) -> Tensor:
-    r"""The z at which $p\,\phi'(z) = (1-p)\,\phi'(-z)$: what a link settles at where the first wins with chance p.
-
-    Args:
-        slope: $\phi'$, the link's derivative.
-        p: One probability per pair.
-        low: Where the expected loss falls.
-        high: Where it rises.
-    """
-    return _bisect(
-        lambda z: p * slope(z) - (1 - p) * slope(-z),
-        torch.full_like(p, low),
-        torch.full_like(p, high),
-    )
 
 
 def smoothed_margin(p: Tensor, label_smoothing: float) -> Tensor:

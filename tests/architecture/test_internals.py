@@ -28,6 +28,8 @@ from rich import get_console, reconfigure
 from rich.table import Column
 from torch import nn
 from torch.distributed import TCPStore
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -107,6 +109,19 @@ def test_operators_of_torch() -> None:
     with Watch():
         x.add(1)
     assert seen == ["aten::add.Tensor"]
+
+
+def test_hooks_of_fsdp() -> None:
+    layer = nn.Linear(2, 2)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+    finally:
+        dist.destroy_process_group()
+    said = "fully_shard's hooks aren't methods of an FSDPState: rollouts of sharded weights take the slow way"
+    assert layer._forward_hooks and not our_torch.is_altered(layer), said
+    layer.register_forward_hook(lambda *_: None)
+    assert our_torch.is_altered(layer)
 
 
 def test_torch() -> None:

@@ -53,6 +53,16 @@ def test_tokens_and_what_is_learned(
     assert "\033" not in capsys.readouterr().out  # no terminal
 
 
+def test_columns_beside_a_prompt_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "q", "responses": ["a", "b"], "ranking": [2, 1]}\n'
+    )
+    main(["data", "show", str(tmp_path / "a.jsonl")])
+    assert "columns for the rewards: responses, ranking. If they are" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("name", ALL)
 def test_what_is_converted_reads_the_same(

@@ -6,6 +6,7 @@ Each process writes `rank-<r>.pt`: its whole trainable parameters, how far they 
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter, ValueModel
+from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter, ValueModel, sharding
 from lit_rlhf.modules import (
     DistillationPolicyModule,
     PolicyModule,
@@ -63,8 +64,10 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
         # 48: ranks divide their rows into different numbers of parts
         "updates": Updates(epochs=2, minibatches=2, microbatch_tokens=48),
     }
+    # Never reached: a loss without log-probs has them computed by one more forward, right before the step.
+    watching_kl = acting | {"updates": replace(acting["updates"], target_kl=1e3)}
     adapter = NormalizedReward(ModelReward(str(world / "reward.ckpt"), batch_tokens=64))
-    whole = ModelReward(str(world / "reward.ckpt"), batch_tokens=64, share_base=False)
+    whole = ModelReward(str(world / "reward.ckpt"), batch_tokens=48, share_base=False)
     kl = AdaptiveKL(init=0.1, target=0.01, horizon=10)
     corrected = acting | {
         "recompute_logprobs": True,
@@ -110,7 +113,7 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
         ),
         "grpo": lambda: GRPOPolicyModule(spec, whole, num_samples=3, **acting),
         "distill": lambda: DistillationPolicyModule(
-            spec, LengthReward(), teacher=another_teacher(world), num_samples=3, **acting
+            spec, LengthReward(), teacher=another_teacher(world), num_samples=3, **watching_kl
         ),
     }
     return {**makers, **other_makers(world, shared, acting)}[kind]()
@@ -148,6 +151,20 @@ def record_rollouts(module: RLHFModule) -> Rollouts:
     return rollouts
 
 
+def record_passes() -> list[tuple[int, int]]:
+    """How many passes this process would make through sharded weights at a time, and how many all make."""
+    passes: list[tuple[int, int]] = []
+    agreed = sharding.agreed
+
+    def recorded(module: torch.nn.Module, number: int) -> int:
+        found = agreed(module, number)
+        passes.append((int(number), found))
+        return found
+
+    sharding.agreed = recorded
+    return passes
+
+
 def trainable(module: RLHFModule) -> dict[str, Tensor]:
     """Whole trainable parameters, copied."""
     found = {
@@ -166,7 +183,7 @@ def train(run: dict[str, Any], rank: int) -> None:
     world = Path(run["world"])
     kind = run["module"]
     module = make_module(kind, world, run.get("urls", ()))
-    rollouts = record_rollouts(module)
+    rollouts, passes = record_rollouts(module), record_passes()
     trainer = make_trainer(
         run,
         max_epochs=1,
@@ -186,10 +203,8 @@ def train(run: dict[str, Any], rank: int) -> None:
     after = trainable(module)
     moved = max(float((after[name] - before[name]).abs().max()) for name in after)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    torch.save(
-        {"parameters": after, "moved": moved, "rollouts": rollouts, "metrics": metrics},
-        f"rank-{rank}.pt",
-    )
+    found = {"parameters": after, "moved": moved, "rollouts": rollouts, "metrics": metrics}
+    torch.save(found | {"passes": passes}, f"rank-{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.internals.lightning import precision_of
+from lit_rlhf.internals.lightning import loss_scaler
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueHead, ValueModel
 from lit_rlhf.modules import (
     GRPOPolicyModule,
@@ -90,7 +90,7 @@ class First(Callback):
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         if math.isnan(self.loss):
-            scaler = getattr(precision_of(pl_module), "scaler", None)
+            scaler = loss_scaler(pl_module)
             self.loss = float(loss.detach()) / (1.0 if scaler is None else scaler.get_scale())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

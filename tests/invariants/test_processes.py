@@ -99,6 +99,16 @@ def test_rollouts_differ_between_processes_and_are_those_of_one(
 
 
 @pytest.mark.ddp
+def test_processes_that_divide_their_rows_otherwise_make_as_many_passes(
+    runs: dict[tuple[str, str], Ranks],
+) -> None:
+    first, second = (rank["passes"] for rank in runs["fsdp2", "ppo"])
+    assert [most for _, most in first] == [most for _, most in second]
+    # The reward, the policy's own log-probs, the reference's and the values.
+    assert sum(ours != theirs for (ours, _), (theirs, _) in zip(first, second, strict=True)) >= 4
+
+
+@pytest.mark.ddp
 @pytest.mark.parametrize(("strategy", "kind"), CASES)
 def test_metrics_are_those_of_one_process(
     runs: dict[tuple[str, str], Ranks], strategy: str, kind: str

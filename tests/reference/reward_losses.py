@@ -76,3 +76,18 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return covariance / math.sqrt(
         sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y)
     )
+
+
+def squared_errors(scores: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> float:
+    """Mean over completions and attributes."""
+    pairs = [
+        (s, t)
+        for one, other in zip(scores, targets, strict=True)
+        for s, t in zip(one, other, strict=True)
+    ]
+    return sum((s - t) ** 2 for s, t in pairs) / len(pairs)
+
+
+def gated(scores: Sequence[float], gates: Sequence[float]) -> float:
+    weights = [math.exp(gate) for gate in gates]
+    return sum(w * s for w, s in zip(weights, scores, strict=True)) / sum(weights)

@@ -153,6 +153,7 @@ class Unpaired(Columns):
         score: Column with a number, instead of `label`; higher is better.
         low: Smallest score that is valid.
         high: Largest score that is valid.
+        attributes: Columns with ratings of the completion, one for each attribute (`Attributes`, `GatedAttributes`).
     """
 
     prompt: str = "prompt"
@@ -161,9 +162,11 @@ class Unpaired(Columns):
     score: str | None = None
     low: float = float("-inf")
     high: float = float("inf")
+    attributes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_columns(self, self.attributes, "attributes")
         numbers = is_number(self.low) and is_number(self.high)
         valid = numbers and self.low < self.high
         check_option(valid, self, "low", self.low, f"a number below high ({self.high!r})")
@@ -175,7 +178,7 @@ class Unpaired(Columns):
 
     def reads(self) -> tuple[str, ...]:
         """Prompt, answer, and label or score."""
-        return self.prompt, self.completion, self.score or self.label
+        return self.prompt, self.completion, self.score or self.label, *self.attributes
 
     def __call__(self, row: Row) -> list[Record]:
         """One record with one completion and the field `label` or `score`."""
@@ -185,7 +188,13 @@ class Unpaired(Columns):
             if self.score is None
             else {"score": read_number(row, self.score, self.low, self.high)}
         )
+        if self.attributes:
+            values["attributes"] = self.ratings(row)
         return [Record(prompt, (read_completion(row, self.completion, prompt),), values)]
+
+    def ratings(self, row: Row) -> tuple[float, ...]:
+        """What a completion got for each attribute."""
+        return tuple(read_number(row, name, self.low, self.high) for name in self.attributes)
 
 
 @dataclass(frozen=True)
@@ -238,6 +247,7 @@ class HelpSteer2Ratings(Unpaired):
         score: Column of the rating: helpfulness, or another attribute.
         low: Smallest rating.
         high: Largest rating.
+        attributes: See `Unpaired`: helpfulness, correctness, coherence, complexity, verbosity.
     """
 
     completion: str = "response"

@@ -100,7 +100,7 @@ class Columns(Format):
                 check_option(named or optional, self, option.name, value, allowed)
 
 
-def check_columns(owner: Format, columns: object) -> None:
+def check_columns(owner: Format, columns: object, option: str = "columns") -> None:
     """Refuse names of further columns that are none.
 
     Raises:
@@ -108,7 +108,7 @@ def check_columns(owner: Format, columns: object) -> None:
     """
     names = [] if columns is None else columns
     valid = isinstance(names, list | tuple) and all(map(is_text, names))
-    check_option(valid, owner, "columns", columns, "a list of names or left out")
+    check_option(valid, owner, option, columns, "a list of names or left out")
 
 
 def carried_columns(
@@ -171,8 +171,7 @@ def check_completion(value: Any, column: str, prompt: Text) -> Text:
     if set(roles) != {"assistant"}:
         raise InvalidRowError(
             "completion is no answer",
-            f"the roles of column {column!r} are {roles}; what is learned is the assistant's, so "
-            "put earlier turns into "
-            "the prompt",
+            f"the roles of column {column!r} are {roles}; what is learned is the assistant's, so put earlier turns "
+            "into the prompt",
         )
     return text

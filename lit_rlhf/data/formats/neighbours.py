@@ -9,6 +9,7 @@ from lit_rlhf.data.formats.answers import HelpSteer2Ratings
 from lit_rlhf.data.formats.base import Columns, Format
 from lit_rlhf.data.formats.rankings import rankings_of_tree
 from lit_rlhf.data.records import (
+    FieldValue,
     InvalidRowError,
     Record,
     Row,
@@ -69,6 +70,7 @@ class HelpSteer2Pairs(HelpSteer2Ratings):
         score: Column of the rating: helpfulness, or another attribute.
         low: Smallest rating.
         high: Largest rating.
+        attributes: See `Unpaired`; of a pair, the better answer's ratings come first.
         with_margin: Whether the difference of ratings goes into the field `margin`.
     """
 
@@ -98,7 +100,9 @@ class HelpSteer2Pairs(HelpSteer2Ratings):
             margin = scores[better] - scores[worse]
             if margin > 0:
                 answers = rated[better].completions[0], rated[worse].completions[0]
-                fields = {"margin": margin} if self.with_margin else {}
+                fields: dict[str, FieldValue] = {"margin": margin} if self.with_margin else {}
+                if self.attributes:
+                    fields["attributes"] = self.ratings(rows[better]) + self.ratings(rows[worse])
                 pairs.append(Record(rated[better].prompt, answers, fields))
         if not pairs:
             raise InvalidRowError("pair of equals", f"all answers have {column!r} {scores[0]:g}")

@@ -80,8 +80,8 @@ class ExplicitPrompt(Pairs):
 
     @classmethod
     def candidates(cls) -> Sequence[Format]:
-        """Also with the earlier turns in `conversations`, as LLaMA-Factory has them."""
-        return cls(), cls(prompt="conversations")
+        """Also with the earlier turns in `conversations`, as LLaMA-Factory has them, or in `messages`."""
+        return cls(), cls(prompt="conversations"), cls(prompt="messages")
 
     def reads(self) -> tuple[str, ...]:
         """Prompt and answers."""

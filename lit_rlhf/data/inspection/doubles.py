@@ -146,10 +146,8 @@ class Near:
         self._similarity = similarity
         self._first = MinHash(_PERMUTATIONS, seed=1, hashfunc=int)
         index = MinHashLSH(threshold=similarity, num_perm=_PERMUTATIONS)
-        self._bands, self._rows = (
-            index.b,
-            index.r,
-        )  # the split of sketches that fits the similarity best
+        # The split of sketches that fits the similarity best.
+        self._bands, self._rows = index.b, index.r
         self._sketches, self._same = bytearray(), array("Q")
 
     def add(self, item: Item) -> None:

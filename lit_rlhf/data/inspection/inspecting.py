@@ -170,7 +170,12 @@ def inspect(
     named = splits if isinstance(splits, Mapping) else _splits_of(splits)
     if not named:
         raise ConfigurationError("No data to inspect: give a source, a path, or several by name.")
-    held = [_held_out(name, _source(data), run) for name, data in (against or {}).items()]
+    held, hashes = [], WordHashes()
+    for name, data in (against or {}).items():
+        source = _source(data)
+        held.append(HeldOut(name, run, source.locate))
+        for row in rows_of(source):
+            held[-1].add(hashes.of(text) for text in texts_of(row))
     facts: list[SplitFacts] = []
     leaks: list[Leak] = []
     for name, data in reversed([*named.items()]):
@@ -325,10 +330,3 @@ def _splits_of(data: Data) -> Mapping[str, Data]:
 
 def _source(data: Data) -> Source:
     return data if isinstance(data, Source) else local_source(str(data))
-
-
-def _held_out(name: str, source: Source, run: int) -> HeldOut:
-    found, hashes = HeldOut(name, run, source.locate), WordHashes()
-    for row in rows_of(source):
-        found.add(hashes.of(text) for text in texts_of(row))
-    return found

@@ -64,9 +64,8 @@ class Labels:
         self._records = self._reversed = self._undecided = 0
         self._rated = self._votes = self._unanimous = self._overruled = 0
         self._alike = self._twos = 0
-        self._together: defaultdict[tuple[float, float], float] = defaultdict(
-            float
-        )  # coincidences of two values
+        # Coincidences of two values.
+        self._together: defaultdict[tuple[float, float], float] = defaultdict(float)
 
     def add(self, item: Item) -> None:
         """Count a record."""

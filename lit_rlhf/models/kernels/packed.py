@@ -7,7 +7,9 @@ each step, or that would be dequantized, are so once. Everything between the pro
 without the dispatch of a decoder's own forward.
 """
 
+import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -63,17 +65,24 @@ class PackedStep:
     Args:
         model: One that is `packable`. After a change of its weights, make another: this one may or may not see it.
         logits: From states and the product with the LM head to logits, as `Backbone.logits`.
+        gather: Makes a layer that is divided over processes whole for a time, in which it is copied; embeddings and
+            head must be whole all the time. None where all layers are.
     """
 
-    def __init__(self, model: PreTrainedModel, logits: Callable[..., Tensor]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        logits: Callable[..., Tensor],
+        gather: Callable[[nn.Module], AbstractContextManager[None]] | None = None,
+    ) -> None:
         decoder: Any = model.base_model
         self.logits = logits
         self.embed, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
         dtype = _product_dtype(decoder)
-        self.layers = [
-            _PackedLayer(layer, dtype)
-            for layer in decoder.layers[: decoder.config.num_hidden_layers]
-        ]
+        self.layers = []
+        for layer in decoder.layers[: decoder.config.num_hidden_layers]:
+            with nullcontext() if gather is None else gather(layer):
+                self.layers.append(_PackedLayer(layer, dtype, lasts=gather is None))
         self.head = _PackedLinear([model.get_output_embeddings()], dtype)
 
     def __call__(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
@@ -89,17 +98,18 @@ class PackedStep:
 
 
 class _PackedLayer:
-    """A pre-norm layer of grouped attention with rotary positions and a gated MLP."""
+    """A pre-norm layer of grouped attention with rotary positions and a gated MLP; a copy if that doesn't last."""
 
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype, *, lasts: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.attention_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.head_norms = (
-            (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+        norms = [layer.input_layernorm, layer.post_attention_layernorm]
+        norms += [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
+        self.attention_norm, self.mlp_norm, *self.head_norms = (
+            norms if lasts else copy.deepcopy(norms)
         )
         query, key, value, out, gate, up, down = _projections(layer)
         self.query_key_value, self.out, self.gate_up, self.down = (
-            _PackedLinear(layers, dtype)
+            _PackedLinear(layers, dtype, lasts=lasts)
             for layers in ([query, key, value], [out], [gate, up], [down])
         )
         self.act = mlp.act_fn
@@ -112,7 +122,7 @@ class _PackedLayer:
         heads = self.query_key_value(self.attention_norm(states)).unflatten(-1, (-1, self.dim))
         queries, keys, values = self.heads
         turning = heads[:, : queries + keys]
-        if self.head_norms is not None:
+        if self.head_norms:
             norm_query, norm_key = self.head_norms
             turning = torch.cat(
                 [norm_query(turning[:, :queries]), norm_key(turning[:, queries:])], dim=1
@@ -129,7 +139,9 @@ class _PackedLayer:
 class _PackedLinear:
     """Linear layers of the same input side by side, as one product; behind them the first halves of their adapters."""
 
-    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], dtype: torch.dtype, *, lasts: bool = True
+    ) -> None:
         parts = [linear_parts(layer, dtype) for layer in layers]
         self.dtype = dtype
         self.widths = [len(part.weight) for part in parts]
@@ -146,7 +158,7 @@ class _PackedLinear:
                 ]
             )
         self.product = laid_out_linear(
-            torch.cat([weight for weight, _ in rows]) if len(rows) > 1 else rows[0][0],
+            rows[0][0] if len(rows) == 1 and lasts else torch.cat([weight for weight, _ in rows]),
             bias,
             _ROWS,
         )

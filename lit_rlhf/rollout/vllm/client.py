@@ -73,9 +73,8 @@ class VLLMServer(Sampler):
         limit = bases[0].get("max_model_len")
         if isinstance(limit, int) and longest > limit:
             raise ConfigurationError(
-                f"{self} takes {limit} tokens (--max-model-len); a prompt with "
-                f"sampling.max_new_tokens needs {longest}. "
-                "Start it with more, or shorten one of them."
+                f"{self} takes {limit} tokens (--max-model-len); a prompt with sampling.max_new_tokens needs "
+                f"{longest}. Start it with more, or shorten one of them."
             )
         base = str(bases[0]["id"])
         adapters = {str(model["id"]) for model in known} - {base}

@@ -56,8 +56,7 @@ class NCCLSync(WholeSync):
         """Policies elsewhere than on a GPU."""
         if backbone.device.type != self.device:
             raise ConfigurationError(
-                f"NCCLSync sends weights from GPU to GPU, and the {role} is on {backbone.device}: "
-                "use sync: DiskSync."
+                f"NCCLSync sends weights from GPU to GPU, and the {role} is on {backbone.device}: use sync: DiskSync."
             )
 
     def write(self, backbone: Backbone, role: str, path: object) -> bool:

@@ -101,9 +101,8 @@ class Probe:
         gap, raw_gap = (float((found - each).abs().mean()) for each in (ours, raw))
         if raw_gap < gap / 2:
             raise ConfigurationError(
-                f"{sampler} gives log-probs of the distribution before the temperature, not of the "
-                "one it samples from. "
-                "Start it with --logprobs-mode processed_logprobs."
+                f"{sampler} gives log-probs of the distribution before the temperature, not of the one it samples "
+                "from. Start it with --logprobs-mode processed_logprobs."
             )
         if gap > _SAME_MODEL:
             what = (

@@ -144,9 +144,8 @@ class AdapterSync(WeightSync):
         """Whole models."""
         if not backbone.has_lora:
             raise ConfigurationError(
-                f"{engine} brings LoRA adapters to vLLM, never whole models: without "
-                "model.backbone.lora it would go on "
-                f"sampling the weights that vLLM was started with as the {role}. Set model.backbone.lora, or, with "
+                f"{engine} brings LoRA adapters to vLLM, never whole models: without model.backbone.lora it would go "
+                f"on sampling the weights that vLLM was started with as the {role}. Set model.backbone.lora, or, with "
                 "VLLMServerEngine, sync: DiskSync, or use NativeEngine, which samples the weights that are trained."
             )
 

@@ -144,6 +144,14 @@ CASES: dict[str, tuple[str, str, str, tuple[str, ...], dict[str, Any], int]] = {
         {},
         2,
     ),
+    "messages_preference": (
+        "Preference",
+        "ExplicitPrompt(prompt='messages')",
+        "<|system|>Be brief." + COLOR,
+        (BLUE, "A dog.<eos>"),
+        {},
+        2,
+    ),
     "alpaca": (
         "Demonstration",
         "AsChat(Alpaca())",

@@ -5,6 +5,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,15 @@ class Mine(Format):
 
     def __call__(self, row: Mapping[str, Any]) -> list[Record]:
         return [Record(row["prompt"], (row[self.column] + SEPARATOR, row["rejected"]))]
+
+
+@dataclass
+class Weighted(Format):
+    weights: dict[str, float] = field(default_factory=dict)
+    suffix: str = "."
+
+    def __call__(self, row: Mapping[str, Any]) -> list[Record]:
+        return [Record(row["prompt"], (row["chosen"] + self.suffix, row["rejected"]))]
 
 
 class Forgetful(Mine):
@@ -119,6 +129,11 @@ class TestOptions:
         before = describe(Mine("chosen"))
         monkeypatch.setattr(sys.modules[__name__], "SEPARATOR", "!")
         assert describe(Mine("chosen")) != before
+
+    def test_fields_of_a_dataclass_are_known_by_their_values(self) -> None:
+        assert describe(Weighted()) == describe(Weighted({}, "."))
+        others = [describe(each) for each in (Weighted({"a": 1.0}), Weighted({}, "!"))]
+        assert describe(Weighted()) not in others
 
     def test_keys_are_stable_within_sets_and_nested_values(self) -> None:
         assert content_key({"a": {2, 1}, "b": (1, [2])}) == content_key(

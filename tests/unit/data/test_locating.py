@@ -96,6 +96,8 @@ class TestDirectories:
                 ["train-0.jsonl", "test-0.jsonl"],
                 r"several splits \(test, train\).*/\*train\*\.jsonl",
             ),
+            (["README.md", "data/train-0.jsonl"], r"pattern such as \S+/data/\*train\*\.jsonl"),
+            (["data/deep/0.jsonl"], r"pattern such as \S+/data/deep/\*\.jsonl"),
             (["data.arrow", "state.json"], r"`save_to_disk`.*DirectorySource"),
         ],
     )
@@ -103,6 +105,7 @@ class TestDirectories:
         self, tmp_path: Path, names: list[str], message: str
     ) -> None:
         for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(lines(1))
         with pytest.raises(DataError, match=message):
             read(str(tmp_path))

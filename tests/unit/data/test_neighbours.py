@@ -14,6 +14,7 @@ from lit_rlhf.data import (
     ConversationTreeRows,
     FileSource,
     HelpSteer2Pairs,
+    HelpSteer2Ratings,
     InvalidRowError,
     PreferenceDataModule,
     RankedDataModule,
@@ -163,3 +164,24 @@ class TestGroups:
     def test_other_formats_read_their_source_as_it_is(self) -> None:
         source = RowsSource([])
         assert grouped(source, ConversationTree()) is source
+
+
+def test_ratings_by_attribute_go_with_their_answers(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"prompt": "q", "response": "b", "helpfulness": 1, "correctness": 2, "verbosity": 4},
+        {"prompt": "q", "response": "a", "helpfulness": 3, "correctness": 0, "verbosity": 1},
+    ]
+    names = ("helpfulness", "correctness", "verbosity")
+    for kind, form, expected in (
+        (PreferenceDataModule, HelpSteer2Pairs(attributes=names), [[[3, 0, 1], [1, 2, 4]]]),
+        (UnpairedDataModule, HelpSteer2Ratings(attributes=names), [[[1, 2, 4]], [[3, 0, 1]]]),
+    ):
+        module = kind(RowsSource(rows), tokenizer=tokenizer, format=form, batch_size=2)
+        module.prepare_data()
+        module.setup("fit")
+        split = module.rows["train"]
+        batch: Any = module.collator()([split[n] for n in range(len(split))])
+        assert batch["attributes"].tolist() == expected
+    without = [{name: value for name, value in row.items() if name != "verbosity"} for row in rows]
+    with pytest.raises(InvalidRowError, match="verbosity"):
+        HelpSteer2Ratings(attributes=names)(without[0])

@@ -207,7 +207,10 @@ class TestRefusing:
         ("row", "words"),
         [
             ({"question": "a", "chosen": "b", "rejected": "c"}, "missing: prompt"),
-            ({"x": 1}, "columns: x. Nearest: ExplicitPrompt"),
+            (
+                {"x": 1},
+                r"columns: x. Nearest: ExplicitPrompt\(\) [^;]*;? ?[^;]*format.prompt COLUMN",
+            ),
             ({"prompt": "a", "best": "b", "worst": "c"}, "missing: chosen, rejected"),
         ],
     )

@@ -72,6 +72,23 @@ def test_files_give_their_rows(tmp_path: Path, name: str) -> None:
     assert rows == ROWS
 
 
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+@pytest.mark.parametrize("suffix", [".csv", ".csv.zst"])
+def test_what_spreadsheets_write_in_place_of_commas(tmp_path: Path, mark: str, suffix: str) -> None:
+    lines = f'\ufeffprompt{mark}n\r\n"a{mark}b, c"{mark}1\r\nd, e{mark}2\r\n'
+    path = tmp_path / f"a{suffix}"
+    with pa.output_stream(str(path), compression="zstd" if "zst" in suffix else None) as file:
+        file.write(lines.encode())
+    found = read(FileSource(str(path)))
+    assert [row["n"] for row in found] == ["1", "2"]
+    assert found[0]["prompt"] == f"a{mark}b, c"
+
+
+def test_a_header_of_one_name_has_no_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\na;b\n")
+    assert read(FileSource(str(tmp_path / "a.csv"))) == [{"text": "a;b"}]
+
+
 def test_several_files_are_read_in_turn_and_rows_are_located_in_theirs(tmp_path: Path) -> None:
     paths = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.csv")]
     write_jsonl(tmp_path / "a.jsonl")

@@ -1,6 +1,9 @@
-"""Reward models as OpenRLHF and verl load them: classes built as theirs are, since the packages need a GPU."""
+"""Reward models as others load them: OpenRLHF and TRL themselves, and classes built as OpenRLHF's and verl's are."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     LlamaModel,
@@ -74,3 +78,38 @@ def test_score_of_the_last_attended_token_is_ours(
     last = rows.mask.sum(-1) - 1
     assert ours.std() > 0.01
     torch.testing.assert_close(found[torch.arange(len(last)), last], ours, **FP32_MODEL)
+
+
+ROWS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14], [20, 30, 40]]
+
+
+@pytest.fixture
+def exported(make: MakeBackbone, tmp_path: Path) -> Path:
+    """A reward model in bfloat16's numbers, which OpenRLHF rounds to."""
+    backbone = make()
+    backbone.add_head("reward")
+    for weight in backbone.parameters():
+        weight.data = weight.data.bfloat16().float()
+    export_reward(backbone, tmp_path / "out", merge=True)
+    return tmp_path / "out"
+
+
+def of_transformers(path: Path) -> list[float]:
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    with torch.no_grad():
+        return [float(model(torch.tensor([row])).logits[0, 0]) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("who", "packages"),
+    [
+        pytest.param("openrlhf", "LIT_RLHF_OPENRLHF", marks=pytest.mark.peers),
+        pytest.param("trl", "LIT_RLHF_TRL", marks=pytest.mark.trl),
+    ],
+)
+def test_the_library_itself_scores_as_transformers(exported: Path, who: str, packages: str) -> None:
+    script = Path(__file__).with_name("scores_elsewhere.py")
+    words = [sys.executable, str(script), who, os.environ[packages], str(exported)]
+    done = subprocess.run([*words, json.dumps(ROWS)], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == pytest.approx(of_transformers(exported), abs=1e-2)

@@ -138,6 +138,14 @@ def test_sharding_is_refused(make: MakeBackbone, kind: str):
         shard(make(quantization=kind, lora=LORA), mesh)
 
 
+def test_sharding_a_head_on_a_trained_base_in_bfloat16_is_refused(make: MakeBackbone):
+    mesh: Any = None  # never looked at
+    backbone = make(dtype="bfloat16")
+    backbone.add_head("reward")
+    with pytest.raises(ConfigurationError, match=r"dtype='bfloat16' can't .* dtype: float32"):
+        shard(backbone, mesh)
+
+
 def test_a_random_initialisation_can_be_quantized(tiny_model_dir: Path, batch: BranchedBatch):
     config = {
         "model_type": "llama",

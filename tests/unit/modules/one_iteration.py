@@ -117,10 +117,11 @@ def iterate(module: PolicyModule, batch: PromptBatch, lr: float = 0.02) -> dict[
     groups = [{"lr": lr} | group for group in module.parameter_groups() if group["params"]]
     optimizer = torch.optim.SGD(groups, lr=lr)
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()  # noqa: E731
-    module._trainer = SimpleNamespace(world_size=1, strategy=None, global_rank=0)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(
+        world_size=1, strategy=None, global_rank=0, precision_plugin=None
+    )  # type: ignore[assignment]
     stand_ins = {
         "manual_backward": backward,
-        "loss_scaler": lambda: None,
         "optimizers": lambda: optimizer,
         "lr_schedulers": lambda: None,
         "gradient_sync": lambda enabled: nullcontext(),

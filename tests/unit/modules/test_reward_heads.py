@@ -10,7 +10,10 @@ from lightning.pytorch import Trainer
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lit_rlhf.callbacks import ExportModel
+from lit_rlhf.cli import main
 from lit_rlhf.data import (
+    HelpSteer2Pairs,
     PreferenceDataModule,
     ProcessDataModule,
     RankedDataModule,
@@ -19,10 +22,13 @@ from lit_rlhf.data import (
     UnpairedDataModule,
 )
 from lit_rlhf.data.datamodule import BranchedDataModule
-from lit_rlhf.errors import DataError
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.evaluation import ModelScorer, evaluate_reward, read_comparisons
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import RewardModelModule
 from lit_rlhf.objectives import (
+    Attributes,
+    GatedAttributes,
     GaussianRegression,
     HeadEnsemble,
     LengthDebiased,
@@ -32,6 +38,7 @@ from lit_rlhf.objectives import (
     Regression,
     RewardLoss,
 )
+from lit_rlhf.rewards.trained import TrainedReward
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_rankings
 from tests.tolerances import FP32_MODEL
 from tests.unit.modules.policies import make_trainer
@@ -43,6 +50,8 @@ LOSSES: dict[str, RewardLoss] = {
     "ensemble": HeadEnsemble(members=3),
     "ratings": HeadEnsemble(Regression(), members=2),
     "outcome": Outcome(),
+    "attributes": Attributes([1.0, -0.5]),
+    "gated": GatedAttributes(2),
 }
 STEPS = [
     {
@@ -54,10 +63,25 @@ STEPS = [
 ]
 
 
+def rated_rows(count: int) -> list[dict[str, Any]]:
+    """Two rows of each prompt, as HelpSteer2 has them."""
+    return [
+        {"prompt": row["prompt"], "response": row[side], "helpfulness": help_, "verbosity": words}
+        for row in tiny_preferences(count)
+        for side, help_, words in (("chosen", 4, 1), ("rejected", 1, 2))
+    ]
+
+
 def make_data(kind: str, model: Path, cache: Path) -> BranchedDataModule:
     options: dict[str, Any] = {"tokenizer": str(model), "cache_dir": str(cache), "batch_size": 4}
     if kind == "process":
         return ProcessDataModule(RowsSource(STEPS), val=RowsSource(STEPS[:4]), **options)
+    if kind in ("attributes", "gated"):
+        both = HelpSteer2Pairs(attributes=("helpfulness", "verbosity"))
+        rows = rated_rows(8)
+        return PreferenceDataModule(
+            RowsSource(rows), val=RowsSource(rows[:8]), format=both, **options
+        )
     if kind in ("odin", "ensemble"):
         return PreferenceDataModule(
             RowsSource(tiny_preferences(8)), val=RowsSource(tiny_preferences(4, 1)), **options
@@ -103,6 +127,8 @@ def test_trains_and_validates(kind: str, tiny_model_dir: Path, tmp_path: Path) -
         "ensemble": {"train/members_std", "val/accuracy"},
         "ratings": {"val/members_std"},
         "outcome": {"val/accuracy"},
+        "attributes": {"train/accuracy", "val/accuracy", "val/margin"},
+        "gated": {"train/gate_entropy", "val/accuracy", "val/calibration_error"},
     }
     assert wanted | special[kind] <= set(logged)
     assert all(value.isfinite() for value in logged.values())
@@ -113,7 +139,7 @@ def test_trains_and_validates(kind: str, tiny_model_dir: Path, tmp_path: Path) -
             m.backbone.heads[head].get_parameter("weight") for m in (untrained, module)
         )
         assert (before - after).abs().max() > 1e-3
-        assert (before.abs().max() == 0) == (head == "log_std")
+        assert (before.abs().max() == 0) == (head in LOSSES[kind].zero_heads)
     found = module.predict_step(batch, 0)["scores"]
     assert found.shape[:2] == (
         4,
@@ -181,7 +207,55 @@ def test_bad_steps(
         data.prepare_data()
 
 
-@pytest.mark.parametrize("kind", ["odin", "ensemble", "gaussian"])
+def test_a_gate_is_of_the_prompt_and_scores_by_itself(tiny_model_dir: Path, tmp_path: Path) -> None:
+    module, trainer, batch = fit("gated", tiny_model_dir, tmp_path / "cache", lora=LoraSpec(rank=4))
+    scores, _ = module.scores(batch)
+    gates = scores[..., 2:]
+    assert_close(gates[:, 0], gates[:, 1], **FP32_MODEL)  # whatever the answer
+    assert gates.std() > 0
+    trainer.save_checkpoint(tmp_path / "rm.ckpt")
+    scorer = ModelScorer.load(str(tmp_path / "rm.ckpt"))
+    rows = [
+        {"prompt": r["prompt"], "chosen": r["response"], "rejected": "no"} for r in rated_rows(4)
+    ]
+    found = evaluate_reward(scorer, read_comparisons(RowsSource(rows)), perturbed=0)
+    data = PreferenceDataModule(RowsSource(rows), tokenizer=str(tiny_model_dir), batch_size=1)
+    data.prepare_data()
+    data.setup("fit")
+    for one in found.scored:
+        alone = data.collator()([data.rows["train"][one.comparison.row]])
+        assert_close(one.scores, module.predict_step(alone, 0)["scores"][0], **FP32_MODEL)
+
+
+def test_a_gated_reward_has_no_export_and_says_so_before_training(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    module = make_module(GatedAttributes(2), tiny_model_dir)
+    trainer = make_trainer(max_epochs=1, callbacks=[ExportModel(str(tmp_path / "out"))])
+    data = make_data("gated", tiny_model_dir, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"more than a linear head.*ModelReward"):
+        trainer.fit(module, datamodule=data)
+    module = make_module(Attributes([1.0, 1.0, 1.0]), tiny_model_dir)
+    with pytest.raises(ConfigurationError, match="3 attributes, and the data have 2 ratings"):
+        make_trainer(max_epochs=1, num_sanity_val_steps=0).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize("kind", ["ensemble", "attributes"])
+def test_a_checkpoint_of_several_heads_scores_and_is_exported_as_their_sum(
+    kind: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    module, trainer, batch = fit(kind, tiny_model_dir, tmp_path / "cache", lora=LoraSpec(rank=4))
+    trainer.save_checkpoint(tmp_path / "rm.ckpt")
+    main(["export", "--ckpt_path", str(tmp_path / "rm.ckpt"), "--output", str(tmp_path / "out")])
+    expected = module.predict_step(batch, 0)["scores"]
+    for path in ("rm.ckpt", "out"):
+        loaded = TrainedReward.read(str(tmp_path / path), None).load({})
+        with torch.no_grad():
+            found = loaded(batch, num_branches=2, role="reward", scores="reward").scores
+        assert_close(found.view(4, 2), expected, **FP32_MODEL)
+
+
+@pytest.mark.parametrize("kind", ["odin", "ensemble", "gaussian", "attributes"])
 @pytest.mark.parametrize("merge", [True, False])
 def test_exports_hold_what_their_card_says(
     kind: str, merge: bool, tiny_model_dir: Path, tmp_path: Path

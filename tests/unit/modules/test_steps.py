@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lit_rlhf.errors import ConfigurationError, TrainingDivergedError
+from lit_rlhf.internals.lightning import loss_scaler
 from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules import PPOPolicyModule, Steps, SupervisedModule, Updates, WarmupCosine
 from lit_rlhf.rollout import Sampling
@@ -209,4 +210,4 @@ def test_the_default_optimizer_is_fused_on_gpus_but_not_with_a_loss_scale(
 
 
 def test_without_a_trainer_nothing_is_scaled(tiny_model_dir: Path) -> None:
-    assert make_ppo(tiny_model_dir).loss_scaler() is None
+    assert loss_scaler(make_ppo(tiny_model_dir)) is None

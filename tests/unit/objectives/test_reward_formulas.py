@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lit_rlhf import objectives as o
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.rankings import pair_agreement
 from tests.reference import reward_losses as reference
 from tests.reference.batches import DTYPES, ragged, ragged_mask, rows
@@ -22,7 +23,7 @@ BRANCHES = ragged_mask((4, 2, 3, 1, 0, 4))
 SCORES, TARGETS = ragged(BRANCHES, seed=0), ragged(BRANCHES, seed=1)
 FORMULAS = {
     *("BradleyTerry", "ScaledBradleyTerry", "AllPairs", "PlackettLuce", "Regression", "Outcome"),
-    *("Process", "GaussianRegression", "LengthDebiased"),
+    *("Process", "GaussianRegression", "LengthDebiased", "Attributes", "GatedAttributes"),
 }
 
 
@@ -303,6 +304,52 @@ def test_equal_lengths_leave_the_correlation_at_zero() -> None:
     assert torch.isfinite(grad).all()
 
 
+def _rated(seed: int, rows: int = 5) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, 2, 3, generator=draw, dtype=torch.float64)
+
+
+def test_attributes_are_regressions_and_their_weighted_sum_the_reward() -> None:
+    scores, targets = _rated(0), _rated(1)
+    mask = torch.tensor([[True, True]] * 4 + [[True, False]])
+    loss = o.Attributes([0.5, 2.0, -1.0])
+    expected = [
+        reference.squared_errors(*(x[n].tolist() for x in (scores, targets))) for n in range(4)
+    ]
+    expected.append(reference.squared_errors(*(x[4, :1].tolist() for x in (scores, targets))))
+    assert_close(loss(scores, targets, mask), torch.tensor(expected, dtype=torch.float64), **FP64)
+    assert_close(
+        loss.reward(scores)[1, 0], scores[1, 0] @ torch.tensor([0.5, 2, -1]).double(), **FP64
+    )
+    heads, states = _rated(2)[0, :, :].T, _rated(3)[0, 0, :2]  # (A, h) and a state
+    together = loss.exported_weight(heads) @ states
+    assert_close(together, loss.reward((heads @ states)[None, None])[0, 0], **FP64)
+
+
+@pytest.mark.parametrize("coef", [0.0, 0.3])
+def test_gated_attributes_match_their_formula(coef: float) -> None:
+    scores, targets, gates = _rated(0), _rated(1), _rated(2)[:, :1].expand(5, 2, 3)
+    loss = o.GatedAttributes(3, coef)
+    expected = []
+    for line, rated, gate in zip(
+        scores.tolist(), targets.tolist(), gates[:, 0].tolist(), strict=True
+    ):
+        chosen, rejected = (reference.gated(one, gate) for one in line)
+        value = reference.bradley_terry(chosen, rejected)
+        expected.append(value + coef * reference.squared_errors(line, rated))
+    assert_close(loss(scores, gates, targets), torch.tensor(expected, dtype=torch.float64), **FP64)
+    found = loss.of_batch(torch.cat([scores, gates], -1), {"attributes": targets})
+    assert_close(found.loss, torch.tensor(expected, dtype=torch.float64), **FP64)
+    even = loss.of_batch(torch.cat([scores, 0 * gates], -1), {"attributes": targets}).metrics
+    assert_close(even["gate_entropy"], torch.tensor(3.0).double().log().expand(5), **FP64)
+
+
+def test_ratings_must_be_as_many_as_heads() -> None:
+    for loss, width in ((o.Attributes([1.0, 1.0]), 2), (o.GatedAttributes(2), 4)):
+        with pytest.raises(ConfigurationError, match="2 attributes, and the data have 3"):
+            loss.of_batch(torch.zeros(5, 2, width), {"attributes": _rated(0)})
+
+
 def test_gradcheck() -> None:
     chosen, rejected, margin, p = _columns(4)
     chosen.requires_grad_()
@@ -313,6 +360,8 @@ def test_gradcheck() -> None:
     targets = torch.randn(2, 3).double()
     for function in OF_LISTS:
         assert torch.autograd.gradcheck(lambda x, f=function: f(x, targets, full), (scores,))
+    rated = tuple(_rated(n, 2).requires_grad_() for n in range(3))
+    assert torch.autograd.gradcheck(o.GatedAttributes(3), rated)
     lengths = torch.tensor([[3, 5], [9, 2]])
     heads: Any = tuple(torch.randn(2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda q, e: o.LengthDebiased()(q, e, lengths), heads)
