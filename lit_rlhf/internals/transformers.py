@@ -1,6 +1,7 @@
 """Of transformers, read from 5.24: attention by name, caches' argument, recomputation, drawing of weights, files."""
 
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -14,6 +15,10 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.pytorch_utils import Conv1D
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a model is made or loaded. transformers replaces functions of torch and of its own meanwhile: of two
+threads, the later one would put back for good what the earlier one had put there, and heads be tied no more."""
 
 
 def attention_of(config: PretrainedConfig) -> str | None:

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.hub import from_hub
 from lit_rlhf.internals.bitsandbytes import keep_trainable
-from lit_rlhf.internals.transformers import drawn_once, recompute
+from lit_rlhf.internals.transformers import ONE_AT_A_TIME, drawn_once, recompute
 from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.seeding import stable_hash
@@ -135,17 +135,21 @@ def _compute_dtype(spec: ModelSpec) -> torch.dtype:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' load reports and progress bars, which say what we check ourselves, off the terminal."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    """Keep transformers' load reports and progress bars, which say what we check ourselves, off the terminal.
+
+    For one thread at a time: what is switched off is the whole process's.
+    """
+    with ONE_AT_A_TIME:
+        level = transformers_logging.get_verbosity()
+        bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if bars:
+                transformers_logging.enable_progress_bar()
 
 
 @contextmanager
@@ -261,7 +265,7 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
     device = torch.get_default_device()
     # Drawn on CPU, for a GPU's generator gives other numbers; the meta device has none to draw.
     draw = device if device.type == "meta" else torch.device("cpu")
-    with seeded(stable_hash(spec.init_seed, "model")):
+    with ONE_AT_A_TIME, seeded(stable_hash(spec.init_seed, "model")):
         try:
             model = drawn_once(partial(_from_config, auto_class, spec, config), draw)
         except (ValueError, ImportError) as error:
@@ -279,11 +283,12 @@ def _initialised(spec: ModelSpec, config: PretrainedConfig, lm_head: bool) -> Pr
 
 
 def _from_config(auto_class: Any, spec: ModelSpec, config: PretrainedConfig) -> PreTrainedModel:
-    model: PreTrainedModel = auto_class.from_config(
-        config,
-        dtype=dtype_of(spec),
-        attn_implementation=attention_to_load(config, spec.attention),
-    )
+    with ONE_AT_A_TIME:
+        model: PreTrainedModel = auto_class.from_config(
+            config,
+            dtype=dtype_of(spec),
+            attn_implementation=attention_to_load(config, spec.attention),
+        )
     return model
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +373,16 @@ def test_products_rounded_to_tf32_are_held_to_its_bits():
     finally:
         torch.set_float32_matmul_precision(before)
     assert product_dtype(torch.float32) == torch.float32
+
+
+def test_threads_load_one_after_another(tiny_model_dir: Path) -> None:
+    tied = {"config": {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}}
+    made = ModelSpec(**tied, tokenizer=str(tiny_model_dir))
+    specs = [ModelSpec(name=str(tiny_model_dir)), made] * 8
+    tie, normal = PreTrainedModel.tie_weights, torch.nn.init.normal_
+    with ThreadPoolExecutor(4) as threads:
+        models = [model for model, _ in threads.map(load_model, specs)]
+    assert PreTrainedModel.tie_weights is tie, "a thread has put back what another had put there"
+    assert torch.nn.init.normal_ is normal
+    for model in models[1::2]:
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
