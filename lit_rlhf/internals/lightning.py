@@ -214,9 +214,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 def without_inference_mode(trainer: Trainer) -> None:
     """Validate, test and predict under `no_grad`: FSDP2 keeps what it gathers into, and training can't write there."""
-    evaluating = trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop
-    for loop in (*evaluating, trainer.predict_loop):
-        loop.inference_mode = False
+    for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+        loop.inference_mode = False  # within `fit` it always is
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, "Parameters divided over all processes (FSDP2)")

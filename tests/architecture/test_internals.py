@@ -367,7 +367,8 @@ def test_lightning_evaluates_without_inference_mode_where_it_is_told(
     for do in (trainer.validate, trainer.test, trainer.predict):
         do(Model(), rows)
     trainer.fit(Model(), rows, rows)
-    assert list(seen.values()) == 4 * [not left_out], "Lightning decides elsewhere under which mode"
+    wanted = [*3 * [not left_out], False]
+    assert list(seen.values()) == wanted, "Lightning decides elsewhere under which mode"
 
 
 def test_lightning_keeps_what_it_does_on_slurms_signal(monkeypatch: pytest.MonkeyPatch) -> None:
