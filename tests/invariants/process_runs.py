@@ -59,7 +59,7 @@ def make_module(kind: str, world: Path, urls: Sequence[str] = ()) -> RLHFModule:
     }
     acting = shared | {
         "sampling": Sampling(
-            max_new_tokens=12, stop_token_ids=list(range(0, 999, 6))
+            max_new_tokens=12, stop_token_ids=list(range(0, 267, 6))
         ),  # so that lengths differ
         # 48: ranks divide their rows into different numbers of parts
         "updates": Updates(epochs=2, minibatches=2, microbatch_tokens=48),

@@ -65,3 +65,17 @@ def test_what_exceeds_the_context_is_refused_by_every_engine(
     with pytest.raises(ConfigurationError, match=r"max_new_tokens=506 need 513 positions"):
         engine.generate(backbone, make_request(Sampling(max_new_tokens=506)))
     assert len(engine.generate(backbone, make_request(Sampling(max_new_tokens=1))).tokens) == 6
+
+
+@pytest.mark.parametrize("engine", [NativeEngine(), HFEngine(), OwnEngine()])
+def test_a_stop_token_that_is_no_token_is_refused_by_every_engine(
+    tiny_model_dir: Path, engine: RolloutEngine
+) -> None:
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
+    size = backbone.vocabulary_size
+    with pytest.raises(
+        ConfigurationError, match=rf"stop_token_ids={size}\b.*model's {size} tokens"
+    ):
+        engine.generate(backbone, make_request(Sampling(stop_token_ids=[3, size])))
+    last = Sampling(max_new_tokens=1, stop_token_ids=[size - 1])
+    assert len(engine.generate(backbone, make_request(last)).tokens) == 6
