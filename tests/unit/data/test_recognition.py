@@ -346,5 +346,5 @@ class TestMessagesBesidePairs:
 
     def test_that_are_answered_already_are_no_prompt(self) -> None:
         answered = [*self.ASKED, {"role": "assistant", "content": "A cat."}]
-        with pytest.raises(ConfigurationError, match="No format reads"):
+        with pytest.raises(ConfigurationError, match="are no pairs"):
             self.read(messages=answered)
