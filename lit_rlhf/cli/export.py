@@ -5,7 +5,9 @@ from pathlib import Path
 
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.cli.functions import call
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import export_policy, export_reward, load_checkpoint_backbone
+from lit_rlhf.types import GATE
 
 
 def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = None) -> None:
@@ -22,6 +24,11 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
         role: "policy" or "reward"; default: the one that was trained.
     """
     backbone = load_checkpoint_backbone(newest(ckpt_path))
+    if role != "policy" and any(name.startswith(GATE) for name in backbone.heads):
+        raise ConfigurationError(
+            f"The reward of {ckpt_path} is gated by the prompt, more than a linear head, which is all that other tools "
+            "read. Give ModelReward, score and evaluate-reward the checkpoint."
+        )
     is_reward = role == "reward" or (
         role is None and "reward" in backbone.heads and "policy" not in backbone.adapters
     )

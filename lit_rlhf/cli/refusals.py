@@ -203,10 +203,12 @@ def _unknown(words: str, command: str) -> str:
     option = next((each for each in words.split() if each.startswith("-")), None)
     if option is None:
         return f"{words} belongs to no option."
-    known = [
-        each for each in options_of(command.split(maxsplit=1)[0]) if not each.endswith(".help")
-    ]
     name, _, _ = option.partition("=")
+    known = [
+        each
+        for each in options_of(command.split(maxsplit=1)[0])
+        if not each.endswith(".help") and each != name  # of another subcommand
+    ]
     return f"there is no option {name}.{_near(name, known)}"
 
 

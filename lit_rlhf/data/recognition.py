@@ -128,7 +128,8 @@ def readings(
     found = [
         _laid_out(one, layout)
         for one in found
-        if one.kind == "prompts" or not any(_says_more(o, one) for o in found)
+        if one.kind == "prompts"
+        or not any(_says_more(o, one) or _asks_the_same(o, one, rows) for o in found)
     ]
     return [_as_learned(one, found, rows) if one.kind == "prompts" else one for one in found]
 
@@ -182,6 +183,16 @@ def _says_more(one: Reading, than: Reading) -> bool:
         return False
     weaker = than.format.weak and not one.format.weak
     return weaker or set(one.format.reads()) > set(than.format.reads())
+
+
+def _asks_the_same(one: Reading, than: Reading, rows: Sequence[Row]) -> bool:
+    """Whether pairs have a column `prompt` that holds what the only turn of their conversation does."""
+    usual = formats.ExplicitPrompt()
+    if one.format != usual or than.format not in usual.candidates()[1:]:
+        return False
+    both = (row for row in rows if usual.reads_row(row) and than.format.reads_row(row))
+    turns = ((usual(row)[0].prompt, than.format(row)[0].prompt) for row in both)
+    return all(turn in (asked, [{"role": "user", "content": asked}]) for asked, turn in turns)
 
 
 def read_as(

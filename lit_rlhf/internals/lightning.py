@@ -212,6 +212,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         return super().load_checkpoint(path, weights_only)
 
 
+def without_inference_mode(trainer: Trainer) -> None:
+    """Validate, test and predict under `no_grad`: FSDP2 keeps what it gathers into, and training can't write there."""
+    for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+        loop.inference_mode = False  # within `fit` it always is
+
+
 StrategyRegistry.register("fsdp2", FSDP2Strategy, "Parameters divided over all processes (FSDP2)")
 
 

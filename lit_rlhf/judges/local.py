@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.judges.base import Answer, Conversation, Judge
-from lit_rlhf.models import Backbone, ModelSpec, evaluating
+from lit_rlhf.judges.base import Answer, Assessment, Case, Conversation, Judge
+from lit_rlhf.models import Backbone, ModelSpec, evaluating, gathered
 from lit_rlhf.models.branched import pack
 from lit_rlhf.models.fingerprint import weights_fingerprint
 from lit_rlhf.options import check_option, is_whole
@@ -136,6 +136,11 @@ class LocalJudge(Judge):
         if self.mode == "text":
             found |= {"max_new_tokens": self.max_new_tokens, "pattern": self.verdict.pattern}
         return found
+
+    def assess(self, cases: Sequence[Case]) -> list[Assessment | None]:
+        """See `Judge.assess`; a policy that is sharded is whole meanwhile, for processes ask different questions."""
+        with gathered(self.model):
+            return super().assess(cases)
 
     @torch.no_grad()
     def ask(self, conversations: Mapping[str, Conversation]) -> dict[str, Answer | None]:

@@ -18,7 +18,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.internals.lightning import loss_scaler, save_before_peek
+from lit_rlhf.internals.lightning import (
+    loss_scaler,
+    save_before_peek,
+    without_inference_mode,
+)
 from lit_rlhf.models import Backbone, ModelSpec, shard
 from lit_rlhf.models.cards import recorded_prompts
 from lit_rlhf.modules.means import TINY, StepMean
@@ -161,6 +165,8 @@ class RLHFModule(LightningModule):
         """Refuse what would train wrongly, before any work starts."""
         self.resumption = Resumption()
         refuse_precision(self.trainer)
+        if self.device_mesh is not None:
+            without_inference_mode(self.trainer)
         averaging = [
             type(each).__name__
             for each in getattr(self.trainer, "callbacks", [])

@@ -328,6 +328,49 @@ def test_lightning(tmp_path: Path) -> None:
     assert seen == ["batch", "batch"]
 
 
+@pytest.mark.parametrize("left_out", [False, True])
+def test_lightning_evaluates_without_inference_mode_where_it_is_told(
+    tmp_path: Path, left_out: bool
+) -> None:
+    seen: dict[str, bool] = {}
+
+    class Model(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            assert not torch.is_grad_enabled()
+            seen[str(self.trainer.state.fn)] = torch.is_inference_mode_enabled()
+            return batch
+
+        validation_step = test_step = predict_step = step
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    if left_out:
+        our_lightning.without_inference_mode(trainer)
+    rows = DataLoader(torch.ones(2, 1))
+    for do in (trainer.validate, trainer.test, trainer.predict):
+        do(Model(), rows)
+    trainer.fit(Model(), rows, rows)
+    wanted = [*3 * [not left_out], False]
+    assert list(seen.values()) == wanted, "Lightning decides elsewhere under which mode"
+
+
 def test_lightning_keeps_what_it_does_on_slurms_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     assert our_lightning.requeue_signal(Trainer(**quiet)) is None  # type: ignore[arg-type]

@@ -145,6 +145,7 @@ def test_what_is_inspected_is_said_and_written(
         (["show", shape("hh"), "--format=Ranked"], r"hh\.jsonl.*no column 'prompt'"),
         (["show", shape("hh"), "--tokenizer=./nowhere"], "nowhere' doesn't exist"),
         (["convert", shape("hh"), "out.csv"], r"\.jsonl or \.parquet"),
+        (["convert", shape("hh"), "a.jsonl", "--output=b"], r"no option --output\. lit-rlhf data"),
         (["forget", shape("hh")], r"show \| inspect \| convert"),
         (["show"], "path must be given: lit-rlhf data show --help"),
         (

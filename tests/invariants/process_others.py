@@ -13,9 +13,11 @@ from lit_rlhf.data import (
     PromptTextDataModule,
     UnpairedDataModule,
 )
+from lit_rlhf.judges import LocalJudge
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueHead, ValueModel
 from lit_rlhf.modules import (
     DAPOPolicyModule,
+    GRPOPolicyModule,
     NashMDPolicyModule,
     OnlineDPOPolicyModule,
     PPOPolicyModule,
@@ -31,7 +33,7 @@ from lit_rlhf.modules import (
     XPOPolicyModule,
 )
 from lit_rlhf.objectives import KTO, ORPO, HeadEnsemble, LengthDesensitizedDPO
-from lit_rlhf.rewards import LengthReward
+from lit_rlhf.rewards import JudgeReward, LengthReward
 
 OTHERS = (
     "sft-lora",
@@ -42,6 +44,7 @@ OTHERS = (
     "moving",
     "moving-lora",
     "head",
+    "judge",
     "online",
     "sppo",
     "xpo",
@@ -60,6 +63,8 @@ def other_makers(
     spec = ModelSpec(name=str(world / "tiny-model"))
     on_one_base = ModelSpec(name=str(world / "tiny-model"), lora=LoraSpec(rank=2))
     reward = LengthReward(target=4.0, scale=2.0)
+    # Of completions that begin alike once: processes ask it different numbers of questions.
+    judge = LocalJudge(template="{{ response[:1] }} good?", words={"yes": 1, "no": 0}, batch_size=1)
     one_step = {**acting, "updates": Updates(microbatch_tokens=48)}  # what Reinforce is right for
     return {
         "sft-lora": lambda: SupervisedModule(on_one_base, **shared),
@@ -70,6 +75,7 @@ def other_makers(
         "moving": lambda: PreferenceModule(spec, **shared),
         "moving-lora": lambda: PreferenceModule(on_one_base, **shared),
         "head": lambda: PPOPolicyModule(spec, reward, value=ValueHead(), **acting),
+        "judge": lambda: GRPOPolicyModule(spec, JudgeReward(judge), num_samples=4, **acting),
         "online": lambda: OnlineDPOPolicyModule(spec, reward, **acting),
         "sppo": lambda: SPPOPolicyModule(spec, reward, **acting),
         "xpo": lambda: XPOPolicyModule(spec, reward, **acting),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.loops import utilities
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -194,8 +195,14 @@ def train(run: dict[str, Any], rank: int) -> None:
     before: dict[str, Tensor] = {}
     module.on_train_start = lambda: before.update(trainable(module))  # type: ignore[method-assign]
     data = DATA.get(kind.partition("-")[0], "ppo")
-    rows = other_data(kind, world, run["ranks"])
-    trainer.fit(module, datamodule=rows or make_data(data, world, run["ranks"], workers=0))
+    rows: Any = other_data(kind, world, run["ranks"])
+    rows = rows or make_data(data, world, run["ranks"], workers=0)
+    if kind == "head" and run["strategy"] == "fsdp2":
+        utilities._distributed_is_initialized = lambda: (
+            False
+        )  # else Lightning takes care, of gloo alone
+        trainer.validate(module, datamodule=rows, verbose=False)
+    trainer.fit(module, datamodule=rows)
     if kind == "reward-lora":
         trainer.save_checkpoint(
             world / "reward.ckpt", weights_only=False

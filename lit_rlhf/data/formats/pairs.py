@@ -88,8 +88,14 @@ class ExplicitPrompt(Pairs):
         return self.prompt, self.chosen, self.rejected
 
     def recognises(self, rows: Sequence[Row]) -> bool:
-        """Not where both answers repeat the prompt: then they are whole transcripts."""
-        return super().recognises(rows) and not all(map(self._repeats, rows))
+        """Not where both answers repeat the prompt, or a conversation is answered: then they hold transcripts."""
+        if not super().recognises(rows) or all(map(self._repeats, rows)):
+            return False
+        if self not in self.candidates()[1:]:  # a prompt may end in what the answer goes on with
+            return True
+        asked = (self(row)[0].prompt for row in rows if self.reads_row(row))
+        last = [prompt[-1]["role"] for prompt in asked if not isinstance(prompt, str)]
+        return 2 * last.count("assistant") <= len(last)
 
     def _repeats(self, row: Row) -> bool:
         prompt, texts = row.get(self.prompt), (row.get(self.chosen), row.get(self.rejected))

@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -14,6 +14,7 @@ from lit_rlhf.data import (
     BranchedDataModule,
     ChosenOf,
     DemonstrationDataModule,
+    ExplicitPrompt,
     FileSource,
     Format,
     ImplicitPrompt,
@@ -24,7 +25,7 @@ from lit_rlhf.data import (
     RowsSource,
     UnpairedDataModule,
 )
-from lit_rlhf.data.recognition import FORMATS, spell
+from lit_rlhf.data.recognition import FORMATS, read_as, spell
 from lit_rlhf.errors import ConfigurationError
 from tests.unit.data.shape_cases import BLUE, CASES, COLOR, READS_TOOLS
 
@@ -322,3 +323,28 @@ def test_columns_of_prompts_of_other_data_are_chosen() -> None:
     }
     with pytest.raises(ConfigurationError, match="list of names"):
         data.PromptsOf(data.ExplicitPrompt(), columns="topic")  # type: ignore[arg-type]
+
+
+class TestMessagesBesidePairs:
+    PAIR: ClassVar[dict[str, Any]] = {"chosen": "A cat.", "rejected": "No."}
+    ASKED: ClassVar[list[dict[str, str]]] = [{"role": "user", "content": "Which?"}]
+
+    def read(self, **columns: Any) -> Format:
+        return read_as([self.PAIR | columns], "the rows", "pairs", None).format
+
+    def test_are_the_prompt_where_they_end_with_a_question(self) -> None:
+        assert self.read(messages=self.ASKED) == ExplicitPrompt(prompt="messages")
+        assert self.read(messages=self.ASKED, prompt=None) == ExplicitPrompt(prompt="messages")
+
+    def test_give_way_to_a_prompt_that_says_the_same(self) -> None:
+        assert self.read(prompt="Which?", messages=self.ASKED) == ExplicitPrompt()
+
+    def test_that_hold_earlier_turns_need_an_option(self) -> None:
+        longer = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
+        with pytest.raises(ConfigurationError, match="several ways"):
+            self.read(prompt="Which?", messages=longer + self.ASKED)
+
+    def test_that_are_answered_already_are_no_prompt(self) -> None:
+        answered = [*self.ASKED, {"role": "assistant", "content": "A cat."}]
+        with pytest.raises(ConfigurationError, match="are no pairs"):
+            self.read(messages=answered)

@@ -207,13 +207,19 @@ def test_bad_steps(
         data.prepare_data()
 
 
-def test_a_gate_is_of_the_prompt_and_scores_by_itself(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_gate_is_of_the_prompt_and_scores_by_itself(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     module, trainer, batch = fit("gated", tiny_model_dir, tmp_path / "cache", lora=LoraSpec(rank=4))
     scores, _ = module.scores(batch)
     gates = scores[..., 2:]
     assert_close(gates[:, 0], gates[:, 1], **FP32_MODEL)  # whatever the answer
     assert gates.std() > 0
     trainer.save_checkpoint(tmp_path / "rm.ckpt")
+    words = ["export", "--ckpt_path", str(tmp_path / "rm.ckpt"), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "rm.ckpt is gated by the prompt" in capsys.readouterr().err
     scorer = ModelScorer.load(str(tmp_path / "rm.ckpt"))
     rows = [
         {"prompt": r["prompt"], "chosen": r["response"], "rejected": "no"} for r in rated_rows(4)
