@@ -135,9 +135,12 @@ def describe(text: str, command: str = "fit") -> str:
     refusal = read_refusal(text)
     # A value that fits no member of a union that has classes in it: none was meant.
     others = [c for c in refusal.complaints if c.kind != "class"]
+    if any(c.kind == "place" for c in others):
+        others = [c for c in others if c.kind == "place"]
     found = others if others and all("Expected" in c.text for c in others) else refusal.complaints
     said = "; ".join(dict.fromkeys(_say(complaint, refusal.key, command) for complaint in found))
-    if refusal.value and "Got value" not in said and found is not refusal.complaints:
+    plain = refusal.value and not any(c.kind == "place" for c in found)
+    if plain and "Got value" not in said and found is not refusal.complaints:
         said += f". Got value: {refusal.value}"
     return f"{refusal.key}: {said}" if refusal.key else said
 
@@ -162,6 +165,11 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
             said = f"{path} defines no {word!r}.{_near(word, list(vars(import_module(path))))}"
         case "abstract":
             said = f"name a class, such as {_subclasses(word)}: {{class_path: NAME, init_args: {{...}}}}"
+        case "place":
+            said = (
+                f"{word} is neither a class nor a YAML file that is there. What a class takes is given option by "
+                f"option: --{key}.help CLASS shows them"
+            )
         case "required":
             shown = f"--{key}.help shows what it is" if key else f"lit-rlhf {command} --help"
             said = f"{word} must be given: {shown}"

@@ -29,6 +29,7 @@ _KINDS = {
     "abstract": re.compile(
         r"^Expected an instantiatable class, but (?P<word>\S+) is abstract(?:\. Got value: .*)?$"
     ),
+    "place": re.compile(r"^Expected a path but (?P<word>\S+) either not accessible or invalid$"),
     "required": re.compile(r"^the following arguments are required: (?P<word>.+)$"),
     "unknown": re.compile(r"^unrecognized arguments: (?P<word>.+)$"),
 }

@@ -141,6 +141,10 @@ CONSTANT = ["--model.reward", "LengthReward"]
             ["--data", "PreferenceDataModule", "--data.train", "{path: prefs.jsonl}"],
             "data.train: name a class, such as ArithmeticSource, DirectorySource, FileSource, HubSource",
         ),
+        (
+            [*POLICY, "--model.reward", "runs/a/export"],
+            "model.reward: runs/a/export is neither a class nor a YAML file that is there.",
+        ),
         (["--model.help", "DPO"], "--model.help: DPO is a class of another kind"),
         ([*POLICY, "--model.num_samples", "x"], "model.num_samples: Expected int. Got value: x"),
         ([*REWARD, "--model.backbone.lora.rank", "0"], "LoraSpec(rank=0): rank must be a whole"),
