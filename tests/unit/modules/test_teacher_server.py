@@ -42,6 +42,7 @@ class Served:
     def __init__(self, model_dir: Path) -> None:
         self.model, self.tokenizer = plain_model(model_dir), load_tokenizer(str(model_dir))
         self.change: Callable[[Any], Any] = lambda answer: answer
+        self.delay = 0.0
 
     def __call__(self, asked: Request) -> Answer:
         if asked.path == "/v1/models":
@@ -57,7 +58,8 @@ class Served:
             word = self.tokenizer.decode([token])
             place = {"logprob": float(logprobs[at, token]), "rank": 1, "decoded_token": word}
             told.append({str(token): place})
-        return Answer(self.change({"choices": [{"text": "x", "prompt_logprobs": told}]}))
+        answer = self.change({"choices": [{"text": "x", "prompt_logprobs": told}]})
+        return Answer(answer, delay=self.delay)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +90,13 @@ def student(model_dir: Path, teacher: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize("lora", [None, LoraSpec(rank=2)], ids=["full", "lora"])
 def test_it_is_the_model_that_stands_there(
-    tiny_model_dir: Path, teacher_dir: Path, server: Loopback, lora: LoraSpec | None
+    tiny_model_dir: Path,
+    teacher_dir: Path,
+    served: Served,
+    server: Loopback,
+    lora: LoraSpec | None,
 ) -> None:
+    served.delay = 0.2  # so that requests meet on a busy machine, too
     batch = full_batch(tiny_model_dir)
     here = TeacherModel(ModelSpec(name=str(teacher_dir)))
     modules = [build(student(tiny_model_dir, t, lora=lora)) for t in (teacher_at(server), here)]
