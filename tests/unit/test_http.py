@@ -105,7 +105,7 @@ def test_a_key_comes_from_the_environment_and_stays_there(monkeypatch) -> None:
 
 
 def test_requests_go_out_so_many_at_a_time_and_come_back_in_order() -> None:
-    with serving(lambda request: Answer(request.body, delay=0.05)) as server:
+    with serving(lambda request: Answer(request.body, delay=0.2)) as server:
         asked = client(server, concurrency=4)
         found = list(asked.map(lambda number: asked.post("/x", number), range(12)))
     assert found == list(range(12))
