@@ -134,13 +134,12 @@ def describe(text: str, command: str = "fit") -> str:
     """
     refusal = read_refusal(text)
     # A value that fits no member of a union that has classes in it: none was meant.
-    others = [c for c in refusal.complaints if c.kind != "class"]
-    if any(c.kind == "place" for c in others):
-        others = [c for c in others if c.kind == "place"]
+    places = [c for c in refusal.complaints if c.kind == "place"]
+    others = places or [c for c in refusal.complaints if c.kind != "class"]
     found = others if others and all("Expected" in c.text for c in others) else refusal.complaints
     said = "; ".join(dict.fromkeys(_say(complaint, refusal.key, command) for complaint in found))
-    plain = refusal.value and not any(c.kind == "place" for c in found)
-    if plain and "Got value" not in said and found is not refusal.complaints:
+    told = "Got value" in said or places or found is refusal.complaints
+    if refusal.value and not told:
         said += f". Got value: {refusal.value}"
     return f"{refusal.key}: {said}" if refusal.key else said
 
@@ -159,7 +158,7 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
             said = _no_class(complaint)
         case "module":
             said = f"{path}: there is no module {word!r} in the current directory or on PYTHONPATH"
-            if "/" in path or path.endswith(READABLE):
+            if path.endswith(READABLE):
                 said += f". Of a file give the path: --{key}.path {path}"
         case "attribute":
             said = f"{path} defines no {word!r}.{_near(word, list(vars(import_module(path))))}"

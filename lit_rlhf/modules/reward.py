@@ -188,9 +188,8 @@ class RewardModelModule(RLHFModule):
         state: dict[str, Any] = {"score_mean": self.score_mean, "score_std": self.score_std}
         heads = self.objective.heads
         if "reward" not in heads and self.objective.exported is not None:
-            parts = self.objective.exported_weight(
-                torch.eye(len(heads))
-            )  # it is linear in the heads
+            # It is linear in the heads.
+            parts = self.objective.exported_weight(torch.eye(len(heads)))
             state["reward_parts"] = dict(zip(heads, parts.tolist(), strict=True))
         return state
 

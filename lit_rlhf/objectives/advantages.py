@@ -97,7 +97,31 @@ class GroupCentered(Advantage):
         return spread_over_tokens(centered, mask)
 
 
-class GroupNormalized(Advantage):
+class _Normalized(Advantage):
+    """Return minus the mean return of the prompt's samples, divided by a deviation."""
+
+    min_samples = 2
+
+    def __init__(self, eps: float = 1e-4) -> None:
+        check_option(eps > 0, self, "eps", eps, "above 0: equal returns would give nan")
+        self.eps = float(eps)
+
+    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
+        """See the class."""
+        there = mask.any(-1)  # (N,)
+        returns = masked_sum(rewards, mask, dim=-1)
+        centered = group_centered(returns, num_samples, there)
+        std = self.deviation(returns, centered, there, num_samples)
+        return spread_over_tokens(centered / (std + self.eps), mask)
+
+    @abstractmethod
+    def deviation(
+        self, returns: Tensor, centered: Tensor, there: Tensor, num_samples: int
+    ) -> Tensor:
+        """Of returns (N,), also given less their prompt's mean: (N,), or () for all. Where not `there` none counts."""
+
+
+class GroupNormalized(_Normalized):
     r"""$(R_i - \text{mean})/(\text{std} + \epsilon)$ over the prompt's samples (GRPO, arXiv:2402.03300).
 
     The standard deviation is the unbiased one (divided by G - 1). Dividing by it weighs prompts by how sure the policy
@@ -111,21 +135,15 @@ class GroupNormalized(Advantage):
         ConfigurationError: eps is not above 0.
     """
 
-    min_samples = 2
-
-    def __init__(self, eps: float = 1e-4) -> None:
-        check_option(eps > 0, self, "eps", eps, "above 0: equal returns would give nan")
-        self.eps = float(eps)
-
-    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
-        """See the class."""
-        centered = group_centered(masked_sum(rewards, mask, dim=-1), num_samples, mask.any(-1))
+    def deviation(
+        self, returns: Tensor, centered: Tensor, there: Tensor, num_samples: int
+    ) -> Tensor:
+        """Of each prompt's samples."""
         squares = centered.square().view(-1, num_samples).sum(-1).repeat_interleave(num_samples)
-        std = (squares / (group_sizes(mask.any(-1), num_samples) - 1).clamp_min(1)).sqrt()  # (N,)
-        return spread_over_tokens(centered / (std + self.eps), mask)
+        return (squares / (group_sizes(there, num_samples) - 1).clamp_min(1)).sqrt()
 
 
-class BatchNormalized(Advantage):
+class BatchNormalized(_Normalized):
     r"""$(R_i - \text{mean of the group})/(\text{std of the batch} + \epsilon)$ (arXiv:2508.08221).
 
     As `GroupNormalized`, but all prompts are divided by one number, the unbiased standard deviation of all returns of
@@ -138,20 +156,12 @@ class BatchNormalized(Advantage):
         ConfigurationError: eps is not above 0.
     """
 
-    min_samples = 2
-
-    def __init__(self, eps: float = 1e-4) -> None:
-        check_option(eps > 0, self, "eps", eps, "above 0: equal returns would give nan")
-        self.eps = float(eps)
-
-    def __call__(self, rewards: Tokens, mask: Mask, num_samples: int) -> Tokens:
-        """See the class."""
-        there = mask.any(-1)  # (N,)
-        returns = masked_sum(rewards, mask, dim=-1)
+    def deviation(
+        self, returns: Tensor, centered: Tensor, there: Tensor, num_samples: int
+    ) -> Tensor:
+        """Of all samples."""
         squares = (returns - masked_mean(returns, there)).square()
-        std = (masked_sum(squares, there) / (there.sum() - 1).clamp_min(1)).sqrt()
-        centered = group_centered(returns, num_samples, there)
-        return spread_over_tokens(centered / (std + self.eps), mask)
+        return (masked_sum(squares, there) / (there.sum() - 1).clamp_min(1)).sqrt()
 
 
 class RewardToGo(Advantage):

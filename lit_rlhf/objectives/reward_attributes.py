@@ -18,7 +18,7 @@ Ratings = Float[Tensor, "rows branches attributes"]
 
 
 class Attributes(RewardLoss):
-    r"""$\frac1A\sum_a (r_a - y_a)^2$: a head for each attribute that answers are rated by (HelpSteer2, 2406.08673).
+    r"""$\frac1A\sum_a (r_a - y_a)^2$: a head per attribute that answers are rated by (HelpSteer2, arXiv:2406.08673).
 
     The reward is $\sum_a w_a r_a$: heads are linear, so an export holds it as one. The data give `attributes`, each
     completion's ratings, in the order that their format's option `attributes` names them. Where they are pairs,
