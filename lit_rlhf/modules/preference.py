@@ -17,6 +17,7 @@ from lit_rlhf.models import (
     Critic,
     ModelSpec,
     ValueHead,
+    divide,
     evaluating,
     export_policy,
     weights_fingerprint,
@@ -195,7 +196,10 @@ class PreferenceModule(RLHFModule):
         given: SequenceStats | None
         if "kl" in self.objective.statistics:
             given, against = self._live_reference(batch)
-            return self.loss(self(batch, against), given, batch)
+            output = self.loss(self(batch, against), given, batch)
+            if not torch.is_grad_enabled():  # no backward comes, after which it would be done
+                divide(self.reference)
+            return output
         given = self._reference(batch) if self.objective.needs_reference else None
         return self.loss(self(batch), given, batch)
 
