@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_rlhf.distributed import sum_over_ranks
+from lit_rlhf.distributed import sum_over_ranks, weighted_mean
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import (
     loss_scaler,
@@ -217,7 +217,7 @@ class RLHFModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout, the one thing that draws from torch's global generator, and log the share of padding."""
         if self.automatic_optimization and isinstance(batch, Mapping) and "branch_ids" in batch:
-            padding = (batch["branch_ids"] < 0).float().mean()
+            padding = weighted_mean((batch["branch_ids"] < 0).float())
             self.log("train/padding_share", padding, batch_size=len(batch["branch_ids"]))
         if self.spec.lora is not None and self.spec.lora.dropout > 0.0:
             iteration = self.trainer.fit_loop.total_batch_idx

@@ -20,7 +20,7 @@ from lit_rlhf.models import ModelSpec, evaluating, export_policy
 from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import collect as collecting, minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
-from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
+from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics, row_means
 from lit_rlhf.modules.microbatch_size import MicrobatchSize
 from lit_rlhf.modules.minibatches import rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
@@ -450,8 +450,8 @@ class PolicyModule(RLHFModule):
         with torch.no_grad():
             scored, samples = self.sample(batch, self.eval_sampling, "validation", 1)
             rollout = self.evaluate(scored)
-        metrics = {f"{stage}/{k}": value for k, value in evaluation_metrics(rollout).items()}
-        self.log_dict(metrics, sync_dist=True, batch_size=rollout.num_prompts, on_epoch=True)
+        for name, (mean, count) in row_means(evaluation_metrics(rollout), sum_over_ranks).items():
+            self.log(f"{stage}/{name}", mean, batch_size=count)
         return {"samples": samples}
 
     def export(self, path: Path, merge: bool = True) -> None:

@@ -1,6 +1,7 @@
 """Direct alignment: a policy trained on preferences without a reward model."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_rlhf.distributed import num_ranks, sum_over_ranks
+from lit_rlhf.distributed import next_rows, num_ranks, sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.functional.branches import add_mismatched_branches
 from lit_rlhf.functional.kl import full_kl
@@ -190,7 +191,10 @@ class PreferenceModule(RLHFModule):
         self._require_branches(batch)
         if self.objective.needs_mismatched:
             rows = add_mismatched_branches(
-                batch["input_ids"], batch["branch_ids"], self.backbone.pad_token_id
+                batch["input_ids"],
+                batch["branch_ids"],
+                self.backbone.pad_token_id,
+                partial(next_rows, fill=-1),
             )
             batch = cast("BranchedBatch", {**batch, **rows._asdict()})
         given: SequenceStats | None
