@@ -32,8 +32,9 @@ from lit_rlhf.modules import (
     Updates,
     XPOPolicyModule,
 )
-from lit_rlhf.objectives import KTO, ORPO, HeadEnsemble, LengthDesensitizedDPO
-from lit_rlhf.rewards import JudgeReward, LengthReward
+from lit_rlhf.objectives import KTO, ORPO, BetaDPO, HeadEnsemble, LengthDesensitizedDPO
+from lit_rlhf.rewards import JudgeReward, LengthReward, Reward
+from lit_rlhf.types import Completions, Scores
 
 OTHERS = (
     "sft-lora",
@@ -41,10 +42,12 @@ OTHERS = (
     "kto",
     "orpo",
     "tokens",
+    "beta",
     "moving",
     "moving-lora",
     "head",
     "judge",
+    "failing",
     "online",
     "sppo",
     "xpo",
@@ -54,6 +57,15 @@ OTHERS = (
     "dapo",
     "ptx",
 )
+
+
+class FailingReward(Reward):
+    """Leaves out a third of what was written: unlike numbers of the processes' rows."""
+
+    def score(self, completions: Completions) -> Scores:
+        lengths = completions.response_mask.sum(-1)
+        first = completions.tokens[:, 0].float()
+        return Scores(first / 100, {"first": first}, failed=(lengths + first.long()) % 3 == 0)
 
 
 def other_makers(
@@ -72,10 +84,12 @@ def other_makers(
         "kto": lambda: PreferenceModule(spec, KTO(), **shared),
         "orpo": lambda: PreferenceModule(spec, ORPO(), **shared),
         "tokens": lambda: PreferenceModule(spec, LengthDesensitizedDPO(), **shared),
+        "beta": lambda: PreferenceModule(spec, BetaDPO(), **shared),
         "moving": lambda: PreferenceModule(spec, **shared),
         "moving-lora": lambda: PreferenceModule(on_one_base, **shared),
         "head": lambda: PPOPolicyModule(spec, reward, value=ValueHead(), **acting),
         "judge": lambda: GRPOPolicyModule(spec, JudgeReward(judge), num_samples=4, **acting),
+        "failing": lambda: GRPOPolicyModule(spec, FailingReward(), num_samples=4, **acting),
         "online": lambda: OnlineDPOPolicyModule(spec, reward, **acting),
         "sppo": lambda: SPPOPolicyModule(spec, reward, **acting),
         "xpo": lambda: XPOPolicyModule(spec, reward, **acting),

@@ -10,7 +10,7 @@ import torch
 
 from tests.invariants.process_others import OTHERS
 from tests.invariants.resume_plans import execute, log_of, run, write_world
-from tests.tolerances import KTO_PROCESSES, METRICS, PROCESSES
+from tests.tolerances import METRICS, PROCESSES
 
 WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
 KINDS = {
@@ -19,6 +19,7 @@ KINDS = {
 }
 CASES = [(strategy, kind) for strategy, kinds in KINDS.items() for kind in kinds]
 POLICIES = ("ppo", "grpo", "ppo-lora", "ppo-nf4", "distill")
+PADDING = "train/padding_share"
 Ranks = list[dict[str, Any]]
 
 
@@ -61,6 +62,7 @@ def test_so_does_every_other_module(kind: str, tmp_path: Path) -> None:
     runs = finish([(way, kind) for way in ways], tmp_path)
     for strategy in ways[1:]:
         same_parameters(runs, strategy, kind)
+        same_metrics(runs, strategy, kind)
 
 
 def same_parameters(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -> None:
@@ -68,8 +70,7 @@ def same_parameters(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
     assert whole["moved"] > 1e-3
     for name, expected in whole["parameters"].items():
         assert torch.equal(first["parameters"][name], second["parameters"][name]), name
-        tolerance = KTO_PROCESSES if kind == "kto" else PROCESSES
-        torch.testing.assert_close(first["parameters"][name], expected, **tolerance, msg=name)
+        torch.testing.assert_close(first["parameters"][name], expected, **PROCESSES, msg=name)
     assert first["parameters"].keys() == whole["parameters"].keys()
 
 
@@ -113,13 +114,23 @@ def test_processes_that_divide_their_rows_otherwise_make_as_many_passes(
 def test_metrics_are_those_of_one_process(
     runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
 ) -> None:
+    same_metrics(runs, strategy, kind)
+
+
+def same_metrics(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -> None:
+    """Of each step and validation, on each process."""
     (whole,), ranks = runs["one", kind], runs[strategy, kind]
+    assert len(whole["metrics"]) > 2
     for rank in ranks:
-        assert rank["metrics"].keys() == whole["metrics"].keys()
-        wrong = {
-            name: (rank["metrics"][name], expected)
-            for name, expected in whole["metrics"].items()
-            if name != "train/padding_share"  # each process pads to the longest row of its own
-            and not math.isclose(rank["metrics"][name], expected, **METRICS)
-        }
-        assert not wrong
+        wrong = [
+            (step, name, line[name], expected[name])
+            for step, (line, expected) in enumerate(
+                zip(rank["metrics"], whole["metrics"], strict=True)
+            )
+            for name in line.keys() | expected.keys()
+            if not math.isclose(line[name], expected[name], **METRICS)
+        ]
+        assert not [each for each in wrong if each[1] != PADDING]
+    # Each process pads to the longest row of its own, and tells the share of all.
+    shares = [[line.get(PADDING) for line in rank["metrics"]] for rank in ranks]
+    assert shares[0] == shares[1]
