@@ -34,7 +34,7 @@ class ServiceError(LitRLHFError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short: for a kind of its own has torch's error alone, not a driver's or a compiler's about it."""
+    """Whether memory was short: torch's error has a kind of its own, a driver's and a compiler's about it have none."""
     said = str(error).lower()
     short = "out of memory" in said or "can't allocate memory" in said
     return short or isinstance(error, MemoryError)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 _EXP_LIMIT = 30.0
 LEAST_LOGPROB = -1e30
-"""Stands for the logarithm of no probability, where the two are multiplied: $p\\ln p$ is 0 there, and 0 times -inf not."""
+"""Stands for the logarithm of no probability where the two are multiplied: 0 times -inf is not a number."""
 
 
 def bounded_exp(x: Float[Tensor, "*shape"], limit: float = _EXP_LIMIT) -> Float[Tensor, "*shape"]:

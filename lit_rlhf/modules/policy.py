@@ -179,6 +179,11 @@ class PolicyModule(RLHFModule):
         self.reward.attach(self.backbone)
         self.reward.requires_grad_(False)
 
+    def on_train_start(self) -> None:
+        """Settle what a checkpoint from other devices may have left open."""
+        super().on_train_start()
+        self.microbatch_size.begin(self.device)
+
     # -- the iteration ------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:

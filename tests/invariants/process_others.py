@@ -16,6 +16,7 @@ from lit_rlhf.data import (
 from lit_rlhf.judges import LocalJudge
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueHead, ValueModel
 from lit_rlhf.modules import (
+    BestOfNPolicyModule,
     DAPOPolicyModule,
     GRPOPolicyModule,
     NashMDPolicyModule,
@@ -56,6 +57,7 @@ OTHERS = (
     "remax",
     "dapo",
     "ptx",
+    "best",
 )
 
 
@@ -79,6 +81,7 @@ def other_makers(
     judge = LocalJudge(template="{{ response[:1] }} good?", words={"yes": 1, "no": 0}, batch_size=1)
     one_step = {**acting, "updates": Updates(microbatch_tokens=48)}  # what Reinforce is right for
     return {
+        "best": lambda: BestOfNPolicyModule(spec, reward, num_samples=3, **acting),
         "sft-lora": lambda: SupervisedModule(on_one_base, **shared),
         "reward-heads": lambda: RewardModelModule(spec, HeadEnsemble(), **shared),
         "kto": lambda: PreferenceModule(spec, KTO(), **shared),

@@ -1,5 +1,6 @@
 """Two processes train as one with the same global batch: same rollouts, parameters and metrics."""
 
+import inspect
 import math
 from itertools import product
 from pathlib import Path
@@ -8,8 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from lit_rlhf import modules
+from lit_rlhf.modules import RLHFModule
 from tests.invariants.process_others import OTHERS
+from tests.invariants.process_runs import make_module
 from tests.invariants.resume_plans import execute, log_of, run, write_world
+from tests.public import public_names
 from tests.tolerances import METRICS, PROCESSES
 
 WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
@@ -134,3 +139,20 @@ def same_metrics(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -
     # Each process pads to the longest row of its own, and tells the share of all.
     shares = [[line.get(PADDING) for line in rank["metrics"]] for rank in ranks]
     assert shares[0] == shares[1]
+
+
+def test_every_module_with_a_step_of_its_own_is_among_them(tmp_path: Path) -> None:
+    """A class that only names options of another is trained as that one."""
+    world = write_world(tmp_path)
+    kinds = {*KINDS["ddp"], *KINDS["fsdp2"], *OTHERS}
+    trained = {base for kind in kinds for base in type(make_module(kind, world)).__mro__}
+    named = (getattr(modules, name) for name in public_names("lit_rlhf.modules"))
+    own = [
+        each
+        for each in named
+        if inspect.isclass(each)
+        and issubclass(each, RLHFModule)
+        and {name for name, part in vars(each).items() if inspect.isfunction(part)} - {"__init__"}
+    ]
+    assert len(own) > 15
+    assert [each.__name__ for each in own if each not in trained] == []

@@ -143,8 +143,13 @@ def test_sharding_weights_of_two_dtypes_is_refused_and_names_one_of_each(make: M
     with_head, with_norm = make(dtype="bfloat16"), make(dtype="bfloat16")
     with_head.add_head("reward")
     with_norm.decoder.get_submodule("norm").float()
-    for backbone, odd in ((with_head, "heads.reward.weight"), (with_norm, "model.model.norm.weight")):
-        with pytest.raises(ConfigurationError, match="^value can't be .* dtype: float32") as raised:
+    for backbone, odd in (
+        (with_head, "heads.reward.weight"),
+        (with_norm, "model.model.norm.weight"),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=r"^value can't be .* dtype: float32"
+        ) as raised:
             shard(backbone, mesh, "value")
         said = str(raised.value)
         assert f"{odd} is float32" in said

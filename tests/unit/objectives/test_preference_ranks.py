@@ -30,7 +30,9 @@ def test_two_ranks_are_one_batch(tmp_path: Path) -> None:
     for rank in (0, 1):
         found: Found = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
         for name, (gradient, means) in alone.items():
-            assert_close(found[name][0], gradient, **FP64, msg=lambda said, name=name: f"{name}: {said}")
+            assert_close(
+                found[name][0], gradient, **FP64, msg=lambda said, name=name: f"{name}: {said}"
+            )
             assert found[name][1] == pytest.approx(means, rel=FP64["rtol"]), name
 
 

@@ -47,7 +47,11 @@ def _one(loss: o.PreferenceLoss, part: slice) -> tuple[Tensor, dict[str, float]]
 
     logprobs = (-rand(ROWS, branches, 5) * mask).requires_grad_()
     ref, kl, collision = (sign * rand(ROWS, branches, 5) * mask for sign in (-1, 1, -1))
-    extra = {"kl": kl.sum(-1)[part], "collision": collision.sum(-1)[part], "value": rand(ROWS)[part]}
+    extra = {
+        "kl": kl.sum(-1)[part],
+        "collision": collision.sum(-1)[part],
+        "value": rand(ROWS)[part],
+    }
     policy, reference = (
         o.PreferenceStats(x.sum(-1)[part], lengths[part], x[part], mask[part], **extra)
         for x in (logprobs, ref)
