@@ -59,7 +59,8 @@ def options_of(command: str) -> list[str]:
             told = [a.arg for a in arguments if f"{a.arg}: No option" not in said]
             named += [f"--{name}" for name in told if name not in first]
     flags = [text for text in first if isinstance(text, str) and _FLAG.fullmatch(text)]
-    flags += options_of("fit") if command in _LIKE_FIT else []
+    if command in _LIKE_FIT:
+        flags += [flag for flag in options_of("fit") if flag != "--seeds"]
     return list(dict.fromkeys([*_WORDS.get(command, []), *named, *flags]))
 
 

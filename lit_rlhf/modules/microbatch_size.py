@@ -164,7 +164,7 @@ class MicrobatchSize:
         )
 
     def begin(self, device: torch.device) -> None:
-        """Before the first step: forget what a checkpoint's run has chosen on other cards. All processes must call it."""
+        """Before the first step: forget what was chosen on other cards. All processes must call it."""
         if self.option != "auto" or self.chosen is None or self._cards == self._all_cards(device):
             return
         rank_zero_info(
