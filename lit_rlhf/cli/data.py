@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,7 +200,7 @@ def _canonical(
         for each in conversion(number, row):
             if isinstance(each, Record):
                 counts[""] += 1
-                yield canonical_row(each, reading.format, template_options(row))
+                yield canonical_row(each, reading.format, row)
             elif invalid == "error":
                 raise DataError(
                     f"{source.locate(number)}: {each}. Mend it, or set invalid: drop."
@@ -213,8 +213,9 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
+    names = dict.fromkeys(chain.from_iterable(rows))  # pyarrow goes by the first row's
     try:
-        table = pa.Table.from_pylist([dict(row) for row in rows])
+        table = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
     except pa.ArrowException as error:
         raise DataError(
             f"The rows can't be written to {output}: a column of Parquet has one type, and {error}. Write JSONL."

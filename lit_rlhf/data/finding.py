@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data.conversion import SUBSET
 from lit_rlhf.data.formats import Format, group_rows
 from lit_rlhf.data.recognition import (
     MODULES,
@@ -173,8 +174,9 @@ def unread_columns(reader: Format, rows: Sequence[Row]) -> list[str]:
     for row in group_rows(rows, reader):
         if reader.reads_row(row):
             watched = [_Watched(each) for each in rows_of_group(row)]
-            reader(RowGroup(watched) if isinstance(row, RowGroup) else watched[0])
-            return [name for name in row if name not in watched[0].seen]
+            records = reader(RowGroup(watched) if isinstance(row, RowGroup) else watched[0])
+            seen = watched[0].seen | ({SUBSET} if records[0].completions else set())
+            return [name for name in row if name not in seen]
     return []
 
 

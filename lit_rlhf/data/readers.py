@@ -23,6 +23,8 @@ from lit_rlhf.errors import DataError
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what bytes that are no text become on reading
+_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
+"""The line that tells Excel what parts the fields: it stands above the header, and is no row."""
 
 
 def _open_zstd(path: Path) -> Any:
@@ -155,6 +157,9 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
     with _open_text(data, encoding) as file:
         first = file.readline()
         delimiter = "\t" if kind_of(data.path.name) == ".tsv" else _delimiter(first)
+        skipped = 0
+        if said := _SEPARATOR.fullmatch(first):
+            first, delimiter, skipped = file.readline(), said[1], 1
         reader = csv.reader(chain([first], file), delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
@@ -163,8 +168,9 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise DataError(f"{data}, near line {reader.line_num}: {error}.") from error
-            where = f"{data}, line {reader.line_num}"
+                line = skipped + reader.line_num
+                raise DataError(f"{data}, near line {line}: {error}.") from error
+            where = f"{data}, line {skipped + reader.line_num}"
             if not values:
                 continue
             if header is None:

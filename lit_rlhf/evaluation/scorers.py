@@ -48,10 +48,12 @@ class Scorer(ABC):
     Attributes:
         name: What reports call it.
         probabilistic: Whether the sigmoid of a difference of scores is meant as a probability.
+        fitted_pairs: Which pairs its temperature was fitted on, as `sketch_pairs` writes them; "" where it has none.
     """
 
     name: str
     probabilistic: bool = True
+    fitted_pairs: str = ""
 
     @abstractmethod
     def score(
@@ -135,7 +137,9 @@ class ModelScorer(Scorer):
         trained = TrainedReward.read(path, base, ensemble=True)
         backbone = trained.load({"dtype": dtype, "trust_remote_code": trust_remote_code})
         backbone = backbone.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(backbone, path, layout, trained.prompts(), batch_tokens, trained.heads)
+        made = cls(backbone, path, layout, trained.prompts(), batch_tokens, trained.heads)
+        made.fitted_pairs = trained.fitted_pairs()
+        return made
 
     @torch.no_grad()
     def score(
