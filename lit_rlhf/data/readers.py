@@ -155,11 +155,8 @@ def _undecoded(where: str, encoding: str) -> UnreadableRow:
 def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # answers may be longer than its 131,072 characters
     with _open_text(data, encoding) as file:
-        first = file.readline()
-        delimiter = "\t" if kind_of(data.path.name) == ".tsv" else _delimiter(first)
-        skipped = 0
-        if said := _SEPARATOR.fullmatch(first):
-            first, delimiter, skipped = file.readline(), said[1], 1
+        usual = "\t" if kind_of(data.path.name) == ".tsv" else None
+        first, delimiter, above = _header(file, usual)
         reader = csv.reader(chain([first], file), delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
@@ -168,9 +165,9 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                line = skipped + reader.line_num
+                line = above + reader.line_num
                 raise DataError(f"{data}, near line {line}: {error}.") from error
-            where = f"{data}, line {skipped + reader.line_num}"
+            where = f"{data}, line {above + reader.line_num}"
             if not values:
                 continue
             if header is None:
@@ -189,6 +186,14 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
                 yield _undecoded(where, encoding)
             else:
                 yield dict(zip(header, values, strict=True))
+
+
+def _header(file: IO[str], usual: str | None) -> tuple[str, str, int]:
+    """The line that names the columns, what parts them, and how many lines stand above it."""
+    first = file.readline()
+    if said := _SEPARATOR.fullmatch(first):
+        return file.readline(), said[1], 1
+    return first, usual or _delimiter(first), 0
 
 
 def _delimiter(header: str) -> str:

@@ -37,8 +37,9 @@ def part_names(fields: Mapping[str, Any], count: int) -> list[str]:
             [f"{name} {fields[name]}" for name in ("label", "score") if name in fields]
             for _ in names
         ]
-    for each, ratings in zip(said, ratings_by_answer(fields, len(said)), strict=True):
-        each += ["rated " + ", ".join(f"{rating:g}" for rating in ratings)] if ratings else []
+    for place, ratings in enumerate(ratings_by_answer(fields, len(said))):
+        if ratings:
+            said[place].append("rated " + ", ".join(f"{rating:g}" for rating in ratings))
     told = [f" ({', '.join(each)})" if each else "" for each in said]
     return ["prompt", *(f"{name}{tail}" for name, tail in zip(names, told, strict=True))]
 

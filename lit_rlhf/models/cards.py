@@ -133,8 +133,7 @@ def model_card(
         if record.fitted_on:
             body += [
                 "",
-                f"They are those of training divided by {record.temperature:.4g}, a temperature fitted on "
-                f"{record.fitted_on}:",
+                f"They are those of training divided by {record.temperature:.4g}, fitted on {record.fitted_on}:",
                 "the sigmoid of a difference is the probability that a rater prefers the first answer.",
             ]
     return "\n".join([*header, "---", "", *body]) + "\n"

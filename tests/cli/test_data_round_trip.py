@@ -154,9 +154,12 @@ def test_the_batch_is_the_same(
     kind, reader, rows = CASES[name]
     path, output = write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / f"out{suffix}"
     words = [] if reader is None else [f"--format={type(reader).__name__}"]
-    for option in () if reader is None else fields(reader):  # type: ignore[arg-type]
-        if (value := getattr(reader, option.name)) != option.default:
-            words.append(f"--format.{option.name}={json.dumps(value)}")
+    options = () if reader is None else fields(reader)  # type: ignore[arg-type]
+    words += [
+        f"--format.{option.name}={json.dumps(value)}"
+        for option in options
+        if (value := getattr(reader, option.name)) != option.default
+    ]
     main(["data", "convert", str(path), str(output), *words])
     given = batch_of(kind, FileSource(str(path)), tokenizer, format=reader)
     read = batch_of(kind, FileSource(str(output)), tokenizer)

@@ -161,7 +161,7 @@ def test_what_fits_no_temperature_is_refused(
     scores = {each: evaluated(checkpoint, [row]) for each, row in enumerate(held_out())}
     right = [row for each, row in enumerate(held_out()) if scores[each].pairs.margins[0] > 0]
     sure = [{**row, "p_chosen": 1.0} for row in right]
-    with pytest.raises(DataError, match="all of them are in order. Give more pairs"):
+    with pytest.raises(DataError, match=r"all of them are in order\. Give more pairs"):
         fitted_temperature(evaluated(checkpoint, sure))
     wrong = [{**row, "p_chosen": 0.0} for row in right]
     data = write_jsonl(tmp_path / "wrong.jsonl", wrong)
