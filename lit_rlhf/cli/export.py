@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.cli.functions import call
 from lit_rlhf.data.sources import local_source
@@ -11,7 +13,7 @@ from lit_rlhf.evaluation import ModelScorer, evaluate_reward, read_comparisons
 from lit_rlhf.evaluation.temperature import fitted_temperature
 from lit_rlhf.models import Backbone, export_policy, export_reward, load_checkpoint_backbone
 from lit_rlhf.models.cards import Temperature
-from lit_rlhf.types import GATE, asked
+from lit_rlhf.types import GATE
 
 
 def export(
@@ -63,11 +65,14 @@ def export(
 
 def _fit(backbone: Backbone, name: str, data: str) -> Temperature:
     """The temperature that fits pairs best, and how far it mends the calibration, said."""
+    backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     scorer = ModelScorer(backbone, name, learned=backbone.prompts)
     found = evaluate_reward(scorer, read_comparisons(local_source(data)), perturbed=0)
-    fitted, own = fitted_temperature(found), asked(found.calibration)
+    fitted, own = fitted_temperature(found), found.calibration
+    assert own is not None  # else it is refused
+    left_out = "".join(f"{count} left out, {why}. " for why, count in found.left_out.items())
     print(
-        f"Scores are divided by {fitted.value:.4g}, fitted on {fitted.data}: their calibration error is "
+        f"{left_out}Scores are divided by {fitted.value:.4g}, fitted on {fitted.data}: their calibration error is "
         f"{own.error:.3f} without it, and {own.error_divided:.3f} where each half is judged at what the other fits. "
         "Judge the export on other pairs: lit-rlhf evaluate-reward."
     )

@@ -27,10 +27,11 @@ def canonical_row(record: Record, reader: Format, given: Row) -> dict[str, Any]:
         >>> canonical_row(reader(given)[0], reader, given)
         {'prompt': '2 + 2 =', 'chosen': ' 4', 'rejected': ' 5'}
     """
-    kind, answers, fields = kind_of(record), list(record.completions), dict(record.fields)
-    ratings = [list(each) for each in ratings_by_answer(fields, len(answers)) if each]
-    if ratings:
-        fields["attributes"] = tuple(ratings) if len(ratings) > 1 else tuple(ratings[0])
+    kind, answers = kind_of(record), list(record.completions)
+    fields: dict[str, Any] = dict(record.fields)
+    if "attributes" in fields:
+        ratings = [list(each) for each in ratings_by_answer(fields, len(answers))]
+        fields["attributes"] = ratings if len(ratings) > 1 else ratings[0]
     row: dict[str, Any] = {"prompt": record.prompt}
     if kind == "pairs":
         row |= {"chosen": answers[0], "rejected": answers[1], **fields}

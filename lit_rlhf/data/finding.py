@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.conversion import SUBSET
+from lit_rlhf.data.conversion import SUBSET, TEMPLATE_COLUMNS
 from lit_rlhf.data.formats import Format, group_rows
 from lit_rlhf.data.recognition import (
     MODULES,
@@ -185,7 +185,7 @@ class _Watched(dict[str, Any]):
 
     def __init__(self, row: Row) -> None:
         super().__init__(row)
-        self.seen = {"tools", "chat_template_kwargs"}  # for the template, whatever the format
+        self.seen = {*TEMPLATE_COLUMNS}  # whatever the format
 
     def __getitem__(self, name: str) -> Any:
         self.seen.add(name)

@@ -170,7 +170,7 @@ class Unpaired(Columns):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = self.attributes
+        names: object = self.attributes
         named = isinstance(names, list | tuple) and all(map(is_text, names))
         check_option(named, self, "attributes", names, "a list of names, empty for none")
         numbers = is_number(self.low) and is_number(self.high)

@@ -1,6 +1,7 @@
 """The temperature of a reward model: fitted on pairs, kept by an export, and never judged in silence on those pairs."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -
         tokenizer=str(tiny_model_dir),
         cache_dir=str(path / "cache"),
     )
-    trainer = make_trainer(max_epochs=3, num_sanity_val_steps=0)
-    trainer.fit(RewardModelModule(spec), datamodule=data)
+    trainer = make_trainer(max_epochs=20, num_sanity_val_steps=0)
+    optimizer = partial(torch.optim.AdamW, lr=3e-3)
+    trainer.fit(RewardModelModule(spec, optimizer=optimizer), datamodule=data)
     trainer.save_checkpoint(path / "rm.ckpt")
     return path / "rm.ckpt"
 
