@@ -49,12 +49,13 @@ def report_validated(
     comparisons = read_comparisons(source, data.format_of(name))
     held_out = {rows[place]["row"] for place in range(len(rows))}
     comparisons = replace(comparisons, items=[i for i in comparisons.items if i.row in held_out])
+    alike = len(objective.heads) == 1 or isinstance(objective, HeadEnsemble)
     scorer = ModelScorer(
-        module.backbone,
+        module.backbone.to(trainer.strategy.root_device),
         "the model",
         learned=data.prompt_form("val"),
         heads=objective.heads,
-        reward=None if isinstance(objective, HeadEnsemble) else objective.reward,
+        reward=None if alike else objective.reward,
     )
     found = evaluate_reward(scorer, comparisons)
     page = Path(trainer.default_root_dir) / "reward.html"

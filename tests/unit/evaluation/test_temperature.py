@@ -160,8 +160,8 @@ def test_judging_on_the_pairs_of_the_fit_is_said(checkpoint: Path, tmp_path: Pat
 def test_what_fits_no_temperature_is_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scores = {each: evaluated(checkpoint, [row]) for each, row in enumerate(held_out())}
-    right = [row for each, row in enumerate(held_out()) if scores[each].pairs.margins[0] > 0]
+    found = evaluated(checkpoint, held_out())
+    right = [row for row, margin in zip(held_out(), found.pairs.margins, strict=True) if margin > 0]
     sure = [{**row, "p_chosen": 1.0} for row in right]
     with pytest.raises(DataError, match=r"all of them are in order\. Give more pairs"):
         fitted_temperature(evaluated(checkpoint, sure))
