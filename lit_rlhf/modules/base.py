@@ -44,7 +44,6 @@ from lit_rlhf.modules.steps import (
     Steps,
     gradient_norm,
     gradients,
-    learning_rate,
     split_by_decay,
     undecayed_names,
 )
@@ -312,7 +311,7 @@ class RLHFModule(LightningModule):
             # What has no gradient doesn't move; a scaler skips by itself.
             optimizer.zero_grad(set_to_none=True)
         self.log("train/grad_norm", norm)
-        self.log("train/lr", learning_rate(optimizer))
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
         self.log("train/skipped_steps", float(self.guard.skipped))
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
