@@ -165,7 +165,13 @@ def check_text(value: Any, column: str) -> Text:
         return value
     if isinstance(value, Mapping) and value.keys() & {"content", "value"}:
         value = [value]
-    turns = [_named_role(turn) for turn in value] if isinstance(value, list | tuple) else []
+    turns = list(value) if isinstance(value, list | tuple) else []
+    for place, turn in enumerate(turns):
+        if isinstance(turn, Mapping) and not turn.get("role") and isinstance(turn.get("from"), str):
+            own = {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+            turns[place] = own | {
+                k: v for k, v in turn.items() if k not in {"from", "value", "role"}
+            }
     named = (isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in turns)
     if not turns or not all(named):
         value = turns if isinstance(value, list | tuple) else value
@@ -273,13 +279,6 @@ def without_missing(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_missing(item) for item in value]
     return value
-
-
-def _named_role(turn: Any) -> Any:
-    if not isinstance(turn, Mapping) or turn.get("role") or not isinstance(turn.get("from"), str):
-        return turn
-    rest = {key: value for key, value in turn.items() if key not in ("from", "value", "role")}
-    return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn.get("value"), **rest}
 
 
 def _message(turn: Message, column: str) -> Message:

@@ -204,10 +204,10 @@ def share_sketched(sketch: str, items: Sequence[Comparison]) -> float:
         sketch: Of other comparisons.
         items: The comparisons.
     """
-    known = [int(sketch[at : at + _DIGITS], 16) for at in range(0, len(sketch), _DIGITS)]
-    whole = len(known) < _KEPT
-    near = [each for each in _hashes(items) if whole or each <= known[-1]]
-    return sum(each in {*known} for each in near) / len(near) if near else 0.0
+    known = {int(sketch[at : at + _DIGITS], 16) for at in range(0, len(sketch), _DIGITS)}
+    whole, largest = len(known) < _KEPT, max(known, default=0)
+    near = [each for each in _hashes(items) if whole or each <= largest]
+    return sum(each in known for each in near) / len(near) if near else 0.0
 
 
 def _hashes(items: Sequence[Comparison]) -> list[int]:

@@ -181,6 +181,12 @@ def evaluate_reward(
     clusters = torch.tensor([one.cluster for one in scored])
     subsets = subset_accuracies([one.comparison.subset for one in scored], worth, clusters)
     lengths = pairs.differences["characters"]
+    rated = [one.comparison for one in scored if one.comparison.kind == "pair"]
+    votes = [each.votes for each in rated if each.votes is not None]
+    ceiling = rater_ceiling(
+        torch.tensor([each.p_chosen for each in rated]),
+        torch.tensor(votes) if len(votes) == len(rated) else None,
+    )
     biases = {
         name: bias
         for name, more in pairs.differences.items()
@@ -196,7 +202,7 @@ def evaluate_reward(
         pairs=pairs,
         accuracy=wilson_mean(worth, clusters),
         chance=sum(one.comparison.chance for one in scored) / len(scored),
-        ceiling=_ceiling(scored) if data.soft else None,
+        ceiling=ceiling if data.soft else None,
         subsets=subsets,
         sections=_sections(scored, subsets),
         ties=float((pairs.margins == 0).double().mean()),
@@ -275,13 +281,6 @@ def judge_scores(comparison: Comparison, scores: Tensor, cluster: int) -> Scored
         (values == values.max()).sum()
     )
     return ScoredComparison(comparison, scores, cluster, credit, right)
-
-
-def _ceiling(scored: Sequence[ScoredComparison]) -> Ceiling:
-    every = [one.comparison for one in scored if one.comparison.kind == "pair"]
-    votes = [each.votes for each in every if each.votes is not None]
-    p = torch.tensor([each.p_chosen for each in every])
-    return rater_ceiling(p, torch.tensor(votes) if len(votes) == len(every) else None)
 
 
 def _sections(scored: Sequence[ScoredComparison], subsets: Sequence[Subset]) -> dict[str, float]:

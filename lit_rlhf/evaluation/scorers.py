@@ -233,7 +233,10 @@ def short_names(names: Sequence[str]) -> list[str]:
         (['a', 'b'], ['m', 'm (2)'])
     """
     parts = [Path(name).parts for name in names]
-    ahead, behind = (_shared([each[::step] for each in parts]) for step in (1, -1))
+    ahead, behind = (
+        len([*takewhile(lambda each: len(set(each)) == 1, zip(*lines, strict=False))])
+        for lines in (parts, [each[::-1] for each in parts])
+    )
     short = ["/".join(each[ahead : len(each) - behind]) for each in parts]
     if not all(short):
         short = list(names)
@@ -242,9 +245,3 @@ def short_names(names: Sequence[str]) -> list[str]:
         seen[name] += 1
         short[place] = name if seen[name] == 1 else f"{name} ({seen[name]})"
     return short
-
-
-def _shared(lines: Sequence[Sequence[str]]) -> int:
-    """How many parts all begin with."""
-    columns = zip(*lines, strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

@@ -222,7 +222,12 @@ def _whole(
         raise ConfigurationError(
             f"{type(shell).__name__} has weights that the backbone lacks: {missing[:5]}. It can't be exported."
         )
-    _grow(state, shell, config.get_text_config().vocab_size)
+    embedding = shell.get_input_embeddings()
+    key = next(f"{name}.weight" for name, part in shell.named_modules() if part is embedding)
+    # Rows of zeros for an added pad token, which nothing ever reads.
+    lacking = config.get_text_config().vocab_size - len(state[key])
+    if lacking > 0:
+        state[key] = torch.cat([state[key], state[key].new_zeros(lacking, state[key].shape[1])])
     return shell, state
 
 
@@ -234,15 +239,6 @@ def _renamed(state: dict[str, Tensor], backbone: Backbone, prefix: str) -> dict[
     if backbone.decoder is backbone.model:  # loaded without LM head: its names lack the trunk's
         return {f"{prefix}.{name}": value for name, value in state.items()}
     return state
-
-
-def _grow(state: dict[str, Tensor], shell: Any, rows: int) -> None:
-    """Append rows of zeros to the embeddings for an added pad token; nothing ever reads them."""
-    for name, module in shell.named_modules():
-        key = f"{name}.weight"
-        if module is shell.get_input_embeddings() and state[key].shape[0] < rows:
-            missing = rows - state[key].shape[0]
-            state[key] = torch.cat([state[key], state[key].new_zeros(missing, state[key].shape[1])])
 
 
 def _never_last(
