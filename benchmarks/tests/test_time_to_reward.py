@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.time_to_reward.judging import coarse_first
 from benchmarks.time_to_reward.race import Pace, Race, adapters
 from benchmarks.time_to_reward.report import (
     Curve,
@@ -49,6 +50,13 @@ def test_smoothing_leaves_the_start_and_takes_neighbours() -> None:
         [0.2, 0.45, 0.4, 0.45]
     )
     assert best(curve(1.0, [0.9, 0.3, 0.6])).gold == 0.6
+
+
+def test_judging_begins_with_the_coarsest() -> None:
+    files = [Path(f"{run}/{i:04}.pt") for run in ("a", "b") for i in (2, 4, 6, 8)]
+    assert [str(file)[:6] for file in coarse_first(files)] == [
+        *("a/0008", "b/0008", "a/0004", "b/0004", "a/0002", "a/0006", "b/0002", "b/0006")
+    ]
 
 
 CURVES: dict[Key, Curve] = {

@@ -5,6 +5,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from benchmarks.human_sentiment.measures import (
 from benchmarks.time_to_reward.race import adapters
 from benchmarks.workloads.lit import spec
 from benchmarks.workloads.settings import Settings
+from lit_rlhf.files import write_text
 from lit_rlhf.models import Backbone
 from lit_rlhf.rewards import ModelReward
 
@@ -43,6 +45,7 @@ class Examiner:
         self.initial = load_policy(root, str(INITIAL), dtype)  # type: ignore[arg-type]
         settings = Settings("", str(root / INITIAL), "", 0, 0, dtype=dtype)
         self.policy = Backbone.load(spec(settings)).eval()
+        self.policy.add_adapter("policy", trainable=False)
         self.reward = ModelReward(str(work / "reward"), dtype=dtype)  # type: ignore[arg-type]
         self.reward.attach(self.initial)
 
@@ -53,7 +56,9 @@ class Examiner:
             policy, given = self.policy, torch.load(file)
             own = adapters(policy.named_parameters())
             if own.keys() != given.keys():
-                raise ValueError(f"{file} has other layers than {self.initial}.")
+                raise ValueError(
+                    f"{file} has other layers than the policy: {sorted(own.keys() ^ given.keys())[:3]}."
+                )
             for name, weight in own.items():
                 weight.data.copy_(given[name])
         samples = self.measurement.sample(policy, self.initial, {"reward": self.reward})
@@ -61,21 +66,32 @@ class Examiner:
         return summarize(samples, ["reward"])
 
 
+def coarse_first(files: Iterable[Path]) -> list[Path]:
+    """Named by iteration: those of the highest power of two go first, of all runs: a sweep cut short is a coarser one.
+
+    Example:
+        >>> [file.stem for file in coarse_first(map(Path, ["1.pt", "2.pt", "4.pt", "6.pt"]))]
+        ['4', '2', '6', '1']
+    """
+    return sorted(files, key=lambda file: (-(int(file.stem) & -int(file.stem)), file))
+
+
 def judge_all(work: Path, root: Path, prompts: int = 256) -> None:
-    """Judge what wasn't judged yet; what was is kept."""
-    folders = sorted(path for path in (work / "adapters").glob("*") if path.is_dir())
-    waiting = {folder / FILE: sorted(folder.glob("*.pt")) for folder in folders}
+    """Judge what runs that have ended left and wasn't judged yet, the initial policy first."""
+    ended = [work / "adapters" / file.stem for file in (work / "runs").glob("*.json")]
     examiner = None
-    for target, files in ({work / FILE: [None]} | waiting).items():
+    files = coarse_first(file for folder in ended for file in folder.glob("*.pt"))
+    for file in [None, *files]:
+        target = (work if file is None else file.parent) / FILE
+        name = START if file is None else file.name
         found = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
-        for file in files:
-            name = START if file is None else file.name
-            if name not in found:
-                examiner = examiner or Examiner(work, root, prompts)
-                found[name] = examiner.judge(file)
-                target.write_text(json.dumps(found, indent=1), encoding="utf-8")
-                gold, kl = found[name]["gold"], found[name]["kl"]
-                print(f"{target.parent.name} {name}: judge {gold:.3f}, KL {kl:.2f}", flush=True)
+        if name in found:
+            continue
+        examiner = examiner or Examiner(work, root, prompts)
+        found[name] = examiner.judge(file)
+        write_text(target, json.dumps(found, indent=1))
+        gold, kl = found[name]["gold"], found[name]["kl"]
+        print(f"{target.parent.name} {name}: judge {gold:.3f}, KL {kl:.2f}", flush=True)
 
 
 if __name__ == "__main__":

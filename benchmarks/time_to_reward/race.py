@@ -28,7 +28,7 @@ class Race(Settings):
 
     minibatches: int = 1
     out: str = ""
-    every: int = 4
+    every: int = 2
 
 
 def adapters(parameters: Parameters) -> dict[str, torch.nn.Parameter]:
