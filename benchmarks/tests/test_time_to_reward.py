@@ -106,13 +106,10 @@ def test_adapters_are_kept_with_the_seconds_of_training_alone(tmp_path: Path) ->
         }
     )
     judged = dict.fromkeys(("gold", "gold_stderr", "kl", "kl_stderr"), 0.5)
-    recipe = {"workload": "grpo", "lr": 1e-3, "seed": 0}
-    stored = {"recipe": recipe, "measured": {"result": {"marks": pace.marks}}}
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "run-ours.json").write_text(json.dumps(stored))
     (tmp_path / "judged.json").write_text(json.dumps({"initial": judged}))
     (tmp_path / "adapters" / "run-ours" / "judged.json").write_text(
         json.dumps({"0002.pt": judged})  # the second isn't judged yet
     )
-    (points,) = read(tmp_path).values()
+    ((key, points),) = read(tmp_path).items()
+    assert key == ("grpo", race.lr, 0, "ours")
     assert [point.iteration for point in points] == [0, 2]

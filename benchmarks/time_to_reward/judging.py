@@ -77,11 +77,9 @@ def coarse_first(files: Iterable[Path]) -> list[Path]:
 
 
 def judge_all(work: Path, root: Path, prompts: int = 256) -> None:
-    """Judge what runs that have ended left and wasn't judged yet, the initial policy first."""
-    ended = [work / "adapters" / file.stem for file in (work / "runs").glob("*.json")]
+    """Judge what runs left and wasn't judged yet, the initial policy first."""
     examiner = None
-    files = coarse_first(file for folder in ended for file in folder.glob("*.pt"))
-    for file in [None, *files]:
+    for file in [None, *coarse_first((work / "adapters").glob("*/*.pt"))]:
         target = (work if file is None else file.parent) / FILE
         name = START if file is None else file.name
         found = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}

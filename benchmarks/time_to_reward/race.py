@@ -1,9 +1,10 @@
 """What both sides of a race share: its settings, its clock, and the adapters that it leaves. Needs torch alone."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from benchmarks.workloads.settings import Settings
 
 Parameters = Iterable[tuple[str, torch.nn.Parameter]]
+RUN = "run.json"
+"""Beside the adapters: settings and clock of a run, as far as it came."""
 PENALTY = 0.5
 """Taken off the score of a completion that didn't end."""
 
@@ -66,12 +69,19 @@ class Pace:
             return
         before = _now()
         wall, cpu = before[0] - self._left_out[0], before[1] - self._left_out[1]
-        file = Path(self.race.out) / f"{self.iteration:04}.pt"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder, name = Path(self.race.out), f"{self.iteration:04}.pt"
+        folder.mkdir(parents=True, exist_ok=True)
         found = adapters(self.parameters())
-        torch.save({name: weight.detach().clone() for name, weight in found.items()}, file)
+        torch.save(
+            {name: weight.detach().clone() for name, weight in found.items()}, folder / "partial"
+        )
+        (folder / "partial").replace(folder / name)
         mark = {"iteration": self.iteration, "wall": wall, "cpu": cpu}
-        self.marks.append(mark | {"file": file.name, "load": os.getloadavg()[0]})
+        self.marks.append(mark | {"file": name, "load": os.getloadavg()[0]})
+        (folder / "partial").write_text(
+            json.dumps({"race": asdict(self.race), "marks": self.marks}), encoding="utf-8"
+        )
+        (folder / "partial").replace(folder / RUN)
         after = _now()
         self._left_out = after[0] - wall, after[1] - cpu
 

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from benchmarks.comparison.markdown import table
+from benchmarks.time_to_reward.race import RUN
 
 Key = tuple[str, float, int, str]
 """Method, learning rate, seed, side."""
@@ -25,7 +26,10 @@ SLACK = 2.0
 
 @dataclass(frozen=True)
 class Point:
-    """A policy after so many seconds of training; errors are standard errors over held-out prompts."""
+    """A policy after so many seconds of training; errors are standard errors over held-out prompts.
+
+    `load` is the machine's load average at that time: above the number of cores, the wall tells little.
+    """
 
     iteration: int
     wall: float
@@ -34,6 +38,7 @@ class Point:
     gold_error: float
     kl: float
     kl_error: float
+    load: float = 1.0
 
 
 Curve = list[Point]
@@ -41,25 +46,24 @@ Curves = Mapping[Key, Curve]
 
 
 def read(work: Path) -> dict[Key, Curve]:
-    """Of all runs under the work directory whose adapters were judged, each from the initial policy on."""
+    """Of all runs under the work directory, as far as they came and were judged, from the initial policy on."""
     initial = json.loads((work / "judged.json").read_text(encoding="utf-8"))["initial"]
     curves = {}
-    for file in sorted((work / "runs").glob("*.json")):
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        judged = work / "adapters" / file.stem / "judged.json"
+    for file in sorted((work / "adapters").glob(f"*/{RUN}")):
+        run, judged = json.loads(file.read_text(encoding="utf-8")), file.with_name("judged.json")
         if judged.is_file():
             found = json.loads(judged.read_text(encoding="utf-8"))
-            marks = [m for m in stored["measured"]["result"]["marks"] if m["file"] in found]
-            start = _point({"iteration": 0, "wall": 0.0, "cpu": 0.0}, initial)
-            recipe = stored["recipe"]
-            key = (recipe["workload"], recipe["lr"], recipe["seed"], file.stem.split("-")[-1])
+            marks = [mark for mark in run["marks"] if mark["file"] in found]
+            start = _point({"iteration": 0, "wall": 0.0, "cpu": 0.0, "load": 1.0}, initial)
+            race, side = run["race"], file.parent.name.split("-")[-1]
+            key = (race["workload"], race["lr"], race["seed"], side)
             curves[key] = [start] + [_point(mark, found[mark["file"]]) for mark in marks]
     return curves
 
 
 def _point(mark: Mapping[str, Any], judged: Mapping[str, float]) -> Point:
     numbers = [judged[name] for name in ("gold", "gold_stderr", "kl", "kl_stderr")]
-    return Point(mark["iteration"], mark["wall"], mark["cpu"], *numbers)
+    return Point(mark["iteration"], mark["wall"], mark["cpu"], *numbers, load=mark["load"])
 
 
 def smooth(curve: Curve) -> Curve:
@@ -129,8 +133,11 @@ def report(curves: Curves, about: str, planned: Sequence[Key]) -> str:
     ]
     missing = [key for key in planned if key not in curves]
     told = ", ".join(f"{NAMES[m]} {rate:g} seed {seed} {side}" for m, rate, seed, side in missing)
+    loads = [point.load for curve in curves.values() for point in curve[1:]]
+    load = f"{min(loads):.1f} to {max(loads):.1f}"
     parts = [
-        f"{about}; one thread. The initial policy scores {start.gold:.3f} ± {start.gold_error:.3f}.",
+        f"{about}; one thread. The machine's load average was {load}.",
+        f"The initial policy scores {start.gold:.3f} ± {start.gold_error:.3f}.",
         "![judge's score and KL against seconds](time_to_reward.svg)",
         table(RACES, races),
         table(RUNS, [_run(key, curve) for key, curve in sorted(curves.items())]),
