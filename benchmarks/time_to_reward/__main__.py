@@ -11,11 +11,11 @@ what is there are written.
 """
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -24,7 +24,7 @@ from benchmarks.comparison.machine import cpu_model, fast_dtype
 from benchmarks.comparison.markdown import insert
 from benchmarks.human_sentiment.measures import INITIAL
 from benchmarks.peers.environments import TRL, TRL_PPO
-from benchmarks.peers.processes import measure
+from benchmarks.peers.processes import Run, measure
 from benchmarks.time_to_reward.judging import judge_all
 from benchmarks.time_to_reward.race import Race
 from benchmarks.time_to_reward.report import OURS, THEIRS, Key, draw, read, report
@@ -89,11 +89,14 @@ def run(work: Path, root: Path, point: Key, quick: bool) -> None:
         python = environment.python(home)
         if not python.exists():
             python = environment.make(home)
-    command = [python, "-m", f"benchmarks.time_to_reward.{side}", race.dumps()]
-    log = work / "logs" / f"{name}.log"
-    done = Ledger(work / "runs").get(
-        name, asdict(race), partial(measure, command, log=log, threads=1)
-    )
+
+    def afresh() -> Run:
+        # Of a broken run: its adapters, and what was said of them.
+        shutil.rmtree(race.out, ignore_errors=True)
+        command = [python, "-m", f"benchmarks.time_to_reward.{side}", race.dumps()]
+        return measure(command, log=work / "logs" / f"{name}.log", threads=1, timeout=6 * 3600)
+
+    done = Ledger(work / "runs").get(name, asdict(race), afresh)
     last = done.result["marks"][-1]
     print(f"{name}: {last['iteration']} iterations in {last['cpu']:.0f} CPU seconds", flush=True)
 
@@ -135,11 +138,8 @@ def main() -> None:
     curves = read(work)
     draw(curves, options.markdown.parent / "time_to_reward.svg")
     about = cpu_model(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    insert(
-        options.markdown,
-        "time-to-reward",
-        report(curves, about, list(plan(tuple(METHODS), RATES, SEEDS))),
-    )
+    planned = {key: ITERATIONS[key[-1]] for key in plan(list(METHODS), RATES, SEEDS)}
+    insert(options.markdown, "time-to-reward", report(curves, about, planned))
 
 
 if __name__ == "__main__":

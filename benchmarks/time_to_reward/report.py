@@ -1,7 +1,7 @@
 """Curves of what was run and judged, who came where how soon, as tables and a figure."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import hypot
 from pathlib import Path
@@ -57,13 +57,15 @@ def read(work: Path) -> dict[Key, Curve]:
             start = _point({"iteration": 0, "wall": 0.0, "cpu": 0.0, "load": 1.0}, initial)
             race, side = run["race"], file.parent.name.split("-")[-1]
             key = (race["workload"], race["lr"], race["seed"], side)
-            curves[key] = [start] + [_point(mark, found[mark["file"]]) for mark in marks]
+            if marks:
+                curves[key] = [start] + [_point(mark, found[mark["file"]]) for mark in marks]
     return curves
 
 
 def _point(mark: Mapping[str, Any], judged: Mapping[str, float]) -> Point:
-    numbers = [judged[name] for name in ("gold", "gold_stderr", "kl", "kl_stderr")]
-    return Point(mark["iteration"], mark["wall"], mark["cpu"], *numbers, load=mark["load"])
+    clock = {name: mark[name] for name in ("iteration", "wall", "cpu", "load")}
+    gold, kl = (judged["gold"], judged["gold_stderr"]), (judged["kl"], judged["kl_stderr"])
+    return Point(**clock, gold=gold[0], gold_error=gold[1], kl=kl[0], kl_error=kl[1])
 
 
 def smooth(curve: Curve) -> Curve:
@@ -103,7 +105,7 @@ def at(curve: Curve, cpu: float) -> float:
 
 
 def tuned(curves: Curves, method: str, side: str) -> dict[int, Curve]:
-    """By seed, smoothed, at the learning rate whose best score is the highest on the first seed that has them all."""
+    """By seed, smoothed, at the learning rate whose best score is the highest on the first seed."""
     of_side = {key: smooth(curve) for key, curve in curves.items() if key[::3] == (method, side)}
     if not of_side:
         return {}
@@ -123,8 +125,8 @@ RACES = (
 )  # fmt: skip
 
 
-def report(curves: Curves, about: str, planned: Sequence[Key]) -> str:
-    """Markdown: the figure, what each run reached, who was sooner, and what wasn't run."""
+def report(curves: Curves, about: str, planned: Mapping[Key, int]) -> str:
+    """Markdown: the figure, who was sooner, what each run reached, and what of the planned iterations wasn't run."""
     start = next(iter(curves.values()))[0]
     races = [
         row
@@ -132,7 +134,10 @@ def report(curves: Curves, about: str, planned: Sequence[Key]) -> str:
         for row in _races(method, tuned(curves, method, OURS), tuned(curves, method, THEIRS))
     ]
     missing = [key for key in planned if key not in curves]
-    told = ", ".join(f"{NAMES[m]} {rate:g} seed {seed} {side}" for m, rate, seed, side in missing)
+    told = ", ".join(
+        f"{NAMES[method]} at {rate:g} from seed {seed} by {_who(method, side)}"
+        for method, rate, seed, side in missing
+    )
     loads = [point.load for curve in curves.values() for point in curve[1:]]
     load = f"{min(loads):.1f} to {max(loads):.1f}"
     parts = [
@@ -140,20 +145,24 @@ def report(curves: Curves, about: str, planned: Sequence[Key]) -> str:
         f"The initial policy scores {start.gold:.3f} ± {start.gold_error:.3f}.",
         "![judge's score and KL against seconds](time_to_reward.svg)",
         table(RACES, races),
-        table(RUNS, [_run(key, curve) for key, curve in sorted(curves.items())]),
+        table(RUNS, [_run(key, curve, planned.get(key)) for key, curve in sorted(curves.items())]),
         f"Not run: {told}." if missing else "All that was planned was run.",
     ]
     return "\n\n".join(parts)
 
 
-def _run(key: Key, curve: Curve) -> list[str]:
+def _who(method: str, side: str) -> str:
+    return "lit_rlhf" if side == OURS else PEERS[method]
+
+
+def _run(key: Key, curve: Curve, planned: int | None) -> list[str]:
     method, rate, seed, side = key
     last, top = curve[-1], best(smooth(curve))
     each = [f"{seconds / last.iteration:.2f}" for seconds in (last.cpu, last.wall)]
     reached = [f"{top.gold:.3f} ± {top.gold_error:.3f}", f"{top.kl:.2f} ± {top.kl_error:.2f}"]
-    who = "lit_rlhf" if side == OURS else PEERS[method]
-    numbers = [f"{rate:g}", str(seed), str(last.iteration), *each, *reached, f"{top.cpu:.0f}"]
-    return [NAMES[method], who, *numbers]
+    came = f"{last.iteration} of {planned or last.iteration}"
+    numbers = [f"{rate:g}", str(seed), came, *each, *reached, f"{top.cpu:.0f}"]
+    return [NAMES[method], _who(method, side), *numbers]
 
 
 def _races(method: str, ours: dict[int, Curve], theirs: dict[int, Curve]) -> list[list[str]]:
@@ -197,12 +206,11 @@ def draw(curves: Curves, path: Path) -> None:
     FigureCanvasSVG(figure)
     panels = figure.subplots(2, len(methods), sharex="col", squeeze=False)
     for method, (top, bottom) in zip(methods, panels.T, strict=True):
-        sides = {OURS: ("lit_rlhf", "#b5342f"), THEIRS: (PEERS[method], "#2f6db5")}
-        for side, (label, colour) in sides.items():
+        for side, colour in ((OURS, "#b5342f"), (THEIRS, "#2f6db5")):
             for i, curve in enumerate(tuned(curves, method, side).values()):
                 seconds = [point.cpu for point in curve]
                 style = {"color": colour, "lw": 1.4, "marker": ".", "ms": 4}
-                style["label"] = label if i == 0 else None
+                style["label"] = _who(method, side) if i == 0 else None
                 score, error = [p.gold for p in curve], [p.gold_error for p in curve]
                 top.plot(seconds, score, **style)
                 band = [
