@@ -153,9 +153,15 @@ class HTTPClient:
         reads: bool = True,
     ) -> Any:
         retries = self.endpoint.retries if retries is None else retries
+        grows = wait_random_exponential(self.endpoint.backoff, _LONGEST_WAIT)
+
+        def wait(state: RetryCallState) -> float:
+            asked = getattr(state.outcome and state.outcome.exception(), "retry_after", None)
+            return grows(state) if asked is None else min(asked, _LONGEST_WAIT)
+
         again = Retrying(
             stop=stop_after_attempt(retries + 1),
-            wait=self._wait,
+            wait=wait,
             retry=retry_if_exception_type(_PassingError),
             sleep=sleep_using_event(self._closed),
             reraise=True,
@@ -165,13 +171,6 @@ class HTTPClient:
         except _PassingError as error:
             tries = f" after {retries + 1} tries" if retries else ""
             raise ServiceError(f"{self._server(path)} {error}{tries}.") from error
-
-    def _wait(self, state: RetryCallState) -> float:
-        assert state.outcome is not None
-        error = state.outcome.exception()
-        if isinstance(error, _PassingError) and error.retry_after is not None:
-            return min(error.retry_after, _LONGEST_WAIT)
-        return float(wait_random_exponential(self.endpoint.backoff, _LONGEST_WAIT)(state))
 
     def _once(self, method: str, path: str, body: bytes | None, *, reads: bool) -> Any:
         if self._closed.is_set():

@@ -9,6 +9,7 @@ A rollout goes through stages, each a type with the fields of the one before and
 `ScoredRollout`, `EvaluatedRollout`, `EstimatedRollout`. A field that a stage has is never None.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
@@ -89,6 +90,7 @@ class ProcessBatch(BranchedBatch):
     step_end: Tensor  # (B, S) int64: place of each step's last token within the completion, 0 where there is no step
     step_label: Tensor  # (B, S) float32 in [0, 1]: whether, or how probably, the step is right
     step_mask: Tensor  # (B, S) bool: whether the step exists
+    subset: NotRequired[list[str]]  # B
 
 
 class PromptBatch(BranchedBatch):
@@ -206,6 +208,17 @@ class Completions:
     columns: Mapping[str, list[Any]] = field(default_factory=dict)  # each of N entries
     given: list[Text] | None = None
     """N prompts as the data set has them: texts, or messages where `prompts` has what a template made of them."""
+
+    def samples(self, scores: "Scores", iteration: int) -> "list[Sample]":
+        """The completions for people to read; those that couldn't be scored have nan."""
+        known = scores.total.masked_fill(scores.left_out, math.nan)
+        columns = (self.prompts, self.responses, known.tolist(), self.finished.tolist())
+        return [
+            Sample(
+                iteration=iteration, prompt=prompt, response=response, score=score, finished=ended
+            )
+            for prompt, response, score, ended in zip(*columns, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -365,6 +378,19 @@ class ScoredRollout(Rollout):
     """Samples and what the reward says of them."""
 
     scores: Scores
+
+    def leave_out(self, failed: Tensor, *, pairs: bool = False) -> Self:
+        """The rollout without the tokens of some samples: nothing of them counts, as if they had none.
+
+        Args:
+            failed: (N,) bool.
+            pairs: Neighbours are compared: where one is left out, so is the other, for nobody knows which is better.
+        """
+        if pairs:
+            failed = failed.view(-1, 2).any(-1).repeat_interleave(2)
+        mask = self.response_mask & ~failed[:, None]
+        completions = replace(self.completions, mask=mask)
+        return replace(self, completions=completions, scores=replace(self.scores, failed=failed))
 
 
 @dataclass(frozen=True)

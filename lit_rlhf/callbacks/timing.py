@@ -188,7 +188,7 @@ class PhaseTimer(Callback):
         phase = self._phases.current if self._has_phases else _UPDATE
         if phase is None:
             return
-        self._phases.add_flops(phase, call_flops(backbone, args, kwargs, output))
+        self._phases.flops[phase] += call_flops(backbone, args, kwargs, output)
 
     def _unhook(self) -> None:
         while self._hooks:

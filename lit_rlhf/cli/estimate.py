@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -62,13 +62,14 @@ def run(words: Sequence[str]) -> None:
             f"{type(made.model).__name__} is none of this library's modules, whose code is what an estimate runs."
         )
     trainer = made.config["fit"].trainer
+    devices, strategy = _division(trainer)
     found = estimate(
         made.model,
         made.datamodule,
         card=given.card,
         precision=str(trainer.precision or "32-true"),
-        devices=_devices(trainer) if given.devices is None else given.devices,
-        strategy="fsdp2" if _divides(trainer.strategy) else "ddp",
+        devices=devices if given.devices is None else given.devices,
+        strategy=strategy,
         link=given.link,
         accumulate=trainer.accumulate_grad_batches,
         prompt_tokens=given.prompt_tokens,
@@ -83,24 +84,17 @@ def run(words: Sequence[str]) -> None:
     console.print(found.advice, style="bold")
 
 
-def _devices(trainer: Any) -> int:
-    """Processes of the run; of `auto` one, for only the machine itself knows."""
+def _division(trainer: Any) -> tuple[int, Literal["ddp", "fsdp2"]]:
+    """Processes of the run, of `auto` one, for only the machine itself knows; and how weights are divided over them."""
     devices = trainer.devices
-    count = (
-        len(devices)
-        if isinstance(devices, list)
-        else int(str(devices))
-        if str(devices).isdigit()
-        else 1
-    )
-    return max(count, 1) * int(trainer.num_nodes)
-
-
-def _divides(strategy: Any) -> bool:
-    """Whether a strategy, by name or class, is FSDP2."""
+    count = len(devices) if isinstance(devices, list) else 1
+    if str(devices).isdigit():
+        count = int(str(devices))
+    strategy = trainer.strategy
     name = str(getattr(strategy, "class_path", strategy))
     if name.rsplit(".", 1)[-1] in ("FSDPStrategy", "fsdp") or "deepspeed" in name.lower():
         raise ConfigurationError(
             f"trainer.strategy={name!r} isn't estimated: it divides by rules of its own. Estimate fsdp2 instead."
         )
-    return name == "fsdp2" or name.endswith(("FSDP2Strategy", "ModelParallelStrategy"))
+    divides = name == "fsdp2" or name.endswith(("FSDP2Strategy", "ModelParallelStrategy"))
+    return max(count, 1) * int(trainer.num_nodes), "fsdp2" if divides else "ddp"

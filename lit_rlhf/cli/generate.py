@@ -1,7 +1,7 @@
 """`lit-rlhf generate`: sample completions from a policy, and keep the best."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,8 +111,12 @@ def generate(
     single = RowsSource([{prompt_column: prompt}])
     source: Source = single if prompts is None else FileSource(prompts)
     rows = [dict(row) for row in source.load()]
-    if keep == "self_play":
-        _check_demonstrations(source, rows, completion_column)
+    for number, row in enumerate(rows if keep == "self_play" else ()):
+        if not row.get(completion_column):
+            raise DataError(
+                f"{source.locate(number)}: no {completion_column!r} to set against the sample; there are "
+                f"{sorted(row)}. Give the column of the demonstrations as --completion_column."
+            )
     actor = _actor(model, reward, engine, sampling, reference, dtype, seed)
     if prompt_template is not None:
         source = _templated(rows, prompt_column, prompt_template, actor.backbone.tokenizer)
@@ -288,15 +292,6 @@ def _check_reference(reference: str | None, sampling: Sampling, keep: Keep) -> N
             "--reference measures the KL of what is sampled, which top_k, top_p and temperature 0 cut off: leave them "
             "out of --sampling."
         )
-
-
-def _check_demonstrations(source: Source, rows: Sequence[Mapping[str, Any]], column: str) -> None:
-    for number, row in enumerate(rows):
-        if not row.get(column):
-            raise DataError(
-                f"{source.locate(number)}: no {column!r} to set against the sample; there are {sorted(row)}. Give the "
-                "column of the demonstrations as --completion_column."
-            )
 
 
 def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_best: int) -> None:

@@ -26,7 +26,12 @@ def training_lines(directory: Path) -> list[str]:
         DataError: It is no run's directory.
     """
     (run,) = read_runs([directory])
-    return [*_data(run), *_method(run), *_figures(run)]
+    lines = [*_data(run), *_method(run)]
+    if found := spreads(Group(run.name, [run])):
+        lines += ["", "## Figures", "", "Means over the last tenth of the run.", ""]
+        lines += ["| metric | value |", "|---|---|"]
+        lines += [f"| {spread.label} | {format_cell(spread.known[0])} |" for spread in found]
+    return lines
 
 
 def _data(run: Run) -> Iterator[str]:
@@ -58,14 +63,6 @@ def _method(run: Run) -> Iterator[str]:
             "",
             f"{last['iterations']} iterations, {minutes:.1f} minutes on {where}; {versions}.",
         )
-
-
-def _figures(run: Run) -> Iterator[str]:
-    found = spreads(Group(run.name, [run]))
-    if found:
-        yield from ("", "## Figures", "", "Means over the last tenth of the run.", "")
-        yield from ("| metric | value |", "|---|---|")
-        yield from (f"| {spread.label} | {format_cell(spread.known[0])} |" for spread in found)
 
 
 def without_directories(value: object) -> str:

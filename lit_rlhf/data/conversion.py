@@ -11,7 +11,6 @@ from lit_rlhf.data.records import (
     InvalidRowError,
     Record,
     Row,
-    Text,
     UnreadableRow,
     rows_of_group,
     shorten,
@@ -22,7 +21,8 @@ from lit_rlhf.errors import ConfigurationError, DataError
 
 SUBSET = "subset"
 """The column that says which part of a data set a row belongs to: metrics are also told by it."""
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+"""What of a row goes to the chat template: lists and dictionaries, or their JSON."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,12 @@ class Conversion:
                 "scores and labels say which completion is better. Take the DataModule that fits the format, or a "
                 "format that fits this DataModule (such as PairsFromRanking for pairs of rankings)."
             )
-        if any(map(_is_empty, record.completions)):
-            return InvalidRowError("empty completion", "a completion has no text")
+        for completion in record.completions:
+            # A turn that calls a tool has no content, but further keys.
+            turns = [{"content": completion}] if isinstance(completion, str) else completion
+            plain = all(turn.keys() <= {"role", "content"} for turn in turns)
+            if plain and not any(str(turn["content"]).strip() for turn in turns):
+                return InvalidRowError("empty completion", "a completion has no text")
         carried = isinstance(record.prompt, str) and bool(record.columns)  # they reach the rewards
         if template and record.template is None and not carried:
             return replace(record, template=template)
@@ -147,7 +151,7 @@ def _named(record: Record | InvalidRowError, row: Row) -> Record | InvalidRowErr
 def template_options(row: Row) -> dict[str, Any]:
     """What a row gives the chat template beside the messages: `tools`, and the keys of `chat_template_kwargs`."""
     options: dict[str, Any] = {}
-    for column in _TEMPLATE_COLUMNS:
+    for column in TEMPLATE_COLUMNS:
         value = row.get(column)
         if isinstance(value, str):
             try:
@@ -167,15 +171,6 @@ def template_options(row: Row) -> dict[str, Any]:
             )
         options |= {"tools": value} if column == "tools" else value
     return options
-
-
-def _is_empty(completion: Text) -> bool:
-    if isinstance(completion, str):
-        return not completion.strip()
-    # A turn that calls a tool has no content, but further keys.
-    return all(
-        set(turn) <= {"role", "content"} and not str(turn["content"]).strip() for turn in completion
-    )
 
 
 class _GroupedSource(Source):

@@ -265,19 +265,17 @@ class Encoder:
             if ends.isdisjoint(ids):
                 return [*ids, self._eos]
             last = max(place for place, index in enumerate(ids) if index in ends)
-            if not self._is_blank(tuple(ids[last + 1 :])):
+            behind = tuple(ids[last + 1 :])
+            # What is kept is no longer than the line breaks that templates put behind a turn.
+            blank = self._blank if len(behind) <= 4 else {}
+            if behind not in blank:
+                blank[behind] = not str(self.tokenizer.decode(list(behind))).strip()
+            if not blank[behind]:
                 return [*ids, self._eos]
             ids = ids[: last + 1]
         while len(ids) > 1 and ids[-1] == ids[-2] == self._eos:
             ids = ids[:-1]
         return ids
-
-    def _is_blank(self, ids: tuple[int, ...]) -> bool:
-        if len(ids) > 4:  # more than the line breaks that templates put behind a turn
-            return not str(self.tokenizer.decode(list(ids))).strip()
-        if ids not in self._blank:
-            self._blank[ids] = not str(self.tokenizer.decode(list(ids))).strip()
-        return self._blank[ids]
 
     def _is_over(self, what: str, count: int, limit: int, *, can_cut: bool = True) -> bool:
         """Whether so many tokens must be cut to a limit; an error where they may not be."""

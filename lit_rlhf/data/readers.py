@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -23,19 +24,16 @@ from lit_rlhf.errors import DataError
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what bytes that are no text become on reading
-
-
-def _open_zstd(path: Path) -> Any:
-    import pyarrow as pa
-
-    return pa.input_stream(str(path), compression="zstd")
+_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
+"""The line that tells Excel what parts the fields: it stands above the header, and is no row."""
 
 
 COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
-    ".zst": _open_zstd,
+    # Imported where it is needed, for that takes a while.
+    ".zst": lambda path: import_module("pyarrow").input_stream(str(path), compression="zstd"),
 }
 
 
@@ -154,43 +152,39 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # answers may be longer than its 131,072 characters
     with _open_text(data, encoding) as file:
         first = file.readline()
-        delimiter = "\t" if kind_of(data.path.name) == ".tsv" else _delimiter(first)
+        above = 0  # lines
+        if said := _SEPARATOR.fullmatch(first):
+            first, delimiter, above = file.readline(), said[1], 1
+        elif kind_of(data.path.name) == ".tsv":
+            delimiter = "\t"
+        elif len(next(csv.reader([first]), [])) > 1:
+            delimiter = ","
+        else:  # what spreadsheets write in its place
+            delimiter = next((mark for mark in ";\t|" if mark in first), ",")
         reader = csv.reader(chain([first], file), delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        while True:
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise DataError(f"{data}, near line {reader.line_num}: {error}.") from error
-            where = f"{data}, line {reader.line_num}"
-            if not values:
-                continue
-            if header is None:
-                header = values
-                if _UNDECODED.search("".join(header)):
-                    raise DataError(f"{where}: the header is no {encoding} text. Set `encoding`.")
-                if len(set(header)) < len(header):
-                    raise DataError(f"{data}: the header names a column twice: {header}.")
-            elif len(values) != len(header):
-                yield UnreadableRow(
-                    "more or fewer fields than the header",
-                    f"{where} has more or fewer fields than the header, which names {header}. Quote text that holds "
-                    f"the delimiter {delimiter!r} or a line break",
+        filled = filter(None, reader)  # lines that hold something
+        try:
+            header: list[str] = next(filled, [])
+            if _UNDECODED.search("".join(header)):
+                raise DataError(
+                    f"{data}, line {above + reader.line_num}: the header is no {encoding} text. Set `encoding`."
                 )
-            elif any(not value.isascii() and _UNDECODED.search(value) for value in values):
-                yield _undecoded(where, encoding)
-            else:
-                yield dict(zip(header, values, strict=True))
-
-
-def _delimiter(header: str) -> str:
-    """What parts a header's names: the comma; where there is none, what spreadsheets write in its place."""
-    names = next(csv.reader([header]), [])
-    if len(names) > 1:
-        return ","
-    return next((mark for mark in ";\t|" if mark in header), ",")
+            if len(set(header)) < len(header):
+                raise DataError(f"{data}: the header names a column twice: {header}.")
+            for values in filled:
+                where = f"{data}, line {above + reader.line_num}"
+                if len(values) != len(header):
+                    yield UnreadableRow(
+                        "more or fewer fields than the header",
+                        f"{where} has more or fewer fields than the header, which names {header}. Quote text that "
+                        f"holds the delimiter {delimiter!r} or a line break",
+                    )
+                elif any(not value.isascii() and _UNDECODED.search(value) for value in values):
+                    yield _undecoded(where, encoding)
+                else:
+                    yield dict(zip(header, values, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{data}, near line {above + reader.line_num}: {error}.") from error
 
 
 def _read_parquet(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:

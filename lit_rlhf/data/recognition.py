@@ -128,8 +128,7 @@ def readings(
     found = [
         _laid_out(one, layout)
         for one in found
-        if one.kind == "prompts"
-        or not any(_says_more(o, one) or _asks_the_same(o, one, rows) for o in found)
+        if one.kind == "prompts" or not any(_says_more(other, one, rows) for other in found)
     ]
     return [_as_learned(one, found, rows) if one.kind == "prompts" else one for one in found]
 
@@ -178,21 +177,20 @@ def _reading(tried: Sequence[Format], rows: Sequence[Row]) -> Iterator[Reading]:
             yield Reading(each, next(each(row)[0] for row in found if each.reads_row(row)))
 
 
-def _says_more(one: Reading, than: Reading) -> bool:
+def _says_more(one: Reading, than: Reading, rows: Sequence[Row]) -> bool:
+    """Whether it reads columns beside those of the other, or pairs with a `prompt` that is their only turn before."""
     if one.kind == "prompts":
         return False
     weaker = than.format.weak and not one.format.weak
-    return weaker or set(one.format.reads()) > set(than.format.reads())
-
-
-def _asks_the_same(one: Reading, than: Reading, rows: Sequence[Row]) -> bool:
-    """Whether pairs have a column `prompt` that holds what the only turn of their conversation does."""
+    if weaker or set(one.format.reads()) > set(than.format.reads()):
+        return True
     usual = formats.ExplicitPrompt()
-    if one.format != usual or than.format not in usual.candidates()[1:]:
+    turns = [formats.ExplicitPrompt(prompt=name) for name in formats.TURN_COLUMNS]
+    if one.format != usual or than.format not in turns:
         return False
     both = (row for row in rows if usual.reads_row(row) and than.format.reads_row(row))
-    turns = ((usual(row)[0].prompt, than.format(row)[0].prompt) for row in both)
-    return all(turn in (asked, [{"role": "user", "content": asked}]) for asked, turn in turns)
+    prompts = ((usual(row)[0].prompt, than.format(row)[0].prompt) for row in both)
+    return all(turn in (asked, [{"role": "user", "content": asked}]) for asked, turn in prompts)
 
 
 def read_as(

@@ -61,7 +61,11 @@ def _changes(plan: Plan, found: Estimate) -> Iterator[Change]:
     if found.peak.name == "rollout" and isinstance(plan.module, PolicyModule):
         rows = plan.workload.prompts * plan.workload.branches
         native = isinstance(plan.module.engine, NativeEngine)
-        yield from (_decoding(plan, rows // part) for part in (2, 4, 8) if native and rows >= part)
+        for size in (rows // part for part in (2, 4, 8) if native and rows >= part):
+            module = copy.deepcopy(plan.module)
+            module.engine = NativeEngine(max_batch_size=size)
+            text = f"model.engine: NativeEngine with max_batch_size: {size}"
+            yield Change(text, replace(plan, module=module))
     yield from _of_the_model(plan, plan.change(plan.module.spec))
 
 
@@ -93,14 +97,6 @@ def _smaller_microbatch(plan: Plan, found: Estimate) -> Change:
         parts = -(-plan.workload.prompts * plan.accumulate // rows)
         text = f"data.batch_size: {rows} with trainer.accumulate_grad_batches: {parts}"
     return Change(text, replace(plan, rows=rows))
-
-
-def _decoding(plan: Plan, size: int) -> Change:
-    module = copy.deepcopy(plan.module)
-    assert isinstance(module, PolicyModule)
-    module.engine = NativeEngine(max_batch_size=size)
-    text = f"model.engine: NativeEngine with max_batch_size: {size}"
-    return Change(text, replace(plan, module=module))
 
 
 def _of_spec(plan: Plan, text: str, **options: Any) -> Change:

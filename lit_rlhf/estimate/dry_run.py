@@ -21,7 +21,7 @@ from lit_rlhf.models.loading import embeddings
 from lit_rlhf.modules import PolicyModule, PreferenceModule, RewardModelModule, SupervisedModule
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.minibatches import microbatch_indices
-from lit_rlhf.types import EvaluatedRollout, ScoredRollout
+from lit_rlhf.types import EvaluatedRollout, ScoredRollout, asked
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ class DryRun:
             if isinstance(part, Backbone):
                 part.register_forward_hook(self._count_flops, with_kwargs=True)
         for parameter in self._trained:
-            parameter.register_post_accumulate_grad_hook(self._keep_gradient)
+            parameter.register_post_accumulate_grad_hook(
+                lambda weight: self.count.assign("gradients", asked(weight.grad))
+            )
         with self.simulated():
             self.optimizer = self._make_optimizer()
 
@@ -226,10 +228,6 @@ class DryRun:
         with self.count.part("gradients"):
             for weight in self._trained:
                 weight.grad = torch.empty_like(weight)
-
-    def _keep_gradient(self, weight: Tensor) -> None:
-        if weight.grad is not None:
-            self.count.assign("gradients", weight.grad)
 
     def _count_flops(
         self, backbone: Backbone, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -17,7 +17,7 @@ from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.models.loading import dtype_of, embeddings
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.base import RLHFModule
-from lit_rlhf.modules.microbatch_size import START, fitting_tokens
+from lit_rlhf.modules.minibatches import START, fitting_tokens
 
 PEAK_SHARE, BANDWIDTH_SHARE = 0.4, 0.6
 """What steps are taken to reach of a card's peaks: of 0.3 to 0.57 and 0.2 to 0.6 that were measured on CPUs."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlhf.data import InvalidRowError
 from lit_rlhf.errors import DataError
-from lit_rlhf.evaluation.comparisons import Comparison, Comparisons, text_of
+from lit_rlhf.evaluation.comparisons import Comparison, Comparisons, share_sketched, text_of
 from lit_rlhf.evaluation.measures import (
     BestOf,
     Calibration,
@@ -123,6 +123,7 @@ class RewardEvaluation:
         length_difference: Mean characters that the better answer is longer.
         length_correlation: Spearman's, of margins and differences in length.
         calibration: Of the sigmoid of margins; None of what scores no probabilities.
+        fitted: Share of the pairs that the temperature of the model was fitted on: its calibration then judges itself.
         biases: By feature.
         position: Of a judge, how far it favors what is shown first, in [-1/2, 1/2].
         doubt: Of an ensemble, what the disagreement of its members tells.
@@ -146,6 +147,7 @@ class RewardEvaluation:
     length_difference: Estimate
     length_correlation: float
     calibration: Calibration | None
+    fitted: float
     biases: Mapping[str, Bias]
     position: Estimate | None
     doubt: Doubt | None
@@ -179,6 +181,12 @@ def evaluate_reward(
     clusters = torch.tensor([one.cluster for one in scored])
     subsets = subset_accuracies([one.comparison.subset for one in scored], worth, clusters)
     lengths = pairs.differences["characters"]
+    rated = [one.comparison for one in scored if one.comparison.kind == "pair"]
+    votes = [each.votes for each in rated if each.votes is not None]
+    ceiling = rater_ceiling(
+        torch.tensor([each.p_chosen for each in rated]),
+        torch.tensor(votes) if len(votes) == len(rated) else None,
+    )
     biases = {
         name: bias
         for name, more in pairs.differences.items()
@@ -194,7 +202,7 @@ def evaluate_reward(
         pairs=pairs,
         accuracy=wilson_mean(worth, clusters),
         chance=sum(one.comparison.chance for one in scored) / len(scored),
-        ceiling=_ceiling(scored) if data.soft else None,
+        ceiling=ceiling if data.soft else None,
         subsets=subsets,
         sections=_sections(scored, subsets),
         ties=float((pairs.margins == 0).double().mean()),
@@ -202,7 +210,10 @@ def evaluate_reward(
         margin_std=float(pairs.margins.std(correction=0)),
         length_difference=bootstrap_mean(lengths, pairs.clusters, seed=seed),
         length_correlation=correlation(pairs.margins, lengths),
-        calibration=calibrate(pairs.margins, pairs.p_chosen) if scorer.probabilistic else None,
+        calibration=calibrate(pairs.margins, pairs.p_chosen, pairs.clusters)
+        if scorer.probabilistic
+        else None,
+        fitted=share_sketched(scorer.fitted_pairs, [one.comparison for one in scored]),
         biases=biases,
         position=bootstrap_mean(torch.tensor(favors), favored, seed=seed) if favors else None,
         doubt=doubt(
@@ -270,13 +281,6 @@ def judge_scores(comparison: Comparison, scores: Tensor, cluster: int) -> Scored
         (values == values.max()).sum()
     )
     return ScoredComparison(comparison, scores, cluster, credit, right)
-
-
-def _ceiling(scored: Sequence[ScoredComparison]) -> Ceiling:
-    every = [one.comparison for one in scored if one.comparison.kind == "pair"]
-    votes = [each.votes for each in every if each.votes is not None]
-    p = torch.tensor([each.p_chosen for each in every])
-    return rater_ceiling(p, torch.tensor(votes) if len(votes) == len(every) else None)
 
 
 def _sections(scored: Sequence[ScoredComparison], subsets: Sequence[Subset]) -> dict[str, float]:

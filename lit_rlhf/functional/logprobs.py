@@ -184,10 +184,9 @@ class _ChunkedLogprobs(Function):
         normalizer = torch.empty_like(logprobs)
         entropy = torch.empty_like(logprobs) if plan.with_entropy else None
         slopes = torch.empty_like(hidden) if keep_slopes else None
-        of_chunk = _fused_chunk if plan.fuse else _plain_chunk
         for chunk in plan.chunks(len(tokens)):
             raw = _product(hidden[chunk], weight, bias)
-            found = of_chunk(raw, tokens[chunk], plan, keep_slopes)
+            found = _of_chunk(raw, tokens[chunk], plan, keep_slopes)
             logprobs[chunk], normalizer[chunk] = found.logprobs, found.normalizer
             if entropy is not None:
                 entropy[chunk] = found.entropy
@@ -228,17 +227,13 @@ class _Chunk(NamedTuple):
     slope: Any = None
 
 
-def _fused_chunk(raw: Tensor, tokens: Tensor, plan: _Plan, with_slope: bool) -> _Chunk:
-    logprobs, normalizer, entropy = fused(row_statistics)(raw, tokens, plan.shape)
-    if not with_slope:
-        return _Chunk(logprobs, normalizer, entropy)
-    slope = fused(raw_gradient)(raw, tokens, normalizer, plan.shape)
-    return _Chunk(logprobs, normalizer, entropy, slope)
-
-
-def _plain_chunk(raw: Tensor, tokens: Tensor, plan: _Plan, with_slope: bool) -> _Chunk:
-    """In place where that can be: on a CPU a new array of a chunk's size costs as much as a pass over one."""
+def _of_chunk(raw: Tensor, tokens: Tensor, plan: _Plan, with_slope: bool) -> _Chunk:
+    """In place where it isn't fused: on a CPU a new array of a chunk's size costs as much as a pass over one."""
     shape, picks, entropy = plan.shape, tokens[:, None], None
+    if plan.fuse:
+        logprobs, normalizer, entropy = fused(row_statistics)(raw, tokens, shape)
+        slope = fused(raw_gradient)(raw, tokens, normalizer, shape) if with_slope else None
+        return _Chunk(logprobs, normalizer, entropy, slope)
     logits = shape.logits(raw)
     logprobs = logits.gather(-1, picks).squeeze(-1)
     peak = logits.amax(-1, keepdim=True)
@@ -271,7 +266,7 @@ def _raw_gradient(
     entropy: Tensor | None = None,
     grad_entropy: Tensor | None = None,
 ) -> Tensor:
-    """`raw_gradient` in place where that can be, as `_plain_chunk`."""
+    """`raw_gradient` in place where that can be, as `_of_chunk`."""
     logits = shape.logits(raw)
     log_probs = logits - normalizer[:, None]
     probs = log_probs.exp()

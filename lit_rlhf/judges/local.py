@@ -150,17 +150,12 @@ class LocalJudge(Judge):
         found: dict[str, Answer | None] = {}
         for start in range(0, len(order), self.batch_size):
             keys = order[start : start + self.batch_size]
-            ask = self._write if self.mode == "text" else self._weigh_words
+            ask = self._write if self.mode == "text" else self._weigh
             for key, (answer, said, written) in zip(
                 keys, ask([rows[k] for k in keys]), strict=True
             ):
                 found[key] = self.keep(key, answer, said, len(rows[key][0]), written)
         return found
-
-    def _weigh_words(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, str, int]]:
-        for (_, words), logprobs in zip(rows, self._weigh(rows), strict=True):
-            answer = self._answer(words, logprobs.tolist())
-            yield answer, str(answer), sum(map(len, words))
 
     def _write(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, str, int]]:
         """What the likeliest answer says, the answer, and how many tokens it has."""
@@ -208,8 +203,8 @@ class LocalJudge(Judge):
             )
         return prompt, words
 
-    def _weigh(self, rows: Sequence[_Question]) -> Tensor:
-        """(B, K) log-probs of the words."""
+    def _weigh(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, str, int]]:
+        """The probability of each word, the same as text, and how many tokens were weighed."""
         backbone, count = self.model, len(self.verdict.words)
         prompts, prompt_mask = _padded([prompt for prompt, _ in rows], backbone.device)
         every = [ids for _, words in rows for ids in words]
@@ -217,7 +212,10 @@ class LocalJudge(Judge):
         batch = pack(prompts, prompt_mask, words, mask, backbone.pad_token_id)
         with evaluating(backbone):
             output = backbone(batch, num_branches=count, role=self.role, logprobs=True)
-        return asked(output.logprobs).double().sum(-1).view(-1, count)
+        logprobs = asked(output.logprobs).double().sum(-1).view(-1, count)
+        for (_, tokens), of_words in zip(rows, logprobs.tolist(), strict=True):
+            answer = self._answer(tokens, of_words)
+            yield answer, str(answer), sum(map(len, tokens))
 
     def _answer(self, tokens: list[list[int]], logprobs: list[float]) -> Answer:
         """Probability of each word, the longer ones that begin with it left out."""

@@ -83,6 +83,7 @@ class Backbone(nn.Module):
         self.heads = nn.ModuleDict()
         self.frozen = not trainable
         self.score_mean, self.score_std = 0.0, 1.0  # of a loaded reward model's held-out scores
+        self.reward_note = ""  # what of a trained reward model its head is
         self.prompts: PromptForm | None = None  # of the data that its weights were trained on last
         # By head: scores are read before a trailing token of this id.
         self.score_skip_ids: dict[str, int] = {}
@@ -420,7 +421,8 @@ class Backbone(nn.Module):
     def _scores(self, states: BranchStates, heads: str | Sequence[str]) -> Tensor:
         if not isinstance(heads, str):
             return torch.stack([self._scores(states, head) for head in heads], -1)
-        if heads == "reward" and heads not in self.heads and (gates := self._gates()):
+        gates = [name for name in self.heads if name.startswith(GATE)]
+        if heads == "reward" and heads not in self.heads and gates:
             parts = [gate.replace(GATE, ATTRIBUTE) for gate in gates]
             weights = self._scores(states, gates).softmax(-1)
             return (weights * self._scores(states, parts)).sum(-1)
@@ -430,9 +432,6 @@ class Backbone(nn.Module):
             positions = states.source[:, 0]  # where the prompt ends
         scores: Tensor = self.head(heads)(states.hidden[positions])
         return scores
-
-    def _gates(self) -> list[str]:
-        return [name for name in self.heads if name.startswith(GATE)]
 
     def _require_lm_head(self) -> LMHead:
         if self._lm_head is None:

@@ -27,6 +27,7 @@ from lit_rlhf.functional.branches import (
 from lit_rlhf.internals.transformers import accepts, attention_of
 from lit_rlhf.models.kernels import flash_branches
 from lit_rlhf.models.kernels.attention import Apart, apart, computes_apart
+from lit_rlhf.models.precision import product_dtype
 from lit_rlhf.models.specs import Branching
 from lit_rlhf.types import BranchedBatch
 
@@ -264,10 +265,7 @@ class BranchRunner:
     def is_flash(self) -> bool:
         """Whether prompts and branches are computed apart by flash kernels."""
         weight = next(p for p in self.trunk.parameters() if p.is_floating_point())
-        kind = weight.device.type
-        under = "cpu" if kind == "meta" else kind  # whose autocast an estimate sets
-        mixed = kind in ("cuda", "meta") and torch.is_autocast_enabled(under)
-        dtype = torch.get_autocast_dtype(under) if mixed else weight.dtype
+        dtype = product_dtype(weight)
         return self.splits and flash_branches.serves(weight.device, dtype, self.head_width)
 
     def expanded(

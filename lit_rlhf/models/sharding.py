@@ -48,18 +48,17 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
     fully_shard(backbone, mesh=mesh)
     # FSDP2 settles who is the root at the first call that goes through its hooks; unsharding a layer before would make
     # that layer a root of its own.
-    backbone.become_root = _nothing  # type: ignore[assignment]
+    backbone.become_root = lambda: None  # type: ignore[assignment]
     register_fsdp_forward_method(backbone, "become_root")
-    backbone.register_forward_hook(_divide_again, with_kwargs=True)
 
+    def divide_again(root: nn.Module, _: object, options: Mapping[str, Any], __: object) -> None:
+        # FSDP2 leaves what a root holds itself whole for a backward, and here there is none. A step would make it
+        # stale.
+        if not torch.is_grad_enabled() and not options.get("hidden"):
+            for part in _divided(root, layers=False):
+                part.reshard()
 
-def _divide_again(
-    backbone: nn.Module, _args: tuple[Any, ...], kwargs: Mapping[str, Any], _output: Any
-) -> None:
-    # FSDP2 leaves what a root holds itself whole for a backward, and here there is none. A step would make it stale.
-    if not torch.is_grad_enabled() and not kwargs.get("hidden"):
-        for part in _divided(backbone, layers=False):
-            part.reshard()
+    backbone.register_forward_hook(divide_again, with_kwargs=True)
 
 
 def in_step(module: nn.Module, parts: Sequence[Part]) -> list[Part]:
@@ -145,10 +144,6 @@ def _layers(decoder: nn.Module) -> Iterator[nn.Module]:
             f"{type(decoder).__name__} has no list of layers to shard by. Use ddp."
         )
     yield from max(lists, key=len)
-
-
-def _nothing() -> None:
-    """What `become_root` does, apart from FSDP2's hooks."""
 
 
 @contextmanager

@@ -44,7 +44,6 @@ from lit_rlhf.modules.steps import (
     Steps,
     gradient_norm,
     gradients,
-    learning_rate,
     split_by_decay,
     undecayed_names,
 )
@@ -270,28 +269,22 @@ class RLHFModule(LightningModule):
         return optimizer, scheduler
 
     def _make_optimizer(self, groups: Iterable[dict[str, Any]]) -> Optimizer:
-        if self.optimizer_factory is None:
-            groups = list(groups)
-            return torch.optim.AdamW(
-                groups,
-                lr=self.default_lr,
-                betas=(0.9, 0.95),
-                weight_decay=0.0,
-                fused=self._fuses(groups),
-            )
-        return self.optimizer_factory(groups)
+        if self.optimizer_factory is not None:
+            return self.optimizer_factory(groups)
+        groups = list(groups)
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        return torch.optim.AdamW(
+            groups,
+            lr=self.default_lr,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            # A fused step unscales by itself, and then Lightning refuses `gradient_clip_val`. None leaves it to torch.
+            fused=True if on_gpu and loss_scaler(self) is None else None,
+        )
 
     def on_train_start(self) -> None:
         """After a resume that restored the optimizer, give it the options that are written now."""
         self.resumption.finish(self.trainer, self._make_optimizer_and_schedule)
-
-    def _fuses(self, groups: list[dict[str, Any]]) -> bool | None:
-        """Whether one kernel may take the default optimizer's step; None leaves it to torch.
-
-        Not with a loss scale: a fused step unscales by itself, and Lightning then refuses `gradient_clip_val`.
-        """
-        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-        return True if on_gpu and loss_scaler(self) is None else None
 
     def log_held_out_loss(self, stage: str, numerator: Tensor, denominator: Tensor) -> None:
         """Log `val/loss` or `test/loss` of a batch, so that the epoch's is one quotient over all batches and ranks."""
@@ -318,7 +311,7 @@ class RLHFModule(LightningModule):
             # What has no gradient doesn't move; a scaler skips by itself.
             optimizer.zero_grad(set_to_none=True)
         self.log("train/grad_norm", norm)
-        self.log("train/lr", learning_rate(optimizer))
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
         self.log("train/skipped_steps", float(self.guard.skipped))
 
     # -- checkpoints --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.functional.masking import masked_sum
-from lit_rlhf.models import Backbone, Comparison, ModelSpec, evaluating
+from lit_rlhf.models import Comparison, ModelSpec, evaluating
 from lit_rlhf.modules.minibatches import gather_rollout, rollout_batch
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.modules.ptx import add_text_gradient, divided_text
@@ -132,7 +132,7 @@ class DistillationPolicyModule(PolicyModule):
 
     def compare(self, batch: BranchedBatch, num_branches: int) -> BranchOutput:
         """The student against the teacher at the tokens of a batch."""
-        teacher, role = self._teacher()
+        teacher, role = self.reference.beside(self.backbone)
         with torch.no_grad(), evaluating(teacher):
             hidden = teacher(batch, num_branches=num_branches, role=role, hidden=True).hidden
         out: BranchOutput = self.backbone(
@@ -142,6 +142,3 @@ class DistillationPolicyModule(PolicyModule):
             temperature=self.sampling.temperature,
         )
         return out
-
-    def _teacher(self) -> tuple[Backbone, str | None]:
-        return self.reference.beside(self.backbone)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,6 +20,7 @@ TINY = 1e-30
 _MOST = 100
 
 
+@dataclass
 class Means:
     """Sums and counts by name; everything added is reduced over ranks in one collective.
 
@@ -29,9 +31,8 @@ class Means:
         {'x': 2.0}
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _counts: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
         """Add the entries of a tensor, those alone where `mask` is set if it has the tensor's shape."""

@@ -1,18 +1,29 @@
-"""From the rollouts of all processes to minibatches, from those to what fits into memory, and its forwards."""
+"""From the rollouts of all processes to minibatches, from those to what a GPU has room for, and its forwards."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
+from torch.optim import Optimizer
 
-from lit_rlhf.distributed import num_ranks, stack_over_ranks
+from lit_rlhf.distributed import gather_objects, num_ranks, rank, stack_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone, in_step
 from lit_rlhf.models.branched import pack
+from lit_rlhf.modules.phases import Phases
 from lit_rlhf.types import BranchedBatch, BranchOutput, PromptBatch, Rollout, Stage, asked
+
+START = 8192
+"""Tokens of `auto` until it is chosen; on a CPU always."""
+LEAST, MOST = 1024, 65536
+"""What is chosen lies between; larger passes are no faster."""
+SHARE = 0.6
+"""Of the free memory; the rest is for rows that are longer than those measured, for holes, and for other phases."""
 
 
 def rollout_batch(rollout: Rollout, pad_token_id: int) -> BranchedBatch:
@@ -120,12 +131,150 @@ def microbatches(minibatch: Stage, budget: int, rank: int, ranks: int) -> list[S
     return [minibatch.select(rows) for rows in mine]
 
 
-def repeat_columns(columns: Mapping[str, list[Any]], num_samples: int) -> dict[str, list[Any]]:
-    """Each entry of each column once per sample."""
-    return {
-        name: [value for value in values for _ in range(num_samples)]
-        for name, values in columns.items()
-    }
+class Memory(Protocol):
+    """Bytes of a device, as its allocator counts them."""
+
+    def allocated(self) -> int:
+        """What tensors take now."""
+
+    def peak(self) -> int:
+        """The most that they took since `forget_peak`."""
+
+    def forget_peak(self) -> None:
+        """Let the peak begin anew at what they take now."""
+
+    def free(self) -> int:
+        """What they could take more, with what the allocator holds and doesn't use."""
+
+
+class CudaMemory:
+    """That of a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def allocated(self) -> int:
+        """See `Memory`."""
+        return torch.cuda.memory_allocated(self.device)
+
+    def peak(self) -> int:
+        """See `Memory`."""
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def forget_peak(self) -> None:
+        """See `Memory`."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def free(self) -> int:
+        """See `Memory`."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return free + torch.cuda.memory_reserved(self.device) - self.allocated()
+
+
+def memory_of(device: torch.device) -> Memory | None:
+    """Of a GPU; None elsewhere."""
+    return CudaMemory(device) if device.type == "cuda" else None
+
+
+def fitting_tokens(free: float, per_token: float) -> int:
+    """The largest power of two of padded tokens that takes at most `SHARE` of what is free, from `LEAST` to `MOST`.
+
+    Args:
+        free: Bytes.
+        per_token: Bytes that each takes.
+    """
+    tokens, most = LEAST, SHARE * free / max(per_token, 1.0)
+    while 2 * tokens <= min(most, MOST):
+        tokens *= 2
+    return tokens
+
+
+class MicrobatchSize:
+    """The padded tokens of one forward and backward, and of one forward where nothing is trained.
+
+    With `auto` on a GPU they are `START` at first. The second microbatch of an optimizer step, for the first one makes
+    the gradients, tells what a token takes; after that step, when the optimizer has its state, what is free tells how
+    many there may be. That holds for the rest of the run, and for one that goes on from its checkpoint. A step of one
+    microbatch tells nothing, for it would gain nothing; nor does an optimizer that keeps no state.
+
+    Args:
+        option: `Updates.microbatch_tokens`.
+        phases: Of the module; keeps the peak of memory that is forgotten here.
+        memory_of: From a device to its memory; None where there is nothing to choose by.
+
+    Attributes:
+        chosen: What `auto` has chosen; None before.
+    """
+
+    def __init__(
+        self,
+        option: int | Literal["auto"],
+        phases: Phases,
+        memory_of: Callable[[torch.device], Memory | None] = memory_of,
+    ) -> None:
+        self.option = option
+        self.phases = phases
+        self.memory_of = memory_of
+        self.chosen: int | None = None
+        self._per_token: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """As many as it may be now."""
+        return (self.chosen or START) if self.option == "auto" else self.option
+
+    def parts(self, minibatch: Stage, device: torch.device) -> Iterator[tuple[Stage, bool]]:
+        """This process's share of a minibatch of all, in as many parts on each process; and whether each is the last.
+
+        What a token takes is seen by the second part, from when it is given until the next one is asked for.
+        """
+        parts = microbatches(minibatch, self.tokens, rank(), num_ranks())
+        for i, micro in enumerate(parts):
+            memory = self.memory_of(device) if self._undecided and i == 1 else None
+            if memory is not None:
+                self.phases.peak = max(self.phases.peak, memory.peak())
+                memory.forget_peak()
+                before = memory.allocated()
+            yield micro, i == len(parts) - 1
+            if memory is not None:
+                tokens = micro.num_prompts * int(micro.lengths.sum(-1).max())
+                self._per_token = (memory.peak() - before) / tokens
+
+    def choose(
+        self, trained: Sequence[nn.Parameter], optimizer: Optimizer, device: torch.device
+    ) -> None:
+        """After a step: choose, where one of its microbatches was measured. All processes come to the same.
+
+        Args:
+            trained: What had a gradient in the step; that will be held beside the activations again.
+            optimizer: With its state of all of these, else it is too early.
+            device: Whose memory it is.
+        """
+        memory = self.memory_of(device) if self._undecided else None
+        if memory is None or self._per_token is None:
+            return
+        if not all(parameter in optimizer.state for parameter in trained):
+            return
+        # Gradients are as large as this process's parts of the parameters.
+        own = (each.to_local() if isinstance(each, DTensor) else each for each in trained)
+        free = memory.free() - sum(part.nbytes for part in own)
+        self.chosen = min(gather_objects(fitting_tokens(free, self._per_token)))
+        rank_zero_info(
+            f"updates.microbatch_tokens: auto takes {self.chosen:,} padded tokens at a time from here on: one takes "
+            f"{self._per_token / 2**20:.2f} MiB in an update, and {free / 2**30:.1f} GiB are free for them."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was chosen."""
+        return {"chosen": self.chosen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it; an option that is a number holds all the same."""
+        self.chosen = state.get("chosen")
+
+    @property
+    def _undecided(self) -> bool:
+        return self.option == "auto" and self.chosen is None
 
 
 def rollout_forward(

@@ -1,6 +1,7 @@
 """Phases of an iteration (rollout, reward, reference, update): timed once here, watched by progress bar and timer."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ class Phases:
 
     Attributes:
         seconds: Spent in each phase.
-        tokens: What each phase worked on, of all processes.
+        tokens: What each phase generated (rollout) or computed (the others), of all processes.
         flops: Of this process, as far as they are counted: float64 scalars that may still be under way on a device.
         current: The phase that is on, or None.
         peak: Bytes: the most that tensors took on the device in this iteration before their count was begun anew within
@@ -30,9 +31,9 @@ class Phases:
     """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.tokens: dict[str, int] = {}
-        self.flops: dict[str, torch.Tensor] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.tokens: defaultdict[str, int] = defaultdict(int)
+        self.flops: defaultdict[str, torch.Tensor | float] = defaultdict(float)
         self.current: str | None = None
         self.peak = 0
         self.listeners: list[PhaseListener] = []
@@ -54,15 +55,7 @@ class Phases:
             yield advance
         finally:
             self.current = before
-            self.seconds[name] = self.seconds.get(name, 0.0) + now() - start
-
-    def count(self, name: str, tokens: int) -> None:
-        """Add to the tokens, of all processes, that a phase generated (rollout) or computed (the others)."""
-        self.tokens[name] = self.tokens.get(name, 0) + tokens
-
-    def add_flops(self, name: str, flops: torch.Tensor) -> None:
-        """Add to the FLOPs that a phase took by arithmetic."""
-        self.flops[name] = self.flops.get(name, torch.zeros_like(flops)) + flops
+            self.seconds[name] += now() - start
 
     def reset(self) -> None:
         """Forget all of these; an iteration begins."""

@@ -1,7 +1,7 @@
 """The template of on-policy algorithms: collect, estimate, update."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,23 +9,24 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_rlhf.distributed import num_ranks, rank, sum_over_ranks
+from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
-from lit_rlhf.internals.lightning import loss_scaler, next_batch
+from lit_rlhf.internals.lightning import is_within_iteration, loss_scaler, next_batch
 from lit_rlhf.models import ModelSpec, evaluating, export_policy
 from lit_rlhf.models.flops import generation_flops
-from lit_rlhf.modules import collect as collecting, minibatches, refusals
+from lit_rlhf.modules import minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.collect import read_completions, score_completions
 from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
-from lit_rlhf.modules.microbatch_size import MicrobatchSize
-from lit_rlhf.modules.minibatches import rollout_forward, rollout_logprobs
+from lit_rlhf.modules.minibatches import MicrobatchSize, rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.steps import Updates, gradient_sync, gradients, guarded_step, learning_rate
+from lit_rlhf.modules.steps import Updates, gradients, guarded_step
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -38,7 +39,7 @@ from lit_rlhf.objectives import (
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Ahead, NativeEngine, RolloutEngine, RolloutRequest, Sampling
-from lit_rlhf.seeding import generator
+from lit_rlhf.seeding import generator, sample_seeds
 from lit_rlhf.types import (
     BranchOutput,
     Completions,
@@ -206,6 +207,7 @@ class PolicyModule(RLHFModule):
 
     def estimate(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
         """Make advantages of `shape_rewards`, `rollout.with_advantages(...)`; what tells algorithms apart."""
+        refusals.refuse_open_estimate(self, PolicyModule.estimate)
         raise NotImplementedError
 
     def estimated(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
@@ -214,7 +216,6 @@ class PolicyModule(RLHFModule):
         Raises:
             ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
         """
-        refusals.refuse_open_estimate(self, PolicyModule.estimate)
         made = self.estimate(rollout)
         refusals.refuse_estimate(self, made)
         return made
@@ -224,7 +225,7 @@ class PolicyModule(RLHFModule):
         if not self.mask_truncated:
             return rollout
         cut = rollout.scores.left_out | ~rollout.completions.finished
-        return collecting.leave_out(rollout, cut, pairs=self.in_pairs)
+        return rollout.leave_out(cut, pairs=self.in_pairs)
 
     def schedule(self, rollout: EvaluatedRollout) -> Iterator[EvaluatedRollout]:
         """Minibatches of each epoch, in an order that depends on seed, iteration and epoch alone."""
@@ -246,14 +247,12 @@ class PolicyModule(RLHFModule):
             The mean approximate KL to the policy that sampled, in nats per token; 0 where `target_kl` asks for none.
         """
         total = self.reduction.denominator(minibatch.response_mask).clamp_min(1)
-        self.phases.count("update", int(minibatch.lengths.sum()))
+        self.phases.tokens["update"] += int(minibatch.lengths.sum())
         stats, drift = Means(), Means()
         size = self.microbatch_size
-        parts = minibatches.microbatches(minibatch, size.tokens, rank(), num_ranks())
-        for i, micro in enumerate(parts):
+        for micro, last in size.parts(minibatch, self.device):
             mask = micro.response_mask
-            last = i == len(parts) - 1
-            with size.measured(i, micro, self.device), self.gradient_sync(enabled=last):
+            with self.gradient_sync(enabled=last):
                 output = self.loss(micro)
                 loss = self.reduction.numerator(output.loss, mask) / total
                 self.manual_backward(loss * num_ranks())
@@ -262,7 +261,8 @@ class PolicyModule(RLHFModule):
                 drift.add("kl", self.drift(micro, output.logprobs), self.own_tokens(mask))
         optimizer: Any = self.optimizers()
         trained = gradients(optimizer)
-        stats.add_all({"lr": learning_rate(optimizer), "grad_norm": self.take_step()})
+        lr = torch.tensor(float(optimizer.param_groups[0]["lr"]))
+        stats.add_all({"lr": lr, "grad_norm": self.take_step()})
         size.choose(trained, optimizer, self.device)
         self.means.join(stats, self.device)
         return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
@@ -299,7 +299,7 @@ class PolicyModule(RLHFModule):
         """Sample and score this process's completions of a training batch."""
         rollout, samples = self.sample(batch, self.sampling, "rollout", self.num_samples)
         self.count_generated(rollout.response_mask)
-        return collecting.leave_out(rollout, rollout.scores.left_out, pairs=self.in_pairs), samples
+        return rollout.leave_out(rollout.scores.left_out, pairs=self.in_pairs), samples
 
     def sample(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
@@ -307,8 +307,8 @@ class PolicyModule(RLHFModule):
         """Sample and score completions of a batch of prompts; also as texts."""
         rollout, completions = self.generate(batch, sampling, purpose, num_samples)
         with self.phases("reward"), evaluating(self.backbone):
-            scores = collecting.score_completions(self.reward, completions, self.iteration)
-        samples = collecting.list_samples(completions, scores, self.iteration)
+            scores = score_completions(self.reward, completions, self.iteration)
+        samples = completions.samples(scores, self.iteration)
         return rollout.to_stage(ScoredRollout, scores=scores), samples
 
     def generate(
@@ -321,11 +321,9 @@ class PolicyModule(RLHFModule):
             generation = self.sample_tokens(batch, sampling, purpose, num_samples)
             if purpose == "rollout":
                 self.look_ahead()
-        flops = generation_flops(self.backbone, "policy", prompts.mask, generation.mask)
-        self.phases.add_flops("rollout", flops)
-        completions = collecting.read_completions(
-            self.backbone.tokenizer, prompts, generation, batch
-        )
+        masks = prompts.mask, generation.mask
+        self.phases.flops["rollout"] += generation_flops(self.backbone, "policy", *masks)
+        completions = read_completions(self.backbone.tokenizer, prompts, generation, batch)
         return Rollout(prompts, self.engine.stamp(generation, self.iteration)), completions
 
     def sample_tokens(
@@ -338,9 +336,7 @@ class PolicyModule(RLHFModule):
     def look_ahead(self) -> None:
         """Have an engine that works ahead begin on the next batch, with the weights as they are."""
         if isinstance(self.engine, Ahead) and (batch := self.next_prompts()) is not None:
-            when: dict[str, Any] = {"seed": self.seed, "iteration": self.iteration + 1}
-            count = self.num_samples
-            request = collecting.rollout_request(batch, self.sampling, "rollout", count, **when)
+            request = self.rollout_request(batch, self.sampling, "rollout", self.num_samples, 1)
             self.engine.look_ahead(self.backbone, request, self.iteration)
 
     def next_prompts(self) -> PromptBatch | None:
@@ -354,12 +350,19 @@ class PolicyModule(RLHFModule):
         return None
 
     def rollout_request(
-        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int, ahead: int = 0
     ) -> RolloutRequest:
-        """What an engine is asked for in this iteration."""
-        when: dict[str, Any] = {"seed": self.seed, "iteration": self.iteration}
-        when["values"] = self.sampled_values
-        return collecting.rollout_request(batch, sampling, purpose, num_samples, **when)
+        """What an engine is asked for in this iteration, or in one ahead; each sample has a seed of its own.
+
+        Seeds depend on the prompts' positions in the data set, the purpose and the iteration; "validation" and
+        "predict" draw the same samples at each.
+        """
+        index = batch["index"][:, None] * num_samples
+        which = (index + torch.arange(num_samples, device=index.device)).flatten()
+        when = 0 if purpose in ("validation", "predict") else self.iteration + ahead
+        seeds = sample_seeds(self.seed, when, purpose, which)
+        values = None if ahead else self.sampled_values  # by then they'd be an older critic's
+        return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples, values=values)
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
         """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
@@ -378,7 +381,7 @@ class PolicyModule(RLHFModule):
 
     def count_generated(self, mask: Tensor) -> None:
         """Count this process's generated tokens, (N, T) bool, among those of all, for the throughput."""
-        self.phases.count("rollout", int(sum_over_ranks(mask.sum())))
+        self.phases.tokens["rollout"] += int(sum_over_ranks(mask.sum()))
 
     # -- rewards and losses -------------------------------------------------------------------------------------------
 
@@ -430,7 +433,10 @@ class PolicyModule(RLHFModule):
 
     def gradient_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Whether processes exchange gradients in this backward; the last of a step must."""
-        return gradient_sync(self.trainer.strategy, enabled=enabled)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not enabled:
+            return strategy.block_backward_sync()
+        return nullcontext()
 
     # -- validation, prediction, results ------------------------------------------------------------------------------
 
@@ -462,7 +468,9 @@ class PolicyModule(RLHFModule):
         """Iteration, KL coefficient, size of microbatches, and what the engine has sampled ahead."""
         state: dict[str, Any] = {"iteration": self.iteration, "kl": self.kl.state_dict()}
         state["microbatch_size"] = self.microbatch_size.state_dict()
-        return state | {"engine": collecting.engine_state(self.engine, self._trainer)}
+        # Within an iteration one process may save alone, and engines are asked by all.
+        within = self._trainer is not None and is_within_iteration(self._trainer)
+        return state | {"engine": {} if within else self.engine.state_dict()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore them."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from lit_rlhf.functional.advantages import discounted_returns, greedy_baseline
 from lit_rlhf.functional.rewards import missing_eos_penalty
 from lit_rlhf.models import ModelSpec, evaluating
-from lit_rlhf.modules.collect import leave_out, score_completions
+from lit_rlhf.modules.collect import score_completions
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.objectives import Reinforce, SequenceSum
 from lit_rlhf.options import check_option
@@ -64,7 +64,7 @@ class ReMaxPolicyModule(PolicyModule):
         scores = replace(rollout.scores, parts={**rollout.scores.parts, GREEDY: baseline})
         failed = greedy.left_out.repeat_interleave(self.num_samples)
         rollout = replace(rollout, scores=scores)
-        return leave_out(rollout, scores.left_out | failed), samples
+        return rollout.leave_out(scores.left_out | failed), samples
 
     def estimate(self, rollout: EvaluatedRollout) -> EstimatedRollout:
         """Rewards to go minus the greedy score."""

@@ -13,6 +13,7 @@ from lit_rlhf.metrics import wilson_interval
 from lit_rlhf.models import Backbone, evaluating
 from lit_rlhf.models.checks import close
 from lit_rlhf.models.loading import embeddings
+from lit_rlhf.models.precision import product_dtype
 from lit_rlhf.types import BranchedBatch
 
 _LOW, _HIGH = 1e-8, 1e-3
@@ -159,22 +160,15 @@ def _check_padding(backbone: Backbone, columns: Mapping[str, Any], scores: Scori
     with torch.no_grad(), evaluating(backbone):
         beside, own = (scores(part)[0][:1].flatten(1) for part in (both, alone))
     size = min(beside.shape[1], own.shape[1])
-    if not close(own[:, :size].float(), beside[:, :size].float(), _arithmetic(backbone)):
+    dtype = product_dtype(embeddings(backbone.model))
+    if backbone.spec.quantization == "int8":  # its scales depend on the other rows
+        dtype = torch.bfloat16
+    if not close(own[:, :size].float(), beside[:, :size].float(), dtype):
         raise ConfigurationError(
             f"A row scores {_told(own)} alone and {_told(beside)} beside a longer one: the score is read from padding, "
             "not from the answer's last token. Find that token by the mask (branch_ids), never by position -1 or by "
             "the pad token's id, which may be EOS."
         )
-
-
-def _arithmetic(backbone: Backbone) -> torch.dtype:
-    """What products are computed in."""
-    kind = backbone.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    if backbone.spec.quantization == "int8":  # its scales depend on the other rows
-        return torch.bfloat16
-    return embeddings(backbone.model).dtype
 
 
 def _rows(columns: Mapping[str, Any], rows: list[int], width: int | None) -> BranchedBatch:

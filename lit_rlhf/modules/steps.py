@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -142,22 +140,10 @@ def gradients(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
-def learning_rate(optimizer: Any) -> Tensor:
-    """Of the first group of an optimizer, at this moment."""
-    return torch.tensor(float(optimizer.param_groups[0]["lr"]))
-
-
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The norm of all gradients together; under FSDP2 that of all processes."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def gradient_sync(strategy: Strategy, *, enabled: bool) -> AbstractContextManager[None]:
-    """Whether processes exchange gradients in a backward within it, where the strategy leaves a choice."""
-    if isinstance(strategy, DDPStrategy) and not enabled:
-        return strategy.block_backward_sync()
-    return nullcontext()
 
 
 def guarded_step(

@@ -97,7 +97,8 @@ def line_plot(
         averaged = [long, mean | {"groupby": ["s"]}]
         layers.append({"transform": averaged, "mark": thick, "encoding": over})
     layers += _hovering(names, x)
-    layers += [_level(name, value) for name, value in (levels or {}).items()]
+    if levels:
+        layers.append(_across(levels))
     spec = {"data": {"values": rows}, "encoding": {"x": axis_x}, "layer": layers}
     values = {one.name: {"x": list(one.x), "y": list(one.y)} for one in series}
     return Plot(title, spec, caption, values)
@@ -143,10 +144,12 @@ def _hovering(names: Sequence[str], x: str) -> list[dict[str, Any]]:
     ]
 
 
-def _level(name: str, value: float) -> dict[str, Any]:
-    row = {"data": {"values": [{"level": value, "name": name}]}}
-    y = {"y": {"field": "level", "type": "quantitative"}}
-    rule = {"mark": {"type": "rule", "strokeDash": [2, 3], "color": "var(--soft)"}, "encoding": y}
-    text = {"type": "text", "align": "left", "baseline": "bottom", "dx": 4, "color": "var(--soft)"}
-    told = {"mark": text, "encoding": y | {"x": {"value": 0}, "text": {"field": "name"}}}
-    return row | {"encoding": {"x": None}, "layer": [rule, told]}
+def _across(levels: Mapping[str, float]) -> dict[str, Any]:
+    """Horizontal lines, each with its name."""
+    rows = [{"level": level, "name": name} for name, level in levels.items()]
+    soft = {"color": "var(--soft)"}
+    height = {"y": {"field": "level", "type": "quantitative"}}
+    rule = {"mark": soft | {"type": "rule", "strokeDash": [2, 3]}, "encoding": height}
+    text = soft | {"type": "text", "align": "left", "baseline": "bottom", "dx": 4}
+    told = {"mark": text, "encoding": height | {"x": {"value": 0}, "text": {"field": "name"}}}
+    return {"data": {"values": rows}, "encoding": {"x": None}, "layer": [rule, told]}

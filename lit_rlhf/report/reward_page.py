@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lit_rlhf.evaluation import Difference, RewardEvaluation, ScoredComparison
 from lit_rlhf.evaluation.comparisons import text_of
 from lit_rlhf.metrics import Estimate
@@ -110,6 +112,7 @@ def values_of(one: RewardEvaluation) -> dict[str, Any]:
         "length_difference": one.length_difference,
         "length_correlation": one.length_correlation,
         "calibration": None if one.calibration is None else asdict(one.calibration),
+        "fitted": one.fitted,
         "biases": {name: vars(bias) for name, bias in one.biases.items()},
         "position": one.position,
         "doubt": None if one.doubt is None else vars(one.doubt),
@@ -193,6 +196,14 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
                     bad=one.ties > 0.1,
                 )
             )
+        if one.fitted > 0:
+            notes.append(
+                Note(
+                    f"{who}its temperature was fitted on {percent(one.fitted)} of these pairs, so their calibration "
+                    "error says little of other pairs. Judge it on pairs that it was not fitted on.",
+                    bad=True,
+                )
+            )
         if one.left_out:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in one.left_out.items())
             notes.append(Note(f"{who}left out: {reasons}."))
@@ -257,7 +268,13 @@ def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> 
 
 def _worst(one: RewardEvaluation) -> Section:
     wrong = [each for each in one.scored if not each.right]
-    wrong.sort(key=lambda each: _gap(each) / (one.margin_std or 1.0))
+
+    def lead(each: ScoredComparison) -> float:
+        """By how much the best of the better answers lies above the top."""
+        values = torch.tensor(each.comparison.values)
+        return float(each.scores[values == values.max()].max() - each.scores.max())
+
+    wrong.sort(key=lead)
     samples = [_sample(each, {"": each.scores.tolist()}) for each in wrong[:_WORST]]
     text = (
         "The comparisons that it gets wrong by most. Read them: labels are wrong here more often than elsewhere."
@@ -265,14 +282,6 @@ def _worst(one: RewardEvaluation) -> Section:
         else "It gets all comparisons right. On data that it has not seen, that is rare."
     )
     return Section("Where it is most wrong", [Samples(samples, shown=4)] if samples else [], text)
-
-
-def _gap(one: ScoredComparison) -> float:
-    """By how much the best of the better answers lies below the top."""
-    values = one.comparison.values
-    scores: list[float] = one.scores.tolist()
-    best = max(s for s, v in zip(scores, values, strict=True) if v == max(values))
-    return best - max(scores)
 
 
 def _sample(one: ScoredComparison, scores: Mapping[str, Sequence[float]]) -> Sample:

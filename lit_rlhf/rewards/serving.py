@@ -242,7 +242,7 @@ def create_app(
     @app.post("/score")
     async def score(request: Request) -> Response:
         admit(request)
-        items = service.items(_parse(await _body(request)))
+        items = service.items(await _read(request))
         scores = await asyncio.wrap_future(service.submit(items))
         return JSONResponse({"scores": scores, "weights": service.weights})
 
@@ -261,18 +261,14 @@ def create_app(
     return app
 
 
-async def _body(request: Request) -> bytes:
-    found = bytearray()
+async def _read(request: Request) -> Any:
+    body = bytearray()
     async for part in request.stream():
-        found += part
-        if len(found) > _MOST_BYTES:
+        body += part
+        if len(body) > _MOST_BYTES:
             raise HTTPException(413, f"A request may have {_MOST_BYTES // 2**20} MiB: send fewer.")
-    return bytes(found)
-
-
-def _parse(data: bytes) -> Any:
     try:
-        return json.loads(data)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise DataError(f"A request is JSON, and this one isn't: {error}.") from error
 

@@ -1,7 +1,5 @@
 """Generation by transformers, for architectures that `NativeEngine` can't decode."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,14 +53,18 @@ class HFEngine(LocalEngine):
             use_cache=True,
         )
         model: Any = backbone.model
-        plain = _plain_config(model)
-        with gathered(backbone), evaluating(backbone), backbone.use_role(request.role), plain:
-            sequences: Tensor = model.generate(
-                ids.repeat_interleave(request.num_samples, dim=0),
-                attention_mask=mask.repeat_interleave(request.num_samples, dim=0).long(),
-                generation_config=options,
-                logits_processor=LogitsProcessorList([draw]),
-            )
+        # generate takes what a config leaves open from the model's own, which may hold penalties: another distribution.
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            with gathered(backbone), evaluating(backbone), backbone.use_role(request.role):
+                sequences: Tensor = model.generate(
+                    ids.repeat_interleave(request.num_samples, dim=0),
+                    attention_mask=mask.repeat_interleave(request.num_samples, dim=0).long(),
+                    generation_config=options,
+                    logits_processor=LogitsProcessorList([draw]),
+                )
+        finally:
+            model.generation_config = own
         tokens, logprobs = sequences[:, ids.shape[1] :], torch.stack(draw.logprobs, dim=1)
         ended = torch.isin(tokens, ends)
         counts = (cumulative_sum(ended.long()) - ended.long()) == 0
@@ -92,14 +94,3 @@ class _Draw(LogitsProcessor):
         )
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
-
-
-@contextmanager
-def _plain_config(model: Any) -> Iterator[None]:
-    # generate takes what a config leaves open from the model's own, which may hold penalties: another distribution.
-    before = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = before

@@ -8,6 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -55,7 +56,11 @@ class Subprocesses(Runner):
 
     def run(self, words: Sequence[str]) -> None:
         """Run it, with this process's output."""
-        child = subprocess.Popen(_command(words), preexec_fn=_die_with_parent)  # noqa: PLW1509
+        # Else a training whose parent was killed would go on, and hold the directory that the next start needs.
+        bound = None
+        if sys.platform == "linux":
+            bound = partial(ctypes.CDLL(None).prctl, _DIE_WITH_PARENT, signal.SIGKILL)
+        child = subprocess.Popen(_command(words), preexec_fn=bound)  # noqa: PLW1509
         with _passing_on(signal.SIGTERM, child):
             try:
                 status = child.wait()
@@ -113,12 +118,6 @@ def _command(words: Sequence[str]) -> list[str]:
 
 def _said(words: Sequence[str]) -> str:
     return f"`lit-rlhf {' '.join(words)}`"
-
-
-def _die_with_parent() -> None:
-    """Else a training whose parent was killed would go on, and hold the directory that the next start needs."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
 @contextmanager

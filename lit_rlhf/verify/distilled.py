@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -82,7 +82,11 @@ def distillation_cases() -> list[PolicyCase]:
     ]
     deep = tree()
     held = targets.tilted(teacher_of(deep), deep.rewards / BETA)
-    by_gradient = partial(_by_policy_gradient, deep)
+
+    def by_gradient(spec: ModelSpec, reward: Reward) -> REINFORCEPolicyModule:
+        teacher, kl = TabularTeacher(deep, teacher_of(deep)), o.FixedKL(BETA)
+        return REINFORCEPolicyModule(spec, reward, reference=teacher, kl=kl, sampling=_SHORT)
+
     return [
         *cases,
         GivenCase(
@@ -111,11 +115,4 @@ def _distilled(
     teacher, jsd = TabularTeacher(world, teacher_of(world)), o.GeneralizedJSD(beta)
     return DistillationPolicyModule(
         spec, reward, teacher=teacher, divergence=jsd, lmbda=lmbda, sampling=_SHORT
-    )
-
-
-def _by_policy_gradient(world: TabularWorld, spec: ModelSpec, reward: Reward) -> Any:
-    teacher = TabularTeacher(world, teacher_of(world))
-    return REINFORCEPolicyModule(
-        spec, reward, reference=teacher, kl=o.FixedKL(BETA), sampling=_SHORT
     )

@@ -167,7 +167,13 @@ def policy_cases() -> list[PolicyCase]:
     total = BETA + _ENTROPY
     generous = targets.tilted(flat.reference.pow(BETA / total), flat.rewards / total)
     forward = targets.forward_kl_optimum(flat.reference, flat.rewards, BETA)
-    signs = targets.anchored_optimum(three.reference, partial(_sign_slope, three), flow=200)
+
+    def slope(u: Tensor) -> Tensor:
+        # Of two samples, whitened together, A is +-1/sqrt(2); the optimum is where E[A|y] - beta u is flat.
+        policy, signs = three.reference * u.exp(), three.rewards[:, None] - three.rewards[None, :]
+        return -policy * (signs.sign() @ policy / 2**0.5 - BETA * u)
+
+    signs = targets.anchored_optimum(three.reference, slope, flow=200)
     best, best_few = optimum(deep), optimum(few)
     single = partial(PolicyCase, group=1)
     # Quasi-Newton steps run astray on bandits, and whitened advantages don't fade near the optimum: the rate must.
@@ -188,10 +194,3 @@ def policy_cases() -> list[PolicyCase]:
         PolicyCase("leave-one-out + biased k3", "beta ref/(L - r)", flat, biased, forward),
         group("REINFORCE++ (with a baseline)", text, three, baseline, signs),
     ]
-
-
-def _sign_slope(world: TabularWorld, u: Tensor) -> Tensor:
-    r"""Stationary where $E[A|y] - \beta u$ is flat; of two samples, whitened together, A is $\pm 1/\sqrt2$."""
-    policy = world.reference * u.exp()
-    signs = (world.rewards[:, None] - world.rewards[None, :]).sign()
-    return -policy * (signs @ policy / 2**0.5 - BETA * u)

@@ -22,7 +22,7 @@ from lit_rlhf.modules import (
     Steps,
     SupervisedModule,
     Updates,
-    microbatch_size,
+    minibatches,
 )
 from lit_rlhf.modules.group import GRPOPolicyModule
 from lit_rlhf.rewards import LengthReward
@@ -82,7 +82,7 @@ def train(run: dict[str, Any], rank: int) -> None:
     """One process of one run."""
     module, movement = make_module(run), Movement()
     if run.get("free") and isinstance(module, PolicyModule):
-        microbatch_size.START, microbatch_size.LEAST = 24, 8
+        minibatches.START, minibatches.LEAST = 24, 8
         SaidMemory(run["free"][rank]).watch(module)
     if rank == 1 and run["nan"]:
         poison(module, run["nan"])

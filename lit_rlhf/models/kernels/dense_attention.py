@@ -51,13 +51,18 @@ def dense_attention(
         query: (B, heads, Q, d); of the heads every `heads / groups` neighbours share a group.
         key: (B, groups, K, d).
         value: (B, groups, K, v).
-        mask: (B or 1, heads or 1, Q, K), bool (True = attends) or added to the scores.
+        mask: (B or 1, heads or 1, Q, K), bool (True = attends) or added to the scores, without gradient.
         causal: Without a mask: query i attends to keys up to i; then Q = K.
         scale: $s$.
 
     Returns:
         (B, Q, heads, v), contiguous, in the dtype of the query.
     """
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, -torch.inf)
+        # Where a query must not look the least number, not -inf: a row of that alone still has a softmax.
+        mask = mask.float().clamp_min(torch.finfo(torch.float32).min).expand(len(query), -1, -1, -1)
     apply: Callable[..., Tensor] = _DenseAttention.apply
     return apply(query, key, value, mask, causal and mask is None, scale)
 
@@ -91,12 +96,12 @@ class _DenseAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None,
+        bias: Tensor | None,
         causal: bool,
         scale: float,
     ) -> Tensor:
         (batch, heads, queries, _), groups = query.shape, key.shape[1]
-        parts, bias, kept = _parts(query, key.shape[2], causal), _bias(mask, query), []
+        parts, kept = _parts(query, key.shape[2], causal), []
         out = query.new_empty(batch, queries, heads, value.shape[-1])
         for part in parts:
             scores = torch.bmm(
@@ -161,15 +166,3 @@ def _scaled(left: Tensor, right: Tensor, scale: float) -> Tensor:
     """Product of both and the scale, rounded once."""
     out = left.new_empty(len(left), left.shape[1], right.shape[2])
     return torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
-
-
-def _bias(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """(B, heads or 1, Q, K) to add to the scores.
-
-    Where a query must not look it is the least number, not -inf: a row of that alone still has a softmax.
-    """
-    if mask is None:
-        return None
-    if mask.dtype == torch.bool:
-        mask = query.new_zeros(mask.shape, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
-    return mask.float().clamp_min(torch.finfo(torch.float32).min).expand(len(query), -1, -1, -1)

@@ -18,6 +18,7 @@ from transformers import LlamaModel, MistralModel, PreTrainedModel, Qwen2Model, 
 
 from lit_rlhf.internals.torch import is_altered, laid_out_linear
 from lit_rlhf.models.kernels.lora import LinearParts, has_linear_parts, linear_parts
+from lit_rlhf.models.precision import product_dtype
 
 _KNOWN = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Decoders of the one shape that `_PackedLayer` computes; a subclass may compute another."""
@@ -41,22 +42,13 @@ def packable(model: PreTrainedModel, *, dequantize: bool = False) -> bool:
     layers = [*projections, model.get_output_embeddings()]
     if not all(has_linear_parts(layer, quantized=dequantize) for layer in layers):
         return False
-    return model.device.type != "cuda" or _fits(layers, _product_dtype(decoder), model.device)
-
-
-def _fits(layers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a copy of the layers leaves as much again of a GPU's memory as it takes."""
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    numbers: int = sum(layer.in_features * layer.out_features for layer in layers)
-    return 2 * numbers * dtype.itemsize <= free
-
-
-def _product_dtype(decoder: Any) -> torch.dtype:
-    """What products are computed in: as autocast says, or as the norms are, for layers may be quantized."""
-    weight: Tensor = decoder.norm.weight
-    kind = "cpu" if weight.is_meta else weight.device.type  # where an estimate autocasts
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if model.device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(model.device)
+    free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    copied: int = sum(layer.in_features * layer.out_features for layer in layers)
+    copied *= product_dtype(decoder.norm.weight).itemsize
+    return 2 * copied <= free  # it must leave as much again as it takes
 
 
 class PackedStep:
@@ -78,7 +70,7 @@ class PackedStep:
         decoder: Any = model.base_model
         self.logits = logits
         self.embed, self.norm, self.rotary = decoder.embed_tokens, decoder.norm, decoder.rotary_emb
-        dtype = _product_dtype(decoder)
+        dtype = product_dtype(decoder.norm.weight)  # the layers may be quantized
         self.layers = []
         for layer in decoder.layers[: decoder.config.num_hidden_layers]:
             with nullcontext() if gather is None else gather(layer):

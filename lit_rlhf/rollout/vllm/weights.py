@@ -88,7 +88,11 @@ class WeightSync(ABC):
         weights = self.weights(backbone, role)
         if not weights:
             return None
-        slot, sums = self.slot(role), {name: _bits(weight) for name, weight in weights.items()}
+        slot, sums = self.slot(role), {}
+        for name, weight in weights.items():
+            flat = weight.detach().reshape(-1)
+            # The sum of its bits as whole numbers: exact, and another one after all but any change.
+            sums[name] = int(flat.view(_WORDS[flat.element_size()]).sum(dtype=torch.int64))
         now = self._current.get(slot)
         if now is not None and now.sums == sums:
             return now.version
@@ -221,10 +225,3 @@ def shapes(path: Path) -> dict[str, list[int]]:
         with safe_open(file, "pt") as tensors:
             found |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     return found
-
-
-@torch.no_grad()
-def _bits(weight: Tensor) -> int:
-    """The sum of a tensor's bits, read as whole numbers: exact, and another one after all but any change."""
-    flat = weight.detach().reshape(-1)
-    return int(flat.view(_WORDS[flat.element_size()]).sum(dtype=torch.int64))

@@ -31,10 +31,10 @@ SLEEP = 0.02
 class Slow(Module):
     def during_rollout(self) -> None:
         time.sleep(SLEEP)
-        self.phases.count("rollout", 10)
-        self.phases.count("update", 40)
-        self.phases.add_flops("update", torch.tensor(3e4, dtype=torch.float64))
-        self.phases.add_flops("rollout", torch.tensor(1e4, dtype=torch.float64))
+        self.phases.tokens["rollout"] += 10
+        self.phases.tokens["update"] += 40
+        self.phases.flops["update"] += torch.tensor(3e4, dtype=torch.float64)
+        self.phases.flops["rollout"] += torch.tensor(1e4, dtype=torch.float64)
 
 
 class Reader(PhaseTimer):

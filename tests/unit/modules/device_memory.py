@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lit_rlhf.modules import PolicyModule
-from lit_rlhf.modules.microbatch_size import Memory
+from lit_rlhf.modules.minibatches import Memory
 
 EARLIER = 10**9
 """Peak of what came before the update."""

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import Callback
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.modules import PPOPolicyModule, Updates, ValueLoss, microbatch_size
-from lit_rlhf.modules.microbatch_size import LEAST, MOST, SHARE, START, fitting_tokens
+from lit_rlhf.modules import PPOPolicyModule, Updates, ValueLoss, minibatches
+from lit_rlhf.modules.minibatches import LEAST, MOST, SHARE, START, fitting_tokens
 from tests.unit.modules.device_memory import EACH, EARLIER, SaidMemory
 from tests.unit.modules.policies import fit, make_ppo, make_trainer, prompt_loader
 
@@ -57,8 +57,8 @@ def room_for(tokens: float, module: PPOPolicyModule) -> SaidMemory:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(microbatch_size, "START", SMALL)
-    monkeypatch.setattr(microbatch_size, "LEAST", 16)
+    monkeypatch.setattr(minibatches, "START", SMALL)
+    monkeypatch.setattr(minibatches, "LEAST", 16)
 
 
 @pytest.mark.usefixtures("small")

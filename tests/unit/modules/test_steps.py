@@ -202,11 +202,16 @@ def test_warmup_and_cosine() -> None:
     [(True, False, True), (True, True, None), (False, False, None)],
 )
 def test_the_default_optimizer_is_fused_on_gpus_but_not_with_a_loss_scale(
-    tiny_model_dir: Path, on_gpu: bool, scaled: bool, fused: bool | None
+    tiny_model_dir: Path,
+    on_gpu: bool,
+    scaled: bool,
+    fused: bool | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = make_ppo(tiny_model_dir)
+    module = make_ppo(tiny_model_dir, optimizer=None)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda _, **options: options["fused"])
     module.trainer = make_trainer(plugins=[fp16(2.0)] if scaled else [])
-    assert module._fuses([{"params": [SimpleNamespace(is_cuda=on_gpu)]}]) is fused
+    assert module._make_optimizer([{"params": [SimpleNamespace(is_cuda=on_gpu)]}]) is fused
 
 
 def test_without_a_trainer_nothing_is_scaled(tiny_model_dir: Path) -> None:
