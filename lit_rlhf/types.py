@@ -90,6 +90,7 @@ class ProcessBatch(BranchedBatch):
     step_end: Tensor  # (B, S) int64: place of each step's last token within the completion, 0 where there is no step
     step_label: Tensor  # (B, S) float32 in [0, 1]: whether, or how probably, the step is right
     step_mask: Tensor  # (B, S) bool: whether the step exists
+    subset: NotRequired[list[str]]  # B
 
 
 class PromptBatch(BranchedBatch):

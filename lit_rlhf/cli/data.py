@@ -1,11 +1,12 @@
 """`lit-rlhf data`: which format rows are of, a row as tokens, a report, and any format to the canonical columns."""
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text, refuse_directory, write_rows
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
-from lit_rlhf.data.conversion import Conversion, grouped, template_options
+from lit_rlhf.data.conversion import TEMPLATE_COLUMNS, Conversion, grouped, template_options
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.finding import unread_columns
 from lit_rlhf.data.kinds import shape_of
@@ -182,7 +183,10 @@ def convert(
     if output.suffix == ".jsonl":
         write_rows(made, output)
     else:
-        _write_parquet(list(made), output)
+        # What templates get as JSON: structs of Parquet have the keys of all rows, and can't be empty. Rewards read
+        # columns of prompts as they are.
+        as_json = () if reading.kind == "prompts" else TEMPLATE_COLUMNS
+        _write_parquet(list(made), output, as_json)
     written = counts.pop("", 0)
     reasons = "".join(f"; {count} left out, {reason}" for reason, count in counts.items())
     print_text(
@@ -200,7 +204,7 @@ def _canonical(
         for each in conversion(number, row):
             if isinstance(each, Record):
                 counts[""] += 1
-                yield canonical_row(each, reading.format, template_options(row))
+                yield canonical_row(each, reading.format, row)
             elif invalid == "error":
                 raise DataError(
                     f"{source.locate(number)}: {each}. Mend it, or set invalid: drop."
@@ -209,18 +213,21 @@ def _canonical(
                 counts[each.reason] += 1
 
 
-def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
+def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path, as_json: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
+    names = dict.fromkeys(chain.from_iterable(rows))  # pyarrow goes by the first row's
+    texts = ({n: json.dumps(row[n]) for n in as_json if row.get(n)} for row in rows)
+    whole = [{**dict.fromkeys(names), **row, **text} for row, text in zip(rows, texts, strict=True)]
     try:
-        table = pa.Table.from_pylist([dict(row) for row in rows])
+        table = pa.Table.from_pylist(whole)
+        with whole_file(output) as temporary:
+            pyarrow.parquet.write_table(table, temporary)
     except pa.ArrowException as error:
         raise DataError(
             f"The rows can't be written to {output}: a column of Parquet has one type, and {error}. Write JSONL."
         ) from error
-    with whole_file(output) as temporary:
-        pyarrow.parquet.write_table(table, temporary)
 
 
 def _parts(

@@ -3,14 +3,26 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.cli.functions import call
+from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.models import export_policy, export_reward, load_checkpoint_backbone
+from lit_rlhf.evaluation import ModelScorer, evaluate_reward, read_comparisons
+from lit_rlhf.evaluation.temperature import fitted_temperature
+from lit_rlhf.models import Backbone, export_policy, export_reward, load_checkpoint_backbone
+from lit_rlhf.models.cards import Temperature
 from lit_rlhf.types import GATE
 
 
-def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = None) -> None:
+def export(
+    ckpt_path: str,
+    output: Path,
+    merge: bool = True,
+    role: str | None = None,
+    calibrate: str | None = None,
+) -> None:
     """Export a trained model.
 
     A reward model becomes an `AutoModelForSequenceClassification`, a policy an `AutoModelForCausalLM`; without merging,
@@ -22,6 +34,8 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
         output: Directory to write; an earlier export there is replaced once the new one is complete.
         merge: Merge the adapter into the weights; a 4-bit base is dequantized into a copy first.
         role: "policy" or "reward"; default: the one that was trained.
+        calibrate: Pairs, rankings or ratings that a reward model was not trained on: its scores are divided by the
+            temperature that fits them best, so that the sigmoid of a difference is a probability, whoever reads it.
     """
     backbone = load_checkpoint_backbone(newest(ckpt_path))
     if role != "policy" and any(name.startswith(GATE) for name in backbone.heads):
@@ -33,11 +47,36 @@ def export(ckpt_path: str, output: Path, merge: bool = True, role: str | None = 
         role is None and "reward" in backbone.heads and "policy" not in backbone.adapters
     )
     if is_reward:
-        mean, std = backbone.score_mean, backbone.score_std
-        export_reward(backbone, output, merge=merge, score_mean=mean, score_std=std)
+        export_reward(
+            backbone,
+            output,
+            merge=merge,
+            score_mean=backbone.score_mean,
+            score_std=backbone.score_std,
+            note=backbone.reward_note,
+            temperature=None if calibrate is None else _fit(backbone, ckpt_path, calibrate),
+        )
+    elif calibrate is not None:
+        raise ConfigurationError(f"--calibrate is of reward models, and {ckpt_path} is a policy.")
     else:
         export_policy(backbone, output, merge=merge)
     print(f"Wrote {output}")
+
+
+def _fit(backbone: Backbone, name: str, data: str) -> Temperature:
+    """The temperature that fits pairs best, and how far it mends the calibration, said."""
+    backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = ModelScorer(backbone, name, learned=backbone.prompts)
+    found = evaluate_reward(scorer, read_comparisons(local_source(data)), perturbed=0)
+    fitted, own = fitted_temperature(found), found.calibration
+    assert own is not None  # else it is refused
+    left_out = "".join(f"{count} left out, {why}. " for why, count in found.left_out.items())
+    print(
+        f"{left_out}Scores are divided by {fitted.value:.4g}, fitted on {fitted.data}: their calibration error is "
+        f"{own.error:.3f} without it, and {own.error_divided:.3f} where each half is judged at what the other fits. "
+        "Judge the export on other pairs: lit-rlhf evaluate-reward."
+    )
+    return fitted
 
 
 def newest(path: str) -> str:

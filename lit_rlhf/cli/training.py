@@ -34,6 +34,7 @@ from lit_rlhf.cli.refusals import (
     sentence,
 )
 from lit_rlhf.cli.shipped import with_found_configs
+from lit_rlhf.cli.validated import report_validated
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import flat_options, read_none_as_null
 from lit_rlhf.internals.lightning import (
@@ -185,6 +186,11 @@ class TrainingCLI(CommandLineWins):
             )
 
     before_test = before_predict = before_validate
+
+    def after_validate(self) -> None:
+        """Write the page of `evaluate-reward` into the run's directory, where a reward model's rows name subsets."""
+        if self.config[self.subcommand].trainer.default_root_dir is not None:
+            report_validated(self.trainer, self.model, self.datamodule, self.command)
 
     def _add_summary(self) -> None:
         callbacks = callbacks_of(self.trainer)

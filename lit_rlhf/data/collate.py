@@ -110,8 +110,12 @@ class BranchedCollator:
         }
 
     def labelled(self, rows: Rows) -> dict[str, Any]:
-        """Those, `index`, and `ref_logprobs` (B, K), `attributes` (B, K, A) and subsets where the rows have them."""
-        batch: dict[str, Any] = {**self.layout(rows), "index": _index(rows)}
+        """The layout, and what goes beside it."""
+        return {**self.layout(rows), **self.beside(rows)}
+
+    def beside(self, rows: Rows) -> dict[str, Any]:
+        """`index`, and `ref_logprobs` (B, K), `attributes` (B, K, A) and subsets where the rows have them."""
+        batch: dict[str, Any] = {"index": _index(rows)}
         if "ref_logprobs" in rows[0]["fields"]:
             batch["ref_logprobs"] = _padded([row["fields"]["ref_logprobs"] for row in rows])
         if "attributes" in rows[0]["fields"]:  # completion by completion in one line
@@ -134,12 +138,15 @@ class PreferenceCollator(BranchedCollator):
 
 @dataclass(frozen=True)
 class PairRowsCollator(BranchedCollator):
-    """Pairs as ordinary rows: `chosen_input_ids`, `chosen_attention_mask`, `chosen_labels`, and so for `rejected`."""
+    """Pairs as ordinary rows: `chosen_input_ids`, `chosen_attention_mask`, `chosen_labels`, and so for `rejected`.
+
+    What stands beside the tokens of a branched batch stands beside these too, under the same names.
+    """
 
     def __call__(self, rows: Rows) -> Any:
         """Collate."""
         batch = self.plain_rows(rows, 0, "chosen_") | self.plain_rows(rows, 1, "rejected_")
-        return batch | _numbers(rows, "margin", "p_chosen")
+        return batch | self.beside(rows) | _numbers(rows, "margin", "p_chosen")
 
 
 @dataclass(frozen=True)
@@ -203,19 +210,21 @@ class ProcessCollator(BranchedCollator):
     def __call__(self, rows: Rows) -> ProcessBatch:
         """Collate."""
         lengths = [[len(step) for step in row["completion_ids"]] for row in rows]
-        whole = [{**row, "completion_ids": [list(chain(*row["completion_ids"]))]} for row in rows]
+        whole: list[TokenizedRow] = [
+            {**row, "completion_ids": [list(chain(*row["completion_ids"]))]} for row in rows
+        ]
         counts = torch.tensor([len(steps) for steps in lengths])
         ends = _padded([[end - 1 for end in accumulate(steps)] for steps in lengths])
         # Steps that didn't fit were cut off; their labels still stand in the row.
         both = zip(rows, lengths, strict=True)
         labels = [row["fields"]["step_label"][: len(steps)] for row, steps in both]
-        return {
-            **self.layout(whole),
-            "index": _index(rows),
+        batch = {
+            **self.labelled(whole),
             "step_end": ends.long(),
             "step_label": _padded(labels),
             "step_mask": torch.arange(ends.shape[1]) < counts[:, None],
         }
+        return cast("ProcessBatch", batch)
 
 
 def _line(row: Any) -> tuple[list[int], list[int], list[int]]:

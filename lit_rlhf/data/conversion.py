@@ -21,7 +21,8 @@ from lit_rlhf.errors import ConfigurationError, DataError
 
 SUBSET = "subset"
 """The column that says which part of a data set a row belongs to: metrics are also told by it."""
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+"""What of a row goes to the chat template: lists and dictionaries, or their JSON."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _named(record: Record | InvalidRowError, row: Row) -> Record | InvalidRowErr
 def template_options(row: Row) -> dict[str, Any]:
     """What a row gives the chat template beside the messages: `tools`, and the keys of `chat_template_kwargs`."""
     options: dict[str, Any] = {}
-    for column in _TEMPLATE_COLUMNS:
+    for column in TEMPLATE_COLUMNS:
         value = row.get(column)
         if isinstance(value, str):
             try:

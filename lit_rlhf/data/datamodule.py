@@ -234,7 +234,8 @@ class BranchedDataModule(LightningDataModule, ABC):
 
     def prompt_form(self, name: str = "train") -> PromptForm | None:
         """How the prompts of the open train, val or test rows are written; None where they have none."""
-        return form_of_prompts(self.rows[name], self.reports[name], self.tokenizer)
+        source = "train" if self.sources[name] is None else name  # val rows may be a part of those
+        return form_of_prompts(self.rows[name], self.reports[source], self.tokenizer)
 
     @property
     def dataset_hash(self) -> str:

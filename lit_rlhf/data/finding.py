@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data.conversion import SUBSET, TEMPLATE_COLUMNS
 from lit_rlhf.data.formats import Format, group_rows
 from lit_rlhf.data.recognition import (
     MODULES,
@@ -173,8 +174,9 @@ def unread_columns(reader: Format, rows: Sequence[Row]) -> list[str]:
     for row in group_rows(rows, reader):
         if reader.reads_row(row):
             watched = [_Watched(each) for each in rows_of_group(row)]
-            reader(RowGroup(watched) if isinstance(row, RowGroup) else watched[0])
-            return [name for name in row if name not in watched[0].seen]
+            records = reader(RowGroup(watched) if isinstance(row, RowGroup) else watched[0])
+            seen = watched[0].seen | ({SUBSET} if records[0].completions else set())
+            return [name for name in row if name not in seen]
     return []
 
 
@@ -183,7 +185,7 @@ class _Watched(dict[str, Any]):
 
     def __init__(self, row: Row) -> None:
         super().__init__(row)
-        self.seen = {"tools", "chat_template_kwargs"}  # for the template, whatever the format
+        self.seen = {*TEMPLATE_COLUMNS}  # whatever the format
 
     def __getitem__(self, name: str) -> Any:
         self.seen.add(name)

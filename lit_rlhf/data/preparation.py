@@ -10,7 +10,13 @@ from lit_rlhf.data.conversion import Conversion, Shape, check_identical
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.data.records import InvalidRowError, Record, Row, rows_of_group
 from lit_rlhf.data.repeats import RepeatFinder, Repeats
-from lit_rlhf.data.report import OPTIONAL_FIELDS, InvalidPolicy, LengthPolicy, Report
+from lit_rlhf.data.report import (
+    OPTIONAL_FIELDS,
+    InvalidPolicy,
+    LengthPolicy,
+    Report,
+    required_fields,
+)
 from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.seeding import stable_hash
 
@@ -41,7 +47,7 @@ class Preparation:
     max_invalid: float = 1.0
     repeats: Repeats = field(default_factory=Repeats)
     report: Report = field(init=False)
-    _required: frozenset[str] | None = field(default=None, init=False)
+    _required: list[str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.report = Report(str(self.source), self.shape.unit, refuses=self.repeats.refused())
@@ -96,13 +102,13 @@ class Preparation:
 
     def _count(self, record: Record) -> None:
         """Which fields and columns there are: all records have the same, but for optional ones."""
-        required = frozenset(record.fields).difference(OPTIONAL_FIELDS)
+        required = required_fields(record.fields, len(record.completions))
         if self._required is None:
             self._required = required
         if required != self._required:
             raise InvalidRowError(
                 "fields differ from the first row's",
-                f"{sorted(required)}; the first row's are {sorted(self._required)}",
+                f"{required}; the first row's are {self._required}",
             )
         for name in record.fields:
             if name in OPTIONAL_FIELDS:

@@ -41,6 +41,8 @@ _GONE = (FileNotFoundError, PermissionError, IsADirectoryError)
 T = TypeVar("T")
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what bytes that are no text become on reading
+_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
+"""The line that tells Excel what parts the fields: it stands above the header, and is no row."""
 
 
 COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
@@ -323,7 +325,10 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # answers may be longer than its 131,072 characters
     with _open_text(data, encoding) as file:
         first = file.readline()
-        if kind_of(data.path.name) == ".tsv":
+        above = 0  # lines
+        if said := _SEPARATOR.fullmatch(first):
+            first, delimiter, above = file.readline(), said[1], 1
+        elif kind_of(data.path.name) == ".tsv":
             delimiter = "\t"
         elif len(next(csv.reader([first]), [])) > 1:
             delimiter = ","
@@ -335,12 +340,12 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
             header: list[str] = next(filled, [])
             if _UNDECODED.search("".join(header)):
                 raise DataError(
-                    f"{data}, line {reader.line_num}: the header is no {encoding} text. Set `encoding`."
+                    f"{data}, line {above + reader.line_num}: the header is no {encoding} text. Set `encoding`."
                 )
             if len(set(header)) < len(header):
                 raise DataError(f"{data}: the header names a column twice: {header}.")
             for values in filled:
-                where = f"{data}, line {reader.line_num}"
+                where = f"{data}, line {above + reader.line_num}"
                 if len(values) != len(header):
                     yield UnreadableRow(
                         "more or fewer fields than the header",
@@ -352,7 +357,7 @@ def _read_csv(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:
                 else:
                     yield dict(zip(header, values, strict=True))
         except csv.Error as error:
-            raise DataError(f"{data}, near line {reader.line_num}: {error}.") from error
+            raise DataError(f"{data}, near line {above + reader.line_num}: {error}.") from error
 
 
 def _read_parquet(data: DataFile, encoding: str) -> Iterator[Mapping[str, Any]]:

@@ -185,11 +185,12 @@ def _says_more(one: Reading, than: Reading, rows: Sequence[Row]) -> bool:
     if weaker or set(one.format.reads()) > set(than.format.reads()):
         return True
     usual = formats.ExplicitPrompt()
-    if one.format != usual or than.format not in usual.candidates()[1:]:
+    turns = [formats.ExplicitPrompt(prompt=name) for name in formats.TURN_COLUMNS]
+    if one.format != usual or than.format not in turns:
         return False
     both = (row for row in rows if usual.reads_row(row) and than.format.reads_row(row))
-    turns = ((usual(row)[0].prompt, than.format(row)[0].prompt) for row in both)
-    return all(turn in (asked, [{"role": "user", "content": asked}]) for asked, turn in turns)
+    prompts = ((usual(row)[0].prompt, than.format(row)[0].prompt) for row in both)
+    return all(turn in (asked, [{"role": "user", "content": asked}]) for asked, turn in prompts)
 
 
 def read_as(

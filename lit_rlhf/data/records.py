@@ -103,7 +103,8 @@ class Record:
     Args:
         prompt: Plain text or messages.
         completions: K completions, of the same kind as the prompt. For pairs the chosen one comes first.
-        fields: What goes into the batch beside the tokens: `margin`, `p_chosen`, `label` or `score`.
+        fields: What goes into the batch beside the tokens: `margin`, `p_chosen`, `label` or `score`, `step_label`, and
+            `attributes`, each completion's ratings one behind the other.
         columns: Further columns, carried to rewards as they are (prompts only).
         steps: The completions are the steps of one answer, in order: they are joined, and only the last gets EOS.
         template: What the chat template is given beside the messages, such as `tools`. None: what the row's columns
@@ -217,6 +218,32 @@ def check_number(value: Any, column: str, low: float = -math.inf, high: float = 
             f"column {column!r} is out of range", f"got {number:g}, it must be {span}"
         )
     return number
+
+
+def check_numbers(
+    value: Any, column: str, low: float = -math.inf, high: float = math.inf
+) -> tuple[float, ...]:
+    """One number, or a list of one or more, each as `check_number` takes it."""
+    if isinstance(value, list | tuple) and not value:
+        raise InvalidRowError(f"column {column!r} is empty", "it must hold one number or more")
+    several = value if isinstance(value, list | tuple) else [value]
+    return tuple(check_number(each, column, low, high) for each in several)
+
+
+def ratings_by_answer(fields: Mapping[str, Any], count: int) -> list[Sequence[float]]:
+    """The field `attributes` of a record, answer by answer; without ratings, empty ones.
+
+    Args:
+        fields: Of the record.
+        count: How many answers it has.
+
+    Example:
+        >>> ratings_by_answer({"attributes": (3.0, 0.0, 1.0, 2.0)}, 2)
+        [(3.0, 0.0), (1.0, 2.0)]
+    """
+    ratings: Sequence[float] = fields.get("attributes", ())
+    size = len(ratings) // max(count, 1)
+    return [ratings[place * size : (place + 1) * size] for place in range(count)]
 
 
 def read_bool(row: Row, column: str) -> bool:

@@ -1,7 +1,7 @@
 """What became of the rows of a source: counts by reason, and when they end the run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -216,6 +216,18 @@ class Report:
 
 OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}
 """Fields that only some records have, and the value that says nothing beyond the order of the pair."""
+
+
+def required_fields(fields: Mapping[str, Any], answers: int) -> list[str]:
+    """What all records of a batch must have alike: their fields but for optional ones, and how many attributes.
+
+    Args:
+        fields: Of a record.
+        answers: How many completions it has.
+    """
+    count = len(fields.get("attributes", ())) // max(answers, 1)
+    named = {name: f"{count} attributes" if name == "attributes" else name for name in fields}
+    return sorted(each for name, each in named.items() if name not in OPTIONAL_FIELDS)
 
 
 @rank_zero_only

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_rlhf.data.cache import Entry, TokenCache, open_together
-from lit_rlhf.data.report import OPTIONAL_FIELDS
+from lit_rlhf.data.report import OPTIONAL_FIELDS, required_fields
 from lit_rlhf.errors import DataError
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.types import BranchedBatch, Text
@@ -24,7 +24,7 @@ class TokenizedRow(TypedDict):
     row: int  # position in the source, counted from 0
     prompt_ids: list[int]
     completion_ids: list[list[int]]
-    fields: dict[str, Any]  # margin, p_chosen, label, score, ref_logprobs
+    fields: dict[str, Any]  # margin, p_chosen, label, score, step_label, attributes, ref_logprobs
     columns: dict[str, Any]  # further columns of the data set
     given: Text | None  # the prompt as it came, of rows without completions
 
@@ -56,15 +56,16 @@ class TokenizedRows(Dataset[TokenizedRow]):
         self._check_fields(metas)
 
     def _check_fields(self, metas: Sequence[Mapping[str, Any]]) -> None:
+        firsts = [self.table[int(start)] for start in self.bounds[:-1]]
         kinds = [
-            set(json.loads(self.table[int(start)]["extras"])["fields"]) - OPTIONAL_FIELDS.keys()
-            for start in self.bounds[:-1]
+            required_fields(json.loads(row["extras"])["fields"], len(row["completion_ids"]))
+            for row in firsts
         ]
         other = next((place for place, kind in enumerate(kinds) if kind != kinds[0]), None)
         if other is not None:
             raise DataError(
-                f"The rows of {metas[0]['source']} have the fields {sorted(kinds[0])}, those of "
-                f"{metas[other]['source']} {sorted(kinds[other])}: one batch can't hold both. Give one of the portions "
+                f"The rows of {metas[0]['source']} have the fields {kinds[0]}, those of "
+                f"{metas[other]['source']} {kinds[other]}: one batch can't hold both. Give one of the portions "
                 "a `format` that makes the fields of the other."
             )
 

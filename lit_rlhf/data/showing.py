@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data.records import ratings_by_answer
 from lit_rlhf.data.report import Report
 from lit_rlhf.data.rows import TokenizedRow, TokenizedRows
 from lit_rlhf.prompt_form import PromptForm
@@ -21,16 +22,26 @@ def part_names(fields: Mapping[str, Any], count: int) -> list[str]:
         fields: Of the record.
         count: How many answers there are.
     """
+    names = ["answer"] * count
+    said: list[list[str]] = [[] for _ in names]
     if "step_label" in fields:
-        names = [f"step ({label:g})" for label in fields["step_label"]]
+        said = [[f"{label:g}"] for label in fields["step_label"]]
+        names = ["step"] * len(said)
     elif "score" in fields and count > 1:
-        names = [f"answer ({score:g})" for score in fields["score"]]
+        said = [[f"{score:g}"] for score in fields["score"]]
     elif count == 2:
         names = ["chosen", "rejected"]
+        said[0] = [f"{name} {fields[name]:g}" for name in ("margin", "p_chosen") if name in fields]
     else:
-        values = [f" ({name} {fields[name]})" for name in ("label", "score") if name in fields]
-        names = [f"answer{''.join(values)}"] * count
-    return ["prompt", *names]
+        said = [
+            [f"{name} {fields[name]}" for name in ("label", "score") if name in fields]
+            for _ in names
+        ]
+    for place, ratings in enumerate(ratings_by_answer(fields, len(said))):
+        if ratings:
+            said[place].append("rated " + ", ".join(f"{rating:g}" for rating in ratings))
+    told = [f" ({', '.join(each)})" if each else "" for each in said]
+    return ["prompt", *(f"{name}{tail}" for name, tail in zip(names, told, strict=True))]
 
 
 def say_format(

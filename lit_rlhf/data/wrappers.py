@@ -11,7 +11,14 @@ from lit_rlhf.data.formats import (
     carried_columns,
     check_columns,
 )
-from lit_rlhf.data.records import InvalidRowError, Message, Record, Row, Text
+from lit_rlhf.data.records import (
+    InvalidRowError,
+    Message,
+    Record,
+    Row,
+    Text,
+    ratings_by_answer,
+)
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_text
 
@@ -65,7 +72,11 @@ class Wrapper(Format):
         if p_chosen == 0.5 or record.completions[0] == record.completions[1]:
             raise InvalidRowError("pair of equals", "neither completion is preferred")
         if p_chosen < 0.5 or (isinstance(margin, float | int) and margin < 0):
-            return replace(record, completions=record.completions[::-1])
+            fields = dict(record.fields)
+            if "attributes" in fields:
+                first, second = ratings_by_answer(fields, 2)
+                fields["attributes"] = (*second, *first)
+            return replace(record, completions=record.completions[::-1], fields=fields)
         return record
 
 
@@ -192,11 +203,17 @@ class UnpairedFromPairs(Wrapper):
     """Each pair as two single examples: the preferred one desirable, the other not."""
 
     def __call__(self, row: Row) -> list[Record]:
-        """Two records per pair, with the field `label`."""
+        """Two records per pair, with the field `label`, and each with its own ratings."""
         return [
-            replace(record, completions=(completion,), fields={"label": label})
+            replace(
+                record,
+                completions=(completion,),
+                fields={"label": label} | ({"attributes": tuple(rated)} if rated else {}),
+            )
             for record in self.pairs(row)
-            for completion, label in zip(record.completions, (True, False), strict=True)
+            for completion, label, rated in zip(
+                record.completions, (True, False), ratings_by_answer(record.fields, 2), strict=True
+            )
         ]
 
 

@@ -37,3 +37,4 @@ from lit_rlhf.evaluation.scorers import (
     Scored as Scored,
     Scorer as Scorer,
 )
+from lit_rlhf.evaluation.temperature import fitted_temperature as fitted_temperature

@@ -12,10 +12,12 @@ from lit_rlhf.data.recognition import first_rows, read_as, spell
 from lit_rlhf.data.records import Row, read_number
 from lit_rlhf.data.sources import rows_of
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.seeding import stable_hash
 from lit_rlhf.types import Text
 
 Kind = Literal["pair", "ranking", "sets"]
-_SHAPE = Shape((2, None), fields=("margin", "p_chosen", "score"), unit="comparisons")
+_KEPT, _DIGITS = 256, 16  # hashes of a sketch, and hexadecimal digits of each
+_SHAPE = Shape((2, None), fields=("margin", "p_chosen", "score", "attributes"), unit="comparisons")
 
 
 @dataclass(frozen=True)
@@ -184,3 +186,33 @@ def text_of(text: Text) -> str:
     if isinstance(text, str):
         return text
     return "\n".join(str(turn.get("content") or "") for turn in text)
+
+
+def sketch_pairs(items: Sequence[Comparison]) -> str:
+    """The 256 smallest hashes of pairs of answers with their prompts, by which overlap is told, in few bytes.
+
+    Args:
+        items: The comparisons; the order of answers doesn't count.
+    """
+    return "".join(f"{each:0{_DIGITS}x}" for each in sorted(set(_hashes(items)))[:_KEPT])
+
+
+def share_sketched(sketch: str, items: Sequence[Comparison]) -> float:
+    """Which share of the pairs of comparisons stands in a sketch: exact up to 256 pairs, beyond that an estimate.
+
+    Args:
+        sketch: Of other comparisons.
+        items: The comparisons.
+    """
+    known = {int(sketch[at : at + _DIGITS], 16) for at in range(0, len(sketch), _DIGITS)}
+    whole, largest = len(known) < _KEPT, max(known, default=0)
+    near = [each for each in _hashes(items) if whole or each <= largest]
+    return sum(each in known for each in near) / len(near) if near else 0.0
+
+
+def _hashes(items: Sequence[Comparison]) -> list[int]:
+    return [
+        stable_hash(each.record().prompt_key(), *sorted(text_of(each.answers[k]) for k in pair))
+        for each in items
+        for pair in each.pairs()
+    ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlhf.data import InvalidRowError
 from lit_rlhf.errors import DataError
-from lit_rlhf.evaluation.comparisons import Comparison, Comparisons, text_of
+from lit_rlhf.evaluation.comparisons import Comparison, Comparisons, share_sketched, text_of
 from lit_rlhf.evaluation.measures import (
     BestOf,
     Calibration,
@@ -123,6 +123,7 @@ class RewardEvaluation:
         length_difference: Mean characters that the better answer is longer.
         length_correlation: Spearman's, of margins and differences in length.
         calibration: Of the sigmoid of margins; None of what scores no probabilities.
+        fitted: Share of the pairs that the temperature of the model was fitted on: its calibration then judges itself.
         biases: By feature.
         position: Of a judge, how far it favors what is shown first, in [-1/2, 1/2].
         doubt: Of an ensemble, what the disagreement of its members tells.
@@ -146,6 +147,7 @@ class RewardEvaluation:
     length_difference: Estimate
     length_correlation: float
     calibration: Calibration | None
+    fitted: float
     biases: Mapping[str, Bias]
     position: Estimate | None
     doubt: Doubt | None
@@ -208,7 +210,10 @@ def evaluate_reward(
         margin_std=float(pairs.margins.std(correction=0)),
         length_difference=bootstrap_mean(lengths, pairs.clusters, seed=seed),
         length_correlation=correlation(pairs.margins, lengths),
-        calibration=calibrate(pairs.margins, pairs.p_chosen) if scorer.probabilistic else None,
+        calibration=calibrate(pairs.margins, pairs.p_chosen, pairs.clusters)
+        if scorer.probabilistic
+        else None,
+        fitted=share_sketched(scorer.fitted_pairs, [one.comparison for one in scored]),
         biases=biases,
         position=bootstrap_mean(torch.tensor(favors), favored, seed=seed) if favors else None,
         doubt=doubt(

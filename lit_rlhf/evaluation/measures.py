@@ -59,7 +59,8 @@ class Calibration:
         error: Expected calibration error, see `CalibrationError`.
         brier: Brier score; a coin has 0.25.
         temperature: What margins are best divided by; above 1 the model is too sure.
-        error_divided: The calibration error once they are.
+        error_divided: The calibration error of each half of the prompts, its margins divided by what fits the other
+            half best: nothing is judged on what was fitted. nan of one prompt.
         bins: Mean confidence, mean agreement and pairs of each bin.
     """
 
@@ -70,23 +71,28 @@ class Calibration:
     bins: Sequence[tuple[float, float, int]]
 
 
-def calibrate(margins: Tensor, p_chosen: Tensor) -> Calibration:
+def calibrate(margins: Tensor, p_chosen: Tensor, clusters: Tensor | None = None) -> Calibration:
     """How well calibrated margins are.
 
     Args:
         margins: (n,).
         p_chosen: (n,) probability that a rater prefers the better answer.
+        clusters: (n,) which prompt. None: each of its own.
     """
     nothing = torch.zeros_like(margins)
     plain, divided = CalibrationError(), CalibrationError()
     plain.update(margins, nothing, p_chosen)
-    temperature = best_temperature(margins, p_chosen)
-    divided.update(margins / temperature, nothing, p_chosen)
+    prompts = torch.arange(len(margins)) if clusters is None else clusters
+    odd = prompts.unique(return_inverse=True)[1] % 2 == 1
+    both = bool(odd.any())
+    for own in (odd, ~odd) if both else ():
+        other = best_temperature(margins[~own], p_chosen[~own])
+        divided.update(margins[own] / other, nothing[own], p_chosen[own])
     return Calibration(
         error=float(plain.compute()),
         brier=brier_score(margins, p_chosen),
-        temperature=temperature,
-        error_divided=float(divided.compute()),
+        temperature=best_temperature(margins, p_chosen),
+        error_divided=float(divided.compute()) if both else float("nan"),
         bins=plain.bins(),
     )
 

@@ -48,10 +48,12 @@ class Scorer(ABC):
     Attributes:
         name: What reports call it.
         probabilistic: Whether the sigmoid of a difference of scores is meant as a probability.
+        fitted_pairs: Which pairs its temperature was fitted on, as `sketch_pairs` writes them; "" where it has none.
     """
 
     name: str
     probabilistic: bool = True
+    fitted_pairs: str = ""
 
     @abstractmethod
     def score(
@@ -77,7 +79,8 @@ class ModelScorer(Scorer):
         layout: As chats, or text as it stands. auto: as said above.
         learned: How the prompts that it was trained on were written.
         batch_tokens: Most tokens at a time, padding included; a single prompt with its answers may exceed it.
-        heads: Names of its heads; the score is their mean.
+        heads: Names of its heads.
+        reward: What scores of these heads, on the last axis, come to. None: their mean, as of an ensemble.
 
     Raises:
         ConfigurationError: `batch_tokens` is below 1.
@@ -91,10 +94,11 @@ class ModelScorer(Scorer):
         learned: PromptForm | None = None,
         batch_tokens: int = 8192,
         heads: Sequence[str] = ("reward",),
+        reward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_option(is_whole(batch_tokens, 1), self, "batch_tokens", batch_tokens, "1 or more")
         self.backbone = backbone
-        self.heads = tuple(heads)
+        self.heads, self.reward = tuple(heads), reward
         self.name = name
         self.batch_tokens = batch_tokens
         template = backbone.tokenizer.chat_template is not None
@@ -135,7 +139,9 @@ class ModelScorer(Scorer):
         trained = TrainedReward.read(path, base, ensemble=True)
         backbone = trained.load({"dtype": dtype, "trust_remote_code": trust_remote_code})
         backbone = backbone.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(backbone, path, layout, trained.prompts(), batch_tokens, trained.heads)
+        made = cls(backbone, path, layout, trained.prompts(), batch_tokens, trained.heads)
+        made.fitted_pairs = trained.fitted_pairs()
+        return made
 
     @torch.no_grad()
     def score(
@@ -172,9 +178,10 @@ class ModelScorer(Scorer):
                     scores=self.heads,
                 )
                 scores = asked(out.scores).view(len(part), widest, -1).float().cpu()  # (B, K, M)
+                ensemble = len(self.heads) > 1 and self.reward is None
                 for place, line in zip(part, scores, strict=True):
-                    members = line.T if len(self.heads) > 1 else None
-                    found[place] = Scored(line.mean(-1), members)
+                    total = line.mean(-1) if self.reward is None else self.reward(line)
+                    found[place] = Scored(total, line.T if ensemble else None)
                 done += len(part)
                 tell(done)
         return found

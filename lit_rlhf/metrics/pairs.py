@@ -55,11 +55,15 @@ def best_temperature(margins: Tensor, p_chosen: Tensor) -> float:
         1.82
     """
     deltas, p = margins.double(), p_chosen.double()
+    varied = bool(deltas.any())
     low, high = math.log(1e-3), math.log(1e3)  # of 1 / T
     for _ in range(60):
         middle = (low + high) / 2
         slope = float((((deltas * math.exp(middle)).sigmoid() - p) * deltas).mean())
-        low, high = (middle, high) if slope < 0 else (low, middle)
+        falls = slope < 0 or (
+            slope == 0 and varied
+        )  # all in order, and sigmoids that have reached 1
+        low, high = (middle, high) if falls else (low, middle)
     return math.exp(-(low + high) / 2)
 
 

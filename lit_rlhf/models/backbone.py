@@ -83,6 +83,7 @@ class Backbone(nn.Module):
         self.heads = nn.ModuleDict()
         self.frozen = not trainable
         self.score_mean, self.score_std = 0.0, 1.0  # of a loaded reward model's held-out scores
+        self.reward_note = ""  # what of a trained reward model its head is
         self.prompts: PromptForm | None = None  # of the data that its weights were trained on last
         # By head: scores are read before a trailing token of this id.
         self.score_skip_ids: dict[str, int] = {}

@@ -14,6 +14,21 @@ RECORD = "lit_rlhf.json"
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """What a reward model's scores are divided by, so that the sigmoid of a difference is a probability.
+
+    Attributes:
+        value: T, above 0.
+        data: What it was fitted on, in words.
+        pairs: Those pairs, as `evaluation.comparisons.sketch_pairs` writes them.
+    """
+
+    value: float
+    data: str
+    pairs: str
+
+
+@dataclass(frozen=True)
 class ExportRecord:
     """What an export says of itself, in `lit_rlhf.json`.
 
@@ -26,6 +41,9 @@ class ExportRecord:
         score_std: See `score_mean`.
         note: What was exported of a model that has more.
         prompts: How the prompts that it was trained on were written, where that is known.
+        temperature: What the scores of training were divided by: those of this export, their mean and their deviation.
+        fitted_on: See `Temperature.data`.
+        fitted_pairs: See `Temperature.pairs`.
     """
 
     kind: Literal["policy", "reward"]
@@ -36,6 +54,9 @@ class ExportRecord:
     score_std: float = 1.0
     note: str = ""
     prompts: PromptForm | None = None
+    temperature: float = 1.0
+    fitted_on: str = ""
+    fitted_pairs: str = ""
 
     def write(self, directory: Path) -> None:
         """Write it, with the library's version."""
@@ -109,6 +130,12 @@ def model_card(
             f"Scores on held-out data had mean {record.score_mean:.6g} and standard deviation {record.score_std:.6g};",
             "only their differences between answers to one prompt mean something.",
         ]
+        if record.fitted_on:
+            body += [
+                "",
+                f"They are those of training divided by {record.temperature:.4g}, fitted on {record.fitted_on}:",
+                "the sigmoid of a difference is the probability that a rater prefers the first answer.",
+            ]
     return "\n".join([*header, "---", "", *body]) + "\n"
 
 

@@ -66,6 +66,7 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
         float(ours.get("score_mean", 0.0)),
         float(ours.get("score_std", 1.0)),
     )
+    backbone.reward_note = str(ours.get("exported") or "")
     return backbone.eval()
 
 

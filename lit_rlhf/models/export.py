@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lit_rlhf.internals.bitsandbytes import float_weight
 from lit_rlhf.internals.torch import state_tensors
 from lit_rlhf.internals.transformers import as_in_files, set_attention
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.cards import RECORD, ExportRecord
+from lit_rlhf.models.cards import RECORD, ExportRecord, Temperature
 from lit_rlhf.models.loading import dtype_of, embeddings, quiet
 from lit_rlhf.models.readback import check_export
 from lit_rlhf.tokenizers import tokenizer_fingerprint
@@ -41,6 +42,7 @@ def export_reward(
     head: str = "reward",
     weight: Tensor | None = None,
     note: str = "",
+    temperature: Temperature | None = None,
 ) -> None:
     """Write a reward model: an `AutoModelForSequenceClassification`, or a peft adapter with its head.
 
@@ -58,6 +60,8 @@ def export_reward(
         head: Name of the scalar head.
         weight: (h,) to export in its place: what several heads come to.
         note: What was exported, for the model card.
+        temperature: The head, mean and deviation are divided by it, so whatever reads the export gives probabilities
+            as the sigmoid of a difference of scores.
 
     Before the export appears it is read back by transformers or peft, and a score compared (`readback`).
 
@@ -71,7 +75,8 @@ def export_reward(
             f"There is no head {head!r} to export; there are {sorted(backbone.heads)}."
         )
     chosen = backbone.heads[head].get_parameter("weight") if weight is None else weight
-    row = chosen.detach().cpu()[None]
+    divisor = 1.0 if temperature is None else temperature.value
+    row = chosen.detach().cpu()[None] / divisor
     as_adapter = not merge and role in backbone.adapters
     tokenizer = copy.deepcopy(backbone.tokenizer)
     rows = embeddings(backbone.model).shape[0]
@@ -91,9 +96,14 @@ def export_reward(
                 {"score.weight": row},
             )
         tokenizer.save_pretrained(directory)
-        _record(backbone, "reward", as_adapter, tokenizer, score_mean, score_std, note).write(
-            directory
+        record = _record(backbone, "reward", as_adapter, tokenizer)
+        record = replace(
+            record, score_mean=score_mean / divisor, score_std=score_std / divisor, note=note
         )
+        if temperature is not None:
+            on, pairs = temperature.data, temperature.pairs
+            record = replace(record, temperature=divisor, fitted_on=on, fitted_pairs=pairs)
+        record.write(directory)
         check_export(directory, backbone, role, as_adapter=as_adapter, head=row)
 
 
@@ -128,7 +138,7 @@ def export_policy(
                 AutoModelForCausalLM, _float_config(backbone), backbone, role, directory, {}
             )
         backbone.tokenizer.save_pretrained(directory)
-        _record(backbone, "policy", as_adapter, backbone.tokenizer, 0.0, 1.0).write(directory)
+        _record(backbone, "policy", as_adapter, backbone.tokenizer).write(directory)
         if read_back:
             check_export(directory, backbone, role, as_adapter=as_adapter)
 
@@ -287,13 +297,10 @@ def _record(
     kind: Any,
     as_adapter: bool,
     tokenizer: PreTrainedTokenizerBase,
-    mean: float,
-    std: float,
-    note: str = "",
 ) -> ExportRecord:
     form: Any = "adapter" if as_adapter else "model"
     base, fingerprint = _base_name(backbone), tokenizer_fingerprint(tokenizer)
-    return ExportRecord(kind, form, base, fingerprint, mean, std, note, backbone.prompts)
+    return ExportRecord(kind, form, base, fingerprint, prompts=backbone.prompts)
 
 
 @torch.no_grad()

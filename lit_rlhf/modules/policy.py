@@ -360,7 +360,7 @@ class PolicyModule(RLHFModule):
         which = (index + torch.arange(num_samples, device=index.device)).flatten()
         when = 0 if purpose in ("validation", "predict") else self.iteration + ahead
         seeds = sample_seeds(self.seed, when, purpose, which)
-        values = self.sampled_values
+        values = None if ahead else self.sampled_values  # by then they'd be an older critic's
         return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples, values=values)
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:

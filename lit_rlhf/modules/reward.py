@@ -186,6 +186,7 @@ class RewardModelModule(RLHFModule):
     def extra_state(self) -> dict[str, Any]:
         """Mean and deviation of the scores seen in the last validation; what part of the reward each head is."""
         state: dict[str, Any] = {"score_mean": self.score_mean, "score_std": self.score_std}
+        state["exported"] = self.objective.exported
         heads = self.objective.heads
         if "reward" not in heads and self.objective.exported is not None:
             # It is linear in the heads.

@@ -36,7 +36,7 @@ class RewardLoss(ABC):
     """Those of them that start at 0 instead of a random draw."""
     by_step: ClassVar[bool] = False
     """Whether it judges the steps of one completion: scores are then (B, S), each at the end of its step."""
-    exported: ClassVar[str | None] = "The one scalar head that was trained."
+    exported: str | None = "The one scalar head that was trained."
     """What an export holds, for its model card. None: other tools know nothing that scores as it does."""
 
     def reward(self, scores: Tensor) -> Tensor:

@@ -31,8 +31,6 @@ class Attributes(RewardLoss):
         ConfigurationError: A weight is no finite number, there is one alone (use `Regression`), or all are 0.
     """
 
-    exported = "The weighted sum of the attributes' heads, which scores as their sum does; the heads stay behind."
-
     def __init__(self, weights: list[float]) -> None:
         valid = len(weights) > 1 and all(map(math.isfinite, weights)) and any(weights)
         check_option(
@@ -40,6 +38,11 @@ class Attributes(RewardLoss):
         )
         self.weights = [float(weight) for weight in weights]
         self.heads = tuple(f"{ATTRIBUTE}{number}" for number in range(len(weights)))
+        told = ", ".join(f"{weight:g}" for weight in self.weights)
+        self.exported = (
+            f"The sum of {len(weights)} heads, one for each attribute that answers were rated by, with the weights "
+            f"{told}; it scores as their sum does, and the heads stay in the checkpoint."
+        )
 
     def __call__(
         self, scores: Ratings, targets: Ratings, mask: Bool[Tensor, "rows branches"]

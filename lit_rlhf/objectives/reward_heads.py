@@ -143,8 +143,6 @@ class HeadEnsemble(RewardLoss):
         ConfigurationError: An option is out of range, or `loss` itself has several heads.
     """
 
-    exported = "The mean of the members' heads, which scores as their mean does; the members stay in the checkpoint."
-
     def __init__(
         self,
         loss: RewardLoss | None = None,
@@ -162,6 +160,10 @@ class HeadEnsemble(RewardLoss):
             "of one head",
         )
         self.heads = tuple(f"member_{number}" for number in range(members))
+        self.exported = (
+            f"The mean of the heads of {members} members, which scores as their mean does; the members stay in the "
+            "checkpoint."
+        )
         self.bootstrap = bootstrap
         self.seed = seed
 

@@ -112,6 +112,7 @@ def values_of(one: RewardEvaluation) -> dict[str, Any]:
         "length_difference": one.length_difference,
         "length_correlation": one.length_correlation,
         "calibration": None if one.calibration is None else asdict(one.calibration),
+        "fitted": one.fitted,
         "biases": {name: vars(bias) for name, bias in one.biases.items()},
         "position": one.position,
         "doubt": None if one.doubt is None else vars(one.doubt),
@@ -193,6 +194,14 @@ def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
                     f"{who}{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong. Does it "
                     "read the answers, and to their end?",
                     bad=one.ties > 0.1,
+                )
+            )
+        if one.fitted > 0:
+            notes.append(
+                Note(
+                    f"{who}its temperature was fitted on {percent(one.fitted)} of these pairs, so their calibration "
+                    "error says little of other pairs. Judge it on pairs that it was not fitted on.",
+                    bad=True,
                 )
             )
         if one.left_out:

@@ -159,7 +159,8 @@ def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     text = (
         "Whether a margin means what it says: the sigmoid of a difference of scores, as a probability that raters "
         "prefer the answer. Margins divided by the best temperature fit the raters best; above 1 the model is too "
-        "sure. It means little for a model that was not trained on comparisons."
+        "sure (lit-rlhf export --calibrate stores it with the model). The error at it is of each half of the "
+        "prompts at what the other half fits. It means little for a model that was not trained on comparisons."
     )
     return Section("Calibration", [Figures([plot]), Table(columns, rows)], text)
 

@@ -141,6 +141,10 @@ class TrainedReward:
         record = checkpoint["lit_rlhf"]["state"] if checkpoint else read_record(Path(self.path))
         return float(str(record.get("score_mean", 0.0))), float(str(record.get("score_std", 1.0)))
 
+    def fitted_pairs(self) -> str:
+        """Which pairs the temperature of an export was fitted on; "" where there is none."""
+        return "" if self.checkpoint else str(read_record(Path(self.path)).get("fitted_pairs", ""))
+
     def prompts(self) -> PromptForm | None:
         """How the prompts that it was trained on were written, where that is known."""
         if self.checkpoint is not None:

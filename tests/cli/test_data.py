@@ -11,7 +11,7 @@ from lit_rlhf import data
 from lit_rlhf.cli import main
 from lit_rlhf.data import FileSource
 from lit_rlhf.data.recognition import MODULES, first_rows, read_as
-from lit_rlhf.testing import make_tokenizer
+from lit_rlhf.testing import make_tokenizer, write_jsonl
 from tests.unit.data.shape_cases import READS_TOOLS
 
 SHAPES = Path(__file__).parents[1] / "unit" / "data" / "shapes"
@@ -61,6 +61,19 @@ def test_columns_beside_a_prompt_are_named(
     )
     main(["data", "show", str(tmp_path / "a.jsonl")])
     assert "columns for the rewards: responses, ranking. If they are" in capsys.readouterr().out
+
+
+def test_what_is_said_of_answers_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "subset": "x", "other": 1}
+    rated = {**pair, "margin": 2.5, "p_chosen": 0.75, "attributes": [[3, 0.5], [1, 4]]}
+    write_jsonl(tmp_path / "a.jsonl", [rated])
+    main(["data", "show", str(tmp_path / "a.jsonl")])
+    out = capsys.readouterr().out
+    assert "chosen (margin 2.5, p_chosen 0.75, rated 3, 0.5) (learned): a" in out
+    assert "rejected (rated 1, 4) (learned): b" in out
+    assert "columns that are not read: other\n" in out
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

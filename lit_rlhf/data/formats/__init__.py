@@ -42,6 +42,7 @@ from lit_rlhf.data.formats.neighbours import (
 from lit_rlhf.data.formats.pairs import (
     TRANSCRIPT_MARKER as TRANSCRIPT_MARKER,
     TRANSCRIPT_QUESTION as TRANSCRIPT_QUESTION,
+    TURN_COLUMNS as TURN_COLUMNS,
     ExplicitPrompt as ExplicitPrompt,
     ImplicitPrompt as ImplicitPrompt,
     SharedPrefix as SharedPrefix,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 from lit_rlhf.data.formats.base import (
@@ -19,9 +20,11 @@ from lit_rlhf.data.records import (
     Record,
     Row,
     Text,
+    check_numbers,
     read_bool,
     read_number,
     read_text,
+    read_value,
 )
 from lit_rlhf.options import check_option, is_number, is_text
 
@@ -153,7 +156,8 @@ class Unpaired(Columns):
         score: Column with a number, instead of `label`; higher is better.
         low: Smallest score that is valid.
         high: Largest score that is valid.
-        attributes: Columns with ratings of the completion, one for each attribute (`Attributes`, `GatedAttributes`).
+        attributes: Columns with ratings of the completion, one for each attribute (`Attributes`, `GatedAttributes`); a
+            column may hold a list of them. A column `attributes` is found by itself.
     """
 
     prompt: str = "prompt"
@@ -166,15 +170,19 @@ class Unpaired(Columns):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_columns(self, self.attributes, "attributes")
+        names: object = self.attributes
+        named = isinstance(names, list | tuple) and all(map(is_text, names))
+        check_option(named, self, "attributes", names, "a list of names, empty for none")
         numbers = is_number(self.low) and is_number(self.high)
         valid = numbers and self.low < self.high
         check_option(valid, self, "low", self.low, f"a number below high ({self.high!r})")
 
     @classmethod
     def candidates(cls) -> Sequence[Format]:
-        """With a label, or with a score."""
-        return cls(), cls(score="score")
+        """With a label, or with a score; and as `lit-rlhf data convert` writes ratings."""
+        rated = ("attributes",)
+        labelled, scored = cls(), cls(score="score")
+        return labelled, scored, cls(attributes=rated), cls(score="score", attributes=rated)
 
     def reads(self) -> tuple[str, ...]:
         """Prompt, answer, and label or score."""
@@ -194,7 +202,11 @@ class Unpaired(Columns):
 
     def ratings(self, row: Row) -> tuple[float, ...]:
         """What a completion got for each attribute."""
-        return tuple(read_number(row, name, self.low, self.high) for name in self.attributes)
+        ratings = (
+            check_numbers(read_value(row, name), name, self.low, self.high)
+            for name in self.attributes
+        )
+        return tuple(chain.from_iterable(ratings))
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class Columns(Format):
                 check_option(named or optional, self, option.name, value, allowed)
 
 
-def check_columns(owner: Format, columns: object, option: str = "columns") -> None:
+def check_columns(owner: Format, columns: object) -> None:
     """Refuse names of further columns that are none.
 
     Raises:
@@ -108,7 +108,7 @@ def check_columns(owner: Format, columns: object, option: str = "columns") -> No
     """
     names = [] if columns is None else columns
     valid = isinstance(names, list | tuple) and all(map(is_text, names))
-    check_option(valid, owner, option, columns, "a list of names or left out")
+    check_option(valid, owner, "columns", columns, "a list of names or left out")
 
 
 def carried_columns(

@@ -11,6 +11,8 @@ from lit_rlhf.data.records import (
     Record,
     Row,
     Text,
+    check_numbers,
+    read_list,
     read_number,
     read_text,
     shorten,
@@ -23,6 +25,8 @@ TRANSCRIPT_MARKER = "\n\nAssistant:"
 
 TRANSCRIPT_QUESTION = "\n\nHuman:"
 """What comes before each question in them."""
+TURN_COLUMNS = ("conversations", "messages")
+"""Where pairs beside a conversation have its turns: LLaMA-Factory's name, and the usual one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class Pairs(Columns):
         chosen_score: Column with the score of `chosen`: the margin is its distance to that of `rejected`
             (UltraFeedback: score_chosen). None: scores are not read.
         rejected_score: Column with the score of `rejected`; set both or none.
+        attributes: Column with the ratings of `chosen` and of `rejected`: two lists with one for each attribute
+            (`Attributes`, `GatedAttributes`). None: not read.
 
     Raises:
         ConfigurationError: One of the two columns of scores is set without the other.
@@ -44,6 +50,7 @@ class Pairs(Columns):
     p_chosen: str | None = "p_chosen"
     chosen_score: str | None = None
     rejected_score: str | None = None
+    attributes: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,8 +58,12 @@ class Pairs(Columns):
         allowed = f"set where chosen_score ({self.chosen_score!r}) is, and only there"
         check_option(both, self, "rejected_score", self.rejected_score, allowed)
 
+    def reads(self) -> tuple[str, ...]:
+        """The column of ratings, where one is set."""
+        return () if self.attributes is None else (self.attributes,)
+
     def pair_fields(self, row: Row) -> dict[str, FieldValue]:
-        """Margin and soft label of a pair, as far as its row has them."""
+        """Margin and soft label of a pair, as far as its row has them, and ratings."""
         found: dict[str, FieldValue] = {}
         if self.chosen_score is not None and self.rejected_score is not None:
             rejected = read_number(row, self.rejected_score)
@@ -61,6 +72,15 @@ class Pairs(Columns):
             found["margin"] = read_number(row, self.margin)
         if self.p_chosen is not None and row.get(self.p_chosen) is not None:
             found["p_chosen"] = read_number(row, self.p_chosen, 0.0, 1.0)
+        if self.attributes is not None:
+            name = self.attributes
+            ratings = [check_numbers(each, name) for each in read_list(row, name)]
+            if len(ratings) != 2 or len(ratings[0]) != len(ratings[1]):
+                raise InvalidRowError(
+                    f"column {name!r} doesn't rate two answers alike",
+                    f"got lists of {[len(each) for each in ratings]} ratings, two of one length are needed",
+                )
+            found["attributes"] = ratings[0] + ratings[1]
         return found
 
 
@@ -80,18 +100,18 @@ class ExplicitPrompt(Pairs):
 
     @classmethod
     def candidates(cls) -> Sequence[Format]:
-        """Also with the earlier turns in `conversations`, as LLaMA-Factory has them, or in `messages`."""
-        return cls(), cls(prompt="conversations"), cls(prompt="messages")
+        """Also with the earlier turns in a column of their own, and as `lit-rlhf data convert` writes ratings."""
+        return cls(), *(cls(prompt=name) for name in TURN_COLUMNS), cls(attributes="attributes")
 
     def reads(self) -> tuple[str, ...]:
         """Prompt and answers."""
-        return self.prompt, self.chosen, self.rejected
+        return self.prompt, self.chosen, self.rejected, *super().reads()
 
     def recognises(self, rows: Sequence[Row]) -> bool:
         """Not where both answers repeat the prompt, or a conversation is answered: then they hold transcripts."""
         if not super().recognises(rows) or all(map(self._repeats, rows)):
             return False
-        if self not in self.candidates()[1:]:  # a prompt may end in what the answer goes on with
+        if self.prompt not in TURN_COLUMNS:  # a prompt may end in what the answer goes on with
             return True
         asked = (self(row)[0].prompt for row in rows if self.reads_row(row))
         last = [prompt[-1]["role"] for prompt in asked if not isinstance(prompt, str)]
@@ -139,7 +159,7 @@ class ImplicitPrompt(Pairs):
 
     def reads(self) -> tuple[str, ...]:
         """The transcripts."""
-        return self.chosen, self.rejected
+        return self.chosen, self.rejected, *super().reads()
 
     def __call__(self, row: Row) -> list[Record]:
         r"""One record with two completions.
@@ -209,7 +229,7 @@ class SharedPrefix(Pairs):
 
     def reads(self) -> tuple[str, ...]:
         """The texts."""
-        return self.chosen, self.rejected
+        return self.chosen, self.rejected, *super().reads()
 
     def __call__(self, row: Row) -> list[Record]:
         """One record with two completions.

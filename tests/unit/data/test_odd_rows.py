@@ -423,7 +423,7 @@ class TestLayouts:
         names = {
             f"{side}_{name}" for side in sides for name in ("input_ids", "attention_mask", "labels")
         }
-        assert set(batch) == {*names, "margin"}
+        assert set(batch) == {*names, "margin", "index"}
         texts = {}
         for side in sides:
             ids, mask, labels = (

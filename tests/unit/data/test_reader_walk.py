@@ -276,7 +276,9 @@ def test_bad_options_are_refused_in_a_sentence(kind: Callable[..., Any]) -> None
     for name in option_names(kind):
         for value in OPTION_VALUES:
             try:
-                kind(**{**required, name: value})
+                made = kind(**{**required, name: value})
+                if isinstance(made, Format):
+                    made.reads()
             except ConfigurationError as error:
                 assert name in str(error) and str(error).endswith(".")  # noqa: PT017
                 refused += 1

@@ -10,7 +10,14 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-from lit_rlhf.data import DirectorySource, FileSource, HubSource, RowsSource, Source
+from lit_rlhf.data import (
+    DirectorySource,
+    FileSource,
+    HubSource,
+    InvalidRowError,
+    RowsSource,
+    Source,
+)
 from lit_rlhf.errors import DataError
 
 ROWS = [
@@ -82,6 +89,25 @@ def test_what_spreadsheets_write_in_place_of_commas(tmp_path: Path, mark: str, s
     found = read(FileSource(str(path)))
     assert [row["n"] for row in found] == ["1", "2"]
     assert found[0]["prompt"] == f"a{mark}b, c"
+
+
+@pytest.mark.parametrize("line", ["sep={}", '"sep={}"', "SEP={}"])
+@pytest.mark.parametrize("mark", [";", "\t", "|", ",", "^"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_the_line_that_tells_excel_the_mark_is_no_row(
+    tmp_path: Path, mark: str, line: str, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    rows = f'prompt{mark}n\r\n"a{mark}b"{mark}1\r\nc{mark}2\r\n'
+    path.write_bytes(f"\ufeff{line.format(mark)}\r\n{rows}".encode())
+    assert read(FileSource(str(path))) == [
+        {"prompt": f"a{mark}b", "n": "1"},
+        {"prompt": "c", "n": "2"},
+    ]
+    path.write_bytes(f"{line.format(mark)}\n{rows}d\n".encode())
+    *_, last = FileSource(str(path)).load()
+    with pytest.raises(InvalidRowError, match=rf"a\{suffix}, line 5 has more or fewer"):
+        last["prompt"]
 
 
 def test_a_header_of_one_name_has_no_mark(tmp_path: Path) -> None:

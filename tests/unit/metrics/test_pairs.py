@@ -61,6 +61,14 @@ def test_temperature_beats_all_others() -> None:
     assert all(loss(best) <= loss(best * factor) for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2.0))
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 50.0])
+def test_where_no_temperature_fits_best_it_is_an_end(size: float) -> None:
+    ones = torch.ones(4)
+    assert best_temperature(size * ones, ones) == pytest.approx(1e-3)
+    assert best_temperature(-size * ones, ones) == pytest.approx(1e3)
+    assert best_temperature(0 * ones, ones) == pytest.approx(1e3)
+
+
 def test_rater_agreement_counts_pairs_of_raters() -> None:
     votes = [[True] * 7 + [False] * 3, [True] * 2, [True, False], [True], [False] * 3 + [True]]
     p = torch.tensor([sum(v) / len(v) for v in votes])

@@ -253,6 +253,9 @@ def test_a_checkpoint_of_several_heads_scores_and_is_exported_as_their_sum(
     module, trainer, batch = fit(kind, tiny_model_dir, tmp_path / "cache", lora=LoraSpec(rank=4))
     trainer.save_checkpoint(tmp_path / "rm.ckpt")
     main(["export", "--ckpt_path", str(tmp_path / "rm.ckpt"), "--output", str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert module.objective.exported in card
+    assert {"ensemble": "of 3 members", "attributes": "with the weights 1, -0.5"}[kind] in card
     expected = module.predict_step(batch, 0)["scores"]
     for path in ("rm.ckpt", "out"):
         loaded = TrainedReward.read(str(tmp_path / path), None).load({})
