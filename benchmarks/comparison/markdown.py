@@ -10,17 +10,17 @@ def tables(results: Mapping[str, Any]) -> str:
     workloads = results["workloads"].items()
     parts = [
         _about(results),
-        _table(_COMPARISON, [_comparison(name, entry) for name, entry in workloads]),
+        table(_COMPARISON, [_comparison(name, entry) for name, entry in workloads]),
     ]
     used = [row for name, entry in workloads for row in _utilisation(name, entry)]
     if used:
         parts += [
             f"Share of the {results['machine']['dtype']} matrix-product peak that lit_rlhf reaches:",
-            _table(_UTILISATION, used),
+            table(_UTILISATION, used),
         ]
     parts += [
         "Same work:",
-        _table(_PARITY, [_parity(name, entry["parity"]) for name, entry in workloads]),
+        table(_PARITY, [_parity(name, entry["parity"]) for name, entry in workloads]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -142,7 +142,8 @@ def _spread(values: Mapping[str, float]) -> str:
     return median if least == most else f"{median} ({least} to {most})"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
     return "\n".join(
         f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)
     )

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Settings:
         """As the one argument of a script."""
         return json.dumps(asdict(self))
 
-    @staticmethod
-    def from_command_line() -> "Settings":
+    @classmethod
+    def from_command_line(cls) -> Self:
         """What a script was told."""
         told = json.loads(sys.argv[1])
-        return Settings(**{**told, "stop_tokens": tuple(told["stop_tokens"])})
+        return cls(**{**told, "stop_tokens": tuple(told["stop_tokens"])})
 
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    TrainerCallback,
+)
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from benchmarks.peers.processes import report
@@ -29,10 +33,8 @@ def count_tokens(pad_token_id: int) -> list[int]:
     return counts
 
 
-def main() -> None:
-    settings = Settings.from_command_line()
-    start(settings)
-    tokenizer = tokenizer_with_padding(settings.model)
+def build(settings: Settings, tokenizer: Any, watch: TrainerCallback, **options: Any) -> PPOTrainer:
+    """The trainer, with initial adapters as everywhere; options are further ones of `PPOConfig`."""
     tokenizer.padding_side = "left"
     dtype = getattr(torch, settings.dtype)
     scorers = [
@@ -41,23 +43,21 @@ def main() -> None:
         )
         for _ in ("reward", "value")
     ]
-    watch = Watch("objective/scores")
-    counts = count_tokens(tokenizer.pad_token_id)
+    told = {
+        "per_device_train_batch_size": settings.batch,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": 1,
+        "num_ppo_epochs": settings.epochs,
+        "total_episodes": settings.batch * settings.steps,
+        "local_rollout_forward_batch_size": settings.batch,
+        "response_length": settings.new_tokens,
+        "temperature": 1.0,
+        "stop_token": "eos",
+        "kl_coef": 0.05,
+        "num_sample_generations": 0,
+    }
     trainer = PPOTrainer(
-        args=PPOConfig(
-            per_device_train_batch_size=settings.batch,
-            gradient_accumulation_steps=1,
-            num_mini_batches=1,
-            num_ppo_epochs=settings.epochs,
-            total_episodes=settings.batch * settings.steps,
-            local_rollout_forward_batch_size=settings.batch,
-            response_length=settings.new_tokens,
-            temperature=1.0,
-            stop_token="eos",
-            kl_coef=0.05,
-            num_sample_generations=0,
-            **common_options(settings) | {"gradient_checkpointing": "recompute" in sys.argv[2:]},
-        ),
+        args=PPOConfig(**told | common_options(settings) | options),
         processing_class=tokenizer,
         model=AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype),
         ref_model=None,
@@ -70,7 +70,17 @@ def main() -> None:
         callbacks=[watch],
     )
     fill_adapters(trainer.model.named_parameters(), settings.seed)
-    trainer.train()
+    return trainer
+
+
+def main() -> None:
+    settings = Settings.from_command_line()
+    start(settings)
+    tokenizer = tokenizer_with_padding(settings.model)
+    watch = Watch("objective/scores")
+    counts = count_tokens(tokenizer.pad_token_id)
+    recompute = "recompute" in sys.argv[2:]
+    build(settings, tokenizer, watch, gradient_checkpointing=recompute).train()
     result = {"seconds": watch.clock.seconds(), "samples": settings.batch, "curve": watch.curve}
     report({**result, "tokens": counts[1 : settings.steps]})
 

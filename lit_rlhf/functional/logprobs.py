@@ -19,6 +19,7 @@ from lit_rlhf.functional.logits import (
     row_statistics,
 )
 from lit_rlhf.functional.masking import at_least_float32
+from lit_rlhf.functional.numerics import LEAST_LOGPROB
 
 LogitFunction = Callable[[Tensor], Tensor]
 """Hidden states (n, h) to logits (n, vocabulary)."""
@@ -66,7 +67,7 @@ def token_entropy(
         tensor(2.)
     """
     logprobs = _tempered(logits, temperature).log_softmax(-1)
-    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
+    return -(logprobs.exp() * logprobs.clamp_min(LEAST_LOGPROB)).sum(-1)
 
 
 def chunked_logprobs(
@@ -246,6 +247,7 @@ def _of_chunk(raw: Tensor, tokens: Tensor, plan: _Plan, with_slope: bool) -> _Ch
     if plan.with_entropy or with_slope:
         probs = probs.div_(total)
     if plan.with_entropy:
+        below.clamp_min_(LEAST_LOGPROB)
         # The sum of products of each row, without an array of the products.
         dots = torch.bmm(probs[:, None, :], below[:, :, None]).flatten()
         entropy = total.log().squeeze(-1) - dots
@@ -273,7 +275,7 @@ def _raw_gradient(
     probs = log_probs.exp()
     gradient = (probs * -upstream[:, None]).scatter_add_(-1, tokens[:, None], upstream[:, None])
     if entropy is not None and grad_entropy is not None:
-        slope = probs.mul_(log_probs.add_(entropy[:, None]))
+        slope = probs.mul_(log_probs.clamp_min_(LEAST_LOGPROB).add_(entropy[:, None]))
         gradient.addcmul_(slope, grad_entropy[:, None], value=-1)
     return shape.scale_gradient(gradient, logits).to(raw.dtype)
 

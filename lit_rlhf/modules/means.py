@@ -137,17 +137,17 @@ def rollout_metrics(
 
 
 def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:
-    """Score, KL to the reference and length of held-out samples, and the parts of the reward."""
-    mask, scores, counted = rollout.response_mask, rollout.scores, _counted(rollout)
-    kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
+    """Score, KL to the reference and length of held-out samples, and the parts of the reward; for `row_means`."""
+    mask, scores = rollout.response_mask, rollout.scores
+    counted = ~scores.left_out
     metrics = {
-        "objective/scores": scores.total[counted].mean(),
-        "objective/kl": kl.mean(),
-        "completions/mean_length": mask.sum(-1).float().mean(),
-        "completions/clipped_ratio": (~rollout.completions.finished).float().mean(),
+        "objective/scores": torch.where(counted, scores.total, torch.nan),
+        "objective/kl": masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1),
+        "completions/mean_length": mask.sum(-1).float(),
+        "completions/clipped_ratio": (~rollout.completions.finished).float(),
     }
-    parts = scores.parts.items()
-    return metrics | {f"rewards/{name}/mean": part[counted].mean() for name, part in parts}
+    parts = {f"rewards/{name}/mean": part for name, part in scores.parts.items()}
+    return metrics | {n: torch.where(counted, part, torch.nan) for n, part in parts.items()}
 
 
 def _counted(rollout: ScoredRollout) -> Tensor:

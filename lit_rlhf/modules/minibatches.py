@@ -146,6 +146,9 @@ class Memory(Protocol):
     def free(self) -> int:
         """What they could take more, with what the allocator holds and doesn't use."""
 
+    def card(self) -> str:
+        """What device it is of, and how much there is in all."""
+
 
 class CudaMemory:
     """That of a GPU."""
@@ -169,6 +172,11 @@ class CudaMemory:
         """See `Memory`."""
         free, _ = torch.cuda.mem_get_info(self.device)
         return free + torch.cuda.memory_reserved(self.device) - self.allocated()
+
+    def card(self) -> str:
+        """See `Memory`."""
+        found = torch.cuda.get_device_properties(self.device)
+        return f"{found.name} of {found.total_memory / 2**30:.1f} GiB"
 
 
 def memory_of(device: torch.device) -> Memory | None:
@@ -194,8 +202,9 @@ class MicrobatchSize:
 
     With `auto` on a GPU they are `START` at first. The second microbatch of an optimizer step, for the first one makes
     the gradients, tells what a token takes; after that step, when the optimizer has its state, what is free tells how
-    many there may be. That holds for the rest of the run, and for one that goes on from its checkpoint. A step of one
-    microbatch tells nothing, for it would gain nothing; nor does an optimizer that keeps no state.
+    many there may be. That holds for the rest of the run, and for one that goes on from its checkpoint on the same
+    cards; on others it is chosen anew. A step of one microbatch tells nothing, for it would gain nothing; nor does an
+    optimizer that keeps no state.
 
     Args:
         option: `Updates.microbatch_tokens`.
@@ -216,6 +225,7 @@ class MicrobatchSize:
         self.phases = phases
         self.memory_of = memory_of
         self.chosen: int | None = None
+        self._cards: list[str] = []  # that it was chosen for, of all processes
         self._per_token: float | None = None
 
     @property
@@ -258,18 +268,33 @@ class MicrobatchSize:
         own = (each.to_local() if isinstance(each, DTensor) else each for each in trained)
         free = memory.free() - sum(part.nbytes for part in own)
         self.chosen = min(gather_objects(fitting_tokens(free, self._per_token)))
+        self._cards = self._all_cards(device)
         rank_zero_info(
             f"updates.microbatch_tokens: auto takes {self.chosen:,} padded tokens at a time from here on: one takes "
             f"{self._per_token / 2**20:.2f} MiB in an update, and {free / 2**30:.1f} GiB are free for them."
         )
 
+    def begin(self, device: torch.device) -> None:
+        """Before the first step: forget what was chosen on other cards. All processes must call it."""
+        if self.option != "auto" or self.chosen is None or self._cards == self._all_cards(device):
+            return
+        rank_zero_info(
+            f"updates.microbatch_tokens: auto chose {self.chosen:,} padded tokens on {', '.join(self._cards)}, and "
+            "this run goes on with other devices: it chooses anew."
+        )
+        self.chosen = None
+
     def state_dict(self) -> dict[str, Any]:
-        """What was chosen."""
-        return {"chosen": self.chosen}
+        """What was chosen, and for which cards."""
+        return {"chosen": self.chosen, "cards": self._cards}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it; an option that is a number holds all the same."""
-        self.chosen = state.get("chosen")
+        self.chosen, self._cards = state.get("chosen"), state.get("cards", [])
+
+    def _all_cards(self, device: torch.device) -> list[str]:
+        memory = self.memory_of(device)
+        return sorted(gather_objects("no GPU" if memory is None else memory.card()))
 
     @property
     def _undecided(self) -> bool:

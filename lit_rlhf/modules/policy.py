@@ -22,7 +22,7 @@ from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.collect import read_completions, score_completions
-from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
+from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics, row_means
 from lit_rlhf.modules.minibatches import MicrobatchSize, rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
@@ -179,6 +179,11 @@ class PolicyModule(RLHFModule):
         self.reference.attach(self.backbone)
         self.reward.attach(self.backbone)
         self.reward.requires_grad_(False)
+
+    def on_train_start(self) -> None:
+        """Settle what a checkpoint from other devices may have left open."""
+        super().on_train_start()
+        self.microbatch_size.begin(self.device)
 
     # -- the iteration ------------------------------------------------------------------------------------------------
 
@@ -455,8 +460,8 @@ class PolicyModule(RLHFModule):
         with torch.no_grad():
             scored, samples = self.sample(batch, self.eval_sampling, "validation", 1)
             rollout = self.evaluate(scored)
-        metrics = {f"{stage}/{k}": value for k, value in evaluation_metrics(rollout).items()}
-        self.log_dict(metrics, sync_dist=True, batch_size=rollout.num_prompts, on_epoch=True)
+        for name, (mean, count) in row_means(evaluation_metrics(rollout), sum_over_ranks).items():
+            self.log(f"{stage}/{name}", mean, batch_size=count)
         return {"samples": samples}
 
     def export(self, path: Path, merge: bool = True) -> None:

@@ -161,6 +161,34 @@ def test_gradients_equal_those_of_the_whole(
 
 
 @pytest.mark.parametrize("entropy_grad", [False, True])
+@pytest.mark.parametrize("trained", ["hidden", "both"])
+@pytest.mark.parametrize("path", PATHS)
+def test_tokens_of_logit_minus_infinity_are_as_if_they_were_not_there(
+    path: str, trained: str, entropy_grad: bool, uncompiled: None
+) -> None:
+    hidden, weight, bias, tokens = _problem()
+    tokens %= VOCABULARY - 2  # which never come
+    bias[-2:] = -torch.inf
+    leaves = [hidden, weight] if trained == "both" else [hidden]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    weights = torch.randn(2, N, dtype=torch.float64)
+
+    def gradients(logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, ...]:
+        counted = entropy if entropy_grad else entropy.detach()
+        return torch.autograd.grad((weights[0] * logprobs + weights[1] * counted).sum(), leaves)
+
+    expected = _naive(hidden, weight[:-2], bias[:-2], tokens)
+    head: Any = (lambda h: h @ weight.T + bias) if path == "callable" else weight
+    extra = {} if path == "callable" else {"bias": bias, "fuse": path == "fused"}
+    asked = {"with_entropy": True, "entropy_grad": entropy_grad, "chunk_size": 3}
+    got = chunked_logprobs(hidden, head, tokens, **asked, **extra)
+    assert got.entropy is not None
+    assert_close((got.logprobs, got.entropy), expected, **FP64)
+    assert_close(gradients(got.logprobs, got.entropy), gradients(*expected), **FP64)
+
+
+@pytest.mark.parametrize("entropy_grad", [False, True])
 @pytest.mark.parametrize("head_trains", [False, True])
 def test_gradcheck(head_trains: bool, entropy_grad: bool) -> None:
     hidden, weight, bias, tokens = _problem(n=4)
@@ -437,14 +465,31 @@ def test_wrong_arguments_turn_no_compiler_off(uncompilable: None) -> None:
     assert logits.Fused.works
 
 
-def test_memory_that_is_short_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhaust(*args: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize("when", ["run", "compiled"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=["torch", "driver"],
+)
+def test_memory_that_is_short_is_no_reason_to_fall_back(
+    error: Exception, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails while it compiles is wrapped in an error of the compiler."""
 
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: exhaust)
+    def exhaust(*args: Any) -> Any:
+        raise error
+
+    # Of another function, for tests check the types of each call, which no compiler looks through.
+    compiled = torch.compile(lambda raw, *_: raw.exp(), backend=exhaust)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: exhaust if when == "run" else compiled)
+    monkeypatch.setattr(logits.Fused, "works", True)
     logits.fused.cache_clear()
     try:
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
             _both_paths(torch.float64)
+        assert logits.Fused.works
     finally:
         logits.fused.cache_clear()
