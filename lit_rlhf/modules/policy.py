@@ -216,11 +216,7 @@ class PolicyModule(RLHFModule):
         raise NotImplementedError
 
     def estimated(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
-        """What `estimate` makes.
-
-        Raises:
-            ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
-        """
+        """What `estimate` makes; that it makes no rollout, or advantages of a wrong shape, is refused."""
         made = self.estimate(rollout)
         refusals.refuse_estimate(self, made)
         return made
@@ -356,10 +352,9 @@ class PolicyModule(RLHFModule):
     def rollout_request(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int, ahead: int = 0
     ) -> RolloutRequest:
-        """What an engine is asked for in this iteration, or in one ahead; each sample has a seed of its own.
+        """What an engine is asked for in this iteration, or in one ahead.
 
-        Seeds depend on the prompts' positions in the data set, the purpose and the iteration; "validation" and
-        "predict" draw the same samples at each.
+        Seeds are of the prompt's place in the data, the purpose and the iteration, but for "validation" and "predict".
         """
         index = batch["index"][:, None] * num_samples
         which = (index + torch.arange(num_samples, device=index.device)).flatten()
