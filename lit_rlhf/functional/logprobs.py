@@ -127,7 +127,8 @@ def chunked_logprobs(
     if not isinstance(head, Tensor):
         plan = _Plan(shape, chunk_size or 1024, with_entropy, entropy_grad)
         return _checkpointed(hidden, head, tokens, plan)
-    hidden, weight = _compute_dtype(hidden, head)
+    dtype = head.dtype if head.is_meta else product_dtype(head)
+    hidden, weight = hidden.to(dtype), head.to(dtype)
     bias = None if bias is None else bias.to(weight.dtype)
     trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     if fuse is None:
@@ -336,13 +337,10 @@ def _checkpointed(
     )
 
 
-def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What a linear layer would compute in: autocast's dtype where that is on, else the weight's."""
-    kind = hidden.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        return hidden.to(dtype), weight.to(dtype)
-    return hidden.to(weight.dtype), weight
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """What a linear layer computes in: autocast's dtype where that is on, else the weight's."""
+    kind = "cpu" if weight.is_meta else weight.device.type  # where an estimate autocasts
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

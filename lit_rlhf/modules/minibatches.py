@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from torch.optim import Optimizer
@@ -251,19 +251,18 @@ class MicrobatchSize:
                 tokens = micro.num_prompts * int(micro.lengths.sum(-1).max())
                 self._per_token = (memory.peak() - before) / tokens
 
-    def choose(
-        self, trained: Sequence[nn.Parameter], optimizer: Optimizer, device: torch.device
-    ) -> None:
+    def choose(self, optimizer: Optimizer, device: torch.device) -> None:
         """After a step: choose, where one of its microbatches was measured. All processes come to the same.
 
         Args:
-            trained: What had a gradient in the step; that will be held beside the activations again.
-            optimizer: With its state of all of these, else it is too early.
+            optimizer: With its state of all that it trains, else it is too early. The gradients of these will be held
+                beside the activations again.
             device: Whose memory it is.
         """
         memory = self.memory_of(device) if self._undecided else None
         if memory is None or self._per_token is None:
             return
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if not all(parameter in optimizer.state for parameter in trained):
             return
         # Gradients are as large as this process's parts of the parameters.

@@ -1,4 +1,4 @@
-"""Reward models as others load them: OpenRLHF and TRL themselves, and classes built as OpenRLHF's and verl's are."""
+"""Reward models as others load them: OpenRLHF, verl and TRL themselves, and classes built as the first two's are."""
 
 import json
 import os
@@ -106,6 +106,7 @@ def of_transformers(path: Path) -> list[float]:
     ("who", "packages"),
     [
         pytest.param("openrlhf", "LIT_RLHF_OPENRLHF", marks=pytest.mark.peers),
+        pytest.param("verl", "LIT_RLHF_VERL", marks=pytest.mark.peers),
         pytest.param("trl", "LIT_RLHF_TRL", marks=pytest.mark.trl),
     ],
 )
