@@ -135,8 +135,11 @@ def whole_bytes(module: RLHFModule, phase: Phase, *, casts: bool) -> float:
         own = groups[id(module.backbone)].in_rollout(packed=phase.packed, copied=copied)
         if isinstance(getattr(module, "opponent", None), MixtureOpponent):
             other = id(module.reference.beside(module.backbone)[0])
-            if other != id(module.backbone):  # whose copy isn't counted
+            if other != id(
+                module.backbone
+            ):  # whose copy isn't counted, and which is gathered when ours is there
                 own += groups[other].in_rollout(packed=phase.packed, copied=0.0)
+                own -= groups[other].layer * (2 if phase.packed else 1)
         return own
     kept = ("weights", "gradients", "optimizer")
     beside = sum(size for name, size in parts.items() if not name.startswith(kept))

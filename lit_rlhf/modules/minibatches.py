@@ -226,6 +226,7 @@ class MicrobatchSize:
         self.memory_of = memory_of
         self.chosen: int | None = None
         self._cards: list[str] = []  # that it was chosen for, of all processes
+        self._restored = False
         self._per_token: float | None = None
 
     @property
@@ -275,8 +276,9 @@ class MicrobatchSize:
         )
 
     def begin(self, device: torch.device) -> None:
-        """Before the first step: forget what was chosen on other cards. All processes must call it."""
-        if self.option != "auto" or self.chosen is None or self._cards == self._all_cards(device):
+        """Before a step: forget what a checkpoint's run has chosen on other cards. All processes must call it."""
+        restored, self._restored = self._restored and self.option == "auto", False
+        if not restored or self.chosen is None or self._cards == self._all_cards(device):
             return
         rank_zero_info(
             f"updates.microbatch_tokens: auto chose {self.chosen:,} padded tokens on {', '.join(self._cards)}, and "
@@ -290,7 +292,7 @@ class MicrobatchSize:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it; an option that is a number holds all the same."""
-        self.chosen, self._cards = state.get("chosen"), state.get("cards", [])
+        self.chosen, self._cards, self._restored = state.get("chosen"), state.get("cards", []), True
 
     def _all_cards(self, device: torch.device) -> list[str]:
         memory = self.memory_of(device)

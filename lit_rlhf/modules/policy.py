@@ -180,24 +180,19 @@ class PolicyModule(RLHFModule):
         self.reward.attach(self.backbone)
         self.reward.requires_grad_(False)
 
-    def on_train_start(self) -> None:
-        """Settle what a checkpoint from other devices may have left open."""
-        super().on_train_start()
-        self.microbatch_size.begin(self.device)
-
     # -- the iteration ------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:
         """One iteration on a batch of prompts."""
+        self.microbatch_size.begin(self.device)
         self.phases.reset()
         collected, samples = self.collect(batch)
         rollout = self.estimated(collected)
-        target = self.updates.target_kl
         with self.phases("update", total=self.updates.per_iteration) as advance:
             for step, minibatch in enumerate(self.schedule(self.learned(rollout))):
                 drift = self.update(minibatch, batch, step)
                 advance()
-                if target is not None and drift > target:
+                if self.updates.target_kl is not None and drift > self.updates.target_kl:
                     break
         self.finish_iteration(rollout)
         return {"samples": samples}

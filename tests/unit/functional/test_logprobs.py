@@ -86,14 +86,6 @@ def test_token_logprobs_and_entropy_match_softmax(temperature: float, dtype: tor
     assert_close(entropy.double(), -(probs * probs.log()).sum(-1), **tolerance)
 
 
-def test_impossible_tokens_add_no_entropy_and_no_nan_gradient() -> None:
-    logits = torch.tensor([0.0, 1.0, -torch.inf], requires_grad=True)
-    entropy = token_entropy(logits)
-    assert_close(entropy, token_entropy(logits[:2]), **FP32)
-    (grad,) = torch.autograd.grad(entropy, logits)
-    assert torch.isfinite(grad).all()
-
-
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, N, 100])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("path", PATHS)
@@ -465,15 +457,11 @@ def test_wrong_arguments_turn_no_compiler_off(uncompilable: None) -> None:
     assert logits.Fused.works
 
 
+SHORT = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("Triton Error: out of memory")]
+
+
 @pytest.mark.parametrize("when", ["run", "compiled"])
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError("Triton Error [CUDA]: out of memory"),
-    ],
-    ids=["torch", "driver"],
-)
+@pytest.mark.parametrize("error", SHORT, ids=["torch", "driver"])
 def test_memory_that_is_short_is_no_reason_to_fall_back(
     error: Exception, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,12 +472,9 @@ def test_memory_that_is_short_is_no_reason_to_fall_back(
 
     # Of another function, for tests check the types of each call, which no compiler looks through.
     compiled = torch.compile(lambda raw, *_: raw.exp(), backend=exhaust)
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: exhaust if when == "run" else compiled)
+    made = logits.Fused(logits.row_statistics)
+    made.compiled = exhaust if when == "run" else compiled
     monkeypatch.setattr(logits.Fused, "works", True)
-    logits.fused.cache_clear()
-    try:
-        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
-            _both_paths(torch.float64)
-        assert logits.Fused.works
-    finally:
-        logits.fused.cache_clear()
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        made(torch.ones(2, 3), torch.zeros(2).long(), logits.LogitShape())
+    assert logits.Fused.works
