@@ -68,10 +68,16 @@ class SaveConfig(SaveConfigCallback):
 
 
 class TrainingCLI(CommandLineWins):
-    """LightningCLI with one directory for a run, which says in a line what is wrong before any work starts."""
+    """LightningCLI with one directory for a run, which says in a line what is wrong before any work starts.
+
+    Args:
+        *args: LightningCLI's.
+        called: The command, to whose help refusals point.
+        **options: LightningCLI's.
+    """
 
     def __init__(self, *args: Any, called: str = "fit", **options: Any) -> None:
-        self.called = called  # the command, whose help a refusal points to
+        self.called = called
         super().__init__(*args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
