@@ -40,7 +40,8 @@ def gather_rows(rows: Tensor) -> Tensor:
     most, places = _dealt(rows)
     wide = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
     gathered = list(stack_over_ranks(wide))
-    gathered[rank()] = wide * world - wide.detach() * (world - 1)
+    # Exactly as the others have it: what all make of all rows, an order above all, must be the same.
+    gathered[rank()] = wide.detach() + (wide - wide.detach()) * world
     return torch.stack(gathered, dim=1).flatten(0, 1)[places]
 
 
@@ -57,6 +58,8 @@ def next_rows(rows: Tensor, fill: int = 0) -> Tensor:
         fill: Stands behind rows that are less wide than others.
     """
     rows = rows.detach()
+    if num_ranks() == 1:
+        return rows.roll(-1, 0)
     width = int(stack_over_ranks(torch.tensor(rows.shape[1], device=rows.device)).max())
     wide = torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=fill)
     return own_rows(gather_rows(wide).roll(-1, 0), wide)

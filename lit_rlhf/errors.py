@@ -37,4 +37,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was short: torch's error has a kind of its own, a driver's and a compiler's about it have none."""
     said = str(error).lower()
     short = "out of memory" in said or "can't allocate memory" in said
-    return short or isinstance(error, MemoryError)
+    # By its name, for errors are told where torch isn't loaded.
+    return short or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

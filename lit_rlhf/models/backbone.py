@@ -329,9 +329,7 @@ class Backbone(nn.Module):
             states = self._runner(batch, num_branches)
         result: dict[str, Tensor] = {}
         if logprobs or entropy or collision or hidden or values is not None or against is not None:
-            wanted = (
-                states.positions()
-            )  # of the branches' n tokens; only the states before them go through heads
+            wanted = states.positions()  # of the n tokens; only states before them go through heads
             picked = states.hidden.index_select(0, states.source.flatten()[wanted])  # (n, h)
             tokens = states.tokens.flatten()[wanted]
             found: dict[str, Tensor] = {}  # (n,)

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from torch.optim import Optimizer
@@ -251,18 +251,19 @@ class MicrobatchSize:
                 tokens = micro.num_prompts * int(micro.lengths.sum(-1).max())
                 self._per_token = (memory.peak() - before) / tokens
 
-    def choose(self, optimizer: Optimizer, device: torch.device) -> None:
+    def choose(
+        self, trained: Sequence[nn.Parameter], optimizer: Optimizer, device: torch.device
+    ) -> None:
         """After a step: choose, where one of its microbatches was measured. All processes come to the same.
 
         Args:
-            optimizer: With its state of all that it trains, else it is too early. The gradients of these will be held
-                beside the activations again.
+            trained: What had a gradient before the step; that will be held beside the activations again.
+            optimizer: With its state of all of these, else it is too early.
             device: Whose memory it is.
         """
         memory = self.memory_of(device) if self._undecided else None
         if memory is None or self._per_token is None:
             return
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if not all(parameter in optimizer.state for parameter in trained):
             return
         # Gradients are as large as this process's parts of the parameters.
@@ -281,7 +282,8 @@ class MicrobatchSize:
         if not restored or self.chosen is None or self._cards == self._all_cards(device):
             return
         rank_zero_info(
-            f"updates.microbatch_tokens: auto chose {self.chosen:,} padded tokens on {', '.join(self._cards)}, and "
+            f"updates.microbatch_tokens: auto chose {self.chosen:,} padded tokens on "
+            f"{', '.join(self._cards) or 'cards that the checkpoint, an older one, does not name'}, and "
             "this run goes on with other devices: it chooses anew."
         )
         self.chosen = None
@@ -332,7 +334,7 @@ def rollout_logprobs(
 
 @torch.no_grad()
 def by_parts(
-    rollout: Rollout, weights: torch.nn.Module, budget: int, compute: Callable[[Rollout], Tensor]
+    rollout: Rollout, weights: nn.Module, budget: int, compute: Callable[[Rollout], Tensor]
 ) -> Tensor:
     """(N, T), computed of parts of similar length within a budget of tokens, without gradient; 0 where masked.
 

@@ -26,7 +26,7 @@ from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics, r
 from lit_rlhf.modules.minibatches import MicrobatchSize, rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.steps import Updates, guarded_step
+from lit_rlhf.modules.steps import Updates, gradients, guarded_step
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -256,9 +256,9 @@ class PolicyModule(RLHFModule):
             if self.updates.target_kl is not None:
                 drift.add("kl", self.drift(micro, output.logprobs), self.own_tokens(mask))
         optimizer: Any = self.optimizers()
-        lr = torch.tensor(float(optimizer.param_groups[0]["lr"]))
+        trained, lr = gradients(optimizer), torch.tensor(float(optimizer.param_groups[0]["lr"]))
         stats.add_all({"lr": lr, "grad_norm": self.take_step()})
-        size.choose(optimizer, self.device)
+        size.choose(trained, optimizer, self.device)
         self.means.join(stats, self.device)
         return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
 

@@ -128,6 +128,34 @@ def test_it_waits_for_the_optimizer_to_have_its_state(tiny_model_dir: Path) -> N
 
 
 @pytest.mark.usefixtures("small")
+def test_it_waits_for_nothing_that_never_has_a_gradient(tiny_model_dir: Path) -> None:
+    """Such as what of a model reads images."""
+    module = make_ppo(tiny_model_dir, updates=TWICE)
+    module.unused = torch.nn.Parameter(torch.ones(3))
+    room_for(130, module)
+    fit(module, tiny_model_dir)
+    assert module.microbatch_size.chosen == 128
+
+
+@pytest.mark.usefixtures("small")
+def test_a_checkpoint_that_names_no_cards_has_its_size_chosen_anew(
+    tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = make_ppo(tiny_model_dir, updates=TWICE)
+    room_for(130, half)
+    fit(half, tiny_model_dir)
+    state = half.microbatch_size.state_dict()
+    del state["cards"]
+    module = make_ppo(tiny_model_dir, updates=TWICE)
+    room_for(35, module)
+    module.microbatch_size.load_state_dict(state)
+    with caplog.at_level(logging.INFO):
+        fit(module, tiny_model_dir)
+    assert module.microbatch_size.chosen == 32
+    assert "128 padded tokens on cards that the checkpoint" in caplog.text
+
+
+@pytest.mark.usefixtures("small")
 def test_a_resumed_run_sums_in_the_same_parts(tiny_model_dir: Path, tmp_path: Path) -> None:
     whole = make_ppo(tiny_model_dir, updates=TWICE)
     room_for(35, whole)
