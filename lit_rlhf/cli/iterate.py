@@ -10,7 +10,6 @@ from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.main import main
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.cli.shipped import with_found_configs
-from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rounds import Evaluation, Method, Rounds, Stop
 from lit_rlhf.rounds.commands import InProcess, Subprocesses
 from lit_rlhf.rounds.steps import FileOptions
@@ -51,9 +50,7 @@ def iterate(
 def _options(given: object) -> FileOptions:
     found = yaml.safe_load(given) if isinstance(given, str) else given
     if not isinstance(found, Mapping):
-        raise ConfigurationError(
-            f"{found!r} are no options: give them as in a file, {{name: value}}."
-        )
+        raise TypeError(f"{found!r} are no options: give them as in a file, {{name: value}}.")
     return FileOptions(found)
 
 

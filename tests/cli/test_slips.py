@@ -35,6 +35,11 @@ __all__ = ["trained"]
             "Did you mean data/tiny-model?",
         ),
         (["data", "show", "data/promts.jsonl"], "Did you mean data/prompts.jsonl?"),
+        (
+            ["iterate", "--policy=p", "--run_dir=r", "--method=IterativeDPO"]
+            + ["--method.feedback=RevisionFeedback", "--method.feedback.judge=nan"],
+            "method.feedback.judge: ",
+        ),
         (["from-trl", "beside.pi"], "There is no file beside.pi (looked in"),
     ],
 )

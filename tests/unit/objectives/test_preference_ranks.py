@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.testing import assert_close
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lit_rlhf import distributed
+from lit_rlhf.types import asked
 from tests.tolerances import FP64
 from tests.unit.objectives.two_ranks import Found, on_rows
 
@@ -43,3 +46,16 @@ def test_alone_nothing_is_gathered() -> None:
     assert distributed.sum_over_ranks(rows).requires_grad is False
     weights = torch.tensor([1.0, 0.0, 3.0])
     assert_close(distributed.weighted_mean(rows, weights), (rows[0] + 3 * rows[2]).detach() / 4)
+
+
+def test_processes_have_the_same_rows_to_the_last_bit() -> None:
+    """Each of three as if all had what this one has; a sum of multiples would round."""
+    dist.init_process_group("fake", rank=1, world_size=3, store=FakeStore())
+    try:
+        rows = torch.randn(50, requires_grad=True)
+        gathered = distributed.gather_rows(rows)
+        assert torch.equal(gathered, rows.repeat_interleave(3))
+        gathered.sum().backward()
+        assert torch.equal(asked(rows.grad), torch.full((50,), 3.0))
+    finally:
+        dist.destroy_process_group()
