@@ -447,6 +447,7 @@ class PolicyModule(RLHFModule):
         return self.sample(batch, self.eval_sampling, "predict", 1)[1]
 
     def _evaluate_batch(self, batch: PromptBatch, stage: str) -> dict[str, list[Sample]]:
+        self.microbatch_size.begin(self.device)
         with torch.no_grad():
             scored, samples = self.sample(batch, self.eval_sampling, "validation", 1)
             rollout = self.evaluate(scored)

@@ -36,8 +36,14 @@ __all__ = ["trained"]
         ),
         (["data", "show", "data/promts.jsonl"], "Did you mean data/prompts.jsonl?"),
         (
-            ["iterate", "--policy=p", "--run_dir=r", "--method=IterativeDPO"]
-            + ["--method.feedback=RevisionFeedback", "--method.feedback.judge=nan"],
+            [
+                "iterate",
+                "--policy=p",
+                "--run_dir=r",
+                "--method=IterativeDPO",
+                "--method.feedback=RevisionFeedback",
+                "--method.feedback.judge=nan",
+            ],
             "method.feedback.judge: ",
         ),
         (["from-trl", "beside.pi"], "There is no file beside.pi (looked in"),

@@ -202,3 +202,15 @@ def test_a_run_that_goes_on_with_another_card_chooses_anew(
         caplog.clear()
         assert module.microbatch_size.chosen == (32 if card == "a small card" else None)
         assert memory.passes[0] <= SMALL < 128
+
+
+@pytest.mark.usefixtures("small")
+def test_so_does_one_that_is_only_validated(tiny_model_dir: Path, tmp_path: Path) -> None:
+    half = make_ppo(tiny_model_dir, updates=TWICE)
+    room_for(130, half)
+    fit(half, tiny_model_dir).save_checkpoint(tmp_path / "half.ckpt")
+    module = make_ppo(tiny_model_dir, updates=TWICE)
+    room_for(35, module).name = "a small card"
+    loader = prompt_loader(tiny_model_dir)
+    make_trainer().validate(module, loader, ckpt_path=tmp_path / "half.ckpt")
+    assert module.microbatch_size.chosen is None
