@@ -79,7 +79,7 @@ def test_tables_tell_who_was_sooner_and_what_was_not_run(tmp_path: Path) -> None
     # smoothed, their best is 0.35 at 8 and 4 seconds, and so is our first policy, at 1
     assert "| GRPO | 0 | 0.350 | 1.50 | 8 | 1 | 1.50 | **8.0** | 8.0 | 5 |" in text
     assert "| GRPO | all |  |  |  | 2 of 2 reached |  | 5.7 (4.0 to 8.0) |" in text
-    assert "Not run: PPO at 0.0003 from seed 0 by lit_rlhf." in text
+    assert "6 runs were planned; not run: 1 of PPO." in text
     assert "| GRPO | TRL 1.16 | 0.0003 | 1 | 2 of 4 | 4.00 | 8.00 | 0.350 ± 0.030 |" in text
     draw(CURVES, tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").read_text().count("<svg") == 1

@@ -133,11 +133,11 @@ def report(curves: Curves, about: str, planned: Mapping[Key, int]) -> str:
         for method in NAMES
         for row in _races(method, tuned(curves, method, OURS), tuned(curves, method, THEIRS))
     ]
-    missing = [key for key in planned if key not in curves]
-    told = ", ".join(
-        f"{NAMES[method]} at {rate:g} from seed {seed} by {_who(method, side)}"
-        for method, rate, seed, side in missing
-    )
+    missing = {
+        name: [key[0] for key in planned if key not in curves].count(method)
+        for method, name in NAMES.items()
+    }
+    told = ", ".join(f"{count} of {name}" for name, count in missing.items() if count)
     loads = [point.load for curve in curves.values() for point in curve[1:]]
     load = f"{min(loads):.1f} to {max(loads):.1f}"
     parts = [
@@ -146,7 +146,7 @@ def report(curves: Curves, about: str, planned: Mapping[Key, int]) -> str:
         "![judge's score and KL against seconds](time_to_reward.svg)",
         table(RACES, races),
         table(RUNS, [_run(key, curve, planned.get(key)) for key, curve in sorted(curves.items())]),
-        f"Not run: {told}." if missing else "All that was planned was run.",
+        f"{len(planned)} runs were planned; not run: {told or 'none'}.",
     ]
     return "\n\n".join(parts)
 
