@@ -28,24 +28,46 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes, this one's with gradient.
+    """Rows of all processes, this one's with gradient: row i of process r before row i of process r + 1.
 
-    Strategies average gradients over processes and each computes the loss of all rows, so a row's gradient, which only
-    its own process has, is multiplied by their number. All processes must have equally many rows.
+    So samplers deal them: it is the batch that one process would have. Strategies average gradients over processes and
+    each computes the loss of all rows, so a row's gradient, which only its own process has, is multiplied by their
+    number. Processes may have different numbers of rows.
     """
     world = num_ranks()
     if world == 1:
         return rows
-    gathered = [torch.empty_like(rows) for _ in range(world)]
-    dist.all_gather(gathered, rows.detach().contiguous())
-    gathered[dist.get_rank()] = rows * world - rows.detach() * (world - 1)
-    return torch.cat(gathered)
+    most, places = _dealt(rows)
+    wide = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+    gathered = list(stack_over_ranks(wide))
+    gathered[rank()] = wide * world - wide.detach() * (world - 1)
+    return torch.stack(gathered, dim=1).flatten(0, 1)[places]
 
 
-def own_rows(gathered: Tensor) -> Tensor:
-    """This process's part of what `gather_rows` gave."""
-    world = num_ranks()
-    return gathered if world == 1 else gathered.chunk(world)[dist.get_rank()]
+def own_rows(gathered: Tensor, rows: Tensor) -> Tensor:
+    """What stands at the places of this process's rows in what `gather_rows` gave of them."""
+    return gathered if num_ranks() == 1 else gathered[_dealt(rows)[1] % num_ranks() == rank()]
+
+
+def next_rows(rows: Tensor, fill: int = 0) -> Tensor:
+    """For each row (B, T) the one that follows it in the batch of all processes, the first for the last, no gradient.
+
+    Args:
+        rows: Processes may have different numbers and widths.
+        fill: Stands behind rows that are less wide than others.
+    """
+    rows = rows.detach()
+    width = int(stack_over_ranks(torch.tensor(rows.shape[1], device=rows.device)).max())
+    wide = torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=fill)
+    return own_rows(gather_rows(wide).roll(-1, 0), wide)
+
+
+def _dealt(rows: Tensor) -> tuple[int, Tensor]:
+    """The most rows of a process, and where rows stand when each has so many."""
+    counts = stack_over_ranks(torch.tensor(len(rows), device=rows.device))
+    most = int(counts.max())
+    exist = torch.arange(most, device=rows.device)[:, None] < counts
+    return most, exist.flatten().nonzero()[:, 0]
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -31,3 +31,10 @@ class FileError(LitRLHFError):
 
 class ServiceError(LitRLHFError):
     """A request to a server that failed, its retries included; other requests may succeed."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short: torch's error has a kind of its own, a driver's and a compiler's about it have none."""
+    said = str(error).lower()
+    short = "out of memory" in said or "can't allocate memory" in said
+    return short or isinstance(error, MemoryError)

@@ -6,11 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -45,9 +44,9 @@ def from_hub(load: Callable[[], T], name: str, what: str) -> T:
     require_directory(name, what)
     try:
         return load()
-    except torch.OutOfMemoryError:
-        raise
     except _LOAD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
             raise ConfigurationError(

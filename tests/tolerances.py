@@ -9,10 +9,6 @@ PROCESSES = {
     "rtol": 0.0,
     "atol": 1e-5,
 }  # parameters after a few steps, trained by one process or by two
-KTO_PROCESSES = {
-    "rtol": 0.0,
-    "atol": 5e-4,
-}  # its z is a sample: prompts with the completions of other rows of the same process
 METRICS = {"rel_tol": 1e-3, "abs_tol": 1e-4}  # of runs by one process or by two, for math.isclose
 PRECISIONS = {
     # Of the first loss of a run, which may be a sum that cancels, hence the absolute term; and of its gradient's norm.

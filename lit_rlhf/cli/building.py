@@ -79,16 +79,17 @@ def from_config(config: str | Path, *overrides: str | Path) -> Parts:
     return Parts(made.trainer, made.model, made.datamodule)
 
 
-def parsed(words: Sequence[str]) -> tuple[str, Namespace]:
+def parsed(words: Sequence[str], called: str | None = None) -> tuple[str, Namespace]:
     """What a `fit` would run, as the YAML that it would save and as the parser has it; nothing is built.
 
     Args:
         words: The command line from `fit` on.
+        called: As for `training.run`.
 
     Raises:
         ConfigurationError: An option is wrong, as far as the parser can tell.
     """
-    cli = start(_Parsed, words)
+    cli = start(_Parsed, words, called)
     config: Namespace = cli.config[cli.subcommand]
     return parser_of(cli, "fit").dump(config, skip_none=False), config
 

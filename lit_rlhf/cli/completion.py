@@ -14,6 +14,8 @@ from lit_rlhf.errors import ConfigurationError
 
 _WORDS = {"data": ["show", "inspect", "convert"], "help": ["metrics", "option"]}
 _WORDS["completion"] = ["bash", "zsh"]
+_LIKE_FIT = ("estimate",)
+"""Commands that take the options of `fit` beside their own."""
 _FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*(?:\.[a-z]\w*)*")
 _BASH = """\
 _lit_rlhf() {{
@@ -57,6 +59,8 @@ def options_of(command: str) -> list[str]:
             told = [a.arg for a in arguments if f"{a.arg}: No option" not in said]
             named += [f"--{name}" for name in told if name not in first]
     flags = [text for text in first if isinstance(text, str) and _FLAG.fullmatch(text)]
+    if command in _LIKE_FIT:
+        flags += [flag for flag in options_of("fit") if flag != "--seeds"]
     return list(dict.fromkeys([*_WORDS.get(command, []), *named, *flags]))
 
 
@@ -71,7 +75,8 @@ def script(shell: str) -> str:
     """
     if shell not in _WORDS["completion"]:
         raise ConfigurationError(
-            f"No completion for {shell!r} is known. It is `lit-rlhf completion bash` or `... zsh`."
+            f"No completion for {shell!r} is known. It is `lit-rlhf completion bash` or `... zsh`; "
+            "lit-rlhf completion --help says what for."
         )
     cases = "\n".join(
         f'            {name}) words="{" ".join(options_of(name))}" ;;' for name in COMMANDS
@@ -83,11 +88,14 @@ def script(shell: str) -> str:
 
 def run(words: Sequence[str]) -> None:
     """Print the script."""
-    if len(words) != 2 or words[1].startswith("-"):
+    asked = words[1:]
+    if not asked or asked[0] in ("-h", "--help"):
         print_text(
             "usage: lit-rlhf completion bash|zsh\n\n"
             "Prints what the shell reads to complete commands, options and names of configurations:\n"
             '  bash: eval "$(lit-rlhf completion bash)" in ~/.bashrc; zsh likewise, in ~/.zshrc behind compinit\n'
         )
         return
-    print_text(script(words[1]))
+    if len(asked) > 1:
+        raise ConfigurationError(f"{' '.join(asked)} is no shell: lit-rlhf completion --help.")
+    print_text(script(asked[0]))

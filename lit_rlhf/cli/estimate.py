@@ -56,7 +56,7 @@ def run(words: Sequence[str]) -> None:
         raise ConfigurationError(
             "Of which configuration? Give one as to lit-rlhf fit, such as -c policy/ppo_lora."
         )
-    made = start(_Unstarted, ["fit", *rest])
+    made = start(_Unstarted, ["fit", *rest], "estimate")
     if not isinstance(made.model, RLHFModule):
         raise ConfigurationError(
             f"{type(made.model).__name__} is none of this library's modules, whose code is what an estimate runs."

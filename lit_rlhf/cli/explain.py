@@ -116,5 +116,5 @@ def run(words: Sequence[str]) -> None:
         print_text(answers[asked[0]](asked[1]))
     else:
         raise ConfigurationError(
-            "It is `lit-rlhf help metrics NAME` or `lit-rlhf help option NAME`."
+            "It is `lit-rlhf help metrics NAME` or `lit-rlhf help option NAME`; lit-rlhf help --help lists commands."
         )

@@ -21,7 +21,7 @@ def run(words: Sequence[str]) -> None:
     """Run the `fit` that a line stands for."""
     fit = expand(words)
     _say(f"lit-rlhf {words[0]} stands for:\n  {shlex.join(['lit-rlhf', *fit])}")
-    seeds.run(fit)
+    seeds.run(fit, words[0])
 
 
 def expand(words: Sequence[str]) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lit_rlhf.cli.completion import options_of
 from lit_rlhf.cli.help import described_classes
-from lit_rlhf.data.readers import KINDS as READABLE
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import Complaint, flat_options, read_refusal
 
@@ -158,7 +157,7 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
             said = _no_class(complaint)
         case "module":
             said = f"{path}: there is no module {word!r} in the current directory or on PYTHONPATH"
-            if path.endswith(READABLE):
+            if path.endswith(import_module("lit_rlhf.data.readers").KINDS):  # brings torch
                 said += f". Of a file give the path: --{key}.path {path}"
         case "attribute":
             said = f"{path} defines no {word!r}.{_near(word, list(vars(import_module(path))))}"

@@ -29,15 +29,15 @@ from lit_rlhf.report.spread import columns, spreads
 _LARGEST = 2**32 - 1  # of Lightning's seed_everything
 
 
-def run(words: Sequence[str]) -> None:
-    """Do what a command line says: once, or once for each of its `--seeds`."""
+def run(words: Sequence[str], called: str | None = None) -> None:
+    """Do what a command line says: once, or once for each of its `--seeds`; `called` as for `training.run`."""
     if any(word.partition("=")[0] == "--seeds" for word in words):
-        train_seeds(words)
+        train_seeds(words, called)
     else:
-        training.run(words)
+        training.run(words, called)
 
 
-def train_seeds(words: Sequence[str]) -> None:
+def train_seeds(words: Sequence[str], called: str | None = None) -> None:
     """Train once per seed, one after the other, and say how far the seeds lie apart.
 
     A seed is that of the module, of its new weights (`init_seed`), of the order of the data, and `seed_everything`.
@@ -47,6 +47,7 @@ def train_seeds(words: Sequence[str]) -> None:
 
     Args:
         words: The command line from `fit` on.
+        called: As for `training.run`.
 
     Raises:
         ConfigurationError: Seeds that are none; an option with which the runs would share files; a directory that holds
@@ -56,7 +57,7 @@ def train_seeds(words: Sequence[str]) -> None:
     seeds, rest = read_seeds(words)
     if rest[0] != "fit":
         raise ConfigurationError(f"--seeds trains, and `{rest[0]}` doesn't: use it with `fit`.")
-    text, config = parsed(rest)
+    text, config = parsed(rest, called)
     directory = _directory(config)
     plans = {seed: directory / f"seed-{seed}" for seed in seeds}
     exports = any(kind is ExportModel for _, kind, _ in flat_options(config))

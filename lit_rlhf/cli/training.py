@@ -9,7 +9,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # lightning 2.6 calls jsonargparse functions that are deprecated since 4.49; nothing a user could mend.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -45,6 +45,7 @@ from lit_rlhf.internals.lightning import (
     silence_adverts,
 )
 
+Made = TypeVar("Made", bound="TrainingCLI")
 COMMANDS = ("fit", "validate", "test", "predict")
 
 
@@ -67,7 +68,17 @@ class SaveConfig(SaveConfigCallback):
 
 
 class TrainingCLI(CommandLineWins):
-    """LightningCLI with one directory for a run, which says in a line what is wrong before any work starts."""
+    """LightningCLI with one directory for a run, which says in a line what is wrong before any work starts.
+
+    Args:
+        *args: LightningCLI's.
+        called: The command, to whose help refusals point.
+        **options: LightningCLI's.
+    """
+
+    def __init__(self, *args: Any, called: str = "fit", **options: Any) -> None:
+        self.called = called
+        super().__init__(*args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the commands that are of no class."""
@@ -103,7 +114,8 @@ class TrainingCLI(CommandLineWins):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            raise own_error(error) or ConfigurationError(describe(str(error))) from error
+            said = describe(str(error), self.called)
+            raise own_error(error) or ConfigurationError(said) from error
 
     def before_instantiate_classes(self) -> None:
         """Give the trainer the run's directory, and refuse null where a value must be."""
@@ -136,7 +148,8 @@ class TrainingCLI(CommandLineWins):
         except MisconfigurationException:
             raise
         except Exception as error:
-            raise self._placed(error) or ConfigurationError(describe(str(error))) from error
+            said = describe(str(error), self.called)
+            raise self._placed(error) or ConfigurationError(said) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; `devices: x` gets past the parser, for it may be a list as a string."""
@@ -261,13 +274,19 @@ class TrainingCLI(CommandLineWins):
             )
 
 
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    start(TrainingCLI, ["--help" if word == "--help-all" else word for word in words])
+def run(words: Sequence[str], called: str | None = None) -> None:
+    """Parse a command line and run it; `called` is the command, where it stands for a `fit`."""
+    start(TrainingCLI, ["--help" if word == "--help-all" else word for word in words], called)
 
 
-def start(kind: type[TrainingCLI], words: Sequence[str]) -> TrainingCLI:
-    """Parse a command line, and do with it what the class does."""
+def start(kind: type[Made], words: Sequence[str], called: str | None = None) -> Made:
+    """Parse a command line, and do with it what the class does.
+
+    Args:
+        kind: The class.
+        words: From `fit` or its like on.
+        called: The command that these words stand for; default: the first of them.
+    """
     read_none_as_null()
     silence_adverts()
     import_components()
@@ -298,6 +317,7 @@ def start(kind: type[TrainingCLI], words: Sequence[str]) -> TrainingCLI:
                 **{command: {"exit_on_error": False} for command in COMMANDS},
             },
             args=with_found_configs(words),
+            called=called or words[0],
         )
     except MisconfigurationException as error:
         raise ConfigurationError(str(error)) from error

@@ -34,10 +34,11 @@ def report_validated(
     source = data.sources[name]
     own = type(data).records is not BranchedDataModule.records
     if source is None or own or isinstance(source, Mixture) or trainer.world_size > 1:
-        print_text(
-            "No page by subset: it is of one process and of one source that is read by a format. Give "
-            "`lit-rlhf evaluate-reward` the checkpoint.\n"
-        )
+        if trainer.is_global_zero:
+            print_text(
+                "No page by subset: it is of one process and of one source that is read by a format. Give "
+                "`lit-rlhf evaluate-reward` the checkpoint.\n"
+            )
         return
     from lit_rlhf.evaluation import (  # noqa: PLC0415  (start-up that training shall not pay)
         ModelScorer,

@@ -17,7 +17,6 @@ from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.finding import Auto, FormatFinder, Takes
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import content_key, describe_class, users_options
-from lit_rlhf.data.loaders import Loaders, replicas
 from lit_rlhf.data.mixture import weights_of
 from lit_rlhf.data.option_rules import OPTION_RULES, check_sources, refuse_formats
 from lit_rlhf.data.prepared import PreparedSources, Tokenization, shares_of
@@ -27,9 +26,11 @@ from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import (
     STATE_VERSION,
+    Loaders,
     Position,
     batches_in_flight,
     check_state,
+    replicas,
 )
 from lit_rlhf.data.showing import form_of_prompts
 from lit_rlhf.data.sources import Source

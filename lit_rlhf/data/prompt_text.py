@@ -8,8 +8,7 @@ from torch.utils.data import DataLoader
 
 from lit_rlhf.data.keys import content_key
 from lit_rlhf.data.kinds import DemonstrationDataModule, PromptDataModule
-from lit_rlhf.data.loaders import overfits
-from lit_rlhf.data.samplers import LengthBucketSampler, Position, ResumableLoader
+from lit_rlhf.data.samplers import LengthBucketSampler, Position, ResumableLoader, overfits
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option
 from lit_rlhf.types import DemonstrationBatch, PromptBatch

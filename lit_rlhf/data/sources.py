@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.data.locating import find_files
-from lit_rlhf.data.readers import DataFile, kind_of, read_rows
+from lit_rlhf.data.readers import DataFile, find_files, kind_of, read_rows
 from lit_rlhf.data.records import UnreadableRow, shorten
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option, is_text

@@ -37,6 +37,7 @@ class Phase:
         cache: Bytes of keys and values when they are most.
         recorded: Whether a pass of a rollout is a CUDA graph.
         packed: Whether it goes by a copy of the layers.
+        compared: Ids of the frozen models whose logits a loss compares with the policy's.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Phase:
     cache: int = 0
     recorded: bool = False
     packed: bool = False
+    compared: frozenset[int] = frozenset()
 
 
 class DryRun:
@@ -86,11 +88,12 @@ class DryRun:
             self.count.hold(weight.part, weight.tensor, weight.size)
         self.vocabulary = int(embeddings(module.backbone.model).shape[0])
         self.flops = 0.0
+        self._compared: set[int] = set()
         self._rows = rows
         self._rollout: EvaluatedRollout | None = None
         for part in module.modules():
             if isinstance(part, Backbone):
-                part.register_forward_hook(self._count_flops, with_kwargs=True)
+                part.register_forward_hook(self._see_forward, with_kwargs=True)
         for parameter in self._trained:
             parameter.register_post_accumulate_grad_hook(
                 lambda weight: self.count.assign("gradients", asked(weight.grad))
@@ -111,13 +114,16 @@ class DryRun:
             if self.parts > 1:
                 self._hold_gradients()
             self.count.forget_peak()
+            self._compared.clear()
             self.flops, before = 0.0, self.count.kernels
             with self.count.part("activations", logits=self.vocabulary):
                 loss = _loss(self.module, given)
                 # By an edge, for `backward` of a tensor switches function modes off meanwhile.
                 torch.autograd.backward(get_gradient_edge(loss), torch.ones_like(loss))
                 del loss
-            return Phase("update", self.count.peak(), self.flops, self.count.kernels - before)
+            kernels = self.count.kernels - before
+            compared = frozenset(self._compared)
+            return Phase("update", self.count.peak(), self.flops, kernels, compared=compared)
 
     def optimize(self) -> Phase:
         """A step of the optimizer."""
@@ -229,10 +235,12 @@ class DryRun:
             for weight in self._trained:
                 weight.grad = torch.empty_like(weight)
 
-    def _count_flops(
+    def _see_forward(
         self, backbone: Backbone, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         self.flops += float(call_flops(backbone, args, kwargs, output))
+        if kwargs.get("hidden"):
+            self._compared.add(id(backbone))
 
 
 def _loss(module: RLHFModule, given: Any) -> Tensor:

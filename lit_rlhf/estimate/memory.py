@@ -138,7 +138,13 @@ class MemoryCount(OperatorMode):
         storage = tensor.untyped_storage()
         wide = self._width is not None and tensor.dim() > 1 and tensor.shape[-1] == self._width
         self._hold(key, "logits" if wide else self._part, storage.nbytes())
-        weakref.finalize(storage, self._drop, key)
+
+        def drop() -> None:
+            part, size = self._held.pop(key)
+            self._parts[part] -= size
+            self._live -= size
+
+        weakref.finalize(storage, drop)
 
     def _hold(self, key: int, part: str, size: int) -> None:
         self._held[key] = part, size
@@ -146,11 +152,6 @@ class MemoryCount(OperatorMode):
         self._live += size
         if self._live > self._most:
             self._most, self._peak = self._live, dict(self._parts)
-
-    def _drop(self, key: int) -> None:
-        part, size = self._held.pop(key)
-        self._parts[part] -= size
-        self._live -= size
 
 
 def _places(indices: list[Tensor | None]) -> list[Tensor | None]:

@@ -128,13 +128,19 @@ def whole_bytes(module: RLHFModule, phase: Phase, *, casts: bool) -> float:
         return 0.0
     if phase.name == "update":
         trained = [each for each in groups.values() if each.trained]
-        return sum(each.root for each in trained) + max(each.in_backward() for each in trained)
+        whole = [each for key, each in groups.items() if each.trained or key in phase.compared]
+        return sum(each.root for each in whole) + max(each.in_backward() for each in trained)
     if phase.name == "rollout":
-        if isinstance(getattr(module, "opponent", None), MixtureOpponent):
-            mixed = {id(module.backbone), id(module.reference.beside(module.backbone)[0])}
-            return sum(groups[each].in_rollout(packed=False, copied=0.0) for each in mixed)
         copied = math.inf if casts else parts.get("packed weights", 0.0)
-        return groups[id(module.backbone)].in_rollout(packed=phase.packed, copied=copied)
+        own = groups[id(module.backbone)].in_rollout(packed=phase.packed, copied=copied)
+        if isinstance(getattr(module, "opponent", None), MixtureOpponent):
+            other = id(module.reference.beside(module.backbone)[0])
+            if other != id(
+                module.backbone
+            ):  # whose copy isn't counted, and which is gathered when ours is there
+                own += groups[other].in_rollout(packed=phase.packed, copied=0.0)
+                own -= groups[other].layer * (2 if phase.packed else 1)
+        return own
     kept = ("weights", "gradients", "optimizer")
     beside = sum(size for name, size in parts.items() if not name.startswith(kept))
     return max(each.in_scoring(beside) for each in groups.values())

@@ -51,6 +51,7 @@ from lit_rlhf.functional.masking import (
     masked_moments as masked_moments,
     masked_sum as masked_sum,
     merge_moments as merge_moments,
+    padded_rows as padded_rows,
     whiten as whiten,
 )
 from lit_rlhf.functional.numerics import (

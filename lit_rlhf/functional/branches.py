@@ -4,6 +4,7 @@ A row is `prompt ++ branch_1 ++ ... ++ branch_K`, right-padded. `branch_ids` say
 prompt, 1..K a branch, -1 padding. Axes: B rows, L positions, K branches, T tokens of the longest branch, N = B * K.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -313,6 +314,7 @@ def add_mismatched_branches(
     input_ids: Int[Tensor, "rows length"],
     branch_ids: Int[Tensor, "rows length"],
     pad_token_id: int = 0,
+    following: Callable[[Tensor], Tensor] = lambda rows: rows.roll(-1, 0),
 ) -> PackedRows:
     """Give each row of a batch with one branch a second one: the completion of the next row, or of the first.
 
@@ -320,6 +322,7 @@ def add_mismatched_branches(
         input_ids: (B, L), rows `prompt ++ branch`.
         branch_ids: (B, L): 0 = prompt, 1 = the branch, -1 = padding.
         pad_token_id: What padding is filled with; it is never read.
+        following: From completions (B, T), -1 behind their ends, to those of the next rows, which may be wider.
 
     Example:
         >>> rows = add_mismatched_branches(
@@ -329,9 +332,9 @@ def add_mismatched_branches(
         [[7, 1, 2], [8, 2, 1]]
     """
     layout = branch_layout(branch_ids, 1)
-    mask = layout.mask.expand(-1, 2, -1).clone()
-    tokens = input_ids.gather(1, layout.index[:, 0])[:, None].expand(-1, 2, -1).clone()
-    mask[:, 1], tokens[:, 1] = mask[:, 0].roll(-1, 0), tokens[:, 0].roll(-1, 0)
-    return pack_branches(
-        input_ids, branch_ids == 0, tokens.flatten(0, 1), mask.flatten(0, 1), pad_token_id
-    )
+    own = torch.where(layout.mask[:, 0], input_ids.gather(1, layout.index[:, 0]), -1)  # (B, T)
+    others = following(own)
+    own = torch.nn.functional.pad(own, (0, others.shape[1] - own.shape[1]), value=-1)
+    both = torch.stack([own, others], dim=1).flatten(0, 1)  # (2 * B, T)
+    prompts = branch_ids == 0
+    return pack_branches(input_ids, prompts, both.clamp_min(0), both >= 0, pad_token_id)

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lit_rlhf.errors import is_out_of_memory
 from lit_rlhf.functional.masking import at_least_float32
+from lit_rlhf.functional.numerics import LEAST_LOGPROB
 
 FUSED_FROM = 1 << 24
 """Logits of all tokens together from which compiling pays: less is computed before it has begun."""
@@ -47,7 +49,7 @@ def row_statistics(raw: Tensor, tokens: Tensor, shape: LogitShape) -> tuple[Tens
     """Of rows of raw products (m, V): log-prob of each token, log of the normalizer, entropy, (m,) each."""
     logits = shape.logits(raw)
     peak = logits.amax(-1, keepdim=True)
-    below = logits - peak
+    below = (logits - peak).clamp_min(LEAST_LOGPROB)
     weights = below.exp()
     total = weights.sum(-1)
     normalizer = peak.squeeze(-1) + total.log()
@@ -84,7 +86,8 @@ def raw_gradient(
     if grad_logprobs is not None:
         gradient = gradient * grad_logprobs[:, None]
     if entropy is not None and grad_entropy is not None:
-        gradient = gradient - probs * (log_probs + entropy[:, None]) * grad_entropy[:, None]
+        surprise = log_probs.clamp_min(LEAST_LOGPROB) + entropy[:, None]
+        gradient = gradient - probs * surprise * grad_entropy[:, None]
     return shape.scale_gradient(gradient, logits).to(raw.dtype)
 
 
@@ -110,7 +113,9 @@ class Fused:
             return self.compiled(*args)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - compilers fail in kinds of their own
+        except Exception as error:  # compilers fail in kinds of their own
+            if is_out_of_memory(error):  # while it compiled
+                raise torch.OutOfMemoryError(str(error)) from error
             made = self.function(*args)  # what is wrong with the arguments themselves ends here
             Fused.works = False
             warnings.warn(

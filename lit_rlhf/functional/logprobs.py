@@ -19,6 +19,7 @@ from lit_rlhf.functional.logits import (
     row_statistics,
 )
 from lit_rlhf.functional.masking import at_least_float32
+from lit_rlhf.functional.numerics import LEAST_LOGPROB
 
 LogitFunction = Callable[[Tensor], Tensor]
 """Hidden states (n, h) to logits (n, vocabulary)."""
@@ -66,7 +67,7 @@ def token_entropy(
         tensor(2.)
     """
     logprobs = _tempered(logits, temperature).log_softmax(-1)
-    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
+    return -(logprobs.exp() * logprobs.clamp_min(LEAST_LOGPROB)).sum(-1)
 
 
 def chunked_logprobs(
@@ -126,7 +127,8 @@ def chunked_logprobs(
     if not isinstance(head, Tensor):
         plan = _Plan(shape, chunk_size or 1024, with_entropy, entropy_grad)
         return _checkpointed(hidden, head, tokens, plan)
-    hidden, weight = _compute_dtype(hidden, head)
+    dtype = head.dtype if head.is_meta else product_dtype(head)
+    hidden, weight = hidden.to(dtype), head.to(dtype)
     bias = None if bias is None else bias.to(weight.dtype)
     trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     if fuse is None:
@@ -245,6 +247,7 @@ def _of_chunk(raw: Tensor, tokens: Tensor, plan: _Plan, with_slope: bool) -> _Ch
     if plan.with_entropy or with_slope:
         probs = probs.div_(total)
     if plan.with_entropy:
+        below.clamp_min_(LEAST_LOGPROB)
         # The sum of products of each row, without an array of the products.
         dots = torch.bmm(probs[:, None, :], below[:, :, None]).flatten()
         entropy = total.log().squeeze(-1) - dots
@@ -272,7 +275,7 @@ def _raw_gradient(
     probs = log_probs.exp()
     gradient = (probs * -upstream[:, None]).scatter_add_(-1, tokens[:, None], upstream[:, None])
     if entropy is not None and grad_entropy is not None:
-        slope = probs.mul_(log_probs.add_(entropy[:, None]))
+        slope = probs.mul_(log_probs.clamp_min_(LEAST_LOGPROB).add_(entropy[:, None]))
         gradient.addcmul_(slope, grad_entropy[:, None], value=-1)
     return shape.scale_gradient(gradient, logits).to(raw.dtype)
 
@@ -334,13 +337,10 @@ def _checkpointed(
     )
 
 
-def _compute_dtype(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What a linear layer would compute in: autocast's dtype where that is on, else the weight's."""
-    kind = hidden.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        return hidden.to(dtype), weight.to(dtype)
-    return hidden.to(weight.dtype), weight
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """What a linear layer computes in: autocast's dtype where that is on, else the weight's."""
+    kind = "cpu" if weight.is_meta else weight.device.type  # where an estimate autocasts
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ Masked entries may hold anything, nan and infinity included: they are replaced, 
 value nor a gradient of theirs gets out.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -125,3 +126,23 @@ def whiten(
 def last_index(mask: Bool[Tensor, "sequences time"]) -> Int[Tensor, " sequences"]:
     """Position of the last entry that counts, 0 in rows without any."""
     return (mask * torch.arange(mask.shape[-1], device=mask.device)).amax(-1)
+
+
+def padded_rows(
+    rows: Sequence[Sequence[int]], device: torch.device | None = None
+) -> tuple[Int[Tensor, "rows width"], Bool[Tensor, "rows width"]]:
+    """Lists of ids as rows of one tensor, 0 behind the shorter ones, and the mask of what was there.
+
+    Args:
+        rows: Lists, of any lengths.
+        device: Where the tensors are to be.
+
+    Example:
+        >>> padded_rows([[5, 6], [7]])[0].tolist()
+        [[5, 6], [7, 0]]
+    """
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    width = max(map(len, rows), default=1)
+    wide = [[*row, *[0] * (width - len(row))] for row in rows]
+    ids = torch.tensor(wide, dtype=torch.int64, device=device).view(len(rows), width)
+    return ids, torch.arange(width, device=device) < lengths[:, None]

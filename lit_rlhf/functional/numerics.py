@@ -7,6 +7,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 _EXP_LIMIT = 30.0
+LEAST_LOGPROB = -1e30
+"""Stands for the logarithm of no probability where the two are multiplied: 0 times -inf is not a number."""
 
 
 def bounded_exp(x: Float[Tensor, "*shape"], limit: float = _EXP_LIMIT) -> Float[Tensor, "*shape"]:

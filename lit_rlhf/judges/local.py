@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.masking import padded_rows
 from lit_rlhf.judges.base import Answer, Assessment, Case, Conversation, Judge
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, gathered
 from lit_rlhf.models.branched import pack
@@ -160,7 +160,7 @@ class LocalJudge(Judge):
     def _write(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, str, int]]:
         """What the likeliest answer says, the answer, and how many tokens it has."""
         backbone = self.model
-        prompts, mask = _padded([prompt for prompt, _ in rows], backbone.device)
+        prompts, mask = padded_rows([prompt for prompt, _ in rows], backbone.device)
         sampling = Sampling(self.max_new_tokens, temperature=0.0)
         seeds = torch.zeros(len(rows), dtype=torch.int64, device=backbone.device)
         request = RolloutRequest(Prompts(prompts, mask), sampling, seeds, role=self.role)
@@ -206,9 +206,9 @@ class LocalJudge(Judge):
     def _weigh(self, rows: Sequence[_Question]) -> Iterator[tuple[Answer, str, int]]:
         """The probability of each word, the same as text, and how many tokens were weighed."""
         backbone, count = self.model, len(self.verdict.words)
-        prompts, prompt_mask = _padded([prompt for prompt, _ in rows], backbone.device)
+        prompts, prompt_mask = padded_rows([prompt for prompt, _ in rows], backbone.device)
         every = [ids for _, words in rows for ids in words]
-        words, mask = _padded(every, backbone.device)  # (N, T)
+        words, mask = padded_rows(every, backbone.device)  # (N, T)
         batch = pack(prompts, prompt_mask, words, mask, backbone.pad_token_id)
         with evaluating(backbone):
             output = backbone(batch, num_branches=count, role=self.role, logprobs=True)
@@ -224,10 +224,3 @@ class LocalJudge(Judge):
             longer = sum(p for j, p in held.items() if tokens[j][: len(tokens[i])] == tokens[i])
             held[i] = max(math.exp(logprobs[i]) - longer, 0.0)
         return {word: held[i] for i, word in enumerate(self.verdict.words)}
-
-
-def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, torch.arange(width, device=device) < lengths[:, None]

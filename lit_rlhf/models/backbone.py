@@ -327,36 +327,36 @@ class Backbone(nn.Module):
         """
         with self.use_role(role):
             states = self._runner(batch, num_branches)
-        wanted = states.positions()
-        size = states.mask.shape
-        picked = (
-            states.hidden.index_select(0, states.source.flatten()[wanted])
-            if logprobs or entropy or values or collision or hidden or against is not None
-            else None
-        )
         result: dict[str, Tensor] = {}
-        if picked is not None and (logprobs or entropy):
+        if logprobs or entropy or collision or hidden or values is not None or against is not None:
+            wanted = (
+                states.positions()
+            )  # of the branches' n tokens; only the states before them go through heads
+            picked = states.hidden.index_select(0, states.source.flatten()[wanted])  # (n, h)
             tokens = states.tokens.flatten()[wanted]
-            found = self._require_lm_head().logprobs(
-                picked, tokens, temperature=temperature, entropy=entropy, entropy_grad=entropy_grad
-            )
-            result["logprobs"] = spread(found.logprobs, wanted, size)
-            if found.entropy is not None:
-                result["entropy"] = spread(found.entropy, wanted, size)
-        if picked is not None and collision:
-            found_collision = self._require_lm_head().collision(picked, temperature)
-            result["collision"] = spread(found_collision, wanted, size)
-        if picked is not None and values is not None:
-            result["values"] = spread(self.head(values)(picked), wanted, size)
-        if picked is not None and against is not None:
-            tokens = states.tokens.flatten()[wanted]
-            compared = self._require_lm_head().compare(picked, tokens, against, temperature)
-            result |= {
-                name: spread(found, wanted, size)
-                for name, found in zip(("divergence", "log_ratio"), compared, strict=True)
-            }
-        if picked is not None and hidden:
-            result["hidden"] = picked
+            found: dict[str, Tensor] = {}  # (n,)
+            if logprobs or entropy:
+                of_tokens = self._require_lm_head().logprobs(
+                    picked,
+                    tokens,
+                    temperature=temperature,
+                    entropy=entropy,
+                    entropy_grad=entropy_grad,
+                )
+                found["logprobs"] = of_tokens.logprobs
+                if of_tokens.entropy is not None:
+                    found["entropy"] = of_tokens.entropy
+            if collision:
+                found["collision"] = self._require_lm_head().collision(picked, temperature)
+            if values is not None:
+                found["values"] = self.head(values)(picked)
+            if against is not None:
+                found["divergence"], found["log_ratio"] = self._require_lm_head().compare(
+                    picked, tokens, against, temperature
+                )
+            result = {name: spread(x, wanted, states.mask.shape) for name, x in found.items()}
+            if hidden:
+                result["hidden"] = picked
         if scores is not None:
             result["scores"] = self._scores(states, scores)
         return BranchOutput(mask=states.mask, **result)

@@ -24,10 +24,10 @@ from lit_rlhf.functional.branches import (
     expand_branches,
     pack_branches,
 )
+from lit_rlhf.functional.logprobs import product_dtype
 from lit_rlhf.internals.transformers import accepts, attention_of
 from lit_rlhf.models.kernels import flash_branches
 from lit_rlhf.models.kernels.attention import Apart, apart, computes_apart
-from lit_rlhf.models.precision import product_dtype
 from lit_rlhf.models.specs import Branching
 from lit_rlhf.types import BranchedBatch
 

@@ -118,19 +118,13 @@ def quantization_config(spec: ModelSpec) -> BitsAndBytesConfig | None:
         return None
     if spec.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
+    on_gpu = torch.get_default_device().type == "cuda"
+    fast = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=spec.quantization,
-        bnb_4bit_compute_dtype=_compute_dtype(spec),
+        bnb_4bit_compute_dtype=torch.bfloat16 if fast else dtype_of(spec),
     )
-
-
-def _compute_dtype(spec: ModelSpec) -> torch.dtype:
-    """Of products with 4-bit weights: bfloat16 on a GPU that multiplies it, else the spec's."""
-    on_gpu = torch.get_default_device().type == "cuda"
-    if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return dtype_of(spec)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from lit_rlhf.models.specs import DTypeName, DTypeOption
 
@@ -62,12 +61,6 @@ def cpu_multiplies_bfloat16() -> bool:
         return False
     lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
     return not set(_FLAGS).isdisjoint(next(lines, "").split())
-
-
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """What products with a weight are computed in: as autocast says, or as the weight is."""
-    kind = "cpu" if weight.is_meta else weight.device.type  # where an estimate autocasts
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _say(log: Callable[[str], None], text: str) -> None:

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lit_rlhf.errors import CheckpointError
+from lit_rlhf.errors import CheckpointError, is_out_of_memory
 from lit_rlhf.internals.bitsandbytes import keep_trainable
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.loading import (
@@ -66,9 +66,9 @@ def check_export(
     try:
         model = _loaded(auto, directory, backbone, as_adapter=as_adapter)
         logits = model(input_ids=ids.to(model.device), use_cache=False).logits.float().cpu()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a loader says of files that it can't take
+        if is_out_of_memory(error):
+            raise
         said = " ".join(str(error).split())[:400]
         raise CheckpointError(
             f"The export was written and can't be loaded by {auto.__name__}, so it was removed again: {said}"

@@ -19,12 +19,17 @@ _WHOLE: "WeakSet[FSDPModule]" = WeakSet()
 """Parts whose parameters are gathered now."""
 
 
-def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
+def shard(backbone: Backbone, mesh: DeviceMesh, name: str = "backbone") -> None:
     """Divide a backbone's parameters over the processes of a one-dimensional mesh, layer by layer.
 
     A pass gathers a layer when it comes to it, embeddings and head for all its time. All processes then must make as
     many passes (`in_step`). Without gradient it leaves nothing whole, but embeddings and head where it is asked for
     `hidden` states, from which logits are made later.
+
+    Args:
+        backbone: Whose parameters.
+        mesh: The processes.
+        name: What refusals call it: its place in the module.
 
     Raises:
         ConfigurationError: The base is quantized: bitsandbytes' packed weights can't be divided by row. Or weights of
@@ -32,17 +37,11 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
     """
     if backbone.spec.quantization != "none":
         raise ConfigurationError(
-            f"backbone.quantization={backbone.spec.quantization!r} can't be sharded by "
-            "ModelParallelStrategy: the packed weights "
-            "can't be divided by row. Use ddp (each process holds the small quantized base), or quantization: none."
+            f"{name} with quantization={backbone.spec.quantization!r} can't be sharded by ModelParallelStrategy: its "
+            "packed weights can't be divided by row. Use ddp (each process holds the small quantized base), or "
+            "quantization: none."
         )
-    trained = {weight.dtype for weight in backbone.parameters() if weight.requires_grad}
-    if len(trained) > 1:
-        raise ConfigurationError(
-            f"backbone.dtype={backbone.spec.dtype!r} can't be trained in full under FSDP2 with a scalar head, which is "
-            "float32: gradients that are summed have one dtype. Set dtype: float32, and trainer.precision: bf16-mixed "
-            "for products in bfloat16; or use lora, whose weights are float32."
-        )
+    _refuse_two_dtypes(backbone, name)
     for layer in _layers(backbone.decoder):
         fully_shard(layer, mesh=mesh)
     fully_shard(backbone, mesh=mesh)
@@ -59,6 +58,18 @@ def shard(backbone: Backbone, mesh: DeviceMesh) -> None:
                 part.reshard()
 
     backbone.register_forward_hook(divide_again, with_kwargs=True)
+
+
+def _refuse_two_dtypes(backbone: Backbone, name: str) -> None:
+    trained = [(key, each) for key, each in backbone.named_parameters() if each.requires_grad]
+    dtypes = {str(weight.dtype).removeprefix("torch."): key for key, weight in reversed(trained)}
+    if len(dtypes) > 1:
+        examples = " and ".join(f"{key} is {dtype}" for dtype, key in dtypes.items())
+        raise ConfigurationError(
+            f"{name} can't be sharded by ModelParallelStrategy with weights of {len(dtypes)} dtypes to be trained: "
+            f"{examples}. Gradients that are summed together have one. Set its dtype: float32, and trainer.precision: "
+            "bf16-mixed for products in bfloat16; or use lora, whose weights are float32."
+        )
 
 
 def in_step(module: nn.Module, parts: Sequence[Part]) -> list[Part]:

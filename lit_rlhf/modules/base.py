@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_rlhf.distributed import sum_over_ranks
+from lit_rlhf.distributed import sum_over_ranks, weighted_mean
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import (
     loss_scaler,
     save_before_peek,
     without_inference_mode,
 )
-from lit_rlhf.models import Backbone, ModelSpec, shard
+from lit_rlhf.models import Backbone, ModelSpec, divide, shard
 from lit_rlhf.models.cards import recorded_prompts
 from lit_rlhf.modules.means import TINY, StepMean
 from lit_rlhf.modules.parts import (
@@ -154,8 +154,9 @@ class RLHFModule(LightningModule):
         self._undecayed = undecayed_names(self, decay_embeddings=self.steps.decay_embeddings)
         mesh = self.device_mesh
         if mesh is not None:
-            for part in [module for module in self.modules() if isinstance(module, Backbone)]:
-                shard(part, mesh["data_parallel"])
+            models = [item for item in self.named_modules() if isinstance(item[1], Backbone)]
+            for name, model in models:
+                shard(model, mesh["data_parallel"], name)
 
     def configure_roles(self) -> None:
         """Add the adapters and heads that the module trains; a subclass's own parts belong here."""
@@ -215,7 +216,7 @@ class RLHFModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout, the one thing that draws from torch's global generator, and log the share of padding."""
         if self.automatic_optimization and isinstance(batch, Mapping) and "branch_ids" in batch:
-            padding = (batch["branch_ids"] < 0).float().mean()
+            padding = weighted_mean((batch["branch_ids"] < 0).float())
             self.log("train/padding_share", padding, batch_size=len(batch["branch_ids"]))
         if self.spec.lora is not None and self.spec.lora.dropout > 0.0:
             iteration = self.trainer.fit_loop.total_batch_idx
@@ -291,6 +292,11 @@ class RLHFModule(LightningModule):
         # Lightning adds up mean * weight, and divides by all the weight.
         mean, weight = numerator / denominator.clamp_min(TINY), float(denominator)
         self.log(f"{stage}/loss", mean, prog_bar=True, sync_dist=True, batch_size=weight)  # type: ignore[arg-type]
+
+    def on_after_backward(self) -> None:
+        """Divide what frozen models have left whole for the logits that a loss compares."""
+        if self.device_mesh is not None:
+            divide(self)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Where Lightning takes the steps: weigh microbatches by what they hold, skip a gradient that isn't finite."""

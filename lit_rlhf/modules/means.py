@@ -13,7 +13,7 @@ from lit_rlhf.distributed import gather_objects, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_mean, masked_sum
-from lit_rlhf.types import EvaluatedRollout, ScoredRollout
+from lit_rlhf.types import EvaluatedRollout
 
 TINY = 1e-30
 """Least denominator of a mean, so that one of nothing is 0."""
@@ -96,7 +96,8 @@ def rollout_metrics(
         weights: (N, T) importance weights of its tokens against the engine, where any were used.
         iteration: Of the policy that learns from it.
     """
-    mask, counted = rollout.response_mask, _counted(rollout)
+    mask, failed = rollout.response_mask, rollout.scores.left_out
+    counted = ~failed | failed.all()  # all where none was scored, for means must be of something
     scores, finished = rollout.scores.total[counted], rollout.completions.finished[counted]
     kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)[counted]
     lengths = mask.sum(-1)[counted].float()
@@ -137,23 +138,17 @@ def rollout_metrics(
 
 
 def evaluation_metrics(rollout: EvaluatedRollout) -> dict[str, Tensor]:
-    """Score, KL to the reference and length of held-out samples, and the parts of the reward."""
-    mask, scores, counted = rollout.response_mask, rollout.scores, _counted(rollout)
-    kl = masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1)
+    """Score, KL to the reference and length of held-out samples, and the parts of the reward; for `row_means`."""
+    mask, scores = rollout.response_mask, rollout.scores
+    counted = ~scores.left_out
     metrics = {
-        "objective/scores": scores.total[counted].mean(),
-        "objective/kl": kl.mean(),
-        "completions/mean_length": mask.sum(-1).float().mean(),
-        "completions/clipped_ratio": (~rollout.completions.finished).float().mean(),
+        "objective/scores": torch.where(counted, scores.total, torch.nan),
+        "objective/kl": masked_sum(k1(rollout.old_logprobs, rollout.ref_logprobs), mask, dim=-1),
+        "completions/mean_length": mask.sum(-1).float(),
+        "completions/clipped_ratio": (~rollout.completions.finished).float(),
     }
-    parts = scores.parts.items()
-    return metrics | {f"rewards/{name}/mean": part[counted].mean() for name, part in parts}
-
-
-def _counted(rollout: ScoredRollout) -> Tensor:
-    """(N,) bool: the samples that were scored; all where none of a batch was, for means must be of something."""
-    failed = rollout.scores.left_out
-    return ~failed if not bool(failed.all()) else torch.ones_like(failed)
+    parts = {f"rewards/{name}/mean": part for name, part in scores.parts.items()}
+    return metrics | {n: torch.where(counted, part, torch.nan) for n, part in parts.items()}
 
 
 class StepMean:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from torch.optim import Optimizer
@@ -146,6 +146,9 @@ class Memory(Protocol):
     def free(self) -> int:
         """What they could take more, with what the allocator holds and doesn't use."""
 
+    def card(self) -> str:
+        """What device it is of, and how much there is in all."""
+
 
 class CudaMemory:
     """That of a GPU."""
@@ -169,6 +172,11 @@ class CudaMemory:
         """See `Memory`."""
         free, _ = torch.cuda.mem_get_info(self.device)
         return free + torch.cuda.memory_reserved(self.device) - self.allocated()
+
+    def card(self) -> str:
+        """See `Memory`."""
+        found = torch.cuda.get_device_properties(self.device)
+        return f"{found.name} of {found.total_memory / 2**30:.1f} GiB"
 
 
 def memory_of(device: torch.device) -> Memory | None:
@@ -194,8 +202,9 @@ class MicrobatchSize:
 
     With `auto` on a GPU they are `START` at first. The second microbatch of an optimizer step, for the first one makes
     the gradients, tells what a token takes; after that step, when the optimizer has its state, what is free tells how
-    many there may be. That holds for the rest of the run, and for one that goes on from its checkpoint. A step of one
-    microbatch tells nothing, for it would gain nothing; nor does an optimizer that keeps no state.
+    many there may be. That holds for the rest of the run, and for one that goes on from its checkpoint on the same
+    cards; on others it is chosen anew. A step of one microbatch tells nothing, for it would gain nothing; nor does an
+    optimizer that keeps no state.
 
     Args:
         option: `Updates.microbatch_tokens`.
@@ -216,6 +225,8 @@ class MicrobatchSize:
         self.phases = phases
         self.memory_of = memory_of
         self.chosen: int | None = None
+        self._cards: list[str] = []  # that it was chosen for, of all processes
+        self._restored = False
         self._per_token: float | None = None
 
     @property
@@ -240,37 +251,52 @@ class MicrobatchSize:
                 tokens = micro.num_prompts * int(micro.lengths.sum(-1).max())
                 self._per_token = (memory.peak() - before) / tokens
 
-    def choose(
-        self, trained: Sequence[nn.Parameter], optimizer: Optimizer, device: torch.device
-    ) -> None:
+    def choose(self, optimizer: Optimizer, device: torch.device) -> None:
         """After a step: choose, where one of its microbatches was measured. All processes come to the same.
 
         Args:
-            trained: What had a gradient in the step; that will be held beside the activations again.
-            optimizer: With its state of all of these, else it is too early.
+            optimizer: With its state of all that it trains, else it is too early. The gradients of these will be held
+                beside the activations again.
             device: Whose memory it is.
         """
         memory = self.memory_of(device) if self._undecided else None
         if memory is None or self._per_token is None:
             return
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if not all(parameter in optimizer.state for parameter in trained):
             return
         # Gradients are as large as this process's parts of the parameters.
         own = (each.to_local() if isinstance(each, DTensor) else each for each in trained)
         free = memory.free() - sum(part.nbytes for part in own)
         self.chosen = min(gather_objects(fitting_tokens(free, self._per_token)))
+        self._cards = self._all_cards(device)
         rank_zero_info(
             f"updates.microbatch_tokens: auto takes {self.chosen:,} padded tokens at a time from here on: one takes "
             f"{self._per_token / 2**20:.2f} MiB in an update, and {free / 2**30:.1f} GiB are free for them."
         )
 
+    def begin(self, device: torch.device) -> None:
+        """Before a step: forget what a checkpoint's run has chosen on other cards. All processes must call it."""
+        restored, self._restored = self._restored and self.option == "auto", False
+        if not restored or self.chosen is None or self._cards == self._all_cards(device):
+            return
+        rank_zero_info(
+            f"updates.microbatch_tokens: auto chose {self.chosen:,} padded tokens on {', '.join(self._cards)}, and "
+            "this run goes on with other devices: it chooses anew."
+        )
+        self.chosen = None
+
     def state_dict(self) -> dict[str, Any]:
-        """What was chosen."""
-        return {"chosen": self.chosen}
+        """What was chosen, and for which cards."""
+        return {"chosen": self.chosen, "cards": self._cards}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it; an option that is a number holds all the same."""
-        self.chosen = state.get("chosen")
+        self.chosen, self._cards, self._restored = state.get("chosen"), state.get("cards", []), True
+
+    def _all_cards(self, device: torch.device) -> list[str]:
+        memory = self.memory_of(device)
+        return sorted(gather_objects("no GPU" if memory is None else memory.card()))
 
     @property
     def _undecided(self) -> bool:

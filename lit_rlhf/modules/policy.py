@@ -22,11 +22,11 @@ from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.collect import read_completions, score_completions
-from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
+from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics, row_means
 from lit_rlhf.modules.minibatches import MicrobatchSize, rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.steps import Updates, gradients, guarded_step
+from lit_rlhf.modules.steps import Updates, guarded_step
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -184,15 +184,15 @@ class PolicyModule(RLHFModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:
         """One iteration on a batch of prompts."""
+        self.microbatch_size.begin(self.device)
         self.phases.reset()
         collected, samples = self.collect(batch)
         rollout = self.estimated(collected)
-        target = self.updates.target_kl
         with self.phases("update", total=self.updates.per_iteration) as advance:
             for step, minibatch in enumerate(self.schedule(self.learned(rollout))):
                 drift = self.update(minibatch, batch, step)
                 advance()
-                if target is not None and drift > target:
+                if self.updates.target_kl is not None and drift > self.updates.target_kl:
                     break
         self.finish_iteration(rollout)
         return {"samples": samples}
@@ -211,11 +211,7 @@ class PolicyModule(RLHFModule):
         raise NotImplementedError
 
     def estimated(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
-        """What `estimate` makes.
-
-        Raises:
-            ConfigurationError: It isn't overridden, returns no rollout, or advantages of a wrong shape.
-        """
+        """What `estimate` makes; that it makes no rollout, or advantages of a wrong shape, is refused."""
         made = self.estimate(rollout)
         refusals.refuse_estimate(self, made)
         return made
@@ -260,10 +256,9 @@ class PolicyModule(RLHFModule):
             if self.updates.target_kl is not None:
                 drift.add("kl", self.drift(micro, output.logprobs), self.own_tokens(mask))
         optimizer: Any = self.optimizers()
-        trained = gradients(optimizer)
         lr = torch.tensor(float(optimizer.param_groups[0]["lr"]))
         stats.add_all({"lr": lr, "grad_norm": self.take_step()})
-        size.choose(trained, optimizer, self.device)
+        size.choose(optimizer, self.device)
         self.means.join(stats, self.device)
         return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
 
@@ -352,10 +347,9 @@ class PolicyModule(RLHFModule):
     def rollout_request(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int, ahead: int = 0
     ) -> RolloutRequest:
-        """What an engine is asked for in this iteration, or in one ahead; each sample has a seed of its own.
+        """What an engine is asked for in this iteration, or in one ahead.
 
-        Seeds depend on the prompts' positions in the data set, the purpose and the iteration; "validation" and
-        "predict" draw the same samples at each.
+        Seeds are of the prompt's place in the data, the purpose and the iteration, but for "validation" and "predict".
         """
         index = batch["index"][:, None] * num_samples
         which = (index + torch.arange(num_samples, device=index.device)).flatten()
@@ -456,8 +450,8 @@ class PolicyModule(RLHFModule):
         with torch.no_grad():
             scored, samples = self.sample(batch, self.eval_sampling, "validation", 1)
             rollout = self.evaluate(scored)
-        metrics = {f"{stage}/{k}": value for k, value in evaluation_metrics(rollout).items()}
-        self.log_dict(metrics, sync_dist=True, batch_size=rollout.num_prompts, on_epoch=True)
+        for name, (mean, count) in row_means(evaluation_metrics(rollout), sum_over_ranks).items():
+            self.log(f"{stage}/{name}", mean, batch_size=count)
         return {"samples": samples}
 
     def export(self, path: Path, merge: bool = True) -> None:

@@ -1,6 +1,7 @@
 """Direct alignment: a policy trained on preferences without a reward model."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -8,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_rlhf.distributed import num_ranks, sum_over_ranks
+from lit_rlhf.distributed import next_rows, num_ranks, sum_over_ranks
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.functional.branches import add_mismatched_branches
 from lit_rlhf.functional.kl import full_kl
@@ -17,6 +18,7 @@ from lit_rlhf.models import (
     Critic,
     ModelSpec,
     ValueHead,
+    divide,
     evaluating,
     export_policy,
     weights_fingerprint,
@@ -189,13 +191,19 @@ class PreferenceModule(RLHFModule):
         self._require_branches(batch)
         if self.objective.needs_mismatched:
             rows = add_mismatched_branches(
-                batch["input_ids"], batch["branch_ids"], self.backbone.pad_token_id
+                batch["input_ids"],
+                batch["branch_ids"],
+                self.backbone.pad_token_id,
+                partial(next_rows, fill=-1),
             )
             batch = cast("BranchedBatch", {**batch, **rows._asdict()})
         given: SequenceStats | None
         if "kl" in self.objective.statistics:
             given, against = self._live_reference(batch)
-            return self.loss(self(batch, against), given, batch)
+            output = self.loss(self(batch, against), given, batch)
+            if not torch.is_grad_enabled():  # no backward comes, after which it would be done
+                divide(self.reference)
+            return output
         given = self._reference(batch) if self.objective.needs_reference else None
         return self.loss(self(batch), given, batch)
 

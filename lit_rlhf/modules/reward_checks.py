@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.functional.logprobs import product_dtype
 from lit_rlhf.metrics import wilson_interval
 from lit_rlhf.models import Backbone, evaluating
 from lit_rlhf.models.checks import close
 from lit_rlhf.models.loading import embeddings
-from lit_rlhf.models.precision import product_dtype
 from lit_rlhf.types import BranchedBatch
 
 _LOW, _HIGH = 1e-8, 1e-3

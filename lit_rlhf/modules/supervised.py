@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.models import ModelSpec, export_policy
 from lit_rlhf.modules.base import RLHFModule
+from lit_rlhf.modules.means import Means
 from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import Reduction, TokenMean
 from lit_rlhf.types import BranchOutput, DemonstrationBatch, LossOutput, asked
@@ -94,7 +95,10 @@ class SupervisedModule(RLHFModule):
         """This process's numerator and denominator of the loss."""
         out = self(batch)
         output, tokens = self.loss(out, batch), out.mask.sum().float()
-        self.log_dict({f"{stage}/{name}": value.mean() for name, value in output.metrics.items()})
+        means = Means()
+        means.add_all(output.metrics, out.mask)
+        for name, mean in means.compute(sum_over_ranks, self.device).items():
+            self.log(f"{stage}/{name}", mean, batch_size=len(batch["input_ids"]))
         self.log(
             f"{stage}/num_tokens",
             tokens,

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from lit_rlhf.functional.kl import kl_of_logprobs
 from lit_rlhf.functional.masking import at_least_float32
+from lit_rlhf.functional.numerics import LEAST_LOGPROB
 from lit_rlhf.options import check_option
 
 Logits = Float[Tensor, "*shape vocabulary"]
-_LEAST = -1e30
-"""Stands for the logarithm of no probability, whose derivatives would not be numbers."""
 
 
 class Divergence(ABC):
@@ -56,8 +55,8 @@ class GeneralizedJSD(Divergence):
 
     def __call__(self, logits: Logits, teacher_logits: Logits) -> Float[Tensor, "*shape"]:
         """See the class."""
-        student = at_least_float32(logits).log_softmax(-1).clamp_min(_LEAST)
-        teacher = at_least_float32(teacher_logits).log_softmax(-1).clamp_min(_LEAST)
+        student = at_least_float32(logits).log_softmax(-1).clamp_min(LEAST_LOGPROB)
+        teacher = at_least_float32(teacher_logits).log_softmax(-1).clamp_min(LEAST_LOGPROB)
         if self.beta == 0:
             return kl_of_logprobs(teacher, student)
         if self.beta == 1:

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lit_rlhf.distributed import sum_over_ranks
+from lit_rlhf.distributed import next_rows, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.objectives.columns import Batch, columns_of
 from lit_rlhf.objectives.preference import Completion, PreferenceLoss, Rows, completions_of
@@ -64,9 +64,9 @@ class KTO(PointwiseLoss):
     r"""$\lambda_D(1-\sigma(\beta u - \beta z_0))$ if desirable, $\lambda_U(1-\sigma(\beta z_0 - \beta u))$ if not.
 
     Kahneman-Tversky optimization, arXiv:2402.01306. $z_0 = \max(0, \mathrm{sg}\,E\,u(x, y'))$, an estimate of
-    $KL(\pi\|\pi_{ref})$ over completions y' of other prompts, of all processes: each row is given the next row's
-    completion as a second branch. So shuffle, and use batches of 4 or more per process; a batch of one has $z_0 = 0$,
-    and one class alone is fine. Logs $z_0$ as `kl`.
+    $KL(\pi\|\pi_{ref})$ over completions y' of other prompts: each row is given the completion of the next row of the
+    batch of all processes as a second branch. So shuffle, and use batches of 4 or more together; a batch of one row has
+    $z_0 = 0$, and one class alone is fine. Logs $z_0$ as `kl`.
 
     Args:
         beta: Strength of the KL penalty; 0.1 in the paper, with a rate of at most 1e-6.
@@ -107,9 +107,10 @@ class KTO(PointwiseLoss):
         """z_0, over all processes; 0 where there is nothing to average."""
         u = mismatched.logratios.detach()
         # The completion is the next row's, and so is its weight; alone in its batch, a row has nothing to borrow.
-        weight = (torch.ones_like(u) if weight is None else weight).roll(-1) * (len(u) > 1)
-        total, count = sum_over_ranks(torch.stack([(u * weight).sum(), weight.sum().to(u.dtype)]))
-        mean: Tensor = total / count.clamp_min(torch.finfo(count.dtype).tiny)
+        weight = torch.ones_like(u) if weight is None else next_rows(weight[:, None])[:, 0].to(u)
+        sums = torch.stack([(u * weight).sum(), weight.sum(), u.new_tensor(float(len(u)))])
+        total, count, rows = sum_over_ranks(sums)
+        mean: Tensor = (rows > 1) * total / count.clamp_min(torch.finfo(count.dtype).tiny)
         return mean.clamp_min(0)
 
     def metrics(self, *completions: Completion, **columns: Tensor) -> dict[str, Tensor]:

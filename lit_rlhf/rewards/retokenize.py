@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.functional.masking import padded_rows
 from lit_rlhf.rewards.base import read_column
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 from lit_rlhf.types import Completions
@@ -187,15 +188,7 @@ def token_rows(
     prompts: list[list[int]], completions: list[list[int]], device: torch.device
 ) -> TokenRows:
     """Rows of lists of ids."""
-    return TokenRows(*_padded(prompts, device), *_padded(completions, device))
-
-
-def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max((len(row) for row in rows), default=1)
-    wide = [row + [0] * (width - len(row)) for row in rows]
-    ids = torch.tensor(wide, dtype=torch.int64, device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, torch.arange(width, device=device) < lengths[:, None]
+    return TokenRows(*padded_rows(prompts, device), *padded_rows(completions, device))
 
 
 def _rules(tokenizer: PreTrainedTokenizerBase) -> object:

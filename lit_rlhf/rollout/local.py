@@ -2,7 +2,7 @@
 
 import torch
 
-from lit_rlhf.errors import ConfigurationError, LitRLHFError
+from lit_rlhf.errors import ConfigurationError, LitRLHFError, is_out_of_memory
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.checks import product_dtype
 from lit_rlhf.models.loading import embeddings
@@ -55,9 +55,11 @@ class LocalEngine(RolloutEngine):
             out = self.sample(
                 backbone, RolloutRequest(Prompts(ids, mask), sampling, seeds, _SAMPLES, role)
             )
-        except (LitRLHFError, FloatingPointError, torch.OutOfMemoryError):
+        except (LitRLHFError, FloatingPointError):
             raise
         except Exception as error:  # of a decoder that can't take the cache or the mask
+            if is_out_of_memory(error):
+                raise
             said = " ".join(str(error).split())[:300]
             raise ConfigurationError(
                 f"{kind} can't decode {name} ({type(error).__name__}: {said}). {self.way_out}"

@@ -1,6 +1,6 @@
 """Sampling from a geometric mixture of policies, with the native engine's decode."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from lit_rlhf.rollout.native import (
     check_decodable,
     decode,
 )
-from lit_rlhf.rollout.steps import choose_step
+from lit_rlhf.rollout.steps import choose_step, packs
 from lit_rlhf.types import Generation
 
 
@@ -49,14 +49,16 @@ def sample_mixture(components: Sequence[Component], request: RolloutRequest) -> 
     first, steps = components[0].backbone, sampling.max_new_tokens
     lengths, device = prompts.mask.sum(-1), prompts.ids.device
     with ExitStack() as stack:
+        packed: dict[int, bool] = {}
         for backbone, role, _ in {id(part.backbone): part for part in components}.values():
             request.check_fits(backbone)
             check_decodable(backbone, int(lengths.max()) + steps)
             NativeEngine().check(backbone, role)
-            stack.enter_context(gathered(backbone))
+            packed[id(backbone)] = packs(backbone, steps)
+            stack.enter_context(gathered(backbone, layers=not packed[id(backbone)]))
             stack.enter_context(evaluating(backbone))
         ids = prompts.ids[:, : int(lengths.max())]
-        decoder = _MixtureDecoder(components, ids, lengths, request.num_samples, steps)
+        decoder = _MixtureDecoder(components, packed, ids, lengths, request.num_samples, steps)
         out = GeneratedRows(len(seeds), steps, first.pad_token_id, device)
         ends = end_tokens(first, sampling, device)
         decode(decoder, torch.arange(len(seeds), device=device), seeds, ends, sampling, out)
@@ -69,6 +71,7 @@ class _MixtureDecoder(Decoder):
     def __init__(
         self,
         components: Sequence[Component],
+        packed: Mapping[int, bool],
         ids: Tensor,
         lengths: Tensor,
         num_samples: int,
@@ -78,7 +81,7 @@ class _MixtureDecoder(Decoder):
         for component in components:
             backbone = component.backbone
             with backbone.use_role(component.role):
-                step = choose_step(backbone, steps)
+                step = choose_step(backbone, steps, packed=packed[id(backbone)])
                 decoder = Decoder(backbone, step, ids, lengths, num_samples)
             self.parts.append((component, decoder))
         self._mix()

@@ -1,10 +1,12 @@
 """Slips on the command line are answered with what was meant."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from lit_rlhf.cli import main
+from lit_rlhf.cli.commands import COMMANDS
 from tests.cli.test_main import REWARD, trained
 
 __all__ = ["trained"]
@@ -50,6 +52,28 @@ def test_slips_name_what_was_meant(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "data show", "data inspect", "data convert"])
+def test_a_wrong_option_points_to_the_help_of_its_own_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--nonesuch", "1"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert f"lit-rlhf {command.split(maxsplit=1)[0]}: " in said
+    if command != "data":  # whose commands are named
+        assert re.findall(r"lit-rlhf [\w ()-]+ --help", said) == [f"lit-rlhf {command} --help"]
+
+
+def test_a_slip_is_compared_with_all_that_a_command_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for option, meant in (("--crd", "--card"), ("--run_dri", "--run_dir")):
+        with pytest.raises(SystemExit):
+            main(["estimate", "-c", "sft/lora", option, "1"])
+        assert f"Did you mean {meant}?" in capsys.readouterr().err
 
 
 def test_a_start_that_is_refused_leaves_a_run_as_it_was(

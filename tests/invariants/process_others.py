@@ -16,6 +16,7 @@ from lit_rlhf.data import (
 from lit_rlhf.judges import LocalJudge
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueHead, ValueModel
 from lit_rlhf.modules import (
+    BestOfNPolicyModule,
     DAPOPolicyModule,
     GRPOPolicyModule,
     NashMDPolicyModule,
@@ -32,8 +33,9 @@ from lit_rlhf.modules import (
     Updates,
     XPOPolicyModule,
 )
-from lit_rlhf.objectives import KTO, ORPO, HeadEnsemble, LengthDesensitizedDPO
-from lit_rlhf.rewards import JudgeReward, LengthReward
+from lit_rlhf.objectives import KTO, ORPO, BetaDPO, HeadEnsemble, LengthDesensitizedDPO
+from lit_rlhf.rewards import JudgeReward, LengthReward, Reward
+from lit_rlhf.types import Completions, Scores
 
 OTHERS = (
     "sft-lora",
@@ -41,10 +43,12 @@ OTHERS = (
     "kto",
     "orpo",
     "tokens",
+    "beta",
     "moving",
     "moving-lora",
     "head",
     "judge",
+    "failing",
     "online",
     "sppo",
     "xpo",
@@ -53,7 +57,17 @@ OTHERS = (
     "remax",
     "dapo",
     "ptx",
+    "best",
 )
+
+
+class FailingReward(Reward):
+    """Leaves out a third of what was written: unlike numbers of the processes' rows."""
+
+    def score(self, completions: Completions) -> Scores:
+        lengths = completions.response_mask.sum(-1)
+        first = completions.tokens[:, 0].float()
+        return Scores(first / 100, {"first": first}, failed=(lengths + first.long()) % 3 == 0)
 
 
 def other_makers(
@@ -67,15 +81,18 @@ def other_makers(
     judge = LocalJudge(template="{{ response[:1] }} good?", words={"yes": 1, "no": 0}, batch_size=1)
     one_step = {**acting, "updates": Updates(microbatch_tokens=48)}  # what Reinforce is right for
     return {
+        "best": lambda: BestOfNPolicyModule(spec, reward, num_samples=3, **acting),
         "sft-lora": lambda: SupervisedModule(on_one_base, **shared),
         "reward-heads": lambda: RewardModelModule(spec, HeadEnsemble(), **shared),
         "kto": lambda: PreferenceModule(spec, KTO(), **shared),
         "orpo": lambda: PreferenceModule(spec, ORPO(), **shared),
         "tokens": lambda: PreferenceModule(spec, LengthDesensitizedDPO(), **shared),
+        "beta": lambda: PreferenceModule(spec, BetaDPO(), **shared),
         "moving": lambda: PreferenceModule(spec, **shared),
         "moving-lora": lambda: PreferenceModule(on_one_base, **shared),
         "head": lambda: PPOPolicyModule(spec, reward, value=ValueHead(), **acting),
         "judge": lambda: GRPOPolicyModule(spec, JudgeReward(judge), num_samples=4, **acting),
+        "failing": lambda: GRPOPolicyModule(spec, FailingReward(), num_samples=4, **acting),
         "online": lambda: OnlineDPOPolicyModule(spec, reward, **acting),
         "sppo": lambda: SPPOPolicyModule(spec, reward, **acting),
         "xpo": lambda: XPOPolicyModule(spec, reward, **acting),

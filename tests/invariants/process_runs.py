@@ -1,6 +1,7 @@
 """Short runs of each kind of module, by one process or two. Not a test: `test_processes.py` starts it.
 
-Each process writes `rank-<r>.pt`: its whole trainable parameters, how far they moved, its rollouts and its metrics.
+Each process writes `rank-<r>.pt`: its whole trainable parameters, how far they moved, its rollouts, and what it had
+logged after each step and validation.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loops import utilities
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -39,7 +41,7 @@ BATCHES = 2
 DATA = {
     "sft": "sft",
     "reward": "reward",
-    **dict.fromkeys(("dpo", "tdpo", "orpo", "tokens", "moving"), "dpo"),
+    **dict.fromkeys(("dpo", "tdpo", "orpo", "tokens", "moving", "beta"), "dpo"),
 }
 """Of the kinds that don't sample, by the first part of their name."""
 Rollouts = list[dict[tuple[int, ...], list[list[int]]]]
@@ -166,6 +168,22 @@ def record_passes() -> list[tuple[int, int]]:
     return passes
 
 
+class Log(Callback):
+    """The metrics of each step and validation."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._add(trainer)
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self._add(trainer)
+
+    def _add(self, trainer: Trainer) -> None:
+        self.lines.append({name: float(v) for name, v in trainer.callback_metrics.items()})
+
+
 def trainable(module: RLHFModule) -> dict[str, Tensor]:
     """Whole trainable parameters, copied."""
     found = {
@@ -184,13 +202,13 @@ def train(run: dict[str, Any], rank: int) -> None:
     world = Path(run["world"])
     kind = run["module"]
     module = make_module(kind, world, run.get("urls", ()))
-    rollouts, passes = record_rollouts(module), record_passes()
+    rollouts, passes, log = record_rollouts(module), record_passes(), Log()
     trainer = make_trainer(
         run,
         max_epochs=1,
         limit_train_batches=BATCHES,
         enable_checkpointing=False,
-        callbacks=callbacks_of(kind),
+        callbacks=[*callbacks_of(kind), log],
     )
     before: dict[str, Tensor] = {}
     module.on_train_start = lambda: before.update(trainable(module))  # type: ignore[method-assign]
@@ -209,8 +227,7 @@ def train(run: dict[str, Any], rank: int) -> None:
         )  # for the policies that come after
     after = trainable(module)
     moved = max(float((after[name] - before[name]).abs().max()) for name in after)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    found = {"parameters": after, "moved": moved, "rollouts": rollouts, "metrics": metrics}
+    found = {"parameters": after, "moved": moved, "rollouts": rollouts, "metrics": log.lines}
     torch.save(found | {"passes": passes}, f"rank-{rank}.pt")
 
 

@@ -1,4 +1,4 @@
-"""PPO with four models by FSDP2, watched. Not a test: `test_sharding.py` starts it.
+"""PPO with four models by FSDP2, and a student with its teacher, watched. Not a test: `test_sharding.py` starts it.
 
 Each process writes `rank-<r>.pt`: the most bytes that arrays took in each phase, what was sent and sampled from in
 which dtype, which phases began with weights that were whole.
@@ -20,7 +20,14 @@ from torch.utils.data import DataLoader
 
 from lit_rlhf.estimate import Workload
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, RewardSource, ValueModel
-from lit_rlhf.modules import PPOPolicyModule, Updates
+from lit_rlhf.modules import (
+    DistillationPolicyModule,
+    NashMDPolicyModule,
+    PolicyModule,
+    PPOPolicyModule,
+    TeacherModel,
+    Updates,
+)
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rewards.retokenize import TokenRows
 from lit_rlhf.rewards.scoring import score_rows
@@ -64,10 +71,26 @@ class HeadReward(Reward):
         return Scores(found.flatten())
 
 
-def make_module(tokenizer: str, *, lora: bool = False) -> PPOPolicyModule:
-    """Policy, reference, reward and value model of their own weights; or policy and reference on a bfloat16 base."""
+def make_module(tokenizer: str, kind: str) -> PolicyModule:
+    """Policy, reference, reward and value model of their own weights, or policy and reference on a bfloat16 base; a
+    student and its teacher."""
     spec = ModelSpec(config=SHAPE, tokenizer=tokenizer, dtype="float32")
-    if lora:
+    if kind == "distill":  # with large heads, which are compared
+        spec = replace(spec, config=SHAPE | {"vocab_size": 8192})
+        return DistillationPolicyModule(
+            spec,
+            teacher=TeacherModel(spec),
+            sampling=Sampling(max_new_tokens=LOAD.completion_tokens),
+            updates=Updates(microbatch_tokens=40),
+        )
+    if kind == "mixture":
+        return NashMDPolicyModule(
+            spec,
+            HeadReward(spec),
+            sampling=Sampling(max_new_tokens=LOAD.completion_tokens),
+            updates=Updates(microbatch_tokens=40),
+        )
+    if kind == "lora":
         spec = replace(spec, dtype="bfloat16", lora=LoraSpec(rank=4))
     return PPOPolicyModule(
         spec,
@@ -86,7 +109,7 @@ class Watch(TorchDispatchMode):
     takes it anew.
     """
 
-    def __init__(self, module: PPOPolicyModule) -> None:
+    def __init__(self, module: PolicyModule) -> None:
         super().__init__()
         self.module = module
         self.peaks: dict[str, int] = {}
@@ -143,7 +166,7 @@ class Ends(Callback):
 
 def train(run: dict[str, Any], rank: int) -> None:
     """One process of one run."""
-    module = make_module(run["world"], lora=run["module"] == "lora")
+    module = make_module(run["world"], run["module"])
     batch = LOAD.batch(LOAD.prompts)
     width = LOAD.prompt_tokens
     rows: dict[str, Any] = {

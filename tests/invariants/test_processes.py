@@ -1,5 +1,6 @@
 """Two processes train as one with the same global batch: same rollouts, parameters and metrics."""
 
+import inspect
 import math
 from itertools import product
 from pathlib import Path
@@ -8,9 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from lit_rlhf import modules
+from lit_rlhf.modules import RLHFModule
 from tests.invariants.process_others import OTHERS
+from tests.invariants.process_runs import make_module
 from tests.invariants.resume_plans import execute, log_of, run, write_world
-from tests.tolerances import KTO_PROCESSES, METRICS, PROCESSES
+from tests.public import public_names
+from tests.tolerances import METRICS, PROCESSES
 
 WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
 KINDS = {
@@ -19,6 +24,7 @@ KINDS = {
 }
 CASES = [(strategy, kind) for strategy, kinds in KINDS.items() for kind in kinds]
 POLICIES = ("ppo", "grpo", "ppo-lora", "ppo-nf4", "distill")
+PADDING = "train/padding_share"
 Ranks = list[dict[str, Any]]
 
 
@@ -61,6 +67,7 @@ def test_so_does_every_other_module(kind: str, tmp_path: Path) -> None:
     runs = finish([(way, kind) for way in ways], tmp_path)
     for strategy in ways[1:]:
         same_parameters(runs, strategy, kind)
+        same_metrics(runs, strategy, kind)
 
 
 def same_parameters(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -> None:
@@ -68,8 +75,7 @@ def same_parameters(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
     assert whole["moved"] > 1e-3
     for name, expected in whole["parameters"].items():
         assert torch.equal(first["parameters"][name], second["parameters"][name]), name
-        tolerance = KTO_PROCESSES if kind == "kto" else PROCESSES
-        torch.testing.assert_close(first["parameters"][name], expected, **tolerance, msg=name)
+        torch.testing.assert_close(first["parameters"][name], expected, **PROCESSES, msg=name)
     assert first["parameters"].keys() == whole["parameters"].keys()
 
 
@@ -113,13 +119,40 @@ def test_processes_that_divide_their_rows_otherwise_make_as_many_passes(
 def test_metrics_are_those_of_one_process(
     runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
 ) -> None:
+    same_metrics(runs, strategy, kind)
+
+
+def same_metrics(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -> None:
+    """Of each step and validation, on each process."""
     (whole,), ranks = runs["one", kind], runs[strategy, kind]
+    assert len(whole["metrics"]) > 2
     for rank in ranks:
-        assert rank["metrics"].keys() == whole["metrics"].keys()
-        wrong = {
-            name: (rank["metrics"][name], expected)
-            for name, expected in whole["metrics"].items()
-            if name != "train/padding_share"  # each process pads to the longest row of its own
-            and not math.isclose(rank["metrics"][name], expected, **METRICS)
-        }
-        assert not wrong
+        wrong = [
+            (step, name, line[name], expected[name])
+            for step, (line, expected) in enumerate(
+                zip(rank["metrics"], whole["metrics"], strict=True)
+            )
+            for name in line.keys() | expected.keys()
+            if not math.isclose(line[name], expected[name], **METRICS)
+        ]
+        assert not [each for each in wrong if each[1] != PADDING]
+    # Each process pads to the longest row of its own, and tells the share of all.
+    shares = [[line.get(PADDING) for line in rank["metrics"]] for rank in ranks]
+    assert shares[0] == shares[1]
+
+
+def test_every_module_with_a_step_of_its_own_is_among_them(tmp_path: Path) -> None:
+    """A class that only names options of another is trained as that one."""
+    world = write_world(tmp_path)
+    kinds = {*KINDS["ddp"], *KINDS["fsdp2"], *OTHERS}
+    trained = {base for kind in kinds for base in type(make_module(kind, world)).__mro__}
+    named = (getattr(modules, name) for name in public_names("lit_rlhf.modules"))
+    own = [
+        each
+        for each in named
+        if inspect.isclass(each)
+        and issubclass(each, RLHFModule)
+        and {name for name, part in vars(each).items() if inspect.isfunction(part)} - {"__init__"}
+    ]
+    assert len(own) > 15
+    assert [each.__name__ for each in own if each not in trained] == []

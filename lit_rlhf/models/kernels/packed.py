@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaModel, MistralModel, PreTrainedModel, Qwen2Model, Qwen3Model
 
+from lit_rlhf.functional.logprobs import product_dtype
 from lit_rlhf.internals.torch import is_altered, laid_out_linear
 from lit_rlhf.models.kernels.lora import LinearParts, has_linear_parts, linear_parts
-from lit_rlhf.models.precision import product_dtype
 
 _KNOWN = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 """Decoders of the one shape that `_PackedLayer` computes; a subclass may compute another."""

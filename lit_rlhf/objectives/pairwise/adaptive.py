@@ -60,7 +60,7 @@ class BetaDPO(PairwiseLoss):
         gaps, kept = h.detach(), torch.ones_like(h)
         if self.training:
             self.moments.update(gaps, weight)
-            kept = own_rows(self._keep(gather_rows(gaps))).to(gaps.dtype)
+            kept = own_rows(self._keep(gather_rows(gaps)), gaps).to(gaps.dtype)
         mean = weighted_mean(gaps, kept if weight is None else kept * weight)
         beta = (self.beta * (1 + self.alpha * (mean - self.moments.mean))).clamp_min(1e-3)
         return softplus(-beta * h) * kept / weighted_mean(kept, weight)

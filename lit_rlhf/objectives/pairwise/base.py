@@ -1,5 +1,6 @@
 """What all pairwise losses share: a batch as pairs, implicit rewards and metrics."""
 
+import torch
 from torch import Tensor
 
 from lit_rlhf.errors import DataError
@@ -48,9 +49,18 @@ class PairwiseLoss(PreferenceLoss):
         metrics = {
             "rewards/chosen": better,
             "rewards/rejected": worse,
-            "rewards/accuracies": (better > worse).to(better.dtype),
+            "rewards/accuracies": (better > worse).to(better.dtype) * _apart(chosen, rejected),
             "rewards/margins": better - worse,
             "logps/chosen": chosen.logprobs.detach(),
             "logps/rejected": rejected.logprobs.detach(),
         }
         return LossOutput(loss, metrics)
+
+
+def _apart(chosen: Completion, rejected: Completion) -> Tensor:
+    """Whether log-ratios differ by more than rounding, which alone tells a policy from itself before its first step."""
+    if chosen.ref_logprobs is None:
+        return torch.ones_like(chosen.logprobs, dtype=torch.bool)
+    size = (chosen.logprobs.abs() + rejected.logprobs.abs()).detach()
+    gap = (chosen.logratios - rejected.logratios).detach().abs()
+    return gap > 4 * torch.finfo(size.dtype).eps * size

@@ -86,14 +86,6 @@ def test_token_logprobs_and_entropy_match_softmax(temperature: float, dtype: tor
     assert_close(entropy.double(), -(probs * probs.log()).sum(-1), **tolerance)
 
 
-def test_impossible_tokens_add_no_entropy_and_no_nan_gradient() -> None:
-    logits = torch.tensor([0.0, 1.0, -torch.inf], requires_grad=True)
-    entropy = token_entropy(logits)
-    assert_close(entropy, token_entropy(logits[:2]), **FP32)
-    (grad,) = torch.autograd.grad(entropy, logits)
-    assert torch.isfinite(grad).all()
-
-
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, N, 100])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("path", PATHS)
@@ -158,6 +150,34 @@ def test_gradients_equal_those_of_the_whole(
     assert out.entropy is not None
     got = torch.autograd.grad(total(out.logprobs, out.entropy), leaves)
     assert_close(got, expected, **FP64)
+
+
+@pytest.mark.parametrize("entropy_grad", [False, True])
+@pytest.mark.parametrize("trained", ["hidden", "both"])
+@pytest.mark.parametrize("path", PATHS)
+def test_tokens_of_logit_minus_infinity_are_as_if_they_were_not_there(
+    path: str, trained: str, entropy_grad: bool, uncompiled: None
+) -> None:
+    hidden, weight, bias, tokens = _problem()
+    tokens %= VOCABULARY - 2  # which never come
+    bias[-2:] = -torch.inf
+    leaves = [hidden, weight] if trained == "both" else [hidden]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    weights = torch.randn(2, N, dtype=torch.float64)
+
+    def gradients(logprobs: Tensor, entropy: Tensor) -> tuple[Tensor, ...]:
+        counted = entropy if entropy_grad else entropy.detach()
+        return torch.autograd.grad((weights[0] * logprobs + weights[1] * counted).sum(), leaves)
+
+    expected = _naive(hidden, weight[:-2], bias[:-2], tokens)
+    head: Any = (lambda h: h @ weight.T + bias) if path == "callable" else weight
+    extra = {} if path == "callable" else {"bias": bias, "fuse": path == "fused"}
+    asked = {"with_entropy": True, "entropy_grad": entropy_grad, "chunk_size": 3}
+    got = chunked_logprobs(hidden, head, tokens, **asked, **extra)
+    assert got.entropy is not None
+    assert_close((got.logprobs, got.entropy), expected, **FP64)
+    assert_close(gradients(got.logprobs, got.entropy), gradients(*expected), **FP64)
 
 
 @pytest.mark.parametrize("entropy_grad", [False, True])
@@ -437,14 +457,24 @@ def test_wrong_arguments_turn_no_compiler_off(uncompilable: None) -> None:
     assert logits.Fused.works
 
 
-def test_memory_that_is_short_is_no_reason_to_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhaust(*args: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+SHORT = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("Triton Error: out of memory")]
 
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: exhaust)
-    logits.fused.cache_clear()
-    try:
-        with pytest.raises(torch.OutOfMemoryError):
-            _both_paths(torch.float64)
-    finally:
-        logits.fused.cache_clear()
+
+@pytest.mark.parametrize("when", ["run", "compiled"])
+@pytest.mark.parametrize("error", SHORT, ids=["torch", "driver"])
+def test_memory_that_is_short_is_no_reason_to_fall_back(
+    error: Exception, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails while it compiles is wrapped in an error of the compiler."""
+
+    def exhaust(*args: Any) -> Any:
+        raise error
+
+    # Of another function, for tests check the types of each call, which no compiler looks through.
+    compiled = torch.compile(lambda raw, *_: raw.exp(), backend=exhaust)
+    made = logits.Fused(logits.row_statistics)
+    made.compiled = exhaust if when == "run" else compiled
+    monkeypatch.setattr(logits.Fused, "works", True)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        made(torch.ones(2, 3), torch.zeros(2).long(), logits.LogitShape())
+    assert logits.Fused.works

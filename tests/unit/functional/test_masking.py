@@ -13,6 +13,7 @@ from lit_rlhf.functional.masking import (
     masked_moments,
     masked_sum,
     merge_moments,
+    padded_rows,
     whiten,
 )
 from tests.reference import masking as reference
@@ -118,6 +119,13 @@ def test_merging_with_nothing_changes_nothing() -> None:
     nothing = merge_moments(Moments(*(torch.stack([zero, zero]) for _ in range(3))))
     assert [float(field) for field in nothing] == [0.0, 0.0, 0.0]
     assert float(nothing.variance) == 0.0
+
+
+def test_lists_become_rows_with_zeros_behind_them() -> None:
+    ids, mask = padded_rows([[3, 0], [], [7]])
+    assert ids.tolist() == [[3, 0], [0, 0], [7, 0]]
+    assert mask.tolist() == [[True, True], [False, False], [True, False]]
+    assert [len(part) for part in padded_rows([])] == [0, 0]
 
 
 def test_last_index() -> None:

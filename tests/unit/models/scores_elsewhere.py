@@ -1,6 +1,6 @@
 """Scores of rows by a reward model as another library itself loads it: `scores_elsewhere.py WHO PACKAGES MODEL ROWS`.
 
-What OpenRLHF imports for other things than loading a model (kernels, launchers) is replaced by nothing at all.
+What OpenRLHF and verl import for other things than loading a model (kernels, launchers) is replaced by nothing at all.
 """
 
 import json
@@ -11,7 +11,19 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
-ABSENT = {"deepspeed", "flash_attn", "pylatexenc", "ray", "vllm"}
+ABSENT = {
+    *(
+        "codetiming",
+        "deepspeed",
+        "flash_attn",
+        "hydra",
+        "omegaconf",
+        "pylatexenc",
+        "ray",
+        "tensordict",
+    ),
+    *("torchdata", "vllm"),
+}
 Rows = list[list[int]]
 
 
@@ -43,6 +55,25 @@ def openrlhf(path: str, rows: Rows) -> list[float]:
         return [float(model(ids, mask)) for ids, mask in padded]
 
 
+def verl(path: str, rows: Rows) -> list[float]:
+    """By its loader of reward models, with another attention than FlashAttention 2, which needs a GPU."""
+    sys.meta_path.append(Absent())
+    import torch
+    from transformers import AutoConfig, AutoModelForTokenClassification
+    from verl.utils.model import load_valuehead_model
+
+    load = AutoModelForTokenClassification.from_pretrained
+
+    def loaded(*args: Any, **options: Any) -> Any:
+        return load(*args, **{**options, "attn_implementation": "eager"})
+
+    AutoModelForTokenClassification.from_pretrained = loaded
+    config = AutoConfig.from_pretrained(path, num_labels=1, classifier_dropout=0.0)
+    model = load_valuehead_model(path, torch.float32, config, trust_remote_code=False).eval()
+    with torch.no_grad():
+        return [float(model(torch.tensor([row])).logits[0, -1, 0]) for row in rows]
+
+
 def trl(path: str, rows: Rows) -> list[float]:
     """By the model that its RewardTrainer would go on training, after an evaluation."""
     import tempfile
@@ -63,5 +94,5 @@ def trl(path: str, rows: Rows) -> list[float]:
 if __name__ == "__main__":
     who, packages, model, rows = sys.argv[1:]
     sys.path.append(packages)
-    found = {"openrlhf": openrlhf, "trl": trl}[who](model, json.loads(rows))
+    found = {"openrlhf": openrlhf, "trl": trl, "verl": verl}[who](model, json.loads(rows))
     sys.stdout.write("\n" + json.dumps(found))

@@ -1,4 +1,4 @@
-"""Reward models as others load them: OpenRLHF and TRL themselves, and classes built as OpenRLHF's and verl's are."""
+"""Reward models as others load them: OpenRLHF, verl and TRL themselves, and classes built as the first two's are."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from transformers import (
 
 from lit_rlhf.functional.branches import branch_layout, expand_branches
 from lit_rlhf.models import export_reward
+from lit_rlhf.models.cards import Temperature
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32_MODEL
 from tests.unit.models.conftest import LORA, MakeBackbone, shake
@@ -85,12 +86,13 @@ ROWS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14], [20, 30, 40]]
 
 @pytest.fixture
 def exported(make: MakeBackbone, tmp_path: Path) -> Path:
-    """A reward model in bfloat16's numbers, which OpenRLHF rounds to."""
+    """A reward model with a temperature, in bfloat16's numbers, which OpenRLHF rounds to."""
     backbone = make()
     backbone.add_head("reward")
     for weight in backbone.parameters():
         weight.data = weight.data.bfloat16().float()
-    export_reward(backbone, tmp_path / "out", merge=True)
+    calibrated = Temperature(2.0, "two pairs", "")  # no number of bfloat16 is rounded by it
+    export_reward(backbone, tmp_path / "out", merge=True, temperature=calibrated)
     return tmp_path / "out"
 
 
@@ -104,6 +106,7 @@ def of_transformers(path: Path) -> list[float]:
     ("who", "packages"),
     [
         pytest.param("openrlhf", "LIT_RLHF_OPENRLHF", marks=pytest.mark.peers),
+        pytest.param("verl", "LIT_RLHF_VERL", marks=pytest.mark.peers),
         pytest.param("trl", "LIT_RLHF_TRL", marks=pytest.mark.trl),
     ],
 )

@@ -133,17 +133,28 @@ def test_sharding_is_refused(make: MakeBackbone, kind: str):
     mesh: Any = None  # never looked at
     with pytest.raises(
         ConfigurationError,
-        match=f"quantization='{kind}' can't be sharded by ModelParallelStrategy.*Use ddp",
+        match=f"^reference.model with quantization='{kind}' can't be sharded by .*Use ddp",
     ):
-        shard(make(quantization=kind, lora=LORA), mesh)
+        shard(make(quantization=kind, lora=LORA), mesh, "reference.model")
 
 
-def test_sharding_a_head_on_a_trained_base_in_bfloat16_is_refused(make: MakeBackbone):
+def test_sharding_weights_of_two_dtypes_is_refused_and_names_one_of_each(make: MakeBackbone):
     mesh: Any = None  # never looked at
-    backbone = make(dtype="bfloat16")
-    backbone.add_head("reward")
-    with pytest.raises(ConfigurationError, match=r"dtype='bfloat16' can't .* dtype: float32"):
-        shard(backbone, mesh)
+    with_head, with_norm = make(dtype="bfloat16"), make(dtype="bfloat16")
+    with_head.add_head("reward")
+    with_norm.decoder.get_submodule("norm").float()
+    for backbone, odd in (
+        (with_head, "heads.reward.weight"),
+        (with_norm, "model.model.norm.weight"),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=r"^value can't be .* dtype: float32"
+        ) as raised:
+            shard(backbone, mesh, "value")
+        said = str(raised.value)
+        assert f"{odd} is float32" in said
+        assert "model.embed_tokens.weight is bfloat16" in said
+        assert ("head" in said) == (backbone is with_head)
 
 
 def test_a_random_initialisation_can_be_quantized(tiny_model_dir: Path, batch: BranchedBatch):

@@ -19,10 +19,12 @@ class SaidMemory:
 
     Args:
         free: Bytes.
+        card: Its name.
     """
 
-    def __init__(self, free: float) -> None:
+    def __init__(self, free: float, card: str = "a card") -> None:
         self.left = int(free)
+        self.name = card
         self.passes: list[int] = []
         """Padded tokens of each pass with gradient."""
         self.evaluated: list[int] = []
@@ -63,6 +65,10 @@ class SaidMemory:
     def forget_peak(self) -> None:
         """See `Memory`."""
         self.forgotten_at.append(len(self.passes))
+
+    def card(self) -> str:
+        """As said."""
+        return self.name
 
     def free(self) -> int:
         """As said."""

@@ -1,5 +1,6 @@
 """`microbatch_tokens: auto`: the rule, and runs on a memory that a test says."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_on_a_cpu_nothing_is_chosen(tiny_model_dir: Path) -> None:
     module = make_ppo(tiny_model_dir, updates=TWICE)
     fit(module, tiny_model_dir)
     assert module.microbatch_size.tokens == SMALL
-    assert module.extra_state()["microbatch_size"] == {"chosen": None}
+    assert module.extra_state()["microbatch_size"]["chosen"] is None
 
 
 @pytest.mark.usefixtures("small")
@@ -150,3 +151,26 @@ def test_a_resumed_run_sums_in_the_same_parts(tiny_model_dir: Path, tmp_path: Pa
         assert torch.equal(module.get_parameter(name), weight), name
     module, memory = resumed(replace(TWICE, microbatch_tokens=500))
     assert max(memory.passes) > SMALL  # what is written now holds
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_that_goes_on_with_another_card_chooses_anew(
+    tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = make_ppo(tiny_model_dir, updates=TWICE)
+    room_for(130, half).name = "a large card"
+    fit(half, tiny_model_dir).save_checkpoint(tmp_path / "half.ckpt")
+    assert half.microbatch_size.chosen == 128
+    for card in ("a small card", "no GPU"):
+        module = make_ppo(tiny_model_dir, updates=TWICE)
+        memory = room_for(35, module)
+        memory.name = card
+        if card == "no GPU":
+            module.microbatch_size.memory_of = lambda device: None
+        loader = prompt_loader(tiny_model_dir)
+        with caplog.at_level(logging.INFO):
+            make_trainer(max_epochs=2).fit(module, loader, ckpt_path=tmp_path / "half.ckpt")
+        assert "128 padded tokens on a large card, and this run goes on with other" in caplog.text
+        caplog.clear()
+        assert module.microbatch_size.chosen == (32 if card == "a small card" else None)
+        assert memory.passes[0] <= SMALL < 128

@@ -51,6 +51,18 @@ def test_needs_of_the_reference_are_told(name: str) -> None:
         loss.of_batch(stats(3), stats(3), {"p_chosen": P})
 
 
+@pytest.mark.parametrize("loss", [o.DPO(), o.SPPO(), o.ForwardKLDPO()])
+def test_what_differs_by_rounding_is_no_preference(loss: o.PairwiseLoss) -> None:
+    logprobs = torch.tensor([[-50.0, -60.0], [-50.0, -60.0]])
+    lengths = torch.full((2, 2), 9)
+    ulp = torch.tensor([[50.0, 0.0], [0.01, 0.0]]) * torch.tensor([[2e-7], [1.0]])
+    metrics = loss.of_batch(
+        SequenceStats(logprobs + ulp, lengths), SequenceStats(logprobs, lengths), {}
+    ).metrics
+    assert (metrics["rewards/margins"] > 0).all()
+    assert metrics["rewards/accuracies"].tolist() == [0.0, 1.0]
+
+
 def test_metrics_of_a_pair() -> None:
     policy = SequenceStats(
         torch.tensor([[-1.0, -2.0], [-3.0, -1.0]]), torch.ones(2, 2, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Losses that look at the whole batch give the same gradients when it is spread over two processes."""
+"""Losses give the same gradients and the same metrics when a batch is spread over two processes."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lit_rlhf import distributed
 from tests.tolerances import FP64
-from tests.unit.objectives.two_ranks import ROWS, gradients
+from tests.unit.objectives.two_ranks import Found, on_rows
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,15 +25,21 @@ def test_two_ranks_are_one_batch(tmp_path: Path) -> None:
         for rank in (0, 1)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    for name, expected in gradients(slice(0, ROWS)).items():
-        assert_close(found[name], expected, **FP64, msg=lambda text, name=name: f"{name}: {text}")
+    alone = on_rows(slice(None))
+    assert len(alone) > 35
+    for rank in (0, 1):
+        found: Found = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
+        for name, (gradient, means) in alone.items():
+            assert_close(
+                found[name][0], gradient, **FP64, msg=lambda said, name=name: f"{name}: {said}"
+            )
+            assert found[name][1] == pytest.approx(means, rel=FP64["rtol"]), name
 
 
 def test_alone_nothing_is_gathered() -> None:
     rows = torch.randn(3, requires_grad=True)
     assert distributed.gather_rows(rows) is rows
-    assert distributed.own_rows(rows) is rows
+    assert distributed.own_rows(rows, rows) is rows
     assert distributed.sum_over_ranks(rows).requires_grad is False
     weights = torch.tensor([1.0, 0.0, 3.0])
     assert_close(distributed.weighted_mean(rows, weights), (rows[0] + 3 * rows[2]).detach() / 4)
