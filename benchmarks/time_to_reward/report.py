@@ -122,8 +122,8 @@ def tuned(curves: Curves, method: str, side: str) -> dict[int, Curve]:
 
 
 RUNS = (
-    "method", "side", "rate", "seed", "iterations", "CPU seconds each", "wall seconds each", "best score", "its KL",
-    "after CPU seconds",
+    "method", "side", "rate", "seed", "iterations judged", "CPU seconds each", "wall seconds each", "best score",
+    "its KL", "after CPU seconds",
 )  # fmt: skip
 RACES = (
     "method", "seed", "TRL's best", "its KL", "its CPU seconds", "ours to the same", "our KL there",
@@ -226,7 +226,7 @@ def draw(curves: Curves, path: Path) -> None:
                 bottom.plot(seconds, [point.kl for point in curve], **style)
         top.set_title(NAMES[method])
         bottom.set_xlabel("CPU seconds of training")
-        top.legend(frameon=False, fontsize=8, loc="lower right")
+        top.legend(frameon=False, fontsize=8, loc="upper left")
         for axes in (top, bottom):
             axes.grid(color="#e8eaee")
     panels[0][0].set_ylabel("judge's score")
