@@ -42,8 +42,7 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 AT_ONCE = {
-    "": "usage: lit-rlhf",
-    "--help": "usage: lit-rlhf",
+    **dict.fromkeys(("", "--help"), "usage: lit-rlhf"),
     "--version": f"lit-rlhf {__version__}",
     "init": "preference/dpo_lora",
     "init ppo": "PPOPolicyModule",
@@ -58,15 +57,11 @@ AT_ONCE = {
 @pytest.mark.parametrize("words", AT_ONCE)
 def test_what_needs_no_model_answers_at_once(words: str) -> None:
     """Without what takes seconds to import."""
-    code = f"""
-import sys
-from lit_rlhf.cli.main import main
-try:
-    main({words.split()})
-except SystemExit as ended:
-    assert not ended.code
-print(sorted({{"torch", "lightning", "transformers", "peft", "datasets"}} & set(sys.modules)))
-"""
+    heavy = {"torch", "lightning", "transformers", "peft", "datasets"}
+    code = (
+        "import atexit, sys; from lit_rlhf.cli.main import main; "
+        f"atexit.register(lambda: print(sorted({heavy} & set(sys.modules)))); main({words.split()})"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
