@@ -35,9 +35,8 @@ def report_validated(
     source = data.sources[name]
     own = type(data).records is not BranchedDataModule.records
     limit = trainer.limit_val_batches
-    every = isinstance(limit, float) and limit == 1.0  # 1 is one batch
-    read = not (source is None or own or isinstance(source, Mixture))
-    if not (read and every) or trainer.world_size > 1:
+    part = isinstance(limit, int) or limit != 1.0 or trainer.world_size > 1  # 1 is one batch
+    if source is None or own or isinstance(source, Mixture) or part:
         if trainer.is_global_zero:
             print_text(
                 "No page by subset: it is of one process, of all batches, and of one source that is read by a format. "
