@@ -18,6 +18,8 @@ from typing import Any, NotRequired, Self, TypeAlias, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
+from lit_rlhf.errors import ConfigurationError
+
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
 """Plain text, or the turns of a conversation: each a `role`, a `content` and whatever else a chat template reads."""
 
@@ -411,6 +413,19 @@ class EvaluatedRollout(ScoredRollout):
 
 @dataclass(frozen=True)
 class EstimatedRollout(EvaluatedRollout):
-    """What a policy gradient is taken of."""
+    """What a policy gradient is taken of.
+
+    Raises:
+        ConfigurationError: Advantages that are no tensor, or of another shape than (N, T).
+    """
 
     advantages: Tensor  # (N, T)
+
+    def __post_init__(self) -> None:
+        wanted, shape = self.response_mask.shape, getattr(self.advantages, "shape", None)
+        if shape != wanted:
+            raise ConfigurationError(
+                f"Advantages must be a tensor of {tuple(wanted)}, a number for each token of each sample, not "
+                f"{type(self.advantages).__name__ if shape is None else tuple(shape)}. "
+                "spread_over_tokens(values, rollout.response_mask) makes one of a number for each sample."
+            )

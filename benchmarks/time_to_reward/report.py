@@ -20,6 +20,8 @@ OURS, THEIRS = "ours", "theirs"
 NAMES = {"grpo": "GRPO", "ppo": "PPO", "online_dpo": "online DPO"}
 PEERS = {"grpo": "TRL 1.16", "ppo": "TRL 1.12", "online_dpo": "TRL 1.16"}
 GOALS = {"grpo": 5, "ppo": 4}
+NEAR = 2
+"""Iterations between two adapters that are kept."""
 SLACK = 2.0
 """Standard errors by which a KL may be above the peer's and still count as no more."""
 
@@ -69,12 +71,16 @@ def _point(mark: Mapping[str, Any], judged: Mapping[str, float]) -> Point:
 
 
 def smooth(curve: Curve) -> Curve:
-    """Each but the first as the mean of itself and its neighbours: the highest of many noisy scores is an accident."""
-    around = [curve[max(i - 1, 1) : i + 2] for i in range(1, len(curve))]
-    return curve[:1] + [
-        replace(point, gold=fmean(p.gold for p in near), kl=fmean(p.kl for p in near))
-        for point, near in zip(curve[1:], around, strict=True)
-    ]
+    """Each but the first as the mean of itself and those at most `NEAR` iterations away.
+
+    The highest of many noisy scores is an accident. Where few policies were judged yet, each stands for itself.
+    """
+    smoothed = curve[:1]
+    for point in curve[1:]:
+        near = [p for p in curve[1:] if abs(p.iteration - point.iteration) <= NEAR]
+        gold, kl = fmean(p.gold for p in near), fmean(p.kl for p in near)
+        smoothed.append(replace(point, gold=gold, kl=kl))
+    return smoothed
 
 
 def best(curve: Curve) -> Point:
@@ -116,8 +122,8 @@ def tuned(curves: Curves, method: str, side: str) -> dict[int, Curve]:
 
 
 RUNS = (
-    "method", "side", "rate", "seed", "iterations", "CPU seconds each", "wall seconds each", "best score", "its KL",
-    "after CPU seconds",
+    "method", "side", "rate", "seed", "iterations judged", "CPU seconds each", "wall seconds each", "best score",
+    "its KL", "after CPU seconds",
 )  # fmt: skip
 RACES = (
     "method", "seed", "TRL's best", "its KL", "its CPU seconds", "ours to the same", "our KL there",
@@ -133,11 +139,11 @@ def report(curves: Curves, about: str, planned: Mapping[Key, int]) -> str:
         for method in NAMES
         for row in _races(method, tuned(curves, method, OURS), tuned(curves, method, THEIRS))
     ]
-    missing = [key for key in planned if key not in curves]
-    told = ", ".join(
-        f"{NAMES[method]} at {rate:g} from seed {seed} by {_who(method, side)}"
-        for method, rate, seed, side in missing
-    )
+    missing = {
+        name: [key[0] for key in planned if key not in curves].count(method)
+        for method, name in NAMES.items()
+    }
+    told = ", ".join(f"{count} of {name}" for name, count in missing.items() if count)
     loads = [point.load for curve in curves.values() for point in curve[1:]]
     load = f"{min(loads):.1f} to {max(loads):.1f}"
     parts = [
@@ -146,7 +152,7 @@ def report(curves: Curves, about: str, planned: Mapping[Key, int]) -> str:
         "![judge's score and KL against seconds](time_to_reward.svg)",
         table(RACES, races),
         table(RUNS, [_run(key, curve, planned.get(key)) for key, curve in sorted(curves.items())]),
-        f"Not run: {told}." if missing else "All that was planned was run.",
+        f"{len(planned)} runs were planned; not run: {told or 'none'}.",
     ]
     return "\n\n".join(parts)
 
@@ -220,7 +226,7 @@ def draw(curves: Curves, path: Path) -> None:
                 bottom.plot(seconds, [point.kl for point in curve], **style)
         top.set_title(NAMES[method])
         bottom.set_xlabel("CPU seconds of training")
-        top.legend(frameon=False, fontsize=8, loc="lower right")
+        top.legend(frameon=False, fontsize=8, loc="upper left")
         for axes in (top, bottom):
             axes.grid(color="#e8eaee")
     panels[0][0].set_ylabel("judge's score")

@@ -224,7 +224,7 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path, as_json: Seq
         table = pa.Table.from_pylist(whole)
         with whole_file(output) as temporary:
             pyarrow.parquet.write_table(table, temporary)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:  # the latter of numbers beyond 64 bits
         raise DataError(
             f"The rows can't be written to {output}: a column of Parquet has one type, and {error}. Write JSONL."
         ) from error

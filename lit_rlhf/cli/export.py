@@ -57,7 +57,9 @@ def export(
             temperature=None if calibrate is None else _fit(backbone, ckpt_path, calibrate),
         )
     elif calibrate is not None:
-        raise ConfigurationError(f"--calibrate is of reward models, and {ckpt_path} is a policy.")
+        raise ConfigurationError(
+            f"--calibrate is of reward models, and what is exported of {ckpt_path} is a policy."
+        )
     else:
         export_policy(backbone, output, merge=merge)
     print(f"Wrote {output}")
@@ -65,9 +67,16 @@ def export(
 
 def _fit(backbone: Backbone, name: str, data: str) -> Temperature:
     """The temperature that fits pairs best, and how far it mends the calibration, said."""
+    try:
+        comparisons = read_comparisons(local_source(data))
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"--calibrate: {error} Here there is no such option: `lit-rlhf data convert` has it, and its output needs "
+            "none."
+        ) from error
     backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     scorer = ModelScorer(backbone, name, learned=backbone.prompts)
-    found = evaluate_reward(scorer, read_comparisons(local_source(data)), perturbed=0)
+    found = evaluate_reward(scorer, comparisons, perturbed=0)
     fitted, own = fitted_temperature(found), found.calibration
     assert own is not None  # else it is refused
     left_out = "".join(f"{count} left out, {why}. " for why, count in found.left_out.items())

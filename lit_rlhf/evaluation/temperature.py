@@ -16,17 +16,18 @@ def fitted_temperature(found: RewardEvaluation) -> Temperature:
 
     Raises:
         DataError: The scores claim no probabilities, or no temperature fits best: all pairs are in order, or half or
-            more are not.
+            more are not. Or there is a single comparison, which fits anything.
     """
     own, name = found.calibration, found.data.source
     if own is None:
         raise DataError(f"The scores of {found.model} claim no probabilities to be fitted.")
-    if not 2e-3 < own.temperature < 500:
-        way = (
-            "all of them are in order"
-            if own.temperature < 1
-            else "it tells no better ones from worse"
-        )
+    alone = len(found.scored) == 1
+    if alone or not 2e-3 < own.temperature < 500:
+        way = "it tells no better ones from worse"
+        if alone:
+            way = "they are of one comparison"
+        elif own.temperature < 1:
+            way = "all of them are in order"
         raise DataError(
             f"No temperature fits the {len(found.pairs.margins)} pairs of {name} best, for {way}. Give more pairs, "
             "which the model has not been trained on."

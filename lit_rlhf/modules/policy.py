@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.distributed import num_ranks, sum_over_ranks
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.policy_losses import approx_kl
 from lit_rlhf.functional.rewards import kl_shaped_rewards, missing_eos_penalty
 from lit_rlhf.internals.lightning import is_within_iteration, loss_scaler, next_batch
@@ -211,10 +212,14 @@ class PolicyModule(RLHFModule):
         raise NotImplementedError
 
     def estimated(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
-        """What `estimate` makes; that it makes no rollout, or advantages of a wrong shape, is refused."""
-        made = self.estimate(rollout)
-        refusals.refuse_estimate(self, made)
-        return made
+        """What `estimate` makes; refused where it makes no rollout."""
+        made: object = self.estimate(rollout)
+        if isinstance(made, EvaluatedRollout):
+            return made
+        raise ConfigurationError(
+            f"{type(self).__name__}.estimate returned {type(made).__name__}: it must return a rollout, which "
+            "rollout.with_advantages(...) makes."
+        )
 
     def learned(self, rollout: EvaluatedRollout) -> EvaluatedRollout:
         """What the updates see of an iteration: without the completions that were cut, if so asked."""

@@ -1,7 +1,6 @@
 """What is refused before work starts: options that contradict each other, and what a Trainer would do wrongly."""
 
 from collections.abc import Callable
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import BitsandbytesPrecision, TransformerEnginePrecision
@@ -13,7 +12,7 @@ from lit_rlhf.internals.lightning import saves_every_n_steps
 from lit_rlhf.modules.steps import Updates
 from lit_rlhf.objectives import ImportanceCorrection, Surrogate
 from lit_rlhf.rollout import RolloutEngine, Sampling
-from lit_rlhf.types import EvaluatedRollout, Rollout
+from lit_rlhf.types import Rollout
 
 _HALF = ("bf16-true", "16-true")
 
@@ -147,22 +146,4 @@ def refuse_open_estimate(module: LightningModule, inherited: Callable[..., objec
     if getattr(type(module), "estimate", None) is inherited:
         raise ConfigurationError(
             f"{type(module).__name__} must override estimate(rollout): see Your own algorithm in the docs."
-        )
-
-
-def refuse_estimate(module: LightningModule, made: object) -> None:
-    """Refuse what a policy's `estimate` has returned: no rollout, or advantages of a wrong shape."""
-    name = f"{type(module).__name__}.estimate"
-    if not isinstance(made, EvaluatedRollout):
-        raise ConfigurationError(
-            f"{name} returned {type(made).__name__}: it must return a rollout, which rollout.with_advantages(...) "
-            "makes."
-        )
-    advantages: Any = getattr(made, "advantages", made.response_mask)  # pairs have none
-    shape, found = made.response_mask.shape, getattr(advantages, "shape", None)
-    if found != shape:
-        raise ConfigurationError(
-            f"{name}: advantages must be a tensor of {tuple(shape)}, a number for each token of each sample, not "
-            f"{type(advantages).__name__ if found is None else tuple(found)}. "
-            "spread_over_tokens(values, rollout.response_mask) makes one of a number for each sample."
         )

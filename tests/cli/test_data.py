@@ -123,6 +123,16 @@ def test_convert_counts_what_it_leaves_out(
     assert "row 3: pair of equals" in capsys.readouterr().err
 
 
+def test_numbers_that_parquet_cannot_hold_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "2 ** 70 =", "answer": 2**70}])
+    with pytest.raises(SystemExit):
+        main(["data", "convert", str(rows), str(tmp_path / "out.parquet")])
+    assert "Write JSONL" in capsys.readouterr().err
+    assert not (tmp_path / "out.parquet").exists()
+
+
 def test_what_is_inspected_is_said_and_written(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,6 +229,24 @@ def test_votes_by_attribute_are_no_ratings() -> None:
     assert spell(read_as([row], "rows", None, None).format) == "ExplicitPrompt()"
 
 
+@pytest.mark.parametrize("odd", [None, [[1, 2], [3, 4]], "rated", "missing"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_ratings_of_some_rows_cost_no_others(
+    odd: Any, turned: bool, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A run that doesn't ask for them has all rows."""
+    for kind, plain, rated in (
+        ("pairs", PAIR, [[1], [2]]),
+        ("unpaired", {**LIKE, "label": 1}, [1]),
+        ("unpaired", {**LIKE, "score": 1}, [1]),
+    ):
+        other = plain if odd == "missing" else {**plain, "attributes": odd}
+        rows = [{**plain, "attributes": rated}, other]
+        found = batch_of(kind, RowsSource(rows[::-1] if turned else rows), tokenizer)  # type: ignore[arg-type]
+        assert len(found["index"]) == 2
+        assert "attributes" not in found
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -253,7 +271,8 @@ def test_bad_ratings_are_counted(
 
 def test_ratings_of_another_number_are_not_padded(tokenizer: PreTrainedTokenizerFast) -> None:
     few, many = ({**LIKE, "label": 1, "attributes": ratings} for ratings in ([1, 2], [1, 2, 3]))
-    module = data.UnpairedDataModule(RowsSource([few, many]), tokenizer=tokenizer)
+    reader = data.Unpaired(attributes=("attributes",))
+    module = data.UnpairedDataModule(RowsSource([few, many]), format=reader, tokenizer=tokenizer)
     assert ready(module).reports["train"].counts == {"fields differ from the first row's": 1}
     portions = [
         data.Portion(source=RowsSource([row], name=str(n))) for n, row in enumerate((few, many))

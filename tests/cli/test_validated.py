@@ -20,14 +20,23 @@ BOTH = {"class_path": "HelpSteer2Pairs", "init_args": {"attributes": ["helpfulne
 
 
 def validate(
-    path: Path, model: Path, data: dict[str, Any], loss: dict[str, Any] | None = None
+    path: Path,
+    model: Path,
+    data: dict[str, Any],
+    loss: dict[str, Any] | None = None,
+    **trainer: Any,
 ) -> dict[str, float]:
     """What was logged."""
     options = {"tokenizer": str(model), "batch_size": 4, "cache_dir": str(path / "cache")}
     module: dict[str, Any] = {"backbone": {"name": str(model)}, "loss": loss}
     config = {
         "run_dir": str(path / "run"),
-        "trainer": {"logger": False, "accelerator": "cpu", "enable_progress_bar": False},
+        "trainer": {
+            "logger": False,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            **trainer,
+        },
         "model": {"class_path": "RewardModelModule", "init_args": module},
         "data": {"class_path": "PreferenceDataModule", "init_args": {**options, **data}},
     }
@@ -89,3 +98,37 @@ def test_a_mixture_is_told_where_to_look(
     mixture = {"class_path": "Mixture", "init_args": {"portions": portions}}
     assert "val/accuracy/a" in validate(tmp_path, tiny_model_dir, {"val": mixture})
     assert "lit-rlhf evaluate-reward` the checkpoint" in capsys.readouterr().out
+
+
+LONG = [{**row, "prompt": 400 * str(row["prompt"])} for row in PAIRS]
+VOTED = [{**row, "p_chosen": 0.9, "votes": "many"} for row in PAIRS]
+CUT = {"max_prompt_length": 32, "max_completion_length": 16, "too_long": "truncate"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [(LONG, CUT, "longer than the model reads"), (VOTED, {}, "column 'votes' is no number")],
+    ids=["only cut rows fit", "votes that are none"],
+)
+def test_a_page_that_fails_leaves_the_validation_as_it_is(
+    rows: Any,
+    options: dict[str, Any],
+    said: str,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = of_file(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert "val/accuracy/a" in validate(tmp_path, tiny_model_dir, {"val": source, **options})
+    assert said in capsys.readouterr().out
+    assert not (tmp_path / "run" / "reward.html").exists()
+
+
+@pytest.mark.parametrize("limit", [1, 0.5])
+def test_a_part_of_the_batches_has_no_page(
+    limit: float, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = of_file(write_jsonl(tmp_path / "rows.jsonl", PAIRS))
+    validate(tmp_path, tiny_model_dir, {"val": source}, limit_val_batches=limit)
+    assert "of all batches" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "reward.html").exists()

@@ -1,7 +1,7 @@
 """Prompts, and single answers to them: to imitate, or with a label."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from lit_rlhf.data.formats.base import (
     Style,
     carried_columns,
     check_columns,
+    rates_all,
     read_completion,
     read_prompt,
 )
@@ -157,7 +158,8 @@ class Unpaired(Columns):
         low: Smallest score that is valid.
         high: Largest score that is valid.
         attributes: Columns with ratings of the completion, one for each attribute (`Attributes`, `GatedAttributes`); a
-            column may hold a list of them. A column `attributes` is found by itself.
+            column may hold a list of them. A column `attributes` is found by itself, where all of the first rows have
+            it alike.
     """
 
     prompt: str = "prompt"
@@ -183,6 +185,12 @@ class Unpaired(Columns):
         rated = ("attributes",)
         labelled, scored = cls(), cls(score="score")
         return labelled, scored, cls(attributes=rated), cls(score="score", attributes=rated)
+
+    def recognises(self, rows: Sequence[Row]) -> bool:
+        """Not with ratings that only some rows have: the others would be left out."""
+        plain = replace(self, attributes=())
+        whole = not self.attributes or rates_all(self, plain, rows)
+        return whole and super().recognises(rows)
 
     def reads(self) -> tuple[str, ...]:
         """Prompt, answer, and label or score."""

@@ -111,6 +111,22 @@ def check_columns(owner: Format, columns: object) -> None:
     check_option(valid, owner, "columns", columns, "a list of names or left out")
 
 
+def rates_all(rated: Format, plain: Format, rows: Sequence[Row]) -> bool:
+    """Whether rows have equally many ratings each: a batch can't hold others, and they would be left out.
+
+    Args:
+        rated: Reads the field `attributes`.
+        plain: Reads the same rows without it.
+        rows: The first rows of a source.
+    """
+    counts = {
+        len(rated(row)[0].fields["attributes"]) if rated.reads_row(row) else 0  # type: ignore[arg-type]
+        for row in rows
+        if plain.reads_row(row)
+    }
+    return len(counts) == 1
+
+
 def carried_columns(
     row: Row, columns: Sequence[str] | None, prompt: str | None = None
 ) -> dict[str, Any]:

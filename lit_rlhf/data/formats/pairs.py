@@ -1,10 +1,17 @@
 """Pairs whose columns say which answer was preferred."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lit_rlhf.data.formats.base import Columns, Format, Style, read_completion, read_prompt
+from lit_rlhf.data.formats.base import (
+    Columns,
+    Format,
+    Style,
+    rates_all,
+    read_completion,
+    read_prompt,
+)
 from lit_rlhf.data.records import (
     FieldValue,
     InvalidRowError,
@@ -108,8 +115,15 @@ class ExplicitPrompt(Pairs):
         return self.prompt, self.chosen, self.rejected, *super().reads()
 
     def recognises(self, rows: Sequence[Row]) -> bool:
-        """Not where both answers repeat the prompt, or a conversation is answered: then they hold transcripts."""
+        """Not where both answers repeat the prompt, or a conversation is answered: then they hold transcripts.
+
+        Nor with ratings that only some rows have: the others would be left out.
+        """
         if not super().recognises(rows) or all(map(self._repeats, rows)):
+            return False
+        if self.attributes is not None and not rates_all(
+            self, replace(self, attributes=None), rows
+        ):
             return False
         if self.prompt not in TURN_COLUMNS:  # a prompt may end in what the answer goes on with
             return True

@@ -165,6 +165,8 @@ def test_what_fits_no_temperature_is_refused(
     sure = [{**row, "p_chosen": 1.0} for row in right]
     with pytest.raises(DataError, match=r"all of them are in order\. Give more pairs"):
         fitted_temperature(evaluated(checkpoint, sure))
+    with pytest.raises(DataError, match=r"they are of one comparison\. Give more pairs"):
+        fitted_temperature(evaluated(checkpoint, held_out()[:1]))
     wrong = [{**row, "p_chosen": 0.0} for row in right]
     data = write_jsonl(tmp_path / "wrong.jsonl", wrong)
     with pytest.raises(SystemExit):
@@ -197,3 +199,13 @@ def test_policies_have_none(
     with pytest.raises(SystemExit):
         main(["export", *words, f"--calibrate={data}"])
     assert "--calibrate is of reward models" in capsys.readouterr().err
+
+
+def test_a_format_that_must_be_set_is_set_where_there_is_the_option(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "good": "a", "bad": "b"}])
+    words = [f"--ckpt_path={checkpoint}", f"--output={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        main(["export", *words, f"--calibrate={data}"])
+    assert "`lit-rlhf data convert` has it" in capsys.readouterr().err
