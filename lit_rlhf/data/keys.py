@@ -38,8 +38,11 @@ _PREPARING = (
         "conversion",
         "encoding",
         "preparation",
+        "readers",
         "records",
         "repeats",
+        "report",
+        "sources",
         "token_ids",
         "wrappers",
     ),
@@ -201,7 +204,7 @@ def option_names(kind: type) -> list[str]:
 
 @functools.cache
 def code_of_preparation() -> str:
-    """A hash of the library's own code that turns rows into tokens: whoever changes it makes the cache anew."""
+    """A hash of the library's own code that turns files into tokens: whoever changes it makes the cache anew."""
     trees = [ast.dump(_parse(f"{_OURS}.data.{name}")) for name in _PREPARING]
     return hashlib.sha256("".join(trees).encode()).hexdigest()
 

@@ -1,6 +1,8 @@
 """The key of the cache: what decides the tokens changes it, what doesn't leaves it, what can't be known isn't kept."""
 
+import ast
 import importlib
+import inspect
 import logging
 import sys
 import threading
@@ -229,6 +231,19 @@ class TestCode:
         before = key()
         monkeypatch.setattr("lit_rlhf.data.prepared.code_of_preparation", lambda: "edited")
         assert key() != before
+
+    def test_what_the_code_of_the_key_imports_of_the_data_is_in_the_key(self) -> None:
+        modules = [f"lit_rlhf.data.{name}" for name in keys_module._PREPARING]
+        trees = [ast.parse(inspect.getsource(importlib.import_module(name))) for name in modules]
+        found = {
+            each.module
+            for tree in trees
+            for each in ast.walk(tree)
+            if isinstance(each, ast.ImportFrom) and each.module
+        }
+        of_data = {name for name in found if name.startswith("lit_rlhf.data.")}
+        # Names of the formats again; where the cache lies.
+        assert of_data - {"lit_rlhf.data.formats", "lit_rlhf.data.cache"} <= {*modules}
 
 
 class Logging(PreferenceDataModule):
