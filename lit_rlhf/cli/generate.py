@@ -108,15 +108,10 @@ def generate(
     refuse_directory(output)
     _check_selection(reward, keep, num_samples, num_best)
     _check_reference(reference, sampling or Sampling(), keep)
-    single = RowsSource([{prompt_column: prompt}])
-    source: Source = single if prompts is None else FileSource(prompts)
-    rows = [dict(row) for row in source.load()]
-    for number, row in enumerate(rows if keep == "self_play" else ()):
-        if not row.get(completion_column):
-            raise DataError(
-                f"{source.locate(number)}: no {completion_column!r} to set against the sample; there are "
-                f"{sorted(row)}. Give the column of the demonstrations as --completion_column."
-            )
+    source: Source = (
+        RowsSource([{prompt_column: prompt}]) if prompts is None else FileSource(prompts)
+    )
+    rows = _rows(source, completion_column if keep == "self_play" else None)
     actor = _actor(model, reward, engine, sampling, reference, dtype, seed)
     if prompt_template is not None:
         source = _templated(rows, prompt_column, prompt_template, actor.backbone.tokenizer)
@@ -151,6 +146,18 @@ def generate(
     write_rows(kept.rows, output)
     if unfinished is not None:
         unfinished.forget()
+
+
+def _rows(source: Source, demonstration: str | None) -> list[dict[str, Any]]:
+    """The rows whose prompts are completed; of `self_play` each has something to set against the sample."""
+    rows = [dict(row) for row in source.load()]
+    for number, row in enumerate(rows):
+        if demonstration is not None and not row.get(demonstration):
+            raise DataError(
+                f"{source.locate(number)}: no {demonstration!r} to set against the sample; there are "
+                f"{sorted(row)}. Give the column of the demonstrations as --completion_column."
+            )
+    return rows
 
 
 def _actor(

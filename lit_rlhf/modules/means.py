@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,7 +19,6 @@ TINY = 1e-30
 _MOST = 100
 
 
-@dataclass
 class Means:
     """Sums and counts by name; everything added is reduced over ranks in one collective.
 
@@ -31,8 +29,9 @@ class Means:
         {'x': 2.0}
     """
 
-    _sums: dict[str, Tensor] = field(default_factory=dict)
-    _counts: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor, mask: Tensor | None = None) -> None:
         """Add the entries of a tensor, those alone where `mask` is set if it has the tensor's shape."""
