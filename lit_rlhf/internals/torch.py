@@ -128,8 +128,8 @@ def multiplies_bfloat16() -> bool:
 def laid_out_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
     """A linear layer, on CPU with a copy of its weights that lies as oneDNN's kernels read them.
 
-    These are the operators of torch's compiler; a torch without them, float32 and CPUs that don't multiply bfloat16
-    get plain products.
+    These are the operators of torch's compiler; a torch without them, other dtypes, and bfloat16 on a CPU that doesn't
+    multiply it get plain products.
 
     Args:
         weight: (out, in).
@@ -139,9 +139,10 @@ def laid_out_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[
     ops: Any = torch.ops.mkldnn
     lay_out = getattr(ops, "_reorder_linear_weight", None)
     multiply = getattr(ops, "_linear_pointwise", None)
-    on_cpu = weight.device.type == "cpu"
-    fits = on_cpu and weight.dtype == torch.bfloat16 and multiplies_bfloat16()
-    if not fits or lay_out is None or multiply is None:
+    known = weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and multiplies_bfloat16()
+    )
+    if weight.device.type != "cpu" or not known or lay_out is None or multiply is None:
         return partial(F.linear, weight=weight, bias=bias)
     laid_out = lay_out(weight, rows)
     return lambda x: multiply(x, laid_out, bias, "none", [], "")

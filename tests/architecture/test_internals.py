@@ -165,8 +165,9 @@ def test_torch_counts_collectives_and_clones_its_store() -> None:
         dist.destroy_process_group()
 
 
-def test_onednn_multiplies_as_plain_products_do() -> None:
-    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_onednn_multiplies_as_plain_products_do(dtype: torch.dtype) -> None:
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     x, bias = weight[:3], weight[:, 0].clone()
     found = our_torch.laid_out_linear(weight, bias, 4)(x)
     assert torch.allclose(found.float(), nn.functional.linear(x, weight, bias).float(), atol=0.05)

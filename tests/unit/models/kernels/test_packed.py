@@ -129,19 +129,30 @@ def test_bfloat16_is_as_near_to_float32_as_the_decoders_own_forward(
     assert_close(ours.log_softmax(-1).mean(), wanted.log_softmax(-1).mean(), **BF16)
 
 
-@pytest.mark.skipif(
-    not multiplies_bfloat16(),
-    reason="no bfloat16 kernels of oneDNN on this CPU",
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        pytest.param(
+            torch.bfloat16,
+            BF16,
+            marks=pytest.mark.skipif(
+                not multiplies_bfloat16(), reason="no bfloat16 kernels of oneDNN on this CPU"
+            ),
+        ),
+        (torch.float32, FP32_MODEL),
+    ],
 )
-def test_a_product_laid_out_by_onednn_is_the_plain_one() -> None:
+def test_a_product_laid_out_by_onednn_is_the_plain_one(
+    dtype: torch.dtype, tolerance: dict[str, float]
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(96, 64, generator=generator).bfloat16()
-    bias = torch.randn(96, generator=generator).bfloat16()
+    weight = torch.randn(96, 64, generator=generator).to(dtype)
+    bias = torch.randn(96, generator=generator).to(dtype)
     product = laid_out_linear(weight, bias, 64)
     assert not isinstance(product, partial)
     for rows in (1, 7, 64, 100):
-        x = torch.randn(rows, 64, generator=generator).bfloat16()
-        assert_close(product(x), torch.nn.functional.linear(x, weight, bias), **BF16)
+        x = torch.randn(rows, 64, generator=generator).to(dtype)
+        assert_close(product(x), torch.nn.functional.linear(x, weight, bias), **tolerance)
 
 
 def generate(backbone: Backbone, engine: NativeEngine, new_tokens: int = 8) -> torch.Tensor:
