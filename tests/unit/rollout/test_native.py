@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lit_rlhf.rollout.kv_cache import DecodeLayer
 from lit_rlhf.rollout.steps import EAGER
 from lit_rlhf.types import BranchedBatch, Generation, Prompts
 from tests.reference import rollout as reference
+from tests.reference.draws import dependences, dependences_of, draw_scores
 from tests.reference.generations import (
     LENGTHS,
     make_backbone,
@@ -261,6 +263,26 @@ def test_samples_of_one_prompt_differ_by_seed_and_agree_where_seeds_do(backbone:
 
 # -- what it must leave as it was
 # -----------------------------------------------------------------------------------------
+
+
+def test_draws_are_the_distributions_and_independent(backbone: Backbone) -> None:
+    found = dependences_of(NativeEngine(), backbone, samples=32, steps=16)
+    assert max(map(abs, found.values())) < 3.5, found
+
+
+def test_draws_that_are_not_are_told(backbone: Backbone) -> None:
+    class Twins(NativeEngine):
+        def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
+            own = request.seeds.view(-1, request.num_samples)
+            twins = own[:, : own.shape[1] // 2].repeat_interleave(2, dim=1).flatten()
+            return super().sample(backbone, replace(request, seeds=twins))
+
+    assert dependences_of(Twins(), backbone, samples=32, steps=16)["samples"] > 5
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6 * 32 * 16, 50, generator=generator) * 2
+    cooler = (logits / 0.8).softmax(-1).multinomial(1, generator=generator)[:, 0]
+    scores = draw_scores(logits, cooler, generator).view(6, 32, 16)
+    assert dependences(scores, torch.ones(6, 32, 16, dtype=torch.bool))["mean"] < -5
 
 
 def test_flags_attention_and_gradients_are_left_as_they_were(tiny_model_dir: Path) -> None:

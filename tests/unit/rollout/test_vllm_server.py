@@ -30,6 +30,7 @@ from lit_rlhf.rollout import (
 from lit_rlhf.rollout.sampling import truncate_logits
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import BranchedBatch, Generation, Prompts
+from tests.reference.draws import dependences_of
 from tests.reference.generations import LENGTHS, make_prompts, make_request, make_seeds, sequences
 from tests.tolerances import FP32_MODEL
 from tests.unit.callbacks.standins import quiet_trainer
@@ -186,6 +187,14 @@ def test_a_sample_depends_on_its_seed_and_not_on_the_batch(
     prompts = Prompts(ids[2:4], mask[2:4])
     part = engine.generate(backbone, RolloutRequest(prompts, sampling, seeds[4:8], 2))
     assert sequences(part) == first[4:8]
+
+
+def test_draws_are_the_distributions_and_independent(
+    engine: RolloutEngine, backbone: Backbone
+) -> None:
+    _move(backbone, 3)
+    found = dependences_of(engine, backbone, samples=32, steps=16, role="policy")
+    assert max(map(abs, found.values())) < 3.5, found
 
 
 def test_a_changed_adapter_is_sampled_from_and_the_one_before_goes(
