@@ -46,12 +46,12 @@ class ChatRenderer:
         self._unread: dict[tuple[str, ...], list[str]] = {}
 
     def __call__(self, records: Sequence[Record]) -> list[Rendered | InvalidRowError]:
-        """Render records of messages, steps without their steps.
+        """Render one or more records of messages, steps without their steps.
 
         Raises:
             ConfigurationError: There is no template, or one that gives an answer no beginning.
         """
-        if records and self.tokenizer.chat_template is None:
+        if self.tokenizer.chat_template is None:
             raise ConfigurationError(
                 f"The rows hold messages, and the tokenizer {self.tokenizer.name_or_path!r} has no chat template to "
                 "render them with. Set tokenizer.chat_template, take the tokenizer of a chat model, or make plain text "

@@ -14,15 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from lit_rlhf.data.cache import TokenCache, cache_root
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.conversion import Shape
+from lit_rlhf.data.encoding import LengthPolicy, PromptCut
 from lit_rlhf.data.finding import Auto, FormatFinder, Takes
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import content_key, describe_class, users_options
-from lit_rlhf.data.mixture import weights_of
 from lit_rlhf.data.option_rules import OPTION_RULES, check_sources, refuse_formats
-from lit_rlhf.data.prepared import PreparedSources, Tokenization, shares_of
+from lit_rlhf.data.preparation import InvalidPolicy, Report
+from lit_rlhf.data.prepared import PreparedSources, Tokenization, shares_of, weights_of
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import (
     STATE_VERSION,
@@ -153,7 +153,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         self.max_completion_length = max_completion_length
         self.too_long, self.cut_prompt = too_long, cut_prompt
         self.invalid, self.max_invalid = invalid, max_invalid
-        self.repeats = Repeats() if repeats is None else repeats
+        self.repeats = repeats
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         usual_buckets = self.default_bucket_batches
         self.bucket_batches = usual_buckets if bucket_batches is None else bucket_batches
@@ -165,7 +165,8 @@ class BranchedDataModule(LightningDataModule, ABC):
         reader: Format | FormatFinder = self.format
         if isinstance(self.format, Auto):
             reader = FormatFinder(self.format, self.takes, usual, type(self).__name__)
-        self._prepared = PreparedSources(self.sources, reader, self.records, self._tokenization)
+        records = self.records if own else None
+        self._prepared = PreparedSources(self.sources, reader, records, self._tokenization)
         self.reports: dict[str, Report] = self._prepared.reports
         self._position = Position()
         self.check_options()

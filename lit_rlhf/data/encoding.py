@@ -14,17 +14,19 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, chain, takewhile
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.chat import ChatRenderer, Rendered
 from lit_rlhf.data.records import InvalidRowError, Record, TooLongError
-from lit_rlhf.data.report import LengthPolicy, PromptCut
 from lit_rlhf.data.token_ids import TextEncoder, special_token_ids
 from lit_rlhf.errors import ConfigurationError
 
+LengthPolicy = Literal["drop", "truncate", "truncate_prompt", "error"]
+PromptCut = Literal["start", "end"]
 _ANCHOR = "\n"
 
 
@@ -79,7 +81,6 @@ class Encoder:
         self._eos = self.tokenizer.eos_token_id
         self._bos = self.tokenizer.bos_token_id
         self._specials = special_token_ids(self.tokenizer)
-        self._chat = ChatRenderer(self.tokenizer)
         self._ids = TextEncoder(self.tokenizer)
         self._blank: dict[tuple[int, ...], bool] = {}
 
@@ -118,8 +119,13 @@ class Encoder:
 
     # -- text ---------------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _chat(self) -> ChatRenderer:
+        return ChatRenderer(self.tokenizer)
+
     def _render(self, records: Sequence[Record]) -> list[Rendered | InvalidRowError]:
-        chats = iter(self._chat([r for r in records if not isinstance(r.prompt, str)]))
+        messages = [record for record in records if not isinstance(record.prompt, str)]
+        chats = iter(self._chat(messages) if messages else ())
         rendered: list[Rendered | InvalidRowError] = []
         for record in records:
             if not isinstance(record.prompt, str):

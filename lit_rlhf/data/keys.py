@@ -41,7 +41,6 @@ _PREPARING = (
         "readers",
         "records",
         "repeats",
-        "report",
         "sources",
         "token_ids",
         "wrappers",

@@ -208,17 +208,3 @@ class Shares:
             for count, size, name in zip(self.counts, self.sizes, self.names, strict=True)
         ]
         return f"an epoch has {sum(self.counts)} rows: {', '.join(parts)}"
-
-
-def sources_of(source: Source) -> list[tuple[Source, Format | None]]:
-    """The sources of a mixture, or the source itself, each with the format that it was given."""
-    if isinstance(source, Mixture):
-        formats = [each.format for each in source.portions]
-        return list(zip(source.sources, formats, strict=True))
-    return [(source, None)]
-
-
-def weights_of(source: Source | None) -> list[float] | None:
-    """The weights of a mixture's portions; None where there are none."""
-    portions = source.portions if isinstance(source, Mixture) else []
-    return [each.weight for each in portions if each.weight is not None] or None

@@ -6,10 +6,11 @@ from typing import Any, TypeAlias, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data.encoding import LengthPolicy, PromptCut
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.mixture import sources_of, weights_of
+from lit_rlhf.data.preparation import InvalidPolicy
+from lit_rlhf.data.prepared import sources_of, weights_of
 from lit_rlhf.data.repeats import Repeats
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import is_number, is_text, is_whole
@@ -40,7 +41,7 @@ OPTION_RULES: dict[str, _Rule] = {
     "cut_prompt": (lambda v: v in get_args(PromptCut), "start or end"),
     "invalid": (lambda v: v in get_args(InvalidPolicy), "drop or error"),
     "max_invalid": (lambda v: is_number(v) and 0 <= v <= 1, "from 0 to 1"),
-    "repeats": (lambda v: isinstance(v, Repeats), "a Repeats or left out"),
+    "repeats": (lambda v: v is None or isinstance(v, Repeats), "a Repeats or left out"),
     "batch_size": _COUNT,
     "eval_batch_size": _LIMIT,
     "bucket_batches": _COUNT,

@@ -1,26 +1,231 @@
 """From a source to tokenized rows, with a count of what was left out and why."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlhf.data.conversion import Conversion, Shape, check_identical
-from lit_rlhf.data.encoding import Encoded, Encoder
-from lit_rlhf.data.records import InvalidRowError, Record, Row, rows_of_group
-from lit_rlhf.data.repeats import RepeatFinder, Repeats
-from lit_rlhf.data.report import (
+from lit_rlhf.data.encoding import Encoded, Encoder, LengthPolicy
+from lit_rlhf.data.records import (
     OPTIONAL_FIELDS,
-    InvalidPolicy,
-    LengthPolicy,
-    Report,
+    InvalidRowError,
+    LabelError,
+    Record,
+    Row,
+    Text,
     required_fields,
+    rows_of_group,
 )
+from lit_rlhf.data.repeats import RepeatFinder, Repeats
 from lit_rlhf.data.sources import Source, rows_of
+from lit_rlhf.errors import DataError
 from lit_rlhf.seeding import stable_hash
 
+InvalidPolicy = Literal["drop", "error"]
 _ROWS_AT_ONCE = 512
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Reason:
+    """How many were left out for a reason, the first of them, and the option that says what happens then."""
+
+    count: int
+    first: str
+    option: str
+    label: bool = False  # it is the label that can't be read
+
+
+@dataclass
+class Report:
+    """What became of the rows of a source.
+
+    Counts are of records: where a format makes several of a row, each is used or left out by itself, and a row that
+    gives none counts as one that is left out. So `records` and the counts add up to all there is.
+
+    Args:
+        source: What messages call it.
+        unit: What a record is called, in the plural.
+        rows: Rows read.
+        records: Records used.
+        reasons: Those left out, by reason.
+        optional: How many records have an optional field, by its name.
+        columns: The further columns of all records.
+        labels: How many records have a label, by its value.
+        chats: How many records have messages for a prompt.
+        systems: Their different system turns, "" for none; two at most.
+        truncated: How many records had their prompt or an answer cut to a limit, by which of these.
+        cut_prompts: Conversations whose prompt the chat template renders otherwise once an answer follows.
+        longest_prompt: In tokens.
+        longest_completion: In tokens.
+        refuses: Options by which records, where there are any, end the run (see `Repeats`).
+    """
+
+    source: str
+    unit: str = "records"
+    rows: int = 0
+    records: int = 0
+    reasons: dict[str, Reason] = field(default_factory=dict)
+    optional: dict[str, int] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    chats: int = 0
+    systems: list[str] = field(default_factory=list)
+    truncated: dict[str, int] = field(default_factory=dict)
+    cut_prompts: int = 0
+    longest_prompt: int = 0
+    longest_completion: int = 0
+    refuses: list[str] = field(default_factory=list)
+
+    def leave_out(self, where: str, error: InvalidRowError) -> None:
+        """Count one."""
+        label = isinstance(error, LabelError)
+        first = Reason(0, f"{where}: {error.detail}", error.option, label)
+        self.reasons.setdefault(error.reason, first).count += 1
+
+    def count_prompt(self, prompt: Text) -> None:
+        """Count how a prompt is written."""
+        if isinstance(prompt, str):
+            return
+        self.chats += 1
+        system = str(prompt[0]["content"]) if prompt[0]["role"] in ("system", "developer") else ""
+        if len(self.systems) < 2 and system not in self.systems:
+            self.systems.append(system)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Records left out, by reason."""
+        return {name: reason.count for name, reason in self.reasons.items()}
+
+    def brief(self) -> str:
+        """What was used, how many were left out by reason, and how many were cut."""
+        left_out = [f"{count} left out, {name}" for name, count in self.counts.items()]
+        return "; ".join([self._used(), *left_out, *self._cut()])
+
+    def _cut(self) -> list[str]:
+        return [
+            f"{count} {self.unit} have their {what} cut" for what, count in self.truncated.items()
+        ]
+
+    def _used(self) -> str:
+        total = self.records + sum(self.counts.values())
+        unit = "rows" if total == self.rows else f"{self.unit} of {self.rows} rows"
+        return f"{self.source}: {self.records} of {total} {unit} used"
+
+    def summary(self) -> str:
+        """The report in one line per reason."""
+        lines = [self._used()]
+        lines += [
+            f"{reason.count} left out, {name} (first: {reason.first})"
+            for name, reason in self.reasons.items()
+        ]
+        lines += [
+            f"{self.records - count} have no {name}, {OPTIONAL_FIELDS[name]:g} is taken"
+            for name, count in self.optional.items()
+            if count < self.records
+        ]
+        lines += self._cut()
+        if self.cut_prompts:
+            lines.append(
+                f"{self.cut_prompts} prompts are cut to what the chat template renders alike with and without an "
+                "answer; rollouts from them would begin with other tokens"
+            )
+        return "; ".join(lines)
+
+    def judge(self, invalid: InvalidPolicy, too_long: LengthPolicy, max_invalid: float) -> None:
+        """End the run where more was left out than the options allow.
+
+        Args:
+            invalid: Whether records that can't be used may be left out.
+            too_long: The same for those over the length limits.
+            max_invalid: The share of records that can't be used that may be left out.
+
+        Raises:
+            DataError: They may not, nothing is left, or of the labels one class alone is left.
+        """
+        policies = {
+            "invalid": invalid,
+            "too_long": too_long,
+            **dict.fromkeys(self.refuses, "error"),
+        }
+        left = {reason.option for reason in self.reasons.values()}
+        refused = sorted(option for option in left if policies.get(option) == "error")
+        if refused:
+            ways = {"invalid": "invalid: drop", "too_long": "too_long: drop or too_long: truncate"}
+            hint = " and ".join(ways.get(o, f"repeats.{o}: drop or keep") for o in refused)
+            raise DataError(f"{self.summary()}. Mend the rows, or set {hint}.")
+        way = "mend the rows, the `format` or the limits"
+        if self.reasons and all(name.startswith("no column") for name in self.reasons):
+            way = "name the data's columns in the options of `format`, or take another format"
+        if self.records == 0:
+            raise DataError(f"{self.summary()}. Nothing is left: {way}.")
+        unusable = sum(r.count for r in self.reasons.values() if r.option == "invalid")
+        share = unusable / (self.records + unusable)
+        if share > max_invalid:
+            raise DataError(
+                f"{self.summary()}. {share:.0%} can't be used, more than max_invalid ({max_invalid:.0%}) allows: "
+                f"{way}, or raise max_invalid if this is what the data are like."
+            )
+        if len(self.labels) == 1 and any(reason.label for reason in self.reasons.values()):
+            raise DataError(
+                f"{self.summary()}. All labels that could be read are {next(iter(self.labels))}, "
+                "so one class is left out: "
+                "labels are true or false, 1 or 0, or 1 or -1. Write them so, or give numbers as the option `score`."
+            )
+
+    @classmethod
+    def of_all(cls, reports: Sequence["Report"]) -> "Report":
+        """One report of several sources, itself of one; `source` says how much each gave."""
+        if len(reports) == 1:
+            return reports[0]
+        whole = cls(
+            " + ".join(f"{r.source} ({r.records} {r.unit})" for r in reports),
+            reports[0].unit,
+            refuses=reports[0].refuses,
+        )
+        for report in reports:
+            for name, reason in report.reasons.items():
+                whole.reasons.setdefault(name, replace(reason, count=0)).count += reason.count
+            for mine, theirs in (
+                (whole.optional, report.optional),
+                (whole.labels, report.labels),
+                (whole.truncated, report.truncated),
+            ):
+                for name, count in theirs.items():
+                    mine[name] = mine.get(name, 0) + count
+            whole.rows += report.rows
+            whole.records += report.records
+            whole.chats += report.chats
+            whole.cut_prompts += report.cut_prompts
+            whole.columns = sorted({*whole.columns, *report.columns})
+            whole.systems = [*dict.fromkeys([*whole.systems, *report.systems])][:2]
+            whole.longest_prompt = max(whole.longest_prompt, report.longest_prompt)
+            whole.longest_completion = max(whole.longest_completion, report.longest_completion)
+        return whole
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the cache."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], source: str) -> "Report":
+        """The inverse of `to_json`.
+
+        Args:
+            values: What it gave.
+            source: What the source is called now: rows in the cache may come from a file that lay elsewhere.
+        """
+        before = values["source"]
+        reasons = {name: Reason(**reason) for name, reason in values["reasons"].items()}
+        for reason in reasons.values():
+            if reason.first.startswith(before):
+                reason.first = source + reason.first.removeprefix(before)
+        return cls(**{**values, "reasons": reasons, "source": source})
 
 
 @dataclass
@@ -35,7 +240,7 @@ class Preparation:
         invalid: What happens to records that can't be used: left out and counted, or the run ends.
         too_long: The same for records over the length limits (truncation is the encoder's).
         max_invalid: The share of records that may be left out as unusable.
-        repeats: What happens to records that occur again or contradict each other.
+        repeats: What happens to records that occur again or contradict each other. None: they are kept.
     """
 
     source: Source
@@ -45,12 +250,13 @@ class Preparation:
     invalid: InvalidPolicy = "drop"
     too_long: LengthPolicy = "drop"
     max_invalid: float = 1.0
-    repeats: Repeats = field(default_factory=Repeats)
+    repeats: Repeats | None = None
     report: Report = field(init=False)
     _required: list[str] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.report = Report(str(self.source), self.shape.unit, refuses=self.repeats.refused())
+        refuses = [] if self.repeats is None else self.repeats.refused()
+        self.report = Report(str(self.source), self.shape.unit, refuses=refuses)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Tokenize the rows in order, many with one call of the tokenizer.
@@ -61,10 +267,14 @@ class Preparation:
         """
         numbered = enumerate(rows_of(self.source))
         conversion = Conversion(self.source, self.convert, self.shape)
-        weed = RepeatFinder(self.repeats, self.source, conversion)
+        weed = None
+        if self.repeats is not None:
+            weed = RepeatFinder(self.repeats, self.source, conversion)
         while rows := list(islice(numbered, _ROWS_AT_ONCE)):
             attempts = [
-                (number, weed(number, a)) for number, row in rows for a in conversion(number, row)
+                (number, weed(number, each) if weed else each)
+                for number, row in rows
+                for each in conversion(number, row)
             ]
             encoded = iter(self.encoder.encode([a for _, a in attempts if isinstance(a, Record)]))
             self.report.rows += sum(len(rows_of_group(row)) for _, row in rows)
@@ -118,6 +328,14 @@ class Preparation:
         if "label" in record.fields:
             label = str(record.fields["label"])
             self.report.labels[label] = self.report.labels.get(label, 0) + 1
+
+
+@rank_zero_only
+def say(report: Report) -> None:
+    """Log a report, as a warning where something was left out."""
+    notable = report.reasons or report.truncated or report.cut_prompts
+    level = logging.WARNING if notable else logging.INFO
+    _log.log(level, "%s", report.summary())
 
 
 def _to_json(record: Record) -> str:

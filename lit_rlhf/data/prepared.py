@@ -10,16 +10,15 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.cache import Entry, TokenCache, cache_root
 from lit_rlhf.data.conversion import Shape, grouped
-from lit_rlhf.data.encoding import Encoder
+from lit_rlhf.data.encoding import Encoder, LengthPolicy, PromptCut
 from lit_rlhf.data.finding import FormatFinder, say_found
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import UnknownContentError, code_of_preparation, content_key
-from lit_rlhf.data.mixture import Shares, sources_of, weights_of
-from lit_rlhf.data.preparation import Preparation
+from lit_rlhf.data.mixture import Mixture, Shares
+from lit_rlhf.data.preparation import InvalidPolicy, Preparation, Report, say
 from lit_rlhf.data.recognition import spell
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
-from lit_rlhf.data.report import InvalidPolicy, LengthPolicy, PromptCut, Report, say
 from lit_rlhf.data.rows import TokenizedRows
 from lit_rlhf.data.showing import say_difference
 from lit_rlhf.data.sources import Source
@@ -47,7 +46,7 @@ class Tokenization:
     cut_prompt: PromptCut
     invalid: InvalidPolicy
     max_invalid: float
-    repeats: Repeats
+    repeats: Repeats | None
     cache_dir: str | None
 
 
@@ -90,7 +89,7 @@ class PreparedSource:
             "shape": how.shape,
             "tokenizer": how.fingerprint,
             "limits": [*limits, how.too_long, how.cut_prompt, how.invalid],
-            "repeats": vars(how.repeats),
+            "repeats": how.repeats,
         }
         try:
             return content_key(parts)
@@ -147,7 +146,7 @@ class PreparedSources:
     Args:
         sources: By name; None where there is none.
         reader: The format of all of them, or what finds it for each.
-        records: How the DataModule turns a row into records, where the format isn't found.
+        records: How the DataModule turns a row into records by a method of its own. None: as the format says.
         how: Gives what else decides, when it is first needed.
     """
 
@@ -155,7 +154,7 @@ class PreparedSources:
         self,
         sources: Mapping[str, Source | None],
         reader: Format | FormatFinder,
-        records: Callable[[Row], list[Record]],
+        records: Callable[[Row], list[Record]] | None,
         how: Callable[[], Tokenization],
     ) -> None:
         self.sources, self.reader, self.records, self.how = sources, reader, records, how
@@ -218,6 +217,20 @@ class PreparedSources:
         if source is None:
             raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
         return source
+
+
+def sources_of(source: Source) -> list[tuple[Source, Format | None]]:
+    """The sources of a mixture, or the source itself, each with the format that it was given."""
+    if isinstance(source, Mixture):
+        formats = [each.format for each in source.portions]
+        return list(zip(source.sources, formats, strict=True))
+    return [(source, None)]
+
+
+def weights_of(source: Source | None) -> list[float] | None:
+    """The weights of a mixture's portions; None where there are none."""
+    portions = source.portions if isinstance(source, Mixture) else []
+    return [each.weight for each in portions if each.weight is not None] or None
 
 
 def shares_of(source: Source | None, rows: TokenizedRows) -> Shares | None:

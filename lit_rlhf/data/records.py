@@ -21,6 +21,8 @@ LABELS = {
     **dict.fromkeys(("false", "0", "0.0", "-1", "-1.0"), False),
 }
 """How text and numbers are read as labels, in any case of letters."""
+OPTIONAL_FIELDS = {"margin": 0.0, "p_chosen": 1.0}
+"""Fields that only some records have, and the value that says nothing beyond the order of the pair."""
 
 
 _ROLES = {
@@ -244,6 +246,18 @@ def ratings_by_answer(fields: Mapping[str, Any], count: int) -> list[Sequence[fl
     ratings: Sequence[float] = fields.get("attributes", ())
     size = len(ratings) // max(count, 1)
     return [ratings[place * size : (place + 1) * size] for place in range(count)]
+
+
+def required_fields(fields: Mapping[str, Any], answers: int) -> list[str]:
+    """What all records of a batch must have alike: their fields but for optional ones, and how many attributes.
+
+    Args:
+        fields: Of a record.
+        answers: How many completions it has.
+    """
+    count = len(fields.get("attributes", ())) // max(answers, 1)
+    named = {name: f"{count} attributes" if name == "attributes" else name for name in fields}
+    return sorted(each for name, each in named.items() if name not in OPTIONAL_FIELDS)
 
 
 def read_bool(row: Row, column: str) -> bool:

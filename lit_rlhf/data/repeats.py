@@ -83,7 +83,7 @@ class RepeatFinder:
             number: Of its row in the source, counted from 0.
             found: The record; errors stay as they are.
         """
-        if isinstance(found, InvalidRowError) or self._repeats == Repeats():
+        if isinstance(found, InvalidRowError):
             return found
         identity = Identity(found)
         if self._opposed and any(key in self._opposed for key, _ in identity.comparisons()):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_rlhf.data.cache import Entry, TokenCache, open_together
-from lit_rlhf.data.report import OPTIONAL_FIELDS, required_fields
+from lit_rlhf.data.records import OPTIONAL_FIELDS, required_fields
 from lit_rlhf.errors import DataError
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.types import BranchedBatch, Text

@@ -6,8 +6,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data.preparation import Report
 from lit_rlhf.data.records import ratings_by_answer
-from lit_rlhf.data.report import Report
 from lit_rlhf.data.rows import TokenizedRow, TokenizedRows
 from lit_rlhf.prompt_form import PromptForm
 

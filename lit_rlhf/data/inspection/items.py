@@ -14,10 +14,10 @@ from lit_rlhf.data.conversion import Conversion, check_identical, grouped
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.data.inspection.words import WordHashes, plain_text
 from lit_rlhf.data.kinds import shape_of
+from lit_rlhf.data.preparation import Report
 from lit_rlhf.data.recognition import Reading
 from lit_rlhf.data.records import InvalidRowError, Record, Row, UnreadableRow, rows_of_group
 from lit_rlhf.data.repeats import Identity
-from lit_rlhf.data.report import Report
 from lit_rlhf.data.sources import Source, rows_of
 
 _ROWS_AT_ONCE = 512

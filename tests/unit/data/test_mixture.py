@@ -147,6 +147,15 @@ class TestDataModules:
         assert report.brief().startswith("a (24 pairs) + b (60 pairs): 84 of 85 rows used; 1 left")
         assert data.rows["train"].sizes == [24, 60]
 
+    def test_a_portion_without_a_format_is_read_by_the_modules(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        asked = [{"question": row.pop("prompt"), **row} for row in pairs("a", 24)]
+        own = Portion(source=RowsSource(asked), format=ExplicitPrompt(prompt="question"))
+        mixture, plain = Mixture([own, Portion(source=rows("b", 60))]), rows("c", 8)
+        data = ready(mixed(tokenizer, train=mixture, val=plain, format=ExplicitPrompt()))
+        assert (data.rows["train"].sizes, data.rows["val"].sizes) == ([24, 60], [8])
+
     def test_without_weights_an_epoch_has_every_row(
         self, tokenizer: PreTrainedTokenizerFast
     ) -> None:
