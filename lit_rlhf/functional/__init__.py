@@ -45,7 +45,6 @@ from lit_rlhf.functional.logprobs import (
 )
 from lit_rlhf.functional.masking import (
     Moments as Moments,
-    at_least_float32 as at_least_float32,
     last_index as last_index,
     masked_mean as masked_mean,
     masked_moments as masked_moments,
@@ -55,6 +54,7 @@ from lit_rlhf.functional.masking import (
     whiten as whiten,
 )
 from lit_rlhf.functional.numerics import (
+    at_least_float32 as at_least_float32,
     bounded_exp as bounded_exp,
     log1mexp as log1mexp,
     log_collision as log_collision,

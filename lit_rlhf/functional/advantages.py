@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.masking import at_least_float32, masked_sum
+from lit_rlhf.functional.masking import masked_sum
+from lit_rlhf.functional.numerics import at_least_float32
 
 
 class AdvantageEstimate(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_rlhf.functional.masking import at_least_float32
+from lit_rlhf.functional.numerics import at_least_float32
 
 
 def k1(

@@ -1,4 +1,4 @@
-"""From raw products with an LM head to logits, and what log-probs need of a chunk of them, in few passes.
+"""What log-probs need of a chunk of raw products with an LM head, in few passes.
 
 A GPU takes about a dozen passes over float32 copies of logits where each operator is a kernel of its own: for a small
 model with a large vocabulary they take longer than its layers. The functions here say each result as one expression, so
@@ -8,41 +8,16 @@ that `torch.compile` makes one or two passes of it, over the products in their o
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_rlhf.errors import is_out_of_memory
-from lit_rlhf.functional.masking import at_least_float32
-from lit_rlhf.functional.numerics import LEAST_LOGPROB
+from lit_rlhf.functional.numerics import LEAST_LOGPROB, LogitShape
 
 FUSED_FROM = 1 << 24
 """Logits of all tokens together from which compiling pays: less is computed before it has begun."""
-
-
-class LogitShape(NamedTuple):
-    r"""How logits come from raw products: $z = c\tanh(sa/c)/\tau$, or $sa/\tau$ without a cap."""
-
-    temperature: float = 1.0
-    softcap: float | None = None
-    scale: float = 1.0
-
-    def logits(self, raw: Tensor) -> Tensor:
-        """At least float32; out of place, unless nothing changes."""
-        logits = at_least_float32(raw)
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = (logits / self.softcap).tanh() * self.softcap
-        return logits if self.temperature == 1.0 else logits / self.temperature
-
-    def scale_gradient(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """In place: from the gradient of the logits to that of the raw products."""
-        factor = self.scale / self.temperature
-        if self.softcap is not None:
-            gradient *= 1 - (logits * (self.temperature / self.softcap)).square()
-        return gradient if factor == 1.0 else gradient.mul_(factor)
 
 
 def row_statistics(raw: Tensor, tokens: Tensor, shape: LogitShape) -> tuple[Tensor, ...]:

@@ -13,13 +13,11 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.logits import (
     FUSED_FROM,
     Fused,
-    LogitShape,
     fused,
     raw_gradient,
     row_statistics,
 )
-from lit_rlhf.functional.masking import at_least_float32
-from lit_rlhf.functional.numerics import LEAST_LOGPROB
+from lit_rlhf.functional.numerics import LEAST_LOGPROB, LogitShape, at_least_float32
 
 LogitFunction = Callable[[Tensor], Tensor]
 """Hidden states (n, h) to logits (n, vocabulary)."""

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_rlhf.functional.numerics import at_least_float32
+
 
 class Moments(NamedTuple):
     """Count, mean and sum of squared deviations: all that is needed to merge statistics of parts exactly."""
@@ -28,11 +30,6 @@ class Moments(NamedTuple):
     def std(self) -> Tensor:
         """Square root of `variance`."""
         return self.variance.sqrt()
-
-
-def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Cast half precision to float32 and leave float32 and float64 alone."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def masked_sum(

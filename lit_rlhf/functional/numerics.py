@@ -1,6 +1,7 @@
-"""Elementary functions that stay finite, with finite gradients, where the textbook form overflows (layer L1)."""
+"""Functions of logits and probabilities that stay exact and finite, as do their gradients, where the textbook form doesn't (layer L1)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -9,6 +10,35 @@ from torch import Tensor
 _EXP_LIMIT = 30.0
 LEAST_LOGPROB = -1e30
 """Stands for the logarithm of no probability where the two are multiplied: 0 times -inf is not a number."""
+
+
+def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Cast half precision to float32 and leave float32 and float64 alone."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class LogitShape(NamedTuple):
+    r"""How logits come from raw products: $z = c\tanh(sa/c)/\tau$, or $sa/\tau$ without a cap."""
+
+    temperature: float = 1.0
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def logits(self, raw: Tensor) -> Tensor:
+        """At least float32; out of place, unless nothing changes."""
+        logits = at_least_float32(raw)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = (logits / self.softcap).tanh() * self.softcap
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+    def scale_gradient(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """In place: from the gradient of the logits to that of the raw products."""
+        factor = self.scale / self.temperature
+        if self.softcap is not None:
+            gradient *= 1 - (logits * (self.temperature / self.softcap)).square()
+        return gradient if factor == 1.0 else gradient.mul_(factor)
 
 
 def bounded_exp(x: Float[Tensor, "*shape"], limit: float = _EXP_LIMIT) -> Float[Tensor, "*shape"]:

@@ -10,8 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.chunks import Rows, rows_by_chunks
 from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs, token_logprobs
-from lit_rlhf.functional.masking import at_least_float32
-from lit_rlhf.functional.numerics import log_collision
+from lit_rlhf.functional.numerics import at_least_float32, log_collision
 from lit_rlhf.seeding import generator
 
 _COMPARED_CPU, _COMPARED_ACCELERATOR = 1 << 22, 1 << 25

@@ -59,7 +59,6 @@ from lit_rlhf.objectives.pairwise.anchored import (
     CalDPO as CalDPO,
     NCAPair as NCAPair,
 )
-from lit_rlhf.objectives.pairwise.base import PairwiseLoss as PairwiseLoss
 from lit_rlhf.objectives.pairwise.links import (
     EXO as EXO,
     FDPO as FDPO,
@@ -106,6 +105,7 @@ from lit_rlhf.objectives.pointwise import (
 from lit_rlhf.objectives.preference import (
     NLL as NLL,
     Completion as Completion,
+    PairwiseLoss as PairwiseLoss,
     PreferenceLoss as PreferenceLoss,
     PreferenceStats as PreferenceStats,
     WeightedSum as WeightedSum,

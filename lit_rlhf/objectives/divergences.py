@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lit_rlhf.functional.kl import kl_of_logprobs
-from lit_rlhf.functional.masking import at_least_float32
-from lit_rlhf.functional.numerics import LEAST_LOGPROB
+from lit_rlhf.functional.numerics import LEAST_LOGPROB, at_least_float32
 from lit_rlhf.options import check_option
 
 Logits = Float[Tensor, "*shape vocabulary"]

@@ -9,8 +9,7 @@ from lit_rlhf.distributed import gather_rows, own_rows, weighted_mean
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.numerics import per_token
 from lit_rlhf.objectives.columns import Batch
-from lit_rlhf.objectives.pairwise.base import PairwiseLoss
-from lit_rlhf.objectives.preference import Completion, Rows
+from lit_rlhf.objectives.preference import Completion, PairwiseLoss, Rows
 from lit_rlhf.objectives.running import MovingMoments
 from lit_rlhf.options import check_option
 from lit_rlhf.seeding import stable_hash, uniforms

@@ -5,8 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lit_rlhf.objectives.pairwise.base import PairwiseLoss
-from lit_rlhf.objectives.preference import Completion, Rows
+from lit_rlhf.objectives.preference import Completion, PairwiseLoss, Rows
 from lit_rlhf.objectives.running import RunningMean
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from lit_rlhf.functional.numerics import bounded_exp
-from lit_rlhf.objectives.pairwise.base import PairwiseLoss
-from lit_rlhf.objectives.preference import Completion, Rows
+from lit_rlhf.objectives.preference import Completion, PairwiseLoss, Rows
 from lit_rlhf.options import check_option
 
 

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from lit_rlhf.functional.numerics import bounded_exp, log1mexp
-from lit_rlhf.objectives.pairwise.base import PairwiseLoss
-from lit_rlhf.objectives.preference import Completion, Rows
+from lit_rlhf.objectives.preference import Completion, PairwiseLoss, Rows
 from lit_rlhf.options import check_option
 
 

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
 from lit_rlhf.functional.masking import (
     Moments,
-    at_least_float32,
     last_index,
     masked_mean,
     masked_moments,
@@ -133,11 +131,3 @@ def test_last_index() -> None:
     assert last_index(mask).tolist() == [max(n - 1, 0) for n in LENGTHS]
     holes = torch.tensor([[True, False, True, False]])
     assert last_index(holes).tolist() == [2]
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"), [(torch.float16, torch.float32), (torch.float64, torch.float64)]
-)
-def test_half_precision_alone_is_raised(given: torch.dtype, expected: torch.dtype) -> None:
-    x: Tensor = torch.ones(2, dtype=given)
-    assert at_least_float32(x).dtype == expected

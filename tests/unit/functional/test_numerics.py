@@ -61,3 +61,10 @@ def test_no_other_cumulative_sum_stands_where_a_gpu_computes() -> None:
         and path.relative_to(package).parts[0] not in ("verify", "demo")  # these run on CPU
     }
     assert found == {"functional/numerics.py"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(torch.float16, torch.float32), (torch.float64, torch.float64)]
+)
+def test_half_precision_alone_is_raised(given: torch.dtype, expected: torch.dtype) -> None:
+    assert f.at_least_float32(torch.ones(2, dtype=given)).dtype == expected
