@@ -32,10 +32,15 @@ def keep_trainable(module: nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False
 
 
-def keep_arithmetic(module: nn.Module) -> None:
+def eight_bit_layers(model: nn.Module) -> list[Linear8bitLt]:
+    """The layers of 8 bits within a model."""
+    return [module for module in model.modules() if isinstance(module, Linear8bitLt)]
+
+
+def keep_arithmetic(layer: Linear8bitLt) -> None:
     """Keep an 8-bit layer on CPU in training mode.
 
     In eval mode its activations have 8 bits too, and log-probs of a rollout would differ from those of the update.
     """
-    if isinstance(module, Linear8bitLt) and module.weight.device.type == "cpu":
-        module.training = True
+    if layer.weight.device.type == "cpu":
+        layer.training = True

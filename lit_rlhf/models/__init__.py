@@ -6,7 +6,7 @@ import logging
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # ruff: noqa: E402
-from lit_rlhf.models.backbone import Backbone as Backbone
+from lit_rlhf.models.backbone import Backbone as Backbone, evaluating as evaluating
 from lit_rlhf.models.checkpoints import (
     load_checkpoint_backbone as load_checkpoint_backbone,
     load_policy as load_policy,
@@ -30,7 +30,6 @@ from lit_rlhf.models.reward_models import load_reward_model as load_reward_model
 from lit_rlhf.models.sharding import (
     agreed as agreed,
     divide as divide,
-    evaluating as evaluating,
     gathered as gathered,
     in_step as in_step,
     is_sharded as is_sharded,

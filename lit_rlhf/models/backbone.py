@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.internals.bitsandbytes import keep_arithmetic
+from lit_rlhf.internals.bitsandbytes import eight_bit_layers, keep_arithmetic
 from lit_rlhf.models.adapters import RoleAdapters
 from lit_rlhf.models.branched import BranchRunner, BranchStates, Costs, spread
 from lit_rlhf.models.cards import read_record, recorded_prompts
@@ -108,6 +108,7 @@ class Backbone(nn.Module):
         if spec.gradient_checkpointing:
             draws = spec.lora is not None and spec.lora.dropout > 0.0
             recompute_layers(self.decoder, self._recompute_contexts, draws=draws)
+        self._eight_bit = eight_bit_layers(model)
         self.train()
         check_decoder(model, self._runner, self._lm_head)
 
@@ -384,8 +385,8 @@ class Backbone(nn.Module):
         differ between rollout and update.
         """
         super().train(mode)
-        for module in self.modules():
-            keep_arithmetic(module)
+        for layer in self._eight_bit:
+            keep_arithmetic(layer)
         return self
 
     # -- inner parts --------------------------------------------------------------------------------------------------
@@ -442,3 +443,15 @@ class Backbone(nn.Module):
     def _require(name: str, known: Any, what: str) -> None:
         if name not in known:
             raise ConfigurationError(f"There is no {what} {name!r}; there are {sorted(known)}.")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the time of a `with`; each submodule's own flag is restored, so frozen parts stay in eval mode."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag

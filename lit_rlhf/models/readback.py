@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lit_rlhf.errors import CheckpointError, is_out_of_memory
 from lit_rlhf.internals.bitsandbytes import keep_trainable
-from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.backbone import Backbone, evaluating
 from lit_rlhf.models.loading import (
     attention_to_load,
     dtype_of,
@@ -19,7 +19,6 @@ from lit_rlhf.models.loading import (
     quantization_config,
     quiet,
 )
-from lit_rlhf.models.sharding import evaluating
 from lit_rlhf.types import BranchedBatch, asked
 
 EXACT, ROUNDED = 1e-3, 0.25

@@ -1,4 +1,4 @@
-"""FSDP2: parameters divided over processes, and whole for the time of a pass or of a rollout; eval mode for a time."""
+"""FSDP2: parameters divided over processes, and whole for the time of a pass or of a rollout."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -155,15 +155,3 @@ def _layers(decoder: nn.Module) -> Iterator[nn.Module]:
             f"{type(decoder).__name__} has no list of layers to shard by. Use ddp."
         )
     yield from max(lists, key=len)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the time of a `with`; each submodule's own flag is restored, so frozen parts stay in eval mode."""
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in flags:
-            part.training = flag

@@ -233,7 +233,10 @@ def test_bitsandbytes(kind: type[nn.Linear]) -> None:
     assert found.shape == weight.shape
     assert float((found - weight).abs().mean()) < 0.1, "scales of quantized weights moved"
     layer.eval()
-    our_bitsandbytes.keep_arithmetic(layer)
+    found_layers = our_bitsandbytes.eight_bit_layers(nn.Sequential(layer))
+    assert found_layers == ([layer] if kind is Linear8bitLt else [])
+    for each in found_layers:
+        our_bitsandbytes.keep_arithmetic(each)
     assert layer.training == (kind is Linear8bitLt)
 
 

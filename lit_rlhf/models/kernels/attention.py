@@ -174,17 +174,11 @@ def _attend(
             module, query, key, value, mask, dropout, scaling, is_causal, **kwargs
         )
         return result[0]
-    if length > 1 and not dropout and pays(query, key, causal=causal):
-        return dense_attention(
-            query,
-            key,
-            value,
-            mask,
-            causal=causal,
-            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        )
     dtype = query.dtype
     if length > 1 and dtype != torch.float32:
+        if not dropout and pays(query, key, causal=causal):
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            return dense_attention(query, key, value, mask, causal=causal, scale=scale)
         query, key, value = query.float(), key.float(), value.float()
         if mask is not None and mask.is_floating_point():
             mask = mask.float()
