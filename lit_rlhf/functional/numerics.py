@@ -1,4 +1,4 @@
-"""Functions of logits and probabilities that stay exact and finite, as do their gradients, where the textbook form doesn't (layer L1)."""
+"""Functions of logits and probabilities that stay finite, with gradients, where textbook forms overflow (layer L1)."""
 
 import math
 from typing import NamedTuple

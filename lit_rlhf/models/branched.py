@@ -265,9 +265,8 @@ class BranchRunner:
     def is_flash(self) -> bool:
         """Whether prompts and branches are computed apart by flash kernels."""
         weight = next(p for p in self.trunk.parameters() if p.is_floating_point())
-        if not self.splits or weight.device.type == "cpu":
-            return False
-        return flash_branches.serves(weight.device, product_dtype(weight), self.head_width)
+        dtype = product_dtype(weight)
+        return self.splits and flash_branches.serves(weight.device, dtype, self.head_width)
 
     def expanded(
         self, batch: BranchedBatch, layout: BranchLayout, num_branches: int
