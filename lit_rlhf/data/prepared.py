@@ -191,7 +191,7 @@ class PreparedSources:
                     source,
                     given or self._format_of(source),
                     how,
-                    given or (None if finds else self.records),
+                    given or self.records,
                     found=finds and given is None,
                 )
                 for source, given in sources_of(self._source(name))

@@ -27,6 +27,7 @@ from lit_rlhf.data import (
 )
 from lit_rlhf.data.recognition import FORMATS, read_as, spell
 from lit_rlhf.errors import ConfigurationError
+from tests.unit.data.contract import ready
 from tests.unit.data.shape_cases import BLUE, CASES, COLOR, READS_TOOLS
 
 SHAPES = Path(__file__).parent / "shapes"
@@ -248,15 +249,17 @@ class TestOwnFormats:
         own = PreferenceDataModule(self.rows, tokenizer=tokenizer, format=Auto([Votes()]))
         assert found.dataset_hash == named.dataset_hash != own.dataset_hash
 
+    @pytest.mark.parametrize("given", [None, Auto()], ids=["no format", "Auto"])
     def test_records_of_a_subclass_are_read_as_it_says(
-        self, tokenizer: PreTrainedTokenizerFast
+        self, tokenizer: PreTrainedTokenizerFast, given: Auto | None
     ) -> None:
         class Renamed(PreferenceDataModule):
             def records(self, row: Any) -> list[Record]:
                 return super().records({**row, "prompt": row["ask"]})
 
-        module = Renamed(self.rows, tokenizer=tokenizer)
+        module = ready(Renamed(self.rows, tokenizer=tokenizer, format=given, batch_size=1))
         assert module.records(self.rows.rows[0])[0].prompt == "a"
+        assert tokenizer.decode(module.rows["train"][0]["prompt_ids"]) == "a"
 
     def test_a_subclass_states_its_format(self, tokenizer: PreTrainedTokenizerFast) -> None:
         class Voted(PreferenceDataModule):
