@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
     walls = [run.wall_seconds for of_side in (*runs.values(), judged.values()) for run in of_side]
     results["seconds"] = {"environments": prepared, "runs": sum(walls)}
     results["workloads"] = {
-        workload.name: compare(workload, runs, judged) for workload in workloads
+        workload.name: compare(workload, runs, judged, options.dtype) for workload in workloads
     }
     if options.cpu:
         for entry in results["workloads"].values():

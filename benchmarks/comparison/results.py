@@ -11,13 +11,14 @@ Runs = Mapping[tuple[str, str], Sequence[Measured]]
 Judged = Mapping[tuple[str, str], Measured]
 
 
-def compare(workload: Workload, runs: Runs, judged: Judged) -> dict[str, Any]:
+def compare(workload: Workload, runs: Runs, judged: Judged, dtype: str) -> dict[str, Any]:
     """One workload's entry.
 
     Args:
         workload: What was compared.
         runs: Timed runs by group and side.
         judged: Runs by group and side that tell whether the sides agree; where there are none, the timed ones do.
+        dtype: Of the timed runs' weights.
     """
     ours, theirs = runs[workload.group, workload.ours.key], runs[workload.group, workload.peer.key]
     throughput = ratio(
@@ -34,7 +35,7 @@ def compare(workload: Workload, runs: Runs, judged: Judged) -> dict[str, Any]:
         "ours": _side(workload.ours, ours),
         "peer": _side(workload.peer, theirs),
         "parity": _parity(workload, ours, theirs, judged),
-        "utilisation": utilisation(ours),
+        "utilisation": utilisation(ours, dtype),
     }
     tokens = [[run.tokens_per_second for run in side] for side in (ours, theirs)]
     if all(rate is not None for side in tokens for rate in side):
@@ -43,15 +44,15 @@ def compare(workload: Workload, runs: Runs, judged: Judged) -> dict[str, Any]:
     return result
 
 
-def utilisation(runs: Sequence[Measured]) -> dict[str, Any]:
-    """By counted phase: share of the peak in its dtype of the run's own process, and what it is made of."""
+def utilisation(runs: Sequence[Measured], dtype: str) -> dict[str, Any]:
+    """By counted phase: share of the peak in this dtype of the run's own process, and what it is made of."""
     found: dict[str, Any] = {}
     for phase in runs[0].result["flops"][0] if runs[0].result.get("flops") else ():
         shares, rates, seconds = [], [], []
         for run in runs:
             flops = sum(step[phase] for step in run.result["flops"])
             spent = sum(step[phase] for step in run.result["phases"])
-            shares.append(flops / spent / run.result["peaks"][run.result["dtype"]])
+            shares.append(flops / spent / run.result["peaks"][dtype])
             rates.append(flops / spent / 1e9)
             seconds.append(spent / len(run.result["phases"]))
         found[phase] = {

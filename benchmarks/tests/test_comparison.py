@@ -155,7 +155,10 @@ def test_what_is_missing_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch
 
 
 def test_utilisation_counts_the_phase_alone() -> None:
-    found = utilisation([lit_run(2.0), lit_run(4.0)])
+    runs = [lit_run(2.0), lit_run(4.0)]
+    for run in runs:
+        run.result.pop("dtype", None)  # as runs that generate have none
+    found = utilisation(runs, "bfloat16")
     assert set(found) == {"update"}
     assert found["update"]["share_of_peak"] == {"median": 0.375, "min": 0.25, "max": 0.5}
     assert found["update"]["gflop_per_step"] == 1000.0
@@ -165,7 +168,7 @@ def test_an_entry_has_ratios_spread_parity_and_utilisation_and_is_json() -> None
     ours = [lit_run(1.0), lit_run(2.0), lit_run(1.0)]
     theirs = [run(4.0, gigabytes=4.0, curve=[0.7, 0.6], dtype="bfloat16") for _ in range(3)]
     workload = WORKLOADS["dpo"]
-    entry = compare(workload, {("dpo", "lit"): ours, ("dpo", "trl"): theirs}, {})
+    entry = compare(workload, {("dpo", "lit"): ours, ("dpo", "trl"): theirs}, {}, "bfloat16")
     assert entry["throughput_ratio"] == 4.0
     assert entry["throughput_ratio_range"] == [2.0, 4.0]
     assert entry["memory_ratio"] == 0.5
@@ -178,12 +181,12 @@ def test_an_entry_has_ratios_spread_parity_and_utilisation_and_is_json() -> None
 
 def test_rewards_are_judged_by_the_longer_runs_where_there_are_some() -> None:
     runs = {("ppo", side): [lit_run(1.0, curve=[0.0, 0.0])] for side in ("lit", "trl")}
-    assert compare(WORKLOADS["ppo"], runs, {})["parity"]["ok"] is None
+    assert compare(WORKLOADS["ppo"], runs, {}, "bfloat16")["parity"]["ok"] is None
     longer = {
         ("ppo", side): lit_run(1.0, curve=[0.0, 0.0, 0.0, *late])
         for side, late in (("lit", [5.0] * 3), ("trl", [4.0] * 3))
     }
-    entry = compare(WORKLOADS["ppo"], runs, longer)
+    entry = compare(WORKLOADS["ppo"], runs, longer, "bfloat16")
     assert (entry["parity"]["our_mean"], entry["parity"]["peer_mean"]) == (5.0, 4.0)
 
 
@@ -192,13 +195,13 @@ def test_curves_are_judged_in_float32_and_told_in_bfloat16() -> None:
         ("dpo", side): [lit_run(1.0, curve=[0.7, late])]
         for side, late in (("lit", 0.69), ("trl", 0.65))
     }
-    assert compare(WORKLOADS["dpo"], timed, {})["parity"]["ok"] is False
+    assert compare(WORKLOADS["dpo"], timed, {}, "bfloat16")["parity"]["ok"] is False
     for late, ok in ((0.650005, True), (0.65002, False)):
         exact = {
             ("dpo", "lit"): lit_run(1.0, [0.7, late], "float32"),
             ("dpo", "trl"): lit_run(1.0, [0.7, 0.65], "float32"),
         }
-        found = compare(WORKLOADS["dpo"], timed, exact)["parity"]
+        found = compare(WORKLOADS["dpo"], timed, exact, "bfloat16")["parity"]
         assert (found["ok"], found["dtype"], found["timed"]["dtype"]) == (ok, "float32", "bfloat16")
         assert found["timed"]["worst"] == pytest.approx(0.04)
     wrong = {
@@ -206,12 +209,17 @@ def test_curves_are_judged_in_float32_and_told_in_bfloat16() -> None:
         for side, late in (("lit", 0.76), ("trl", 0.65))
     }
     same = {("dpo", side): lit_run(1.0, [0.7, 0.6], "float32") for side in ("lit", "trl")}
-    assert compare(WORKLOADS["dpo"], timed, same)["parity"]["ok"] is True
-    assert compare(WORKLOADS["dpo"], wrong, same)["parity"]["ok"] is False, (
+    assert compare(WORKLOADS["dpo"], timed, same, "bfloat16")["parity"]["ok"] is True
+    assert compare(WORKLOADS["dpo"], wrong, same, "bfloat16")["parity"]["ok"] is False, (
         "the kernels that were timed are others"
     )
     with pytest.raises(ValueError, match="bfloat16 and of float32"):
-        compare(WORKLOADS["dpo"], {**timed, ("dpo", "trl"): [lit_run(1.0, dtype="float32")]}, {})
+        compare(
+            WORKLOADS["dpo"],
+            {**timed, ("dpo", "trl"): [lit_run(1.0, dtype="float32")]},
+            {},
+            "bfloat16",
+        )
 
 
 def test_longer_runs_are_made_in_full_comparisons_alone(tmp_path: Path) -> None:
@@ -245,7 +253,7 @@ def test_the_report_has_a_row_for_each_workload_and_goes_between_its_marks(tmp_p
             "machine": about,
             "versions": {"lit_rlhf": {"torch": "2.13.0"}},
             "seconds": seconds,
-            "workloads": {"dpo": compare(WORKLOADS["dpo"], runs, {})},
+            "workloads": {"dpo": compare(WORKLOADS["dpo"], runs, {}, "bfloat16")},
         }
     )
     rows = [line for line in text.splitlines() if line.startswith("| `dpo`")]
