@@ -31,7 +31,7 @@ def compare(workload: Workload, runs: Runs, judged: Judged, dtype: str) -> dict[
         "throughput_ratio_range": [throughput.min, throughput.max],
         "memory_ratio": memory.median,
         "memory_ratio_range": [memory.min, memory.max],
-        "goals": dict(workload.goals),
+        "goals": workload.goals_in(dtype),
         "ours": _side(workload.ours, ours),
         "peer": _side(workload.peer, theirs),
         "parity": _parity(workload, ours, theirs, judged),

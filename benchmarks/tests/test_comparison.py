@@ -154,6 +154,13 @@ def test_what_is_missing_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch
         compare_script.main([])
 
 
+def test_goals_are_those_of_the_dtype() -> None:
+    dpo, sft = WORKLOADS["dpo"], WORKLOADS["sft"]
+    assert dpo.goals_in("bfloat16") == dpo.goals
+    assert dpo.goals_in("float32") == {**dpo.goals, "throughput_ratio": 3.0}
+    assert "throughput_ratio" not in sft.goals_in("float32")
+
+
 def test_utilisation_counts_the_phase_alone() -> None:
     runs = [lit_run(2.0), lit_run(4.0)]
     for run in runs:
