@@ -1,5 +1,6 @@
 """Of torch, read from 2.13: hooks, versions and storages of tensors, operators, oneDNN, flash kernels, groups, NCCL."""
 
+import platform
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -128,8 +129,8 @@ def multiplies_bfloat16() -> bool:
 def laid_out_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
     """A linear layer, on CPU with a copy of its weights that lies as oneDNN's kernels read them.
 
-    These are the operators of torch's compiler; a torch without them, other dtypes, and bfloat16 on a CPU that doesn't
-    multiply it get plain products.
+    These are the operators of torch's compiler; a torch without them, other dtypes, bfloat16 on a CPU that doesn't
+    multiply it, and processors other than x86, where none of this was tried, get plain products.
 
     Args:
         weight: (out, in).
@@ -139,8 +140,8 @@ def laid_out_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[
     ops: Any = torch.ops.mkldnn
     lay_out = getattr(ops, "_reorder_linear_weight", None)
     multiply = getattr(ops, "_linear_pointwise", None)
-    known = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and multiplies_bfloat16()
+    known = platform.machine().lower() in ("x86_64", "amd64") and (
+        weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())
     )
     if weight.device.type != "cpu" or not known or lay_out is None or multiply is None:
         return partial(F.linear, weight=weight, bias=bias)

@@ -155,6 +155,11 @@ def test_a_product_laid_out_by_onednn_is_the_plain_one(
         assert_close(product(x), torch.nn.functional.linear(x, weight, bias), **tolerance)
 
 
+def test_other_processors_multiply_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert isinstance(laid_out_linear(torch.ones(4, 3), None, 64), partial)
+
+
 def generate(backbone: Backbone, engine: NativeEngine, new_tokens: int = 8) -> torch.Tensor:
     return engine.generate(backbone, make_request(Sampling(max_new_tokens=new_tokens))).tokens
 
