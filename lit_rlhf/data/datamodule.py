@@ -1,14 +1,13 @@
 """The DataModule that all others are kinds of."""
 
 import warnings
-from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.cache import TokenCache, cache_root
@@ -20,16 +19,21 @@ from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import content_key, describe_class, users_options
 from lit_rlhf.data.option_rules import OPTION_RULES, check_sources, refuse_formats
 from lit_rlhf.data.preparation import InvalidPolicy, Report
-from lit_rlhf.data.prepared import PreparedSources, Tokenization, shares_of, weights_of
+from lit_rlhf.data.prepared import PreparedSources, shares_of, weights_of
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
 from lit_rlhf.data.samplers import (
     STATE_VERSION,
-    Loaders,
+    EvaluationSampler,
+    LengthBucketSampler,
     Position,
+    ResumableLoader,
     batches_in_flight,
     check_state,
+    even_batch_size,
+    loader_options,
+    overfits,
     replicas,
 )
 from lit_rlhf.data.showing import form_of_prompts
@@ -37,7 +41,7 @@ from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
 from lit_rlhf.prompt_form import PromptForm
-from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
+from lit_rlhf.tokenizers import load_tokenizer, pad_token_id, tokenizer_fingerprint
 
 # The source that a stage can't do without, and those it opens.
 _STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {
@@ -49,7 +53,7 @@ _STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {
 }
 
 
-class BranchedDataModule(LightningDataModule, ABC):
+class BranchedDataModule(LightningDataModule):
     """Reads, splits, tokenizes once and batches data of one kind; works under a Trainer and without one.
 
     Without a Trainer:
@@ -109,6 +113,8 @@ class BranchedDataModule(LightningDataModule, ABC):
     """The kinds of records that make batches, as they are or through a wrapper."""
     canonical_format: ClassVar[Format]
     """What `records` of a subclass gets from its base, and what a source without rows is read with."""
+    collator_class: ClassVar[type[BranchedCollator]]
+    """What makes batches of its rows."""
     default_format: ClassVar[Format | None] = None
     """A subclass's own format where none is set. None: it is found from the rows."""
     default_bucket_batches: ClassVar[int] = 50
@@ -166,7 +172,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         if isinstance(self.format, Auto):
             reader = FormatFinder(self.format, self.takes, usual, type(self).__name__)
         records = self.records if own else None
-        self._prepared = PreparedSources(self.sources, reader, records, self._tokenization)
+        self._prepared = PreparedSources(self, reader, records)
         self.reports: dict[str, Report] = self._prepared.reports
         self._position = Position()
         self.check_options()
@@ -181,9 +187,9 @@ class BranchedDataModule(LightningDataModule, ABC):
         """
         return self.format_of(next(name for name, each in self.sources.items() if each))(row)
 
-    @abstractmethod
     def collator(self) -> BranchedCollator:
         """What makes batches of rows."""
+        return self.collator_class(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
 
     def cache_key(self) -> Any:
         """What of this class decides which records a row becomes, as plain values: for the key of the cache.
@@ -282,22 +288,6 @@ class BranchedDataModule(LightningDataModule, ABC):
         """The format of the source train, val or test, of a mixture that of its first one."""
         return self._prepared.format_of(name)
 
-    def _tokenization(self) -> Tokenization:
-        return Tokenization(
-            module=self,
-            shape=self.shape,
-            tokenizer=self.tokenizer,
-            fingerprint=self.tokenizer_fingerprint,
-            max_prompt_length=self.max_prompt_length,
-            max_completion_length=self.max_completion_length,
-            too_long=self.too_long,
-            cut_prompt=self.cut_prompt,
-            invalid=self.invalid,
-            max_invalid=self.max_invalid,
-            repeats=self.repeats,
-            cache_dir=self.cache_dir,
-        )
-
     def logprob_stores(self, reference: str) -> list[ReferenceLogprobs]:
         """Where the log-probs of the open training and validation rows under a reference are kept.
 
@@ -321,14 +311,21 @@ class BranchedDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches, from the position that was restored, if one was."""
         rows = self._rows("train", "fit")
-        return self._loaders().training(
-            rows,
+        if overfits(self.trainer):
+            return self._loader(rows, self.batch_size)
+        count, rank = replicas(self.trainer)
+        sampler = LengthBucketSampler(
+            rows.lengths,
             self.batch_size,
+            num_replicas=count,
+            rank=rank,
+            seed=self.seed,
             bucket_batches=self.bucket_batches,
             drop_last=self.drop_last,
             position=self._position,
             shares=shares_of(self.sources["train"], rows),
         )
+        return self._loader(rows, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Validation rows, by length where training rows are; an empty list where no validation data were asked for."""
@@ -346,12 +343,29 @@ class BranchedDataModule(LightningDataModule, ABC):
         """Test rows in order; `index` in a batch says which."""
         return self._evaluation_loader(self._rows("test", "predict"), in_order=True)
 
-    def _loaders(self) -> Loaders:
-        return Loaders(self.trainer, self.collator(), self.num_workers, self.seed)
-
     def _evaluation_loader(self, rows: TokenizedRows, *, in_order: bool = False) -> DataLoader[Any]:
-        size, by_length = self.eval_batch_size or self.batch_size, self.bucket_batches > 1
-        return self._loaders().evaluation(rows, size, by_length=by_length and not in_order)
+        count, rank = replicas(self.trainer)
+        size = even_batch_size(len(rows), self.eval_batch_size or self.batch_size, count)
+        if overfits(self.trainer):
+            return self._loader(rows, size)
+        by_length = self.bucket_batches > 1 and not in_order
+        sampler = EvaluationSampler(
+            rows.lengths, size, num_replicas=count, rank=rank, by_length=by_length
+        )
+        return self._loader(rows, size, sampler)
+
+    def _loader(
+        self, rows: TokenizedRows, batch_size: int, sampler: Sampler[int] | None = None
+    ) -> DataLoader[Any]:
+        kind = ResumableLoader if isinstance(sampler, LengthBucketSampler) else DataLoader
+        options = loader_options(self.trainer, self.num_workers, self.seed)
+        return kind(
+            rows,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=self.collator(),
+            **options,
+        )
 
     def _rows(self, name: str, stage: str) -> TokenizedRows:
         if name not in self.rows:

@@ -1,10 +1,9 @@
 """The sources of a DataModule as tokenized rows: what names them in the cache, and what is there under that name."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,19 +26,11 @@ from lit_rlhf.errors import ConfigurationError
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Tokenization:
-    """How a DataModule's rows become tokens; its options of the same names.
+class Tokenizing(Protocol):
+    """What of a DataModule decides how its rows become tokens; its class and own options do too (`keys.py`)."""
 
-    Args:
-        module: The DataModule, whose class and own options decide too (see `lit_rlhf.data.keys`).
-        fingerprint: Of the tokenizer.
-    """
-
-    module: Any
-    shape: Shape
-    tokenizer: PreTrainedTokenizerBase
-    fingerprint: str
+    sources: dict[str, Source | None]
+    shape: ClassVar[Shape]
     max_prompt_length: int | None
     max_completion_length: int | None
     too_long: LengthPolicy
@@ -49,6 +40,14 @@ class Tokenization:
     repeats: Repeats | None
     cache_dir: str | None
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loaded when it is first asked for."""
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Equal for tokenizers that give the same ids."""
+
 
 class PreparedSource:
     """A source, its place in the cache of tokens, and the report of what became of its rows.
@@ -56,7 +55,7 @@ class PreparedSource:
     Args:
         source: Where the rows come from.
         reader: The format that reads them.
-        how: What else decides which tokens they become.
+        how: The DataModule, which says what else decides which tokens they become.
         convert: From a row to its records; default: the format.
         found: Whether the format was found, and so is to be said.
     """
@@ -65,7 +64,7 @@ class PreparedSource:
         self,
         source: Source,
         reader: Format,
-        how: Tokenization,
+        how: Tokenizing,
         convert: Callable[[Row], list[Record]] | None = None,
         *,
         found: bool = False,
@@ -84,10 +83,10 @@ class PreparedSource:
         parts: dict[str, Any] = {
             "code": code_of_preparation(),
             "source": self.source.fingerprint(),
-            "module": how.module,
+            "module": how,
             "format": self.reader,
             "shape": how.shape,
-            "tokenizer": how.fingerprint,
+            "tokenizer": how.tokenizer_fingerprint,
             "limits": [*limits, how.too_long, how.cut_prompt, how.invalid],
             "repeats": how.repeats,
         }
@@ -100,7 +99,7 @@ class PreparedSource:
                 "a method `cache_key` with what decides.",
                 error,
             )
-            return content_key({**parts, "module": str(type(how.module)), "format": ""})
+            return content_key({**parts, "module": str(type(how)), "format": ""})
 
     @property
     def content(self) -> str:
@@ -144,20 +143,18 @@ class PreparedSources:
     """The sources train, val and test of a DataModule, each by its format as tokenized rows.
 
     Args:
-        sources: By name; None where there is none.
-        reader: The format of all of them, or what finds it for each.
+        how: The DataModule.
+        reader: The format of all sources, or what finds it for each.
         records: How the DataModule turns a row into records by a method of its own. None: as the format says.
-        how: Gives what else decides, when it is first needed.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, Source | None],
+        how: Tokenizing,
         reader: Format | FormatFinder,
         records: Callable[[Row], list[Record]] | None,
-        how: Callable[[], Tokenization],
     ) -> None:
-        self.sources, self.reader, self.records, self.how = sources, reader, records, how
+        self.how, self.reader, self.records = how, reader, records
         self.reports: dict[str, Report] = {}
         self._prepared: dict[str, list[PreparedSource]] = {}
 
@@ -185,18 +182,18 @@ class PreparedSources:
 
     def _prepare(self, name: str) -> list[PreparedSource]:
         if name not in self._prepared:
-            how, finds = self.how(), isinstance(self.reader, FormatFinder)
+            finds = isinstance(self.reader, FormatFinder)
             self._prepared[name] = [
                 PreparedSource(
                     source,
                     given or self._format_of(source),
-                    how,
+                    self.how,
                     given or self.records,
                     found=finds and given is None,
                 )
                 for source, given in sources_of(self._source(name))
             ]
-            if finds and name != "train" and self.sources["train"] is not None:
+            if finds and name != "train" and self.how.sources["train"] is not None:
                 self._compare(name)
         return self._prepared[name]
 
@@ -209,11 +206,11 @@ class PreparedSources:
 
     def _format_of(self, source: Source) -> Format:
         if isinstance(self.reader, FormatFinder):
-            return self.reader.find(source, self.how().tokenizer)
+            return self.reader.find(source, self.how.tokenizer)
         return self.reader
 
     def _source(self, name: str) -> Source:
-        source = self.sources[name]
+        source = self.how.sources[name]
         if source is None:
             raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
         return source
