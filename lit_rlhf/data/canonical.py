@@ -36,13 +36,13 @@ def canonical_row(record: Record, reader: Format, given: Row) -> dict[str, Any]:
     if kind == "pairs":
         row |= {"chosen": answers[0], "rejected": answers[1], **fields}
     elif kind == "rankings":
-        row |= {"completions": answers, "scores": list(_tuple(fields.pop("score")))}
+        row |= {"completions": answers, "scores": list(fields.pop("score"))}
     elif kind == "steps":
         while isinstance(reader, Wrapper):
             reader = reader.format
         separator = str(getattr(reader, "separator", ""))
         steps = [str(step).removesuffix(separator) for step in answers[:-1]]
-        row |= {"completions": [*steps, answers[-1]], "labels": list(_tuple(fields["step_label"]))}
+        row |= {"completions": [*steps, answers[-1]], "labels": list(fields["step_label"])}
     elif kind == "text":
         row = {"text": answers[0]}
     elif answers:
@@ -55,8 +55,3 @@ def canonical_row(record: Record, reader: Format, given: Row) -> dict[str, Any]:
     if tools := options.pop("tools", None):
         row["tools"] = tools
     return {**row, "chat_template_kwargs": options} if options else row
-
-
-def _tuple(value: Any) -> tuple[float, ...]:
-    assert isinstance(value, tuple)
-    return value

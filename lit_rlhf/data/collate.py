@@ -85,14 +85,11 @@ class BranchedCollator:
 
     def layout(self, rows: Sequence[Any]) -> BranchedBatch:
         """The three tensors of every batch, (B, L)."""
-        lines = [_line(row) for row in rows]
-        step = self.pad_to_multiple_of
-        width = -(-max(len(ids) for ids, _, _ in lines) // step) * step
-        ids, branches, positions = zip(*lines, strict=True)
+        ids, branches, positions = zip(*map(_line, rows), strict=True)
         return {
-            "input_ids": _pad(ids, width, self.pad_id),
-            "branch_ids": _pad(branches, width, -1),
-            "position_ids": _pad(positions, width, 0),
+            "input_ids": self._pad(ids, self.pad_id),
+            "branch_ids": self._pad(branches, -1),
+            "position_ids": self._pad(positions, 0),
             "attention_mask": NoAttentionMask(),
         }
 
@@ -101,13 +98,17 @@ class BranchedCollator:
         lines = [(row["prompt_ids"], row["completion_ids"][branch]) for row in rows]
         whole = [[*prompt, *completion] for prompt, completion in lines]
         labels = [[-100] * len(prompt) + completion for prompt, completion in lines]
-        step = self.pad_to_multiple_of
-        width = -(-max(map(len, whole)) // step) * step
         return {
-            f"{prefix}input_ids": _pad(whole, width, self.pad_id),
-            f"{prefix}attention_mask": _pad([[1] * len(ids) for ids in whole], width, 0),
-            f"{prefix}labels": _pad(labels, width, -100),
+            f"{prefix}input_ids": self._pad(whole, self.pad_id),
+            f"{prefix}attention_mask": self._pad([[1] * len(ids) for ids in whole], 0),
+            f"{prefix}labels": self._pad(labels, -100),
         }
+
+    def _pad(self, lines: Sequence[list[int]], value: int) -> Tensor:
+        step = self.pad_to_multiple_of
+        width = -(-max(map(len, lines)) // step) * step
+        filled = [line + [value] * (width - len(line)) for line in lines]
+        return torch.tensor(filled, dtype=torch.int64)
 
     def labelled(self, rows: Rows) -> dict[str, Any]:
         """The layout, and what goes beside it."""
@@ -236,10 +237,6 @@ def _line(row: Any) -> tuple[list[int], list[int], list[int]]:
         branches += [branch] * len(completion)
         positions += range(start, start + len(completion))
     return ids, branches, positions
-
-
-def _pad(lines: Sequence[list[int]], width: int, value: int) -> Tensor:
-    return torch.tensor([line + [value] * (width - len(line)) for line in lines], dtype=torch.int64)
 
 
 def _padded(lines: Sequence[Sequence[float]]) -> Tensor:

@@ -92,12 +92,48 @@ class FormatFinder:
             ConfigurationError: No format reads the rows, or several do.
         """
         if id(source) not in self.found:
-            rows = first_rows(source)
-            options = self.auto, self.takes, self.usual, str(source), self.module
-            self.found[id(source)] = (
-                choose(rows, *options, layout_for(tokenizer)) if rows else self.usual
-            )
+            rows, layout = first_rows(source), layout_for(tokenizer)
+            self.found[id(source)] = self._choose(rows, str(source), layout) if rows else self.usual
         return self.found[id(source)]
+
+    def _choose(self, rows: Sequence[Row], what: str, layout: Layout) -> Format:
+        """The one format of rows that the DataModule takes.
+
+        Where no format reads them and some have all columns of its usual format, that one is taken: what is wrong with
+        the rows is then counted by reason.
+        """
+        found = readings(rows, self.auto.also, layout)
+        direct = [one for one in found if self.takes.get(one.kind, Wrapper) is None]
+        fitting = direct or [one for one in found if one.kind in self.takes]
+        if len(fitting) == 1:
+            return self._wrapped(fitting[0])
+        if fitting:
+            readers = [(spell(self._wrapped(one)), one.kind) for one in fitting]
+            raise ConfigurationError(several_readers(readers, rows, what))
+        others = [one for one in found if one.kind != "prompts"]
+        if others:
+            kind, name = others[0].kind, spell(others[0].format)
+            wanted = next(kind for kind, wrapper in self.takes.items() if wrapper is None)
+            way = _IMITATE.get(kind, "") if wanted == "demonstrations" else ""
+            raise ConfigurationError(
+                f"The rows of {what} are {kind}, read by {name}, and {self.module} needs {wanted}. Take "
+                f"{MODULES[kind]} for them. {way.format(name)} Their columns: {columns_of(rows)}."
+            )
+        if any(all(name in row for name in self.usual.reads()) for row in rows):
+            return self.usual
+        raise ConfigurationError(
+            f"No format reads the rows of {what} as {self.module} needs them. Their columns: {columns_of(rows)}. "
+            f"Nearest: {nearest_formats(rows, self.usual)}. Set the data option `format` to one of these with the "
+            "names of your columns (--data.format ExplicitPrompt --data.format.prompt COLUMN ...), or give a Format of "
+            "your own."
+        )
+
+    def _wrapped(self, reading: Reading) -> Format:
+        """The format of a reading, through what makes of its records the kind that is wanted."""
+        wrapper = self.takes.get(reading.kind)
+        if wrapper is PairsFromRanking:
+            return PairsFromRanking(reading.format, with_margin=False)
+        return reading.format if wrapper is None else wrapper(reading.format)
 
 
 def say_found(
@@ -107,66 +143,6 @@ def say_found(
     if len(rows) > 0:
         unread = unread_columns(reader, first_rows(source))
         say_format(f"{source} is read as {spell(reader)}", rows[0], tokenizer, unread)
-
-
-def choose(
-    rows: Sequence[Row],
-    auto: Auto,
-    takes: Takes,
-    usual: Format,
-    what: str,
-    module: str,
-    layout: Layout,
-) -> Format:
-    """The one format of rows that a DataModule takes.
-
-    Where no format reads them and some have all columns of the DataModule's usual format, that one is taken: what is
-    wrong with the rows is then counted by reason.
-
-    Args:
-        rows: The first rows.
-        auto: Says which formats take part beside the library's.
-        takes: The kinds that the DataModule takes.
-        usual: Its usual format.
-        what: What messages call the rows.
-        module: What messages call the DataModule.
-        layout: How text that is a conversation is read.
-
-    Raises:
-        ConfigurationError: There is none, or there are several.
-    """
-    found = readings(rows, auto.also, layout)
-    direct = [one for one in found if takes.get(one.kind, Wrapper) is None]
-    fitting = direct or [one for one in found if one.kind in takes]
-    if len(fitting) == 1:
-        return wrapped(fitting[0], takes)
-    if fitting:
-        readers = [(spell(wrapped(one, takes)), one.kind) for one in fitting]
-        raise ConfigurationError(several_readers(readers, rows, what))
-    others = [one for one in found if one.kind != "prompts"]
-    if others:
-        kind, name = others[0].kind, spell(others[0].format)
-        wanted = next(kind for kind, wrapper in takes.items() if wrapper is None)
-        way = _IMITATE.get(kind, "") if wanted == "demonstrations" else ""
-        raise ConfigurationError(
-            f"The rows of {what} are {kind}, read by {name}, and {module} needs {wanted}. Take {MODULES[kind]} for "
-            f"them. {way.format(name)} Their columns: {columns_of(rows)}."
-        )
-    if any(all(name in row for name in usual.reads()) for row in rows):
-        return usual
-    raise ConfigurationError(
-        f"No format reads the rows of {what} as {module} needs them. Their columns: {columns_of(rows)}. Nearest: "
-        f"{nearest_formats(rows, usual)}. Set the data option `format` to one of these with the names of "
-        "your columns (--data.format ExplicitPrompt --data.format.prompt COLUMN ...), or give a Format of your own."
-    )
-
-
-def wrapped(reading: Reading, takes: Takes) -> Format:
-    """The format of a reading, through what makes of its records the kind that is wanted."""
-    wrapper = takes.get(reading.kind)
-    if wrapper is PairsFromRanking:
-        return PairsFromRanking(reading.format, with_margin=False)
-    return reading.format if wrapper is None else wrapper(reading.format)
 
 
 def unread_columns(reader: Format, rows: Sequence[Row]) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.sources import Source, given_source
+from lit_rlhf.data.sources import Source, local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_number, is_whole
 from lit_rlhf.seeding import generator
@@ -41,7 +41,9 @@ class Portion:
     def __post_init__(self) -> None:
         given: object = self.source
         if (self.path is None) == (given is None) or not isinstance(given, Source | None):
-            raise ConfigurationError(self._complaint())
+            raise ConfigurationError(
+                f"Portion(path={self.path!r}, source={self.source!r}): give one of the two, a path or a Source."
+            )
         valid = self.weight is None or (is_number(self.weight) and 0 < self.weight < float("inf"))
         check_option(valid, self, "weight", self.weight, "above 0, or left out")
         valid = self.max_rows is None or is_whole(self.max_rows, 1)
@@ -49,12 +51,10 @@ class Portion:
         valid = self.format is None or isinstance(self.format, Format)
         check_option(valid, self, "format", self.format, "a Format, or left out")
 
-    def _complaint(self) -> str:
-        return f"Portion(path={self.path!r}, source={self.source!r}): give one of the two, a path or a Source."
-
     def rows(self) -> Source:
         """The source, up to `max_rows`."""
-        source = given_source(self.path, self.source, self._complaint())
+        source = self.source if self.path is None else local_source(self.path)
+        assert source is not None  # one of the two is given
         return source if self.max_rows is None else _FirstRows(source, self.max_rows)
 
 

@@ -2,10 +2,11 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -71,12 +72,12 @@ class Report:
     rows: int = 0
     records: int = 0
     reasons: dict[str, Reason] = field(default_factory=dict)
-    optional: dict[str, int] = field(default_factory=dict)
+    optional: Counter[str] = field(default_factory=Counter)
     columns: list[str] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)
+    labels: Counter[str] = field(default_factory=Counter)
     chats: int = 0
     systems: list[str] = field(default_factory=list)
-    truncated: dict[str, int] = field(default_factory=dict)
+    truncated: Counter[str] = field(default_factory=Counter)
     cut_prompts: int = 0
     longest_prompt: int = 0
     longest_completion: int = 0
@@ -191,13 +192,9 @@ class Report:
         for report in reports:
             for name, reason in report.reasons.items():
                 whole.reasons.setdefault(name, replace(reason, count=0)).count += reason.count
-            for mine, theirs in (
-                (whole.optional, report.optional),
-                (whole.labels, report.labels),
-                (whole.truncated, report.truncated),
-            ):
-                for name, count in theirs.items():
-                    mine[name] = mine.get(name, 0) + count
+            whole.optional += report.optional
+            whole.labels += report.labels
+            whole.truncated += report.truncated
             whole.rows += report.rows
             whole.records += report.records
             whole.chats += report.chats
@@ -210,7 +207,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the cache."""
-        return asdict(self)
+        reasons = {name: vars(reason) for name, reason in self.reasons.items()}
+        return {**vars(self), "reasons": reasons}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], source: str) -> "Report":
@@ -225,7 +223,68 @@ class Report:
         for reason in reasons.values():
             if reason.first.startswith(before):
                 reason.first = source + reason.first.removeprefix(before)
-        return cls(**{**values, "reasons": reasons, "source": source})
+        counters = {name: Counter(values[name]) for name in ("optional", "labels", "truncated")}
+        return cls(**{**values, **counters, "reasons": reasons, "source": source})
+
+
+class Attempt(NamedTuple):
+    """A record with its tokens, or why it can't be used.
+
+    Attributes:
+        number: Of its row in the source, counted from 0.
+        place: Which of the row's records it is, counted from 0.
+        row: Its row.
+        record: The record, or the error.
+        encoded: Its tokens; None without an encoder.
+    """
+
+    number: int
+    place: int
+    row: Row
+    record: Record | InvalidRowError
+    encoded: Encoded | None
+
+    def sound(self) -> tuple[Record, Encoded | None]:
+        """The record and its tokens.
+
+        Raises:
+            InvalidRowError: It can't be used.
+        """
+        if isinstance(self.record, InvalidRowError):
+            raise self.record
+        return self.record, self.encoded
+
+
+def attempts(
+    conversion: Conversion,
+    encoder: Encoder | None,
+    report: Report,
+    weed: RepeatFinder | None = None,
+) -> Iterator[Attempt]:
+    """Convert and tokenize the rows of a source in order, many with one call of the tokenizer.
+
+    Args:
+        conversion: Of the source's rows.
+        encoder: Makes tokens. None: there are none.
+        report: Its rows are counted.
+        weed: Puts errors in the place of records that are repeated.
+    """
+    numbered = enumerate(rows_of(conversion.source))
+    while rows := list(islice(numbered, _ROWS_AT_ONCE)):
+        report.rows += sum(len(rows_of_group(row)) for _, row in rows)
+        found = [
+            (number, place, row, weed(number, each) if weed else each)
+            for number, row in rows
+            for place, each in enumerate(conversion(number, row))
+        ]
+        records = [each for *_, each in found if isinstance(each, Record)]
+        encoded = iter(encoder.encode(records) if encoder else [None] * len(records))
+        for number, place, row, each in found:
+            tokens = None if isinstance(each, InvalidRowError) else next(encoded)
+            if isinstance(tokens, InvalidRowError):
+                yield Attempt(number, place, row, tokens, None)
+            else:
+                yield Attempt(number, place, row, each, tokens)
 
 
 @dataclass
@@ -265,40 +324,27 @@ class Preparation:
             DataError: Rows were left out against the policies, or none is left.
             ConfigurationError: The format gives records of another shape.
         """
-        numbered = enumerate(rows_of(self.source))
         conversion = Conversion(self.source, self.convert, self.shape)
         weed = None
         if self.repeats is not None:
             weed = RepeatFinder(self.repeats, self.source, conversion)
-        while rows := list(islice(numbered, _ROWS_AT_ONCE)):
-            attempts = [
-                (number, weed(number, each) if weed else each)
-                for number, row in rows
-                for each in conversion(number, row)
-            ]
-            encoded = iter(self.encoder.encode([a for _, a in attempts if isinstance(a, Record)]))
-            self.report.rows += sum(len(rows_of_group(row)) for _, row in rows)
-            for number, attempt in attempts:
-                try:
-                    if isinstance(attempt, InvalidRowError):
-                        raise attempt
-                    yield {"row": number, **self._settle(attempt, next(encoded))}
-                except InvalidRowError as error:
-                    self.report.leave_out(self.source.locate(number), error)
+        for each in attempts(conversion, self.encoder, self.report, weed):
+            try:
+                yield {"row": each.number, **self._settle(*each.sound())}
+            except InvalidRowError as error:
+                self.report.leave_out(self.source.locate(each.number), error)
         self.report.cut_prompts = self.encoder.cut_prompts
         self.report.judge(self.invalid, self.too_long, self.max_invalid)
 
-    def _settle(self, record: Record, encoded: Encoded | InvalidRowError) -> dict[str, Any]:
-        if isinstance(encoded, InvalidRowError):
-            raise encoded
+    def _settle(self, record: Record, encoded: Encoded | None) -> dict[str, Any]:
+        assert encoded is not None
         prompt, completions, cut = encoded
         check_identical(record, completions, "tokens (after truncation)")
         extras = _to_json(record)
         self._count(record)
         lengths = [len(ids) for ids in completions]
         self.report.records += 1
-        for what in cut:
-            self.report.truncated[what] = self.report.truncated.get(what, 0) + 1
+        self.report.truncated.update(cut)
         self.report.count_prompt(record.prompt)
         self.report.longest_prompt = max(self.report.longest_prompt, len(prompt))
         self.report.longest_completion = max(self.report.longest_completion, *lengths, 0)
@@ -320,14 +366,11 @@ class Preparation:
                 "fields differ from the first row's",
                 f"{required}; the first row's are {self._required}",
             )
-        for name in record.fields:
-            if name in OPTIONAL_FIELDS:
-                self.report.optional[name] = self.report.optional.get(name, 0) + 1
+        self.report.optional.update(OPTIONAL_FIELDS.keys() & record.fields.keys())
         if record.columns.keys() - self.report.columns:
             self.report.columns = sorted({*self.report.columns, *record.columns})
         if "label" in record.fields:
-            label = str(record.fields["label"])
-            self.report.labels[label] = self.report.labels.get(label, 0) + 1
+            self.report.labels[str(record.fields["label"])] += 1
 
 
 @rank_zero_only

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, ClassVar, Never, TypeAlias
 
 from lit_rlhf import types
@@ -246,6 +247,19 @@ def ratings_by_answer(fields: Mapping[str, Any], count: int) -> list[Sequence[fl
     ratings: Sequence[float] = fields.get("attributes", ())
     size = len(ratings) // max(count, 1)
     return [ratings[place * size : (place + 1) * size] for place in range(count)]
+
+
+def ordered_pairs(scores: Sequence[float]) -> Iterator[tuple[int, int, float]]:
+    """The places of the better and the worse of each two scores that differ, and by how much they do.
+
+    Example:
+        >>> list(ordered_pairs([1.0, 3.0, 1.0]))
+        [(1, 0, 2.0), (1, 2, 2.0)]
+    """
+    for one, other in combinations(range(len(scores)), 2):
+        better, worse = (one, other) if scores[one] > scores[other] else (other, one)
+        if scores[better] > scores[worse]:
+            yield better, worse, scores[better] - scores[worse]
 
 
 def required_fields(fields: Mapping[str, Any], answers: int) -> list[str]:

@@ -51,7 +51,8 @@ class Pieces:
         self.composed = composed
         self._special = re.compile("|".join(map(re.escape, added)) or r"(?!)")
         self._known: dict[str, list[int]] = {}
-        self._around = _around(backend)
+        (plain,), (whole,) = (ask_backend(backend, ["a"], special) for special in (False, True))
+        self._around = _around(plain, whole)
 
     def __call__(self, texts: list[str], special: bool) -> list[list[int]]:
         """Token ids of texts, as `ask_backend` gives them."""
@@ -189,12 +190,12 @@ def _members(category: str) -> str:
     return "".join(f"\\U{code:08x}" for code in (*found, _NEVER))
 
 
-def _around(backend: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and behind a text."""
-    (plain,), (whole,) = (ask_backend(backend, ["a"], special) for special in (False, True))
-    starts = range(len(whole) - len(plain) + 1)
-    start = next((n for n in starts if whole[n : n + len(plain)] == plain), 0)
-    return whole[:start], whole[start + len(plain) :]
+def _around(plain: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and behind a text: from its ids without and with that."""
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
 
 
 class TextEncoder:
@@ -294,10 +295,7 @@ def _added_at_end(tokenizer: PreTrainedTokenizerBase) -> int:
     )
     if not plain:
         return int(whole[-1:] == [tokenizer.eos_token_id])
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return len(whole) - len(plain) - start
-    return 0
+    return len(_around(plain, whole)[1])
 
 
 def _portions(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 from lit_rlhf.data.formats import (
     TRANSCRIPT_MARKER,
@@ -17,6 +16,7 @@ from lit_rlhf.data.records import (
     Record,
     Row,
     Text,
+    ordered_pairs,
     ratings_by_answer,
 )
 from lit_rlhf.errors import ConfigurationError
@@ -67,8 +67,7 @@ class Wrapper(Format):
                 f"{len(record.completions)} completions and the fields {sorted(record.fields)}, whose first is not the "
                 f"preferred one by its place. Use {inner} around pairs, such as those of ExplicitPrompt."
             )
-        p_chosen, margin = record.fields.get("p_chosen", 1.0), record.fields.get("margin")
-        assert isinstance(p_chosen, float | int)
+        p_chosen, margin = record.p_chosen, record.fields.get("margin")
         if p_chosen == 0.5 or record.completions[0] == record.completions[1]:
             raise InvalidRowError("pair of equals", "neither completion is preferred")
         if p_chosen < 0.5 or (isinstance(margin, float | int) and margin < 0):
@@ -252,15 +251,15 @@ class PairsFromRanking(Wrapper):
                 f"PairsFromRanking needs a format that gives rankings, {type(self.format).__name__} gives records with "
                 f"the fields {sorted(record.fields)}. Use Ranked, or the format alone if it gives pairs."
             )
-        pairs = []
-        for first, second in combinations(range(len(scores)), 2):
-            better, worse = (first, second) if scores[first] > scores[second] else (second, first)
-            margin = scores[better] - scores[worse]
-            if margin > 0:
-                completions = (record.completions[better], record.completions[worse])
-                fields = {"margin": margin} if self.with_margin else {}
-                pairs.append(replace(record, completions=completions, fields=fields))
-        return pairs
+        answers = record.completions
+        return [
+            replace(
+                record,
+                completions=(answers[better], answers[worse]),
+                fields={"margin": margin} if self.with_margin else {},
+            )
+            for better, worse, margin in ordered_pairs(scores)
+        ]
 
 
 def _transcript_turns(prompt: Text) -> list[Message]:

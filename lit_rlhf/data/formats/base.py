@@ -82,10 +82,10 @@ class Format(ABC):
 
 @dataclass(frozen=True)
 class Columns(Format):
-    """A format whose options name columns.
+    """A format whose options name columns, and may say yes or no.
 
     Raises:
-        ConfigurationError: One is no name.
+        ConfigurationError: One is no name, or neither yes nor no.
     """
 
     def __post_init__(self) -> None:
@@ -98,6 +98,8 @@ class Columns(Format):
                 if optional or option.type not in (str, "str"):
                     allowed += ", or null"
                 check_option(named or optional, self, option.name, value, allowed)
+            elif option.type in (bool, "bool"):
+                check_option(isinstance(value, bool), self, option.name, value, "true or false")
 
 
 def check_columns(owner: Format, columns: object) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import groupby
 from typing import Any
 
 from lit_rlhf.data.formats.answers import HelpSteer2Ratings
@@ -16,12 +16,12 @@ from lit_rlhf.data.records import (
     RowGroup,
     UnreadableRow,
     check_number,
+    ordered_pairs,
     read_number,
     read_value,
     rows_of_group,
     shorten,
 )
-from lit_rlhf.options import check_option
 
 _MOST_NEIGHBOURS = 512  # so that a column that never changes doesn't bring a whole file into memory
 
@@ -76,11 +76,6 @@ class HelpSteer2Pairs(HelpSteer2Ratings):
 
     with_margin: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        valid = isinstance(self.with_margin, bool)
-        check_option(valid, self, "with_margin", self.with_margin, "true or false")
-
     def groups_by(self) -> str | None:
         """The prompt."""
         return self.prompt
@@ -95,15 +90,12 @@ class HelpSteer2Pairs(HelpSteer2Ratings):
             )
         column, pairs = self.score or self.label, []
         scores = [read_number(each, column) for each in rows]
-        for one, other in combinations(range(len(rows)), 2):
-            better, worse = (one, other) if scores[one] > scores[other] else (other, one)
-            margin = scores[better] - scores[worse]
-            if margin > 0:
-                answers = rated[better].completions[0], rated[worse].completions[0]
-                fields: dict[str, FieldValue] = {"margin": margin} if self.with_margin else {}
-                if self.attributes:
-                    fields["attributes"] = self.ratings(rows[better]) + self.ratings(rows[worse])
-                pairs.append(Record(rated[better].prompt, answers, fields))
+        for better, worse, margin in ordered_pairs(scores):
+            answers = rated[better].completions[0], rated[worse].completions[0]
+            fields: dict[str, FieldValue] = {"margin": margin} if self.with_margin else {}
+            if self.attributes:
+                fields["attributes"] = self.ratings(rows[better]) + self.ratings(rows[worse])
+            pairs.append(Record(rated[better].prompt, answers, fields))
         if not pairs:
             raise InvalidRowError("pair of equals", f"all answers have {column!r} {scores[0]:g}")
         return pairs

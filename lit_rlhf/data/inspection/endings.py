@@ -24,7 +24,6 @@ _ODD: Mapping[str, re.Pattern[str]] = {
     "HTML entities (such as &amp;)": re.compile(r"&(?:amp|lt|gt|quot|nbsp|#\d{2,4});"),
     "control characters": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
 }
-_ENDS = frozenset(".!?…:;)]}>\"'*`|~\u201d\u2019\u00bb\u3002\uff01\uff1f\u300d\u300f\uff09")
 _CODE = "```"
 
 
@@ -183,5 +182,5 @@ def is_unfinished(answer: str) -> bool:
     end = answer.rstrip()[-1:]
     if answer.count(_CODE) % 2:
         return True
-    closed = not end or end in _ENDS or not (end.isalnum() or end in ",-–—(")
-    return not closed and answer.count(" ") >= 9
+    goes_on = end.isalnum() or (end != "" and end in ",-–—(")
+    return goes_on and answer.count(" ") >= 9

@@ -17,7 +17,7 @@ from lit_rlhf.data.inspection.items import Item, Reader
 from lit_rlhf.data.inspection.labels import LabelFacts, Labels
 from lit_rlhf.data.inspection.leakage import HeldOut, Leak, Leakage, texts_of
 from lit_rlhf.data.inspection.lengths import LengthFacts, Lengths
-from lit_rlhf.data.inspection.words import WordHashes
+from lit_rlhf.data.inspection.words import hash_words
 from lit_rlhf.data.recognition import Kind, first_rows, layout_for, read_as, spell
 from lit_rlhf.data.records import Record, Text
 from lit_rlhf.data.showing import part_names
@@ -170,12 +170,12 @@ def inspect(
     named = splits if isinstance(splits, Mapping) else _splits_of(splits)
     if not named:
         raise ConfigurationError("No data to inspect: give a source, a path, or several by name.")
-    held, hashes = [], WordHashes()
+    held: list[HeldOut] = []
     for name, data in (against or {}).items():
         source = _source(data)
         held.append(HeldOut(name, run, source.locate))
         for row in rows_of(source):
-            held[-1].add(hashes.of(text) for text in texts_of(row))
+            held[-1].add(map(hash_words, texts_of(row)))
     facts: list[SplitFacts] = []
     leaks: list[Leak] = []
     for name, data in reversed([*named.items()]):

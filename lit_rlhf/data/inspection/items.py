@@ -1,7 +1,7 @@
 """The records of a source as they are looked at: text, lengths and words of each, and a count of what is left out."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,15 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.conversion import Conversion, check_identical, grouped
 from lit_rlhf.data.encoding import Encoded, Encoder
-from lit_rlhf.data.inspection.words import WordHashes, plain_text
+from lit_rlhf.data.inspection.words import hash_words, plain_text
 from lit_rlhf.data.kinds import shape_of
-from lit_rlhf.data.preparation import Report
+from lit_rlhf.data.preparation import Report, attempts
 from lit_rlhf.data.recognition import Reading
-from lit_rlhf.data.records import InvalidRowError, Record, Row, UnreadableRow, rows_of_group
+from lit_rlhf.data.records import InvalidRowError, Record, Row, UnreadableRow
 from lit_rlhf.data.repeats import Identity
 from lit_rlhf.data.sources import Source, rows_of
 
-_ROWS_AT_ONCE = 512
 _ORIGINS = ("source", "subset", "dataset", "domain", "task", "category", "language", "lang")
 _MOST_ORIGINS = 200
 OTHER_ORIGINS = "(others)"
@@ -37,7 +36,6 @@ class Item:
         record: The record.
         origin: What its row says it comes from; empty where rows don't say so.
         encoded: Its tokens; None without a tokenizer.
-        hashes: Hash words.
     """
 
     number: int
@@ -46,7 +44,6 @@ class Item:
     record: Record
     origin: str
     encoded: Encoded | None
-    hashes: WordHashes
 
     @cached_property
     def prompt(self) -> str:
@@ -67,7 +64,7 @@ class Item:
     @cached_property
     def words(self) -> list[np.ndarray]:
         """Hashes of the words of prompt and answers, (n,) uint64 each."""
-        return [self.hashes.of(text) for text in (self.prompt, *self.answers)]
+        return [hash_words(text) for text in (self.prompt, *self.answers)]
 
     @cached_property
     def lengths(self) -> tuple[int, list[int]]:
@@ -132,38 +129,24 @@ class Reader:
         self._convert = Conversion(self.joined, self.reading.format, shape)
         self.encoder = Encoder(self.tokenizer) if self.tokenizer is not None else None
         self.report = Report(str(self.source), shape.unit)
-        self._hashes = WordHashes()
 
     def __iter__(self) -> Iterator[Item]:
         """The records that are used, in order."""
-        numbered = enumerate(rows_of(self.joined))
-        while rows := list(islice(numbered, _ROWS_AT_ONCE)):
-            self.report.rows += sum(len(rows_of_group(row)) for _, row in rows)
-            found = [
-                (number, place, row, each)
-                for number, row in rows
-                for place, each in enumerate(self._convert(number, row))
-            ]
-            encoded = iter(self._encode([each for *_, each in found if isinstance(each, Record)]))
-            for number, place, row, each in found:
-                origin = self._origin(row)
-                try:
-                    if isinstance(each, InvalidRowError):
-                        raise each
-                    tokens = next(encoded)
-                    if isinstance(tokens, InvalidRowError):
-                        raise tokens
-                    texts = [str(completion) for completion in each.completions]
-                    check_identical(
-                        each, *(tokens.completions, "tokens") if tokens else (texts, "characters")
-                    )
-                except InvalidRowError as error:
-                    self.left_out[origin] += 1
-                    self.report.leave_out(self.joined.locate(number), error)
-                    continue
-                self.used[origin] += 1
-                self.report.records += 1
-                yield Item(number, place, row, each, origin, tokens, self._hashes)
+        for each in attempts(self._convert, self.encoder, self.report):
+            origin = self._origin(each.row)
+            try:
+                record, tokens = each.sound()
+                texts = [str(completion) for completion in record.completions]
+                check_identical(
+                    record, *(tokens.completions, "tokens") if tokens else (texts, "characters")
+                )
+            except InvalidRowError as error:
+                self.left_out[origin] += 1
+                self.report.leave_out(self.joined.locate(each.number), error)
+                continue
+            self.used[origin] += 1
+            self.report.records += 1
+            yield Item(each.number, each.place, each.row, record, origin, tokens)
 
     def again(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Record]:
         """Some records once more, by number of the row and place in it; rows are read, and only these converted."""
@@ -179,9 +162,6 @@ class Reader:
                 records = self._convert(number, row)
                 found |= {(number, place): records[place] for place in places[number]}
         return {at: each for at, each in found.items() if isinstance(each, Record)}
-
-    def _encode(self, records: Sequence[Record]) -> Sequence[Encoded | InvalidRowError | None]:
-        return [None] * len(records) if self.encoder is None else self.encoder.encode(records)
 
     def _origin(self, row: Row) -> str:
         """What a row says it comes from, "" for nothing; beyond 200 such values, the further ones count as one."""

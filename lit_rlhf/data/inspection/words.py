@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import lru_cache
 
 import numpy as np
 
@@ -36,20 +37,16 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-class WordHashes(dict[str, int]):
-    """64-bit hashes of words, the same in each process and on each machine; the words seen last are kept."""
+@lru_cache(_MOST_KNOWN)
+def _hash_word(word: str) -> int:
+    """64 bits, the same in each process and on each machine."""
+    digest = hashlib.blake2b(word.encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
-    def __missing__(self, word: str) -> int:
-        """Hash a word."""
-        if len(self) >= _MOST_KNOWN:
-            self.clear()
-        digest = hashlib.blake2b(word.encode(errors="replace"), digest_size=8).digest()
-        self[word] = found = int.from_bytes(digest, "little")
-        return found
 
-    def of(self, text: str) -> np.ndarray:
-        """The hashes of a text's words, in order: (n,) uint64."""
-        return np.array([self[word] for word in split_words(text)], dtype=np.uint64)
+def hash_words(text: str) -> np.ndarray:
+    """The hashes of a text's words, in order: (n,) uint64."""
+    return np.array([_hash_word(word) for word in split_words(text)], dtype=np.uint64)
 
 
 def hash_runs(words: np.ndarray, length: int) -> np.ndarray:
