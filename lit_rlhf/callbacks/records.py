@@ -14,7 +14,7 @@ from lit_rlhf.files import free_name, sync, writing
 
 
 def plain_json(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON has no words for.
+    """The value with null for NaN and infinity, which JSON has no words for; of named tuples with their names.
 
     Example:
         >>> plain_json({"a": [1.5, float("nan")], "b": float("inf")})
@@ -22,6 +22,8 @@ def plain_json(value: Any) -> Any:
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {key: plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -83,7 +83,7 @@ class RunSummary(Callback):
         rows += [("next", following)] if following else []
         width = max(len(name) for name, _ in rows) if rows else 0
         lines = [
-            f"Done after {iterations_done(trainer)} iterations; this start took {_duration(took)}."
+            f"Done after {iterations_done(trainer)} iterations; this start took {duration(took)}."
         ]
         lines += [f"  {name:<{width}}  {text}" for name, text in rows]
         _print(trainer, "\n".join(lines))
@@ -174,7 +174,8 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours for people."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = int(seconds) // 60

@@ -1,8 +1,9 @@
 """The sections of the report of data: rows, lengths, pairs, labels, leakage, endings."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lit_rlhf.data.inspection import Leak, SplitFacts
+from lit_rlhf.data.inspection import Leak, SplitFacts, quantiles
 from lit_rlhf.metrics import wilson_interval
 from lit_rlhf.report.page import Block, Cell, Figures, Section, Table
 from lit_rlhf.report.plots import Interval, bar_plot, histogram, interval_plot
@@ -102,21 +103,20 @@ def lengths_section(splits: Sequence[SplitFacts]) -> Section | None:
 
 def _clipped(title: str, groups: Mapping[str, Mapping[int, int]], unit: str) -> Plot:
     """A histogram up to the length that one answer in two hundred exceeds; these are counted in the last bar."""
-    total = sum(sum(counts.values()) for counts in groups.values())
-    lengths = sorted({length for counts in groups.values() for length in counts})
-    seen, end = 0, lengths[-1]
-    for length in lengths:
-        seen += sum(counts.get(length, 0) for counts in groups.values())
-        if seen >= 0.995 * total:
-            end = length
-            break
-    clipped: dict[str, dict[float, int]] = {}
-    for name, counts in groups.items():
-        own = clipped.setdefault(name, {})
-        for length, count in counts.items():
-            own[min(length, end)] = own.get(min(length, end), 0) + count
-    longest = f" The last bar holds all up to {lengths[-1]:,}." if end < lengths[-1] else ""
-    return histogram(title, clipped, x=unit, caption=longest.strip())
+    whole = sum(map(Counter, groups.values()), Counter[int]())
+    (end,) = quantiles(whole, [0.995])
+    held = {name: _held(counts, 0, end) for name, counts in groups.items()}
+    longest = max(whole)
+    caption = f"The last bar holds all up to {longest:,}." if end < longest else ""
+    return histogram(title, held, x=unit, caption=caption)
+
+
+def _held(counts: Mapping[int, int], low: int, high: int) -> Counter[float]:
+    """Lengths between two ends; those beyond are counted at the ends."""
+    found: Counter[float] = Counter()
+    for length, count in counts.items():
+        found[min(max(length, low), high)] += count
+    return found
 
 
 def pairs_section(splits: Sequence[SplitFacts]) -> Section | None:
@@ -152,20 +152,11 @@ def pairs_section(splits: Sequence[SplitFacts]) -> Section | None:
 
 
 def _differences(title: str, differences: Mapping[int, int], unit: str) -> Plot:
-    total, seen, ends = sum(differences.values()), 0, []
-    for length, count in differences.items():
-        seen += count
-        if 0.005 * total <= seen and seen - count <= 0.995 * total:
-            ends.append(length)
-    low, high = ends[0], ends[-1]
-    clipped: dict[float, int] = {}
-    for length, count in differences.items():
-        place = min(max(length, low), high)
-        clipped[place] = clipped.get(place, 0) + count
+    held = _held(differences, *quantiles(differences, (0.005, 0.995)))
     caption = (
         "Right of zero the better answer is the longer one. The outermost bars hold all beyond."
     )
-    return histogram(title, {"pairs": clipped}, x=unit, caption=caption)
+    return histogram(title, {"pairs": held}, x=unit, caption=caption)
 
 
 def labels_section(splits: Sequence[SplitFacts]) -> Section | None:

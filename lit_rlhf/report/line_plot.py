@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rlhf.report.vega import Plot, looks, tips
+from lit_rlhf.report.vega import Plot, looks, numbers, tips
 
 _MOST_POINTS = 1000
 _FEW_POINTS = 25
@@ -59,16 +59,10 @@ def line_plot(
     has_band = any(one.low for one in series)
     smooth = [one.name for one in series if len(one.x) >= _SMOOTH_FROM and not has_band]
     names = [one.name for one in series]
-    axis_x: dict[str, Any] = {
-        "field": "x",
-        "type": "quantitative",
-        "title": x,
-        "scale": {"nice": False, "zero": False},
-    }
+    axis_x = numbers("x", x, nice=False, zero=False)
     if all(float(value).is_integer() for one in series for value in one.x):
         axis_x["axis"] = {"tickMinStep": 1}  # no iteration 1.2
-    axis_y: dict[str, Any] = {"field": "y", "type": "quantitative", "title": y or None}
-    axis_y["scale"] = {"zero": zero}
+    axis_y = numbers("y", y or None, zero=zero)
     if len({value for one in series for value in one.y}) == 1:
         axis_y["axis"] = {"format": ",.4~g"}  # the only tick there is
     look = looks(names, dash=True)
@@ -87,16 +81,14 @@ def line_plot(
     if smooth:
         reach = max(longest // 40, 1)
         mean = {"window": [{"op": "mean", "field": "y", "as": "mean"}], "frame": [-reach, reach]}
-        thin, thick = (
-            {"type": "line", "opacity": 0.3, "strokeWidth": 1},
-            {"type": "line", "strokeWidth": 2.2},
-        )
+        thin = {"type": "line", "opacity": 0.3, "strokeWidth": 1}
+        thick = {"type": "line", "strokeWidth": 2.2}
         over = {"y": {**axis_y, "field": "mean"}} | look
         long = {"filter": is_smooth}
         layers.append({"transform": [long], "mark": thin, "encoding": {"y": axis_y} | look})
         averaged = [long, mean | {"groupby": ["s"]}]
         layers.append({"transform": averaged, "mark": thick, "encoding": over})
-    layers += _hovering(names, x)
+    layers.append(_hovering(names, x))
     if levels:
         layers.append(_across(levels))
     spec = {"data": {"values": rows}, "encoding": {"x": axis_x}, "layer": layers}
@@ -125,23 +117,20 @@ def _points(series: Series, number: int) -> list[dict[str, Any]]:
     return kept
 
 
-def _hovering(names: Sequence[str], x: str) -> list[dict[str, Any]]:
+def _hovering(names: Sequence[str], x: str) -> dict[str, Any]:
     """A line at the position nearest to the pointer, with the values of all series there."""
     near = {"type": "point", "on": "pointermove", "clear": "pointerout", "nearest": True}
-    return [
-        {
-            "transform": [{"pivot": "k", "value": "y", "groupby": ["x"]}],
-            "mark": {"type": "rule", "color": "var(--soft)"},
-            "params": [{"name": "near", "select": {**near, "encodings": ["x"]}}],
-            "encoding": {
-                "opacity": {
-                    "condition": {"param": "near", "empty": False, "value": 0.6},
-                    "value": 0,
-                },
-                "tooltip": tips(("x", x, ""), *((f"s{i}", name) for i, name in enumerate(names))),
-            },
-        }
-    ]
+    shown = {"param": "near", "empty": False, "value": 0.6}
+    values = ((f"s{i}", name) for i, name in enumerate(names))
+    return {
+        "transform": [{"pivot": "k", "value": "y", "groupby": ["x"]}],
+        "mark": {"type": "rule", "color": "var(--soft)"},
+        "params": [{"name": "near", "select": {**near, "encodings": ["x"]}}],
+        "encoding": {
+            "opacity": {"condition": shown, "value": 0},
+            "tooltip": tips(("x", x, ""), *values),
+        },
+    }
 
 
 def _across(levels: Mapping[str, float]) -> dict[str, Any]:

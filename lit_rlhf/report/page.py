@@ -216,6 +216,13 @@ def format_cell(value: Cell) -> str:
     return value
 
 
+def with_error(value: float | None, error: float | None) -> Cell:
+    """A value, and behind it how far it can be trusted where that is known."""
+    if value is None or error is None:
+        return value
+    return f"{value:.4g}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{error:.2g}"
+
+
 @cache
 def _template() -> Template:
     environment = Environment(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rlhf.report.vega import COLORS, Plot, looks, tips
+from lit_rlhf.report.vega import BY_NAME, COLORS, Plot, looks, numbers, tips
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def scatter_plot(
         for one, other in zip(xs, ys, strict=True)
     ]
     encoding = {
-        "x": {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": False}},
-        "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False}},
+        "x": numbers("x", x, zero=False),
+        "y": numbers("y", y, zero=False),
         "tooltip": tips(("s", "group", "") if len(groups) > 1 else None, ("x", x), ("y", y)),
         **looks(list(groups), dash=False),
     }
@@ -94,39 +94,21 @@ def histogram(
         counted[name] = {"start": low, "width": width, "counts": counts}
         edges = [(low + i * width, count) for i, count in enumerate([*counts, 0])]
         rows += [
-            {
-                "x": edge,
-                "to": edge + width,
-                "y": count,
-                "share": count / total,
-                "s": name,
-            }
+            {"x": edge, "to": edge + width, "y": count, "share": count / total, "s": name}
             for edge, count in edges
         ]
     encoding = {
-        "x": {
-            "field": "x",
-            "type": "quantitative",
-            "title": x,
-            "scale": {"zero": False, "nice": False},
-        },
-        "y": {
-            "field": "y",
-            "type": "quantitative",
-            "title": "count",
-            "scale": {"domainMin": 0},  # Vega-Lite makes room below bars on a continuous axis
-        },
+        "x": numbers("x", x, zero=False, nice=False),
+        # Vega-Lite makes room below bars on a continuous axis, and puts groups on top of each other.
+        "y": {**numbers("y", "count", domainMin=0), "stack": None},
         **looks(list(groups), dash=True),
     }
     lines = tips(
         ("s", "group", ""), ("x", "from"), ("to", "to"), ("y", "count"), ("share", "share", ".1%")
     )
-    bar = {"x2": {"field": "to"}, "tooltip": lines, "y": {**encoding["y"], "stack": None}}
-    layers = [
-        {"mark": {"type": "area", "interpolate": "step-after", "line": True, "fillOpacity": 0.15}}
-        | {"encoding": {"y": {**encoding["y"], "stack": None}}},
-        {"mark": {"type": "bar", "opacity": 0}, "encoding": bar},
-    ]
+    outline = {"type": "area", "interpolate": "step-after", "line": True, "fillOpacity": 0.15}
+    bar = {"x2": {"field": "to"}, "tooltip": lines}
+    layers = [{"mark": outline}, {"mark": {"type": "bar", "opacity": 0}, "encoding": bar}]
     return Plot(
         title, {"data": {"values": rows}, "encoding": encoding, "layer": layers}, caption, counted
     )
@@ -142,16 +124,10 @@ def bar_plot(title: str, bars: Mapping[str, float], *, x: str = "rows", caption:
         caption: How to read it.
     """
     rows = [{"name": name, "x": value} for name, value in bars.items()]
-    encoding = {
-        "y": {"field": "name", "type": "nominal", "sort": None, "title": None},
-        "x": {"field": "x", "type": "quantitative", "title": x},
-        "tooltip": tips(("name", "name", ""), ("x", x)),
-    }
-    spec = {
-        "data": {"values": rows},
-        "mark": {"type": "bar", "color": COLORS[0]},
-        "encoding": encoding,
-    }
+    lines = tips(("name", "name", ""), ("x", x))
+    encoding = {**BY_NAME, "x": numbers("x", x), "tooltip": lines}
+    mark = {"type": "bar", "color": COLORS[0]}
+    spec = {"data": {"values": rows}, "mark": mark, "encoding": encoding}
     return Plot(title, spec | {"height": max(24 * len(rows), 48)}, caption, dict(bars))
 
 
@@ -180,17 +156,12 @@ def reliability_plot(
     low = min((row["x"] for row in rows), default=0.0)
     domain = [0.5 if low >= 0.5 else 0.0, 1.0]
     encoding = {
-        "x": {"field": "x", "type": "quantitative", "title": x, "scale": {"domain": domain}},
-        "y": {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False}},
+        "x": numbers("x", x, domain=domain),
+        "y": numbers("y", y, zero=False),
         **looks(list(groups), dash=True),
     }
     sized = {
-        "size": {
-            "field": "n",
-            "type": "quantitative",
-            "legend": None,
-            "scale": {"range": [20, 320]},
-        },
+        "size": {**numbers("n", None, range=[20, 320]), "legend": None},
         "tooltip": tips(("s", "group", ""), ("x", x), ("y", y), ("n", "predictions", ",d")),
     }
     ends = {"values": [{"x": end, "y": end} for end in domain]}
@@ -227,21 +198,17 @@ def interval_plot(
     """
     rows = [vars(one) for one in intervals]
     lines = tips(("name", "name", ""), ("value", x), ("low", "from"), ("high", "to"))
-    encoding = {
-        "y": {"field": "name", "type": "nominal", "sort": None, "title": None},
-        "tooltip": lines,
-    }
-    along = {"type": "quantitative", "title": x, "scale": {"zero": False}}
     layers: list[dict[str, Any]] = [
         {"mark": {"type": "rule", "strokeWidth": 2, "color": COLORS[0]}}
-        | {"encoding": {"x": {**along, "field": "low"}, "x2": {"field": "high"}}},
+        | {"encoding": {"x": numbers("low", x, zero=False), "x2": {"field": "high"}}},
         {"mark": {"type": "point", "filled": True, "size": 60, "color": COLORS[0]}}
-        | {"encoding": {"x": {**along, "field": "value"}}},
+        | {"encoding": {"x": numbers("value", x, zero=False)}},
     ]
     if level is not None:
         line = {"type": "rule", "strokeDash": [2, 3], "color": "var(--soft)"}
         layers.append(
             {"mark": line, "encoding": {"x": {"datum": level}, "y": None, "tooltip": None}}
         )
+    encoding = {**BY_NAME, "tooltip": lines}
     spec = {"data": {"values": rows}, "encoding": encoding, "layer": layers}
     return Plot(title, spec | {"height": max(28 * len(rows), 56)}, caption, rows)

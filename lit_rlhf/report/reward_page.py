@@ -9,7 +9,6 @@ import torch
 
 from lit_rlhf.evaluation import Difference, RewardEvaluation, ScoredComparison
 from lit_rlhf.evaluation.comparisons import text_of
-from lit_rlhf.metrics import Estimate
 from lit_rlhf.report.page import (
     Block,
     Cell,
@@ -85,15 +84,15 @@ def report_reward(
     sections.append(Section("How it was measured", told, _HOW))
     data: dict[str, Any] = {"models": [values_of(one) for one in evaluations]}
     if difference is not None:
-        data["difference"] = {k: _plain(v) for k, v in vars(difference).items() if k != "apart"}
+        data["difference"] = {k: v for k, v in vars(difference).items() if k != "apart"}
     title = " against ".join(one.model for one in evaluations)
     lead = f"{len(first.scored):,} comparisons of {first.data.source}, read by {first.data.format}"
     return write_page(output, f"Reward model: {title}", sections, lead, data)
 
 
 def values_of(one: RewardEvaluation) -> dict[str, Any]:
-    """The numbers of an evaluation, as JSON holds them; intervals are {value, low, high}."""
-    found = {
+    """The numbers of an evaluation, for JSON, where intervals are {value, low, high}."""
+    return {
         "model": one.model,
         "data": one.data.source,
         "format": one.data.format,
@@ -119,18 +118,6 @@ def values_of(one: RewardEvaluation) -> dict[str, Any]:
         "turned": {each.change: vars(each) for each in one.turned},
         "best_of": None if one.best_of is None else vars(one.best_of),
     }
-    plain: dict[str, Any] = _plain(found)
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return value._asdict()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _glance(evaluations: Sequence[RewardEvaluation]) -> list[Block]:

@@ -18,6 +18,7 @@ from lit_rlhf.report.page import (
     Samples,
     Section,
     Table,
+    with_error,
     write_page,
 )
 from lit_rlhf.report.plots import scatter_plot
@@ -91,22 +92,14 @@ def _glance(record: dict[str, Any], rounds: dict[str, dict[str, Any]]) -> list[B
     ]
     if scored:
         items.append((max(scored, key=lambda key: scored[key]), "the round with the best score"))
-    rows: list[list[Cell]] = [
-        [key, *(_cell(each["measures"], name) for name in names)] for key, each in done.items()
-    ]
+    rows: list[list[Cell]] = []
+    for key, each in done.items():
+        found = each["measures"]
+        rows.append([key, *(with_error(found.get(n), found.get(f"{n}_stderr")) for n in names)])
     blocks.append(Numbers(items))
     if rows and names:
         blocks.append(Table(["round", *(_TOLD[name] for name in names)], rows))
     return blocks
-
-
-def _cell(measures: dict[str, float], name: str) -> Cell:
-    value, error = measures.get(name), measures.get(f"{name}_stderr")
-    return (
-        value
-        if value is None or error is None
-        else f"{value:.4g}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{error:.2g}"
-    )
 
 
 def _plots(rounds: dict[str, dict[str, Any]]) -> list[Any]:

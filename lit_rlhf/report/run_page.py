@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.callbacks.summary import duration
 from lit_rlhf.report.curves import (
     Group,
     against_each_other,
@@ -22,6 +23,7 @@ from lit_rlhf.report.page import (
     Samples,
     Section,
     Table,
+    with_error,
     write_page,
 )
 from lit_rlhf.report.runs import Run, read_runs
@@ -82,7 +84,7 @@ def _glance(runs: Sequence[Run], groups: Sequence[Group]) -> list[Block]:
         if runs[0].starts:
             seconds = sum(start.get("seconds") or 0.0 for start in runs[0].starts)
             items += [
-                (_duration(seconds), "in training"),
+                (duration(seconds), "in training"),
                 (runs[0].starts[-1].get("state"), "state"),
             ]
         return [Numbers(items)]
@@ -94,24 +96,13 @@ def _glance(runs: Sequence[Run], groups: Sequence[Group]) -> list[Block]:
         )
         most = max(row["iteration"] for row in run.metrics)
         rows.append([group.name, len(group.runs), state or None, most])
-        for _, found in ends:
-            rows[-1].append(_with_interval(found[number]))
+        rows[-1] += [with_error(*(found[number] or (None, None))) for _, found in ends]
     columns = ["run", "seeds", "state", "iterations", *(label for label, _ in ends)]
     told = (
         "Means over the last tenth of each run; "
         "of three seeds or more with the 95 % interval of their mean (Student's t)."
     )
     return [Table(columns, rows, told)]
-
-
-def _with_interval(end: tuple[float, float | None] | None) -> Cell:
-    if end is None:
-        return None
-    return (
-        f"{end[0]:.4g}"
-        if end[1] is None
-        else f"{end[0]:.4g}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{end[1]:.2g}"
-    )
 
 
 def _notes(runs: Sequence[Run]) -> list[Note]:
@@ -290,10 +281,3 @@ def _environment(runs: Sequence[Run]) -> list[list[Cell]]:
     ]
     names = dict.fromkeys(name for each in facts for name in each)
     return [[name, *(each.get(name) for each in facts)] for name in names]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

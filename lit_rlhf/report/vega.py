@@ -11,15 +11,10 @@ from typing import Any
 _DASHES = ([1, 0], [7, 3], [2, 2], [10, 3, 2, 3], [5, 2], [1, 3], [12, 4], [4, 4])
 COLORS = [f"var(--c{number + 1})" for number in range(len(_DASHES))]
 _SHAPES = [
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "cross",
-    "triangle-down",
-    "stroke",
-    "wedge",
+    *("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke", "wedge"),
 ]
+BY_NAME = {"y": {"field": "name", "type": "nominal", "sort": None, "title": None}}
+"""One below the other, each with its name, in the given order."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,12 @@ def looks(names: Sequence[str], *, dash: bool) -> dict[str, Any]:
     channel, own = ("strokeDash", _DASHES) if dash else ("shape", _SHAPES)
     marks = [own[i % len(own)] for i in count]
     return {"color": color, channel: {**color, "scale": {"domain": domain, "range": marks}}}
+
+
+def numbers(field: str, title: str | None, **scale: Any) -> dict[str, Any]:
+    """An axis of numbers, with what is said of its scale."""
+    axis: dict[str, Any] = {"field": field, "type": "quantitative", "title": title}
+    return {**axis, "scale": scale} if scale else axis
 
 
 def tips(*fields: tuple[str, ...] | None) -> list[dict[str, Any]]:

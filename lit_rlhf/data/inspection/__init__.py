@@ -20,4 +20,5 @@ from lit_rlhf.data.inspection.lengths import (
     OriginFacts as OriginFacts,
     PairFacts as PairFacts,
     Spread as Spread,
+    quantiles as quantiles,
 )

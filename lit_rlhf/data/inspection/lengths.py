@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -56,11 +56,26 @@ def spread_of(counts: Mapping[int, int]) -> Spread:
         >>> spread_of({2: 3, 10: 1}).mean
         4.0
     """
-    total, ordered = sum(counts.values()), sorted(counts)
-    seen = list(accumulate(counts[length] for length in ordered))
-    median, p90, p99 = (ordered[bisect_left(seen, share * total)] for share in (0.5, 0.9, 0.99))
+    total = sum(counts.values())
     mean = sum(length * count for length, count in counts.items()) / total
-    return Spread(total, mean, median, p90, p99, ordered[-1], dict(sorted(counts.items())))
+    ends = quantiles(counts, (0.5, 0.9, 0.99))
+    return Spread(total, mean, *ends, max(counts), dict(sorted(counts.items())))
+
+
+def quantiles(counts: Mapping[int, int], shares: Sequence[float]) -> list[int]:
+    """The least lengths that such shares of all texts are at most.
+
+    Args:
+        counts: Texts by length; at least one.
+        shares: In [0, 1].
+
+    Example:
+        >>> quantiles({2: 3, 10: 1}, (0.5, 0.9))
+        [2, 10]
+    """
+    ordered = sorted(counts)
+    seen = list(accumulate(counts[length] for length in ordered))
+    return [ordered[bisect_left(seen, share * seen[-1])] for share in shares]
 
 
 @dataclass(frozen=True)
