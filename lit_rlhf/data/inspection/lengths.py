@@ -58,8 +58,8 @@ def spread_of(counts: Mapping[int, int]) -> Spread:
     """
     total = sum(counts.values())
     mean = sum(length * count for length, count in counts.items()) / total
-    ends = quantiles(counts, (0.5, 0.9, 0.99))
-    return Spread(total, mean, *ends, max(counts), dict(sorted(counts.items())))
+    median, p90, p99 = quantiles(counts, (0.5, 0.9, 0.99))
+    return Spread(total, mean, median, p90, p99, max(counts), dict(sorted(counts.items())))
 
 
 def quantiles(counts: Mapping[int, int], shares: Sequence[float]) -> list[int]:
