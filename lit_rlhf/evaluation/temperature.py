@@ -15,23 +15,32 @@ def fitted_temperature(found: RewardEvaluation) -> Temperature:
         found: Of the model as it was trained, on pairs that it has not seen.
 
     Raises:
-        DataError: The scores claim no probabilities, or no temperature fits best: all pairs are in order, or half or
-            more are not. Or there is a single comparison, which fits anything.
+        DataError: The scores claim no probabilities, or no temperature fits best: all pairs are in order, all margins
+            are 0, or they are as large where raters disagree. Or there is a single comparison, which fits anything.
     """
     own, name = found.calibration, found.data.source
     if own is None:
         raise DataError(f"The scores of {found.model} claim no probabilities to be fitted.")
-    alone = len(found.scored) == 1
-    if alone or not 2e-3 < own.temperature < 500:
-        way = "it tells no better ones from worse"
-        if alone:
-            way = "they are of one comparison"
-        elif own.temperature < 1:
-            way = "all of them are in order"
+    margins = found.pairs.margins
+    size = float(margins.double().abs().mean())
+    if len(found.scored) == 1:
+        why = "they are of one comparison"
+    elif size == 0:
+        why = "both answers of each have the same score"
+    elif own.temperature < 2e-3 * size:
+        why = "all of them are in order, as far as scores tell their answers apart"
+    elif own.temperature > 500 * size:
+        why = (
+            "all told, its margins are no larger where raters agree with it than where they don't: it tells no better "
+            "ones from worse"
+        )
+    else:
+        why = ""
+    if why:
         raise DataError(
-            f"No temperature fits the {len(found.pairs.margins)} pairs of {name} best, for {way}. Give more pairs, "
+            f"No temperature fits the {len(margins)} pairs of {name} best, for {why}. Give more pairs, "
             "which the model has not been trained on."
         )
     items = [one.comparison for one in found.scored]
-    data = f"{len(found.pairs.margins)} pairs of {PurePath(name).name}"
+    data = f"{len(margins)} pairs of {PurePath(name).name}"
     return Temperature(own.temperature, data, sketch_pairs(items))

@@ -48,13 +48,15 @@ def best_temperature(margins: Tensor, p_chosen: Tensor) -> float:
         p_chosen: (n,) probability that a rater prefers the chosen one.
 
     Returns:
-        At least 1e-3 and at most 1e3; the ends where no T in between fits best, as when every pair is in order.
+        From 1e-3 to 1e3 times the mean size of margins, in whatever unit scores are; the ends where no T in between
+        fits best, as when every pair is in order. 1e3 where all margins are 0.
 
     Example:
         >>> round(best_temperature(torch.tensor([2.0, 2.0, 2.0, -2.0]), torch.ones(4)), 3)
         1.82
     """
-    deltas, p = margins.double(), p_chosen.double()
+    size = float(margins.double().abs().mean()) or 1.0
+    deltas, p = margins.double() / size, p_chosen.double()
     varied = bool(deltas.any())
     low, high = math.log(1e-3), math.log(1e3)  # of 1 / T
     for _ in range(60):
@@ -64,7 +66,7 @@ def best_temperature(margins: Tensor, p_chosen: Tensor) -> float:
             slope == 0 and varied
         )  # all in order, and sigmoids that have reached 1
         low, high = (middle, high) if falls else (low, middle)
-    return math.exp(-(low + high) / 2)
+    return size * math.exp(-(low + high) / 2)
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,9 @@ class PolicyModule(RLHFModule):
     def look_ahead(self) -> None:
         """Have an engine that works ahead begin on the next batch, with the weights as they are."""
         if isinstance(self.engine, Ahead) and (batch := self.next_prompts()) is not None:
-            request = self.rollout_request(batch, self.sampling, "rollout", self.num_samples, 1)
+            self.iteration += 1  # whose request it is
+            request = self.rollout_request(batch, self.sampling, "rollout", self.num_samples)
+            self.iteration -= 1
             self.engine.look_ahead(self.backbone, request, self.iteration)
 
     def next_prompts(self) -> PromptBatch | None:
@@ -350,18 +352,18 @@ class PolicyModule(RLHFModule):
         return None
 
     def rollout_request(
-        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int, ahead: int = 0
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
     ) -> RolloutRequest:
-        """What an engine is asked for in this iteration, or in one ahead.
+        """What an engine is asked for in this iteration.
 
         Seeds are of the prompt's place in the data, the purpose and the iteration, but for "validation" and "predict".
         """
         index = batch["index"][:, None] * num_samples
         which = (index + torch.arange(num_samples, device=index.device)).flatten()
-        when = 0 if purpose in ("validation", "predict") else self.iteration + ahead
+        when = 0 if purpose in ("validation", "predict") else self.iteration
         seeds = sample_seeds(self.seed, when, purpose, which)
-        values = None if ahead else self.sampled_values  # by then they'd be an older critic's
-        return RolloutRequest(Prompts.of(batch), sampling, seeds, num_samples, values=values)
+        prompts, values = Prompts.of(batch), self.sampled_values
+        return RolloutRequest(prompts, sampling, seeds, num_samples, values=values)
 
     def evaluate(self, rollout: ScoredRollout) -> EvaluatedRollout:
         """Add the reference's log-probs, and the policy's own where the engine's are not taken."""
@@ -395,9 +397,8 @@ class PolicyModule(RLHFModule):
         The KL term is that of the policy that sampled and carries no gradient (arXiv:1909.08593).
         """
         scores, mask = self.penalized_scores(rollout), rollout.response_mask
-        return kl_shaped_rewards(
-            scores, rollout.old_logprobs, rollout.ref_logprobs, mask, self.kl.value
-        )
+        old, ref = rollout.old_logprobs, rollout.ref_logprobs
+        return kl_shaped_rewards(scores, old, ref, mask, self.kl.value)
 
     def policy_forward(self, rollout: Rollout, **more: Any) -> BranchOutput:
         """Log-probs of the responses now, at the sampling temperature; `more` as for `Backbone.forward`."""
@@ -405,9 +406,8 @@ class PolicyModule(RLHFModule):
 
     def surrogate_loss(self, logprobs: Tensor, minibatch: EstimatedRollout) -> LossOutput:
         """The surrogate (N, T) of a microbatch, weighed where the engine sampled from other log-probs."""
-        output = self.surrogate(
-            logprobs, minibatch.old_logprobs, minibatch.advantages, minibatch.response_mask
-        )
+        old, mask = minibatch.old_logprobs, minibatch.response_mask
+        output = self.surrogate(logprobs, old, minibatch.advantages, mask)
         weights = self.importance_weights(minibatch)
         loss = output.loss if weights is None else weights * output.loss
         return LossOutput(loss, output.metrics, logprobs.detach())

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lit_rlhf.distributed import gather_rows
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.numerics import per_token
 from lit_rlhf.objectives.columns import (
@@ -148,6 +149,8 @@ class PreferenceLoss(nn.Module, ABC):
     """The K of the batches it takes (before a mismatched branch is added); None takes any."""
     statistics: frozenset[Statistic] = frozenset()
     """What it needs beside summed log-probs and lengths."""
+    of_all_ranks: bool = False
+    """Whether each process has the losses of the rows of all, as where rows are ordered, not of its own rows alone."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -174,8 +177,8 @@ class PreferenceLoss(nn.Module, ABC):
             batch: The loader's batch, for labels, scores and weights.
 
         Returns:
-            A loss per row, and metrics per row without gradient, keyed by TRL's names; nan where a metric doesn't
-            concern a row.
+            A loss per row (of all processes' rows, where `of_all_ranks`), and metrics per row without gradient, keyed
+            by TRL's names; nan where a metric doesn't concern a row.
         """
 
     def check(self, batch: Batch) -> None:
@@ -275,6 +278,7 @@ class WeightedSum(PreferenceLoss):
         self.needs_reference = any(loss.needs_reference for loss in losses)
         self.needs_mismatched = any(loss.needs_mismatched for loss in losses)
         self.statistics = frozenset[Statistic]().union(*(loss.statistics for loss in losses))
+        self.of_all_ranks = any(loss.of_all_ranks for loss in losses)
 
     def forward(self, *completions: Completion, **columns: Tensor) -> Tensor:
         """The weighted sum of terms that take the same completions and columns."""
@@ -297,6 +301,11 @@ class WeightedSum(PreferenceLoss):
             cast("PreferenceLoss", loss).check(batch)
 
     def _total(self, losses: list[Tensor]) -> Tensor:
+        if self.of_all_ranks:  # so all must be
+            losses = [
+                found if cast("PreferenceLoss", loss).of_all_ranks else gather_rows(found)
+                for loss, found in zip(self.losses, losses, strict=True)
+            ]
         terms = [weight * loss for weight, loss in zip(self.weights, losses, strict=True)]
         return torch.stack(terms).sum(0)
 

@@ -105,11 +105,12 @@ class Ahead(RolloutEngine):
 
         Args:
             backbone: The model.
-            request: What will be asked for.
+            request: What will be asked for. Its values are left out: by then they would be an older critic's.
             version: Iteration whose weights these are.
         """
         if self.staleness == 1:
             # Threads begin with gradients; an engine that computes would keep the graph of all its steps.
+            request = replace(request, values=None)
             sample = torch.no_grad()(self.engine.begin(backbone, request))
             self._drawn = _Drawn(_plain(request), version, in_a_thread(sample, "ahead"))
 

@@ -147,6 +147,8 @@ class TDPO2(PairwiseLoss):
 class _SortedLoss(PairwiseLoss):
     """First-order stochastic dominance is dominance quantile by quantile: both sides are sorted, then compared."""
 
+    of_all_ranks = True
+
     def __init__(self, beta: float = 0.01) -> None:
         super().__init__(beta)
 

@@ -163,10 +163,20 @@ def test_what_fits_no_temperature_is_refused(
     found = evaluated(checkpoint, held_out())
     right = [row for row, margin in zip(held_out(), found.pairs.margins, strict=True) if margin > 0]
     sure = [{**row, "p_chosen": 1.0} for row in right]
-    with pytest.raises(DataError, match=r"all of them are in order\. Give more pairs"):
+    with pytest.raises(DataError, match=r"all of them are in order, as far"):
         fitted_temperature(evaluated(checkpoint, sure))
     with pytest.raises(DataError, match=r"they are of one comparison\. Give more pairs"):
         fitted_temperature(evaluated(checkpoint, held_out()[:1]))
+    constant = ModelScorer.load(str(checkpoint))
+    constant.backbone.heads["reward"].get_parameter("weight").data.zero_()
+    judged = evaluate_reward(constant, read_comparisons(RowsSource(held_out())), perturbed=0)
+    with pytest.raises(DataError, match=r"both answers of each have the same score\."):
+        fitted_temperature(judged)
+    divided = [{**row, "p_chosen": 0.5} for row in right]
+    with pytest.raises(
+        DataError, match="no larger where raters agree with it than where they don't"
+    ):
+        fitted_temperature(evaluated(checkpoint, divided))
     wrong = [{**row, "p_chosen": 0.0} for row in right]
     data = write_jsonl(tmp_path / "wrong.jsonl", wrong)
     with pytest.raises(SystemExit):

@@ -28,6 +28,9 @@ def losses() -> dict[str, o.PreferenceLoss]:
     made: dict[str, o.PreferenceLoss] = {name: getattr(o, name)() for name in sorted(names)}
     made["BetaDPO"] = o.BetaDPO(0.5, drop=0.25)
     made["WeightedSum"] = o.WeightedSum([o.IPO(), o.NLL()], [1.0, 0.3])
+    for name in ("AOT", "UnpairedAOT"):
+        ordered = o.WeightedSum([getattr(o, name)(), o.NLL()], [1.0, 0.3])
+        made[f"WeightedSum of {name}"] = o.WeightedSum([o.IPO(), ordered])
     return {name: loss.train() for name, loss in made.items()}
 
 

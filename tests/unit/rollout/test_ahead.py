@@ -4,6 +4,7 @@ import copy
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lit_rlhf.rollout import (
     VLLMServerEngine,
 )
 from lit_rlhf.testing import tiny_prompts, write_jsonl
-from lit_rlhf.types import Generation
+from lit_rlhf.types import Generation, PromptBatch
 from tests.invariants.resume_plans import difference
 from tests.loopback import Answer, Request, serving
 from tests.reference.generations import make_request, make_seeds, sequences
@@ -153,6 +154,7 @@ class OnACopy(NativeEngine):
     samples_elsewhere = True
 
     def begin(self, backbone: Backbone, asked: RolloutRequest) -> Callable[[], Generation]:
+        assert asked.values is None, "they'd be an older critic's"
         own = copy.deepcopy(backbone)
 
         def sample() -> Generation:
@@ -163,10 +165,11 @@ class OnACopy(NativeEngine):
 
 
 def test_no_graph_is_kept_of_what_is_sampled(backbone: Backbone) -> None:
-    engine = Ahead(OnACopy())
-    engine.look_ahead(backbone, request(), version=0)
-    logprobs = engine.generate(backbone, request()).logprobs
-    assert logprobs is not None and not logprobs.requires_grad
+    engine, asked = Ahead(OnACopy()), replace(request(), values="value")
+    engine.look_ahead(backbone, asked, version=0)
+    generation = engine.generate(backbone, asked)
+    assert generation.logprobs is not None and not generation.logprobs.requires_grad
+    assert generation.values is None
 
 
 def test_its_state_is_what_it_has_sampled(
@@ -325,6 +328,26 @@ def test_a_resumed_run_trains_on_what_was_sampled_ahead(
         ours, theirs = (torch.load(path, weights_only=True) for path in (newest, checkpoints[-1]))
         assert difference(ours["state_dict"], theirs["state_dict"]) is None, number
         assert difference(ours["optimizer_states"], theirs["optimizer_states"]) is None
+
+
+class OwnSeeds(GRPOPolicyModule):
+    """Asks for what depends on the iteration, by the method that is there for it."""
+
+    def rollout_request(
+        self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
+    ) -> RolloutRequest:
+        asked = super().rollout_request(batch, sampling, purpose, num_samples)
+        return replace(asked, seeds=asked.seeds + 1000 * self.iteration)
+
+
+def test_an_own_request_is_sampled_ahead(
+    engine: Ahead, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    ours, watch = train(tmp_path / "ours", tiny_model_dir, engine, OwnSeeds)
+    theirs, _ = train(tmp_path / "theirs", tiny_model_dir, Late(), OwnSeeds)
+    assert watch.staleness == [0, 1, 1, 1], "the next iteration asks for what was begun"
+    for name, weight in trained(theirs).items():
+        torch.testing.assert_close(trained(ours)[name], weight, **PROCESSES, msg=name)
 
 
 def test_pools_of_prompts_are_sampled_ahead_by_turns(
