@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.files import whole_file
 from lit_rlhf.internals.lightning import iterations_done
+from lit_rlhf.internals.torch import tensors_in
 
 # What torch raises for files that are cut off, overwritten, or of another kind.
 _UNREADABLE = (
@@ -63,7 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             "set IterationCheckpoint's dirpath to another disk, or a lower keep_last, "
             "and go on with --ckpt_path last"
         )
-        needed = _bytes(checkpoint)
+        needed = sum(tensor.nbytes for tensor in tensors_in(checkpoint))
         with whole_file(target, "The checkpoint", needed, way_out, CheckpointError) as temporary:
             try:
                 with temporary.open("wb") as file:
@@ -146,16 +147,6 @@ def refuse_non_finite(trainer: Trainer, module: LightningModule) -> None:
             "The last checkpoint is "
             "from before: go on from it with --ckpt_path last and a lower learning rate, or mend the data."
         )
-
-
-def _bytes(value: object) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return sum(map(_bytes, value.values()))
-    if isinstance(value, list | tuple):
-        return sum(map(_bytes, value))
-    return 0
 
 
 def _is_remote(path: _PATH) -> bool:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lit_rlhf.files import free_name, sync, writing
 
 
 def plain_json(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON has no words for; of named tuples with their names.
+    """The value with null for NaN and infinity, which JSON has no words for; named tuples and dataclasses by name.
 
     Example:
         >>> plain_json({"a": [1.5, float("nan")], "b": float("inf")})
@@ -24,6 +25,8 @@ def plain_json(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if hasattr(value, "_asdict"):
         value = value._asdict()
+    elif is_dataclass(value):
+        value = vars(value)
     if isinstance(value, Mapping):
         return {key: plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -71,11 +74,10 @@ class JsonLines:
 
     def sync(self) -> int:
         """Bring what was written to disk; returns the size in bytes."""
-        if not self.path.exists():
-            return 0
-        with writing(self.path):
-            sync(self.path)
-        return self.path.stat().st_size
+        if self.path.exists():
+            with writing(self.path):
+                sync(self.path)
+        return self.size
 
     def cut(self, size: int) -> None:
         """Forget what was written after the file had `size` bytes."""

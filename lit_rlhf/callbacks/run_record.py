@@ -115,8 +115,7 @@ class RunRecord(Callback):
         self._write()
 
     def _write(self) -> None:
-        if self.path is None:
-            return
+        assert self.path is not None
         text = json.dumps(plain_json(self.record), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(self.path, text + "\n", "The record of the run")
 
@@ -157,5 +156,5 @@ def _rows(report: Any) -> dict[str, Any]:
         "source": report.source,
         "unit": report.unit,
         "used": report.records,
-        "left_out": {name: reason.count for name, reason in report.reasons.items()},
+        "left_out": report.counts,
     }

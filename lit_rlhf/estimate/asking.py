@@ -11,11 +11,13 @@ from lit_rlhf.estimate.advice import advise
 from lit_rlhf.estimate.cards import Card, bandwidth_of, card_of
 from lit_rlhf.estimate.estimating import Estimate, Plan, rehearse, weigh
 from lit_rlhf.estimate.processes import Processes, Strategy
-from lit_rlhf.estimate.workload import Workload, branches_of
+from lit_rlhf.estimate.workload import Workload
 from lit_rlhf.models.loading import dtype_of
 from lit_rlhf.modules import DAPOPolicyModule, PolicyModule, SupervisedModule
 from lit_rlhf.modules.base import RLHFModule
 
+_RANKED = 4
+"""Completions of a prompt where the data may have any number from two up."""
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -121,5 +123,6 @@ def _branches(module: RLHFModule, data: Any) -> int:
     if wanted is not None:
         return wanted
     if data is not None:
-        return branches_of(data.shape.completions)
+        least, most = data.shape.completions
+        return _RANKED if most is None else max(least, 1)
     return 1 if isinstance(module, SupervisedModule) else 2

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models as tokenizer_models
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.errors import CheckpointError, ConfigurationError, LitRLHFError
+from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.transformers import without_comparison
 from lit_rlhf.models import Backbone, ModelSpec, RewardSource
 from lit_rlhf.modules.base import RLHFModule
@@ -185,7 +185,7 @@ def _is_there(path: str) -> bool:
         return True
     try:
         load_tokenizer(path)
-    except (LitRLHFError, CheckpointError):
+    except LitRLHFError:
         return False
     return True
 

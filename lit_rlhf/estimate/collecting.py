@@ -65,7 +65,7 @@ def _rollout(run: DryRun, module: PolicyModule) -> Phase:
                 draw_tokens(decoder.logits, rows.double(), sampling)
                 decoder.advance(rows.long())
                 launched = count.kernels - before
-        peak, cached = count.peak(), count.now().parts["key-value cache"]
+        peak, cached = count.peak(), count.now()["key-value cache"]
     flops = generation_flops(
         backbone,
         "policy",

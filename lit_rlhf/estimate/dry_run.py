@@ -1,6 +1,6 @@
 """A module's step on tensors without numbers, phase by phase: what is held at the peak of each, and its FLOPs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.estimate.building import Weight
 from lit_rlhf.estimate.device import acting
-from lit_rlhf.estimate.memory import MemoryCount, Peak
+from lit_rlhf.estimate.memory import MemoryCount
 from lit_rlhf.estimate.workload import Workload
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.flops import call_flops
@@ -30,7 +30,7 @@ class Phase:
 
     Attributes:
         name: As `PhaseTimer` logs it; `optimizer` is the step of the optimizer.
-        peak: The most that was held.
+        peak: Bytes at the moment at which the most was held, by what they are for.
         flops: Of all its passes; of the update those of one microbatch.
         kernels: Launched in the same; of a rollout those of a pass.
         passes: Times that the weights are read in a rollout.
@@ -41,7 +41,7 @@ class Phase:
     """
 
     name: str
-    peak: Peak
+    peak: Mapping[str, int]
     flops: float = 0.0
     kernels: int = 0
     passes: int = 1

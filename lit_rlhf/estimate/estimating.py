@@ -222,7 +222,7 @@ def weigh(plan: Plan, rehearsal: Rehearsal) -> Estimate:
 def _phase(plan: Plan, built: Built, run: DryRun, phase: Phase) -> PhaseEstimate:
     card = plan.card
     casts = plan.autocast not in (None, dtype_of(built.module.backbone.spec))
-    held = plan.processes.hold(phase.peak.parts, whole_bytes(built.module, phase, casts=casts))
+    held = plan.processes.hold(phase.peak, whole_bytes(built.module, phase, casts=casts))
     if whole := _whole_layers(built.module.backbone):  # for its product
         held["a layer unpacked"] = max(whole)
     arrays = sum(size for name, size in held.items() if not name.startswith("weights"))
@@ -246,7 +246,7 @@ def _seconds(plan: Plan, run: DryRun, phase: Phase) -> tuple[float, float]:
     peak = card.peak(plan.autocast or dtype_of(backbone.spec))
     flops = phase.flops * (run.repeats if phase.name == "update" else 1)
     if phase.name == "optimizer":
-        moved = 3.0 * phase.peak.parts.get("optimizer", 0) + 3.0 * phase.peak.parts["gradients"]
+        moved = 3.0 * phase.peak.get("optimizer", 0) + 3.0 * phase.peak["gradients"]
         seconds = run.steps * moved / card.bandwidth
         return seconds, seconds / BANDWIDTH_SHARE
     computing = flops / peak
@@ -264,7 +264,7 @@ def _seconds(plan: Plan, run: DryRun, phase: Phase) -> tuple[float, float]:
 
 def _read(run: DryRun) -> float:
     """Bytes of the weights that a token is multiplied with; packed ones are written and read whole too."""
-    parts, backbone = run.count.now().parts, run.module.backbone
+    parts, backbone = run.count.now(), run.module.backbone
     engine = getattr(run.module, "engine", None)
     unpacked = 0.0 if getattr(engine, "dequantize", False) else 2 * sum(_whole_layers(backbone))
     base = parts.get("weights: policy", 0) + parts.get("weights: shared base", 0)

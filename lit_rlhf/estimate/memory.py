@@ -2,9 +2,8 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,22 +21,6 @@ from lit_rlhf.internals.torch import (
 )
 
 OTHER = "temporaries"
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The moment of a phase at which the most was held.
-
-    Attributes:
-        parts: Bytes by what they are for.
-    """
-
-    parts: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """Bytes of all parts."""
-        return sum(self.parts.values())
 
 
 class MemoryCount(OperatorMode):
@@ -119,17 +102,17 @@ class MemoryCount(OperatorMode):
                 self._parts[before] -= size
                 self._parts[part] += size
 
-    def now(self) -> Peak:
-        """What is held at the moment."""
-        return Peak({part: size for part, size in self._parts.items() if size})
+    def now(self) -> dict[str, int]:
+        """Bytes that are held at the moment, by what they are for."""
+        return {part: size for part, size in self._parts.items() if size}
 
     def forget_peak(self) -> None:
         """Let the mark begin anew at what is held now."""
         self._most, self._peak = self._live, dict(self._parts)
 
-    def peak(self) -> Peak:
-        """The most that was held since."""
-        return Peak({part: size for part, size in self._peak.items() if size})
+    def peak(self) -> dict[str, int]:
+        """The same of the moment since at which the most was held."""
+        return {part: size for part, size in self._peak.items() if size}
 
     def _add(self, tensor: Tensor) -> None:
         key = storage_key(tensor)

@@ -123,7 +123,6 @@ def whole_bytes(module: RLHFModule, phase: Phase, *, casts: bool) -> float:
         casts: Whether products are of another dtype than the weights, so that a packed layer is a copy anyway.
     """
     groups = _groups(module)
-    parts = phase.peak.parts
     if phase.name == "optimizer":
         return 0.0
     if phase.name == "update":
@@ -131,7 +130,7 @@ def whole_bytes(module: RLHFModule, phase: Phase, *, casts: bool) -> float:
         whole = [each for key, each in groups.items() if each.trained or key in phase.compared]
         return sum(each.root for each in whole) + max(each.in_backward() for each in trained)
     if phase.name == "rollout":
-        copied = math.inf if casts else parts.get("packed weights", 0.0)
+        copied = math.inf if casts else phase.peak.get("packed weights", 0.0)
         own = groups[id(module.backbone)].in_rollout(packed=phase.packed, copied=copied)
         if isinstance(getattr(module, "opponent", None), MixtureOpponent):
             other = id(module.reference.beside(module.backbone)[0])
@@ -142,7 +141,7 @@ def whole_bytes(module: RLHFModule, phase: Phase, *, casts: bool) -> float:
                 own -= groups[other].layer * (2 if phase.packed else 1)
         return own
     kept = ("weights", "gradients", "optimizer")
-    beside = sum(size for name, size in parts.items() if not name.startswith(kept))
+    beside = sum(size for name, size in phase.peak.items() if not name.startswith(kept))
     return max(each.in_scoring(beside) for each in groups.values())
 
 

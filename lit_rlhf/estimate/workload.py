@@ -11,8 +11,6 @@ from lit_rlhf.modules.remax import GREEDY
 from lit_rlhf.options import check_option
 from lit_rlhf.types import BranchedBatch, Generation, Prompts, ScoredRollout, Scores
 
-_RANKED = 4
-"""Completions of a prompt where the data may have any number from two up."""
 _STEPS = 4
 """Steps of a solution."""
 
@@ -78,9 +76,3 @@ class Workload:
     @staticmethod
     def _mask(rows: int, width: int) -> Tensor:
         return torch.ones(rows, width, dtype=torch.bool)
-
-
-def branches_of(shape: tuple[int, int | None]) -> int:
-    """Completions of a prompt in batches of a DataModule's kind."""
-    least, most = shape
-    return max(least, 1) if most is not None else _RANKED

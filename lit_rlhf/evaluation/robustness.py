@@ -12,9 +12,7 @@ from lit_rlhf.evaluation.scorers import Scorer
 from lit_rlhf.evaluation.texts import (
     changed,
     doubled_spaces,
-    lower_case,
     polite_ending,
-    trailing_line,
     turned_round,
 )
 from lit_rlhf.metrics import Estimate, wilson_mean
@@ -24,8 +22,8 @@ Change = Callable[[Comparison, Tensor], Comparison]
 ORDER = "answers in the other order"
 CHANGES: dict[str, Change] = {
     "spaces doubled": lambda each, _: changed(each, doubled_spaces),
-    "a line break at the end": lambda each, _: changed(each, trailing_line),
-    "all in lower case": lambda each, _: changed(each, lower_case),
+    "a line break at the end": lambda each, _: changed(each, lambda text: text + " \n"),
+    "all in lower case": lambda each, _: changed(each, str.lower),
     "a polite ending": lambda each, _: changed(each, polite_ending),
     "a polite ending of the lowest": lambda each, scores: changed(
         each, polite_ending, only=int(scores.argmin())

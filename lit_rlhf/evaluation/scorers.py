@@ -157,9 +157,11 @@ class ModelScorer(Scorer):
                 found[place] = error
         rows: dict[int, Encoded] = {}
         for place, row in zip(records, self._encoder.encode([*records.values()]), strict=True):
-            if (problem := self._problem(row)) is not None:
+            if isinstance(row, InvalidRowError):
+                found[place] = row
+            elif (problem := self._problem(row)) is not None:
                 found[place] = problem
-            elif not isinstance(row, InvalidRowError):
+            else:
                 rows[place] = row
         done = len(comparisons) - len(rows)
         tell(done)
@@ -196,9 +198,7 @@ class ModelScorer(Scorer):
             return AsTranscript(ExplicitPrompt()).convert(replace(record, template=None))
         return record
 
-    def _problem(self, row: Encoded | InvalidRowError) -> InvalidRowError | None:
-        if isinstance(row, InvalidRowError):
-            return row
+    def _problem(self, row: Encoded) -> InvalidRowError | None:
         context = context_length(self.backbone)
         longest = len(row.prompt) + max(map(len, row.completions))
         if context is not None and longest > context:

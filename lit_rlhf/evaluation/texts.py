@@ -36,16 +36,6 @@ def doubled_spaces(text: str) -> str:
     return re.sub(r"(?<=\S) (?=\S)", "  ", text)
 
 
-def trailing_line(text: str) -> str:
-    """A space and a line break at the end."""
-    return text + " \n"
-
-
-def lower_case(text: str) -> str:
-    """All letters small."""
-    return text.lower()
-
-
 def polite_ending(text: str) -> str:
     """A friendly sentence at the end that says nothing."""
     return text + POLITE

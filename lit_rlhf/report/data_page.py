@@ -1,8 +1,7 @@
 """The report of data: what `lit_rlhf.data.inspection` found, as one page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lit_rlhf.data.inspection import Inspection, Shown, SplitFacts, findings
 from lit_rlhf.report.data_sections import (
@@ -55,8 +54,7 @@ def report_data(inspection: Inspection, output: Path) -> Path:
         _samples(splits),
     ]
     lead = "; ".join(f"{s.name}: {s.records:,} {s.unit}, read by {s.format}" for s in splits)
-    found = [vars(each) for each in findings(inspection)]
-    data: Mapping[str, Any] = {"findings": found, **inspection.to_json()}
+    data = {"findings": findings(inspection), **vars(inspection)}
     title = f"Data: {Path(splits[0].source).name}"
     return write_page(output, title, [part for part in sections if part is not None], lead, data)
 

@@ -1,7 +1,6 @@
 """The report of a reward model, or of two beside each other."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,32 +90,19 @@ def report_reward(
 
 
 def values_of(one: RewardEvaluation) -> dict[str, Any]:
-    """The numbers of an evaluation, for JSON, where intervals are {value, low, high}."""
+    """The numbers of an evaluation, for `plain_json`, which makes {value, low, high} of intervals."""
+    apart = ("model", "data", "scored", "pairs", "subsets", "turned")
     return {
         "model": one.model,
         "data": one.data.source,
         "format": one.data.format,
         "comparisons": len(one.scored),
         "pairs": len(one.pairs.margins),
-        "left_out": dict(one.left_out),
-        "accuracy": one.accuracy,
-        "ceiling": None if one.ceiling is None else asdict(one.ceiling),
         "subsets": {
             each.name: {"comparisons": each.rows, "accuracy": each.accuracy} for each in one.subsets
         },
-        "sections": dict(one.sections),
-        "ties": one.ties,
-        "margin": one.margin,
-        "margin_std": one.margin_std,
-        "length_difference": one.length_difference,
-        "length_correlation": one.length_correlation,
-        "calibration": None if one.calibration is None else asdict(one.calibration),
-        "fitted": one.fitted,
-        "biases": {name: vars(bias) for name, bias in one.biases.items()},
-        "position": one.position,
-        "doubt": None if one.doubt is None else vars(one.doubt),
-        "turned": {each.change: vars(each) for each in one.turned},
-        "best_of": None if one.best_of is None else vars(one.best_of),
+        "turned": {each.change: each for each in one.turned},
+        **{name: value for name, value in vars(one).items() if name not in apart},
     }
 
 
