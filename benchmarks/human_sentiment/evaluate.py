@@ -62,7 +62,7 @@ def evaluate_policies(
 
 def _attached(path: Path, backbone: Backbone, root: Path) -> ModelReward:
     base = str(root / INITIAL) if (path / "adapter_config.json").is_file() else None
-    reward = ModelReward(str(path), share_base=False, normalize=True, dtype="bfloat16", base=base)
+    reward = ModelReward(str(path), share_base=False, normalize=True, dtype="auto", base=base)
     reward.attach(backbone)
     return reward
 

@@ -12,7 +12,6 @@ other betas, and it goes on. Writes `<root>/frontier/frontier.json` and the figu
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from benchmarks.comparison.machine import fast_dtype
 from benchmarks.human_sentiment.measures import (
     INITIAL,
     Measurement,
@@ -210,7 +210,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, help="default: <root>/frontier/frontier.svg")
     options = parser.parse_args(args)
     root: Path = options.root
-    dtype = cast("DTypeName", os.environ.get("DTYPE", "bfloat16"))
+    dtype = cast("DTypeName", fast_dtype())
     runs = {
         name: options.betas or METHODS[name].betas for name in options.methods if name != BEST_OF_N
     }

@@ -122,7 +122,7 @@ def by_comparing(judge: LocalJudge, pairs: Pairs) -> Labels:
 
 def labellers(root: Path) -> dict[str, Callable[[Pairs], Labels]]:
     """Who labels, by name; the judges' answers are kept."""
-    model = ModelSpec(name=str(root / "model"), dtype="bfloat16")
+    model = ModelSpec(name=str(root / "model"), dtype="auto")
     cache = root / "labelled" / "answers"
     compares = LocalJudge(model, cache=cache, **COMPARES)
     completes = LocalJudge(model, cache=cache, **COMPLETES)
@@ -143,7 +143,7 @@ def labellers(root: Path) -> dict[str, Callable[[Pairs], Labels]]:
 def learned(root: Path, rows: list[dict[str, Any]], held: Pairs, seed: int) -> Labels:
     """What a reward model says of held-out pairs, after one pass over these."""
     seed_everything(seed, verbose=False)
-    spec = ModelSpec(name=str(root / "model"), dtype="bfloat16", lora=LoraSpec(rank=16, alpha=32))
+    spec = ModelSpec(name=str(root / "model"), dtype="auto", lora=LoraSpec(rank=16, alpha=32))
     module = RewardModelModule(spec, optimizer=partial(AdamW, lr=6e-4, weight_decay=0.0), seed=seed)
     data = PreferenceDataModule(
         RowsSource(rows),

@@ -221,7 +221,7 @@ def reward_margins(
         pairs: Which of the files in `data`.
         most: So many of its pairs, from the first; None: all.
     """
-    backbone = load_reward_model(path, dtype="bfloat16", base=str(root / INITIAL))
+    backbone = load_reward_model(path, dtype="auto", base=str(root / INITIAL))
     file = FileSource(str(root / "data" / f"{pairs}.jsonl"))
     source = RowsSource([dict(row) for row in islice(file.load(), most)])
     data = PreferenceDataModule(
@@ -253,7 +253,7 @@ def load_policy(root: Path, name: str, dtype: DTypeName | None = None) -> Backbo
     Args:
         root: Directory of the runs.
         name: The place.
-        dtype: Of the base's weights; default: that of training, bfloat16 for exports.
+        dtype: Of the base's weights; default: that of training, of exports what the machine multiplies.
 
     Raises:
         FileNotFoundError: There is none.
@@ -261,7 +261,7 @@ def load_policy(root: Path, name: str, dtype: DTypeName | None = None) -> Backbo
     path = root / name
     if (path / "config.json").is_file():
         return Backbone.load(
-            ModelSpec(name=str(path), dtype=dtype or "bfloat16"), trainable=False
+            ModelSpec(name=str(path), dtype=dtype or "auto"), trainable=False
         ).eval()
     checkpoints = (
         [path]

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.comparison.machine import fast_dtype
 from benchmarks.human_sentiment.measures import INITIAL, load_policy
 from lit_rlhf.data import FileSource, PromptDataModule
 from lit_rlhf.models import Backbone
@@ -129,7 +130,9 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--prompts", type=int, default=1024, help="prompts to complete twice")
     parser.add_argument(
-        "--dtype", default="bfloat16", help="of the weights; bfloat16 wants AMX or AVX512-BF16"
+        "--dtype",
+        default=fast_dtype(),
+        help="of the weights; default: what this machine multiplies",
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(args)

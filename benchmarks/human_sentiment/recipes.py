@@ -52,7 +52,7 @@ WHOLE = "whole"
 
 def score(export: Path, base: Path, texts: Sequence[str]) -> dict[str, float]:
     """A reward model's scores of sentences."""
-    backbone = load_reward_model(export, dtype="bfloat16", base=str(base))
+    backbone = load_reward_model(export, dtype="auto", base=str(base))
     reader = TextReader(backbone.tokenizer)
     prompt, tails = reader.read(
         PREFIX, [f" {text}" for text in texts], [True] * len(texts), rendered=False
