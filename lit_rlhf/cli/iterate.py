@@ -48,9 +48,15 @@ def iterate(
 
 
 def _options(given: object) -> FileOptions:
-    found = yaml.safe_load(given) if isinstance(given, str) else given
+    try:
+        found = yaml.safe_load(given) if isinstance(given, str) else given
+    except yaml.YAMLError:
+        found = given
     if not isinstance(found, Mapping):
-        raise TypeError(f"{found!r} are no options: give them as in a file, {{name: value}}.")
+        raise TypeError(
+            f"{found!r} is no mapping of options. Give {{name: value, ...}} here, or the lines name: value below this "
+            "option in the file of -c"
+        )
     return FileOptions(found)
 
 

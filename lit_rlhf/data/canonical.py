@@ -1,12 +1,13 @@
 """Records as rows with the canonical columns of their kind, which are read again without an option."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lit_rlhf.data.conversion import template_options
-from lit_rlhf.data.formats import Format
+from lit_rlhf.data.formats import AnswerSets, Format
 from lit_rlhf.data.recognition import kind_of
 from lit_rlhf.data.records import Record, Row, RowGroup, ratings_by_answer
-from lit_rlhf.data.wrappers import Wrapper
+from lit_rlhf.types import Text
 
 _EVALUATED = ("id", "votes")
 """What evaluations read of a row of answers beside its record."""
@@ -36,11 +37,11 @@ def canonical_row(record: Record, reader: Format, given: Row) -> dict[str, Any]:
     if kind == "pairs":
         row |= {"chosen": answers[0], "rejected": answers[1], **fields}
     elif kind == "rankings":
-        row |= {"completions": answers, "scores": list(fields.pop("score"))}
+        scores = list(fields.pop("score"))
+        sets = isinstance(reader.innermost, AnswerSets)  # of which evaluations ask other things
+        row |= _sets(answers, scores) if sets else {"completions": answers, "scores": scores}
     elif kind == "steps":
-        while isinstance(reader, Wrapper):
-            reader = reader.format
-        separator = str(getattr(reader, "separator", ""))
+        separator = str(getattr(reader.innermost, "separator", ""))
         steps = [str(step).removesuffix(separator) for step in answers[:-1]]
         row |= {"completions": [*steps, answers[-1]], "labels": list(fields["step_label"])}
     elif kind == "text":
@@ -55,3 +56,12 @@ def canonical_row(record: Record, reader: Format, given: Row) -> dict[str, Any]:
     if tools := options.pop("tools", None):
         row["tools"] = tools
     return {**row, "chat_template_kwargs": options} if options else row
+
+
+def _sets(answers: Sequence[Text], scores: Sequence[float]) -> dict[str, list[str]]:
+    """Good and bad answers of `AnswerSets`, whose texts may have become the assistant's turns."""
+    found: dict[str, list[str]] = {"chosen": [], "rejected": []}
+    for answer, score in zip(answers, scores, strict=True):
+        text = answer if isinstance(answer, str) else str(answer[-1]["content"])
+        found["chosen" if score else "rejected"].append(text)
+    return found

@@ -36,6 +36,11 @@ class Wrapper(Format):
 
     format: Format
 
+    @property
+    def innermost(self) -> Format:
+        """That of the format within."""
+        return self.format.innermost
+
     def __post_init__(self) -> None:
         check_option(isinstance(self.format, Format), self, "format", self.format, "a Format")
 

@@ -150,7 +150,7 @@ def _comparison(
 ) -> Comparison:
     answers, values = record.completions, record.fields.get("score")
     p, votes = 1.0, None
-    kind: Kind = "sets" if isinstance(reader, AnswerSets) else "ranking"
+    kind: Kind = "sets" if isinstance(reader.innermost, AnswerSets) else "ranking"
     if values is None:
         kind, values = "pair", (1.0, 0.0)
         p = record.p_chosen

@@ -79,6 +79,7 @@ def _complaint(line: str, path: str) -> Complaint:
     for kind, pattern in _KINDS.items():
         if match := pattern.match(line):
             return Complaint(kind, match["word"], match.groupdict().get("path", path), line)
+    line = re.sub(r"^Not of type \w+: ", "", line)  # what a type of ours says
     line = re.sub(r"<class '(.+?)'>", r"\1", line).replace("Expected a ", "Expected ")
     line = re.sub(r"(?:typing\.)?Literal\[(.+?)\]", r"one of \1", line)
     return Complaint("other", "", path, line)

@@ -106,6 +106,14 @@ CASES: dict[str, tuple[Kind, Format | None, list[dict[str, Any]]]] = {
             {"prompt": "so ", "completions": ["a", "b"], "scores": [1, 2], "subset": "a"},
         ],
     ),
+    "sets": (
+        "rankings",
+        None,
+        [
+            {"prompt": "Which?", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Math"},
+            {"prompt": "Which?", "chosen": ["a", "b"], "rejected": ["c"], "id": "tied:0"},
+        ],
+    ),
     "steps": (
         "steps",
         None,
@@ -211,6 +219,20 @@ def test_an_evaluation_reads_the_same(tmp_path: Path) -> None:
     assert [(each.votes, each.name, each.subset) for each in read.items][2:] == [
         (4, "d", ""),
         (None, "", "c"),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_sets_of_answers_stay_sets(suffix: str, tmp_path: Path) -> None:
+    """Neither the good nor the bad have an order among them, and the best of all is asked for."""
+    path, output = write_jsonl(tmp_path / "in.jsonl", CASES["sets"][2]), tmp_path / f"out{suffix}"
+    main(["data", "convert", str(path), str(output)])
+    wrapped = data.AsChat(data.AnswerSets())
+    given, read = (read_comparisons(FileSource(str(each)), wrapped) for each in (path, output))
+    assert given.items == read.items
+    assert [(each.kind, each.values, each.name) for each in read.items] == [
+        ("sets", (1, 0, 0, 0), ""),
+        ("sets", (1, 1, 0), "tied:0"),
     ]
 
 

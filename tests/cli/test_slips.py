@@ -46,6 +46,20 @@ __all__ = ["trained"]
             ],
             "method.feedback.judge: ",
         ),
+        *(
+            (
+                [
+                    "iterate",
+                    "--policy=p",
+                    "--run_dir=r",
+                    "--method=RejectionSampling",
+                    "--method.prompts=p.jsonl",
+                    f"--method.reward={given}",
+                ],
+                f"lit-rlhf iterate: method.reward: {given!r} is no mapping of options. Give {{name: value",
+            )
+            for given in ("LengthReward", "rewards/nonesuch.yaml", "{class_path: ")
+        ),
         (["from-trl", "beside.pi"], "There is no file beside.pi (looked in"),
     ],
 )

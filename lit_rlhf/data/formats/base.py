@@ -71,6 +71,11 @@ class Format(ABC):
         except (InvalidRowError, ConfigurationError, TypeError, LookupError, AttributeError):
             return False
 
+    @property
+    def innermost(self) -> "Format":
+        """Itself, or of a format around another one the one within."""
+        return self
+
     @abstractmethod
     def __call__(self, row: Row) -> list[Record]:
         """Convert a row.
