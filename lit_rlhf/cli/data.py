@@ -24,10 +24,10 @@ from lit_rlhf.data.recognition import (
     MODULES,
     Kind,
     Reading,
-    first_rows,
     layout_for,
     read_as,
     readings,
+    some_rows,
     spell,
 )
 from lit_rlhf.data.records import Row
@@ -59,7 +59,7 @@ def show(
         color: Prompts blue and answers green: on a terminal, always, or never.
     """
     source = local_source(path)
-    rows = first_rows(source)
+    rows = some_rows(source)
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
     layout = layout_for(loaded)
     reading = read_as(rows, str(source), kind, format, layout)
@@ -77,8 +77,10 @@ def show(
             for each in readings(rows, (), layout)
             if each.kind != reading.kind
         ]
+    paint = color == "always" or (color == "auto" and sys.stdout.isatty())
     try:
         records = reading.format(shown)
+        parts = [list(_parts(record, shown, loaded, paint=paint)) for record in records]
     except InvalidRowError as error:
         raise DataError(f"{joined.locate(row - 1)}: {error}.") from error
     if unread := unread_columns(reading.format, [shown]):
@@ -88,9 +90,7 @@ def show(
             f"columns for the rewards: {', '.join(records[0].columns)}. If they are answers, name the format: "
             "--format Ranked --format.completions COLUMN --format.scores COLUMN, for one."
         )
-    paint = color == "always" or (color == "auto" and sys.stdout.isatty())
-    for record in records:
-        lines += ["", *_parts(record, shown, loaded, paint=paint)]
+    lines += chain.from_iterable(["", *each] for each in parts)
     print_text("\n".join(lines) + "\n")
 
 
@@ -177,7 +177,8 @@ def convert(
         raise ConfigurationError(f"The output is {output}; its suffix must be .jsonl or .parquet.")
     source = local_source(path)
     # As text, question and answer would run together.
-    reading = read_as(first_rows(source), str(source), kind, format, "canonical")
+    rows = some_rows(source)
+    reading = read_as(rows, str(source), kind, format, "canonical")
     counts: Counter[str] = Counter()
     made = _canonical(source, reading, counts, invalid)
     if output.suffix == ".jsonl":
@@ -189,8 +190,11 @@ def convert(
         _write_parquet(list(made), output, as_json)
     written = counts.pop("", 0)
     reasons = "".join(f"; {count} left out, {reason}" for reason, count in counts.items())
+    kept = canonical_row(reading.record, reading.format, rows[0])
+    unread = [name for name in unread_columns(reading.format, rows) if name not in kept]
+    beside = f" Columns that are not written: {', '.join(unread)}." if unread else ""
     print_text(
-        f"Wrote {written} {reading.kind} to {output}, read by {spell(reading.format)}{reasons}.\n"
+        f"Wrote {written} {reading.kind} to {output}, read by {spell(reading.format)}{reasons}.{beside}\n"
     )
 
 
@@ -224,9 +228,11 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], output: Path, as_json: Seq
         table = pa.Table.from_pylist(whole)
         with whole_file(output) as temporary:
             pyarrow.parquet.write_table(table, temporary)
-    except (pa.ArrowException, OverflowError) as error:  # the latter of numbers beyond 64 bits
+    # Of numbers beyond 64 bits, and of half characters.
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise DataError(
-            f"The rows can't be written to {output}: a column of Parquet has one type, and {error}. Write JSONL."
+            f"The rows can't be written to {output}: a column of Parquet has one type, and its text is UTF-8, but "
+            f"{error}. Write JSONL."
         ) from error
 
 

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 
 from lit_rlhf import __version__
@@ -25,6 +26,9 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With status 2 after an error that the user can mend, whose message goes to standard error.
     """
     words = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Text of data and models may hold what a terminal's encoding lacks, and half characters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return

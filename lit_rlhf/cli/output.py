@@ -46,5 +46,9 @@ def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
         sys.stdout.writelines(lines)
         return
     refuse_directory(output)
-    with whole_file(output) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with (
+        whole_file(output) as temporary,
+        # Half a character, which no encoding writes, becomes the escape that JSON has for it.
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.writelines(lines)

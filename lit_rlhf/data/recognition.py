@@ -21,7 +21,7 @@ from lit_rlhf.data.records import (
 )
 from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.data.wrappers import AsChat, AsTranscript, PromptsOf
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 
 FORMATS: tuple[type[Format], ...] = (
     formats.ExplicitPrompt,
@@ -99,6 +99,20 @@ def first_rows(source: Source) -> list[Row]:
         DataError: The source can't be read.
     """
     return [row for row in islice(rows_of(source), _ROWS) if not isinstance(row, UnreadableRow)]
+
+
+def some_rows(source: Source) -> list[Row]:
+    """The rows that decide, of which there must be one.
+
+    Raises:
+        DataError: The source can't be read, holds no row, or none of the first in a readable form.
+    """
+    if rows := first_rows(source):
+        return rows
+    for row in rows_of(source):
+        assert isinstance(row, UnreadableRow)  # or it would be among the first
+        raise DataError(f"None of the first {_ROWS} rows of {source} can be read. {row.error}.")
+    raise DataError(f"{source} holds no rows: there is nothing to read. Is it the right file?")
 
 
 def layout_for(tokenizer: PreTrainedTokenizerBase | None) -> Layout:
@@ -203,7 +217,7 @@ def read_as(
     """The one reading of rows as a kind, whichever DataModule they are for.
 
     Args:
-        rows: The first rows.
+        rows: The first rows, one or more.
         what: What messages call them.
         kind: The kind. None: the first of `Kind` that they can be.
         format: The format that is set, if one is; it is taken as it stands.
@@ -213,8 +227,6 @@ def read_as(
         ConfigurationError: There is none, or there are several; or the format that is set reads no row.
     """
     if format is not None:
-        if not rows:
-            raise ConfigurationError(f"{what} has no rows.")
         grouped = [*group_rows(rows, format)]
         readable = next((row for row in grouped if format.reads_row(row)), grouped[0])
         try:

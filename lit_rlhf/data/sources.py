@@ -294,7 +294,8 @@ def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[s
     if hasattr(loaded, "keys"):
         if split is None or split not in loaded:
             raise DataError(
-                f"{name} holds the splits {sorted(loaded)}; set `split` to one of them (it is {split!r})."
+                f"{name} holds the splits {sorted(loaded)}; set `split` to one of them (it is {split!r}), or give the "
+                "directory of one as the path."
             )
         loaded = loaded[split]
     elif split is not None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lit_rlhf.data import AnswerSets, Format, InvalidRowError, Record, Source
 from lit_rlhf.data.conversion import Conversion, Shape, grouped
 from lit_rlhf.data.formats.base import Style
-from lit_rlhf.data.recognition import first_rows, read_as, spell
+from lit_rlhf.data.recognition import read_as, some_rows, spell
 from lit_rlhf.data.records import Row, read_number
 from lit_rlhf.data.sources import rows_of
 from lit_rlhf.errors import ConfigurationError, DataError
@@ -115,7 +115,7 @@ def read_comparisons(
         'sums'
     """
     if format is None:
-        reading = read_as(first_rows(source), str(source), None, None)
+        reading = read_as(some_rows(source), str(source), None, None)
         if reading.kind not in ("pairs", "rankings"):
             raise ConfigurationError(
                 f"The rows of {source} are {reading.kind}, read by {spell(reading.format)}, and rewards are evaluated "

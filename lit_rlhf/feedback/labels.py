@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
-from lit_rlhf.data.recognition import first_rows, readings, spell
+from lit_rlhf.data.recognition import readings, some_rows, spell
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.feedback.pairs import Candidates, Pair
 from lit_rlhf.files import write_text
@@ -99,7 +99,7 @@ def read_labelled_pairs(
 
 
 def _find(source: Source) -> Format:
-    rows = first_rows(source)
+    rows = some_rows(source)
     found = [one for one in readings(rows) if one.kind in ("pairs", "rankings")]
     if len(found) == 1:
         return found[0].format
@@ -111,7 +111,7 @@ def _find(source: Source) -> Format:
     if any("completions" in row for row in rows):
         return Candidates()
     raise ConfigurationError(
-        f"No format reads pairs or rankings in the rows of {source}. Their columns: {sorted(rows[0]) if rows else []}. "
+        f"No format reads pairs or rankings in the rows of {source}. Their columns: {sorted(rows[0])}. "
         "Set format, such as --format ExplicitPrompt --format.chosen COLUMN --format.rejected COLUMN."
     )
 

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -198,3 +199,72 @@ def test_the_row_that_cannot_be_read_is_named(
         with pytest.raises(SystemExit):
             main(["data", "show", str(path), f"--row={row}"])
         assert re.search(rf"row {row}: .*{words}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b"", "holds no rows"),
+        ("a.csv", b"prompt,chosen,rejected\n", "holds no rows"),
+        (
+            "a.csv",
+            "prompt,chosen,rejected\na,\xe9,c\n".encode("latin-1"),
+            "line 2 is no utf-8 text",
+        ),
+        ("a.jsonl", b"prompt: a\n", "line 1 is no JSON"),
+    ],
+)
+@pytest.mark.parametrize("command", ["show", "convert", "inspect"])
+def test_files_without_a_row_that_can_be_read_say_why(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    name: str,
+    content: bytes,
+    said: str,
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    output = {"convert": [str(tmp_path / "out.jsonl")]}.get(command, [])
+    with pytest.raises(SystemExit):
+        main(["data", command, str(tmp_path / name), *output])
+    assert said in capsys.readouterr().err
+
+
+def test_half_characters_are_shown_and_converted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "\\ud800 b", "rejected": "c"}\n')
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    main(["data", "show", str(rows)])
+    main(["data", "convert", str(rows), str(out)])
+    assert json.loads(out.read_text()) == json.loads(rows.read_text())
+    for refused in (
+        ["convert", str(rows), str(tmp_path / "out.parquet")],
+        ["show", str(rows), f"--tokenizer={tmp_path / 'tokenizer'}"],
+    ):
+        with pytest.raises(SystemExit):
+            main(["data", *refused])
+    said = capsys.readouterr().err
+    assert "Write JSONL." in said
+    assert f"{rows}, row 1: text that the tokenizer can't read" in said
+
+
+def test_columns_that_are_not_written_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"id": 1, "prompt": "a", "chosen": "b", "rejected": "c", "Margin": 2, "rater": "d"}
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    main(["data", "convert", str(tmp_path / "a.jsonl"), str(tmp_path / "out.jsonl")])
+    assert "Columns that are not written: Margin, rater." in capsys.readouterr().out
+
+
+def test_splits_on_disk_are_named_with_the_way_to_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(SystemExit):
+        main(["data", "show", str(tmp_path / "both")])
+    assert "give the directory of one as the path" in capsys.readouterr().err
+    main(["data", "show", str(tmp_path / "both" / "train")])

@@ -18,7 +18,7 @@ from lit_rlhf.data.inspection.labels import LabelFacts, Labels
 from lit_rlhf.data.inspection.leakage import HeldOut, Leak, Leakage, texts_of
 from lit_rlhf.data.inspection.lengths import LengthFacts, Lengths
 from lit_rlhf.data.inspection.words import hash_words
-from lit_rlhf.data.recognition import Kind, first_rows, layout_for, read_as, spell
+from lit_rlhf.data.recognition import Kind, layout_for, read_as, some_rows, spell
 from lit_rlhf.data.records import Record, Text
 from lit_rlhf.data.showing import part_names
 from lit_rlhf.data.sources import DirectorySource, Source, local_source, rows_of
@@ -180,7 +180,7 @@ def inspect(
     leaks: list[Leak] = []
     for name, data in reversed([*named.items()]):
         source = _source(data)
-        reading = read_as(first_rows(source), str(source), kind, format, layout_for(tokenizer))
+        reading = read_as(some_rows(source), str(source), kind, format, layout_for(tokenizer))
         look = _Look(name, Reader(source, reading, tokenizer, by), held, similarity, run, samples)
         look.through(held_out=name != next(iter(named)))
         facts.insert(0, look.result())
