@@ -30,6 +30,7 @@ from lit_rlhf.modules.parts import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
     arguments_of,
+    check_kinds,
     record_of,
     require_parts,
     require_weights,
@@ -92,8 +93,13 @@ class RLHFModule(LightningModule):
     """Of modules that are held to one."""
     _arguments: set[str]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - the constructor's
-        """Remember which arguments the module was built with, which its base's constructor can't know."""
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember which arguments the module was built with, which its base's constructor can't know.
+
+        Raises:
+            ConfigurationError: One is of another kind than its constructor says.
+        """
+        check_kinds(cls, args, kwargs)
         module = super().__new__(cls)
         object.__setattr__(module, "_arguments", arguments_of(cls, kwargs))
         return module

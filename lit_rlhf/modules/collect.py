@@ -62,6 +62,7 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
     """Scores of completions, in float32.
 
     Raises:
+        ConfigurationError: They aren't `Scores`, or not one for each completion.
         DataError: A score is not finite; its sample is named.
     """
     where = f"{type(reward).__name__} in iteration {iteration}"
@@ -78,6 +79,7 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
             f"{type(reward).__name__}.score returned a {type(scores).__name__}: return "
             "lit_rlhf.types.Scores(total), with the parts it is made of where it has any."
         )
+    _require_one_each(scores, len(completions.responses), type(reward).__name__)
     total = scores.total.float()
     bad = (~torch.isfinite(total)).nonzero().flatten().tolist()
     if bad:
@@ -93,3 +95,16 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
             f"{where} scored none of {len(total)} completions: there is nothing to learn from. {RESUME}"
         )
     return Scores(total, scores.parts, scores.left_out)
+
+
+def _require_one_each(scores: Scores, count: int, reward: str) -> None:
+    parts = {f"parts[{name!r}]": part for name, part in scores.parts.items()}
+    failed = {} if scores.failed is None else {"failed": scores.failed}
+    told: dict[str, object] = {"total": scores.total, **parts, **failed}
+    for name, value in told.items():
+        what = f"of the shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        if not isinstance(value, Tensor) or value.shape != (count,):
+            raise ConfigurationError(
+                f"{reward}.score gave {name} {what[:200]} for {count} completions: it must be a tensor of the shape "
+                f"({count},), one number for each completion, in their order."
+            )

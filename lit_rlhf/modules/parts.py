@@ -1,10 +1,12 @@
 """What a checkpoint holds of a module: options, parts that it can only name, weights; and whether it fits one."""
 
 import inspect
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,10 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 
 CHECKPOINT_KEY = "lit_rlhf"
 CHECKPOINT_VERSION = 2
+_WAYS = {
+    "ModelSpec": "Of a directory or a hub id it is ModelSpec(name=...).",
+    "Reward": "Of a function it is FunctionReward(function), of a reward model ModelReward(path).",
+}
 
 
 def take_parts(arguments: set[str], hparams: MutableMapping[str, Any]) -> dict[str, str]:
@@ -77,6 +83,37 @@ def arguments_of(module: type, given: Iterable[str]) -> set[str]:
     own = inspect.signature(module.__init__).parameters.values()  # type: ignore[misc]
     listed = [p.name for p in own if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)][1:]
     return {*listed, *given}
+
+
+def check_kinds(module: type, places: Sequence[Any], names: Mapping[str, Any]) -> None:
+    """Refuse parts of another kind than a module's constructors say: most are looked at only when work has begun.
+
+    Args:
+        module: The class.
+        places: What it was given by place.
+        names: What it was given by name.
+
+    Raises:
+        ConfigurationError: Names the argument, the kind and the way to it.
+    """
+    hints: dict[str, Any] = {}
+    for each in reversed(module.__mro__):
+        if "__init__" in vars(each):
+            with suppress(NameError):  # a user's class may import its types for checkers alone
+                hints |= get_type_hints(each.__init__)
+    own = [*inspect.signature(module.__init__).parameters][1:]  # type: ignore[misc]
+    for name, value in {**dict(zip(own, places, strict=False)), **names}.items():
+        hint = hints.get(name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        ours = [kind for kind in kinds if getattr(kind, "__module__", "").startswith("lit_rlhf.")]
+        told = ours and all(isinstance(kind, type) for kind in kinds)
+        if told and not isinstance(value, kinds):
+            kind, way = ours[0].__name__, _WAYS.get(ours[0].__name__, "")
+            if isinstance(value, type) and issubclass(value, ours[0]):
+                way = f"This is the class; give one of it: {value.__name__}(...)."
+            raise ConfigurationError(
+                f"{module.__name__}({name}={value!r}): {name} must be a {kind}. {way}".rstrip()
+            )
 
 
 def _describe(value: Any) -> str:

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -196,9 +197,12 @@ def _from_file(place: str) -> Any:
         raise ConfigurationError(
             f"There is no file {str(path)!r} (looked in {Path.cwd()}) to take a reward function from."
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # By its whole path, so that it hides no module; dataclasses and pickles look it up there.
+    name = str(path.resolve())
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigurationError(f"{str(path)!r} is no Python file to take a reward function from.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

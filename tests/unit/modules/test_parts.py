@@ -1,5 +1,6 @@
 """`load_from_checkpoint` of modules built in Python: what it asks for, and that it gives the module back."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,31 @@ def test_what_a_class_hands_on_to_its_base_is_not_asked_for(
     loaded = kind.load_from_checkpoint(file, **given)
     assert (loaded.seed, loaded.num_samples) == (5, 4)
     assert set(loaded.hparams) >= {"num_samples", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (
+            lambda: PreferenceModule("a/model"),  # type: ignore[arg-type]
+            r"PreferenceModule\(backbone='a/model'\): .* a ModelSpec. .* ModelSpec\(name=",
+        ),
+        (
+            lambda: PreferenceModule(ModelSpec("a/model"), loss=DPO),  # type: ignore[arg-type]
+            r"loss must be a PreferenceLoss. This is the class; give one of it: DPO\(\.\.\.\)",
+        ),
+        (
+            lambda: DrGRPOPolicyModule(ModelSpec("a/model"), len),  # type: ignore[arg-type]
+            r"reward must be a Reward. Of a function it is FunctionReward",
+        ),
+        (
+            lambda: DrGRPOPolicyModule(
+                ModelSpec("a/model"), CountVowels(), sampling={"max_new_tokens": 4}
+            ),
+            r"sampling must be a Sampling",
+        ),
+    ],
+)
+def test_parts_of_another_kind_are_refused_at_once(build: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        build()

@@ -160,3 +160,14 @@ def test_nan_says_that_a_response_could_not_be_scored() -> None:
     endless = FunctionReward(lambda responses: [math.inf] * 4, on_failure="skip")
     with pytest.raises(DataError, match="must be a finite number"):
         endless.score(given)
+
+
+def test_a_file_may_hold_dataclasses(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n"
+        "@dataclass\nclass Told:\n    scale: float = 2.0\n\n\n"
+        "def score(responses):\n    return [Told().scale for _ in responses]\n"
+    )
+    scores = FunctionReward(f"{file}:score").score(completions())
+    assert scores.total.tolist() == [2.0] * 4
