@@ -147,15 +147,21 @@ class Speaker:
         return said
 
     def again(self, show: Show) -> Answer:
-        """Another answer in place of the last.
+        """Another answer in place of the last; on an error the conversation is as before.
 
         Raises:
             ConfigurationError: There is none yet.
         """
-        if not self.conversation.turns:
+        turns = self.conversation.turns
+        if not turns:
             raise ConfigurationError("Nothing was said yet.")
-        _, said = self.conversation.turns.pop(), self.conversation.turns.pop()
-        return self.answer(said["content"], show)
+        before = list(turns)
+        _, said = turns.pop(), turns.pop()
+        try:
+            return self.answer(said["content"], show)
+        except BaseException:
+            turns[:] = before
+            raise
 
     def _say(self, show: Show) -> Answer:
         limits = [context_length(self.backbone)]

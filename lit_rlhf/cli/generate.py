@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
@@ -21,7 +22,8 @@ from lit_rlhf.cli.selection import (
     keep_self_play,
 )
 from lit_rlhf.cli.unfinished import Unfinished
-from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly, RowsSource, Source
+from lit_rlhf.data import PromptDataModule, PromptOnly, RowsSource, Source
+from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.functional.masking import masked_sum
@@ -62,7 +64,7 @@ def generate(
     seed: int = 0,
     request: str = "",
 ) -> None:
-    r"""Sample completions from a policy, and with a reward score them and keep the best.
+    r"""Sample completions from a policy, on a GPU where there is one, and with a reward score them and keep the best.
 
     Best-of-n (arXiv:2112.09332) is `--num_samples n --reward ... --keep best`: what it writes is a file of
     demonstrations (columns `prompt`, `completion`, `score`) that DemonstrationDataModule reads. Its KL to the policy is
@@ -78,7 +80,8 @@ def generate(
 
     Args:
         model: A causal language model (directory or hub id), an exported adapter, or a checkpoint (.ckpt).
-        prompts: JSONL, JSON, CSV or Parquet with a prompt in each row.
+        prompts: JSONL, JSON, CSV or Parquet with a prompt in each row, or a directory that `save_to_disk` of the
+            datasets library wrote.
         prompt: One prompt, instead of a file.
         output: JSONL to write, the rows with a column `response` (with a reward also `score`, null where it
             couldn't be scored, and `finished`), or what `keep` says; default: standard output.
@@ -109,7 +112,7 @@ def generate(
     _check_selection(reward, keep, num_samples, num_best)
     _check_reference(reference, sampling or Sampling(), keep)
     source: Source = (
-        RowsSource([{prompt_column: prompt}]) if prompts is None else FileSource(prompts)
+        RowsSource([{prompt_column: prompt}]) if prompts is None else local_source(prompts)
     )
     rows = _rows(source, completion_column if keep == "self_play" else None)
     actor = _actor(model, reward, engine, sampling, reference, dtype, seed)
@@ -183,7 +186,7 @@ def _actor(
     actor.reward.attach(actor.backbone)
     if reference is not None:
         actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
-    return actor
+    return actor.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _Unscored(Reward):
@@ -240,6 +243,7 @@ def _samples(
 def _sample(
     actor: PolicyModule, batch: PromptBatch, num_samples: int, *, with_kl: bool
 ) -> list[Sample]:
+    batch = move_data_to_device(batch, actor.device)
     rollout, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
     scores = score_completions(actor.reward, completions, 0)
     kl = [0.0] * len(completions.responses)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.files import whole_file, write_text
 
 
@@ -40,8 +40,12 @@ def refuse_directory(output: Path | None) -> None:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
-    """Write rows as JSONL to a file, or to standard output where there is none."""
-    lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    """Write rows as JSONL to a file, or to standard output where there is none; dates and the like as text.
+
+    Raises:
+        DataError: A column holds bytes.
+    """
+    lines = (json.dumps(dict(row), ensure_ascii=False, default=_text) + "\n" for row in rows)
     if output is None:
         sys.stdout.writelines(lines)
         return
@@ -52,3 +56,9 @@ def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         file.writelines(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        raise DataError("A column holds bytes, which JSONL can't: leave it out of the data.")
+    return str(value)

@@ -16,6 +16,9 @@ from lit_rlhf.errors import ConfigurationError
 _CLASS = re.compile(r"[A-Z]\w*|\w+(\.\w+)*\.[A-Z]\w*")
 """A class as a configuration names it, of the library or `mine.Reward`; models have other names, or a slash."""
 
+_FILE = re.compile(r"\.[A-Za-z]+(\.\w+)?$|\*")
+"""How files end, and patterns of them; names on the hub hold versions behind a dot, as in llama-3.1-mixture."""
+
 
 def run(words: Sequence[str]) -> None:
     """Run the `fit` that a line stands for."""
@@ -62,10 +65,11 @@ def expand(words: Sequence[str]) -> list[str]:
 def _source(data: str) -> list[str]:
     """Options for a file, a directory of `save_to_disk`, or the name of a data set on the hub."""
     path = Path(data)
-    if path.is_file() or path.suffix:
-        return ["--data.train.path", data]
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return ["--data.train", "DirectorySource", "--data.train.path", data]
+    there = path.is_file() or (path.is_dir() and path.suffix)
+    if there or "://" in data or _FILE.search(data):
+        return ["--data.train.path", data]
     return ["--data.train", "HubSource", "--data.train.name", data]
 
 

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.layout import as_learned
 from lit_rlhf.cli.output import refuse_directory, write_rows
-from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, RowsSource
+from lit_rlhf.data import Demonstration, DemonstrationDataModule, RowsSource
+from lit_rlhf.data.sources import local_source
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.models import evaluating
 from lit_rlhf.models.specs import DTypeName
@@ -26,11 +28,12 @@ def score(
     batch_size: int = 16,
     dtype: DTypeName = "float32",
 ) -> None:
-    """Score completions with a reward model.
+    """Score completions with a reward model, on a GPU where there is one.
 
     Args:
         model: An export, a checkpoint (.ckpt) of RewardModelModule, or a sequence classifier with one label.
-        data: JSONL, JSON, CSV or Parquet with a prompt and a completion in each row.
+        data: JSONL, JSON, CSV or Parquet with a prompt and a completion in each row, or a directory that `save_to_disk`
+            of the datasets library wrote.
         output: JSONL to write, the rows with a column `score`, null for an empty completion; default: standard output.
         prompt_column: Column of the prompt.
         completion_column: Column of the completion.
@@ -41,7 +44,8 @@ def score(
     """
     refuse_directory(output)
     backbone = TrainedReward.read(model, None).load({"dtype": dtype})
-    every = [dict(row) for row in FileSource(data).load()]
+    backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+    every = [dict(row) for row in local_source(data).load()]
     answered = [i for i, row in enumerate(every) if str(row.get(completion_column, "?")).strip()]
     asked = [row.get(prompt_column) for row in every]
     plain = Demonstration(prompt_column, completion_column)
@@ -59,8 +63,9 @@ def score(
         rows.setup("test")
         warn_of_prompts(f"The reward model {model!r}", backbone.prompts, rows.prompt_form("test"))
         for batch in rows.test_dataloader():
+            on_device = move_data_to_device(batch, backbone.device)
             with torch.no_grad(), evaluating(backbone):
-                found = backbone(batch, num_branches=1, role="reward", scores="reward").scores
+                found = backbone(on_device, num_branches=1, role="reward", scores="reward").scores
             places = (answered[i] for i in batch["index"].tolist())
             scores.update(zip(places, found.tolist(), strict=True))
     write_rows(({**row, "score": scores.get(i)} for i, row in enumerate(every)), output)

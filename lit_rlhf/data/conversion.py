@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,9 +73,14 @@ class Conversion:
             ConfigurationError: The format gives records of another shape.
         """
         try:
-            records = self.convert(row)
+            made: Any = self.convert(row)
+            records = list(made or ()) if isinstance(made, Iterable) or made is None else [made]
             if not records:
                 return [InvalidRowError("the format makes no record of it", shorten(dict(row)))]
+            if not isinstance(made, Iterable) or not all(isinstance(r, Record) for r in records):
+                raise ConfigurationError(
+                    f"The format made {shorten(made)} of {self.source.locate(number)}: it must make a list of Record."
+                )
             template = {} if isinstance(row, UnreadableRow) else template_options(row)
             return [_named(self._check(record, template), row) for record in records]
         except InvalidRowError as error:

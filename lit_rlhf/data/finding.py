@@ -99,8 +99,8 @@ class FormatFinder:
     def _choose(self, rows: Sequence[Row], what: str, layout: Layout) -> Format:
         """The one format of rows that the DataModule takes.
 
-        Where no format reads them and some have all columns of its usual format, that one is taken: what is wrong with
-        the rows is then counted by reason.
+        Where none fits and rows with all columns of its usual format can't be read by it, that one is taken: what is
+        wrong with the rows is then counted by reason.
         """
         found = readings(rows, self.auto.also, layout)
         direct = [one for one in found if self.takes.get(one.kind, Wrapper) is None]
@@ -111,6 +111,10 @@ class FormatFinder:
             readers = [(spell(self._wrapped(one)), one.kind) for one in fitting]
             raise ConfigurationError(several_readers(readers, rows, what))
         others = [one for one in found if one.kind != "prompts"]
+        named = [row for row in rows if all(name in row for name in self.usual.reads())]
+        # One that does read them gave way to a reading that says more.
+        if named and not (others and any(map(self.usual.reads_row, named))):
+            return self.usual
         if others:
             kind, name = others[0].kind, spell(others[0].format)
             wanted = next(kind for kind, wrapper in self.takes.items() if wrapper is None)
@@ -119,8 +123,6 @@ class FormatFinder:
                 f"The rows of {what} are {kind}, read by {name}, and {self.module} needs {wanted}. Take "
                 f"{MODULES[kind]} for them. {way.format(name)} Their columns: {columns_of(rows)}."
             )
-        if any(all(name in row for name in self.usual.reads()) for row in rows):
-            return self.usual
         raise ConfigurationError(
             f"No format reads the rows of {what} as {self.module} needs them. Their columns: {columns_of(rows)}. "
             f"Nearest: {nearest_formats(rows, self.usual)}. Set the data option `format` to one of these with the "

@@ -163,6 +163,8 @@ class Report:
         way = "mend the rows, the `format` or the limits"
         if self.reasons and all(name.startswith("no column") for name in self.reasons):
             way = "name the data's columns in the options of `format`, or take another format"
+        if self.rows == 0:
+            way = "the source holds no rows. `load` of one of your own must begin anew at each call"
         if self.records == 0:
             raise DataError(f"{self.summary()}. Nothing is left: {way}.")
         unusable = sum(r.count for r in self.reasons.values() if r.option == "invalid")
@@ -391,5 +393,6 @@ def _to_json(record: Record) -> str:
         kinds = {name: type(value).__name__ for name, value in record.columns.items()}
         raise InvalidRowError(
             "column can't be carried",
-            f"{error}; text, numbers, lists and dictionaries can be, these are {kinds}",
+            f"{error}; text, numbers, lists and dictionaries can be, these are {kinds}. Carry those alone that the "
+            "rewards read: format PromptOnly, with their names as its columns",
         ) from error

@@ -261,10 +261,18 @@ def rows_of(source: Source) -> Iterator[Mapping[str, Any]]:
     """Go through the rows of a source.
 
     Raises:
+        ConfigurationError: A source of one's own gives something else than rows.
         DataError: The system refuses, or what is read ends too early.
     """
     try:
-        yield from source.load()
+        given: object = source.load()
+        for row in given if isinstance(given, Iterable) else [given]:
+            if not isinstance(row, Mapping):
+                raise ConfigurationError(
+                    f"{type(source).__name__}.load gave {shorten(row)}: it must give rows one after the other, each a "
+                    "mapping from column to value."
+                )
+            yield row
     except (OSError, EOFError) as error:
         raise DataError(f"{source} can't be read: {error}.") from error
 

@@ -295,7 +295,7 @@ def _read_lexicon(file: Path) -> Mapping[str, float]:
     if not file.is_file():
         raise ConfigurationError(f"LexiconReward.file: there is no file {str(file)!r}.")
     words: dict[str, float] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
         word, _, weight = line.partition("\t")

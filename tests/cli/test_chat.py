@@ -110,6 +110,19 @@ def test_other_engines_show_the_answer_at_its_end(backbone: Backbone) -> None:
     assert native.answer("a", ignore).text == whole.text
 
 
+def test_again_that_fails_leaves_the_conversation(backbone: Backbone) -> None:
+    speaker = Speaker(backbone, Conversation(backbone), SHORT)
+    speaker.answer("one?", ignore)
+    before = list(speaker.conversation.turns)
+
+    def broken(_: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        speaker.again(broken)
+    assert speaker.conversation.turns == before
+
+
 def test_again_asks_the_same_and_answers_otherwise(backbone: Backbone) -> None:
     speaker = Speaker(backbone, Conversation(backbone), SHORT)
     with pytest.raises(ConfigurationError, match="Nothing was said"):

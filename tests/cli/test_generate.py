@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -288,3 +290,20 @@ def test_another_request_begins_anew(tiny_model_dir: Path, tmp_path: Path) -> No
     assert len(rows) == 72
     assert "x" not in {row["response"] for row in rows}
     assert not list(tmp_path.glob(".*.unfinished"))
+
+
+def test_dates_of_a_directory_of_datasets_are_written_as_text(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    rows = datasets.Dataset.from_list([{**ROWS[0], "at": date(2026, 1, 2)}])
+    rows.save_to_disk(str(tmp_path / "prompts"))
+    output = tmp_path / "out.jsonl"
+    main(
+        [
+            *("generate", "--model", str(tiny_model_dir), "--prompts", str(tmp_path / "prompts")),
+            *("--output", str(output), "--sampling.max_new_tokens", "4"),
+        ]
+    )
+    row = json.loads(output.read_text())
+    assert row["at"] == "2026-01-02"
+    assert row.keys() == {*ROWS[0], "at", "response"}

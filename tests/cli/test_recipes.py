@@ -85,6 +85,13 @@ def test_data_may_be_a_directory_or_of_the_hub(tmp_path: Path) -> None:
         *("--data.train", "HubSource"),
         *("--data.train.name", "someone/something"),
     ]
+    name = "someone/llama-3.1-mixture"
+    assert expand(["sft", "--data", name])[3:] == [
+        *("--data.train", "HubSource"),
+        *("--data.train.name", name),
+    ]
+    for files in ("missing.jsonl.bz2", "data/*", "s3://bucket/rows", "notes.txt"):
+        assert expand(["sft", "--data", files])[3:] == ["--data.train.path", files]
     with pytest.raises(ConfigurationError, match="--model"):
         expand(["sft", "--model"])
 

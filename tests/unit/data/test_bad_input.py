@@ -179,7 +179,8 @@ class TestRowsThatCannotBeUsed:
     ) -> None:
         path = write_jsonl(tmp_path / "pairs.jsonl", [])
         with pytest.raises(
-            DataError, match=r"pairs\.jsonl: 0 of 0 rows used. Nothing is left: mend"
+            DataError,
+            match=r"pairs\.jsonl: 0 of 0 rows used. Nothing is left: the source holds no rows",
         ):
             PreferenceDataModule(FileSource(str(path)), tokenizer=tokenizer).prepare_data()
 

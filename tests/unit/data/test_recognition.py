@@ -26,7 +26,7 @@ from lit_rlhf.data import (
     UnpairedDataModule,
 )
 from lit_rlhf.data.recognition import FORMATS, read_as, spell
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 from tests.unit.data.contract import ready
 from tests.unit.data.shape_cases import BLUE, CASES, COLOR, READS_TOOLS
 
@@ -216,6 +216,13 @@ class TestRefusing:
             ({"prompt": "a", "best": "b", "worst": "c"}, "missing: chosen, rejected"),
         ],
     )
+    def test_labels_that_say_nothing_are_counted_not_passed_over(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        rows = [{"prompt": "p", "completion": f"a{i}", "label": "yes"} for i in range(4)]
+        with pytest.raises(DataError, match=r"4 left out, column 'label'.*got 'yes'"):
+            ready(UnpairedDataModule(RowsSource(rows), tokenizer=tokenizer, batch_size=2))
+
     def test_what_nothing_reads_is_shown_with_the_nearest(
         self, row: dict[str, Any], words: str, tokenizer: PreTrainedTokenizerFast
     ) -> None:

@@ -54,6 +54,12 @@ def test_a_lexicon_adds_up_weights_without_case_and_in_whole_words() -> None:
     )
 
 
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path) -> None:
+    file = tmp_path / "words.tsv"
+    file.write_text("good\t2", encoding="utf-8-sig")
+    check(scores(LexiconReward(file=str(file)), ["good"]), [2.0])
+
+
 def test_a_lexicon_is_read_from_a_file_and_words_given_beside_it_win(tmp_path: Path) -> None:
     file = tmp_path / "words.tsv"
     file.write_text("good\t1.5\n\nbad\t-1\n", encoding="utf-8")
