@@ -100,7 +100,7 @@ def check_kinds(module: type, places: Sequence[Any], names: Mapping[str, Any]) -
     for each in reversed(module.__mro__):
         if "__init__" in vars(each):
             with suppress(NameError):  # a user's class may import its types for checkers alone
-                hints |= get_type_hints(each.__init__)
+                hints |= get_type_hints(vars(each)["__init__"])
     own = [*inspect.signature(module.__init__).parameters][1:]  # type: ignore[misc]
     for name, value in {**dict(zip(own, places, strict=False)), **names}.items():
         hint = hints.get(name)
