@@ -205,6 +205,13 @@ class TestRefusing:
         ):
             DemonstrationDataModule(RowsSource([row]), tokenizer=tokenizer).prepare_data()
 
+    def test_labels_that_say_nothing_are_counted_not_passed_over(
+        self, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        rows = [{"prompt": "p", "completion": f"a{i}", "label": "yes"} for i in range(4)]
+        with pytest.raises(DataError, match=r"4 left out, column 'label'.*got 'yes'"):
+            ready(UnpairedDataModule(RowsSource(rows), tokenizer=tokenizer, batch_size=2))
+
     @pytest.mark.parametrize(
         ("row", "words"),
         [
@@ -216,13 +223,6 @@ class TestRefusing:
             ({"prompt": "a", "best": "b", "worst": "c"}, "missing: chosen, rejected"),
         ],
     )
-    def test_labels_that_say_nothing_are_counted_not_passed_over(
-        self, tokenizer: PreTrainedTokenizerFast
-    ) -> None:
-        rows = [{"prompt": "p", "completion": f"a{i}", "label": "yes"} for i in range(4)]
-        with pytest.raises(DataError, match=r"4 left out, column 'label'.*got 'yes'"):
-            ready(UnpairedDataModule(RowsSource(rows), tokenizer=tokenizer, batch_size=2))
-
     def test_what_nothing_reads_is_shown_with_the_nearest(
         self, row: dict[str, Any], words: str, tokenizer: PreTrainedTokenizerFast
     ) -> None:
