@@ -14,7 +14,7 @@ from lit_rlhf import objectives
 from lit_rlhf.objectives import RewardLoss
 
 HERE = Path(__file__).parent
-STEPS = 400
+STEPS = 800
 """Of `reward.yaml`."""
 USED = 1100
 """So many of the training lists are learned from here."""
@@ -99,10 +99,11 @@ def whole_options(root: Path, seed: int) -> dict[str, Any]:
     """What is laid over `reward.yaml` for a seed, and to leave it as many steps without the unseen sentences."""
     portion = {"path": str(root / "data" / "lists_train.jsonl"), "max_rows": USED}
     stop = {"class_path": "StopAfter", "init_args": {"steps": STEPS}}
+    passes = math.ceil(STEPS * _LISTS_A_STEP / USED)
     train = {"class_path": "Mixture", "init_args": {"portions": [portion]}}
     return {
         "seed_everything": seed,
-        "trainer": {"max_epochs": 2, "limit_train_batches": 1.0, "callbacks+": [stop]},
+        "trainer": {"max_epochs": passes, "limit_train_batches": 1.0, "callbacks+": [stop]},
         "model": {"init_args": {"seed": seed}},
         "data": {"init_args": {"seed": seed, "train": train}},
     }
