@@ -1,6 +1,7 @@
 """The DataModule that all others are kinds of."""
 
 import warnings
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -41,7 +42,7 @@ from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option
 from lit_rlhf.prompt_form import PromptForm
-from lit_rlhf.tokenizers import load_tokenizer, pad_token_id, tokenizer_fingerprint
+from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
 
 # The source that a stage can't do without, and those it opens.
 _STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {
@@ -53,7 +54,7 @@ _STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {
 }
 
 
-class BranchedDataModule(LightningDataModule):
+class BranchedDataModule(LightningDataModule, ABC):
     """Reads, splits, tokenizes once and batches data of one kind; works under a Trainer and without one.
 
     Without a Trainer:
@@ -113,8 +114,6 @@ class BranchedDataModule(LightningDataModule):
     """The kinds of records that make batches, as they are or through a wrapper."""
     canonical_format: ClassVar[Format]
     """What `records` of a subclass gets from its base, and what a source without rows is read with."""
-    collator_class: ClassVar[type[BranchedCollator]]
-    """What makes batches of its rows."""
     default_format: ClassVar[Format | None] = None
     """A subclass's own format where none is set. None: it is found from the rows."""
     default_bucket_batches: ClassVar[int] = 50
@@ -187,9 +186,9 @@ class BranchedDataModule(LightningDataModule):
         """
         return self.format_of(next(name for name, each in self.sources.items() if each))(row)
 
+    @abstractmethod
     def collator(self) -> BranchedCollator:
         """What makes batches of rows."""
-        return self.collator_class(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
 
     def cache_key(self) -> Any:
         """What of this class decides which records a row becomes, as plain values: for the key of the cache.

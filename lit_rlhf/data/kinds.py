@@ -30,42 +30,20 @@ from lit_rlhf.data.recognition import MODULES, Kind
 from lit_rlhf.data.wrappers import PairsFromRanking, PromptsOf, UnpairedFromPairs
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option
+from lit_rlhf.tokenizers import pad_token_id
 
 
-class LayoutDataModule(BranchedDataModule):
-    """Base of the kinds of data whose batches other people's models can have as the rows that they know.
+class PreferenceDataModule(BranchedDataModule):
+    """Pairs of completions, one preferred: batches are `PreferenceBatch`es. For reward models, DPO and their kin.
+
+    Where no format is set, rankings and ratings are taken too, as all their pairs that differ, without margins
+    (`PairsFromRanking`).
 
     Args:
         *args: As for `BranchedDataModule`.
-        layout: `rows` gives `input_ids`, `attention_mask` and `labels`, -100 on the prompt; of pairs
-            `chosen_input_ids`, `chosen_attention_mask`, `chosen_labels`, and the same for `rejected`.
+        layout: `rows` gives other people's models the rows that they know: `chosen_input_ids`, `chosen_attention_mask`,
+            `chosen_labels` (-100 on the prompt), and the same for `rejected`.
         **kwargs: As for `BranchedDataModule`.
-    """
-
-    rows_collator_class: ClassVar[type[BranchedCollator]]
-
-    def __init__(self, *args: Any, layout: Layout = "branched", **kwargs: Any) -> None:
-        self.layout = layout
-        super().__init__(*args, **kwargs)
-
-    def collator(self) -> BranchedCollator:
-        """Makes batches of the layout."""
-        usual = super().collator()
-        return self.rows_collator_class(**vars(usual)) if self.layout == "rows" else usual
-
-    def check_options(self) -> None:
-        """Refuse an unknown layout too."""
-        super().check_options()
-        layouts = get_args(Layout)
-        allowed = f"one of {', '.join(layouts)}"
-        check_option(self.layout in layouts, self, "layout", self.layout, allowed)
-
-
-class PreferenceDataModule(LayoutDataModule):
-    """Pairs of completions, one preferred: batches are `PreferenceBatch`es. For reward models, DPO and their kin.
-
-    Arguments are those of `LayoutDataModule`. Where no format is set, rankings and ratings are taken too, as all their
-    pairs that differ, without margins (`PairsFromRanking`).
     """
 
     shape: ClassVar[Shape] = Shape(
@@ -73,21 +51,51 @@ class PreferenceDataModule(LayoutDataModule):
     )
     canonical_format: ClassVar[Format] = ExplicitPrompt()
     takes: ClassVar[Takes] = {"pairs": None, "rankings": PairsFromRanking}
-    collator_class: ClassVar[type[BranchedCollator]] = PreferenceCollator
-    rows_collator_class: ClassVar[type[BranchedCollator]] = PairRowsCollator
+
+    def __init__(self, *args: Any, layout: Layout = "branched", **kwargs: Any) -> None:
+        self.layout = layout
+        super().__init__(*args, **kwargs)
+
+    def collator(self) -> BranchedCollator:
+        """Makes `PreferenceBatch`es."""
+        kind = PairRowsCollator if self.layout == "rows" else PreferenceCollator
+        return kind(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+    def check_options(self) -> None:
+        """Refuse an unknown layout too."""
+        super().check_options()
+        _check_layout(self)
 
 
-class DemonstrationDataModule(LayoutDataModule):
+class DemonstrationDataModule(BranchedDataModule):
     """Answers to imitate: batches are `DemonstrationBatch`es. For supervised fine-tuning.
 
-    Arguments are those of `LayoutDataModule`. Of pairs, the preferred answers are imitated with the format `ChosenOf`.
+    Of pairs, the preferred answers are imitated with the format `ChosenOf`.
+
+    Args:
+        *args: As for `BranchedDataModule`.
+        layout: `rows` gives other people's models the rows that they know: `input_ids`, `attention_mask` and `labels`,
+            -100 on the prompt.
+        **kwargs: As for `BranchedDataModule`.
     """
 
     shape: ClassVar[Shape] = Shape((1, 1), unit="demonstrations")
     canonical_format: ClassVar[Format] = Demonstration()
     takes: ClassVar[Takes] = {"demonstrations": None, "text": None}
-    collator_class: ClassVar[type[BranchedCollator]] = DemonstrationCollator
-    rows_collator_class: ClassVar[type[BranchedCollator]] = DemonstrationRowsCollator
+
+    def __init__(self, *args: Any, layout: Layout = "branched", **kwargs: Any) -> None:
+        self.layout = layout
+        super().__init__(*args, **kwargs)
+
+    def collator(self) -> BranchedCollator:
+        """Makes `DemonstrationBatch`es."""
+        kind = DemonstrationRowsCollator if self.layout == "rows" else DemonstrationCollator
+        return kind(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+    def check_options(self) -> None:
+        """Refuse an unknown layout too."""
+        super().check_options()
+        _check_layout(self)
 
 
 class PromptDataModule(BranchedDataModule):
@@ -108,7 +116,10 @@ class PromptDataModule(BranchedDataModule):
         **dict.fromkeys(("pairs", "rankings", "unpaired", "demonstrations", "steps"), PromptsOf),
     }
     default_bucket_batches: ClassVar[int] = 1
-    collator_class: ClassVar[type[BranchedCollator]] = PromptCollator
+
+    def collator(self) -> BranchedCollator:
+        """Makes `PromptBatch`es."""
+        return PromptCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
 
     def check_options(self) -> None:
         """Refuse a length of completions too."""
@@ -130,7 +141,10 @@ class RankedDataModule(BranchedDataModule):
     shape: ClassVar[Shape] = Shape((2, None), one_of=("score",), unit="rankings")
     canonical_format: ClassVar[Format] = Ranked()
     takes: ClassVar[Takes] = {"rankings": None}
-    collator_class: ClassVar[type[BranchedCollator]] = RankedCollator
+
+    def collator(self) -> BranchedCollator:
+        """Makes `RankedBatch`es."""
+        return RankedCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
 
 
 class UnpairedDataModule(BranchedDataModule):
@@ -145,7 +159,10 @@ class UnpairedDataModule(BranchedDataModule):
     )
     canonical_format: ClassVar[Format] = Unpaired()
     takes: ClassVar[Takes] = {"unpaired": None, "pairs": UnpairedFromPairs}
-    collator_class: ClassVar[type[BranchedCollator]] = UnpairedCollator
+
+    def collator(self) -> BranchedCollator:
+        """Makes `UnpairedBatch`es."""
+        return UnpairedCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
 
 
 class ProcessDataModule(BranchedDataModule):
@@ -158,7 +175,16 @@ class ProcessDataModule(BranchedDataModule):
     shape: ClassVar[Shape] = Shape((1, None), one_of=("step_label",), unit="solutions")
     canonical_format: ClassVar[Format] = Steps()
     takes: ClassVar[Takes] = {"steps": None}
-    collator_class: ClassVar[type[BranchedCollator]] = ProcessCollator
+
+    def collator(self) -> BranchedCollator:
+        """Makes `ProcessBatch`es."""
+        return ProcessCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
+
+
+def _check_layout(module: PreferenceDataModule | DemonstrationDataModule) -> None:
+    layouts = get_args(Layout)
+    valid = module.layout in layouts
+    check_option(valid, module, "layout", module.layout, f"one of {', '.join(layouts)}")
 
 
 def shape_of(kind: Kind) -> Shape:
