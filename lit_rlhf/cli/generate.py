@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.layout import as_learned
-from lit_rlhf.cli.output import refuse_directory, write_rows
+from lit_rlhf.cli.output import refuse_directory, writable_rows, write_rows
 from lit_rlhf.cli.selection import (
     Kept,
     Sample,
@@ -153,7 +153,7 @@ def generate(
 
 def _rows(source: Source, demonstration: str | None) -> list[dict[str, Any]]:
     """The rows whose prompts are completed; of `self_play` each has something to set against the sample."""
-    rows = [dict(row) for row in source.load()]
+    rows = writable_rows(source)
     for number, row in enumerate(rows):
         if demonstration is not None and not row.get(demonstration):
             raise DataError(

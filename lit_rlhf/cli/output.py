@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_rlhf.data import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.files import whole_file, write_text
 
@@ -39,12 +40,27 @@ def refuse_directory(output: Path | None) -> None:
         )
 
 
-def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
-    """Write rows as JSONL to a file, or to standard output where there is none; dates and the like as text.
+def writable_rows(source: Source) -> list[dict[str, Any]]:
+    """The rows of a source, all of which `write_rows` can write again.
 
     Raises:
-        DataError: A column holds bytes.
+        DataError: A column can't be written, such as one of bytes.
     """
+    rows = [dict(row) for row in source.load()]
+    for number, row in enumerate(rows):
+        for name, value in row.items():
+            try:
+                json.dumps(value, default=_text)
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    f"{source.locate(number)}: column {name!r} can't be written as JSONL: {error}. Leave it out of the "
+                    "data."
+                ) from error
+    return rows
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
+    """Write rows as JSONL to a file, or to standard output where there is none; dates and the like as text."""
     lines = (json.dumps(dict(row), ensure_ascii=False, default=_text) + "\n" for row in rows)
     if output is None:
         sys.stdout.writelines(lines)
@@ -60,5 +76,5 @@ def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:
 
 def _text(value: Any) -> str:
     if isinstance(value, bytes):
-        raise DataError("A column holds bytes, which JSONL can't: leave it out of the data.")
+        raise TypeError("it holds bytes")
     return str(value)

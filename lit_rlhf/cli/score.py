@@ -8,7 +8,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.layout import as_learned
-from lit_rlhf.cli.output import refuse_directory, write_rows
+from lit_rlhf.cli.output import refuse_directory, writable_rows, write_rows
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, RowsSource
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.evaluation.scorers import Layout
@@ -43,9 +43,9 @@ def score(
         dtype: Of the model's weights.
     """
     refuse_directory(output)
+    every = writable_rows(local_source(data))
     backbone = TrainedReward.read(model, None).load({"dtype": dtype})
     backbone.to("cuda" if torch.cuda.is_available() else "cpu")
-    every = [dict(row) for row in local_source(data).load()]
     answered = [i for i, row in enumerate(every) if str(row.get(completion_column, "?")).strip()]
     asked = [row.get(prompt_column) for row in every]
     plain = Demonstration(prompt_column, completion_column)

@@ -307,3 +307,15 @@ def test_dates_of_a_directory_of_datasets_are_written_as_text(
     row = json.loads(output.read_text())
     assert row["at"] == "2026-01-02"
     assert row.keys() == {*ROWS[0], "at", "response"}
+
+
+def test_bytes_are_refused_before_anything_is_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = datasets.Dataset.from_list([{**ROWS[0], "raw": b"\x00"}])
+    rows.save_to_disk(str(tmp_path / "prompts"))
+    with pytest.raises(SystemExit):
+        main(["generate", "--model", "none", "--prompts", str(tmp_path / "prompts")])
+    assert (
+        "row 1: column 'raw' can't be written as JSONL: it holds bytes" in capsys.readouterr().err
+    )
