@@ -4,11 +4,13 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lit_rlhf.data import Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.files import whole_file, write_text
+
+if TYPE_CHECKING:  # commands that need no model import no torch
+    from lit_rlhf.data import Source
 
 
 def print_text(text: str) -> None:
@@ -40,7 +42,7 @@ def refuse_directory(output: Path | None) -> None:
         )
 
 
-def writable_rows(source: Source) -> list[dict[str, Any]]:
+def writable_rows(source: "Source") -> list[dict[str, Any]]:
     """The rows of a source, all of which `write_rows` can write again.
 
     Raises:
