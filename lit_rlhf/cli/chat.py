@@ -5,14 +5,14 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 
-import torch
 from jsonargparse import ArgumentParser
 
 from lit_rlhf.cli.conversation import Answer, Conversation, Speaker
 from lit_rlhf.cli.functions import call
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.models import load_policy
-from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.models.precision import default_device
+from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.rewards import ModelReward, Reward
 from lit_rlhf.rollout import RolloutEngine, Sampling
 
@@ -31,7 +31,7 @@ def chat(
     system: str | None = None,
     sampling: Sampling = _SAMPLING,
     engine: RolloutEngine | None = None,
-    dtype: DTypeName = "float32",
+    dtype: DTypeOption = "auto",
     device: str | None = None,
     seed: int = 0,
 ) -> None:
@@ -48,12 +48,11 @@ def chat(
         system: The system turn; default: the one that the policy was trained with, if any.
         sampling: Length limit, temperature, top-k, top-p; temperature 0 takes the likeliest token.
         engine: Default `NativeEngine`; others show an answer when it is complete.
-        dtype: Of the policy's weights.
+        dtype: Of the policy's weights; auto: bfloat16 where the device multiplies it, float32 elsewhere.
         device: cpu, cuda, cuda:1; default: the first GPU, if there is one.
         seed: The same seed and turns give the same answers.
     """
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = load_policy(model, dtype=dtype).to(place)
+    backbone = load_policy(model, dtype=dtype).to(device or default_device())
     scored = ModelReward(reward) if isinstance(reward, str) else reward
     conversation = Conversation(backbone, system)
     speaker = Speaker(backbone, conversation, sampling, engine, scored, seed)

@@ -27,7 +27,8 @@ from lit_rlhf.evaluation import (
 )
 from lit_rlhf.evaluation.scorers import Layout, short_names
 from lit_rlhf.judges import Judge
-from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.models.precision import default_device
+from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.options import is_whole
 from lit_rlhf.report.reward_page import report_reward
 from lit_rlhf.report.reward_sections import percent
@@ -46,7 +47,7 @@ def evaluate(
     perturbed: int = 200,
     invalid: Literal["drop", "error"] = "drop",
     base: str | None = None,
-    dtype: DTypeName = "float32",
+    dtype: DTypeOption = "float32",
     batch_tokens: int = 8192,
     seed: int = 0,
     trust_remote_code: bool = False,
@@ -71,7 +72,7 @@ def evaluate(
         perturbed: Comparisons that are scored again after each of six small changes; 0: none.
         invalid: Rows that can't be used are left out and counted, or end it.
         base: Base of an adapter, if it is no longer where the adapter says.
-        dtype: Of the models' weights.
+        dtype: Of the models' weights; float32 keeps small differences of scores.
         batch_tokens: Most tokens that are scored at a time, padding included.
         seed: Of the bootstrap and of what is perturbed.
         trust_remote_code: Run code that comes with a model.
@@ -87,6 +88,8 @@ def evaluate(
     comparisons = read_comparisons(source, format, subset, invalid)
     options: dict[str, Any] = {"dtype": dtype, "layout": layout, "batch_tokens": batch_tokens}
     options |= {"base": base, "trust_remote_code": trust_remote_code}
+    if judge is not None:
+        judge.to(default_device())
     scorers: list[Scorer] = [] if judge is None else [JudgeScorer(judge, type(judge).__name__)]
     scorers += [ModelScorer.load(name, **options) for name in (path, against) if name is not None]
     for scorer, name in zip(scorers, short_names([one.name for one in scorers]), strict=True):

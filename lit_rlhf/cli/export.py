@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.cli.functions import call
 from lit_rlhf.data.sources import local_source
@@ -13,6 +11,7 @@ from lit_rlhf.evaluation import ModelScorer, evaluate_reward, read_comparisons
 from lit_rlhf.evaluation.temperature import fitted_temperature
 from lit_rlhf.models import Backbone, export_policy, export_reward, load_checkpoint_backbone
 from lit_rlhf.models.cards import Temperature
+from lit_rlhf.models.precision import default_device
 from lit_rlhf.types import GATE
 
 
@@ -74,7 +73,7 @@ def _fit(backbone: Backbone, name: str, data: str) -> Temperature:
             f"--calibrate: {error} Here there is no such option: `lit-rlhf data convert` has it, and its output needs "
             "none."
         ) from error
-    backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+    backbone.to(default_device())
     scorer = ModelScorer(backbone, name, learned=backbone.prompts)
     found = evaluate_reward(scorer, comparisons, perturbed=0)
     fitted, own = fitted_temperature(found), found.calibration

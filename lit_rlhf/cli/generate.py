@@ -30,7 +30,8 @@ from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.judges import render, write_out
 from lit_rlhf.models import Backbone, ModelSpec, evaluating, load_policy
 from lit_rlhf.models.fingerprint import weights_fingerprint
-from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.models.precision import default_device
+from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.collect import score_completions
 from lit_rlhf.modules.reference import Reference
@@ -60,7 +61,7 @@ def generate(
     keep: Keep = "all",
     num_best: int = 1,
     batch_size: int = 32,
-    dtype: DTypeName = "float32",
+    dtype: DTypeOption = "auto",
     seed: int = 0,
     request: str = "",
 ) -> None:
@@ -102,7 +103,7 @@ def generate(
             a reward; or candidates to compare, or self_play.
         num_best: How many of each prompt `--keep best` keeps.
         batch_size: Prompts that are completed together.
-        dtype: Of the model's weights.
+        dtype: Of the models' weights; auto: bfloat16 where the device multiplies it, float32 elsewhere.
         seed: The same seed gives the same completions.
         request: No option: all of them as text, by which a killed call is known again. Empty: nothing is kept for one.
     """
@@ -169,7 +170,7 @@ def _actor(
     engine: RolloutEngine | None,
     sampling: Sampling | None,
     reference: str | None,
-    dtype: DTypeName,
+    dtype: DTypeOption,
     seed: int,
 ) -> PolicyModule:
     """A policy module that samples, scores and compares, and is never trained."""
@@ -186,7 +187,7 @@ def _actor(
     actor.reward.attach(actor.backbone)
     if reference is not None:
         actor.reference = _Other(load_policy(reference, dtype=dtype), actor.backbone)
-    return actor.to("cuda" if torch.cuda.is_available() else "cpu")
+    return actor.to(default_device())
 
 
 class _Unscored(Reward):

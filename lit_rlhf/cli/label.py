@@ -18,6 +18,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.feedback import label_pairs, read_labelled_pairs, write_preferences
 from lit_rlhf.files import write_text
 from lit_rlhf.judges import Judge, LocalJudge, PairwiseJudge
+from lit_rlhf.models.precision import default_device
 
 
 def label(
@@ -51,6 +52,7 @@ def label(
     pairwise = PairwiseJudge(judge)
     if isinstance(judge, LocalJudge) and judge.spec is None:
         raise ConfigurationError("LocalJudge needs a model here: --judge.backbone.name DIRECTORY.")
+    judge.to(default_device())
     if judge.cache is None:
         judge.cache = output.with_name(f"{output.name}.answers")
     pairs, dropped = read_labelled_pairs(source, format, "drop" if skip_invalid else "error")

@@ -13,7 +13,8 @@ from lit_rlhf.data import Demonstration, DemonstrationDataModule, RowsSource
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.models import evaluating
-from lit_rlhf.models.specs import DTypeName
+from lit_rlhf.models.precision import default_device
+from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.prompt_form import warn_of_prompts
 from lit_rlhf.rewards.trained import TrainedReward
 
@@ -26,7 +27,7 @@ def score(
     completion_column: str = "completion",
     layout: Layout = "auto",
     batch_size: int = 16,
-    dtype: DTypeName = "float32",
+    dtype: DTypeOption = "float32",
 ) -> None:
     """Score completions with a reward model, on a GPU where there is one.
 
@@ -40,12 +41,12 @@ def score(
         layout: Prompts of plain text as chats, or as they stand. auto: as the model has learned them, and as they stand
             where it doesn't say.
         batch_size: Rows that are scored together.
-        dtype: Of the model's weights.
+        dtype: Of the model's weights; float32 keeps small differences of scores.
     """
     refuse_directory(output)
     every = writable_rows(local_source(data))
     backbone = TrainedReward.read(model, None).load({"dtype": dtype})
-    backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+    backbone.to(default_device())
     answered = [i for i, row in enumerate(every) if str(row.get(completion_column, "?")).strip()]
     asked = [row.get(prompt_column) for row in every]
     plain = Demonstration(prompt_column, completion_column)

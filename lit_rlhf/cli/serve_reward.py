@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption, Quantization
 from lit_rlhf.options import is_whole
 from lit_rlhf.rewards.trained import TrainedReward
@@ -37,7 +38,6 @@ def serve_reward(
     """
     from lit_rlhf.rewards.serving import (  # noqa: PLC0415
         RewardService,
-        default_device,
         require_key,
         serve,
     )

@@ -17,6 +17,7 @@ from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.evaluation.comparisons import Comparison
 from lit_rlhf.models import Backbone, evaluating
+from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.prompt_form import PromptForm
@@ -138,7 +139,7 @@ class ModelScorer(Scorer):
         """
         trained = TrainedReward.read(path, base, ensemble=True)
         backbone = trained.load({"dtype": dtype, "trust_remote_code": trust_remote_code})
-        backbone = backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+        backbone = backbone.to(default_device())
         made = cls(backbone, path, layout, trained.prompts(), batch_tokens, trained.heads)
         made.fitted_pairs = trained.fitted_pairs()
         return made

@@ -13,7 +13,7 @@ from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models.adapters import read_adapter
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import read_record, recorded_prompts
-from lit_rlhf.models.specs import DTypeName, LoraSpec, ModelSpec
+from lit_rlhf.models.specs import DTypeOption, LoraSpec, ModelSpec
 from lit_rlhf.types import GATE
 
 _PREFIX = "backbone."
@@ -117,13 +117,13 @@ def _load(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path) -> 
         )
 
 
-def load_policy(path: str, *, dtype: DTypeName = "float32") -> Backbone:
+def load_policy(path: str, *, dtype: DTypeOption = "float32") -> Backbone:
     """Load a policy as a frozen backbone whose role "policy" speaks.
 
     Args:
         path: A causal language model (directory or hub id), an export of this library, a peft adapter, or a checkpoint
             (.ckpt).
-        dtype: Of the weights.
+        dtype: Of the base's weights, as in `ModelSpec`.
 
     Raises:
         ConfigurationError: There is no such model, or it is a reward model.

@@ -1,4 +1,4 @@
-"""Which dtype weights are loaded in where `ModelSpec.dtype` leaves it open, and what is said of it."""
+"""Where weights lie and which dtype they are loaded in, where that is left open, and what is said of it."""
 
 import logging
 import os
@@ -19,6 +19,11 @@ _LIMITS = {
 }
 """Values of the environment by which libraries leave those instructions alone."""
 _said: set[str] = set()
+
+
+def default_device() -> torch.device:
+    """The first GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_dtype(option: DTypeOption) -> DTypeName:

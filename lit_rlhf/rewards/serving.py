@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-import torch
-
 from lit_rlhf import __version__
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.extras import importing_extra
@@ -303,8 +301,3 @@ def require_key(host: str, key: str | None) -> None:
             f"host={host!r} can be reached from other machines, so that a key is needed: put one into a variable, and "
             "name that with --api-key-env."
         )
-
-
-def default_device() -> torch.device:
-    """The first GPU, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

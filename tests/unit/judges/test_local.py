@@ -5,9 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_rlhf.cli import main
 from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.judges import LocalJudge
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, export_policy
+from lit_rlhf.models.precision import default_device
 from lit_rlhf.testing.models import write_tiny_model
 from tests.tolerances import FP32
 
@@ -145,3 +147,22 @@ def test_modes_that_would_be_ignored_are_refused(model: Path) -> None:
         LocalJudge(ModelSpec(name=str(model)), adapter="somewhere")
     with pytest.raises(ConfigurationError, match="logprobs or text"):
         LocalJudge(mode="words")  # type: ignore[arg-type]
+
+
+def test_commands_put_it_where_they_compute(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, move = [], LocalJudge.to
+
+    def told(judge: LocalJudge, device: torch.device) -> None:
+        places.append(device)
+        move(judge, device)
+
+    monkeypatch.setattr(LocalJudge, "to", told)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "how was it? ", "chosen": "good", "rejected": "poor"}\n')
+    judge = ["--judge", "LocalJudge", "--judge.backbone.name", str(model)]
+    main(["label", str(pairs), "--output", str(tmp_path / "out.jsonl"), *judge])
+    page = str(tmp_path / "page.html")
+    main(["evaluate-reward", "--data", str(pairs), "--output", page, "--perturbed", "0", *judge])
+    assert places == 2 * [default_device()]
