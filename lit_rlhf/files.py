@@ -6,6 +6,7 @@ power cut or a full disk leaves what was there before. Modes are those that the 
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lit_rlhf.errors import FileError, LitRLHFError
 
@@ -126,6 +128,16 @@ def write_text(path: Path, text: str, what: str = "The file") -> None:
     """
     with whole_file(path, what, len(text)) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The values of a file of JSON lines that this library wrote.
+
+    Raises:
+        ValueError: A line is no JSON.
+    """
+    # A line ends at \n alone: texts may hold what str.splitlines breaks at too, such as U+2028.
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
 
 
 @contextmanager

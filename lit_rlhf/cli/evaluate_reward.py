@@ -131,9 +131,9 @@ def _summary(found: Sequence[RewardEvaluation], difference: Difference | None) -
         lines += [f"  section {name}: {percent(score)}" for name, score in one.sections.items()]
         lines += [f"  left out: {count} {reason}" for reason, count in one.left_out.items()]
     if difference is not None:
-        span = f"{100 * difference.accuracy.low:+.1f} to {100 * difference.accuracy.high:+.1f}"
+        span = f"{100 * difference.accuracy.low:+z.1f} to {100 * difference.accuracy.high:+z.1f}"
         lines.append(
-            f"the second less the first: {100 * difference.accuracy.value:+.1f} points of accuracy ({span}), "
+            f"the second less the first: {100 * difference.accuracy.value:+z.1f} points of accuracy ({span}), "
             f"p = {difference.p_value:.2g} by McNemar's exact test"
         )
     return "\n".join(lines) + "\n"

@@ -1,6 +1,5 @@
 """The three stages, each through the library's own modules, DataModules and callbacks."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from lit_rlhf.data import (
 )
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.world_data import world_tokenizer
+from lit_rlhf.files import read_lines
 from lit_rlhf.internals.lightning import callbacks_of
 from lit_rlhf.models import ModelSpec, ValueModel
 from lit_rlhf.modules import (
@@ -166,9 +166,8 @@ class Stages:
         trainer.fit(module, datamodule=data)
         after, kl = complete_heldout(trainer, module, data)
         metrics, rollouts = (
-            [row for row in map(json.loads, lines) if row["stage"] == "train"]
+            [row for row in read_lines(folder / name) if row["stage"] == "train"]
             for name in ("metrics.jsonl", "samples.jsonl")
-            for lines in [(folder / name).read_text(encoding="utf-8").splitlines()]
         )
         return PolicyResult(before, after, kl, metrics, rollouts)
 

@@ -135,7 +135,7 @@ def _few(one: RewardEvaluation) -> list[tuple[str, str, str]]:
             ("Brier score; a coin has 0.25", f"{one.calibration.brier:.3f}", ""),
         ]
     if (length := one.biases.get("characters")) is not None:
-        excess = f"{100 * length.excess.value:+.1f} points"
+        excess = f"{100 * length.excess.value:+z.1f} points"
         label = "it prefers the longer answer more often than raters do"
         found.append((label, excess, span(length.excess, signed=True)))
     if one.turned:
@@ -143,7 +143,7 @@ def _few(one: RewardEvaluation) -> list[tuple[str, str, str]]:
         label = "of its verdicts turn by a change that says nothing"
         found.append((label, percent(worst.turned.value), f": {worst.change}"))
     if one.position is not None:
-        shift = f"{100 * one.position.value:+.1f} points"
+        shift = f"{100 * one.position.value:+z.1f} points"
         label = "what is shown first is favored by"
         found.append((label, shift, span(one.position, signed=True)))
     return found
@@ -210,12 +210,12 @@ def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> 
         verdict = "The difference could be chance."
     numbers: list[tuple[Cell, str]] = [
         (
-            f"{100 * found.accuracy.value:+.1f} points",
+            f"{100 * found.accuracy.value:+z.1f} points",
             f"accuracy of the second less that of the first{span(found.accuracy, signed=True)}",
         ),
         (f"{found.p_value:.2g}", f"p-value of McNemar's exact test{top}"),
         (
-            f"{found.margin.value:+.2f}",
+            f"{found.margin.value:+z.2f}",
             f"difference of margins, in their standard deviations{span(found.margin, signed=True, scale=1)}",
         ),
         (percent(found.same), "of comparisons with the same answer at the top"),

@@ -202,7 +202,7 @@ def biases(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     blocks: list[Block] = [Figures([plot]), Table(columns, rows)]
     blocks += [
         Note(
-            f"{one.model} favors the answer that is shown first by {100 * one.position.value:+.1f} points"
+            f"{one.model} favors the answer that is shown first by {100 * one.position.value:+z.1f} points"
             f"{span(one.position, signed=True)}; its scores are the mean of both orders."
         )
         for one in evaluations
@@ -313,7 +313,7 @@ def span(found: Estimate, *, signed: bool = False, scale: float = 100) -> str:
     """An interval as it stands behind a label; `scale` 100 makes points of shares."""
     if math.isnan(found.low):
         return ""
-    form = "+.2f" if scale == 1 else ("+.1f" if signed else ".1f")
+    form = "+z.2f" if scale == 1 else ("+z.1f" if signed else ".1f")
     return f", 95 %: {scale * found.low:{form}} to {scale * found.high:{form}}"
 
 

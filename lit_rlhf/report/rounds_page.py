@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlhf.errors import DataError
+from lit_rlhf.files import read_lines
 from lit_rlhf.report.curves import curve_sections, group_by_seed
 from lit_rlhf.report.line_plot import Series, line_plot
 from lit_rlhf.report.page import (
@@ -132,8 +133,7 @@ def _samples(root: Path, rounds: dict[str, dict[str, Any]]) -> Samples | None:
         if not file.is_file():
             continue
         shown: set[str] = set()
-        for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for row in read_lines(file):
             prompt = row.get("prompt", next(iter(row.values())))  # rows keep their columns
             prompt = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
             if prompt not in shown:

@@ -9,8 +9,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.files import read_lines
 from lit_rlhf.options import check_option, is_number, is_whole
-from lit_rlhf.rounds.steps import Options, Step, fill, read_rows
+from lit_rlhf.rounds.steps import Options, Step, fill
 
 _SAMPLES, _LABELS = "evaluation.jsonl", "agreement.jsonl"
 Measures = dict[str, float]
@@ -112,19 +113,19 @@ def measure(directory: Path, num_samples: int = 1) -> Measures:
     found: Measures = {}
     for name in ("preferences", "demonstrations"):
         if (file := directory / f"{name}.jsonl").is_file():
-            rows = read_rows(file)
+            rows = read_lines(file)
             found["rows"] = len(rows)
             scores = [row[key] for row in rows for key in ("chosen_score", "score") if key in row]
             found |= {"collected_score": fmean(scores)} if scores else {}
     if (file := directory / _SAMPLES).is_file():
-        found |= _of_samples(read_rows(file), num_samples)
+        found |= _of_samples(read_lines(file), num_samples)
     for name, prefix in (("preferences", "judge_"), ("agreement", "")):
         if (file := directory / f"{name}.json").is_file():
             summary = json.loads(file.read_text(encoding="utf-8"))
             told = {key: summary[key] for key in ("agreement", "position_bias")}
             found |= {f"{prefix}{key}": value for key, value in told.items() if value is not None}
     if (file := directory / "reward" / "metrics.jsonl").is_file():
-        values = [row["val/accuracy"] for row in read_rows(file) if "val/accuracy" in row]
+        values = [row["val/accuracy"] for row in read_lines(file) if "val/accuracy" in row]
         found |= {"reward_accuracy": values[-1]} if values else {}
     return found
 

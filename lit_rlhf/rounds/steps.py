@@ -1,6 +1,5 @@
 """A round, and the steps that it is made of."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,8 +146,3 @@ def merged(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, A
         else:
             found[name] = value
     return found
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL that a step wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

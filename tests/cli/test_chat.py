@@ -186,7 +186,8 @@ def pipe(words: list[str], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pipe_gets_answers_and_nothing_else(
     policy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipe([str(policy), "--reward", "LengthReward"], "a\n\n/reset\nb\n/quit\nc\n", monkeypatch)
+    words = [str(policy), "--reward", "LengthReward", "--dtype", "float32"]
+    pipe(words, "a\n\n/reset\nb\n/quit\nc\n", monkeypatch)
     said = capsys.readouterr()
     assert len(re.findall(r"^\[reward \d+\]$", said.err, re.MULTILINE)) == 2
     speaker = Speaker(load_policy(str(policy)), Conversation(load_policy(str(policy))), SHORT)

@@ -18,6 +18,8 @@ from lit_rlhf.cli.selection import Sample, keep_best, keep_pairs
 from lit_rlhf.cli.unfinished import Unfinished
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, PreferenceDataModule
 from lit_rlhf.feedback import read_labelled_pairs
+from lit_rlhf.files import read_lines
+from lit_rlhf.models import precision
 from lit_rlhf.testing import write_jsonl, write_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +32,7 @@ REWARD = ["--reward.class_path", "LengthReward", "--reward.init_args.unit", "cha
 
 def generate(model: Path, tmp: Path, *words: str) -> list[dict[str, Any]]:
     prompts, output = write_jsonl(tmp / "prompts.jsonl", ROWS), tmp / "out.jsonl"
-    sampling = ["--sampling.max_new_tokens", "40", "--num_samples", "24"]
+    sampling = ["--sampling.max_new_tokens", "40", "--num_samples", "24", "--dtype", "float32"]
     main(
         [
             "generate",
@@ -44,7 +46,7 @@ def generate(model: Path, tmp: Path, *words: str) -> list[dict[str, Any]]:
             *words,
         ]
     )
-    return [json.loads(line) for line in output.read_text().splitlines()]
+    return read_lines(output)
 
 
 def test_best_of_n_keeps_the_highest_scores_and_trains(
@@ -319,3 +321,14 @@ def test_bytes_are_refused_before_anything_is_sampled(
     assert (
         "row 1: column 'raw' can't be written as JSONL: it holds bytes" in capsys.readouterr().err
     )
+
+
+def test_the_dtype_is_the_devices_own(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(precision, "cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_say", lambda log, text: said.append(text))
+    words = ["--sampling.max_new_tokens", "2"]
+    main(["generate", "--model", str(tiny_model_dir), "--prompt", "how was it? ", *words])
+    assert {*said} == {"dtype: auto takes bfloat16: this CPU multiplies bfloat16."}

@@ -263,7 +263,7 @@ def test_exported_policy_generates_the_same_greedy_text_in_transformers(
     (checkpoint,) = sorted(Path("runs/sft/lora/checkpoints").glob("*.ckpt"))[-1:]
     prompt, options = (
         "how was the film? ",
-        ["--sampling.max_new_tokens", "8", "--sampling.temperature", "0"],
+        ["--sampling.max_new_tokens", "8", "--sampling.temperature", "0", "--dtype", "float32"],
     )
     texts = []
     for name, merge in (("merged", "true"), ("adapter", "false")):

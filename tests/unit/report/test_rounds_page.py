@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from lit_rlhf.cli.output import write_rows
 from lit_rlhf.report.rounds_page import report_rounds
-from lit_rlhf.testing import write_jsonl
 from tests.unit.report.test_page import HOSTILE, Reader
 
 
@@ -22,16 +22,17 @@ def write_rounds(root: Path, text: str) -> Path:
     for place in ("initial", "round-00", "round-01"):
         (root / place).mkdir()
         row = {"prompt": text, "response": f"{text} {place}", "score": None}
-        write_jsonl(root / place / "evaluation.jsonl", [row])
+        write_rows([row], root / place / "evaluation.jsonl")
     return report_rounds(root, root / "report.html")
 
 
 def test_hostile_text_is_text(tmp_path: Path) -> None:
-    page = Reader(write_rounds(tmp_path / "rounds", HOSTILE).read_text())
+    hostile = f"{HOSTILE} a\u2028b\x85c"  # breaks of lines for str.splitlines, not for JSON
+    page = Reader(write_rounds(tmp_path / "rounds", hostile).read_text())
     plain = Reader(write_rounds(tmp_path / "plain", "text").read_text())
     assert page.tags == plain.tags
     assert sum(HOSTILE in text for text in page.texts) > 10
-    assert f"{HOSTILE} round-01" in page.texts
+    assert f"{hostile} round-01" in page.texts
     assert not page.addresses or all(link.startswith("#") for link in page.addresses)
 
 

@@ -15,6 +15,7 @@ from lit_rlhf.cli.shipped import find_config
 from lit_rlhf.data import FileSource
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.feedback import LabelStore, Vote, read_pairs
+from lit_rlhf.files import read_lines
 from lit_rlhf.rounds import (
     Evaluation,
     InProcess,
@@ -36,7 +37,7 @@ from lit_rlhf.testing import write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
 
 LENGTH = {"class_path": "LengthReward", "init_args": {"unit": "characters"}}
-SAMPLE = {"sampling": {"max_new_tokens": 100}}
+SAMPLE = {"sampling": {"max_new_tokens": 100}, "dtype": "float32"}
 PROMPTS = "data/prompts.jsonl"
 
 
@@ -44,6 +45,9 @@ PROMPTS = "data/prompts.jsonl"
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     write_tiny_world(root / "data", rows=12)
+    prompts = read_lines(root / PROMPTS)
+    prompts[1]["prompt"] = "how was\u2028the\x85film? "  # which str.splitlines breaks at
+    write_jsonl(root / PROMPTS, prompts)
     return root
 
 
@@ -81,7 +85,7 @@ def rounds(method: Method, runner: InProcess | None = None, **options: Any) -> R
 
 
 def rows(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path("runs/loop", path).read_text().splitlines()]
+    return read_lines(Path("runs/loop", path))
 
 
 def iterative(**options: Any) -> IterativeDPO:
@@ -175,10 +179,7 @@ def test_self_play_sets_demonstrations_against_own_samples() -> None:
     data = "data/demonstrations.jsonl"
     method = SelfPlay(data, 4, tiny("preference/dpo_lora"), SAMPLE)
     rounds(method).run()
-    shown = {
-        row["prompt"]: row["completion"]
-        for row in map(json.loads, Path(data).read_text().splitlines())
-    }
+    shown = {row["prompt"]: row["completion"] for row in read_lines(Path(data))}
     for number in (0, 1):
         pairs = rows(f"round-0{number}/preferences.jsonl")
         assert pairs
@@ -275,7 +276,7 @@ def test_answers_are_revised_by_principles(judged: bool) -> None:
         "{{ principle }} {{ prompt }} {{ answer }}",
         "{{ principle }} {{ critique }}",
     )
-    asked = [json.loads(line) for line in Path(PROMPTS).read_text().splitlines()]
+    asked = read_lines(Path(PROMPTS))
     write_jsonl("asked.jsonl", ({"question": row["prompt"]} for row in asked))
     runner = Counting()
     rounds(IterativeDPO(feedback, tiny("preference/dpo_lora")), runner, rounds=1).run()
