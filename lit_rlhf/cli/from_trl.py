@@ -1,5 +1,6 @@
 """`lit-rlhf from-trl`: a configuration of ours from one of TRL."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from lit_rlhf.errors import ConfigurationError
 
 _MISSING = "NAME_YOUR_DATA.jsonl"
 """Where TRL's data set couldn't be read: a run ends and says so."""
+
+_FILE = re.compile(r"\.(jsonl|json|csv|tsv|parquet)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
+"""Ends the name of a file: data sets of the hub have points in their names, too."""
 
 TaskName = Literal["sft", "reward", "dpo", "kto", "ppo", "grpo", "rloo"]
 
@@ -83,6 +87,7 @@ class Writer:
         self.given = defaults(script.task) | script.options
         self.carry(script)
         self.left |= script.unread
+        self.lacking(script)
         self.source(script.options, script.held_out)
 
     def carry(self, script: Script) -> None:
@@ -110,6 +115,24 @@ class Writer:
                 found[place] = (each, set_by)
         for place in sorted(found, key=lambda place: place.count(".")):
             self.set(place, *found[place])
+
+    def lacking(self, script: Script) -> None:
+        """Say where the recipe's own model or reward stands because the script shows none."""
+        names = {**script.options, **script.unread}
+        if not {"model_name_or_path", "sft_model_path"} & names.keys():
+            self.left["model_name_or_path"] = (
+                "None was found: set `model.backbone.name` and `data.tokenizer`, where the recipe's stand."
+            )
+        if (
+            self.task in ("PPOConfig", "GRPOConfig", "RLOOConfig")
+            and not {
+                "reward_model_path",
+                "reward_model_name_or_path",
+                "reward_funcs",
+            }
+            & names.keys()
+        ):
+            self.left["reward"] = "None was found: set `model.reward`, where the recipe's stands."
 
     def set(self, place: str, value: Any, comment: str) -> None:
         """Set an option by its dotted name; of a list, the class of that name, or one more."""
@@ -152,7 +175,7 @@ class Writer:
             if "load_dataset" not in self.left:
                 self.left["train_dataset"] = "No `load_dataset` names it: set `data.train`."
             return
-        if Path(name).suffix:
+        if _FILE.search(name):
             self.set("data.train", component("FileSource", path=name), "dataset_name")
             return
         held: dict[str, Any] = {"name": name, "split": options.get("dataset_train_split", "train")}

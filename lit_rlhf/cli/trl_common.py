@@ -13,6 +13,7 @@ from lit_rlhf.cli.trl_rules import (
     lora,
     max_steps,
     optimizer,
+    precision,
     quantization,
     save_steps,
     schedule,
@@ -110,7 +111,7 @@ COMMON: dict[str, Option] = {
     "load_in_4bit": Option("`model.backbone.quantization`", quantization, "nf4 or fp4."),
     "load_in_8bit": Option(
         "`model.backbone.quantization`",
-        looked_up("model.backbone.quantization", {True: "int8", False: "none"}, ""),
+        quantization,
         "int8.",
     ),
     "bnb_4bit_quant_type": read_with("load_in_4bit"),
@@ -176,6 +177,7 @@ COMMON: dict[str, Option] = {
     "num_train_epochs": Option(
         "`trainer.max_epochs`", epochs, default=3.0,
     ),
+    "max_prompt_length": same("data.max_prompt_length", "Of earlier releases."),
     "max_steps": Option("`steps` of the callback `StopAfter`", max_steps),
     **none("label_smoothing_factor neftune_noise_alpha", "The model trains on its own inputs and labels."),
     # -- the run
@@ -185,12 +187,10 @@ COMMON: dict[str, Option] = {
     "full_determinism": same("trainer.deterministic"),
     "bf16": Option(
         "`trainer.precision`",
-        looked_up("trainer.precision", {True: "bf16-mixed", False: "32-true"}, ""),
+        precision,
         "Or keep 32-true, and give the frozen base `model.backbone.dtype: bfloat16`, which is faster.",
     ),
-    "fp16": Option(
-        "`trainer.precision`", looked_up("trainer.precision", {True: "16-mixed", False: "32-true"}, "")
-    ),
+    "fp16": Option("`trainer.precision`", precision),
     "use_cpu": Option(
         "`trainer.accelerator`", looked_up("trainer.accelerator", {True: "cpu", False: "auto"}, "")
     ),

@@ -268,6 +268,7 @@ TASKS: dict[str, Task] = {
 ALIASES = {
     "model_id": "model_name_or_path",
     "torch_dtype": "dtype",
+    "max_seq_length": "max_length",
     "evaluation_strategy": "eval_strategy",
     "no_cuda": "use_cpu",
 }

@@ -168,10 +168,17 @@ def lora(path: str, policy: bool = False) -> Rule:
     return rule
 
 
-def quantization(value: Any, given: Given) -> dict[str, Any]:
-    """nf4 or fp4."""
-    kind = given.get("bnb_4bit_quant_type") or "nf4"
-    return {"model.backbone.quantization": kind} if value else {}
+def precision(_: Any, given: Given) -> dict[str, Any]:
+    """Of the two that ask for half precision: either says no where the other says yes."""
+    half = "bf16-mixed" if given.get("bf16") else "16-mixed" if given.get("fp16") else "32-true"
+    return {"trainer.precision": half}
+
+
+def quantization(_: Any, given: Given) -> dict[str, Any]:
+    """nf4 or fp4, or int8."""
+    if given.get("load_in_4bit"):
+        return {"model.backbone.quantization": given.get("bnb_4bit_quant_type") or "nf4"}
+    return {"model.backbone.quantization": "int8" if given.get("load_in_8bit") else "none"}
 
 
 def step_loss(value: Any, _: Given) -> dict[str, Any]:

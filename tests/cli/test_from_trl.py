@@ -411,5 +411,11 @@ def test_the_table_is_of_trl_s_real_fields() -> None:
     assert not set(ALIASES) & set(shared)
 
 
-OF_OTHERS = {"group_by_length", "logging_dir", "warmup_ratio", "bnb_4bit_compute_dtype"}
+OF_OTHERS = {
+    "max_prompt_length",
+    "group_by_length",
+    "logging_dir",
+    "warmup_ratio",
+    "bnb_4bit_compute_dtype",
+}
 """Of earlier releases of transformers, and of BitsAndBytesConfig."""
