@@ -236,12 +236,17 @@ class Judge(ABC):
             what = "left out by log-probs, where no text is read; or set mode: text"
             check_option(mode == "text" or not set_, self, name, set_, what)
 
-    def read(self, said: str) -> Answer:
-        """The word of the verdict in a text, or a word for each criterion that is asked `together`; {} if none."""
+    def read(self, said: str, *, cut: bool = False) -> Answer:
+        """The word of the verdict in a text, or a word for each criterion that is asked `together`; {} if none.
+
+        Args:
+            said: The text.
+            cut: Whether it ended at its length limit.
+        """
         if self.together:
             words = self.verdict.read_each(said, self.criteria)
             return {_line(name, word): 1 / len(self.criteria) for name, word in words.items()}
-        word = self.verdict.read(said)
+        word = self.verdict.read(said, cut=cut)
         return {} if word is None else {word: 1.0}
 
     def keep(self, key: str, answer: Answer, said: str, read: int, written: int) -> Answer | None:

@@ -85,7 +85,7 @@ class EndpointJudge(Judge):
             choice = reply["choices"][0]
             if self.mode == "text":
                 said = str(choice["message"]["content"] or "")
-                return self.read(said), said
+                return self.read(said, cut=choice.get("finish_reason") == "length"), said
             tops = choice["logprobs"]["content"][0]["top_logprobs"]
             answer: Answer = {}
             for top in tops:

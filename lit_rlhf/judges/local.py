@@ -165,9 +165,10 @@ class LocalJudge(Judge):
         seeds = torch.zeros(len(rows), dtype=torch.int64, device=backbone.device)
         request = RolloutRequest(Prompts(prompts, mask), sampling, seeds, role=self.role)
         written = NativeEngine().generate(backbone, request)
-        for ids, own in zip(written.tokens, written.mask, strict=True):
+        ended = written.finished.tolist()
+        for ids, own, whole in zip(written.tokens, written.mask, ended, strict=True):
             said = self.lead + str(backbone.tokenizer.decode(ids[own], skip_special_tokens=True))
-            yield self.read(said), said, int(own.sum())
+            yield self.read(said, cut=not whole), said, int(own.sum())
 
     def _tokens(self, messages: Conversation) -> _Question:
         """Those of the question, and of each word behind it."""

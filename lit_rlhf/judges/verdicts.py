@@ -63,14 +63,22 @@ class Verdict:
             return None
         return math.fsum(held.values()) / mass
 
-    def read(self, text: str) -> str | None:
-        """The one word of the verdict that a text says; None where none or several are said, or no word is one."""
+    def read(self, text: str, *, cut: bool = False) -> str | None:
+        """The one word of the verdict that a text says; None where none or several are said, or no word is one.
+
+        Args:
+            text: The answer.
+            cut: Whether it ended at its length limit: its last line may be in the midst of a thought, and says the
+                word only where that is the last thing that it says.
+        """
         if self.pattern is not None:
             said = re.findall(self.pattern, text)
             return said[-1] if said and said[-1] in self.words else None
         lines = text.strip().splitlines()
-        word = _any_of([*self.words])
-        found = set(re.findall(rf"(?<!\w)(?:{word})(?!\w)", lines[-1] if lines else ""))
+        word, last = _any_of([*self.words]), lines[-1] if lines else ""
+        if cut and not re.search(rf"(?<!\w)(?:{word})\W*$", last):
+            return None
+        found = set(re.findall(rf"(?<!\w)(?:{word})(?!\w)", last))
         return found.pop() if len(found) == 1 else None
 
     def read_each(self, text: str, names: Iterable[str]) -> dict[str, str]:

@@ -112,6 +112,17 @@ def test_text_is_read_by_its_last_line(text: str, value: float | None) -> None:
         assert "logprobs" not in server.requests[0].body
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("Answer A is longer, which", None), ("Longer.\nVerdict: **A**", 1.0)]
+)
+def test_a_text_that_was_cut_has_a_verdict_only_where_it_ends_in_one(
+    text: str, value: float | None
+) -> None:
+    body = {"choices": [{"message": {"content": text}, "finish_reason": "length"}]}
+    with serving(in_turn(Answer(body))) as server:
+        assert judge(server.url, mode="text", failures="null").judge([CASE]) == [value]
+
+
 def test_words_worth_nothing_abstain() -> None:
     words = {"A": 1.0, "B": 0.0, "neither": None}
     with serving(in_turn(Answer(chat(A=0.3, neither=0.6)), Answer(chat(A=0.6, neither=0.3)))) as s:
