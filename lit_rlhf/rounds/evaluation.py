@@ -111,11 +111,11 @@ def measure(directory: Path, num_samples: int = 1) -> Measures:
         By name; what wasn't measured is left out.
     """
     found: Measures = {}
-    for name in ("preferences", "demonstrations"):
+    for name, column in (("preferences", "chosen_score"), ("demonstrations", "score")):
         if (file := directory / f"{name}.jsonl").is_file():
             rows = read_lines(file)
             found["rows"] = len(rows)
-            scores = [row[key] for row in rows for key in ("chosen_score", "score") if key in row]
+            scores = [row[column] for row in rows if column in row]
             found |= {"collected_score": fmean(scores)} if scores else {}
     if (file := directory / _SAMPLES).is_file():
         found |= _of_samples(read_lines(file), num_samples)
@@ -136,8 +136,8 @@ def _of_samples(rows: Sequence[Mapping[str, Any]], num_samples: int) -> Measures
     known = [[row["score"] for row in group if row["score"] is not None] for group in groups]
     prompts = [fmean(scores) for scores in known if scores]
     error = stdev(prompts) / math.sqrt(len(prompts)) if len(prompts) > 1 else math.nan
-    found = {"score": fmean(prompts), "kl": fmean(row["kl"] for row in rows)}
-    found["finished"] = fmean(row["finished"] for row in rows)
+    found = {name: fmean(row[name] for row in rows) for name in ("kl", "finished")}
+    found |= {"score": fmean(prompts)} if prompts else {}  # a judge may say nothing of any
     return found | ({"score_stderr": error} if math.isfinite(error) else {})
 
 

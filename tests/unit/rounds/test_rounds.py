@@ -33,6 +33,7 @@ from lit_rlhf.rounds import (
     Training,
 )
 from lit_rlhf.rounds.commands import RoundError
+from lit_rlhf.rounds.evaluation import measure
 from lit_rlhf.testing import write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
 
@@ -332,6 +333,17 @@ def test_reasons_to_stop() -> None:
     agreement = [{"agreement": 0.75}, {"agreement": 0.625}]
     assert "agreement fell" in str(Stop(max_agreement_drop=0.1).reason(agreement))
     assert Stop().reason(agreement) is None
+
+
+def test_what_a_round_came_to(tmp_path: Path) -> None:
+    """With prompts whose own column is called score, a line separator in texts, and a judge that says nothing."""
+    own = {"prompt": "a\u2028b", "score": "high"}
+    write_jsonl(tmp_path / "preferences.jsonl", [{**own, "chosen_score": 2.0}])
+    silent = {"prompt": "a", "response": "b\u2028c", "score": None, "finished": True, "kl": 0.5}
+    write_jsonl(tmp_path / "evaluation.jsonl", [silent])
+    found = measure(tmp_path)
+    assert found == {"rows": 1, "collected_score": 2.0, "kl": 0.5, "finished": 1.0}
+    assert Stop(max_score_drop=0.1).reason([{"score": 1.0}, found]) is None
 
 
 @pytest.mark.parametrize(
