@@ -190,8 +190,11 @@ def write_page(
             }
             for section in sections
         }
-    write_text(path, page(title, sections, lead), "The report")
+    # Half a character, which JSON may hold, is in no encoding.
+    text = page(title, sections, lead).encode(errors="replace").decode()
+    write_text(path, text, "The report")
     numbers = json.dumps(plain_json(data), indent=1, ensure_ascii=False, allow_nan=False)
+    numbers = numbers.encode(errors="backslashreplace").decode()
     write_text(path.with_suffix(".json"), numbers + "\n", "The report's numbers")
     return path
 

@@ -26,7 +26,9 @@ from lit_rlhf.report import (
     write_page,
 )
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"' {{ 7 * 7 }} &amp;"
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"' {{ 7 * 7 }} &amp;\u2028"
+)
 
 
 class Reader(HTMLParser):
@@ -104,6 +106,14 @@ def test_series_differ_without_colour() -> None:
     spec = line_plot("a", [Series(str(i), [1, 2], [1, 2]) for i in range(8)]).spec
     dashes = spec["layer"][0]["encoding"]["strokeDash"]["scale"]["range"]
     assert len({tuple(dash) for dash in dashes}) == 8
+
+
+def test_half_a_character_is_written_as_far_as_it_goes(tmp_path: Path) -> None:
+    half = "\ud83d cut"
+    block = Samples([Sample([("prompt", half)])])
+    path = write_page(tmp_path / "a.html", half, [Section("s", [block])], data={"a": half})
+    assert "? cut" in path.read_text(encoding="utf-8")
+    assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == {"a": half}
 
 
 def test_json_lies_beside_the_page(tmp_path: Path) -> None:
