@@ -31,6 +31,25 @@ def same_secret(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode(errors="replace"), wanted.encode(errors="replace"))
 
 
+def open_port(host: str, port: int) -> socket.socket:
+    """A socket that takes connections at an address; before minutes of loading, to see that it can.
+
+    Raises:
+        ConfigurationError: The address can't be listened on.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigurationError(
+            f"There is no port {port}: ports go from 0 (any that is free) to 65535."
+        )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Can't listen on port {port} of {host}: {error}. Take another with --port, or 0 for any that is free."
+        ) from error
+
+
 def listen(app: Any, host: str, port: int, said: str) -> None:
     """Serve an ASGI application until it is interrupted (Ctrl-C), and say where it is.
 
@@ -46,17 +65,7 @@ def listen(app: Any, host: str, port: int, said: str) -> None:
     with importing_extra("serve", "A server"):
         import uvicorn
 
-    if not 0 <= port <= 65535:
-        raise ConfigurationError(
-            f"There is no port {port}: ports go from 0 (any that is free) to 65535."
-        )
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigurationError(
-            f"Can't listen on port {port} of {host}: {error}. Take another with --port, or 0 for any that is free."
-        ) from error
+    listener = open_port(host, port)
     name = f"[{host}]" if ":" in host else host
     sys.stdout.write(said.format(address=f"http://{name}:{listener.getsockname()[1]}") + "\n")
     sys.stdout.flush()

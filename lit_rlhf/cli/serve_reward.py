@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.listening import open_port
 from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption, Quantization
 from lit_rlhf.options import is_whole
@@ -51,6 +52,7 @@ def serve_reward(
             f"{api_key_env}=..."
         )
     require_key(host, key)  # before minutes of loading
+    open_port(host, port).close()
     given = {"dtype": dtype, "quantization": quantization}
     options = {name: value for name, value in given.items() if value is not None}
     backbone = TrainedReward.read(path, base).load(options).to(device or default_device())

@@ -3,6 +3,7 @@
 import logging
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -337,6 +338,13 @@ def test_another_address_needs_a_key(reward_dir: Path) -> None:
         serve(service, host="0.0.0.0", port=0)
     with pytest.raises(ConfigurationError, match=r"host='0\.0\.0\.0'.*--api-key-env"):
         serve_reward("not/looked/at", host="0.0.0.0")
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"Can't listen on port {port}.*--port"):
+            serve_reward("no model of that name", port=port)
 
 
 def test_ppo_trains_with_it(url: str, tiny_model_dir: Path, tmp_path: Path) -> None:
