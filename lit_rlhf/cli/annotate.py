@@ -84,7 +84,9 @@ def annotate(
         pairs = _ranked(pairs, ensemble)
     store = LabelStore(output, raters_per_pair, seed)
     new = store.add(pairs)
-    print_text(f"{len(pairs)} pairs, {new} of them new, in {store.path}\n")
+    others = len(store.pairs()) - len(pairs)
+    beside = f"; {others} others of earlier starts are asked and exported as well" if others else ""
+    print_text(f"{len(pairs)} pairs, {new} of them new, in {store.path}{beside}\n")
     serve(store, page, host=host, port=port, token=token)
 
 

@@ -62,10 +62,10 @@ class Candidates(Format):
     completions: str = "completions"
 
     def __call__(self, row: Row) -> list[Record]:
-        """One record with all the answers.
+        """One record with the answers that differ: samplers write the same one several times.
 
         Example:
-            >>> Candidates()({"prompt": "2 + 2 =", "completions": ["4", "5"]})[0].completions
+            >>> Candidates()({"prompt": "2 + 2 =", "completions": ["4", "5", "4"]})[0].completions
             ('4', '5')
         """
         prompt, answers = read_prompt(row, self.prompt), read_value(row, self.completions)
@@ -73,8 +73,9 @@ class Candidates(Format):
             raise InvalidRowError(
                 f"column {self.completions!r} is no list", f"got {type(answers).__name__}"
             )
-        completions = (check_completion(answer, self.completions, prompt) for answer in answers)
-        return [Record(prompt, tuple(completions))]
+        every = [check_completion(answer, self.completions, prompt) for answer in answers]
+        different = [answer for i, answer in enumerate(every) if answer not in every[:i]]
+        return [Record(prompt, tuple(different))]
 
 
 def read_pairs(

@@ -50,7 +50,7 @@ class Progress:
 
     Args:
         pairs: All of them.
-        done: Pairs with as many judgements as wanted.
+        done: Pairs with as many judgements as wanted, and those that somebody flagged.
         verdicts: How many votes of each kind.
         raters: How many votes of each rater.
         alpha: See `agreement`.
@@ -74,9 +74,11 @@ def progress(store: LabelStore) -> Progress:
         for vote in votes
         if vote.verdict in ("first", "second")
     ]
+    flagged = {vote.pair for vote in votes if vote.verdict == "flag"}
+    full = {pair for pair, count in judged.items() if count >= store.raters_per_pair}
     return Progress(
         pairs=len(store.pairs()),
-        done=sum(count >= store.raters_per_pair for count in judged.values()),
+        done=len(full | flagged),
         verdicts=Counter(vote.verdict for vote in votes),
         raters=Counter(vote.rater for vote in votes),
         alpha=agreement(votes),

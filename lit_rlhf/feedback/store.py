@@ -159,7 +159,8 @@ class LabelStore:
         """The pair that a rater is to judge now, the same until they did; None where none is left for them.
 
         Pairs with fewest votes first (those that others look at count as if they had voted), of these the most
-        uncertain, of these by seed. When only pairs are left that others look at, they are given out too.
+        uncertain, of these by seed; none that somebody flagged. When only pairs are left that others look at, they are
+        given out too.
         """
         now = time.time()
         with self._transaction() as database:
@@ -179,6 +180,7 @@ class LabelStore:
                     GROUP BY pair) AS taken
                     ON taken.pair = pairs.id
                 WHERE coalesce(judged.n, 0) < :wanted
+                    AND pairs.id NOT IN (SELECT pair FROM current WHERE verdict = 'flag')
                     AND NOT EXISTS (SELECT 1 FROM votes WHERE votes.pair = pairs.id AND votes.rater = :rater)
                 ORDER BY coalesce(judged.n, 0) + coalesce(taken.n, 0) >= :wanted,
                     coalesce(judged.n, 0) + coalesce(taken.n, 0), uncertainty DESC, place
@@ -255,7 +257,8 @@ class LabelStore:
             ).fetchone()
             (left,) = database.execute(
                 "SELECT count(*) FROM pairs WHERE id NOT IN (SELECT pair FROM votes WHERE rater = :rater) AND "
-                "(SELECT count(*) FROM current WHERE pair = pairs.id AND verdict != 'skip') < :wanted",
+                "(SELECT count(*) FROM current WHERE pair = pairs.id AND verdict != 'skip') < :wanted "
+                "AND id NOT IN (SELECT pair FROM current WHERE verdict = 'flag')",
                 {"rater": rater, "wanted": self.raters_per_pair},
             ).fetchone()
         return int(voted), int(voted + left)

@@ -180,3 +180,15 @@ def test_names_of_columns_keep_their_dashes(
     with pytest.raises(SystemExit):
         main(["annotate", str(file), *words])
     assert "identical pair" in capsys.readouterr().err
+
+
+def test_pairs_of_an_earlier_start_are_told(
+    pairs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "labels"
+    LabelStore(output).add([Pair("of another file", "a", "b")])
+    with pytest.raises(SystemExit):  # no such port
+        main(["annotate", pairs, "--output", str(output), "--port", "65536"])
+    said = capsys.readouterr().out
+    assert "30 pairs, 30 of them new" in said
+    assert "; 1 others of earlier starts are asked and exported as well" in said

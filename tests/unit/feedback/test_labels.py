@@ -56,7 +56,7 @@ def test_rankings_and_unjudged_answers_are_all_their_pairs() -> None:
     ranked = labelled([{"prompt": "p", "completions": answers, "scores": [1.0, 3.0, 3.0]}])
     assert len(ranked.judged) == 3
     assert ranked.agreement == 1.0  # a < bbb, a < cc; the labels' tie says nothing
-    unjudged = labelled([{"prompt": "p", "completions": answers}])
+    unjudged = labelled([{"prompt": "p", "completions": [*answers, "a"]}])
     assert len(unjudged.judged) == 3 and unjudged.agreement is None
     assert "agreement" not in str(unjudged)
 

@@ -23,6 +23,7 @@ def test_a_file_of_preferences(tmp_path: Path) -> None:
     ("row", "format", "pairs"),
     [
         ({"prompt": "p", "completions": ["a", "b", "c"]}, None, ["ab", "ac", "bc"]),
+        ({"prompt": "p", "completions": ["a", "b", "a"]}, None, ["ab"]),
         ({"prompt": "p", "completions": ["a", "b"], "scores": [1, 2]}, Ranked(), ["ab"]),
         ({"q": "p", "x": "a", "y": "b"}, ExplicitPrompt("q", "x", "y"), ["ab"]),
         (
@@ -54,7 +55,7 @@ def test_equal_rows_are_one_pair() -> None:
     [
         ({"prompt": "p", "chosen": "a"}, r"row 2: no column 'rejected'"),
         ({**ROW, "rejected": "4"}, r"row 2: identical pair: both answers are '4'"),
-        ({"prompt": "p", "completions": ["a"]}, r"row 2: fewer than two answers"),
+        ({"prompt": "p", "completions": ["a", "a"]}, r"row 2: fewer than two answers"),
         ({"prompt": "p", "completions": "ab"}, r"row 2: column 'completions' is no list"),
         ({**ROW, "prompt": ""}, r"row 2: empty prompt"),
     ],

@@ -40,6 +40,17 @@ def test_most_uncertain_first_but_fewest_votes_before_that(tmp_path: Path) -> No
     assert store.next_pair("cy") == 5  # the others have both their votes
 
 
+def test_what_somebody_flagged_nobody_else_is_asked(tmp_path: Path) -> None:
+    store = LabelStore(tmp_path)
+    store.add(pairs(3))
+    unfit = store.next_pair("ann") or 0
+    store.vote(Vote(unfit, "ann", "flag"))
+    assert store.counts("bob") == (0, 2)
+    assert unfit not in ask_all(store, "bob")
+    store.vote(Vote(unfit, "ann", "first"))  # corrected
+    assert store.next_pair("bob") == unfit
+
+
 def test_two_raters_at_once_get_different_pairs(tmp_path: Path) -> None:
     store = LabelStore(tmp_path, raters_per_pair=1)
     store.add(pairs(40))

@@ -128,6 +128,7 @@ def test_conversations_are_shown_as_turns(store: LabelStore, visit: Any) -> None
     assert roles[:2] == ["system", "user"]
     assert sorted(roles[2:]) == ["assistant", "assistant", "tool"]
     assert "&#34;look&#34;" in page
+    assert page.count('class="text" dir="auto"') == 5  # right-to-left texts stand right-to-left
 
 
 def test_a_vote_is_stored_as_it_was_shown(store: LabelStore, visit: Any) -> None:
