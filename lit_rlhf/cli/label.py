@@ -14,7 +14,7 @@ from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text, refuse_directory
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.feedback import label_pairs, read_labelled_pairs, write_preferences
 from lit_rlhf.files import write_text
 from lit_rlhf.judges import Judge, LocalJudge, PairwiseJudge
@@ -58,7 +58,13 @@ def label(
     pairs, dropped = read_labelled_pairs(source, format, "drop" if skip_invalid else "error")
     with Progress(console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("judging", total=len(pairs))
-        done = label_pairs(pairs, pairwise, lambda count: bar.update(task, completed=count))
+        try:
+            done = label_pairs(pairs, pairwise, lambda count: bar.update(task, completed=count))
+        except ServiceError as error:
+            raise ServiceError(
+                f"{error} What was answered is kept in {judge.cache}: the same command goes on from there, with "
+                "--judge.failures null without what fails."
+            ) from error
     if summary is not None:  # first: who finds the output finds both
         told = {**done.numbers(), "left_out": dropped, **asdict(judge.tally)}
         write_text(summary, json.dumps(told, indent=2) + "\n", "The summary")

@@ -89,7 +89,9 @@ def read_labelled_pairs(
             pairs += [pair for record in reader(row) for pair in _pairs(record, labelled)]
         except InvalidRowError as error:
             if invalid == "error":
-                raise DataError(f"{source.locate(number)}: {error}.") from error
+                raise DataError(
+                    f"{source.locate(number)}: {error}. Mend it, or leave such rows out: skip_invalid: true."
+                ) from error
             dropped += 1
     if not pairs:
         raise DataError(

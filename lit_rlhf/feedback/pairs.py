@@ -111,7 +111,9 @@ def read_pairs(
                 pairs.setdefault(pair.key, pair)
         except InvalidRowError as error:
             if invalid == "error":
-                raise DataError(f"{source.locate(number)}: {error}.") from error
+                raise DataError(
+                    f"{source.locate(number)}: {error}. Mend it, or leave such rows out: skip_invalid: true."
+                ) from error
             dropped.append(f"{source.locate(number)}: {error}")
     left_out = f" {len(dropped)} rows were left out, the first: {dropped[0]}." if dropped else ""
     if not pairs:

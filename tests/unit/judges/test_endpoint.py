@@ -214,3 +214,19 @@ def test_killed_while_labelling_it_goes_on_and_asks_nothing_twice(
         and "agreement with the labels of the data: 100.0%" in said
     )
     assert "preferred with 55.0%" in said and "known from before" in said
+
+
+def test_a_server_that_is_down_is_said_with_the_way_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n")
+    words = ["label", str(data), "--output", str(tmp_path / "out.jsonl")]
+    words += ["--judge", "EndpointJudge", "--judge.model", "m", "--judge.endpoint.retries", "0"]
+    with serving(in_turn(Answer(status=503))) as server:
+        words += ["--judge.endpoint.url", f"{server.url}/v1"]
+        with pytest.raises(SystemExit):
+            main(words)
+    said = capsys.readouterr().err
+    assert "HTTP 503" in said
+    assert f"What was answered is kept in {tmp_path / 'out.jsonl.answers'}" in said
