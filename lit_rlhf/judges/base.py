@@ -23,7 +23,7 @@ Case: TypeAlias = Mapping[str, Text]
 Conversation: TypeAlias = list[dict[str, str]]
 Answer: TypeAlias = dict[str, float]
 """Probability of each word of the verdict; they sum to at most 1. Of criteria asked together, `name: word` has 1/k."""
-Failures: TypeAlias = Literal["raise", "null"]
+Failures: TypeAlias = Literal["raise", "null"] | None
 _COUNTING = threading.Lock()  # none in the judge, which is copied and sent to processes
 
 
@@ -113,8 +113,10 @@ class Judge(ABC):
         self.together = together
         self._check_rubric()
         self.cache = cache
-        self.failures = failures
-        check_option(failures in ("raise", "null"), self, "failures", failures, "raise or null")
+        # YAML and the command line make None of the word null.
+        self.failures = "null" if failures is None else failures
+        known = self.failures in ("raise", "null")
+        check_option(known, self, "failures", failures, "raise or null")
         self.tally = Tally()
         self._answers: Answers | None = None
 

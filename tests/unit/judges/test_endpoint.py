@@ -230,3 +230,29 @@ def test_a_server_that_is_down_is_said_with_the_way_on(
     said = capsys.readouterr().err
     assert "HTTP 503" in said
     assert f"What was answered is kept in {tmp_path / 'out.jsonl.answers'}" in said
+
+
+def test_failures_are_let_pass_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the page has it, where null is no text."""
+    rows = [{"prompt": p, "chosen": "a", "rejected": "b"} for p in ("fine", "broken")]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "label",
+        str(data),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+        "--judge",
+        "EndpointJudge",
+    ]
+    words += ["--judge.model", "m", "--judge.failures", "null"]
+
+    def answer(request: Request) -> Answer:
+        broken = "broken" in request.body["messages"][0]["content"]
+        return Answer({"error": "too long"}, status=400) if broken else Answer(chat(A=1.0))
+
+    with serving(answer) as server:
+        main([*words, "--judge.endpoint.url", f"{server.url}/v1"])
+    assert "1 of 2 pairs labelled" in capsys.readouterr().out
