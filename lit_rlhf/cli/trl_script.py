@@ -192,8 +192,8 @@ class _Reader:
         elif name == "ModelConfig":
             self.take(call, ALIASES)
         elif name == "from_pretrained":
-            others = ("Tokenizer", "Config", "Processor", "Peft", "RewardModel")
-            others += () if self.task == "RewardConfig" else ("SequenceClassification",)
+            others = ["Tokenizer", "Config", "Processor", "Peft", "RewardModel"]
+            others += [] if self.task == "RewardConfig" else ["SequenceClassification"]
             if not any(each in ast.unparse(call.func) for each in others):
                 self.models.append(call)
 
@@ -295,8 +295,8 @@ class _Reader:
     def trainer(self, call: ast.Call) -> None:
         """The model, rewards, and options that older trainers take themselves."""
         groups = self.task in ("GRPOConfig", "RLOOConfig")
-        order = ("model", "reward_funcs") if groups else ("model",)
-        order = () if self.task == "PPOConfig" else order
+        order = ["model", "reward_funcs"] if groups else ["model"]
+        order = [] if self.task == "PPOConfig" else order
         given: dict[str, ast.expr] = dict(zip(order, call.args, strict=False))
         if len(call.args) > len(order):
             self.unread[f"{called(call)}(...)"] = "Further arguments without a name aren't read."
