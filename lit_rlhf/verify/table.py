@@ -56,12 +56,16 @@ def cases_of(methods: Sequence[str]) -> list[Case]:
     cases = all_cases()
     chosen: list[Case] = []
     for method in methods:
+        wanted = method.casefold()  # dpo is what the command is called
         found = [
-            case for name, case in cases.items() if name == method or name.startswith(f"{method} (")
+            case
+            for name, case in cases.items()
+            if name.casefold() == wanted or name.casefold().startswith(f"{wanted} (")
         ]
         if not found:
-            names = {name.partition(" (")[0] for name in cases}
-            near = " or ".join(get_close_matches(method, names, n=3, cutoff=0.5))
+            names = {each.casefold(): each for each in (name.partition(" (")[0] for name in cases)}
+            close = get_close_matches(wanted, names, n=3, cutoff=0.5)
+            near = " or ".join(names[each] for each in close)
             hint = f" Did you mean {near}?" if near else ""
             raise ConfigurationError(
                 f"There is no method {method!r} to verify.{hint} Without --methods all are run and named."

@@ -124,7 +124,7 @@ def test_verify_takes_names_and_refuses_others() -> None:
     (row,) = verify(["DPO"])
     assert (row.method, row.ok) == ("DPO", True)
     assert row.seconds > 0
-    assert [case.method for case in cases_of(["REINFORCE", "DrGRPO"])] == [
+    assert [case.method for case in cases_of(["REINFORCE", "drgrpo"])] == [
         *("REINFORCE", "REINFORCE (bandit)", "REINFORCE (held to a teacher)"),
         *(f"DrGRPO ({world}, G={group})" for world in ("bandit", "tree") for group in (2, 3)),
     ]
