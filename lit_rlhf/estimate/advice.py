@@ -94,8 +94,9 @@ def _smaller_microbatch(plan: Plan, found: Estimate) -> Change:
     if isinstance(plan.module, PolicyModule):
         text = f"model.updates.microbatch_tokens: {rows * plan.workload.row}"
     else:
-        parts = -(-plan.workload.prompts * plan.accumulate // rows)
-        text = f"data.batch_size: {rows} with trainer.accumulate_grad_batches: {parts}"
+        step = plan.workload.prompts * plan.accumulate  # rows of an optimizer step, which stay
+        rows = max(part for part in range(1, rows + 1) if step % part == 0)
+        text = f"data.batch_size: {rows} with trainer.accumulate_grad_batches: {step // rows}"
     return Change(text, replace(plan, rows=rows))
 
 

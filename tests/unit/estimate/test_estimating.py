@@ -244,6 +244,17 @@ def test_advice_is_an_option_that_was_tried(tokenizer: str) -> None:
     assert "choose a smaller model" in hopeless.advice
 
 
+def test_advice_leaves_the_rows_of_a_step_as_they_are(tokenizer: str) -> None:
+    """A batch of 7 three times would be another training than one of 16."""
+    module = CASES["sft bfloat16"][0](tokenizer)
+    load = replace(ALONE, branches=1, prompts=16)
+    seven = run_plan(Plan(module, load, BARE, rows=7)).need
+    given: dict[str, Any] = {"batch_size": 16, "prompt_tokens": 24, "completion_tokens": 24}
+    found = estimate(module, None, card=replace(BARE, memory=seven * 1.001), **given)
+    assert 4 < found.largest_rows < 8
+    assert "data.batch_size: 4 with trainer.accumulate_grad_batches: 4; that" in found.advice
+
+
 def test_microbatches_are_those_that_a_run_would_choose(tokenizer: str) -> None:
     load = Workload(1024, 24, 24, 4)  # 122,880 tokens
     card = replace(BARE, kind="cuda", memory=1e12, reserved=1e9)
