@@ -128,19 +128,28 @@ class Costs:
 
     @staticmethod
     def of(trunk: nn.Module, config: PretrainedConfig, attention: str) -> "Costs":
-        """Count them from the linear layers and the config."""
-        weights = 0
+        """Count them from the linear layers, experts and the config."""
+        weights = 0.0
         for module in trunk.modules():
             if isinstance(module, Conv1D):
                 weights += module.nx * module.nf
             elif isinstance(module, nn.Linear):
                 weights += module.in_features * module.out_features
+            elif not isinstance(module, nn.Conv1d):
+                own = module.parameters(recurse=False)
+                weights += sum(used_weights(each, config) for each in own if each.dim() == 3)
         heads = number_of_heads(config)
         return Costs(
             2.0 * weights,
             4.0 * heads * head_width(config) * config.num_hidden_layers,
             1.0 if attention == "eager" else 0.5,
         )
+
+
+def used_weights(weight: Tensor, config: PretrainedConfig) -> float:
+    """Numbers of a weight that a token is multiplied with: of experts in one array (E, ...) those that it passes."""
+    chosen = config.to_dict().get("num_experts_per_tok") if weight.dim() == 3 else None
+    return weight.numel() * min(chosen / weight.shape[0], 1.0) if chosen else float(weight.numel())
 
 
 def number_of_heads(config: PretrainedConfig) -> int:

@@ -12,7 +12,7 @@ LM head:
 
 Without attention and head a trained token costs 6 FLOPs per weight in full fine-tuning and about 4 with LoRA. These are
 the model's FLOPs (arXiv:2204.02311, appendix B): padding, keys that a kernel computes and masks, recomputed activations
-and logits, norms, embeddings and scalar heads don't count. Of a mixture of experts all experts do, so it is overrated.
+and logits, norms, embeddings and scalar heads don't count. Of experts in one array those count that a token passes.
 """
 
 import math
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlhf.models.backbone import Backbone
+from lit_rlhf.models.branched import used_weights
 from lit_rlhf.types import BranchedBatch, BranchOutput
 
 
@@ -48,7 +49,9 @@ def pass_flops(
     total = _forward(backbone, role, tokens, pairs, predicted)
     if backward:
         pair = backbone.costs.per_pair
-        trained = 2.0 * sum(weight.numel() for weight in _trained_matrices(backbone, role))
+        config = backbone.model.config.get_text_config()
+        own = _trained_matrices(backbone, role)
+        trained = 2.0 * sum(used_weights(weight, config) for weight in own)
         total = 2 * total + pair * pairs + trained * tokens
         if backbone.has_lm_head and backbone.model.get_output_embeddings().weight.requires_grad:
             total = total + 2.0 * _head_weights(backbone) * predicted

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import MixtralConfig, MixtralModel
 
 from lit_rlhf.functional.branches import pack_branches
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
+from lit_rlhf.models.branched import Costs
 from lit_rlhf.models.flops import generation_flops, measure_peak_flops, pass_flops
 from lit_rlhf.types import BranchedBatch
 
@@ -130,3 +132,14 @@ def test_generation_takes_what_a_forward_over_its_tokens_takes(tiny_model_dir: P
 def test_peak_is_finite() -> None:
     assert 1e6 < measure_peak_flops(torch.device("cpu"), size=64) < math.inf
     assert 1e5 < measure_peak_flops(torch.device("cpu"), torch.bfloat16, size=64) < math.inf
+
+
+def test_of_experts_those_count_that_a_token_passes() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = MixtralConfig(**sizes, **heads, num_local_experts=8, num_experts_per_tok=2)
+    with torch.device("meta"):
+        trunk = MixtralModel(config)
+    attention = 32 * 32 + 2 * 32 * 16 + 32 * 32
+    experts = 2 * 3 * 32 * 48
+    assert Costs.of(trunk, config, "eager").per_token == 2 * 2 * (attention + experts)
