@@ -116,7 +116,7 @@ COMMON: dict[str, Option] = {
     ),
     "bnb_4bit_quant_type": read_with("load_in_4bit"),
     **none(
-        "use_bnb_nested_quant bnb_4bit_quant_storage bnb_4bit_compute_dtype",
+        "use_bnb_nested_quant bnb_4bit_use_double_quant bnb_4bit_quant_storage bnb_4bit_compute_dtype",
         "Products with 4 bits are in `model.backbone.dtype`; the scales are not quantized again.",
     ),
     **none("use_dora lora_target_parameters", "Adapters are LoRA on linear layers."),

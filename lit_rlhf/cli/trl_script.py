@@ -327,6 +327,8 @@ class _Reader:
 
     def given_model(self, name: str, node: ast.expr) -> None:
         """The policy or PPO's reward model, by name or as it was loaded."""
+        if name == "model" and "sft_model_path" in self.options:  # which it is loaded from
+            return
         loads = self.loading(node)
         named = node if loads is None else self.name_in(loads)
         if name == "model" and loads is not None:

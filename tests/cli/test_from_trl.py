@@ -417,5 +417,6 @@ OF_OTHERS = {
     "logging_dir",
     "warmup_ratio",
     "bnb_4bit_compute_dtype",
+    "bnb_4bit_use_double_quant",
 }
 """Of earlier releases of transformers, and of BitsAndBytesConfig."""

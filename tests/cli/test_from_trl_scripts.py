@@ -117,6 +117,19 @@ def test_a_model_that_is_not_found_is_said(tmp_path: Path) -> None:
     assert "#   model_name_or_path: It loads several models ('org/a', 'org/b')" in written
 
 
+def test_a_policy_that_ppo_is_told_by_an_option(tmp_path: Path) -> None:
+    text = """
+config = PPOConfig(sft_model_path="org/sft", reward_model_path="org/rm")
+scorer = AutoModelForSequenceClassification.from_pretrained(config.reward_model_path)
+policy = AutoModelForCausalLM.from_pretrained(config.sft_model_path)
+PPOTrainer(args=config, model=policy, reward_model=scorer, value_model=scorer, train_dataset=rows)
+"""
+    written, made = translated(tmp_path, text, name="train.py")
+    assert made["model"]["init_args"]["backbone"]["name"] == "org/sft"
+    assert made["model"]["init_args"]["reward"]["init_args"]["path"] == "org/rm"
+    assert "is no literal" not in written
+
+
 def test_several_configurations_of_a_kind(tmp_path: Path) -> None:
     after = "if MODEL:\n        config = DPOConfig(beta=0.5)"
     written, _ = script(tmp_path, options="beta=0.2", after=after)
