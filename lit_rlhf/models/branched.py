@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.branches import (
     BranchLayout,
     branch_attention_mask,
@@ -206,8 +206,14 @@ class BranchRunner:
         """Hidden states of a batch; K = `num_branches`.
 
         Raises:
+            DataError: There are no branches.
             ConfigurationError: A text is longer than the length from which the model turns its positions otherwise.
         """
+        if num_branches < 1:
+            raise DataError(
+                "The batch holds prompts without completions, so there is nothing to train on or to score. Use the "
+                "DataModule that fits the module, such as PreferenceDataModule for pairs."
+            )
         layout = layout_of(batch["branch_ids"], num_branches, batch.get("lengths"))
         self._check_limit(batch)
         if self.shares(batch["branch_ids"], layout):

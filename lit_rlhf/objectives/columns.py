@@ -53,6 +53,26 @@ def columns_of(owner: object, formula: Callable[..., Any], batch: Batch) -> dict
     return found
 
 
+def refuse_scores(owner: object, formula: Callable[..., Any], batch: Batch) -> None:
+    """Refuse rankings of two: their first completion would be taken for the chosen one, whatever their scores say.
+
+    Args:
+        owner: The loss, of pairs.
+        formula: Its formula, which may read the scores itself.
+        batch: Of two completions of each prompt.
+
+    Raises:
+        DataError: They have scores.
+    """
+    scored = "score" in batch and batch["score"].dim() == 2
+    if scored and "score" not in column_defaults(formula):
+        raise DataError(
+            f"{type(owner).__name__} takes the first completion of a prompt for the chosen one, and these have the "
+            "column 'score', which says which one is better. Use PreferenceDataModule, which makes pairs of rankings, "
+            "or a loss that reads scores (AllPairs for reward models, PlackettLuceDPO for policies)."
+        )
+
+
 def branch_mask(scores: Tensor, batch: Batch) -> Tensor:
     """(B, K): which branches exist."""
     mask: Tensor | None = batch.get("branch_mask")
@@ -83,6 +103,24 @@ def require_probabilities(owner: object, batch: Batch, name: str) -> None:
         raise DataError(
             f"{type(owner).__name__}: {name}={float(values[bad][0])} is no probability ({int(bad.sum())} of "
             f"{len(values)} in the batch; the first: {_first(bad, batch)}). Soft labels must lie in [0, 1]."
+        )
+
+
+def require_strengths(owner: object, batch: Batch, name: str) -> None:
+    """Refuse weights of rows that are below 0 or nan.
+
+    Raises:
+        DataError: Names the first of them; or there is no such column.
+    """
+    values = read_column(owner, batch, name)
+    if values.is_meta:
+        return
+    bad = ~(values >= 0)
+    if bad.any():
+        raise DataError(
+            f"{type(owner).__name__}: {name}={float(values[bad][0])} is no strength of a preference ({int(bad.sum())} "
+            f"of {len(values)} in the batch; the first: {_first(bad, batch)}). It must be 0 or more: where the second "
+            "answer is the better one, swap the two, or use BradleyTerry, whose margins may have any sign."
         )
 
 

@@ -21,6 +21,7 @@ from lit_rlhf.objectives.columns import (
     branch_mask,
     column_defaults,
     columns_of,
+    refuse_scores,
     require_finite,
 )
 from lit_rlhf.options import check_option
@@ -213,6 +214,11 @@ class PairwiseLoss(PreferenceLoss):
     def reward(self, completion: Completion) -> Tensor:
         r"""The implicit reward that is logged: $\beta u$."""
         return self.beta * completion.logratios
+
+    def check(self, batch: Batch) -> None:
+        """The first completion is the chosen one."""
+        super().check(batch)
+        refuse_scores(self, self.forward, batch)
 
     def of_batch(
         self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch

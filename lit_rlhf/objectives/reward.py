@@ -7,7 +7,7 @@ constant per prompt, regression and outcomes fix them absolutely.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,10 +15,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.masking import masked_mean
 from lit_rlhf.functional.rankings import better_pairs, pair_agreement, plackett_luce_loss
-from lit_rlhf.objectives.columns import Batch, branch_mask, columns_of, read_column
+from lit_rlhf.objectives.columns import (
+    Batch,
+    branch_mask,
+    columns_of,
+    read_column,
+    refuse_scores,
+    require_strengths,
+)
 from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput
 
@@ -73,7 +80,7 @@ class PairScoreLoss(RewardLoss):
 
     def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
         """The formula on the first branch (chosen) and the second (rejected), and metrics."""
-        chosen, rejected = pair_of(self, scores)
+        chosen, rejected = pair_of(self, scores, batch)
         columns = columns_of(self, self.__call__, batch)
         return LossOutput(
             self(chosen, rejected, **columns),
@@ -153,6 +160,11 @@ class ScaledBradleyTerry(PairScoreLoss):
         delta, e = chosen - rejected, self.label_smoothing
         return margin * ((1 - e) * softplus(-delta) + e * softplus(delta))
 
+    def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
+        """The formula; a strength below 0 would turn the preference round, without a least loss."""
+        require_strengths(self, batch, "margin")
+        return super().of_batch(scores, batch)
+
 
 # -- lists ------------------------------------------------------------------------------------------------------------
 
@@ -175,6 +187,11 @@ class RankingLoss(RewardLoss):
             mask = torch.ones_like(scores, dtype=torch.bool)
         else:
             targets, mask = read_column(self, batch, "score"), branch_mask(scores, batch)
+        if scores.shape[1] < 2:
+            raise DataError(
+                f"{type(self).__name__} ranks the completions of a prompt, and these rows have one each. Use "
+                "RankedDataModule or PreferenceDataModule, or Regression for single ratings."
+            )
         agreement = pair_agreement(scores.detach(), targets, mask)
         ranked = better_pairs(targets, mask).flatten(1).any(-1)
         metrics = {"accuracy": torch.where(ranked, agreement, torch.nan)}
@@ -315,13 +332,14 @@ class RewardLossSum(RewardLoss):
         return LossOutput(total, metrics)
 
 
-def pair_of(loss: RewardLoss, scores: Tensor) -> tuple[Tensor, Tensor]:
+def pair_of(loss: Callable[..., Tensor], scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Scores (B, ...) of the chosen and of the rejected completions."""
     if scores.shape[1] != 2:
         raise ConfigurationError(
             f"{type(loss).__name__} compares a chosen and a rejected completion, but these rows have {scores.shape[1]} "
             "branches. Use AllPairs or PlackettLuce for rankings, Regression for single ratings."
         )
+    refuse_scores(loss, loss, batch)
     return scores[:, 0], scores[:, 1]
 
 

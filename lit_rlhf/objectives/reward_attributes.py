@@ -108,7 +108,7 @@ class GatedAttributes(RewardLoss):
 
     def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
         """Ratings are the batch's `attributes`, (B, 2, A)."""
-        pair_of(self, scores)
+        pair_of(self, scores, batch)
         attributes, gates = scores.chunk(2, dim=-1)
         losses = self(attributes, gates, _ratings(self, attributes, batch))
         chosen, rejected = self.reward(scores).unbind(-1)

@@ -119,7 +119,7 @@ class LengthDebiased(RewardLoss):
 
     def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
         """Lengths are counted in the batch's `branch_ids`."""
-        pair_of(self, scores)
+        pair_of(self, scores, batch)
         quality, length_scores = scores.unbind(-1)
         branches = read_column(self, batch, "branch_ids")
         lengths = torch.stack([(branches == 1).sum(-1), (branches == 2).sum(-1)], -1)

@@ -154,6 +154,7 @@ class _SortedLoss(PairwiseLoss):
 
     def check(self, batch: Batch) -> None:
         """A row's weight has no place in a loss of ranks."""
+        super().check(batch)
         if "weight" in batch:
             raise ConfigurationError(
                 f"{type(self).__name__} sorts the batch, so it can't heed a row's `weight`. Drop that column or choose "

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.models.branched import BranchRunner, Costs
 from lit_rlhf.models.specs import Attention, Branching
@@ -229,6 +229,12 @@ def test_a_sliding_window_is_respected(
         Backbone.load(ModelSpec(name=str(path), branching="shared"))(
             batch, num_branches=2, logprobs=True
         )
+
+
+def test_prompts_alone_are_refused(tiny_model_dir: Path):
+    backbone = with_heads(Backbone.load(ModelSpec(name=str(tiny_model_dir))))
+    with pytest.raises(DataError, match=r"prompts without completions.*PreferenceDataModule"):
+        backbone(branched([([5, 6], []), ([7], [])]), num_branches=0, scores="reward")
 
 
 def test_shared_is_refused_where_it_would_be_wrong(tiny_model_dir: Path, batch: BranchedBatch):

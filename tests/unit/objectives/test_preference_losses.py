@@ -137,6 +137,13 @@ BAD_BATCHES: list[tuple[o.PreferenceLoss, Mapping[str, Tensor], str]] = [
     (o.PlackettLuceDPO(), {"score": torch.zeros(4)}, "ranks the completions"),
     (o.InfoNCA(), {"score": torch.tensor([[1.0, float("nan")]])}, "completion 1"),
     (o.WeightedSum([o.SoftLabelDPO(), o.NLL()]), {}, "p_chosen"),
+    (
+        o.DPO(),
+        {"score": SCORES[:, :2]},
+        "DPO takes the first .*PreferenceDataModule.*PlackettLuceDPO",
+    ),
+    (o.AOT(), {"score": SCORES[:, :2]}, "AOT takes the first completion"),
+    (o.WeightedSum([o.CPO(), o.NLL()]), {"score": SCORES[:, :2]}, "CPO takes the first completion"),
 ]
 
 

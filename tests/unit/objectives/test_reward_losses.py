@@ -11,6 +11,7 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.objectives import (
     AllPairs,
     BradleyTerry,
+    GatedAttributes,
     GaussianRegression,
     HeadEnsemble,
     LengthDebiased,
@@ -196,6 +197,29 @@ def test_pair_losses_refuse_lists(loss: RewardLoss) -> None:
         match=r"chosen and a rejected completion, but these rows have 3.*AllPairs",
     ):
         loss.of_batch(SCORES, LIST_BATCH | {"margin": MARGIN})
+
+
+@pytest.mark.parametrize(
+    ("loss", "heads"), [(BradleyTerry(), 0), (LengthDebiased(), 2), (GatedAttributes(2), 4)]
+)
+def test_pair_losses_refuse_rankings_of_two(loss: RewardLoss, heads: int) -> None:
+    """Rankings come in any order: the first completion needn't be the better one."""
+    scores = PAIRS[..., None].expand(-1, -1, heads) if heads else PAIRS
+    with pytest.raises(DataError, match=r"takes the first .*PreferenceDataModule.*AllPairs"):
+        loss.of_batch(scores, {"score": torch.tensor([[0.0, 1.0]] * 3)})
+
+
+def test_a_strength_below_zero_is_refused() -> None:
+    """Its loss would have no least value."""
+    batch = {"margin": torch.tensor([1.0, -2.0, 0.0]), "index": torch.tensor([4, 7, 5])}
+    with pytest.raises(DataError, match=r"margin=-2\.0 .*\(1 of 3 .*row 7 .*0 or more.*swap"):
+        ScaledBradleyTerry().of_batch(PAIRS, batch)
+
+
+@pytest.mark.parametrize("loss", [AllPairs(), PlackettLuce()])
+def test_losses_of_rankings_refuse_single_completions(loss: RewardLoss) -> None:
+    with pytest.raises(DataError, match=r"ranks .* rows have one each.*Regression"):
+        loss.of_batch(PAIRS[:, :1], {"score": torch.ones(3)})
 
 
 @pytest.mark.parametrize(
