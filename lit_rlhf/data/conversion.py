@@ -1,6 +1,7 @@
 """From raw rows, neighbours that belong together as one, to checked records; what can't be used stays as an error."""
 
 import json
+import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from lit_rlhf.data.records import (
     Record,
     Row,
     UnreadableRow,
+    check_number,
     rows_of_group,
     shorten,
     without_missing,
@@ -114,7 +116,10 @@ class Conversion:
                 "scores and labels say which completion is better. Take the DataModule that fits the format, or a "
                 "format that fits this DataModule (such as PairsFromRanking for pairs of rankings)."
             )
+        record = replace(record, fields=_checked_fields(record.fields))
+        _require_text("prompt", record.prompt)
         for completion in record.completions:
+            _require_text("completion", completion)
             # A turn that calls a tool has no content, but further keys.
             turns = [{"content": completion}] if isinstance(completion, str) else completion
             plain = all(turn.keys() <= {"role", "content"} for turn in turns)
@@ -124,6 +129,27 @@ class Conversion:
         if template and record.template is None and not carried:
             return replace(record, template=template)
         return record
+
+
+def _require_text(what: str, value: object) -> None:
+    turns = isinstance(value, list | tuple) and all(isinstance(turn, Mapping) for turn in value)
+    if not turns and not isinstance(value, str):
+        raise InvalidRowError(
+            f"the format's {what} is neither text nor messages", f"got {shorten(value)}"
+        )
+
+
+def _checked_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Finite numbers and booleans, as which batches hold them; those of numpy and of text become plain ones."""
+
+    def plain(name: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(plain(name, item) for item in value)
+        low, high = (0.0, 1.0) if name == "p_chosen" else (-math.inf, math.inf)
+        number = check_number(value, name, low, high)
+        return value if type(value) in (bool, int, float) else number
+
+    return {name: plain(name, value) for name, value in fields.items()}
 
 
 def check_identical(record: Record, completions: Sequence[Sequence[object]], unit: str) -> None:

@@ -3,6 +3,7 @@
 from datetime import date
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -64,3 +65,45 @@ def test_sources_of_ones_own_that_give_no_rows_are_named(
 ) -> None:
     with pytest.raises((ConfigurationError, DataError), match=said):
         ready(PreferenceDataModule(Own(rows), tokenizer=tokenizer))
+
+
+class OfRow(Format):
+    """A record of what its first row says, and sound ones of the others."""
+
+    def __init__(self, first: Record) -> None:
+        self.first = first
+
+    def __call__(self, row: Any) -> list[Record]:
+        number = row["number"]
+        return [self.first if number == 0 else Record(f"p{number}", (" a", " b"), {"margin": 1.0})]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (Record("p", ("a", "b"), {"margin": "much"}), "'margin' is no number"),
+        (Record("p", ("a", "b"), {"margin": None}), "'margin' is no number"),
+        (Record("p", ("a", "b"), {"margin": float("nan")}), "'margin' is out of range"),
+        (Record("p", ("a", "b"), {"p_chosen": 2.0}), "'p_chosen' is out of range"),
+        (Record("p", ("a", None)), "the format's completion is neither text nor messages"),
+        (Record(3, ("a", "b")), "the format's prompt is neither text nor messages"),
+    ],
+)
+def test_a_record_that_batches_cant_hold_is_left_out_and_counted(
+    record: Record, said: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = RowsSource([{"number": number} for number in range(4)])
+    data = ready(PreferenceDataModule(rows, tokenizer=tokenizer, format=OfRow(record)))
+    assert [said in reason or reason in said for reason in data.reports["train"].counts] == [True]
+    assert len(data.rows["train"]) == 3
+
+
+@pytest.mark.parametrize("margin", [np.float32(0.5), np.int64(1), "0.5", True])
+def test_numbers_of_every_kind_go_into_batches(
+    margin: Any, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    first = Record("p", ("a", "b"), {"margin": margin})
+    rows = RowsSource([{"number": number} for number in range(4)])
+    data = ready(PreferenceDataModule(rows, tokenizer=tokenizer, format=OfRow(first), batch_size=4))
+    (batch,) = data.train_dataloader()
+    assert sorted(batch["margin"].tolist()) == sorted([float(margin), 1.0, 1.0, 1.0])
