@@ -150,10 +150,43 @@ class SequenceStats:
 class LossOutput:
     """An unreduced loss and unreduced metrics, keyed by the name they are logged under."""
 
-    loss: Tensor  # (N, T) for token losses, (B,) or (B, K) for losses of examples or branches
+    loss: Tensor  # (N, T) for token losses, (B,) for losses of rows
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     logprobs: Tensor | None = None
     """(N, T) of the current policy, where a loss of a rollout has them: what `target_kl` then looks at for free."""
+
+    @classmethod
+    def of(cls, given: object, rows: Sequence[int] | None, owner: object) -> "LossOutput":
+        """What a loss gave, held to what its module reads; metrics that are plain numbers become tensors.
+
+        Args:
+            given: By a loss, which may be one's own.
+            rows: The shape that its loss must have. None: one axis of any length.
+            owner: The loss or the module, named in errors.
+
+        Raises:
+            ConfigurationError: It is no `LossOutput`, or its loss is of another shape.
+        """
+        name = type(owner).__name__
+        if not isinstance(given, LossOutput):
+            raise ConfigurationError(
+                f"The loss of {name} gave a {type(given).__name__}: give LossOutput(loss) of lit_rlhf.types, with the "
+                "loss unreduced, and metrics where there are any."
+            )
+        loss: object = given.loss
+        shape = tuple(getattr(loss, "shape", ()))
+        fits = len(shape) == 1 if rows is None else shape == tuple(rows)
+        if not isinstance(loss, Tensor) or not fits:
+            wanted = "one axis" if rows is None else f"the shape {tuple(rows)}"
+            raise ConfigurationError(
+                f"The loss of {name} gave a {type(loss).__name__} of the shape {shape}: it must be a tensor of "
+                f"{wanted}, unreduced, a number for each row or token. The module takes the mean."
+            )
+        metrics = {
+            metric: torch.as_tensor(value, device=loss.device)
+            for metric, value in given.metrics.items()
+        }
+        return replace(given, metrics=metrics)
 
 
 def asked(value: Tensor | None) -> Tensor:
@@ -413,7 +446,7 @@ class EvaluatedRollout(ScoredRollout):
 
 @dataclass(frozen=True)
 class EstimatedRollout(EvaluatedRollout):
-    """What a policy gradient is taken of.
+    """What a policy gradient is taken of. Advantages are constants: a gradient that they have is cut off.
 
     Raises:
         ConfigurationError: Advantages that are no tensor, or of another shape than (N, T).
@@ -422,10 +455,13 @@ class EstimatedRollout(EvaluatedRollout):
     advantages: Tensor  # (N, T)
 
     def __post_init__(self) -> None:
-        wanted, shape = self.response_mask.shape, getattr(self.advantages, "shape", None)
-        if shape != wanted:
+        given: object = self.advantages
+        wanted, shape = self.response_mask.shape, getattr(given, "shape", None)
+        if not isinstance(given, Tensor) or shape != wanted:
+            kind = type(given).__name__
             raise ConfigurationError(
                 f"Advantages must be a tensor of {tuple(wanted)}, a number for each token of each sample, not "
-                f"{type(self.advantages).__name__ if shape is None else tuple(shape)}. "
+                f"{kind if shape is None else f'a {kind} of {tuple(shape)}'}. "
                 "spread_over_tokens(values, rollout.response_mask) makes one of a number for each sample."
             )
+        object.__setattr__(self, "advantages", given.detach())

@@ -1,6 +1,7 @@
 """Collecting: from prompts to what an engine is asked for, and from what it generated to texts and scores."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.errors import ConfigurationError, DataError, ServiceError
 from lit_rlhf.rewards import Reward
+from lit_rlhf.rewards.base import scores_of
 from lit_rlhf.types import (
     Completions,
     Generation,
@@ -38,7 +40,12 @@ def read_completions(
 
     texts = [str(tokenizer.decode(ids[mask])) for ids, mask in on_host(prompts.ids, prompts.mask)]
     plain = partial(tokenizer.decode, skip_special_tokens=True)
-    pairs = on_host(generation.tokens, generation.mask)
+    tokens, taken = generation.tokens.cpu(), generation.mask.cpu()
+    if bool((taken[:, 1:] > taken[:, :-1]).any()):
+        raise ConfigurationError(
+            "The engine gave completions with padding before or between their tokens (Generation.mask): a row must be "
+            "a completion's tokens, then padding."
+        )
     return Completions(
         prompt_ids=prompts.ids,
         prompt_mask=prompts.mask,
@@ -46,7 +53,7 @@ def read_completions(
         response_mask=generation.mask,
         finished=generation.finished,
         prompts=each(texts),
-        responses=[str(plain(ids[mask])) for ids, mask in pairs],
+        responses=[str(plain(ids[mask])) for ids, mask in zip(tokens, taken, strict=True)],
         columns={name: each(values) for name, values in batch.get("columns", {}).items()},
         given=each(batch["given"]) if "given" in batch else None,
     )
@@ -67,20 +74,14 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
     """
     where = f"{type(reward).__name__} in iteration {iteration}"
     try:
-        scores = reward.score(completions)
+        scores = scores_of(reward, completions)
     except Exception as error:
         error.add_note(
             f"raised by {where}, while it scored {len(completions.responses)} completions, the first to the prompt "
             f"{completions.prompts[0]!r}. {RESUME}"
         )
         raise
-    if not isinstance(scores, Scores):
-        raise ConfigurationError(
-            f"{type(reward).__name__}.score returned a {type(scores).__name__}: return "
-            "lit_rlhf.types.Scores(total), with the parts it is made of where it has any."
-        )
-    _require_one_each(scores, len(completions.responses), type(reward).__name__)
-    total = scores.total.float()
+    total = scores.total
     bad = (~torch.isfinite(total)).nonzero().flatten().tolist()
     if bad:
         first = bad[0]
@@ -94,17 +95,4 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
         raise ServiceError(
             f"{where} scored none of {len(total)} completions: there is nothing to learn from. {RESUME}"
         )
-    return Scores(total, scores.parts, scores.left_out)
-
-
-def _require_one_each(scores: Scores, count: int, reward: str) -> None:
-    parts = {f"parts[{name!r}]": part for name, part in scores.parts.items()}
-    failed = {} if scores.failed is None else {"failed": scores.failed}
-    told: dict[str, object] = {"total": scores.total, **parts, **failed}
-    for name, value in told.items():
-        what = f"of the shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        if not isinstance(value, Tensor) or value.shape != (count,):
-            raise ConfigurationError(
-                f"{reward}.score gave {name} {what[:200]} for {count} completions: it must be a tensor of the shape "
-                f"({count},), one number for each completion, in their order."
-            )
+    return replace(scores, failed=scores.left_out)

@@ -250,11 +250,10 @@ class PolicyModule(RLHFModule):
         total = self.reduction.denominator(minibatch.response_mask).clamp_min(1)
         self.phases.tokens["update"] += int(minibatch.lengths.sum())
         stats, drift = Means(), Means()
-        size = self.microbatch_size
-        for micro, last in size.parts(minibatch, self.device):
+        for micro, last in self.microbatch_size.parts(minibatch, self.device):
             mask = micro.response_mask
             with self.gradient_sync(enabled=last):
-                output = self.loss(micro)
+                output = LossOutput.of(self.loss(micro), mask.shape, self)
                 loss = self.reduction.numerator(output.loss, mask) / total
                 self.manual_backward(loss * num_ranks())
             stats.add_all(output.metrics, mask)
@@ -263,7 +262,7 @@ class PolicyModule(RLHFModule):
         optimizer: Any = self.optimizers()
         trained, lr = gradients(optimizer), torch.tensor(float(optimizer.param_groups[0]["lr"]))
         stats.add_all({"lr": lr, "grad_norm": self.take_step()})
-        size.choose(trained, optimizer, self.device)
+        self.microbatch_size.choose(trained, optimizer, self.device)
         self.means.join(stats, self.device)
         return drift.compute(sum_over_ranks, self.device).get("kl", 0.0)
 
@@ -407,7 +406,8 @@ class PolicyModule(RLHFModule):
     def surrogate_loss(self, logprobs: Tensor, minibatch: EstimatedRollout) -> LossOutput:
         """The surrogate (N, T) of a microbatch, weighed where the engine sampled from other log-probs."""
         old, mask = minibatch.old_logprobs, minibatch.response_mask
-        output = self.surrogate(logprobs, old, minibatch.advantages, mask)
+        given = self.surrogate(logprobs, old, minibatch.advantages, mask)
+        output = LossOutput.of(given, mask.shape, self.surrogate)
         weights = self.importance_weights(minibatch)
         loss = output.loss if weights is None else weights * output.loss
         return LossOutput(loss, output.metrics, logprobs.detach())

@@ -200,12 +200,12 @@ class PreferenceModule(RLHFModule):
         given: SequenceStats | None
         if "kl" in self.objective.statistics:
             given, against = self._live_reference(batch)
-            output = self.loss(self(batch, against), given, batch)
+            output = self._checked(self.loss(self(batch, against), given, batch), batch)
             if not torch.is_grad_enabled():  # no backward comes, after which it would be done
                 divide(self.reference)
             return output
         given = self._reference(batch) if self.objective.needs_reference else None
-        return self.loss(self(batch), given, batch)
+        return self._checked(self.loss(self(batch), given, batch), batch)
 
     def reduce(self, loss: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Mean over the rows of the batch on all ranks, weighted by the column `weight` where there is one."""
@@ -261,6 +261,10 @@ class PreferenceModule(RLHFModule):
         self.objective.load_state_dict(state["loss"])
 
     # -- inner parts --------------------------------------------------------------------------------------------------
+
+    def _checked(self, output: object, batch: BranchedBatch) -> LossOutput:
+        rows = None if self.objective.of_all_ranks else (len(batch["input_ids"]),)
+        return LossOutput.of(output, rows, self.objective)
 
     def _step(self, batch: BranchedBatch, stage: str) -> LossOutput:
         self.objective.check(cast("Mapping[str, Tensor]", batch))

@@ -129,7 +129,7 @@ class RewardModelModule(RLHFModule):
             self._unchecked = False
             check_first_batch(self.backbone, batch, self.scores)
         scores, _ = self.scores(batch)
-        output = self.loss(scores, batch)
+        output = LossOutput.of(self.loss(scores, batch), (len(scores),), self.objective)
         if (right := output.metrics.get("accuracy")) is not None:
             seen = torch.stack([right.nansum(), (~right.isnan()).sum()]).float()
             self._train_right = self._train_right.to(seen.device) + seen
@@ -216,7 +216,8 @@ class RewardModelModule(RLHFModule):
     def _evaluate(self, batch: BranchedBatch, stage: str) -> dict[str, Tensor]:
         scores, lengths = self.scores(batch)
         rows = len(batch["input_ids"])
-        output, rewards = self.loss(scores, batch), self.objective.reward(scores)
+        output = LossOutput.of(self.loss(scores, batch), (rows,), self.objective)
+        rewards = self.objective.reward(scores)
         self.log(
             f"{stage}/loss", output.loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows
         )

@@ -94,7 +94,8 @@ class SupervisedModule(RLHFModule):
     def _step(self, batch: DemonstrationBatch, stage: str) -> tuple[Tensor, Tensor]:
         """This process's numerator and denominator of the loss."""
         out = self(batch)
-        output, tokens = self.loss(out, batch), out.mask.sum().float()
+        output = LossOutput.of(self.loss(out, batch), out.mask.shape, self)
+        tokens = out.mask.sum().float()
         means = Means()
         means.add_all(output.metrics, out.mask)
         for name, mean in means.compute(sum_over_ranks, self.device).items():

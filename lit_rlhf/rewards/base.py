@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lit_rlhf.errors import DataError, ServiceError
+from lit_rlhf.errors import ConfigurationError, DataError, ServiceError
 from lit_rlhf.models import Backbone, RewardSource
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.types import Completions, Scores
@@ -64,6 +64,36 @@ class Reward(nn.Module, ABC):
             child if isinstance(child, nn.ModuleList) else [child] for child in self.children()
         )
         return [module for listed in lists for module in listed if isinstance(module, Reward)]
+
+
+def scores_of(reward: Reward, completions: Completions) -> Scores:
+    """What a reward, which may be one's own, says of completions: in float32 without gradient, on their device.
+
+    Raises:
+        ConfigurationError: It gives no `Scores`, or not one number for each completion.
+    """
+    name, count = type(reward).__name__, len(completions.responses)
+    found: object = reward.score(completions)
+    if not isinstance(found, Scores) or not hasattr(found.parts, "items"):
+        raise ConfigurationError(
+            f"{name}.score returned a {type(found).__name__}: return lit_rlhf.types.Scores(total), with a dictionary "
+            "of the parts it is made of where it has any."
+        )
+    told: dict[str, object] = {f"parts[{part!r}]": value for part, value in found.parts.items()}
+    told |= {"total": found.total} | ({} if found.failed is None else {"failed": found.failed})
+    for field, value in told.items():
+        what = f"of the shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        if not isinstance(value, Tensor) or value.shape != (count,):
+            raise ConfigurationError(
+                f"{name}.score gave {field} {what[:200]} for {count} completions: it must be a tensor of the shape "
+                f"({count},), one number for each completion, in their order."
+            )
+    device = completions.tokens.device
+    total, *parts = (
+        value.detach().to(device, torch.float32) for value in (found.total, *found.parts.values())
+    )
+    failed = None if found.failed is None else found.failed.to(device).bool()
+    return Scores(total, dict(zip(found.parts, parts, strict=True)), failed)
 
 
 def read_column(completions: Completions, name: str, reader: str) -> list[Any]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option
-from lit_rlhf.rewards.base import Reward, failed_of
+from lit_rlhf.rewards.base import Reward, failed_of, scores_of
 from lit_rlhf.types import Completions, Scores
 
 
@@ -146,16 +146,16 @@ class MonitoredReward(Reward):
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32: the reward's alone, and so is what it couldn't score."""
-        found = [member.score(completions) for member in self.members()]
-        return Scores(found[0].total.float(), parts_of(self.names, found), found[0].failed)
+        found = [scores_of(member, completions) for member in self.members()]
+        return Scores(found[0].total, parts_of(self.names, found), found[0].failed)
 
 
 def score_members(
     reward: Reward, names: list[str], completions: Completions
 ) -> tuple[list[Tensor], dict[str, Tensor], Tensor | None]:
     """The score (N,) of every member, all of them with their parts by name, and what any of them couldn't score."""
-    found = [member.score(completions) for member in reward.members()]
-    return [scores.total.float() for scores in found], parts_of(names, found), failed_of(found)
+    found = [scores_of(member, completions) for member in reward.members()]
+    return [scores.total for scores in found], parts_of(names, found), failed_of(found)
 
 
 def parts_of(names: list[str], found: list[Scores]) -> dict[str, Tensor]:
@@ -163,5 +163,5 @@ def parts_of(names: list[str], found: list[Scores]) -> dict[str, Tensor]:
     parts: dict[str, Tensor] = {}
     for name, scores in zip(names, found, strict=True):
         own = {f"{name}/{part}": value for part, value in scores.parts.items()}
-        parts |= {name: scores.total.float()} | own
+        parts |= {name: scores.total} | own
     return parts

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tenacity import retry, stop_after_attempt, wait_random_exponential
+from torch import nn
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option, is_whole
@@ -61,8 +62,13 @@ class FunctionReward(Reward):
         own = getattr(function, "__qualname__", type(function).__name__)
         given = function if isinstance(function, str) else own
         self.name = name or given.rpartition(">.")[2] or given
+        check_option(callable(self.function), self, "function", function, "a function")
+        # Of a module, what it computes tells its arguments: its `__call__` takes any.
+        called: Callable[..., Any] = self.function
+        if isinstance(called, nn.Module):
+            called = called.forward
         try:
-            self.wants = list(inspect.signature(self.function).parameters.values())
+            self.wants = list(inspect.signature(called).parameters.values())
         except (TypeError, ValueError):  # builtins that don't tell
             keyword = inspect.Parameter.KEYWORD_ONLY
             self.wants = [inspect.Parameter(n, keyword) for n in ("prompts", "responses")]

@@ -8,7 +8,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import Moments, merge_moments
 from lit_rlhf.functional.rewards import no_moments
 from lit_rlhf.options import check_option
-from lit_rlhf.rewards.base import Reward
+from lit_rlhf.rewards.base import Reward, scores_of
 from lit_rlhf.types import Completions, Scores
 
 _LEAST_STD = 1e-8
@@ -64,8 +64,8 @@ class NormalizedReward(Reward):
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32; the parts hold the score before normalisation as "raw"."""
-        found = self.reward.score(completions)
-        raw = found.total.float()
+        found = scores_of(self.reward, completions)
+        raw = found.total
         if self.fixed is None and self.training:
             self._count(raw[~found.left_out])
         mean, std = self.moments()

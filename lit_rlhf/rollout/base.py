@@ -1,7 +1,7 @@
 """What a rollout engine is given and what it must give back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -162,12 +162,13 @@ class RolloutEngine(ABC):
             N completions in the order of the prompts.
 
         Raises:
-            ConfigurationError: The engine can't serve the backbone, or a prompt and its completion exceed its context.
+            ConfigurationError: The engine can't serve the backbone, a prompt and its completion exceed its context, or
+                what it gives are no completions.
             FloatingPointError: The model gave log-probs that are not finite.
         """
         request.check_fits(backbone)
         self.check(backbone, request.role)
-        return self.sample(backbone, request)
+        return checked(self.sample(backbone, request), request, self)
 
     @abstractmethod
     def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
@@ -202,6 +203,35 @@ class RolloutEngine(ABC):
 
         `generate` does it too, the first time; policies call it before a rollout is timed.
         """
+
+
+def checked(given: object, request: RolloutRequest, engine: RolloutEngine) -> Generation:
+    """What an engine, which may be one's own, has sampled.
+
+    Raises:
+        ConfigurationError: It is no `Generation`, or a field of it has another shape or kind.
+    """
+    name, rows = type(engine).__name__, len(request.seeds)
+    if not isinstance(given, Generation):
+        raise ConfigurationError(
+            f"{name}.sample gave a {type(given).__name__}: give a Generation of lit_rlhf.types."
+        )
+    shape: Sequence[int] = getattr(given.tokens, "shape", ())
+    axes = (rows, shape[1] if len(shape) == 2 else 0)
+    for each in ("tokens", "mask", "finished", "logprobs", "values"):
+        value: object = getattr(given, each)
+        if value is None and each in ("logprobs", "values"):
+            continue
+        wanted, boolean = axes[:1] if each == "finished" else axes, each in ("mask", "finished")
+        fits = isinstance(value, Tensor) and value.shape == wanted and 0 not in wanted
+        if not fits or (getattr(value, "dtype", None) == torch.bool) != boolean:
+            told = f"{getattr(value, 'dtype', '')} {tuple(getattr(value, 'shape', ()))}"
+            raise ConfigurationError(
+                f"{name}.sample gave {each} as a {type(value).__name__} {told} for {rows} completions (prompts times "
+                f"num_samples). It must be a {'boolean ' if boolean else ''}tensor {wanted}: completions without their "
+                "prompts, a row for each, padded on the right to one width of 1 or more."
+            )
+    return given
 
 
 def context_length(backbone: Backbone) -> int | None:

@@ -171,3 +171,26 @@ def test_a_file_may_hold_dataclasses(tmp_path: Path) -> None:
     )
     scores = FunctionReward(f"{file}:score").score(completions())
     assert scores.total.tolist() == [2.0] * 4
+
+
+class ByLength(torch.nn.Module):
+    """A network as reward function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, responses: list[str]) -> torch.Tensor:
+        return self.layer(torch.tensor([[float(len(text))] for text in responses]))[:, 0]
+
+
+def test_a_module_is_given_what_its_forward_names() -> None:
+    network = ByLength()
+    completions = make_completions(make_tokenizer(), ["one "], ["a", "bbb"])
+    found = FunctionReward(network).score(completions)
+    assert found.total.tolist() == network(["a", "bbb"]).tolist()
+
+
+def test_what_cannot_be_called_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"FunctionReward\(function=3\): .* a function"):
+        FunctionReward(3)

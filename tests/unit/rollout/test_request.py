@@ -1,5 +1,7 @@
 """What is asked of an engine is checked once, whichever engine it is."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,40 @@ def test_a_stop_token_that_is_no_token_is_refused_by_every_engine(
         engine.generate(backbone, make_request(Sampling(stop_token_ids=[3, size])))
     last = Sampling(max_new_tokens=1, stop_token_ids=[size - 1])
     assert len(engine.generate(backbone, make_request(last)).tokens) == 6
+
+
+class Wrong(OwnEngine):
+    """Changes what it has sampled."""
+
+    def __init__(self, change: Callable[[Generation], Any]) -> None:
+        self.change = change
+
+    def sample(self, backbone: Backbone, request: RolloutRequest) -> Any:
+        return self.change(super().sample(backbone, request))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda found: None, r"Wrong\.sample gave a NoneType: give a Generation"),
+        (lambda found: replace(found, mask=found.mask.long()), r"gave mask as .*boolean tensor"),
+        (lambda found: replace(found, finished=None), r"gave finished as a NoneType"),
+        (lambda found: replace(found, tokens=found.tokens.tolist()), r"gave tokens as a list"),
+        (lambda found: replace(found, tokens=found.tokens[::2]), r"gave tokens .*\(3, 1\) for 6"),
+        (
+            lambda found: replace(found, tokens=found.tokens.repeat(1, 3)),
+            r"gave mask .*\(6, 1\).*tensor \(6, 3\): completions without their prompts",
+        ),
+        (lambda found: replace(found, logprobs=torch.zeros(6)), r"gave logprobs .*\(6,\)"),
+        (
+            lambda found: replace(found, tokens=found.tokens[:, :0], mask=found.mask[:, :0]),
+            r"gave tokens .*\(6, 0\).*width of 1 or more",
+        ),
+    ],
+)
+def test_what_an_engine_gives_is_checked(
+    change: Callable[[Generation], Any], said: str, tiny_model_dir: Path
+) -> None:
+    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir)))
+    with pytest.raises(ConfigurationError, match=said):
+        Wrong(change).generate(backbone, make_request(Sampling(max_new_tokens=1)))
