@@ -1,4 +1,6 @@
-"""The one way to refuse an option that is out of its range (layer L0)."""
+"""Options: the one way to refuse one that is out of its range, and which are plain values (layer L0)."""
+
+from collections.abc import Mapping
 
 from lit_rlhf.errors import ConfigurationError
 
@@ -36,3 +38,12 @@ def is_whole(value: object, least: int | None = None) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value is a number; nan and the infinities are."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is what a file can hold: text, a number, a boolean, None, and lists and mappings of these."""
+    if isinstance(value, Mapping):
+        return all(is_plain(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float | bool)

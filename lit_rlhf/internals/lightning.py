@@ -91,6 +91,11 @@ def is_dry_run(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
+def step_in_each_batch(trainer: Trainer, steps: int) -> None:
+    """Let a `fast_dev_run` take so many optimizer steps in each of its batches: by itself it ends after one in each."""
+    trainer.fit_loop.epoch_loop.max_steps = steps * int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def iterations_done(trainer: Trainer) -> int:
     """Training batches completed in the whole run, those before a resume included."""
     return trainer.fit_loop.total_batch_idx + 1
@@ -315,6 +320,11 @@ class CommandLineWins(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if self.runs:
             super()._run_subcommand(subcommand)
+
+
+def has_trainer(module: LightningModule) -> bool:
+    """Whether a Trainer runs a module, not a loop of one's own or Fabric."""
+    return module._trainer is not None
 
 
 def loss_scaler(module: LightningModule) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
@@ -31,6 +31,8 @@ from lit_rlhf.modules.parts import (
     CHECKPOINT_VERSION,
     arguments_of,
     check_kinds,
+    describe,
+    keep_readable,
     record_of,
     require_parts,
     require_weights,
@@ -38,7 +40,7 @@ from lit_rlhf.modules.parts import (
     take_parts,
 )
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.refusals import refuse_precision
+from lit_rlhf.modules.refusals import NotBuiltError, refuse_own_optimizers, refuse_precision
 from lit_rlhf.modules.resumed import Resumption, written_options
 from lit_rlhf.modules.steps import (
     StepGuard,
@@ -48,12 +50,19 @@ from lit_rlhf.modules.steps import (
     split_by_decay,
     undecayed_names,
 )
+from lit_rlhf.options import check_option, is_plain
 from lit_rlhf.prompt_form import PromptForm, warn_of_prompts
 from lit_rlhf.rewards import Reward
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _STEPS = frozenset({"training_step", "validation_step", "test_step", "predict_step"})
+_FACTORIES = {
+    "optimizer": "a function of parameter groups that gives an optimizer, such as "
+    "lambda groups: torch.optim.AdamW(groups, lr=1e-5)",
+    "lr_scheduler": "a function of the optimizer that gives a schedule, such as "
+    "lambda optimizer: WarmupCosine(optimizer, total_steps=1000)",
+}
 
 
 def _never_ending_data(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,11 +127,15 @@ class RLHFModule(LightningModule):
         steps: Steps | None = None,
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings():  # of parts that are nn.Modules, which take_parts takes out
-            warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
-            self.save_hyperparameters()
-        self._parts = take_parts(self._arguments, self.hparams)
+        self.save_hyperparameters()
+        for name in self.hparams.keys() - self._arguments:  # a base class's, which weren't its own
+            if not name.startswith("_"):  # Lightning's notes
+                del self.hparams[name]
+        self._parts = take_parts(self.hparams)
         self.spec = backbone
+        for name, given in (("optimizer", optimizer), ("lr_scheduler", lr_scheduler)):
+            valid = given is None or callable(given)
+            check_option(valid, self, name, given, _FACTORIES[name])
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.seed = seed
@@ -132,6 +145,38 @@ class RLHFModule(LightningModule):
         self._undecayed: set[str] | None = None
         self.resumption = Resumption()
         self.strict_loading = False  # checkpoints hold trainable weights alone; on_load_checkpoint checks completeness
+
+    def save_hyperparameters(self, *args: Any, **options: Any) -> None:
+        """Lightning's, without its copies of objects: of a client or a lock there can be none, of a model it is dear.
+
+        Args:
+            args: As Lightning's.
+            options: As Lightning's.
+        """
+        frame = inspect.currentframe()
+        options["frame"] = options.get("frame") or (frame and frame.f_back)
+        self._objects: dict[str, Any] = {}
+        super().save_hyperparameters(*args, **options)
+        self.hparams.update(self._objects)
+        self._objects = {}
+
+    def _set_hparams(self, hp: Any) -> None:
+        # Called by Lightning with what it goes on to copy, for loggers: they are told which objects there are.
+        plain = hp
+        if isinstance(hp, dict):
+            self._objects = {name: value for name, value in hp.items() if not is_plain(value)}
+            plain = hp | {name: describe(value) for name, value in self._objects.items()}
+        super()._set_hparams(plain)
+
+    def __getattr__(self, name: str) -> Any:
+        """Say why there is no backbone yet, to who asks a module that no Trainer has built.
+
+        Raises:
+            NotBuiltError: The model isn't loaded.
+        """
+        if name == "backbone" and name not in self._modules:
+            raise NotBuiltError(type(self).__name__)
+        return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse an attribute of the name of a method: one of the two would be ignored.
@@ -176,14 +221,14 @@ class RLHFModule(LightningModule):
         averaging = [
             type(each).__name__
             for each in getattr(self.trainer, "callbacks", [])
-            if isinstance(each, WeightAveraging)
+            if isinstance(each, WeightAveraging | StochasticWeightAveraging)
         ]
         if stage == "fit" and averaging:
             raise ConfigurationError(
-                f"{averaging[0]} copies the whole model, frozen base and all, puts that into every "
-                "checkpoint, and a run "
-                "can't go on from them. Remove it from trainer.callbacks; checkpoints hold trained weights alone, and "
-                "those of several iterations can be averaged after the run."
+                f"{averaging[0]} averages a copy of the whole module: the frozen base too, or, where it copies before "
+                "the model is loaded, nothing; and a run can't go on from its checkpoints. Remove it from "
+                "trainer.callbacks; checkpoints hold trained weights alone, and those of several iterations can be "
+                "averaged after the run."
             )
 
     def on_fit_start(self) -> None:
@@ -251,6 +296,7 @@ class RLHFModule(LightningModule):
     def _make_optimizer_and_schedule(self) -> tuple[Optimizer, LRScheduler | None]:
         groups = [group for group in self.parameter_groups() if group["params"]]
         if not groups:
+            _ = self.backbone  # or say that it isn't there yet
             raise ConfigurationError(
                 "Nothing to train: every parameter of the model is frozen. Add backbone.lora."
             )
@@ -265,9 +311,19 @@ class RLHFModule(LightningModule):
         optimizer = self._make_optimizer(
             part for group in groups for part in split_by_decay(group, spared)
         )
+        check_option(
+            isinstance(optimizer, Optimizer), self, "optimizer", optimizer, _FACTORIES["optimizer"]
+        )
         if self.lr_scheduler_factory is None:
             return optimizer, None
         scheduler = self.lr_scheduler_factory(optimizer)
+        check_option(
+            isinstance(scheduler, LRScheduler),
+            self,
+            "lr_scheduler",
+            scheduler,
+            _FACTORIES["lr_scheduler"],
+        )
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigurationError(
                 f"lr_scheduler={type(scheduler).__name__} waits for a metric, and schedules here are stepped with each "
@@ -290,8 +346,10 @@ class RLHFModule(LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """After a resume that restored the optimizer, give it the options that are written now."""
+        """Give a restored optimizer the options that are written now; refuse those that would be stepped wrongly."""
         self.resumption.finish(self.trainer, self._make_optimizer_and_schedule)
+        if not self.automatic_optimization:
+            refuse_own_optimizers(self.trainer)
 
     def log_held_out_loss(self, stage: str, numerator: Tensor, denominator: Tensor) -> None:
         """Log `val/loss` or `test/loss` of a batch, so that the epoch's is one quotient over all batches and ranks."""
@@ -357,7 +415,7 @@ class RLHFModule(LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__qualname__,
             "optimizer": self.resumption.written,
-            "parts": self._parts,
+            "parts": self._parts | take_parts(checkpoint.get("hyper_parameters", {})),
             "prompts": asdict(self.backbone.prompts) if self.backbone.prompts else None,
             "shapes": shapes_of(checkpoint["state_dict"].items()),
             "state": self.extra_state() | {"guard": self.guard.state_dict()},
@@ -365,6 +423,7 @@ class RLHFModule(LightningModule):
         }
         if self._trainer is not None:
             save_before_peek(self.trainer, checkpoint)
+        keep_readable(checkpoint)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:

@@ -8,10 +8,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_rlhf.distributed import gather_objects, sum_over_ranks
+from lit_rlhf.distributed import gather_objects, num_ranks, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import masked_mean, masked_sum
+from lit_rlhf.internals.lightning import has_trainer
 from lit_rlhf.types import EvaluatedRollout
 
 TINY = 1e-30
@@ -174,6 +175,8 @@ class StepMean:
             denominator: Of the microbatches of all processes, above 0.
             batch_idx: The microbatch's number in its epoch.
         """
+        if not has_trainer(module):  # in a loop of one's own each step has one batch
+            return numerator * num_ranks() / denominator
         if self._count == 0 or batch_idx % module.trainer.accumulate_grad_batches == 0:
             self._first, self._total, self._count = denominator, torch.zeros_like(denominator), 0
         self._total, self._count = self._total + denominator, self._count + 1

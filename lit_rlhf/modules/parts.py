@@ -8,10 +8,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.options import is_plain
 
 CHECKPOINT_KEY = "lit_rlhf"
 CHECKPOINT_VERSION = 2
@@ -21,31 +23,50 @@ _WAYS = {
 }
 
 
-def take_parts(arguments: set[str], hparams: MutableMapping[str, Any]) -> dict[str, str]:
+def take_parts(hparams: MutableMapping[str, Any]) -> dict[str, str]:
     """Leave nothing in hyper-parameters but what a checkpoint that loads with `weights_only=True` can hold.
 
     Under LightningCLI they are the parsed configuration and stay. From Python they are live objects: dataclasses become
-    dicts, for loggers, and other objects go; so do arguments of a base class that weren't the module's own.
+    dicts, for loggers, and other objects go.
 
     Args:
-        arguments: Names that the module was built with, see `arguments_of`.
-        hparams: What Lightning found in the frames of all constructors.
+        hparams: As Lightning keeps them.
 
     Returns:
         Each of those by name: its class and its plain options.
     """
-    for name in hparams.keys() - arguments:
-        if not name.startswith("_"):  # Lightning's own notes
-            del hparams[name]
     parts = {}
     for name, value in list(hparams.items()):
         if is_dataclass(value) and not isinstance(value, type):
-            parts[name] = _describe(value)
+            parts[name] = describe(value)
             hparams[name] = asdict(value)
-        if isinstance(value, nn.Module) or not _is_plain(hparams[name]):
-            parts[name] = _describe(value)
+        if isinstance(value, nn.Module) or not is_plain(hparams[name]):
+            parts[name] = describe(value)
             del hparams[name]
     return parts
+
+
+def keep_readable(checkpoint: MutableMapping[str, Any]) -> None:
+    """Keep out of a checkpoint what `weights_only=True`, as which all are read, would refuse when it is needed.
+
+    These are live options of a DataModule of one's own, and numbers of numpy, which an optimizer and its schedule have
+    where they were given some: those become plain numbers.
+    """
+    options = checkpoint.get("datamodule_hyper_parameters", {})
+    for name in [name for name, value in options.items() if not is_plain(value)]:
+        del options[name]
+    _plain_numbers(checkpoint)
+
+
+def _plain_numbers(value: Any) -> Any:
+    """A value whose numbers of numpy are plain ones; lists and dictionaries are changed in place."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict | list):
+        places = list(value) if isinstance(value, dict) else range(len(value))
+        for place in places:
+            value[place] = _plain_numbers(value[place])
+    return tuple(map(_plain_numbers, value)) if type(value) is tuple else value
 
 
 def require_parts(checkpoint: object, key: str, given: Iterable[str]) -> None:
@@ -114,33 +135,32 @@ def check_kinds(module: type, places: Sequence[Any], names: Mapping[str, Any]) -
             raise ConfigurationError(
                 f"{module.__name__}({name}={value!r}): {name} must be a {kind}. {way}".rstrip()
             )
+        if isinstance(value, nn.Module) and "_modules" not in vars(value):
+            kind = type(value).__name__
+            raise ConfigurationError(
+                f"{module.__name__}({name}=...): {kind}.__init__ must begin with super().__init__(), as that of every "
+                "torch.nn.Module."
+            )
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """A part as a call that would make it, with what of its options is plain and no default."""
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_describe, value))}]"
-    if _is_plain(value):
+        return f"[{', '.join(map(describe, value))}]"
+    if is_plain(value):
         return repr(value)
     if hasattr(value, "__qualname__"):
         return str(value.__qualname__)
     options = {
         name: option
-        for name, option in vars(value).items()
+        for name, option in getattr(value, "__dict__", {}).items()
         if not name.startswith("_")
         and name != "training"
-        and (_is_plain(option) or is_dataclass(option))
+        and (is_plain(option) or is_dataclass(option))
         and option is not getattr(type(value), name, ...)  # a default says nothing
     }
-    said = ", ".join(f"{name}={_describe(option)}" for name, option in options.items())
+    said = ", ".join(f"{name}={describe(option)}" for name, option in options.items())
     return f"{type(value).__name__}({said})"
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float | bool)
 
 
 def shapes_of(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:

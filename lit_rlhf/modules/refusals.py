@@ -6,15 +6,30 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.internals.lightning import saves_every_n_steps
+from lit_rlhf.internals.lightning import is_dry_run, saves_every_n_steps, step_in_each_batch
 from lit_rlhf.modules.steps import Updates
 from lit_rlhf.objectives import ImportanceCorrection, Surrogate
 from lit_rlhf.rollout import RolloutEngine, Sampling
 from lit_rlhf.types import Rollout
 
 _HALF = ("bf16-true", "16-true")
+
+
+class NotBuiltError(ConfigurationError, AttributeError):
+    """A module was asked for its model before that was loaded.
+
+    Args:
+        module: Its class.
+    """
+
+    def __init__(self, module: str) -> None:
+        super().__init__(
+            f"The model of this {module} is not loaded yet. A Trainer does so; without one call configure_model() "
+            "first."
+        )
 
 
 def refuse_sampling(sampling: Sampling) -> None:
@@ -125,7 +140,9 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
         )
     if stage != "fit":
         return
-    if trainer.max_steps not in (-1, None):
+    if is_dry_run(trainer):
+        step_in_each_batch(trainer, per_iteration)
+    elif trainer.max_steps not in (-1, None):
         raise ConfigurationError(
             f"trainer.max_steps={trainer.max_steps} counts optimizer steps, of which an iteration has {per_iteration}. "
             "Set trainer.max_epochs or trainer.limit_train_batches, or add StopAfter(iterations=...) to "
@@ -138,6 +155,27 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
                 f"ModelCheckpoint(every_n_train_steps={every}) counts optimizer steps and looks at them between "
                 f"iterations, each of {per_iteration} steps, so it would save at other times than it says. Use "
                 "IterationCheckpoint(every_n_iterations=...), or every_n_epochs."
+            )
+
+
+def refuse_own_optimizers(trainer: Trainer) -> None:
+    """Refuse what a `configure_optimizers` of one's own may give and policies, which step by hand, would not heed."""
+    count = sum(bool(each.param_groups) for each in trainer.optimizers)  # for None a stand-in
+    schedules = trainer.lr_scheduler_configs
+    if count != 1:
+        raise ConfigurationError(
+            f"configure_optimizers gave {count} optimizers, and a policy steps one. Make groups of parameters "
+            "with options of their own in it: override parameter_groups."
+        )
+    for each in schedules:
+        often = each.interval == "step" and each.frequency == 1
+        waits = isinstance(each.scheduler, ReduceLROnPlateau)
+        if not often or waits or len(schedules) > 1:
+            raise ConfigurationError(
+                f"configure_optimizers gave {len(schedules)} schedule(s), {type(each.scheduler).__name__} with "
+                f"interval={each.interval!r} and frequency={each.frequency}, and a policy steps one, once with each "
+                "optimizer step. Give one that counts these, as {'scheduler': ..., 'interval': 'step'}, or the "
+                "option lr_scheduler."
             )
 
 

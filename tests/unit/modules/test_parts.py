@@ -1,13 +1,16 @@
 """`load_from_checkpoint` of modules built in Python: what it asks for, and that it gives the module back."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from lit_rlhf.data import PromptDataModule, RowsSource, Source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueHead
 from lit_rlhf.modules import (
@@ -20,7 +23,9 @@ from lit_rlhf.modules import (
     Updates,
 )
 from lit_rlhf.objectives import DPO
+from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import Sampling
+from lit_rlhf.testing import tiny_prompts
 from tests.unit.modules.policies import CountVowels, fit, make_ppo, make_trainer
 
 
@@ -114,3 +119,86 @@ def test_what_a_class_hands_on_to_its_base_is_not_asked_for(
 def test_parts_of_another_kind_are_refused_at_once(build: Callable[[], Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         build()
+
+
+class OwnPolicy(PPOPolicyModule):
+    """Saves its options as Lightning's documentation does, and has one of a class that a checkpoint can't hold."""
+
+    def __init__(self, backbone: ModelSpec, reward: Reward, logs: Path, **kwargs: Any) -> None:
+        super().__init__(backbone, reward, **kwargs)
+        self.save_hyperparameters()
+        self.logs = logs
+
+
+class OwnData(PromptDataModule):
+    """Has its rows as an object."""
+
+    def __init__(self, own: object, model: str) -> None:
+        super().__init__(RowsSource(tiny_prompts(8)), tokenizer=model, batch_size=4)
+        self.own = own
+
+
+@pytest.mark.filterwarnings("ignore:Attribute .* removed from hparams")  # as by Lightning alone
+def test_checkpoints_of_own_classes_and_numbers_of_numpy_are_read_again(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model = str(tiny_model_dir)
+
+    def make() -> OwnPolicy:
+        return OwnPolicy(
+            spec_of(tiny_model_dir),
+            CountVowels(),
+            tmp_path,
+            sampling=Sampling(max_new_tokens=4),
+            updates=Updates(epochs=1),
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=np.logspace(-4, -3, 2)[0]),
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: np.cos(0.1 * step)
+            ),
+        )
+
+    trainer = make_trainer()
+    trainer.fit(make(), OwnData(object(), model))
+    file = tmp_path / "own.ckpt"
+    trainer.save_checkpoint(file)
+    resumed, module = make_trainer(max_epochs=2), make()
+    resumed.fit(module, OwnData(object(), model), ckpt_path=file)
+    assert resumed.global_step == 4
+    assert module.hparams["logs"] == tmp_path
+    with pytest.raises(ConfigurationError, match=r"reward=CountVowels.*logs=PosixPath"):
+        OwnPolicy.load_from_checkpoint(file)
+
+
+class Uncopied(CountVowels):
+    """Holds what can't be copied, as clients of services do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class LockedSource(Source):
+    """Rows behind a lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def load(self) -> list[dict[str, str]]:
+        with self.lock:
+            return tiny_prompts(4)
+
+
+@pytest.mark.filterwarnings("ignore:Attribute .* removed from hparams")  # as by Lightning alone
+def test_objects_of_ones_own_are_not_copied(tiny_model_dir: Path, tmp_path: Path) -> None:
+    reward, model = Uncopied(), str(tiny_model_dir)
+    module = OwnPolicy(spec_of(tiny_model_dir), reward, tmp_path, sampling=Sampling(4))
+    assert module.reward is reward
+    assert module.hparams["reward"] is reward  # it has called save_hyperparameters()
+    assert module.hparams_initial["reward"] == "Uncopied()"
+    data = PromptDataModule(LockedSource(), tokenizer=model, batch_size=4)
+    trainer = make_trainer()
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    kept = torch.load(tmp_path / "own.ckpt", weights_only=True)
+    assert "reward" not in kept["hyper_parameters"]
+    assert "train" not in kept["datamodule_hyper_parameters"]

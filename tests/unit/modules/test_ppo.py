@@ -265,6 +265,12 @@ def test_groups_of_options_refuse_numbers_out_of_range(make: Any, message: str) 
         make()
 
 
+def test_a_dry_run_has_all_steps_of_its_iterations(tiny_model_dir: Path) -> None:
+    trainer, module = make_trainer(fast_dev_run=2), make_ppo(tiny_model_dir)
+    trainer.fit(module, prompt_loader(tiny_model_dir, batch_size=2))
+    assert (module.iteration, trainer.global_step) == (2, 2 * module.updates.per_iteration)
+
+
 def test_max_steps_is_refused(tiny_model_dir: Path) -> None:
     trainer = make_trainer(max_steps=10)
     with pytest.raises(ConfigurationError, match=r"max_steps=10 counts optimizer steps"):

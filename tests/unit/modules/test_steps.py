@@ -1,14 +1,21 @@
 """What becomes of a gradient: loss scales, skipped steps, decay, how far a policy may drift, schedules."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
@@ -165,9 +172,14 @@ def test_checkpoints_by_optimizer_steps_are_refused(tiny_model_dir: Path, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:You.re using the WeightAveraging callback")
-def test_averages_of_the_whole_model_are_refused(tiny_model_dir: Path) -> None:
-    trainer = make_trainer(callbacks=[EMAWeightAveraging()])
-    with pytest.raises(ConfigurationError, match=r"EMAWeightAveraging copies the whole model"):
+@pytest.mark.parametrize(
+    "callback", [EMAWeightAveraging, partial(StochasticWeightAveraging, swa_lrs=1e-2)]
+)
+def test_averages_of_the_whole_model_are_refused(
+    callback: Callable[[], Callback], tiny_model_dir: Path
+) -> None:
+    trainer = make_trainer(callbacks=[callback()])
+    with pytest.raises(ConfigurationError, match=r"WeightAveraging averages a copy of the whole"):
         trainer.fit(make_ppo(tiny_model_dir), prompt_loader(tiny_model_dir))
 
 
@@ -175,6 +187,32 @@ def test_a_schedule_that_waits_for_a_metric_is_refused(tiny_model_dir: Path) -> 
     module = make_ppo(tiny_model_dir, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     with pytest.raises(ConfigurationError, match=r"ReduceLROnPlateau waits .* WarmupCosine"):
         fit(module, tiny_model_dir)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"optimizer": "adamw"}, r"optimizer='adamw'\): .* a function of parameter groups"),
+        (
+            {"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])},
+            r"optimizer must be a function of",
+        ),
+        ({"lr_scheduler": 0.1}, r"lr_scheduler=0\.1\): .* a function of the optimizer"),
+    ],
+)
+def test_what_makes_no_optimizer_is_refused(
+    options: dict[str, Any], said: str, tiny_model_dir: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        make_ppo(tiny_model_dir, **options)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "lr_scheduler"])
+def test_an_optimizer_in_other_things_is_refused(name: str, tiny_model_dir: Path) -> None:
+    module = make_ppo(tiny_model_dir, **{name: lambda given: {name: given}})
+    module.configure_model()
+    with pytest.raises(ConfigurationError, match=rf"{name} must be a function of"):
+        module.configure_optimizers()
 
 
 def test_warmup_and_cosine() -> None:
