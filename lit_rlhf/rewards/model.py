@@ -92,8 +92,8 @@ class ModelReward(Reward):
         """Load the reward model, on the policy's base or by itself, and compare the tokenizers.
 
         Raises:
-            ConfigurationError: There is no such model, `share_base` is True and it can't be, or the tokenizers differ
-                in a way that text doesn't bridge.
+            ConfigurationError: There is no such model, `share_base` is True and it can't be, `normalize` and nothing to
+                do it by, or the tokenizers differ in a way that text doesn't bridge.
             CheckpointError: Files are torn or incomplete.
         """
         if self._place is not None:
@@ -104,6 +104,12 @@ class ModelReward(Reward):
             raise ConfigurationError(
                 f"ModelReward.share_base is true, but {self.path!r} can't stand on the policy's base: {obstacle}. Set "
                 "share_base: false."
+            )
+        mean, std = trained.moments() if self.normalize else (0.0, 1.0)
+        if self.normalize and (mean, std) == (0.0, 1.0):
+            raise ConfigurationError(
+                f"ModelReward.normalize is true, and {self.path!r} records no mean and deviation of its scores: it was "
+                "trained without validation, or elsewhere. Leave it out and use NormalizedReward around ModelReward."
             )
         column = self.conversation_column
         if self.share_base or (self.share_base is None and obstacle is None):
@@ -116,14 +122,12 @@ class ModelReward(Reward):
             taken = {*backbone.adapters, *backbone.heads}
             role = next(name for name in names if name not in taken)
             trained.add_to(backbone, role)
-            mean, std = trained.moments() if self.normalize else (0.0, 1.0)
             self._place = _Place((backbone,), role, mean, std, None, trained.prompts())
             return
         own = self.backbone = trained.load(self.options).to(backbone.device)
         retokenizer = None
         if column is not None or not same_ids(backbone.tokenizer, own.tokenizer):
             retokenizer = Retokenizer(backbone.tokenizer, own.tokenizer, column)
-        mean, std = (own.score_mean, own.score_std) if self.normalize else (0.0, 1.0)
         self._place = _Place((own,), "reward", mean, std, retokenizer, trained.prompts())
 
     def source(self) -> RewardSource | None:

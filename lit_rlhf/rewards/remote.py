@@ -176,10 +176,11 @@ class HTTPReward(Reward):
                 f"HTTPReward.conversation_column={self.conversation_column!r} is to be rendered with the chat template "
                 f"of {self._health['model']!r}, which has none."
             )
-        if self.normalize and None in (self._health["score_mean"], self._health["score_std"]):
+        moments = self._health["score_mean"], self._health["score_std"]
+        if self.normalize and (None in moments or moments == (0.0, 1.0)):  # of models without them
             raise ConfigurationError(
                 f"HTTPReward.normalize=True needs the score_mean and score_std of {self._health['model']!r}, and its "
-                "/health doesn't tell them. Use NormalizedReward around HTTPReward."
+                "/health tells none. Use NormalizedReward around HTTPReward."
             )
         self._servers = servers
 

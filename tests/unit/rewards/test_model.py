@@ -1,3 +1,5 @@
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from lit_rlhf.models import (
     export_policy,
     export_reward,
 )
+from lit_rlhf.models.cards import RECORD
 from lit_rlhf.modules import PPOPolicyModule, RewardModelModule
 from lit_rlhf.rewards import LengthReward, ModelReward
 from lit_rlhf.rewards.retokenize import same_ids
@@ -216,6 +219,19 @@ def test_normalisation_uses_the_recorded_moments_and_is_off_unless_asked_for(
         plain = attached(path, backbone).score(completions(backbone)).total
         normal = attached(path, other, normalize=True).score(completions(other)).total
         torch.testing.assert_close(normal, (plain - 0.25) / 2.0, **FP32_MODEL)
+
+
+@pytest.mark.parametrize("kind", ["adapter_dir", "whole_dir"])
+def test_normalisation_by_nothing_is_refused(
+    kind: str, tiny_model_dir: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Trained without validation: the scores would be what they are, whatever the option says."""
+    path = tmp_path / "unvalidated"
+    shutil.copytree(request.getfixturevalue(kind), path)
+    record = json.loads((path / RECORD).read_text())
+    (path / RECORD).write_text(json.dumps({**record, "score_mean": 0.0, "score_std": 1.0}))
+    with pytest.raises(ConfigurationError, match=r"normalize.*unvalidated.*NormalizedReward"):
+        attached(path, policy(tiny_model_dir), normalize=True)
 
 
 def test_scoring_leaves_flags_and_records_no_gradient(
