@@ -24,6 +24,7 @@ from torch import nn
 
 from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, PhaseTimer, RunRecord, RunSummary
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
+from lit_rlhf.cli.predicted import WritePredictions
 from lit_rlhf.cli.refusals import (
     PACKAGES,
     ConstructorError,
@@ -53,13 +54,20 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration in the run's directory: where its CSV or TensorBoard logger writes, if it has one.
 
     Lightning's fails with loggers that write to no directory (MLflow's to a database), and leaves it in the current one
-    with W&B's.
+    with W&B's. It saves before a checkpoint is read, and for `validate` and its like too: the directory would then tell
+    of a run that was refused, or trained nothing.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Not yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, now that nothing has refused this run."""
+        if trainer.is_global_zero and not is_dry_run(trainer):
+            self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml; called on rank 0."""
-        if is_dry_run(trainer):
-            return
         kinds = (CSVLogger, TensorBoardLogger)
         places = (each.log_dir for each in trainer.loggers if isinstance(each, kinds))
         path = Path(next(places, trainer.default_root_dir)) / self.config_filename
@@ -198,7 +206,12 @@ class TrainingCLI(CommandLineWins):
                 f"--profile is of phases of training, of which `{self.subcommand}` has none: use it with `fit`."
             )
 
-    before_test = before_predict = before_validate
+    before_test = before_validate
+
+    def before_predict(self) -> None:
+        """The same; have what is predicted written."""
+        self.before_validate()
+        callbacks_of(self.trainer).append(WritePredictions())
 
     def after_validate(self) -> None:
         """Write the page of `evaluate-reward` into the run's directory, where a reward model's rows name subsets."""
