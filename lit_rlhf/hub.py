@@ -1,5 +1,6 @@
 """Loading with transformers from directories and the hub: never a repository's code without leave, and clear errors."""
 
+import shlex
 from collections.abc import Callable
 from difflib import get_close_matches
 from itertools import islice
@@ -96,6 +97,12 @@ def _hint(name: str, what: str, reason: str) -> str:
         advice = f"The directory holds {files}."
         if (path / "export" / wanted).is_file():
             return f"{name} is the directory of a run and holds no {what} itself: give its export, {path / 'export'}."
+        if checkpoints := sorted((path / "checkpoints").glob("*.ckpt")):
+            words = ["lit-rlhf", "export", "--ckpt_path", name, "--output", str(path / "export")]
+            return (
+                f"{name} is the directory of a run that made no export: give its checkpoint {checkpoints[-1]}, or have "
+                f"it exported: {shlex.join(words)}"
+            )
         if wanted not in files:
             advice += f" {wanted} is missing: was the {what} saved there?"
     else:

@@ -28,8 +28,8 @@ def export(
     a LoRA becomes a peft adapter directory. Tokenizer, chat template and model card come with it.
 
     Args:
-        ckpt_path: A checkpoint written by `lit-rlhf fit`, or the directory of a run's checkpoints, of which the newest
-            that is whole is taken.
+        ckpt_path: A checkpoint written by `lit-rlhf fit`, or the directory of a run or of its checkpoints, of which the
+            newest that is whole is taken.
         output: Directory to write; an earlier export there is replaced once the new one is complete.
         merge: Merge the adapter into the weights; a 4-bit base is dequantized into a copy first.
         role: "policy" or "reward"; default: the one that was trained.
@@ -88,8 +88,10 @@ def _fit(backbone: Backbone, name: str, data: str) -> Temperature:
 
 
 def newest(path: str) -> str:
-    """Of the directory of a run's checkpoints the newest that is whole; any other path as it is."""
-    found = IterationCheckpoint(path).newest_whole() if Path(path).is_dir() else None
+    """Of the directory of a run or of its checkpoints the newest that is whole; any other path as it is."""
+    inner = Path(path) / "checkpoints"
+    directory = inner if inner.is_dir() else Path(path)
+    found = IterationCheckpoint(str(directory)).newest_whole() if directory.is_dir() else None
     return str(found or path)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.models.adapters import read_adapter
 from lit_rlhf.models.backbone import Backbone
-from lit_rlhf.models.cards import read_record, recorded_prompts
+from lit_rlhf.models.cards import RECORD, read_record, recorded_prompts
 from lit_rlhf.models.specs import DTypeOption, LoraSpec, ModelSpec
 from lit_rlhf.types import GATE
 
@@ -29,6 +29,7 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
 
     Raises:
         CheckpointError: The file is torn, not of this library, or incomplete.
+        ConfigurationError: The base can't be loaded.
     """
     checkpoint = read_checkpoint(path)
     spec = _spec(checkpoint, path)
@@ -43,11 +44,15 @@ def load_checkpoint_backbone(path: str | Path, **overrides: Any) -> Backbone:
     rewards = [
         name for name in heads if name in ("reward", *parts) or name.startswith((GATE, "member_"))
     ]
-    backbone = Backbone.load(
-        replace(spec, **overrides),
-        lm_head="policy" in roles or not rewards,
-        trainable=False,
-    )
+    spec = replace(spec, **overrides)
+    try:
+        lm_head = "policy" in roles or not rewards
+        backbone = Backbone.load(spec, lm_head=lm_head, trainable=False)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"The base of the checkpoint {str(path)!r}: {error} A relative path is sought where the command is called, "
+            "and was written where the run was started: call it there."
+        ) from error
     for role in roles:
         if role not in backbone.adapters:  # "policy" may have brought "reference"
             backbone.add_adapter(role, trainable=False)
@@ -77,7 +82,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: No such file, a torn one, or one of something else than this library.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"There is no checkpoint file {str(path)!r}.")
+        hint = " It is an export already." if (Path(path) / RECORD).is_file() else ""
+        raise CheckpointError(f"There is no checkpoint file {str(path)!r}.{hint}")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of several kinds for torn files
