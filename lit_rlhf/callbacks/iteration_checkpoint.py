@@ -159,7 +159,15 @@ class IterationCheckpoint(ModelCheckpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Let another run have the directory."""
+        """Let another run have the directory; after Ctrl-C say what was lost, and how to go on."""
+        if isinstance(exception, KeyboardInterrupt) and self._lock is not None:
+            newest = self.newest(trainer)
+            way = (
+                "it can only start anew"
+                if newest is None
+                else f"--ckpt_path last goes on from {newest}"
+            )
+            rank_zero_warn(f"Interrupted. What came behind the last checkpoint is lost: {way}.")
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -255,6 +263,11 @@ class IterationCheckpoint(ModelCheckpoint):
             (int(match[1]), path) for path in paths if (match := _NAME.match(path.name)) is not None
         ]
         return sorted(numbered, reverse=True)
+
+    def newest(self, trainer: Trainer) -> Path | None:
+        """The newest checkpoint of the trainer's run, whole or not."""
+        self._take_directory(trainer)
+        return next((path for _, path in self.checkpoints()), None)
 
     def newest_whole(self) -> Path | None:
         """The newest checkpoint that loads completely; says which were passed over.

@@ -1,5 +1,6 @@
 """What a run began with and what it came to, in a screen of plain lines."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -129,8 +130,8 @@ def _places(trainer: Trainer) -> Iterator[tuple[str, str]]:
         if isinstance(each, RecordingCallback) and each.lines is not None and each.lines.size:
             yield each.lines.path.stem, str(each.lines.path)
             if isinstance(each, MetricsFile):
-                yield "report", f"lit-rlhf report {each.lines.path.parent}"
-        elif isinstance(each, IterationCheckpoint) and (newest := _newest(each)):
+                yield "report", f"lit-rlhf report {shlex.quote(str(each.lines.path.parent))}"
+        elif isinstance(each, IterationCheckpoint) and (newest := each.newest(trainer)):
             yield "checkpoint", str(newest)
     for logger in trainer.loggers:
         if place := getattr(logger, "log_dir", None) or logger.save_dir:
@@ -143,10 +144,10 @@ def _next(trainer: Trainer, module: LightningModule) -> str:
     """A command to go on with; none for modules that aren't the library's."""
     export, newest = _export(trainer), None
     for each in callbacks_of(trainer):
-        newest = _newest(each) if isinstance(each, IterationCheckpoint) else newest
-    model = export or newest
-    if model is None:
+        newest = each.newest(trainer) if isinstance(each, IterationCheckpoint) else newest
+    if export is None and newest is None:
         return ""
+    model = shlex.quote(str(export or newest))
     if isinstance(module, RewardModelModule):
         return f"lit-rlhf ppo --model MODEL --data PROMPTS --reward {model}"
     if isinstance(module, SupervisedModule) and export:
@@ -161,10 +162,6 @@ def _export(trainer: Trainer) -> Path | None:
         if isinstance(each, ExportModel):
             return each.directory(trainer)
     return None
-
-
-def _newest(callback: IterationCheckpoint) -> Path | None:
-    return next((path for _, path in callback.checkpoints()), None)
 
 
 def _count(number: int) -> str:

@@ -1,6 +1,7 @@
 """Dispatch of the command line. Heavy imports wait until a command is known, so that help answers at once."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from lit_rlhf.cli.help import recipe_help, training_help
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.files import REFUSALS
 
+_INTERRUPTED = 128 + signal.SIGINT
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command.
@@ -23,7 +26,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line without the program's name; default: that of this process.
 
     Raises:
-        SystemExit: With status 2 after an error that the user can mend, whose message goes to standard error.
+        SystemExit: With status 2 after an error that the user can mend, whose message goes to standard error; 130 after
+            Ctrl-C.
     """
     words = list(sys.argv[1:] if args is None else args)
     if isinstance(sys.stdout, TextIOWrapper):
@@ -51,6 +55,11 @@ def main(args: Sequence[str] | None = None) -> None:
     # `mine.MyModule` is found where the command is called; last, so that a file such as tty.py there hides nothing.
     here = str(Path.cwd())
     sys.path[:] = [*(place for place in sys.path if place not in ("", here)), here]
+    _run(module, words)
+
+
+def _run(module: str, words: Sequence[str]) -> None:
+    """Run it, and say in a line what the user can mend."""
     try:
         import_module(module).run(words)
     except LitRLHFError as error:
@@ -58,6 +67,9 @@ def main(args: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"\nlit-rlhf {words[0]}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        print(f"\nlit-rlhf {words[0]}: interrupted.", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from error
     except OSError as error:  # what libraries write by themselves: a log, a cache
         if error.errno not in REFUSALS:
             raise

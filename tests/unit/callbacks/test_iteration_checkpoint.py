@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,23 @@ def test_the_newest_are_kept_and_the_last_is_always_saved(tmp_path: Path) -> Non
 def test_an_exception_saves_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path, every=2, dies_at=5)
     assert run.names == [f"iteration-{n:08d}.ckpt" for n in (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "start anew"), (3, r"--ckpt_path last .*iteration-00000002\.ckpt")]
+)
+def test_ctrl_c_says_how_to_go_on(number: int, said: str, tmp_path: Path) -> None:
+    class CtrlC(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == number:
+                raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)  # which Lightning ignores from then on
+    try:
+        with pytest.warns(UserWarning, match=said), pytest.raises(SystemExit):
+            Run(tmp_path, every=2, callbacks=[CtrlC()])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_accumulated_gradients_are_waited_for(tmp_path: Path) -> None:
