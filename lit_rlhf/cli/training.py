@@ -20,6 +20,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, PhaseTimer, RunRecord, RunSummary
@@ -168,7 +169,7 @@ class TrainingCLI(CommandLineWins):
             said = set(re.findall(r"\w+", str(error)))
             names = [name for name in options if name in said]
             names = names or ["accelerator", "devices", "num_nodes", "strategy", "precision"]
-            where = ", ".join(f"trainer.{name}={options[name]!r}" for name in names)
+            where = ", ".join(f"trainer.{name}={options[name]!r:.80}" for name in names)
             raise own_error(error) or ConfigurationError(
                 f"{where}: the Trainer can't be made: {sentence(error)}"
             ) from error
@@ -200,6 +201,7 @@ class TrainingCLI(CommandLineWins):
     def before_validate(self) -> None:
         """Refuse what would fail later; add the summary."""
         self._check_checkpoint()
+        self._warn_of_untrained()
         self._add_summary()  # else Lightning misses the one whose state is in the checkpoint
         if self.config[self.subcommand].profile:
             raise ConfigurationError(
@@ -236,8 +238,13 @@ class TrainingCLI(CommandLineWins):
         """Refuse a checkpoint that isn't there, and read those that are as `IterationCheckpoint` does."""
         install_atomic_io(self.trainer)
         path = self.config[self.subcommand].ckpt_path
-        if path is None or path in ("last", "best", "hpc") or ":" in path:
+        if path is None or path in ("last", "hpc") or ":" in path:
             return
+        if path == "best":
+            raise ConfigurationError(
+                "ckpt_path='best': which one is best is known to the process that trained alone. Give a file such as "
+                "checkpoints/iteration-00000010.ckpt, or last for the newest in the run's directory."
+            )
         sharded = isinstance(
             self.trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy
         )
@@ -247,6 +254,17 @@ class TrainingCLI(CommandLineWins):
                 f"ckpt_path={path!r} {what}: give a file such as checkpoints/iteration-00000010.ckpt, or last for the "
                 "newest in the run's directory."
             )
+
+    def _warn_of_untrained(self) -> None:
+        """Say that a run's checkpoints are left alone: the numbers would be taken for those of what it trained."""
+        if self.config[self.subcommand].ckpt_path is not None:
+            return
+        for each in callbacks_of(self.trainer):
+            if isinstance(each, IterationCheckpoint) and (newest := each.newest(self.trainer)):
+                rank_zero_warn(
+                    f"No checkpoint is read: `{self.subcommand}` looks at the model as training would begin with it, "
+                    f"not at {newest}. --ckpt_path last takes that one."
+                )
 
     def _refuse_other_run(self) -> None:
         """Before anything is written there: what lies in the directory goes on to speak of the run that made it."""

@@ -1,6 +1,9 @@
 """What a run's directory tells afterwards, whatever else was tried in it."""
 
 import json
+import re
+import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,39 @@ def test_the_configuration_is_that_of_the_last_training(world: Path) -> None:
     assert last.settled()["trainer.max_epochs"] == 2
 
 
+def test_a_dry_run_of_a_policy_leaves_nothing(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning bounds it by steps, of which an iteration has several."""
+    main(["fit", *OF["grpo"], "--trainer.fast_dev_run", "true"])
+    assert "GRPOPolicyModule" in capsys.readouterr().out
+    assert not Path("run").exists()
+
+
+def test_what_is_not_looked_at_is_said(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers of the untrained model would be taken for those of the run."""
+    main(["fit", *OF["reward"]])
+    with pytest.warns(UserWarning, match=r"not at run/checkpoints/iteration-00000002\.ckpt"):
+        main(["validate", *OF["reward"]])
+    with pytest.raises(SystemExit):
+        main(["validate", *OF["reward"], "--ckpt_path", "best"])
+    assert "or last for the newest" in capsys.readouterr().err
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No checkpoint is read")
+        main(["validate", *OF["reward"], "--ckpt_path", "last"])
+
+
+def test_a_checkpoint_says_that_its_base_is_missing(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its path is relative to where the run was started."""
+    main(["fit", *OF["reward"]])
+    monkeypatch.chdir(world / "run")
+    with pytest.raises(SystemExit):
+        main(["export", "--ckpt_path", "checkpoints", "--output", "exported"])
+    assert "base of the checkpoint 'checkpoints/iteration" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
@@ -65,3 +101,19 @@ def test_predictions_are_written(
     assert [row["row"] for row in found] == [0, 1, 3, 4, 5]
     assert set(found[0]) == expected
     assert kind != "grpo" or [row["prompt"] for row in found][2] == "say 3 "
+
+
+def test_a_run_without_an_export_is_named_by_its_checkpoints(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that was killed before its end."""
+    main(["fit", *OF["grpo"]])
+    shutil.rmtree("run/export")
+    with pytest.raises(SystemExit):
+        main(["generate", "--model", "run", "--prompt", "how "])
+    said = capsys.readouterr().err
+    assert "run/checkpoints/iteration-00000002.ckpt" in said
+    way_out = re.search(r"lit-rlhf (export .*?/export)", said)
+    assert way_out is not None
+    main(way_out[1].split())
+    assert Path("run/export/lit_rlhf.json").is_file()
