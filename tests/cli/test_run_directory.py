@@ -35,7 +35,7 @@ def test_the_configuration_is_that_of_the_last_training(world: Path) -> None:
     assert run.settled()["data.batch_size"] == 4
     with pytest.raises(SystemExit):  # an adapter of another size
         main(["fit", *OF["reward"], "--ckpt_path", "last", "--model.backbone.lora.rank", "4"])
-    main(["validate", *OF["reward"], "--data.eval_batch_size", "2"])
+    main(["validate", *OF["reward"], "--data.eval_batch_size", "2", "--ckpt_path", "last"])
     (again,) = read_runs([Path("run")])
     assert again.config == run.config
     main(["fit", *OF["reward"], "--ckpt_path", "last", "--trainer.max_epochs", "2"])
