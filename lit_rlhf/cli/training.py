@@ -199,14 +199,14 @@ class TrainingCLI(CommandLineWins):
             timer.profile = True
 
     def before_validate(self) -> None:
-        """Refuse what would fail later; add the summary."""
+        """Refuse what would fail later; add the summary; warn where the trained model is left alone."""
         self._check_checkpoint()
-        self._warn_of_untrained()
         self._add_summary()  # else Lightning misses the one whose state is in the checkpoint
         if self.config[self.subcommand].profile:
             raise ConfigurationError(
                 f"--profile is of phases of training, of which `{self.subcommand}` has none: use it with `fit`."
             )
+        self._warn_of_untrained()
 
     before_test = before_validate
 
