@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_rlhf.files import free_name, sync, writing
+from lit_rlhf.internals.lightning import is_dry_run
 
 
 def plain_json(value: Any) -> Any:
@@ -129,7 +130,7 @@ class RecordingCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out where the file is."""
         path = Path(self.dirpath or trainer.default_root_dir) / self.filename
-        self.lines = JsonLines(path) if stage == "fit" else None
+        self.lines = JsonLines(path) if stage == "fit" and not is_dry_run(trainer) else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the file back to the checkpoint."""

@@ -336,20 +336,6 @@ def test_a_damaged_checkpoint_is_not_exported(
     assert (tmp_path / "x" / "lit_rlhf.json").is_file()
 
 
-def test_ctrl_c_is_no_traceback(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(trained)
-    Path("hand.py").write_text(
-        "def stop(prompts, responses, **columns):\n    raise KeyboardInterrupt\n"
-    )
-    words = ["--prompt", "how ", "--reward", "FunctionReward", "--reward.function", "hand.stop"]
-    with pytest.raises(SystemExit) as stopped:
-        main(["generate", "--model", "data/tiny-model", *words, "--sampling.max_new_tokens", "2"])
-    assert stopped.value.code == 130
-    assert "generate: interrupted" in capsys.readouterr().err
-
-
 def test_empty_answers_score_null(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
     rows = [{"prompt": "p ", "completion": text} for text in ("", "good", " ")]

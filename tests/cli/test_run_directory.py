@@ -46,10 +46,16 @@ def test_the_configuration_is_that_of_the_last_training(world: Path) -> None:
 def test_a_dry_run_of_a_policy_leaves_nothing(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Lightning bounds it by steps, of which an iteration has several."""
-    main(["fit", *OF["grpo"], "--trainer.fast_dev_run", "true"])
+    """Lightning bounds it by steps, of which an iteration has several; another run's files stay as they are."""
+    dry = ["--trainer.fast_dev_run", "true"]
+    main(["fit", *OF["grpo"], *dry])
     assert "GRPOPolicyModule" in capsys.readouterr().out
     assert not Path("run").exists()
+    main(["fit", *OF["grpo"]])
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    main(["fit", *OF["grpo"], *dry])
+    after = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_what_is_not_looked_at_is_said(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +79,7 @@ def test_a_checkpoint_says_that_its_base_is_missing(
     monkeypatch.chdir(world / "run")
     with pytest.raises(SystemExit):
         main(["export", "--ckpt_path", "checkpoints", "--output", "exported"])
-    assert "base of the checkpoint 'checkpoints/iteration" in capsys.readouterr().err
+    assert "The base of the checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -117,3 +123,14 @@ def test_a_run_without_an_export_is_named_by_its_checkpoints(
     assert way_out is not None
     main(way_out[1].split())
     assert Path("run/export/lit_rlhf.json").is_file()
+
+
+def test_ctrl_c_is_no_traceback(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("hand.py").write_text(
+        "def stop(prompts, responses, **columns):\n    raise KeyboardInterrupt\n"
+    )
+    words = ["--prompt", "how ", "--reward", "FunctionReward", "--reward.function", "hand.stop"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", "--model", "data/tiny-model", *words, "--sampling.max_new_tokens", "2"])
+    assert stopped.value.code == 130
+    assert "generate: interrupted" in capsys.readouterr().err
