@@ -183,7 +183,7 @@ class LossOutput:
                 f"{wanted}, unreduced, a number for each row or token. The module takes the mean."
             )
         metrics = {
-            metric: torch.as_tensor(value, device=loss.device)
+            metric: value if isinstance(value, Tensor) else torch.tensor(value, device=loss.device)
             for metric, value in given.metrics.items()
         }
         return replace(given, metrics=metrics)

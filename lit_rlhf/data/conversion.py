@@ -116,7 +116,8 @@ class Conversion:
                 "scores and labels say which completion is better. Take the DataModule that fits the format, or a "
                 "format that fits this DataModule (such as PairsFromRanking for pairs of rankings)."
             )
-        record = replace(record, fields=_checked_fields(record.fields))
+        if record.fields:
+            record = replace(record, fields=_checked_fields(record.fields))
         _require_text("prompt", record.prompt)
         for completion in record.completions:
             _require_text("completion", completion)

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_rlhf.distributed import next_rows, num_ranks, sum_over_ranks
@@ -29,7 +30,8 @@ from lit_rlhf.modules.means import TINY, row_means
 from lit_rlhf.modules.precompute import precompute_reference
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import Steps
-from lit_rlhf.objectives import DPO, PreferenceLoss, PreferenceStats
+from lit_rlhf.objectives import DPO, PairwiseLoss, PreferenceLoss, PreferenceStats
+from lit_rlhf.objectives.columns import column_defaults
 from lit_rlhf.types import (
     BranchedBatch,
     BranchOutput,
@@ -216,6 +218,8 @@ class PreferenceModule(RLHFModule):
 
     def training_step(self, batch: BranchedBatch, batch_idx: int) -> Tensor:
         """The loss: the mean over the prompts of an optimizer step, on all ranks and in all its microbatches."""
+        if batch_idx == 0 and self.current_epoch == 0:
+            _tell_unread_labels(self.objective, batch)
         output = self._step(batch, "train")
         loss = self.reduce(output.loss, cast("Mapping[str, Any]", batch)).detach()
         rows = len(batch["input_ids"])
@@ -353,6 +357,17 @@ class PreferenceModule(RLHFModule):
         if critic is not None and not self.learns_value:
             raise ConfigurationError(
                 f"critic is given, but {type(self.objective).__name__} learns no value: leave it out."
+            )
+
+
+def _tell_unread_labels(loss: PreferenceLoss, batch: BranchedBatch) -> None:
+    """Soft labels and margins are in files for many losses: say it where this one takes pairs as they stand."""
+    if isinstance(loss, PairwiseLoss):
+        unread = {"p_chosen", "margin"} & batch.keys() - column_defaults(loss.forward).keys()
+        soft = "; SoftLabelDPO does" if "p_chosen" in unread else ""
+        if unread:
+            rank_zero_info(
+                f"{type(loss).__name__} doesn't read {' and '.join(sorted(unread))} of the pairs{soft}."
             )
 
 

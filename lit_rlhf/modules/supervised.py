@@ -6,12 +6,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lit_rlhf.distributed import num_ranks, sum_over_ranks
+from lit_rlhf.errors import DataError
 from lit_rlhf.models import ModelSpec, export_policy
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import Means
 from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import Reduction, TokenMean
-from lit_rlhf.types import BranchOutput, DemonstrationBatch, LossOutput, asked
+from lit_rlhf.types import BranchOutput, DemonstrationBatch, LossOutput, asked, num_branches
 
 
 class SupervisedModule(RLHFModule):
@@ -63,7 +64,7 @@ class SupervisedModule(RLHFModule):
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The loss: the reduction of the tokens of an optimizer step, on all ranks and in all its microbatches."""
-        numerator, denominator = self._step(batch, "train")
+        numerator, denominator = self._step(batch, "train", batch_idx)
         total = sum_over_ranks(denominator).clamp_min(1)
         loss = (numerator * num_ranks() / total).detach()
         rows = len(batch["input_ids"])
@@ -72,11 +73,11 @@ class SupervisedModule(RLHFModule):
 
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Log the loss on held-out demonstrations."""
-        self.log_held_out_loss("val", *self._step(batch, "val"))
+        self.log_held_out_loss("val", *self._step(batch, "val", batch_idx))
 
     def test_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Log the loss on test demonstrations."""
-        self.log_held_out_loss("test", *self._step(batch, "test"))
+        self.log_held_out_loss("test", *self._step(batch, "test", batch_idx))
 
     def predict_step(self, batch: DemonstrationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Log-likelihood and length of each completion."""
@@ -91,8 +92,18 @@ class SupervisedModule(RLHFModule):
         """Write the fine-tuned model for other tools; see `models.export_policy`."""
         export_policy(self.backbone, path, merge=merge)
 
-    def _step(self, batch: DemonstrationBatch, stage: str) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: DemonstrationBatch, stage: str, batch_idx: int) -> tuple[Tensor, Tensor]:
         """This process's numerator and denominator of the loss."""
+        if (
+            batch_idx == 0
+            and not batch["branch_ids"].is_meta
+            and (count := num_branches(batch)) != 1
+        ):
+            raise DataError(
+                f"{type(self).__name__} imitates one completion of each prompt, and these rows have {count}. Use "
+                "DemonstrationDataModule, for the chosen answers of pairs with format Demonstration(completion="
+                "'chosen')."
+            )
         out = self(batch)
         output = LossOutput.of(self.loss(out, batch), out.mask.shape, self)
         tokens = out.mask.sum().float()

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from transformers import AutoTokenizer
 
-from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.data import PreferenceDataModule, PromptDataModule, RowsSource
+from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.models import LoraSpec, ModelSpec
-from lit_rlhf.modules import RewardModelModule, SupervisedModule
+from lit_rlhf.modules import PreferenceModule, RewardModelModule, SupervisedModule
+from lit_rlhf.objectives import DPO, SoftLabelDPO
+from lit_rlhf.testing import tiny_preferences
 from tests.tolerances import FP32_MODEL
 from tests.unit.modules.policies import make_ppo, prompt_batch
 
@@ -87,3 +91,37 @@ def test_pad_equal_to_eos_changes_no_rollout(tiny_model_dir: Path, tmp_path: Pat
     torch.testing.assert_close(ours.scores.total, theirs.scores.total)
     for name in ("old_logprobs", "ref_logprobs"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), **FP32_MODEL)
+
+
+@pytest.mark.parametrize("kind", [PreferenceDataModule, PromptDataModule])
+def test_imitation_takes_one_completion_of_each_prompt(
+    tiny_model_dir: Path, tmp_path: Path, kind: Any
+) -> None:
+    rows = RowsSource(tiny_preferences(8))
+    data = kind(rows, tokenizer=str(tiny_model_dir), batch_size=4, cache_dir=tmp_path / "cache")
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(DataError, match=r"one completion of each prompt, and these rows have [02]"):
+        trainer.fit(SupervisedModule(ModelSpec(name=str(tiny_model_dir))), data)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (DPO(), "DPO doesn't read margin and p_chosen of the pairs; SoftLabelDPO does."),
+        (SoftLabelDPO(), "SoftLabelDPO doesn't read margin of the pairs."),
+    ],
+)
+def test_labels_that_a_loss_does_not_read_are_said(
+    tiny_model_dir: Path, tmp_path: Path, loss: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = RowsSource([{**row, "margin": 1.0, "p_chosen": 0.75} for row in tiny_preferences(32)])
+    data = PreferenceDataModule(
+        rows, tokenizer=str(tiny_model_dir), batch_size=4, cache_dir=tmp_path / "cache"
+    )
+    module = PreferenceModule(ModelSpec(name=str(tiny_model_dir)), loss)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+    with caplog.at_level("INFO"):
+        Trainer(accelerator="cpu", max_epochs=1, **options).fit(module, data)
+    assert [record.message for record in caplog.records if "doesn't read" in record.message] == [
+        said
+    ]
