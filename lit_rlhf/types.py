@@ -182,9 +182,10 @@ class LossOutput:
                 f"The loss of {name} gave a {type(loss).__name__} of the shape {shape}: it must be a tensor of "
                 f"{wanted}, unreduced, a number for each row or token. The module takes the mean."
             )
+        told: Mapping[str, object] = given.metrics
         metrics = {
             metric: value if isinstance(value, Tensor) else torch.tensor(value, device=loss.device)
-            for metric, value in given.metrics.items()
+            for metric, value in told.items()
         }
         return replace(given, metrics=metrics)
 
