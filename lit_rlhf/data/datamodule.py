@@ -1,6 +1,5 @@
 """The DataModule that all others are kinds of."""
 
-import inspect
 import warnings
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -41,6 +40,7 @@ from lit_rlhf.data.samplers import (
 from lit_rlhf.data.showing import form_of_prompts
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.internals.lightning import save_hyperparameters, set_hyperparameters
 from lit_rlhf.options import check_option, is_plain
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
@@ -184,20 +184,10 @@ class BranchedDataModule(LightningDataModule, ABC):
             args: As Lightning's.
             options: As Lightning's.
         """
-        frame = inspect.currentframe()
-        options["frame"] = options.get("frame") or (frame and frame.f_back)
-        self._objects: dict[str, Any] = {}
-        super().save_hyperparameters(*args, **options)
-        self.hparams.update(self._objects)
-        self._objects = {}
+        save_hyperparameters(self, *args, **options)
 
     def _set_hparams(self, hp: Any) -> None:
-        # Called by Lightning with what it goes on to copy.
-        plain = hp
-        if isinstance(hp, dict):
-            self._objects = {n: v for n, v in hp.items() if not is_plain(v)}
-            plain = {n: v for n, v in hp.items() if n not in self._objects}
-        super()._set_hparams(plain)
+        set_hyperparameters(self, hp, is_plain)
 
     # -- what kinds of data define ------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """Of Lightning, read from 2.6: its loops, its logger connector, and what its command line does with checkpoints."""
 
+import inspect
 import logging
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 from lightning.pytorch.utilities import CombinedLoader
@@ -84,6 +86,42 @@ def call_last(trainer: Trainer, callback: Callback) -> None:
 def saves_every_n_steps(callback: Callback) -> int:
     """The `every_n_train_steps` of a ModelCheckpoint; 0 of others, and where it isn't set."""
     return callback._every_n_train_steps if isinstance(callback, ModelCheckpoint) else 0
+
+
+def save_hyperparameters(owner: Any, *args: Any, **options: Any) -> None:
+    """What `owner.save_hyperparameters`, which calls this, does: as Lightning's, but objects are not copied.
+
+    Its `_set_hparams` must call `set_hyperparameters`.
+    """
+    own = inspect.currentframe()
+    called = own and own.f_back  # owner.save_hyperparameters; whose caller has the arguments
+    options["frame"] = options.get("frame") or (called and called.f_back)
+    owner._objects = {}
+    HyperparametersMixin.save_hyperparameters(owner, *args, **options)
+    owner.hparams.update(owner._objects)
+    owner._objects = {}
+
+
+def set_hyperparameters(
+    owner: Any,
+    given: Any,
+    is_plain: Callable[[object], bool],
+    told: Callable[[Any], str] | None = None,
+) -> None:
+    """Set what Lightning goes on to copy, and put the objects of it aside.
+
+    Args:
+        owner: A module or a DataModule.
+        given: Its hyper-parameters.
+        is_plain: Whether one of them is no object.
+        told: What stands for an object where loggers are told of it; None: nothing does.
+    """
+    if isinstance(given, dict):
+        owner._objects = {name: value for name, value in given.items() if not is_plain(value)}
+        plain = {name: value for name, value in given.items() if name not in owner._objects}
+        named = {} if told is None else {n: told(value) for n, value in owner._objects.items()}
+        given = plain | named
+    HyperparametersMixin._set_hparams(owner, given)
 
 
 def is_dry_run(trainer: Trainer) -> bool:

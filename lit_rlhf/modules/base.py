@@ -21,6 +21,8 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import (
     loss_scaler,
     save_before_peek,
+    save_hyperparameters,
+    set_hyperparameters,
     without_inference_mode,
 )
 from lit_rlhf.models import Backbone, ModelSpec, divide, shard
@@ -153,20 +155,10 @@ class RLHFModule(LightningModule):
             args: As Lightning's.
             options: As Lightning's.
         """
-        frame = inspect.currentframe()
-        options["frame"] = options.get("frame") or (frame and frame.f_back)
-        self._objects: dict[str, Any] = {}
-        super().save_hyperparameters(*args, **options)
-        self.hparams.update(self._objects)
-        self._objects = {}
+        save_hyperparameters(self, *args, **options)
 
     def _set_hparams(self, hp: Any) -> None:
-        # Called by Lightning with what it goes on to copy, for loggers: they are told which objects there are.
-        plain = hp
-        if isinstance(hp, dict):
-            self._objects = {name: value for name, value in hp.items() if not is_plain(value)}
-            plain = hp | {name: describe(value) for name, value in self._objects.items()}
-        super()._set_hparams(plain)
+        set_hyperparameters(self, hp, is_plain, describe)
 
     def __getattr__(self, name: str) -> Any:
         """Say why there is no backbone yet, to who asks a module that no Trainer has built.
