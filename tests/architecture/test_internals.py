@@ -4,12 +4,10 @@ import importlib.metadata
 import inspect
 import re
 import signal
-import threading
 import warnings
 from argparse import ArgumentError
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -45,7 +43,6 @@ from lit_rlhf.internals import (
     torch as our_torch,
     transformers as our_transformers,
 )
-from lit_rlhf.options import is_plain
 
 FOLDER = Path(__file__).parents[2] / "lit_rlhf/internals"
 
@@ -255,26 +252,6 @@ def test_lightning_keeps_the_time_limit_of_collectives(strategy: type[Strategy])
     trainer = Trainer(accelerator="cpu", strategy=strategy(timeout=timedelta(seconds=7)), devices=1)
     found = our_lightning.collective_timeout(trainer)
     assert found == 7, f"{strategy.__name__} keeps its timeout elsewhere"
-
-
-class _Holder(LightningModule):
-    def __init__(self, thing: object, number: int) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-
-    def save_hyperparameters(self, *args: Any, **options: Any) -> None:
-        our_lightning.save_hyperparameters(self, *args, **options)
-
-    def _set_hparams(self, hp: Any) -> None:
-        our_lightning.set_hyperparameters(self, hp, is_plain, repr)
-
-
-def test_lightning_sets_hyperparameters_before_it_copies_them() -> None:
-    lock = threading.Lock()  # of which there is no copy
-    found = _Holder(lock, 3)
-    said = "Lightning no longer sets by `_set_hparams` what save_hyperparameters copies"
-    assert found.hparams["thing"] is lock and found.hparams["number"] == 3, said
-    assert dict(found.hparams_initial) == {"thing": repr(lock), "number": 3}, said
 
 
 def test_jsonargparse() -> None:

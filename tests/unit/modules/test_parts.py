@@ -194,7 +194,9 @@ def test_objects_of_ones_own_are_not_copied(tiny_model_dir: Path, tmp_path: Path
     module = OwnPolicy(spec_of(tiny_model_dir), reward, tmp_path, sampling=Sampling(4))
     assert module.reward is reward
     assert module.hparams["reward"] is reward  # it has called save_hyperparameters()
-    assert module.hparams_initial["reward"] == "Uncopied()"
+    assert module.hparams_initial["reward"] == "Uncopied()", (
+        "Lightning no longer sets by `_set_hparams` what its save_hyperparameters goes on to copy"
+    )
     data = PromptDataModule(LockedSource(), tokenizer=model, batch_size=4)
     trainer = make_trainer()
     trainer.fit(module, data)
