@@ -6,8 +6,10 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -352,12 +354,30 @@ class CommandLineWins(LightningCLI):
     runs = True
     """Whether the command is run once all is built."""
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        _keep_whole_numbers()
+        super().add_core_arguments_to_parser(parser)
+
     def _parse_ckpt_path(self) -> None:
         return
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.runs:
             super()._run_subcommand(subcommand)
+
+
+def _keep_whole_numbers() -> None:
+    """Have `limit_train_batches: 1` mean one batch on the command line, and never 1.0, which is all of them.
+
+    Of a type that is met again in another order `typing` gives the one it made first, and the float would be tried
+    first: whether Lightning's `Optional[Union[int, float]]` is what it says hangs on what was imported before it.
+    """
+    annotations = inspect.unwrap(Trainer.__init__).__annotations__
+    for name, kind in annotations.items():
+        members = get_args(kind)
+        if int in members and float in members:
+            others = [member for member in members if member is not float]
+            annotations[name] = reduce(or_, others) | float
 
 
 def has_trainer(module: LightningModule) -> bool:

@@ -29,6 +29,8 @@ from lightning.pytorch.strategies import (
 )
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from tests.card import device
+
 Train = Callable[[dict[str, Any], int], None]
 """Does one process's part of a run, given its rank."""
 
@@ -40,9 +42,10 @@ def make_trainer(run: dict[str, Any], **options: Any) -> Trainer:
         "one": lambda: SingleDeviceStrategy(torch.device("cpu")),
         "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
         "fsdp2": lambda: "fsdp2",
+        "card": device.strategy,
     }
     return Trainer(
-        accelerator="cpu",
+        accelerator="auto" if run["strategy"] == "card" else "cpu",
         devices=ranks,
         strategy=strategies[run["strategy"]](),
         plugins=[TorchElasticEnvironment()] if ranks > 1 else [],
@@ -93,6 +96,8 @@ def _settle(run: dict[str, Any], rank: int, port: int) -> None:
     sys.stdout = sys.stderr = log
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
+    if run["strategy"] == "card":
+        device.build()
     torch.manual_seed(os.getpid())  # nothing may depend on the global generator
     if run["ranks"] > 1:
         os.environ |= {

@@ -192,7 +192,7 @@ def trainable(module: RLHFModule) -> dict[str, Tensor]:
         if parameter.requires_grad
     }
     return {
-        name: (w.full_tensor() if isinstance(w, DTensor) else w).clone()
+        name: (w.full_tensor() if isinstance(w, DTensor) else w).cpu().clone()
         for name, w in found.items()
     }
 

@@ -1,0 +1,49 @@
+"""On a device that isn't the CPU everything lies where it should, and is what it is on the CPU.
+
+The device is a stand-in (`tests/card`) that refuses what a GPU refuses: operands of two devices, a NumPy array of its
+memory. Its arithmetic is the CPU's, so results are equal but for the order in which a few are summed.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.card import device
+from tests.invariants.process_others import OTHERS
+from tests.invariants.resume_plans import execute, log_of, run, write_world
+from tests.tolerances import PROCESSES
+
+pytestmark = pytest.mark.skipif(not device.BUILDABLE, reason="needs a C++ compiler and ninja")
+KINDS = ("reward-lora", "sft", "reward", "dpo", "ppo", "grpo", "tdpo-lora", "ppo-lora", "distill")
+
+
+def same_as_on_cpu(kinds: tuple[str, ...], root: Path) -> None:
+    world = write_world(root / "world")
+    cases = [(way, kind) for kind in kinds for way in ("one", "card")]
+    plan = [run(root / way / kind, world, kind, strategy=way) for way, kind in cases]
+    codes = execute(plan, root, "process_runs.py")
+    wrong = [
+        f"{way}, {kind}:\n{log_of(root / way / kind)}"
+        for (way, kind), code in zip(cases, codes, strict=True)
+        if code != [0]
+    ]
+    assert not wrong, "\n\n".join(wrong)
+    for kind in kinds:
+        ours, theirs = (
+            torch.load(root / way / kind / "rank-0.pt", weights_only=True)
+            for way in ("card", "one")
+        )
+        assert ours["moved"] > 1e-3
+        assert ours["rollouts"] == theirs["rollouts"]
+        for name, expected in theirs["parameters"].items():
+            torch.testing.assert_close(ours["parameters"][name], expected, **PROCESSES, msg=name)
+
+
+def test_training_is_the_same(tmp_path: Path) -> None:
+    same_as_on_cpu(KINDS, tmp_path)
+
+
+@pytest.mark.slow
+def test_so_is_that_of_every_other_module(tmp_path: Path) -> None:
+    same_as_on_cpu(("reward-lora", *OTHERS), tmp_path)
