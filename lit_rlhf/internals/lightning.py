@@ -355,6 +355,7 @@ class CommandLineWins(LightningCLI):
     """Whether the command is run once all is built."""
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the Trainer's options, with numbers of batches that stay whole."""
         _keep_whole_numbers()
         super().add_core_arguments_to_parser(parser)
 

@@ -80,7 +80,9 @@ def test_numbers_of_batches_of_the_command_line(monkeypatch: pytest.MonkeyPatch)
     for name in options:
         monkeypatch.setitem(annotations, name, float | int | None)  # as `typing` may have it
     monkeypatch.setattr("sys.argv", ["fit", *(f"--trainer.{name}=1" for name in options)])
-    cli = our_lightning.CommandLineWins(DemoModule, run=False, save_config_callback=None)
+    cli = our_lightning.CommandLineWins(
+        DemoModule, run=False, save_config_callback=None, seed_everything_default=0
+    )
     found = [getattr(cli.trainer, name) for name in options]
     assert found == [1, 1]
     assert all(isinstance(value, int) for value in found), "1.0 is all batches, 1 is one"

@@ -1,4 +1,4 @@
-"""A stand-in for a GPU, on machines without one: see `card.cpp`. It stays for the rest of the process that asks for it."""
+"""A stand-in for a GPU, on machines without one: see `card.cpp`. It stays until the process that asks for it ends."""
 
 import hashlib
 import shutil
@@ -72,11 +72,11 @@ class _Card(Accelerator):
     def teardown(self) -> None: ...
 
     @staticmethod
-    def parse_devices(devices: Any) -> list[int]:
+    def parse_devices(devices: Any) -> list[int]:  # noqa: ARG004  (Lightning's interface)
         return [0]
 
     @staticmethod
-    def get_parallel_devices(devices: Any) -> list[torch.device]:
+    def get_parallel_devices(devices: Any) -> list[torch.device]:  # noqa: ARG004  (see above)
         return [torch.device(CARD)]
 
     @staticmethod
