@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.internals.lightning_utilities import Convertible
 
 Text: TypeAlias = str | Sequence[Mapping[str, Any]]
 """Plain text, or the turns of a conversation: each a `role`, a `content` and whatever else a chat template reads."""
@@ -114,7 +115,7 @@ def num_branches(batch: BranchedBatch) -> int:
 
 
 @dataclass(frozen=True)
-class BranchOutput:
+class BranchOutput(Convertible):
     """What a backbone says of the branches of a batch; N = B * K, T = longest branch."""
 
     mask: Tensor  # (N, T) bool: tokens that exist
@@ -133,7 +134,7 @@ class BranchOutput:
 
 
 @dataclass(frozen=True)
-class SequenceStats:
+class SequenceStats(Convertible):
     """What preference losses see of the branches of a batch."""
 
     logprobs: Tensor
@@ -147,7 +148,7 @@ class SequenceStats:
 
 
 @dataclass(frozen=True)
-class LossOutput:
+class LossOutput(Convertible):
     """An unreduced loss and unreduced metrics, keyed by the name they are logged under."""
 
     loss: Tensor  # (N, T) for token losses, (B,) for losses of rows

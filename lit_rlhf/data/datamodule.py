@@ -33,6 +33,7 @@ from lit_rlhf.data.samplers import (
     batches_in_flight,
     check_state,
     even_batch_size,
+    is_epoch_over,
     loader_options,
     overfits,
     replicas,
@@ -392,12 +393,16 @@ class BranchedDataModule(LightningDataModule, ABC):
         """The position in the training data: plain values, the same on each process."""
         if self.sources["train"] is None:
             return {}
+        position = self._position
+        epoch, done = position.epoch, position.batches_done - batches_in_flight(self.trainer)
+        if done > 0 and is_epoch_over(self.trainer):
+            epoch, done = epoch + 1, 0  # whose order is free
         return {
             "version": STATE_VERSION,
             "dataset_hash": self.dataset_hash,
             "order": self._order(),
-            "epoch": self._position.epoch,
-            "batches_done": max(self._position.batches_done - batches_in_flight(self.trainer), 0),
+            "epoch": epoch,
+            "batches_done": max(done, 0),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_rlhf.data.mixture import Shares
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.internals.lightning import batches_peeked
+from lit_rlhf.internals.lightning import batches_peeked, is_last_batch, is_within_iteration
 from lit_rlhf.seeding import generator
 
 STATE_VERSION = 1
@@ -138,6 +138,13 @@ def batches_in_flight(trainer: Trainer | None) -> int:
         return peeked
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     return peeked + int(max(progress.ready - progress.processed, 0))
+
+
+def is_epoch_over(trainer: Trainer | None) -> bool:
+    """Whether the last batch of the trainer's epoch is done, which `limit_train_batches` may end before the data do."""
+    if trainer is None or not trainer.training:
+        return False
+    return is_last_batch(trainer) and not is_within_iteration(trainer)
 
 
 class LengthBucketSampler(DistributedSampler[int]):

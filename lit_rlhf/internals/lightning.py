@@ -14,12 +14,13 @@ from typing import Any, get_args
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.parsing import lightning_hasattr
 from rich import reconfigure
 from rich.table import Column
 from torch import Tensor
@@ -88,6 +89,12 @@ def call_last(trainer: Trainer, callback: Callback) -> None:
 def saves_every_n_steps(callback: Callback) -> int:
     """The `every_n_train_steps` of a ModelCheckpoint; 0 of others, and where it isn't set."""
     return callback._every_n_train_steps if isinstance(callback, ModelCheckpoint) else 0
+
+
+def lacks_rate_of(finder: LearningRateFinder, module: LightningModule) -> bool:
+    """Whether a module has no attribute of the name that a finder of learning rates is to set."""
+    names = [finder._attr_name] if finder._attr_name else ["lr", "learning_rate"]
+    return finder._update_attr and not any(lightning_hasattr(module, name) for name in names)
 
 
 def save_hyperparameters(owner: Any, *args: Any, **options: Any) -> None:
@@ -307,6 +314,13 @@ def current_metrics(trainer: Trainer) -> dict[str, float]:
     """
     metrics: dict[str, Any] = trainer._logger_connector.metrics["log"]
     return {name: float(value) for name, value in metrics.items()}
+
+
+def logged_in_training(trainer: Trainer) -> set[str]:
+    """Names of what was logged since the epoch began, those included that are told at its end."""
+    results = trainer.fit_loop.epoch_loop._results.values()
+    names = {metric.meta.forked_name(by_step) for metric in results for by_step in (True, False)}
+    return names | {metric.meta.name for metric in results} | set(trainer.callback_metrics)
 
 
 def epoch_means(trainer: Trainer) -> EpochMeans:

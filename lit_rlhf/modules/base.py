@@ -8,8 +8,7 @@ from functools import wraps
 from typing import Any, Self
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
@@ -27,7 +26,8 @@ from lit_rlhf.internals.lightning import (
 )
 from lit_rlhf.models import Backbone, ModelSpec, divide, shard
 from lit_rlhf.models.cards import recorded_prompts
-from lit_rlhf.modules.means import TINY, StepMean
+from lit_rlhf.modules.means import TINY, StepMean, row_means
+from lit_rlhf.modules.monitors import MonitorCheck
 from lit_rlhf.modules.parts import (
     CHECKPOINT_KEY,
     CHECKPOINT_VERSION,
@@ -42,7 +42,13 @@ from lit_rlhf.modules.parts import (
     take_parts,
 )
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.refusals import NotBuiltError, refuse_own_optimizers, refuse_precision
+from lit_rlhf.modules.refusals import (
+    NotBuiltError,
+    refuse_batch,
+    refuse_callbacks,
+    refuse_own_optimizers,
+    refuse_precision,
+)
 from lit_rlhf.modules.resumed import Resumption, written_options
 from lit_rlhf.modules.steps import (
     StepGuard,
@@ -67,13 +73,16 @@ _FACTORIES = {
 }
 
 
-def _never_ending_data(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step whose StopIteration is an error: Lightning's loops take one for the end of the data and end well."""
+def _told_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step that says what a foreign loader lacks, and whose StopIteration is an error: to loops it ends the data."""
 
     @wraps(step)
     def run(self: LightningModule, *args: Any, **kwargs: Any) -> Any:
         try:
             return step(self, *args, **kwargs)
+        except (AttributeError, KeyError, TypeError) as error:
+            refuse_batch(type(self).__name__, args[0] if args else kwargs.get("batch"), error)
+            raise
         except StopIteration as error:
             raise RuntimeError(
                 f"{type(self).__name__}.{step.__name__} let a StopIteration out, as `next(...)` "
@@ -118,7 +127,7 @@ class RLHFModule(LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in _STEPS.intersection(vars(cls)):
-            setattr(cls, name, _never_ending_data(getattr(cls, name)))
+            setattr(cls, name, _told_step(getattr(cls, name)))
 
     def __init__(
         self,
@@ -146,6 +155,7 @@ class RLHFModule(LightningModule):
         self.step_mean = StepMean()
         self._undecayed: set[str] | None = None
         self.resumption = Resumption()
+        self.of_no_row: set[str] = set()
         self.strict_loading = False  # checkpoints hold trainable weights alone; on_load_checkpoint checks completeness
 
     def save_hyperparameters(self, *args: Any, **options: Any) -> None:
@@ -210,18 +220,12 @@ class RLHFModule(LightningModule):
         refuse_precision(self.trainer)
         if self.device_mesh is not None:
             without_inference_mode(self.trainer)
-        averaging = [
-            type(each).__name__
-            for each in getattr(self.trainer, "callbacks", [])
-            if isinstance(each, WeightAveraging | StochasticWeightAveraging)
-        ]
-        if stage == "fit" and averaging:
-            raise ConfigurationError(
-                f"{averaging[0]} averages a copy of the whole module: the frozen base too, or, where it copies before "
-                "the model is loaded, nothing; and a run can't go on from its checkpoints. Remove it from "
-                "trainer.callbacks; checkpoints hold trained weights alone, and those of several iterations can be "
-                "averaged after the run."
-            )
+        if stage == "fit":
+            refuse_callbacks(self.trainer, self)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What looks after the names that other callbacks watch."""
+        return [MonitorCheck()]
 
     def on_fit_start(self) -> None:
         """Compare the data with what the models read, and a checkpoint's options with the written ones."""
@@ -342,6 +346,13 @@ class RLHFModule(LightningModule):
         self.resumption.finish(self.trainer, self._make_optimizer_and_schedule)
         if not self.automatic_optimization:
             refuse_own_optimizers(self.trainer)
+
+    def log_rows(self, stage: str, metrics: Mapping[str, Tensor]) -> None:
+        """Log means of metrics, (B,) each, over the rows of all processes that they concern; of no row none is."""
+        means = row_means(metrics, sum_over_ranks)
+        self.of_no_row |= {f"{stage}/{name}" for name in metrics.keys() - means.keys()}
+        for name, (mean, count) in means.items():
+            self.log(f"{stage}/{name}", mean, batch_size=count)
 
     def log_held_out_loss(self, stage: str, numerator: Tensor, denominator: Tensor) -> None:
         """Log `val/loss` or `test/loss` of a batch, so that the epoch's is one quotient over all batches and ranks."""

@@ -1,5 +1,6 @@
 """Collecting: from prompts to what an engine is asked for, and from what it generated to texts and scores."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -85,8 +86,14 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
     bad = (~torch.isfinite(total)).nonzero().flatten().tolist()
     if bad:
         first = bad[0]
+        parts = [
+            f"{name!r} {float(part[first])}"
+            for name, part in scores.parts.items()
+            if not math.isfinite(float(part[first]))
+        ]
+        of = f" (of its parts {', '.join(parts)})" if parts else ""
         raise DataError(
-            f"{type(reward).__name__} gave {float(total[first])} for {len(bad)} of {len(total)} completions in "
+            f"{type(reward).__name__} gave {float(total[first])}{of} for {len(bad)} of {len(total)} completions in "
             f"iteration {iteration}; the first: prompt {completions.prompts[first]!r}, response "
             f"{completions.responses[first]!r}. A reward must be finite; clip or replace such scores in the reward. "
             f"{RESUME}"

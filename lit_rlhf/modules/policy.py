@@ -23,7 +23,7 @@ from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.modules import minibatches, refusals
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.collect import read_completions, score_completions
-from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics, row_means
+from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
 from lit_rlhf.modules.minibatches import MicrobatchSize, rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
@@ -215,6 +215,7 @@ class PolicyModule(RLHFModule):
         """What `estimate` makes; refused where it makes no rollout."""
         made: object = self.estimate(rollout)
         if isinstance(made, EvaluatedRollout):
+            refusals.refuse_advantages(self, made)
             return made
         raise ConfigurationError(
             f"{type(self).__name__}.estimate returned {type(made).__name__}: it must return a rollout, which "
@@ -456,8 +457,7 @@ class PolicyModule(RLHFModule):
         with torch.no_grad():
             scored, samples = self.sample(batch, self.eval_sampling, "validation", 1)
             rollout = self.evaluate(scored)
-        for name, (mean, count) in row_means(evaluation_metrics(rollout), sum_over_ranks).items():
-            self.log(f"{stage}/{name}", mean, batch_size=count)
+        self.log_rows(stage, evaluation_metrics(rollout))
         return {"samples": samples}
 
     def export(self, path: Path, merge: bool = True) -> None:

@@ -26,7 +26,7 @@ from lit_rlhf.models import (
 )
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules.base import RLHFModule
-from lit_rlhf.modules.means import TINY, row_means
+from lit_rlhf.modules.means import TINY
 from lit_rlhf.modules.precompute import precompute_reference
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import Steps
@@ -273,8 +273,7 @@ class PreferenceModule(RLHFModule):
     def _step(self, batch: BranchedBatch, stage: str) -> LossOutput:
         self.objective.check(cast("Mapping[str, Tensor]", batch))
         output = self.loss_output(batch)
-        for name, (mean, count) in row_means(output.metrics, sum_over_ranks).items():
-            self.log(f"{stage}/{name}", mean, batch_size=count)
+        self.log_rows(stage, output.metrics)
         return output
 
     def _evaluate(self, batch: BranchedBatch, stage: str) -> None:

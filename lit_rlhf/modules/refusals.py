@@ -1,20 +1,33 @@
 """What is refused before work starts: options that contradict each other, and what a Trainer would do wrongly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.plugins import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.internals.lightning import is_dry_run, saves_every_n_steps, step_in_each_batch
+from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.internals.lightning import (
+    is_dry_run,
+    lacks_rate_of,
+    saves_every_n_steps,
+    step_in_each_batch,
+)
 from lit_rlhf.modules.steps import Updates
 from lit_rlhf.objectives import ImportanceCorrection, Surrogate
 from lit_rlhf.rollout import RolloutEngine, Sampling
-from lit_rlhf.types import Rollout
+from lit_rlhf.types import EstimatedRollout, EvaluatedRollout, Rollout
 
+_LAYOUT = ("input_ids", "branch_ids", "position_ids", "index")
 _HALF = ("bf16-true", "16-true")
 
 
@@ -30,6 +43,30 @@ class NotBuiltError(ConfigurationError, AttributeError):
             f"The model of this {module} is not loaded yet. A Trainer does so; without one call configure_model() "
             "first."
         )
+
+
+def refuse_batch(module: str, batch: Any, cause: Exception) -> None:
+    """Say of a batch that no loader of this library made what it lacks; nothing where that isn't the cause.
+
+    Args:
+        module: The module's class.
+        batch: What its step was given.
+        cause: What was raised by it.
+
+    Raises:
+        DataError: It is no dictionary, or has not the keys of a branched batch.
+    """
+    keys = sorted(map(str, batch)) if isinstance(batch, Mapping) else []
+    missing = [name for name in _LAYOUT if name not in keys]
+    if not missing or (keys and not {*cause.args}.intersection(missing)):
+        return
+    what = f"a batch with the keys {keys}" if keys else f"a batch that is a {type(batch).__name__}"
+    raise DataError(
+        f"{module} was given {what}, without {', '.join(missing)}. It takes the batches of this library's data modules "
+        "(PreferenceDataModule and others): dictionaries with the branches of a prompt in one row. Leave out "
+        "layout: rows, which is for other people's models; rows of your own go into a data module as "
+        "RowsSource(rows)."
+    ) from cause
 
 
 def refuse_sampling(sampling: Sampling) -> None:
@@ -93,6 +130,27 @@ def require_logprobs(
     return found
 
 
+def refuse_advantages(module: LightningModule, rollout: EvaluatedRollout) -> None:
+    """Refuse advantages that are nan or infinite though all that they are made of is finite.
+
+    Else each step would be skipped, as after an overflow, until `max_skipped` ends the run.
+    """
+    if not isinstance(rollout, EstimatedRollout):
+        return
+    mask = rollout.response_mask
+    bad = (~torch.isfinite(rollout.advantages) & mask).any(-1)
+    given = torch.stack([rollout.old_logprobs, rollout.ref_logprobs])[:, mask]
+    if bad.any() and bool(torch.isfinite(given).all()):
+        first = int(bad.nonzero()[0])
+        prompt, place = divmod(first, rollout.num_samples)
+        raise ConfigurationError(
+            f"{type(getattr(module, 'advantage', module)).__name__} made advantages that are not finite for "
+            f"{int(bad.sum())} of {len(bad)} completions; the first: completion {place} of prompt {prompt} of the "
+            f"batch, with the score {float(rollout.scores.total[first]):g}. Scores and log-probs are finite, so "
+            "look for a division by 0 there, such as by the deviation of equal scores: add a small number to it."
+        )
+
+
 def refuse_updates(updates: Updates, surrogate: Surrogate) -> None:
     """Refuse more steps per rollout than the surrogate is right for."""
     if surrogate.on_policy_only and updates.per_iteration > 1:
@@ -122,6 +180,35 @@ def refuse_precision(trainer: Trainer) -> None:
             "precision. Set model.init_args.backbone.dtype: bfloat16 (weights of the base) and trainer.precision: "
             "32-true instead."
         )
+
+
+def refuse_callbacks(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse callbacks of Lightning that would do nothing, or something else than asked.
+
+    Args:
+        trainer: Of the run.
+        module: That it trains.
+    """
+    name = type(module).__name__
+    for each in getattr(trainer, "callbacks", []):
+        if isinstance(each, WeightAveraging | StochasticWeightAveraging):
+            raise ConfigurationError(
+                f"{type(each).__name__} averages a copy of the whole module: the frozen base too, or, where it copies "
+                "before the model is loaded, nothing; and a run can't go on from its checkpoints. Remove it from "
+                "trainer.callbacks; checkpoints hold trained weights alone, and those of several iterations can be "
+                "averaged after the run."
+            )
+        if isinstance(each, LearningRateFinder) and not module.automatic_optimization:
+            raise ConfigurationError(
+                f"LearningRateFinder (Tuner.lr_find) reads a loss after each optimizer step, and {name} takes several "
+                "within an iteration and gives samples. Compare short runs with other rates by what they score."
+            )
+        if isinstance(each, LearningRateFinder) and lacks_rate_of(each, module):
+            raise ConfigurationError(
+                f"LearningRateFinder (Tuner.lr_find) would set an attribute lr, and the rate of {name} is that of its "
+                "option optimizer. Ask with update_attr=False, and give what its suggestion() says as "
+                "optimizer=lambda groups: torch.optim.AdamW(groups, lr=...)."
+            )
 
 
 def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> None:

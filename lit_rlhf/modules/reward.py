@@ -23,9 +23,10 @@ from lit_rlhf.metrics import (
 )
 from lit_rlhf.models import ModelSpec, export_reward
 from lit_rlhf.modules.base import RLHFModule
-from lit_rlhf.modules.means import SubsetMeans, row_means
+from lit_rlhf.modules.means import SubsetMeans
 from lit_rlhf.modules.reward_checks import (
     check_first_batch,
+    require_margins,
     require_trained_heads,
     warn_of_learning_rate,
     warn_of_opposite,
@@ -110,6 +111,11 @@ class RewardModelModule(RLHFModule):
         """The unreduced loss (B,) and metrics of scores: the injected formula. To be overridden for another one."""
         return self.objective.of_batch(scores, cast("Mapping[str, Any]", batch))
 
+    def on_fit_start(self) -> None:
+        """Compare the data with the models and the loss."""
+        super().on_fit_start()
+        require_margins(self.objective, getattr(self.trainer, "datamodule", None))
+
     def on_train_start(self) -> None:
         """Look for causes that would keep it from learning; see `reward_checks`."""
         super().on_train_start()
@@ -142,7 +148,7 @@ class RewardModelModule(RLHFModule):
             batch_size=rows,
         )
         reward = self.objective.reward(scores).detach()
-        self._log_rows("train", {**output.metrics, "mean_reward": reward.flatten()})
+        self.log_rows("train", {**output.metrics, "mean_reward": reward.flatten()})
         self.log("train/min_reward", reward.min(), reduce_fx="min", sync_dist=True)
         self.log("train/max_reward", reward.max(), reduce_fx="max", sync_dist=True)
         total = sum_over_ranks(output.loss.new_tensor(float(len(output.loss))))
@@ -239,7 +245,7 @@ class RewardModelModule(RLHFModule):
             p = torch.ones_like(chosen) if p_chosen is None else p_chosen
             right: Tensor | None = agreement(chosen - rejected, p)
         else:  # ranked lists, scalar labels and steps have no one chosen answer: the loss knows what to count
-            self._log_rows(stage, output.metrics)
+            self.log_rows(stage, output.metrics)
             right = output.metrics.get("accuracy")
         subset = cast("Sequence[str] | None", batch.get("subset"))
         if right is not None and subset is not None:
@@ -252,10 +258,6 @@ class RewardModelModule(RLHFModule):
                 batch_size=rows,
             )
         return {"scores": rewards}
-
-    def _log_rows(self, stage: str, metrics: Mapping[str, Tensor]) -> None:
-        for name, (mean, count) in row_means(metrics, sum_over_ranks).items():
-            self.log(f"{stage}/{name}", mean, batch_size=count)
 
     def _log_subsets(self, stage: str) -> None:
         for name, (mean, count) in self.metrics.subsets.compute().items():

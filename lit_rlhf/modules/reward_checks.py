@@ -14,6 +14,7 @@ from lit_rlhf.metrics import wilson_interval
 from lit_rlhf.models import Backbone, evaluating
 from lit_rlhf.models.checks import close
 from lit_rlhf.models.loading import embeddings
+from lit_rlhf.objectives import RewardLoss, ScaledBradleyTerry
 from lit_rlhf.types import BranchedBatch
 
 _LOW, _HIGH = 1e-8, 1e-3
@@ -55,6 +56,32 @@ def require_trained_heads(
                     f"The score head {name!r} is in no optimizer, so it would stay as it is. Let parameter_groups() of "
                     "the module return its weights too."
                 )
+
+
+def require_margins(loss: RewardLoss, data: object) -> None:
+    """Refuse pairs without the margin that their loss is multiplied by: the 0 that stands for it would mute them.
+
+    Args:
+        loss: The objective.
+        data: The run's DataModule.
+
+    Raises:
+        DataError: Some of the rows have a margin and others none; both are counted.
+    """
+    weighed = [
+        type(each).__name__
+        for each in getattr(loss, "losses", [loss])
+        if isinstance(each, ScaledBradleyTerry)
+    ]
+    reports: Mapping[str, Any] = getattr(data, "reports", {}) if weighed else {}
+    for name, report in reports.items():
+        lacking = report.records - report.optional["margin"]
+        if 0 < lacking < report.records:
+            raise DataError(
+                f"{weighed[0]} multiplies the loss of each pair by its margin, and {lacking} of the {report.records} "
+                f"{name} pairs of {report.source} have none: they would count nothing. Give each a margin above 0, "
+                "leave those rows out, or use BradleyTerry, which takes a missing margin for 0."
+            )
 
 
 def warn_of_learning_rate(optimizers: Sequence[Optimizer], width: int, *, lora: bool) -> None:

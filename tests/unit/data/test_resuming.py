@@ -190,6 +190,17 @@ def test_a_part_of_each_epoch(tmp_path: Path, make: Callable[..., PreferenceData
     assert run(tmp_path, make(), ckpt=path, limit_train_batches=3) == after(whole, 1, 1)
 
 
+@pytest.mark.parametrize("limit", [{"limit_train_batches": 3}, {}])
+def test_an_epochs_end_leaves_the_next_ones_order_free(
+    tmp_path: Path, make: Callable[..., PreferenceDataModule], limit: dict[str, Any]
+) -> None:
+    path = tmp_path / "stop.ckpt"
+    whole = run(tmp_path, make(), SaveAt(path, 0, None), **limit)
+    assert run(tmp_path, make(), ckpt=path, **limit) == after(whole, 0, None)
+    other = run(tmp_path, make(batch_size=2), **limit)
+    assert run(tmp_path, make(batch_size=2), ckpt=path, **limit) == [s for s in other if s[0] > 0]
+
+
 def test_a_longer_run_from_the_end_of_a_shorter_one(
     tmp_path: Path, make: Callable[..., PreferenceDataModule]
 ) -> None:

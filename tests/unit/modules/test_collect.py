@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.modules.collect import read_completions, score_completions
 from lit_rlhf.rewards import (
     ConstrainedReward,
@@ -89,3 +89,11 @@ def test_completions_padded_on_the_left_are_refused() -> None:
     generation = Generation(ids, torch.tensor([[False, True]]), torch.tensor([True]))
     with pytest.raises(ConfigurationError, match="padding before or between their tokens"):
         read_completions(tokenizer, Prompts(ids, mask), generation, {})
+
+
+def test_the_part_that_is_not_finite_is_named() -> None:
+    completions = make_completions(make_tokenizer(), ["one "], ["a", "bb"])
+    broken = Given(lambda: Scores(torch.tensor([1.0, torch.nan])))
+    reward = WeightedSum({"words": CountVowels(), "judge": broken})
+    with pytest.raises(DataError, match=r"gave nan \(of its parts 'judge' nan\) for 1 of 2.*'bb'"):
+        score_completions(reward, completions, 0)

@@ -1,7 +1,10 @@
 """Modules without a Trainer: a loop of plain PyTorch, Lightning's Fabric, and what is asked too early."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import PreferenceModule, RewardModelModule, RLHFModule, SupervisedModule
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences
+from lit_rlhf.types import BranchOutput
 from tests.unit.modules.policies import make_trainer
 
 PAIRS = RowsSource(tiny_preferences(8))
@@ -91,3 +95,28 @@ def test_a_model_that_is_not_there_yet_is_said(
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"not loaded yet.*configure_model\(\) first"):
         ask(module_of(SupervisedModule, tiny_model_dir))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("kind", DATA)
+def test_fabric_calls_modules_in_any_precision(
+    kind: type[RLHFModule], precision: Any, tiny_model_dir: Path
+) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    module, data = module_of(kind, tiny_model_dir), DATA[kind](str(tiny_model_dir))
+    module.configure_model()
+    data.prepare_data()
+    data.setup("fit")
+    wrapped, _ = fabric.setup(module, module.configure_optimizers())
+    batch = next(iter(data.train_dataloader()))
+    out, plain = wrapped(batch), module(batch)
+    assert type(out) is type(plain)
+    for field in fields(out):
+        ours, bare = getattr(out, field.name), getattr(plain, field.name)
+        assert (ours is None) == (bare is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, bare, rtol=0.1, atol=0.5, check_dtype=False)
+            assert not ours.is_floating_point() or ours.dtype == torch.float32
+    with pytest.raises(FrozenInstanceError):
+        setattr(out, fields(out)[0].name, None)
+    assert type(copy.deepcopy(BranchOutput(torch.ones(1)))) is BranchOutput

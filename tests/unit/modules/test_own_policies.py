@@ -50,6 +50,13 @@ def test_advantages_of_numpy_are_refused(tiny_model_dir: Path) -> None:
         iterate(module, prompt_batch(tiny_model_dir))
 
 
+def test_advantages_that_are_not_finite_are_refused(tiny_model_dir: Path) -> None:
+    module = surprise(tiny_model_dir, lambda logprobs: (logprobs - logprobs) / 0)
+    said = r"Surprise made advantages that are not finite for 8 of 8.*completion 0 of prompt 0"
+    with pytest.raises(ConfigurationError, match=said):
+        iterate(module, prompt_batch(tiny_model_dir))
+
+
 def stepped(schedule: type[LRScheduler], **told: object) -> Callable[[PolicyModule], Any]:
     def configure_optimizers(module: PolicyModule) -> Any:
         optimizer = torch.optim.SGD(module.parameter_groups()[0]["params"], lr=0.1)

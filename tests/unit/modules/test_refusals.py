@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.tuner import Tuner
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoTokenizer
 
 from lit_rlhf.data import PreferenceDataModule, PromptDataModule, RowsSource
@@ -19,7 +22,7 @@ from lit_rlhf.modules import PreferenceModule, RewardModelModule, SupervisedModu
 from lit_rlhf.objectives import DPO, SoftLabelDPO
 from lit_rlhf.testing import tiny_preferences
 from tests.tolerances import FP32_MODEL
-from tests.unit.modules.policies import make_ppo, prompt_batch
+from tests.unit.modules.policies import fit, make_ppo, make_trainer, prompt_batch
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
@@ -125,3 +128,49 @@ def test_labels_that_a_loss_does_not_read_are_said(
     assert [record.message for record in caplog.records if "doesn't read" in record.message] == [
         said
     ]
+
+
+@pytest.mark.parametrize("kind", [RewardModelModule, PreferenceModule, SupervisedModule])
+def test_batches_of_other_loaders_say_what_they_lack(kind: Any, tiny_model_dir: Path) -> None:
+    spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2))
+    ids = torch.ones(4, 3, dtype=torch.int64)
+    plain = DataLoader([{"input_ids": ids, "labels": ids}], batch_size=None)  # type: ignore[arg-type]
+    said = r"the keys \['input_ids', 'labels'\], without branch_ids.*PreferenceDataModule"
+    with pytest.raises(DataError, match=said):
+        make_trainer().fit(kind(spec), plain)
+    rows = PreferenceDataModule(
+        RowsSource(tiny_preferences(8)), tokenizer=spec.name, batch_size=4, layout="rows"
+    )
+    with pytest.raises(DataError, match=r"'chosen_input_ids'.*Leave out layout: rows"):
+        make_trainer().fit(kind(spec), rows)
+    tensors = DataLoader(TensorDataset(ids), batch_size=2)
+    with pytest.raises(DataError, match="a batch that is a list, without input_ids"):
+        make_trainer().fit(kind(spec), tensors)
+
+
+def test_errors_of_a_step_of_ones_own_stay_what_they_are(tiny_model_dir: Path) -> None:
+    class Own(SupervisedModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return {"a": batch}["b"]
+
+    spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2))
+    with pytest.raises(KeyError, match="b"):
+        make_trainer().fit(Own(spec), DataLoader([{"x": torch.ones(1)}], batch_size=None))  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:The learning rate 1e-08 is out")  # where the finder begins
+def test_finders_of_learning_rates(tiny_model_dir: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2))
+    with pytest.raises(ConfigurationError, match=r"LearningRateFinder .*takes several within"):
+        fit(make_ppo(tiny_model_dir), tiny_model_dir, callbacks=[LearningRateFinder()])
+    data = PreferenceDataModule(RowsSource(tiny_preferences(8)), tokenizer=spec.name, batch_size=4)
+    trainer = make_trainer(default_root_dir=tmp_path, max_epochs=9)
+    with pytest.raises(ConfigurationError, match=r"update_attr=False.*optimizer=lambda"):
+        Tuner(trainer).lr_find(RewardModelModule(spec), datamodule=data)
+    module = RewardModelModule(spec)
+    trainer = make_trainer(default_root_dir=tmp_path, max_epochs=9)
+    found = Tuner(trainer).lr_find(module, datamodule=data, num_training=8, update_attr=False)
+    assert found is not None
+    assert len(found.results["lr"]) == 8
+    trainer.fit(module, data)  # as if nothing had been tried
+    assert trainer.global_step == 18

@@ -14,7 +14,12 @@ from lit_rlhf.data.collate import PreferenceCollator
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import RewardModelModule
-from lit_rlhf.objectives import HeadEnsemble
+from lit_rlhf.objectives import (
+    BradleyTerry,
+    HeadEnsemble,
+    RewardLossSum,
+    ScaledBradleyTerry,
+)
 from lit_rlhf.testing import tiny_preferences
 from lit_rlhf.types import BranchedBatch
 from tests.unit.modules.policies import make_trainer
@@ -188,3 +193,17 @@ def test_sound_runs_say_nothing(
         ModelSpec(name=str(tiny_model_dir), **options), HeadEnsemble(members=2)
     )
     fit(module, data, precision=precision)
+
+
+def test_pairs_without_the_margin_that_weighs_them_are_refused(tiny_model_dir: Path) -> None:
+    rows = [
+        row | ({"margin": 2.0} if place % 4 else {})
+        for place, row in enumerate(tiny_preferences(16))
+    ]
+    loss = RewardLossSum([BradleyTerry(), ScaledBradleyTerry()])
+    module = RewardModelModule(ModelSpec(name=str(tiny_model_dir)), loss)
+    with pytest.raises(DataError, match=r"ScaledBradleyTerry multiplies.*4 of the 16 train pairs"):
+        fit(module, data_of(tiny_model_dir, rows))
+    whole = [row | {"margin": 1.0} for row in rows]
+    module = RewardModelModule(ModelSpec(name=str(tiny_model_dir)), ScaledBradleyTerry())
+    fit(module, data_of(tiny_model_dir, whole))
