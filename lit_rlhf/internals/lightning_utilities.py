@@ -17,11 +17,11 @@ class Convertible:
         """A copy; an open one where the memo leaves each field as it is."""
         kept = [getattr(self, each.name) for each in fields(self)]  # type: ignore[arg-type]
         is_open = all(memo.get(id(value), memo) is value for value in kept)
-        kind: type[Any] = type(self)
-        made: Self = object.__new__(kind)
+        made = object.__new__(type(self))
         made.__dict__.update({n: copy.deepcopy(value, memo) for n, value in vars(self).items()})
         if is_open:
-            object.__setattr__(made, "__class__", _opened(kind))
+            opened = _opened(type(self))  # type: ignore[arg-type]  # classes have hashes
+            object.__setattr__(made, "__class__", opened)
         return made
 
 
