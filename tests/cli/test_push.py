@@ -285,6 +285,7 @@ def test_no_answer_no_token_no_export(
     assert "has no owner" in refusal(["policy", "policy"], capsys)
     assert "no name of a repository" in refusal(["policy", "me/a b"], capsys)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # read when it is imported, by whom ever
     assert "HF_HUB_OFFLINE is set" in refusal(["policy", "me/policy"], capsys)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
