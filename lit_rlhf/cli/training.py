@@ -46,6 +46,7 @@ from lit_rlhf.internals.lightning import (
     print_to_stderr,
     silence_adverts,
 )
+from lit_rlhf.modules.refusals import refuse_automatic_options
 
 Made = TypeVar("Made", bound="TrainingCLI")
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -177,7 +178,7 @@ class TrainingCLI(CommandLineWins):
     def before_fit(self) -> None:
         """Refuse what would fail later; add record and summary; have the `PhaseTimer` profile, or add one."""
         self._check_checkpoint()
-        self._refuse_trainer_options()
+        refuse_automatic_options(self.trainer, self.model)
         self._refuse_other_run()
         self._try_optimizer()
         self._add_summary()
@@ -286,23 +287,6 @@ class TrainingCLI(CommandLineWins):
                 schedule(optimizer)
         except ConstructorError as error:
             raise self._placed(error) or error from error
-
-    def _refuse_trainer_options(self) -> None:
-        # Lightning refuses both, and names as the way out an automatic optimization that these modules can't have.
-        if self.model.automatic_optimization:
-            return
-        name = type(self.model).__name__
-        if self.trainer.gradient_clip_val is not None:
-            raise ConfigurationError(
-                f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: {name} steps its optimizer itself and "
-                "clips there. Remove it, and set model.updates.max_grad_norm."
-            )
-        if self.trainer.accumulate_grad_batches != 1:
-            raise ConfigurationError(
-                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: {name} sums gradients over "
-                "microbatches itself. Remove it, and set model.updates.microbatch_tokens (memory), "
-                "model.updates.minibatches (optimizer steps per pass) or data.batch_size."
-            )
 
 
 def run(words: Sequence[str], called: str | None = None) -> None:

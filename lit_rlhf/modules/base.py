@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -44,6 +45,7 @@ from lit_rlhf.modules.parts import (
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.refusals import (
     NotBuiltError,
+    refuse_automatic_options,
     refuse_batch,
     refuse_callbacks,
     refuse_own_optimizers,
@@ -225,6 +227,8 @@ class RLHFModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What looks after the names that other callbacks watch."""
+        if self.trainer.state.fn == TrainerFn.FITTING:  # asked before Lightning refuses
+            refuse_automatic_options(self.trainer, self)
         return [MonitorCheck()]
 
     def on_fit_start(self) -> None:

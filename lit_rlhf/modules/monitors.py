@@ -52,7 +52,7 @@ class MonitorCheck(Callback):
                     "(and leave trainer.limit_val_batches above 0), or watch a metric of training.",
                     trainer,
                 )
-            elif self._validated or not name.startswith("val/"):
+            elif self._validated or (is_all_known(trainer) and not name.startswith("val/")):
                 refuse_unknown(callback, name, logged, trainer)
 
     def on_train_batch_end(
@@ -103,10 +103,15 @@ def warn_of_mode(callback: Any, name: str) -> None:
         )
 
 
+def is_all_known(trainer: Trainer) -> bool:
+    """Whether all that may log is Lightning's or this library's."""
+    parts = [trainer.lightning_module, *callbacks_of(trainer)]
+    return all(type(part).__module__.partition(".")[0] in _KNOWN for part in parts)
+
+
 def tell(said: str, trainer: Trainer) -> None:
     """Refuse, or warn where something from elsewhere may log more."""
-    parts = [trainer.lightning_module, *callbacks_of(trainer)]
-    if all(type(part).__module__.partition(".")[0] in _KNOWN for part in parts):
+    if is_all_known(trainer):
         raise ConfigurationError(said)
     rank_zero_warn(f"{said} Unless a part of your own logs it later, the run will fail there.")
 

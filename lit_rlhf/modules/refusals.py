@@ -182,6 +182,27 @@ def refuse_precision(trainer: Trainer) -> None:
         )
 
 
+def refuse_automatic_options(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse of modules that step by themselves what belongs to Lightning's steps.
+
+    Lightning refuses both too, and names as the way out an automatic optimization that these modules can't have.
+    """
+    if module.automatic_optimization:
+        return
+    name, clip = type(module).__name__, trainer.gradient_clip_val
+    if clip is not None:
+        raise ConfigurationError(
+            f"trainer.gradient_clip_val={clip}: {name} steps its optimizer itself and "
+            "clips there. Remove it, and set model.updates.max_grad_norm."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: {name} sums gradients over "
+            "microbatches itself. Remove it, and set model.updates.microbatch_tokens (memory), "
+            "model.updates.minibatches (optimizer steps per pass) or data.batch_size."
+        )
+
+
 def refuse_callbacks(trainer: Trainer, module: LightningModule) -> None:
     """Refuse callbacks of Lightning that would do nothing, or something else than asked.
 

@@ -174,3 +174,20 @@ def test_finders_of_learning_rates(tiny_model_dir: Path, tmp_path: Path) -> None
     assert len(found.results["lr"]) == 8
     trainer.fit(module, data)  # as if nothing had been tried
     assert trainer.global_step == 18
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gradient_clip_val": 0.5}, r"gradient_clip_val=0.5: PPO.*updates.max_grad_norm"),
+        (
+            {"accumulate_grad_batches": 2},
+            r"accumulate_grad_batches=2: PPO.*updates.microbatch_tokens",
+        ),
+    ],
+)
+def test_options_of_automatic_steps_have_a_place_of_their_own_in_policies(
+    options: dict[str, Any], said: str, tiny_model_dir: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        fit(make_ppo(tiny_model_dir), tiny_model_dir, **options)
