@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
@@ -17,6 +18,8 @@ from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.files import REFUSALS
 
 _INTERRUPTED = 128 + signal.SIGINT
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_TURN = 5.0  # seconds
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -61,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run(module: str, words: Sequence[str]) -> None:
     """Run it, and say in a line what the user can mend."""
     try:
-        import_module(module).run(words)
+        _first_speaks(import_module(module).run, words)
     except LitRLHFError as error:
         if os.environ.get("LIT_RLHF_DEBUG"):
             traceback.print_exc()
@@ -75,3 +78,13 @@ def _run(module: str, words: Sequence[str]) -> None:
             raise
         print(f"\nlit-rlhf {words[0]}: {error}. Mend that, and start it again.", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _first_speaks(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> None:
+    """Run it. What one process of several fails by, all mostly do: the first says it, and the others are ended."""
+    try:
+        run(words)
+    except Exception:
+        if any(os.environ.get(name, "0") != "0" for name in _RANKS):
+            time.sleep(_TURN)
+        raise

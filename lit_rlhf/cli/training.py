@@ -128,9 +128,10 @@ class TrainingCLI(CommandLineWins):
             raise own_error(error) or ConfigurationError(said) from error
 
     def before_instantiate_classes(self) -> None:
-        """Give the trainer the run's directory, and refuse null where a value must be."""
+        """Give the trainer the run's directory; refuse null where a value must be, and a seed that changes nothing."""
         options = self.config[self.subcommand]
         refuse_all_misfits(options)
+        _refuse_lone_seed(options)
         if options.run_dir is None:
             return
         if options.trainer.default_root_dir not in (None, options.run_dir):
@@ -287,6 +288,22 @@ class TrainingCLI(CommandLineWins):
                 schedule(optimizer)
         except ConstructorError as error:
             raise self._placed(error) or error from error
+
+
+def _refuse_lone_seed(options: Any) -> None:
+    """Refuse a seed of the global generators alone: the library draws from none, so another would give the same run.
+
+    Raises:
+        ConfigurationError: It is given, and the module's seed isn't.
+    """
+    seed = options.seed_everything
+    # Options of a class of one's own may be called otherwise, and 0 is what all of them are by default.
+    if seed and options.model.get("init_args", {}).get("seed") == 0:
+        raise ConfigurationError(
+            f"seed_everything={seed} with model.seed=0 changes nothing: it seeds generators that the library doesn't "
+            f"draw from. Give --model.seed {seed} --data.seed {seed} (draws, order of the rows) in its place, or "
+            "--seeds 0 1 2, which trains once with each."
+        )
 
 
 def run(words: Sequence[str], called: str | None = None) -> None:

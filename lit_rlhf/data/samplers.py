@@ -274,8 +274,8 @@ class EvaluationSampler(DistributedSampler[int]):
     ) -> None:
         if len(lengths) < num_replicas:
             raise ConfigurationError(
-                f"{len(lengths)} row(s) can't be evaluated by {num_replicas} processes. Give more rows, or use fewer "
-                "processes."
+                f"{len(lengths)} row(s) can't be evaluated by {num_replicas} processes. Give more rows (where they "
+                "are held out, a larger val_fraction), or use fewer processes."
             )
         self.lengths, self.batch_size, self.by_length = lengths, batch_size, by_length
         self.num_replicas, self.rank = num_replicas, rank

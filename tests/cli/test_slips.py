@@ -61,6 +61,10 @@ __all__ = ["trained"]
             for given in ("LengthReward", "rewards/nonesuch.yaml", "{class_path: ")
         ),
         (["from-trl", "beside.pi"], "There is no file beside.pi (looked in"),
+        (
+            ["fit", *REWARD, "--run_dir", "r", "--seed_everything", "3"],
+            "seed_everything=3 with model.seed=0 changes nothing",
+        ),
     ],
 )
 def test_slips_name_what_was_meant(
