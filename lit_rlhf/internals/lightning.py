@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.connectors.logger_connector.result import warning_cache
 from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.parsing import lightning_hasattr
@@ -324,6 +325,15 @@ def logged_in_training(trainer: Trainer) -> set[str]:
     results = trainer.fit_loop.epoch_loop._results.values()
     names = {metric.meta.forked_name(by_step) for metric in results for by_step in (True, False)}
     return names | {metric.meta.name for metric in results} | set(trainer.callback_metrics)
+
+
+def log_reduced(module: LightningModule, name: str, value: float, rows: int) -> None:
+    """Log a number that is the same on all processes already, without Lightning's advice to reduce it."""
+    warning_cache.add(
+        f"It is recommended to use `self.log({name!r}, ..., sync_dist=True)` when logging on epoch level in "
+        "distributed setting to accumulate the metric across devices."
+    )
+    module.log(name, value, batch_size=rows)
 
 
 def epoch_means(trainer: Trainer) -> EpochMeans:

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lit_rlhf.distributed import sum_over_ranks, weighted_mean
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import (
+    log_reduced,
     loss_scaler,
     save_before_peek,
     save_hyperparameters,
@@ -356,7 +357,7 @@ class RLHFModule(LightningModule):
         means = row_means(metrics, sum_over_ranks)
         self.of_no_row |= {f"{stage}/{name}" for name in metrics.keys() - means.keys()}
         for name, (mean, count) in means.items():
-            self.log(f"{stage}/{name}", mean, batch_size=count)
+            log_reduced(self, f"{stage}/{name}", mean, count)
 
     def log_held_out_loss(self, stage: str, numerator: Tensor, denominator: Tensor) -> None:
         """Log `val/loss` or `test/loss` of a batch, so that the epoch's is one quotient over all batches and ranks."""

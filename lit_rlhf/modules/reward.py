@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import at_step_ends
+from lit_rlhf.internals.lightning import log_reduced
 from lit_rlhf.metrics import (
     CalibrationError,
     LengthCorrelation,
@@ -261,7 +262,7 @@ class RewardModelModule(RLHFModule):
 
     def _log_subsets(self, stage: str) -> None:
         for name, (mean, count) in self.metrics.subsets.compute().items():
-            self.log(f"{stage}/accuracy/{name}", mean, batch_size=count)
+            log_reduced(self, f"{stage}/accuracy/{name}", mean, count)
 
     def on_test_epoch_end(self) -> None:
         """Tell accuracy by subset."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_rlhf.distributed import num_ranks, sum_over_ranks
 from lit_rlhf.errors import DataError
+from lit_rlhf.internals.lightning import log_reduced
 from lit_rlhf.models import ModelSpec, export_policy
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import Means
@@ -110,7 +111,7 @@ class SupervisedModule(RLHFModule):
         means = Means()
         means.add_all(output.metrics, out.mask)
         for name, mean in means.compute(sum_over_ranks, self.device).items():
-            self.log(f"{stage}/{name}", mean, batch_size=len(batch["input_ids"]))
+            log_reduced(self, f"{stage}/{name}", mean, len(batch["input_ids"]))
         self.log(
             f"{stage}/num_tokens",
             tokens,

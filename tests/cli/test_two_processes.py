@@ -1,5 +1,6 @@
-"""Two processes that Lightning starts by itself: an error of one or of both is a sentence, said once, and ends both."""
+"""Two processes that Lightning starts by itself: what they say is said once, and is theirs to say."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,23 @@ from lit_rlhf.testing import tiny_preferences, write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["fit", "-c", "reward/lora", "-c", "overlays/tiny", "-c", "overlays/ddp"]
-WORDS += ["--data.train.path", "rows.jsonl", "--data.val_fraction", "0"]
+OVERLAYS = ["-c", "overlays/tiny", "-c", "overlays/ddp"]
+ROWS = ["--data.train.path", "rows.jsonl", "--data.val_fraction", "0"]
+
+
+def fit(where: Path, config: str, *words: str) -> subprocess.CompletedProcess[str]:
+    write_tiny_world(where / "data")
+    return subprocess.run(
+        [sys.executable, "-m", "lit_rlhf", "fit", "-c", config, *OVERLAYS, *words],
+        cwd=where,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 @pytest.mark.ddp
@@ -24,20 +40,19 @@ WORDS += ["--data.train.path", "rows.jsonl", "--data.val_fraction", "0"]
     ],
 )
 def test_an_error_is_said_once(others: dict[str, str], said: str, tmp_path: Path) -> None:
-    write_tiny_world(tmp_path / "data")
-    write_jsonl(str(tmp_path / "rows.jsonl"), [others or row for row in tiny_preferences(3)])
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_rlhf", *WORDS],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    write_jsonl(tmp_path / "rows.jsonl", [others or row for row in tiny_preferences(3)])
+    done = fit(tmp_path, "reward/lora", *ROWS)
     assert done.returncode == 2, done.stdout
     assert "Traceback" not in done.stdout, done.stdout
     _, *found = done.stdout.split("lit-rlhf fit: ")
     assert len(found) == 1 and said in found[0], done.stdout
+
+
+@pytest.mark.ddp
+def test_a_run_gives_no_advice_about_what_the_library_has_done(tmp_path: Path) -> None:
+    done = fit(tmp_path, "preference/kto_lora", "--run_dir", "run")
+    assert done.returncode == 0, done.stdout
+    for noise in ("sync_dist", "broadcast_buffers"):
+        assert noise not in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["train", "train", "validation"]
