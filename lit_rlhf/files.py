@@ -14,6 +14,8 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ _REFUSED = {
     errno.ELOOP,
     errno.EIO,
 }
+_MOST_NAMES = 2000
+"""Of a directory that are looked through for one that was meant: more would take seconds."""
 REFUSALS = _NO_ROOM | _REFUSED
 """Numbers of errors by which the system says that a path can't be written."""
 
@@ -321,3 +325,15 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def near_path(path: str | Path) -> str:
+    """` Did you mean X?` where something beside a path that isn't there has nearly its name; else nothing."""
+    place = Path(path).expanduser()
+    try:
+        found = [] if place.exists() else [*islice(place.parent.iterdir(), _MOST_NAMES)]
+    except OSError:
+        return ""
+    names = [each.name for each in found]
+    close = get_close_matches(place.name, names, n=1, cutoff=0.75)
+    return f" Did you mean {Path(path).parent / close[0]}?" if close else ""

@@ -17,7 +17,7 @@ from benchmarks.gpu.setting import Rows, Setting
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.functional import chunked_logprobs
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
-from lit_rlhf.models.kernels import flash_branches
+from lit_rlhf.models.kernels.attention import flash_serves, largest_gap
 from lit_rlhf.modules import PPOPolicyModule, Updates
 from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import generator, uniforms
@@ -116,9 +116,9 @@ def _branched_kernels(setting: Setting, result: Result) -> None:
     """Prompts computed once, in the kernels for bfloat16, beside rows of their own in float32."""
     for width in (8, 64, 128):
         with result.attempt(f"flash kernels for branches, heads of {width}"):
-            gap = flash_branches.largest_gap(setting.device, torch.bfloat16, width)
+            gap = largest_gap(setting.device, torch.bfloat16, width)
             result.check(f"flash kernels for branches, heads of {width}", gap, HALF)
-    serves = flash_branches.serves(setting.device, torch.bfloat16, 8)
+    serves = flash_serves(setting.device, torch.bfloat16, 8)
     result.note("branched attention in bfloat16", "flash" if serves else "masks: see the log")
     theirs = _passes(setting, setting.device, "expanded")
     ours = _passes(setting, setting.device, "shared", "bfloat16")

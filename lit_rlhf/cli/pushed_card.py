@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from lit_rlhf.report.curves import Group
+from lit_rlhf.report.curves import Group, spreads
 from lit_rlhf.report.page import format_cell
 from lit_rlhf.report.runs import Run, read_runs
-from lit_rlhf.report.spread import spreads
 
 _TOLD = (
     *("model.loss", "model.kl", "model.reward", "model.value", "model.surrogate"),
@@ -30,7 +29,7 @@ def training_lines(directory: Path) -> list[str]:
     if found := spreads(Group(run.name, [run])):
         lines += ["", "## Figures", "", "Means over the last tenth of the run.", ""]
         lines += ["| metric | value |", "|---|---|"]
-        lines += [f"| {spread.label} | {format_cell(spread.known[0])} |" for spread in found]
+        lines += [f"| {label} | {format_cell(cells[0])} |" for label, cells in found.items()]
     return lines
 
 

@@ -20,11 +20,10 @@ from lit_rlhf.cli.building import parsed
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.jsonargparse import flat_options
 from lit_rlhf.models.cards import RECORD
-from lit_rlhf.report.curves import group_by_seed
+from lit_rlhf.report.curves import columns, group_by_seed, spreads
 from lit_rlhf.report.page import format_cell
 from lit_rlhf.report.run_page import report_runs
 from lit_rlhf.report.runs import METRICS, read_runs, settled_options
-from lit_rlhf.report.spread import columns, spreads
 
 _LARGEST = 2**32 - 1  # of Lightning's seed_everything
 
@@ -196,7 +195,7 @@ def _conclude(directory: Path, plans: dict[int, Path], failed: dict[int, Any]) -
         _say(f"seed {seed} failed: {reason}. The same command tries it again.")
     for group in groups:
         rows = [["", *columns(group)]]
-        rows += [[spread.label, *map(format_cell, spread.cells())] for spread in spreads(group)]
+        rows += [[label, *map(format_cell, cells)] for label, cells in spreads(group).items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])] for row in rows)
         _say("\n".join(map("  ".join, lines)))

@@ -1,5 +1,6 @@
 """What becomes of TRL's options that all tasks have; the tasks' own are in `trl_options`."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lit_rlhf.cli.trl_rules import (
@@ -41,9 +42,36 @@ class Option(NamedTuple):
     default: Any = UNSET
 
 
-def same(ours: str, note: str = "", default: Any = UNSET) -> Option:
-    """The same value under our name."""
-    return Option(f"`{ours}`", copied(ours), note, default)
+def same(*ours: str, note: str = "", default: Any = UNSET) -> Option:
+    """The same value under our name, or under several."""
+    return Option(", ".join(f"`{each}`" for each in ours), copied(*ours), note, default)
+
+
+def one_of(
+    ours: str,
+    values: str | Mapping[Any, Any],
+    otherwise: str = "",
+    note: str = "",
+    default: Any = UNSET,
+) -> Option:
+    """One of a few values, each with its own counterpart; those of a text are the same here."""
+    table = {name: name for name in values.split()} if isinstance(values, str) else values
+    return Option(f"`{ours}`", looked_up(ours, table, otherwise), note, default)
+
+
+def whole_number(ours: str, otherwise: str) -> Option:
+    """The same whole number under our name."""
+    return Option(f"`{ours}`", whole(ours, otherwise))
+
+
+def made(ours: str, make: Callable[[Any], Any], default: Any = UNSET) -> Option:
+    """What is made of the value, under our name."""
+    return Option(f"`{ours}`", lambda value, _: {ours: make(value)}, "", default)
+
+
+def of_lora(name: str, note: str = "", default: Any = UNSET, *, policy: bool = False) -> Option:
+    """An option of LoRA under our name."""
+    return Option(f"`model.backbone.lora.{name}`", lora(name, policy), note, default)
 
 
 def read_with(name: str, default: Any = UNSET, ours: str = "") -> Option:
@@ -61,59 +89,24 @@ _CHECKPOINT = "trainer.callbacks.IterationCheckpoint"
 
 COMMON: dict[str, Option] = {
     # -- model
-    # -----------------------------------------------------------------------------------------------------------
-    "model_name_or_path": Option(
-        "`model.backbone.name`, `data.tokenizer`", copied("model.backbone.name", "data.tokenizer")
-    ),
-    "model_revision": Option(
-        "`model.backbone.revision`, `data.tokenizer_revision`",
-        copied("model.backbone.revision", "data.tokenizer_revision"),
-    ),
-    "trust_remote_code": Option(
-        "`model.backbone.trust_remote_code`, `data.trust_remote_code`",
-        copied("model.backbone.trust_remote_code", "data.trust_remote_code"),
-    ),
-    "dtype": Option(
-        "`model.backbone.dtype`",
-        looked_up(
-            "model.backbone.dtype",
-            {name: name for name in ("auto", "float32", "bfloat16", "float16")},
-            "It is auto, float32, bfloat16 or float16 here.",
-        ),
-        "Of the base's weights; adapters and heads stay float32. `auto` is what the device multiplies, not the file's.",
-    ),
-    "attn_implementation": Option(
-        "`model.backbone.attention`",
-        looked_up(
-            "model.backbone.attention",
-            {name: name for name in ("sdpa", "eager", "flash_attention_2")},
-            "It is sdpa, eager or flash_attention_2 here.",
-        ),
-    ),
-    "gradient_checkpointing": same(
-        "model.backbone.gradient_checkpointing", "TRL's default is true; here false."
-    ),
-    "use_peft": Option(
-        "`model.backbone.lora`",
-        untouched,
-        "Without it every weight is trained, in float32.",
-    ),
-    "lora_r": Option("`model.backbone.lora.rank`", lora("rank"), default=16),
-    "lora_alpha": Option("`model.backbone.lora.alpha`", lora("alpha"), default=32),
-    "lora_dropout": Option("`model.backbone.lora.dropout`", lora("dropout"), "0 in policies."),
-    "lora_target_modules": Option(
-        "`model.backbone.lora.target_modules`",
-        lora("target_modules"),
-        "Unset, TRL adapts the few layers that peft has on its list; here it is every linear layer.",
-    ),
+    "model_name_or_path": same("model.backbone.name", "data.tokenizer"),
+    "model_revision": same("model.backbone.revision", "data.tokenizer_revision"),
+    "trust_remote_code": same("model.backbone.trust_remote_code", "data.trust_remote_code"),
+    "dtype": one_of("model.backbone.dtype", "auto float32 bfloat16 float16", "It is auto, float32, bfloat16 or float16 here.",
+                    "Of the base's weights; adapters and heads stay float32. `auto` is what the device multiplies, not the file's."),
+    "attn_implementation": one_of("model.backbone.attention", "sdpa eager flash_attention_2",
+                                  "It is sdpa, eager or flash_attention_2 here."),
+    "gradient_checkpointing": same("model.backbone.gradient_checkpointing", note="TRL's default is true; here false."),
+    "use_peft": Option("`model.backbone.lora`", untouched, "Without it every weight is trained, in float32."),
+    "lora_r": of_lora("rank", default=16),
+    "lora_alpha": of_lora("alpha", default=32),
+    "lora_dropout": of_lora("dropout", "0 in policies."),
+    "lora_target_modules": of_lora(
+        "target_modules", "Unset, TRL adapts the few layers that peft has on its list; here it is every linear layer."),
     "lora_task_type": read_with("use_peft", ours="always that of the task"),
-    "use_rslora": Option("`model.backbone.lora.rslora`", lora("rslora")),
+    "use_rslora": of_lora("rslora"),
     "load_in_4bit": Option("`model.backbone.quantization`", quantization, "nf4 or fp4."),
-    "load_in_8bit": Option(
-        "`model.backbone.quantization`",
-        quantization,
-        "int8.",
-    ),
+    "load_in_8bit": Option("`model.backbone.quantization`", quantization, "int8."),
     "bnb_4bit_quant_type": read_with("load_in_4bit"),
     **none(
         "use_bnb_nested_quant bnb_4bit_use_double_quant bnb_4bit_quant_storage bnb_4bit_compute_dtype",
@@ -130,22 +123,14 @@ COMMON: dict[str, Option] = {
             "`data.tokenizer`."),
     **none("cast_lm_head_to_fp32", "Log-probs are computed in float32 from the head's products."),
     # -- data
-    # ------------------------------------------------------------------------------------------------------------
-    "dataset_name": Option(
-        "`data.train`", untouched, "A file becomes a `FileSource`, any other name a `HubSource`."
-    ),
+    "dataset_name": Option("`data.train`", untouched, "A file becomes a `FileSource`, any other name a `HubSource`."),
     "dataset_config": read_with("dataset_name", ours="`data.train.config`"),
     "dataset_train_split": read_with("dataset_name", ours="`data.train.split`"),
-    "dataset_test_split": read_with(
-        "eval_strategy", ours="`data.val`, where the script evaluates"
-    ),
+    "dataset_test_split": read_with("eval_strategy", ours="`data.val`, where the script evaluates"),
     **none("dataset_streaming", "Rows are tokenized once and kept in a cache; nothing is streamed."),
     **none("datasets", "Set `data.train` to a `Mixture` with a portion for each: see Data formats, Sources."),
     **none("dataset_num_proc dataset_kwargs", "Tokens are cached: `data.cache_dir`."),
-    "pad_to_multiple_of": Option(
-        "`data.pad_to_multiple_of`",
-        whole("data.pad_to_multiple_of", "Ours is a whole number; 1 pads to the longest row."),
-    ),
+    "pad_to_multiple_of": whole_number("data.pad_to_multiple_of", "Ours is a whole number; 1 pads to the longest row."),
     "per_device_train_batch_size": same("data.batch_size", default=8),
     "gradient_accumulation_steps": same("trainer.accumulate_grad_batches", default=1),
     "per_device_eval_batch_size": same("data.eval_batch_size"),
@@ -159,45 +144,31 @@ COMMON: dict[str, Option] = {
     **none("padding_free packing packing_strategy eval_packing", "Rows aren't packed: branches of a prompt share it, and batches "
             "hold rows of like length."),
     # -- steps
-    # -----------------------------------------------------------------------------------------------------------
     "learning_rate": same("model.optimizer.lr"),
     "optim": Option("`model.optimizer`", optimizer),
-    "weight_decay": same("model.optimizer.weight_decay", "Biases and norms never decay.", 0.0),
+    "weight_decay": same("model.optimizer.weight_decay", note="Biases and norms never decay.", default=0.0),
     "adam_beta1": Option("`model.optimizer.betas`", betas, default=0.9),
     "adam_beta2": Option("`model.optimizer.betas`", betas, default=0.999),
     "adam_epsilon": same("model.optimizer.eps"),
     **none("optim_args optim_target_modules", "Give `model.optimizer` its options by name."),
-    "lr_scheduler_type": Option(
-        "`model.lr_scheduler`", schedule, "Those of decay need the number of steps.", "linear"
-    ),
+    "lr_scheduler_type": Option("`model.lr_scheduler`", schedule, "Those of decay need the number of steps.", "linear"),
     "warmup_steps": read_with("lr_scheduler_type"),
     "warmup_ratio": read_with("lr_scheduler_type"),
     **none("lr_scheduler_kwargs", "Give `model.lr_scheduler` its options by name."),
     "max_grad_norm": same("trainer.gradient_clip_val", default=1.0),
-    "num_train_epochs": Option(
-        "`trainer.max_epochs`", epochs, default=3.0,
-    ),
-    "max_prompt_length": same("data.max_prompt_length", "Of earlier releases."),
+    "num_train_epochs": Option("`trainer.max_epochs`", epochs, default=3.0),
+    "max_prompt_length": same("data.max_prompt_length", note="Of earlier releases."),
     "max_steps": Option("`steps` of the callback `StopAfter`", max_steps),
     **none("label_smoothing_factor neftune_noise_alpha", "The model trains on its own inputs and labels."),
     # -- the run
-    # ---------------------------------------------------------------------------------------------------------
     "output_dir": same("run_dir"),
-    "seed": Option("`seed_everything`, `model.seed`", copied("seed_everything", "model.seed")),
+    "seed": same("seed_everything", "model.seed"),
     "full_determinism": same("trainer.deterministic"),
-    "bf16": Option(
-        "`trainer.precision`",
-        precision,
-        "Or keep 32-true, and give the frozen base `model.backbone.dtype: bfloat16`, which is faster.",
-    ),
+    "bf16": Option("`trainer.precision`", precision,
+                   "Or keep 32-true, and give the frozen base `model.backbone.dtype: bfloat16`, which is faster."),
     "fp16": Option("`trainer.precision`", precision),
-    "use_cpu": Option(
-        "`trainer.accelerator`", looked_up("trainer.accelerator", {True: "cpu", False: "auto"}, "")
-    ),
-    "logging_steps": Option(
-        "`trainer.log_every_n_steps`",
-        whole("trainer.log_every_n_steps", "It is a whole number of steps here."),
-    ),
+    "use_cpu": one_of("trainer.accelerator", {True: "cpu", False: "auto"}),
+    "logging_steps": whole_number("trainer.log_every_n_steps", "It is a whole number of steps here."),
     "report_to": Option("`trainer.logger`", logger),
     **none("run_name project logging_dir", "Names belong to the logger: give `trainer.logger` its options."),
     **none("logging_strategy logging_first_step disable_tqdm log_level", "`metrics.jsonl` has each step; bar and log are "
@@ -206,9 +177,7 @@ COMMON: dict[str, Option] = {
                          "Training batches; of policies rollouts with all their updates."),
     "save_total_limit": Option("`keep_last` of `IterationCheckpoint`", whole(f"{_CHECKPOINT}.keep_last", "It keeps 1 or more.")),
     **none("save_strategy save_only_model", "`IterationCheckpoint` saves whole states, so that a resumed run goes on exactly."),
-    "eval_steps": Option(
-        "`trainer.val_check_interval`", evaluation, "Ours counts batches; TRL's optimizer steps."
-    ),
+    "eval_steps": Option("`trainer.val_check_interval`", evaluation, "Ours counts batches; TRL's optimizer steps."),
     "eval_strategy": read_with("eval_steps", ours="`data.val`, or `data.val_fraction`, say whether"),
     "do_eval": read_with("eval_strategy"),
     **none("eval_on_start", "`trainer.num_sanity_val_steps: -1` goes through all of it at the start."),

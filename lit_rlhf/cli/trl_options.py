@@ -5,18 +5,27 @@ The names and defaults are those of TRL 1.16.0, of PPOConfig those of 1.12.0, th
 
 from typing import Any, NamedTuple
 
-from lit_rlhf.cli.trl_common import COMMON, EVERY, UNSET, Option, none, read_with, same
+from lit_rlhf.cli.trl_common import (
+    COMMON,
+    EVERY,
+    UNSET,
+    Option,
+    made,
+    none,
+    of_lora,
+    one_of,
+    read_with,
+    same,
+)
 from lit_rlhf.cli.trl_rules import (
     clip,
     component,
-    copied,
     dpo_loss,
     episodes,
     group_batch,
     grpo_reduction,
     kto_loss,
     looked_up,
-    lora,
     max_steps,
     moving_reference,
     ppo_batch,
@@ -46,68 +55,46 @@ class Task(NamedTuple):
 
 
 _LENGTHS = {
-    "max_length": Option(
-        "`data.max_prompt_length`, `data.max_completion_length`",
-        copied("data.max_prompt_length", "data.max_completion_length"),
-        "TRL bounds both together; here each has its limit.",
-        1024,
-    ),
-}
+    "max_length": same("data.max_prompt_length", "data.max_completion_length",
+                       note="TRL bounds both together; here each has its limit.", default=1024),
+}  # fmt: skip
+_ENDS = "Prompts lose their beginning here, completions their end."
 _TRUNCATED = {
     **_LENGTHS,
-    "truncation_mode": Option(
-        "`data.too_long: truncate`",
-        looked_up(
-            "data.too_long",
-            {"keep_start": "truncate"},
-            "Prompts lose their beginning here, completions their end.",
-        ),
-        "Prompts lose their beginning here, completions their end.",
-        "keep_start",
-    ),
-}
+    "truncation_mode": Option("`data.too_long: truncate`", looked_up("data.too_long", {"keep_start": "truncate"}, _ENDS),
+                              _ENDS, "keep_start"),
+}  # fmt: skip
 _MOVING = {
     "sync_ref_model": Option("the callback `MovingReference`", moving_reference),
     "ref_model_mixup_alpha": read_with("sync_ref_model", ours="`alpha` of it"),
     "ref_model_sync_steps": read_with("sync_ref_model", ours=f"`{EVERY}` of it"),
 }
 _REFERENCE = {
-    "precompute_ref_log_probs": Option(
-        "`model.reference`",
-        looked_up("model.reference", {True: "precomputed", False: "auto"}, ""),
-        "They are kept in the cache of tokens.",
-    ),
+    "precompute_ref_log_probs": one_of("model.reference", {True: "precomputed", False: "auto"},
+                                       note="They are kept in the cache of tokens."),
     **none("precompute_ref_batch_size", "Batches of that pass are `data.batch_size`."),
     **_MOVING,
-}
+}  # fmt: skip
 _POLICY = {
     "max_grad_norm": same("model.updates.max_grad_norm", default=1.0),
     "max_steps": Option("`steps` of the callback `StopAfter`", max_steps, "A policy finishes the iteration that reaches them."),
-    "lora_dropout": Option(
-        "`model.backbone.lora.dropout`", lora("dropout", policy=True), "It must be 0 in a policy."
-    ),
-    "missing_eos_penalty": same(
-        "model.missing_eos_penalty", "Taken from the score of a completion that was cut."
-    ),
+    "lora_dropout": of_lora("dropout", "It must be 0 in a policy.", policy=True),
+    "missing_eos_penalty": same("model.missing_eos_penalty", note="Taken from the score of a completion that was cut."),
     "temperature": same("model.sampling.temperature"),
     **none("ds3_gather_for_generation", "DeepSpeed 3 isn't for policies here; see Several processes."),
 }  # fmt: skip
 _SAMPLED = {
     **{name: option for name, option in _POLICY.items() if name != "missing_eos_penalty"},
     "temperature": same("model.sampling.temperature", default=1.0),
-    "per_device_train_batch_size": Option(
-        "`data.batch_size`, `model.updates.minibatches`", group_batch,
-        "TRL counts completions, here it is prompts.", 8,
-    ),
+    "per_device_train_batch_size": Option("`data.batch_size`, `model.updates.minibatches`", group_batch,
+                                          "TRL counts completions, here it is prompts.", 8),
     "gradient_accumulation_steps": Option("with `per_device_train_batch_size`", untouched,
                                           "Memory is bounded by `model.updates.microbatch_tokens`.", 1),
     "steps_per_generation": read_with("per_device_train_batch_size"),
     "generation_batch_size": read_with("per_device_train_batch_size"),
     "max_completion_length": same("model.sampling.max_new_tokens", default=512),
     "num_iterations": same("model.updates.epochs", default=1),
-    "reward_funcs": Option(
-        "`model.reward`", rewards, "TRL's functions work as they are, in `FunctionReward`."
-    ),
+    "reward_funcs": Option("`model.reward`", rewards, "TRL's functions work as they are, in `FunctionReward`."),
     "reward_model_name_or_path": same("model.reward.path"),
     "reward_weights": read_with("reward_funcs", ours="`weights` of a `WeightedSum`"),
     "top_p": Option("`model.eval_sampling.top_p`", sampled_whole(1.0), "Not in training."),
@@ -146,22 +133,14 @@ TASKS: dict[str, Task] = {
         "completion_only_loss": Option(
             "always",
             looked_up("", {}, "The loss is of completions; text without a prompt is one: `data.format: PlainText`."),
-            "Text without a prompt is trained on from its first token: `data.format: PlainText`.",
-        ),
+            "Text without a prompt is trained on from its first token: `data.format: PlainText`."),
         **none("assistant_only_loss", "The loss is of the completion; turns before it are the prompt."),
-        "dataset_text_field": Option(
-            "`data.format.text`",
-            lambda value, _: {"data.format": component("PlainText", text=value)},
-        ),
+        "dataset_text_field": Option("`data.format.text`", lambda value, _: {"data.format": component("PlainText", text=value)}),
     }, {}),
     "RewardConfig": Task("reward/lora", {
         "learning_rate": same("model.optimizer.lr", default=1e-4),
         "max_length": _LENGTHS["max_length"],
-        "center_rewards_coefficient": Option(
-            "`model.loss.center_coefficient`",
-            lambda value, _: {"model.loss.center_coefficient": value or 0.0},
-            default=None,
-        ),
+        "center_rewards_coefficient": made("model.loss.center_coefficient", lambda value: value or 0.0, None),
     }, {}),
     "DPOConfig": Task("preference/dpo_lora", {
         "learning_rate": same("model.optimizer.lr", default=1e-6),
@@ -203,16 +182,12 @@ TASKS: dict[str, Task] = {
         "response_length": same("model.sampling.max_new_tokens", default=53),
         "temperature": same("model.sampling.temperature", default=0.7),
         "stop_token": Option("always", looked_up("", {}, "Completions end at EOS always."), "Completions end at EOS."),
-        "stop_token_id": Option("`model.sampling.stop_token_ids`",
-                                lambda value, _: {"model.sampling.stop_token_ids": [value] if value is not None else []}),
-        "missing_eos_penalty": Option("`model.missing_eos_penalty`",
-                                      lambda value, _: {"model.missing_eos_penalty": value or 0.0}, default=None),
+        "stop_token_id": made("model.sampling.stop_token_ids", lambda value: [value] if value is not None else []),
+        "missing_eos_penalty": made("model.missing_eos_penalty", lambda value: value or 0.0, None),
         "kl_coef": same("model.kl.coef", default=0.05),
         "kl_estimator": Option("always k1", looked_up("", {}, "The penalty in the reward is k1, which is exact in expectation."),
                                "The penalty in the reward is k1, which is exact in expectation."),
-        "cliprange": Option("`model.surrogate`",
-                            lambda value, _: {"model.surrogate": component("ClippedSurrogate", low=value, high=value)},
-                            default=0.2),
+        "cliprange": made("model.surrogate", lambda value: component("ClippedSurrogate", low=value, high=value), 0.2),
         "vf_coef": same("model.value_loss.coef", default=0.1),
         "cliprange_value": same("model.value_loss.clip", default=0.2),
         "gamma": same("model.gae.gamma", default=1.0),
@@ -238,8 +213,7 @@ TASKS: dict[str, Task] = {
         "importance_sampling_level": read_with("epsilon", ours="sequence: `SequenceClipped`"),
         "loss_type": Option("`model.reduction`", grpo_reduction, "`cispo` is a surrogate; `sapo`, `vespo`, `luspo` are lacking.", "dapo"),
         "scale_rewards": Option("`model.advantage`", scaled, default="group"),
-        "use_bias_correction_kl": Option("`model.kl_loss`", looked_up("model.kl_loss", {True: component("UnbiasedK3"),
-                                         False: component("BiasedK3")}, ""),
+        "use_bias_correction_kl": one_of("model.kl_loss", {True: component("UnbiasedK3"), False: component("BiasedK3")}, "",
                                          "`UnbiasedK3` weighs with the ratio of all tokens so far, TRL with the token's own.", True),
         **none("multi_objective_aggregation", "Rewards are summed, then normalised."),
         **none("sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg",

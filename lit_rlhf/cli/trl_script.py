@@ -13,7 +13,7 @@ from lit_rlhf.cli.trl_data import DataSets
 from lit_rlhf.cli.trl_names import Names, called, defines, excerpt
 from lit_rlhf.cli.trl_options import ALIASES, TASKS, option
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.hub import near_path
+from lit_rlhf.files import near_path
 
 _PEFT = {"r": "lora_r", "target_modules": "lora_target_modules", "task_type": "lora_task_type"}
 _PEFT |= {"modules_to_save": "lora_modules_to_save", "use_rslora": "use_rslora"}

@@ -1,6 +1,6 @@
 """Collators: tokenized rows to padded batches. They only pad, and hold nothing but the pad id, for workers' sake."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any, Literal, Never, cast
@@ -125,6 +125,10 @@ class BranchedCollator:
         if SUBSET in rows[0]["columns"]:
             batch[SUBSET] = [row["columns"][SUBSET] or "" for row in rows]
         return batch
+
+
+Collators = Mapping[Layout, type[BranchedCollator]]
+"""By layout, what makes batches of it."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.cache import TokenCache, cache_root
-from lit_rlhf.data.collate import BranchedCollator
+from lit_rlhf.data.collate import BranchedCollator, Collators, Layout
 from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.encoding import LengthPolicy, PromptCut
 from lit_rlhf.data.finding import Auto, FormatFinder, Takes
@@ -23,7 +22,7 @@ from lit_rlhf.data.preparation import InvalidPolicy, Report
 from lit_rlhf.data.prepared import PreparedSources, shares_of, weights_of
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
-from lit_rlhf.data.rows import ReferenceLogprobs, TokenizedRows
+from lit_rlhf.data.rows import ReferenceLogprobs, TokenCache, TokenizedRows, cache_root
 from lit_rlhf.data.samplers import (
     STATE_VERSION,
     EvaluationSampler,
@@ -44,7 +43,7 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.internals.lightning import save_hyperparameters, set_hyperparameters
 from lit_rlhf.options import check_option, is_plain
 from lit_rlhf.prompt_form import PromptForm
-from lit_rlhf.tokenizers import load_tokenizer, tokenizer_fingerprint
+from lit_rlhf.tokenizers import load_tokenizer, pad_token_id, tokenizer_fingerprint
 
 # The source that a stage can't do without, and those it opens.
 _STAGES: dict[str | None, tuple[str | None, tuple[str, ...]]] = {
@@ -119,6 +118,7 @@ class BranchedDataModule(LightningDataModule, ABC):
     default_format: ClassVar[Format | None] = None
     """A subclass's own format where none is set. None: it is found from the rows."""
     default_bucket_batches: ClassVar[int] = 50
+    layout: Layout = "branched"
 
     def __init__(
         self,
@@ -200,9 +200,15 @@ class BranchedDataModule(LightningDataModule, ABC):
         """
         return self.format_of(next(name for name, each in self.sources.items() if each))(row)
 
+    @property
     @abstractmethod
+    def collators(self) -> Collators:
+        """What makes batches of rows, by layout."""
+
     def collator(self) -> BranchedCollator:
-        """What makes batches of rows."""
+        """What makes batches of this layout."""
+        kind = self.collators[self.layout]
+        return kind(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
 
     def cache_key(self) -> Any:
         """What of this class decides which records a row becomes, as plain values: for the key of the cache.
@@ -226,6 +232,10 @@ class BranchedDataModule(LightningDataModule, ABC):
         given = {**vars(self), **self.sources, "tokenizer": self._tokenizer_option}
         for name, (valid, allowed) in OPTION_RULES.items():
             check_option(valid(given[name]), self, name, given[name], allowed)
+        layouts = ", ".join(self.collators)
+        check_option(
+            self.layout in self.collators, self, "layout", self.layout, f"one of {layouts}"
+        )
         check_sources(self.sources, self.val_fraction)
         if self.cut_prompt != "start" and not self.too_long.startswith("truncate"):
             raise ConfigurationError(

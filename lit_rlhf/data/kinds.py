@@ -1,9 +1,9 @@
 """One DataModule for each kind of data."""
 
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from lit_rlhf.data.collate import (
-    BranchedCollator,
+    Collators,
     DemonstrationCollator,
     DemonstrationRowsCollator,
     Layout,
@@ -29,8 +29,6 @@ from lit_rlhf.data.formats import (
 from lit_rlhf.data.recognition import MODULES, Kind
 from lit_rlhf.data.wrappers import PairsFromRanking, PromptsOf, UnpairedFromPairs
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.options import check_option
-from lit_rlhf.tokenizers import pad_token_id
 
 
 class PreferenceDataModule(BranchedDataModule):
@@ -46,6 +44,7 @@ class PreferenceDataModule(BranchedDataModule):
         **kwargs: As for `BranchedDataModule`.
     """
 
+    collators: Collators = {"branched": PreferenceCollator, "rows": PairRowsCollator}
     shape: ClassVar[Shape] = Shape(
         (2, 2), fields=("margin", "p_chosen", "attributes"), unit="pairs"
     )
@@ -55,16 +54,6 @@ class PreferenceDataModule(BranchedDataModule):
     def __init__(self, *args: Any, layout: Layout = "branched", **kwargs: Any) -> None:
         self.layout = layout
         super().__init__(*args, **kwargs)
-
-    def collator(self) -> BranchedCollator:
-        """Makes `PreferenceBatch`es."""
-        kind = PairRowsCollator if self.layout == "rows" else PreferenceCollator
-        return kind(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
-
-    def check_options(self) -> None:
-        """Refuse an unknown layout too."""
-        super().check_options()
-        _check_layout(self)
 
 
 class DemonstrationDataModule(BranchedDataModule):
@@ -79,6 +68,7 @@ class DemonstrationDataModule(BranchedDataModule):
         **kwargs: As for `BranchedDataModule`.
     """
 
+    collators: Collators = {"branched": DemonstrationCollator, "rows": DemonstrationRowsCollator}
     shape: ClassVar[Shape] = Shape((1, 1), unit="demonstrations")
     canonical_format: ClassVar[Format] = Demonstration()
     takes: ClassVar[Takes] = {"demonstrations": None, "text": None}
@@ -86,16 +76,6 @@ class DemonstrationDataModule(BranchedDataModule):
     def __init__(self, *args: Any, layout: Layout = "branched", **kwargs: Any) -> None:
         self.layout = layout
         super().__init__(*args, **kwargs)
-
-    def collator(self) -> BranchedCollator:
-        """Makes `DemonstrationBatch`es."""
-        kind = DemonstrationRowsCollator if self.layout == "rows" else DemonstrationCollator
-        return kind(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
-
-    def check_options(self) -> None:
-        """Refuse an unknown layout too."""
-        super().check_options()
-        _check_layout(self)
 
 
 class PromptDataModule(BranchedDataModule):
@@ -109,6 +89,7 @@ class PromptDataModule(BranchedDataModule):
         ConfigurationError: `max_completion_length` is set.
     """
 
+    collators: Collators = {"branched": PromptCollator}
     shape: ClassVar[Shape] = Shape((0, 0), unit="prompts")
     canonical_format: ClassVar[Format] = PromptOnly()
     takes: ClassVar[Takes] = {
@@ -116,10 +97,6 @@ class PromptDataModule(BranchedDataModule):
         **dict.fromkeys(("pairs", "rankings", "unpaired", "demonstrations", "steps"), PromptsOf),
     }
     default_bucket_batches: ClassVar[int] = 1
-
-    def collator(self) -> BranchedCollator:
-        """Makes `PromptBatch`es."""
-        return PromptCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
 
     def check_options(self) -> None:
         """Refuse a length of completions too."""
@@ -138,13 +115,10 @@ class RankedDataModule(BranchedDataModule):
     are read by `PreferenceDataModule` with the format `PairsFromRanking(Ranked())`.
     """
 
+    collators: Collators = {"branched": RankedCollator}
     shape: ClassVar[Shape] = Shape((2, None), one_of=("score",), unit="rankings")
     canonical_format: ClassVar[Format] = Ranked()
     takes: ClassVar[Takes] = {"rankings": None}
-
-    def collator(self) -> BranchedCollator:
-        """Makes `RankedBatch`es."""
-        return RankedCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
 
 
 class UnpairedDataModule(BranchedDataModule):
@@ -154,15 +128,12 @@ class UnpairedDataModule(BranchedDataModule):
     (`UnpairedFromPairs`).
     """
 
+    collators: Collators = {"branched": UnpairedCollator}
     shape: ClassVar[Shape] = Shape(
         (1, 1), one_of=("label", "score"), fields=("attributes",), unit="completions"
     )
     canonical_format: ClassVar[Format] = Unpaired()
     takes: ClassVar[Takes] = {"unpaired": None, "pairs": UnpairedFromPairs}
-
-    def collator(self) -> BranchedCollator:
-        """Makes `UnpairedBatch`es."""
-        return UnpairedCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
 
 
 class ProcessDataModule(BranchedDataModule):
@@ -172,19 +143,10 @@ class ProcessDataModule(BranchedDataModule):
     don't fit whole into `max_completion_length` are left out, and the prompt is cut from the left.
     """
 
+    collators: Collators = {"branched": ProcessCollator}
     shape: ClassVar[Shape] = Shape((1, None), one_of=("step_label",), unit="solutions")
     canonical_format: ClassVar[Format] = Steps()
     takes: ClassVar[Takes] = {"steps": None}
-
-    def collator(self) -> BranchedCollator:
-        """Makes `ProcessBatch`es."""
-        return ProcessCollator(pad_token_id(self.tokenizer), self.pad_to_multiple_of)
-
-
-def _check_layout(module: PreferenceDataModule | DemonstrationDataModule) -> None:
-    layouts = get_args(Layout)
-    valid = module.layout in layouts
-    check_option(valid, module, "layout", module.layout, f"one of {', '.join(layouts)}")
 
 
 def shape_of(kind: Kind) -> Shape:

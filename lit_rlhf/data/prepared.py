@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.cache import Entry, TokenCache, cache_root
 from lit_rlhf.data.conversion import Shape, grouped
 from lit_rlhf.data.encoding import Encoder, LengthPolicy, PromptCut
 from lit_rlhf.data.finding import FormatFinder, say_found
@@ -18,7 +17,7 @@ from lit_rlhf.data.preparation import InvalidPolicy, Preparation, Report, say
 from lit_rlhf.data.recognition import spell
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
-from lit_rlhf.data.rows import TokenizedRows
+from lit_rlhf.data.rows import Entry, TokenCache, TokenizedRows, cache_root
 from lit_rlhf.data.showing import say_difference
 from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError

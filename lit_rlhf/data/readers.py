@@ -27,11 +27,10 @@ from urllib.parse import urlsplit
 
 from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential
 
-from lit_rlhf.data.cache import cache_root
 from lit_rlhf.data.records import UnreadableRow
+from lit_rlhf.data.rows import cache_root
 from lit_rlhf.errors import ConfigurationError, DataError
-from lit_rlhf.files import whole_file
-from lit_rlhf.hub import near_path
+from lit_rlhf.files import near_path, whole_file
 
 _MAGIC = re.compile(r"[*?\[]")
 _SPLITS = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])")

@@ -185,7 +185,7 @@ class NCCLGroup:
         nccl.broadcast([tensor], comms=self._group)
 
 
-def attend(
+def flash_attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -219,7 +219,7 @@ def attend(
     return tuple(found[:4])
 
 
-def attend_backward(
+def flash_attend_backward(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -234,7 +234,7 @@ def attend_backward(
     scale: float,
     *state: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Gradients of `attend`'s inputs from that of its output, from output and normalizers that may be of more keys."""
+    """Gradients of the inputs of `flash_attend`, from output and normalizers that may be of more keys."""
     lengths = (query_from, key_from, longest_query, longest_key)
     gradients: tuple[Tensor, ...] = torch.ops.aten._flash_attention_backward(
         grad, query, key, value, out, normalizer, *lengths, 0.0, causal, *state, scale=scale

@@ -26,8 +26,7 @@ from lit_rlhf.functional.branches import (
 )
 from lit_rlhf.functional.logprobs import product_dtype
 from lit_rlhf.internals.transformers import accepts, attention_of
-from lit_rlhf.models.kernels import flash_branches
-from lit_rlhf.models.kernels.attention import Apart, apart, computes_apart
+from lit_rlhf.models.kernels.attention import Apart, apart, computes_apart, flash_serves
 from lit_rlhf.models.specs import Branching
 from lit_rlhf.types import BranchedBatch
 
@@ -281,7 +280,7 @@ class BranchRunner:
         """Whether prompts and branches are computed apart by flash kernels."""
         weight = next(p for p in self.trunk.parameters() if p.is_floating_point())
         dtype = product_dtype(weight)
-        return self.splits and flash_branches.serves(weight.device, dtype, self.head_width)
+        return self.splits and flash_serves(weight.device, dtype, self.head_width)
 
     def expanded(
         self, batch: BranchedBatch, layout: BranchLayout, num_branches: int

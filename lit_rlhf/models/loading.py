@@ -24,13 +24,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.hub import from_hub
 from lit_rlhf.internals.bitsandbytes import keep_trainable
 from lit_rlhf.internals.transformers import ONE_AT_A_TIME, drawn_once, recompute
 from lit_rlhf.models.precision import resolve_dtype
 from lit_rlhf.models.specs import ModelSpec
 from lit_rlhf.seeding import stable_hash
-from lit_rlhf.tokenizers import load_tokenizer
+from lit_rlhf.tokenizers import from_hub, load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]

@@ -13,13 +13,12 @@ from transformers import (
 )
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
-from lit_rlhf.hub import from_hub, require_directory
 from lit_rlhf.models.adapters import read_adapter
 from lit_rlhf.models.backbone import Backbone
 from lit_rlhf.models.cards import read_record, recorded_prompts
 from lit_rlhf.models.loading import pretrained
 from lit_rlhf.models.specs import Attention, Branching, DTypeOption, ModelSpec, Quantization
-from lit_rlhf.tokenizers import load_tokenizer
+from lit_rlhf.tokenizers import from_hub, load_tokenizer, require_directory
 
 
 def load_reward_model(

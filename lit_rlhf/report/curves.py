@@ -1,4 +1,4 @@
-"""Curves of runs: which metrics stand together, and runs that differ by seed alone as one with a band."""
+"""Curves of runs, and what these came to: runs that differ by seed alone are one, with a band and an interval."""
 
 import math
 import re
@@ -16,6 +16,21 @@ from lit_rlhf.report.vega import Plot
 
 DISTINCT_2 = "train/samples/distinct_2"
 """Computed from the samples: mean share of different word pairs within a response."""
+
+TOLD = (
+    ("train/objective/scores", "reward"),
+    ("val/objective/scores", "reward, validation"),
+    ("train/rewards/gold/mean", "gold reward"),
+    ("train/objective/kl", "KL, nats per completion"),
+    ("train/completions/mean_length", "tokens per completion"),
+    ("train/accuracy", "accuracy"),
+    ("val/accuracy", "accuracy, validation"),
+    ("train/rewards/accuracies", "accuracy of implicit rewards"),
+    ("val/rewards/accuracies", "accuracy of implicit rewards, validation"),
+    ("train/loss", "loss"),
+    ("val/loss", "loss, validation"),
+)
+"""The metrics that a page begins with, and what they are called there."""
 
 _TIME = "Time and memory"
 _GROUPS = (
@@ -97,6 +112,26 @@ def t_interval(values: Sequence[float]) -> float | None:
     freedom = len(values) - 1
     quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.96 + 2.5 / freedom
     return quantile * stdev(values) / math.sqrt(len(values))
+
+
+def spreads(group: Group) -> dict[str, list[float | None]]:
+    """Of each metric that a page begins with and some run of the group has: the cells under `columns`.
+
+    By what it is called: mean, half the width of its 95 % interval (of three runs or more), standard deviation (n - 1),
+    and the end of each run.
+    """
+    found: dict[str, list[float | None]] = {}
+    for metric, label in TOLD:
+        ends = group.ends(metric)
+        if known := [end for end in ends if end is not None]:
+            deviation = stdev(known) if len(known) > 1 else None
+            found[label] = [fmean(known), t_interval(known), deviation, *ends]
+    return found
+
+
+def columns(group: Group) -> list[str]:
+    """The heads over the cells of `spreads`."""
+    return ["mean", "± (95 %)", "std", *(run.name for run in group.runs)]
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[Group]:

@@ -7,10 +7,13 @@ from typing import Any
 
 from lit_rlhf.callbacks.summary import duration
 from lit_rlhf.report.curves import (
+    TOLD,
     Group,
     against_each_other,
+    columns,
     curve_sections,
     group_by_seed,
+    spreads,
     values_of,
 )
 from lit_rlhf.report.page import (
@@ -27,7 +30,6 @@ from lit_rlhf.report.page import (
     write_page,
 )
 from lit_rlhf.report.runs import Run, read_runs
-from lit_rlhf.report.spread import TOLD, columns, spreads
 
 _PROMPTS, _TIMES, _NAMED = 8, 4, 3
 
@@ -55,7 +57,7 @@ def report_runs(paths: Sequence[Path], output: Path) -> Path:
         sections.append(_differences(groups))
         told = "Means over the last tenth of each run; the interval is of their mean (Student's t), of three or more."
         for group in (group for group in groups if len(group.runs) > 1):
-            rows: list[list[Cell]] = [[each.label, *each.cells()] for each in spreads(group)]
+            rows: list[list[Cell]] = [[label, *cells] for label, cells in spreads(group).items()]
             table = Table(["metric", *columns(group)], rows, told)
             sections.append(Section(f"Seed by seed: {group.name}", [table]))
     sections += curve_sections(groups)

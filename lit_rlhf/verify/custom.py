@@ -27,8 +27,6 @@ from lit_rlhf.modules import (
     XPOPolicyModule,
 )
 from lit_rlhf.verify import populations as data, targets
-from lit_rlhf.verify.best_of_n import BestOfNCase, best_of_n
-from lit_rlhf.verify.distilled import TabularTeacher, teacher_of
 from lit_rlhf.verify.groups import per_token_optimum, ranked_optimum, shrunk_optimum
 from lit_rlhf.verify.off_policy import OffPolicyCase, has_known_weights
 from lit_rlhf.verify.online import PairCase, nash_optimum, sppo_optimum, xpo_optimum
@@ -36,7 +34,15 @@ from lit_rlhf.verify.policy import CriticCase, PolicyCase
 from lit_rlhf.verify.preference import PreferenceCase
 from lit_rlhf.verify.runner import BETA, Case
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
-from lit_rlhf.verify.variants import PtxCase, ReMaxCase, ptx_optimum
+from lit_rlhf.verify.variants import (
+    BestOfNCase,
+    PtxCase,
+    ReMaxCase,
+    TabularTeacher,
+    best_of_n,
+    ptx_optimum,
+    teacher_of,
+)
 
 _GROUP = 2
 """Samples of a prompt, of a module that draws several: all groups of more are too many."""

@@ -6,17 +6,15 @@ from functools import cache
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.modules import RLHFModule
-from lit_rlhf.verify.best_of_n import best_of_n_cases
 from lit_rlhf.verify.custom import custom_cases
-from lit_rlhf.verify.distilled import distillation_cases
 from lit_rlhf.verify.groups import group_cases
 from lit_rlhf.verify.off_policy import off_policy_cases
 from lit_rlhf.verify.online import pair_cases
 from lit_rlhf.verify.policy import policy_cases
-from lit_rlhf.verify.preference_cases import preference_cases
+from lit_rlhf.verify.preference import preference_cases
 from lit_rlhf.verify.reward import reward_cases
 from lit_rlhf.verify.runner import Case, VerifyRow, verify_case
-from lit_rlhf.verify.variants import variant_cases
+from lit_rlhf.verify.variants import best_of_n_cases, distillation_cases, variant_cases
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Policy methods with more than scores in their rollouts, and those that are no plain policy gradient."""
+"""Policy methods with more in their rollouts than scores, those that are no plain policy gradient, and distillation."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,17 +8,24 @@ import torch
 from torch import Tensor
 
 from lit_rlhf import objectives as o
+from lit_rlhf.models import Backbone, ModelSpec
+from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.modules import (
     GAE,
+    BestOfNPolicyModule,
     DAPOPolicyModule,
+    DistillationPolicyModule,
     GroupPolicyModule,
     PolicyModule,
     PPOPtxPolicyModule,
     REBELPolicyModule,
+    REINFORCEPolicyModule,
     ReMaxPolicyModule,
     RLHFModule,
+    Teacher,
     Updates,
 )
+from lit_rlhf.modules.best_of_n import AT_MOST, BELOW
 from lit_rlhf.modules.collect import score_completions
 from lit_rlhf.modules.remax import GREEDY
 from lit_rlhf.rewards import ConstrainedReward, Reward
@@ -27,7 +34,7 @@ from lit_rlhf.types import Completions, EvaluatedRollout, Scores
 from lit_rlhf.verify import targets
 from lit_rlhf.verify.online import PairCase
 from lit_rlhf.verify.policy import CriticCase, MakeModule, PolicyCase
-from lit_rlhf.verify.runner import BETA, PI_STAR, optimum
+from lit_rlhf.verify.runner import BETA, PI_STAR, Training, optimum
 from lit_rlhf.verify.tabular import TabularWorld, bandit, tree
 
 _ETA = 0.7
@@ -195,3 +202,149 @@ def greedy_completion(world: TabularWorld, policy: Tensor) -> int:
         ]
         prefix = following[mass.index(max(mass))]
     return world.completions.index(prefix)
+
+
+@dataclass(frozen=True)
+class BestOfNCase(PolicyCase):
+    """Each completion's place among those of the reference is the exact one: that of anchors without number."""
+
+    def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
+        """The groups as a rollout with places."""
+        rollout = super().collect(module, groups)
+        picked, rewards = [y for group in groups for y in group], self.world.rewards
+        lower, equal = rewards[None] < rewards[:, None], rewards[None] == rewards[:, None]
+        below, at_most = (
+            torch.where(kept, self.world.reference, 0.0).sum(-1)[picked]
+            for kept in (lower, lower | equal)
+        )
+        scores = Scores(rollout.scores.total, {BELOW: below, AT_MOST: at_most})
+        return replace(rollout, scores=scores)
+
+
+def best_of_n(world: TabularWorld, n: int) -> Tensor:
+    """(Y,): of the best of n samples of the reference, drawn one after the other; equals don't replace."""
+    ref, lower = world.reference, (world.rewards[None] < world.rewards[:, None]).double()
+    best = ref
+    for _ in range(n - 1):
+        best = best * (1 - lower.T @ ref) + ref * (lower @ best)
+    return best
+
+
+def best_of_n_cases() -> list[PolicyCase]:
+    """Without ties, and with rewards of which several are equal."""
+    deep, few = tree(), bandit(3)
+    worlds: list[tuple[str, TabularWorld, Training]] = [
+        ("tree", deep, "follow"),
+        ("ties", replace(deep, rewards=deep.rewards.round()), "follow"),
+        ("bandit", few, "descend"),
+    ]
+    make = partial(BestOfNPolicyModule, num_samples=2, sampling=Sampling(max_new_tokens=2))
+    text = "the best of n of the reference"
+    return [
+        BestOfNCase(
+            f"BestOfN ({name}, n={n})",
+            text,
+            world,
+            partial(make, n=n),
+            best_of_n(world, n),
+            training=training,
+        )
+        for name, world, training in worlds
+        for n in (2, 3)
+    ]
+
+
+_BETAS = (0.0, 0.3, 0.5, 1.0)
+_GIVEN, _LMBDA = (0, 3, 3, 6), 0.4
+"""Answers that are given, by number, and the weight of the others."""
+_SHORT = Sampling(max_new_tokens=2)
+
+
+class TabularTeacher(Teacher):
+    """A distribution over a world's completions.
+
+    Args:
+        world: Whose completions they are.
+        policy: (Y,).
+    """
+
+    def __init__(self, world: TabularWorld, policy: Tensor) -> None:
+        super().__init__()
+        self.world, self.policy = world, policy
+
+    def attach(self, policy: Backbone, dtype: DTypeName | None = None) -> None:
+        """Make its table."""
+        self.model = self.world.backbone(self.policy).requires_grad_(False)
+
+    def beside(self, policy: Backbone) -> tuple[Backbone, str | None]:
+        """Itself."""
+        return self.model, None
+
+
+@dataclass(frozen=True)
+class GivenCase(PolicyCase):
+    """Distillation on samples and on given answers."""
+
+    def expected_loss(self, module: RLHFModule) -> Tensor:
+        """Both, as an optimizer step adds them."""
+        module = cast("DistillationPolicyModule", module)
+        loss, mask = module.text_loss(self.world.batch([[y] for y in _GIVEN]))
+        return super().expected_loss(module) + (1 - module.lmbda) * loss[mask].mean()
+
+
+def teacher_of(world: TabularWorld) -> Tensor:
+    """What the world's teacher writes, (Y,): neither the reference nor what the rewards make of it."""
+    return targets.tilted(world.reference, -world.rewards.flip(0))
+
+
+def distillation_cases() -> list[PolicyCase]:
+    """By divergences of whole distributions, and by the policy gradient that has the same aim."""
+    cases = [
+        PolicyCase(
+            f"Distillation ({where}, beta={beta:g})",
+            "the teacher",
+            world,
+            partial(_distilled, world, beta, 1.0),
+            teacher_of(world),
+            group=1,
+            training="either",  # quasi-Newton steps run astray with some
+        )
+        for where, world in (("tree", tree()), ("bandit", bandit()))
+        for beta in _BETAS
+    ]
+    deep = tree()
+    held = targets.tilted(teacher_of(deep), deep.rewards / BETA)
+
+    def by_gradient(spec: ModelSpec, reward: Reward) -> REINFORCEPolicyModule:
+        teacher, kl = TabularTeacher(deep, teacher_of(deep)), o.FixedKL(BETA)
+        return REINFORCEPolicyModule(spec, reward, reference=teacher, kl=kl, sampling=_SHORT)
+
+    return [
+        *cases,
+        GivenCase(
+            "Distillation (given answers too)",
+            "the teacher",
+            deep,
+            partial(_distilled, deep, 0.5, _LMBDA),
+            teacher_of(deep),
+            group=1,
+            training="either",
+        ),
+        PolicyCase(
+            "REINFORCE (held to a teacher)",
+            "teacher exp(r/beta)",
+            deep,
+            by_gradient,
+            held,
+            group=1,
+        ),
+    ]
+
+
+def _distilled(
+    world: TabularWorld, beta: float, lmbda: float, spec: ModelSpec, reward: Reward
+) -> DistillationPolicyModule:
+    teacher, jsd = TabularTeacher(world, teacher_of(world)), o.GeneralizedJSD(beta)
+    return DistillationPolicyModule(
+        spec, reward, teacher=teacher, divergence=jsd, lmbda=lmbda, sampling=_SHORT
+    )

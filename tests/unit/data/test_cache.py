@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlhf.data import FileSource, PreferenceDataModule, RowsSource
-from lit_rlhf.data.cache import TokenCache, cache_root
+from lit_rlhf.data.rows import TokenCache, cache_root
 from lit_rlhf.errors import DataError
 from lit_rlhf.testing import tiny_preferences, write_jsonl
 
@@ -146,7 +146,7 @@ def test_a_full_disk_says_so_and_harms_nothing(
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lit_rlhf.data.cache._write_marker", full)
+    monkeypatch.setattr("lit_rlhf.data.rows._write_marker", full)
     with pytest.raises(
         DataError, match=r"Can't write the cache .*root: .*No space left.*cache_dir.*LIT_RLHF_CACHE"
     ):

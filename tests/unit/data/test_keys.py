@@ -243,7 +243,7 @@ class TestCode:
         }
         of_data = {name for name in found if name.startswith("lit_rlhf.data.")}
         # Names of the formats again; where the cache lies.
-        assert of_data - {"lit_rlhf.data.formats", "lit_rlhf.data.cache"} <= {*modules}
+        assert of_data - {"lit_rlhf.data.formats", "lit_rlhf.data.rows"} <= {*modules}
 
 
 class Logging(PreferenceDataModule):

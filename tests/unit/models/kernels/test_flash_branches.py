@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaModel
 from lit_rlhf.estimate.device import acting
 from lit_rlhf.functional.branches import branch_attention_mask, branch_layout, branch_segments
 from lit_rlhf.models.branched import BranchRunner
-from lit_rlhf.models.kernels import attention, flash_branches as ours
+from lit_rlhf.models.kernels import attention as ours
 from lit_rlhf.models.kernels.attention import apart, grouped_attention
 from lit_rlhf.types import BranchedBatch
 from tests.tolerances import FP32, FP32_MODEL
@@ -72,8 +72,8 @@ def attend_backward(
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "attend", attend)
-    monkeypatch.setattr(ours, "attend_backward", attend_backward)
+    monkeypatch.setattr(ours, "flash_attend", attend)
+    monkeypatch.setattr(ours, "flash_attend_backward", attend_backward)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -106,7 +106,9 @@ def test_the_comparison_before_use_tells_right_from_wrong(monkeypatch: pytest.Mo
     cpu = torch.device("cpu")
     with torch.no_grad(), torch.device("meta"):  # as where a model is made on a GPU
         assert ours.largest_gap(cpu, torch.float64, 16) < 1e-5
-    monkeypatch.setattr(ours, "attend_backward", lambda *args: attend_backward(-args[0], *args[1:]))
+    monkeypatch.setattr(
+        ours, "flash_attend_backward", lambda *args: attend_backward(-args[0], *args[1:])
+    )
     assert ours.largest_gap(cpu, torch.float64, 16) > 1
 
 
@@ -119,10 +121,10 @@ def test_what_keeps_the_kernels_from_use_is_said(caplog: pytest.LogCaptureFixtur
 
 
 def test_where_they_are_not_for_nothing_is_tried() -> None:
-    assert not ours.serves(torch.device("cpu"), torch.bfloat16, 64)
+    assert not ours.flash_serves(torch.device("cpu"), torch.bfloat16, 64)
     gpu = torch.device("cuda")
-    assert not ours.serves(gpu, torch.float32, 64)
-    assert not ours.serves(gpu, torch.bfloat16, 20)
+    assert not ours.flash_serves(gpu, torch.float32, 64)
+    assert not ours.flash_serves(gpu, torch.bfloat16, 20)
 
 
 def test_an_estimate_for_a_gpu_counts_them_under_its_autocast_too() -> None:
@@ -146,10 +148,12 @@ def test_a_model_gives_what_it_gives_under_the_mask(
     make: MakeBackbone, batch: BranchedBatch, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(attention, "is_half", lambda *tensors: not calls.append(tensors))
+    monkeypatch.setattr(ours, "is_half", lambda *tensors: not calls.append(tensors))
     found = []
     for flash in (True, False):
-        monkeypatch.setattr(ours, "serves", lambda *kind, flash=flash: flash)
+        monkeypatch.setattr(
+            "lit_rlhf.models.branched.flash_serves", lambda *kind, flash=flash: flash
+        )
         backbone = with_heads(make(branching="shared", gradient_checkpointing=checkpointing))
         calls.clear()  # of the comparison that each model goes through
         torch.manual_seed(0)
