@@ -1,17 +1,22 @@
-"""From raw rows, neighbours that belong together as one, to checked records; what can't be used stays as an error."""
+"""From raw rows to records: what a format is, which neighbours it reads as one, and the checks of what it makes.
+
+What can't be used stays as an error.
+"""
 
 import json
 import math
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from typing import Any, ClassVar, Literal
 
-from lit_rlhf.data.formats import Format, group_rows
 from lit_rlhf.data.records import (
     InvalidRowError,
     Record,
     Row,
+    RowGroup,
     UnreadableRow,
     check_number,
     rows_of_group,
@@ -20,11 +25,128 @@ from lit_rlhf.data.records import (
 )
 from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.errors import ConfigurationError, DataError
+from lit_rlhf.options import check_option, is_text
 
+_MOST_NEIGHBOURS = 512  # so that a column that never changes doesn't bring a whole file into memory
 SUBSET = "subset"
 """The column that says which part of a data set a row belongs to: metrics are also told by it."""
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 """What of a row goes to the chat template: lists and dictionaries, or their JSON."""
+Style = Literal["text", "turns", "transcript"]
+
+
+class Format(ABC):
+    """Turns a raw row into records.
+
+    The cache of tokens goes by the options that a format declares (the fields of a dataclass, else the arguments of its
+    constructor, kept under their names) and by its code. A class attribute `version` stands for the code: whoever
+    states one changes it with what the format gives. A method `cache_key` that gives plain values replaces both.
+
+    Where a DataModule is given no format, or `Auto`, it takes the one that reads the first rows: see `recognises`.
+    """
+
+    style: ClassVar[Style] = "text"
+    """What its plain text is: text as it stands; turns, a user's question and an assistant's answers; or a transcript
+    of several turns with markers. By it, a recognised format is read as the conversation that it is."""
+    weak: ClassVar[bool] = False
+    """Whether it gives way to every other format that reads the same rows."""
+
+    @classmethod
+    def candidates(cls) -> "Sequence[Format]":
+        """The ways of reading to try where no format is set."""
+        return (cls(),)
+
+    def reads(self) -> tuple[str, ...]:
+        """The columns that it can't do without. A format that reads more columns of the rows is the better reading."""
+        return ()
+
+    def groups_by(self) -> str | None:
+        """The column whose equal values make neighbouring rows a `RowGroup`, converted as one; None: rows alone."""
+        return None
+
+    def votes(self, row: Row) -> Sequence[float]:
+        """What single raters said of a row: above 0 for the completion that its record has first, below for the other.
+
+        Empty where the data don't have it. What can't be read as a vote is left out: nothing is learned from them.
+        """
+        return ()
+
+    def recognises(self, rows: Sequence[Row]) -> bool:
+        """Whether rows are of this format: at least half of them can be converted.
+
+        Args:
+            rows: The first rows of a source, grouped by `groups_by`.
+        """
+        return 2 * sum(map(self.reads_row, rows)) >= len(rows)
+
+    def reads_row(self, row: Row) -> bool:
+        """Whether a row has the columns and can be converted."""
+        try:
+            return all(name in row for name in self.reads()) and bool(self(row))
+        except (InvalidRowError, ConfigurationError, TypeError, LookupError, AttributeError):
+            return False
+
+    @property
+    def innermost(self) -> "Format":
+        """Itself, or of a format around another one the one within."""
+        return self
+
+    @abstractmethod
+    def __call__(self, row: Row) -> list[Record]:
+        """Convert a row.
+
+        Raises:
+            InvalidRowError: The row can't be used.
+        """
+
+
+@dataclass(frozen=True)
+class Columns(Format):
+    """A format whose options name columns, and may say yes or no.
+
+    Raises:
+        ConfigurationError: One is no name, or neither yes nor no.
+    """
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.type in (str, "str", str | None, "str | None"):
+                allowed = "text that is not empty"
+                named = isinstance(value, str) and bool(value or option.name == "separator")
+                optional = value is None and option.type not in (str, "str")
+                if optional or option.type not in (str, "str"):
+                    allowed += ", or null"
+                check_option(named or optional, self, option.name, value, allowed)
+            elif option.type in (bool, "bool"):
+                check_option(isinstance(value, bool), self, option.name, value, "true or false")
+
+
+def check_columns(owner: Format, columns: object) -> None:
+    """Refuse names of further columns that are none.
+
+    Raises:
+        ConfigurationError: They are no list of names.
+    """
+    names = [] if columns is None else columns
+    valid = isinstance(names, list | tuple) and all(map(is_text, names))
+    check_option(valid, owner, "columns", columns, "a list of names or left out")
+
+
+def rates_all(rated: Format, plain: Format, rows: Sequence[Row]) -> bool:
+    """Whether rows have equally many ratings each: a batch can't hold others, and they would be left out.
+
+    Args:
+        rated: Reads the field `attributes`.
+        plain: Reads the same rows without it.
+        rows: The first rows of a source.
+    """
+    counts = {
+        len(rated(row)[0].fields["attributes"]) if rated.reads_row(row) else 0  # type: ignore[arg-type]
+        for row in rows
+        if plain.reads_row(row)
+    }
+    return len(counts) == 1
 
 
 @dataclass(frozen=True)
@@ -203,6 +325,37 @@ def template_options(row: Row) -> dict[str, Any]:
             )
         options |= {"tools": value} if column == "tools" else value
     return options
+
+
+def group_rows(rows: Iterable[Row], reader: Format) -> Iterator[Row]:
+    """Rows as a format reads them: neighbours that belong together as a `RowGroup`.
+
+    A group has 512 rows at most. What can't be read, or lacks the column, stands alone.
+
+    Example:
+        >>> from lit_rlhf.data.formats import HelpSteer2Pairs
+        >>> rows = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "c"}]
+        >>> [len(group.rows) for group in group_rows(rows, HelpSteer2Pairs())]
+        [2]
+    """
+    column = reader.groups_by()
+    if column is None:
+        yield from rows
+        return
+    numbered = enumerate(rows)
+    for _, found in groupby(numbered, key=lambda pair: _key(pair[0], pair[1], column)):
+        group = [row for _, row in found]
+        if isinstance(group[0], UnreadableRow):
+            yield group[0]
+        else:
+            for start in range(0, len(group), _MOST_NEIGHBOURS):
+                yield RowGroup(group[start : start + _MOST_NEIGHBOURS])
+
+
+def _key(number: int, row: Row, column: str) -> tuple[int, Any]:
+    """Equal for rows that belong together; a number, which no other row has, for those that stand alone."""
+    alone = isinstance(row, UnreadableRow) or row.get(column) is None
+    return (number, None) if alone else (-1, row[column])
 
 
 class _GroupedSource(Source):

@@ -31,7 +31,7 @@ from lit_rlhf.data.typed_code import codes_of, enclosed, named_globals, spelled,
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _OURS = "lit_rlhf"
-_FORMATS = ("answers", "base", "comparisons", "neighbours", "pairs", "rankings", "steps")
+_FORMATS = ("answers", "comparisons", "neighbours", "pairs", "rankings", "steps")
 _PREPARING = (
     *(
         "chat",

@@ -1,4 +1,4 @@
-"""Canonical records: what every format turns a raw row into, and the errors of rows that can't be turned."""
+"""Canonical records, what formats read them by, and the errors of rows that can't be turned into one."""
 
 import json
 import math
@@ -289,6 +289,72 @@ def read_bool(row: Row, column: str) -> bool:
             f"got {shorten(value)}, it must be true or false (or 1 or 0, or 1 or -1)",
         )
     return answer
+
+
+def carried_columns(
+    row: Row, columns: Sequence[str] | None, prompt: str | None = None
+) -> dict[str, Any]:
+    """The further columns of a row that go to the rewards.
+
+    Args:
+        row: The row.
+        columns: Their names. None: all but the prompt's.
+        prompt: The prompt's column.
+    """
+    if columns is None:
+        return {name: row[name] for name in row if name != prompt}
+    return {name: read_value(row, name) for name in columns}
+
+
+def read_prompt(row: Row, column: str) -> Text:
+    """A prompt that is not empty.
+
+    Raises:
+        InvalidRowError: It is empty, or no text.
+    """
+    prompt = read_text(row, column)
+    if isinstance(prompt, str) and not prompt:
+        raise InvalidRowError(
+            "empty prompt", f"column {column!r} is empty (text without prompts: use PlainText)"
+        )
+    return prompt
+
+
+def read_completion(row: Row, column: str, prompt: Text) -> Text:
+    """A completion of the same kind as its prompt, see `check_completion`."""
+    return check_completion(read_value(row, column), column, prompt)
+
+
+def check_completion(value: Any, column: str, prompt: Text) -> Text:
+    """Refuse a completion that doesn't fit its prompt; plain text after messages becomes the assistant's turn.
+
+    Raises:
+        InvalidRowError: Messages after plain text, or messages that repeat the prompt.
+    """
+    text = check_text(value, column)
+    if isinstance(prompt, str):
+        if not isinstance(text, str):
+            raise InvalidRowError(
+                "prompt and completion differ in kind",
+                f"the prompt is plain text, column {column!r} holds messages. If they are whole conversations, use "
+                "ImplicitPrompt or Conversation; if the prompt is a user's turn, give it as messages",
+            )
+        return text
+    if isinstance(text, str):
+        return [{"role": "assistant", "content": text}]
+    if list(text[: len(prompt)]) == list(prompt):
+        raise InvalidRowError(
+            "completion repeats the prompt",
+            f"column {column!r} holds the whole conversation; use ImplicitPrompt",
+        )
+    roles = [turn["role"] for turn in text]
+    if set(roles) != {"assistant"}:
+        raise InvalidRowError(
+            "completion is no answer",
+            f"the roles of column {column!r} are {roles}; what is learned is the assistant's, so put earlier turns "
+            "into the prompt",
+        )
+    return text
 
 
 def shorten(value: Any, limit: int = 80) -> str:

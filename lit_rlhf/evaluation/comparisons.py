@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lit_rlhf.data import AnswerSets, Format, InvalidRowError, Record, Source
-from lit_rlhf.data.conversion import Conversion, Shape, grouped
-from lit_rlhf.data.formats.base import Style
+from lit_rlhf.data.conversion import Conversion, Shape, Style, grouped
 from lit_rlhf.data.recognition import read_as, some_rows, spell
 from lit_rlhf.data.records import Row, read_number
 from lit_rlhf.data.sources import rows_of

@@ -11,6 +11,12 @@ Column values are plain text or messages (`[{"role": "user", "content": "..."}]`
 each format takes both; messages are rendered with the tokenizer's chat template.
 """
 
+from lit_rlhf.data.conversion import (
+    Columns as Columns,
+    Format as Format,
+    check_columns as check_columns,
+    group_rows as group_rows,
+)
 from lit_rlhf.data.formats.answers import (
     Alpaca as Alpaca,
     Conversation as Conversation,
@@ -20,15 +26,6 @@ from lit_rlhf.data.formats.answers import (
     PromptOnly as PromptOnly,
     Unpaired as Unpaired,
 )
-from lit_rlhf.data.formats.base import (
-    Columns as Columns,
-    Format as Format,
-    carried_columns as carried_columns,
-    check_columns as check_columns,
-    check_completion as check_completion,
-    read_completion as read_completion,
-    read_prompt as read_prompt,
-)
 from lit_rlhf.data.formats.comparisons import (
     PreferenceLabel as PreferenceLabel,
     PreferenceStrength as PreferenceStrength,
@@ -37,7 +34,6 @@ from lit_rlhf.data.formats.comparisons import (
 from lit_rlhf.data.formats.neighbours import (
     ConversationTreeRows as ConversationTreeRows,
     HelpSteer2Pairs as HelpSteer2Pairs,
-    group_rows as group_rows,
 )
 from lit_rlhf.data.formats.pairs import (
     TRANSCRIPT_MARKER as TRANSCRIPT_MARKER,
@@ -58,4 +54,10 @@ from lit_rlhf.data.formats.steps import (
     PRM800K as PRM800K,
     MathShepherd as MathShepherd,
     Steps as Steps,
+)
+from lit_rlhf.data.records import (
+    carried_columns as carried_columns,
+    check_completion as check_completion,
+    read_completion as read_completion,
+    read_prompt as read_prompt,
 )

@@ -5,25 +5,19 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar
 
-from lit_rlhf.data.formats.base import (
-    Columns,
-    Format,
-    Style,
-    carried_columns,
-    check_columns,
-    rates_all,
-    read_completion,
-    read_prompt,
-)
+from lit_rlhf.data.conversion import Columns, Format, Style, check_columns, rates_all
 from lit_rlhf.data.records import (
     FieldValue,
     InvalidRowError,
     Record,
     Row,
     Text,
+    carried_columns,
     check_numbers,
     read_bool,
+    read_completion,
     read_number,
+    read_prompt,
     read_text,
     read_value,
 )

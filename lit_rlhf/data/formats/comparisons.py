@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lit_rlhf.data.formats.base import Columns, Format, Style, read_completion, read_prompt
+from lit_rlhf.data.conversion import Columns, Format, Style
 from lit_rlhf.data.records import (
     InvalidRowError,
     Record,
     Row,
     read_bool,
+    read_completion,
     read_list,
     read_number,
+    read_prompt,
     read_value,
     shorten,
 )

@@ -1,19 +1,17 @@
 """Records that are spread over neighbouring rows: rated answers to one prompt, the messages of one tree."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
+from lit_rlhf.data.conversion import Columns
 from lit_rlhf.data.formats.answers import HelpSteer2Ratings
-from lit_rlhf.data.formats.base import Columns, Format
 from lit_rlhf.data.formats.rankings import rankings_of_tree
 from lit_rlhf.data.records import (
     FieldValue,
     InvalidRowError,
     Record,
     Row,
-    RowGroup,
     UnreadableRow,
     check_number,
     ordered_pairs,
@@ -22,38 +20,6 @@ from lit_rlhf.data.records import (
     rows_of_group,
     shorten,
 )
-
-_MOST_NEIGHBOURS = 512  # so that a column that never changes doesn't bring a whole file into memory
-
-
-def group_rows(rows: Iterable[Row], reader: Format) -> Iterator[Row]:
-    """Rows as a format reads them: neighbours that belong together as a `RowGroup`.
-
-    A group has 512 rows at most. What can't be read, or lacks the column, stands alone.
-
-    Example:
-        >>> rows = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "c"}]
-        >>> [len(group.rows) for group in group_rows(rows, HelpSteer2Pairs())]
-        [2]
-    """
-    column = reader.groups_by()
-    if column is None:
-        yield from rows
-        return
-    numbered = enumerate(rows)
-    for _, found in groupby(numbered, key=lambda pair: _key(pair[0], pair[1], column)):
-        group = [row for _, row in found]
-        if isinstance(group[0], UnreadableRow):
-            yield group[0]
-        else:
-            for start in range(0, len(group), _MOST_NEIGHBOURS):
-                yield RowGroup(group[start : start + _MOST_NEIGHBOURS])
-
-
-def _key(number: int, row: Row, column: str) -> tuple[int, Any]:
-    """Equal for rows that belong together; a number, which no other row has, for those that stand alone."""
-    alone = isinstance(row, UnreadableRow) or row.get(column) is None
-    return (number, None) if alone else (-1, row[column])
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lit_rlhf.data.formats.base import (
-    Columns,
-    Format,
-    Style,
-    rates_all,
-    read_completion,
-    read_prompt,
-)
+from lit_rlhf.data.conversion import Columns, Format, Style, rates_all
 from lit_rlhf.data.records import (
     FieldValue,
     InvalidRowError,
@@ -19,8 +12,10 @@ from lit_rlhf.data.records import (
     Row,
     Text,
     check_numbers,
+    read_completion,
     read_list,
     read_number,
+    read_prompt,
     read_text,
     shorten,
 )

@@ -4,14 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lit_rlhf.data.formats.base import Columns, Format, Style, check_completion, read_prompt
+from lit_rlhf.data.conversion import Columns, Format, Style
 from lit_rlhf.data.records import (
     InvalidRowError,
     Message,
     Record,
     Row,
+    check_completion,
     check_number,
     read_list,
+    read_prompt,
     read_value,
     shorten,
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lit_rlhf.data.formats.base import Columns, Style, read_prompt
+from lit_rlhf.data.conversion import Columns, Style
 from lit_rlhf.data.records import (
     InvalidRowError,
     Record,
@@ -12,6 +12,7 @@ from lit_rlhf.data.records import (
     Text,
     check_number,
     read_list,
+    read_prompt,
     read_text,
     read_value,
     shorten,
