@@ -314,7 +314,8 @@ def even_batch_size(num_rows: int, batch_size: int, num_replicas: int) -> int:
     """
     sizes = chain(range(batch_size, 0, -1), range(batch_size + 1, num_rows + 1))
     rests = ((size, num_rows % (size * num_replicas)) for size in sizes)
-    return next(size for size, rest in rests if rest == 0 or rest >= num_replicas)
+    fitting = (size for size, rest in rests if rest == 0 or rest >= num_replicas)
+    return next(fitting, batch_size)  # of fewer rows than processes none is, which the sampler says
 
 
 def replicas(trainer: Trainer | None) -> tuple[int, int]:

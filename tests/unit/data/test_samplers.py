@@ -140,7 +140,7 @@ def test_too_few_rows_are_refused() -> None:
         LengthBucketSampler([1] * 7, 4, num_replicas=2)
     assert LengthBucketSampler([1] * 7, 4, num_replicas=2, drop_last=False).num_batches == 1
     with pytest.raises(ConfigurationError, match=r"1 row\(s\) can't be evaluated by 2 processes"):
-        EvaluationSampler(np.ones(1), 1, num_replicas=2)
+        EvaluationSampler(np.ones(1), even_batch_size(1, 4, 2), num_replicas=2)
 
 
 def test_even_batches_are_as_large_as_asked_for_where_they_can_be() -> None:
