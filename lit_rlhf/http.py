@@ -6,6 +6,7 @@ API key comes from an environment variable, so that no configuration, checkpoint
 
 import email.utils
 import json
+import logging
 import os
 import threading
 import time
@@ -32,6 +33,7 @@ from lit_rlhf.options import check_option, is_number, is_whole
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_log = logging.getLogger(__name__)
 _LONGEST_WAIT = 60.0
 _PASSING = {408, 409, 423, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 """Statuses after which the same request may succeed: time limits, rate limits, servers that are down or overloaded."""
@@ -127,8 +129,13 @@ class HTTPClient:
         pool = ThreadPoolExecutor(self.endpoint.concurrency, "http")
         try:
             yield from pool.map(function, items)
-        except BaseException:
+        except BaseException as error:
             self._closed.set()  # those that wait for their next try give up
+            if isinstance(error, KeyboardInterrupt):
+                _log.warning(
+                    "Requests that are under way are waited for, %g seconds at most.",
+                    self.endpoint.timeout,
+                )
             raise
         finally:
             pool.shutdown(cancel_futures=True)

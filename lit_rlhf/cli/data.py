@@ -13,7 +13,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, refuse_directory, write_rows
+from lit_rlhf.cli.output import print_text, refuse_directory, refuse_input, write_rows
 from lit_rlhf.data import Format, InvalidRowError, Record, Source
 from lit_rlhf.data.canonical import canonical_row
 from lit_rlhf.data.conversion import TEMPLATE_COLUMNS, Conversion, grouped, template_options
@@ -176,6 +176,7 @@ def convert(
     if output.suffix not in (".jsonl", ".parquet"):
         raise ConfigurationError(f"The output is {output}; its suffix must be .jsonl or .parquet.")
     source = local_source(path)
+    refuse_input(output, source)
     # As text, question and answer would run together.
     rows = some_rows(source)
     reading = read_as(rows, str(source), kind, format, "canonical")

@@ -11,8 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.layout import as_learned
-from lit_rlhf.cli.output import refuse_directory, writable_rows, write_rows
+from lit_rlhf.cli.output import (
+    refuse_directory,
+    refuse_input,
+    set_aside,
+    writable_rows,
+    write_rows,
+)
 from lit_rlhf.cli.selection import (
+    WRITTEN,
     Kept,
     Sample,
     keep_best,
@@ -85,7 +92,8 @@ def generate(
             datasets library wrote.
         prompt: One prompt, instead of a file.
         output: JSONL to write, the rows with a column `response` (with a reward also `score`, null where it
-            couldn't be scored, and `finished`), or what `keep` says; default: standard output.
+            couldn't be scored, and `finished`), or what `keep` says; default: standard output. A column of such a name
+            that they hold already goes on as `NAME_before`.
         prompt_column: Column of the prompt; text, or messages that the chat template renders.
         prompt_template: Jinja that makes the prompt of a row's columns (and its `number`), as in "Shorten: {{ response
             }}"; a user's message where the model has a chat template.
@@ -115,6 +123,7 @@ def generate(
     source: Source = (
         RowsSource([{prompt_column: prompt}]) if prompts is None else local_source(prompts)
     )
+    refuse_input(output, source)
     rows = _rows(source, completion_column if keep == "self_play" else None)
     actor = _actor(model, reward, engine, sampling, reference, dtype, seed)
     if prompt_template is not None:
@@ -135,15 +144,16 @@ def generate(
             output, [request, rows, weights_fingerprint(actor.backbone, "policy")]
         )
     samples = _samples(actor, data, num_samples, unfinished, with_kl=reference is not None)
-    prompted = [(row, samples[i]) for i, row in enumerate(rows)]
     columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
-    if keep in ("all", "finished"):
+    every = keep in ("all", "finished")
+    shown = rows
+    if not every and format is not plain:
+        shown = [{**row, prompt_column: format(row)[0].prompt} for row in rows]
+    shown = set_aside(shown, [response_column, *columns] if every else WRITTEN.get(keep, ()))
+    prompted = [(row, samples[i]) for i, row in enumerate(shown)]
+    if every:
         kept, why = keep_every(prompted, keep == "all", response_column, columns), ""
     else:
-        if format is not plain:
-            prompted = [
-                ({**row, prompt_column: format(row)[0].prompt}, found) for row, found in prompted
-            ]
         kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
     if kept.without:
         sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")

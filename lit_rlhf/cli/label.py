@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, refuse_directory
+from lit_rlhf.cli.output import print_text, refuse_directory, refuse_input
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError, ServiceError
@@ -52,9 +52,11 @@ def label(
     pairwise = PairwiseJudge(judge)
     if isinstance(judge, LocalJudge) and judge.spec is None:
         raise ConfigurationError("LocalJudge needs a model here: --judge.backbone.name DIRECTORY.")
+    refuse_input(output, source)
     judge.to(default_device())
     if judge.cache is None:
         judge.cache = output.with_name(f"{output.name}.answers")
+    kept = f"What was answered is kept in {judge.cache}: the same command goes on from there"
     pairs, dropped = read_labelled_pairs(source, format, "drop" if skip_invalid else "error")
     with Progress(console=Console(file=sys.stderr), transient=True) as bar:
         task = bar.add_task("judging", total=len(pairs))
@@ -62,15 +64,20 @@ def label(
             done = label_pairs(pairs, pairwise, lambda count: bar.update(task, completed=count))
         except ServiceError as error:
             raise ServiceError(
-                f"{error} What was answered is kept in {judge.cache}: the same command goes on from there, with "
-                "--judge.failures null without what fails."
+                f"{error} {kept}, with --judge.failures null without what fails."
             ) from error
+        except KeyboardInterrupt:
+            sys.stderr.write(f"{kept}.\n")
+            raise
     if summary is not None:  # first: who finds the output finds both
         told = {**done.numbers(), "left_out": dropped, **asdict(judge.tally)}
         write_text(summary, json.dumps(told, indent=2) + "\n", "The summary")
+    failed = f"the last failure: {judge.complaint}\n" if judge.complaint else ""
+    if failed and not done.judged:
+        raise ServiceError(f"No pair got a verdict, so {output} is not written; {failed.strip()}")
     write_preferences(done, output)
     left_out = f"{dropped} rows were left out as they can't be used\n" if dropped else ""
-    print_text(f"{output}: {done}\n{left_out}{judge.tally}\n")
+    print_text(f"{output}: {done}\n{left_out}{judge.tally}\n{failed}")
 
 
 def run(words: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,17 @@ def refuse_directory(output: Path | None) -> None:
         )
 
 
+def refuse_input(output: Path | None, source: "Source") -> None:
+    """Before any work: refuse an output that is a file of the data."""
+    from lit_rlhf.data import FileSource  # noqa: PLC0415  (see above)
+
+    files = source.files() if isinstance(source, FileSource) and output is not None else []
+    if any(output is not None and output.resolve() == file.path.resolve() for file in files):
+        raise ConfigurationError(
+            f"--output {str(output)!r} is the file that is read, which would be lost: name another file."
+        )
+
+
 def writable_rows(source: "Source") -> list[dict[str, Any]]:
     """The rows of a source, all of which `write_rows` can write again.
 
@@ -59,6 +70,21 @@ def writable_rows(source: "Source") -> list[dict[str, Any]]:
                     "data."
                 ) from error
     return rows
+
+
+def set_aside(rows: Sequence[dict[str, Any]], written: Collection[str]) -> list[dict[str, Any]]:
+    """Rows whose columns of names that are written anew go on under another one, `NAME_before`; which, is said."""
+    taken = dict.fromkeys(name for row in rows for name in row)
+    names = {}
+    for name in (name for name in taken if name in written):
+        other = f"{name}_before"
+        while other in taken or other in written:
+            other += "_before"
+        names[name] = other
+    if names:
+        told = ", ".join(f"{name} as {other}" for name, other in names.items())
+        sys.stderr.write(f"What the rows hold already is kept: {told}.\n")
+    return [{names.get(name, name): value for name, value in row.items()} for row in rows]
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], output: Path | None) -> None:

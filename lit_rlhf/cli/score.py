@@ -8,7 +8,13 @@ from lightning.fabric.utilities import move_data_to_device
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.layout import as_learned
-from lit_rlhf.cli.output import refuse_directory, writable_rows, write_rows
+from lit_rlhf.cli.output import (
+    refuse_directory,
+    refuse_input,
+    set_aside,
+    writable_rows,
+    write_rows,
+)
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, RowsSource
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.evaluation.scorers import Layout
@@ -36,6 +42,7 @@ def score(
         data: JSONL, JSON, CSV or Parquet with a prompt and a completion in each row, or a directory that `save_to_disk`
             of the datasets library wrote.
         output: JSONL to write, the rows with a column `score`, null for an empty completion; default: standard output.
+            A `score` that they hold already goes on as `score_before`.
         prompt_column: Column of the prompt.
         completion_column: Column of the completion.
         layout: Prompts of plain text as chats, or as they stand. auto: as the model has learned them, and as they stand
@@ -44,7 +51,9 @@ def score(
         dtype: Of the model's weights; float32 keeps small differences of scores.
     """
     refuse_directory(output)
-    every = writable_rows(local_source(data))
+    source = local_source(data)
+    refuse_input(output, source)
+    every = writable_rows(source)
     backbone = TrainedReward.read(model, None).load({"dtype": dtype})
     backbone.to(default_device())
     answered = [i for i, row in enumerate(every) if str(row.get(completion_column, "?")).strip()]
@@ -69,7 +78,8 @@ def score(
                 found = backbone(on_device, num_branches=1, role="reward", scores="reward").scores
             places = (answered[i] for i in batch["index"].tolist())
             scores.update(zip(places, found.tolist(), strict=True))
-    write_rows(({**row, "score": scores.get(i)} for i, row in enumerate(every)), output)
+    kept = set_aside(every, ["score"])
+    write_rows(({**row, "score": scores.get(i)} for i, row in enumerate(kept)), output)
 
 
 def run(words: Sequence[str]) -> None:

@@ -10,6 +10,12 @@ from lit_rlhf.functional.preferences import preference_probability
 
 Row = dict[str, Any]
 
+WRITTEN = {
+    "best": ("completion", "score"),
+    "pairs": ("chosen", "rejected", "p_chosen", "chosen_score", "rejected_score"),
+}
+"""What selections add to the rows."""
+
 
 @dataclass(frozen=True)
 class Sample:

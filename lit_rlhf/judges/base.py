@@ -44,11 +44,12 @@ class Tally:
     """What a judge has done so far.
 
     Args:
-        asked: Questions that the model answered.
+        asked: Questions that the model answered with a verdict.
         cached: Questions that the cache answered.
         failed: Questions without a verdict that could be read.
-        prompt_tokens: Tokens of the questions that the model answered.
-        completion_tokens: Tokens of its answers; of a local model, those of the verdict's words that it weighed.
+        prompt_tokens: Tokens of the questions that the model answered, those without a verdict included.
+        completion_tokens: Tokens of its answers, likewise; of a local model, those of the verdict's words that it
+            weighed.
         mass: Sum of the probability on the verdict's words, over all answers.
     """
 
@@ -118,6 +119,7 @@ class Judge(ABC):
         known = self.failures in ("raise", "null")
         check_option(known, self, "failures", failures, "raise or null")
         self.tally = Tally()
+        self.complaint = ""  # of the last failure
         self._answers: Answers | None = None
 
     @property
@@ -267,6 +269,9 @@ class Judge(ABC):
         Raises:
             ServiceError: Something is missing, and `failures` is "raise".
         """
+        with _COUNTING:
+            self.tally.prompt_tokens += read
+            self.tally.completion_tokens += written
         some = 0 < sum(answer.values()) < math.inf
         heard = {line.rpartition(": ")[0] for line in answer}
         missing = [name for name in self.criteria if name not in heard] if self.together else []
@@ -281,8 +286,6 @@ class Judge(ABC):
             return answer if some else None
         with _COUNTING:
             self.tally.asked += 1
-            self.tally.prompt_tokens += read
-            self.tally.completion_tokens += written
             self.tally.mass += sum(answer.values())
         if self._answers is not None:
             self._answers.put(key, answer)
@@ -296,6 +299,7 @@ class Judge(ABC):
         """
         with _COUNTING:
             self.tally.failed += 1
+            self.complaint = str(error)
         if self.failures == "raise":
             raise error
 

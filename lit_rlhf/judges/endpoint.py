@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lit_rlhf.errors import ServiceError
 from lit_rlhf.http import Endpoint, HTTPClient
 from lit_rlhf.judges.base import Answer, Conversation, Judge
-from lit_rlhf.options import check_option, is_text, is_whole
+from lit_rlhf.options import check_option, is_number, is_text, is_whole
 
 
 class EndpointJudge(Judge):
@@ -73,12 +73,17 @@ class EndpointJudge(Judge):
         try:
             reply = self.client.post("chat/completions", {**self.request, "messages": messages})
             answer, said = self._read(reply)
+            read, written = self._tokens(reply)
         except ServiceError as error:
             self.fail(error)
             return None
-        usage = reply.get("usage") or {}
-        counts = (usage.get(f"{name}_tokens") or 0 for name in ("prompt", "completion"))
-        return self.keep(key, answer, said, *map(int, counts))
+        return self.keep(key, answer, said, read, written)
+
+    def _tokens(self, reply: Any) -> tuple[int, ...]:
+        usage = reply.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        counts = [usage.get(f"{name}_tokens") for name in ("prompt", "completion")]
+        return tuple(int(n) if is_number(n) and 0 <= n < math.inf else 0 for n in counts)
 
     def _read(self, reply: Any) -> tuple[Answer, str]:
         try:

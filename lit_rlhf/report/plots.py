@@ -84,6 +84,8 @@ def histogram(
     }
     every = [value for values in finite.values() for value in values]
     low, high = (min(every), max(every)) if every else (0.0, 1.0)
+    if low == high:  # one bar, around the one value
+        low, high, bins = low - 0.5, high + 0.5, 1
     width = (high - low) / bins or 1.0
     rows, counted = [], {}
     for name, values in finite.items():
@@ -94,7 +96,13 @@ def histogram(
         counted[name] = {"start": low, "width": width, "counts": counts}
         edges = [(low + i * width, count) for i, count in enumerate([*counts, 0])]
         rows += [
-            {"x": edge, "to": edge + width, "y": count, "share": count / total, "s": name}
+            {
+                "x": edge,
+                "to": min(edge + width, high),
+                "y": count,
+                "share": count / total,
+                "s": name,
+            }
             for edge, count in edges
         ]
     encoding = {

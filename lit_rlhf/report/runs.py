@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lit_rlhf.callbacks.run_record import RUN_RECORD
+from lit_rlhf.callbacks.run_record import RUN_RECORD, read_starts
 from lit_rlhf.errors import DataError
 
 METRICS, _SAMPLES, _PROFILE = "metrics.jsonl", "samples.jsonl", "profile.json"
@@ -106,13 +106,16 @@ def _read_run(path: Path, name: str) -> Run:
     if not path.is_dir():
         what = "is a file" if path.exists() else "isn't there"
         raise DataError(f"{path} {what}: give the directory of a run, its run_dir.")
-    file = path / METRICS
-    if not file.is_file():
+    configs = sorted(path.rglob("config.yaml"), key=lambda found: found.stat().st_mtime)
+    config = configs[-1].read_text(encoding="utf-8") if configs else ""
+    file, starts = path / METRICS, read_starts(path / RUN_RECORD)
+    writes_metrics = not config or "MetricsFile" in config or "\nlog_json: true" in config
+    if not file.is_file() and not (starts and writes_metrics):
         below = sorted(str(found.parent) for found in path.glob(f"*/**/{METRICS}"))[:5]
         hint = (
             f"Runs below it: {', '.join(below)}."
             if below
-            else "A run writes it by the callback MetricsFile."
+            else "A run writes it from its first iteration on, by the callback MetricsFile."
         )
         raise DataError(f"{path} is no directory of a run, for it holds no {METRICS}. {hint}")
     damaged: dict[str, int] = {}
@@ -120,9 +123,8 @@ def _read_run(path: Path, name: str) -> Run:
     if not metrics:
         bad = f" ({damaged[METRICS]} lines that can't be read)" if damaged else ""
         raise DataError(
-            f"{file} has no metrics yet{bad}: the first line comes after the first iteration. Wait for it."
+            f"{path} has no metrics yet{bad}: the first line comes after the first iteration. {_way_out(starts)}"
         )
-    configs = sorted(path.rglob("config.yaml"), key=lambda found: found.stat().st_mtime)
     return Run(
         name=name,
         path=path,
@@ -130,9 +132,18 @@ def _read_run(path: Path, name: str) -> Run:
         samples=_lines(path / _SAMPLES, damaged),
         record=_object(path / RUN_RECORD, damaged),
         profile=_object(path / _PROFILE, damaged),
-        config=configs[-1].read_text(encoding="utf-8") if configs else "",
+        config=config,
         damaged=damaged,
     )
+
+
+def _way_out(starts: list[dict[str, Any]]) -> str:
+    """What to do about a run without an iteration, by its record."""
+    last = starts[-1] if starts else {}
+    if last.get("ended"):
+        why = f": {last['reason']}" if last.get("reason") else ""
+        return f"The run ended before it ({last.get('state')}{why}): start it again."
+    return "Wait for it; if the run was killed, start it again."
 
 
 def _lines(path: Path, damaged: dict[str, int]) -> list[dict[str, Any]]:

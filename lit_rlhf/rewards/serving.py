@@ -179,7 +179,10 @@ class RewardService:
                 except queue.Empty:
                     break
                 size += sum(item.size() for item in jobs[-1].items)
-            self._answer(jobs)
+            # Who has gone away asks again: of work for nobody a slow server would never come to that.
+            wanted = [job for job in jobs if job.done.set_running_or_notify_cancel()]
+            if wanted:
+                self._answer(wanted)
 
     def _answer(self, jobs: Sequence[_Job]) -> None:
         items = [item for job in jobs for item in job.items]
@@ -241,7 +244,7 @@ def create_app(
     async def score(request: Request) -> Response:
         admit(request)
         items = service.items(await _read(request))
-        scores = await asyncio.wrap_future(service.submit(items))
+        scores = await _unless_gone(request, service.submit(items))
         return JSONResponse({"scores": scores, "weights": service.weights})
 
     @app.exception_handler(DataError)
@@ -269,6 +272,16 @@ async def _read(request: Request) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise DataError(f"A request is JSON, and this one isn't: {error}.") from error
+
+
+async def _unless_gone(request: Request, job: "Future[list[list[float]]]") -> list[list[float]]:
+    """The result of a job, which isn't begun when its client has hung up."""
+    done, gone = asyncio.wrap_future(job), asyncio.ensure_future(request.receive())
+    await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+    gone.cancel()
+    if not done.done() and done.cancel():
+        raise HTTPException(499, "The client has gone.")
+    return await done
 
 
 def serve(

@@ -81,7 +81,8 @@ class Evaluation:
                 "seed": seed,
                 **(self.sample or {}),
             }
-            yield Step("evaluation", ("generate",), result, fill(options, policy=policy))
+            options = fill(options, policy=policy)
+            yield Step("evaluation", ("generate",), result, options, reads=(options["prompts"],))
         if self.labels is not None:
             result = directory / _LABELS
             options = {
@@ -89,7 +90,8 @@ class Evaluation:
                 "output": str(result),
                 "summary": str(result.with_suffix(".json")),
             }
-            yield Step("agreement", ("label", self.labels), result, options)
+            words = ("label", self.labels)
+            yield Step("agreement", words, result, options, reads=(self.labels,))
 
     @property
     def measures(self) -> set[str]:

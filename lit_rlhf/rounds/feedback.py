@@ -260,7 +260,9 @@ def generate(
         "keep": keep,
         "seed": planned.seed_of(name),
     }
-    return Step(name, ("generate",), result, planned.fill({**given, **options, **more}))
+    every = planned.fill({**given, **options, **more})
+    own = [file for file in planned.fill(files) if Path(file).parent != planned.directory]
+    return Step(name, ("generate",), result, every, reads=tuple(own))
 
 
 def label(planned: Round, data: Path, output: str, judge: Options, **more: Any) -> Step:

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from lit_rlhf.data import FileSource
+from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.files import DirectoryLock, write_text
 from lit_rlhf.options import check_option, is_text, is_whole
@@ -20,7 +22,7 @@ from lit_rlhf.rounds.commands import RoundError, Runner, Subprocesses
 from lit_rlhf.rounds.evaluation import Evaluation, Measures, Stop, measure
 from lit_rlhf.rounds.methods import Method
 from lit_rlhf.rounds.steps import Round, Step
-from lit_rlhf.rounds.training import require_export
+from lit_rlhf.rounds.training import contents, refuse_changes, require_export
 
 _AGAIN = "Start the same command again to go on: what is finished isn't done again."
 
@@ -94,6 +96,8 @@ class Rounds:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)
             said = f"{type(error).__name__}: {error}".removesuffix(": ")
             self._end("interrupted" if stopped else "failed", said)
+            if stopped:
+                _say(f"Interrupted. {_AGAIN}")
             raise
         finally:
             lock.release()
@@ -176,17 +180,19 @@ class Rounds:
     def _prepare(self, directory: Path, steps: Iterable[Step]) -> dict[str, list[str]]:
         """The commands of the steps that aren't done, with their options written."""
         left = [step for step in steps if step.words and not step.done]
+        for path in dict.fromkeys(path for step in left for path in step.reads):
+            source = local_source(path)
+            if isinstance(source, FileSource) and "://" not in path:
+                source.files()  # which says what is missing
         return {step.name: self._command(step, directory / f"{step.name}.yaml") for step in left}
 
     def _command(self, step: Step, file: Path) -> list[str]:
         """Write the options of a step, and have its command read all of them once."""
-        text = yaml.safe_dump(dict(step.options), sort_keys=False, allow_unicode=True)
+        text = "".join(f"# {line}\n" for line in contents(step.configs))
+        text += yaml.safe_dump(dict(step.options), sort_keys=False, allow_unicode=True)
         begun = step.run_dir is not None and any((step.run_dir / "checkpoints").glob("*.ckpt"))
-        if begun and file.is_file() and file.read_text(encoding="utf-8") != text:
-            raise ConfigurationError(
-                f"{step.run_dir} was begun with other options than those that are given now (see {file}). Put the "
-                f"former ones back to finish it, or delete {step.run_dir} to train anew."
-            )
+        if begun and file.is_file():
+            refuse_changes(step, file, text)
         write_text(file, text, "The options")
         configs = [word for config in step.configs for word in ("-c", config)]
         words = [*step.words, *configs, "-c", str(file)]

@@ -151,14 +151,14 @@ class RewardRefresh(Method):
         """Preferences, then a reward model, then a policy."""
         yield from self.feedback.steps(planned)
         files = planned.files(PREFERENCES, self.reward_training.data == "all")
-        if self.preferences is not None:
-            files = [Path(self.preferences), *files]
+        given = [] if self.preferences is None else [self.preferences]
+        files = [*map(Path, given), *files]
         options = _formatted("ExplicitPrompt", self.feedback.prompt_column)
-        reward = self.reward_training.step(planned, "reward", files, options)
+        reward = self.reward_training.step(planned, "reward", files, options, given)
         yield reward
         prompts = Path(self.prompts[planned.number % len(self.prompts)])
         model = {"init_args": {"reward": {"init_args": {"path": str(reward.result)}}}}
-        yield self.training.step(planned, "policy", [prompts], {"model": model})
+        yield self.training.step(planned, "policy", [prompts], {"model": model}, self.prompts)
 
 
 def _formatted(name: str, prompt: str = "prompt") -> dict[str, Any]:

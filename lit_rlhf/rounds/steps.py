@@ -49,6 +49,7 @@ class Step:
         configs: Configurations that come before the options.
         run_dir: Directory of the run, where it trains.
         ask: Where nothing is run: what is to be done, for people.
+        reads: Files of rows, made by no step, that it reads in this round or a later one.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Step:
     configs: tuple[str, ...] = ()
     run_dir: Path | None = None
     ask: str = ""
+    reads: tuple[str, ...] = ()
 
     @property
     def done(self) -> bool:

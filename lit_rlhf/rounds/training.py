@@ -1,7 +1,7 @@
 """A training within a round: a run of `lit-rlhf fit` with the round's model and data."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import yaml
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_text
 from lit_rlhf.rounds.steps import Options, Round, Step, merged
+from lit_rlhf.seeding import stable_hash
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Training:
         name: str,
         data: Sequence[Path],
         more: Mapping[str, Any] | None = None,
+        reads: Sequence[str] = (),
     ) -> Step:
         """The step of a round that trains.
 
@@ -58,6 +60,7 @@ class Training:
             name: Of the run's directory.
             data: Files that it is trained on.
             more: Options that the method sets.
+            reads: As of `Step`.
         """
         starts = {"previous": planned.policy, "initial": planned.initial}
         start = starts.get(self.start, self.start)
@@ -74,7 +77,8 @@ class Training:
             "data": {"init_args": {"tokenizer": start, "train": train, "seed": seed}},
         }
         options = merged(merged(planned.fill(self.options), own), more or {})
-        return Step(name, ("fit",), run / "export", options, tuple(self.configs), run)
+        configs = tuple(self.configs)
+        return Step(name, ("fit",), run / "export", options, configs, run, reads=tuple(reads))
 
 
 def require_export(step: Step, config: str) -> None:
@@ -96,6 +100,49 @@ def require_export(step: Step, config: str) -> None:
             f"{'there is none' if not places else f'it has dirpath: {places[0]}'}. Put ExportModel into "
             "trainer.callbacks, without a dirpath."
         )
+
+
+def contents(configs: Iterable[str]) -> Iterator[str]:
+    """A line for each configuration; of files, which may be edited, with a hash of what they say."""
+    for config in configs:
+        path = Path(config)
+        yield f"{config}, {stable_hash(_said_in(path)):016x}" if path.is_file() else config
+
+
+def _said_in(path: Path) -> str:
+    """The options of a file and of the files that it names, without comments."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: whole(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [whole(each) for each in value]
+        part = isinstance(value, str) and value.endswith(".yaml")
+        return _said_in(path.parent / value) if part and (path.parent / value).is_file() else value
+
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return json.dumps(whole(yaml.safe_load(text)), default=str)
+    except yaml.YAMLError:  # which the command itself says
+        return text
+
+
+def refuse_changes(step: Step, file: Path, text: str) -> None:
+    """Refuse to go on with a training by other options than those that it was begun with.
+
+    Raises:
+        ConfigurationError: Names the file of the former options, and configurations that differ.
+    """
+    before = file.read_text(encoding="utf-8")
+    if text.endswith(before):  # of a former release: without the configurations
+        return
+    lines = zip(step.configs, text.splitlines(), strict=False)
+    other = [config for config, line in lines if line not in before.splitlines()]
+    which = f", and {' and '.join(other)}" if other and before.startswith("# ") else ""
+    raise ConfigurationError(
+        f"{step.run_dir} was begun with other options than those that are given now (see {file}{which}). Put the "
+        f"former ones back to finish it, or delete {step.run_dir} to train anew."
+    )
 
 
 def _backbone(start: str) -> dict[str, Any]:

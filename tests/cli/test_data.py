@@ -189,6 +189,17 @@ def test_bad_input_is_one_sentence(
     assert said.count("\n") == 2
 
 
+def test_a_file_is_not_converted_into_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_jsonl(tmp_path / "own.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        main(["data", "convert", str(path), f"{tmp_path}/../{tmp_path.name}/own.jsonl"])
+    assert "is the file that is read" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
 def test_the_row_that_cannot_be_read_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,27 @@ def test_best_of_n_keeps_the_highest_scores_and_trains(
     assert sum(len(batch["index"]) for batch in data.train_dataloader()) == len(best)
 
 
+def test_columns_of_the_rows_are_kept(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"prompt": "how was it? ", "response": "r", "score": 5, "score_before": 4, "chosen": "c"}
+    file, output = write_jsonl(tmp_path / "own.jsonl", [own, own]), tmp_path / "out.jsonl"
+    words = ["generate", f"--model={tiny_model_dir}", f"--prompts={file}", *REWARD]
+    words += ["--sampling.max_new_tokens=40", "--num_samples=24", "--dtype=float32"]
+    main([*words, f"--output={output}"])
+    row = read_lines(output)[0]
+    assert (row["response_before"], row["score_before"], row["score_before_before"]) == ("r", 4, 5)
+    assert row["score"] == len(row["response"]) != 5
+    assert "response as response_before, score as score_before_before" in capsys.readouterr().err
+    main([*words, f"--output={output}", "--keep=pairs"])
+    row = read_lines(output)[0]
+    assert (row["chosen_before"], row["response"], row["score"]) == ("c", "r", 5)
+    with pytest.raises(SystemExit):
+        main([*words, f"--output={file}"])
+    assert "is the file that is read" in capsys.readouterr().err
+    assert read_lines(file) == [own, own]
+
+
 def test_rewards_read_the_columns_of_each_row(tiny_model_dir: Path, tmp_path: Path) -> None:
     function = tmp_path / "reward.py"
     function.write_text(

@@ -14,6 +14,7 @@ from lit_rlhf import __version__
 from lit_rlhf.cli import main
 from lit_rlhf.cli.commands import COMMANDS, GROUPS
 from lit_rlhf.cli.training import TrainingCLI
+from lit_rlhf.files import read_lines
 from lit_rlhf.testing import tiny_demonstrations, write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
 from tests.tolerances import FP32_MODEL
@@ -338,7 +339,7 @@ def test_a_damaged_checkpoint_is_not_exported(
 
 def test_empty_answers_score_null(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained)
-    rows = [{"prompt": "p ", "completion": text} for text in ("", "good", " ")]
+    rows = [{"prompt": "p ", "completion": text, "score": 7} for text in ("", "good", " ")]
     data = write_jsonl("empty.jsonl", rows)
     words = ["--model", "runs/reward/lora/export", "--data", str(data), "--output", "scored.jsonl"]
     main(["score", *words])
@@ -346,6 +347,7 @@ def test_empty_answers_score_null(trained: Path, monkeypatch: pytest.MonkeyPatch
     assert scores[0] is None
     assert scores[2] is None
     assert isinstance(scores[1], float)
+    assert [row["score_before"] for row in read_lines(Path("scored.jsonl"))] == [7, 7, 7]
 
 
 def test_files_of_the_working_directory_hide_no_modules(tmp_path: Path) -> None:

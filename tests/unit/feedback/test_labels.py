@@ -1,3 +1,4 @@
+import _thread
 import json
 import math
 import re
@@ -12,7 +13,7 @@ from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.feedback import label_pairs, read_labelled_pairs
 from lit_rlhf.http import Endpoint
 from lit_rlhf.judges import EndpointJudge, PairwiseJudge
-from lit_rlhf.testing import make_tokenizer
+from lit_rlhf.testing import make_tokenizer, write_jsonl
 from tests.loopback import Answer, Request, serving
 
 
@@ -112,17 +113,59 @@ def test_the_command_writes_what_training_reads(
     assert next(iter(module.train_dataloader()))["p_chosen"].tolist() == pytest.approx([0.9] * 2)
 
 
+def test_why_nothing_was_labelled_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "bb"}])
+    words = ["label", str(data), "--output", str(tmp_path / "out.jsonl"), "--judge.failures=null"]
+    words += ["--judge.template", PAIR, "--judge.words", json.dumps(WORDS)]
+    with serving(lambda _: Answer({"error": "no credit"}, status=418)) as server:
+        words += ["--judge=EndpointJudge", f"--judge.endpoint.url={server.url}", "--judge.model=m"]
+        with pytest.raises(SystemExit):
+            main(words)
+    assert re.search(
+        r"No pair got a verdict.*the last failure: .*no credit", capsys.readouterr().err
+    )
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": str(i), "chosen": "a", "rejected": "bb"} for i in range(3)]
+    data, output = write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+
+    def interrupting(request: Request) -> Answer:
+        _thread.interrupt_main()
+        return longer(request)
+
+    with serving(interrupting) as server:
+        words = ["label", str(data), "--output", str(output), "--judge=EndpointJudge"]
+        words += [f"--judge.endpoint.url={server.url}", "--judge.model=m"]
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, "--judge.template", PAIR])
+    assert stopped.value.code == 130
+    said = capfd.readouterr().err
+    assert "under way are waited for, 60 seconds at most" in said
+    assert f"kept in {output}.answers: the same command goes on" in said
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ([], r"Give either a file to label or --source"),
         (["in.jsonl", "--judge", "LocalJudge"], r"--judge.backbone.name DIRECTORY"),
         (["in.jsonl", "--judge.template", "score"], r"reads `first` and `second`"),
+        (["out.jsonl"], r"is the file that is read"),
     ],
 )
 def test_commands_that_cannot_work_say_so(
-    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out.jsonl").touch()
     words = ["label", "--output", "out.jsonl", "--judge", "EndpointJudge"]
     words += ["--judge.endpoint.url", "http://127.0.0.1:1", "--judge.model", "m", *options]
     if "LocalJudge" in options:

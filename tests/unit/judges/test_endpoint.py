@@ -90,6 +90,17 @@ def test_what_gives_no_verdict_ends_it_or_is_counted(bad: Answer) -> None:
             judge(server.url, timeout=limit, retries=0).judge(cases)
 
 
+def test_the_tokens_of_an_answer_without_a_verdict_count() -> None:
+    odd = {**chat(A=1.0), "usage": {"prompt_tokens": "many", "completion_tokens": None}}
+    with serving(in_turn(Answer(chat(yes=1.0)), Answer(odd))) as server:
+        found = judge(server.url, failures="null")
+        assert found.judge([CASE]) == [None]
+        assert found.judge([{**CASE, "prompt": "Hello"}]) == [1.0]
+    tally = found.tally
+    assert (tally.asked, tally.failed) == (1, 1)
+    assert (tally.prompt_tokens, tally.completion_tokens) == (7, 1)
+
+
 def test_a_key_that_is_refused_ends_it_even_where_failures_are_let_pass() -> None:
     with serving(in_turn(Answer(status=401))) as server, pytest.raises(ConfigurationError):
         judge(server.url, failures="null").judge([CASE])

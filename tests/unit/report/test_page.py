@@ -94,6 +94,14 @@ def test_plots_hold_their_numbers_and_gaps() -> None:
     assert [row["y"] for row in counts["data"]["values"]] == [1, 2, 0]
 
 
+def test_equal_values_are_one_bar_around_them() -> None:
+    rows = histogram("a", {"a": {7: 3}, "b": [7.0]}, x="a").spec["data"]["values"]
+    assert [(row["x"], row["to"], row["y"], row["s"]) for row in rows] == [
+        *((6.5, 7.5, 3, "a"), (7.5, 7.5, 0, "a")),
+        *((6.5, 7.5, 1, "b"), (7.5, 7.5, 0, "b")),
+    ]
+
+
 def test_long_curves_keep_their_extremes() -> None:
     values = [0.0] * 5000
     values[1234], values[4321] = 9.0, -9.0

@@ -198,6 +198,28 @@ def test_what_is_no_run_is_refused(tmp_path: Path, make, said: str) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ({"state": "running", "ended": None}, "if the run was killed, start it again"),
+        (
+            {"state": "interrupted", "ended": "2026-01-01", "reason": "KeyboardInterrupt"},
+            r"ended before it \(interrupted: KeyboardInterrupt\)",
+        ),
+    ],
+)
+def test_a_run_that_ended_before_its_first_iteration(
+    tmp_path: Path, start: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"starts": [start]}))
+    (tmp_path / "config.yaml").write_text("trainer: {callbacks: [{class_path: MetricsFile}]}")
+    with pytest.raises(DataError, match=f"has no metrics yet: .*{said}"):
+        report_runs([tmp_path], tmp_path / "report.html")
+    (tmp_path / "config.yaml").write_text("trainer: {callbacks: []}")
+    with pytest.raises(DataError, match="by the callback MetricsFile"):
+        report_runs([tmp_path], tmp_path / "report.html")
+
+
 def test_command_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["report", str(runs / "a")])
     assert capsys.readouterr().out == f"{runs / 'a' / 'report.html'}\n"

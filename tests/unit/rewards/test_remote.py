@@ -6,14 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
+import uvicorn
 
 from lit_rlhf.cli.serve_reward import serve_reward
 from lit_rlhf.errors import ConfigurationError, ServiceError
@@ -22,6 +26,7 @@ from lit_rlhf.models import Backbone, ModelSpec, export_reward, load_reward_mode
 from lit_rlhf.modules import PPOPolicyModule
 from lit_rlhf.rewards import HTTPReward, ModelReward
 from lit_rlhf.rewards.retokenize import vocabulary_hash
+from lit_rlhf.rewards.serving import Item, RewardService, create_app
 from lit_rlhf.rollout import Sampling
 from tests.loopback import Answer, Request, serving
 from tests.reference.completions import make_completions
@@ -249,6 +254,48 @@ def test_a_request_that_fails_costs_no_other(url: str, policy: Backbone) -> None
             raising.score(completions)
     with pytest.raises(ConfigurationError, match="raise, mean or skip"):
         HTTPReward(url, on_failure="pass")  # type: ignore[arg-type]
+
+
+@contextmanager
+def served_here(service: RewardService) -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def asked(url: str, number: int, timeout: float = 30.0) -> list[float]:
+    body = {"prompts": [{"prompt": "p", "completions": ["a"] * number}]}
+    (scores,) = httpx.post(f"{url}/score", json=body, timeout=timeout).json()["scores"]
+    return list(scores)
+
+
+def test_what_nobody_waits_for_any_more_is_not_scored(reward_dir: Path) -> None:
+    """Else a server that is slower than its clients wait would work for nobody, and never come to their next try."""
+    service = RewardService(load_reward_model(reward_dir).eval(), "slow")
+    scored: list[list[int]] = []
+    busy, real = threading.Event(), service.score
+
+    def score(items: Sequence[Item]) -> list[list[float]]:
+        scored.append([len(item.completions) for item in items])
+        busy.wait(30)
+        return real(items)
+
+    service.score = score  # type: ignore[method-assign]
+    with served_here(service) as url, ThreadPoolExecutor() as pool:
+        first = pool.submit(asked, url, 1)
+        while not scored:
+            time.sleep(0.01)
+        with pytest.raises(httpx.ReadTimeout):
+            asked(url, 2, timeout=0.5)
+        last = pool.submit(asked, url, 3)
+        time.sleep(0.5)
+        busy.set()
+        assert (len(first.result()), len(last.result())) == (1, 3)
+    assert scored == [[1], [3]]
 
 
 def test_wrong_addresses_are_refused(policy: Backbone, url: str) -> None:

@@ -13,7 +13,7 @@ import yaml
 from lit_rlhf.cli import main
 from lit_rlhf.cli.shipped import find_config
 from lit_rlhf.data import FileSource
-from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.feedback import LabelStore, Vote, read_pairs
 from lit_rlhf.files import read_lines
 from lit_rlhf.rounds import (
@@ -412,3 +412,57 @@ def test_a_training_under_way_keeps_its_options() -> None:
     runner = Counting()
     rounds(iterative(), runner, rounds=1).run()
     assert runner.ran == ["fit"]
+
+
+def test_an_edited_configuration_is_another_option() -> None:
+    own = Path("own.yaml")
+    own.write_text("data: {init_args: {batch_size: 4}}\n")
+    Path("optimizer.yaml").write_text("class_path: torch.optim.AdamW\n")
+    method = IterativeDPO(
+        RewardFeedback(PROMPTS, LENGTH, 16, SAMPLE), tiny("preference/dpo_lora", "own.yaml")
+    )
+    rounds(method, rounds=1).run()
+    shutil.rmtree("runs/loop/round-00/policy/export")
+    for text in (
+        "data: {init_args: {batch_size: 2}}",
+        "data: {init_args: {batch_size: 4}}\nmodel: {init_args: {optimizer: optimizer.yaml}}",
+    ):
+        own.write_text(text)
+        with pytest.raises(ConfigurationError, match=r"other options .*, and own.yaml\)"):
+            rounds(method, rounds=1).run()
+    options = Path("runs/loop/round-00/policy.yaml")
+    lines = [line for line in options.read_text().splitlines() if not line.startswith("# ")]
+    options.write_text("\n".join(lines) + "\n")  # as former releases wrote it
+    own.write_text("data: {init_args: {batch_size: 4}}  # the same\n")
+    runner = Counting()
+    rounds(method, runner, rounds=1).run()
+    assert runner.ran == ["fit"]
+
+
+def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupted(Counting):
+        def run(self, words: Sequence[str]) -> None:
+            if "--print_config" not in words:
+                raise KeyboardInterrupt
+            super().run(words)
+
+    with pytest.raises(KeyboardInterrupt):
+        rounds(iterative(), Interrupted()).run()
+    assert "Interrupted. Start the same command again to go on" in capsys.readouterr().err
+    assert json.loads(Path("runs/loop/rounds.json").read_text())["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("which", ["feedback", "evaluation", "preferences"])
+def test_a_missing_file_is_said_before_any_work(which: str) -> None:
+    feedback = RewardFeedback([PROMPTS, "nope.jsonl"], LENGTH, 16, SAMPLE)
+    whole = RewardFeedback(PROMPTS, LENGTH, 16, SAMPLE)
+    evaluation = Evaluation("nope.jsonl" if which == "evaluation" else PROMPTS, LENGTH, 1, SAMPLE)
+    method = {
+        "feedback": IterativeDPO(feedback, tiny("preference/dpo_lora")),
+        "evaluation": iterative(),
+        "preferences": RewardRefresh(whole, PROMPTS, "nope.jsonl"),
+    }[which]
+    runner = Counting()
+    with pytest.raises(DataError, match=r"There is no file nope\.jsonl"):
+        rounds(method, runner, evaluation=evaluation).run()
+    assert runner.ran == []
