@@ -276,7 +276,12 @@ async def _read(request: Request) -> Any:
 
 async def _unless_gone(request: Request, job: "Future[list[list[float]]]") -> list[list[float]]:
     """The result of a job, which isn't begun when its client has hung up."""
-    done, gone = asyncio.wrap_future(job), asyncio.ensure_future(request.receive())
+
+    async def hung_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    done, gone = asyncio.wrap_future(job), asyncio.ensure_future(hung_up())
     await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
     gone.cancel()
     if not done.done() and done.cancel():
