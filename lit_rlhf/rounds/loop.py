@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lit_rlhf.data import FileSource
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.files import DirectoryLock, write_text
+from lit_rlhf.hub import require_directory
 from lit_rlhf.options import check_option, is_text, is_whole
 from lit_rlhf.report.rounds_page import ROUNDS, report_rounds
 from lit_rlhf.report.run_page import report_runs
@@ -180,10 +181,8 @@ class Rounds:
     def _prepare(self, directory: Path, steps: Iterable[Step]) -> dict[str, list[str]]:
         """The commands of the steps that aren't done, with their options written."""
         left = [step for step in steps if step.words and not step.done]
-        for path in dict.fromkeys(path for step in left for path in step.reads):
-            source = local_source(path)
-            if isinstance(source, FileSource) and "://" not in path:
-                source.files()  # which says what is missing
+        for step in left:
+            _require_inputs(step)
         return {step.name: self._command(step, directory / f"{step.name}.yaml") for step in left}
 
     def _command(self, step: Step, file: Path) -> list[str]:
@@ -247,6 +246,24 @@ class Rounds:
             if (run / "metrics.jsonl").is_file():
                 report_runs([run], run / "report.html")
         report_rounds(self.root, self.root / "report.html")
+
+
+def _require_inputs(step: Step) -> None:
+    """Refuse files of rows that aren't there, and a reward model that isn't.
+
+    Raises:
+        DataError: Names the file.
+        ConfigurationError: Names the model's directory.
+    """
+    for path in step.reads:
+        source = local_source(path)
+        if isinstance(source, FileSource) and "://" not in path:
+            source.files()
+    reward = step.options.get("reward")
+    options = reward.get("init_args") if isinstance(reward, Mapping) else None
+    path = options.get("path") if isinstance(options, Mapping) else None
+    if isinstance(path, str) and not path.endswith(".ckpt"):
+        require_directory(path, "reward model")
 
 
 def _name(key: int | str) -> str:

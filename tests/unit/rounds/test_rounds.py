@@ -452,6 +452,15 @@ def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("runs/loop/rounds.json").read_text())["state"] == "interrupted"
 
 
+def test_a_missing_reward_model_is_said_before_any_work() -> None:
+    reward = {"class_path": "ModelReward", "init_args": {"path": "runs/nope/export"}}
+    method = IterativeDPO(RewardFeedback(PROMPTS, reward, 16, SAMPLE), tiny("preference/dpo_lora"))
+    runner = Counting()
+    with pytest.raises(ConfigurationError, match=r"reward model directory 'runs/nope/export'"):
+        rounds(method, runner, evaluation=Evaluation(PROMPTS, LENGTH, 1, SAMPLE)).run()
+    assert runner.ran == []
+
+
 @pytest.mark.parametrize("which", ["feedback", "evaluation", "preferences"])
 def test_a_missing_file_is_said_before_any_work(which: str) -> None:
     feedback = RewardFeedback([PROMPTS, "nope.jsonl"], LENGTH, 16, SAMPLE)
