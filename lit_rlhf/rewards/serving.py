@@ -282,7 +282,8 @@ async def _unless_gone(request: Request, job: "Future[list[list[float]]]") -> li
             pass
 
     done, gone = asyncio.wrap_future(job), asyncio.ensure_future(hung_up())
-    await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+    both: set[asyncio.Future[Any]] = {done, gone}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     gone.cancel()
     if not done.done() and done.cancel():
         raise HTTPException(499, "The client has gone.")
