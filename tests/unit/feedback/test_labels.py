@@ -1,7 +1,9 @@
-import _thread
 import json
 import math
 import re
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +119,10 @@ def test_why_nothing_was_labelled_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "bb"}])
-    words = ["label", str(data), "--output", str(tmp_path / "out.jsonl"), "--judge.failures=null"]
-    words += ["--judge.template", PAIR, "--judge.words", json.dumps(WORDS)]
+    words = ["label", str(data), "--output", str(tmp_path / "out.jsonl")]
     with serving(lambda _: Answer({"error": "no credit"}, status=418)) as server:
         words += ["--judge=EndpointJudge", f"--judge.endpoint.url={server.url}", "--judge.model=m"]
+        words += ["--judge.failures=null", "--judge.template", PAIR]
         with pytest.raises(SystemExit):
             main(words)
     assert re.search(
@@ -130,18 +132,21 @@ def test_why_nothing_was_labelled_is_said(
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": str(i), "chosen": "a", "rejected": "bb"} for i in range(3)]
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "bb"}]
     data, output = write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
 
     def interrupting(request: Request) -> Answer:
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.5)
         return longer(request)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with serving(interrupting) as server:
         words = ["label", str(data), "--output", str(output), "--judge=EndpointJudge"]
         words += [f"--judge.endpoint.url={server.url}", "--judge.model=m"]
         with pytest.raises(SystemExit) as stopped:
             main([*words, "--judge.template", PAIR])
+    signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
     said = capfd.readouterr().err
     assert "under way are waited for, 60 seconds at most" in said
