@@ -131,15 +131,19 @@ def test_why_nothing_was_labelled_is_said(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_ctrl_c_says_what_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_says_what_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"prompt": "p", "chosen": "a", "rejected": "bb"}]
     data, output = write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
 
     def interrupting(request: Request) -> Answer:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if next(once, False):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         time.sleep(0.5)
         return longer(request)
 
+    once = iter([True])
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with serving(interrupting) as server:
         words = ["label", str(data), "--output", str(output), "--judge=EndpointJudge"]
@@ -148,8 +152,8 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[s
             main([*words, "--judge.template", PAIR])
     signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
-    said = capfd.readouterr().err
-    assert "under way are waited for, 60 seconds at most" in said
+    assert "under way are waited for, 60 seconds at most" in caplog.text
+    said = capsys.readouterr().err
     assert f"kept in {output}.answers: the same command goes on" in said
 
 
