@@ -82,7 +82,7 @@ class EndpointJudge(Judge):
     def _tokens(self, reply: Any) -> tuple[int, ...]:
         usage = reply.get("usage")
         usage = usage if isinstance(usage, dict) else {}
-        counts = [usage.get(f"{name}_tokens") for name in ("prompt", "completion")]
+        counts: list[Any] = [usage.get(f"{name}_tokens") for name in ("prompt", "completion")]
         return tuple(int(n) if is_number(n) and 0 <= n < math.inf else 0 for n in counts)
 
     def _read(self, reply: Any) -> tuple[Answer, str]:

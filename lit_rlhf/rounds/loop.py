@@ -261,9 +261,9 @@ def _require_inputs(step: Step) -> None:
             source.files()
     reward = step.options.get("reward")
     options = reward.get("init_args") if isinstance(reward, Mapping) else None
-    path = options.get("path") if isinstance(options, Mapping) else None
-    if isinstance(path, str) and not path.endswith(".ckpt"):
-        require_directory(path, "reward model")
+    model: Any = options.get("path") if isinstance(options, Mapping) else None
+    if isinstance(model, str) and not model.endswith(".ckpt"):
+        require_directory(model, "reward model")
 
 
 def _name(key: int | str) -> str:
