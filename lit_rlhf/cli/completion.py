@@ -12,9 +12,10 @@ from lit_rlhf.cli.output import print_text
 from lit_rlhf.cli.shipped import RECIPES as SHORT_NAMES, config_names
 from lit_rlhf.errors import ConfigurationError
 
-_WORDS = {"data": ["show", "inspect", "convert"], "help": ["metrics", "option"]}
-_WORDS["completion"] = ["bash", "zsh"]
-_LIKE_FIT = ("estimate",)
+WORDS = {"data": ["show", "inspect", "convert"], "help": ["metrics", "option"]}
+WORDS["completion"] = ["bash", "zsh"]
+"""Commands whose first word is one of a few."""
+LIKE_FIT = ("estimate",)
 """Commands that take the options of `fit` beside their own."""
 _FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*(?:\.[a-z]\w*)*")
 _BASH = """\
@@ -55,13 +56,13 @@ def options_of(command: str) -> list[str]:
     for each in tree.body:
         if isinstance(each, ast.FunctionDef) and "Args:" in (said := ast.get_docstring(each) or ""):
             required = len(each.args.args) - len(each.args.defaults)
-            arguments = each.args.args[required if command in _WORDS else 0 :]  # those are places
+            arguments = each.args.args[required if command in WORDS else 0 :]  # those are places
             told = [a.arg for a in arguments if f"{a.arg}: No option" not in said]
             named += [f"--{name}" for name in told if name not in first]
     flags = [text for text in first if isinstance(text, str) and _FLAG.fullmatch(text)]
-    if command in _LIKE_FIT:
+    if command in LIKE_FIT:
         flags += [flag for flag in options_of("fit") if flag != "--seeds"]
-    return list(dict.fromkeys([*_WORDS.get(command, []), *named, *flags]))
+    return list(dict.fromkeys([*WORDS.get(command, []), *named, *flags]))
 
 
 def script(shell: str) -> str:
@@ -73,7 +74,7 @@ def script(shell: str) -> str:
     Raises:
         ConfigurationError: A shell that isn't known.
     """
-    if shell not in _WORDS["completion"]:
+    if shell not in WORDS["completion"]:
         raise ConfigurationError(
             f"No completion for {shell!r} is known. It is `lit-rlhf completion bash` or `... zsh`; "
             "lit-rlhf completion --help says what for."

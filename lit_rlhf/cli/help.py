@@ -1,10 +1,9 @@
-"""Help of the training commands: their usage at once, then the classes that a configuration can name."""
+"""Help of the training commands: their usage, and the classes that a configuration can name."""
 
-import inspect
 from collections.abc import Iterator
-from importlib import import_module
 
 from lit_rlhf.cli.shipped import RECIPES, SCORED
+from lit_rlhf.cli.unloaded import described_classes
 
 TRAINING = """usage: lit-rlhf {command} -c FILE [-c OVERLAY ...] [--key value ...]
 
@@ -68,7 +67,7 @@ def recipe_help(command: str, what: str) -> Iterator[str]:
 
 
 def training_help(command: str, what: str) -> Iterator[str]:
-    """Help of a training command, in parts: usage, which is there at once, and the classes that YAML can name."""
+    """Help of a training command, in parts: usage, and the classes that YAML can name."""
     yield TRAINING.format(command=command, what=what)
     for title, package, suffix in (
         ("models", "modules", "Module"),
@@ -81,30 +80,3 @@ def training_help(command: str, what: str) -> Iterator[str]:
         width = max(len(name) for name, _ in rows)
         yield "\n".join([f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in rows), ""])
     yield PARTS.format(command=command)
-
-
-def described_classes(package: str) -> Iterator[tuple[str, str]]:
-    """Classes of one of the library's packages that can be built, with the first line of their docstrings.
-
-    By name, acronyms first. Left out are errors, and classes with a method that is left to subclasses.
-    """
-    # Help of the command itself and of its version need none of it: it brings torch.
-    home = vars(import_module(f"lit_rlhf.{package}"))
-    for name in sorted(home, key=lambda name: (not name.isupper(), name)):
-        found = home[name]
-        if isinstance(found, type) and not issubclass(found, Exception) and not _is_open(found):
-            yield name, (inspect.getdoc(found) or "").split("\n")[0]
-
-
-def _is_open(kind: type) -> bool:
-    """Whether a method of a class raises NotImplementedError, is abstract, or is Lightning's empty training step."""
-    methods = [getattr(kind, name) for name in dir(kind) if not name.startswith("__")]
-    return inspect.isabstract(kind) or any(
-        (
-            method.__module__.startswith("lit_rlhf.")
-            and "NotImplementedError" in method.__code__.co_names
-        )
-        or method.__qualname__ == "LightningModule.training_step"
-        for method in methods
-        if inspect.isfunction(method)
-    )

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lit_rlhf import __version__
 from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING, usage
+from lit_rlhf.cli.early import refuse_early
 from lit_rlhf.cli.help import recipe_help, training_help
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.files import REFUSALS
@@ -64,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run(module: str, words: Sequence[str]) -> None:
     """Run it, and say in a line what the user can mend."""
     try:
-        _first_speaks(import_module(module).run, words)
+        _first_speaks(module, words)
     except LitRLHFError as error:
         if os.environ.get("LIT_RLHF_DEBUG"):
             traceback.print_exc()
@@ -80,10 +81,11 @@ def _run(module: str, words: Sequence[str]) -> None:
         raise SystemExit(2) from error
 
 
-def _first_speaks(run: Callable[[Sequence[str]], None], words: Sequence[str]) -> None:
+def _first_speaks(module: str, words: Sequence[str]) -> None:
     """Run it. What one process of several fails by, all mostly do: the first says it, and the others are ended."""
     try:
-        run(words)
+        refuse_early(words)
+        import_module(module).run(words)
     except Exception:
         if any(os.environ.get(name, "0") != "0" for name in _RANKS):
             time.sleep(_TURN)

@@ -5,11 +5,10 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
-
-from lit_rlhf.cli import seeds
+from lit_rlhf.cli.commands import TRAINING
 from lit_rlhf.cli.shipped import RECIPES, SCORED
 from lit_rlhf.errors import ConfigurationError
 
@@ -22,9 +21,12 @@ _FILE = re.compile(r"\.[A-Za-z]+(\.\w+)?$|\*")
 
 def run(words: Sequence[str]) -> None:
     """Run the `fit` that a line stands for."""
+    from lightning.pytorch.utilities import rank_zero_only  # noqa: PLC0415  (start-up that a refusal shall not pay)
+
     fit = expand(words)
-    _say(f"lit-rlhf {words[0]} stands for:\n  {shlex.join(['lit-rlhf', *fit])}")
-    seeds.run(fit, words[0])
+    text = f"lit-rlhf {words[0]} stands for:\n  {shlex.join(['lit-rlhf', *fit])}"
+    rank_zero_only(print)(text, file=sys.stderr, flush=True)
+    import_module(TRAINING).run(fit, words[0])
 
 
 def expand(words: Sequence[str]) -> list[str]:
@@ -71,8 +73,3 @@ def _source(data: str) -> list[str]:
     if there or "://" in data or _FILE.search(data):
         return ["--data.train.path", data]
     return ["--data.train", "HubSource", "--data.train.name", data]
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -5,13 +5,12 @@ import inspect
 import sysconfig
 import traceback
 import types
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lit_rlhf.cli.completion import options_of
-from lit_rlhf.cli.help import described_classes
+from lit_rlhf.cli.slips import near, no_option, no_option_of
+from lit_rlhf.cli.unloaded import described_classes
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import Complaint, flat_options, read_refusal
 
@@ -151,8 +150,7 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
             name = made if path.startswith("lit_rlhf.") else path
             bases = getattr(import_module(module), made).__mro__ if module else ()
             options = {n for base in bases for n in inspect.signature(base.__init__).parameters}
-            near = _near(word, sorted(options))
-            said = f"{name} has no option {word!r}.{near} Its options: --{key}.help {name}"
+            said = no_option_of(name, word, sorted(options), key)
         case "class":
             said = _no_class(complaint)
         case "module":
@@ -160,7 +158,7 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
             if path.endswith(import_module("lit_rlhf.data.readers").KINDS):  # brings torch
                 said += f". Of a file give the path: --{key}.path {path}"
         case "attribute":
-            said = f"{path} defines no {word!r}.{_near(word, list(vars(import_module(path))))}"
+            said = f"{path} defines no {word!r}.{near(word, list(vars(import_module(path))))}"
         case "abstract":
             said = f"name a class, such as {_subclasses(word)}: {{class_path: NAME, init_args: {{...}}}}"
         case "place":
@@ -172,7 +170,7 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
             shown = f"--{key}.help shows what it is" if key else f"lit-rlhf {command} --help"
             said = f"{word} must be given: {shown}"
         case "unknown":
-            said = f"{_unknown(word, command)} lit-rlhf {command} --help lists them"
+            said = no_option(word, command)
         case _:
             said = complaint.text
     return said
@@ -200,24 +198,6 @@ def _no_class(complaint: Complaint) -> str:
             f"{word}, as in --model PreferenceModule --model.loss.help DPO"
         )
     return (
-        f"{option}there is no class {word!r}.{_near(word, names)} Give the name of one of the library's classes "
+        f"{option}there is no class {word!r}.{near(word, names)} Give the name of one of the library's classes "
         "(lit-rlhf fit --help), or module.Class for one of your own"
     )
-
-
-def _unknown(words: str, command: str) -> str:
-    option = next((each for each in words.split() if each.startswith("-")), None)
-    if option is None:
-        return f"{words} belongs to no option."
-    name, _, _ = option.partition("=")
-    known = [
-        each
-        for each in options_of(command.split(maxsplit=1)[0])
-        if not each.endswith(".help") and each != name  # of another subcommand
-    ]
-    return f"there is no option {name}.{_near(name, known)}"
-
-
-def _near(word: str, names: list[str]) -> str:
-    close = get_close_matches(word, names, n=2, cutoff=0.6)
-    return f" Did you mean {' or '.join(close)}?" if close else ""

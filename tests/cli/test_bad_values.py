@@ -12,9 +12,9 @@ from jsonargparse import ArgumentParser
 
 from lit_rlhf.cli import main
 from lit_rlhf.cli.commands import COMMANDS
-from lit_rlhf.cli.help import described_classes
 from lit_rlhf.cli.refusals import PACKAGES, construct, describe, own_error, refuse_all_misfits
 from lit_rlhf.cli.training import import_components
+from lit_rlhf.cli.unloaded import described_classes
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.internals.jsonargparse import read_none_as_null
 from lit_rlhf.testing import tiny_demonstrations, write_jsonl

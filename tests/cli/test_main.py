@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_rlhf import __version__
 from lit_rlhf.cli import main
 from lit_rlhf.cli.commands import COMMANDS, GROUPS
 from lit_rlhf.cli.training import TrainingCLI
@@ -40,35 +39,6 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "lit_rlhf", *words], capture_output=True, text=True, check=False
     )
-
-
-AT_ONCE = {
-    **dict.fromkeys(("", "--help"), "usage: lit-rlhf"),
-    "--version": f"lit-rlhf {__version__}",
-    "init": "preference/dpo_lora",
-    "init ppo": "PPOPolicyModule",
-    "from-trl --help": "usage: lit-rlhf from-trl",
-    "help metrics objective/kl": "healthy:",
-    "completion bash": "complete -o default",
-    "dpo --help": "usage: lit-rlhf dpo",
-}
-"""Command lines that need no model, and what they print."""
-
-
-@pytest.mark.parametrize("words", AT_ONCE)
-def test_what_needs_no_model_answers_at_once(words: str) -> None:
-    """Without what takes seconds to import."""
-    heavy = {"torch", "lightning", "transformers", "peft", "datasets"}
-    code = (
-        "import atexit, sys; from lit_rlhf.cli.main import main; "
-        f"atexit.register(lambda: print(sorted({heavy} & set(sys.modules)))); main({words.split()})"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    shown, _, imported = result.stdout.strip().rpartition("\n")
-    assert imported == "[]"
-    assert AT_ONCE[words] in shown
 
 
 def test_help_names_every_command_and_class(capsys: pytest.CaptureFixture[str]) -> None:
