@@ -15,7 +15,6 @@ from lit_rlhf.data import FileSource
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.files import DirectoryLock, write_text
-from lit_rlhf.hub import require_directory
 from lit_rlhf.options import check_option, is_text, is_whole
 from lit_rlhf.report.rounds_page import ROUNDS, report_rounds
 from lit_rlhf.report.run_page import report_runs
@@ -24,6 +23,7 @@ from lit_rlhf.rounds.evaluation import Evaluation, Measures, Stop, measure
 from lit_rlhf.rounds.methods import Method
 from lit_rlhf.rounds.steps import Round, Step
 from lit_rlhf.rounds.training import contents, refuse_changes, require_export
+from lit_rlhf.tokenizers import require_directory
 
 _AGAIN = "Start the same command again to go on: what is finished isn't done again."
 
