@@ -60,13 +60,21 @@ class Unloaded:
     @property
     def is_open(self) -> bool:
         """Whether a method is left to subclasses: abstract, raising NotImplementedError, Lightning's training step."""
-        methods: dict[str, ast.FunctionDef] = {}
+        methods: dict[str, ast.stmt] = {}  # or what stands in place of one
         for node in self.lineage:
             for each in node.body:
                 if isinstance(each, ast.FunctionDef):
                     methods.setdefault(each.name, each)
+                elif (
+                    isinstance(each, ast.AnnAssign)
+                    and each.value
+                    and isinstance(each.target, ast.Name)
+                ):
+                    methods.setdefault(each.target.id, each)
         untrained = "LightningModule" in self.foreign and "training_step" not in methods
-        return untrained or any(map(_is_left, methods.values()))
+        return untrained or any(
+            isinstance(each, ast.FunctionDef) and _is_left(each) for each in methods.values()
+        )
 
 
 def _is_left(method: ast.FunctionDef) -> bool:
