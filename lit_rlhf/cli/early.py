@@ -48,7 +48,8 @@ def _refuse_flags(command: str, words: Sequence[str]) -> None:
     known = {flag.partition(".")[0] for flag in [*options_of(command), *_OF_EVERY_COMMAND]}
     for word in words:
         flag = _FLAG.match(word)
-        if flag and " " not in word.partition("=")[0] and flag[0] not in known:
+        spelt = flag and "--" + flag[0][2:].replace("-", "_")  # some take dashes for underscores
+        if flag and " " not in word.partition("=")[0] and not {flag[0], spelt} & known:
             raise ConfigurationError(no_option(word, command))
 
 

@@ -234,7 +234,7 @@ class BranchedDataModule(LightningDataModule, ABC):
             check_option(valid(given[name]), self, name, given[name], allowed)
         layouts = ", ".join(self.collators)
         check_option(
-            self.layout in self.collators, self, "layout", self.layout, f"one of {layouts}"
+            self.layout in list(self.collators), self, "layout", self.layout, f"one of {layouts}"
         )
         check_sources(self.sources, self.val_fraction)
         if self.cut_prompt != "start" and not self.too_long.startswith("truncate"):

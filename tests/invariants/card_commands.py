@@ -15,52 +15,68 @@ import torch
 from lit_rlhf.models import precision
 from tests.card import device
 
-where, root = sys.argv[1], Path(sys.argv[2])
-asked: list[str] = []
 
+def walk(where: str, root: Path) -> None:
+    """All commands, each of which must ask where to put its model."""
+    asked: list[str] = []
 
-def placed() -> torch.device:
-    """In place of `default_device`, which knows GPUs alone."""
-    asked.append(sys.argv[1])
-    return torch.device(device.CARD if where == "card" else "cpu")
+    def placed() -> torch.device:
+        asked.append(where)
+        return torch.device(device.CARD if where == "card" else "cpu")
 
+    if where == "card":
+        device.build()
+    precision.default_device = placed  # which knows GPUs alone; before commands are imported
+    from lit_rlhf.cli.main import main
 
-if where == "card":
-    device.build()
-precision.default_device = placed  # before commands are imported
-
-from lit_rlhf.cli.main import main  # noqa: E402  (see above)
-
-world, out = root / "world", root / where
-out.mkdir()
-MODEL, PAIRS, PROMPTS, DEMONSTRATIONS, REWARD = (
-    str(world / name)
-    for name in (
-        "tiny-model",
-        "preferences.jsonl",
-        "prompts.jsonl",
-        "demonstrations.jsonl",
-        "reward.ckpt",
-    )
-)
-ENDS = ["--sampling.max_new_tokens", "8", "--seed", "3"]
-SAMPLE = ["generate", "--model", MODEL, "--prompts", PROMPTS, "--num_samples", "2", *ENDS]
-SCORED = ["--reward", "ModelReward", "--reward.path", REWARD]
-JUDGE = ["--judge", "LocalJudge", "--judge.backbone.name", MODEL, "--judge.template", "pairwise"]
-COMMANDS = {
-    "reward": ["export", "--ckpt_path", REWARD, "--calibrate", PAIRS],
-    "samples.jsonl": [*SAMPLE, *SCORED, "--reference", MODEL],
-    "plain.jsonl": [*SAMPLE, "--engine", "HFEngine"],
-    "scores.jsonl": ["score", "--model", REWARD, "--data", DEMONSTRATIONS],
-    "reward.html": ["evaluate-reward", "--path", REWARD, "--data", PAIRS, "--perturbed", "4"],
-    "judge.html": ["evaluate-reward", *JUDGE, "--data", PAIRS, "--perturbed", "0"],
-    "labels.jsonl": ["label", PAIRS, *JUDGE],
-}
-for name, words in COMMANDS.items():
+    out = root / where
+    out.mkdir()
+    for name, words in commands(root / "world").items():
+        asked.clear()
+        main([*words, "--output", str(out / name)])
+        assert asked, words[0]
+    sys.stdin = io.StringIO("how was the film? \nand the food? \n")
     asked.clear()
-    main([*words, "--output", str(out / name)])
-    assert asked, f"{words[0]} doesn't ask where to put its model"
-sys.stdin = io.StringIO("how was the film? \nand the food? \n")
-asked.clear()
-main(["chat", MODEL, "--reward", REWARD, *ENDS])
-assert asked, "nor chat"
+    world = root / "world"
+    main(["chat", str(world / "tiny-model"), "--reward", str(world / "reward.ckpt"), *ENDS])
+    assert asked, "chat"
+
+
+ENDS = ["--sampling.max_new_tokens", "8", "--seed", "3"]
+
+
+def commands(world: Path) -> dict[str, list[str]]:
+    """By the name of what they write."""
+    model, pairs, prompts, demonstrations, reward = (
+        str(world / name)
+        for name in (
+            "tiny-model",
+            "preferences.jsonl",
+            "prompts.jsonl",
+            "demonstrations.jsonl",
+            "reward.ckpt",
+        )
+    )
+    sample = ["generate", "--model", model, "--prompts", prompts, "--num_samples", "2", *ENDS]
+    scored = ["--reward", "ModelReward", "--reward.path", reward]
+    judge = [
+        "--judge",
+        "LocalJudge",
+        "--judge.backbone.name",
+        model,
+        "--judge.template",
+        "pairwise",
+    ]
+    return {
+        "reward": ["export", "--ckpt_path", reward, "--calibrate", pairs],
+        "samples.jsonl": [*sample, *scored, "--reference", model],
+        "plain.jsonl": [*sample, "--engine", "HFEngine"],
+        "scores.jsonl": ["score", "--model", reward, "--data", demonstrations],
+        "reward.html": ["evaluate-reward", "--path", reward, "--data", pairs, "--perturbed", "4"],
+        "judge.html": ["evaluate-reward", *judge, "--data", pairs, "--perturbed", "0"],
+        "labels.jsonl": ["label", pairs, *judge],
+    }
+
+
+if __name__ == "__main__":
+    walk(sys.argv[1], Path(sys.argv[2]))

@@ -15,7 +15,7 @@ from lit_rlhf.modules import GAE, PolicyModule, PPOPolicyModule, Updates, ValueL
 from lit_rlhf.modules.ppo import PPORollout, ValuedRollout
 from lit_rlhf.objectives import AdaptiveKL, FixedKL
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import Completions, EvaluatedRollout, Scores
+from lit_rlhf.types import Completions, Scores
 from tests.tolerances import FP32, FP32_MODEL
 from tests.unit.modules.policies import (
     ARRANGEMENTS,
@@ -157,15 +157,9 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped_and_counted(
     tiny_model_dir: Path,
 ) -> None:
     module = make_ppo(tiny_model_dir, updates=Updates(epochs=1))
-    estimate = module.estimate
-
-    def poisoned(rollout: EvaluatedRollout) -> PPORollout:
-        rollout = estimate(rollout)
-        rollout.advantages[0, 0] = math.inf
-        return rollout
-
-    module.estimate = poisoned  # type: ignore[method-assign]
     module.configure_model()
+    trained = next(p for p in module.parameters() if p.requires_grad)
+    trained.register_hook(lambda gradient: gradient + math.inf)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     trainer = fit(module, tiny_model_dir, limit_train_batches=1)
     assert module.guard.skipped == 1
