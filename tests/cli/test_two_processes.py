@@ -35,7 +35,8 @@ def fit(where: Path, config: str, *words: str) -> subprocess.CompletedProcess[st
 @pytest.mark.parametrize(
     ("others", "said"),
     [
-        ({"question": "a"}, "rows.jsonl"),  # found by the first process, which alone prepares data
+        # found by the first process, which alone prepares data
+        pytest.param({"question": "a"}, "rows.jsonl", marks=pytest.mark.slow),
         ({}, "don't fill one batch"),  # found by both
     ],
 )
@@ -48,6 +49,7 @@ def test_an_error_is_said_once(others: dict[str, str], said: str, tmp_path: Path
     assert len(found) == 1 and said in found[0], done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_a_run_gives_no_advice_about_what_the_library_has_done(tmp_path: Path) -> None:
     done = fit(tmp_path, "preference/kto_lora", "--run_dir", "run")

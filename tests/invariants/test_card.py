@@ -55,6 +55,7 @@ def test_so_is_that_of_every_other_module(tmp_path: Path) -> None:
     same_as_on_cpu(("reward-lora", *OTHERS), tmp_path)
 
 
+@pytest.mark.slow
 def test_commands_write_the_same(tmp_path: Path) -> None:
     world = write_world(tmp_path / "world")
     plan = [run(tmp_path / "reward", world, "reward-lora")]
