@@ -1,4 +1,5 @@
-// A device that isn't there: its memory is the host's, its kernels are those of the CPU, and it refuses what a GPU refuses.
+// A device that isn't there: its memory is the host's, its kernels are those of the CPU, and it refuses what a GPU
+// refuses, which is operands of two devices, and to be read by NumPy.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
@@ -73,7 +74,8 @@ Tensor host_view(const Tensor& tensor) {
   // What an `out=` that is yet without memory names is a tensor of the host's, copied from after the call.
   if (tensor.storage().nbytes() == 0) return at::empty(tensor.sizes(), tensor.options().device(c10::DeviceType::CPU));
   auto whole = at::from_blob(
-      const_cast<void*>(tensor.storage().data()), {static_cast<int64_t>(tensor.storage().nbytes() / tensor.element_size())},
+      const_cast<void*>(tensor.storage().data()),
+      {static_cast<int64_t>(tensor.storage().nbytes() / tensor.element_size())},
       at::TensorOptions().dtype(tensor.dtype()));
   auto view = whole.as_strided(tensor.sizes(), tensor.strides(), tensor.storage_offset());
   if (tensor.is_conj()) view._set_conj(true);
