@@ -4,6 +4,8 @@ Nothing of lit_rlhf is imported here at module level: jaxtyping's plugin must se
 first by a test to check their shapes at run time.
 """
 
+import atexit
+import gc
 import logging
 import os
 import socket
@@ -19,6 +21,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# Imports make millions of objects that stay: to search them for garbage takes longer than to make them.
+gc.disable()
+atexit.register(gc.freeze)
+
+
+def pytest_collection_finish() -> None:
+    """Everything is imported: from here on garbage is looked for, among what is new."""
+    gc.freeze()
+    gc.enable()
+
 
 _LOOPBACK = ("localhost", "127.", "::1", "0.0.0.0", "::ffff:127.")
 

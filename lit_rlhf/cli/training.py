@@ -8,6 +8,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,10 @@ from lit_rlhf.internals.lightning import (
     silence_adverts,
 )
 from lit_rlhf.modules.refusals import refuse_automatic_options
+
+# Their classes are known by short names in YAML.
+for _package in PACKAGES:
+    import_module(f"lit_rlhf.{_package}")
 
 Made = TypeVar("Made", bound="TrainingCLI")
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -321,7 +326,6 @@ def start(kind: type[Made], words: Sequence[str], called: str | None = None) -> 
     """
     read_none_as_null()
     silence_adverts()
-    import_components()
     # The words differ from those of the process where a configuration is named; Lightning warns of any `args`.
     warnings.filterwarnings(
         "ignore", message="LightningCLI's args parameter is intended to run from within Python"
@@ -353,9 +357,3 @@ def start(kind: type[Made], words: Sequence[str], called: str | None = None) -> 
         )
     except MisconfigurationException as error:
         raise ConfigurationError(str(error)) from error
-
-
-def import_components() -> None:
-    """Import the packages whose classes are known by their short names in YAML."""
-    for package in PACKAGES:
-        __import__(f"lit_rlhf.{package}")

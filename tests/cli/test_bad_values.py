@@ -13,7 +13,6 @@ from jsonargparse import ArgumentParser
 from lit_rlhf.cli import main
 from lit_rlhf.cli.commands import COMMANDS
 from lit_rlhf.cli.refusals import PACKAGES, construct, describe, own_error, refuse_all_misfits
-from lit_rlhf.cli.training import import_components
 from lit_rlhf.cli.unloaded import described_classes
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.internals.jsonargparse import read_none_as_null
@@ -37,7 +36,6 @@ IN_ROUNDS = NEEDED | {"reward": '{"values": {"class_path": "LengthReward"}}'}
 
 
 def cases_of_classes() -> list[tuple[str, str, str]]:
-    import_components()
     found = []
     for package in PACKAGES:
         for name, _ in described_classes(package):

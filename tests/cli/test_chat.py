@@ -24,6 +24,7 @@ from lit_rlhf.rewards import LengthReward, ModelReward, Reward
 from lit_rlhf.rollout import HFEngine, NativeEngine, Sampling
 from lit_rlhf.testing import write_tiny_model
 from lit_rlhf.types import Completions, Scores
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 SHORT = Sampling(max_new_tokens=12)
@@ -238,7 +239,7 @@ def test_a_terminal_has_a_prompt_goes_on_after_errors_and_shows_no_control_chara
 ) -> None:
     primary, secondary = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
-    command = [sys.executable, "-m", "lit_rlhf", "chat", str(policy), "--device", "cpu"]
+    command = [warm.python(), "-m", "lit_rlhf", "chat", str(policy), "--device", "cpu"]
     child = subprocess.Popen(
         command, stdin=secondary, stdout=secondary, stderr=secondary, env=environment
     )

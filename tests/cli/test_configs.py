@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 from lit_rlhf.cli import main
 from lit_rlhf.testing.tiny import write_tiny_world
+from tests import warm
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = ("sft", "reward", "preference", "policy")
@@ -136,7 +136,7 @@ def test_sigterm_keeps_a_checkpoint(workplace: Path, tmp_path: Path) -> None:
     ]
     started = subprocess.Popen(
         [
-            str(Path(sys.executable).with_name("lit-rlhf")),
+            str(warm.commands() / "lit-rlhf"),
             "fit",
             *(word for file in files for word in ("-c", str(file))),
             *words,

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -21,6 +20,7 @@ from lit_rlhf.feedback import read_labelled_pairs
 from lit_rlhf.files import read_lines
 from lit_rlhf.models import precision
 from lit_rlhf.testing import write_jsonl, write_tiny_model
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -292,7 +292,7 @@ def test_killed_it_goes_on_behind_its_last_batch(
     (tmp_path / "kill").touch()
     call = f"from tests.cli.test_generate import generate, Path; generate(Path({str(tiny_model_dir)!r}), "
     call += f"Path({str(tmp_path)!r}), *{words!r})"
-    done = subprocess.run([sys.executable, "-c", call], cwd=ROOT, check=False, capture_output=True)
+    done = subprocess.run([warm.python(), "-c", call], cwd=ROOT, check=False, capture_output=True)
     assert done.returncode == (-9 if "SIGKILL" in end else 1), done.stderr
     assert not (tmp_path / "out.jsonl").exists()
     (left,) = tmp_path.glob(".*.unfinished")

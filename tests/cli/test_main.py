@@ -16,6 +16,7 @@ from lit_rlhf.cli.training import TrainingCLI
 from lit_rlhf.files import read_lines
 from lit_rlhf.testing import tiny_demonstrations, write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
+from tests import warm
 from tests.tolerances import FP32_MODEL
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -37,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run the command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "lit_rlhf", *words], capture_output=True, text=True, check=False
+        [warm.python(), "-m", "lit_rlhf", *words], capture_output=True, text=True, check=False
     )
 
 

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import fmean, stdev
@@ -18,6 +17,7 @@ from lit_rlhf.cli import main
 from lit_rlhf.cli.seeds import read_seeds
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.testing.tiny import write_tiny_world
+from tests import warm
 
 TINY = ["dpo", "--model", "data/tiny-model", "--data", "data/preferences.jsonl", "-c"]
 TINY += ["overlays/tiny", "--trainer.accelerator", "cpu"]
@@ -110,7 +110,7 @@ def test_a_killed_seed_goes_on_where_it_was(tmp_path: Path) -> None:
     """SIGTERM ends the run that is going on, which saves; the same command goes on, to the bits of a whole run."""
     write_tiny_world(tmp_path / "data")
     longer = ["--trainer.limit_train_batches", "12"]
-    command = [sys.executable, "-m", "lit_rlhf", *TINY, *longer, "--seeds", "3", "4"]
+    command = [warm.python(), "-m", "lit_rlhf", *TINY, *longer, "--seeds", "3", "4"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     whole = [*command, "--run_dir", "whole"]
     subprocess.run(whole, cwd=tmp_path, env=environment, check=True)

@@ -3,13 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from lit_rlhf.testing.tiny import write_tiny_world
+from tests import warm
 from tests.cli.test_torchrun import ROOT, TINY, documented
 from tests.invariants.resume_plans import checkpoint_of, difference
 
@@ -22,7 +22,7 @@ def start(where: Path, job: int) -> list["subprocess.Popen[str]"]:
     words[words.index("--trainer.num_nodes") + 1] = "1"
     words += [*TINY, "--model.reward", "LengthReward", "--trainer.max_epochs", "6"]
     words += ["--trainer.devices", str(TASKS)]
-    path = f"{where.parent / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{where.parent / 'bin'}:{warm.commands()}:{os.environ['PATH']}"
     slurm = {
         "SLURM_JOB_ID": str(job),
         "SLURM_JOB_NAME": "ppo.sbatch",

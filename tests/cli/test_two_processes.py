@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lit_rlhf.testing import tiny_preferences, write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ["-c", "overlays/tiny", "-c", "overlays/ddp"]
@@ -19,7 +19,7 @@ ROWS = ["--data.train.path", "rows.jsonl", "--data.val_fraction", "0"]
 def fit(where: Path, config: str, *words: str) -> subprocess.CompletedProcess[str]:
     write_tiny_world(where / "data")
     return subprocess.run(
-        [sys.executable, "-m", "lit_rlhf", "fit", "-c", config, *OVERLAYS, *words],
+        [warm.python(), "-m", "lit_rlhf", "fit", "-c", config, *OVERLAYS, *words],
         cwd=where,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,

@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests import warm
 from tests.docs.pages import ROOT, blocks_of
 from tests.docs.test_blocks import workplace, world
 
@@ -25,7 +25,7 @@ def test_trials_run_beside_each_other(workplace: Path) -> None:
         for word in sweep["command"]
     ]
     assert "WandbLogger" in shell
-    places = [f"{Path(sys.executable).parent}", os.environ["PATH"]]
+    places = [f"{warm.commands()}", os.environ["PATH"]]
     paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(":")]
     env = {**os.environ, "PATH": ":".join(places), "PYTHONPATH": ":".join(paths)}
     for trial, lr in (("one", 1e-5), ("two", 1e-3)):

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lit_rlhf.testing import (
     write_jsonl,
     write_tiny_model,
 )
+from tests import warm
 
 ROWS, VALIDATION_ROWS = 20, 4
 KILLED = -signal.SIGKILL
@@ -62,7 +62,7 @@ def execute(
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), str(file)],
+        [warm.python(), str(script), str(file)],
         env=environment,
         capture_output=True,
         text=True,

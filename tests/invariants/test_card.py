@@ -7,7 +7,6 @@ memory. Its arithmetic is the CPU's, so results are equal but for the order in w
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import warm
 from tests.card import device
 from tests.invariants.process_others import OTHERS
 from tests.invariants.resume_plans import execute, log_of, run, write_world
@@ -64,7 +64,7 @@ def test_commands_write_the_same(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     said = [
         subprocess.run(
-            [sys.executable, str(script), where, str(tmp_path)],
+            [warm.python(), str(script), where, str(tmp_path)],
             env=environment,
             capture_output=True,
             check=False,

@@ -5,13 +5,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lit_rlhf.callbacks.watchdog import EXIT_CODE
+from tests import warm
 from tests.invariants.resume_plans import write_world
 
 pytestmark = [pytest.mark.slow, pytest.mark.ddp]  # 15 s for each pair
@@ -45,7 +45,7 @@ def run(world: Path, does: str, rank: int, **watchdog: float) -> list[tuple[int,
             "GROUP_RANK": "0",
             "TORCHELASTIC_RUN_ID": "test",
         }
-        command = [sys.executable, str(script), json.dumps(plan)]
+        command = [warm.python(), str(script), json.dumps(plan)]
         started.append(
             subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         )

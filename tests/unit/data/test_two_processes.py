@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.unit.data.two_processes import make
 
 ROOT = Path(__file__).parents[3]
@@ -19,7 +19,7 @@ def read(directory: Path, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.ddp
 def test_two_processes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.unit.data.two_processes", str(tmp_path)]
+    command = [warm.python(), "-m", "tests.unit.data.two_processes", str(tmp_path)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )

@@ -2,18 +2,18 @@
 
 import os
 import re
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from tests import warm
 
 
 class Server:
     """The running command: its address, and a way to kill it as a power cut would."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "lit_rlhf", "annotate", *options]
+        command = [warm.python(), "-m", "lit_rlhf", "annotate", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
         assert self.process.stdout is not None
         self.said = ""
@@ -39,4 +39,4 @@ def running(*options: str) -> Iterator[Server]:
         yield server
     finally:
         if server.process.poll() is None:
-            server.end(signal.SIGKILL)
+            server.end(warm.KILL)

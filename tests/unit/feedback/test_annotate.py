@@ -15,6 +15,7 @@ from lit_rlhf.evaluation import ModelScorer, disagreements
 from lit_rlhf.feedback import LabelStore, Pair, Vote
 from lit_rlhf.models import Backbone, ModelSpec, export_reward
 from lit_rlhf.testing import tiny_preferences, write_jsonl
+from tests import warm
 from tests.unit.feedback.server import running
 
 
@@ -49,7 +50,7 @@ def test_kill_9_loses_no_vote(pairs: str, tmp_path: Path) -> None:
         sign_in(client, "ann")
         voted = [vote_on_next(client) for _ in range(10)]
         open_page = client.get("/pair").text
-        server.end(signal.SIGKILL)
+        server.end(warm.KILL)
     with pytest.raises(httpx2.ConnectError):
         vote_on_next(client, open_page)
     assert [vote.pair for vote in LabelStore(tmp_path / "labels").votes()] == voted

@@ -1,6 +1,5 @@
 """Two raters at the page in Chromium: by keys alone, over a reload, hostile texts and a kill of the server."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from lit_rlhf.feedback import LabelStore
 from lit_rlhf.testing import write_jsonl
+from tests import warm
 from tests.unit.feedback.rater import Rater, browsers
 from tests.unit.feedback.server import running
 
@@ -48,7 +48,7 @@ def test_two_raters(browsers: list[Any], tmp_path: Path) -> None:
         second = ann.pair()
         ann.browser.refresh()
         assert ann.pair() == second
-        server.end(signal.SIGKILL)
+        server.end(warm.KILL)
         ann.press("t")
         ann.wait.until(lambda _: ann.browser.find_element("id", "trouble").is_displayed())
         assert "not saved" in ann.browser.find_element("id", "trouble").text

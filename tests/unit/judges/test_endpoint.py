@@ -1,9 +1,7 @@
 import json
 import math
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from lit_rlhf.cli import main
 from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.http import Endpoint
 from lit_rlhf.judges import EndpointJudge, PairwiseJudge
+from tests import warm
 from tests.loopback import Answer, Request, in_turn, serving
 
 
@@ -198,7 +197,7 @@ def test_killed_while_labelling_it_goes_on_and_asks_nothing_twice(
     def answer(request: Request) -> Answer:
         said = request.body["messages"][0]["content"]
         if not killed and len(answered) >= 30:
-            os.kill(running[0].pid, signal.SIGKILL)
+            running[0].send_signal(warm.KILL)
             return Answer(status=500)
         answered.append(said)
         p = 0.8 if "<answer_A>\ngood" in said else 0.3
@@ -208,7 +207,7 @@ def test_killed_while_labelling_it_goes_on_and_asks_nothing_twice(
         words = ["label", str(data), "--output", str(output), "--judge", "EndpointJudge"]
         words += ["--judge.endpoint.url", f"{server.url}/v1", "--judge.model", "m"]
         words += ["--judge.endpoint.concurrency", "1"]
-        command = [sys.executable, "-m", "lit_rlhf", *words]
+        command = [warm.python(), "-m", "lit_rlhf", *words]
         running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         assert running[0].wait(timeout=120) == -signal.SIGKILL
         assert not output.exists()

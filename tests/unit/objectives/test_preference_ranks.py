@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lit_rlhf import distributed
 from lit_rlhf.types import asked
+from tests import warm
 from tests.tolerances import FP64
 from tests.unit.objectives.two_ranks import Found, on_rows
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.ddp
 def test_two_ranks_are_one_batch(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.unit.objectives.two_ranks"]
+    command = [warm.python(), "-m", "tests.unit.objectives.two_ranks"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen([*command, str(rank), str(tmp_path)], cwd=ROOT, env=environment)

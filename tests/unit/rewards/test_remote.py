@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from lit_rlhf.rewards import HTTPReward, ModelReward
 from lit_rlhf.rewards.retokenize import vocabulary_hash
 from lit_rlhf.rewards.serving import Item, RewardService, create_app
 from lit_rlhf.rollout import Sampling
+from tests import warm
 from tests.loopback import Answer, Request, serving
 from tests.reference.completions import make_completions
 from tests.tolerances import FP32_MODEL
@@ -52,7 +52,7 @@ class Served:
     """`lit-rlhf serve-reward` as a process of its own."""
 
     def __init__(self, path: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "lit_rlhf", "serve-reward", "--path", str(path)]
+        command = [warm.python(), "-m", "lit_rlhf", "serve-reward", "--path", str(path)]
         self.process = subprocess.Popen(
             [*command, "--port", "0", *options], stdout=subprocess.PIPE, text=True
         )
