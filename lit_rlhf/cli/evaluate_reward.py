@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import Progress
-
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, refuse_directory
+from lit_rlhf.cli.output import print_text, progress, refuse_directory
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
@@ -109,15 +106,8 @@ def run(words: Sequence[str]) -> None:
 def _evaluated(
     scorer: Scorer, comparisons: Comparisons, perturbed: int, seed: int
 ) -> RewardEvaluation:
-    with Progress(console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task(f"scoring by {scorer.name}", total=len(comparisons.items))
-        return evaluate_reward(
-            scorer,
-            comparisons,
-            perturbed=perturbed,
-            seed=seed,
-            tell=lambda count: bar.update(task, completed=count),
-        )
+    with progress(f"scoring by {scorer.name}", len(comparisons.items)) as tell:
+        return evaluate_reward(scorer, comparisons, perturbed=perturbed, seed=seed, tell=tell)
 
 
 def _summary(found: Sequence[RewardEvaluation], difference: Difference | None) -> str:

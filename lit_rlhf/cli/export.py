@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.output import progress
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.evaluation import ModelScorer, evaluate_reward, read_comparisons
@@ -75,7 +76,8 @@ def _fit(backbone: Backbone, name: str, data: str) -> Temperature:
         ) from error
     backbone.to(default_device())
     scorer = ModelScorer(backbone, name, learned=backbone.prompts)
-    found = evaluate_reward(scorer, comparisons, perturbed=0)
+    with progress("scoring", len(comparisons.items)) as tell:
+        found = evaluate_reward(scorer, comparisons, perturbed=0, tell=tell)
     fitted, own = fitted_temperature(found), found.calibration
     assert own is not None  # else it is refused
     left_out = "".join(f"{count} left out, {why}. " for why, count in found.left_out.items())

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from lit_rlhf.cli.selection import (
     keep_pairs,
     keep_self_play,
 )
-from lit_rlhf.cli.unfinished import Unfinished
+from lit_rlhf.cli.unfinished import Unfinished, batches_left
 from lit_rlhf.data import PromptDataModule, PromptOnly, RowsSource, Source
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError, DataError
@@ -138,11 +139,10 @@ def generate(
         invalid="error",
         batch_size=batch_size,
     )
-    unfinished = None
+    unfinished = Unfinished(None, request)
     if output is not None and request:
-        unfinished = Unfinished(
-            output, [request, rows, weights_fingerprint(actor.backbone, "policy")]
-        )
+        weights = weights_fingerprint(actor.backbone, "policy")
+        unfinished = Unfinished(output, [request, rows, weights])
     samples = _samples(actor, data, num_samples, unfinished, with_kl=reference is not None)
     columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
     every = keep in ("all", "finished")
@@ -158,8 +158,7 @@ def generate(
     if kept.without:
         sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
     write_rows(kept.rows, output)
-    if unfinished is not None:
-        unfinished.forget()
+    unfinished.forget()
 
 
 def _rows(source: Source, demonstration: str | None) -> list[dict[str, Any]]:
@@ -227,7 +226,7 @@ def _samples(
     actor: PolicyModule,
     data: PromptDataModule,
     num_samples: int,
-    unfinished: Unfinished | None,
+    unfinished: Unfinished,
     *,
     with_kl: bool,
 ) -> dict[int, Sequence[Sample]]:
@@ -236,18 +235,11 @@ def _samples(
     data.setup("test")
     if (form := data.prompt_form("test")) is not None:
         actor.check_prompts(form)
-    samples = {} if unfinished is None else dict(unfinished.known)
-    for batch in data.test_dataloader():
-        indices = batch["index"].tolist()
-        if samples.keys() >= set(indices):  # whole batches alone: others would round in other ways
-            continue
-        found = _sample(actor, batch, num_samples, with_kl=with_kl)
-        starts = enumerate(range(0, len(found), num_samples))
-        new = {indices[i]: found[start : start + num_samples] for i, start in starts}
-        samples |= new
-        if unfinished is not None:
-            unfinished.add(new)
-    return samples
+    for batch in batches_left(data.test_dataloader(), unfinished, "completing"):
+        found = [asdict(each) for each in _sample(actor, batch, num_samples, with_kl=with_kl)]
+        starts = zip(batch["index"].tolist(), range(0, len(found), num_samples), strict=True)
+        unfinished.add({row: found[start : start + num_samples] for row, start in starts})
+    return {row: [Sample(**each) for each in of] for row, of in unfinished.known.items()}
 
 
 @torch.no_grad()

@@ -7,11 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.progress import Progress
 
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text, refuse_directory, refuse_input
+from lit_rlhf.cli.output import print_text, progress, refuse_directory, refuse_input
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError, ServiceError
@@ -58,10 +56,9 @@ def label(
         judge.cache = output.with_name(f"{output.name}.answers")
     kept = f"What was answered is kept in {judge.cache}: the same command goes on from there"
     pairs, dropped = read_labelled_pairs(source, format, "drop" if skip_invalid else "error")
-    with Progress(console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("judging", total=len(pairs))
+    with progress("judging", len(pairs)) as tell:
         try:
-            done = label_pairs(pairs, pairwise, lambda count: bar.update(task, completed=count))
+            done = label_pairs(pairs, pairwise, tell)
         except ServiceError as error:
             raise ServiceError(
                 f"{error} {kept}, with --judge.failures null without what fails."

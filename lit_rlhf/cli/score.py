@@ -15,10 +15,12 @@ from lit_rlhf.cli.output import (
     writable_rows,
     write_rows,
 )
+from lit_rlhf.cli.unfinished import Unfinished, batches_left
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, RowsSource
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.models import evaluating
+from lit_rlhf.models.fingerprint import weights_fingerprint
 from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.prompt_form import warn_of_prompts
@@ -34,8 +36,11 @@ def score(
     layout: Layout = "auto",
     batch_size: int = 16,
     dtype: DTypeOption = "float32",
+    request: str = "",
 ) -> None:
     """Score completions with a reward model, on a GPU where there is one.
+
+    Killed while it writes to a file, the same command goes on behind the last batch.
 
     Args:
         model: An export, a checkpoint (.ckpt) of RewardModelModule, or a sequence classifier with one label.
@@ -49,6 +54,7 @@ def score(
             where it doesn't say.
         batch_size: Rows that are scored together.
         dtype: Of the model's weights; float32 keeps small differences of scores.
+        request: No option: all of them as text, by which a killed call is known again. Empty: nothing is kept for one.
     """
     refuse_directory(output)
     source = local_source(data)
@@ -67,21 +73,24 @@ def score(
         too_long="error",
         batch_size=batch_size,
     )
-    scores: dict[int, float] = {}
+    unfinished = Unfinished(None, request)
+    if output is not None and request:
+        unfinished = Unfinished(output, [request, every, weights_fingerprint(backbone, "reward")])
     if answered:
         rows.prepare_data()
         rows.setup("test")
         warn_of_prompts(f"The reward model {model!r}", backbone.prompts, rows.prompt_form("test"))
-        for batch in rows.test_dataloader():
+        for batch in batches_left(rows.test_dataloader(), unfinished, "scoring"):
             on_device = move_data_to_device(batch, backbone.device)
             with torch.no_grad(), evaluating(backbone):
                 found = backbone(on_device, num_branches=1, role="reward", scores="reward").scores
-            places = (answered[i] for i in batch["index"].tolist())
-            scores.update(zip(places, found.tolist(), strict=True))
+            unfinished.add(dict(zip(batch["index"].tolist(), found.tolist(), strict=True)))
+    scores = {answered[i]: score for i, score in unfinished.known.items()}
     kept = set_aside(every, ["score"])
     write_rows(({**row, "score": scores.get(i)} for i, row in enumerate(kept)), output)
+    unfinished.forget()
 
 
 def run(words: Sequence[str]) -> None:
     """Parse a command line and run it."""
-    call(score, words[1:], "score")
+    call(score, words[1:], "score", told="request")

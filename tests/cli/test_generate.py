@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections import Counter
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -308,7 +309,7 @@ def test_killed_it_goes_on_behind_its_last_batch(
 
 def test_another_request_begins_anew(tiny_model_dir: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    Unfinished(output, "another").add({0: [Sample("x", 1.0, True)]})
+    Unfinished(output, "another").add({0: [asdict(Sample("x", 1.0, True))]})
     rows = generate(tiny_model_dir, tmp_path)
     assert len(rows) == 72
     assert "x" not in {row["response"] for row in rows}
