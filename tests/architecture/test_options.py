@@ -5,8 +5,8 @@ Left out are options that another library's class takes, which explains them, an
 
 import ast
 import inspect
-import textwrap
 from dataclasses import is_dataclass
+from functools import cache
 from importlib import import_module
 from itertools import pairwise
 
@@ -28,24 +28,35 @@ REFERENCE = sorted(
 )
 
 
+@cache
+def explained_fields(module: str) -> dict[str, set[str]]:
+    """By class of a module, its fields that a text stands below."""
+    tree = ast.parse(inspect.getsource(import_module(module)))
+    return {
+        each.name: {
+            ast.unparse(node.target)
+            for node, after in pairwise(each.body)
+            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr)
+        }
+        for each in ast.walk(tree)
+        if isinstance(each, ast.ClassDef)
+    }
+
+
+@cache
+def explained_by(base: type) -> set[str]:
+    """The names that a class of the library explains itself."""
+    text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+    found = set(explained_fields(base.__module__).get(base.__name__, set()))
+    for part in docstring_parser.parse(text).meta:
+        found |= {name.strip() for name in str(getattr(part, "arg_name", "")).split(",")}
+    return found
+
+
 def explained(kind: type) -> set[str]:
     """The names that a class and its bases explain."""
-    found: set[str] = set()
-    for base in kind.__mro__:
-        if not base.__module__.startswith("lit_rlhf."):
-            continue
-        for part in docstring_parser.parse(
-            inspect.cleandoc(base.__dict__.get("__doc__") or "")
-        ).meta:
-            found |= {name.strip() for name in str(getattr(part, "arg_name", "")).split(",")}
-        try:
-            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        except (OSError, TypeError):  # made by a library
-            continue
-        for node, after in pairwise(getattr(tree, "body", [])):
-            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
-                found.add(ast.unparse(node.target))
-    return found
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("lit_rlhf.")]
+    return set().union(*map(explained_by, ours))
 
 
 def classes(package: str) -> list[type]:
