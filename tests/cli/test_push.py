@@ -103,6 +103,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 def serving(hub: Hub) -> Iterator[None]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # as in tests/loopback.py
 
         def do_POST(self) -> None:
             hub.tokens.add(self.headers.get("authorization"))

@@ -1,10 +1,12 @@
 """A tiny model in vLLM's place: in this process, and as a server on loopback that speaks vLLM's HTTP."""
 
+import copy
 import shutil
 import threading
 from base64 import b64decode
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, mktemp
 from typing import Any
@@ -26,10 +28,16 @@ class FakeVLLM(Sampler):
 
     def __init__(self, model_dir: Path, raw: bool = False, own_stops: Sequence[int] = ()) -> None:
         self.model_dir, self.raw, self.own_stops = model_dir, raw, list(own_stops)
-        self.model = self._load(model_dir)
+        self.model = copy.deepcopy(self._first(model_dir))
         self.loaded: list[str] = []
         self.weights = "default"
         self.asked = 0
+
+    @staticmethod
+    @cache
+    def _first(path: Path) -> Backbone:
+        """Many of a session begin with the same one."""
+        return FakeVLLM._load(path)
 
     @staticmethod
     def _load(path: Path) -> Backbone:

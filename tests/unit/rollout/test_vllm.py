@@ -1,5 +1,6 @@
 """What the engines on vLLM do around it; a second backbone stands in, `test_vllm_server.py` runs vLLM."""
 
+import copy
 import gc
 import importlib.util
 import subprocess
@@ -55,12 +56,17 @@ class Elsewhere(VLLMRollouts[Any]):
         return self.fake.complete([each for own in prompts for each in own], options, held)
 
 
-@pytest.fixture
-def backbone(tiny_model_dir: Path) -> Backbone:
+@pytest.fixture(scope="module")
+def moved(tiny_model_dir: Path) -> Backbone:
     backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
     backbone.add_adapter("policy")
     _move(backbone, 1)
     return backbone
+
+
+@pytest.fixture
+def backbone(moved: Backbone) -> Backbone:
+    return copy.deepcopy(moved)
 
 
 def _move(backbone: Backbone, seed: int) -> None:

@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -12,7 +10,8 @@ from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.http import Endpoint, HTTPClient
 from lit_rlhf.models import Backbone, ModelSpec
 from lit_rlhf.rollout.vllm.client import VLLMServer
-from lit_rlhf.rollout.vllm.sampler import Completed, Request
+from lit_rlhf.rollout.vllm.sampler import Completed, Request as Wanted
+from tests.loopback import Answer as Sent, Request, serving
 from tests.unit.models.conftest import LORA
 
 MODELS = {"data": [{"id": "base", "parent": None}]}
@@ -34,36 +33,24 @@ def serve() -> Iterator[Serve]:
     """Answer each path with what it is given."""
     answers: dict[str, Answer] = {"/tokenize": (404, "text/plain", "no such page")}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length") or 0))
-            status, kind, body = answers[self.path]
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
+    def answer(request: Request) -> Sent:
+        status, kind, body = answers[request.path]
+        return Sent(body.encode(), status, {"content-type": kind})
 
-        do_POST = do_GET  # noqa: N815 - as the base names it
-
-        def log_message(self, *_: object) -> None: ...
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+    with serving(answer) as loopback:
 
         def start(given: dict[str, Answer]) -> str:
             answers.update(given)
-            return f"http://127.0.0.1:{server.server_port}"
+            return loopback.url
 
         yield start
-        server.shutdown()
 
 
 def asked(url: str, backbone: Backbone) -> list[Completed]:
     client = HTTPClient(Endpoint(url, timeout=20, retries=0))
     server = VLLMServer(client, client)
     server.look(backbone, longest=10)
-    return server.complete([Request([1], 0)], {"max_tokens": 2}, None)
+    return server.complete([Wanted([1], 0)], {"max_tokens": 2}, None)
 
 
 def refused(url: str, backbone: Backbone, message: str) -> None:
@@ -72,7 +59,7 @@ def refused(url: str, backbone: Backbone, message: str) -> None:
     assert url in str(caught.value)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def backbone(tiny_model_dir: Any) -> Backbone:
     return Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LORA))
 

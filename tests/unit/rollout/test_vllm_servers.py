@@ -267,11 +267,11 @@ def shake(engine: Any, backbone: Backbone) -> None:
     head = backbone.model.lm_head.weight
     for _ in range(20):
         head.data.add_(torch.randn(head.shape, generator=noise) * 0.01)
-        sample(engine, backbone)
+        sample(engine, backbone, max_new_tokens=1)
 
 
 def drift(engine: Any, backbone: Backbone, far: float) -> None:
     for _ in range(20):
         for weight in backbone.adapter_weights("policy").values():
             weight.data.add_(far)
-        sample(engine, backbone)
+        sample(engine, backbone, max_new_tokens=1)
