@@ -10,7 +10,7 @@ import yaml
 from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING
 from lit_rlhf.cli.completion import LIKE_FIT, WORDS, options_of
 from lit_rlhf.cli.recipes import expand
-from lit_rlhf.cli.shipped import with_found_configs
+from lit_rlhf.cli.shipped import load_yaml, with_found_configs
 from lit_rlhf.cli.slips import no_option, no_option_of
 from lit_rlhf.cli.unloaded import find_class
 from lit_rlhf.errors import ConfigurationError
@@ -83,8 +83,9 @@ def _given(words: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _given_in(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    loaded = _loaded(path)
     for key in _PACKAGES:
-        part = _loaded(path).get(key)
+        part = loaded.get(key)
         if isinstance(part, str) and part.endswith((".yaml", ".yml")):
             part = _loaded(path.parent / part)
         if isinstance(part, str):
@@ -97,7 +98,7 @@ def _given_in(path: Path) -> Iterator[tuple[str, str, list[str]]]:
 
 def _loaded(path: Path) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):  # the parser says what is wrong with it
         return {}
     return loaded if isinstance(loaded, dict) else {}

@@ -10,7 +10,7 @@ import yaml
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text, refuse_directory, write_new
-from lit_rlhf.cli.shipped import config_names, find_config, whole_text
+from lit_rlhf.cli.shipped import config_names, find_config, load_yaml, whole_text
 from lit_rlhf.cli.trl_options import ALIASES, TASKS, defaults, option
 from lit_rlhf.cli.trl_rules import NotCarried, component
 from lit_rlhf.cli.trl_script import Script, read
@@ -76,7 +76,7 @@ class Writer:
         lora = bool(script.options.get("use_peft"))
         full = task.recipe.replace("lora", "full")
         self.recipe = full if not lora and full in config_names() else task.recipe
-        self.config = yaml.safe_load(whole_text(find_config(self.recipe)))
+        self.config = load_yaml(whole_text(find_config(self.recipe)))
         self.comments: dict[tuple[str | int, ...], str] = {}
         self.left: dict[str, str] = {}
         if self.recipe == task.recipe and not lora:

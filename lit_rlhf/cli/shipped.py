@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,6 +31,16 @@ def shipped(name: str) -> Path:
     """A directory that lies in the wheel's package, and in a checkout beside it."""
     package = Path(__file__).parents[1]
     return next(path for path in (package / name, package.parent / name) if path.is_dir())
+
+
+def load_yaml(text: str) -> Any:
+    """What a text says in YAML, read by PyYAML's parser in C where it has one: in a tenth of the time.
+
+    Raises:
+        yaml.YAMLError: It is none.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(text, Loader=loader)  # noqa: S506 - either is the safe one
 
 
 def config_names() -> list[str]:
@@ -83,7 +94,7 @@ def with_found_configs(words: Sequence[str]) -> list[str]:
             continue
         path = find_config(value)
         try:
-            yaml.safe_load(path.read_text(encoding="utf-8"))
+            load_yaml(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigurationError(
                 f"{path} is no YAML: {' '.join(str(error).split())}"

@@ -54,7 +54,6 @@ for _package in PACKAGES:
     import_module(f"lit_rlhf.{_package}")
 
 Made = TypeVar("Made", bound="TrainingCLI")
-COMMANDS = ("fit", "validate", "test", "predict")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -350,9 +349,10 @@ def start(kind: type[Made], words: Sequence[str], called: str | None = None) -> 
                 "prog": "lit-rlhf",
                 "default_env": False,
                 "exit_on_error": False,
-                **{command: {"exit_on_error": False} for command in COMMANDS},
+                words[0]: {"exit_on_error": False},
             },
             args=with_found_configs(words),
+            command=words[0],
             called=called or words[0],
         )
     except MisconfigurationException as error:

@@ -377,10 +377,24 @@ class CommandLineWins(LightningCLI):
 
     Lightning lets hyper-parameters that are stored there override flags and YAML in silence (its issue 21455). After an
     error in the first process those that it started wait for it, and end with another that says nothing of the cause.
+    Of its four commands the one that is called gets a parser: to build one is slow.
+
+    Args:
+        *args: LightningCLI's.
+        command: The one that is called.
+        **options: LightningCLI's.
     """
 
     runs = True
     """Whether the command is run once all is built."""
+
+    def __init__(self, *args: Any, command: str = "fit", **options: Any) -> None:
+        self._command = command
+        super().__init__(*args, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command that is called, with the arguments of the Trainer's method that are no options."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the Trainer's options, with numbers of batches that stay whole."""

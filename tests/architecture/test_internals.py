@@ -461,6 +461,8 @@ def test_the_command_line_is_built_without_running() -> None:
     assert made.trainer.state.status == "initializing", "Lightning runs a subcommand elsewhere"
     parser = our_lightning.parser_of(made, "fit")
     assert "trainer.max_epochs" in parser.get_defaults(), "the command's parser is kept elsewhere"
+    with pytest.raises(KeyError):  # else Lightning builds those of the other commands too
+        our_lightning.parser_of(made, "validate")
 
 
 @pytest.mark.parametrize("silenced", [False, True])

@@ -1,10 +1,13 @@
 """What a run's directory tells afterwards, whatever else was tried in it."""
 
 import json
+import os
 import re
 import shutil
 import warnings
+from contextlib import chdir
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -21,16 +24,33 @@ OF = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of `data`, and of what two kinds of training leave in `run`, under the names of the kinds."""
+    root = tmp_path_factory.mktemp("trained")
+    write_tiny_world(root / "data", rows=24)
+    with patch.dict(os.environ, LIT_RLHF_CACHE=str(root / "cache")), chdir(root):
+        for kind in ("reward", "grpo"):
+            main(["fit", *OF[kind]])
+            Path("run").rename(kind)
+    return root
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_tiny_world(tmp_path / "data", rows=24)
+def world(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "data").symlink_to(trained / "data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_the_configuration_is_that_of_the_last_training(world: Path) -> None:
+def after_training(trained: Path, kind: str) -> None:
+    """As if `fit` had been called here."""
+    shutil.copytree(trained / kind, "run")
+
+
+def test_the_configuration_is_that_of_the_last_training(world: Path, trained: Path) -> None:
     """Not of a start that was refused, and not of a validation."""
-    main(["fit", *OF["reward"]])
+    after_training(trained, "reward")
     (run,) = read_runs([Path("run")])
     assert run.settled()["data.batch_size"] == 4
     with pytest.raises(SystemExit):  # an adapter of another size
@@ -44,23 +64,25 @@ def test_the_configuration_is_that_of_the_last_training(world: Path) -> None:
 
 
 def test_a_dry_run_of_a_policy_leaves_nothing(
-    world: Path, capsys: pytest.CaptureFixture[str]
+    world: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Lightning bounds it by steps, of which an iteration has several; another run's files stay as they are."""
     dry = ["--trainer.fast_dev_run", "true"]
     main(["fit", *OF["grpo"], *dry])
     assert "GRPOPolicyModule" in capsys.readouterr().out
     assert not Path("run").exists()
-    main(["fit", *OF["grpo"]])
+    after_training(trained, "grpo")
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     main(["fit", *OF["grpo"], *dry])
     after = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     assert after == before
 
 
-def test_what_is_not_looked_at_is_said(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_looked_at_is_said(
+    world: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Numbers of the untrained model would be taken for those of the run."""
-    main(["fit", *OF["reward"]])
+    after_training(trained, "reward")
     with pytest.warns(UserWarning, match=r"not at run/checkpoints/iteration-00000002\.ckpt"):
         main(["validate", *OF["reward"]])
     with pytest.raises(SystemExit):
@@ -72,10 +94,13 @@ def test_what_is_not_looked_at_is_said(world: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_checkpoint_says_that_its_base_is_missing(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: Path,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its path is relative to where the run was started."""
-    main(["fit", *OF["reward"]])
+    after_training(trained, "reward")
     monkeypatch.chdir(world / "run")
     with pytest.raises(SystemExit):
         main(["export", "--ckpt_path", "checkpoints", "--output", "exported"])
@@ -110,10 +135,10 @@ def test_predictions_are_written(
 
 
 def test_a_run_without_an_export_is_named_by_its_checkpoints(
-    world: Path, capsys: pytest.CaptureFixture[str]
+    world: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As one that was killed before its end."""
-    main(["fit", *OF["grpo"]])
+    after_training(trained, "grpo")
     shutil.rmtree("run/export")
     with pytest.raises(SystemExit):
         main(["generate", "--model", "run", "--prompt", "how "])
