@@ -112,7 +112,8 @@ def microbatch_indices(
         at_least: The least number of parts: sharded strategies need the same number on every process.
     """
     ordered = share[lengths[share].argsort(descending=True, stable=True)]
-    count = min(max(at_least, 1), len(ordered))
+    least = -(-int(lengths[share].sum()) // budget)  # in fewer parts one is too large
+    count = min(max(at_least, least, 1), len(ordered))
     while count < len(ordered):
         parts = ordered.tensor_split(count)
         if all(len(part) * int(lengths[part[0]]) <= budget for part in parts):

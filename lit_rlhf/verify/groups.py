@@ -96,15 +96,11 @@ def group_cases() -> list[PolicyCase]:
 
 def mean_normalized_advantages(rewards: Tensor, policy: Tensor, group: int) -> Tensor:
     r"""$E[A(y)]$ (Y,) of scores normalised in a group with G - 1 others of the policy."""
-    numbers = range(len(rewards))
-    others = torch.tensor(list(product(numbers, repeat=group - 1)))
-    chances = policy[others].prod(-1)
-    result = []
-    for y in numbers:
-        scores = torch.cat([rewards[y].expand(len(others), 1), rewards[others]], dim=-1)
-        spread = ((scores - scores.mean(-1, keepdim=True)).square().sum(-1) / (group - 1)).sqrt()
-        result.append((chances * (scores[:, 0] - scores.mean(-1)) / (spread + _EPS)).sum())
-    return torch.stack(result)
+    groups = torch.tensor(list(product(range(len(rewards)), repeat=group)))
+    groups = groups.view(len(rewards), -1, group)  # (Y, groups that begin with y, G)
+    centered = rewards[groups] - rewards[groups].mean(-1, keepdim=True)
+    spread = (centered.square().sum(-1) / (group - 1)).sqrt()
+    return (policy[groups[..., 1:]].prod(-1) * centered[..., 0] / (spread + _EPS)).sum(-1)
 
 
 def _exact(world: TabularWorld, group: int) -> Tensor:

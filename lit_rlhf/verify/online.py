@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lit_rlhf import objectives as o
@@ -121,15 +120,7 @@ def nash_optimum(world: TabularWorld, beta: float, mixture: float) -> Tensor:
 
 def token_mixture(world: TabularWorld, policy: Tensor, weight: float = _MIXTURE) -> Tensor:
     r"""(Y,): the distribution whose tokens follow $\pi^{1-a}\pi_{ref}^a$, normalised at each state."""
-    mixed = torch.ones_like(policy)
-    for y, tokens in enumerate(world.completions):
-        for t in range(len(tokens)):
-            begun = [k for k, other in enumerate(world.completions) if other[:t] == tokens[:t]]
-            choices = sorted({world.completions[k][t] for k in begun})
-            ways = [[k for k in begun if world.completions[k][t] == token] for token in choices]
-            shares = [
-                torch.stack([p[way].sum() for way in ways]).log() for p in (policy, world.reference)
-            ]
-            logits = (1 - weight) * shares[0] + weight * shares[1]
-            mixed[y] *= logits.softmax(-1)[choices.index(tokens[t])]
-    return mixed
+    through, together = world.steps
+    own, ref = ((through @ p).clamp_min(1e-300).log() for p in (policy, world.reference))
+    logits = (1 - weight) * own + weight * ref
+    return ((logits - (together @ logits.exp()).log()) @ through).exp()

@@ -62,8 +62,10 @@ class Drawn:
         for rollout, loss, chance in zip(self.rollouts, losses, shares, strict=True):
             mask, size = rollout.response_mask, rollout.num_samples
             top = top + reduction.numerator(loss * chance.repeat_interleave(size)[:, None], mask)
-            for group, weight in zip(mask.split(size), chance, strict=True):
-                bottom += weight * reduction.denominator(group)
+            # Few groups differ in their lengths, so each mask is reduced once.
+            masks, which = mask.reshape(len(chance), -1).unique(dim=0, return_inverse=True)
+            sizes = [reduction.denominator(group.view(size, -1)) for group in masks]
+            bottom += (chance * torch.stack(sizes)[which]).sum()
         return top / bottom
 
 
@@ -115,11 +117,9 @@ class PolicyCase(Case):
 
     def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
         """The groups as a rollout of the policy, as `PolicyModule.collect` gives it."""
-        picked, depth = [y for group in groups for y in group], self.world.depth
+        picked = torch.tensor(groups).flatten()
         ids = torch.full((len(groups), 1), PROMPT_TOKEN)
-        completions = [self.world.completions[y] for y in picked]
-        tokens = torch.tensor([[*y, *[0] * (depth - len(y))] for y in completions])
-        mask = torch.tensor([[t < len(y) for t in range(depth)] for y in completions])
+        tokens, mask = (padded[picked] for padded in self.world.padded)
         drawn = Generation(tokens, mask, self.world.finished[picked])
         scores = Scores(self.world.rewards[picked])
         return module.evaluate(ScoredRollout(Prompts(ids, ids == PROMPT_TOKEN), drawn, scores))

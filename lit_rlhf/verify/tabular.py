@@ -162,6 +162,21 @@ class TabularWorld:
         """Numbers of the states after each token of each completion; the last is the one it ends in."""
         return [[self.state(y[: t + 1]) for t in range(len(y))] for y in self.completions]
 
+    @cached_property
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Tokens of each completion, (Y, T), 0 behind its end, and where there are some, (Y, T) bool."""
+        tokens = _pad([list(y) for y in self.completions], 0)
+        return tokens, torch.arange(self.depth) < self.lengths[:, None]
+
+    @cached_property
+    def steps(self) -> tuple[Tensor, Tensor]:
+        """Of every token that may follow a state: (S, Y), whose path it is on; (S, S), which share its state."""
+        found = sorted({(y[:t], y[t]) for y in self.completions for t in range(len(y))})
+        states = [state for state, _ in found]
+        through = [[y[: len(s) + 1] == (*s, token) for y in self.completions] for s, token in found]
+        together = [[state == other for other in states] for state in states]
+        return torch.tensor(through).double(), torch.tensor(together).double()
+
     def backbone(self, policy: Tensor | None = None) -> Backbone:
         """A backbone whose policy is the given distribution (Y,); default: the reference."""
         config = TabularConfig(self.vocab_size, self.depth)
@@ -195,11 +210,15 @@ class TabularWorld:
 
     def policy(self, backbone: Backbone) -> Tensor:
         """The distribution (Y,) of a backbone's policy, by its own forward on all completions."""
-        count = len(self.completions)
         with torch.no_grad():
-            out = backbone(self.batch([range(count)]), num_branches=count, logprobs=True)
+            out = backbone(self._everything, num_branches=len(self.completions), logprobs=True)
         policy: Tensor = out.logprobs.sum(-1).exp()
         return policy
+
+    @cached_property
+    def _everything(self) -> BranchedBatch:
+        """All completions in one row."""
+        return self.batch([range(len(self.completions))])
 
     def batch(self, rows: Sequence[Sequence[int]]) -> BranchedBatch:
         """A branched batch of rows of completions, each named by its number."""

@@ -112,14 +112,9 @@ def descent_margin(slope: Function, p: Tensor, step: float = 1e-3) -> Tensor:
         return p * slope(z) - (1 - p) * slope(-z)
 
     direction = -rise(torch.zeros_like(p)).sign()
-    z = torch.zeros_like(p)
-    for _ in range(20_000):
-        ahead = z + step * direction
-        moving = rise(ahead) * direction < 0
-        if not moving.any():
-            break
-        z = torch.where(moving, ahead, z)
-    ends = torch.stack([z, z + step * direction])
+    away = step * torch.arange(1, 20_001, dtype=p.dtype)[:, None] * direction  # (steps, pairs)
+    taken = (rise(away) * direction < 0).cumprod(0).sum(0)
+    ends = torch.stack([step * taken * direction, step * (taken + 1) * direction])
     return _bisect(rise, ends.amin(0), ends.amax(0))
 
 
@@ -215,7 +210,10 @@ def token_optimum(
 def _follow_and_solve(residual: Function, logits: Tensor, flow: int) -> Tensor:
     """A root: by the flow towards it, then by Newton steps."""
     for _ in range(flow):
-        logits = logits - 2.0 * residual(logits)
+        step = residual(logits)
+        logits = logits - 2.0 * step
+        if step.abs().max() < 1e-8:
+            break
     for _ in range(8):
         jacobian: Tensor = torch.autograd.functional.jacobian(residual, logits)
         logits = logits - torch.linalg.solve(jacobian, residual(logits))
@@ -226,7 +224,9 @@ def fixed_point(answer: Function, start: Tensor, steps: int = 500) -> Tensor:
     """The policy that is its own best answer, by steps half the way from a policy (Y,)."""
     policy = start
     for _ in range(steps):
-        policy = (policy + answer(policy)) / 2
+        before, policy = policy, (policy + answer(policy)) / 2
+        if (policy - before).abs().max() < 1e-15:
+            break
     return policy
 
 

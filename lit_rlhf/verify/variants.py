@@ -58,9 +58,9 @@ class TabularReward(Reward):
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
-        pairs = zip(completions.tokens, completions.response_mask, strict=True)
-        values = [self.values[tuple(tokens[mask].tolist())] for tokens, mask in pairs]
-        return Scores(torch.tensor(values))
+        lengths = completions.response_mask.sum(-1).tolist()
+        rows = zip(completions.tokens.tolist(), lengths, strict=True)
+        return Scores(torch.tensor([self.values[tuple(tokens[:n])] for tokens, n in rows]))
 
 
 @dataclass(frozen=True)

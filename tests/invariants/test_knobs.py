@@ -145,7 +145,7 @@ def knobs(kind: type) -> list[str]:
 @pytest.fixture(scope="module")
 def template(tiny_model_dir: Path) -> Backbone:
     """Loaded once for all modules."""
-    return template_of(_spec(tiny_model_dir))
+    return template_of(_spec(tiny_model_dir), SlightlyOffEngine())
 
 
 def _spec(model_dir: Path) -> ModelSpec:

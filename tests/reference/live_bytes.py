@@ -25,7 +25,7 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
+        for x in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(x, Tensor):
                 self._see(x)
         return result

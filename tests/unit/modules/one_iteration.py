@@ -95,7 +95,7 @@ def build(
     module: PolicyModule, template: Backbone | None = None, moved: float = 0.0
 ) -> PolicyModule:
     """Build its model, from a copy of a loaded backbone where one is given, and move the policy from its reference."""
-    load = patch.object(Backbone, "load", lambda spec, lm_head: copy.deepcopy(template))
+    load = patch.object(Backbone, "load", lambda spec, lm_head: _copied(template))
     with load if template is not None else nullcontext():
         module.configure_model()
     noise = torch.Generator().manual_seed(0)
@@ -106,9 +106,18 @@ def build(
     return module.train()
 
 
-def template_of(spec: ModelSpec) -> Backbone:
-    """A backbone to copy."""
-    return Backbone.load(spec)
+def template_of(spec: ModelSpec, *engines: NativeEngine) -> Backbone:
+    """A backbone to copy, whose decode by some engines is proved already."""
+    backbone = Backbone.load(spec)
+    for engine in engines:
+        engine.check(backbone)
+    return backbone
+
+
+def _copied(template: Backbone | None) -> Backbone | None:
+    """With the same tokenizer."""
+    kept = getattr(template, "tokenizer", None)
+    return copy.deepcopy(template, {id(kept): kept})
 
 
 def iterate(module: PolicyModule, batch: PromptBatch, lr: float = 0.02) -> dict[str, float]:
