@@ -13,7 +13,7 @@ NUMERIC := $(addprefix tests/unit/,functional objectives rewards rollout modules
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo docs test test-docs test-avx2 test-benchmarks test-wheel test-lowest test-slow test-vllm test-ray mutations lint format clean
+.PHONY: help demo docs test test-walks test-docs test-avx2 test-benchmarks test-wheel test-lowest test-slow test-vllm test-ray mutations lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/'
@@ -33,9 +33,13 @@ test-docs: docs  ## Run every block of every page, and check the site
 test: lint  ## Lint, types, layers and the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+test-walks: $(STAMP)  ## Every kind, option and configuration, of which the default suite has some
+	$(BIN)/python -m pytest -n $(WORKERS) -m walk
+
 test-avx2: $(STAMP)  ## The numeric tests as a CPU without AVX-512 computes
 	@if grep -qs avx512 /proc/cpuinfo; then \
-		$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC); \
+		$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC) && \
+		$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) -m walk $(NUMERIC); \
 	else echo "This CPU has no AVX-512: make test has run them so."; fi
 
 test-benchmarks: $(STAMP)  ## Tests of the benchmarks, with what they need

@@ -13,11 +13,16 @@ import yaml
 from lit_rlhf.cli import main
 from lit_rlhf.testing.tiny import write_tiny_world
 from tests import warm
+from tests.walks import walk
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = ("sft", "reward", "preference", "policy")
 """Policies need reward models, so those run first."""
 FILES = [path for stage in STAGES for path in sorted((CONFIGS / stage).glob("*.yaml"))]
+SHOWN = [
+    CONFIGS / f"{name}.yaml"
+    for name in ("sft/lora", "reward/lora", "preference/dpo_lora", "policy/ppo_lora")
+]
 PARTS = sorted((CONFIGS / "parts").glob("*.yaml"))
 ROUNDS = sorted((CONFIGS / "rounds").glob("*.yaml"))
 OVERLAYS = sorted((CONFIGS / "overlays").glob("*.yaml"))
@@ -106,7 +111,9 @@ def _run(path: Path, *overlays: str) -> None:
     )
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", walk(FILES, *SHOWN), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_configuration_runs(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     needed = _reward_of(path)
@@ -160,7 +167,7 @@ def test_sigterm_keeps_a_checkpoint(workplace: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "checkpoints").glob("iteration-*.ckpt"))
 
 
-@pytest.mark.parametrize("method", ["rloo", "grpo", "dapo", "online_dpo"])
+@pytest.mark.parametrize("method", walk(["rloo", "grpo", "dapo", "online_dpo"], "grpo"))
 def test_group_methods_run_with_a_rule(
     method: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

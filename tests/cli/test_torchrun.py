@@ -78,6 +78,7 @@ def test_fsdp2_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.ddp
+@pytest.mark.walk
 def test_torchrun(tmp_path: Path) -> None:
     here = {"$HEAD:29500": f"127.0.0.1:{free_port()}"}
     command = [here.get(word, word) for word in documented("torchrun")]

@@ -46,6 +46,7 @@ def same_as_on_cpu(kinds: tuple[str, ...], root: Path) -> None:
             torch.testing.assert_close(ours["parameters"][name], expected, **PROCESSES, msg=name)
 
 
+@pytest.mark.walk
 def test_training_is_the_same(tmp_path: Path) -> None:
     same_as_on_cpu(KINDS, tmp_path)
 

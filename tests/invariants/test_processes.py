@@ -16,46 +16,49 @@ from tests.invariants.process_runs import make_module
 from tests.invariants.resume_plans import execute, log_of, run, write_world
 from tests.public import public_names
 from tests.tolerances import METRICS, PROCESSES
+from tests.walks import walk
 
 WHOLE = ("sft", "reward", "dpo", "ppo", "grpo")
 KINDS = {
     "ddp": (*WHOLE, "ppo-nf4", "tdpo"),
     "fsdp2": (*WHOLE, "ppo-lora", "distill", "tdpo", "tdpo-lora"),
 }
-CASES = [(strategy, kind) for strategy, kinds in KINDS.items() for kind in kinds]
+SHOWN = (("ddp", "ppo"), ("fsdp2", "ppo"))
+CASES = walk([(strategy, kind) for strategy, kinds in KINDS.items() for kind in kinds], *SHOWN)
 POLICIES = ("ppo", "grpo", "ppo-lora", "ppo-nf4", "distill")
 PADDING = "train/padding_share"
 Ranks = list[dict[str, Any]]
 
 
+class Runs(dict[tuple[str, str], Ranks]):
+    """What each process of a run left, by strategy ("one", "ddp", "fsdp2") and kind; a run is made when asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root, self.world = root, write_world(root / "world")
+
+    def __missing__(self, case: tuple[str, str]) -> Ranks:
+        way, kind = case
+        if kind in POLICIES:
+            self["one", "reward-lora"]  # its checkpoint scores them
+        root = self.root / way / kind
+        plan = [run(root, self.world, kind, ranks=1 if way == "one" else 2, strategy=way)]
+        (codes,) = execute(plan, self.root, "process_runs.py")
+        assert set(codes) == {0}, f"{way}, {kind}: {log_of(root)}"
+        left = sorted(root.glob("rank-*.pt"))
+        self[case] = [torch.load(file, weights_only=True) for file in left]
+        return self[case]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Ranks]:
-    """What each process of each run left: by strategy ("one", "ddp", "fsdp2") and kind."""
-    kinds = ("reward-lora", *KINDS["ddp"], "ppo-lora", "distill", "tdpo-lora")
-    return finish([("one", kind) for kind in kinds] + CASES, tmp_path_factory.mktemp("processes"))
-
-
-def finish(cases: list[tuple[str, str]], root: Path) -> dict[tuple[str, str], Ranks]:
-    world = write_world(root / "world")
-    plan = [
-        run(root / way / kind, world, kind, ranks=1 if way == "one" else 2, strategy=way)
-        for way, kind in cases
-    ]
-    codes = execute(plan, root, "process_runs.py")
-    found: dict[tuple[str, str], Ranks] = {}
-    for (strategy, kind), code in zip(cases, codes, strict=True):
-        directory = root / strategy / kind
-        assert set(code) == {0}, f"{strategy}, {kind}: {log_of(directory)}"
-        found[strategy, kind] = [
-            torch.load(file, weights_only=True) for file in sorted(directory.glob("rank-*.pt"))
-        ]
-    return found
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.ddp
 @pytest.mark.parametrize(("strategy", "kind"), CASES)
 def test_parameters_are_those_of_one_process_and_of_each_other(
-    runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
+    runs: Runs, strategy: str, kind: str
 ) -> None:
     same_parameters(runs, strategy, kind)
 
@@ -63,14 +66,13 @@ def test_parameters_are_those_of_one_process_and_of_each_other(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", OTHERS)
 def test_so_does_every_other_module(kind: str, tmp_path: Path) -> None:
-    ways = ("one", "ddp", "fsdp2")
-    runs = finish([(way, kind) for way in ways], tmp_path)
-    for strategy in ways[1:]:
+    runs = Runs(tmp_path)
+    for strategy in ("ddp", "fsdp2"):
         same_parameters(runs, strategy, kind)
         same_metrics(runs, strategy, kind)
 
 
-def same_parameters(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -> None:
+def same_parameters(runs: Runs, strategy: str, kind: str) -> None:
     (whole,), (first, second) = runs["one", kind], runs[strategy, kind]
     assert whole["moved"] > 1e-3
     for name, expected in whole["parameters"].items():
@@ -80,9 +82,11 @@ def same_parameters(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize(("strategy", "kind"), [case for case in CASES if case[1] in POLICIES])
+@pytest.mark.parametrize(
+    ("strategy", "kind"), [case for case in CASES if case.values[1] in POLICIES]
+)
 def test_rollouts_differ_between_processes_and_are_those_of_one(
-    runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
+    runs: Runs, strategy: str, kind: str
 ) -> None:
     (whole,), ranks = runs["one", kind], runs[strategy, kind]
     assert len(whole["rollouts"]) == 2
@@ -106,7 +110,7 @@ def test_rollouts_differ_between_processes_and_are_those_of_one(
 
 @pytest.mark.ddp
 def test_processes_that_divide_their_rows_otherwise_make_as_many_passes(
-    runs: dict[tuple[str, str], Ranks],
+    runs: Runs,
 ) -> None:
     first, second = (rank["passes"] for rank in runs["fsdp2", "ppo"])
     assert [most for _, most in first] == [most for _, most in second]
@@ -116,13 +120,11 @@ def test_processes_that_divide_their_rows_otherwise_make_as_many_passes(
 
 @pytest.mark.ddp
 @pytest.mark.parametrize(("strategy", "kind"), CASES)
-def test_metrics_are_those_of_one_process(
-    runs: dict[tuple[str, str], Ranks], strategy: str, kind: str
-) -> None:
+def test_metrics_are_those_of_one_process(runs: Runs, strategy: str, kind: str) -> None:
     same_metrics(runs, strategy, kind)
 
 
-def same_metrics(runs: dict[tuple[str, str], Ranks], strategy: str, kind: str) -> None:
+def same_metrics(runs: Runs, strategy: str, kind: str) -> None:
     """Of each step and validation, on each process."""
     (whole,), ranks = runs["one", kind], runs[strategy, kind]
     assert len(whole["metrics"]) > 2

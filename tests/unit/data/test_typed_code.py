@@ -76,6 +76,7 @@ def typed_keys(seed: int) -> dict[str, str]:
     return dict(line.split(",") for line in done.stdout.splitlines())
 
 
+@pytest.mark.walk
 def test_typed_code_counts_as_what_its_functions_hold() -> None:
     found = typed_keys(1)
     assert typed_keys(2) == found  # the order of sets differs
