@@ -34,12 +34,12 @@ test: lint  ## Lint, types, layers and the default test suite
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-walks: $(STAMP)  ## Every kind, option and configuration, of which the default suite has some
-	$(BIN)/python -m pytest -n $(WORKERS) -m walk
+	$(BIN)/python -m pytest -n $(WORKERS) -m "walk and not slow"
 
 test-avx2: $(STAMP)  ## The numeric tests as a CPU without AVX-512 computes
 	@if grep -qs avx512 /proc/cpuinfo; then \
 		$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC) && \
-		$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) -m walk $(NUMERIC); \
+		$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) -m "walk and not slow" $(NUMERIC); \
 	else echo "This CPU has no AVX-512: make test has run them so."; fi
 
 test-benchmarks: $(STAMP)  ## Tests of the benchmarks, with what they need

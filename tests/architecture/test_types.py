@@ -58,6 +58,7 @@ def test_mypy_knows_every_name(program: tuple[Path, int, int]) -> None:
     assert errors == [right + 1 + i for i in range(len(PACKAGES))], done.stdout[-2000:]
 
 
+@pytest.mark.walk
 def test_pyright_knows_every_name(program: tuple[Path, int, int]) -> None:
     file, count, right = program
     done = subprocess.run(

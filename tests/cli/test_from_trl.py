@@ -19,6 +19,7 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rewards.functions import load_function
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_prompts
 from tests.docs.from_trl import PAGE, tables
+from tests.walks import walk
 
 COMMANDS = {name.removesuffix("Config").lower(): name for name in TASKS}
 
@@ -84,7 +85,7 @@ def translated(tmp_path: Path, text: str, *words: str, name: str = "trl.yaml") -
     return written, yaml.safe_load(written)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", walk(COMMANDS, "dpo", "ppo"))
 def test_what_it_writes_loads(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from lit_rlhf.testing import tiny_demonstrations, write_jsonl
 from lit_rlhf.testing.tiny import write_tiny_world
 from tests import warm
 from tests.tolerances import FP32_MODEL
+from tests.walks import walk
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = ["-c", str(CONFIGS / "overlays" / "tiny.yaml")]
@@ -418,10 +419,13 @@ NULLS = {
     "reward": ["backbone.lora", "lr_scheduler", "optimizer", "loss"],
     "policy": ["backbone.lora", "kl", "updates", "gae", "value_loss", "sampling", "engine"],
 }
+NULLED = [(kind, key) for kind, keys in NULLS.items() for key in keys]
 
 
 @pytest.mark.parametrize("way", ["command line", "file"])
-@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in NULLS for key in NULLS[kind]])
+@pytest.mark.parametrize(
+    ("kind", "key"), walk(NULLED, ("reward", "optimizer"), ("policy", "engine"))
+)
 def test_null_takes_an_optional_part_away(
     kind: str, key: str, way: str, trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

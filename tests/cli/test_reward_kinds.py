@@ -11,6 +11,7 @@ from lit_rlhf import from_config, objectives
 from lit_rlhf.modules import RewardModelModule
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_rankings
 from tests.public import public_names
+from tests.walks import walk
 
 PAIRS = [{**row, "margin": 1.0, "p_chosen": 0.9} for row in tiny_preferences(8)]
 RATED = [
@@ -57,7 +58,7 @@ def test_no_kind_is_forgotten() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", walk(KINDS, "BradleyTerry", "Process", "HeadEnsemble"))
 def test_from_yaml_and_without_a_trainer(kind: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     options, module, rows, given = KINDS[kind]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -24,6 +24,7 @@ from tests.docs.pages import logged_names
 from tests.unit.modules.one_iteration import make_policy
 from tests.unit.modules.policies import CountVowels, fit, make_trainer
 from tests.unit.modules.test_preference import batch_of, fit as fit_preferences, singles
+from tests.walks import walk
 
 COMMON = "modules/index.md"
 PAGE = {
@@ -97,7 +98,7 @@ def check(found: set[str], page: str) -> None:
     assert not missing, f"docs/{page} lacks {missing}"
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", walk(POLICIES, "PPOPolicyModule", "GRPOPolicyModule"))
 def test_policies(name: str, tiny_model_dir: Path) -> None:
     check(policy_names(name, tiny_model_dir), PAGE.get(name, "modules/group.md"))
 

@@ -32,6 +32,7 @@ from tests.unit.modules.one_iteration import (
     parameters_of,
     template_of,
 )
+from tests.walks import walk
 
 OTHER: Mapping[str, object] = {
     "alpha": 0.7,
@@ -176,7 +177,7 @@ def _result(
     return parameters_of(built), logged
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", walk(POLICIES, "PPOPolicyModule", "GRPOPolicyModule"))
 def test_every_option_of_a_policy_module_counts(
     name: str, tiny_model_dir: Path, template: Backbone
 ) -> None:

@@ -9,6 +9,7 @@ from lit_rlhf.modules import PolicyModule
 from lit_rlhf.seeding import generator
 from lit_rlhf.verify import PolicyCase, all_cases
 from lit_rlhf.verify.tabular import total_variation
+from tests.walks import walk
 
 CASES = {name: case for name, case in all_cases().items() if isinstance(case, PolicyCase)}
 SAMPLED = [
@@ -46,7 +47,7 @@ def train(case: PolicyCase, seed: int) -> torch.Tensor:
     return case.world.policy(module.backbone)
 
 
-@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("name", walk(SAMPLED, "OnlineDPO", "RLOO (tree, G=2)"))
 def test_training_on_samples_comes_near_the_optimum(name: str) -> None:
     case = CASES[name]
     start = total_variation(case.world.reference, case.optimum)

@@ -53,8 +53,10 @@ from lit_rlhf.verify.tabular import TabularWorld, bandit, total_variation, tree
 from tests.public import public_names
 from tests.tolerances import FP64
 from tests.unit.modules.one_iteration import StrangeTeacher, make_policy
+from tests.walks import walk
 
 CASES = all_cases()
+QUICK = [name for name, case in CASES.items() if case.training != "descend"]
 EXACT = [name for name, case in CASES.items() if case.target.startswith(PI_STAR)]
 PREFERENCE = {name: case for name, case in CASES.items() if isinstance(case, PreferenceCase)}
 OTHER = [
@@ -64,7 +66,7 @@ OTHER = [
 ]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", walk(CASES, *QUICK))
 def test_gradient_vanishes_at_the_target_and_training_arrives(name: str) -> None:
     row = verify_case(CASES[name])
     assert row.gradient_norm < GRADIENT_TOLERANCE, row
@@ -244,7 +246,7 @@ NAMED = sorted(
 )
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", walk(NAMED, "PPOPolicyModule", "GRPOPolicyModule"))
 def test_every_policy_module_passes_through_the_users_door(name: str) -> None:
     """With its own defaults."""
     rows = verify_module(lambda: make_policy(getattr(modules, name), SPEC, NoReward()))

@@ -16,6 +16,7 @@ from lit_rlhf.callbacks import AtomicCheckpointIO, IterationCheckpoint
 from lit_rlhf.errors import CheckpointError, ConfigurationError, FileError
 from lit_rlhf.internals.lightning import current_metrics, iterations_done
 from tests.unit.callbacks.standins import Data, Module, quiet_trainer
+from tests.walks import walk
 
 ITERATIONS = 12  # two epochs of six batches
 
@@ -130,7 +131,7 @@ CASES = {
 @pytest.mark.parametrize(
     ("every", "deaths"), [(1, (0, 3, 6, 11)), (4, (5, 9))], ids=["every", "every 4"]
 )
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", walk(CASES, "manual", "automatic"))
 def test_a_killed_run_goes_on_bit_for_bit(
     tmp_path: Path, case: str, every: int, deaths: tuple[int, ...]
 ) -> None:

@@ -33,6 +33,7 @@ from lit_rlhf.rewards import LengthReward, ModelReward
 from lit_rlhf.rollout import HFEngine, NativeEngine, Sampling
 from lit_rlhf.testing.tokenizers import make_tokenizer
 from tests.reference.live_bytes import LiveBytes
+from tests.walks import walk
 
 LORA = LoraSpec(rank=4, alpha=8)
 SHAPE: dict[str, Any] = {
@@ -101,7 +102,7 @@ class NoneEndsEarly(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:.*answers of the first batch:UserWarning")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", walk(CASES, "sft full", "grpo"))
 def test_a_real_run_holds_as_much(name: str, tokenizer: str) -> None:
     make, load = CASES[name]
     estimated = run_plan(Plan(make(tokenizer), load, BARE)).need

@@ -306,6 +306,7 @@ def test_it_trains_as_one_that_is_a_step_late(
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.walk
 def test_a_resumed_run_trains_on_what_was_sampled_ahead(
     engine: Ahead, tiny_model_dir: Path, tmp_path: Path, workers: int
 ) -> None:

@@ -203,6 +203,7 @@ def test_a_missing_vllm_is_named_with_the_way_out() -> None:
         VLLMEngine()
 
 
+@pytest.mark.walk
 def test_vllm_is_not_imported_before_it_is_needed() -> None:
     code = "import sys, lit_rlhf.rollout as r; r.VLLMServerEngine(); print('vllm' in sys.modules)"
     result = subprocess.run(

@@ -176,6 +176,7 @@ def test_a_lost_piece_is_made_again_with_the_same_bits() -> None:
         assert content("runs/loop") == whole
 
 
+@pytest.mark.walk
 def test_self_play_sets_demonstrations_against_own_samples() -> None:
     data = "data/demonstrations.jsonl"
     method = SelfPlay(data, 4, tiny("preference/dpo_lora"), SAMPLE)
@@ -414,6 +415,7 @@ def test_a_training_under_way_keeps_its_options() -> None:
     assert runner.ran == ["fit"]
 
 
+@pytest.mark.walk
 def test_an_edited_configuration_is_another_option() -> None:
     own = Path("own.yaml")
     own.write_text("data: {init_args: {batch_size: 4}}\n")

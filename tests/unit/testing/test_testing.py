@@ -92,6 +92,7 @@ def test_config_overrides_win() -> None:
     assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (100, 16, 1)
 
 
+@pytest.mark.walk
 def test_command_writes_what_transformers_loads(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "data"
     command = [
