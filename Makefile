@@ -31,10 +31,10 @@ test-docs: docs  ## Run every block of every page, and check the site
 	$(BIN)/python -m pytest -n $(WORKERS) -m docs tests/docs
 
 test: lint  ## Lint, types, layers and the default test suite
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-walks: $(STAMP)  ## Every kind, option and configuration, of which the default suite has some
-	$(BIN)/python -m pytest -n $(WORKERS) -m "walk and not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "walk and not slow"
 
 test-avx2: $(STAMP)  ## The numeric tests as a CPU without AVX-512 computes
 	@if grep -qs avx512 /proc/cpuinfo; then \

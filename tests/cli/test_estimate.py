@@ -7,6 +7,7 @@ import pytest
 
 from lit_rlhf.cli import main
 from lit_rlhf.testing.tiny import write_tiny_world
+from tests.walks import walk
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = [
@@ -23,15 +24,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-QUICK = {
-    *("sft/lora", "reward/nf4_lora", "preference/dpo_full", "preference/kto_lora"),
-    *("policy/ppo_nf4_lora", "policy/dapo_lora"),
-}
-
-
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NAMES],
+    walk(NAMES, "reward/nf4_lora", "policy/ppo_nf4_lora"),
 )
 def test_every_configuration_is_estimated(
     name: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

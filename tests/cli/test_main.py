@@ -322,6 +322,7 @@ def test_empty_answers_score_null(trained: Path, monkeypatch: pytest.MonkeyPatch
     assert [row["score_before"] for row in read_lines(Path("scored.jsonl"))] == [7, 7, 7]
 
 
+@pytest.mark.walk
 def test_files_of_the_working_directory_hide_no_modules(tmp_path: Path) -> None:
     """Console scripts have their own folder first; what the command adds comes last."""
     (tmp_path / "tty.py").write_text("1 / 0")

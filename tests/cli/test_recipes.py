@@ -167,6 +167,7 @@ def test_the_list_of_configurations(capsys: pytest.CaptureFixture[str]) -> None:
     assert not [line for line in lines if line.endswith((":", " after", "."))]
 
 
+@pytest.mark.walk
 def test_the_schema_knows_every_shipped_configuration(
     tmp_path: Path,
 ) -> None:

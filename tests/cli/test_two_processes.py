@@ -40,6 +40,7 @@ def fit(where: Path, config: str, *words: str) -> subprocess.CompletedProcess[st
         ({}, "don't fill one batch"),  # found by both
     ],
 )
+@pytest.mark.walk
 def test_an_error_is_said_once(others: dict[str, str], said: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", [others or row for row in tiny_preferences(3)])
     done = fit(tmp_path, "reward/lora", *ROWS)

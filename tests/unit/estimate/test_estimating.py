@@ -256,6 +256,7 @@ def test_advice_leaves_the_rows_of_a_step_as_they_are(tokenizer: str) -> None:
     assert "data.batch_size: 4 with trainer.accumulate_grad_batches: 4; that" in found.advice
 
 
+@pytest.mark.walk
 def test_microbatches_are_those_that_a_run_would_choose(tokenizer: str) -> None:
     load = Workload(1024, 24, 24, 4)  # 122,880 tokens
     card = replace(BARE, kind="cuda", memory=1e12, reserved=1e9)

@@ -29,6 +29,7 @@ from lit_rlhf.rewards import ModelReward, WeightedSum
 from lit_rlhf.rollout import Sampling
 from lit_rlhf.testing import make_tokenizer, write_jsonl, write_tiny_model
 from tests.unit.modules.policies import make_trainer
+from tests.walks import walk
 
 QUESTIONS = ["How was the film?", "What of the hotel?", "Tell me of the food.", "And you"]
 PAIRS = [{"prompt": q, "chosen": " Good.", "rejected": " Bad, so bad."} for q in QUESTIONS]
@@ -82,7 +83,7 @@ def said_of(reward: ModelReward | WeightedSum, model: Path, format_: Format, **r
 
 
 @pytest.mark.parametrize("learned", WRITTEN)
-@pytest.mark.parametrize("given", WRITTEN)
+@pytest.mark.parametrize("given", walk(WRITTEN, "text", "kind"))
 def test_both_renderings_are_shown_where_they_differ(
     rewards: dict[str, tuple[Path, Path]], tiny_model_dir: Path, learned: str, given: str
 ) -> None:
