@@ -81,6 +81,8 @@ _ROW = (
 _PYTEST = [
     "-x",
     "-q",
+    "-m",
+    "not slow and not vllm",  # of walks every step
     "--no-header",
     "-p",
     "no:cacheprovider",

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -96,7 +97,7 @@ def _serve(address: str, client: str) -> list[str]:
     sys.stdout.flush()
     while listener in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
-        if os.fork() == 0:
+        if _fork() == 0:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return _start(connection, client)
@@ -104,11 +105,17 @@ def _serve(address: str, client: str) -> list[str]:
     sys.exit()
 
 
+def _fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads, of which there are none yet
+        return os.fork()
+
+
 def _start(connection: socket.socket, client: str) -> list[str]:
     length, pipes, _, _ = socket.recv_fds(connection, 8, 3)
     with connection.makefile("rb") as lines:
         words, directory, environment = json.loads(lines.read(int.from_bytes(length, "big")))
-    child = os.fork()
+    child = _fork()
     if child:
         _watch(connection, child, pipes)
     connection.close()

@@ -323,12 +323,16 @@ def test_empty_answers_score_null(trained: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.walk
-def test_files_of_the_working_directory_hide_no_modules(tmp_path: Path) -> None:
-    """Console scripts have their own folder first; what the command adds comes last."""
+def test_what_a_command_imports(tmp_path: Path) -> None:
+    """Files of the working directory hide no modules; what stays in memory isn't searched for garbage again.
+
+    Console scripts have their own folder first; what the command adds comes last.
+    """
     (tmp_path / "tty.py").write_text("1 / 0")
     code = (
         "from lit_rlhf.cli import main\ntry: main(['score', '--help'])\n"
-        "except SystemExit: pass\nimport tty"
+        "except SystemExit: pass\nimport tty, gc, sys\n"
+        "assert 'torch' in sys.modules and gc.isenabled() and gc.get_freeze_count() > 100_000"
     )
     environment = {**os.environ, "PYTHONPATH": str(CONFIGS.parent), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
