@@ -100,6 +100,7 @@ def _serve(address: str, client: str) -> list[str]:
         if _fork() == 0:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's jobs ignore
             return _start(connection, client)
         connection.close()
     sys.exit()
