@@ -41,11 +41,14 @@ if not words or (words[0].startswith("-") and words[0] not in ("-m", "-c")):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
+signals = {{signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, {kill}}}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until they can be handed over
 request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(request)
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, {kill}):
+for number in signals:
     signal.signal(number, lambda number, frame: server.send(bytes([number])))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 status = server.recv(8)
 code = os.waitstatus_to_exitcode(int.from_bytes(status, "big")) if status else 1
 if code < 0:

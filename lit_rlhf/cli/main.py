@@ -92,11 +92,13 @@ def _imported(module: str) -> ModuleType:
     if module in sys.modules:
         return sys.modules[module]
     atexit.register(gc.freeze)
+    collects = gc.isenabled()
     gc.disable()
     try:
         found = import_module(module)
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
     gc.freeze()
     return found
 

@@ -131,7 +131,7 @@ def test_configuration_runs(path: Path, workplace: Path, monkeypatch: pytest.Mon
 
 
 def test_sigterm_keeps_a_checkpoint(workplace: Path, tmp_path: Path) -> None:
-    """The console script with a configuration as it is shipped, but for its length."""
+    """`lit-rlhf` in a process of its own, with a configuration as it is shipped, but for its length."""
     files = [CONFIGS / "reward" / "lora.yaml", CONFIGS / "overlays" / "tiny.yaml"]
     words = [
         "--trainer.max_epochs",

@@ -37,6 +37,7 @@ from tests.tolerances import FP32_MODEL, PROCESSES
 from tests.unit.callbacks.standins import quiet_trainer
 from tests.unit.modules.policies import CountVowels
 from tests.unit.rollout.fake_vllm import FakeServer
+from tests.unit.rollout.served import move
 
 
 class Gate:
@@ -65,13 +66,6 @@ def engine(gate: Gate) -> Iterator[Ahead]:
     with serving(gate) as loopback:
         yield Ahead(VLLMServerEngine(loopback.url))
         gate.open.set()
-
-
-def move(backbone: Backbone, seed: int) -> None:
-    noise = torch.Generator().manual_seed(seed)
-    for weight in backbone.parameters():
-        if weight.requires_grad:
-            weight.data.add_(torch.randn(weight.shape, generator=noise) * 0.1)
 
 
 def request(seed: int = 0) -> RolloutRequest:

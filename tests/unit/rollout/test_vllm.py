@@ -1,6 +1,5 @@
 """What the engines on vLLM do around it; a second backbone stands in, `test_vllm_server.py` runs vLLM."""
 
-import copy
 import gc
 import importlib.util
 import subprocess
@@ -31,6 +30,7 @@ from tests.reference.generations import make_request, sequences
 from tests.tolerances import FP32_MODEL
 from tests.unit.modules.one_iteration import TokenReward
 from tests.unit.rollout.fake_vllm import FakeVLLM
+from tests.unit.rollout.served import move
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STOPS = list(range(60, 110))
@@ -54,25 +54,6 @@ class Elsewhere(VLLMRollouts[Any]):
 
     def complete(self, prompts: Any, options: dict[str, Any], held: Any) -> list[Completed]:
         return self.fake.complete([each for own in prompts for each in own], options, held)
-
-
-@pytest.fixture(scope="module")
-def moved(tiny_model_dir: Path) -> Backbone:
-    backbone = Backbone.load(ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4)))
-    backbone.add_adapter("policy")
-    _move(backbone, 1)
-    return backbone
-
-
-@pytest.fixture
-def backbone(moved: Backbone) -> Backbone:
-    return copy.deepcopy(moved)
-
-
-def _move(backbone: Backbone, seed: int) -> None:
-    noise = torch.Generator().manual_seed(seed)
-    for weight in backbone.adapter_weights("policy").values():
-        weight.data.normal_(std=0.1, generator=noise)
 
 
 def _sample(engine: Any, backbone: Backbone, role: str = "policy", **options: Any) -> Generation:
@@ -105,7 +86,7 @@ def test_an_adapter_goes_out_when_it_has_changed_and_only_then(
     assert sequences(_sample(engine, backbone)) == sequences(first)
     assert engine.fake.loaded == [name]
     assert engine.fake.asked == asked + 12, "nothing is checked again"
-    _move(backbone, 2)  # through .data, which no version counter notices
+    move(backbone, 2)  # through .data, which no version counter notices
     second = _sample(engine, backbone)
     assert sequences(second) == sequences(_sample(NativeEngine(), backbone)) != sequences(first)
     (other,) = engine.fake.loaded
