@@ -61,10 +61,7 @@ def train(model: Path, url: str, staleness: int, iterations: int) -> tuple[float
     )
     rows = [{"prompt": f"the {number}th film was "} for number in range(iterations * _PROMPTS)]
     data = PromptDataModule(
-        RowsSource(rows),
-        tokenizer=str(model),
-        batch_size=_PROMPTS,
-        cache_dir=str(model / "cache"),
+        RowsSource(rows), tokenizer=str(model), batch_size=_PROMPTS, cache_dir=str(model / "cache")
     )
     times = _Times()
     quiet_trainer(PhaseTimer(), times).fit(module, datamodule=data)

@@ -71,12 +71,7 @@ _PROMPTS, _SAMPLES, _ANCHORS, _HELDOUT = 32, 4, 16, 512
 
 
 def module_of(
-    method: str,
-    strength: float,
-    demo: Path,
-    seed: int,
-    iterations: int,
-    model: Path | None = None,
+    method: str, strength: float, demo: Path, seed: int, iterations: int, model: Path | None = None
 ) -> PolicyModule:
     """A policy to train; or `model`, one that is trained, beside the initial one."""
     initial = ModelSpec(name=str(demo / "sft" / "export"))

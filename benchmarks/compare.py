@@ -15,9 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # as a script, Python looks in this file's directory alone
+# As a script, Python looks in this file's directory alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison.inputs import make_inputs
 from benchmarks.comparison.machine import fast_dtype, machine

@@ -67,11 +67,7 @@ def run(iterations: int, directory: Path) -> Growth:
     """Train a reward model for two steps, then a policy against it."""
     write_tiny_world(directory)
     model, tiny = f"{directory}/tiny-model", "overlays/tiny"
-    common = [
-        tiny,
-        f"model.backbone.name={model}",
-        f"data.tokenizer={model}",
-    ]
+    common = [tiny, f"model.backbone.name={model}", f"data.tokenizer={model}"]
     trainer, module, data = from_config(
         "reward",
         *common,

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # as a script, Python looks in this file's directory alone
+# As a script, Python looks in this file's directory alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor

@@ -23,14 +23,7 @@ import torch
 
 from lit_rlhf.cli import main as lit_rlhf
 from lit_rlhf.demo.config import DemoConfig
-from lit_rlhf.rounds import (
-    Evaluation,
-    InProcess,
-    IterativeDPO,
-    RewardFeedback,
-    Rounds,
-    Training,
-)
+from lit_rlhf.rounds import Evaluation, InProcess, IterativeDPO, RewardFeedback, Rounds, Training
 
 JUDGE = {"class_path": "FunctionReward", "init_args": {"function": f"{__file__}:utility"}}
 SAMPLE = {"sampling": {"max_new_tokens": DemoConfig().policy.max_new_tokens}, "batch_size": 128}
@@ -83,11 +76,7 @@ def training(arm: Arm, lr: float, demo: Path) -> Training:
             }
         },
         "data": {
-            "init_args": {
-                "val_fraction": 0,
-                "batch_size": _BATCH,
-                "cache_dir": str(demo / "cache"),
-            }
+            "init_args": {"val_fraction": 0, "batch_size": _BATCH, "cache_dir": str(demo / "cache")}
         },
     }
     training = Training(["preference/dpo_full"], options, start=arm.start)

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # as a script, Python looks in this file's directory alone
+# As a script, Python looks in this file's directory alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison.growth import growth, points, table
 from benchmarks.comparison.growth_plot import plot

@@ -151,13 +151,7 @@ class HTTPClient:
         return HTTPClient, (self.endpoint,)
 
     def _ask(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        retries: int | None,
-        *,
-        reads: bool = True,
+        self, method: str, path: str, body: bytes | None, retries: int | None, *, reads: bool = True
     ) -> Any:
         retries = self.endpoint.retries if retries is None else retries
         grows = wait_random_exponential(self.endpoint.backoff, _LONGEST_WAIT)

@@ -55,12 +55,8 @@ class PreferenceBatch(BranchedBatch):
 
     index: Tensor  # (B,) int64
     margin: NotRequired[Tensor]  # (B,) float32: by how much, in units of reward
-    p_chosen: NotRequired[
-        Tensor
-    ]  # (B,) float32 in [0, 1]: probability that a rater prefers branch 1
-    ref_logprobs: NotRequired[
-        Tensor
-    ]  # (B, K) float32: log-probs of the branches under the reference, precomputed
+    p_chosen: NotRequired[Tensor]  # (B,) float32 in [0, 1]: that a rater prefers branch 1
+    ref_logprobs: NotRequired[Tensor]  # (B, K) float32: under the reference, precomputed
     attributes: NotRequired[Tensor]  # (B, K, A) float32: ratings of each completion, by attribute
     subset: NotRequired[list[str]]  # B: which part of the data each row belongs to, "" for none
 
@@ -119,15 +115,11 @@ class BranchOutput(Convertible):
     """What a backbone says of the branches of a batch; N = B * K, T = longest branch."""
 
     mask: Tensor  # (N, T) bool: tokens that exist
-    logprobs: Tensor | None = (
-        None  # (N, T) float32: log pi(token | what came before), 0 where masked
-    )
+    logprobs: Tensor | None = None  # (N, T) float32: log pi(token | before), 0 where masked
     entropy: Tensor | None = None  # (N, T) float32, nats
     collision: Tensor | None = None  # (N, T) float32: log sum_v pi(v)^2 of the next token
     values: Tensor | None = None  # (N, T) float32: scalar head at the state before each token
-    scores: Tensor | None = (
-        None  # (N,) float32: scalar head at the last token; of several heads (N, heads)
-    )
+    scores: Tensor | None = None  # (N,) float32: head at the last token; of several (N, heads)
     divergence: Tensor | None = None  # (N, T) float32, nats: from another model's distributions
     log_ratio: Tensor | None = None  # (N, T) float32: log pi/q of the token, q the other model's
     hidden: Tensor | None = None  # (n, h): the states before the n tokens that exist

@@ -62,10 +62,7 @@ def waits(setting: Setting, result: Result) -> None:
     for name in KINDS:
         with result.attempt(name):
             module = make(
-                name,
-                ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8)),
-                tokens=8,
-                optimizer=ADAM,
+                name, ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8)), tokens=8, optimizer=ADAM
             )
             rows = setting.rows(16)
             watch = LastStep(setting.on_gpu)

@@ -67,9 +67,7 @@ def labelled(pairs: Sequence[dict[str, Any]], draw: torch.Generator) -> Iterator
         draw: Where the randomness comes from.
     """
     for pair in pairs:
-        coin = float(
-            torch.rand((), generator=draw)
-        )  # drawn for each, so that leaving one out moves no other
+        coin = float(torch.rand((), generator=draw))  # for each: leaving one out moves no other
         if (
             not all(pair["finished"])
             or pair["texts"][0] == pair["texts"][1]

@@ -25,21 +25,8 @@ from benchmarks.human_sentiment.labelled import Pairs
 from benchmarks.human_sentiment.measures import INITIAL
 from benchmarks.human_sentiment.prepare import write_jsonl
 from benchmarks.human_sentiment.raters import read_pairs
-from benchmarks.human_sentiment.recipe_arms import (
-    ARMS,
-    FIRST_ROUND,
-    USED,
-    command,
-    whole_options,
-)
-from benchmarks.human_sentiment.recipe_numbers import (
-    OTHERS,
-    Held,
-    Scores,
-    domains,
-    summary,
-    table,
-)
+from benchmarks.human_sentiment.recipe_arms import ARMS, FIRST_ROUND, USED, command, whole_options
+from benchmarks.human_sentiment.recipe_numbers import OTHERS, Held, Scores, domains, summary, table
 from benchmarks.human_sentiment.rows import PREFIX
 from lit_rlhf.cli import main as lit_rlhf
 from lit_rlhf.files import write_text

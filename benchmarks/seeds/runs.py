@@ -60,11 +60,8 @@ METHODS = {
 }
 """By name."""
 
-MAX_KL, MIN_ENTROPY, MIN_DISTINCT = (
-    30.0,
-    0.02,
-    0.5,
-)  # the best text there is has 0.73 of its word pairs distinct
+# The best text there is has 0.73 of its word pairs distinct.
+MAX_KL, MIN_ENTROPY, MIN_DISTINCT = 30.0, 0.02, 0.5
 COLLAPSED = (
     "A run has collapsed if its gold reward isn't above that of the initial policy, or its KL to it is above "
     f"{MAX_KL:g} nats per completion, or the entropy of its last tenth of iterations is below {MIN_ENTROPY:g} nats per "

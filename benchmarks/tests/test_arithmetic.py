@@ -18,9 +18,8 @@ from lit_rlhf.testing.models import tiny_config
 LENGTH = 24
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated"
-)  # peft 0.21 reads it of transformers 5.24
+# peft 0.21 reads it of transformers 5.24
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_row_without_branches_costs_what_torch_counts(rank: int, backward: bool) -> None:
@@ -36,9 +35,8 @@ def test_a_row_without_branches_costs_what_torch_counts(rank: int, backward: boo
             logits.sum().backward()
     decoder = Decoder.from_config(config.to_dict(), rank)
     ours = (decoder.train if backward else decoder.forward)(LENGTH, [], LENGTH)
-    whole = (
-        4.0 * decoder.layers * decoder.heads * decoder.head_dim * LENGTH**2
-    )  # the kernel computes masked positions as well
+    # The kernel computes masked positions as well.
+    whole = 4.0 * decoder.layers * decoder.heads * decoder.head_dim * LENGTH**2
     passes = 3 if backward else 1
     expected = counter.get_total_flops() - passes * (whole - decoder.attention(LENGTH, []))
     assert ours == pytest.approx(expected, rel=1e-3)
@@ -66,9 +64,8 @@ def test_generation_costs_its_steps() -> None:
         steps += 2 * decoder.linear + 2 * decoder.head + 4 * 2 * 4 * 3 * (prompt + fed)
     assert decoder.generate(prompt, [length]) == steps
     more = decoder.generate(prompt, [length, length]) - steps
-    assert more == steps - decoder.forward(prompt, [], 1) + 2 * decoder.head, (
-        "the prompt is computed once"
-    )
+    # The prompt is computed once.
+    assert more == steps - decoder.forward(prompt, [], 1) + 2 * decoder.head
 
 
 def fake(point: Point, time_exponent: float) -> dict[str, object]:

@@ -108,10 +108,7 @@ def test_rewards_of_too_few_steps_are_not_judged(ours: int, theirs: int, ok: boo
 
 
 def test_generations_agree_by_regret_and_length() -> None:
-    short, long = (
-        [8.0, 12.0] * 8,
-        [12.0, 16.0] * 8,
-    )  # means 10 and 14, of each the standard error is 0.5
+    short, long = [8.0, 12.0] * 8, [12.0, 16.0] * 8  # means 10, 14, the standard error of each 0.5
     assert parity.generations(0.01, 0.015, short, short, 0.02, 3.0)["ok"]
     assert not parity.generations(0.03, 0.0, short, short, 0.02, 3.0)["ok"]
     assert not parity.generations(0.0, 0.03, short, short, 0.02, 3.0)["ok"]
@@ -217,16 +214,11 @@ def test_curves_are_judged_in_float32_and_told_in_bfloat16() -> None:
     }
     same = {("dpo", side): lit_run(1.0, [0.7, 0.6], "float32") for side in ("lit", "trl")}
     assert compare(WORKLOADS["dpo"], timed, same, "bfloat16")["parity"]["ok"] is True
-    assert compare(WORKLOADS["dpo"], wrong, same, "bfloat16")["parity"]["ok"] is False, (
-        "the kernels that were timed are others"
-    )
+    # The kernels that were timed are others.
+    assert compare(WORKLOADS["dpo"], wrong, same, "bfloat16")["parity"]["ok"] is False
+    mixed = timed | {("dpo", "trl"): [lit_run(1.0, dtype="float32")]}
     with pytest.raises(ValueError, match="bfloat16 and of float32"):
-        compare(
-            WORKLOADS["dpo"],
-            {**timed, ("dpo", "trl"): [lit_run(1.0, dtype="float32")]},
-            {},
-            "bfloat16",
-        )
+        compare(WORKLOADS["dpo"], mixed, {}, "bfloat16")
 
 
 def test_longer_runs_are_made_in_full_comparisons_alone(tmp_path: Path) -> None:

@@ -12,11 +12,7 @@ from statistics import fmean
 import pytest
 import yaml
 
-from benchmarks.human_sentiment import (
-    labelled,
-    rounds,
-    sweep,
-)
+from benchmarks.human_sentiment import labelled, rounds, sweep
 from benchmarks.human_sentiment.corpus import (
     DOMAINS,
     RATINGS_FILE,
@@ -35,12 +31,7 @@ from benchmarks.human_sentiment.measures import (
     summarize,
 )
 from benchmarks.human_sentiment.prepare import Recipe, build_rows, write_jsonl
-from benchmarks.human_sentiment.raters import (
-    RatedPair,
-    half_of_raters,
-    known_opinions,
-    one_rater,
-)
+from benchmarks.human_sentiment.raters import RatedPair, half_of_raters, known_opinions, one_rater
 from benchmarks.human_sentiment.rows import (
     PREFIX,
     Row,

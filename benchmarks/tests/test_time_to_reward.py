@@ -36,9 +36,8 @@ def test_a_score_counts_at_no_more_kl() -> None:
     goal = Point(0, 0.0, 0.0, 0.4, 0.03, 2.0, 0.1)
     ours = curve(1.0, [0.2, 0.3, 0.4, 0.5])
     assert reach(ours, goal) == ours[2]
-    assert (
-        reach(curve(1.0, [0.2, 0.3, 0.4, 0.5], kl=1.2), goal) is None
-    )  # 2.4 is more than 2 + 2 * 0.14
+    # 2.4 is more than 2 + 2 * 0.14
+    assert reach(curve(1.0, [0.2, 0.3, 0.4, 0.5], kl=1.2), goal) is None
     assert reach(curve(1.0, [0.2, 0.3, 0.4, 0.5], kl=1.1), goal) is not None
 
 
@@ -106,10 +105,7 @@ def test_adapters_are_kept_with_the_seconds_of_training_alone(tmp_path: Path) ->
     assert (
         kept.keys()
         == adapters(weights).keys()
-        == {
-            "layers.0.q_proj.lora_A",
-            "layers.0.q_proj.lora_B",
-        }
+        == {"layers.0.q_proj.lora_A", "layers.0.q_proj.lora_B"}
     )
     judged = dict.fromkeys(("gold", "gold_stderr", "kl", "kl_stderr"), 0.5)
     (tmp_path / "judged.json").write_text(json.dumps({"initial": judged}))

@@ -16,9 +16,8 @@ def main() -> None:
         settings.model, dtype=getattr(torch, settings.dtype)
     ).eval()
     stops = list(settings.stop_tokens)
-    model.generation_config.eos_token_id = (
-        stops or None
-    )  # without an end, nothing is checked at each step
+    # Without an end, nothing is checked at each step.
+    model.generation_config.eos_token_id = stops or None
     pad = model.config.pad_token_id or 0
 
     @torch.inference_mode()

@@ -132,10 +132,7 @@ def _plots(
     clouds = {"initial policy": (before.proxy, before.gold), "after PPO": (after.proxy, after.gold)}
     best = {"best reachable": summary["ppo"]["gold_max"]}
     proxy, gold = "proxy: the reward model's score", "gold: true utility"
-    sure, agree = (
-        "confidence: σ(|score difference|)",
-        "share of raters who agree",
-    )
+    sure, agree = ("confidence: σ(|score difference|)", "share of raters who agree")
     calibration = calibrate(reward.margins, torch.ones_like(reward.margins))
     bins = {"reward model": calibration.bins}
     return [

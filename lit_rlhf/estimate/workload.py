@@ -50,10 +50,7 @@ class Workload:
         alone = self.branches == 1
         half = torch.arange(rows) % 2 == 0
         scores = torch.arange(rows * self.branches).view(shape).float()
-        columns: dict[str, Any] = {
-            "index": torch.arange(rows),
-            "ref_logprobs": torch.zeros(shape),
-        }
+        columns: dict[str, Any] = {"index": torch.arange(rows), "ref_logprobs": torch.zeros(shape)}
         if alone:
             columns |= {"label": half, "score": scores[:, 0]}
         elif self.branches > 2:

@@ -77,11 +77,7 @@ def ties_score(rows: Sequence[tuple[str, Tensor, Tensor]]) -> float | None:
     Example:
         >>> good = torch.tensor([True, False])
         >>> ref = ("ref:0", torch.tensor([3.0, 0.0]), good)
-        >>> tied = (
-        ...     "tied:0",
-        ...     torch.tensor([2.0, 3.0, 0.0]),
-        ...     torch.tensor([True, True, False]),
-        ... )
+        >>> tied = ("tied:0", torch.tensor([2.0, 3.0, 0.0]), torch.tensor([True, True, False]))
         >>> round(ties_score([ref, tied]), 4)
         1.0076
     """

@@ -9,12 +9,7 @@ from torch import Tensor
 from lit_rlhf.data import InvalidRowError
 from lit_rlhf.evaluation.comparisons import Comparison
 from lit_rlhf.evaluation.scorers import Scorer
-from lit_rlhf.evaluation.texts import (
-    changed,
-    doubled_spaces,
-    polite_ending,
-    turned_round,
-)
+from lit_rlhf.evaluation.texts import changed, doubled_spaces, polite_ending, turned_round
 from lit_rlhf.metrics import Estimate, wilson_mean
 from lit_rlhf.seeding import generator
 

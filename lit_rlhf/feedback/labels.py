@@ -60,9 +60,7 @@ class JudgedPair:
 
 
 def read_labelled_pairs(
-    source: Source,
-    format: Format | None = None,
-    invalid: Literal["drop", "error"] = "error",
+    source: Source, format: Format | None = None, invalid: Literal["drop", "error"] = "error"
 ) -> tuple[list[LabelledPair], int]:
     """Pairs to judge, of each ranking all of its pairs, with the labels that they have.
 

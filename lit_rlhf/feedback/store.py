@@ -77,12 +77,7 @@ class LabelStore:
     """
 
     def __init__(
-        self,
-        directory: str | Path,
-        raters_per_pair: int = 2,
-        seed: int = 0,
-        *,
-        create: bool = True,
+        self, directory: str | Path, raters_per_pair: int = 2, seed: int = 0, *, create: bool = True
     ) -> None:
         check_option(raters_per_pair >= 1, self, "raters_per_pair", raters_per_pair, "1 or more")
         self.path = Path(directory).expanduser() / "labels.sqlite"

@@ -18,10 +18,7 @@ Example:
     (3, True)
 """
 
-from lit_rlhf.report.line_plot import (
-    Series as Series,
-    line_plot as line_plot,
-)
+from lit_rlhf.report.line_plot import Series as Series, line_plot as line_plot
 from lit_rlhf.report.page import (
     Code as Code,
     Figures as Figures,
@@ -42,6 +39,4 @@ from lit_rlhf.report.plots import (
     reliability_plot as reliability_plot,
     scatter_plot as scatter_plot,
 )
-from lit_rlhf.report.vega import (
-    Plot as Plot,
-)
+from lit_rlhf.report.vega import Plot as Plot

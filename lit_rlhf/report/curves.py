@@ -55,17 +55,8 @@ _MEANING = {
     "distinct_2": "Share of different pairs of neighbouring words within a response: falls where it repeats itself.",
     "completions/clipped_ratio": "Share of completions that were cut at the limit of tokens.",
 }
-_T95 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-)  # 97.5 % quantiles, 1 to 9 degrees of freedom
+# 97.5 % quantiles, 1 to 9 degrees of freedom.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,7 @@ from lit_rlhf.evaluation import RewardEvaluation
 from lit_rlhf.metrics import Estimate
 from lit_rlhf.report.line_plot import Series, line_plot
 from lit_rlhf.report.page import Block, Cell, Figures, Note, Section, Table
-from lit_rlhf.report.plots import (
-    Interval,
-    histogram,
-    interval_plot,
-    reliability_plot,
-    scatter_plot,
-)
+from lit_rlhf.report.plots import Interval, histogram, interval_plot, reliability_plot, scatter_plot
 
 _POINTS = 400
 

@@ -11,7 +11,7 @@ from typing import Any
 _DASHES = ([1, 0], [7, 3], [2, 2], [10, 3, 2, 3], [5, 2], [1, 3], [12, 4], [4, 4])
 COLORS = [f"var(--c{number + 1})" for number in range(len(_DASHES))]
 _SHAPES = [
-    *("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke", "wedge"),
+    *("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "stroke", "wedge")
 ]
 BY_NAME = {"y": {"field": "name", "type": "nominal", "sort": None, "title": None}}
 """One below the other, each with its name, in the given order."""

@@ -59,10 +59,7 @@ class Feedback(ABC):
     """Whether preferences come with `p_chosen`."""
 
     def __init__(
-        self,
-        prompts: str | list[str],
-        num_samples: int = 4,
-        sample: Options | None = None,
+        self, prompts: str | list[str], num_samples: int = 4, sample: Options | None = None
     ) -> None:
         valid = is_whole(num_samples, self.least)
         check_option(valid, self, "num_samples", num_samples, f"{self.least} or more")
