@@ -33,6 +33,9 @@ IMPORTED = ("lit_rlhf.cli.training", "datasets")
 KILL = signal.SIGUSR2.value
 """Sent in place of SIGKILL, which ends whom it is sent to before he can hand it on; with this both have ended by it."""
 
+# Imports ask whether there is a GPU; so asked, a CUDA build of torch isn't told that its forks mustn't use one.
+UNTOUCHED = {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+
 # Runs in place of Python: hands over arguments, directory, environment and pipes, then signals, until the end.
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -78,7 +81,7 @@ def commands() -> Path:
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.warm", address, str(client)],
         cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **UNTOUCHED},
         stdin=subprocess.PIPE,  # its end is the server's
         stdout=subprocess.PIPE,
     )

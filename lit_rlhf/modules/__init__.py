@@ -16,6 +16,7 @@ from lit_rlhf.modules.group import (
     RLOOPolicyModule as RLOOPolicyModule,
 )
 from lit_rlhf.modules.nash_md import NashMDPolicyModule as NashMDPolicyModule
+from lit_rlhf.modules.offline import OfflineModule as OfflineModule
 from lit_rlhf.modules.online import (
     OnlineDPOPolicyModule as OnlineDPOPolicyModule,
     SPPOPolicyModule as SPPOPolicyModule,

@@ -10,13 +10,11 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_rlhf.distributed import sum_over_ranks, weighted_mean
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.lightning import (
     log_reduced,
@@ -28,7 +26,7 @@ from lit_rlhf.internals.lightning import (
 )
 from lit_rlhf.models import Backbone, ModelSpec, divide, shard
 from lit_rlhf.models.cards import recorded_prompts
-from lit_rlhf.modules.means import TINY, StepMean, row_means
+from lit_rlhf.modules.means import row_means
 from lit_rlhf.modules.monitors import MonitorCheck
 from lit_rlhf.modules.parts import (
     CHECKPOINT_KEY,
@@ -46,18 +44,14 @@ from lit_rlhf.modules.parts import (
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.refusals import (
     NotBuiltError,
-    refuse_automatic_options,
     refuse_batch,
     refuse_callbacks,
-    refuse_own_optimizers,
     refuse_precision,
 )
 from lit_rlhf.modules.resumed import Resumption, written_options
 from lit_rlhf.modules.steps import (
     StepGuard,
     Steps,
-    gradient_norm,
-    gradients,
     split_by_decay,
     undecayed_names,
 )
@@ -155,7 +149,6 @@ class RLHFModule(LightningModule):
         self.seed = seed
         self.steps = steps or Steps()
         self.guard = StepGuard(self.steps.max_skipped)
-        self.step_mean = StepMean()
         self._undecayed: set[str] | None = None
         self.resumption = Resumption()
         self.of_no_row: set[str] = set()
@@ -228,8 +221,6 @@ class RLHFModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What looks after the names that other callbacks watch."""
-        if self.trainer.state.fn == TrainerFn.FITTING:  # asked before Lightning refuses
-            refuse_automatic_options(self.trainer, self)
         return [MonitorCheck()]
 
     def on_fit_start(self) -> None:
@@ -266,10 +257,7 @@ class RLHFModule(LightningModule):
         self.reference.require_movable(self.spec, alpha, built="backbone" in self._modules)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed dropout, the one thing that draws from torch's global generator, and log the share of padding."""
-        if self.automatic_optimization and isinstance(batch, Mapping) and "branch_ids" in batch:
-            padding = weighted_mean((batch["branch_ids"] < 0).float())
-            self.log("train/padding_share", padding, batch_size=len(batch["branch_ids"]))
+        """Seed dropout, the one thing that draws from torch's global generator."""
         if self.spec.lora is not None and self.spec.lora.dropout > 0.0:
             iteration = self.trainer.fit_loop.total_batch_idx
             torch.manual_seed(stable_hash(self.seed, iteration, "dropout", self.global_rank))
@@ -347,10 +335,8 @@ class RLHFModule(LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Give a restored optimizer the options that are written now; refuse those that would be stepped wrongly."""
+        """Give a restored optimizer the options that are written now."""
         self.resumption.finish(self.trainer, self._make_optimizer_and_schedule)
-        if not self.automatic_optimization:
-            refuse_own_optimizers(self.trainer)
 
     def log_rows(self, stage: str, metrics: Mapping[str, Tensor]) -> None:
         """Log means of metrics, (B,) each, over the rows of all processes that they concern; of no row none is."""
@@ -359,38 +345,10 @@ class RLHFModule(LightningModule):
         for name, (mean, count) in means.items():
             log_reduced(self, f"{stage}/{name}", mean, count)
 
-    def log_held_out_loss(self, stage: str, numerator: Tensor, denominator: Tensor) -> None:
-        """Log `val/loss` or `test/loss` of a batch, so that the epoch's is one quotient over all batches and ranks."""
-        # Lightning adds up mean * weight, and divides by all the weight.
-        mean, weight = numerator / denominator.clamp_min(TINY), float(denominator)
-        self.log(f"{stage}/loss", mean, prog_bar=True, sync_dist=True, batch_size=weight)  # type: ignore[arg-type]
-
     def on_after_backward(self) -> None:
         """Divide what frozen models have left whole for the logits that a loss compares."""
         if self.device_mesh is not None:
             divide(self)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Where Lightning takes the steps: weigh microbatches by what they hold, skip a gradient that isn't finite."""
-        if not self.automatic_optimization:
-            return
-        self.step_mean.finish(self)
-        parameters = gradients(optimizer)
-        if not parameters:  # DeepSpeed keeps them to itself, and skips by itself
-            return
-        norm = gradient_norm(parameters)
-        if isinstance(self.trainer.strategy, FSDPStrategy):  # each process has a part
-            norm = sum_over_ranks(norm.square()).sqrt()
-        scaler = loss_scaler(self)
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
-            norm = norm / scale  # fused ones unscale in their step
-        if not self.guard.passes(norm, shrinking=scale > 1) and scaler is None:
-            # What has no gradient doesn't move; a scaler skips by itself.
-            optimizer.zero_grad(set_to_none=True)
-        self.log("train/grad_norm", norm)
-        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
-        self.log("train/skipped_steps", float(self.guard.skipped))
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -172,20 +172,22 @@ class StepMean:
         Args:
             module: Which trains.
             numerator: Of this process's microbatch, with gradient.
-            denominator: Of the microbatches of all processes, above 0.
+            denominator: Of the microbatches of all processes, above 0, or `TINY` where they hold nothing that counts.
             batch_idx: The microbatch's number in its epoch.
         """
         if not has_trainer(module):  # in a loop of one's own each step has one batch
             return numerator * num_ranks() / denominator
         if self._count == 0 or batch_idx % module.trainer.accumulate_grad_batches == 0:
-            self._first, self._total, self._count = denominator, torch.zeros_like(denominator), 0
+            # Of nothing it would be TINY, and the numerators that follow would overflow.
+            first = torch.where(denominator > TINY, denominator, 1.0)
+            self._first, self._total, self._count = first, torch.zeros_like(denominator), 0
         self._total, self._count = self._total + denominator, self._count + 1
         # Strategies average gradients over processes.
         return numerator * module.trainer.world_size / self._first
 
     @torch.no_grad()
     def finish(self, module: LightningModule) -> None:
-        """Bring the gradients to the denominator of the whole step; `RLHFModule` does before each step.
+        """Bring the gradients to the denominator of the whole step; `OfflineModule` does before each step.
 
         Raises:
             ConfigurationError: The strategy keeps the gradients to itself.

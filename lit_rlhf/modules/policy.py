@@ -1,15 +1,15 @@
 """The template of on-policy algorithms: collect, estimate, update."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -27,7 +27,7 @@ from lit_rlhf.modules.means import Means, evaluation_metrics, rollout_metrics
 from lit_rlhf.modules.minibatches import MicrobatchSize, rollout_forward, rollout_logprobs
 from lit_rlhf.modules.phases import Phases
 from lit_rlhf.modules.reference import Reference
-from lit_rlhf.modules.steps import Updates, gradients, guarded_step
+from lit_rlhf.modules.steps import Updates, gradient_sync, gradients, guarded_step
 from lit_rlhf.objectives import (
     ClippedSurrogate,
     FixedKL,
@@ -107,6 +107,7 @@ class PolicyModule(RLHFModule):
     default_samples: ClassVar[int] = 1
     in_pairs: ClassVar[bool] = False  # whether a sample without score takes its neighbour along
     draws_samples: ClassVar[bool] = True  # callbacks that show or watch samples ask for it
+    sampled_values: str | None = None  # the head whose values an engine is asked for as it samples
 
     def __init__(
         self,
@@ -166,6 +167,12 @@ class PolicyModule(RLHFModule):
         """An injected part, or the method's own where none is given."""
         return self.default_parts[name]() if given is None else given
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Those of every module; asked before Lightning refuses options of its own steps, with a way out of its own."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            refusals.refuse_automatic_options(self.trainer, self)
+        return super().configure_callbacks()
+
     def setup(self, stage: str) -> None:
         """Refuse a class without its method, strategies that break manual optimization, and counts of steps."""
         super().setup(stage)
@@ -181,11 +188,16 @@ class PolicyModule(RLHFModule):
         self.reward.attach(self.backbone)
         self.reward.requires_grad_(False)
 
+    def on_train_start(self) -> None:
+        """Refuse optimizers that would be stepped wrongly, and look at the devices that a run goes on with."""
+        super().on_train_start()
+        refusals.refuse_own_optimizers(self.trainer)
+        self.microbatch_size.begin(self.device)
+
     # -- the iteration ------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, list[Sample]]:
         """One iteration on a batch of prompts."""
-        self.microbatch_size.begin(self.device)
         self.phases.reset()
         collected, samples = self.collect(batch)
         rollout = self.estimated(collected)
@@ -253,7 +265,7 @@ class PolicyModule(RLHFModule):
         stats, drift = Means(), Means()
         for micro, last in self.microbatch_size.parts(minibatch, self.device):
             mask = micro.response_mask
-            with self.gradient_sync(enabled=last):
+            with gradient_sync(self.trainer, enabled=last):
                 output = LossOutput.of(self.loss(micro), mask.shape, self)
                 loss = self.reduction.numerator(output.loss, mask) / total
                 self.manual_backward(loss * num_ranks())
@@ -346,11 +358,6 @@ class PolicyModule(RLHFModule):
         batch: PromptBatch | None = next_batch(self.trainer)
         return batch
 
-    @property
-    def sampled_values(self) -> str | None:
-        """A head on the policy whose values the engine is asked for while it samples."""
-        return None
-
     def rollout_request(
         self, batch: PromptBatch, sampling: Sampling, purpose: str, num_samples: int
     ) -> RolloutRequest:
@@ -430,13 +437,6 @@ class PolicyModule(RLHFModule):
     def own_tokens(self, mask: Tensor) -> Tensor:
         """(N, T): the tokens that the policy has sampled itself."""
         return mask
-
-    def gradient_sync(self, enabled: bool) -> AbstractContextManager[None]:
-        """Whether processes exchange gradients in this backward; the last of a step must."""
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy) and not enabled:
-            return strategy.block_backward_sync()
-        return nullcontext()
 
     # -- validation, prediction, results ------------------------------------------------------------------------------
 

@@ -128,16 +128,13 @@ class PPOPolicyModule(PolicyModule):
     ) -> None:
         super().__init__(backbone, reward, **kwargs)
         self.value = value or ValueHead()
+        # It reads the hidden states from which tokens are drawn: then values cost no pass.
+        self.sampled_values = "value" if self.value.head_on_policy else None
         self.value_loss = value_loss or ValueLoss()
         self.gae = gae or GAE()
         self.entropy_coef = entropy_coef
         self.terminal_kl = terminal_kl
         check_option(entropy_coef >= 0, self, "entropy_coef", entropy_coef, "0 or more")
-
-    @property
-    def sampled_values(self) -> str | None:
-        """The value head, where it reads the hidden states from which tokens are drawn: then values cost no pass."""
-        return "value" if self.value.head_on_policy else None
 
     def configure_roles(self) -> None:
         """Add the value function to the policy's roles."""

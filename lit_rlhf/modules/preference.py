@@ -25,8 +25,8 @@ from lit_rlhf.models import (
     weights_fingerprint,
 )
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import TINY
+from lit_rlhf.modules.offline import OfflineModule
 from lit_rlhf.modules.precompute import precompute_reference
 from lit_rlhf.modules.reference import Reference
 from lit_rlhf.modules.steps import Steps
@@ -45,7 +45,7 @@ _OF_REFERENCE = {"tokens", "kl"}
 """Statistics that need more of the reference than summed log-probs."""
 
 
-class PreferenceModule(RLHFModule):
+class PreferenceModule(OfflineModule):
     r"""Train a policy by a loss of its log-probs on labelled completions: DPO (arXiv:2305.18290) and its family.
 
     A prompt with K completions is one row and the prompt is computed once. The loss is injected: pairs (K = 2), ranked
@@ -221,12 +221,8 @@ class PreferenceModule(RLHFModule):
         if batch_idx == 0 and self.current_epoch == 0:
             _tell_unread_labels(self.objective, batch)
         output = self._step(batch, "train")
-        loss = self.reduce(output.loss, cast("Mapping[str, Any]", batch)).detach()
-        rows = len(batch["input_ids"])
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
-        numerator, denominator = _fraction(output.loss, cast("Mapping[str, Any]", batch))
-        total = sum_over_ranks(denominator).clamp_min(TINY)
-        return self.step_mean.share(self, numerator, total, batch_idx)
+        sums = _fraction(output.loss, cast("Mapping[str, Any]", batch))
+        return self.step_loss(*sums, len(batch["input_ids"]), batch_idx)
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> None:
         """Log loss and metrics on held-out preferences."""

@@ -14,6 +14,7 @@ from lit_rlhf.modules.means import Means
 from lit_rlhf.modules.minibatches import microbatch_indices
 from lit_rlhf.modules.policy import PolicyModule
 from lit_rlhf.modules.ppo import PPOPolicyModule
+from lit_rlhf.modules.steps import gradient_sync
 from lit_rlhf.objectives import TokenMean
 from lit_rlhf.options import check_option
 from lit_rlhf.rewards import Reward
@@ -67,7 +68,7 @@ def add_text_gradient(
     total = sum_over_ranks(reduction.denominator(text["branch_ids"] > 0)).clamp_min(1)
     means = Means()
     for rows in _microbatches(text, policy.microbatch_size.tokens):
-        with policy.gradient_sync(enabled=False):  # the rollout's last microbatch will
+        with gradient_sync(policy.trainer, enabled=False):  # the rollout's last microbatch will
             loss, mask = loss_of(_rows(text, rows))
             share = reduction.numerator(loss, mask) / total
             policy.manual_backward(coef * share * num_ranks())

@@ -183,12 +183,10 @@ def refuse_precision(trainer: Trainer) -> None:
 
 
 def refuse_automatic_options(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse of modules that step by themselves what belongs to Lightning's steps.
+    """Refuse of a policy, which steps by itself, what belongs to Lightning's steps.
 
-    Lightning refuses both too, and names as the way out an automatic optimization that these modules can't have.
+    Lightning refuses both too, and names as the way out an automatic optimization that policies can't have.
     """
-    if module.automatic_optimization:
-        return
     name, clip = type(module).__name__, trainer.gradient_clip_val
     if clip is not None:
         raise ConfigurationError(

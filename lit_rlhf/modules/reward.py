@@ -23,8 +23,8 @@ from lit_rlhf.metrics import (
     agreement,
 )
 from lit_rlhf.models import ModelSpec, export_reward
-from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import SubsetMeans
+from lit_rlhf.modules.offline import OfflineModule
 from lit_rlhf.modules.reward_checks import (
     check_first_batch,
     require_margins,
@@ -45,7 +45,7 @@ from lit_rlhf.types import (
 )
 
 
-class RewardModelModule(RLHFModule):
+class RewardModelModule(OfflineModule):
     r"""A reward model fitted to preferences.
 
     By default $P(y_w \succ y_l) = \sigma(r(x, y_w) - r(x, y_l))$ (Bradley–Terry; arXiv:2009.01325).
@@ -140,20 +140,11 @@ class RewardModelModule(RLHFModule):
         if (right := output.metrics.get("accuracy")) is not None:
             seen = torch.stack([right.nansum(), (~right.isnan()).sum()]).float()
             self._train_right = self._train_right.to(seen.device) + seen
-        rows = len(batch["input_ids"])
-        self.log(
-            "train/loss",
-            output.loss.mean().detach(),
-            prog_bar=True,
-            sync_dist=True,
-            batch_size=rows,
-        )
         reward = self.objective.reward(scores).detach()
         self.log_rows("train", {**output.metrics, "mean_reward": reward.flatten()})
         self.log("train/min_reward", reward.min(), reduce_fx="min", sync_dist=True)
         self.log("train/max_reward", reward.max(), reduce_fx="max", sync_dist=True)
-        total = sum_over_ranks(output.loss.new_tensor(float(len(output.loss))))
-        return self.step_mean.share(self, output.loss.sum(), total, batch_idx)
+        return self.step_loss(*_sum_and_count(output.loss), len(scores), batch_idx)
 
     def validation_step(self, batch: BranchedBatch, batch_idx: int) -> dict[str, Tensor]:
         """Accumulate loss, accuracy, margin, calibration, length correlation; gives what `predict_step` does."""
@@ -225,9 +216,7 @@ class RewardModelModule(RLHFModule):
         rows = len(batch["input_ids"])
         output = LossOutput.of(self.loss(scores, batch), (rows,), self.objective)
         rewards = self.objective.reward(scores)
-        self.log(
-            f"{stage}/loss", output.loss.mean(), prog_bar=True, sync_dist=True, batch_size=rows
-        )
+        self.log_held_out_loss(stage, *_sum_and_count(output.loss))
         updated = []
         if self.objective.by_step:
             self.metrics.score.update(rewards[cast("ProcessBatch", batch)["step_mask"]])
@@ -284,6 +273,10 @@ class RewardModelModule(RLHFModule):
         stats.reset()
         if not self.trainer.sanity_checking:
             self.score_mean, self.score_std = mean, std
+
+
+def _sum_and_count(loss: Tensor) -> tuple[Tensor, Tensor]:
+    return loss.sum(), loss.new_tensor(float(len(loss)))
 
 
 class _Metrics(nn.Module):

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -138,6 +141,14 @@ class StepGuard:
 def gradients(optimizer: Optimizer) -> list[nn.Parameter]:
     """The parameters of an optimizer that have a gradient."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def gradient_sync(trainer: Trainer, *, enabled: bool) -> AbstractContextManager[None]:
+    """Whether processes exchange gradients in this backward; the last of a step must."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and not enabled:
+        return strategy.block_backward_sync()
+    return nullcontext()
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -5,18 +5,18 @@ from pathlib import Path
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_rlhf.distributed import num_ranks, sum_over_ranks
+from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import DataError
 from lit_rlhf.internals.lightning import log_reduced
 from lit_rlhf.models import ModelSpec, export_policy
-from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import Means
+from lit_rlhf.modules.offline import OfflineModule
 from lit_rlhf.modules.steps import Steps
 from lit_rlhf.objectives import Reduction, TokenMean
 from lit_rlhf.types import BranchOutput, DemonstrationBatch, LossOutput, asked, num_branches
 
 
-class SupervisedModule(RLHFModule):
+class SupervisedModule(OfflineModule):
     r"""Maximise the likelihood of demonstrations.
 
     $L = -\frac{1}{\sum_n |y_n|} \sum_n \sum_t \log \pi(y_{n,t} \mid x_n, y_{n,<t})$: only the tokens of completions
@@ -65,12 +65,8 @@ class SupervisedModule(RLHFModule):
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The loss: the reduction of the tokens of an optimizer step, on all ranks and in all its microbatches."""
-        numerator, denominator = self._step(batch, "train", batch_idx)
-        total = sum_over_ranks(denominator).clamp_min(1)
-        loss = (numerator * num_ranks() / total).detach()
-        rows = len(batch["input_ids"])
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
-        return self.step_mean.share(self, numerator, total, batch_idx)
+        sums = self._step(batch, "train", batch_idx)
+        return self.step_loss(*sums, len(batch["input_ids"]), batch_idx)
 
     def validation_step(self, batch: DemonstrationBatch, batch_idx: int) -> None:
         """Log the loss on held-out demonstrations."""

@@ -69,6 +69,20 @@ def test_accumulating_is_training_on_one_big_batch(
             assert_close(other[name], expected, **FP32_MODEL)
 
 
+def test_a_microbatch_of_weight_0_takes_no_part(tiny_model_dir: Path) -> None:
+    found = []
+    for weights in ([[0.0], [1.0, 3.0]], [[0.0, 1.0, 3.0]]):
+        module = _make(PreferenceModule, tiny_model_dir)
+        loader = _divided(PreferenceModule, [len(each) for each in weights])
+        for batch, each in zip(loader.dataset, weights, strict=True):
+            batch["weight"] = torch.tensor(each)
+        _trainer(accumulate_grad_batches=len(weights)).fit(module, loader)
+        assert module.guard.skipped == 0
+        found.append({n: p.detach().clone() for n, p in module.named_parameters()})
+    for name, expected in found[0].items():
+        assert_close(found[1][name], expected, **FP32_MODEL)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_validation_loss_is_the_same_at_each_batch_size(
     kind: type[RLHFModule], tiny_model_dir: Path

@@ -90,7 +90,7 @@ def test_the_engine_gives_the_values_of_a_pass_of_their_own(
     with torch.no_grad():  # a head of 0 would agree with anything
         module.backbone.heads["value"].weight.normal_(generator=draw)
     ours = ValuedRollout.of(module.collect(prompt_batch(tiny_model_dir))[0])
-    monkeypatch.setattr(PPOPolicyModule, "sampled_values", None)
+    monkeypatch.setattr(module, "sampled_values", None)
     theirs = ValuedRollout.of(module.collect(prompt_batch(tiny_model_dir))[0])
     assert torch.equal(ours.completions.tokens, theirs.completions.tokens)
     assert float(theirs.values.abs().max()) > 0.1

@@ -124,15 +124,15 @@ def test_another_model(fakes: Any, backbone: Backbone, tmp_path: Path) -> None:
 @pytest.mark.parametrize("sync", ["lora", "disk"])
 def test_weights_that_never_arrive(fakes: Any, backbone: Backbone, sync: str) -> None:
     fake, loopback = fakes[0]
-    late = Answer({"results": [None]}, delay=3.0)
+    late = Answer({"results": [None]}, delay=5.0)
     fake.load_lora_adapter = fake.collective_rpc = lambda _: late
     options = {"sync": DiskSync()} if sync == "disk" else {}
-    engine = engine_on(fakes[:1], timeout=1.0, **options)
+    engine = engine_on(fakes[:1], timeout=2.0, **options)
     for server in engine.servers.servers:
         object.__setattr__(server._client.endpoint, "retries", 0)
     begun = time.monotonic()
     with pytest.raises(
-        ConfigurationError, match=r"more than timeout=1\.0.*Look at its log"
+        ConfigurationError, match=r"more than timeout=2\.0.*Look at its log"
     ) as found:
         sample(engine, backbone)
     assert time.monotonic() < begun + 30 and loopback.url in str(found.value)
