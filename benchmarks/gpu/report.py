@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ TOLERATED = 0.05
 HIGHER = ("tokens_per_s", "tflops", "gb_per_s")
 """Units of which more is better; of `LOWER` less is. Others follow from these."""
 LOWER = ("peak_gib", "ms_per_step", "seconds", "waits")
+PROSE = 120
+"""Columns of a page's lines."""
 HEADINGS = {
     "seconds": "s a step",
     "first_seconds": "first step, s",
@@ -37,10 +40,10 @@ python -m benchmarks.gpu --out runs/gpu --keep            # one card, 0.5B shape
 python -m benchmarks.gpu --out runs/gpu --markdown docs/GPU.md
 ```
 
-For a machine without network, which has PyTorch's usual stack: `benchmarks/gpu/carry.sh` fetches the wheels that it lacks
-into `.whl/` (`STRIP=1` keeps of bitsandbytes what an H100 needs: about 7 MB in all), and there
-`benchmarks/gpu/gpu_check.sh` installs them and runs the command. `--size 7b --only machine grpo --budget 600` is a run of its
-own. `--device cpu --size tiny` rehearses everything; its numbers mean nothing.
+For a machine without network, which has PyTorch's usual stack: `benchmarks/gpu/carry.sh` fetches the wheels that it
+lacks into `.whl/` (`STRIP=1` keeps of bitsandbytes what an H100 needs: about 7 MB in all), and there
+`benchmarks/gpu/gpu_check.sh` installs them and runs the command. `--size 7b --only machine grpo --budget 600` is a run
+of its own. `--device cpu --size tiny` rehearses everything; its numbers mean nothing.
 """
 
 
@@ -120,7 +123,15 @@ def page(run: Mapping[str, Any]) -> str:
             lines += ["", f"### {name}", "", *_table(part)]
             said = part.facts.items() if name != "machine" else ()
             lines += [line for what, fact in said for line in ("", f"{what}: {fact}.")]
-    return "\n".join(lines) + "\n" + COMMANDS
+    return "\n".join(_wrapped(lines)) + "\n" + COMMANDS
+
+
+def _wrapped(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        if line.startswith("|") or len(line) <= PROSE:
+            yield line
+        else:
+            yield from textwrap.wrap(line, PROSE, break_long_words=False, break_on_hyphens=False)
 
 
 def _is_worse(unit: str, before: float, now: float) -> bool:
