@@ -1,8 +1,13 @@
 """Results as tables, and their place in a document."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
+
+WIDTH = 120
+_FILL = partial(wrap, break_long_words=False, break_on_hyphens=False)
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -25,12 +30,23 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def wrapped(text: str) -> str:
+    """A text whose lines of prose have at most 120 columns, as those of all pages; tables stay."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        indent = "  " if line.startswith("- ") else ""
+        short = line.startswith("|") or len(line) <= WIDTH
+        lines += [line] if short else _FILL(line, WIDTH, subsequent_indent=indent)
+    return "\n".join(lines)
+
+
 def insert(document: Path, name: str, text: str) -> None:
     """Put a text at the place of that name; a document that isn't there becomes the text."""
     place = find_place(document, name)
     document.parent.mkdir(parents=True, exist_ok=True)
     document.write_text(
-        text if place is None else f"{place[0]}\n\n{text.strip()}\n\n{place[1]}", encoding="utf-8"
+        text if place is None else f"{place[0]}\n\n{wrapped(text.strip())}\n\n{place[1]}",
+        encoding="utf-8",
     )
 
 

@@ -2,20 +2,18 @@
 
 import json
 import re
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison.markdown import wrapped
 from benchmarks.gpu.result import Result
 
 TOLERATED = 0.05
 HIGHER = ("tokens_per_s", "tflops", "gb_per_s")
 """Units of which more is better; of `LOWER` less is. Others follow from these."""
 LOWER = ("peak_gib", "ms_per_step", "seconds", "waits")
-PROSE = 120
-"""Columns of a page's lines."""
 HEADINGS = {
     "seconds": "s a step",
     "first_seconds": "first step, s",
@@ -123,15 +121,7 @@ def page(run: Mapping[str, Any]) -> str:
             lines += ["", f"### {name}", "", *_table(part)]
             said = part.facts.items() if name != "machine" else ()
             lines += [line for what, fact in said for line in ("", f"{what}: {fact}.")]
-    return "\n".join(_wrapped(lines)) + "\n" + COMMANDS
-
-
-def _wrapped(lines: Sequence[str]) -> Iterator[str]:
-    for line in lines:
-        if line.startswith("|") or len(line) <= PROSE:
-            yield line
-        else:
-            yield from textwrap.wrap(line, PROSE, break_long_words=False, break_on_hyphens=False)
+    return wrapped("\n".join(lines)) + "\n" + COMMANDS
 
 
 def _is_worse(unit: str, before: float, now: float) -> bool:

@@ -267,6 +267,7 @@ def test_the_report_has_a_row_for_each_workload_and_goes_between_its_marks(tmp_p
         insert(document, "compare", text)
     found = document.read_text(encoding="utf-8")
     assert found.count("| `dpo`") == 3
+    assert all(len(line) <= 120 for line in found.splitlines() if not line.startswith("|"))
     assert "old" not in found
     assert found.startswith("# A\n\n<!-- compare:begin -->")
     assert found.endswith("<!-- compare:end -->\n\nrest\n")
