@@ -9,10 +9,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from lit_rlhf.cli.slips import near, no_option, no_option_of
 from lit_rlhf.cli.unloaded import described_classes
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
-from lit_rlhf.internals.jsonargparse import Complaint, flat_options, read_refusal
+from lit_rlhf.internals.jsonargparse import Complaint, flat_options, named_classes, read_refusal
 
 PACKAGES = ("callbacks", "data", "judges", "modules", "objectives", "rewards", "rollout", "rounds")
 """Packages of classes that a configuration can name."""
@@ -48,14 +53,36 @@ def sentence(error: BaseException) -> str:
         >>> sentence(ValueError("Invalid beta.\nMore of it."))
         'Invalid beta. LIT_RLHF_DEBUG=1 shows the traceback.'
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    at = frames[-1] if frames else None
-    known = at is None or (
-        any(place in at.filename for place in _LIBRARIES) and not at.filename.startswith(_HERE)
-    )
-    where = "" if known or at is None else f" ({type(error).__name__}, {at.filename}:{at.lineno})"
+    at = _place(error)
+    where = "" if at is None else f" ({type(error).__name__}, {at.filename}:{at.lineno})"
     said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return f"{said}{where}. {DEBUG}=1 shows the traceback."
+
+
+def _place(error: BaseException) -> traceback.FrameSummary | None:
+    """Where it was raised, if that is the user's file or ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return None
+    at = frames[-1]
+    in_library = any(place in at.filename for place in _LIBRARIES)
+    return None if in_library and not at.filename.startswith(_HERE) else at
+
+
+def raised_by_users(error: BaseException | None) -> BaseException | None:
+    """What the user's file, or ours, raised in a chain of causes, before the parser made a text of it; if any."""
+    while error is not None and _place(error) is None:
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def refused_by(error: BaseException, package: str) -> bool:
+    """Whether a package raised it in so many words, as it does of options; else something failed there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    said = (frames[-1].line or "").startswith("raise ")
+    return said and package in Path(frames[-1].filename).parts
 
 
 def construct(kind: Any, *args: Any, **options: Any) -> Any:
@@ -131,15 +158,28 @@ def describe(text: str, command: str = "fit") -> str:
         'Expected int. Got value: x'
     """
     refusal = read_refusal(text)
-    # A value that fits no member of a union that has classes in it: none was meant.
-    places = [c for c in refusal.complaints if c.kind == "place"]
-    others = places or [c for c in refusal.complaints if c.kind != "class"]
-    found = others if others and all("Expected" in c.text for c in others) else refusal.complaints
+    found = _meant(refusal.complaints)
     said = "; ".join(dict.fromkeys(_say(complaint, refusal.key, command) for complaint in found))
-    told = "Got value" in said or places or found is refusal.complaints
-    if refusal.value and not told:
+    if refusal.value and "Got value" not in said and {c.kind for c in found} == {"other"}:
         said += f". Got value: {refusal.value}"
     return f"{refusal.key}: {said}" if refusal.key else said
+
+
+def _meant(complaints: list[Complaint]) -> list[Complaint]:
+    """What is said of the member of a union that was meant; the others refuse what was never for them."""
+    if places := [c for c in complaints if c.kind == "place"]:
+        return places
+    # A class was found, and what it takes is at fault; its base, which is tried after it, takes still less.
+    for kind in ("required", "option"):
+        if of_class := [c for c in complaints if c.kind == kind]:
+            return of_class[:1]
+    found = [c for c in complaints if c.kind != "subclass"] or complaints
+    if named := [c for c in found if c.kind == "class" and near(c.word, _known_classes())]:
+        return named
+    # A value that is near no class's name fits no plain type: no class was meant.
+    plain = [c for c in found if c.kind != "class"]
+    plain = [c for c in plain if c.kind != "group"] or plain
+    return plain if plain and all("Expected" in c.text for c in plain) else found
 
 
 def _say(complaint: Complaint, key: str, command: str) -> str:
@@ -154,9 +194,10 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
         case "class":
             said = _no_class(complaint)
         case "module":
+            data = path.endswith(import_module("lit_rlhf.data.readers").KINDS)  # brings torch
+            of_file = f". Of a file give the path: --{key}.path {path}" if data else ""
             said = f"{path}: there is no module {word!r} in the current directory or on PYTHONPATH"
-            if path.endswith(import_module("lit_rlhf.data.readers").KINDS):  # brings torch
-                said += f". Of a file give the path: --{key}.path {path}"
+            said += of_file
         case "attribute":
             said = f"{path} defines no {word!r}.{near(word, list(vars(import_module(path))))}"
         case "abstract":
@@ -169,8 +210,11 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
         case "required":
             shown = f"--{key}.help shows what it is" if key else f"lit-rlhf {command} --help"
             said = f"{word} must be given: {shown}"
-        case "unknown":
-            said = no_option(word, command)
+        case "unknown" | "nowhere":
+            words = word if complaint.kind == "unknown" else f"--{word}"
+            said = no_option(words, command, _trainer_options())
+        case "group":
+            said = f"{word!r} stands where a group of options does: --{key}.help shows them"
         case _:
             said = complaint.text
     return said
@@ -188,16 +232,29 @@ def _subclasses(path: str) -> str:
     )
 
 
+def _trainer_options() -> list[str]:
+    return [f"--trainer.{name}" for name in inspect.signature(Trainer).parameters]
+
+
+def _names() -> list[str]:
+    return [name for package in PACKAGES for name, _ in described_classes(package)]
+
+
+def _known_classes() -> list[str]:
+    """Of the library, and those of Lightning and torch that its options take."""
+    return [*_names(), *named_classes(Callback, Logger, Optimizer, LRScheduler)]
+
+
 def _no_class(complaint: Complaint) -> str:
     word = complaint.word
     option = complaint.text.partition(" ")[0] + " " if complaint.text.startswith("--") else ""
-    names = [name for package in PACKAGES for name, _ in described_classes(package)]
-    if word in names:
+    if word in _names():
         return (
             f"{option}{word} is a class of another kind, the value of an option: see its options with --KEY.help "
             f"{word}, as in --model PreferenceModule --model.loss.help DPO"
         )
+    hint = near(word, _known_classes())
     return (
-        f"{option}there is no class {word!r}.{near(word, names)} Give the name of one of the library's classes "
+        f"{option}there is no class {word!r}.{hint} Give the name of one of the library's classes "
         "(lit-rlhf fit --help), or module.Class for one of your own"
     )

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ RECIPES = {
 SCORED = ("ppo", "grpo")
 """Those that need a reward."""
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PART = re.compile(r"^(?P<key>\w+): (?P<path>\S+\.yaml)(?P<comment> *#.*)?$")
 
 
@@ -39,8 +40,7 @@ def load_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: It is none.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(text, Loader=loader)  # noqa: S506 - either is the safe one
+    return yaml.load(text, Loader=_LOADER)  # noqa: S506 - either is the safe one
 
 
 def config_names() -> list[str]:
@@ -81,7 +81,7 @@ def with_found_configs(words: Sequence[str]) -> list[str]:
     """The words of a command line with the files of `-c` and `--config` before all other options, which win over them.
 
     Raises:
-        ConfigurationError: A file isn't there, or is no YAML.
+        ConfigurationError: A file isn't there, is no YAML, holds no options, or an option twice.
     """
     first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     files: list[str] = []
@@ -93,14 +93,44 @@ def with_found_configs(words: Sequence[str]) -> list[str]:
             others.append(word)
             continue
         path = find_config(value)
-        try:
-            load_yaml(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"{path} is no YAML: {' '.join(str(error).split())}"
-            ) from error
+        _refuse_misread(path)
         files.append(f"--config={path}")
     return [*words[:first], *files, *others]
+
+
+def _refuse_misread(path: Path) -> None:
+    """Refuse what the parser would say in no file's name, and a key that is written twice: it takes the last alone."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        load_yaml(text)
+        root = yaml.compose(text, Loader=_LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(root, yaml.MappingNode):
+        what = "holds no options" if root is None else "is no mapping of options, {name: value}"
+        raise ConfigurationError(
+            f"{path} {what}: leave it out, or write some as `lit-rlhf init` does."
+        )
+    for first, second, key in _doubles(root, ""):
+        raise ConfigurationError(
+            f"{path} has {key} twice, in lines {first} and {second}, of which the last alone would count. Put what "
+            "stands under both under one."
+        )
+
+
+def _doubles(node: yaml.Node, place: str) -> Iterator[tuple[int, int, str]]:
+    """Lines and full name of each key that stands twice in a mapping, or in one within it."""
+    if isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            yield from _doubles(each, place)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = f"{place}{key.value}", key.start_mark.line + 1
+            if name in lines:
+                yield lines[name], line, name
+            lines[name] = line
+            yield from _doubles(value, f"{name}.")
 
 
 def whole_text(path: Path) -> str:

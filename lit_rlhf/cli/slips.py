@@ -17,17 +17,17 @@ def no_option_of(kind: str, word: str, options: Sequence[str], key: str) -> str:
     return f"{kind} has no option {word!r}.{near(word, options)} Its options: --{key}.help {kind}"
 
 
-def no_option(words: str, command: str) -> str:
-    """What is said of words that belong to no option of a command."""
+def no_option(words: str, command: str, others: Sequence[str] = ()) -> str:
+    """What is said of words that belong to no option of a command; `others` it has beside those of its help."""
     option = next((each for each in words.split() if each.startswith("-")), None)
     name = "" if option is None else option.partition("=")[0]
     known = [
         each
-        for each in options_of(command.split(maxsplit=1)[0])
+        for each in [*options_of(command.split(maxsplit=1)[0]), *others]
         if not each.endswith(".help") and each != name  # of another subcommand
     ]
     said = (
-        f"there is no option {name}.{near(name, known)}"
+        f"there is no option {name}.{near(name, known) or near(name.partition('.')[0], known)}"
         if name
         else f"{words} belongs to no option."
     )

@@ -33,7 +33,9 @@ from lit_rlhf.cli.refusals import (
     construct,
     describe,
     own_error,
+    raised_by_users,
     refuse_all_misfits,
+    refused_by,
     sentence,
 )
 from lit_rlhf.cli.shipped import with_found_configs
@@ -163,7 +165,8 @@ class TrainingCLI(CommandLineWins):
         except MisconfigurationException:
             raise
         except Exception as error:
-            said = describe(str(error), self.called)
+            theirs = raised_by_users(error)
+            said = sentence(theirs) if theirs else describe(str(error), self.called)
             raise self._placed(error) or ConfigurationError(said) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -357,3 +360,7 @@ def start(kind: type[Made], words: Sequence[str], called: str | None = None) -> 
         )
     except MisconfigurationException as error:
         raise ConfigurationError(str(error)) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        if not refused_by(error, "lightning"):
+            raise
+        raise ConfigurationError(sentence(error)) from error

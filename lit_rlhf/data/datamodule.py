@@ -38,7 +38,7 @@ from lit_rlhf.data.samplers import (
     replicas,
 )
 from lit_rlhf.data.showing import form_of_prompts
-from lit_rlhf.data.sources import Source
+from lit_rlhf.data.sources import FileSource, Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.internals.lightning import save_hyperparameters, set_hyperparameters
 from lit_rlhf.options import check_option, is_plain
@@ -275,6 +275,9 @@ class BranchedDataModule(LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Tokenize every source that is not in the cache yet; Lightning calls this in one process per node."""
+        for source in self.sources.values():
+            if isinstance(source, FileSource):
+                source.files()  # what isn't there is said before others are tokenized
         for name, source in self.sources.items():
             if source is not None:
                 self._prepared.open(name, verify=True)

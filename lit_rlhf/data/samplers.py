@@ -13,6 +13,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_rlhf.data.mixture import Shares
+from lit_rlhf.distributed import num_ranks, rank
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.internals.lightning import batches_peeked, is_last_batch, is_within_iteration
 from lit_rlhf.seeding import generator
@@ -320,7 +321,9 @@ def even_batch_size(num_rows: int, batch_size: int, num_replicas: int) -> int:
 
 def replicas(trainer: Trainer | None) -> tuple[int, int]:
     """Among how many processes batches are divided, and which of them this is."""
-    options = None if trainer is None else trainer.distributed_sampler_kwargs
+    if trainer is None:  # a loop of one's own, as Fabric's, which leaves our samplers as they are
+        return num_ranks(), rank()
+    options = trainer.distributed_sampler_kwargs
     return (1, 0) if options is None else (int(options["num_replicas"]), int(options["rank"]))
 
 

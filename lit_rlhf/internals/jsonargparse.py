@@ -16,13 +16,23 @@ from jsonargparse._util import import_object
 # It tells of each member of a union why it doesn't fit, and repeats what was given: the whole configuration.
 _NOISE = re.compile(
     r"^(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*"
-    r"|(- )?Expected a <class 'NoneType'>|Expected a path but (?!\S*(?:/|\.ya?ml\b)).*)$"
+    r"|(- )?Expected a <class 'NoneType'>|Expected a path but (?!\S*(?:/|\.ya?ml\b)).*"
+    r"|Subclass types expect one of:|a class path \(str\)|a dict with(out)? .*)$"
 )
-_KEY = re.compile(r'^(?:Type .* callable class: )?Parser key "(?P<key>.+?)":\s*(?P<rest>.*)$')
+_CALLABLE = re.compile("^Type .*? callable class: ")
+_KEY = re.compile(r'^Parser key "(?P<key>.+?)":\s*(?P<rest>.*)$')
 _CLASS = re.compile(r"^Problem with given class_path '(?P<path>.+)':$")
 _VALUE = re.compile(r"^Given value: (?P<value>.*?)(\. Got value: .*)?$")
 _KINDS = {
-    "option": re.compile(r"^Option '(?P<word>.+)' is not accepted$"),
+    "option": re.compile(
+        r"^Option '(?P<word>.+?)' is not accepted"
+        r"(?:\. Got value: Namespace\(class_path='(?P<path>[\w.]+)'.*)?$"
+    ),
+    "subclass": re.compile(r"^Not a valid subclass of (?P<word>\w+)(?:\. Got value: .*)?$"),
+    "group": re.compile(
+        r"^(?:Unable to load config ['\"]|Expected a <class 'NoneType'>\. Got value: )(?P<word>.+?)['\"]?$"
+    ),
+    "nowhere": re.compile(r"^Subcommand '\w+' does not accept option '(?P<word>.+)'$"),
     "class": re.compile(r"^(?:--\S+: )?Expected a dot import path string: (?P<word>\S+)$"),
     "module": re.compile(r"^No module named '(?P<word>.+)'$"),
     "attribute": re.compile(r"^module '(?P<path>.+)' has no attribute '(?P<word>.+)'$"),
@@ -30,7 +40,9 @@ _KINDS = {
         r"^Expected an instantiatable class, but (?P<word>\S+) is abstract(?:\. Got value: .*)?$"
     ),
     "place": re.compile(r"^Expected a path but (?P<word>\S+) either not accessible or invalid$"),
-    "required": re.compile(r"^the following arguments are required: (?P<word>.+)$"),
+    "required": re.compile(
+        r"^the following arguments are required: (?P<word>.+?)(?:\. Got value: .*)?$"
+    ),
     "unknown": re.compile(r"^unrecognized arguments: (?P<word>.+)$"),
 }
 
@@ -60,13 +72,14 @@ def read_refusal(text: str) -> Refusal:
     complaints: list[Complaint] = []
     path = value = ""
     for raw in text.splitlines():
-        line = raw.strip().removeprefix("- ")
+        line = _CALLABLE.sub("", raw.strip().removeprefix("- "))
         if not value and (match := _VALUE.match(line)):
             value = match["value"]
         if not line or _NOISE.match(line):
             continue
         if match := _KEY.match(line):
-            keys.append(match["key"])
+            if not match["rest"].startswith("Unable to load config"):  # which it says twice
+                keys.append(match["key"])
             line = match["rest"]
         elif match := _CLASS.match(line):
             path, line = match["path"], ""
@@ -78,11 +91,17 @@ def read_refusal(text: str) -> Refusal:
 def _complaint(line: str, path: str) -> Complaint:
     for kind, pattern in _KINDS.items():
         if match := pattern.match(line):
-            return Complaint(kind, match["word"], match.groupdict().get("path", path), line)
+            return Complaint(kind, match["word"], match.groupdict().get("path") or path, line)
     line = re.sub(r"^Not of type \w+: ", "", line)  # what a type of ours says
     line = re.sub(r"<class '(.+?)'>", r"\1", line).replace("Expected a ", "Expected ")
     line = re.sub(r"(?:typing\.)?Literal\[(.+?)\]", r"one of \1", line)
     return Complaint("other", "", path, line)
+
+
+def named_classes(*bases: type) -> list[str]:
+    """Short names by which a configuration can name the subclasses of some classes."""
+    paths = (path for base in bases for path in get_all_subclass_paths(base))
+    return sorted({path.rpartition(".")[2] for path in paths})
 
 
 def read_none_as_null() -> None:

@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.logger_connector.result import warning_cache
 from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
+from lightning.pytorch.tuner.lr_finder import _LRCallback
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.parsing import lightning_hasattr
 from rich import reconfigure
@@ -99,6 +100,11 @@ def lacks_rate_of(finder: LearningRateFinder, module: LightningModule) -> bool:
     """Whether a module has no attribute of the name that a finder of learning rates is to set."""
     names = [finder._attr_name] if finder._attr_name else ["lr", "learning_rate"]
     return finder._update_attr and not any(lightning_hasattr(module, name) for name in names)
+
+
+def tries_rates(trainer: Trainer) -> bool:
+    """Whether `LearningRateFinder` trains, with rates of its own."""
+    return any(isinstance(callback, _LRCallback) for callback in callbacks_of(trainer))
 
 
 def save_hyperparameters(owner: Any, *args: Any, **options: Any) -> None:

@@ -26,6 +26,7 @@ from lit_rlhf.models.export import (
 )
 from lit_rlhf.models.fingerprint import weights_fingerprint as weights_fingerprint
 from lit_rlhf.models.lm_head import Comparison as Comparison, ScalarHead as ScalarHead
+from lit_rlhf.models.loading import refuse_missing as refuse_missing
 from lit_rlhf.models.reward_models import load_reward_model as load_reward_model
 from lit_rlhf.models.sharding import (
     agreed as agreed,

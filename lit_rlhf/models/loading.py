@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,16 @@ def load_model(
             "the model's own tokenizer, or resize its embeddings and save it anew."
         )
     return model, tokenizer
+
+
+def refuse_missing(spec: ModelSpec) -> None:
+    """Refuse a model that isn't there: asked before data are prepared, which may take long.
+
+    Raises:
+        ConfigurationError: There is no such directory and nothing of that name on the hub, or it holds no model.
+    """
+    if spec.name is not None and not Path(spec.name, "config.json").is_file():
+        _config_of(spec.name, spec)
 
 
 def refuse_unmeetable(spec: ModelSpec, *, trainable: bool) -> None:
@@ -171,16 +182,19 @@ def _tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 def _config(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     if spec.name is not None:
-        name = spec.name
-        config: PretrainedConfig = from_hub(
-            lambda: AutoConfig.from_pretrained(
-                name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-            ),
-            name,
-            "model",
-        )
-        return config
+        return _config_of(spec.name, spec)
     return _config_from_options(dict(spec.config or {}), tokenizer)
+
+
+def _config_of(name: str, spec: ModelSpec) -> PretrainedConfig:
+    config: PretrainedConfig = from_hub(
+        lambda: AutoConfig.from_pretrained(
+            name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        ),
+        name,
+        "model",
+    )
+    return config
 
 
 def _config_from_options(

@@ -24,7 +24,7 @@ from lit_rlhf.internals.lightning import (
     set_hyperparameters,
     without_inference_mode,
 )
-from lit_rlhf.models import Backbone, ModelSpec, divide, shard
+from lit_rlhf.models import Backbone, ModelSpec, divide, refuse_missing, shard
 from lit_rlhf.models.cards import recorded_prompts
 from lit_rlhf.modules.means import row_means
 from lit_rlhf.modules.monitors import MonitorCheck
@@ -47,6 +47,7 @@ from lit_rlhf.modules.refusals import (
     refuse_batch,
     refuse_callbacks,
     refuse_precision,
+    refuse_undivided,
 )
 from lit_rlhf.modules.resumed import Resumption, written_options
 from lit_rlhf.modules.steps import (
@@ -221,6 +222,8 @@ class RLHFModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What looks after the names that other callbacks watch."""
+        if "backbone" not in self._modules:
+            refuse_missing(self.spec)
         return [MonitorCheck()]
 
     def on_fit_start(self) -> None:
@@ -335,7 +338,8 @@ class RLHFModule(LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Give a restored optimizer the options that are written now."""
+        """Give a restored optimizer the options that are written now; refuse batches that aren't divided."""
+        refuse_undivided(self.trainer)
         self.resumption.finish(self.trainer, self._make_optimizer_and_schedule)
 
     def log_rows(self, stage: str, metrics: Mapping[str, Tensor]) -> None:
@@ -403,7 +407,7 @@ class RLHFModule(LightningModule):
         Raises:
             ConfigurationError: Names the parts that are missing, with the options they had.
         """
-        require_parts(checkpoint_path, CHECKPOINT_KEY, kwargs)
+        require_parts(checkpoint_path, cls.__qualname__, kwargs)
         with warnings.catch_warnings():  # of frozen weights; on_load_checkpoint misses the others
             warnings.filterwarnings("ignore", message="Found keys that are in the model state dict")
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

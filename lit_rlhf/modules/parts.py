@@ -69,20 +69,21 @@ def _plain_numbers(value: Any) -> Any:
     return tuple(map(_plain_numbers, value)) if type(value) is tuple else value
 
 
-def require_parts(checkpoint: object, key: str, given: Iterable[str]) -> None:
+def require_parts(checkpoint: object, module: str, given: Iterable[str]) -> None:
     """Refuse to build a module from a checkpoint file without the parts that it only names.
 
     Args:
         checkpoint: What `load_from_checkpoint` was given; only files are looked into.
-        key: Of the library's record in it.
+        module: Class of the module.
         given: Names of the arguments that were passed.
 
     Raises:
+        CheckpointError: It is of another class, or no module of this library wrote it.
         ConfigurationError: Names what to pass.
     """
     if not isinstance(checkpoint, str | Path) or not Path(checkpoint).is_file():
         return
-    record = torch.load(checkpoint, map_location="cpu", weights_only=True).get(key, {})
+    record = record_of(torch.load(checkpoint, map_location="cpu", weights_only=True), module)
     parts: dict[str, str] = record.get("parts", {})
     missing = [f"{name}={part}" for name, part in parts.items() if name not in set(given)]
     if missing:

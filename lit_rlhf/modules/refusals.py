@@ -12,8 +12,10 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins import BitsandbytesPrecision, TransformerEnginePrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data.distributed import DistributedSampler
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.internals.lightning import (
@@ -261,6 +263,24 @@ def refuse_trainer_options(trainer: Trainer, stage: str, per_iteration: int) -> 
                 f"ModelCheckpoint(every_n_train_steps={every}) counts optimizer steps and looks at them between "
                 f"iterations, each of {per_iteration} steps, so it would save at other times than it says. Use "
                 "IterationCheckpoint(every_n_iterations=...), or every_n_epochs."
+            )
+
+
+def refuse_undivided(trainer: Trainer) -> None:
+    """Refuse batches that all processes would train on: those of a loader that was made before there were several.
+
+    A DataModule divides its rows by its Trainer; Lightning leaves our samplers as they are.
+    """
+    options = trainer.distributed_sampler_kwargs
+    if options is None or options["num_replicas"] == 1:
+        return
+    for loader in CombinedLoader(trainer.train_dataloader, "sequential").flattened:
+        sampler = getattr(loader, "sampler", None)
+        if isinstance(sampler, DistributedSampler) and sampler.num_replicas == 1:
+            raise ConfigurationError(
+                f"trainer.fit was given a loader whose rows are not divided among the {options['num_replicas']} "
+                "processes: each would train on the same batches. Give it the DataModule itself: "
+                "trainer.fit(module, data)."
             )
 
 

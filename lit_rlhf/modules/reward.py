@@ -9,11 +9,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lit_rlhf.distributed import sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.branches import at_step_ends
-from lit_rlhf.internals.lightning import log_reduced
+from lit_rlhf.internals.lightning import log_reduced, tries_rates
 from lit_rlhf.metrics import (
     CalibrationError,
     LengthCorrelation,
@@ -123,7 +124,8 @@ class RewardModelModule(OfflineModule):
         optimizers, heads = self.trainer.optimizers, self.objective.heads
         require_trained_heads(self.backbone, heads, optimizers, whole=not self._flat())
         lora = self.backbone.has_lora
-        warn_of_learning_rate(optimizers, self.backbone.hidden_size, lora=lora)
+        if not tries_rates(self.trainer):
+            warn_of_learning_rate(optimizers, self.backbone.hidden_size, lora=lora)
         self._unchecked = not self._flat()
 
     def _flat(self) -> bool:
@@ -253,6 +255,14 @@ class RewardModelModule(OfflineModule):
         for name, (mean, count) in self.metrics.subsets.compute().items():
             log_reduced(self, f"{stage}/accuracy/{name}", mean, count)
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an evaluation that was broken off has added up, or a test, whose scores nothing asked for."""
+        self.metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """The same."""
+        self.metrics.reset()
+
     def on_test_epoch_end(self) -> None:
         """Tell accuracy by subset."""
         self._log_subsets("test")
@@ -268,9 +278,7 @@ class RewardModelModule(OfflineModule):
                 told = (right / count, int(count)), (float(accuracy.compute()), held_out)
                 warn_of_opposite(*told)
             self._train_right = torch.zeros_like(self._train_right)
-        stats = self.metrics.score
-        mean, std = stats.compute().tolist()
-        stats.reset()
+        mean, std = self.metrics.score.compute().tolist()
         if not self.trainer.sanity_checking:
             self.score_mean, self.score_std = mean, std
 
@@ -289,4 +297,9 @@ class _Metrics(nn.Module):
         self.calibration_error = CalibrationError()
         self.length_correlation = LengthCorrelation()
         self.score = MeanAndStd()
+        self.subsets = SubsetMeans()
+
+    def reset(self) -> None:
+        for metric in self.children():
+            cast("Metric", metric).reset()
         self.subsets = SubsetMeans()

@@ -10,6 +10,7 @@ from lit_rlhf.cli.commands import COMMANDS
 from tests.cli.test_main import REWARD, trained
 
 __all__ = ["trained"]
+DDP = "lightning.pytorch.strategies.DDPStrategy"
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,125 @@ def test_a_start_that_is_refused_leaves_a_run_as_it_was(
         main(["fit", *REWARD, "--run_dir", str(run), "--model.backbone.lora.alpha", "3"])
     assert "holds checkpoints of an earlier run" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--model.optimizer.lrr", "1"],
+            "model.optimizer: torch.optim.AdamW has no option 'lrr'. Did you mean lr?",
+        ),
+        (
+            ["--model.lr_scheduler", "CosineAnnealingLR"],
+            "model.lr_scheduler: T_max must be given: --model.lr_scheduler.help shows what it is",
+        ),
+        (
+            ["--model.optimizer", "AdamV"],
+            "model.optimizer: there is no class 'AdamV'. Did you mean Adam",
+        ),
+        (
+            ["--trainer.logger", "CSVLoger"],
+            "trainer.logger: there is no class 'CSVLoger'. Did you mean CSVLogger",
+        ),
+        (
+            ["--trainer.callbacks+=EarlyStoping"],
+            "trainer.callbacks: there is no class 'EarlyStoping'. Did you mean EarlyStopping?",
+        ),
+        (
+            ["--trainer.callbacks+=EarlyStopping"],
+            "trainer.callbacks: monitor must be given: --trainer.callbacks.help shows what it is\n",
+        ),
+        (
+            [f"--trainer.strategy={DDP}", "--trainer.strategy.find_unused", "true"],
+            f"trainer.strategy: {DDP} has no option 'find_unused'. Its options: ",
+        ),
+        (
+            ["--model.backbone", "data/tiny-model"],
+            "model.backbone: 'data/tiny-model' stands where a group of options does: --model.b",
+        ),
+        (
+            ["--model.backbone.lora", "true"],
+            "model.backbone.lora: 'True' stands where a group of options does: --model.backbone",
+        ),
+        (
+            ["--trainer.max-epochs", "1"],
+            "there is no option --trainer.max-epochs. Did you mean --trainer.max_epochs",
+        ),
+        (["--modle.seed", "1"], "there is no option --modle.seed. Did you mean --model"),
+    ],
+)
+def test_an_option_of_a_class_that_is_not_ours_is_said_without_the_noise_of_the_parser(
+    words: list[str],
+    message: str,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *REWARD, *words])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err.partition("lit-rlhf fit: ")[2]
+    assert shown.startswith(message)
+    assert len(shown) < 300
+
+
+def test_what_a_module_of_ones_own_raises_is_said_with_its_place(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    Path("broken.py").write_text(
+        "from lit_rlhf.modules import RewardModelModule\n\n\nclass Broken(RewardModelModule):\n"
+        "    def __init__(self, *args, **options):\n        raise KeyError('layers')\n"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *REWARD, "--model.class_path", "broken.Broken"])
+    assert stopped.value.code == 2
+    said = f"lit-rlhf fit: 'layers' (KeyError, {trained / 'broken.py'}:6)."
+    assert said in capsys.readouterr().err
+
+
+def test_what_lightning_refuses_within_a_run_is_a_sentence(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *REWARD, "--run_dir", "runs/rare", "--trainer.val_check_interval", "1000"])
+    assert stopped.value.code == 2
+    assert "lit-rlhf fit: `val_check_interval` (1000) must be less" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "trainer:\n  max_epochs: 1\nrun_dir: r\ntrainer:\n  max_steps: 2\n",
+            "own.yaml has trainer twice, in lines 1 and 4, of which the last alone would count",
+        ),
+        (
+            "trainer:\n  callbacks:\n  - class_path: Timer\n    class_path: Preemption\n",
+            "own.yaml has trainer.callbacks.class_path twice, in lines 3 and 4",
+        ),
+        ("# trainer:\n#   max_epochs: 1\n", "own.yaml holds no options: leave it out"),
+        ("- max_epochs: 1\n", "own.yaml is no mapping of options, {name: value}"),
+        (
+            "trainer:\n  max_epoch: 1\n",
+            "there is no option --trainer.max_epoch. Did you mean --trainer.max_epochs",
+        ),
+        ("trianer:\n  max_epochs: 1\n", "Did you mean --trainer.max_epochs"),
+    ],
+)
+def test_slips_in_a_configuration(
+    text: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *REWARD, "-c", "own.yaml"])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -43,3 +43,8 @@ def test_two_processes(tmp_path: Path) -> None:
     assert [rank["seen"] for rank in read(tmp_path, "resumed")] == [
         rank["seen"][3:] for rank in (left, right)
     ]
+    assert [json.loads((tmp_path / f"by_hand{rank}.json").read_text()) for rank in range(2)] == [
+        [rows for epoch, _, rows in rank["seen"] if epoch == 0] for rank in (left, right)
+    ]
+    refused = (tmp_path / "undivided.txt").read_text()
+    assert "a loader whose rows are not divided among the 2 processes" in refused

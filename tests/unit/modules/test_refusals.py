@@ -15,7 +15,7 @@ from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoTokenizer
 
-from lit_rlhf.data import PreferenceDataModule, PromptDataModule, RowsSource
+from lit_rlhf.data import FileSource, PreferenceDataModule, PromptDataModule, RowsSource, Source
 from lit_rlhf.errors import CheckpointError, ConfigurationError, DataError
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import PreferenceModule, RewardModelModule, SupervisedModule
@@ -41,6 +41,23 @@ def test_strategies_that_break_manual_optimization(
         module.setup("fit")
 
 
+class Unread(Source):
+    def load(self) -> list[dict[str, Any]]:
+        raise AssertionError("the data were read")
+
+
+def test_what_is_not_there_is_said_before_data_are_read(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    name = str(tmp_path / "none")
+    data = PreferenceDataModule(Unread(), tokenizer=str(tiny_model_dir))
+    with pytest.raises(ConfigurationError, match=r"model directory .*none' doesn't exist"):
+        make_trainer().fit(RewardModelModule(ModelSpec(name=name)), data)
+    data = PreferenceDataModule(Unread(), FileSource(name), tokenizer=str(tiny_model_dir))
+    with pytest.raises(DataError, match=r"no file .*none"):
+        make_trainer().fit(RewardModelModule(ModelSpec(name=str(tiny_model_dir))), data)
+
+
 def saved(module: RewardModelModule | SupervisedModule) -> dict[str, Any]:
     """What a checkpoint of a module holds."""
     module.configure_model()
@@ -49,7 +66,7 @@ def saved(module: RewardModelModule | SupervisedModule) -> dict[str, Any]:
     return checkpoint
 
 
-def test_checkpoints_of_something_else(tiny_model_dir: Path) -> None:
+def test_checkpoints_of_something_else(tiny_model_dir: Path, tmp_path: Path) -> None:
     spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=4))
     checkpoint = saved(RewardModelModule(spec))
     with pytest.raises(
@@ -58,6 +75,9 @@ def test_checkpoints_of_something_else(tiny_model_dir: Path) -> None:
         r".*set model\.class_path to RewardModelModule",
     ):
         SupervisedModule(spec).on_load_checkpoint(checkpoint)
+    torch.save(checkpoint, path := tmp_path / "reward.ckpt")
+    with pytest.raises(CheckpointError, match="written by RewardModelModule, the model is Super"):
+        SupervisedModule.load_from_checkpoint(path, backbone=spec)
     with pytest.raises(CheckpointError, match=r"was not written by lit_rlhf"):
         SupervisedModule(spec).on_load_checkpoint({"state_dict": {}})
     with pytest.raises(
@@ -158,7 +178,6 @@ def test_errors_of_a_step_of_ones_own_stay_what_they_are(tiny_model_dir: Path) -
         make_trainer().fit(Own(spec), DataLoader([{"x": torch.ones(1)}], batch_size=None))  # type: ignore[arg-type]
 
 
-@pytest.mark.filterwarnings("ignore:The learning rate 1e-08 is out")  # where the finder begins
 def test_finders_of_learning_rates(tiny_model_dir: Path, tmp_path: Path) -> None:
     spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2))
     with pytest.raises(ConfigurationError, match=r"LearningRateFinder .*takes several within"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -207,3 +208,27 @@ def test_pairs_without_the_margin_that_weighs_them_are_refused(tiny_model_dir: P
     whole = [row | {"margin": 1.0} for row in rows]
     module = RewardModelModule(ModelSpec(name=str(tiny_model_dir)), ScaledBradleyTerry())
     fit(module, data_of(tiny_model_dir, whole))
+
+
+def test_statistics_of_scores_are_of_one_validation_alone(tiny_model_dir: Path) -> None:
+    """A test's scores are not among them, nor those of an evaluation that was broken off."""
+
+    class Breaks(Callback):
+        def on_validation_batch_end(self, *args: object) -> None:
+            raise RuntimeError("broken off")
+
+    module = module_of(tiny_model_dir, lora=LoraSpec(rank=2))
+    data = data_of(
+        tiny_model_dir,
+        tiny_preferences(8),
+        tiny_preferences(16, seed=1),
+        test=RowsSource(tiny_preferences(16, seed=2)),
+    )
+    (first,) = make_trainer().validate(module, data, verbose=False)
+    expected = module.score_mean, module.score_std
+    make_trainer().test(module, data, verbose=False)
+    with pytest.raises(RuntimeError, match="broken off"):
+        make_trainer(callbacks=[Breaks()]).validate(module, data, verbose=False)
+    (again,) = make_trainer().validate(module, data, verbose=False)
+    assert (module.score_mean, module.score_std) == expected
+    assert again == first
