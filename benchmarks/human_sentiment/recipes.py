@@ -31,8 +31,8 @@ from benchmarks.human_sentiment.rows import PREFIX
 from lit_rlhf.cli import main as lit_rlhf
 from lit_rlhf.files import write_text
 from lit_rlhf.models import load_reward_model
+from lit_rlhf.rewards.model import score_rows
 from lit_rlhf.rewards.retokenize import TextReader, token_rows
-from lit_rlhf.rewards.scoring import score_rows
 
 WHOLE = "whole"
 

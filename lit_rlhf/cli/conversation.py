@@ -15,8 +15,7 @@ from lit_rlhf.modules.collect import read_completions, score_completions
 from lit_rlhf.prompt_form import PromptForm, warn_of_prompts
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import NativeEngine, RolloutEngine, RolloutRequest, Sampling
-from lit_rlhf.rollout.base import context_length
-from lit_rlhf.rollout.local import LocalEngine
+from lit_rlhf.rollout.base import LocalEngine, context_length
 from lit_rlhf.seeding import sample_seeds
 from lit_rlhf.types import Prompts, Scores, Text
 

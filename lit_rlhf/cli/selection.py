@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lit_rlhf.functional.preferences import preference_probability
+from lit_rlhf.functional.rankings import preference_probability
 
 Row = dict[str, Any]
 

@@ -11,13 +11,12 @@ from lit_rlhf.models.flops import generation_flops
 from lit_rlhf.models.kernels.packed import PackedStep
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.rewards import Reward
+from lit_rlhf.rewards.model import score_rows
 from lit_rlhf.rewards.retokenize import TokenRows
-from lit_rlhf.rewards.scoring import score_rows
 from lit_rlhf.rollout import HFEngine, NativeEngine
 from lit_rlhf.rollout.native import Decoder
-from lit_rlhf.rollout.recorded import DecodeStep
 from lit_rlhf.rollout.sampling import draw_tokens
-from lit_rlhf.rollout.steps import ModelStep, choose_step, recordable
+from lit_rlhf.rollout.steps import DecodeStep, ModelStep, choose_step, recordable
 
 _BUDGET = 8192
 """Tokens that are scored at a time where a reward doesn't say."""

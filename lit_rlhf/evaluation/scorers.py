@@ -21,7 +21,7 @@ from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.prompt_form import PromptForm
-from lit_rlhf.rewards.scoring import context_length
+from lit_rlhf.rewards.model import context_length
 from lit_rlhf.rewards.trained import TrainedReward
 from lit_rlhf.types import asked
 

@@ -70,14 +70,12 @@ from lit_rlhf.functional.policy_losses import (
     token_ratio as token_ratio,
     value_clip_fraction as value_clip_fraction,
 )
-from lit_rlhf.functional.preferences import (
-    best_of_n_kl as best_of_n_kl,
-    preference_probability as preference_probability,
-)
 from lit_rlhf.functional.rankings import (
+    best_of_n_kl as best_of_n_kl,
     better_pairs as better_pairs,
     pair_agreement as pair_agreement,
     plackett_luce_loss as plackett_luce_loss,
+    preference_probability as preference_probability,
 )
 from lit_rlhf.functional.rewards import (
     kl_penalized_scores as kl_penalized_scores,

@@ -3,27 +3,24 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.masking import masked_sum
 from lit_rlhf.functional.numerics import at_least_float32
+from lit_rlhf.functional.shapes import Counted, Mask, Sequences, Tokens
 
 
 class AdvantageEstimate(NamedTuple):
     """Advantages, and the returns that values are fitted to."""
 
-    advantages: Float[Tensor, "sequences time"]
-    returns: Float[Tensor, "sequences time"]
+    advantages: Tokens
+    returns: Tokens
 
 
 def gae(
-    rewards: Float[Tensor, "sequences time"],
-    values: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    rewards: Tokens, values: Tokens, mask: Mask, gamma: float = 1.0, lam: float = 0.95
 ) -> AdvantageEstimate:
     r"""Generalized advantage estimation (arXiv:1506.02438).
 
@@ -59,11 +56,7 @@ def gae(
     return AdvantageEstimate(advantages, advantages + values)
 
 
-def discounted_returns(
-    rewards: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-    gamma: float = 1.0,
-) -> Float[Tensor, "sequences time"]:
+def discounted_returns(rewards: Tokens, mask: Mask, gamma: float = 1.0) -> Tokens:
     r"""Reward to go, $G_t=\sum_{s\ge t}\gamma^{s-t}R_s$ over the tokens that count; 0 where masked.
 
     Args:
@@ -79,10 +72,8 @@ def discounted_returns(
 
 
 def group_centered(
-    scores: Float[Tensor, " sequences"],
-    num_samples: int,
-    counted: Bool[Tensor, " sequences"] | None = None,
-) -> Float[Tensor, " sequences"]:
+    scores: Sequences, num_samples: int, counted: Counted | None = None
+) -> Sequences:
     r"""$A_i = R_i - \frac1G\sum_j R_j$, without dividing by the standard deviation (Dr. GRPO, arXiv:2503.20783).
 
     The mean includes the sample itself, so the expected gradient is (G - 1)/G of the true one: with a KL term in the
@@ -108,7 +99,7 @@ def group_centered(
     return torch.where(there, groups - mean[:, None], 0.0).flatten()
 
 
-def group_sizes(counted: Bool[Tensor, " sequences"], num_samples: int) -> Int[Tensor, " sequences"]:
+def group_sizes(counted: Counted, num_samples: int) -> Int[Tensor, " sequences"]:
     """How many samples of its prompt count, for each sequence.
 
     Example:
@@ -118,11 +109,7 @@ def group_sizes(counted: Bool[Tensor, " sequences"], num_samples: int) -> Int[Te
     return counted.view(-1, num_samples).sum(-1).repeat_interleave(num_samples)
 
 
-def greedy_baseline(
-    returns: Float[Tensor, "sequences time"],
-    greedy_scores: Float[Tensor, " sequences"],
-    mask: Bool[Tensor, "sequences time"],
-) -> Float[Tensor, "sequences time"]:
+def greedy_baseline(returns: Tokens, greedy_scores: Sequences, mask: Mask) -> Tokens:
     """Reward to go minus the score of the prompt's greedy completion; 0 where masked (ReMax, arXiv:2310.10505).
 
     Unbiased with a token sum; with losses divided by each sequence's length it is not, since the length depends on
@@ -142,17 +129,13 @@ def greedy_baseline(
     return torch.where(mask, returns - greedy_scores[:, None], 0.0)
 
 
-def spread_over_tokens(
-    advantages: Float[Tensor, " sequences"], mask: Bool[Tensor, "sequences time"]
-) -> Float[Tensor, "sequences time"]:
+def spread_over_tokens(advantages: Sequences, mask: Mask) -> Tokens:
     """Give every token of a sequence the sequence's advantage; 0 where masked."""
     return torch.where(mask, advantages[:, None], 0.0)
 
 
 def equal_groups(
-    scores: Float[Tensor, " sequences"],
-    num_samples: int,
-    counted: Bool[Tensor, " sequences"] | None = None,
+    scores: Sequences, num_samples: int, counted: Counted | None = None
 ) -> Bool[Tensor, " prompts"]:
     """Whether all samples of a prompt have the same score, so that the prompt teaches nothing (DAPO drops those).
 

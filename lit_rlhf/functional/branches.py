@@ -12,6 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_rlhf.functional.numerics import cumulative_sum
+from lit_rlhf.functional.shapes import Mask, Sequences, Tokens
+
+Positions = Int[Tensor, "rows length"]
+"""(B, L)."""
+PartLengths = Int[Tensor, "rows parts"]
+"""(B, 1 + K)."""
 
 
 class BranchLayout(NamedTuple):
@@ -25,7 +31,7 @@ class BranchLayout(NamedTuple):
     """Whether the token exists."""
     last: Int[Tensor, "rows branches"]
     """Position of the branch's last token (0 where the branch is empty)."""
-    lengths: Int[Tensor, "rows parts"]
+    lengths: PartLengths
     """(B, 1 + K) on the CPU, so that sizes cost no wait for a device: tokens of the prompt and of each branch."""
 
 
@@ -84,15 +90,13 @@ class BranchSegments(NamedTuple):
 class PackedRows(NamedTuple):
     """The three tensors of a branched batch."""
 
-    input_ids: Int[Tensor, "rows length"]
-    branch_ids: Int[Tensor, "rows length"]
-    position_ids: Int[Tensor, "rows length"]
+    input_ids: Positions
+    branch_ids: Positions
+    position_ids: Positions
 
 
 def branch_layout(
-    branch_ids: Int[Tensor, "rows length"],
-    num_branches: int,
-    known: Int[Tensor, "rows parts"] | None = None,
+    branch_ids: Positions, num_branches: int, known: PartLengths | None = None
 ) -> BranchLayout:
     """Find the tokens of each branch and the positions that predict them.
 
@@ -125,9 +129,7 @@ def branch_layout(
     return BranchLayout(index, source, mask, last, on_host)
 
 
-def branch_attention_mask(
-    branch_ids: Int[Tensor, "rows length"],
-) -> Bool[Tensor, "rows 1 length length"]:
+def branch_attention_mask(branch_ids: Positions) -> Bool[Tensor, "rows 1 length length"]:
     """Token i attends to j when j <= i and j belongs to the prompt or to i's own branch (True = attends).
 
     Padding attends to padding and the prompt alone, so that no row of the mask is empty and no softmax gives nan.
@@ -139,7 +141,7 @@ def branch_attention_mask(
     return (causal & (same | prompt))[:, None]
 
 
-def branch_parts(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -> BranchParts:
+def branch_parts(branch_ids: Positions, layout: BranchLayout) -> BranchParts:
     """Divide branched rows into prompts and branches; `layout` is theirs.
 
     Padding is counted to the prompts, whatever stands there.
@@ -162,9 +164,7 @@ def branch_parts(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -
     return BranchParts(width, take, place, mask)
 
 
-def part_lengths(
-    branch_ids: Int[Tensor, "rows length"], num_branches: int
-) -> Int[Tensor, "rows parts"]:
+def part_lengths(branch_ids: Positions, num_branches: int) -> PartLengths:
     """(B, 1 + K): tokens of each row's prompt and of its branches.
 
     Example:
@@ -181,7 +181,7 @@ def existing(layout: BranchLayout) -> Int[Tensor, " tokens"]:
     return (steps < layout.lengths[:, 1:, None]).flatten().nonzero().squeeze(-1)
 
 
-def branch_segments(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout) -> BranchSegments:
+def branch_segments(branch_ids: Positions, layout: BranchLayout) -> BranchSegments:
     """Find the parts of branched rows as sequences that lie one after another; `layout` is theirs."""
     rows, length = branch_ids.shape
     lengths = layout.lengths
@@ -211,10 +211,7 @@ def branch_segments(branch_ids: Int[Tensor, "rows length"], layout: BranchLayout
 
 
 def expand_branches(
-    input_ids: Int[Tensor, "rows length"],
-    branch_ids: Int[Tensor, "rows length"],
-    layout: BranchLayout,
-    pad_token_id: int = 0,
+    input_ids: Positions, branch_ids: Positions, layout: BranchLayout, pad_token_id: int = 0
 ) -> ExpandedRows:
     """Lay each branch out as a row of its own, with its own copy of the prompt; `layout` is that of the rows.
 
@@ -225,7 +222,8 @@ def expand_branches(
     prompt_lengths = (branch_ids == 0).sum(-1)
     lengths = layout.mask.sum(-1)
     on_host = layout.lengths
-    longest = int((on_host[:, :1] + on_host[:, 1:]).max())
+    prompts, answers = on_host[:, :1].expand(rows, branches), on_host[:, 1:]
+    longest = int((prompts + answers).max())
     steps = torch.arange(longest, device=branch_ids.device)
     in_prompt = (steps < prompt_lengths[:, None])[:, None, :].expand(rows, branches, longest)
     offset = steps - prompt_lengths[:, None, None]  # (B, 1, longest)
@@ -240,9 +238,7 @@ def expand_branches(
         position_ids=steps.expand(flat, longest),
         mask=mask.reshape(flat, longest),
         branch_ids=torch.where(in_prompt, 0, torch.where(in_branch, 1, -1)).reshape(flat, longest),
-        lengths=torch.stack([on_host[:, :1].expand(rows, branches), on_host[:, 1:]], -1).view(
-            -1, 2
-        ),
+        lengths=torch.stack([prompts, answers], -1).view(-1, 2),
     )
 
 
@@ -250,9 +246,9 @@ def pack_branches(
     prompt_ids: Int[Tensor, "rows prompt"],
     prompt_mask: Bool[Tensor, "rows prompt"],
     tokens: Int[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
+    mask: Mask,
     pad_token_id: int = 0,
-    lengths: Int[Tensor, "rows parts"] | None = None,
+    lengths: PartLengths | None = None,
 ) -> PackedRows:
     """Join prompts and their completions to branched rows: the inverse of `expand_branches`.
 
@@ -286,10 +282,7 @@ def pack_branches(
 
 
 def at_step_ends(
-    before: Float[Tensor, "sequences time"],
-    last: Float[Tensor, " sequences"],
-    mask: Bool[Tensor, "sequences time"],
-    ends: Int[Tensor, "sequences steps"],
+    before: Tokens, last: Sequences, mask: Mask, ends: Int[Tensor, "sequences steps"]
 ) -> Float[Tensor, "sequences steps"]:
     """Numbers at the state after given tokens, from those at the state before each token and after the last.
 
@@ -311,8 +304,8 @@ def at_step_ends(
 
 
 def add_mismatched_branches(
-    input_ids: Int[Tensor, "rows length"],
-    branch_ids: Int[Tensor, "rows length"],
+    input_ids: Positions,
+    branch_ids: Positions,
     pad_token_id: int = 0,
     following: Callable[[Tensor], Tensor] = lambda rows: rows.roll(-1, 0),
 ) -> PackedRows:

@@ -8,15 +8,12 @@ arXiv:2512.21852). The losses of `lit_rlhf.objectives` say which they are.
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lit_rlhf.functional.numerics import at_least_float32
+from lit_rlhf.functional.shapes import Logits, Numbers
 
 
-def k1(
-    logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def k1(logprobs: Numbers, ref_logprobs: Numbers) -> Numbers:
     """Schulman's k1 = u: unbiased, of either sign, and the one to subtract from rewards.
 
     Args:
@@ -26,16 +23,12 @@ def k1(
     return logprobs - ref_logprobs
 
 
-def k2(
-    logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def k2(logprobs: Numbers, ref_logprobs: Numbers) -> Numbers:
     """Schulman's k2 = u^2 / 2: biased as a figure, never negative."""
     return 0.5 * (logprobs - ref_logprobs).square()
 
 
-def k3(
-    logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def k3(logprobs: Numbers, ref_logprobs: Numbers) -> Numbers:
     """Schulman's k3 = exp(-u) - 1 + u: unbiased as a figure, never negative, of low variance near u = 0.
 
     Example:
@@ -46,11 +39,7 @@ def k3(
     return torch.expm1(-u) + u
 
 
-def full_kl(
-    logits: Float[Tensor, "*shape vocabulary"],
-    ref_logits: Float[Tensor, "*shape vocabulary"],
-    temperature: float = 1.0,
-) -> Float[Tensor, "*shape"]:
+def full_kl(logits: Logits, ref_logits: Logits, temperature: float = 1.0) -> Numbers:
     r"""Exact $\sum_v p_v (\ln p_v - \ln q_v)$ over the vocabulary, p of `logits` and q of `ref_logits`.
 
     Swap the arguments for the other direction. Entries that both give no probability (-inf) add nothing.
@@ -63,9 +52,7 @@ def full_kl(
     return kl_of_logprobs(logp, (at_least_float32(ref_logits) / temperature).log_softmax(-1))
 
 
-def kl_of_logprobs(
-    logp: Float[Tensor, "*shape vocabulary"], logq: Float[Tensor, "*shape vocabulary"]
-) -> Float[Tensor, "*shape"]:
+def kl_of_logprobs(logp: Logits, logq: Logits) -> Numbers:
     r"""$\sum_v p_v (\ln p_v - \ln q_v)$ of two distributions given by their logarithms.
 
     Example:

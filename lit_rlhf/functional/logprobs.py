@@ -1,23 +1,20 @@
 """Log-probs and entropies of tokens, from logits or straight from hidden states without storing logits."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from lit_rlhf.errors import ConfigurationError
-from lit_rlhf.functional.logits import (
-    FUSED_FROM,
-    Fused,
-    fused,
-    raw_gradient,
-    row_statistics,
-)
+from lit_rlhf.functional.logits import FUSED_FROM, Fused, fused, raw_gradient, row_statistics
 from lit_rlhf.functional.numerics import LEAST_LOGPROB, LogitShape, at_least_float32
+from lit_rlhf.functional.shapes import Logits, Numbers
 
 LogitFunction = Callable[[Tensor], Tensor]
 """Hidden states (n, h) to logits (n, vocabulary)."""
@@ -36,10 +33,8 @@ class TokenLogprobs(NamedTuple):
 
 
 def token_logprobs(
-    logits: Float[Tensor, "*shape vocabulary"],
-    tokens: Int[Tensor, "*shape"],
-    temperature: float = 1.0,
-) -> Float[Tensor, "*shape"]:
+    logits: Logits, tokens: Int[Tensor, "*shape"], temperature: float = 1.0
+) -> Numbers:
     """Log-probs of tokens under softmax(logits / temperature), in nats and at least float32.
 
     Args:
@@ -55,9 +50,7 @@ def token_logprobs(
     return scaled.gather(-1, tokens[..., None]).squeeze(-1) - scaled.logsumexp(-1)
 
 
-def token_entropy(
-    logits: Float[Tensor, "*shape vocabulary"], temperature: float = 1.0
-) -> Float[Tensor, "*shape"]:
+def token_entropy(logits: Logits, temperature: float = 1.0) -> Numbers:
     r"""Entropy $-\sum_v p_v \ln p_v$ of softmax(logits / temperature), in nats; logits of -inf add nothing.
 
     Example:
@@ -140,9 +133,8 @@ def chunked_logprobs(
         budget *= 4 if trains_head and torch.is_grad_enabled() else 1
         chunk_size = max(budget // len(weight), 16)
     plan = _Plan(shape, chunk_size, with_entropy, entropy_grad, fuse)
-    keep_slopes = (
-        torch.is_grad_enabled() and hidden.requires_grad and not trains_head and not entropy_grad
-    )
+    hidden_alone = hidden.requires_grad and not trains_head and not entropy_grad
+    keep_slopes = torch.is_grad_enabled() and hidden_alone
     # The dtypes are settled now. The meta device, which checks shapes and devices, knows no autocast.
     kind = hidden.device.type
     with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
@@ -185,7 +177,7 @@ class _ChunkedLogprobs(Function):
         entropy = torch.empty_like(logprobs) if plan.with_entropy else None
         slopes = torch.empty_like(hidden) if keep_slopes else None
         for chunk in plan.chunks(len(tokens)):
-            raw = _product(hidden[chunk], weight, bias)
+            raw = linear(hidden[chunk], weight, bias)
             found = _of_chunk(raw, tokens[chunk], plan, keep_slopes)
             logprobs[chunk], normalizer[chunk] = found.logprobs, found.normalizer
             if entropy is not None:
@@ -207,14 +199,11 @@ class _ChunkedLogprobs(Function):
     ) -> tuple[Tensor | None, ...]:
         if ctx.keeps_slopes:
             (slopes,) = ctx.saved_tensors
-            grad_hidden = (
-                None
-                if grad_logprobs is None
-                else (slopes * grad_logprobs[:, None]).to(slopes.dtype)
-            )
-            return grad_hidden, None, None, None, None, None
+            if grad_logprobs is None:
+                return (None,) * 6
+            return (slopes * grad_logprobs[:, None]).to(slopes.dtype), *(None,) * 5
         if grad_logprobs is None and grad_entropy is None:
-            return None, None, None, None, None, None
+            return (None,) * 6
         return *_recomputed_gradients(ctx, grad_logprobs, grad_entropy), None, None, None
 
 
@@ -286,18 +275,17 @@ def _recomputed_gradients(
     gradient_of = fused(raw_gradient) if plan.fuse else _raw_gradient
     if grad_logprobs is None:
         grad_logprobs = torch.zeros_like(normalizer)
-    grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+    of_hidden, of_weight, of_bias, *_ = ctx.needs_input_grad
+    grad_hidden = torch.empty_like(hidden) if of_hidden else None
     # Chunks are summed in float32: bfloat16 would lose the small ones.
-    grad_weight = (
-        torch.zeros_like(weight, dtype=normalizer.dtype) if ctx.needs_input_grad[1] else None
-    )
-    grad_bias = torch.zeros_like(bias, dtype=normalizer.dtype) if ctx.needs_input_grad[2] else None
+    grad_weight = torch.zeros_like(weight, dtype=normalizer.dtype) if of_weight else None
+    grad_bias = torch.zeros_like(bias, dtype=normalizer.dtype) if of_bias else None
     for chunk in plan.chunks(len(tokens)):
-        raw = _product(hidden[chunk], weight, bias)
-        of_entropy = () if grad_entropy is None else (entropy[chunk], grad_entropy[chunk])
-        gradient = gradient_of(
-            raw, tokens[chunk], normalizer[chunk], plan.shape, grad_logprobs[chunk], *of_entropy
-        )
+        raw = linear(hidden[chunk], weight, bias)
+        upstream = [grad_logprobs[chunk]]
+        if grad_entropy is not None:
+            upstream += [entropy[chunk], grad_entropy[chunk]]
+        gradient = gradient_of(raw, tokens[chunk], normalizer[chunk], plan.shape, *upstream)
         if grad_bias is not None:
             grad_bias += gradient.sum(0, dtype=grad_bias.dtype)
         if grad_hidden is not None:
@@ -323,26 +311,15 @@ def _checkpointed(
 
     # An empty batch still goes through the head once, so that its parameters get their (zero) gradients.
     chunks = plan.chunks(len(tokens)) or [slice(0, 0)]
-    if torch.is_grad_enabled():
-        parts = [
-            checkpoint(run, hidden[chunk], tokens[chunk], use_reentrant=False) for chunk in chunks
-        ]
-    else:
-        parts = [run(hidden[chunk], tokens[chunk]) for chunk in chunks]
-    entropies = [part[1] for part in parts if part[1] is not None]
-    return TokenLogprobs(
-        torch.cat([part[0] for part in parts]), torch.cat(entropies) if entropies else None
-    )
+    again = partial(checkpoint, run, use_reentrant=False) if torch.is_grad_enabled() else run
+    logprobs, entropies = zip(*(again(hidden[c], tokens[c]) for c in chunks), strict=True)
+    return TokenLogprobs(torch.cat(logprobs), torch.cat(entropies) if plan.with_entropy else None)
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
     """What a linear layer computes in: autocast's dtype where that is on, else the weight's."""
     kind = "cpu" if weight.is_meta else weight.device.type  # where an estimate autocasts
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-
-
-def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(hidden, weight, bias)
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_rlhf.functional.numerics import at_least_float32
+from lit_rlhf.functional.shapes import Marks, Mask, Numbers
 
 
 class Moments(NamedTuple):
@@ -32,9 +33,7 @@ class Moments(NamedTuple):
         return self.variance.sqrt()
 
 
-def masked_sum(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None
-) -> Float[Tensor, "..."]:
+def masked_sum(x: Numbers, mask: Marks, dim: int | None = None) -> Float[Tensor, "..."]:
     """Sum of the entries that count, over all axes or one.
 
     Example:
@@ -45,9 +44,7 @@ def masked_sum(
     return kept.sum() if dim is None else kept.sum(dim)
 
 
-def masked_mean(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], dim: int | None = None
-) -> Float[Tensor, "..."]:
+def masked_mean(x: Numbers, mask: Marks, dim: int | None = None) -> Float[Tensor, "..."]:
     """Mean of the entries that count, over all axes or one; 0 where none counts.
 
     Example:
@@ -62,7 +59,7 @@ def masked_mean(
     return masked_sum(x, mask, dim) / count.clamp_min(1)
 
 
-def masked_moments(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Moments:
+def masked_moments(x: Numbers, mask: Marks) -> Moments:
     """Count, mean and sum of squared deviations of the entries that count, as scalars."""
     x = at_least_float32(x)
     mean = masked_mean(x, mask)
@@ -93,13 +90,13 @@ def merge_moments(parts: Moments) -> Moments:
 
 
 def whiten(
-    x: Float[Tensor, "*shape"],
-    mask: Bool[Tensor, "*shape"],
+    x: Numbers,
+    mask: Marks,
     *,
     center: bool = True,
     moments: Moments | None = None,
     eps: float = 1e-8,
-) -> Float[Tensor, "*shape"]:
+) -> Numbers:
     """Scale the entries that count to standard deviation 1 and, unless told otherwise, mean 0; masked entries become 0.
 
     Args:
@@ -120,7 +117,7 @@ def whiten(
     return torch.where(mask, white, 0.0).to(x.dtype)
 
 
-def last_index(mask: Bool[Tensor, "sequences time"]) -> Int[Tensor, " sequences"]:
+def last_index(mask: Mask) -> Int[Tensor, " sequences"]:
     """Position of the last entry that counts, 0 in rows without any."""
     return (mask * torch.arange(mask.shape[-1], device=mask.device)).amax(-1)
 

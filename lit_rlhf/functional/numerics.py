@@ -4,15 +4,17 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
+
+from lit_rlhf.functional.shapes import Logits, Numbers
 
 _EXP_LIMIT = 30.0
 LEAST_LOGPROB = -1e30
 """Stands for the logarithm of no probability where the two are multiplied: 0 times -inf is not a number."""
 
 
-def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def at_least_float32(x: Numbers) -> Numbers:
     """Cast half precision to float32 and leave float32 and float64 alone."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -41,7 +43,7 @@ class LogitShape(NamedTuple):
         return gradient if factor == 1.0 else gradient.mul_(factor)
 
 
-def bounded_exp(x: Float[Tensor, "*shape"], limit: float = _EXP_LIMIT) -> Float[Tensor, "*shape"]:
+def bounded_exp(x: Numbers, limit: float = _EXP_LIMIT) -> Numbers:
     """Exponential that goes on as its tangent above `limit`: finite, and its slope is never 0 there as a clamp's is.
 
     Args:
@@ -55,7 +57,7 @@ def bounded_exp(x: Float[Tensor, "*shape"], limit: float = _EXP_LIMIT) -> Float[
     return x.clamp_max(limit).exp() * (1 + (x - limit).clamp_min(0))
 
 
-def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def log1mexp(x: Numbers) -> Numbers:
     r"""$\log(1 - e^x)$ for x < 0, without cancellation at either end.
 
     At x = 0 the value would be minus infinity; x is clamped to the largest number below 0 at which it is not.
@@ -72,9 +74,7 @@ def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.where(small, near_zero, far)
 
 
-def per_token(
-    logprobs: Float[Tensor, "*shape"], lengths: Shaped[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def per_token(logprobs: Numbers, lengths: Shaped[Tensor, "*shape"]) -> Numbers:
     """Mean log-prob of a completion's tokens from their sum; an empty completion has 0.
 
     Example:
@@ -84,7 +84,7 @@ def per_token(
     return logprobs / lengths.clamp_min(1)
 
 
-def log_collision(logits: Float[Tensor, "*shape vocabulary"]) -> Float[Tensor, "*shape"]:
+def log_collision(logits: Logits) -> Numbers:
     r"""$\log\sum_v\pi(v)^2$ of $\pi = \mathrm{softmax}$ of the logits: log of the chance that two draws agree.
 
     Example:

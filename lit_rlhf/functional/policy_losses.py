@@ -5,31 +5,23 @@ has one; give it finite numbers everywhere, such as the zeros that advantages an
 """
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_rlhf.functional.advantages import group_centered, group_sizes
 from lit_rlhf.functional.masking import masked_mean, masked_sum
 from lit_rlhf.functional.numerics import cumulative_sum
+from lit_rlhf.functional.shapes import Mask, Sequences, Tokens
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are held to this size, in nats, so that no ratio overflows; gradients beyond it are 0."""
 
 
-def log_ratio(
-    logprobs: Float[Tensor, "sequences time"],
-    old_logprobs: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-) -> Float[Tensor, "sequences time"]:
+def log_ratio(logprobs: Tokens, old_logprobs: Tokens, mask: Mask) -> Tokens:
     r"""$\log\pi_t - \log\pi_{old,t}$, 0 where masked, whatever stands there."""
     return torch.where(mask, logprobs - old_logprobs, 0.0)
 
 
-def token_ratio(
-    logprobs: Float[Tensor, "sequences time"],
-    old_logprobs: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-) -> Float[Tensor, "sequences time"]:
+def token_ratio(logprobs: Tokens, old_logprobs: Tokens, mask: Mask) -> Tokens:
     r"""Importance ratio $\rho_t=\pi_t/\pi_{old,t}$ of each token, 1 where masked (PPO, arXiv:1707.06347).
 
     Args:
@@ -44,22 +36,14 @@ def token_ratio(
     return _exp(log_ratio(logprobs, old_logprobs, mask))
 
 
-def prefix_ratio(
-    logprobs: Float[Tensor, "sequences time"],
-    old_logprobs: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-) -> Float[Tensor, "sequences time"]:
+def prefix_ratio(logprobs: Tokens, old_logprobs: Tokens, mask: Mask) -> Tokens:
     r"""Importance ratio $\rho_{\le t}=\prod_{s\le t}\pi_s/\pi_{old,s}$ of a sequence up to each token."""
     return _exp(cumulative_sum(log_ratio(logprobs, old_logprobs, mask)))
 
 
 def sequence_ratio(
-    logprobs: Float[Tensor, "sequences time"],
-    old_logprobs: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-    *,
-    length_normalized: bool = True,
-) -> Float[Tensor, "sequences time"]:
+    logprobs: Tokens, old_logprobs: Tokens, mask: Mask, *, length_normalized: bool = True
+) -> Tokens:
     r"""Importance ratio of whole sequences at each of their tokens (GSPO's token form, arXiv:2507.18071).
 
     The value is $s=(\prod_t \rho_t)^{1/n}$, or the product itself, everywhere; the gradient at token t is
@@ -73,21 +57,19 @@ def sequence_ratio(
         length_normalized: The geometric mean over tokens (GSPO) instead of the product.
     """
     change = log_ratio(logprobs, old_logprobs, mask)
-    pooled = (
-        masked_mean(change, mask, dim=-1) if length_normalized else masked_sum(change, mask, dim=-1)
-    )
-    ratio = _exp(pooled.detach())[:, None]
+    pool = masked_mean if length_normalized else masked_sum
+    ratio = _exp(pool(change, mask, dim=-1).detach())[:, None]
     return ratio * (change - change.detach()).exp()
 
 
 def relative_reward_loss(
-    logprobs: Float[Tensor, "sequences time"],
-    old_logprobs: Float[Tensor, "sequences time"],
-    rewards: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
+    logprobs: Tokens,
+    old_logprobs: Tokens,
+    rewards: Tokens,
+    mask: Mask,
     num_samples: int,
     eta: float = 1.0,
-) -> Float[Tensor, " sequences"]:
+) -> Sequences:
     r"""REBEL's squared error, shared out to the sequences of each prompt (arXiv:2404.16767).
 
     With $d_i = \frac1\eta\sum_t(\log\pi_{it} - \log\pi_{old,it}) - \sum_t R_{it}$ the mean of $(d_i - d_j)^2$ over the
@@ -117,11 +99,8 @@ def relative_reward_loss(
 
 
 def clipped_value_loss(
-    values: Float[Tensor, "sequences time"],
-    old_values: Float[Tensor, "sequences time"],
-    returns: Float[Tensor, "sequences time"],
-    clip: float | None = 0.2,
-) -> Float[Tensor, "sequences time"]:
+    values: Tokens, old_values: Tokens, returns: Tokens, clip: float | None = 0.2
+) -> Tokens:
     r"""$\tfrac12\max((V-R)^2,\ (V_{old}+\mathrm{clip}(V-V_{old},\pm\epsilon)-R)^2)$, PPO's value loss.
 
     Args:
@@ -141,22 +120,13 @@ def clipped_value_loss(
     return 0.5 * error
 
 
-def value_clip_fraction(
-    values: Float[Tensor, "sequences time"],
-    old_values: Float[Tensor, "sequences time"],
-    returns: Float[Tensor, "sequences time"],
-    clip: float,
-) -> Float[Tensor, "sequences time"]:
+def value_clip_fraction(values: Tokens, old_values: Tokens, returns: Tokens, clip: float) -> Tokens:
     """1 where the clipped error is the larger one, so that the value has no gradient; else 0."""
     clipped = (_clip_value(values, old_values, clip) - returns).square()
     return (clipped > (values - returns).square()).to(values.dtype)
 
 
-def approx_kl(
-    logprobs: Float[Tensor, "sequences time"],
-    old_logprobs: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-) -> Float[Tensor, "sequences time"]:
+def approx_kl(logprobs: Tokens, old_logprobs: Tokens, mask: Mask) -> Tokens:
     r"""$\rho_t - 1 - \log\rho_t$: how far the policy has moved since it sampled, in nats per token.
 
     An estimate of $KL(\pi_{old}\|\pi)$: unbiased and never negative. Some code logs the mean of $\tfrac12(\log\rho)^2$

@@ -1,18 +1,21 @@
-"""Rankings of the completions of a prompt: which pairs they hold, how scores agree with them, how likely they are.
+"""Rankings and pairs of a prompt's completions: which pairs there are, how scores agree with them, how likely they are.
 
 Axes: rows x branches. A boolean mask says which branches exist; what the others hold is never read.
 """
+
+import math
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_rlhf.functional.masking import masked_mean
+from lit_rlhf.functional.shapes import ListMask, Lists, Rows
+
+Pairs = Float[Tensor, " pairs"]
 
 
-def better_pairs(
-    targets: Float[Tensor, "rows branches"], mask: Bool[Tensor, "rows branches"]
-) -> Bool[Tensor, "rows branches branches"]:
+def better_pairs(targets: Lists, mask: ListMask) -> Bool[Tensor, "rows branches branches"]:
     """[i, j]: i exists, j exists, and i is better than j; ties are no pairs.
 
     Example:
@@ -22,11 +25,7 @@ def better_pairs(
     return (targets[:, :, None] > targets[:, None, :]) & mask[:, :, None] & mask[:, None, :]
 
 
-def pair_agreement(
-    scores: Float[Tensor, "rows branches"],
-    targets: Float[Tensor, "rows branches"],
-    mask: Bool[Tensor, "rows branches"],
-) -> Float[Tensor, " rows"]:
+def pair_agreement(scores: Lists, targets: Lists, mask: ListMask) -> Rows:
     """Share of the pairs of a ranking that the scores order the same way; 0 where there is no pair.
 
     Example:
@@ -40,11 +39,8 @@ def pair_agreement(
 
 
 def plackett_luce_loss(
-    scores: Float[Tensor, "rows branches"],
-    targets: Float[Tensor, "rows branches"],
-    mask: Bool[Tensor, "rows branches"],
-    top: int | None = None,
-) -> Float[Tensor, " rows"]:
+    scores: Lists, targets: Lists, mask: ListMask, top: int | None = None
+) -> Rows:
     r"""$-\sum_k \log\frac{e^{r_{(k)}}}{\sum_{j\ge k} e^{r_{(j)}}}$: the likelihood of a ranking, best first.
 
     Plackett 1975. Tied completions share their denominator (Breslow), so the result does not depend on their order.
@@ -72,3 +68,32 @@ def plackett_luce_loss(
     normalizer = torch.where(left, kept[:, None, :], -torch.inf).logsumexp(-1)
     counted = mask if top is None else mask & (rank < top)
     return torch.where(counted, normalizer - kept, 0.0).sum(-1)
+
+
+def preference_probability(margins: Pairs, temperature: float = 1.0) -> Pairs:
+    r"""$P(y \succ y') = \sigma((r(y) - r(y'))/T)$, Bradley-Terry raters of a reward.
+
+    Args:
+        margins: $r(y) - r(y')$.
+        temperature: T, in units of reward, above 0: the larger, the less sure they are.
+
+    Example:
+        >>> preference_probability(torch.tensor([0.0, 2.0]), 2.0).round(decimals=4)
+        tensor([0.5000, 0.7311])
+    """
+    return (margins / temperature).sigmoid()
+
+
+def best_of_n_kl(n: int) -> float:
+    r"""$\log n - \frac{n-1}{n}$, the most KL that best-of-n has to the policy it draws from, in nats.
+
+    It is reached where no two completions score alike; below that the KL is smaller (arXiv:2112.09332, 2401.01879).
+
+    Args:
+        n: Completions to choose from, 1 or more.
+
+    Example:
+        >>> best_of_n_kl(1), round(best_of_n_kl(4), 4)
+        (0.0, 0.6363)
+    """
+    return math.log(n) - (n - 1) / n

@@ -5,17 +5,16 @@ top of what was clipped. Clipping or scaling after the KL term would change the 
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.kl import k1
 from lit_rlhf.functional.masking import Moments, last_index, masked_sum
+from lit_rlhf.functional.shapes import Counted, Mask, Sequences, Tokens
 
 
-def place_at_end(
-    scores: Float[Tensor, " sequences"], mask: Bool[Tensor, "sequences time"]
-) -> Float[Tensor, "sequences time"]:
+def place_at_end(scores: Sequences, mask: Mask) -> Tokens:
     """Put each score at the last token of its response, which is EOS where there is one; 0 elsewhere.
 
     A response without tokens has no place for its score: its row is 0.
@@ -30,12 +29,8 @@ def place_at_end(
 
 
 def kl_shaped_rewards(
-    scores: Float[Tensor, " sequences"],
-    old_logprobs: Float[Tensor, "sequences time"],
-    ref_logprobs: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-    coef: float,
-) -> Float[Tensor, "sequences time"]:
+    scores: Sequences, old_logprobs: Tokens, ref_logprobs: Tokens, mask: Mask, coef: float
+) -> Tokens:
     r"""$R_t = -\beta(\log\pi_{old,t} - \log\pi_{ref,t}) + [t = \text{last}]\, r$ (arXiv:1909.08593).
 
     The KL is that of the policy that sampled, estimated by k1 per token: the optimum of the expected return is then
@@ -61,12 +56,8 @@ def kl_shaped_rewards(
 
 
 def kl_penalized_scores(
-    scores: Float[Tensor, " sequences"],
-    old_logprobs: Float[Tensor, "sequences time"],
-    ref_logprobs: Float[Tensor, "sequences time"],
-    mask: Bool[Tensor, "sequences time"],
-    coef: float,
-) -> Float[Tensor, " sequences"]:
+    scores: Sequences, old_logprobs: Tokens, ref_logprobs: Tokens, mask: Mask, coef: float
+) -> Sequences:
     r"""$r - \beta\sum_t(\log\pi_{old,t} - \log\pi_{ref,t})$: the same KL term, on whole sequences.
 
     Args:
@@ -79,9 +70,7 @@ def kl_penalized_scores(
     return scores - coef * masked_sum(k1(old_logprobs, ref_logprobs), mask, dim=-1)
 
 
-def missing_eos_penalty(
-    scores: Float[Tensor, " sequences"], finished: Bool[Tensor, " sequences"], penalty: float
-) -> Float[Tensor, " sequences"]:
+def missing_eos_penalty(scores: Sequences, finished: Counted, penalty: float) -> Sequences:
     """Subtract a penalty, in units of reward, from the score of each response that was cut at the length limit.
 
     Example:
@@ -97,9 +86,7 @@ def no_moments(like: Float[Tensor, "..."]) -> Moments:
     return Moments(zero, zero, zero)
 
 
-def overlong_penalty(
-    lengths: Int[Tensor, " sequences"], max_length: int, buffer: int
-) -> Float[Tensor, " sequences"]:
+def overlong_penalty(lengths: Int[Tensor, " sequences"], max_length: int, buffer: int) -> Sequences:
     r"""DAPO's soft punishment, to add to scores: 0 up to $L_{max}-L_{cache}$ tokens, then linear to -1 at $L_{max}$.
 
     See arXiv:2503.14476.

@@ -52,9 +52,7 @@ class Complaint(NamedTuple):
 
     kind: str  # one of `_KINDS`, or "other"
     word: str  # what there isn't, what is required; empty for others
-    path: (
-        str  # the class whose option was refused, the module that lacks an attribute; may be empty
-    )
+    path: str  # of the class whose option was refused or the module without an attribute; may be empty
     text: str
 
 
@@ -125,15 +123,11 @@ def flat_options(config: object, key: str = "") -> Iterator[tuple[str, Any, dict
         options = vars(config)
         inner = options.get("init_args")
         if isinstance(path := options.get("class_path"), str):
-            yield (
-                key,
-                import_object(path),
-                vars(inner) if isinstance(inner, jsonargparse.Namespace) else {},
-            )
+            own = vars(inner) if isinstance(inner, jsonargparse.Namespace) else {}
+            yield key, import_object(path), own
         for name, value in options.items():
-            yield from flat_options(
-                value, key if name == "init_args" else f"{key}.{name}".lstrip(".")
-            )
+            place = key if name == "init_args" else f"{key}.{name}".lstrip(".")
+            yield from flat_options(value, place)
 
 
 _HOMES = ("lit_rlhf.", "lightning.", "torch.optim.")
@@ -154,16 +148,12 @@ class _Schema(ParserJsonschema):
     def subclass_def(self, class_type: Any, action: Any) -> dict[str, Any]:
         paths = [] if class_type is type else get_all_subclass_paths(class_type)
         known = {path: path.rpartition(".")[2] for path in paths if path.startswith(_HOMES)}
-        cases = [
-            {
-                "if": {
-                    "properties": {"class_path": {"enum": [path, name]}},
-                    "required": ["class_path"],
-                },
-                "then": {"properties": {"init_args": self.class_parser_schema(path, action)}},
-            }
-            for path, name in known.items()
-        ]
+        cases = []
+        for path, name in known.items():
+            either = {"class_path": {"enum": [path, name]}}
+            named = {"properties": either, "required": ["class_path"]}
+            options = {"properties": {"init_args": self.class_parser_schema(path, action)}}
+            cases.append({"if": named, "then": options})
         return {
             "type": ["object", "string"],  # or a class's name, or a file that holds all this
             "additionalProperties": False,

@@ -71,9 +71,8 @@ def silence_noise() -> None:
 def silence_adverts() -> None:
     """Leave out of Lightning's log what it recommends, devices that aren't there, and what we say ourselves."""
     # `logger: true` of the configurations is TensorBoard where it is installed, as their comment says.
-    warnings.filterwarnings(
-        "ignore", message=r".*`tensorboardX` has been removed as a dependency.*"
-    )
+    removed = r".*`tensorboardX` has been removed as a dependency.*"
+    warnings.filterwarnings("ignore", message=removed)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(_ADVERTS)
     )
@@ -228,10 +227,9 @@ def is_within_iteration(trainer: Trainer) -> bool:
 def writes_shards(trainer: Trainer) -> bool:
     """Whether a checkpoint would be a directory with a part for each process."""
     strategy = trainer.strategy
-    sharded = isinstance(strategy, FSDPStrategy) and strategy._state_dict_type == "sharded"
-    return sharded or (
-        isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
-    )
+    if isinstance(strategy, ModelParallelStrategy):
+        return strategy._save_distributed_checkpoint
+    return isinstance(strategy, FSDPStrategy) and strategy._state_dict_type == "sharded"
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -292,10 +290,8 @@ def collective_timeout(trainer: Trainer) -> float:
 
 def will_validate(trainer: Trainer) -> bool:
     """Whether validation runs right after this batch."""
-    loop = trainer.fit_loop
-    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(
-        loop._data_fetcher
-    )
+    fetcher, loop = trainer.fit_loop._data_fetcher, trainer.fit_loop.epoch_loop
+    return fetcher is not None and loop._should_check_val_fx(fetcher)
 
 
 def requeue_signal(trainer: Trainer) -> signal.Signals | None:
@@ -351,11 +347,8 @@ def epoch_means(trainer: Trainer) -> EpochMeans:
     means: EpochMeans = {}
     for key, metric in loop.epoch_loop._results.items():
         if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset:
-            means[key] = {
-                name: getattr(metric, name).detach().cpu()
-                for name in _STATES
-                if hasattr(metric, name)
-            }
+            states = [name for name in _STATES if hasattr(metric, name)]
+            means[key] = {name: getattr(metric, name).detach().cpu() for name in states}
     return means
 
 

@@ -14,10 +14,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-_SHAPE_CHANGING = {
-    f"aten::{name}_"
-    for name in ("resize", "set", "squeeze", "unsqueeze", "t", "transpose", "resize_as")
-}
+_RESHAPING = ("resize", "set", "squeeze", "unsqueeze", "t", "transpose", "resize_as")
+_SHAPE_CHANGING = {f"aten::{name}_" for name in _RESHAPING}
 _WITHOUT_WORK = ("aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::lift")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -84,18 +82,13 @@ def computes(operator: Any) -> bool:
 def writes_first(operator: Any) -> bool:
     """Whether an operator's result is its first argument, written in place."""
     schema = operator._schema
-    returned, first = schema.returns, schema.arguments[:1]
-    return (
-        schema.is_mutable
-        and len(returned) == 1
-        and bool(first)
-        and first[0].alias_info is not None
-        and first[0].alias_info.is_write
-        and returned[0].alias_info is not None
-        and returned[0].alias_info.before_set == first[0].alias_info.before_set
-        and schema.name.endswith("_")
-        and schema.name not in _SHAPE_CHANGING
-    )
+    named = schema.name.endswith("_") and schema.name not in _SHAPE_CHANGING
+    if not (schema.is_mutable and named and len(schema.returns) == 1 and schema.arguments):
+        return False
+    first, returned = schema.arguments[0].alias_info, schema.returns[0].alias_info
+    if first is None or returned is None:
+        return False
+    return bool(first.is_write and returned.before_set == first.before_set)
 
 
 def storage_key(tensor: Tensor) -> int:
@@ -213,9 +206,8 @@ def flash_attend(
         (n, heads, d); the log of the normalizers (heads, n), float32; two tensors that backward wants.
     """
     lengths = (query_from, key_from, longest_query, longest_key)
-    found = torch.ops.aten._flash_attention_forward(
-        query, key, value, *lengths, 0.0, causal, False, scale=scale
-    )
+    attend = torch.ops.aten._flash_attention_forward
+    found = attend(query, key, value, *lengths, 0.0, causal, False, scale=scale)
     return tuple(found[:4])
 
 

@@ -62,9 +62,8 @@ def best_temperature(margins: Tensor, p_chosen: Tensor) -> float:
     for _ in range(60):
         middle = (low + high) / 2
         slope = float((((deltas * math.exp(middle)).sigmoid() - p) * deltas).mean())
-        falls = slope < 0 or (
-            slope == 0 and varied
-        )  # all in order, and sigmoids that have reached 1
+        # 0: all in order, and sigmoids that have reached 1
+        falls = slope < 0 or (slope == 0 and varied)
         low, high = (middle, high) if falls else (low, middle)
     return size * math.exp(-(low + high) / 2)
 

@@ -8,7 +8,31 @@ from lit_rlhf.metrics.pairs import agreement
 from lit_rlhf.options import check_option
 
 
-class PreferenceAccuracy(Metric):
+class _Mean(Metric):
+    """A sum over pairs, and their number."""
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    sum: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sum", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def _add(self, values: Tensor) -> None:
+        self.sum = self.sum + values.sum()
+        self.total = self.total + values.numel()
+
+    def compute(self) -> Tensor:
+        """A scalar; nan if no pair was seen."""
+        return self.sum / self.total
+
+
+class PreferenceAccuracy(_Mean):
     r"""The share of pairs that the scores order as the raters did.
 
     $$\text{accuracy} = \frac1n \sum_i \big[p_i\,1(\Delta_i > 0) + (1 - p_i)\,1(\Delta_i < 0)\big],\quad
@@ -24,18 +48,6 @@ class PreferenceAccuracy(Metric):
         tensor(0.5000)
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-
-    agreement: Tensor
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("agreement", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
-
     def update(self, chosen: Tensor, rejected: Tensor, p_chosen: Tensor | None = None) -> None:
         """Take in pairs.
 
@@ -46,15 +58,10 @@ class PreferenceAccuracy(Metric):
         """
         margin = chosen.float() - rejected.float()
         p = torch.ones_like(margin) if p_chosen is None else p_chosen.float()
-        self.agreement = self.agreement + agreement(margin, p).sum()
-        self.total = self.total + margin.numel()
-
-    def compute(self) -> Tensor:
-        """A scalar in [0, 1]; nan if no pair was seen."""
-        return self.agreement / self.total
+        self._add(agreement(margin, p))
 
 
-class RewardMargin(Metric):
+class RewardMargin(_Mean):
     r"""The mean difference of the scores of chosen and rejected answers, $\frac1n\sum_i \Delta_i$, in units of reward.
 
     Example:
@@ -64,18 +71,6 @@ class RewardMargin(Metric):
         tensor(0.5000)
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
-
-    margin: Tensor
-    total: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("margin", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
-
     def update(self, chosen: Tensor, rejected: Tensor) -> None:
         """Take in pairs.
 
@@ -83,12 +78,7 @@ class RewardMargin(Metric):
             chosen: (n,) scores of the chosen answers.
             rejected: (n,) scores of the rejected answers.
         """
-        self.margin = self.margin + (chosen.detach().float() - rejected.detach().float()).sum()
-        self.total = self.total + chosen.numel()
-
-    def compute(self) -> Tensor:
-        """A scalar; nan if no pair was seen."""
-        return self.margin / self.total
+        self._add(chosen.detach().float() - rejected.detach().float())
 
 
 class CalibrationError(Metric):
@@ -165,7 +155,5 @@ class CalibrationError(Metric):
 
     def bins(self) -> list[tuple[float, float, int]]:
         """Mean confidence, mean agreement and number of pairs of each bin that has some: a reliability plot."""
-        columns = zip(
-            *(x.tolist() for x in (self.count, self.confidence, self.agreement)), strict=True
-        )
-        return [(sure / n, holds / n, round(n)) for n, sure, holds in columns if n]
+        bins = torch.stack([self.count, self.confidence, self.agreement], -1).tolist()
+        return [(sure / n, holds / n, round(n)) for n, sure, holds in bins if n]

@@ -155,7 +155,6 @@ class LengthCorrelation(PearsonCorrCoef):
         """A scalar in [-1, 1]; nan if scores or lengths do not vary."""
         with warnings.catch_warnings():
             # That a new head scores everything alike is no news, and nan says it.
-            warnings.filterwarnings(
-                "ignore", message="The variance of predictions or target", category=UserWarning
-            )
+            said = "The variance of predictions or target"
+            warnings.filterwarnings("ignore", message=said, category=UserWarning)
             return super().compute()

@@ -10,6 +10,7 @@ from lit_rlhf.models.backbone import Backbone as Backbone, evaluating as evaluat
 from lit_rlhf.models.checkpoints import (
     load_checkpoint_backbone as load_checkpoint_backbone,
     load_policy as load_policy,
+    load_reward_model as load_reward_model,
     read_checkpoint as read_checkpoint,
 )
 from lit_rlhf.models.critics import (
@@ -27,7 +28,6 @@ from lit_rlhf.models.export import (
 from lit_rlhf.models.fingerprint import weights_fingerprint as weights_fingerprint
 from lit_rlhf.models.lm_head import Comparison as Comparison, ScalarHead as ScalarHead
 from lit_rlhf.models.loading import refuse_missing as refuse_missing
-from lit_rlhf.models.reward_models import load_reward_model as load_reward_model
 from lit_rlhf.models.sharding import (
     agreed as agreed,
     divide as divide,

@@ -26,27 +26,13 @@ from lit_rlhf.seeding import generator
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what peft writes before the path of each parameter
 _TAKEN = {
-    # Options of peft's LoRA that a role heeds, or that say nothing about numbers; any other that is used is refused.
-    *(
-        "peft_type",
-        "task_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-    ),
-    *(
-        "inference_mode",
-        "runtime_config",
-        "fan_in_fan_out",
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "use_rslora",
-    ),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern"),
-    *("alpha_pattern", "init_lora_weights", "eva_config", "modules_to_save"),
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+    *("revision", "inference_mode", "runtime_config", "fan_in_fan_out", "r", "lora_alpha"),
+    *("lora_dropout", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "rank_pattern", "alpha_pattern", "init_lora_weights", "eva_config"),
+    "modules_to_save",
 }
+"""Options of peft's LoRA that a role heeds, or that say nothing about numbers; any other that is used is refused."""
 _KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 """Ways to draw the first adapter that leave the base as it is; the others take a part of its weights away."""
 
@@ -80,11 +66,8 @@ class RoleAdapters:
         self._trunk_prefix = trunk_prefix
         self._seed = seed
         self._kernels = kernels
-        self._linear = {
-            name: module
-            for name, module in trunk.named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
-        }
+        kinds, modules = nn.Linear | Conv1D, trunk.named_modules()
+        self._linear = {name: module for name, module in modules if isinstance(module, kinds)}
         self._tuner: Any = None
         self._layers: dict[str, Any] = {}  # adapted layers by their path in the trunk
         self._active: str | None = None
@@ -172,19 +155,15 @@ class RoleAdapters:
             head: (1, h) weight of a scalar head to store beside it.
         """
         prefix = f"{_PREFIX}{self._trunk_prefix}."
-        state = {
-            f"{prefix}{key}": weight.detach().cpu() for key, weight in self.parameters(name).items()
-        }
+        weights = self.parameters(name)
+        state = {f"{prefix}{key}": weight.detach().cpu() for key, weight in weights.items()}
         config = copy.deepcopy(self.configs[name])
         config.task_type, config.base_model_name_or_path, config.inference_mode = task, base, True
         if head is not None:
             state[f"{_PREFIX}score.weight"] = head.detach().cpu()
             config.modules_to_save = ["score"]
-        save_file(
-            {key: value.contiguous() for key, value in state.items()},
-            path / ADAPTER_WEIGHTS,
-            {"format": "pt"},
-        )
+        tensors = {key: value.contiguous() for key, value in state.items()}
+        save_file(tensors, path / ADAPTER_WEIGHTS, {"format": "pt"})
         config.save_pretrained(str(path))
 
     def parameters(self, name: str, part: str = "lora_") -> dict[str, nn.Parameter]:
@@ -221,10 +200,8 @@ class RoleAdapters:
             self._tuner.peft_config[name] = config
             self._tuner.inject_adapter(self._model, name)
         self.configs[name] = config
-        self._layers = {path: self._trunk.get_submodule(path) for path in self._linear}
-        self._layers = {
-            path: layer for path, layer in self._layers.items() if hasattr(layer, "lora_A")
-        }
+        found = {path: self._trunk.get_submodule(path) for path in self._linear}
+        self._layers = {path: layer for path, layer in found.items() if hasattr(layer, "lora_A")}
         for path, layer in self._layers.items():
             if not isinstance(layer, lora.Linear | lora_bnb.Linear4bit | lora_bnb.Linear8bitLt):
                 raise ConfigurationError(
@@ -237,9 +214,7 @@ class RoleAdapters:
             parameter.requires_grad_(flags.get(id(parameter), trainable))
         for weight in self.parameters(name).values():
             weight.data = weight.data.float()
-        self._active = (
-            name  # whatever peft has switched on; this makes the next line reach every layer
-        )
+        self._active = name  # whatever peft has switched on: the next line reaches every layer
         self._switch(None)
 
     def _targets(self, wanted: str | list[str]) -> list[str]:
@@ -258,11 +233,8 @@ class RoleAdapters:
     def _condense(self, paths: set[str]) -> list[str]:
         # Last parts of the paths where they mean the same layers: what people write and peft's files hold.
         leaves = {path.rsplit(".", 1)[-1] for path in paths}
-        everything = [
-            name
-            for name, _ in self._model.named_modules()
-            if ".lora_" not in name and ".base_layer" not in name
-        ]
+        named = [name for name, _ in self._model.named_modules() if ".lora_" not in name]
+        everything = [name for name in named if ".base_layer" not in name]
         matched = {name for name in everything if name.rsplit(".", 1)[-1] in leaves}
         full = {f"{self._model_prefix}{path}" for path in paths}
         return sorted(leaves) if matched == full else sorted(full)
@@ -322,11 +294,9 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     directory = Path(path)
     for file in ("adapter_config.json", ADAPTER_WEIGHTS):
         if not (directory / file).is_file():
-            found = (
-                sorted(item.name for item in directory.iterdir())[:12]
-                if directory.is_dir()
-                else "no such directory"
-            )
+            found: object = "no such directory"
+            if directory.is_dir():
+                found = sorted(item.name for item in directory.iterdir())[:12]
             raise CheckpointError(f"The adapter {path!r} has no file {file} (found: {found}).")
     try:
         config = PeftConfig.from_pretrained(path)
@@ -339,10 +309,8 @@ def read_adapter(path: str) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise CheckpointError(
             f"The adapter {path!r} is of the kind {config.peft_type}; only LoRA is supported."
         )
-    if set(config.modules_to_save or []) <= {
-        "score",
-        "classifier",
-    }:  # peft's names for the head of a classifier
+    # peft's names for the head of a classifier
+    if set(config.modules_to_save or []) <= {"score", "classifier"}:
         config.modules_to_save = None
     defaults = LoraConfig()
     used = [

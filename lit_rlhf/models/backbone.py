@@ -98,11 +98,7 @@ class Backbone(nn.Module):
             model.requires_grad_(False)
         self._lm_head = LMHead(model, spec.kernels == "plain") if lm_head else None
         self._adapters = RoleAdapters(
-            model,
-            self.decoder,
-            model.base_model_prefix,
-            seed=spec.init_seed,
-            kernels=spec.kernels,
+            model, self.decoder, model.base_model_prefix, seed=spec.init_seed, kernels=spec.kernels
         )
         self._runner = BranchRunner(self.decoder, config, spec.attention, spec.branching)
         if spec.gradient_checkpointing:
@@ -183,11 +179,8 @@ class Backbone(nn.Module):
             ConfigurationError: The base is being trained, the role has an adapter, there is no such role to copy.
             CheckpointError: The directory doesn't fit the base.
         """
-        if any(
-            parameter.requires_grad
-            for name, parameter in self.model.named_parameters()
-            if ".lora_" not in name
-        ):
+        base = [each for name, each in self.model.named_parameters() if ".lora_" not in name]
+        if any(parameter.requires_grad for parameter in base):
             raise ConfigurationError(
                 f"No adapter {role!r} can stand on a base that is trained in full. Set lora, or load the base with "
                 "trainable=False."
@@ -229,11 +222,8 @@ class Backbone(nn.Module):
         if copy_from is not None:
             self._require(copy_from, self.heads, "head")
             state = self.heads[copy_from].state_dict()
-        std = (
-            ScalarHead.reward_std(self.hidden_size)
-            if (role == "reward" if drawn is None else drawn)
-            else 0.0
-        )
+        drawn = role == "reward" if drawn is None else drawn
+        std = ScalarHead.reward_std(self.hidden_size) if drawn else 0.0
         head = ScalarHead(self.hidden_size, std, self.spec.init_seed, role, self.device)
         if state is not None:
             head.weight.data.copy_(state["weight"].reshape(-1))

@@ -225,11 +225,8 @@ class BranchRunner:
         length = branch_ids.shape[1]
         if branch_ids.is_meta:  # lengths of expanded rows can't be known there
             return True
-        if (
-            self.branching == "expanded"
-            or self.obstacle
-            or (self.window is not None and length > self.window)
-        ):
+        too_long = self.window is not None and length > self.window
+        if self.branching == "expanded" or self.obstacle or too_long:
             if self.branching == "shared":
                 raise ConfigurationError(
                     f"branching='shared' can't run: a row has {length} tokens, more than the sliding window of "
@@ -238,21 +235,15 @@ class BranchRunner:
             return False
         if self.branching == "shared":
             return True
+        # One branch is an ordinary causal row already, and without a mask its kernel is the faster.
         if branches == 1:
-            return (
-                False  # an ordinary causal row already, and without a mask its kernel is the faster
-            )
+            return False
         prompts = layout.lengths[:, 0]
         longest = int((prompts + layout.lengths[:, 1:].amax(-1)).max())
         expanded = self.costs.expanded(rows * branches, longest)
         if self.splits:
-            time = layout.mask.shape[-1]
-            return (
-                self.costs.split(
-                    rows, length, int(prompts.max()), rows * branches, time, flash=self.is_flash()
-                )
-                <= expanded
-            )
+            sizes = rows, length, int(prompts.max()), rows * branches, layout.mask.shape[-1]
+            return self.costs.split(*sizes, flash=self.is_flash()) <= expanded
         return self.costs.shared(rows, length) <= expanded
 
     def shared(self, batch: BranchedBatch, layout: BranchLayout) -> BranchStates:
@@ -330,14 +321,13 @@ def _gather(hidden: Tensor, input_ids: Tensor, layout: BranchLayout) -> BranchSt
     rows, length, width = hidden.shape
     sequences = layout.mask.shape[0] * layout.mask.shape[1]
     offset = torch.arange(rows, device=input_ids.device)[:, None] * length
-    tokens = input_ids.gather(1, layout.index.flatten(1)).view(sequences, -1) * layout.mask.view(
-        sequences, -1
-    )
+    mask = layout.mask.view(sequences, -1)
+    tokens = input_ids.gather(1, layout.index.flatten(1)).view(sequences, -1) * mask
     return BranchStates(
         hidden=hidden.reshape(rows * length, width),
         source=(layout.source.flatten(1) + offset).view(sequences, -1),
         last=(layout.last + offset).view(sequences),
-        mask=layout.mask.view(sequences, -1),
+        mask=mask,
         tokens=tokens,
         layout=layout,
     )
@@ -350,9 +340,8 @@ def window_of(config: PretrainedConfig) -> int | None:
     """
     kinds = set(getattr(config, "layer_types", None) or [])
     unused = set()
-    if "sliding_attention" not in kinds and (
-        kinds or not getattr(config, "use_sliding_window", True)
-    ):
+    in_all = not kinds and getattr(config, "use_sliding_window", True)
+    if "sliding_attention" not in kinds and not in_all:
         unused.add("sliding_window")
     if kinds and "chunked_attention" not in kinds:
         unused.add("attention_chunk_size")

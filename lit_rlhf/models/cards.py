@@ -108,18 +108,8 @@ def model_card(
         header.append(f"base_model: {record.base}")
     base = record.base or "a model that is on no hub"
     what = "Reward model" if record.kind == "reward" else "Policy"
-    body = [
-        f"# {what}",
-        "",
-        f"Trained from {base} with lit_rlhf {__version__}.",
-        *training,
-        "",
-        "## Use",
-        "",
-        "```python",
-        _usage(record, name),
-        "```",
-    ]
+    body = [f"# {what}", "", f"Trained from {base} with lit_rlhf {__version__}.", *training, ""]
+    body += ["## Use", "", "```python", _usage(record, name), "```"]
     if record.kind == "reward":
         body += [
             *(["", record.note] if record.note else []),
@@ -140,14 +130,9 @@ def model_card(
 
 
 def _usage(record: ExportRecord, name: str) -> str:
-    auto = (
-        "AutoModelForSequenceClassification" if record.kind == "reward" else "AutoModelForCausalLM"
-    )
-    lines = [
-        f"from transformers import {auto}, AutoTokenizer",
-        "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-    ]
+    auto = f"AutoModelFor{'SequenceClassification' if record.kind == 'reward' else 'CausalLM'}"
+    imported = f"from transformers import {auto}, AutoTokenizer"
+    lines = [imported, "", f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
     if record.form == "model":
         return "\n".join([*lines, f'model = {auto}.from_pretrained("{name}")'])
     extra = ", num_labels=1" if record.kind == "reward" else ""

@@ -89,9 +89,8 @@ class ValueAdapter(Critic):
             ConfigurationError: `start="reward"` without a reward adapter on the same base.
         """
         source = reward_source
-        here = (
-            source is not None and source.backbone is backbone and source.role in backbone.adapters
-        )
+        there = None if source is None or source.backbone is not backbone else source.role
+        here = there in backbone.adapters
         if self.start == "reward" and not here:
             raise ConfigurationError(
                 "ValueAdapter(start='reward') needs a reward model that is an adapter on the policy's base. Use "
@@ -150,9 +149,8 @@ class ValueModel(Critic):
             raise ConfigurationError(
                 f"ValueModel(start={self.start!r}) has nothing to start from: give it {missing}."
             )
-        if tokenizer_fingerprint(self.backbone.tokenizer) != tokenizer_fingerprint(
-            backbone.tokenizer
-        ):
+        ours, theirs = self.backbone.tokenizer, backbone.tokenizer
+        if tokenizer_fingerprint(ours) != tokenizer_fingerprint(theirs):
             raise ConfigurationError(
                 "The critic's tokenizer isn't the policy's, so it can't read the policy's tokens. Use ValueHead or "
                 "ValueAdapter, or start ValueModel from a model with the policy's tokenizer."

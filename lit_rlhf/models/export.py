@@ -83,23 +83,17 @@ def export_reward(
     pad = _never_last(tokenizer, set(backbone.eos_token_ids), rows, may_grow=not as_adapter)
     with _export_directory(path, _size(backbone, role, as_adapter)) as directory:
         if as_adapter:
-            _save_adapter(backbone, str(role), directory, "SEQ_CLS", row)
+            base = place_of(backbone.spec.name)
+            backbone.save_adapter(str(role), directory, base=base, task="SEQ_CLS", head=row)
         else:
             config = _float_config(backbone, num_labels=1, pad_token_id=pad)
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-            _save_whole(
-                AutoModelForSequenceClassification,
-                config,
-                backbone,
-                role,
-                directory,
-                {"score.weight": row},
-            )
+            auto = AutoModelForSequenceClassification
+            _save_whole(auto, config, backbone, role, directory, {"score.weight": row})
         tokenizer.save_pretrained(directory)
         record = _record(backbone, "reward", as_adapter, tokenizer)
-        record = replace(
-            record, score_mean=score_mean / divisor, score_std=score_std / divisor, note=note
-        )
+        mean, std = score_mean / divisor, score_std / divisor
+        record = replace(record, score_mean=mean, score_std=std, note=note)
         if temperature is not None:
             on, pairs = temperature.data, temperature.pairs
             record = replace(record, temperature=divisor, fitted_on=on, fitted_pairs=pairs)
@@ -132,11 +126,11 @@ def export_policy(
     as_adapter = not merge and role in backbone.adapters
     with _export_directory(path, _size(backbone, role, as_adapter)) as directory:
         if as_adapter:
-            _save_adapter(backbone, str(role), directory, "CAUSAL_LM", None)
+            base = place_of(backbone.spec.name)
+            backbone.save_adapter(str(role), directory, base=base, task="CAUSAL_LM")
         else:
-            _save_whole(
-                AutoModelForCausalLM, _float_config(backbone), backbone, role, directory, {}
-            )
+            config = _float_config(backbone)
+            _save_whole(AutoModelForCausalLM, config, backbone, role, directory, {})
         backbone.tokenizer.save_pretrained(directory)
         _record(backbone, "policy", as_adapter, backbone.tokenizer).write(directory)
         if read_back:
@@ -153,22 +147,12 @@ def policy_weights(backbone: Backbone, role: str | None) -> dict[str, Tensor]:
 def _size(backbone: Backbone, role: str | None, as_adapter: bool) -> int:
     """Bytes of the weights that will be written."""
     if as_adapter:
-        return sum(
-            p.numel() * p.element_size()
-            for name, p in backbone.named_parameters()
-            if f".{role}." in name
-        )
+        own = [p for name, p in backbone.named_parameters() if f".{role}." in name]
+        return sum(p.numel() * p.element_size() for p in own)
     base = [p for name, p in backbone.model.named_parameters() if ".lora_" not in name]
-    count = sum(
-        p.quant_state.shape.numel() if isinstance(p, Params4bit) else p.numel() for p in base
-    )
+    shapes = [p.quant_state.shape if isinstance(p, Params4bit) else p.shape for p in base]
+    count = sum(shape.numel() for shape in shapes)
     return count * dtype_of(backbone.spec).itemsize
-
-
-def _save_adapter(
-    backbone: Backbone, role: str, directory: Path, task: str, head: Tensor | None
-) -> None:
-    backbone.save_adapter(role, directory, base=_base_name(backbone), task=task, head=head)
 
 
 def _save_whole(
@@ -203,9 +187,8 @@ def _whole(
         raise ConfigurationError(
             f"transformers has no {auto_class.__name__} for {config.model_type!r}: {error}"
         ) from error
-    state = (
-        _renamed(merged_state(backbone, role, device), backbone, shell.base_model_prefix) | extra
-    )
+    merged = merged_state(backbone, role, device)
+    state = _renamed(merged, backbone, shell.base_model_prefix) | extra
     quantized = {
         f"{path.replace('.base_layer', '')}.weight": module.weight
         for path, module in backbone.model.named_modules()
@@ -245,17 +228,11 @@ def _never_last(
     tokenizer: PreTrainedTokenizerBase, eos: set[int], rows: int, *, may_grow: bool
 ) -> int:
     """Settle the tokenizer's pad token on one that never ends a text; returns its id."""
-    others = [
-        tokenizer.unk_token_id,
-        *sorted(tokenizer.added_tokens_decoder),
-        tokenizer.bos_token_id,
-    ]
-    for candidate in (tokenizer.pad_token_id, *others):
-        special = candidate is not None and candidate in (
-            *tokenizer.all_special_ids,
-            *tokenizer.added_tokens_decoder,
-        )
-        if candidate is not None and special and candidate not in eos:
+    added = sorted(tokenizer.added_tokens_decoder)
+    usable = {*tokenizer.all_special_ids, *added} - eos
+    ends = tokenizer.pad_token_id, tokenizer.unk_token_id
+    for candidate in (*ends, *added, tokenizer.bos_token_id):
+        if candidate in usable:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidate)
             return int(candidate)
     if len(tokenizer) >= rows and not may_grow:
@@ -278,28 +255,21 @@ def _float_config(
     for name, value in changes.items():
         setattr(config, name, value)
     if pad_token_id is not None:
-        config.get_text_config().pad_token_id = pad_token_id
-        config.get_text_config().vocab_size = max(
-            config.get_text_config().vocab_size, pad_token_id + 1
-        )
+        text = config.get_text_config()
+        text.pad_token_id, text.vocab_size = pad_token_id, max(text.vocab_size, pad_token_id + 1)
     return config
 
 
-def _base_name(backbone: Backbone) -> str | None:
-    name = backbone.spec.name
-    if name is not None and Path(name).is_dir():
-        return str(Path(name).resolve())
-    return name
+def place_of(name: str | None) -> str | None:
+    """Where a model is: of a directory the whole path; a hub's name stays as it is."""
+    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
 
 
 def _record(
-    backbone: Backbone,
-    kind: Any,
-    as_adapter: bool,
-    tokenizer: PreTrainedTokenizerBase,
+    backbone: Backbone, kind: Any, as_adapter: bool, tokenizer: PreTrainedTokenizerBase
 ) -> ExportRecord:
     form: Any = "adapter" if as_adapter else "model"
-    base, fingerprint = _base_name(backbone), tokenizer_fingerprint(tokenizer)
+    base, fingerprint = place_of(backbone.spec.name), tokenizer_fingerprint(tokenizer)
     return ExportRecord(kind, form, base, fingerprint, prompts=backbone.prompts)
 
 
@@ -316,7 +286,10 @@ def merged_state(
         role: Whose adapter; None or a role without one gives the base.
         device: Where they are put; those that nothing changes and that are there already aren't copied.
     """
-    adapted = {layer.get_base_layer(): layer for layer in _layers(backbone, role)}
+    layers: list[Any] = []
+    if role is not None and role in backbone.adapters:
+        layers = backbone.adapted_layers(role)
+    adapted = {layer.get_base_layer(): layer for layer in layers}
     state: dict[str, Tensor] = {}
     for path, module in backbone.model.named_modules():
         if ".lora_" in path:
@@ -331,11 +304,3 @@ def merged_state(
                     tensor = (tensor.float() + delta.float()).to(tensor.dtype)
             state[f"{prefix}.{name}" if prefix else name] = tensor.detach().to(device)
     return state
-
-
-def _layers(backbone: Backbone, role: str | None) -> list[Any]:
-    return (
-        list(backbone.adapted_layers(role))
-        if role is not None and role in backbone.adapters
-        else []
-    )

@@ -8,14 +8,10 @@ import torch
 from lit_rlhf.models.backbone import Backbone
 
 _VERSION = 1  # raise it when the same weights come to give other log-probs
-_PLACES = (
-    "_name_or_path",
-    "transformers_version",
-    "architectures",
-    "dtype",
-    "torch_dtype",
+_PLACES = {
+    *("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"),
     "use_cache",
-)
+}
 
 
 def weights_fingerprint(backbone: Backbone, role: str = "reference") -> str:
@@ -33,11 +29,8 @@ def weights_fingerprint(backbone: Backbone, role: str = "reference") -> str:
     """
     if backbone.device.type == "meta":  # weights without numbers are those of any model of the kind
         return "meta"
-    config = {
-        name: value
-        for name, value in backbone.model.config.to_dict().items()
-        if name not in _PLACES
-    }
+    said = backbone.model.config.to_dict().items()
+    config = {name: value for name, value in said if name not in _PLACES}
     if role == "reward":  # the scores that are given are normalised
         config |= {"score_mean": backbone.score_mean, "score_std": backbone.score_std}
     digest = hashlib.sha256(json.dumps([_VERSION, config], sort_keys=True, default=str).encode())

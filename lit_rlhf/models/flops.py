@@ -62,15 +62,13 @@ def call_flops(
     backbone: Backbone, args: tuple[Any, ...], kwargs: dict[str, Any], output: BranchOutput
 ) -> Tensor:
     """FLOPs of a call of a backbone, as a forward hook sees it: with a backward where the output has a gradient."""
-    known = [
-        value for value in (output.logprobs, output.values, output.scores) if value is not None
-    ]
+    made = output.logprobs, output.values, output.scores
     return pass_flops(
         backbone,
         args[0] if args else kwargs["batch"],
         kwargs.get("role", "policy"),
         logprobs=output.logprobs is not None or output.entropy is not None,
-        backward=any(value.requires_grad for value in known),
+        backward=any(value is not None and value.requires_grad for value in made),
     )
 
 
@@ -127,23 +125,16 @@ def _forward(
     adapter = 0
     if role is not None and role in backbone.adapters:
         adapter = sum(weight.numel() for weight in backbone.adapter_weights(role).values())
-    per_token = backbone.costs.per_token + 2.0 * adapter
+    per_token, per_pair = backbone.costs.per_token + 2.0 * adapter, backbone.costs.per_pair
     head = 2.0 * _head_weights(backbone) if backbone.has_lm_head else 0.0
-    return (
-        per_token * tokens.double()
-        + backbone.costs.per_pair * pairs.double()
-        + head * predicted.double()
-    )
+    return per_token * tokens.double() + per_pair * pairs.double() + head * predicted.double()
 
 
 def _trained_matrices(backbone: Backbone, role: str | None) -> list[nn.Parameter]:
     if role is not None and role in backbone.adapters:
-        return [
-            weight for weight in backbone.adapter_weights(role).values() if weight.requires_grad
-        ]
-    layers = (
-        module for module in backbone.decoder.modules() if not isinstance(module, nn.Embedding)
-    )
+        matrices = backbone.adapter_weights(role).values()
+        return [weight for weight in matrices if weight.requires_grad]
+    layers = [part for part in backbone.decoder.modules() if not isinstance(part, nn.Embedding)]
     weights = (weight for module in layers for weight in module.parameters(recurse=False))
     return [weight for weight in weights if weight.requires_grad and weight.dim() >= 2]
 

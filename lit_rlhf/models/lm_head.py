@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.chunks import Rows, rows_by_chunks
 from lit_rlhf.functional.logprobs import TokenLogprobs, chunked_logprobs, token_logprobs
-from lit_rlhf.functional.numerics import at_least_float32, log_collision
+from lit_rlhf.functional.numerics import LogitShape, log_collision
 from lit_rlhf.seeding import generator
 
 _COMPARED_CPU, _COMPARED_ACCELERATOR = 1 << 22, 1 << 25
@@ -46,17 +46,14 @@ class LMHead:
         config = model.config.get_text_config()
         self.module = module
         self.plain = plain
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.scale = _scale(config)
+        softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        times, over = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+        scale = (1.0 if times is None else float(times)) / (1.0 if over is None else float(over))
+        self.shape = LogitShape(softcap=softcap, scale=scale)
 
     def logits(self, hidden: Tensor, product: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(..., h) to (..., V) in float32; `product` stands in for the linear layer."""
-        logits = at_least_float32((product or self.module)(hidden.to(self.module.weight.dtype)))
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
+        return self.shape.logits((product or self.module)(hidden.to(self.module.weight.dtype)))
 
     def logprobs(
         self,
@@ -74,8 +71,8 @@ class LMHead:
             tokens,
             bias=self.module.bias,
             temperature=temperature,
-            softcap=self.softcap,
-            logit_scale=self.scale,
+            softcap=self.shape.softcap,
+            logit_scale=self.shape.scale,
             with_entropy=entropy,
             entropy_grad=entropy_grad,
             fuse=False if self.plain else None,
@@ -116,16 +113,6 @@ class LMHead:
     def _rows_at_a_time(self, hidden: Tensor) -> int:
         logits = _COMPARED_CPU if hidden.device.type == "cpu" else _COMPARED_ACCELERATOR
         return max(logits // self.module.weight.shape[0], 16)
-
-
-def _scale(config: PretrainedConfig) -> float:
-    multiplier, divisor = (
-        getattr(config, "logit_scale", None),
-        getattr(config, "logits_scaling", None),
-    )
-    return (1.0 if multiplier is None else float(multiplier)) / (
-        1.0 if divisor is None else float(divisor)
-    )
 
 
 class ScalarHead(nn.Module):

@@ -215,9 +215,8 @@ def _config_from_options(
             raise ConfigurationError(
                 f"config.{key} is no option of the model type {model_type!r}.{advice}"
             )
-    ids = {
-        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
-    }
+    names = [f"{kind}_token_id" for kind in ("pad", "bos", "eos")]
+    ids = {name: getattr(tokenizer, name) for name in names}
     try:
         return AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **ids, **options})
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -310,9 +309,8 @@ def recompute_layers(decoder: nn.Module, contexts: Contexts, *, draws: bool) -> 
     Raises:
         ConfigurationError: The architecture has no layers that can be recomputed.
     """
-    layers = [
-        module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)
-    ]
+    kind = GradientCheckpointingLayer
+    layers = [module for module in decoder.modules() if isinstance(module, kind)]
     if not layers:
         raise ConfigurationError(
             f"gradient_checkpointing: {type(decoder).__name__} has no layers that can be recomputed. Set it to false."

@@ -32,19 +32,14 @@ def resolve_dtype(option: DTypeOption) -> DTypeName:
     Of a dtype that is asked for by name nothing is changed, but emulation is warned of.
     """
     gpu = torch.cuda.is_available()
-    fast = (
-        torch.cuda.is_bf16_supported(including_emulation=False)
-        if gpu
-        else cpu_multiplies_bfloat16()
-    )
+    fast = cpu_multiplies_bfloat16()
+    if gpu:
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     device = f"the GPU ({torch.cuda.get_device_name()})" if gpu else "this CPU"
     if option == "auto":
         taken: DTypeName = "bfloat16" if fast else "float32"
-        why = (
-            "multiplies bfloat16"
-            if fast
-            else "has no instructions for bfloat16, which would be emulated"
-        )
+        lacks = "has no instructions for bfloat16, which would be emulated"
+        why = "multiplies bfloat16" if fast else lacks
         _say(rank_zero_info, f"dtype: auto takes {taken}: {device} {why}.")
         return taken
     if option == "bfloat16" and not fast:

@@ -103,9 +103,8 @@ def _loaded(auto: Any, directory: Path, backbone: Backbone, *, as_adapter: bool)
         if auto is AutoModelForSequenceClassification:
             options["num_labels"] = 1
         quantized = quantization_config(spec)
-        base = auto.from_pretrained(
-            spec.name, revision=spec.revision, quantization_config=quantized, **options
-        )
+        options |= {"revision": spec.revision, "quantization_config": quantized}
+        base = auto.from_pretrained(spec.name, **options)
         for module in base.modules():
             keep_trainable(module)  # packing at the first inference fails on narrow layers
         base.config.get_text_config().pad_token_id = backbone.pad_token_id

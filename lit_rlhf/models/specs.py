@@ -35,13 +35,12 @@ class LoraSpec:
     rslora: bool = False
 
     def __post_init__(self) -> None:
-        check_option(
-            is_whole(self.rank, 1), self, "rank", self.rank, "a whole number of at least 1"
-        )
-        check_option(0 < self.alpha < inf, self, "alpha", self.alpha, "above 0")
-        check_option(
-            0 <= self.dropout < 1, self, "dropout", self.dropout, "at least 0, and below 1"
-        )
+        for valid, name, allowed in (
+            (is_whole(self.rank, 1), "rank", "a whole number of at least 1"),
+            (0 < self.alpha < inf, "alpha", "above 0"),
+            (0 <= self.dropout < 1, "dropout", "at least 0, and below 1"),
+        ):
+            check_option(valid, self, name, getattr(self, name), allowed)
 
 
 @dataclass

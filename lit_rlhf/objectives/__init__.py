@@ -129,11 +129,9 @@ from lit_rlhf.objectives.reward import (
     RewardLossSum as RewardLossSum,
     ScaledBradleyTerry as ScaledBradleyTerry,
 )
-from lit_rlhf.objectives.reward_attributes import (
+from lit_rlhf.objectives.reward_heads import (
     Attributes as Attributes,
     GatedAttributes as GatedAttributes,
-)
-from lit_rlhf.objectives.reward_heads import (
     GaussianRegression as GaussianRegression,
     HeadEnsemble as HeadEnsemble,
     LengthDebiased as LengthDebiased,

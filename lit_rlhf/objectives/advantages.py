@@ -4,7 +4,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_rlhf.errors import CheckpointError
@@ -15,10 +14,8 @@ from lit_rlhf.functional.advantages import (
     spread_over_tokens,
 )
 from lit_rlhf.functional.masking import masked_mean, masked_sum, whiten
+from lit_rlhf.functional.shapes import Mask, Tokens
 from lit_rlhf.options import check_option
-
-Tokens = Float[Tensor, "sequences time"]
-Mask = Bool[Tensor, "sequences time"]
 
 
 class Advantage(ABC):

@@ -126,9 +126,7 @@ def require_strengths(owner: object, batch: Batch, name: str) -> None:
 
 def _first(bad: Tensor, batch: Batch) -> str:
     place = bad.nonzero()[0].tolist()
-    row = (
-        f"row {int(batch['index'][place[0]])} of the data"
-        if "index" in batch
-        else f"row {place[0]} of the batch"
-    )
+    row = f"row {place[0]} of the batch"
+    if "index" in batch:
+        row = f"row {int(batch['index'][place[0]])} of the data"
     return row if len(place) == 1 else f"{row}, completion {place[1]}"

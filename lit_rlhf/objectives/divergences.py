@@ -3,21 +3,17 @@
 import math
 from abc import ABC, abstractmethod
 
-from jaxtyping import Float
-from torch import Tensor
-
 from lit_rlhf.functional.kl import kl_of_logprobs
 from lit_rlhf.functional.numerics import LEAST_LOGPROB, at_least_float32
+from lit_rlhf.functional.shapes import Logits, Numbers
 from lit_rlhf.options import check_option
-
-Logits = Float[Tensor, "*shape vocabulary"]
 
 
 class Divergence(ABC):
     """A divergence of next-token distributions, in nats and of each token."""
 
     @abstractmethod
-    def __call__(self, logits: Logits, teacher_logits: Logits) -> Float[Tensor, "*shape"]:
+    def __call__(self, logits: Logits, teacher_logits: Logits) -> Numbers:
         """The divergence (...), 0 where the two agree.
 
         Args:
@@ -52,7 +48,7 @@ class GeneralizedJSD(Divergence):
         check_option(0 <= beta <= 1, self, "beta", beta, "in [0, 1]")
         self.beta = float(beta)
 
-    def __call__(self, logits: Logits, teacher_logits: Logits) -> Float[Tensor, "*shape"]:
+    def __call__(self, logits: Logits, teacher_logits: Logits) -> Numbers:
         """See the class."""
         student = at_least_float32(logits).log_softmax(-1).clamp_min(LEAST_LOGPROB)
         teacher = at_least_float32(teacher_logits).log_softmax(-1).clamp_min(LEAST_LOGPROB)

@@ -5,17 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from lit_rlhf.errors import CheckpointError
 from lit_rlhf.functional.kl import k3
 from lit_rlhf.functional.policy_losses import log_ratio, prefix_ratio, sequence_ratio
+from lit_rlhf.functional.shapes import Mask, Tokens
 from lit_rlhf.options import check_option
 
 _MAX_ERROR = 0.2  # lm-human-preferences' bound, so that one rollout can't throw the coefficient
-Tokens = Float[Tensor, "sequences time"]
-Mask = Bool[Tensor, "sequences time"]
 
 
 class KLController(ABC):
@@ -95,9 +92,8 @@ class AdaptiveKL(KLController):
     """
 
     def __init__(self, init: float = 0.1, target: float = 6.0, horizon: int = 10_000) -> None:
-        check_option(
-            0 < init < math.inf, self, "init", init, "above 0; for no penalty use FixedKL(0)"
-        )
+        allowed = "above 0; for no penalty use FixedKL(0)"
+        check_option(0 < init < math.inf, self, "init", init, allowed)
         check_option(0 < target < math.inf, self, "target", target, "above 0, in nats per sequence")
         check_option(horizon > 0, self, "horizon", horizon, "above 0, in sequences")
         self.value = float(init)

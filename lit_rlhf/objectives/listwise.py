@@ -1,30 +1,27 @@
 r"""Losses of ranked or scored lists of completions.
 
 Notation: $u = \log\pi(y|x) - \log\pi_{ref}(y|x)$ of a whole completion. A row with fewer than two completions that
-exist
-has no ranking: its ranking loss is 0 (terms of single completions, as NCA's, remain).
+exist has no ranking: its ranking loss is 0 (terms of single completions, as NCA's, remain).
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from lit_rlhf.errors import DataError
 from lit_rlhf.functional.rankings import better_pairs, pair_agreement, plackett_luce_loss
+from lit_rlhf.functional.shapes import ListMask, Lists, Rows
 from lit_rlhf.objectives.columns import Batch, branch_mask, read_column, require_finite
-from lit_rlhf.objectives.preference import Completion, PreferenceLoss, Rows, completions_of
+from lit_rlhf.objectives.preference import Completion, ImplicitRewardLoss, completions_of
 from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput, SequenceStats
-
-Lists = Float[Tensor, "rows branches"]
-Mask = Bool[Tensor, "rows branches"]
 
 # In place of minus infinity, whose differences and gradients would be nan.
 _MISSING = -1e30
 
 
-class ListwiseLoss(PreferenceLoss):
+class ListwiseLoss(ImplicitRewardLoss):
     r"""Base of losses of lists: a subclass writes `forward(completions, scores, mask)`, and `reward` if not $\beta u$.
 
     The columns are `score` (B, K), higher is better, and, where lists differ in length, `branch_mask` (B, K). Logs
@@ -37,15 +34,6 @@ class ListwiseLoss(PreferenceLoss):
     Raises:
         ConfigurationError: An option is out of range.
     """
-
-    def __init__(self, beta: float) -> None:
-        super().__init__()
-        check_option(beta > 0, self, "beta", beta, "above 0")
-        self.beta = beta
-
-    def reward(self, completions: Completion) -> Lists:
-        r"""The implicit rewards (B, K) that are logged: $\beta u$."""
-        return self.beta * completions.logratios
 
     def of_batch(
         self, policy: SequenceStats, reference: SequenceStats | None, batch: Batch
@@ -83,10 +71,7 @@ class PlackettLuceDPO(ListwiseLoss):
         beta: Strength of the KL penalty; 0.1 as in DPO.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
-    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
+    def forward(self, completions: Completion, scores: Lists, mask: ListMask) -> Rows:
         """See the class."""
         return plackett_luce_loss(self.beta * completions.logratios, scores, mask)
 
@@ -104,14 +89,14 @@ class InfoNCA(ListwiseLoss):
         check_option(temperature > 0, self, "temperature", temperature, "above 0")
         self.temperature = temperature
 
-    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
+    def forward(self, completions: Completion, scores: Lists, mask: ListMask) -> Rows:
         """See the class."""
         target = _masked_softmax(scores / self.temperature, mask)
         logits = (self.beta * completions.logratios).masked_fill(~mask, _MISSING)
         return -(target * logits.log_softmax(-1)).sum(-1)
 
 
-class NCA(ListwiseLoss):
+class NCA(InfoNCA):
     r"""$-\sum_i[q_i\log\sigma(\beta u_i) + \frac1K\log\sigma(-\beta u_i)]$, q as in `InfoNCA` (arXiv:2402.05369).
 
     Absolute: it keeps the likelihood of good completions from falling along with the others'.
@@ -121,12 +106,7 @@ class NCA(ListwiseLoss):
         temperature: $\alpha$ of the scores, above 0.
     """
 
-    def __init__(self, beta: float = 0.01, temperature: float = 1.0) -> None:
-        super().__init__(beta)
-        check_option(temperature > 0, self, "temperature", temperature, "above 0")
-        self.temperature = temperature
-
-    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
+    def forward(self, completions: Completion, scores: Lists, mask: ListMask) -> Rows:
         """See the class."""
         target = _masked_softmax(scores / self.temperature, mask)
         count = mask.sum(-1, keepdim=True).clamp_min(1)
@@ -148,7 +128,7 @@ class LiPOLambda(ListwiseLoss):
     def __init__(self, beta: float = 0.05) -> None:
         super().__init__(beta)
 
-    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
+    def forward(self, completions: Completion, scores: Lists, mask: ListMask) -> Rows:
         """See the class."""
         s = self.beta * torch.where(mask, completions.logratios, 0.0)
         scores = torch.where(mask, scores, 0.0)
@@ -178,16 +158,14 @@ class PRO(ListwiseLoss):
         check_option(sft_weight >= 0, self, "sft_weight", sft_weight, "0 or more")
         self.sft_weight = sft_weight
 
-    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
+    def forward(self, completions: Completion, scores: Lists, mask: ListMask) -> Rows:
         """See the class."""
         # Best first, missing last.
         known = scores.masked_fill(~mask, -torch.inf)
         order = known.argsort(dim=-1, descending=True, stable=True)
         exists = mask.gather(-1, order)
-        p, r = (
-            torch.where(exists, values.gather(-1, order), 0.0)
-            for values in (completions.mean_logprobs, scores)
-        )
+        p = torch.where(exists, completions.mean_logprobs.gather(-1, order), 0.0)
+        r = torch.where(exists, scores.gather(-1, order), 0.0)
         after = torch.ones(mask.shape[-1:] * 2, dtype=torch.bool, device=mask.device).triu(1)
         rest = exists[:, None, :] & after  # [k, i]: i exists and comes after k
         gap = torch.where(rest, _differences(r), 0.0)
@@ -222,7 +200,7 @@ class RRHF(ListwiseLoss):
         self.length_power = length_power
         self.rank_weight = rank_weight
 
-    def forward(self, completions: Completion, scores: Lists, mask: Mask) -> Rows:
+    def forward(self, completions: Completion, scores: Lists, mask: ListMask) -> Rows:
         """See the class."""
         p = torch.where(mask, self.reward(completions), 0.0)
         ranking = (better_pairs(scores, mask) * (-_differences(p)).clamp_min(0)).sum((-2, -1))
@@ -234,26 +212,29 @@ class RRHF(ListwiseLoss):
         return completions.logprobs / lengths**self.length_power
 
 
-def _best(values: Lists, scores: Lists, mask: Mask) -> Rows:
+def _best(values: Lists, scores: Lists, mask: ListMask) -> Rows:
     """The value of the branch with the highest score; 0 in a row without branches."""
-    best = scores.masked_fill(~mask, -torch.inf).argmax(-1, keepdim=True)
-    return torch.where(mask.any(-1), values.gather(-1, best)[:, 0], 0.0)
+    best = values.gather(-1, _place_of_best(scores, mask))[:, 0]
+    return torch.where(mask.any(-1), best, 0.0)
+
+
+def _place_of_best(scores: Lists, mask: ListMask) -> Tensor:
+    """(B, 1)."""
+    return scores.masked_fill(~mask, -torch.inf).argmax(-1, keepdim=True)
 
 
 def _differences(values: Lists) -> Float[Tensor, "rows branches branches"]:
     return values[:, :, None] - values[:, None, :]
 
 
-def _masked_softmax(logits: Lists, mask: Mask) -> Lists:
+def _masked_softmax(logits: Lists, mask: ListMask) -> Lists:
     """Softmax over the branches that exist; zeros in a row without any."""
     return logits.masked_fill(~mask, _MISSING).softmax(-1) * mask
 
 
-def _metrics(rewards: Lists, logprobs: Lists, scores: Lists, mask: Mask) -> dict[str, Tensor]:
+def _metrics(rewards: Lists, logprobs: Lists, scores: Lists, mask: ListMask) -> dict[str, Tensor]:
     ranked = mask.sum(-1) > 1
-    best = torch.zeros_like(mask).scatter(
-        -1, scores.masked_fill(~mask, -torch.inf).argmax(-1, keepdim=True), True
-    )
+    best = torch.zeros_like(mask).scatter(-1, _place_of_best(scores, mask), True)
     others = mask & ~best
     count = others.sum(-1).clamp_min(1)
     chosen, rejected = (rewards * best).sum(-1), (rewards * others).sum(-1) / count

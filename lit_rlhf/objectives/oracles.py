@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_rlhf.functional.preferences import preference_probability
+from lit_rlhf.functional.rankings import preference_probability
 from lit_rlhf.options import check_option
 
 Pairs = Float[Tensor, " pairs"]

@@ -7,8 +7,9 @@ from torch.nn.functional import softplus
 
 from lit_rlhf.distributed import next_rows, sum_over_ranks
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.shapes import Rows
 from lit_rlhf.objectives.columns import Batch, columns_of
-from lit_rlhf.objectives.preference import Completion, PreferenceLoss, Rows, completions_of
+from lit_rlhf.objectives.preference import Completion, ImplicitRewardLoss, completions_of
 from lit_rlhf.objectives.running import RunningMean
 from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput, SequenceStats
@@ -16,7 +17,7 @@ from lit_rlhf.types import LossOutput, SequenceStats
 Labels = Bool[Tensor, " rows"]
 
 
-class PointwiseLoss(PreferenceLoss):
+class PointwiseLoss(ImplicitRewardLoss):
     r"""Base of losses of single completions: a subclass writes `forward(completion, *, label)` or of another column.
 
     `label` (B,) is True where a completion is desirable. Logs TRL's `rewards/chosen, rewards/rejected, logps/chosen,
@@ -30,11 +31,6 @@ class PointwiseLoss(PreferenceLoss):
     """
 
     num_branches = 1
-
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__()
-        check_option(beta > 0, self, "beta", beta, "above 0")
-        self.beta = beta
 
     def metrics(self, *completions: Completion, **columns: Tensor) -> dict[str, Tensor]:
         """What a loss logs beside rewards, (B,) each or one for all, of the same arguments as `forward`."""
@@ -55,7 +51,7 @@ class PointwiseLoss(PreferenceLoss):
             columns["label"] = columns["label"].bool()
         loss = self(*completions, **columns)
         own = self.metrics(*completions, **columns)
-        rewards = (self.beta * completions[0].logratios).detach()
+        rewards = self.reward(completions[0]).detach()
         metrics = _metrics(rewards, completions[0].logprobs.detach(), batch.get("label"))
         return LossOutput(loss, metrics | {n: v.detach().expand(len(loss)) for n, v in own.items()})
 
@@ -80,13 +76,10 @@ class KTO(PointwiseLoss):
         self, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
     ) -> None:
         super().__init__(beta)
-        for name, value in (
-            ("desirable_weight", desirable_weight),
-            ("undesirable_weight", undesirable_weight),
-        ):
-            check_option(value > 0, self, name, value, "above 0")
         self.desirable_weight = desirable_weight
         self.undesirable_weight = undesirable_weight
+        for name in ("desirable_weight", "undesirable_weight"):
+            check_option((value := getattr(self, name)) > 0, self, name, value, "above 0")
 
     def forward(
         self,
@@ -94,7 +87,7 @@ class KTO(PointwiseLoss):
         mismatched: Completion,
         *,
         label: Labels,
-        weight: Float[Tensor, " rows"] | None = None,
+        weight: Rows | None = None,
     ) -> Rows:
         """`mismatched` are the prompts with the next rows' completions; `weight` is that of each row."""
         z = self.beta * (completion.logratios - self.reference_point(mismatched, weight))
@@ -102,7 +95,7 @@ class KTO(PointwiseLoss):
         return torch.where(label, desirable, self.undesirable_weight * z.sigmoid())
 
     def reference_point(
-        self, mismatched: Completion, weight: Float[Tensor, " rows"] | None = None
+        self, mismatched: Completion, weight: Rows | None = None
     ) -> Float[Tensor, ""]:
         """z_0, over all processes; 0 where there is nothing to average."""
         u = mismatched.logratios.detach()
@@ -138,13 +131,7 @@ class BCO(PointwiseLoss):
         else:
             self.running = RunningMean()
 
-    def forward(
-        self,
-        completion: Completion,
-        *,
-        label: Labels,
-        weight: Float[Tensor, " rows"] | None = None,
-    ) -> Rows:
+    def forward(self, completion: Completion, *, label: Labels, weight: Rows | None = None) -> Rows:
         """`weight` is that of each row in the running mean."""
         reward = self.beta * completion.logratios
         if not self.learn_shift and self.training:
@@ -190,7 +177,7 @@ class DROV(PointwiseLoss):
         check_option(tau > 0, self, "tau", tau, "above 0")
         super().__init__(tau)
 
-    def forward(self, completion: Completion, *, score: Float[Tensor, " rows"]) -> Rows:
+    def forward(self, completion: Completion, *, score: Rows) -> Rows:
         """`score` is the reward r of each completion."""
         u = completion.logratios
         return 0.5 * (score.to(u.dtype) - completion.statistic("value") - self.beta * u).square()

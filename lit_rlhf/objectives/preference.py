@@ -6,7 +6,7 @@ is what modules call: it finds completions and columns in a batch and adds the m
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lit_rlhf.distributed import gather_rows
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.numerics import per_token
+from lit_rlhf.functional.shapes import Rows
 from lit_rlhf.objectives.columns import (
     Batch,
     branch_mask,
@@ -26,8 +27,6 @@ from lit_rlhf.objectives.columns import (
 )
 from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput, SequenceStats
-
-Rows = Float[Tensor, " rows"]
 
 Statistic = Literal["tokens", "kl", "collision", "value"]
 """What a loss may need beside summed log-probs: log-probs by token (of both models), $KL(\\pi_{ref}\\|\\pi)$ over the
@@ -110,13 +109,8 @@ class Completion:
 
     def branch(self, index: int) -> "Completion":
         """Of lists (B, K) those at one place, (B,)."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        picked = {
-            name: column[:, index]
-            for name, column in columns.items()
-            if column is not None and name != "value"
-        }
-        return replace(self, **picked)
+        lists = {name: column for name, column in vars(self).items() if name != "value"}
+        return replace(self, **{n: x[:, index] for n, x in lists.items() if x is not None})
 
 
 def completions_of(policy: SequenceStats, reference: SequenceStats | None) -> Completion:
@@ -192,7 +186,27 @@ class PreferenceLoss(nn.Module, ABC):
             require_finite(self, batch, "score")
 
 
-class PairwiseLoss(PreferenceLoss):
+class ImplicitRewardLoss(PreferenceLoss):
+    r"""Base of losses with an implicit reward, which is logged: $\beta u$, where a subclass doesn't say otherwise.
+
+    Args:
+        beta: Scale of the implicit reward, above 0.
+
+    Raises:
+        ConfigurationError: An option is out of range.
+    """
+
+    def __init__(self, beta: float = 0.1) -> None:
+        super().__init__()
+        check_option(beta > 0, self, "beta", beta, "above 0")
+        self.beta = beta
+
+    def reward(self, completion: Completion) -> Tensor:
+        r"""The implicit reward that is logged: $\beta u$."""
+        return self.beta * completion.logratios
+
+
+class PairwiseLoss(ImplicitRewardLoss):
     r"""Base of losses of pairs: a subclass writes `forward(chosen, rejected)`, and `reward` where it isn't $\beta u$.
 
     Logs TRL's `rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins, logps/chosen, logps/rejected`.
@@ -205,15 +219,6 @@ class PairwiseLoss(PreferenceLoss):
     """
 
     num_branches = 2
-
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__()
-        check_option(beta > 0, self, "beta", beta, "above 0")
-        self.beta = beta
-
-    def reward(self, completion: Completion) -> Tensor:
-        r"""The implicit reward that is logged: $\beta u$."""
-        return self.beta * completion.logratios
 
     def check(self, batch: Batch) -> None:
         """The first completion is the chosen one."""

@@ -2,14 +2,13 @@
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from lit_rlhf.functional.masking import masked_mean, masked_sum
+from lit_rlhf.functional.shapes import Mask, Tokens
 from lit_rlhf.options import check_option
 
-Tokens = Float[Tensor, "sequences time"]
-Mask = Bool[Tensor, "sequences time"]
 Scalar = Float[Tensor, ""]
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.functional.masking import masked_mean
 from lit_rlhf.functional.rankings import better_pairs, pair_agreement, plackett_luce_loss
+from lit_rlhf.functional.shapes import ListMask, Lists, Rows
 from lit_rlhf.objectives.columns import (
     Batch,
     branch_mask,
@@ -28,10 +28,6 @@ from lit_rlhf.objectives.columns import (
 )
 from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput
-
-Rows = Float[Tensor, " rows"]
-Lists = Float[Tensor, "rows branches"]
-Mask = Bool[Tensor, "rows branches"]
 
 
 class RewardLoss(ABC):
@@ -82,13 +78,20 @@ class PairScoreLoss(RewardLoss):
         """The formula on the first branch (chosen) and the second (rejected), and metrics."""
         chosen, rejected = pair_of(self, scores, batch)
         columns = columns_of(self, self.__call__, batch)
-        return LossOutput(
-            self(chosen, rejected, **columns),
-            pair_metrics(chosen, rejected, columns.get("p_chosen")),
-        )
+        metrics = pair_metrics(chosen, rejected, columns.get("p_chosen"))
+        return LossOutput(self(chosen, rejected, **columns), metrics)
 
 
-class BradleyTerry(PairScoreLoss):
+class _SmoothedLoss(PairScoreLoss):
+    """Labels that may be flipped."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        valid = 0 <= label_smoothing < 0.5
+        check_option(valid, self, "label_smoothing", label_smoothing, "in [0, 0.5)")
+        self.label_smoothing = float(label_smoothing)
+
+
+class BradleyTerry(_SmoothedLoss):
     r"""$-p\log\sigma(\Delta) - (1-p)\log\sigma(-\Delta)$ with $\Delta = r_w - r_l - m$ (arXiv:2009.01325).
 
     With p = 1 and m = 0 the likelihood of preferences. A `margin` m (Llama 2, arXiv:2307.09288) asks for a difference
@@ -110,13 +113,9 @@ class BradleyTerry(PairScoreLoss):
     """
 
     def __init__(self, label_smoothing: float = 0.0, center_coefficient: float = 0.0) -> None:
-        check_option(
-            0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)"
-        )
-        check_option(
-            center_coefficient >= 0, self, "center_coefficient", center_coefficient, "0 or more"
-        )
-        self.label_smoothing = float(label_smoothing)
+        super().__init__(label_smoothing)
+        valid = center_coefficient >= 0
+        check_option(valid, self, "center_coefficient", center_coefficient, "0 or more")
         self.center_coefficient = float(center_coefficient)
 
     def __call__(
@@ -137,7 +136,7 @@ class BradleyTerry(PairScoreLoss):
         return loss
 
 
-class ScaledBradleyTerry(PairScoreLoss):
+class ScaledBradleyTerry(_SmoothedLoss):
     r"""$-m\log\sigma(r_w - r_l)$ with m the `margin` (B,) of the batch (HelpSteer2-Preference, arXiv:2410.01257).
 
     Strong preferences count m times, there 1 to 3.
@@ -148,12 +147,6 @@ class ScaledBradleyTerry(PairScoreLoss):
     Raises:
         ConfigurationError: An option is out of range.
     """
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        check_option(
-            0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)"
-        )
-        self.label_smoothing = float(label_smoothing)
 
     def __call__(self, chosen: Rows, rejected: Rows, *, margin: Rows) -> Rows:
         """Of scores; `margin`, 0 or more, is the strength of the preference."""
@@ -177,7 +170,7 @@ class RankingLoss(RewardLoss):
     """
 
     @abstractmethod
-    def __call__(self, scores: Lists, targets: Lists, mask: Mask) -> Rows:
+    def __call__(self, scores: Lists, targets: Lists, mask: ListMask) -> Rows:
         """Of scores (B, K), what orders them, and which completions exist."""
 
     def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
@@ -215,16 +208,11 @@ class AllPairs(RankingLoss):
     """
 
     def __init__(self, temperature: float | None = None) -> None:
-        check_option(
-            temperature is None or temperature > 0,
-            self,
-            "temperature",
-            temperature,
-            "above 0, or None",
-        )
+        valid = temperature is None or temperature > 0
+        check_option(valid, self, "temperature", temperature, "above 0, or None")
         self.temperature = temperature
 
-    def __call__(self, scores: Lists, targets: Lists, mask: Mask) -> Rows:
+    def __call__(self, scores: Lists, targets: Lists, mask: ListMask) -> Rows:
         """0 where there is no pair."""
         pairs = better_pairs(targets, mask)  # (B, K, K)
         if self.temperature is not None:
@@ -255,7 +243,7 @@ class PlackettLuce(RankingLoss):
         check_option(top is None or top >= 1, self, "top", top, "1 or more, or None")
         self.top = top
 
-    def __call__(self, scores: Lists, targets: Lists, mask: Mask) -> Rows:
+    def __call__(self, scores: Lists, targets: Lists, mask: ListMask) -> Rows:
         """0 with fewer than two completions; ties share their denominator."""
         return plackett_luce_loss(scores, targets, mask, self.top)
 
@@ -266,7 +254,7 @@ class PlackettLuce(RankingLoss):
 class Regression(RewardLoss):
     r"""Mean over completions of $(r - y)^2$, y their rating (HelpSteer2, arXiv:2406.08673): the conditional mean."""
 
-    def __call__(self, scores: Lists, targets: Lists, mask: Mask) -> Rows:
+    def __call__(self, scores: Lists, targets: Lists, mask: ListMask) -> Rows:
         """Of scores, ratings in units of reward, and which completions were rated; 0 where none was."""
         errors = torch.where(mask, scores - targets, 0.0)
         return masked_mean(errors.square(), mask, dim=-1)
@@ -312,20 +300,14 @@ class RewardLossSum(RewardLoss):
         check_option(plain, self, "losses", losses, "of one head and whole completions")
         self.losses = losses
         self.weights: Sequence[float] = [1.0] * len(losses) if weights is None else weights
-        check_option(
-            len(self.weights) == len(losses),
-            self,
-            "weights",
-            weights,
-            f"as many as losses ({len(losses)})",
-        )
+        each = len(self.weights) == len(losses)
+        check_option(each, self, "weights", weights, f"as many as losses ({len(losses)})")
 
     def of_batch(self, scores: Tensor, batch: Batch) -> LossOutput:
         """The weighted sum, and all metrics."""
         outputs = [loss.of_batch(scores, batch) for loss in self.losses]
-        total = torch.stack(
-            [weight * out.loss for weight, out in zip(self.weights, outputs, strict=True)]
-        ).sum(0)
+        pairs = zip(self.weights, outputs, strict=True)
+        total = torch.stack([weight * out.loss for weight, out in pairs]).sum(0)
         metrics: dict[str, Tensor] = {}
         for output in outputs:
             metrics = {**output.metrics, **metrics}

@@ -8,15 +8,12 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lit_rlhf.functional.policy_losses import approx_kl, sequence_ratio, token_ratio
+from lit_rlhf.functional.shapes import Mask, Tokens
 from lit_rlhf.options import check_option
 from lit_rlhf.types import LossOutput
-
-Tokens = Float[Tensor, "sequences time"]
-Mask = Bool[Tensor, "sequences time"]
 
 
 class Surrogate(ABC):
@@ -39,7 +36,26 @@ class Surrogate(ABC):
         """
 
 
-class ClippedSurrogate(Surrogate):
+class _Clipped(Surrogate):
+    """Ratios within a range around 1."""
+
+    def __init__(self, low: float, high: float) -> None:
+        check_option(0 < low <= 1, self, "low", low, "in (0, 1]: ratios are clipped at 1 - low")
+        check_option(high > 0, self, "high", high, "above 0: ratios are clipped at 1 + high")
+        self.low = float(low)
+        self.high = float(high)
+
+    def clip(self, ratio: Tokens, advantages: Tokens) -> tuple[Tokens, dict[str, Tensor]]:
+        r"""$-\min(\rho A, \mathrm{clip}(\rho)A)$, and where the clip leaves no gradient."""
+        low, high = 1 - self.low, 1 + self.high
+        loss = -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+        below = ((ratio < low) & (advantages < 0)).to(ratio.dtype)
+        above = ((ratio > high) & (advantages > 0)).to(ratio.dtype)
+        metrics = {"clip_ratio/low_mean": below, "clip_ratio/high_mean": above}
+        return loss, {"policy/clipfrac_avg": below + above, **metrics}
+
+
+class ClippedSurrogate(_Clipped):
     r"""PPO's $-\min(\rho_t A_t, \mathrm{clip}(\rho_t, 1-\epsilon_{low}, 1+\epsilon_{high})A_t)$ (arXiv:1707.06347).
 
     Args:
@@ -53,11 +69,8 @@ class ClippedSurrogate(Surrogate):
     """
 
     def __init__(self, low: float = 0.2, high: float = 0.2, dual: float | None = None) -> None:
-        check_option(0 < low <= 1, self, "low", low, "in (0, 1]: ratios are clipped at 1 - low")
-        check_option(high > 0, self, "high", high, "above 0: ratios are clipped at 1 + high")
+        super().__init__(low, high)
         check_option(dual is None or dual > 1, self, "dual", dual, "above 1, or None")
-        self.low = float(low)
-        self.high = float(high)
         self.dual = None if dual is None else float(dual)
 
     def __call__(
@@ -65,13 +78,13 @@ class ClippedSurrogate(Surrogate):
     ) -> LossOutput:
         """With the ratio of each token."""
         ratio = token_ratio(logprobs, old_logprobs, mask)
-        loss, clipping = _clip(ratio, advantages, self.low, self.high)
+        loss, clipping = self.clip(ratio, advantages)
         if self.dual is not None:
             loss = torch.where(advantages < 0, loss.minimum(-self.dual * advantages), loss)
         return LossOutput(loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
 
 
-class SequenceClipped(Surrogate):
+class SequenceClipped(_Clipped):
     r"""GSPO: the same clip on the geometric-mean ratio $s=(\prod_t\rho_t)^{1/n}$ of a sequence (arXiv:2507.18071).
 
     Meant for `SequenceMean`, with which the gradient is that of s.
@@ -85,17 +98,14 @@ class SequenceClipped(Surrogate):
     """
 
     def __init__(self, low: float = 3e-4, high: float = 4e-4) -> None:
-        check_option(0 < low <= 1, self, "low", low, "in (0, 1]: ratios are clipped at 1 - low")
-        check_option(high > 0, self, "high", high, "above 0: ratios are clipped at 1 + high")
-        self.low = float(low)
-        self.high = float(high)
+        super().__init__(low, high)
 
     def __call__(
         self, logprobs: Tokens, old_logprobs: Tokens, advantages: Tokens, mask: Mask
     ) -> LossOutput:
         """With the ratio of each sequence, in its token form."""
         ratio = sequence_ratio(logprobs, old_logprobs, mask)
-        loss, clipping = _clip(ratio, advantages, self.low, self.high)
+        loss, clipping = self.clip(ratio, advantages)
         return LossOutput(loss, drift_metrics(ratio, logprobs, old_logprobs, mask) | clipping)
 
 
@@ -113,13 +123,8 @@ class WeightClipped(Surrogate):
     """
 
     def __init__(self, low: float | None = None, high: float = 4.0) -> None:
-        check_option(
-            low is None or 0 < low <= 1,
-            self,
-            "low",
-            low,
-            "in (0, 1], or None: weights are at least 1 - low",
-        )
+        allowed = "in (0, 1], or None: weights are at least 1 - low"
+        check_option(low is None or 0 < low <= 1, self, "low", low, allowed)
         check_option(high > 0, self, "high", high, "above 0: weights are at most 1 + high")
         self.low = None if low is None else float(low)
         self.high = float(high)
@@ -153,26 +158,8 @@ def drift_metrics(
     ratio: Tokens, logprobs: Tokens, old_logprobs: Tokens, mask: Mask
 ) -> dict[str, Tensor]:
     """How far the policy has moved since it sampled, (N, T) each: what `target_kl` looks at, and the ratio."""
-    return {
-        "policy/approxkl_avg": approx_kl(logprobs.detach(), old_logprobs, mask),
-        "val/ratio": ratio.detach(),
-    }
-
-
-def _clip(
-    ratio: Tokens, advantages: Tokens, low: float, high: float
-) -> tuple[Tokens, dict[str, Tensor]]:
-    r"""$-\min(\rho A, \mathrm{clip}(\rho)A)$, and where the clip leaves no gradient."""
-    clipped = ratio.clamp(1 - low, 1 + high)
-    loss = -torch.minimum(ratio * advantages, clipped * advantages)
-    below = ((ratio < 1 - low) & (advantages < 0)).to(ratio.dtype)
-    above = ((ratio > 1 + high) & (advantages > 0)).to(ratio.dtype)
-    metrics = {
-        "policy/clipfrac_avg": below + above,
-        "clip_ratio/low_mean": below,
-        "clip_ratio/high_mean": above,
-    }
-    return loss, metrics
+    drift = approx_kl(logprobs.detach(), old_logprobs, mask)
+    return {"policy/approxkl_avg": drift, "val/ratio": ratio.detach()}
 
 
 class ImportanceCorrection(ABC):

@@ -60,9 +60,7 @@ class Reward(nn.Module, ABC):
 
     def members(self) -> list["Reward"]:
         """The rewards that this one is made of."""
-        lists = (
-            child if isinstance(child, nn.ModuleList) else [child] for child in self.children()
-        )
+        lists = [each if isinstance(each, nn.ModuleList) else [each] for each in self.children()]
         return [module for listed in lists for module in listed if isinstance(module, Reward)]
 
 
@@ -89,9 +87,8 @@ def scores_of(reward: Reward, completions: Completions) -> Scores:
                 f"({count},), one number for each completion, in their order."
             )
     device = completions.tokens.device
-    total, *parts = (
-        value.detach().to(device, torch.float32) for value in (found.total, *found.parts.values())
-    )
+    numbers = found.total, *found.parts.values()
+    total, *parts = (value.detach().to(device, torch.float32) for value in numbers)
     failed = None if found.failed is None else found.failed.to(device).bool()
     return Scores(total, dict(zip(found.parts, parts, strict=True)), failed)
 
@@ -137,9 +134,3 @@ def as_scores(
     total = completions.tokens.new_tensor(filled, dtype=torch.float32)
     failed = completions.tokens.new_tensor([value is None for value in values], dtype=torch.bool)
     return Scores(total, failed=failed if skip else None)
-
-
-def failed_of(found: Sequence[Scores]) -> Tensor | None:
-    """(N,) bool: what any of several rewards couldn't score; None where none says so."""
-    failed = [scores.failed for scores in found if scores.failed is not None]
-    return torch.stack(failed).any(0) if failed else None

@@ -1,14 +1,20 @@
 """Rewards made of rewards."""
 
+import math
 from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 
+from lit_rlhf.distributed import sum_over_ranks, weighted_mean
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.functional.masking import Moments, merge_moments
+from lit_rlhf.functional.rewards import no_moments
 from lit_rlhf.options import check_option
-from lit_rlhf.rewards.base import Reward, failed_of, scores_of
+from lit_rlhf.rewards.base import Reward, scores_of
 from lit_rlhf.types import Completions, Scores
+
+_LEAST_STD = 1e-8
 
 
 class WeightedSum(Reward):
@@ -150,12 +156,167 @@ class MonitoredReward(Reward):
         return Scores(found[0].total, parts_of(self.names, found), found[0].failed)
 
 
+class ConstrainedReward(Reward):
+    r"""$(r - \lambda c)/(1 + \lambda)$, with $\lambda$ such that the mean cost comes down to a limit.
+
+    With it a policy module maximises $E[r] - \beta KL$ subject to $E[c] \le$ limit; in `PPOPolicyModule` it is
+    PPO-Lagrangian (Safe RLHF, arXiv:2310.12773). At a fixed multiplier the optimum is
+    $\pi_{ref}\exp\frac{r - \lambda c}{(1 + \lambda)\beta}/Z$.
+
+    Dual ascent, as in the paper: after each training batch that is scored, by its mean cost over all processes,
+    $\log\lambda \leftarrow \log\lambda + \text{rate}\cdot\lambda\,(\bar c - \text{limit})$. Scores seen in eval mode,
+    as in validation, move nothing. The multiplier is a buffer, so a resumed run goes on with it. `parts`
+    holds reward and cost, each with its parts, and the "multiplier" that was used.
+
+    The paper has a critic each for reward and cost; here one learns the value of the combination, which moves with the
+    multiplier, so a high rate outruns it.
+
+    Args:
+        reward: What is maximised.
+        cost: What is held down; higher is worse. Any reward, such as a `ModelReward` trained to score harm.
+        limit: Mean cost that is allowed, in units of cost; the paper's models have 0 between safe and unsafe.
+        multiplier: $\lambda$ to begin with, above 0. Large values begin with the cost, small ones with the reward.
+        rate: Step size of the ascent, 0 or more, in 1/cost; 0 keeps the multiplier.
+        max_multiplier: The multiplier is held to this and its inverse, so that it neither runs away nor sticks at 0; no
+            less than `multiplier`.
+
+    Raises:
+        ConfigurationError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        cost: Reward,
+        limit: float = 0.0,
+        multiplier: float = 1.0,
+        rate: float = 0.1,
+        max_multiplier: float = 20.0,
+    ) -> None:
+        super().__init__()
+        most = max_multiplier
+        check_option(1 <= most < math.inf, self, "max_multiplier", most, "1 or more, and finite")
+        within = 1 / most <= multiplier <= most
+        between = f"from 1/max_multiplier to max_multiplier={most}"
+        check_option(within, self, "multiplier", multiplier, between)
+        allowed = "0 (a fixed multiplier) or more: below, it would favour cost"
+        check_option(rate >= 0, self, "rate", rate, allowed)
+        self.reward = reward
+        self.cost = cost
+        self.limit = limit
+        self.multiplier: Tensor
+        self.register_buffer("multiplier", torch.tensor(multiplier, dtype=torch.float64))
+        self.rate = rate
+        self.max_multiplier = max_multiplier
+
+    def score(self, completions: Completions) -> Scores:
+        """(N,) float32."""
+        (reward, cost), parts, failed = score_members(self, ["reward", "cost"], completions)
+        multiplier = float(self.multiplier)
+        scores = (reward - multiplier * cost) / (1 + multiplier)
+        parts["multiplier"] = cost.new_full(cost.shape, multiplier)
+        known = cost if failed is None else cost[~failed]
+        mean_cost = float(weighted_mean(known)) if self.training else math.nan
+        if math.isfinite(mean_cost):  # else the module will name the completion
+            bound = math.log(self.max_multiplier)
+            moved = math.log(multiplier) + self.rate * multiplier * (mean_cost - self.limit)
+            self.multiplier.fill_(math.exp(min(max(moved, -bound), bound)))
+        return Scores(scores, parts, failed)
+
+
+class NormalizedReward(Reward):
+    r"""$\mathrm{clip}((r - \mu) / \sigma, -c, c)$ of another reward.
+
+    It stands before the KL penalty: the policy module subtracts $\beta\,KL$ from what is returned here, so this
+    rescales the reward alone, and $\beta$ is in units of the normalised reward. To divide by $\sigma$ is therefore the
+    same as to multiply $\beta$ by it; a running $\sigma$ moves that trade-off during training, a fixed one doesn't. The
+    penalty for a missing EOS comes after it too.
+
+    Mean and deviation are fixed where they are given. Otherwise they are those of all scores seen so far, of all
+    processes (Welford's sums in float64): a batch is counted first and then normalised. Scores seen in eval mode, as in
+    validation, are normalised but not counted. They are a buffer, which checkpoints hold.
+
+    Args:
+        reward: The reward to normalise.
+        mean: $\mu$, fixed; give it together with `std`.
+        std: $\sigma > 0$, fixed.
+        center: Subtract $\mu$. Off, only the scale changes, and a reward keeps its sign.
+        clip: $c > 0$, in standard deviations; None clips nothing.
+
+    Raises:
+        ConfigurationError: Only one of mean and std, or a value out of its range.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        mean: float | None = None,
+        std: float | None = None,
+        center: bool = True,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ConfigurationError(
+                f"NormalizedReward has mean={mean} and std={std}: give both (fixed) or neither (running statistics)."
+            )
+        check_option(std is None or std > 0, self, "std", std, "above 0")
+        allowed = "above 0, or null for no clipping"
+        check_option(clip is None or clip > 0, self, "clip", clip, allowed)
+        self.reward = reward
+        self.fixed = (mean, std) if mean is not None and std is not None else None
+        self.center = center
+        self.clip = clip
+        if self.fixed is None:
+            self.counted: Tensor  # number, mean and sum of squared deviations of the scores seen
+            moments = torch.stack(no_moments(torch.zeros((), dtype=torch.float64)))
+            self.register_buffer("counted", moments)
+
+    def score(self, completions: Completions) -> Scores:
+        """(N,) float32; the parts hold the score before normalisation as "raw"."""
+        found = scores_of(self.reward, completions)
+        raw = found.total
+        if self.fixed is None and self.training:
+            self._count(raw[~found.left_out])
+        mean, std = self.moments()
+        scores = (raw - mean) / std if self.center else raw / std
+        if self.clip is not None:
+            scores = scores.clamp(-self.clip, self.clip)
+        return Scores(scores, {"raw": raw, **found.parts}, found.failed)
+
+    @property
+    def seen(self) -> Moments:
+        """Of the scores counted so far."""
+        return Moments(*self.counted)
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation in use; 0 and 1 before anything was counted, and 1 while all are alike."""
+        if self.fixed is not None:
+            return self.fixed
+        std = float((self.seen.m2 / self.seen.n.clamp_min(1)).sqrt())
+        return float(self.seen.mean), std if std > _LEAST_STD else 1.0
+
+    def _count(self, scores: Tensor) -> None:
+        scores = scores.detach().double()
+        sums = torch.stack([scores.new_tensor(float(len(scores))), scores.sum()])
+        count, total = sum_over_ranks(sums).tolist()
+        if count == 0:
+            return
+        mean = total / count
+        squares = float(sum_over_ranks((scores - mean).square().sum()))
+        new = self.counted.new_tensor([count, mean, squares])
+        merged = merge_moments(Moments(*torch.stack([self.counted, new], -1)))
+        self.counted.copy_(torch.stack(merged))
+
+
 def score_members(
     reward: Reward, names: list[str], completions: Completions
 ) -> tuple[list[Tensor], dict[str, Tensor], Tensor | None]:
     """The score (N,) of every member, all of them with their parts by name, and what any of them couldn't score."""
     found = [scores_of(member, completions) for member in reward.members()]
-    return [scores.total for scores in found], parts_of(names, found), failed_of(found)
+    known = [scores.failed for scores in found if scores.failed is not None]
+    failed = torch.stack(known).any(0) if known else None
+    return [scores.total for scores in found], parts_of(names, found), failed
 
 
 def parts_of(names: list[str], found: list[Scores]) -> dict[str, Tensor]:

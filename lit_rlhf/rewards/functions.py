@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tenacity import retry, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, stop_after_attempt, wait_random_exponential
 from torch import nn
 
 from lit_rlhf.errors import ConfigurationError, DataError
@@ -95,11 +95,6 @@ class FunctionReward(Reward):
         return as_scores(numbers, completions, skip=self.on_failure == "skip")
 
     def _call(self, arguments: dict[str, Any]) -> Any:
-        @retry(
-            stop=stop_after_attempt(self.retries + 1),
-            wait=wait_random_exponential(1, 60),
-            reraise=True,
-        )
         def call() -> Any:
             found = self.function(**arguments)
             if not inspect.iscoroutine(found):
@@ -107,13 +102,11 @@ class FunctionReward(Reward):
             with ThreadPoolExecutor(1) as pool:  # in this thread a loop may run, as in notebooks
                 return pool.submit(asyncio.run, found).result()
 
-        return call()
+        stop, wait = stop_after_attempt(self.retries + 1), wait_random_exponential(1, 60)
+        return Retrying(stop=stop, wait=wait, reraise=True)(call)
 
     def _arguments(self, completions: Completions) -> dict[str, Any]:
-        given: dict[str, Any] = {
-            "prompts": completions.prompts,
-            "responses": completions.responses,
-        }
+        given: dict[str, Any] = {"prompts": completions.prompts, "responses": completions.responses}
         if any(p.name == "completions" for p in self.wants):
             given |= _trl_arguments(completions)
         known: dict[str, Any] = {**completions.columns, **given}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -76,10 +77,8 @@ class JudgeReward(Reward):
         cases = zip(prompts, completions.responses, strict=True)
         found = self.judge.assess([{"prompt": prompt, "response": text} for prompt, text in cases])
         values = [None if each is None else each.value for each in found]
-        parts = {
-            name: [None if each is None else each.criteria.get(name) for each in found]
-            for name in self.judge.criteria
-        }
+        criteria = [{} if each is None else each.criteria for each in found]
+        parts = {name: [own.get(name) for own in criteria] for name in self.judge.criteria}
         return self._scores(values, parts, completions)
 
     def _scores(
@@ -105,10 +104,8 @@ class JudgeReward(Reward):
                 "num_samples to 2 or more, or take a judge that scores single answers (template: score)."
             )
         responses = completions.responses
-        starts = range(0, len(responses), samples)
-        every = [
-            (s + a, s + b) for s in starts for a in range(samples) for b in range(a + 1, samples)
-        ]
+        groups = [range(s, s + samples) for s in range(0, len(responses), samples)]
+        every = [pair for group in groups for pair in combinations(group, 2)]
         asked = [(i, j) for i, j in every if responses[i] != responses[j]]
         found = judge.compare([(prompts[i], responses[i], responses[j]) for i, j in asked])
         opinions = dict(zip(asked, found, strict=True))

@@ -22,11 +22,8 @@ from lit_rlhf.types import Completions, Scores
 _PAUSE = 30.0
 _UNSAID = {
     "model": "its reward",
-    "vocabulary": None,
-    "context": None,
     "chat_template": False,
-    "score_mean": None,
-    "score_std": None,
+    **dict.fromkeys(("vocabulary", "context", "score_mean", "score_std")),
 }
 """What a server need not say of itself: of one that knows no tokens texts are asked."""
 
@@ -115,16 +112,9 @@ class HTTPReward(Reward):
         whole = is_whole(prompts_per_request, 1)
         check_option(whole, self, "prompts_per_request", prompts_per_request, "1 or more")
         check_option(is_whole(cache, 0), self, "cache", cache, "0 or more")
-        self.endpoints = [
-            Endpoint(
-                url,
-                api_key_env=api_key_env,
-                concurrency=concurrency,
-                timeout=timeout,
-                retries=retries if len(self.urls) == 1 else min(retries, 1),
-            )
-            for url in self.urls
-        ]
+        each = partial(Endpoint, api_key_env=api_key_env, concurrency=concurrency, timeout=timeout)
+        retries = retries if len(self.urls) == 1 else min(retries, 1)
+        self.endpoints = [each(url, retries=retries) for url in self.urls]
         self.prompts_per_request, self.cache = prompts_per_request, cache
         self.normalize, self.conversation_column = normalize, conversation_column
         self.on_failure = on_failure
@@ -169,9 +159,8 @@ class HTTPReward(Reward):
         self._health = next(iter(found.values()))
         self._policy = backbone.tokenizer
         self._sends_ids = vocabulary_hash(backbone.tokenizer) == self._health["vocabulary"]
-        if not (
-            self._sends_ids or self.conversation_column is None or self._health["chat_template"]
-        ):
+        sends_messages = not self._sends_ids and self.conversation_column is not None
+        if sends_messages and not self._health["chat_template"]:
             raise ConfigurationError(
                 f"HTTPReward.conversation_column={self.conversation_column!r} is to be rendered with the chat template "
                 f"of {self._health['model']!r}, which has none."
@@ -223,13 +212,9 @@ class HTTPReward(Reward):
 
         def ask(numbered: tuple[int, list[str]]) -> list[list[float]]:
             number, part = numbered
-            call = partial(
-                _RewardServer.score,
-                items=[missing[key] for key in part],
-                weights=self._health["weights"],
-            )
+            items, weights = [missing[key] for key in part], self._health["weights"]
             try:
-                return servers.ask(number, call, ServiceError)
+                return servers.ask(number, lambda s: s.score(items, weights), ServiceError)
             except ServiceError as error:
                 if self.on_failure == "raise":
                     raise

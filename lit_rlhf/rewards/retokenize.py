@@ -157,9 +157,8 @@ class Retokenizer:
         prompts, tails = [], []
         for i, text in enumerate(texts):
             own = slice(i * samples, (i + 1) * samples)
-            prompt, found = self.reader.read(
-                text, completions.responses[own], finished[own], rendered=column is not None
-            )
+            answers, rendered = completions.responses[own], column is not None
+            prompt, found = self.reader.read(text, answers, finished[own], rendered=rendered)
             prompts.append(prompt)
             tails += found
         return token_rows(prompts, tails, completions.tokens.device)
@@ -206,11 +205,8 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    pad, meant = (
-        tokenizer.pad_token,
-        (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token),
-    )
-    own_pad = None if pad in meant else pad
+    meant = tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token
+    own_pad = None if tokenizer.pad_token in meant else tokenizer.pad_token
     vocabulary = {k: v for k, v in tokenizer.get_vocab().items() if k != own_pad}
     parts = [vocabulary, tokenizer.eos_token, _rules(tokenizer)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

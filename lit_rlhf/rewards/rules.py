@@ -24,9 +24,7 @@ class TextReward(Reward):
 
     def score(self, completions: Completions) -> Scores:
         """(N,) float32."""
-        return as_scores(
-            [self.of_text(response) for response in completions.responses], completions
-        )
+        return as_scores([self.of_text(each) for each in completions.responses], completions)
 
     @abstractmethod
     def of_text(self, response: str) -> float:

@@ -18,8 +18,8 @@ from lit_rlhf.extras import importing_extra
 from lit_rlhf.listening import is_loopback, listen, local_names, same_secret
 from lit_rlhf.models import Backbone
 from lit_rlhf.models.fingerprint import weights_fingerprint
+from lit_rlhf.rewards.model import context_length, score_rows
 from lit_rlhf.rewards.retokenize import TextReader, token_rows, vocabulary_hash
-from lit_rlhf.rewards.scoring import context_length, score_rows
 
 with importing_extra("serve", "Serving a reward model"):
     from fastapi import FastAPI, HTTPException, Request, Response

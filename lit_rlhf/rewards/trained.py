@@ -15,6 +15,8 @@ from lit_rlhf.errors import CheckpointError
 from lit_rlhf.models import Backbone, load_checkpoint_backbone, load_reward_model, read_checkpoint
 from lit_rlhf.models.adapters import ADAPTER_WEIGHTS, read_adapter
 from lit_rlhf.models.cards import read_record, recorded_prompts
+from lit_rlhf.models.checkpoints import spec_fields
+from lit_rlhf.models.export import place_of
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.rewards.retokenize import same_ids
 from lit_rlhf.tokenizers import load_tokenizer
@@ -59,11 +61,8 @@ class TrainedReward:
         """
         if path.endswith(".ckpt") or Path(path).is_file():
             checkpoint = read_checkpoint(path)
-            found = [
-                key.removeprefix(_HEADS).removesuffix(".weight")
-                for key in checkpoint["state_dict"]
-                if key.startswith(_HEADS)
-            ]
+            own = [key for key in checkpoint["state_dict"] if key.startswith(_HEADS)]
+            found = [key.removeprefix(_HEADS).removesuffix(".weight") for key in own]
             members = [name for name in found if name.startswith("member_")] if ensemble else []
             one = "reward" in found
             made = "reward_parts" in checkpoint["lit_rlhf"]["state"]  # of several heads
@@ -76,7 +75,7 @@ class TrainedReward:
                 )
             adapted = any(key.endswith(_ADAPTER_KEY) for key in checkpoint["state_dict"])
             is_adapter = adapted and one  # an adapter of peft's has one head
-            named = base or _spec(checkpoint, path).get("name")
+            named = base or spec_fields(checkpoint, path).get("name")
             return cls(path, named, checkpoint, is_adapter, heads)
         config = Path(path) / "adapter_config.json"
         if not config.is_file():
@@ -93,18 +92,16 @@ class TrainedReward:
             return "it is a whole model, not an adapter"
         if not policy.has_lora:
             return "the policy trains its base in full (backbone.lora is not set)"
-        spec = None if self.checkpoint is None else _spec(self.checkpoint, self.path)
+        spec = None if self.checkpoint is None else spec_fields(self.checkpoint, self.path)
         ours, theirs = policy.spec.name, self.base
         if ours is None and theirs is None:
             initial = [(vars(policy.spec)[name], (spec or {}).get(name)) for name in _INITIAL]
             same = all(mine == other for mine, other in initial)
         else:
-            same = None not in (ours, theirs) and _place(str(ours)) == _place(str(theirs))
+            same = None not in (ours, theirs) and place_of(ours) == place_of(theirs)
         if not same:
-            random = "a random initialisation"
-            return (
-                f"it was trained on {theirs or random}, and the policy's base is {ours or random}"
-            )
+            ours, theirs = (name or "a random initialisation" for name in (ours, theirs))
+            return f"it was trained on {theirs}, and the policy's base is {ours}"
         where = self.path if spec is None else str(spec.get("tokenizer") or self.base)
         if not same_ids(policy.tokenizer, load_tokenizer(where)):
             return "its tokenizer isn't the policy's"
@@ -154,33 +151,18 @@ class TrainedReward:
     def _write_adapter(self, checkpoint: Mapping[str, Any], directory: Path) -> None:
         # In peft's layout, which is what backbones read; no second base is loaded for it.
         state: dict[str, Tensor] = checkpoint["state_dict"]
+        mine = [key for key in state if key.startswith(_PREFIX) and ".reward.weight" in key]
         tensors = {
-            "base_model.model."
-            + key.removeprefix(_PREFIX).replace(".reward.weight", ".weight"): value.contiguous()
-            for key, value in state.items()
-            if key.startswith(_PREFIX) and ".reward.weight" in key
+            key.removeprefix(_PREFIX).replace(".reward.weight", ".weight"): state[key]
+            for key in mine
         }
-        tensors["base_model.model.score.weight"] = (
-            state["backbone.heads.reward.weight"].reshape(1, -1).contiguous()
-        )
+        tensors["score.weight"] = state["backbone.heads.reward.weight"].reshape(1, -1)
+        tensors = {f"base_model.model.{key}": x.contiguous() for key, x in tensors.items()}
         save_file(tensors, directory / ADAPTER_WEIGHTS)
-        spec = _spec(checkpoint, self.path)
+        spec = spec_fields(checkpoint, self.path)
         if spec.get("adapter"):
             config, _ = read_adapter(str(spec["adapter"]))
         else:
             lora = spec["lora"]
             config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], use_rslora=lora["rslora"])
         config.save_pretrained(str(directory))
-
-
-def _spec(checkpoint: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    spec = checkpoint.get("hyper_parameters", {}).get("backbone")
-    if not isinstance(spec, Mapping):
-        raise CheckpointError(
-            f"The checkpoint {path!r} doesn't say what its backbone was (hyper_parameters.backbone)."
-        )
-    return spec
-
-
-def _place(name: str) -> str:
-    return str(Path(name).resolve()) if Path(name).is_dir() else name

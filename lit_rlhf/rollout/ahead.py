@@ -89,9 +89,8 @@ class Ahead(RolloutEngine):
                 with failing_together():
                     generation = drawn.completions.result()
             except ServiceError as error:
-                _log.warning(
-                    "What was to be sampled ahead is sampled now, by these weights. %s", error
-                )
+                said = "What was to be sampled ahead is sampled now, by these weights. %s"
+                _log.warning(said, error)
             else:
                 device = request.prompts.ids.device
                 moved: Generation = change_tensors(lambda x: x.to(device), generation)
@@ -143,11 +142,7 @@ class Ahead(RolloutEngine):
 
 def _plain(request: RolloutRequest) -> dict[str, Any]:
     """A request as checkpoints can hold it and others be compared with it; without values, which are had here alone."""
-    prompts, sampling = vars(request.prompts), asdict(request.sampling)
-    plain = {
-        **vars(request),
-        **{f"prompt_{name}": tensor for name, tensor in prompts.items()},
-        "sampling": sampling,
-    }
-    del plain["prompts"], plain["values"]
+    plain = {name: x for name, x in vars(request).items() if name not in ("prompts", "values")}
+    plain |= {f"prompt_{name}": tensor for name, tensor in vars(request.prompts).items()}
+    plain["sampling"] = asdict(request.sampling)
     return {name: x.cpu() if isinstance(x, Tensor) else x for name, x in plain.items()}

@@ -9,8 +9,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.numerics import cumulative_sum
 from lit_rlhf.models import Backbone, evaluating, gathered
-from lit_rlhf.rollout.base import RolloutRequest, Sampling, end_tokens
-from lit_rlhf.rollout.local import LocalEngine
+from lit_rlhf.rollout.base import LocalEngine, RolloutRequest, Sampling, end_tokens
 from lit_rlhf.rollout.sampling import draw_tokens
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
@@ -89,8 +88,7 @@ class _Draw(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.width
         banned = self.ends if step < self.sampling.min_new_tokens else None
-        tokens, logprobs = draw_tokens(
-            scores.float().clone(), uniforms(self.seeds, step), self.sampling, banned
-        )
+        drawn = uniforms(self.seeds, step)
+        tokens, logprobs = draw_tokens(scores.float().clone(), drawn, self.sampling, banned)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)

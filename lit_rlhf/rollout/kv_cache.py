@@ -40,13 +40,10 @@ class KeyValues(NamedTuple):
         Raises:
             ConfigurationError: The model keeps something else there than keys and values of each row's positions.
         """
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if (
-            isinstance(keys, Tensor)
-            and isinstance(values, Tensor)
-            and keys.dim() == 4
-            and keys.shape[0] == rows
-        ):
+        keys: Any = getattr(layer, "keys", None)
+        values: Any = getattr(layer, "values", None)
+        whole = isinstance(keys, Tensor) and keys.dim() == 4 and keys.shape[0] == rows
+        if whole and isinstance(values, Tensor):
             return cls(keys, values)
         raise ConfigurationError(
             f"The model caches {type(layer).__name__}, not keys and values of every position, which is what "
@@ -56,17 +53,14 @@ class KeyValues(NamedTuple):
     @classmethod
     def join(cls, parts: Sequence["KeyValues"]) -> "KeyValues":
         """Rows of several."""
-        return (
-            parts[0]
-            if len(parts) == 1
-            else cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-        )
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
     def roomier(self, room: int) -> "KeyValues":
         """The same with room for more positions behind."""
-        return KeyValues(
-            *(torch.cat([x, x.new_zeros(*x.shape[:2], room, x.shape[3])], dim=2) for x in self)
-        )
+        rooms = [x.new_zeros(*x.shape[:2], room, x.shape[3]) for x in self]
+        return KeyValues(*(torch.cat(parts, dim=2) for parts in zip(self, rooms, strict=True)))
 
     def select(self, rows: Tensor) -> "KeyValues":
         """Some of the rows."""
@@ -123,9 +117,8 @@ class DecodeLayer(CacheLayerMixin):
         self.own = prompts
         if num_samples > 1:
             self.shared = prompts
-            self.own = KeyValues(
-                *(x[:, :, :0].repeat_interleave(num_samples, dim=0) for x in prompts)
-            )
+            none = [x[:, :, :0].repeat_interleave(num_samples, dim=0) for x in prompts]
+            self.own = KeyValues(*none)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the layer is made from a prefill."""
@@ -173,13 +166,12 @@ class DecodeLayer(CacheLayerMixin):
             if bias is not None:
                 own[..., : bias.shape[-1]] += bias
             return (own.softmax(-1).to(query.dtype) @ values).reshape(rows, heads, -1)
-        prompt = _scores(
-            _by_prompt(query, len(self.shared.keys), grid), self.shared.keys, scale, cap
-        )
+        keys = self.shared.keys
+        prompt = _scores(_by_prompt(query, len(keys), grid), keys, scale, cap)
         prompt = prompt if bias is None else prompt + bias
         width = prompt.shape[-1]
         probs = torch.cat([_by_row(prompt, query, grid), own], dim=-1).softmax(-1).to(query.dtype)
-        shared = _by_prompt(probs[..., :width], len(self.shared.keys), grid) @ self.shared.values
+        shared = _by_prompt(probs[..., :width], len(keys), grid) @ self.shared.values
         return (_by_row(shared, query, grid) + probs[..., width:] @ values).reshape(rows, heads, -1)
 
     def select(self, rows: Tensor, prompts: Tensor) -> None:
@@ -222,9 +214,8 @@ class DecodeCache(Cache):
         """Changes when keys and values have moved to other memory."""
         super().__init__(layers=list(self.own_layers))
         self.lengths = lengths
-        self.prompt_of_row = torch.arange(len(lengths), device=lengths.device).repeat_interleave(
-            num_samples
-        )
+        prompts_of = torch.arange(len(lengths), device=lengths.device)
+        self.prompt_of_row = prompts_of.repeat_interleave(num_samples)
         self.width = int(lengths.max())
         self._arrange()
 
@@ -256,9 +247,8 @@ class DecodeCache(Cache):
         Args:
             rows: (m,) ascending indices of current rows.
         """
-        prompts, self.prompt_of_row = self.prompt_of_row[rows].unique_consecutive(
-            return_inverse=True
-        )
+        staying = self.prompt_of_row[rows]
+        prompts, self.prompt_of_row = staying.unique_consecutive(return_inverse=True)
         self.lengths = self.lengths[prompts]
         self.layout += 1
         for layer in self.own_layers:
@@ -274,19 +264,15 @@ class DecodeCache(Cache):
         padding = steps >= self.lengths[:, None]
         self.bias: Tensor | None = None
         if bool(padding.any()):
-            self.bias = torch.zeros_like(padding, dtype=torch.float32).masked_fill_(
-                padding, -torch.inf
-            )[:, None, None]
+            bias = torch.zeros_like(padding, dtype=torch.float32)
+            self.bias = bias.masked_fill_(padding, -torch.inf)[:, None, None]
         self.grid = _grid(self.prompt_of_row, len(self.lengths))
 
 
 def configs_of(decoder: nn.Module) -> list[PreTrainedConfig]:
     """The configs that the attention layers of a decoder look their function up in."""
-    return list(
-        {
-            id(config): config for config in map(_config, decoder.modules()) if config is not None
-        }.values()
-    )
+    found = [getattr(module, "config", None) for module in decoder.modules()]
+    return list({id(c): c for c in found if isinstance(c, PreTrainedConfig)}.values())
 
 
 @contextmanager
@@ -302,11 +288,6 @@ def attending(configs: Sequence[PreTrainedConfig], cache: DecodeCache) -> Iterat
         for config, name in zip(configs, before, strict=True):
             set_attention(config, name)
         _current.reset(token)
-
-
-def _config(module: nn.Module) -> PreTrainedConfig | None:
-    config = getattr(module, "config", None)
-    return config if isinstance(config, PreTrainedConfig) else None
 
 
 def _attention(
@@ -348,9 +329,8 @@ def _by_prompt(x: Tensor, prompts: int, grid: Grid | None) -> Tensor:
     """(rows, heads, g, d) -> (prompts, heads, samples * g, d)."""
     x = x if grid is None else x[grid.fill]
     _, heads, group, dim = x.shape
-    return (
-        x.reshape(prompts, -1, heads, group, dim).transpose(1, 2).reshape(prompts, heads, -1, dim)
-    )
+    x = x.reshape(prompts, -1, heads, group, dim).transpose(1, 2)
+    return x.reshape(prompts, heads, -1, dim)
 
 
 def _by_row(x: Tensor, like: Tensor, grid: Grid | None) -> Tensor:

@@ -9,13 +9,7 @@ from torch import Tensor
 
 from lit_rlhf.models import Backbone, evaluating, gathered
 from lit_rlhf.rollout.base import RolloutRequest, end_tokens
-from lit_rlhf.rollout.native import (
-    Decoder,
-    GeneratedRows,
-    NativeEngine,
-    check_decodable,
-    decode,
-)
+from lit_rlhf.rollout.native import Decoder, GeneratedRows, NativeEngine, check_decodable, decode
 from lit_rlhf.rollout.steps import choose_step, packs
 from lit_rlhf.types import Generation
 

@@ -11,12 +11,10 @@ from lit_rlhf.internals.transformers import cache_argument, takes_attention_func
 from lit_rlhf.models import Backbone, evaluating, gathered, in_step
 from lit_rlhf.models.branched import MASKABLE_LAYERS, window_of
 from lit_rlhf.options import check_option
-from lit_rlhf.rollout.base import RolloutRequest, Sampling, end_tokens
+from lit_rlhf.rollout.base import LocalEngine, RolloutRequest, Sampling, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues
-from lit_rlhf.rollout.local import LocalEngine
-from lit_rlhf.rollout.recorded import DecodeStep
 from lit_rlhf.rollout.sampling import draw_tokens
-from lit_rlhf.rollout.steps import EAGER, choose_step, pace_of, packs
+from lit_rlhf.rollout.steps import EAGER, DecodeStep, choose_step, pace_of, packs
 from lit_rlhf.seeding import uniforms
 from lit_rlhf.types import Generation
 
@@ -94,9 +92,8 @@ class NativeEngine(LocalEngine):
         if self.max_batch_size is None or len(lengths) * num_samples <= self.max_batch_size:
             yield torch.arange(len(lengths), device=lengths.device), samples
             return
-        for prompts in lengths.argsort(stable=True).split(
-            max(self.max_batch_size // num_samples, 1)
-        ):
+        together = max(self.max_batch_size // num_samples, 1)
+        for prompts in lengths.argsort(stable=True).split(together):
             for part in samples.split(self.max_batch_size):
                 yield prompts, part
 
@@ -149,11 +146,10 @@ class GeneratedRows:
                 "or float32."
             )
         width = max(int(self.lengths.max()), 1) if len(self.lengths) else 1
-        tokens, mask, logprobs = (
-            x[:, :width].contiguous() for x in (self.tokens, mask, self.logprobs)
-        )
+        own, mask = (x[:, :width].contiguous() for x in (self.tokens, mask))
+        logprobs = self.logprobs[:, :width].contiguous()
         values = None if self.values is None else self.values[:, :width].contiguous()
-        return Generation(tokens, mask, self.finished, logprobs, values)
+        return Generation(own, mask, self.finished, logprobs, values)
 
 
 class Decoder:
@@ -262,10 +258,10 @@ def check_decodable(backbone: Backbone, longest: int) -> None:
         )
     kinds = set(getattr(config, "layer_types", None) or []) - MASKABLE_LAYERS
     if kinds or getattr(config, "num_kv_shared_layers", None):
-        what = (
-            f"layers of the kind {sorted(kinds)}" if kinds else "layers that share keys and values"
+        what = f"of the kind {sorted(kinds)}" if kinds else "that share keys and values"
+        raise ConfigurationError(
+            f"{name} has layers {what}, which NativeEngine can't decode. {way_out}"
         )
-        raise ConfigurationError(f"{name} has {what}, which NativeEngine can't decode. {way_out}")
     window = window_of(config)
     if window is not None and longest > window:
         raise ConfigurationError(

@@ -88,11 +88,9 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     """
     size = weights.shape[-1]
     whole = size - size % _BLOCK
-    sums = (
-        weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)
-        if whole
-        else weights.new_zeros(len(weights), 0)
-    )
+    sums = weights.new_zeros(len(weights), 0)
+    if whole:
+        sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1)
     if whole < size:
         sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
     sums = sums.double()
@@ -108,9 +106,8 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     # Where rounding puts the target at or past the end, the last index that has any weight; of NaNs, the last index.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).clamp_max(
-        cumulative.shape[-1] - 1
-    )
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    last = last.clamp_max(cumulative.shape[-1] - 1)
     return torch.searchsorted(cumulative, target, right=True).minimum(last)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
@@ -72,9 +73,8 @@ def custom_cases(make_module: Callable[[], RLHFModule]) -> list[Case]:
     module = make_module()
     name = type(module).__name__
     if isinstance(module, PreferenceModule):
-        return [
-            _preference_case(f"{name} ({type(module.objective).__name__})", module, make_module)
-        ]
+        name = f"{name} ({type(module.objective).__name__})"
+        return [_preference_case(name, module, make_module)]
     if isinstance(module, PolicyModule):
         return _policy_cases(name, make_module)
     raise ConfigurationError(
@@ -97,16 +97,9 @@ def _preference_case(
     def fresh_loss() -> o.PreferenceLoss:
         return cast("PreferenceModule", make_module()).objective
 
-    return PreferenceCase(
-        name,
-        text,
-        world,
-        fresh_loss,
-        _population(world, module.objective),
-        best,
-        training="follow",
-        make_module=around,
-    )
+    population = _population(world, module.objective)
+    case = partial(PreferenceCase, training="follow", make_module=around)
+    return case(name, text, world, fresh_loss, population, best)
 
 
 def _policy_cases(name: str, make_module: Callable[[], RLHFModule]) -> list[Case]:
@@ -212,11 +205,9 @@ def _population(world: TabularWorld, loss: o.PreferenceLoss) -> data.Population:
     if isinstance(loss, o.SoftLabelDPO):
         return data.soft_pairs(world)
     if isinstance(loss, o.PointwiseLoss):
-        return (
-            data.scalar_scores(world)
-            if "score" in loss.columns
-            else data.binary_labels(world, world.rewards.sigmoid())
-        )
+        if "score" in loss.columns:
+            return data.scalar_scores(world)
+        return data.binary_labels(world, world.rewards.sigmoid())
     if isinstance(loss, o.ListwiseLoss):
         return data.scored_pairs(world)
     return data.rated_pairs(world)

@@ -61,6 +61,7 @@ def group_methods() -> dict[str, GroupMethod]:
     """By name."""
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
     summed = partial(GroupPolicyModule, reduction=o.SequenceSum(), **options)
+    dapo = partial(DAPOPolicyModule, overlong_penalty=0.0, **options)
     flat, per_token = "ref exp(E[A|y]/beta)", "tokens' pulls balance, A and k3 over n"
     return {
         "RLOO": GroupMethod(
@@ -74,12 +75,7 @@ def group_methods() -> dict[str, GroupMethod]:
         "GRPO": GroupMethod(per_token, partial(GRPOPolicyModule, **options), per_token_optimum),
         "GSPO": GroupMethod(per_token, partial(GSPOPolicyModule, **options), per_token_optimum),
         "CISPO": GroupMethod(flat, partial(CISPOPolicyModule, **options), ranked_optimum, [(2, 3)]),
-        "DAPO": GroupMethod(
-            flat,
-            partial(DAPOPolicyModule, overlong_penalty=0.0, **options),
-            ranked_optimum,
-            [(2, 3)],
-        ),
+        "DAPO": GroupMethod(flat, dapo, ranked_optimum, [(2, 3)]),
     }
 
 
@@ -142,11 +138,8 @@ def _token_logprobs(world: TabularWorld) -> Tensor:
     """(Y, T) of the reference: what each token does to the probability of what is to come; 0 behind the end."""
     result = torch.zeros(len(world.completions), world.depth, dtype=world.reference.dtype)
     for y, tokens in enumerate(world.completions):
-        begun = [
-            world.reference[
-                [k for k, other in enumerate(world.completions) if other[:t] == tokens[:t]]
-            ].sum()
-            for t in range(len(tokens) + 1)
-        ]
+        starts = [tokens[:t] for t in range(len(tokens) + 1)]
+        inside = [[y[: len(start)] == start for y in world.completions] for start in starts]
+        begun = [world.reference[own].sum() for own in inside]
         result[y, : len(tokens)] = (torch.stack(begun[1:]) / torch.stack(begun[:-1])).log()
     return result

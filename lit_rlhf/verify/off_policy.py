@@ -64,9 +64,8 @@ class OffPolicyCase(Case):
     def of(cls, base: PolicyCase) -> Self:
         """Of a module and its world; nothing is trained to the optimum here."""
         name, _, rest = base.method.partition(" (")
-        method = (
-            f"{name} ({rest.removesuffix(')')}, off-policy)" if rest else f"{name} (off-policy)"
-        )
+        about = f"{rest.removesuffix(')')}, off-policy" if rest else "off-policy"
+        method = f"{name} ({about})"
         return cls(method, TEXT, base.world, base.optimum, base=base)
 
     def module(self) -> PolicyModule:
@@ -110,11 +109,10 @@ class OffPolicyCase(Case):
         rollout = EstimatedRollout.of(rollout)
         table, temperature, rows = self.table(module), module.sampling.temperature, []
         ppo = module if isinstance(module, PPOPolicyModule) else None
-        advantages, returns = (
-            _gae_by_token(ppo, cast("PPORollout", rollout))
-            if ppo
-            else (rollout.advantages.tolist(), [])
-        )
+        advantages: list[list[float]] = rollout.advantages.tolist()
+        returns: list[list[float]] = []
+        if ppo:
+            advantages, returns = _gae_by_token(ppo, cast("PPORollout", rollout))
         for n, mask in enumerate(rollout.response_mask):
             tokens = tuple(rollout.completions.tokens[n][mask].tolist())
             states = [self.world.state(tokens[:t]) for t in range(len(tokens))]
@@ -163,9 +161,8 @@ def weight_of(surrogate: o.Surrogate, moved: Sequence[float], t: int, advantage:
 
 def has_known_weights(surrogate: o.Surrogate) -> bool:
     """Whether `weight_of` knows what the surrogate claims."""
-    return isinstance(
-        surrogate, o.ClippedSurrogate | o.SequenceClipped | o.WeightClipped | o.Reinforce
-    )
+    known = o.ClippedSurrogate, o.SequenceClipped, o.WeightClipped, o.Reinforce
+    return isinstance(surrogate, known)
 
 
 def _value_error(options: ValueLoss, value: Tensor, before: float, wanted: float) -> Tensor:
@@ -173,10 +170,8 @@ def _value_error(options: ValueLoss, value: Tensor, before: float, wanted: float
     if options.clip is None:
         return error / 2
     far = value.item() - before
-    held = before + (
-        value - before if abs(far) <= options.clip else options.clip * (far / abs(far))
-    )
-    clipped = (held - wanted) ** 2
+    moved = value - before if abs(far) <= options.clip else options.clip * (far / abs(far))
+    clipped = (before + moved - wanted) ** 2
     return torch.as_tensor(clipped if bool(clipped > error) else error) / 2
 
 
@@ -195,12 +190,9 @@ def _gae_by_token(
         if not rollout.completions.finished[n]:
             rewards[last] -= module.missing_eos_penalty
         errors = [rewards[t] + gae.gamma * values[t + 1] - values[t] for t in range(last + 1)]
-        advantages.append(
-            [
-                sum((gae.gamma * gae.lam) ** (s - t) * errors[s] for s in range(t, last + 1))
-                for t in range(last + 1)
-            ]
-        )
+        fade = gae.gamma * gae.lam
+        ends = range(last + 1)
+        advantages.append([sum(fade ** (s - t) * errors[s] for s in ends[t:]) for t in ends])
         returns.append([a + v for a, v in zip(advantages[-1], values, strict=False)])
     if gae.whiten:
         every = torch.tensor([a for row in advantages for a in row], dtype=torch.float64)
@@ -314,22 +306,11 @@ def off_policy_cases() -> list[Case]:
     warm = {"sampling": Sampling(max_new_tokens=2, temperature=0.7)}
     grouped["RLOO (temperature)"], more = RLOOPolicyModule, {"RLOO (temperature)": warm}
     world = tree()
-    bases = [
-        *(
-            PolicyCase(name, TEXT, world, make, optimum(world), group=1)
-            for name, make in single.items()
-        ),
-        *(
-            PolicyCase(
-                name,
-                TEXT,
-                world,
-                partial(make, num_samples=2, **(options | more.get(name, {}))),
-                optimum(world),
-            )
-            for name, make in grouped.items()
-        ),
-    ]
+    best = optimum(world)
+    bases = [PolicyCase(name, TEXT, world, make, best, group=1) for name, make in single.items()]
+    for name, kind in grouped.items():
+        make = partial(kind, num_samples=2, **(options | more.get(name, {})))
+        bases.append(PolicyCase(name, TEXT, world, make, best))
     return [*map(OffPolicyCase.of, bases), *_optimum_cases(options)]
 
 
@@ -337,9 +318,8 @@ def _optimum_cases(options: dict[str, Any]) -> list[Case]:
     deep, flat = tree(), bandit(3)
     ppo = partial(PPOPolicyModule, **options)
     rloo = partial(RLOOPolicyModule, num_samples=2, **options)
-    unclipped = partial(
-        rloo, surrogate=o.ClippedSurrogate(low=1.0, high=1e9), kl_loss=o.UnbiasedK3()
-    )
+    wide = o.ClippedSurrogate(low=1.0, high=1e9)
+    unclipped = partial(rloo, surrogate=wide, kl_loss=o.UnbiasedK3())
 
     def corrected(cap: float) -> MakeModule:
         correction = o.TruncatedImportance(cap)
@@ -347,35 +327,17 @@ def _optimum_cases(options: dict[str, Any]) -> list[Case]:
 
     cut = deep.rewards - _PENALTY * (~deep.finished).double()
     penalized = targets.tilted(deep.reference, cut / BETA)
-    ends = partial(PolicyCase, training="either")
+    refused = partial(rloo, missing_eos_penalty=_PENALTY)
+    best, best_flat, text = optimum(deep), optimum(flat), "ref exp((r - penalty [cut])/beta)"
+    ends, behind = partial(PolicyCase, training="either"), partial(CorrectedCase, behind=False)
+    late, again = (partial(kind, training="descend") for kind in (CorrectedCase, ReuseCase))
+    critic = partial(ReuseCriticCase, group=1, training="descend")
+    of_reference = "RLOO (all of the reference, corrected)"
     return [
-        EarlierCase("RLOO (k3, all of the reference)", PI_STAR, flat, unclipped, optimum(flat)),
-        ends(
-            "RLOO (cut completions)",
-            "ref exp((r - penalty [cut])/beta)",
-            deep,
-            partial(rloo, missing_eos_penalty=_PENALTY),
-            penalized,
-        ),
-        CorrectedCase(
-            "RLOO (one step off)", PI_STAR, deep, corrected(2.0), optimum(deep), training="descend"
-        ),
-        CorrectedCase(
-            "RLOO (all of the reference, corrected)",
-            PI_STAR,
-            flat,
-            corrected(1e9),
-            optimum(flat),
-            behind=False,
-        ),
-        ReuseCase("RLOO (four updates)", PI_STAR, deep, rloo, optimum(deep), training="descend"),
-        ReuseCriticCase(
-            "PPO (four updates, lam=0.95)",
-            PI_STAR,
-            deep,
-            ppo,
-            optimum(deep),
-            group=1,
-            training="descend",
-        ),
+        EarlierCase("RLOO (k3, all of the reference)", PI_STAR, flat, unclipped, best_flat),
+        ends("RLOO (cut completions)", text, deep, refused, penalized),
+        late("RLOO (one step off)", PI_STAR, deep, corrected(2.0), best),
+        behind(of_reference, PI_STAR, flat, corrected(1e9), best_flat),
+        again("RLOO (four updates)", PI_STAR, deep, rloo, best),
+        critic("PPO (four updates, lam=0.95)", PI_STAR, deep, ppo, best),
     ]

@@ -28,13 +28,7 @@ from lit_rlhf.modules import (
 )
 from lit_rlhf.rewards import NoReward, Reward
 from lit_rlhf.rollout import Sampling
-from lit_rlhf.types import (
-    EvaluatedRollout,
-    Generation,
-    Prompts,
-    ScoredRollout,
-    Scores,
-)
+from lit_rlhf.types import EvaluatedRollout, Generation, Prompts, ScoredRollout, Scores
 from lit_rlhf.verify import targets
 from lit_rlhf.verify.runner import BETA, PI_STAR, Case, Training, optimum
 from lit_rlhf.verify.tabular import PROMPT_TOKEN, TabularWorld, bandit, tree

@@ -83,11 +83,8 @@ def binary_labels(world: TabularWorld, p_desirable: Tensor, mu: Tensor | None = 
     everything = list(range(len(world.completions)))
     rows = [[y] for y in everything] * 2
     labels = torch.tensor([True] * len(everything) + [False] * len(everything))
-    return {
-        **world.batch(rows),
-        "label": labels,
-        "weight": torch.cat([mu * p_desirable, mu * (1 - p_desirable)]),
-    }
+    weight = torch.cat([mu * p_desirable, mu * (1 - p_desirable)])
+    return {**world.batch(rows), "label": labels, "weight": weight}
 
 
 def undesirable(world: TabularWorld, completions: Sequence[int]) -> Population:
@@ -100,30 +97,19 @@ def undesirable(world: TabularWorld, completions: Sequence[int]) -> Population:
 def scalar_scores(world: TabularWorld, mu: Tensor | None = None) -> Population:
     """Completions drawn from mu with their rewards as `score`."""
     rows = [[y] for y in range(len(world.completions))]
-    return {
-        **world.batch(rows),
-        "score": world.rewards,
-        "weight": skewed(world) if mu is None else mu,
-    }
+    mu = skewed(world) if mu is None else mu
+    return {**world.batch(rows), "score": world.rewards, "weight": mu}
 
 
 def rankings(world: TabularWorld, size: int) -> Population:
     """All lists of `size` completions ranked by Plackett-Luce raters; the score falls with the rank."""
     rows = list(permutations(range(len(world.completions)), size))
     strength = world.rewards.exp()
-    probabilities = []
-    for row in rows:
-        picked = strength[list(row)]
-        left = picked.flip(0).cumsum(0).flip(0)
-        probabilities.append((picked / left).prod())
-    weight = torch.stack(probabilities)
+    picked = strength[torch.tensor(rows)]  # (rows, size)
+    weight = (picked / picked.flip(1).cumsum(1).flip(1)).prod(1)
+    weight = weight / weight.sum()
     score = torch.arange(size, 0, -1, dtype=torch.float64).expand(len(rows), -1)
-    return {
-        **world.batch(rows),
-        "score": score,
-        "branch_mask": score > 0,
-        "weight": weight / weight.sum(),
-    }
+    return {**world.batch(rows), "score": score, "branch_mask": score > 0, "weight": weight}
 
 
 def scored_pairs(
@@ -139,10 +125,5 @@ def scored_list(world: TabularWorld) -> Population:
     """One list of all completions with their rewards as scores."""
     score = world.rewards[None]
     mask = torch.ones_like(score, dtype=torch.bool)
-    everything = range(len(world.completions))
-    return {
-        **world.batch([everything]),
-        "score": score,
-        "branch_mask": mask,
-        "weight": torch.ones(1).double(),
-    }
+    rows = world.batch([range(len(world.completions))])
+    return {**rows, "score": score, "branch_mask": mask, "weight": torch.ones(1).double()}

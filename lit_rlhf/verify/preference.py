@@ -123,6 +123,7 @@ def exact_cases() -> list[PreferenceCase]:
     level, alone = optimum(flat), rows_on(few, data.rated_pairs(few), by_row=True)
     rated, star, of_few = data.scalar_scores(world), optimum(world), optimum(few)
     lists, two = data.scored_list(world), data.scored_pairs(world)
+    ranked = rows_on(flat, data.rankings(flat, 3))
     return [
         smooth("DPO", PI_STAR, star, o.DPO, BETA),
         smooth("ReverseKLDPO", PI_STAR, star, o.ReverseKLDPO, BETA),
@@ -132,9 +133,7 @@ def exact_cases() -> list[PreferenceCase]:
         rows_on(flat, data.rated_pairs(flat))("TDPO1 (bandit)", PI_STAR, level, o.TDPO1, BETA),
         alone("AOT (batches of one)", PI_STAR, of_few, o.AOT, BETA),
         alone("UnpairedAOT (batches of one)", PI_STAR, of_few, o.UnpairedAOT, BETA),
-        rows_on(flat, data.rankings(flat, 3))(
-            "PlackettLuceDPO", PI_STAR, level, o.PlackettLuceDPO, BETA
-        ),
+        ranked("PlackettLuceDPO", PI_STAR, level, o.PlackettLuceDPO, BETA),
         rows_on(world, data.soft_pairs(world))("SoftLabelDPO", PI_STAR, star, o.SoftLabelDPO, BETA),
         rows_on(world, flipped)("RobustDPO", PI_STAR, star, o.RobustDPO, BETA, 0.15),
         rows_on(world, rated, training="follow")("DROV", PI_STAR, star, o.DROV, BETA),
@@ -158,6 +157,7 @@ def tilted_cases() -> list[PreferenceCase]:
     alone = rows_on(world, {**world.batch([[y] for y in range(len(shown))]), "weight": shown})
     step = tilted(ref, (shown / ref).log() / _SPIN)
     ranked = tilted_per_token(uniform, n, world.rewards / _GAP)
+    apart = rows_on(world, data.scored_pairs(world, _GAP))
     return [
         row("IPO", "ref exp(P(y>mu)/tau)", tilted(ref, wins), o.IPO, BETA),
         row("SquaredGPO", "ref exp(2P(y>mu)/beta)", tilted(ref, 2 * wins), o.SquaredGPO, BETA),
@@ -170,9 +170,7 @@ def tilted_cases() -> list[PreferenceCase]:
         # Of a policy that isn't in the reference's place.
         against("SPIN", "pi_t (p_data/pi_t)^(1/lambda)", step, o.SPIN, _SPIN),
         alone("NLL", "p_data", shown, o.NLL, length_normalize=False),
-        rows_on(world, data.scored_pairs(world, _GAP))(
-            "PRO (pairs, no SFT)", "exp(n(r/gap + c))", ranked, o.PRO, 0.0
-        ),
+        apart("PRO (pairs, no SFT)", "exp(n(r/gap + c))", ranked, o.PRO, 0.0),
     ]
 
 
@@ -180,20 +178,18 @@ def divergence_cases() -> list[PreferenceCase]:
     """f-DPO on the tree, and a loss whose margins are those of a spanning tree of its completions."""
     world = tree()
     ref, r = world.reference, world.rewards
-    forward, shannon = targets.forward_kl_optimum, targets.jensen_shannon_optimum
+    forward = targets.forward_kl_optimum(ref, r, BETA)
+    shannon = targets.jensen_shannon_optimum(ref, r, BETA)
     alpha = targets.alpha_divergence_optimum(ref, r, BETA, _ALPHA)
     spanning = targets.desensitized_tree(ref, r, BETA, _ALPHA)
     row = rows_on(world, data.rated_pairs(world))
     edges = rows_on(world, data.rated_pairs(world, edges=targets.DESENSITIZED_EDGES))
     equations, loss = "equations of a spanning tree", o.LengthDesensitizedDPO
+    power = "ref (1 - a s)^(-1/a)"
     return [
-        row("ForwardKLDPO", "beta ref/(L - r)", forward(ref, r, BETA), o.ForwardKLDPO, BETA),
-        row(
-            "JensenShannonDPO", "ref e^s/(2 - e^s)", shannon(ref, r, BETA), o.JensenShannonDPO, BETA
-        ),
-        row(
-            "AlphaDivergenceDPO", "ref (1 - a s)^(-1/a)", alpha, o.AlphaDivergenceDPO, BETA, _ALPHA
-        ),
+        row("ForwardKLDPO", "beta ref/(L - r)", forward, o.ForwardKLDPO, BETA),
+        row("JensenShannonDPO", "ref e^s/(2 - e^s)", shannon, o.JensenShannonDPO, BETA),
+        row("AlphaDivergenceDPO", power, alpha, o.AlphaDivergenceDPO, BETA, _ALPHA),
         edges("LengthDesensitizedDPO", equations, spanning, loss, BETA, _ALPHA),
     ]
 
@@ -205,10 +201,8 @@ def margin_cases() -> list[PreferenceCase]:
     p = torch.stack([data.preference_probabilities(world)[i, j] for i, j in edges])
     pairs = data.rated_pairs(world, edges=edges)
     row, slow = rows_on(world, pairs), rows_on(world, pairs, training="descend", rate=0.05)
-    far, near = (
-        targets.descent_margin(partial(by_hand.discopop_slope, temperature=tau), p) / BETA
-        for tau in (0.5, 0.05)
-    )
+    slopes = [partial(by_hand.discopop_slope, temperature=tau) for tau in (0.5, 0.05)]
+    far, near = (targets.descent_margin(slope, p) / BETA for slope in slopes)
     smoothed, wide = targets.smoothed_margin(p, _SMOOTHING), targets.target_margin(p, _GAMMA)
     reverse = targets.reverse_smoothed_margin(p, _SMOOTHING)
     smooth, sharp = from_margins(ref, smoothed / BETA), from_margins(ref, reverse / BETA)
@@ -264,9 +258,8 @@ def corner_cases() -> list[PreferenceCase]:
 def _root(condition: Callable[..., Tensor], **options: float) -> Tensor:
     world = bandit(2)
     p = data.preference_probabilities(world)[0, 1]
-    return targets.two_completions(
-        lambda x: condition(TwoCompletions(x, world.reference, p), **options)
-    )
+    at = partial(TwoCompletions, reference=world.reference, p=p)
+    return targets.two_completions(lambda x: condition(at(x), **options))
 
 
 def anchored_cases() -> list[PreferenceCase]:
@@ -320,14 +313,8 @@ def degenerate_cases() -> list[PreferenceCase]:
     world, text = bandit(2), "greedy (no finite optimum)"
     best = targets.greedy(world.rewards)
     labels = data.binary_labels(world, world.rewards.sigmoid())
-    pair, single, unwanted = (
-        rows_on(world, population, training="follow")
-        for population in (
-            data.rated_pairs(world, edges=[(0, 1)]),
-            labels,
-            data.undesirable(world, [1]),
-        )
-    )
+    populations = data.rated_pairs(world, edges=[(0, 1)]), labels, data.undesirable(world, [1])
+    pair, single, unwanted = (rows_on(world, each, training="follow") for each in populations)
     return [
         pair("APOZero", text, best, o.APOZero, BETA),
         pair("APODown", text, best, o.APODown, BETA),

@@ -99,19 +99,16 @@ def reward_cases() -> list[RewardCase]:
     margins = targets.chained(targets.target_margin(p, _MARGIN))
     smooth, soft = targets.chained(targets.smoothed_margin(p, 0.1)), data.soft_pairs(world)
     smoothed, listed = partial(o.BradleyTerry, label_smoothing=0.1), data.scored_list(flat)
-    tempered, member = (
-        partial(o.AllPairs, temperature=0.5),
-        partial(o.HeadEnsemble, bootstrap=False),
-    )
+    tempered = partial(o.AllPairs, temperature=0.5)
+    member = partial(o.HeadEnsemble, bootstrap=False)
     scores, labels = data.scalar_scores(world), data.binary_labels(world, r.sigmoid())
     level, name, text = 2.0 * flat.rewards, "BradleyTerry", "logit((1-e)p + e(1-p))"
+    shift = "SimPO's margins"
     fixed, case = partial(RewardCase, centered=False), RewardCase
     return [
         case(name, "r + c", world, o.BradleyTerry, pairs, r),
         case(f"{name} (soft labels)", "r + c", world, o.BradleyTerry, soft, r),
-        case(
-            f"{name} (constant margin)", "SimPO's margins", flat, o.BradleyTerry, shifted, margins
-        ),
+        case(f"{name} (constant margin)", shift, flat, o.BradleyTerry, shifted, margins),
         case(f"{name} (label smoothing)", text, flat, smoothed, along, smooth),
         case("ScaledBradleyTerry", "r + c", world, o.ScaledBradleyTerry, strong, r),
         case("AllPairs", "r + c", flat, o.AllPairs, ranked, flat.rewards),

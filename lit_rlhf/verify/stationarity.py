@@ -102,9 +102,5 @@ def tdpo2(s: TwoCompletions, beta: float, alpha: float) -> Tensor:
 def discopop_slope(z: Tensor, temperature: float) -> Tensor:
     r"""$\phi'$ of $\phi = (1-m)\log(1+e^{-z}) + m e^{-z}$, $m = \sigma(z/\tau)$, $m' = m(1-m)/\tau$."""
     m = (z / temperature).sigmoid()
-    rise = m * (1 - m) / temperature
-    return (
-        rise * ((-z).exp() - torch.nn.functional.softplus(-z))
-        - (1 - m) * (-z).sigmoid()
-        - m * (-z).exp()
-    )
+    rise = m * (1 - m) / temperature * ((-z).exp() - torch.nn.functional.softplus(-z))
+    return rise - (1 - m) * (-z).sigmoid() - m * (-z).exp()

@@ -43,10 +43,8 @@ def verify(methods: Sequence[str] | None = None) -> list[VerifyRow]:
     Raises:
         ConfigurationError: There is no such method.
     """
-    return [
-        verify_case(case)
-        for case in (all_cases().values() if methods is None else cases_of(methods))
-    ]
+    cases = all_cases().values() if methods is None else cases_of(methods)
+    return [verify_case(case) for case in cases]
 
 
 def cases_of(methods: Sequence[str]) -> list[Case]:

@@ -189,9 +189,7 @@ class TabularWorld:
         """Give a module without a backbone this world's, the reference as its policy."""
         module.backbone = self.backbone()
         module.configure_roles()
-        for name in list(
-            module.backbone.heads
-        ):  # float64 heads, at 0, in the place of the float32 ones
+        for name in list(module.backbone.heads):  # float64, at 0, in the place of the float32 ones
             module.backbone.heads[name] = DoubleHead(module.backbone.hidden_size)
         return module.train()
 

@@ -100,9 +100,8 @@ def target_margin(p: Tensor, gamma: float) -> Tensor:
     """
     bias = 2 * p - 1
     shrink = torch.exp(torch.tensor(-gamma, dtype=p.dtype))
-    return (
-        (bias + (bias.square() + 4 * p * (1 - p) * shrink.square()).sqrt()) / (2 * (1 - p) * shrink)
-    ).log()
+    root = (bias.square() + 4 * p * (1 - p) * shrink.square()).sqrt()
+    return ((bias + root) / (2 * (1 - p) * shrink)).log()
 
 
 def descent_margin(slope: Function, p: Tensor, step: float = 1e-3) -> Tensor:
@@ -169,42 +168,33 @@ def token_optimum(
     """
     steps = sorted({(y[:t], y[t]) for y in completions for t in range(len(y))})
     states = sorted({state for state, _ in steps})
-    member = torch.tensor(
-        [[float(own == state) for state in states] for own, _ in steps], dtype=reference.dtype
-    )
+    member = torch.tensor([[own == state for state in states] for own, _ in steps])
+    member = member.to(reference.dtype)
     depth = max(map(len, completions))
     inside = torch.tensor([[t < len(y) for t in range(depth)] for y in completions])
     which = torch.tensor([steps.index((y[:t], y[t])) for y in completions for t in range(len(y))])
-    through = reference.new_zeros(len(steps)).index_add(
-        0, which, reference[:, None].expand(-1, depth)[inside]
-    )
-    free = torch.tensor(
-        [state == other for (state, _), (other, _) in itertools.pairwise(steps)] + [False]
-    )
+    passing = reference[:, None].expand(-1, depth)[inside]
+    through = reference.new_zeros(len(steps)).index_add(0, which, passing)
+    followed = [state == other for (state, _), (other, _) in itertools.pairwise(steps)]
+    free = torch.tensor([*followed, False])
 
     def log_policy(logits: Tensor) -> Tensor:
         every = torch.zeros_like(through).masked_scatter(free, logits)
         return every - member @ (every.exp() @ member).log()
 
+    def of_tokens(steps_taken: Tensor) -> Tensor:  # (Y, T)
+        return through.new_zeros(inside.shape).masked_scatter(inside, steps_taken[which])
+
     def residual(logits: Tensor) -> Tensor:
         steps_taken = log_policy(logits)
-        tokens = torch.zeros_like(inside, dtype=through.dtype).masked_scatter(
-            inside, steps_taken[which]
-        )
-        pull = torch.zeros_like(through).index_add(0, which, slope(tokens)[inside])
+        pull = torch.zeros_like(through).index_add(0, which, slope(of_tokens(steps_taken))[inside])
         return (pull - steps_taken.exp() * (member @ (pull @ member)))[free]
 
-    last = torch.tensor(
-        [max(k for k, (own, _) in enumerate(steps) if own == state) for state, _ in steps]
-    )
+    ends = {state: k for k, (state, _) in enumerate(steps)}
+    last = torch.tensor([ends[state] for state, _ in steps])
     start = (through / through[last]).log()[free]
     best = log_policy(_follow_and_solve(residual, start, flow))
-    return (
-        torch.zeros_like(inside, dtype=through.dtype)
-        .masked_scatter(inside, best[which])
-        .sum(-1)
-        .exp()
-    )
+    return of_tokens(best).sum(-1).exp()
 
 
 def _follow_and_solve(residual: Function, logits: Tensor, flow: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -70,9 +71,8 @@ class ReMaxCase(PolicyCase):
     def collect(self, module: PolicyModule, groups: list[tuple[int, ...]]) -> EvaluatedRollout:
         """The groups as a rollout with baselines."""
         rollout = super().collect(module, groups)
-        score = self.world.rewards[
-            greedy_completion(self.world, self.world.policy(module.backbone))
-        ]
+        taken = greedy_completion(self.world, self.world.policy(module.backbone))
+        score = self.world.rewards[taken]
         greedy = score.expand(len(rollout.response_mask))
         return replace(rollout, scores=Scores(rollout.scores.total, {GREEDY: greedy}))
 
@@ -96,15 +96,9 @@ class ScoredCase(PolicyCase):
         """The groups as a rollout with the reward's scores."""
         rollout = super().collect(module, groups)
         generation = rollout.completions
-        completions = Completions(
-            prompt_ids=rollout.prompts.ids,
-            prompt_mask=rollout.prompts.mask,
-            tokens=generation.tokens,
-            response_mask=generation.mask,
-            finished=generation.finished,
-            prompts=[""] * len(generation.tokens),
-            responses=[""] * len(generation.tokens),
-        )
+        prompts, texts = rollout.prompts, [""] * len(generation.tokens)
+        drawn = generation.tokens, generation.mask, generation.finished
+        completions = Completions(prompts.ids, prompts.mask, *drawn, texts, texts)
         scores = score_completions(module.reward, completions, 0)
         return replace(rollout, scores=Scores(scores.total.double()))
 
@@ -113,39 +107,20 @@ def variant_cases() -> list[PolicyCase]:
     """On the tree, and on the bandit where the target is one of single tokens."""
     deep, flat, few = tree(), bandit(), bandit(3)
     options: dict[str, Any] = {"kl": o.FixedKL(BETA), "sampling": Sampling(max_new_tokens=2)}
-    remax, rebel = (
-        partial(ReMaxPolicyModule, **options),
-        partial(REBELPolicyModule, eta=_ETA, **options),
-    )
-    ptx = partial(
-        PPOPtxPolicyModule,
-        ptx_coef=_PTX,
-        gae=GAE(lam=1.0, whiten=False),
-        updates=Updates(epochs=1),
-        **options,
-    )
+    remax = partial(ReMaxPolicyModule, **options)
+    rebel = partial(REBELPolicyModule, eta=_ETA, **options)
+    gae, once = GAE(lam=1.0, whiten=False), Updates(epochs=1)
+    ptx = partial(PPOPtxPolicyModule, ptx_coef=_PTX, gae=gae, updates=once, **options)
     step = targets.tilted(deep.reference, _ETA * deep.rewards)
-    kept = ptx_optimum(flat, BETA, _PTX)
+    kept, three = ptx_optimum(flat, BETA, _PTX), partial(rebel, num_samples=3)
+    short = targets.tilted(deep.reference, (deep.rewards - (deep.lengths - 1)) / BETA)
     return [
         ReMaxCase("ReMax", PI_STAR, deep, remax, optimum(deep), group=1),
         ReMaxCase("ReMax (bandit)", PI_STAR, few, remax, optimum(few), group=1, training="descend"),
         PolicyCase("REBEL", PI_STAR, deep, rebel, optimum(deep)),
         PairCase("REBEL (a step)", "ref exp(eta r)", deep, rebel, step, drawn="before"),
-        PolicyCase(
-            "REBEL (three samples)",
-            PI_STAR,
-            few,
-            partial(rebel, num_samples=3),
-            optimum(few),
-            group=3,
-        ),
-        PolicyCase(
-            "DAPO (overlong)",
-            "of r - (n - 1)",
-            deep,
-            _overlong(options),
-            targets.tilted(deep.reference, (deep.rewards - (deep.lengths - 1)) / BETA),
-        ),
+        PolicyCase("REBEL (three samples)", PI_STAR, few, three, optimum(few), group=3),
+        PolicyCase("DAPO (overlong)", "of r - (n - 1)", deep, _overlong(options), short),
         PtxCase("PPO-ptx", "r - beta u + g D/pi = L", flat, ptx, kept, group=1, training="descend"),
         _constrained("ConstrainedReward", deep, options),
         replace(_constrained("ConstrainedReward (bandit)", few, options), training="descend"),
@@ -194,12 +169,10 @@ def greedy_completion(world: TabularWorld, policy: Tensor) -> int:
     """Number of the completion whose every token is the likeliest one."""
     prefix: tuple[int, ...] = ()
     while prefix not in world.completions:
-        following = sorted(
-            {y[: len(prefix) + 1] for y in world.completions if y[: len(prefix)] == prefix}
-        )
-        mass = [
-            float(policy[[y[: len(p)] == p for y in world.completions]].sum()) for p in following
-        ]
+        going_on = [y for y in world.completions if y[: len(prefix)] == prefix]
+        following = sorted({y[: len(prefix) + 1] for y in going_on})
+        inside = [[y[: len(p)] == p for y in world.completions] for p in following]
+        mass = [float(policy[own].sum()) for own in inside]
         prefix = following[mass.index(max(mass))]
     return world.completions.index(prefix)
 
@@ -213,10 +186,8 @@ class BestOfNCase(PolicyCase):
         rollout = super().collect(module, groups)
         picked, rewards = [y for group in groups for y in group], self.world.rewards
         lower, equal = rewards[None] < rewards[:, None], rewards[None] == rewards[:, None]
-        below, at_most = (
-            torch.where(kept, self.world.reference, 0.0).sum(-1)[picked]
-            for kept in (lower, lower | equal)
-        )
+        every, kinds = self.world.reference, (lower, lower | equal)
+        below, at_most = (torch.where(kept, every, 0.0).sum(-1)[picked] for kept in kinds)
         scores = Scores(rollout.scores.total, {BELOW: below, AT_MOST: at_most})
         return replace(rollout, scores=scores)
 
@@ -240,18 +211,12 @@ def best_of_n_cases() -> list[PolicyCase]:
     ]
     make = partial(BestOfNPolicyModule, num_samples=2, sampling=Sampling(max_new_tokens=2))
     text = "the best of n of the reference"
-    return [
-        BestOfNCase(
-            f"BestOfN ({name}, n={n})",
-            text,
-            world,
-            partial(make, n=n),
-            best_of_n(world, n),
-            training=training,
-        )
-        for name, world, training in worlds
-        for n in (2, 3)
-    ]
+    cases: list[PolicyCase] = []
+    for (name, world, training), n in product(worlds, (2, 3)):
+        method, best = f"BestOfN ({name}, n={n})", best_of_n(world, n)
+        made = partial(make, n=n)
+        cases.append(BestOfNCase(method, text, world, made, best, training=training))
+    return cases
 
 
 _BETAS = (0.0, 0.3, 0.5, 1.0)
@@ -299,45 +264,28 @@ def teacher_of(world: TabularWorld) -> Tensor:
 
 def distillation_cases() -> list[PolicyCase]:
     """By divergences of whole distributions, and by the policy gradient that has the same aim."""
-    cases = [
-        PolicyCase(
-            f"Distillation ({where}, beta={beta:g})",
-            "the teacher",
-            world,
-            partial(_distilled, world, beta, 1.0),
-            teacher_of(world),
-            group=1,
-            training="either",  # quasi-Newton steps run astray with some
-        )
-        for where, world in (("tree", tree()), ("bandit", bandit()))
-        for beta in _BETAS
-    ]
+    text, cases = "the teacher", []
+    options: dict[str, Any] = {
+        "group": 1,
+        "training": "either",
+    }  # quasi-Newton steps may run astray
+    for (where, world), beta in product((("tree", tree()), ("bandit", bandit())), _BETAS):
+        name, make = f"Distillation ({where}, beta={beta:g})", partial(_distilled, world, beta, 1.0)
+        cases.append(PolicyCase(name, text, world, make, teacher_of(world), **options))
     deep = tree()
+    given = partial(_distilled, deep, 0.5, _LMBDA)
     held = targets.tilted(teacher_of(deep), deep.rewards / BETA)
 
     def by_gradient(spec: ModelSpec, reward: Reward) -> REINFORCEPolicyModule:
         teacher, kl = TabularTeacher(deep, teacher_of(deep)), o.FixedKL(BETA)
         return REINFORCEPolicyModule(spec, reward, reference=teacher, kl=kl, sampling=_SHORT)
 
+    name, to_teacher = "REINFORCE (held to a teacher)", "teacher exp(r/beta)"
+    both = "Distillation (given answers too)"
     return [
         *cases,
-        GivenCase(
-            "Distillation (given answers too)",
-            "the teacher",
-            deep,
-            partial(_distilled, deep, 0.5, _LMBDA),
-            teacher_of(deep),
-            group=1,
-            training="either",
-        ),
-        PolicyCase(
-            "REINFORCE (held to a teacher)",
-            "teacher exp(r/beta)",
-            deep,
-            by_gradient,
-            held,
-            group=1,
-        ),
+        GivenCase(both, text, deep, given, teacher_of(deep), **options),
+        PolicyCase(name, to_teacher, deep, by_gradient, held, group=1),
     ]
 
 
@@ -345,6 +293,5 @@ def _distilled(
     world: TabularWorld, beta: float, lmbda: float, spec: ModelSpec, reward: Reward
 ) -> DistillationPolicyModule:
     teacher, jsd = TabularTeacher(world, teacher_of(world)), o.GeneralizedJSD(beta)
-    return DistillationPolicyModule(
-        spec, reward, teacher=teacher, divergence=jsd, lmbda=lmbda, sampling=_SHORT
-    )
+    make = partial(DistillationPolicyModule, divergence=jsd, lmbda=lmbda, sampling=_SHORT)
+    return make(spec, reward, teacher=teacher)

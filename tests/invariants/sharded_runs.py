@@ -29,8 +29,8 @@ from lit_rlhf.modules import (
     Updates,
 )
 from lit_rlhf.rewards import Reward
+from lit_rlhf.rewards.model import score_rows
 from lit_rlhf.rewards.retokenize import TokenRows
-from lit_rlhf.rewards.scoring import score_rows
 from lit_rlhf.rollout import Sampling, native
 from lit_rlhf.types import Completions, Scores
 from tests.invariants.forked_runs import do, make_trainer

@@ -10,7 +10,7 @@ Each gives what transformers' or peft's own layers give, up to rounding; tests c
 
 from transformers import PreTrainedModel
 
-from lit_rlhf.models.kernels.attention import use_grouped_attention
+from lit_rlhf.models.kernels.attention import NAME
 from lit_rlhf.models.kernels.norms import adopt_norm
 
 
@@ -21,5 +21,5 @@ def use_kernels(model: PreTrainedModel, attention: str) -> None:
     """
     for module in model.modules():
         adopt_norm(module)
-    if attention == "sdpa":
-        use_grouped_attention(model)
+    if attention == "sdpa":  # models with attention code of their own keep it
+        model.set_attn_implementation(NAME)

@@ -32,7 +32,6 @@ from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     PretrainedConfig,
-    PreTrainedModel,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -87,11 +86,6 @@ def computes_apart(config: PretrainedConfig) -> bool:
     return attention_of(config) == NAME
 
 
-def use_grouped_attention(model: PreTrainedModel) -> None:
-    """Switch a model from transformers' SDPA to the function here; models with attention code of their own keep it."""
-    model.set_attn_implementation(NAME)
-
-
 def grouped_attention(
     module: nn.Module,
     query: Tensor,
@@ -130,12 +124,9 @@ def grouped_attention(
         softcap=softcap,
         **kwargs,
     )
-    parts = _parts.get()
-    if (
-        parts is not None
-        and query.shape[0] * query.shape[2] == parts.positions
-        and query.shape[2] == key.shape[2]
-    ):
+    parts, length = _parts.get(), query.shape[2]
+    whole = parts is not None and query.shape[0] * length == parts.positions
+    if parts is not None and whole and length == key.shape[2]:
         if isinstance(parts, BranchParts):
             return _attend_apart(attend, query, key, value, parts), None
         if is_half(query, key, value) and softcap is None and not dropout:
@@ -179,12 +170,8 @@ def _attend(
     **kwargs: Any,
 ) -> Tensor:
     length = query.shape[2]
-    causal = (
-        mask is None
-        and length > 1
-        and (is_causal is None or is_causal)
-        and getattr(module, "is_causal", True)
-    )
+    causal = getattr(module, "is_causal", True) and (is_causal is None or is_causal)
+    causal = causal and mask is None and length > 1
     if softcap is not None:
         return _capped(query, key, value, mask, causal, scaling, softcap)
     special = kwargs.get("position_bias") is not None or kwargs.get("cache") is not None
@@ -232,9 +219,8 @@ def _capped(
     if causal:
         mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
     if mask is not None:
-        scores = (
-            scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        )
+        boolean = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -torch.inf) if boolean else scores + mask
     weights = scores.softmax(-1).to(value.dtype).view(batch, groups, -1, keys)
     return (weights @ value).view(batch, heads, length, -1).transpose(1, 2).contiguous()
 
@@ -290,10 +276,8 @@ def is_half(*tensors: Tensor) -> bool:
 @torch.enable_grad()
 def largest_gap(device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Of a small example's output and gradients: the largest difference from plain attention, by the norm."""
-    ids = torch.tensor(
-        [[0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0, 1, 1, -1, -1, -1]],
-        device="cpu",
-    )
+    rows = [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0, 1, 1, -1, -1, -1]
+    ids = torch.tensor(rows, device="cpu")
     random = torch.Generator().manual_seed(0)  # of the CPU, whatever the default device is
     query, key, value, grad = (
         torch.randn(*ids.shape, heads, width, generator=random, device="cpu").to(device, dtype)

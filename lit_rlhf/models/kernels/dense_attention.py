@@ -131,10 +131,8 @@ class _DenseAttention(torch.autograd.Function):
         several = len({part.queries.start for part in ctx.parts}) > 1  # see the same keys
         total = torch.float32 if several else key.dtype
         grad_query = query.new_empty(query.shape)
-        grad_key, grad_value = (
-            key.new_zeros(key.shape, dtype=total),
-            value.new_zeros(value.shape, dtype=total),
-        )
+        grad_key = key.new_zeros(key.shape, dtype=total)
+        grad_value = value.new_zeros(value.shape, dtype=total)
         for part, probs in zip(ctx.parts, kept, strict=True):
             rows, upstream = part.rows(query, groups), part.rows(grad, groups)
             part.seen(grad_value).add_(torch.bmm(probs.transpose(1, 2), upstream))
@@ -155,10 +153,8 @@ def _parts(query: Tensor, keys: int, causal: bool) -> list[_Part]:
         end = min(start + step, queries)
         seen = end if causal else keys
         size = max(_SCORES // max(heads * (end - start) * seen, 1), 1)
-        found += [
-            _Part(slice(at, at + size), slice(start, end), slice(0, seen))
-            for at in range(0, batch, size)
-        ]
+        own, keys_seen = slice(start, end), slice(0, seen)
+        found += [_Part(slice(at, at + size), own, keys_seen) for at in range(0, batch, size)]
     return found
 
 

@@ -96,9 +96,8 @@ class _PackedLayer:
         attention, mlp = layer.self_attn, layer.mlp
         norms = [layer.input_layernorm, layer.post_attention_layernorm]
         norms += [attention.q_norm, attention.k_norm] if hasattr(attention, "q_norm") else []
-        self.attention_norm, self.mlp_norm, *self.head_norms = (
-            norms if lasts else copy.deepcopy(norms)
-        )
+        norms = norms if lasts else copy.deepcopy(norms)
+        self.attention_norm, self.mlp_norm, *self.head_norms = norms
         query, key, value, out, gate, up, down = _projections(layer)
         self.query_key_value, self.out, self.gate_up, self.down = (
             _PackedLinear(layers, dtype, lasts=lasts)
@@ -116,9 +115,8 @@ class _PackedLayer:
         turning = heads[:, : queries + keys]
         if self.head_norms:
             norm_query, norm_key = self.head_norms
-            turning = torch.cat(
-                [norm_query(turning[:, :queries]), norm_key(turning[:, queries:])], dim=1
-            )
+            of_query, of_key = norm_query(turning[:, :queries]), norm_key(turning[:, queries:])
+            turning = torch.cat([of_query, of_key], dim=1)
         cos, signed_sin = turn  # rotary positions, bit for bit as transformers computes them
         turning = turning * cos + turning.roll(self.dim // 2, -1) * signed_sin
         cache.own_layers[index].update(turning[:, queries:, None], heads[:, -values:, None])
@@ -143,17 +141,11 @@ class _PackedLinear:
         rows = [(part.weight, part.bias) for part in parts] + [(down, None) for down in downs]
         bias = None
         if any(part.bias is not None for part in parts):
-            bias = torch.cat(
-                [
-                    weight.new_zeros(len(weight)) if given is None else given
-                    for weight, given in rows
-                ]
-            )
-        self.product = laid_out_linear(
-            rows[0][0] if len(rows) == 1 and lasts else torch.cat([weight for weight, _ in rows]),
-            bias,
-            _ROWS,
-        )
+            biases = [w.new_zeros(len(w)) if given is None else given for w, given in rows]
+            bias = torch.cat(biases)
+        alone = len(rows) == 1 and lasts
+        weight = rows[0][0] if alone else torch.cat([weight for weight, _ in rows])
+        self.product = laid_out_linear(weight, bias, _ROWS)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(rows, in) to (rows, out of all layers)."""

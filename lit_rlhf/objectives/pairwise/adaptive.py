@@ -8,8 +8,9 @@ from torch.nn.functional import softplus
 from lit_rlhf.distributed import gather_rows, own_rows, weighted_mean
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.functional.numerics import per_token
+from lit_rlhf.functional.shapes import Rows
 from lit_rlhf.objectives.columns import Batch
-from lit_rlhf.objectives.preference import Completion, PairwiseLoss, Rows
+from lit_rlhf.objectives.preference import Completion, PairwiseLoss
 from lit_rlhf.objectives.running import MovingMoments
 from lit_rlhf.options import check_option
 from lit_rlhf.seeding import stable_hash, uniforms
@@ -48,11 +49,7 @@ class BetaDPO(PairwiseLoss):
         self.moments = MovingMoments(momentum)
 
     def forward(
-        self,
-        chosen: Completion,
-        rejected: Completion,
-        *,
-        weight: Float[Tensor, " rows"] | None = None,
+        self, chosen: Completion, rejected: Completion, *, weight: Rows | None = None
     ) -> Rows:
         """`weight` is that of each pair in the averages. Pairs that are dropped have loss 0, the others more for it."""
         h = chosen.logratios - rejected.logratios

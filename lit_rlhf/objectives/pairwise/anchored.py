@@ -1,11 +1,10 @@
 r"""Losses that hold each completion of a pair to a place of its own. Notation as in `logistic`."""
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import softplus
 
-from lit_rlhf.objectives.preference import Completion, PairwiseLoss, Rows
+from lit_rlhf.functional.shapes import Rows
+from lit_rlhf.objectives.preference import Completion, PairwiseLoss
 from lit_rlhf.objectives.running import RunningMean
 
 
@@ -42,11 +41,7 @@ class BCOPair(PairwiseLoss):
         self.shift = RunningMean()
 
     def forward(
-        self,
-        chosen: Completion,
-        rejected: Completion,
-        *,
-        weight: Float[Tensor, " rows"] | None = None,
+        self, chosen: Completion, rejected: Completion, *, weight: Rows | None = None
     ) -> Rows:
         """`weight` is that of each pair in the running mean."""
         zw, zl = self.beta * chosen.logratios, self.beta * rejected.logratios
@@ -65,9 +60,8 @@ class APOZero(PairwiseLoss):
 
     def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return (-self.beta * chosen.logratios).sigmoid() + (
-            self.beta * rejected.logratios
-        ).sigmoid()
+        zw, zl = self.beta * chosen.logratios, self.beta * rejected.logratios
+        return (-zw).sigmoid() + zl.sigmoid()
 
 
 class APODown(PairwiseLoss):
@@ -116,11 +110,7 @@ class SPPO(PairwiseLoss):
         super().__init__(beta)
 
     def forward(
-        self,
-        chosen: Completion,
-        rejected: Completion,
-        *,
-        p_chosen: Float[Tensor, " rows"] | float = 1.0,
+        self, chosen: Completion, rejected: Completion, *, p_chosen: Rows | float = 1.0
     ) -> Rows:
         """`p_chosen` is the probability that the chosen completion wins."""
         target = (p_chosen - 0.5) / self.beta

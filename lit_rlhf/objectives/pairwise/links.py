@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from lit_rlhf.functional.numerics import bounded_exp
-from lit_rlhf.objectives.preference import Completion, PairwiseLoss, Rows
+from lit_rlhf.functional.shapes import Rows
+from lit_rlhf.objectives.preference import Completion, PairwiseLoss
 from lit_rlhf.options import check_option
 
 
@@ -32,17 +33,13 @@ class IPO(PairwiseLoss):
         return (chosen.logratios - rejected.logratios - 1 / (2 * self.beta)).square()
 
 
-class MeanIPO(PairwiseLoss):
+class MeanIPO(IPO):
     r"""IPO of log-probs per token, $(u_w/n_w - u_l/n_l - \frac1{2\tau})^2$, as TRL and HALOs have it.
 
     Args:
         tau: Strength of the KL penalty per token; 0.1 in TRL. Not comparable with `IPO`'s: the optimum's log-ratios are
             larger by the number of tokens.
     """
-
-    def __init__(self, tau: float = 0.1) -> None:
-        check_option(tau > 0, self, "tau", tau, "above 0")
-        super().__init__(tau)
 
     def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
@@ -113,13 +110,9 @@ class EXO(PairwiseLoss):
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 1e-3) -> None:
         super().__init__(beta)
-        check_option(
-            0 < label_smoothing < 0.5,
-            self,
-            "label_smoothing",
-            label_smoothing,
-            "in (0, 0.5): at 0 the loss is infinite",
-        )
+        allowed = "in (0, 0.5): at 0 the loss is infinite"
+        valid = 0 < label_smoothing < 0.5
+        check_option(valid, self, "label_smoothing", label_smoothing, allowed)
         self.label_smoothing = label_smoothing
 
     def forward(self, chosen: Completion, rejected: Completion) -> Rows:
@@ -174,9 +167,8 @@ class FDPO(PairwiseLoss):
 
     def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
-        return softplus(
-            -self.beta * (self.score(chosen.logratios) - self.score(rejected.logratios))
-        )
+        difference = self.score(chosen.logratios) - self.score(rejected.logratios)
+        return softplus(-self.beta * difference)
 
     def reward(self, completion: Completion) -> Tensor:
         r"""$\beta f'(e^u)$."""

@@ -5,11 +5,11 @@ n = number of tokens.
 """
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lit_rlhf.objectives.preference import Completion, PairwiseLoss, Rows
+from lit_rlhf.functional.shapes import Rows
+from lit_rlhf.objectives.preference import Completion, PairwiseLoss
 from lit_rlhf.options import check_option
 
 
@@ -42,9 +42,8 @@ class ConservativeDPO(PairwiseLoss):
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.1) -> None:
         super().__init__(beta)
-        check_option(
-            0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)"
-        )
+        valid = 0 <= label_smoothing < 0.5
+        check_option(valid, self, "label_smoothing", label_smoothing, "in [0, 0.5)")
         self.label_smoothing = label_smoothing
 
     def forward(self, chosen: Completion, rejected: Completion) -> Rows:
@@ -53,7 +52,7 @@ class ConservativeDPO(PairwiseLoss):
         return (1 - e) * softplus(-z) + e * softplus(z)
 
 
-class RobustDPO(PairwiseLoss):
+class RobustDPO(ConservativeDPO):
     r"""rDPO, $\frac{-(1-\epsilon)\log\sigma(\beta h) + \epsilon\log\sigma(-\beta h)}{1-2\epsilon}$ (arXiv:2403.00409).
 
     Its expectation over labels flipped with probability $\epsilon$ is the DPO loss of the true labels. Single losses
@@ -63,13 +62,6 @@ class RobustDPO(PairwiseLoss):
         beta: As in DPO; 0.1 in the paper.
         label_smoothing: $\epsilon$ in [0, 0.5); 0.1 in the paper.
     """
-
-    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.1) -> None:
-        super().__init__(beta)
-        check_option(
-            0 <= label_smoothing < 0.5, self, "label_smoothing", label_smoothing, "in [0, 0.5)"
-        )
-        self.label_smoothing = label_smoothing
 
     def forward(self, chosen: Completion, rejected: Completion) -> Rows:
         """See the class."""
@@ -86,9 +78,7 @@ class SoftLabelDPO(PairwiseLoss):
         beta: As in DPO.
     """
 
-    def forward(
-        self, chosen: Completion, rejected: Completion, *, p_chosen: Float[Tensor, " rows"]
-    ) -> Rows:
+    def forward(self, chosen: Completion, rejected: Completion, *, p_chosen: Rows) -> Rows:
         """`p_chosen` is the probability in [0, 1] that a rater prefers the chosen completion."""
         z = self.beta * (chosen.logratios - rejected.logratios)
         return p_chosen * softplus(-z) + (1 - p_chosen) * softplus(z)
@@ -209,7 +199,7 @@ class RPO(PairwiseLoss):
         return softplus(-self.beta * margin) + self.alpha * nll
 
 
-class SPIN(PairwiseLoss):
+class SPIN(DPO):
     r"""Self-play fine-tuning, $-\log\sigma(\lambda(u(y) - u(y')))$ (arXiv:2401.01335).
 
     y is a demonstration (chosen), y' the last iteration's policy's own completion (rejected), the reference that
@@ -222,7 +212,3 @@ class SPIN(PairwiseLoss):
     def __init__(self, scale: float = 0.1) -> None:
         check_option(scale > 0, self, "scale", scale, "above 0")
         super().__init__(scale)
-
-    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
-        """See the class."""
-        return softplus(-self.beta * (chosen.logratios - rejected.logratios))

@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from lit_rlhf.functional.numerics import bounded_exp, log1mexp
-from lit_rlhf.objectives.preference import Completion, PairwiseLoss, Rows
+from lit_rlhf.functional.shapes import Rows
+from lit_rlhf.objectives.preference import Completion, PairwiseLoss
 from lit_rlhf.options import check_option
 
 
@@ -37,7 +38,7 @@ class SimPO(ReferenceFreeLoss):
         return softplus(self.gamma - (self.reward(chosen) - self.reward(rejected)))
 
 
-class AlphaPO(ReferenceFreeLoss):
+class AlphaPO(SimPO):
     r"""SimPO with reward $\beta(1 - p^{-\alpha})/\alpha$, $p = e^{l/n}$ (AlphaPO, arXiv:2501.03884).
 
     Args:
@@ -47,13 +48,8 @@ class AlphaPO(ReferenceFreeLoss):
     """
 
     def __init__(self, beta: float = 2.0, gamma: float = 1.0, alpha: float = 0.25) -> None:
-        super().__init__(beta)
-        self.gamma = gamma
+        super().__init__(beta, gamma)
         self.alpha = alpha
-
-    def forward(self, chosen: Completion, rejected: Completion) -> Rows:
-        """See the class."""
-        return softplus(self.gamma - (self.reward(chosen) - self.reward(rejected)))
 
     def reward(self, completion: Completion) -> Float[Tensor, "*rows"]:
         """The shaped reward."""

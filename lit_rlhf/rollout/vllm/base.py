@@ -11,9 +11,8 @@ from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.models import Backbone, gathered
 from lit_rlhf.rollout.base import RolloutEngine, RolloutRequest, end_tokens
 from lit_rlhf.rollout.native import GeneratedRows
-from lit_rlhf.rollout.vllm.options import sampling_options
 from lit_rlhf.rollout.vllm.probe import Probe
-from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
+from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version, sampling_options
 from lit_rlhf.rollout.vllm.weights import WeightSync
 from lit_rlhf.types import Generation, change_tensors
 
@@ -114,11 +113,8 @@ class VLLMRollouts(RolloutEngine, Generic[Held]):
         longest = max(map(len, prompts)) + sampling.max_new_tokens
         with gathered(backbone):  # by all processes; the first alone computes with them
             held = from_first_rank(lambda: self.bring(backbone, role, prompts[0], longest))
-        per_prompt = seeds.view(len(prompts), -1).tolist()
-        requests = [
-            [Request(prompt, seed) for seed in own]
-            for prompt, own in zip(prompts, per_prompt, strict=True)
-        ]
+        per_prompt = zip(prompts, seeds.view(len(prompts), -1).tolist(), strict=True)
+        requests = [[Request(prompt, seed) for seed in own] for prompt, own in per_prompt]
         pad, cpu = backbone.pad_token_id, torch.device("cpu")
 
         def sample() -> Generation:

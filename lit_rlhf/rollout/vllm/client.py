@@ -117,9 +117,8 @@ class VLLMServer(Sampler):
             ServiceError: It doesn't answer.
         """
         asked = {"method": "reload_weights", "kwargs": {"weights_path": str(version.path)}}
-        with self._changing(
-            version, shapes(version.path), f"read the weights {version.path}", _DEV
-        ):
+        what = f"read the weights {version.path}"
+        with self._changing(version, shapes(version.path), what, _DEV):
             self._client.post("/collective_rpc", asked, retries=0)
             self._client.post("/update_weight_version", {"new_version": version.name})
 
@@ -147,9 +146,7 @@ class VLLMServer(Sampler):
         update = {
             "names": list(sizes),
             "shapes": list(sizes.values()),
-            "dtype_names": [
-                str(weight.dtype).removeprefix("torch.") for weight in weights.values()
-            ],
+            "dtype_names": [str(x.dtype).removeprefix("torch.") for x in weights.values()],
         }
         with self._changing(version, sizes, "receive weights by NCCL", _NCCL):
             self._client.post("/start_weight_update", {}, retries=0)
@@ -184,17 +181,11 @@ class VLLMServer(Sampler):
         self, requests: Sequence[Request], options: dict[str, Any], adapter: Version | None
     ) -> list[Completed]:
         """Sample, one request after the other."""
-        model = self.base if adapter is None else adapter.name
+        asked = {"model": self.base if adapter is None else adapter.name, "return_token_ids": True}
         what = "complete a prompt"
         found = []
         for request in requests:
-            body = {
-                "model": model,
-                "prompt": request.prompt,
-                "seed": request.seed,
-                "return_token_ids": True,
-                **options,
-            }
+            body = {**asked, "prompt": request.prompt, "seed": request.seed, **options}
             choices = self._part(self._ask_to_complete(body), "choices", list, what)
             if len(choices) != 1:
                 raise self._odd(f"{len(choices)} choices for one completion", what)
@@ -250,21 +241,19 @@ class VLLMServer(Sampler):
         message = _MESSAGE.search(said)
         why = (message[1].replace("\\'", "'") if message else said).rstrip(".")
         kind: type[LitRLHFError] = ConfigurationError
+        lacks_adapter = "No adapter found" in said
         if "max_lora_rank" in said:
             way_out = "Start it with a --max-lora-rank that is no smaller than the policy's."
         elif "out of memory" in said:
             way_out = "Start it with a smaller --gpu-memory-utilization, or on a device of its own."
-        elif "LoRA is not enabled" in said or (
-            "HTTP 404" in said and "No adapter found" not in said
-        ):
+        elif "LoRA is not enabled" in said or ("HTTP 404" in said and not lacks_adapter):
             why, way_out = "it wasn't started for that", f"Start it with {needed}."
         elif needed == _NCCL:
             kind = type(error)
-            way_out = (
-                f"Look at its log: was it started with {needed}, on other GPUs than the policy's?"
-            )
+            started = f"was it started with {needed}, on other GPUs than the policy's?"
+            way_out = f"Look at its log: {started}"
         else:
-            kind = ConfigurationError if "No adapter found" in said else type(error)
+            kind = ConfigurationError if lacks_adapter else type(error)
             way_out = (
                 "Look at its log: can it read that directory, or should sync.init_args.directory name one that "
                 "both see? Is its model the policy's?"

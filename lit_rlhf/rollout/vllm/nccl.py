@@ -92,14 +92,8 @@ class NCCLSync(WholeSync):
                 return self.join(size, number)
 
         joined = in_a_thread(join, "joining a vLLM server")
-        sampler.join(
-            {
-                "rank_offset": 1,
-                "world_size": size,
-                "nccl_unique_id_b64": b64encode(number).decode(),
-                "packed": False,
-            }
-        )
+        info = {"rank_offset": 1, "world_size": size, "packed": False}
+        sampler.join({**info, "nccl_unique_id_b64": b64encode(number).decode()})
         return joined.result()
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,12 @@ class VLLMEngine(VLLMRollouts[Version | None]):
         return version
 
     def complete(
-        self,
-        prompts: Sequence[Sequence[Request]],
-        options: dict[str, Any],
-        held: Version | None,
+        self, prompts: Sequence[Sequence[Request]], options: dict[str, Any], held: Version | None
     ) -> list[Completed]:
         """Sample with `LLM.generate`."""
         assert self._own is not None
-        return self._own.complete(
-            [each for requests in prompts for each in requests], options, held
-        )
+        requests = [each for own in prompts for each in own]
+        return self._own.complete(requests, options, held)
 
     def _options(self, backbone: Backbone) -> dict[str, Any]:
         spec = backbone.spec
@@ -158,12 +155,10 @@ class _OwnVLLM(Sampler):
         """Sample with `LLM.generate`."""
         from vllm import SamplingParams
 
+        asked = partial(SamplingParams, **options, detokenize=False)
         outputs = self._llm.generate(
             [{"prompt_token_ids": request.prompt} for request in requests],
-            [
-                SamplingParams(**options, seed=request.seed, detokenize=False)
-                for request in requests
-            ],
+            [asked(seed=request.seed) for request in requests],
             lora_request=self._loras[adapter.name] if adapter is not None else None,
             use_tqdm=False,
         )
@@ -171,10 +166,9 @@ class _OwnVLLM(Sampler):
 
 
 def _rank_for(backbone: Backbone) -> int:
-    matrices = [
-        item for role in backbone.adapters for item in backbone.adapter_weights(role).items()
-    ]
-    largest = max((weight.shape[0] for name, weight in matrices if ".lora_A." in name), default=1)
+    adapters = [backbone.adapter_weights(role) for role in backbone.adapters]
+    ranks = [w.shape[0] for own in adapters for name, w in own.items() if ".lora_A." in name]
+    largest = max(ranks, default=1)
     for rank in _RANKS:
         if rank >= largest:
             return rank

@@ -1,5 +1,6 @@
 """Whether vLLM holds what it should: log-probs of a few tokens there and here."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,8 +9,7 @@ from torch import Tensor
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.models import Backbone
 from lit_rlhf.rollout.base import Sampling, completion_logprobs
-from lit_rlhf.rollout.vllm.options import sampling_options
-from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version
+from lit_rlhf.rollout.vllm.sampler import Completed, Request, Sampler, Version, sampling_options
 
 _TOKENS = 16
 _TIED = (
@@ -54,7 +54,7 @@ class Probe:
         Raises:
             ConfigurationError: vLLM holds another base, or gives log-probs from before the temperature.
         """
-        self._check_mode(sampler, backbone, prompt, None, None)
+        self._check_mode(sampler, backbone, prompt)
 
     def check(
         self, sampler: Sampler, backbone: Backbone, role: str, prompt: list[int], version: Version
@@ -84,8 +84,8 @@ class Probe:
         sampler: Sampler,
         backbone: Backbone,
         prompt: list[int],
-        role: str | None,
-        version: Version | None,
+        role: str | None = None,
+        version: Version | None = None,
     ) -> tuple[Completed, Tensor]:
         sampling = Sampling(max_new_tokens=_TOKENS, temperature=_TEMPERATURE)
         options = sampling_options(sampling, list(backbone.eos_token_ids))
@@ -94,10 +94,8 @@ class Probe:
         found = torch.tensor(answer.logprobs)
         ids, tokens = (torch.tensor(x, device=backbone.device) for x in (prompt, answer.tokens))
         with torch.no_grad():
-            ours, raw = (
-                completion_logprobs(backbone, ids, tokens, role, at).cpu()
-                for at in (_TEMPERATURE, 1.0)
-            )
+            here = partial(completion_logprobs, backbone, ids, tokens, role)
+            ours, raw = here(_TEMPERATURE).cpu(), here().cpu()
         gap, raw_gap = (float((found - each).abs().mean()) for each in (ours, raw))
         if raw_gap < gap / 2:
             raise ConfigurationError(
@@ -105,11 +103,9 @@ class Probe:
                 "from. Start it with --logprobs-mode processed_logprobs."
             )
         if gap > _SAME_MODEL:
-            what = (
-                f"base isn't the policy's ({backbone.spec.name})"
-                if version is None
-                else f"weights aren't the {role}'s (version {version.number})"
-            )
+            what = f"base isn't the policy's ({backbone.spec.name})"
+            if version is not None:
+                what = f"weights aren't the {role}'s (version {version.number})"
             raise ConfigurationError(
                 f"{sampler}: its {what}: log-probs of the same {len(answer.tokens)} tokens differ by {gap:.2f} nats on "
                 "average. Start vLLM with the model that model.backbone.name names."

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.rollout.base import Sampling
 
 
 class Request(NamedTuple):
@@ -89,3 +90,21 @@ class Sampler(ABC):
         self, requests: Sequence[Request], options: dict[str, Any], adapter: Version | None
     ) -> list[Completed]:
         """Sample completions, in the order of the requests, with an adapter or from the base."""
+
+
+def sampling_options(sampling: Sampling, ends: list[int]) -> dict[str, Any]:
+    """Options of a request, none left to the defaults of a model's or server's configuration."""
+    return {
+        "max_tokens": sampling.max_new_tokens,
+        "min_tokens": sampling.min_new_tokens,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop_token_ids": ends,
+        "ignore_eos": True,  # it is among the stop tokens, if it is an end at all
+        "logprobs": 0,  # of the sampled token alone
+    }

@@ -122,9 +122,8 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
                 return fit
             new = [server for server in fit if not server.holds(version)]
             loaded = self._each(new, lambda each: self.sync.load(each, version), len(new))
-            right = self._each(
-                loaded, lambda each: self.probe.check(each, backbone, role, prompt, version)
-            )
+            check = self.probe.check
+            right = self._each(loaded, lambda each: check(each, backbone, role, prompt, version))
             return [server for server in fit if server not in new or server in right]
 
         fit = ready(self.servers.live() + self.servers.due())
@@ -150,11 +149,8 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
                 self.servers.leave_out(server, ServiceError(f"{server} doesn't answer."))
         adapter = None if held.version is None else held.version.adapter
         # Prompts take turns, those of all processes together.
-        keyed = [
-            (number * num_ranks() + rank(), request)
-            for number, requests in enumerate(prompts)
-            for request in requests
-        ]
+        keys = range(rank(), len(prompts) * num_ranks(), num_ranks())
+        keyed = [(key, each) for key, own in zip(keys, prompts, strict=True) for each in own]
 
         def ask(item: tuple[int, Request]) -> Completed:
             key, request = item
@@ -164,10 +160,7 @@ class VLLMServerEngine(VLLMRollouts[_Ready]):
             return list(pool.map(ask, keyed))
 
     def _each(
-        self,
-        servers: list[VLLMServer],
-        function: Callable[[VLLMServer], None],
-        at_once: int = 1,
+        self, servers: list[VLLMServer], function: Callable[[VLLMServer], None], at_once: int = 1
     ) -> list[VLLMServer]:
         """Those of the servers that a function does not fail with; others are left out, or refused at the start."""
 

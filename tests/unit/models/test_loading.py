@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lit_rlhf.errors import CheckpointError, ConfigurationError
+from lit_rlhf.functional.numerics import LogitShape
 from lit_rlhf.internals.torch import OperatorMode
 from lit_rlhf.internals.transformers import drawn_once
 from lit_rlhf.models import Backbone, ModelSpec
@@ -186,7 +187,7 @@ def test_logits_computed_in_an_unknown_way_are_refused(tiny_model_dir: Path):
     config = {**LLAMA, "model_type": "cohere", "logit_scale": 4.0}
     from_config(tiny_model_dir, config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lit_rlhf.models.lm_head._scale", lambda config: 1.0)
+        patch.setattr("lit_rlhf.models.lm_head.LogitShape", lambda **_: LogitShape())
         with pytest.raises(
             ConfigurationError,
             match=r"CohereForCausalLM computes logits .* in a way that isn't known",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_rlhf.internals.torch import OperatorMode, tensors_in
-from lit_rlhf.rollout.recorded import States
+from lit_rlhf.rollout.steps import States
 
 _READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
 

@@ -8,8 +8,7 @@ import torch
 
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
 from lit_rlhf.rollout import NativeEngine, Sampling, native
-from lit_rlhf.rollout.recorded import DecodeStep, RecordedStep
-from lit_rlhf.rollout.steps import RECORDED, Pace, choose_step
+from lit_rlhf.rollout.steps import RECORDED, DecodeStep, Pace, RecordedStep, choose_step
 from lit_rlhf.types import Generation
 from tests.reference.generations import make_prompts, make_request
 from tests.tolerances import FP32_MODEL
