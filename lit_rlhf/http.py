@@ -180,7 +180,7 @@ class HTTPClient:
             response = self._send(method, path, body)
         except httpx.TimeoutException as error:
             raise _PassingError(
-                f"took more than timeout={self.endpoint.timeout} seconds"
+                f"took more than timeout={self.endpoint.timeout} seconds (raise timeout, or lower concurrency)"
             ) from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise ConfigurationError(f"{self._server(path)} can't be asked: {error}.") from error

@@ -9,12 +9,13 @@ from jsonargparse import ArgumentParser
 
 from lit_rlhf.cli.export import newest
 from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.output import print_text
+from lit_rlhf.cli.output import print_text, write_new
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.evaluation import ModelScorer, disagreements
-from lit_rlhf.feedback import LabelStore, Pair, export_preferences, read_pairs
+from lit_rlhf.feedback import LabelStore, Pair, read_pairs
+from lit_rlhf.feedback.preferences import preferences
 
 
 def annotate(
@@ -60,7 +61,7 @@ def annotate(
         port: 0 takes a free one.
         token: What visitors must know; made where it is needed and not given.
         seed: Of the order of pairs and of answers.
-        export: Write the votes to this JSONL, and start no page.
+        export: Write the votes to this JSONL, and start no page; a file with other words is never replaced.
     """
     if export is not None:
         if data is not None or source is not None or uncertainty is not None or ensemble:
@@ -68,7 +69,10 @@ def annotate(
                 "--export writes the votes there are: leave out the data to annotate, --uncertainty and --ensemble, "
                 "which say what is asked first."
             )
-        print_text(f"{export_preferences(LabelStore(output, create=False), export)}\n")
+        export = export.expanduser()
+        exported, text = preferences(LabelStore(output, create=False), export)
+        write_new({export: text}, "--export")
+        print_text(f"{exported}\n")
         return
     complaint = "Give either a file to annotate or --source, or --export FILE."
     source = given_source(data, source, complaint)

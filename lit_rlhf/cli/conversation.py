@@ -191,7 +191,7 @@ class Speaker:
         completions = read_completions(self.backbone.tokenizer, prompts, generation, batch)
         (response,) = completions.responses
         show(response.removeprefix(stream.shown))
-        scores = None if self.reward is None else score_completions(self.reward, completions, 0)
+        scores = None if self.reward is None else score_completions(self.reward, completions, None)
         return Answer(response, bool(generation.finished[0]), scores, forgotten)
 
 

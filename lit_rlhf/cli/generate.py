@@ -43,6 +43,7 @@ from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.modules.collect import score_completions
 from lit_rlhf.modules.reference import Reference
+from lit_rlhf.modules.resumed import served
 from lit_rlhf.rewards import Reward
 from lit_rlhf.rollout import RolloutEngine, Sampling
 from lit_rlhf.tokenizers import tokenizer_fingerprint
@@ -141,8 +142,7 @@ def generate(
     )
     unfinished = Unfinished(None, request)
     if output is not None and request:
-        weights = weights_fingerprint(actor.backbone, "policy")
-        unfinished = Unfinished(output, [request, rows, weights])
+        unfinished = Unfinished(output, [request, rows, _weights(actor)])
     samples = _samples(actor, data, num_samples, unfinished, with_kl=reference is not None)
     columns = [*(("score", "finished") if reward else ()), *(("kl",) if reference else ())]
     every = keep in ("all", "finished")
@@ -199,6 +199,16 @@ def _actor(
     return actor.to(default_device())
 
 
+def _weights(actor: PolicyModule) -> list[Any]:
+    """Of all models that decide what is found: a path or an address may come to hold others."""
+    found: list[Any] = [weights_fingerprint(actor.backbone, "policy"), served(actor)]
+    if (source := actor.reward.source()) is not None:
+        found.append(weights_fingerprint(source.backbone, source.role or "reward"))
+    if isinstance(actor.reference, _Other):
+        found.append(weights_fingerprint(actor.reference.model, "policy"))
+    return found
+
+
 class _Unscored(Reward):
     """Where no reward is given."""
 
@@ -248,7 +258,7 @@ def _sample(
 ) -> list[Sample]:
     batch = move_data_to_device(batch, actor.device)
     rollout, completions = actor.generate(batch, actor.eval_sampling, "generate", num_samples)
-    scores = score_completions(actor.reward, completions, 0)
+    scores = score_completions(actor.reward, completions, None)
     kl = [0.0] * len(completions.responses)
     if with_kl:
         with evaluating(actor.backbone):

@@ -72,7 +72,8 @@ def _run(module: str, words: Sequence[str]) -> None:
     except LitRLHFError as error:
         if os.environ.get("LIT_RLHF_DEBUG"):
             traceback.print_exc()
-        print(f"\nlit-rlhf {words[0]}: {error}", file=sys.stderr)
+        said = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"\nlit-rlhf {words[0]}: {said}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         print(f"\nlit-rlhf {words[0]}: interrupted.", file=sys.stderr)

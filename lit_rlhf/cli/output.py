@@ -30,27 +30,31 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.update(task, completed=count)
 
 
-def write_new(texts: Mapping[Path, str]) -> None:
+def write_new(texts: Mapping[Path, str], option: str = "--output") -> None:
     """Write files that people change afterwards.
+
+    Args:
+        texts: What each of them is to hold.
+        option: By which they are named.
 
     Raises:
         ConfigurationError: One is there with other words; none is written then.
     """
     for file, text in texts.items():
-        refuse_directory(file)
+        refuse_directory(file, option)
         if file.exists() and (not file.is_file() or file.read_bytes() != text.encode()):
             raise ConfigurationError(
-                f"{file} is there already, and may hold changes of yours. Name another file by --output, or remove it."
+                f"{file} is there already, and may hold changes of yours. Name another file by {option}, or remove it."
             )
     for file, text in texts.items():
         write_text(file, text)
 
 
-def refuse_directory(output: Path | None) -> None:
+def refuse_directory(output: Path | None, option: str = "--output") -> None:
     """Before any work: refuse an output that is no file's path."""
     if output is not None and (not output.name or output.is_dir()):
         raise ConfigurationError(
-            f"--output {str(output)!r} names no file, but a directory: name a file in it."
+            f"{option} {str(output)!r} names no file, but a directory: name a file in it."
         )
 
 

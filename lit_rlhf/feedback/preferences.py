@@ -13,7 +13,7 @@ from lit_rlhf.errors import DataError
 from lit_rlhf.extras import importing_extra
 from lit_rlhf.feedback.pairs import Pair
 from lit_rlhf.feedback.store import LabelStore, Vote
-from lit_rlhf.files import whole_file
+from lit_rlhf.files import write_text
 
 _SAYS = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
@@ -134,6 +134,17 @@ def export_preferences(store: LabelStore, path: str | Path) -> Exported:
         FileError: The file can't be written.
     """
     path = Path(path).expanduser()
+    exported, text = preferences(store, path)
+    write_text(path, text, "The preferences")
+    return exported
+
+
+def preferences(store: LabelStore, path: Path) -> tuple[Exported, str]:
+    """What `export_preferences` counts and would write to a file.
+
+    Raises:
+        DataError: No pair has a vote that can be exported.
+    """
     pairs, votes = store.pairs(), store.votes()
     on: dict[int, list[Vote]] = {number: [] for number in pairs}
     for vote in votes:
@@ -152,11 +163,10 @@ def export_preferences(store: LabelStore, path: str | Path) -> Exported:
         )
     # ASCII: lone surrogates, which JSON may hold, are no UTF-8.
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
-    with whole_file(path, "The preferences") as file:
-        file.write_text(text, encoding="utf-8")
     tied = sum(row["p_chosen"] == 0.5 for row in rows)
     skipped = len(pairs) - len(rows) - len(flagged) - unseen
-    return Exported(path, len(rows), tied, skipped, len(flagged), unseen, agreement(votes))
+    told = Exported(path, len(rows), tied, skipped, len(flagged), unseen, agreement(votes))
+    return told, text
 
 
 def _row(pair: Pair, votes: Sequence[Vote]) -> dict[str, Any]:

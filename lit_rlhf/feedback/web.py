@@ -8,7 +8,7 @@ import logging
 import secrets
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -117,6 +117,22 @@ class _Site:
                 403, "This form didn't come from this page. Reload the page and answer again."
             )
         return fields
+
+    def keep(self, vote: Vote, before: str) -> None:
+        """Store a vote that came from a page which shows the one before it; refuse it where another came between."""
+        given = self.store.votes(vote.rater, vote.pair)
+        if given and before != str(given[0].number):
+            if replace(given[0], number=0) == vote:  # sent again, as its answer was lost
+                return
+            raise HTTPException(
+                409,
+                "You have answered this pair since this page was opened, in another tab perhaps. That answer stands: "
+                "Undo leads back to it.",
+            )
+        try:
+            self.store.vote(vote)
+        except DataError as error:
+            raise HTTPException(422, str(error)) from error
 
     def compare(self, request: Request, number: int, before: Vote | None) -> HTMLResponse:
         """The page of one pair."""
@@ -263,10 +279,7 @@ def _add_pages(app: FastAPI, site: _Site) -> None:
             attributes=cast("dict[str, Verdict]", attributes),
             comment=said.get("comment", "").strip()[:10_000],
         )
-        try:
-            site.store.vote(vote)
-        except DataError as error:
-            raise HTTPException(422, str(error)) from error
+        site.keep(vote, said.get("before", ""))
         return RedirectResponse("/pair", 303)
 
     @app.get("/progress", dependencies=inside)

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -49,7 +50,7 @@ from lit_rlhf.modules.refusals import (
     refuse_precision,
     refuse_undivided,
 )
-from lit_rlhf.modules.resumed import Resumption, written_options
+from lit_rlhf.modules.resumed import Resumption, refuse_other_servers, served, written_options
 from lit_rlhf.modules.steps import (
     StepGuard,
     Steps,
@@ -387,6 +388,7 @@ class RLHFModule(LightningModule):
             "optimizer": self.resumption.written,
             "parts": self._parts | take_parts(checkpoint.get("hyper_parameters", {})),
             "prompts": asdict(self.backbone.prompts) if self.backbone.prompts else None,
+            "served": served(self),
             "shapes": shapes_of(checkpoint["state_dict"].items()),
             "state": self.extra_state() | {"guard": self.guard.state_dict()},
             "version": CHECKPOINT_VERSION,
@@ -426,6 +428,8 @@ class RLHFModule(LightningModule):
         shapes = shapes_of([*self.named_parameters(), *self.named_buffers()])
         require_weights(found, self.trainable_names(), shapes)
         self.resumption.check(ours.get("optimizer", {}))
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            refuse_other_servers(ours.get("served", {}), served(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this class and complete, then restore the module's own state."""

@@ -24,7 +24,7 @@ from lit_rlhf.types import (
 
 Scored = TypeVar("Scored", bound=ScoredRollout)
 
-RESUME = "The run goes on from its last checkpoint with --ckpt_path last."
+_RESUME = " The run goes on from its last checkpoint with --ckpt_path last."
 
 
 def read_completions(
@@ -66,20 +66,27 @@ def on_host(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 @torch.no_grad()
-def score_completions(reward: Reward, completions: Completions, iteration: int) -> Scores:
+def score_completions(reward: Reward, completions: Completions, iteration: int | None) -> Scores:
     """Scores of completions, in float32.
+
+    Args:
+        reward: What scores.
+        completions: What is scored.
+        iteration: Of the run, for messages; None where nothing is trained.
 
     Raises:
         ConfigurationError: They aren't `Scores`, or not one for each completion.
         DataError: A score is not finite; its sample is named.
     """
-    where = f"{type(reward).__name__} in iteration {iteration}"
+    name = type(reward).__name__
+    within = "" if iteration is None else f" in iteration {iteration}"
+    resume = "" if iteration is None else _RESUME
     try:
         scores = scores_of(reward, completions)
     except Exception as error:
         error.add_note(
-            f"raised by {where}, while it scored {len(completions.responses)} completions, the first to the prompt "
-            f"{completions.prompts[0]!r}. {RESUME}"
+            f"Raised by {name}{within}, while it scored {len(completions.responses)} completions, the first to the "
+            f"prompt {completions.prompts[0]!r}.{resume}"
         )
         raise
     total = scores.total
@@ -93,13 +100,12 @@ def score_completions(reward: Reward, completions: Completions, iteration: int) 
         ]
         of = f" (of its parts {', '.join(parts)})" if parts else ""
         raise DataError(
-            f"{type(reward).__name__} gave {float(total[first])}{of} for {len(bad)} of {len(total)} completions in "
-            f"iteration {iteration}; the first: prompt {completions.prompts[first]!r}, response "
-            f"{completions.responses[first]!r}. A reward must be finite; clip or replace such scores in the reward. "
-            f"{RESUME}"
+            f"{name} gave {float(total[first])}{of} for {len(bad)} of {len(total)} completions{within}; the first: "
+            f"prompt {completions.prompts[first]!r}, response {completions.responses[first]!r}. A reward must be "
+            f"finite; clip or replace such scores in the reward.{resume}"
         )
     if bool(scores.left_out.all()):
         raise ServiceError(
-            f"{where} scored none of {len(total)} completions: there is nothing to learn from. {RESUME}"
+            f"{name}{within} scored none of {len(total)} completions: there is nothing to learn from.{resume}"
         )
     return replace(scores, failed=scores.left_out)

@@ -6,11 +6,13 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_rlhf.errors import CheckpointError
+from lit_rlhf.modules.teacher_server import TeacherServer
+from lit_rlhf.rewards import HTTPReward
 
 _NOT_OPTIONS = {"params", "name", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 _OF_RATES = {"base_lrs", "_last_lr"}  # of a schedule, told by the groups
@@ -126,6 +128,28 @@ def apply_written(
         group.update({key: value for key, value in wanted.items() if key != "params"})
     if scheduler is not None and schedule is not None:
         scheduler.load_state_dict(schedule.state_dict())
+
+
+def served(module: nn.Module) -> dict[str, str | None]:
+    """What the servers that a module asks say they answer by, by the part that asks them."""
+    rewards = {n: p.weights for n, p in module.named_modules() if isinstance(p, HTTPReward)}
+    teachers = {n: p.model_name for n, p in module.named_modules() if isinstance(p, TeacherServer)}
+    return rewards | teachers
+
+
+def refuse_other_servers(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
+    """Refuse to train on by servers that answer by something else than those of a checkpoint; see `served`.
+
+    Raises:
+        CheckpointError: Names the part, and both.
+    """
+    other = [name for name in before.keys() & now.keys() if before[name] != now[name]]
+    if other:
+        said = "; ".join(f"of {name} {before[name]}, now {now[name]}" for name in sorted(other))
+        raise CheckpointError(
+            f"The run was trained by a server with other weights than those that it has now ({said}). Start the "
+            "server with the former model and go on, or begin a new run from an export of this one's policy."
+        )
 
 
 def _walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -89,7 +89,7 @@ class FunctionReward(Reward):
         try:
             values = self._call(arguments)
         except Exception as error:
-            error.add_note(f"raised by the reward function {self.name!r}")
+            error.add_note(f"Raised by the reward function {self.name!r}.")
             raise
         numbers = self._checked(values, completions)
         return as_scores(numbers, completions, skip=self.on_failure == "skip")

@@ -53,7 +53,9 @@ class _RewardServer:
         found = self.client.post("/score", {"prompts": items})
         told = found if isinstance(found, dict) else {}
         if told.get("weights", weights) != weights:
-            raise ServiceError(f"{self} holds other weights than at the start of the run.")
+            raise ServiceError(
+                f"{self} holds other weights than at the start of the run: start it with the model that it had then."
+            )
         scores = told.get("scores")
         counts = [len(item.get("completions") or item["completion_ids"]) for item in items]
         if not _are_scores(scores, counts):
@@ -125,6 +127,11 @@ class HTTPReward(Reward):
         self._policy: Any = None
         self._health: Mapping[str, Any] = {}
         self._sends_ids = False
+
+    @property
+    def weights(self) -> str | None:
+        """What its servers say they score by; None before they were asked."""
+        return self._health.get("weights")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: Lightning copies a module's arguments, and connections can't be copied."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import isfinite
 from typing import Any
 
 from lit_rlhf import __version__
@@ -193,7 +194,8 @@ class RewardService:
                 for job in jobs:
                     self._answer([job])
             else:
-                _log.exception("a request can't be scored")
+                traced = not isinstance(error, DataError)
+                _log.error("a request can't be scored: %s", error, exc_info=traced)
                 jobs[0].done.set_exception(error)
             return
         for job in jobs:
@@ -201,7 +203,11 @@ class RewardService:
             job.done.set_result(mine)
 
     def score(self, items: Sequence[Item]) -> list[list[float]]:
-        """Scores of the completions of each prompt, those with equally many together."""
+        """Scores of the completions of each prompt, those with equally many together.
+
+        Raises:
+            DataError: The model gives a number that isn't finite, which no JSON holds.
+        """
         found: list[list[float]] = [[] for _ in items]
         for samples in {len(item.completions): None for item in items}:
             places = [i for i, item in enumerate(items) if len(item.completions) == samples]
@@ -212,6 +218,11 @@ class RewardService:
             )
             scores = score_rows(self.backbone, rows, "reward", self.batch_tokens, self.name)
             for i, own in zip(places, scores.tolist(), strict=True):
+                if not all(map(isfinite, own)):
+                    raise DataError(
+                        f"{self.name} gives {own} for the completions of prompts[{i}], and scores must be finite: "
+                        "serve it with --dtype float32, or another model."
+                    )
                 found[i] = own
         return found
 

@@ -1,12 +1,15 @@
 """What is measured after each round, and when the rounds stop."""
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+import yaml
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.files import read_lines
@@ -102,12 +105,64 @@ class Evaluation:
         }
 
 
-def measure(directory: Path, num_samples: int = 1) -> Measures:
+def said_in(files: Iterable[str]) -> str:
+    """A line for each file of rows, with a hash of what it holds; for the file with a step's options."""
+    digests = {
+        file: hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for file in files
+        if Path(file).is_file()
+    }
+    return "".join(f"# {file}, {digest[:16]}\n" for file, digest in digests.items())
+
+
+def refuse_other_measures(step: Step, file: Path) -> None:
+    """Refuse to set what is measured now beside what was measured with other options.
+
+    Args:
+        step: Of an evaluation.
+        file: Where its options stood when it ran; where its result or this is missing, nothing is refused.
+
+    Raises:
+        ConfigurationError: Names the options that differ, with both values.
+    """
+    if not step.done or not file.is_file():
+        return
+    text = file.read_text(encoding="utf-8")
+    before, now = yaml.safe_load(text), dict(step.options)
+    # All rounds may have been moved since.
+    root, old = (str(Path(options["output"]).parents[1]) for options in (now, before))
+    before = yaml.safe_load(text.replace(f"{old}/", f"{root}/"))
+    was, given = dict(_flat(before)), dict(_flat(now))
+    other = [
+        f"{name} was {was.get(name)!r}, is {given.get(name)!r}"
+        for name in {**was, **given}
+        if was.get(name) != given.get(name)
+    ]
+    rows = [line for line in said_in(step.reads).splitlines() if line not in text.splitlines()]
+    if text.startswith("# "):  # else of a former release
+        other += [f"{line[2:].rpartition(', ')[0]} holds other rows" for line in rows]
+    if other:
+        raise ConfigurationError(
+            f"{step.result} was measured with other options than those that are given now, and measures of different "
+            f"ones can't be compared: {'; '.join(other)}. Put the former ones back (see {file}), or have all policies "
+            f"measured anew: rm {root}/*/{step.result.name}"
+        )
+
+
+def _flat(options: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Options by their names with dots."""
+    if isinstance(options, Mapping):
+        for key, value in options.items():
+            yield from _flat(value, f"{name}.{key}".lstrip("."))
+    else:
+        yield name, options
+
+
+def measure(directory: Path) -> Measures:
     """What the files of a round say.
 
     Args:
         directory: Of the round.
-        num_samples: Completions of each prompt in the evaluation.
 
     Returns:
         By name; what wasn't measured is left out.
@@ -120,7 +175,9 @@ def measure(directory: Path, num_samples: int = 1) -> Measures:
             scores = [row[column] for row in rows if column in row]
             found |= {"collected_score": fmean(scores)} if scores else {}
     if (file := directory / _SAMPLES).is_file():
-        found |= _of_samples(read_lines(file), num_samples)
+        asked = directory / "evaluation.yaml"
+        options = yaml.safe_load(asked.read_text(encoding="utf-8")) if asked.is_file() else {}
+        found |= _of_samples(read_lines(file), options.get("num_samples", 1))
     for name, prefix in (("preferences", "judge_"), ("agreement", "")):
         if (file := directory / f"{name}.json").is_file():
             summary = json.loads(file.read_text(encoding="utf-8"))

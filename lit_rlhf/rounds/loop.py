@@ -19,7 +19,14 @@ from lit_rlhf.options import check_option, is_text, is_whole
 from lit_rlhf.report.rounds_page import ROUNDS, report_rounds
 from lit_rlhf.report.run_page import report_runs
 from lit_rlhf.rounds.commands import RoundError, Runner, Subprocesses
-from lit_rlhf.rounds.evaluation import Evaluation, Measures, Stop, measure
+from lit_rlhf.rounds.evaluation import (
+    Evaluation,
+    Measures,
+    Stop,
+    measure,
+    refuse_other_measures,
+    said_in,
+)
 from lit_rlhf.rounds.methods import Method
 from lit_rlhf.rounds.steps import Round, Step
 from lit_rlhf.rounds.training import contents, refuse_changes, require_export
@@ -128,6 +135,17 @@ class Rounds:
         self._end("finished", None)
         return Path(policy)
 
+    def _refuse_other_measures(self) -> None:
+        every = [
+            Round(number, self.root, self.policy, "", self.seed) for number in range(self.rounds)
+        ]
+        measuring = [
+            *self._first(),
+            *(step for one in every for step in self._measuring(one.directory, str(one.result))),
+        ]
+        for step in measuring:
+            refuse_other_measures(step, step.result.with_name(f"{step.name}.yaml"))
+
     def _first(self) -> list[Step]:
         return list(self._measuring(self.root / "initial", self.policy))
 
@@ -141,7 +159,7 @@ class Rounds:
         return self.evaluation.steps(directory, policy, self.policy, self.seed)
 
     def _measured(self, key: int | str, directory: Path) -> Measures:
-        found = measure(directory, self.evaluation.num_samples if self.evaluation else 1)
+        found = measure(directory)
         self._of(key)["measures"] = found
         return found
 
@@ -149,13 +167,19 @@ class Rounds:
 
     def _do(self, key: int | str, directory: Path, steps: list[Step]) -> str | None:
         """Run the steps that aren't done; what people are asked to do, where one waits for them."""
-        commands = self._prepare(directory, steps)
+        commands, told = self._prepare(directory, steps), self._of(key)
         for step in (step for step in steps if not step.done):
             if not step.words:
                 return step.ask
             words = commands[step.name]
             _say(f"{_name(key)}, {step.name}: {shlex.join(['lit-rlhf', *words])}")
             began, start = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+            line: dict[str, Any] = {"name": step.name, "command": shlex.join(["lit-rlhf", *words])}
+            line |= {"began": began, "seconds": 0.0}
+            # One without an end was killed: its result may be there nevertheless, and then its line stays.
+            known = [one for one in told["steps"] if one["name"] != step.name or one["seconds"]]
+            told["steps"] = [*known, line]
+            self._write()
             try:
                 self.runner.run(words)
             except RoundError as error:
@@ -172,9 +196,7 @@ class Rounds:
                     f"{_name(key)}, {step.name}: `{' '.join(words)}` made no row, and says above why. Give it a higher "
                     f"length limit (sampling.max_new_tokens), more samples of a prompt, or other prompts. {_AGAIN}"
                 )
-            line: dict[str, Any] = {"name": step.name, "command": shlex.join(["lit-rlhf", *words])}
-            line |= {"began": began, "seconds": time.monotonic() - start}
-            self._of(key)["steps"].append(line)
+            line["seconds"] = time.monotonic() - start
             self._write()
         return None
 
@@ -188,6 +210,7 @@ class Rounds:
     def _command(self, step: Step, file: Path) -> list[str]:
         """Write the options of a step, and have its command read all of them once."""
         text = "".join(f"# {line}\n" for line in contents(step.configs))
+        text += "" if step.run_dir else said_in(step.reads)
         text += yaml.safe_dump(dict(step.options), sort_keys=False, allow_unicode=True)
         begun = step.run_dir is not None and any((step.run_dir / "checkpoints").glob("*.ckpt"))
         if begun and file.is_file():
@@ -216,6 +239,7 @@ class Rounds:
                 f"{self.root} holds rounds of {before['method']} from {before['policy']}, not of {what['method']} from "
                 f"{what['policy']}. Give this one a run_dir of its own."
             )
+        self._refuse_other_measures()
         self.record = {**what, "state": "running", "reason": None}
         self.record["rounds"] = before.get("rounds", {})
         self._write()

@@ -22,6 +22,7 @@ from lit_rlhf.files import read_lines
 from lit_rlhf.models import precision
 from lit_rlhf.testing import write_jsonl, write_tiny_model
 from tests import warm
+from tests.loopback import Answer, Request, serving
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -314,6 +315,31 @@ def test_another_request_begins_anew(tiny_model_dir: Path, tmp_path: Path) -> No
     assert len(rows) == 72
     assert "x" not in {row["response"] for row in rows}
     assert not list(tmp_path.glob(".*.unfinished"))
+
+
+def test_scores_of_two_reward_servers_are_not_mixed(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one answers at the same address, after the first failed behind a batch."""
+    weights, value, left = "rules 1", 1.0, 1
+
+    def serve(request: Request) -> Answer:
+        nonlocal left
+        if request.path == "/health":
+            return Answer({"weights": weights})
+        left -= 1
+        scores = [[value] * len(each["completions"]) for each in request.body["prompts"]]
+        return Answer({"scores": scores} if left >= 0 else None, 200 if left >= 0 else 422)
+
+    with serving(serve) as server:
+        words = ["--reward", "HTTPReward", "--reward.urls", server.url, "--batch_size", "1"]
+        with pytest.raises(SystemExit):
+            generate(tiny_model_dir, tmp_path, *words)
+        assert "Raised by HTTPReward, while it scored 24" in (said := capsys.readouterr().err)
+        assert "--ckpt_path" not in said  # which is of a run
+        weights, value, left = "rules 2", 2.0, 3
+        rows = generate(tiny_model_dir, tmp_path, *words)
+    assert {row["score"] for row in rows} == {2.0}
 
 
 def test_dates_of_a_directory_of_datasets_are_written_as_text(

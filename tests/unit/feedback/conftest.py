@@ -36,7 +36,8 @@ class Visitor(TestClient):
     def say(self, number: int, verdict: str, **fields: str) -> None:
         name = " ".join(self.name.split())
         data = {"verdict": verdict, "secret": self.store.secret, "swapped": "0", "rater": name}
-        data |= fields
+        stands = self.store.votes(name, number)
+        data |= {"before": str(stands[0].number if stands else 0), **fields}
         assert self.post(f"/pair/{number}", data=data).status_code == 200
 
 

@@ -110,7 +110,15 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "out.jsonl: 1 pairs, 0 of them tied; left out: 0 flagged, 0 skipped, 1 without"
         in capsys.readouterr().out
     )
-    assert json.loads((tmp_path / "out.jsonl").read_text())["chosen"] == "b"
+    exported = (tmp_path / "out.jsonl").read_text()
+    assert json.loads(exported)["chosen"] == "b"
+    main(["annotate", "--output", str(tmp_path), "--export", str(tmp_path / "out.jsonl")])
+    store.vote(Vote(2, "ann", "first"))
+    with pytest.raises(SystemExit):
+        main(["annotate", "--output", str(tmp_path), "--export", str(tmp_path / "out.jsonl")])
+    assert "is there already" in (said := capsys.readouterr().err)
+    assert "Name another file by --export" in said
+    assert (tmp_path / "out.jsonl").read_text() == exported
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,26 @@ def test_markdown_and_code_are_rendered(store: LabelStore, visit: Any) -> None:
     assert '<div class="as-written">**bold** [x]' in plain
 
 
+def test_of_two_tabs_the_first_answer_stands(store: LabelStore, visit: Any) -> None:
+    """The second one shows the pair as it was, and would correct an answer that its rater no longer sees."""
+    ann = visit("ann", Page(comments=True))
+    number, page = ann.see()
+    assert ann.see() == (number, page)
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+    right = {**fields, "verdict": "first", "comment": "long thought of"}
+    for _ in range(2):  # sent again, as after an answer that got lost
+        assert ann.post(f"/pair/{number}", data=right).status_code == 200
+    late = ann.post(f"/pair/{number}", data={**fields, "verdict": "second"})
+    assert late.status_code == 409
+    assert "answered this pair since this page was opened" in late.text
+    (vote,) = store.votes("ann")
+    assert (vote.number, vote.verdict, vote.comment) == (1, "first", "long thought of")
+    _, page = ann.see(f"/pair/{number}")
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
+    assert ann.post(f"/pair/{number}", data={**fields, "verdict": "tie"}).status_code == 200
+    assert [vote.verdict for vote in store.votes("ann")] == ["tie"]
+
+
 def test_conversations_are_shown_as_turns(store: LabelStore, visit: Any) -> None:
     turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}

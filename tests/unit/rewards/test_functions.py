@@ -140,7 +140,7 @@ def test_an_error_in_the_function_says_which_function_it_was() -> None:
 
     with pytest.raises(KeyError) as caught:
         FunctionReward(fragile).score(completions())
-    assert caught.value.__notes__ == ["raised by the reward function 'fragile'"]
+    assert caught.value.__notes__ == ["Raised by the reward function 'fragile'."]
 
 
 def test_nan_says_that_a_response_could_not_be_scored() -> None:

@@ -19,7 +19,7 @@ import torch
 import uvicorn
 
 from lit_rlhf.cli.serve_reward import serve_reward
-from lit_rlhf.errors import ConfigurationError, ServiceError
+from lit_rlhf.errors import CheckpointError, ConfigurationError, ServiceError
 from lit_rlhf.http import Endpoint, HTTPClient
 from lit_rlhf.models import Backbone, ModelSpec, export_reward, load_reward_model
 from lit_rlhf.modules import PPOPolicyModule
@@ -62,9 +62,9 @@ class Served:
         assert found, said
         self.url = found[1]
 
-    def end(self) -> int:
+    def end(self, number: int = signal.SIGINT) -> int:
         assert self.process.stdout is not None
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(number)
         code = self.process.wait(30)
         self.process.stdout.close()
         return code
@@ -298,6 +298,18 @@ def test_what_nobody_waits_for_any_more_is_not_scored(reward_dir: Path) -> None:
     assert scored == [[1], [3]]
 
 
+def test_a_score_that_is_not_finite_is_said(reward_dir: Path, policy: Backbone) -> None:
+    """Once, and in a sentence: asked again it would be no other."""
+    service = RewardService(load_reward_model(reward_dir).eval(), "broken")
+    service.backbone.heads["reward"].weight.data.fill_(float("nan"))
+    completions = make_completions(policy.tokenizer, PROMPTS, RESPONSES)
+    with served_here(service) as url:
+        reward = HTTPReward(url)
+        reward.attach(policy)
+        with pytest.raises(ServiceError, match=r"HTTP 422.*broken gives \[nan, nan\].*--dtype"):
+            reward.score(completions)
+
+
 def test_wrong_addresses_are_refused(policy: Backbone, url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"No reward server answers .*lit-rlhf serve-rew"):
         HTTPReward("http://127.0.0.1:9").attach(policy)
@@ -402,3 +414,32 @@ def test_ppo_trains_with_it(url: str, tiny_model_dir: Path, tmp_path: Path) -> N
     trainer.fit(module, prompt_loader(tiny_model_dir))
     assert module.iteration == 2
     trainer.save_checkpoint(tmp_path / "policy.ckpt", weights_only=False)
+
+
+def test_a_run_goes_on_by_the_same_weights_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+    weights = "rules 1"
+
+    def answer(request: Request) -> Answer:
+        return Answer({"weights": weights}) if request.path == "/health" else own_server(request)
+
+    def run(stage: str = "fit", **options: Any) -> None:
+        spec, short = ModelSpec(name=str(tiny_model_dir)), Sampling(max_new_tokens=6)
+        module = PPOPolicyModule(spec, HTTPReward(server.url), sampling=short)
+        options |= {"limit_train_batches": 1, "enable_checkpointing": False}
+        trainer = quiet_trainer(tmp_path, [], **options)
+        if stage == "validate":
+            trainer.validate(module, prompt_loader(tiny_model_dir), file, weights_only=True)
+        else:
+            trainer.fit(module, prompt_loader(tiny_model_dir), ckpt_path=resumed)
+            trainer.save_checkpoint(file)
+
+    file = str(tmp_path / "policy.ckpt")
+    resumed: str | None = None
+    with serving(answer) as server:
+        run(max_epochs=1)
+        resumed, weights = file, "rules 2"
+        run("validate", limit_val_batches=1)  # another reward may look at the policy
+        with pytest.raises(CheckpointError, match=r"of reward rules 1, now rules 2.*former model"):
+            run(max_epochs=2)
+        weights = "rules 1"
+        run(max_epochs=2)
