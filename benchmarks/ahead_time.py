@@ -13,13 +13,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from torch.optim import AdamW
 
-from benchmarks.quiet import quiet_trainer
+from benchmarks.markdown import table
+from benchmarks.quiet import History, quiet_trainer
 from lit_rlhf.callbacks import PhaseTimer
 from lit_rlhf.data import PromptDataModule, RowsSource
 from lit_rlhf.models import LoraSpec, ModelSpec
@@ -31,20 +30,6 @@ from lit_rlhf.testing import write_tiny_model
 from tests.unit.rollout.real_vllm import serving_vllm
 
 _PROMPTS, _SKIPPED = 4, 2
-
-
-class _Times(Callback):
-    """Seconds of each iteration, and of its wait for samples."""
-
-    def __init__(self) -> None:
-        self.iterations: list[float] = []
-        self.waits: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Look."""
-        metrics = trainer.callback_metrics
-        self.iterations.append(float(metrics["train/time/iteration"]))
-        self.waits.append(float(metrics["train/time/rollout"]))
 
 
 def train(model: Path, url: str, staleness: int, iterations: int) -> tuple[float, float]:
@@ -63,9 +48,10 @@ def train(model: Path, url: str, staleness: int, iterations: int) -> tuple[float
     data = PromptDataModule(
         RowsSource(rows), tokenizer=str(model), batch_size=_PROMPTS, cache_dir=str(model / "cache")
     )
-    times = _Times()
-    quiet_trainer(PhaseTimer(), times).fit(module, datamodule=data)
-    return median(times.iterations[_SKIPPED:]), median(times.waits[_SKIPPED:])
+    history = History()
+    quiet_trainer(PhaseTimer(), history).fit(module, datamodule=data)
+    iteration, wait = (history.of(f"train/time/{name}") for name in ("iteration", "rollout"))
+    return median(iteration[_SKIPPED:]), median(wait[_SKIPPED:])
 
 
 def main() -> None:
@@ -84,10 +70,8 @@ def main() -> None:
         os.sched_setaffinity(0, {first})  # which the server inherits
         with serving_vllm(model, Path(folder)) as (server,):
             os.sched_setaffinity(0, {second})
-            print(
-                "| staleness 0, s | of it waited | staleness 1, s | of it waited | faster by | load |"
-            )
-            print("|---|---|---|---|---|---|")
+            heads = ["staleness 0, s", "of it waited", "staleness 1, s", "of it waited"]
+            print(table([*heads, "faster by", "load"], []))
             ratios = []
             for _ in range(options.turns):
                 (on, wait), (ahead, less) = (

@@ -21,11 +21,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
+from benchmarks.markdown import spelled, table
 from benchmarks.quiet import quiet_trainer
 from lit_rlhf.data import ExplicitPrompt, PreferenceDataModule, PromptDataModule, RowsSource
 from lit_rlhf.demo.config import DemoConfig
@@ -67,11 +67,17 @@ COLOURS = {
     "online DPO": "#d28b26",
     "DPO": "#3f3f3f",
 }
-_PROMPTS, _SAMPLES, _ANCHORS, _HELDOUT = 32, 4, 16, 512
+_PROMPTS, _SAMPLES, _ANCHORS, HELDOUT = 32, 4, 16, 512
 
 
 def module_of(
-    method: str, strength: float, demo: Path, seed: int, iterations: int, model: Path | None = None
+    method: str,
+    strength: float,
+    demo: Path,
+    seed: int,
+    iterations: int,
+    model: Path | None = None,
+    **more: Any,
 ) -> PolicyModule:
     """A policy to train; or `model`, one that is trained, beside the initial one."""
     initial = ModelSpec(name=str(demo / "sft" / "export"))
@@ -88,6 +94,7 @@ def module_of(
         ),
         "seed": seed,
         "reference": None if model is None else TeacherModel(initial),
+        **more,
     }
     if method == "BestOfNPolicyModule":
         return BestOfNPolicyModule(spec, n=int(strength), num_anchors=_ANCHORS, **options)
@@ -100,7 +107,7 @@ def module_of(
     return (GRPOPolicyModule if method == "GRPO" else RLOOPolicyModule)(spec, **options)
 
 
-def data_of(demo: Path, seed: int, iterations: int, heldout: int) -> PromptDataModule:
+def data_of(demo: Path, seed: int, iterations: int, heldout: int = HELDOUT) -> PromptDataModule:
     """Prompts to train on, and those that nothing is trained on."""
     world = DemoConfig().world
     return PromptDataModule(
@@ -114,6 +121,11 @@ def data_of(demo: Path, seed: int, iterations: int, heldout: int) -> PromptDataM
     )
 
 
+def judged(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the reward model and the world say of samples."""
+    return {"reward": fmean(row["score"] for row in rows), "gold": fmean(gold(rows))}
+
+
 def gold(rows: Sequence[dict[str, Any]]) -> list[float]:
     """The world's utilities of samples."""
     texts = ([row[name] for row in rows] for name in ("prompt", "response"))
@@ -123,7 +135,7 @@ def gold(rows: Sequence[dict[str, Any]]) -> list[float]:
 def trained(method: str, strength: float, demo: Path, seed: int, iterations: int) -> dict[str, Any]:
     """Train a policy and judge it."""
     start = time.process_time()
-    data = data_of(demo, seed, iterations, _HELDOUT)
+    data = data_of(demo, seed, iterations)
     with tempfile.TemporaryDirectory() as folder:
         model = None
         if method == "DPO":
@@ -135,8 +147,7 @@ def trained(method: str, strength: float, demo: Path, seed: int, iterations: int
             trainer.fit(module, datamodule=data)
         trainer.limit_val_batches = 1
         rows, kl = complete_heldout(trainer, module, data)
-    scores = {"reward": fmean(row["score"] for row in rows), "gold": fmean(gold(rows))}
-    return scores | {"kl": kl, "seconds": time.process_time() - start}
+    return {**judged(rows), "kl": kl, "seconds": time.process_time() - start}
 
 
 def directly(beta: float, demo: Path, seed: int, iterations: int) -> PreferenceModule:
@@ -202,44 +213,30 @@ def sampled(
 def picked(demo: Path, seed: int) -> list[dict[str, Any]]:
     """Best-of-n of the initial policy: what the reward model picks among the first n of its samples."""
     most = int(max(STRENGTHS["best of n"]))
-    groups = sampled(demo, seed, _HELDOUT // 2, most, heldout=True)
+    groups = sampled(demo, seed, HELDOUT // 2, most, heldout=True)
     points = []
     for n in STRENGTHS["best of n"]:
         best = [max(group[: int(n)], key=lambda row: row["score"]) for group in groups]
-        point = {"reward": fmean(row["score"] for row in best), "gold": fmean(gold(best))}
-        points.append(
-            {"method": "best of n", "strength": n, "seed": seed}
-            | point
-            | {"kl": best_of_n_kl(int(n))}
-        )
+        point = {"method": "best of n", "strength": n, "seed": seed, "kl": best_of_n_kl(int(n))}
+        points.append(point | judged(best))
     return points
 
 
 def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
     """Reward model and gold against KL, mean and deviation over seeds, as SVG."""
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
-    FigureCanvasSVG(figure)
     for axes, name, label in zip(
         figure.subplots(1, 2), ("reward", "gold"), ("reward model", "gold utility"), strict=True
     ):
         for method, strengths in STRENGTHS.items():
-            rows = [
-                [p for p in points if (p["method"], p["strength"]) == (method, s)]
-                for s in strengths
-            ]
+            rows = [of(points, method, strength) for strength in strengths]
             means = [[fmean(p[key] for p in row) for row in rows] for key in ("kl", name)]
             spread = [[stdev([p[key] for p in row]) for row in rows] for key in (name, "kl")]
             style = {"color": COLOURS[method], "marker": "o", "ms": 4, "lw": 1.4}
             axes.errorbar(*means, *spread, label=method, elinewidth=0.7, **style)
+            small = {"textcoords": "offset points", "fontsize": 7, "color": COLOURS[method]}
             for x, y, strength in zip(*means, strengths, strict=True):
-                axes.annotate(
-                    f"{strength:g}",
-                    (x, y),
-                    (4, -9),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=COLOURS[method],
-                )
+                axes.annotate(f"{strength:g}", (x, y), (4, -9), **small)
         axes.set_xlabel("KL to the initial policy, nats per completion")
         axes.set_ylabel(label)
         axes.grid(color="#e8eaee")
@@ -247,18 +244,20 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def table(points: Sequence[dict[str, Any]]) -> str:
+def of(points: Sequence[dict[str, Any]], method: str, strength: float) -> list[dict[str, Any]]:
+    """Those of a method at a strength, a point a seed."""
+    return [p for p in points if (p["method"], p["strength"]) == (method, strength)]
+
+
+def shown(points: Sequence[dict[str, Any]]) -> str:
     """Markdown: mean and deviation over seeds."""
-    lines = ["| method | n, or beta | KL | reward model | gold |", "|---|---|---|---|---|"]
+    rows = []
     for method, strengths in STRENGTHS.items():
         for strength in strengths:
-            row = [p for p in points if (p["method"], p["strength"]) == (method, strength)]
-            cells = [
-                f"{fmean(p[key] for p in row):.2f} ± {stdev([p[key] for p in row]):.2f}"
-                for key in ("kl", "reward", "gold")
-            ]
-            lines.append(f"| {method} | {strength:g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            own = of(points, method, strength)
+            cells = [spelled([p[key] for p in own]) for key in ("kl", "reward", "gold")]
+            rows.append([method, f"{strength:g}", *cells])
+    return table(["method", "n, or beta", "KL", "reward model", "gold"], rows)
 
 
 def main() -> None:
@@ -289,7 +288,7 @@ def main() -> None:
         points.append({"method": method, "strength": strength, "seed": seed} | found)
         file.write_text(json.dumps(points, indent=2) + "\n", encoding="utf-8")
         print(points[-1], flush=True)
-    print(table(points))
+    print(shown(points))
     draw(points, options.figure)
 
 

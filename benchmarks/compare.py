@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison.inputs import make_inputs
 from benchmarks.comparison.machine import fast_dtype, machine
-from benchmarks.comparison.markdown import find_place, insert, tables
+from benchmarks.comparison.report import tables
 from benchmarks.comparison.results import compare
 from benchmarks.comparison.runner import Runner
 from benchmarks.comparison.workloads import OURS, WORKLOADS, Workload
+from benchmarks.markdown import find_place, insert
 from benchmarks.peers.environments import versions_in
 
 _SHOWN = ("torch", "transformers", "peft", "lightning")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -24,8 +25,8 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from benchmarks.comparison.inputs import Inputs, make_inputs
-from benchmarks.comparison.markdown import find_place, insert
-from benchmarks.comparison.spread import Spread, ratio
+from benchmarks.comparison.spread import ratio
+from benchmarks.markdown import find_place, insert, table
 from benchmarks.workloads.settings import TARGETS
 from benchmarks.workloads.shared import fill_adapters
 from lit_rlhf.data import PreferenceDataModule, RowsSource
@@ -73,14 +74,9 @@ class Subject:
         data.prepare_data()
         data.setup("fit")
         self.pairs: BranchedBatch = next(iter(data.train_dataloader()))
-        prompts = [
-            [int(t) for t in row[owner == 0]] for row, owner in zip(*self._columns(), strict=True)
-        ][:PROMPTS]
-        width = min(map(len, prompts))
-        self.prompts = torch.tensor([prompt[:width] for prompt in prompts])
-
-    def _columns(self) -> tuple[Tensor, Tensor]:
-        return self.pairs["input_ids"], self.pairs["branch_ids"]
+        ids = self.pairs["input_ids"][:PROMPTS]  # rows begin with their prompts
+        width = int((self.pairs["branch_ids"][:PROMPTS] == 0).sum(-1).min())
+        self.prompts = ids[:, :width]
 
     def built(self, spec: ModelSpec) -> Backbone:
         """The policy, its adapter away from the identity."""
@@ -199,29 +195,29 @@ def measure(lever: Lever, pairs: int) -> dict[str, Any]:
             way()
             into.append(time.perf_counter() - start)
     apart = ((results[0] - results[1]).abs() / results[1].abs().clamp_min(1.0)).max()
-    used, unused = map(Spread.of, seconds)
     return {
         "lever": lever.name,
-        "used": used,
-        "unused": unused,
+        "used": median(seconds[0]),
+        "unused": median(seconds[1]),
         "ratio": ratio(*reversed(seconds)),
         "apart": float(apart),
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def shown(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = [
-        "| lever | with it, s | without, s | times as fast (least to most of a pair) | results apart by |",
-        "|" + " --- |" * 5,
+    cells = [
+        [
+            row["lever"],
+            f"{row['used']:.2f}",
+            f"{row['unused']:.2f}",
+            "**{median:.2f}** ({min:.2f} to {max:.2f})".format(**row["ratio"]),
+            f"{row['apart']:.1e}",
+        ]
+        for row in rows
     ]
-    for row in rows:
-        times = row["ratio"]
-        lines.append(
-            f"| {row['lever']} | {row['used'].median:.2f} | {row['unused'].median:.2f} "
-            f"| **{times.median:.2f}** ({times.min:.2f} to {times.max:.2f}) | {row['apart']:.1e} |"
-        )
-    return "\n".join(lines) + "\n"
+    times = "times as fast (least to most of a pair)"
+    return table(["lever", "with it, s", "without, s", times, "results apart by"], cells)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -251,8 +247,8 @@ def main(args: Sequence[str] | None = None) -> None:
     for lever in Subject(make_inputs(options.root, options.work / "inputs")).levers():
         if options.only in lever.name:
             rows.append(measure(lever, options.pairs))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    text = table(rows)
+            print(shown(rows[-1:]).splitlines()[-1], flush=True)
+    text = shown(rows)
     if options.markdown is not None:
         insert(options.markdown, "levers", text)
 

@@ -20,19 +20,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LinearLR
 
-from benchmarks.best_of_n import data_of, gold
-from benchmarks.quiet import quiet_trainer
-from lit_rlhf.demo.config import DemoConfig
+from benchmarks.best_of_n import data_of, judged, module_of
+from benchmarks.markdown import spelled, table
+from benchmarks.quiet import History, quiet_trainer
 from lit_rlhf.demo.stages import complete_heldout
-from lit_rlhf.models import Backbone, ModelSpec
-from lit_rlhf.modules import RLOOPolicyModule, Updates
-from lit_rlhf.objectives import FixedKL, TruncatedImportance
-from lit_rlhf.rewards import ModelReward
-from lit_rlhf.rollout import Ahead, NativeEngine, RolloutRequest, Sampling
+from lit_rlhf.models import Backbone
+from lit_rlhf.objectives import TruncatedImportance
+from lit_rlhf.rollout import Ahead, NativeEngine, RolloutRequest
 from lit_rlhf.types import Generation
 
 
@@ -47,74 +42,48 @@ class OnACopy(NativeEngine):
         return partial(NativeEngine().sample, copy.deepcopy(backbone), request)
 
 
-class Watch(Callback):
-    """Keeps what each iteration logged of scores and staleness."""
-
-    def __init__(self) -> None:
-        self.scores: list[float] = []
-        self.staleness: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Look."""
-        metrics = trainer.callback_metrics
-        self.scores.append(float(metrics["train/objective/scores"]))
-        self.staleness.append(float(metrics.get("train/rollout/staleness", 0.0)))
-
-
-def trained(
-    staleness: int, demo: Path, seed: int, iterations: int, heldout: int = 512
-) -> dict[str, Any]:
+def trained(staleness: int, demo: Path, seed: int, iterations: int) -> dict[str, Any]:
     """Train a policy and judge it."""
     start = time.process_time()
-    module = RLOOPolicyModule(
-        ModelSpec(name=str(demo / "sft" / "export")),
-        ModelReward(str(demo / "reward" / "export"), normalize=True),
+    module = module_of(
+        "RLOO",
+        0.5,
+        demo,
+        seed,
+        iterations,
         engine=Ahead(OnACopy(), staleness),
         recompute_logprobs=True,
         importance_correction=TruncatedImportance(),
-        sampling=Sampling(max_new_tokens=DemoConfig().policy.max_new_tokens),
-        missing_eos_penalty=1.0,
-        num_samples=4,
-        kl=FixedKL(0.5),
-        updates=Updates(epochs=2, minibatches=2),
-        optimizer=partial(AdamW, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.95)),
-        lr_scheduler=partial(
-            LinearLR, end_factor=0.1, start_factor=1.0, total_iters=4 * iterations
-        ),
-        seed=seed,
     )
-    watch = Watch()
-    trainer = quiet_trainer(watch, limit_val_batches=0)
-    data = data_of(demo, seed, iterations, heldout)
+    history = History()
+    trainer = quiet_trainer(history, limit_val_batches=0)
+    data = data_of(demo, seed, iterations)
     trainer.fit(module, datamodule=data)
-    assert watch.staleness == [0.0, *[float(staleness)] * (iterations - 1)]
+    if staleness:
+        late = [0.0, *[float(staleness)] * (iterations - 1)]
+        assert history.of("train/rollout/staleness") == late
     trainer.limit_val_batches = 1
     rows, kl = complete_heldout(trainer, module, data)
     return {
         "staleness": staleness,
         "seed": seed,
-        "reward": fmean(row["score"] for row in rows),
-        "gold": fmean(gold(rows)),
+        **judged(rows),
         "kl": kl,
-        "scores": watch.scores,
+        "scores": history.of("train/objective/scores"),
         "seconds": time.process_time() - start,
     }
 
 
 def summary(points: list[dict[str, Any]]) -> str:
     """Markdown: mean and deviation over seeds, and of the differences between runs of one seed their standard error."""
-    lines = [
-        "| staleness | KL | reward model | gold | score of training, second half |",
-        "|---|---|---|---|---|",
-    ]
     runs = [
         {p["seed"]: _measures(p) for p in points if p["staleness"] == staleness}
         for staleness in (0, 1)
     ]
-    for staleness, found in enumerate(runs):
-        columns = list(zip(*found.values(), strict=True))
-        cells = [f"{fmean(column):.3f} ± {stdev(column):.3f}" for column in columns]
-        lines.append(f"| {staleness} | {' | '.join(cells)} |")
+    rows = [
+        [str(staleness), *(spelled(column, ".3f") for column in zip(*found.values(), strict=True))]
+        for staleness, found in enumerate(runs)
+    ]
     now, late = runs
     gaps = [
         [a - b for a, b in zip(late[seed], now[seed], strict=True)]
@@ -122,7 +91,9 @@ def summary(points: list[dict[str, Any]]) -> str:
     ]
     columns = list(zip(*gaps, strict=True))
     cells = [f"{fmean(c):+.3f} ± {stdev(c) / len(c) ** 0.5:.3f}" for c in columns]
-    return "\n".join([*lines, f"| 1 less 0, {len(gaps)} seeds | {' | '.join(cells)} |"])
+    rows.append([f"1 less 0, {len(gaps)} seeds", *cells])
+    heads = ["staleness", "KL", "reward model", "gold", "score of training, second half"]
+    return table(heads, rows)
 
 
 def _measures(point: dict[str, Any]) -> list[float]:

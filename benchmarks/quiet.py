@@ -1,4 +1,4 @@
-"""The trainer of benchmarks: one process on a device, one pass, and nothing written or shown."""
+"""The trainer of benchmarks: one process on a device, one pass, nothing written or shown; and what is kept of it."""
 
 from typing import Any
 
@@ -24,3 +24,18 @@ def quiet_trainer(*callbacks: Callback, **options: Any) -> Trainer:
         "log_every_n_steps": 1,
     }
     return Trainer(callbacks=list(callbacks), **(fixed | options))
+
+
+class History(Callback):
+    """Keeps what each iteration logged: put it behind callbacks that log."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """An iteration has ended."""
+        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def of(self, name: str) -> list[float]:
+        """A metric after each iteration."""
+        return [row[name] for row in self.rows]

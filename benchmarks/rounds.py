@@ -12,18 +12,19 @@ directory, `<demo>/rounds/<lr>/<seed>/<arm>`.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 
+from benchmarks.markdown import spelled, table
 from lit_rlhf.cli import main as lit_rlhf
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.rounds import Evaluation, InProcess, IterativeDPO, RewardFeedback, Rounds, Training
+from lit_rlhf.testing import write_jsonl
 
 JUDGE = {"class_path": "FunctionReward", "init_args": {"function": f"{__file__}:utility"}}
 SAMPLE = {"sampling": {"max_new_tokens": DemoConfig().policy.max_new_tokens}, "batch_size": 128}
@@ -95,8 +96,11 @@ def prompts_of(arm: Arm, seed: int) -> list[list[dict[str, str]]]:
 def run(arm: Arm, lr: float, seed: int, demo: Path, directory: Path) -> dict[str, Any]:
     """The rounds of an arm; measures of the initial policy and of the last one, and how many labels it had."""
     parts = prompts_of(arm, seed)
-    files = [_write(directory / f"prompts-{i}.jsonl", part) for i, part in enumerate(parts)]
-    heldout = _write(directory / "heldout.jsonl", DemoConfig().world.prompts(_HELDOUT, "heldout"))
+    files = [
+        str(write_jsonl(directory / f"prompts-{i}.jsonl", part)) for i, part in enumerate(parts)
+    ]
+    others = DemoConfig().world.prompts(_HELDOUT, "heldout")
+    heldout = str(write_jsonl(directory / "heldout.jsonl", others))
     rounds = Rounds(
         str(demo / "sft" / "export"),
         IterativeDPO(RewardFeedback(files, JUDGE, _SAMPLES, SAMPLE), training(arm, lr, demo)),
@@ -113,31 +117,19 @@ def run(arm: Arm, lr: float, seed: int, demo: Path, directory: Path) -> dict[str
     return {"first": record["initial"]["measures"], "last": last, "labels": labels}
 
 
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
+def shown(found: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: mean and deviation over seeds."""
-    lines = ["| arm | labels | utility | KL, nats | finished |", "|---|---|---|---|---|"]
     first = next(iter(found.values()))
     parts = {"initial": [{**run["first"], "labels": 0} for run in first]}
     parts |= {
         name: [{**run["last"], "labels": run["labels"]} for run in runs]
         for name, runs in found.items()
     }
+    lines = []
     for name, rows in parts.items():
-        cells = [_spell([row[key] for row in rows]) for key in ("score", "kl", "finished")]
-        lines.append(
-            f"| {name} | {fmean(row['labels'] for row in rows):.0f} | {' | '.join(cells)} |"
-        )
-    return "\n".join(lines)
-
-
-def _spell(values: Sequence[float]) -> str:
-    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+        cells = [spelled([row[key] for row in rows]) for key in ("score", "kl", "finished")]
+        lines.append([name, f"{fmean(row['labels'] for row in rows):.0f}", *cells])
+    return table(["arm", "labels", "utility", "KL, nats", "finished"], lines)
 
 
 def main() -> None:
@@ -155,7 +147,7 @@ def main() -> None:
             directory = options.demo / "rounds" / f"{options.lr:g}" / str(seed) / name
             runs.append(run(ARMS[name], options.lr, seed, options.demo, directory))
             print(seed, name, runs[-1], flush=True)
-    print(table(found))
+    print(shown(found))
 
 
 if __name__ == "__main__":

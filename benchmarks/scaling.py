@@ -14,13 +14,12 @@ from pathlib import Path
 # As a script, Python looks in this file's directory alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.comparison.growth import growth, points, table
-from benchmarks.comparison.growth_plot import plot
+from benchmarks.comparison.growth import growth, plot, points, shown
 from benchmarks.comparison.inputs import make_inputs
 from benchmarks.comparison.ledger import Ledger
 from benchmarks.comparison.machine import machine
-from benchmarks.comparison.markdown import find_place, insert
 from benchmarks.comparison.runner import source_digest
+from benchmarks.markdown import find_place, insert
 from benchmarks.peers.processes import Run, measure
 from benchmarks.workloads.growth_point import Point
 
@@ -39,18 +38,8 @@ def main(args: Sequence[str] | None = None) -> None:
     for axis, of_axis in points(model, options.quick, options.threads).items():
         axes[axis] = []
         for point in of_axis:
-            name = "-".join(
-                map(
-                    str,
-                    (
-                        point.prompts,
-                        point.prompt,
-                        point.samples,
-                        point.completion,
-                        *point.overrides.values(),
-                    ),
-                )
-            )
+            sizes = (point.prompts, point.prompt, point.samples, point.completion)
+            name = "-".join(map(str, (*sizes, *point.overrides.values())))
             recipe = {"point": asdict(point), "code": source_digest(ours=True)}
             measured = ledger.get(
                 name, recipe, lambda p=point, n=name: _run(p, work / "logs" / f"scaling-{n}.log")
@@ -67,11 +56,11 @@ def main(args: Sequence[str] | None = None) -> None:
     }
     results = {
         "quick": options.quick,
-        "machine": machine(options.threads, peaks),
+        "machine": machine(options.threads, peaks, "bfloat16"),
         "axes": axes,
         "growth": {axis: growth(axis, of) for axis, of in axes.items()},
     }
-    text = table(axes)
+    text = shown(axes)
     print(f"\n{text}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.comparison.markdown import insert
+from benchmarks.markdown import insert, table
 from lit_rlhf.estimate import CARDS, Estimate, Plan, Processes, Workload, bandwidth_of
 from lit_rlhf.estimate.estimating import Rehearsal, rehearse, weigh
 from lit_rlhf.models import LoraSpec, ModelSpec, ValueModel
@@ -81,14 +81,11 @@ def servers_table(rehearsals: dict[str, Rehearsal]) -> str:
         "whole weights, bfloat16": 2 * sum(weight.numel() for weight in whole.model.parameters()),
     }
     links = {link: 1 for some in COUNTS.values() for link in some} | DISKS
-    lines = [
-        f"| what | GB | {' | '.join(f'{link}, s' for link in links)} |",
-        f"|{' --- |' * (len(links) + 2)}",
-    ]
+    rows = []
     for name, size in sizes.items():
         times = [size * passes / bandwidth_of(link.split()[0]) for link, passes in links.items()]
-        lines.append(f"| {name} | {size / 1e9:.2f} | {' | '.join(f'{x:.2f}' for x in times)} |")
-    return "\n".join(lines)
+        rows.append([name, f"{size / 1e9:.2f}", *(f"{x:.2f}" for x in times)])
+    return table(["what", "GB", *(f"{link}, s" for link in links)], rows)
 
 
 def memory_table(estimates: dict[int, Estimate]) -> str:
@@ -99,8 +96,7 @@ def memory_table(estimates: dict[int, Estimate]) -> str:
         "whole at a time": ("gathered weights",),
         "copied to sample from": ("packed weights",),
     }
-    lines = [f"| GPUs | phase | {' | '.join(columns)} | the rest | all |"]
-    lines += [f"|{' --- |' * (len(columns) + 4)}"]
+    rows = []
     for count, each in estimates.items():
         for phase in (phase for phase in each.phases if phase.parts):
             sizes = [
@@ -108,16 +104,15 @@ def memory_table(estimates: dict[int, Estimate]) -> str:
                 for names in columns.values()
             ]
             sizes += [phase.total - sum(sizes), phase.total]
-            cells = [str(count), phase.name, *(f"{size / 2**30:.1f}" for size in sizes)]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([str(count), phase.name, *(f"{size / 2**30:.1f}" for size in sizes)])
+    return table(["GPUs", "phase", *columns, "the rest", "all"], rows)
 
 
-def table(found: dict[tuple[str, int, str], tuple[Estimate, float]]) -> str:
+def runs_table(found: dict[tuple[str, int, str], tuple[Estimate, float]]) -> str:
     """Markdown, of estimates and their FLOPs."""
     columns = ["run", "GPUs", "link", "GiB a GPU", "fits 80 GB", "PFLOP a GPU", "GB sent a GPU"]
     columns += ["sampling, s", "other passes, s", "updates, s", "exchange, s", "bound by"]
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    rows = []
     for (name, count, link), (each, flops) in found.items():
         seconds = {phase.name: phase.likely for phase in each.phases}
         groups = {
@@ -129,9 +124,8 @@ def table(found: dict[tuple[str, int, str], tuple[Estimate, float]]) -> str:
         longest = max(groups, key=lambda key: groups[key])
         cells = [name, str(count), link, f"{each.need / 2**30:.1f}", "yes" if each.fits else "no"]
         cells += [f"{flops / 1e15:.1f}", f"{seconds['exchange'] * bandwidth_of(link) / 1e9:,.1f}"]
-        cells += [*(f"{value:.1f}" for value in groups.values()), longest]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([*cells, *(f"{value:.1f}" for value in groups.values()), longest])
+    return table(columns, rows)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -151,7 +145,7 @@ def main(args: Sequence[str] | None = None) -> None:
                     found[name, count, link] = weigh(given, rehearsal), flops_of(rehearsal)
     divided = next(iter(rehearsals))
     texts = {
-        "scaling-arithmetic": table(found),
+        "scaling-arithmetic": runs_table(found),
         "scaling-memory": memory_table(
             {count: found[divided, count, links[0]][0] for count, links in COUNTS.items()}
         ),

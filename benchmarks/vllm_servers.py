@@ -18,11 +18,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.markdown import spelled, table
 from benchmarks.quiet import quiet_trainer
 from benchmarks.vllm_worlds import WORLDS, World
 from lit_rlhf.callbacks import MetricsFile, PhaseTimer
@@ -144,7 +145,7 @@ def _kill_and_start(
     server.wait()
 
 
-def table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+def shown(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     """Markdown."""
     names = {
         "gap": "log-prob mismatch",
@@ -153,16 +154,13 @@ def table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         "kl": "KL",
         "scores": "score of training, second half",
     }
-    lines = [f"| method | engine | {' | '.join(names.values())} |", "|---" * (len(names) + 2) + "|"]
+    rows = []
     for method, engines in found.items():
         for engine, points in engines.items():
-            columns = [[point[name] for point in points] for name in names]
-            cells = [
-                f"{fmean(c):.3g}" + (f" ± {stdev(c):.2g}" if len(c) > 1 else "") for c in columns
-            ]
+            cells = [spelled([point[name] for point in points], ".3g", ".2g") for name in names]
             label = f"{engine}, {len(points)} seed{'s' * (len(points) > 1)}"
-            lines.append(f"| {method} | {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([method, label, *cells])
+    return table(["method", "engine", *names.values()], rows)
 
 
 def main() -> None:
@@ -212,7 +210,7 @@ def main() -> None:
                 with serving_vllm(world.initial(whole), logs, 2, flags) as servers:
                     given = job(method, engine, [s.url for s in servers], options.seeds[0])
                     found[method][SERVERS] = [start(given, servers)]
-            print(table(found), flush=True)
+            print(shown(found), flush=True)
 
 
 if __name__ == "__main__":

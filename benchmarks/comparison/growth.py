@@ -1,4 +1,4 @@
-"""How cost grows: which points are measured, and how time and memory grow beside the arithmetic."""
+"""How cost grows: which points are measured, how time and memory grow beside the arithmetic, and their plot."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from benchmarks.markdown import table
 from benchmarks.workloads.growth_point import PHASES, Point
 
 _SHAPE = (
@@ -70,48 +76,104 @@ def growth(axis: str, results: Sequence[Result]) -> dict[str, dict[str, float]]:
     An exponent is log(ratio of cost) / log(ratio of the axis); 1 is proportional. `excess` is the largest difference
     between the two over neighbouring points: above 0 time grows faster than the arithmetic says.
     """
+    kinds = {"time": "seconds", "flops": "flops", "memory": "peak_bytes"}
     found = {}
     for phase in PHASES:
-        steps = list(pairwise(results))
-        time = [_exponent(axis, a, b, a["seconds"][phase], b["seconds"][phase]) for a, b in steps]
-        flops = [_exponent(axis, a, b, a["flops"][phase], b["flops"][phase]) for a, b in steps]
-        first, last = results[0], results[-1]
-        found[phase] = {
-            "time": _exponent(axis, first, last, first["seconds"][phase], last["seconds"][phase]),
-            "flops": _exponent(axis, first, last, first["flops"][phase], last["flops"][phase]),
-            "memory": _exponent(
-                axis, first, last, first["peak_bytes"][phase], last["peak_bytes"][phase]
-            ),
-            "excess": max(a - b for a, b in zip(time, flops, strict=True)),
-        }
+
+        def exponent(cost: str, a: Result, b: Result, phase: str = phase) -> float:
+            ratio = b[cost][phase] / a[cost][phase]
+            return math.log(ratio) / math.log(place(axis, b) / place(axis, a))
+
+        whole = {name: exponent(cost, results[0], results[-1]) for name, cost in kinds.items()}
+        local = [exponent("seconds", *two) - exponent("flops", *two) for two in pairwise(results)]
+        found[phase] = whole | {"excess": max(local)}
     return found
 
 
-def table(axes: Mapping[str, Sequence[Result]]) -> str:
+def shown(axes: Mapping[str, Sequence[Result]]) -> str:
     """Markdown: every point, then exponents."""
-    lines = [
-        "| axis | value | " + " | ".join(f"{phase}, s | GB | of peak" for phase in PHASES) + " |",
-        "|" + " --- |" * (2 + 3 * len(PHASES)),
-    ]
+    rows, exponents = [], []
     for axis, results in axes.items():
         for result in results:
             cells = [
-                f"{result['seconds'][phase]:.2f} | {result['peak_bytes'][phase] / 1e9:.2f} | "
-                f"{utilisation(result, phase):.2f}"
+                cell
                 for phase in PHASES
+                for cell in (
+                    f"{result['seconds'][phase]:.2f}",
+                    f"{result['peak_bytes'][phase] / 1e9:.2f}",
+                    f"{utilisation(result, phase):.2f}",
+                )
             ]
-            lines.append(f"| {AXES[axis]} | {place(axis, result):.0f} | {' | '.join(cells)} |")
-    lines += ["", "Exponents of growth over each axis (time / arithmetic; memory):", ""]
-    lines += ["| axis | " + " | ".join(PHASES) + " |", "|" + " --- |" * (1 + len(PHASES))]
-    for axis, results in axes.items():
-        found = growth(axis, results)
+            rows.append([AXES[axis], f"{place(axis, result):.0f}", *cells])
+        found = growth(axis, results).values()
         cells = [
-            f"{found[p]['time']:.2f} / {found[p]['flops']:.2f}; {found[p]['memory']:.2f}"
-            for p in PHASES
+            f"{each['time']:.2f} / {each['flops']:.2f}; {each['memory']:.2f}" for each in found
         ]
-        lines.append(f"| {AXES[axis]} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        exponents.append([AXES[axis], *cells])
+    heads = [head for phase in PHASES for head in (f"{phase}, s", "GB", "of peak")]
+    parts = [
+        table(["axis", "value", *heads], rows),
+        "Exponents of growth over each axis (time / arithmetic; memory):",
+        table(["axis", *PHASES], exponents),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def _exponent(axis: str, a: Result, b: Result, before: float, after: float) -> float:
-    return math.log(after / before) / math.log(place(axis, b) / place(axis, a))
+_COLOURS = {"rollout": "#d97724", "update": "#2f6db5"}
+_NAMES = {"rollout": "generation", "update": "update"}
+
+
+def plot(axes: Mapping[str, Sequence[Result]], path: Path) -> None:
+    """Write the SVG; dotted: the seconds of the first point times the growth of the arithmetic."""
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "path",
+            "svg.hashsalt": "lit_rlhf",
+            "font.size": 9.0,
+            "legend.frameon": False,
+        }
+    ):
+        figure = Figure(figsize=(3.2 * len(axes), 7.6), layout="constrained")
+        grid = figure.subplots(3, len(axes), squeeze=False, sharex="col")
+        for column, (axis, results) in enumerate(axes.items()):
+            _column(grid[:, column], axis, results)
+        for row, name in enumerate(
+            ("seconds an iteration", "peak memory, GB", "share of bf16 peak")
+        ):
+            grid[row, 0].set_ylabel(name)
+        grid[0, 0].plot(
+            [], [], color="#888888", linestyle=":", linewidth=1.0, label="growth of arithmetic"
+        )
+        grid[0, 0].legend()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _column(cells: Sequence[Axes], axis: str, results: Sequence[Result]) -> None:
+    seconds, memory, share = cells
+    xs = [place(axis, result) for result in results]
+    for phase, colour in _COLOURS.items():
+        first = results[0]
+        expected = [
+            first["seconds"][phase] * result["flops"][phase] / first["flops"][phase]
+            for result in results
+        ]
+        style = {"color": colour, "marker": "o", "markersize": 3.0}
+        seconds.plot(
+            xs, [result["seconds"][phase] for result in results], label=_NAMES[phase], **style
+        )
+        seconds.plot(xs, expected, color=colour, linestyle=":", linewidth=1.0)
+        memory.plot(xs, [result["peak_bytes"][phase] / 1e9 for result in results], **style)
+        share.plot(xs, [utilisation(result, phase) for result in results], **style)
+    seconds.set_yscale("log")
+    seconds.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    seconds.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    seconds.yaxis.set_minor_formatter(NullFormatter())
+    seconds.set_xscale("log", base=2)
+    memory.set_ylim(bottom=0)
+    share.set_ylim(0, 1)
+    share.set_xticks(xs, [f"{x:.0f}" for x in xs])
+    share.set_xlabel(AXES[axis])
+    for cell in cells:
+        cell.grid(color="#e8eaee")
+        cell.spines[["top", "right"]].set_visible(False)

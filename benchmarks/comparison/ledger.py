@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.peers.processes import Run
@@ -27,11 +28,7 @@ class Measured:
     @property
     def samples_per_second(self) -> float:
         """Over the timed steps."""
-        return (
-            float(self.result["samples"])
-            * len(self.result["seconds"])
-            / sum(self.result["seconds"])
-        )
+        return float(self.result["samples"]) / fmean(self.result["seconds"])
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -5,7 +5,7 @@ Each check is a dictionary for the report, whose `ok` says how it went; None: it
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, pstdev, pvariance
+from statistics import fmean, pstdev
 from typing import Any
 
 Check = dict[str, Any]
@@ -16,14 +16,8 @@ def curves(ours: Sequence[float], theirs: Sequence[float], tolerance: float) -> 
     same = len(ours) == len(theirs) and len(ours) > 0
     errors = [abs(a - b) / max(1.0, abs(b)) for a, b in zip(ours, theirs, strict=False)]
     worst = max((error if math.isfinite(error) else math.inf for error in errors), default=math.inf)
-    check = {
-        "kind": "loss curves",
-        "tolerance": tolerance,
-        "worst": worst,
-        "ours": list(ours),
-        "peer": list(theirs),
-    }
-    return check | {"ok": same and worst <= tolerance}
+    check = {"kind": "loss curves", "tolerance": tolerance, "worst": worst}
+    return check | _both(ours, theirs) | {"ok": same and worst <= tolerance}
 
 
 def rewards(ours: Sequence[float], theirs: Sequence[float], least_steps: int) -> Check:
@@ -34,17 +28,16 @@ def rewards(ours: Sequence[float], theirs: Sequence[float], least_steps: int) ->
     """
     late, peer_late = (list(curve)[len(curve) // 2 :] for curve in (ours, theirs))
     same = len(ours) == len(theirs) > 0
+    found = {"kind": "rewards", **_both(ours, theirs)}
     if not same or len(late) < least_steps:
-        return {
-            "kind": "rewards",
-            "ok": None if same else False,
-            "ours": list(ours),
-            "peer": list(theirs),
-        }
+        return found | {"ok": None if same else False}
     spread = pstdev(peer_late)
     values = {"our_mean": fmean(late), "peer_mean": fmean(peer_late), "peer_deviation": spread}
-    ok = values["our_mean"] >= values["peer_mean"] - spread
-    return {"kind": "rewards", "ok": ok, **values, "ours": list(ours), "peer": list(theirs)}
+    return found | values | {"ok": values["our_mean"] >= values["peer_mean"] - spread}
+
+
+def _both(ours: Sequence[float], theirs: Sequence[float]) -> Check:
+    return {"ours": list(ours), "peer": list(theirs)}
 
 
 def generations(
@@ -58,14 +51,9 @@ def generations(
     """Regret of greedy completions, in nats a token (`regret.py`), and mean lengths of sampled ones."""
     found = {"our_regret": our_regret, "peer_regret": their_regret}
     found |= {"our_mean_length": fmean(our_lengths), "peer_mean_length": fmean(their_lengths)}
-    error = math.sqrt(
-        sum(pvariance(lengths) / len(lengths) for lengths in (our_lengths, their_lengths))
-    )
+    error = math.hypot(*(pstdev(each) / len(each) ** 0.5 for each in (our_lengths, their_lengths)))
     difference = abs(found["our_mean_length"] - found["peer_mean_length"])
-    ok = (
-        our_regret <= most_regret
-        and their_regret <= most_regret
-        and difference <= most_errors * error
-    )
+    small = our_regret <= most_regret and their_regret <= most_regret
+    ok = small and difference <= most_errors * error
     limits = {"length_error": error, "most_regret": most_regret, "most_errors": most_errors}
     return {"kind": "generations", "ok": ok, **found, **limits}

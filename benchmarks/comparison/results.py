@@ -1,11 +1,12 @@
 """From runs to results: ratios, parity and utilisation, as one dictionary for JSON."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from benchmarks.comparison.ledger import Measured
-from benchmarks.comparison.spread import Spread, ratio
-from benchmarks.comparison.workloads import ROUNDING, Side, Workload
+from benchmarks.comparison.spread import ratio, spread
+from benchmarks.comparison.workloads import GROUPS, ROUNDING, Side, Workload
 
 Runs = Mapping[tuple[str, str], Sequence[Measured]]
 Judged = Mapping[tuple[str, str], Measured]
@@ -21,16 +22,10 @@ def compare(workload: Workload, runs: Runs, judged: Judged, dtype: str) -> dict[
         dtype: Of the timed runs' weights.
     """
     ours, theirs = runs[workload.group, workload.ours.key], runs[workload.group, workload.peer.key]
-    throughput = ratio(
-        [run.samples_per_second for run in ours], [run.samples_per_second for run in theirs]
-    )
-    memory = ratio([run.peak_bytes for run in ours], [run.peak_bytes for run in theirs])
     result = {
-        "unit": f"{workload.unit}/s",
-        "throughput_ratio": throughput.median,
-        "throughput_ratio_range": [throughput.min, throughput.max],
-        "memory_ratio": memory.median,
-        "memory_ratio_range": [memory.min, memory.max],
+        "unit": f"{GROUPS[workload.group].unit}/s",
+        **_ratio("throughput", *([r.samples_per_second for r in side] for side in (ours, theirs))),
+        **_ratio("memory", *([r.peak_bytes for r in side] for side in (ours, theirs))),
         "goals": workload.goals_in(dtype),
         "ours": _side(workload.ours, ours),
         "peer": _side(workload.peer, theirs),
@@ -39,9 +34,13 @@ def compare(workload: Workload, runs: Runs, judged: Judged, dtype: str) -> dict[
     }
     tokens = [[run.tokens_per_second for run in side] for side in (ours, theirs)]
     if all(rate is not None for side in tokens for rate in side):
-        found = ratio(*[[float(rate or 0) for rate in side] for side in tokens])
-        result |= {"tokens_ratio": found.median, "tokens_ratio_range": [found.min, found.max]}
+        result |= _ratio("tokens", *tokens)
     return result
+
+
+def _ratio(name: str, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    found = ratio(ours, theirs)
+    return {f"{name}_ratio": found["median"], f"{name}_ratio_range": [found["min"], found["max"]]}
 
 
 def utilisation(runs: Sequence[Measured], dtype: str) -> dict[str, Any]:
@@ -56,12 +55,10 @@ def utilisation(runs: Sequence[Measured], dtype: str) -> dict[str, Any]:
             rates.append(flops / spent / 1e9)
             seconds.append(spent / len(run.result["phases"]))
         found[phase] = {
-            "share_of_peak": Spread.of(shares).as_dict(),
-            "gflops_per_second": Spread.of(rates).as_dict(),
-            "seconds_per_step": Spread.of(seconds).as_dict(),
-            "gflop_per_step": sum(s[phase] for s in runs[0].result["flops"])
-            / len(runs[0].result["flops"])
-            / 1e9,
+            "share_of_peak": spread(shares),
+            "gflops_per_second": spread(rates),
+            "seconds_per_step": spread(seconds),
+            "gflop_per_step": fmean(step[phase] for step in runs[0].result["flops"]) / 1e9,
         }
     return found
 
@@ -71,10 +68,11 @@ def _parity(
 ) -> dict[str, Any]:
     """Of loss curves the judged runs, in float32, must agree, and the timed ones but for rounding."""
     apart = [judged.get((workload.group, side.key)) for side in (workload.ours, workload.peer)]
-    timed = workload.check(ours, theirs)
+    check = GROUPS[workload.group].check
+    timed = check(ours, theirs)
     if apart[0] is None or apart[1] is None:
         return timed
-    exact = workload.check([apart[0]], [apart[1]])
+    exact = check([apart[0]], [apart[1]])
     if exact["kind"] != "loss curves":
         return exact
     near = timed["worst"] <= ROUNDING
@@ -90,9 +88,9 @@ def _side(side: Side, runs: Sequence[Measured]) -> dict[str, Any]:
     return {
         "name": side.label,
         "runs": len(runs),
-        "samples_per_second": Spread.of([run.samples_per_second for run in runs]).as_dict(),
-        "tokens_per_second": Spread.of(tokens).as_dict() if tokens else None,
-        "seconds_per_step": Spread.of(steps).as_dict(),
-        "peak_gigabytes": Spread.of([run.peak_gigabytes for run in runs]).as_dict(),
-        "wall_seconds": Spread.of([run.wall_seconds for run in runs]).as_dict(),
+        "samples_per_second": spread([run.samples_per_second for run in runs]),
+        "tokens_per_second": spread(tokens) if tokens else None,
+        "seconds_per_step": spread(steps),
+        "peak_gigabytes": spread([run.peak_gigabytes for run in runs]),
+        "wall_seconds": spread([run.wall_seconds for run in runs]),
     }

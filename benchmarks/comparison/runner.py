@@ -13,9 +13,6 @@ from benchmarks.comparison.ledger import Ledger, Measured, digest
 from benchmarks.comparison.workloads import GROUPS, Side, Workload, sides_of
 from benchmarks.peers.processes import ROOT, Run, measure
 
-Step = Callable[[Sequence[str | Path], Path], Run]
-"""Runs a command whose output goes to a log."""
-
 
 @dataclass(frozen=True)
 class Runner:
@@ -43,10 +40,8 @@ class Runner:
     def peaks(self) -> dict[str, float]:
         """FLOP/s of matrix products by dtype, measured now, in a process of its own."""
         command = [sys.executable, "-m", "benchmarks.workloads.peak", str(self.threads)]
-        peaks: dict[str, float] = self.step(command, self.work / "logs" / "peak.log").result[
-            "peaks"
-        ]
-        return peaks
+        run = self.step(command, self.work / "logs" / "peak.log")
+        return dict(run.result["peaks"])
 
     def step(self, command: Sequence[str | Path], log: Path) -> Run:
         """One process."""
@@ -85,17 +80,12 @@ class Runner:
             if completions is None:
                 continue
             data = self.inputs.settings(group, GROUPS[group].full, self.threads).data
-            told = {
-                "model": str(self.inputs.model),
-                "data": data,
-                "completions": completions,
-                "threads": self.threads,
-            }
+            told = {"model": str(self.inputs.model), "data": data, "threads": self.threads}
+            told["completions"] = completions
             command = [sys.executable, "-m", "benchmarks.comparison.regret", json.dumps(told)]
-            log = self.work / "logs" / f"regret-{group}-{side}.log"
-            measured = self.ledger.get(
-                f"regret-{group}-{side}", told, partial(self.step, command, log)
-            )
+            name = f"regret-{group}-{side}"
+            work = partial(self.step, command, self.work / "logs" / f"{name}.log")
+            measured = self.ledger.get(name, told, work)
             of_side[0].result["regret"] = measured.result["mean"]
 
     def one(self, group: str, side: Side, told: dict[str, Any], suffix: str) -> Measured:

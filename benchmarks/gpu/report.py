@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison.markdown import wrapped
 from benchmarks.gpu.result import Result
+from benchmarks.markdown import wrapped
 
 TOLERATED = 0.05
 HIGHER = ("tokens_per_s", "tflops", "gb_per_s")

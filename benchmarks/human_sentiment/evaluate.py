@@ -23,13 +23,12 @@ from benchmarks.human_sentiment.measures import (
     Measurement,
     Samples,
     accuracy_by_difference,
+    attached_reward,
     judge_samples,
     load_policy,
     reward_margins,
     summarize,
 )
-from lit_rlhf.models import Backbone
-from lit_rlhf.rewards import ModelReward
 
 COLUMNS = {
     "gold": "gold",
@@ -49,7 +48,9 @@ def evaluate_policies(
 ) -> dict[str, tuple[dict[str, float], Samples]]:
     """Summary and samples of the initial policy and of each other one."""
     initial = load_policy(measurement.root, str(INITIAL))
-    attached = {name: _attached(path, initial, measurement.root) for name, path in rewards.items()}
+    attached = {
+        name: attached_reward(path, initial, measurement.root) for name, path in rewards.items()
+    }
     judge = SentimentIntensityAnalyzer()
     results = {}
     for name in ("initial", *policies):
@@ -58,13 +59,6 @@ def evaluate_policies(
         judge_samples(samples, judge)
         results[name] = (summarize(samples, list(attached)), samples)
     return results
-
-
-def _attached(path: Path, backbone: Backbone, root: Path) -> ModelReward:
-    base = str(root / INITIAL) if (path / "adapter_config.json").is_file() else None
-    reward = ModelReward(str(path), share_base=False, normalize=True, dtype="auto", base=base)
-    reward.attach(backbone)
-    return reward
 
 
 def policy_table(summaries: Mapping[str, Mapping[str, float]]) -> Table:
@@ -141,16 +135,13 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     results = evaluate_policies(measurement, options.policies, rewards)
     summaries = {name: summary for name, (summary, _) in results.items()}
-    write(
-        root,
-        {"policies": summaries, "reward_models": accuracies},
-        {name: rows for name, (_, rows) in results.items()},
-    )
+    samples = {name: rows for name, (_, rows) in results.items()}
+    write(root, {"policies": summaries, "reward_models": accuracies}, samples)
     console = Console()
     console.print(policy_table(summaries))
     if accuracies:
         console.print(accuracy_table(accuracies))
-    for name, (_, rows) in results.items():
+    for name, rows in samples.items():
         console.print(f"\n[bold]{name}")
         for row in rows[:6]:
             console.print(

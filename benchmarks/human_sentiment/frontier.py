@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -26,6 +25,7 @@ from benchmarks.human_sentiment.measures import (
     INITIAL,
     Measurement,
     Samples,
+    attached_reward,
     best_of_n,
     judge_samples,
     load_policy,
@@ -34,7 +34,6 @@ from benchmarks.human_sentiment.measures import (
 from benchmarks.human_sentiment.sweep import METHODS, place_of, train_all
 from lit_rlhf.functional import best_of_n_kl
 from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.rewards import ModelReward
 
 Point = dict[str, Any]
 BEST_OF_N = "best_of_n"
@@ -64,16 +63,7 @@ def measure(
         return
     root = measurement.root
     initial = load_policy(root, str(INITIAL), dtype)
-    rewards = {
-        "reward": ModelReward(
-            str(root / "reward" / "export"),
-            share_base=False,
-            normalize=True,
-            dtype=dtype,
-            base=str(root / INITIAL),
-        )
-    }
-    rewards["reward"].attach(initial)
+    rewards = {"reward": attached_reward(root / "reward" / "export", initial, root, dtype)}
     judge = SentimentIntensityAnalyzer()
 
     @cache
@@ -108,7 +98,6 @@ def measure(
 def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Gold against KL, a curve for each method, as SVG; beta (of best-of-n: n) stands beside each point."""
     figure = Figure(figsize=(7.6, 5.0), layout="constrained")
-    FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     curves = {name: (method.label, method.colour, "-") for name, method in METHODS.items()}
     for name, (label, colour, line) in (
@@ -123,43 +112,20 @@ def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
         x, y, dx, dy = (
             [p["summary"][key] for p in curve] for key in ("kl", "gold", "kl_stderr", "gold_stderr")
         )
-        style = {
-            "color": colour,
-            "ls": line,
-            "marker": "o" if name in _offline() else "^",
-            "ms": 4,
-            "lw": 1.4,
-        }
+        marker = "o" if name in _offline() else "^"
+        style = {"color": colour, "ls": line, "marker": marker, "ms": 4, "lw": 1.4}
         axes.errorbar(x, y, dy, dx, label=label, elinewidth=0.7, **style)
+        small = {"textcoords": "offset points", "fontsize": 7, "color": colour}
         for point, here in zip(curve, zip(x, y, strict=True), strict=True):
-            axes.annotate(
-                f"{point['beta']:g}",
-                here,
-                (4, 4),
-                textcoords="offset points",
-                fontsize=7,
-                color=colour,
-            )
+            axes.annotate(f"{point['beta']:g}", here, (4, 4), **small)
     start = next(point["summary"] for point in points if point["method"] == "initial")
-    axes.errorbar(
-        [0],
-        [start["gold"]],
-        [start["gold_stderr"]],
-        label="initial policy",
-        color="black",
-        marker="s",
-        ms=5,
-    )
+    style = {"label": "initial policy", "color": "black", "marker": "s", "ms": 5}
+    axes.errorbar([0], [start["gold"]], [start["gold_stderr"]], **style)
     axes.set_xlabel("KL to the initial policy, nats per completion")
     axes.set_ylabel("gold score (vaderSentiment)")
     axes.grid(color="#e8eaee")
-    axes.legend(
-        frameon=False,
-        ncols=2,
-        fontsize=8,
-        title="circles offline, triangles online",
-        title_fontsize=8,
-    )
+    told = "circles offline, triangles online"
+    axes.legend(frameon=False, ncols=2, fontsize=8, title=told, title_fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None})
 

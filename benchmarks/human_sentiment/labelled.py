@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch.optim import AdamW
 
 from benchmarks.human_sentiment.judge import sentiment
 from benchmarks.human_sentiment.measures import accuracy_by_difference
+from benchmarks.markdown import spelled, table
 from benchmarks.quiet import quiet_trainer
 from lit_rlhf.data import ExplicitPrompt, PreferenceDataModule, RowsSource
 from lit_rlhf.evaluation import ModelScorer, Scored, read_comparisons
@@ -161,20 +161,17 @@ def learned(root: Path, rows: list[dict[str, Any]], held: Pairs, seed: int) -> L
     return Labels([float(one - other) for one, other in totals])
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def shown(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: who labels, and what is learned from that, mean and deviation over seeds."""
-    lines = [
-        "| labels of | agree with raters | themselves, held-out | learned, held-out | at a difference of 0.5 |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name, found in results.items():
         cells = [f"{found['labels']['0.0']:.3f}", f"{found['heldout']['0.0']:.3f}"]
         for difference in ("0.0", "0.5"):
             values = [each[difference] for each in found["learned"].values()]
-            spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{fmean(values):.3f}{spread}" if values else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            cells.append(spelled(values, ".3f") if values else "")
+        rows.append([name, *cells])
+    heads = ["labels of", "agree with raters", "themselves, held-out", "learned, held-out"]
+    return table([*heads, "at a difference of 0.5"], rows)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -220,7 +217,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 known[str(seed)] = learned(root, rows[name], held, seed).agreement(held)
                 print("seed", seed, name, known[str(seed)], flush=True)
                 keep()
-    print(table(results))
+    print(shown(results))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What is measured of a policy and of a reward model, by the library's own engine, rewards and metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Protocol
@@ -27,8 +27,8 @@ from lit_rlhf.models import (
     load_checkpoint_backbone,
     load_reward_model,
 )
-from lit_rlhf.models.specs import DTypeName
-from lit_rlhf.rewards import Reward
+from lit_rlhf.models.specs import DTypeName, DTypeOption
+from lit_rlhf.rewards import ModelReward, Reward
 from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import sample_seeds
 from lit_rlhf.types import BranchedBatch, Completions, PromptBatch, Prompts
@@ -56,6 +56,8 @@ class Measurement:
         batch_size: Completions sampled at a time.
         max_new_tokens: Longest completion.
         seed: The same seed draws the same uniforms for each policy, which makes policies comparable.
+        file: Which of the files in `data` holds the prompts.
+        purpose: Other samples are drawn for another one.
     """
 
     root: Path
@@ -63,6 +65,8 @@ class Measurement:
     batch_size: int = 64
     max_new_tokens: int = 32
     seed: int = 0
+    file: str = "prompts_heldout"
+    purpose: str = "evaluation"
 
     def sample(
         self,
@@ -71,7 +75,7 @@ class Measurement:
         rewards: Mapping[str, Reward],
         num_samples: int = 1,
     ) -> Samples:
-        """Complete the held-out prompts; each sample with its scores, length and log-ratio to the reference.
+        """Complete the prompts; each sample with its scores, length and log-ratio to the reference.
 
         Args:
             policy: Whose samples.
@@ -79,20 +83,31 @@ class Measurement:
             rewards: Attached reward models by name.
             num_samples: Completions of each prompt, which are neighbours in the result.
         """
+        parts = self.batches(policy, reference, rewards, num_samples)
+        return list(chain.from_iterable(parts))[: self.prompts * num_samples]
+
+    def batches(
+        self,
+        policy: Backbone,
+        reference: Backbone,
+        rewards: Mapping[str, Reward],
+        num_samples: int = 1,
+    ) -> Iterator[Samples]:
+        """The same, a batch at a time, until there are as many."""
         data = PromptDataModule(
-            test=FileSource(str(self.root / "data" / "prompts_heldout.jsonl")),
+            test=FileSource(str(self.root / "data" / f"{self.file}.jsonl")),
             tokenizer=policy.tokenizer,
             batch_size=max(self.batch_size // num_samples, 1),
             cache_dir=str(self.root / "cache"),
         )
         data.prepare_data()
         data.setup("test")
-        samples: Samples = []
+        done = 0
         for batch in data.test_dataloader():
-            samples += self._sample(batch, policy, reference, rewards, num_samples)
-            if len(samples) >= self.prompts * num_samples:
+            yield self._sample(batch, policy, reference, rewards, num_samples)
+            done += len(batch["index"])
+            if done >= self.prompts:
                 break
-        return samples[: self.prompts * num_samples]
 
     def _sample(
         self,
@@ -105,7 +120,7 @@ class Measurement:
         given = Prompts.of(batch)
         sampling = Sampling(max_new_tokens=self.max_new_tokens)
         which = (batch["index"][:, None] * num_samples + torch.arange(num_samples)).flatten()
-        seeds = sample_seeds(self.seed, 0, "evaluation", which)
+        seeds = sample_seeds(self.seed, 0, self.purpose, which)
         request = RolloutRequest(given, sampling, seeds, num_samples)
         found = NativeEngine().generate(policy, request)
         prompts = [
@@ -129,6 +144,21 @@ class Measurement:
             dict(zip(columns, values, strict=True))
             for values in zip(*columns.values(), strict=True)
         ]
+
+
+def attached_reward(
+    path: Path,
+    backbone: Backbone,
+    root: Path,
+    dtype: DTypeOption = "auto",
+    *,
+    normalize: bool = True,
+) -> ModelReward:
+    """A reward model beside a policy; of an adapter, on the initial policy's base."""
+    base = str(root / INITIAL) if (path / "adapter_config.json").is_file() else None
+    reward = ModelReward(str(path), share_base=False, normalize=normalize, dtype=dtype, base=base)
+    reward.attach(backbone)
+    return reward
 
 
 def judge_samples(samples: Samples, judge: Judge) -> None:

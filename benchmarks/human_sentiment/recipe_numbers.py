@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.human_sentiment.labelled import SCALE, Pairs
 from benchmarks.human_sentiment.raters import RatedPair, by_gap, calibration_error, credit
 from benchmarks.human_sentiment.recipe_arms import ARMS
+from benchmarks.markdown import spelled, table
 from lit_rlhf.metrics import Estimate, agreement, best_temperature, bootstrap_mean, mcnemar_test
 
 OTHERS = ("products", "editorials", "tweets")
@@ -138,28 +139,23 @@ def summary(runs: Mapping[str, Runs], held: Held) -> dict[str, Any]:
     return found
 
 
-def table(found: Mapping[str, Any]) -> str:
+def shown(found: Mapping[str, Any]) -> str:
     """Markdown: a line for each recipe, mean and deviation over seeds, and for its ensemble."""
-    lines = [
-        "| recipe | seeds | accuracy | at 0.5 | ECE | temperature | ECE at it | at 0.5 against |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, each in found.items():
         models = each["models"]
         ones = [row["heldout"] for who, row in models.items() if who != "ensemble"]
-        beside = each.get("beside", ""), each.get("paired")
-        lines.append(_line(name, len(ones), ones, *beside))
+        rows.append(_cells(name, len(ones), ones, each.get("beside", ""), each.get("paired")))
         if "ensemble" in models:
-            row = [models["ensemble"]["heldout"]]
-            lines.append(
-                _line(f"{name}, ensemble", len(ones), row, "one", each["ensemble_less_one"])
-            )
-    return "\n".join(lines)
+            own = [models["ensemble"]["heldout"]]
+            less = each["ensemble_less_one"]
+            rows.append(_cells(f"{name}, ensemble", len(ones), own, "one", less))
+    heads = ["recipe", "seeds", "accuracy", "at 0.5", "ECE", "temperature", "ECE at it"]
+    return table([*heads, "at 0.5 against"], rows)
 
 
 def domains(found: Mapping[str, Any]) -> str:
     """Markdown: of each recipe and its ensemble accuracy at a difference of 0.5, and ECE at films' temperature."""
-    head = [f"| recipe | {' | '.join(OTHERS)} |", "|---|" + "---|" * len(OTHERS)]
     lines = []
     for name, each in found.items():
         models = each["models"]
@@ -167,41 +163,24 @@ def domains(found: Mapping[str, Any]) -> str:
         several = [(f"{name}, ensemble", [models["ensemble"]])] if "ensemble" in models else []
         for who, rows in [(name, ones), *several]:
             cells = [
-                f"{_spell([row[domain]['accuracy']['0.5'][0] for row in rows])}, ECE "
-                f"{_spell([row[domain]['ece_at_temperature'] for row in rows])}"
+                f"{spelled([row[domain]['accuracy']['0.5'][0] for row in rows], '.3f')}, ECE "
+                f"{spelled([row[domain]['ece_at_temperature'] for row in rows], '.3f')}"
                 for domain in OTHERS
                 if domain in rows[0]
             ]
             if cells:
-                lines.append(f"| {who} | {' | '.join(cells)} |")
-    return "\n".join([*head, *lines] if lines else [])
+                lines.append([who, *cells])
+    return table(["recipe", *OTHERS], lines) if lines else ""
 
 
-def _line(
+def _cells(
     name: str, seeds: int, rows: Sequence[Mapping[str, Any]], beside: str, paired: Any
-) -> str:
-    columns = [
-        [row["accuracy"]["0"][0] for row in rows],
-        [row["accuracy"]["0.5"][0] for row in rows],
-        [row["ece"] for row in rows],
-        [row["temperature"] for row in rows],
-        [row["ece_at_temperature"] for row in rows],
-    ]
-    cells = [name, str(seeds), *(_spell(values) for values in columns)]
+) -> list[str]:
+    columns = [[row["accuracy"][gap][0] for row in rows] for gap in ("0", "0.5")]
+    columns += [[row[key] for row in rows] for key in ("ece", "temperature", "ece_at_temperature")]
+    against = ""
     if paired:
         value, low, high = paired["difference"]
         p = ", ".join(f"{each:.2g}" for each in paired["p_values"])
-        cells.append(f"{beside}: {value:+.3f} ({low:+.3f} to {high:+.3f}); p {p}")
-    else:
-        cells.append("")
-    return f"| {' | '.join(cells)} |"
-
-
-def _spell(values: Sequence[float]) -> str:
-    """Mean and deviation.
-
-    Example:
-        >>> _spell([0.5, 0.75]), _spell([0.5])
-        ('0.625 ± 0.177', '0.500')
-    """
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+        against = f"{beside}: {value:+.3f} ({low:+.3f} to {high:+.3f}); p {p}"
+    return [name, str(seeds), *(spelled(values, ".3f") for values in columns), against]

@@ -26,7 +26,7 @@ from benchmarks.human_sentiment.measures import INITIAL
 from benchmarks.human_sentiment.prepare import write_jsonl
 from benchmarks.human_sentiment.raters import read_pairs
 from benchmarks.human_sentiment.recipe_arms import ARMS, FIRST_ROUND, USED, command, whole_options
-from benchmarks.human_sentiment.recipe_numbers import OTHERS, Held, Scores, domains, summary, table
+from benchmarks.human_sentiment.recipe_numbers import OTHERS, Held, Scores, domains, shown, summary
 from benchmarks.human_sentiment.rows import PREFIX
 from lit_rlhf.cli import main as lit_rlhf
 from lit_rlhf.files import write_text
@@ -116,7 +116,7 @@ def main(args: Sequence[str] | None = None) -> None:
     write_text(root / "recipes" / "recipes.json", text, "The results")
     for name, each in found.items():
         if each:
-            print(f"\n{name}\n\n{table(each)}\n\n{domains(each)}")
+            print(f"\n{name}\n\n{shown(each)}\n\n{domains(each)}")
 
 
 if __name__ == "__main__":

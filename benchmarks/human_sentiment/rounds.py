@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import yaml
@@ -23,6 +22,7 @@ import yaml
 from benchmarks.human_sentiment.evaluate import evaluate_policies
 from benchmarks.human_sentiment.measures import Measurement
 from benchmarks.human_sentiment.prepare import write_jsonl
+from benchmarks.markdown import spelled, table
 
 HERE = Path(__file__).parent
 ARMS = {"one": 1, "weak": 1, "two": 2, "three": 3}
@@ -75,18 +75,14 @@ def run(arm: str, seed: int, root: Path) -> None:
         subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=one_thread, check=True)
 
 
-def table(found: Mapping[str, Mapping[str, float]], arms: Mapping[str, Sequence[str]]) -> str:
+def shown(found: Mapping[str, Mapping[str, float]], arms: Mapping[str, Sequence[str]]) -> str:
     """Markdown: mean and deviation over seeds."""
     columns = [column for column in COLUMNS if column in found["initial"]]
-    rows = ["| policy | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    rows = []
     for name, policies in ({"initial": ["initial"]} | dict(arms)).items():
         values = [[found[policy][column] for policy in policies] for column in columns]
-        cells = [
-            f"{fmean(each):.3f}" + (f" ± {stdev(each):.3f}" if len(each) > 1 else "")
-            for each in values
-        ]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        rows.append([name, *(spelled(each, ".3f") for each in values)])
+    return table(["policy", *columns], rows)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -117,7 +113,7 @@ def main(args: Sequence[str] | None = None) -> None:
         results = evaluate_policies(Measurement(root), new, reward)
         found |= {name: summary for name, (summary, _) in results.items()}
         file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(table(found, lines))
+    print(shown(found, lines))
 
 
 if __name__ == "__main__":

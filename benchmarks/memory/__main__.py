@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
+from benchmarks.markdown import table
 from benchmarks.memory.one_base import write_reward_adapter
 from benchmarks.peers.environments import TRL_PPO, versions_in
 from benchmarks.peers.processes import measure
@@ -68,20 +69,19 @@ def main(args: Sequence[str] | None = None) -> None:
             )
             peaks[setting][side].append(measured.peak_rss)
             (work / "peaks.json").write_text(json.dumps(peaks), encoding="utf-8")
-    print(table(peaks))
+    print(shown(peaks))
     print(
         f"\nOurs: {versions_in(sys.executable, OURS)}; theirs: {TRL_PPO.versions(options.peers)}."
     )
 
 
-def table(peaks: Peaks) -> str:
+def shown(peaks: Peaks) -> str:
     """Markdown: for each setting the median peak of both sides, the range over runs, and ours as a share of theirs.
 
     Args:
         peaks: Bytes of each run, by setting and side, ours first. The first setting is held to the goal.
     """
-    lines = [f"| | {' | '.join(next(iter(peaks.values())))} | share |", "|---|---|---|---|"]
-    shares = []
+    rows, shares = [], []
     for setting, sides in peaks.items():
         medians = [median(runs) / 2**20 for runs in sides.values()]
         shares.append(medians[0] / medians[1])
@@ -89,11 +89,11 @@ def table(peaks: Peaks) -> str:
         cells = [
             f"{middle:.0f} MiB ({spread})" for middle, spread in zip(medians, ranges, strict=True)
         ]
-        lines.append(f"| {setting} | {' | '.join(cells)} | {shares[-1]:.2f} |")
-    lines.append(
-        f"\nGoal of the first row: at most {GOAL}. {'Met' if shares[0] <= GOAL else '**Missed**'}."
-    )
-    return "\n".join(lines)
+        rows.append([setting, *cells, f"{shares[-1]:.2f}"])
+    verdict = "Met" if shares[0] <= GOAL else "**Missed**"
+    sides = next(iter(peaks.values()))
+    goal = f"Goal of the first row: at most {GOAL}. {verdict}."
+    return f"{table(['', *sides, 'share'], rows)}\n\n{goal}"
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.peers.processes import report
-from benchmarks.quiet import quiet_trainer
+from benchmarks.quiet import History, quiet_trainer
 from benchmarks.workloads.settings import TARGETS, Settings
 from benchmarks.workloads.shared import start
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly
@@ -46,21 +45,6 @@ def write_reward_adapter(settings: Settings, target: Path) -> None:
     export_reward(backbone, target, merge=False)
 
 
-class Watch(Callback):
-    """What shows that the work was done: each iteration's mean score and mean length."""
-
-    def __init__(self) -> None:
-        self.curve: list[float] = []
-        self.lengths: list[float] = []
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: object
-    ) -> None:
-        """An iteration has ended."""
-        self.curve.append(float(trainer.callback_metrics["train/objective/scores"]))
-        self.lengths.append(float(trainer.callback_metrics["train/completions/mean_length"]))
-
-
 def main() -> None:
     settings = Settings.from_command_line()
     start(settings)
@@ -82,11 +66,13 @@ def main() -> None:
         batch_size=settings.batch,
         cache_dir=str(Path(settings.data).parent / "cache"),
     )
-    watch = Watch()
-    trainer = quiet_trainer(watch, limit_train_batches=settings.steps)
+    history = History()
+    trainer = quiet_trainer(history, limit_train_batches=settings.steps)
     trainer.fit(policy, datamodule=prompts)
     assert policy.backbone.adapters == ("policy", "reward", "value")
-    report({"scores": watch.curve, "lengths": watch.lengths})
+    # What shows that the work was done.
+    names = {"scores": "train/objective/scores", "lengths": "train/completions/mean_length"}
+    report({key: history.of(name) for key, name in names.items()})
 
 
 if __name__ == "__main__":

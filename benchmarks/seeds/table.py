@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from benchmarks.markdown import table
 from benchmarks.seeds.runs import COLLAPSED, Budget, Row
 
 COLUMNS = {
@@ -38,30 +39,21 @@ def summarize(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 def markdown(rows: Sequence[Row], budget: Budget) -> str:
     """A table of the methods (mean, plus or minus the deviation over seeds, worst seed) and one of all runs."""
     what = f"{budget.iterations} iterations of {budget.completions} completions, KL coefficient {budget.kl_coef:g}"
-    lines = [
-        f"{what}; gold is the true utility on {budget.heldout_prompts} held-out prompts. {COLLAPSED}",
-        "",
-        _line("method", "runs", "collapsed", *COLUMNS.values(), "least gap closed"),
-        _line(*["---"] * (len(COLUMNS) + 4)),
-    ]
+    methods = []
     for method, summary in summarize(rows).items():
         cells = [
             f"{summary[f'{name}_mean']:.3g} ± {summary[f'{name}_std']:.2g}" for name in COLUMNS
         ]
         counts = (f"{summary['runs']:g}", f"{summary['collapsed']:g}")
-        lines.append(_line(method, *counts, *cells, f"{summary['gap_closed_min']:.3g}"))
-    lines += [
-        "",
-        _line("method", "seed", "collapsed", *COLUMNS.values()),
-        _line(*["---"] * (len(COLUMNS) + 3)),
+        methods.append([method, *counts, *cells, f"{summary['gap_closed_min']:.3g}"])
+    runs = [
+        [str(row["method"]), str(row["seed"]), "yes" if row["collapsed"] else "no"]
+        + [f"{float(row[name]):.3g}" for name in COLUMNS]
+        for row in rows
     ]
-    for row in rows:
-        cells = [f"{float(row[name]):.3g}" for name in COLUMNS]
-        lines.append(
-            _line(str(row["method"]), str(row["seed"]), "yes" if row["collapsed"] else "no", *cells)
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+    parts = [
+        f"{what}; gold is the true utility on {budget.heldout_prompts} held-out prompts. {COLLAPSED}",
+        table(["method", "runs", "collapsed", *COLUMNS.values(), "least gap closed"], methods),
+        table(["method", "seed", "collapsed", *COLUMNS.values()], runs),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -9,8 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM
 
-from benchmarks.comparison.growth import AXES, growth, points, table, utilisation
-from benchmarks.comparison.growth_plot import plot
+from benchmarks.comparison.growth import AXES, growth, plot, points, shown, utilisation
 from benchmarks.workloads.arithmetic import Decoder
 from benchmarks.workloads.growth_point import PHASES, Point
 from lit_rlhf.testing.models import tiny_config
@@ -96,7 +95,7 @@ def test_growth_is_told_as_exponents() -> None:
 
 def test_growth_has_a_table_and_a_plot(tmp_path: Path) -> None:
     axes = {"samples": along_samples((1, 4), 1.0)}
-    text = table(axes)
+    text = shown(axes)
     assert (
         len([line for line in text.splitlines() if line.startswith(f"| {AXES['samples']} |")]) == 3
     )

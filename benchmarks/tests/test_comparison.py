@@ -14,14 +14,15 @@ from benchmarks.comparison import machine as machine_module, parity
 from benchmarks.comparison.inputs import REVIEWS, Inputs
 from benchmarks.comparison.ledger import Measured
 from benchmarks.comparison.machine import cpu_model, machine
-from benchmarks.comparison.markdown import insert, tables
 from benchmarks.comparison.regret import regrets
+from benchmarks.comparison.report import tables
 from benchmarks.comparison.results import compare, utilisation
 from benchmarks.comparison.runner import Runner, alternate
-from benchmarks.comparison.spread import Spread, ratio
+from benchmarks.comparison.spread import ratio
 from benchmarks.comparison.workloads import GROUPS, WORKLOADS, Side, sides_of
 from benchmarks.human_sentiment.corpus import Sentence
 from benchmarks.human_sentiment.prepare import Recipe, build_rows, write_jsonl
+from benchmarks.markdown import insert
 from benchmarks.peers.processes import Run
 from benchmarks.workloads.rows import write_rows
 from lit_rlhf.testing.models import make_tiny_model
@@ -53,7 +54,7 @@ def lit_run(
 
 def test_the_ratio_is_of_medians_and_its_range_of_pairs() -> None:
     found = ratio([10.0, 20.0, 60.0], [5.0, 20.0, 10.0])
-    assert found == Spread(20.0 / 10.0, 1.0, 6.0)
+    assert found == {"median": 20.0 / 10.0, "min": 1.0, "max": 6.0}
     with pytest.raises(ValueError, match="2 runs of ours and 1 of the peer's"):
         ratio([1.0, 2.0], [1.0])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.estimate.__main__ import GIVES_BACK, GOAL, estimated, table
+from benchmarks.estimate.__main__ import GIVES_BACK, GOAL, estimated, shown
 from benchmarks.estimate.cases import CASES
 from benchmarks.peers.processes import measure
 
@@ -15,7 +15,7 @@ def test_a_miss_is_marked() -> None:
         name: {"estimated": size, "measured": 100 * 2**20, "default": 150 * 2**20}
         for name, size in (("near", 110 * 2**20), ("far", 120 * 2**20))
     }
-    near, far = table(rows).splitlines()[2:]
+    near, far = shown(rows).splitlines()[2:]
     assert near == "| near | 110 | 100 | 1.10 | 150 |"
     assert far == "| far | 120 | 100 | 1.20 **missed** | 150 |"
 

@@ -2,7 +2,7 @@
 
 import itertools
 
-from benchmarks.rounds import ARMS, prompts_of, table, utility
+from benchmarks.rounds import ARMS, prompts_of, shown, utility
 
 
 def test_arms_have_the_same_prompts_in_parts_and_seeds_have_others() -> None:
@@ -28,6 +28,6 @@ def test_the_table_has_means_and_deviations() -> None:
         return {"score": score, "kl": 1.0, "finished": 1.0}
 
     runs = [{"first": measures(0.0), "last": measures(x), "labels": 10} for x in (1.0, 3.0)]
-    lines = table({"two": runs}).splitlines()
+    lines = shown({"two": runs}).splitlines()
     assert lines[2] == "| initial | 0 | 0.00 ± 0.00 | 1.00 ± 0.00 | 1.00 ± 0.00 |"
     assert lines[3] == "| two | 10 | 2.00 ± 1.41 | 1.00 ± 0.00 | 1.00 ± 0.00 |"

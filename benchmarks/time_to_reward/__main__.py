@@ -21,8 +21,8 @@ from random import Random
 
 from benchmarks.comparison.ledger import Ledger
 from benchmarks.comparison.machine import cpu_model, fast_dtype
-from benchmarks.comparison.markdown import insert
 from benchmarks.human_sentiment.measures import INITIAL
+from benchmarks.markdown import insert
 from benchmarks.peers.environments import TRL, TRL_PPO
 from benchmarks.peers.processes import Run, measure
 from benchmarks.time_to_reward.judging import judge_all

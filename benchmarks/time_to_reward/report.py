@@ -8,10 +8,9 @@ from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import Any
 
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from benchmarks.comparison.markdown import table
+from benchmarks.markdown import table
 from benchmarks.time_to_reward.race import RUN
 
 Key = tuple[str, float, int, str]
@@ -195,11 +194,8 @@ def _races(method: str, ours: dict[int, Curve], theirs: dict[int, Curve]) -> lis
         mean = fmean(difference for difference, _ in differences)
         error = hypot(*(error for _, error in differences)) / len(rows)
         of = f"{len(ratios)} of {len(rows)} reached"
-        spread = (
-            f"{geometric_mean(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-            if ratios
-            else ""
-        )
+        least_to_most = f"({min(ratios):.1f} to {max(ratios):.1f})" if ratios else ""
+        spread = f"{geometric_mean(ratios):.1f} {least_to_most}" if ratios else ""
         middle = ["", "", "", of, "", spread, "", goal_ratio, "", "", ""]
         rows.append([NAMES[method], "all", *middle, f"{mean:+.3f} ± {error:.3f}"])
     return rows
@@ -209,7 +205,6 @@ def draw(curves: Curves, path: Path) -> None:
     """Score and KL against CPU seconds, one column a method, at each side's best rate."""
     methods = [name for name in NAMES if any(key[0] == name for key in curves)]
     figure = Figure(figsize=(3.8 * len(methods), 5.6), layout="constrained")
-    FigureCanvasSVG(figure)
     panels = figure.subplots(2, len(methods), sharex="col", squeeze=False)
     for method, (top, bottom) in zip(methods, panels.T, strict=True):
         for side, colour in ((OURS, "#b5342f"), (THEIRS, "#2f6db5")):

@@ -62,11 +62,8 @@ class Decoder:
         """(inputs, outputs) of a layer's products: query, key, value, output, gate, up, down."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         narrow, wide = self.hidden, self.intermediate
-        return (
-            [(narrow, query), (narrow, key), (narrow, key), (query, narrow)]
-            + [(narrow, wide)] * 2
-            + [(wide, narrow)]
-        )
+        attention = [(narrow, query), (narrow, key), (narrow, key), (query, narrow)]
+        return [*attention, (narrow, wide), (narrow, wide), (wide, narrow)]
 
     @property
     def linear(self) -> int:
@@ -76,11 +73,7 @@ class Decoder:
     @property
     def adapters(self) -> int:
         """Weights of the adapters."""
-        return (
-            self.layers
-            * self.rank
-            * sum(inputs + outputs for inputs, outputs in self._layer_shapes())
-        )
+        return self.layers * self.rank * sum(map(sum, self._layer_shapes()))
 
     @property
     def head(self) -> int:

@@ -36,18 +36,12 @@ def main() -> None:
 
     decoder = Decoder.from_directory(settings.model)
     result = run(settings, generate)
-    flops = [
-        sum(decoder.generate(PROMPT_TOKENS, [n]) for n in lengths) for lengths in result["lengths"]
-    ]
     phases = [{"rollout": seconds} for seconds in result["seconds"]]
-    report(
-        {
-            **result,
-            "phases": phases,
-            "flops": [{"rollout": count} for count in flops],
-            "peaks": matmul_peaks(),
-        }
-    )
+    flops = [
+        {"rollout": sum(decoder.generate(PROMPT_TOKENS, [n]) for n in lengths)}
+        for lengths in result["lengths"]
+    ]
+    report({**result, "phases": phases, "flops": flops, "peaks": matmul_peaks()})
 
 
 if __name__ == "__main__":

@@ -44,6 +44,13 @@ from lit_rlhf.rollout import Sampling
 
 _ALMOST_NONE = 1e-9
 """Weight of a student's own samples where it learns on given answers; 0 is refused."""
+_PAIRS = (PreferenceDataModule, ["prompt", "chosen", "rejected"])
+KINDS: dict[str, tuple[type[Any], list[str]]] = {
+    "sft": (DemonstrationDataModule, ["prompt", "completion"]),
+    "reward": _PAIRS,
+    "dpo": _PAIRS,
+}
+"""Of the offline workloads: who reads their rows, and which columns."""
 OFFLINE = {"sft": SupervisedModule, "reward": RewardModelModule, "dpo": PreferenceModule}
 
 
@@ -107,15 +114,12 @@ def build(settings: Settings) -> LightningModule:
         return OFFLINE[settings.workload](spec(settings), optimizer=adamw)
     sampling = Sampling(max_new_tokens=settings.new_tokens)
     if settings.workload in ("grpo", "rloo"):
-        module, beta = (
-            (GRPOPolicyModule, 0.04) if settings.workload == "grpo" else (RLOOPolicyModule, 0.05)
-        )
-        reward = FunctionReward(lambda responses: [vowel_share(text) for text in responses])
-        return module(
+        grouped = settings.workload == "grpo"
+        return (GRPOPolicyModule if grouped else RLOOPolicyModule)(
             spec(settings),
-            reward,
+            FunctionReward(lambda responses: [vowel_share(text) for text in responses]),
             num_samples=settings.num_samples,
-            kl=FixedKL(beta),
+            kl=FixedKL(0.04 if grouped else 0.05),
             sampling=sampling,
             optimizer=adamw,
         )
@@ -195,25 +199,14 @@ def batches(settings: Settings) -> Any:
 
 
 def _loader(settings: Settings) -> Any:
-    kinds = {
-        "sft": DemonstrationDataModule,
-        "reward": PreferenceDataModule,
-        "dpo": PreferenceDataModule,
-    }
-    kind = kinds.get(settings.workload, PromptDataModule)
+    kind, wanted = KINDS.get(settings.workload, (PromptDataModule, ["prompt"]))
     own: dict[str, Any] = {"format": PromptOnly(columns=[])} if kind is PromptDataModule else {}
-    names = {"sft": ["prompt", "completion"], "reward": ["prompt", "chosen", "rejected"]}
-    wanted = names.get(
-        settings.workload, names["reward"] if settings.workload == "dpo" else ["prompt"]
-    )
-    rows = [{name: row[name] for name in wanted} for row in settings.rows()]
-    cache = str(Path(settings.data).parent / "cache")
     data = kind(
-        test=RowsSource(rows),
+        test=RowsSource([{name: row[name] for name in wanted} for row in settings.rows()]),
         tokenizer=settings.model,
         batch_size=settings.batch,
         invalid="error",
-        cache_dir=cache,
+        cache_dir=str(Path(settings.data).parent / "cache"),
         **own,
     )
     data.prepare_data()

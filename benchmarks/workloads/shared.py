@@ -27,17 +27,14 @@ def fill_adapters(parameters: Iterable[tuple[str, torch.nn.Parameter]], seed: in
     random = torch.Generator().manual_seed(seed)
     for path in sorted(found):
         weight = found[path]
-        drawn = (
-            torch.empty(weight.shape).uniform_(-1, 1, generator=random) * weight.shape[1] ** -0.5
-        )
-        weight.data.copy_(drawn)
+        drawn = torch.empty(weight.shape).uniform_(-1, 1, generator=random)
+        weight.data.copy_(drawn * weight.shape[1] ** -0.5)
 
 
 def head_weight(width: int, seed: int) -> Tensor:
     """(1, h): the scalar head of reward and value models."""
-    return (
-        torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) * (width + 1) ** -0.5
-    )
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(1, width, generator=random) * (width + 1) ** -0.5
 
 
 class Clock:

@@ -31,21 +31,15 @@ def build(
 ) -> Any:
     """The trainer of a method, with initial adapters as everywhere."""
     config, trainer_class, own = TRAINERS[settings.workload]
-    if (
-        settings.workload == "online_dpo"
-    ):  # its batches are prompts, of which each gets two completions
-        sizes = {
-            "per_device_train_batch_size": settings.batch,
-            "max_new_tokens": settings.new_tokens,
-        }
+    told = {"max_steps": settings.steps, "temperature": 1.0, **own}
+    # Batches of online DPO are prompts, of which each gets two completions.
+    if settings.workload == "online_dpo":
+        told |= {"max_new_tokens": settings.new_tokens}
+        told |= {"per_device_train_batch_size": settings.batch}
     else:
-        sizes = {
-            "per_device_train_batch_size": settings.batch * settings.num_samples,
-            "num_generations": settings.num_samples,
-            "max_completion_length": settings.new_tokens,
-            "shuffle_dataset": False,
-        }
-    told = {"max_steps": settings.steps, "temperature": 1.0} | sizes | own
+        told |= {"max_completion_length": settings.new_tokens, "shuffle_dataset": False}
+        told |= {"num_generations": settings.num_samples}
+        told |= {"per_device_train_batch_size": settings.batch * settings.num_samples}
     trainer = trainer_class(
         model=AutoModelForCausalLM.from_pretrained(
             settings.model, dtype=getattr(torch, settings.dtype)
@@ -68,14 +62,8 @@ def main() -> None:
     build(settings, tokenizer_with_padding(settings.model), watch, reward).train()
     samples = settings.batch * settings.num_samples
     tokens = [length * samples for length in watch.lengths[1:]]
-    report(
-        {
-            "seconds": watch.clock.seconds(),
-            "samples": samples,
-            "tokens": tokens,
-            "curve": watch.curve,
-        }
-    )
+    result = {"seconds": watch.clock.seconds(), "samples": samples, "curve": watch.curve}
+    report(result | {"tokens": tokens})
 
 
 if __name__ == "__main__":
