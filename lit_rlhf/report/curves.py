@@ -78,13 +78,8 @@ class Group:
         rows = [[found[x] for found in values] for x in common]
         if not rows:
             return None
-        return Series(
-            name,
-            common,
-            [fmean(row) for row in rows],
-            [min(r) for r in rows],
-            [max(r) for r in rows],
-        )
+        mean, low, high = ([pick(row) for row in rows] for pick in (fmean, min, max))
+        return Series(name, common, mean, low, high)
 
     def ends(self, metric: str) -> list[float | None]:
         """Of each run, the mean over the last tenth of the metric's curve; None where it has none."""
@@ -212,10 +207,10 @@ def _metrics(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Metrics without their prefix, each with the names under which it was logged: in training, in validation."""
     found: dict[str, list[str]] = {}
     for run in (run for group in groups for run in group.runs):
-        distinct = (
-            [DISTINCT_2] if run.samples and "train/guard/distinct_2" not in run.names() else []
-        )
-        for key in [*run.names(), *distinct]:
+        names = run.names()
+        if run.samples and "train/guard/distinct_2" not in names:
+            names.append(DISTINCT_2)
+        for key in names:
             keys = found.setdefault(re.sub(r"^(train|val)/", "", key), [])
             if key not in keys:
                 keys.append(key)
@@ -224,14 +219,14 @@ def _metrics(groups: Sequence[Group]) -> dict[str, list[str]]:
 
 def _plots(groups: Sequence[Group], name: str, keys: Sequence[str]) -> list[Plot]:
     """Plots of a metric: of one run training and validation in one, of several one each."""
+    validates = {key: key.startswith("val/") for key in keys}
     if len(groups) == 1:
-        labels = ["validation" if key.startswith("val/") else "training" for key in keys]
-        drawn = [(name, [(key, label, groups[0]) for key, label in zip(keys, labels, strict=True)])]
+        parts = [(k, "validation" if v else "training", groups[0]) for k, v in validates.items()]
+        drawn = [(name, parts)]
     else:
-        titles = [f"{name}, validation" if key.startswith("val/") else name for key in keys]
         drawn = [
-            (title, [(key, g.name, g) for g in groups])
-            for title, key in zip(titles, keys, strict=True)
+            (f"{name}, validation" if validation else name, [(key, g.name, g) for g in groups])
+            for key, validation in validates.items()
         ]
     told = [text for key, text in _MEANING.items() if name.endswith(key)]
     if any(len(group.runs) > 1 for group in groups):

@@ -56,37 +56,34 @@ def report_data(inspection: Inspection, output: Path) -> Path:
     lead = "; ".join(f"{s.name}: {s.records:,} {s.unit}, read by {s.format}" for s in splits)
     data = {"findings": findings(inspection), **vars(inspection)}
     title = f"Data: {Path(splits[0].source).name}"
-    return write_page(output, title, [part for part in sections if part is not None], lead, data)
+    return write_page(output, title, sections, lead, data)
 
 
 def _glance(inspection: Inspection) -> Section:
     blocks: list[Block] = []
-    for split in inspection.splits:
-        where = f", {split.name}" if len(inspection.splits) > 1 else ""
-        items: list[tuple[Cell, str]] = [(split.records, f"{split.unit} used{where}")]
-        items.append((sum(split.left_out.values()), f"left out{where}"))
-        items.append((_percent(split.doubles.repeated, split), f"repeat another{where}"))
-        if split.near is not None:
-            items.append((_percent(split.near.records, split), f"nearly repeat another{where}"))
-        if split.doubles.contradicting or split.lengths.pair:
-            items.append(
-                (_percent(split.doubles.contradicting, split), f"contradict another{where}")
-            )
-        if split.lengths.pair and (longer := split.lengths.pair.share_longer) is not None:
-            better = "chosen" if split.kind == "pairs" else "best"
-            items.append(
-                (f"{100 * longer:.0f} %", f"of {better} answers are the longer ones{where}")
-            )
-        blocks.append(Numbers(items))
-    found = findings(inspection)
     several = len(inspection.splits) > 1
+    for split in inspection.splits:
+        pair, doubles = split.lengths.pair, split.doubles
+        told: list[tuple[Cell, str]] = [
+            (split.records, f"{split.unit} used"),
+            (sum(split.left_out.values()), "left out"),
+            (_percent(doubles.repeated, split), "repeat another"),
+        ]
+        if split.near is not None:
+            told.append((_percent(split.near.records, split), "nearly repeat another"))
+        if doubles.contradicting or pair:
+            told.append((_percent(doubles.contradicting, split), "contradict another"))
+        if pair and (longer := pair.share_longer) is not None:
+            better = "chosen" if split.kind == "pairs" else "best"
+            told.append((f"{100 * longer:.0f} %", f"of {better} answers are the longer ones"))
+        where = f", {split.name}" if several else ""
+        blocks.append(Numbers([(value, label + where) for value, label in told]))
+    found = findings(inspection)
     for each in found:
         if each.bad:
             where = f"{each.split}: " if several and each.split else ""
             blocks.append(Note(where + each.text, bad=True))
-    looks: list[list[Cell]] = [
-        [e.text, *([e.split] if several else [])] for e in found if not e.bad
-    ]
+    looks = [[e.text, *([e.split] if several else [])] for e in found if not e.bad]
     if looks:
         blocks.append(Table(["worth a look", *(["split"] if several else [])], looks))
     return Section("At a glance", blocks, "" if found else "Nothing stands out.")
@@ -118,19 +115,20 @@ def _repeats(splits: Sequence[SplitFacts]) -> Section | None:
 def _beside(one: Shown, other: Shown) -> Sample:
     """Two records; a text that both have stands once."""
     named: dict[str, list[str]] = {}
-    for shown, which in ((one, "one"), (other, "other")):
-        for name, text in shown.texts:
+    for record, which in ((one, "one"), (other, "other")):
+        for name, text in record.texts:
             named.setdefault(text, []).append(f"{name} of the {which}")
     texts = []
     for text, names in named.items():
         parts = {name.partition(" of the ")[0] for name in names}
         both = len(names) == 2 and len(parts) == 1
-        texts.append((parts.pop() if both else ", ".join(names), _cut(text)))
+        texts.append(
+            (
+                parts.pop() if both else ", ".join(names),
+                text if len(text) <= _MOST_CUT else f"{text[:_MOST_CUT]} [...]",
+            )
+        )
     return Sample(texts, {"one": one.where, "other": other.where})
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_CUT else f"{text[:_MOST_CUT]} [...]"
 
 
 def _samples(splits: Sequence[SplitFacts]) -> Section | None:

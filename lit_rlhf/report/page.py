@@ -144,15 +144,16 @@ class Section:
     text: str = ""
 
 
-def page(title: str, sections: Sequence[Section], lead: str = "") -> str:
+def page(title: str, sections: Sequence[Section | None], lead: str = "") -> str:
     """A page as one file of HTML, which fetches nothing.
 
     Args:
         title: Of the page.
-        sections: From top to bottom.
+        sections: From top to bottom; None is left out.
         lead: A sentence below the title.
     """
-    values = {"title": title, "lead": lead, "sections": sections, "version": __version__}
+    there = [section for section in sections if section is not None]
+    values = {"title": title, "lead": lead, "sections": there, "version": __version__}
     scripts = [Markup(_static(name)) for name in _SCRIPTS]  # noqa: S704  (our own files)
     style = Markup(_static("page.css"))  # noqa: S704
     return _template().render(**values, scripts=scripts, style=style)
@@ -161,7 +162,7 @@ def page(title: str, sections: Sequence[Section], lead: str = "") -> str:
 def write_page(
     path: Path,
     title: str,
-    sections: Sequence[Section],
+    sections: Sequence[Section | None],
     lead: str = "",
     data: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -170,7 +171,7 @@ def write_page(
     Args:
         path: The HTML file.
         title: Of the page.
-        sections: From top to bottom.
+        sections: From top to bottom; None is left out.
         lead: A sentence below the title.
         data: What the JSON holds. None: the plots' numbers by section and title.
 
@@ -189,6 +190,7 @@ def write_page(
                 for plot in block.plots
             }
             for section in sections
+            if section is not None
         }
     # Half a character, which JSON may hold, is in no encoding.
     text = page(title, sections, lead).encode(errors="replace").decode()

@@ -56,9 +56,8 @@ def scatter_plot(
     }
     mark = {"type": "point", "size": 34, "opacity": 0.7, "strokeWidth": 1.4}
     values = {name: {"x": list(xs), "y": list(ys)} for name, (xs, ys) in groups.items()}
-    return Plot(
-        title, {"data": {"values": rows}, "mark": mark, "encoding": encoding}, caption, values
-    )
+    spec = {"data": {"values": rows}, "mark": mark, "encoding": encoding}
+    return Plot(title, spec, caption, values)
 
 
 def histogram(
@@ -117,9 +116,8 @@ def histogram(
     outline = {"type": "area", "interpolate": "step-after", "line": True, "fillOpacity": 0.15}
     bar = {"x2": {"field": "to"}, "tooltip": lines}
     layers = [{"mark": outline}, {"mark": {"type": "bar", "opacity": 0}, "encoding": bar}]
-    return Plot(
-        title, {"data": {"values": rows}, "encoding": encoding, "layer": layers}, caption, counted
-    )
+    spec = {"data": {"values": rows}, "encoding": encoding, "layer": layers}
+    return Plot(title, spec, caption, counted)
 
 
 def bar_plot(title: str, bars: Mapping[str, float], *, x: str = "rows", caption: str = "") -> Plot:
@@ -179,12 +177,8 @@ def reliability_plot(
         {"mark": {"type": "line", "strokeWidth": 1.4}},
         {"mark": {"type": "point", "filled": True, "opacity": 0.8}, "encoding": sized},
     ]
-    return Plot(
-        title,
-        {"data": {"values": rows}, "encoding": encoding, "layer": layers},
-        caption,
-        dict(groups),
-    )
+    spec = {"data": {"values": rows}, "encoding": encoding, "layer": layers}
+    return Plot(title, spec, caption, dict(groups))
 
 
 def interval_plot(

@@ -1,6 +1,7 @@
 """The report of a reward model, or of two beside each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,7 @@ from lit_rlhf.report.page import (
     Table,
     write_page,
 )
-from lit_rlhf.report.reward_sections import (
-    best_of,
-    biases,
-    calibration,
-    doubts,
-    margins,
-    percent,
-    raters,
-    robustness,
-    span,
-    subsets,
-)
+from lit_rlhf.report.reward_sections import PARTS, percent, span
 
 _WORST, _FEW = 12, 100
 _HOW = (
@@ -64,23 +54,14 @@ def report_reward(
         FileError: The report can't be written.
     """
     first = evaluations[0]
-    sections = [Section("At a glance", [*_glance(evaluations), *_notes(evaluations)])]
-    if difference is not None:
-        sections.append(_differences(evaluations, difference))
-    parts = (
-        subsets(evaluations),
-        raters(evaluations),
-        margins(evaluations),
-        calibration(evaluations),
-        biases(evaluations),
-        best_of(evaluations),
-        doubts(evaluations),
-        robustness(evaluations),
-    )
-    sections += [part for part in parts if part is not None]
-    sections += [_worst(one) for one in evaluations] if difference is None else []
     told = [Code(command, "the command")] if command else []
-    sections.append(Section("How it was measured", told, _HOW))
+    sections = [
+        Section("At a glance", [*_glance(evaluations), *_notes(evaluations)]),
+        None if difference is None else _differences(evaluations, difference),
+        *(part(evaluations) for part in PARTS),
+        *([_worst(one) for one in evaluations] if difference is None else []),
+        Section("How it was measured", told, _HOW),
+    ]
     data: dict[str, Any] = {"models": [values_of(one) for one in evaluations]}
     if difference is not None:
         data["difference"] = {k: v for k, v in vars(difference).items() if k != "apart"}
@@ -150,57 +131,48 @@ def _few(one: RewardEvaluation) -> list[tuple[str, str, str]]:
 
 
 def _notes(evaluations: Sequence[RewardEvaluation]) -> list[Note]:
-    notes = []
-    for one in evaluations:
-        who = f"{one.model}: " if len(evaluations) > 1 else ""
-        if one.accuracy.high < 0.5 and all(e.comparison.kind == "pair" for e in one.scored):
-            notes.append(
-                Note(
-                    f"{who}worse than a coin. Are chosen and rejected the wrong way round, here or in what it was "
-                    "trained on?",
-                    bad=True,
-                )
-            )
-        if one.ties > 0.01:
-            notes.append(
-                Note(
-                    f"{who}{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong. Does it "
-                    "read the answers, and to their end?",
-                    bad=one.ties > 0.1,
-                )
-            )
-        if one.fitted > 0:
-            notes.append(
-                Note(
-                    f"{who}its temperature was fitted on {percent(one.fitted)} of these pairs, so their calibration "
-                    "error says little of other pairs. Judge it on pairs that it was not fitted on.",
-                    bad=True,
-                )
-            )
-        if one.left_out:
-            reasons = "; ".join(f"{count:,} {reason}" for reason, count in one.left_out.items())
-            notes.append(Note(f"{who}left out: {reasons}."))
-        prompts = len({each.comparison.record().prompt_key() for each in one.scored})
-        if prompts == 1 < len(one.scored):
-            text = "all comparisons are of one prompt. Intervals take each as a case of its own"
-            notes.append(Note(f"{who}{text}, and hold for this prompt alone."))
-        if len(one.scored) < _FEW:
-            notes.append(Note(f"{who}{len(one.scored)} comparisons are few: mind the intervals."))
-        elif 1 < prompts < _FEW:
-            notes.append(Note(f"{who}{prompts} different prompts are few: mind the intervals."))
-    if len(evaluations) > 1:
-        return notes
-    return [Note(each.text[0].upper() + each.text[1:], bad=each.bad) for each in notes]
+    if len(evaluations) == 1:
+        notes = _notes_of(evaluations[0])
+        return [replace(note, text=note.text[0].upper() + note.text[1:]) for note in notes]
+    return [
+        replace(note, text=f"{one.model}: {note.text}")
+        for one in evaluations
+        for note in _notes_of(one)
+    ]
+
+
+def _notes_of(one: RewardEvaluation) -> Iterator[Note]:
+    if one.accuracy.high < 0.5 and all(e.comparison.kind == "pair" for e in one.scored):
+        text = "worse than a coin. Are chosen and rejected the wrong way round, here or in what it was trained on?"
+        yield Note(text, bad=True)
+    if one.ties > 0.01:
+        text = f"{percent(one.ties)} of the pairs score alike to the last bit, and count as wrong."
+        yield Note(f"{text} Does it read the answers, and to their end?", bad=one.ties > 0.1)
+    if one.fitted > 0:
+        text = (
+            f"its temperature was fitted on {percent(one.fitted)} of these pairs, so their calibration error says "
+            "little of other pairs. Judge it on pairs that it was not fitted on."
+        )
+        yield Note(text, bad=True)
+    if one.left_out:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in one.left_out.items())
+        yield Note(f"left out: {reasons}.")
+    count = len(one.scored)
+    prompts = len({each.comparison.record().prompt_key() for each in one.scored})
+    if prompts == 1 < count:
+        text = "all comparisons are of one prompt. Intervals take each as a case of its own"
+        yield Note(f"{text}, and hold for this prompt alone.")
+    if count < _FEW:
+        yield Note(f"{count} comparisons are few: mind the intervals.")
+    elif 1 < prompts < _FEW:
+        yield Note(f"{prompts} different prompts are few: mind the intervals.")
 
 
 def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> Section:
     first, second = (one.model for one in evaluations)
     better = second if found.second_only > found.first_only else first
-    top = (
-        ""
-        if all(len(one.scores) == 2 for one in evaluations[0].scored)
-        else ", of the answer at the top"
-    )
+    pairs = all(len(one.scores) == 2 for one in evaluations[0].scored)
+    top = "" if pairs else ", of the answer at the top"
     if found.p_value < 0.05:
         verdict = f"{better} is better: the difference is beyond chance."
     elif found.accuracy.low > 0 or found.accuracy.high < 0:
@@ -208,35 +180,27 @@ def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> 
         verdict = f"The interval of accuracy puts the difference beyond chance, {which} doesn't."
     else:
         verdict = "The difference could be chance."
-    numbers: list[tuple[Cell, str]] = [
-        (
-            f"{100 * found.accuracy.value:+z.1f} points",
-            f"accuracy of the second less that of the first{span(found.accuracy, signed=True)}",
-        ),
-        (f"{found.p_value:.2g}", f"p-value of McNemar's exact test{top}"),
-        (
-            f"{found.margin.value:+z.2f}",
-            f"difference of margins, in their standard deviations{span(found.margin, signed=True, scale=1)}",
-        ),
-        (percent(found.same), "of comparisons with the same answer at the top"),
+    accuracy, margin = span(found.accuracy, signed=True), span(found.margin, signed=True, scale=1)
+    told = {
+        f"accuracy of the second less that of the first{accuracy}": f"{100 * found.accuracy.value:+z.1f} points",
+        f"p-value of McNemar's exact test{top}": f"{found.p_value:.2g}",
+        f"difference of margins, in their standard deviations{margin}": f"{found.margin.value:+z.2f}",
+        "of comparisons with the same answer at the top": percent(found.same),
+    }
+    rows = [
+        [f"{first} right", found.both, found.first_only],
+        [f"{first} wrong", found.second_only, found.neither],
     ]
-    table = Table(
-        ["", f"{second} right", f"{second} wrong"],
-        [
-            [f"{first} right", found.both, found.first_only],
-            [f"{first} wrong", found.second_only, found.neither],
-        ],
-    )
     samples = [
         _sample(one, {first: one.scores.tolist(), second: other.scores.tolist()})
         for one, other in found.apart[:_WORST]
     ]
-    blocks: list[Block] = [Numbers(numbers), table]
+    blocks: list[Block] = [Numbers([(value, label) for label, value in told.items()])]
+    blocks.append(Table(["", f"{second} right", f"{second} wrong"], rows))
     if samples:
         blocks.append(Samples(samples, "Comparisons that one of them alone gets right:", shown=2))
-    return Section(
-        "The difference", blocks, f"{verdict} Of {found.rows:,} comparisons that both scored."
-    )
+    text = f"{verdict} Of {found.rows:,} comparisons that both scored."
+    return Section("The difference", blocks, text)
 
 
 def _worst(one: RewardEvaluation) -> Section:

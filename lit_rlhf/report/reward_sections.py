@@ -17,52 +17,45 @@ def subsets(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     """Accuracy by subset, and RewardBench's sections; None where rows name no subset."""
     if not any(one.subsets for one in evaluations):
         return None
-    several = len(evaluations) > 1
     bars = [
-        Interval(f"{each.name} · {one.model}" if several else each.name, *each.accuracy)
+        Interval(_of(one, each.name, evaluations), *each.accuracy)
         for each, one in _in_turns([(one, one.subsets) for one in evaluations])
     ]
-    names = list(dict.fromkeys(s.name for one in evaluations for s in one.subsets))
-    by_model = [{s.name: s for s in one.subsets} for one in evaluations]
-    rows: list[list[Cell]] = []
-    for name in names:
-        cells: list[Cell] = []
-        for found in by_model:
-            subset = found.get(name)
-            cells += [None] * 2 if subset is None else [subset.rows, _percents(subset.accuracy)]
-        rows.append([name or "(none)", *cells])
+    plot = interval_plot(
+        "Accuracy by subset",
+        bars,
+        x="accuracy",
+        level=evaluations[0].chance,
+        caption="The dotted line is what scores drawn at random would get.",
+    )
+    by_model = [
+        {s.name: [s.rows, _percents(s.accuracy)] for s in one.subsets} for one in evaluations
+    ]
+    names = dict.fromkeys(name for found in by_model for name in found)
+    rows = [
+        [name or "(none)", *(cell for found in by_model for cell in found.get(name, [None, None]))]
+        for name in names
+    ]
     heads = [
-        f"{head} · {one.model}" if several else head
-        for one in evaluations
-        for head in ("comparisons", "accuracy")
+        _of(one, head, evaluations) for one in evaluations for head in ("comparisons", "accuracy")
     ]
-    blocks: list[Block] = [
-        Figures(
+    blocks: list[Block] = [Figures([plot]), Table(["subset", *heads], rows)]
+    if sections := dict.fromkeys(name for one in evaluations for name in one.sections):
+        scores = [
             [
-                interval_plot(
-                    "Accuracy by subset",
-                    bars,
-                    x="accuracy",
-                    level=evaluations[0].chance,
-                    caption="The dotted line is what scores drawn at random would get.",
-                )
+                name,
+                *(percent(e.sections[name]) if name in e.sections else None for e in evaluations),
             ]
-        ),
-        Table(["subset", *heads], rows),
-    ]
-    sections = list(dict.fromkeys(name for one in evaluations for name in one.sections))
-    if sections:
-        per_model = [one.sections for one in evaluations]
-        scores: list[list[Cell]] = [
-            [name, *(percent(s[name]) if name in s else None for s in per_model)]
             for name in sections
         ]
-        blocks.append(
-            Table(
-                ["section", *(one.model for one in evaluations)], scores, "RewardBench's sections"
-            )
-        )
+        models = (one.model for one in evaluations)
+        blocks.append(Table(["section", *models], scores, "RewardBench's sections"))
     return Section("Accuracy by subset", blocks)
+
+
+def _of(one: RewardEvaluation, label: str, evaluations: Sequence[RewardEvaluation]) -> str:
+    """A label; of several models with the model's name."""
+    return f"{label} · {one.model}" if len(evaluations) > 1 else label
 
 
 def raters(evaluations: Sequence[RewardEvaluation]) -> Section | None:
@@ -84,16 +77,13 @@ def raters(evaluations: Sequence[RewardEvaluation]) -> Section | None:
 
 def margins(evaluations: Sequence[RewardEvaluation]) -> Section:
     """Margins, alone and against length."""
-    groups = {
-        one.model: (one.pairs.margins / (one.margin_std or 1.0)).tolist() for one in evaluations
-    }
-    points = {
-        one.model: (
-            one.pairs.differences["characters"][:: _step(one)].tolist(),
-            one.pairs.margins[:: _step(one)].tolist(),
-        )
-        for one in evaluations
-    }
+    groups, points = {}, {}
+    for one in evaluations:
+        pairs = one.pairs
+        groups[one.model] = (pairs.margins / (one.margin_std or 1.0)).tolist()
+        step = max(len(pairs.margins) // _POINTS, 1)
+        lengths = pairs.differences["characters"][::step].tolist()
+        points[one.model] = lengths, pairs.margins[::step].tolist()
     plots = [
         histogram(
             "Margins",
@@ -109,14 +99,8 @@ def margins(evaluations: Sequence[RewardEvaluation]) -> Section:
             caption="A cloud that rises to the right: longer answers score higher.",
         ),
     ]
-    columns = [
-        "",
-        "margin",
-        "its standard deviation",
-        "better answer longer by",
-        "rank correlation",
-    ]
-    rows: list[list[Cell]] = [
+    columns = ["", "margin", "its standard deviation", "better answer longer by"]
+    rows = [
         [
             one.model,
             _with_interval(one.margin),
@@ -126,12 +110,7 @@ def margins(evaluations: Sequence[RewardEvaluation]) -> Section:
         ]
         for one in evaluations
     ]
-    return Section("Margins", [Figures(plots), Table(columns, rows)])
-
-
-def _step(one: RewardEvaluation) -> int:
-    """Every how many pairs one is drawn."""
-    return max(len(one.pairs.margins) // _POINTS, 1)
+    return Section("Margins", [Figures(plots), Table([*columns, "rank correlation"], rows)])
 
 
 def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
@@ -147,7 +126,7 @@ def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         caption="Below the dotted line it is too sure of itself. Larger points stand for more pairs.",
     )
     columns = ["", "calibration error", "Brier score", "best temperature", "error at it"]
-    rows: list[list[Cell]] = [
+    rows = [
         [name, each.error, each.brier, each.temperature, each.error_divided] for name, each in found
     ]
     text = (
@@ -161,31 +140,18 @@ def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
 
 def biases(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     """What it prefers more often than raters do."""
-    several = len(evaluations) > 1
     bars, rows = [], []
     found = [(one, list(one.biases.items())) for one in evaluations]
     for (name, bias), one in _in_turns(found):
-        label = f"{name} · {one.model}" if several else name
+        label = _of(one, name, evaluations)
         bars.append(Interval(label, *(100 * end for end in bias.excess)))
-        row: list[Cell] = [
-            label,
-            bias.pairs,
-            percent(bias.raters),
-            percent(bias.model),
-            _percents(bias.right_with),
-            _percents(bias.right_against),
-        ]
-        rows.append(row)
+        prefer = [percent(bias.raters), percent(bias.model)]
+        right = [_percents(bias.right_with), _percents(bias.right_against)]
+        rows.append([label, bias.pairs, *prefer, *right])
     if not rows:
         return None
-    columns = [
-        "more of",
-        "pairs that differ",
-        "raters prefer it",
-        "the model does",
-        "accuracy where raters do",
-        "accuracy where they don't",
-    ]
+    columns = ["more of", "pairs that differ", "raters prefer it", "the model does"]
+    columns += ["accuracy where raters do", "accuracy where they don't"]
     plot = interval_plot(
         "Bias",
         bars,
@@ -244,7 +210,7 @@ def doubts(evaluations: Sequence[RewardEvaluation]) -> Section | None:
             continue
         names = ("least", "less", "more", "most")
         bars += [
-            Interval(f"{name} · {one.model}" if len(evaluations) > 1 else name, *each)
+            Interval(_of(one, name, evaluations), *each)
             for name, each in zip(names, one.doubt.quarters, strict=False)
         ]
         told.append([one.model, one.doubt.members, one.doubt.spread, one.doubt.auroc])
@@ -261,13 +227,11 @@ def doubts(evaluations: Sequence[RewardEvaluation]) -> Section | None:
 
 def robustness(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     """How often small changes turn verdicts; None where none were made."""
-    several = len(evaluations) > 1
     bars, rows = [], []
     for each, one in _in_turns([(one, one.turned) for one in evaluations]):
-        label = f"{each.change} · {one.model}" if several else each.change
+        label = _of(one, each.change, evaluations)
         bars.append(Interval(label, *each.turned))
-        row: list[Cell] = [label, each.rows, _percents(each.turned), each.shift]
-        rows.append(row)
+        rows.append([label, each.rows, _percents(each.turned), each.shift])
     if not rows:
         return None
     plot = interval_plot("Verdicts that turn", bars, x="share of comparisons", level=0.0)
@@ -278,6 +242,10 @@ def robustness(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         "order must turn nothing."
     )
     return Section("Robustness", [Figures([plot]), Table(columns, rows)], text)
+
+
+PARTS = (subsets, raters, margins, calibration, biases, best_of, doubts, robustness)
+"""In the order of the report."""
 
 
 def _in_turns(

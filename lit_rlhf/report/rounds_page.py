@@ -60,7 +60,7 @@ def report_rounds(root: Path, output: Path) -> Path:
         rounds: dict[str, dict[str, Any]] = record["rounds"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root} holds no rounds that can be read: {path} ({error}).") from error
-    sections = [Section("At a glance", _glance(record, rounds))]
+    sections: list[Section | None] = [Section("At a glance", _glance(record, rounds))]
     if plots := _plots(rounds):
         sections.append(Section("Round by round", [Figures(plots)]))
     if samples := _samples(root, rounds):

@@ -1,7 +1,8 @@
 """The report of runs: one page for one run, or several beside each other."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def report_runs(paths: Sequence[Path], output: Path) -> Path:
     groups = group_by_seed(runs)
     named = len(groups) <= _NAMED
     title = " | ".join(each.name for each in groups) if named else f"{len(runs)} runs"
-    sections = [Section("At a glance", [*_glance(runs, groups), *_notes(runs)])]
+    sections: list[Section | None] = [
+        Section("At a glance", [*_glance(runs, groups), *_notes(runs)])
+    ]
     if len(runs) > 1:
         sections.append(_differences(groups))
         told = "Means over the last tenth of each run; the interval is of their mean (Student's t), of three or more."
@@ -60,11 +63,8 @@ def report_runs(paths: Sequence[Path], output: Path) -> Path:
             rows: list[list[Cell]] = [[label, *cells] for label, cells in spreads(group).items()]
             table = Table(["metric", *columns(group)], rows, told)
             sections.append(Section(f"Seed by seed: {group.name}", [table]))
-    sections += curve_sections(groups)
-    if cost := against_each_other(groups):
-        sections.append(cost)
-    sections += [part for part in (_events(runs), _samples(runs), _phases(runs)) if part]
-    sections.append(_again(runs))
+    sections += [*curve_sections(groups), against_each_other(groups)]
+    sections += [_events(runs), _samples(runs), _phases(runs), _again(runs)]
     modules = ", ".join(
         dict.fromkeys(run.record["module"] for run in runs if "module" in run.record)
     )
@@ -85,10 +85,8 @@ def _glance(runs: Sequence[Run], groups: Sequence[Group]) -> list[Block]:
         items.append((max(row["iteration"] for row in runs[0].metrics), "iterations"))
         if runs[0].starts:
             seconds = sum(start.get("seconds") or 0.0 for start in runs[0].starts)
-            items += [
-                (duration(seconds), "in training"),
-                (runs[0].starts[-1].get("state"), "state"),
-            ]
+            items += [(duration(seconds), "in training")]
+            items += [(runs[0].starts[-1].get("state"), "state")]
         return [Numbers(items)]
     rows: list[list[Cell]] = []
     for number, group in enumerate(groups):
@@ -108,36 +106,31 @@ def _glance(runs: Sequence[Run], groups: Sequence[Group]) -> list[Block]:
 
 
 def _notes(runs: Sequence[Run]) -> list[Note]:
-    notes = []
-    for run in runs:
-        where = f"{run.name}: " if len(runs) > 1 else ""
-        last = run.starts[-1] if run.starts else {}
-        if last.get("state") in ("failed", "interrupted"):
-            notes.append(
-                Note(
-                    f"{where}{last['state']} after iteration {last.get('iterations')}. {last.get('reason') or ''}",
-                    bad=True,
-                )
-            )
-        elif last.get("state") == "running":
-            notes.append(Note(f"{where}no end was written: it is still running, or it was killed."))
-        if skipped := max((y or 0 for y in run.curve("train/skipped_steps")[1]), default=0):
-            notes.append(
-                Note(
-                    f"{where}{skipped:.0f} optimizer steps were skipped, for their gradient wasn't finite."
-                )
-            )
-        for file, count in run.damaged.items():
-            notes.append(Note(f"{where}{count} lines of {file} can't be read and are left out."))
-        for name, rows in run.record.get("rows", {}).items():
-            if left := sum(rows.get("left_out", {}).values()):
-                why = ", ".join(f"{count} {reason}" for reason, count in rows["left_out"].items())
-                notes.append(
-                    Note(
-                        f"{where}{left} {rows['unit']} of {rows['source']} ({name}) were left out: {why}."
-                    )
-                )
-    return notes
+    return [
+        replace(note, text=f"{run.name}: {note.text}") if len(runs) > 1 else note
+        for run in runs
+        for note in _notes_of(run)
+    ]
+
+
+def _notes_of(run: Run) -> Iterator[Note]:
+    last = run.starts[-1] if run.starts else {}
+    if last.get("state") in ("failed", "interrupted"):
+        text = (
+            f"{last['state']} after iteration {last.get('iterations')}. {last.get('reason') or ''}"
+        )
+        yield Note(text, bad=True)
+    elif last.get("state") == "running":
+        yield Note("no end was written: it is still running, or it was killed.")
+    if skipped := max((y or 0 for y in run.curve("train/skipped_steps")[1]), default=0):
+        yield Note(f"{skipped:.0f} optimizer steps were skipped, for their gradient wasn't finite.")
+    for file, count in run.damaged.items():
+        yield Note(f"{count} lines of {file} can't be read and are left out.")
+    for name, rows in run.record.get("rows", {}).items():
+        if left := sum(rows.get("left_out", {}).values()):
+            why = ", ".join(f"{count} {reason}" for reason, count in rows["left_out"].items())
+            which = f"{rows['unit']} of {rows['source']} ({name})"
+            yield Note(f"{left} {which} were left out: {why}.")
 
 
 def _differing(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
@@ -229,12 +222,8 @@ def _sample(prompt: str, answers: dict[str, list[dict[str, Any]]], *, several: b
         for time in chosen:
             score = first[time].get("score")
             said = f", score {score:.4g}" if isinstance(score, int | float) else ""
-            texts.append(
-                (
-                    f"{name}, iteration {time}{said}" if several else f"iteration {time}{said}",
-                    str(first[time].get("response")),
-                )
-            )
+            label = f"{name}, iteration {time}{said}" if several else f"iteration {time}{said}"
+            texts.append((label, str(first[time].get("response"))))
     return Sample(texts)
 
 
@@ -260,15 +249,9 @@ def _again(runs: Sequence[Run]) -> Section:
         names = [run.name for run in runs if run.starts]
         marked = frozenset(i for i, row in enumerate(rows) if len(set(row[1:])) > 1)
         blocks.append(Table(["environment", *names], rows, marked=marked))
-    blocks += [
-        Code(
-            run.config,
-            f"{run.name}: configuration" if len(runs) > 1 else "Configuration",
-            folded=True,
-        )
-        for run in runs
-        if run.config
-    ]
+    for run in (run for run in runs if run.config):
+        label = f"{run.name}: configuration" if len(runs) > 1 else "Configuration"
+        blocks.append(Code(run.config, label, folded=True))
     places = "\n".join(shlex.quote(str(run.path)) for run in runs)
     blocks.append(Code(places, "read from"))
     return Section("To run it again", blocks)

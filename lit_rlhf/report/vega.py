@@ -41,13 +41,8 @@ def looks(names: Sequence[str], *, dash: bool) -> dict[str, Any]:
     """Colour, and dash or mark, by series."""
     domain, count = list(names), range(len(names))
     scale = {"domain": domain, "range": [COLORS[i % len(COLORS)] for i in count]}
-    color: dict[str, Any] = {
-        "field": "s",
-        "type": "nominal",
-        "title": None,
-        "scale": scale,
-        "legend": None,
-    }
+    color: dict[str, Any] = {"field": "s", "type": "nominal", "title": None}
+    color |= {"scale": scale, "legend": None}
     if len(names) > 1:
         stroke = {"symbolType": "stroke", "symbolOpacity": 1} if dash else {}
         one_below_another = {"columns": 1} if max(map(len, names)) > _SHORT else {}
