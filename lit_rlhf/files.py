@@ -176,9 +176,8 @@ def writing(
             needs = f"; this one needs about {needed / 2**20:.0f}" if needed else ""
             nearest = next(parent for parent in path.absolute().parents if parent.is_dir())
             free = shutil.disk_usage(nearest).free / 2**20
-            said = (
-                f"{cause}. {free:.0f} MiB are free there{needs}.{before} Make room, or {elsewhere}."
-            )
+            room = f"{free:.0f} MiB are free there{needs}"
+            said = f"{cause}. {room}.{before} Make room, or {elsewhere}."
         else:
             said = f"{cause}.{before} Mend that, or {elsewhere}."
         raise kind(f"{what} {path} can't be written: {said}") from error

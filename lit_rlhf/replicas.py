@@ -42,9 +42,8 @@ class Replicas(Generic[Server]):
         """Those that are away, and have been for as long as the pause."""
         now = time.monotonic()
         with self._lock:
-            return [
-                self.servers[i] for i, (since, _) in self._away.items() if now >= since + self.pause
-            ]
+            away = self._away.items()
+            return [self.servers[i] for i, (since, _) in away if now >= since + self.pause]
 
     def leave_out(self, server: Server, error: LitRLHFError) -> None:
         """Ask a server no more for the time of the pause; said once, as a warning."""
@@ -54,14 +53,8 @@ class Replicas(Generic[Server]):
             self._away[index] = (time.monotonic(), error)
             left = len(self.servers) - len(self._away)
         if not known and len(self.servers) > 1:
-            _log.warning(
-                "%s is left out, and asked again in %g seconds; %d of %d servers go on. %s",
-                server,
-                self.pause,
-                left,
-                len(self.servers),
-                error,
-            )
+            said = "%s is left out, and asked again in %g seconds; %d of %d servers go on. %s"
+            _log.warning(said, server, self.pause, left, len(self.servers), error)
 
     def take_back(self, server: Server) -> None:
         """Ask it again."""

@@ -19,9 +19,8 @@ def stable_hash(*parts: str | int) -> int:
         >>> stable_hash(0, "rollout", 3) == stable_hash(0, "rollout", 3)
         True
     """
-    digest = hashlib.blake2b(
-        "\x1f".join(str(part) for part in parts).encode(), digest_size=8
-    ).digest()
+    text = "\x1f".join(map(str, parts))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") & _MASK_63
 
 

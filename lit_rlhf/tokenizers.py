@@ -9,6 +9,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -119,13 +120,9 @@ def load_tokenizer(
     Raises:
         ConfigurationError: There is no such directory, it holds no tokenizer, or one with code of its own.
     """
-    tokenizer: PreTrainedTokenizerBase = from_hub(
-        lambda: AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, padding_side="right"
-        ),
-        name,
-        "tokenizer",
-    )
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    load = partial(AutoTokenizer.from_pretrained, name, padding_side="right", **options)
+    tokenizer: PreTrainedTokenizerBase = from_hub(load, name, "tokenizer")
     return tokenizer
 
 

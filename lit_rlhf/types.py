@@ -190,9 +190,8 @@ def asked(value: Tensor | None) -> Tensor:
         ValueError: It wasn't asked for.
     """
     if value is None:
-        raise ValueError(
-            "The backbone was not asked for this: see the arguments of Backbone.forward."
-        )
+        said = "The backbone was not asked for this: see the arguments of Backbone.forward."
+        raise ValueError(said)
     return value
 
 
@@ -243,10 +242,8 @@ class Completions:
         known = scores.total.masked_fill(scores.left_out, math.nan)
         columns = (self.prompts, self.responses, known.tolist(), self.finished.tolist())
         return [
-            Sample(
-                iteration=iteration, prompt=prompt, response=response, score=score, finished=ended
-            )
-            for prompt, response, score, ended in zip(*columns, strict=True)
+            Sample(iteration=iteration, prompt=p, response=r, score=score, finished=ended)
+            for p, r, score, ended in zip(*columns, strict=True)
         ]
 
 
@@ -263,9 +260,9 @@ class Scores:
     @property
     def left_out(self) -> Tensor:
         """`failed`; none of them where nothing is said."""
-        return (
-            torch.zeros_like(self.total, dtype=torch.bool) if self.failed is None else self.failed
-        )
+        if self.failed is not None:
+            return self.failed
+        return torch.zeros_like(self.total, dtype=torch.bool)
 
 
 class Sample(TypedDict):
@@ -340,12 +337,8 @@ class Rollout:
             stage: Its type.
             new: The fields that this stage lacks, or has otherwise.
         """
-        had = {
-            item.name: getattr(self, item.name)
-            for item in fields(stage)
-            if hasattr(self, item.name)
-        }
-        return stage(**(had | new))
+        names = [item.name for item in fields(stage) if hasattr(self, item.name)]
+        return stage(**({name: getattr(self, name) for name in names} | new))
 
     @classmethod
     def of(cls, rollout: "Rollout") -> Self:
@@ -369,19 +362,12 @@ class Rollout:
             samples: The same of samples, (N,) or (N, T).
             others: Rollouts of the same stage.
         """
-        columns = {
-            item.name: [getattr(each, item.name) for each in (self, *others)]
-            for item in fields(self)
-        }
-        return replace(
-            self,
-            **{
-                name: change_tensors(
-                    prompts if isinstance(values[0], Prompts) else samples, *values
-                )
-                for name, values in columns.items()
-            },
-        )
+        changed = {}
+        for item in fields(self):
+            values = [getattr(each, item.name) for each in (self, *others)]
+            change = prompts if isinstance(values[0], Prompts) else samples
+            changed[item.name] = change_tensors(change, *values)
+        return replace(self, **changed)
 
     def select(self, prompts: Tensor) -> Self:
         """The part of the rollout that belongs to some prompts, trimmed to its longest prompt and response.

@@ -88,10 +88,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise CheckpointError(
                 f"There is no checkpoint at {path}. Give --ckpt_path an existing file, or 'last'."
             )
+        plain = weights_only is None or weights_only
         try:
-            return super().load_checkpoint(
-                path, map_location, True if weights_only is None else weights_only
-            )
+            return super().load_checkpoint(path, map_location, plain)
         except _UNREADABLE as error:
             raise CheckpointError(
                 f"The checkpoint {path} can't be read: {_reason(error)} It is torn, or was not written by this "

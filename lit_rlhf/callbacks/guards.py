@@ -127,16 +127,11 @@ class CollapseGuard(Callback):
         for name, said in alarms.items():
             if self.lasting[name] == self.patience:
                 tell(trainer, f"Iteration {iterations_done(trainer)}: {said}")
-        lasting = {
-            name: said for name, said in troubles.items() if self.lasting[name] >= self.patience
-        }
+        lasting = [name for name in troubles if self.lasting[name] >= self.patience]
         if lasting:
+            said = " ".join(troubles[name] for name in lasting)
             since = max(self.lasting[name] for name in lasting)
-            self._act(
-                trainer,
-                f"Iteration {iterations_done(trainer)}: {' '.join(lasting.values())}",
-                since,
-            )
+            self._act(trainer, f"Iteration {iterations_done(trainer)}: {said}", since)
 
     # -- what is watched ----------------------------------------------------------------------------------------------
 
@@ -145,15 +140,13 @@ class CollapseGuard(Callback):
         kl = metrics.get(_KL)
         # Not-a-number is no KL within bounds either.
         if self.max_kl is not None and kl is not None and not kl <= self.max_kl:
-            found["kl"] = (
-                f"the KL to the reference is {kl:.4g} nats per sequence, above max_kl={self.max_kl:g}."
-            )
+            said = f"the KL to the reference is {kl:.4g} nats per sequence"
+            found["kl"] = f"{said}, above max_kl={self.max_kl:g}."
         if self.min_entropy is not None and _ENTROPY in metrics:
             entropy = metrics[_ENTROPY] / max(metrics.get(_LENGTH, 1.0), 1.0)
             if not entropy >= self.min_entropy:
-                found["entropy"] = (
-                    f"the entropy is {entropy:.4g} nats per token, below min_entropy={self.min_entropy:g}."
-                )
+                said = f"the entropy is {entropy:.4g} nats per token"
+                found["entropy"] = f"{said}, below min_entropy={self.min_entropy:g}."
         if self.max_gold_drop is not None:
             found |= self._over_optimization(metrics, self.max_gold_drop)
         return found
@@ -187,9 +180,8 @@ class CollapseGuard(Callback):
         found, watched = {}, {}
         if self.min_distinct is not None:
             share = distinct_2([str(sample["response"]) for sample in samples])
-            distinct = (
-                float(sum_over_ranks(torch.tensor(share, device=module.device))) / num_ranks()
-            )
+            total = sum_over_ranks(torch.tensor(share, device=module.device))
+            distinct = float(total) / num_ranks()
             watched["train/guard/distinct_2"] = distinct
             if distinct < self.min_distinct:
                 found["repetition"] = (
@@ -203,9 +195,8 @@ class CollapseGuard(Callback):
             ratio = length / max(sum(self.first_lengths) / len(self.first_lengths), 1e-9)
             watched["train/guard/length_ratio"] = ratio
             if not 1 / self.max_length_ratio <= ratio <= self.max_length_ratio:
-                found["length"] = (
-                    f"responses have {ratio:.2f} times the length that they had at the beginning."
-                )
+                said = f"responses have {ratio:.2f} times the length that they had"
+                found["length"] = f"{said} at the beginning."
         if watched:
             module.log_dict(watched, batch_size=1)
         return found
@@ -217,21 +208,17 @@ class CollapseGuard(Callback):
             if since == self.patience:
                 tell(trainer, said)
             return
-        good = next(
-            (
-                path
-                for callback in callbacks_of(trainer)
-                if isinstance(callback, IterationCheckpoint)
-                for number, path in callback.checkpoints()
-                if number <= iterations_done(trainer) - since and checkpoint_problem(path) is None
-            ),
-            None,
+        before = (
+            path
+            for callback in callbacks_of(trainer)
+            if isinstance(callback, IterationCheckpoint)
+            for number, path in callback.checkpoints()
+            if number <= iterations_done(trainer) - since
         )
-        where = (
-            f"The newest checkpoint from before: {good}."
-            if good
-            else "There is no checkpoint from before."
-        )
+        good = next((path for path in before if checkpoint_problem(path) is None), None)
+        where = "There is no checkpoint from before."
+        if good is not None:
+            where = f"The newest checkpoint from before: {good}."
         if self.action == "stop" or good is None or self.rollbacks == self.max_rollbacks:
             raise PolicyCollapsedError(
                 f"{said} {where} Raise the KL coefficient, lower the learning rate, or mend the reward."
@@ -241,10 +228,8 @@ class CollapseGuard(Callback):
         state = trainer.strategy.load_checkpoint(good)
         trainer.strategy.load_model_state_dict(state, strict=False)
         trainer.strategy.load_optimizer_state_dict(state)
-        tell(
-            trainer,
-            f"{said} Rolled back to {good} ({self.rollbacks} of {self.max_rollbacks} times).",
-        )
+        times = f"({self.rollbacks} of {self.max_rollbacks} times)"
+        tell(trainer, f"{said} Rolled back to {good} {times}.")
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -267,8 +252,7 @@ def distinct_2(texts: Sequence[str]) -> float:
     """
     shares = []
     for text in texts:
-        words = text.split()
-        pairs = list(itertools.pairwise(words))
+        pairs = list(itertools.pairwise(text.split()))
         if pairs:
             shares.append(len(set(pairs)) / len(pairs))
     return sum(shares) / len(shares) if shares else 1.0

@@ -73,11 +73,9 @@ class IterationCheckpoint(ModelCheckpoint):
     def __init__(
         self, dirpath: str | None = None, every_n_iterations: int = 10, keep_last: int = 2
     ) -> None:
-        every, allowed = (
-            every_n_iterations,
-            "at least 2, lest a damaged file be the only checkpoint",
-        )
+        every = every_n_iterations
         check_option(every >= 1, self, "every_n_iterations", every, "at least 1")
+        allowed = "at least 2, lest a damaged file be the only checkpoint"
         check_option(keep_last >= 2, self, "keep_last", keep_last, allowed)
         # Every trigger of the base class is off: it counts optimizer steps, and knows no iterations.
         super().__init__(dirpath=dirpath, save_top_k=0, every_n_train_steps=0, every_n_epochs=0)
@@ -162,11 +160,7 @@ class IterationCheckpoint(ModelCheckpoint):
         """Let another run have the directory; after Ctrl-C say what was lost, and how to go on."""
         if isinstance(exception, KeyboardInterrupt) and self._lock is not None:
             newest = self.newest(trainer)
-            way = (
-                "it can only start anew"
-                if newest is None
-                else f"--ckpt_path last goes on from {newest}"
-            )
+            way = f"--ckpt_path last goes on from {newest}" if newest else "it can only start anew"
             rank_zero_warn(f"Interrupted. What came behind the last checkpoint is lost: {way}.")
         self.teardown(trainer, pl_module, "fit")
 
@@ -216,11 +210,8 @@ class IterationCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after a validation within an epoch."""
-        if (
-            trainer.state.fn == TrainerFn.FITTING
-            and not trainer.sanity_checking
-            and not is_last_batch(trainer)
-        ):
+        fits = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fits and not is_last_batch(trainer):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -259,9 +250,7 @@ class IterationCheckpoint(ModelCheckpoint):
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Iterations and paths of the checkpoints there are, the newest first."""
         paths = self.directory.iterdir() if self.directory.is_dir() else []
-        numbered = [
-            (int(match[1]), path) for path in paths if (match := _NAME.match(path.name)) is not None
-        ]
+        numbered = [(int(match[1]), path) for path in paths if (match := _NAME.match(path.name))]
         return sorted(numbered, reverse=True)
 
     def newest(self, trainer: Trainer) -> Path | None:
@@ -280,9 +269,8 @@ class IterationCheckpoint(ModelCheckpoint):
             problem = checkpoint_problem(path)
             if problem is None:
                 if torn:
-                    rank_zero_warn(
-                        f"Passed over {'; '.join(torn)} Going on from {path.name} instead."
-                    )
+                    said = "; ".join(torn)
+                    rank_zero_warn(f"Passed over {said} Going on from {path.name} instead.")
                 return path
             torn.append(f"{path.name}: {problem}")
         if torn:

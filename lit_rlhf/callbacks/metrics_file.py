@@ -64,9 +64,5 @@ class MetricsFile(RecordingCallback):
     def _write(self, trainer: Trainer, stage: str) -> None:
         metrics = current_metrics(trainer)  # on all ranks: it may reduce
         if metrics:
-            row = {
-                "iteration": iterations_done(trainer),
-                "epoch": trainer.current_epoch,
-                "stage": stage,
-            }
-            self.write(trainer, [row | metrics])
+            where = {"iteration": iterations_done(trainer), "epoch": trainer.current_epoch}
+            self.write(trainer, [{**where, "stage": stage, **metrics}])

@@ -66,20 +66,14 @@ class MovingReference(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move, where iterations count."""
-        if (
-            self.every_n_iterations is not None
-            and iterations_done(trainer) % self.every_n_iterations == 0
-        ):
-            self._move(pl_module)
+        self._move_if_due(pl_module, iterations_done(trainer), self.every_n_iterations)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move, where epochs count."""
-        if (
-            self.every_n_epochs is not None
-            and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        ):
-            self._move(pl_module)
+        self._move_if_due(pl_module, trainer.current_epoch + 1, self.every_n_epochs)
 
-    def _move(self, module: Any) -> None:
+    def _move_if_due(self, module: Any, done: int, every: int | None) -> None:
+        if every is None or done % every:
+            return
         divide(module)  # the reference's forward has no backward
         module.reference.move(dict(module.named_parameters()), self.alpha)

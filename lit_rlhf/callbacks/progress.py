@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks.progress.rich_progress import (
     CustomBarColumn,
 )
 from rich import get_console
-from rich.console import Console
 from rich.progress import ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -113,18 +112,11 @@ class PhaseProgressBar(RichProgressBar):
     def _line(self, trainer: Trainer, pl_module: LightningModule, done: int) -> str:
         parts = [f"epoch {trainer.current_epoch} iteration {done}/{self.total_train_batches}"]
         phases = _phases(pl_module)
-        if phases is not None:
-            parts.append(
-                ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.seconds.items())
-            )
-        metrics = self.get_metrics(trainer, pl_module)
-        parts.append(
-            ", ".join(
-                f"{name} {value:.4g}"
-                for name, value in metrics.items()
-                if isinstance(value, int | float)
-            )
-        )
+        times = phases.seconds.items() if phases is not None else ()
+        parts.append(", ".join(f"{name} {seconds:.1f} s" for name, seconds in times))
+        metrics = self.get_metrics(trainer, pl_module).items()
+        known = [(name, value) for name, value in metrics if isinstance(value, int | float)]
+        parts.append(", ".join(f"{name} {value:.4g}" for name, value in known))
         return " | ".join(part for part in parts if part)
 
     def _show(self, name: str, done: int, total: int) -> None:
@@ -155,8 +147,7 @@ class PhaseProgressBar(RichProgressBar):
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()
-        console: Console = get_console()
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        get_console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _TimeLeft(ProgressColumn):
@@ -165,11 +156,10 @@ class _TimeLeft(ProgressColumn):
     max_refresh = 0.5
 
     def render(self, task: Task) -> Text:
-        left = task.time_remaining
-        seconds, word = (
-            (task.elapsed or 0.0, "") if left is None or task.finished else (left, " left")
-        )
-        return Text(f"{timedelta(seconds=int(seconds))}{word}", style="progress.remaining")
+        left, word = task.time_remaining, " left"
+        if left is None or task.finished:
+            left, word = task.elapsed or 0.0, ""
+        return Text(f"{timedelta(seconds=int(left))}{word}", style="progress.remaining")
 
 
 def _phases(pl_module: LightningModule) -> Phases | None:

@@ -53,10 +53,8 @@ class RunSummary(Callback):
         parameters = list(pl_module.parameters())
         total = sum(each.numel() for each in parameters)
         trained = sum(each.numel() for each in parameters if each.requires_grad)
-        _print(
-            trainer,
-            f"{type(pl_module).__name__}: {_count(total)} parameters, {_count(trained)} of them trained",
-        )
+        name = type(pl_module).__name__
+        _print(trainer, f"{name}: {_count(total)} parameters, {_count(trained)} of them trained")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the best of each metric whose name says which way is better."""
@@ -80,12 +78,11 @@ class RunSummary(Callback):
         self._ended_well = False
         took = time.monotonic() - self._began
         rows = [*self._metrics(trainer), *_data(trainer), *_places(trainer)]
-        following = _next(trainer, pl_module)
-        rows += [("next", following)] if following else []
-        width = max(len(name) for name, _ in rows) if rows else 0
-        lines = [
-            f"Done after {iterations_done(trainer)} iterations; this start took {duration(took)}."
-        ]
+        if following := _next(trainer, pl_module):
+            rows.append(("next", following))
+        width = max((len(name) for name, _ in rows), default=0)
+        done = iterations_done(trainer)
+        lines = [f"Done after {done} iterations; this start took {duration(took)}."]
         lines += [f"  {name:<{width}}  {text}" for name, text in rows]
         _print(trainer, "\n".join(lines))
 
@@ -110,10 +107,8 @@ class RunSummary(Callback):
                 texts.append(f"at best {best.value:.4g} after iteration {best.iteration}")
             yield name, ", ".join(texts)
         if skipped := int(measured.get("train/skipped_steps", 0)):
-            yield (
-                "skipped steps",
-                f"{skipped}: their gradients were not finite, and changed nothing",
-            )
+            said = f"{skipped}: their gradients were not finite, and changed nothing"
+            yield "skipped steps", said
 
 
 def _data(trainer: Trainer) -> Iterator[tuple[str, str]]:
@@ -158,10 +153,8 @@ def _next(trainer: Trainer, module: LightningModule) -> str:
 
 
 def _export(trainer: Trainer) -> Path | None:
-    for each in callbacks_of(trainer):
-        if isinstance(each, ExportModel):
-            return each.directory(trainer)
-    return None
+    exports = (each for each in callbacks_of(trainer) if isinstance(each, ExportModel))
+    return next((each.directory(trainer) for each in exports), None)
 
 
 def _count(number: int) -> str:

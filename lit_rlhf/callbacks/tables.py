@@ -38,11 +38,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Row]) -> str:
         | --- | --- |
         | a\|b<br>c | 0.5123 |
     """
-    lines = [
-        list(columns),
-        ["---"] * len(columns),
-        *([_cell(value) for value in row] for row in rows),
-    ]
+    lines = [columns, ["---"] * len(columns), *(map(_cell, row) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -97,8 +97,7 @@ class PhaseTimer(Callback):
             # Products are computed in autocast's dtype, else in that of the model's base.
             autocast = _AUTOCAST.get(str(trainer.precision).partition("-")[0])
             base = DTYPES[backbones[0].spec.dtype] if backbones else torch.float32
-            dtype = autocast or base
-            self._peak = measure_peak_flops(pl_module.device, dtype)
+            self._peak = measure_peak_flops(pl_module.device, autocast or base)
         else:
             self._peak = self.peak_flops
         if self._peak is not None:
@@ -143,10 +142,8 @@ class PhaseTimer(Callback):
             self._add(self.tokens, tokens)
             self._add(self.flops, flops)
         self._iterations += 1
-        logged = {f"time/{name}": value for name, value in seconds.items()} | {
-            "time/iteration": iteration
-        }
-        logged |= self._throughput(seconds, tokens, flops)
+        logged = {f"time/{name}": value for name, value in seconds.items()}
+        logged |= {"time/iteration": iteration, **self._throughput(seconds, tokens, flops)}
         if pl_module.device.type == "cuda":
             peak = max(torch.cuda.max_memory_allocated(pl_module.device), phases.peak)
             logged["memory/peak_gib"] = peak / 2**30
@@ -160,9 +157,8 @@ class PhaseTimer(Callback):
             return
         Console().print(phase_table(self.rows()))
         if self.profile:
-            path = write_profile(
-                Path(trainer.default_root_dir), self.rows(), self._peak, self._operators.table()
-            )
+            directory, operators = Path(trainer.default_root_dir), self._operators.table()
+            path = write_profile(directory, self.rows(), self._peak, operators)
             Console().print(f"The profile is in {path}")
 
     def on_exception(

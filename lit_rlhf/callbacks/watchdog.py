@@ -91,18 +91,16 @@ class Standing:
 
     def describe(self) -> str:
         """A line for each process."""
-        return "\n".join(
-            f"  rank {each}: {self._describe(each)}" for each in range(len(self.beats))
-        )
+        ranks = range(len(self.beats))
+        return "\n".join(f"  rank {each}: {self._describe(each)}" for each in ranks)
 
     def _describe(self, each: int) -> str:
         beat, silent = self.beats[each], self.silent[each]
         if beat is None:
             return "has not begun to train"
         place = f"{beat.where}, collective {beat.collectives} begun {self.still[each]:.0f} s ago"
-        state = beat.left or (
-            f"says nothing for {silent:.0f} s" if silent > self.still[each] / 2 else ""
-        )
+        quiet = f"says nothing for {silent:.0f} s" if silent > self.still[each] / 2 else ""
+        state = beat.left or quiet
         return f"{place} (process {beat.pid} on {beat.host}{'; ' if state else ''}{state})"
 
 

@@ -107,15 +107,13 @@ def _headline(summary: dict[str, Any]) -> Numbers:
         "reward-model accuracy on held-out choices; perfect knowledge of the utility reaches "
         f"{reward['bayes_accuracy']:.3f}"
     )
+    error = f"{reward['calibration_error']:.3f}"
     return Numbers(
         [
             (f"{ppo['gap_closed']:.0%}", gap),
             (f"{ppo['kl']:.2f}", "nats of KL to the initial policy per completion"),
             (f"{reward['accuracy']:.3f}", known),
-            (
-                f"{reward['calibration_error']:.3f}",
-                "expected calibration error of the reward model",
-            ),
+            (error, "expected calibration error of the reward model"),
         ]
     )
 
@@ -132,7 +130,7 @@ def _plots(
     clouds = {"initial policy": (before.proxy, before.gold), "after PPO": (after.proxy, after.gold)}
     best = {"best reachable": summary["ppo"]["gold_max"]}
     proxy, gold = "proxy: the reward model's score", "gold: true utility"
-    sure, agree = ("confidence: σ(|score difference|)", "share of raters who agree")
+    sure, agree = "confidence: σ(|score difference|)", "share of raters who agree"
     calibration = calibrate(reward.margins, torch.ones_like(reward.margins))
     bins = {"reward model": calibration.bins}
     return [
@@ -148,37 +146,28 @@ def _plots(
 
 def _examples(policy: PolicyResult, config: DemoConfig) -> Samples:
     world = config.world.world
-    rows = examples(judge(policy.before, world), judge(policy.after, world), 8)
-    return Samples(
-        [
-            Sample(
-                [
-                    ("prompt", row["prompt"]),
-                    (f"initial policy, gold {row['gold_before']:+.2f}", row["before"]),
-                    (f"after PPO, gold {row['gold_after']:+.2f}", row["after"]),
-                ]
-            )
-            for row in rows
-        ],
-        shown=4,
-    )
+    samples = [
+        Sample(
+            [
+                ("prompt", row["prompt"]),
+                (f"initial policy, gold {row['gold_before']:+.2f}", row["before"]),
+                (f"after PPO, gold {row['gold_after']:+.2f}", row["after"]),
+            ]
+        )
+        for row in examples(judge(policy.before, world), judge(policy.after, world), 8)
+    ]
+    return Samples(samples, shown=4)
 
 
 def _numbers(summary: dict[str, Any]) -> Table:
     ppo, reward = summary["ppo"], summary["reward_model"]
-    return Table(
-        ["", "before", "after", "best possible"],
-        [
-            ["true utility (gold)", ppo["gold_before"], ppo["gold_after"], ppo["gold_max"]],
-            ["reward-model score (proxy)", ppo["reward_before"], ppo["reward_after"], None],
-            ["KL to the initial policy, nats per completion", 0.0, ppo["kl"], None],
-            [
-                "distinct-2: different word pairs among all",
-                ppo["distinct_2_before"],
-                ppo["distinct_2_after"],
-                None,
-            ],
-            ["words per completion", ppo["words_before"], ppo["words_after"], None],
-            ["reward-model accuracy", 0.5, reward["accuracy"], reward["bayes_accuracy"]],
-        ],
-    )
+    distinct = "distinct-2: different word pairs among all"
+    rows = [
+        ["true utility (gold)", ppo["gold_before"], ppo["gold_after"], ppo["gold_max"]],
+        ["reward-model score (proxy)", ppo["reward_before"], ppo["reward_after"], None],
+        ["KL to the initial policy, nats per completion", 0.0, ppo["kl"], None],
+        [distinct, ppo["distinct_2_before"], ppo["distinct_2_after"], None],
+        ["words per completion", ppo["words_before"], ppo["words_after"], None],
+        ["reward-model accuracy", 0.5, reward["accuracy"], reward["bayes_accuracy"]],
+    ]
+    return Table(["", "before", "after", "best possible"], rows)

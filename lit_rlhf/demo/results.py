@@ -114,14 +114,7 @@ def examples(before: Judged, after: Judged, number: int) -> Sequence[dict[str, A
     """Samples for the same prompts before and after, for people to read; the first of each different prompt."""
     rows: dict[str, dict[str, Any]] = {}
     for i, (old, new) in enumerate(zip(before.samples, after.samples, strict=True)):
-        rows.setdefault(
-            old["prompt"],
-            {
-                "prompt": old["prompt"],
-                "before": old["response"],
-                "gold_before": before.gold[i],
-                "after": new["response"],
-                "gold_after": after.gold[i],
-            },
-        )
+        row = {"prompt": old["prompt"], "before": old["response"], "after": new["response"]}
+        row |= {"gold_before": before.gold[i], "gold_after": after.gold[i]}
+        rows.setdefault(row["prompt"], row)
     return list(rows.values())[:number]

@@ -4,11 +4,11 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,8 +20,6 @@ from lit_rlhf.demo.stages import PolicyResult, Stages
 from lit_rlhf.demo.world import World
 from lit_rlhf.files import write_text
 from lit_rlhf.internals.lightning import silence_noise
-
-Result = TypeVar("Result")
 
 
 def run_demo(
@@ -43,31 +41,24 @@ def run_demo(
     config, console = config or DemoConfig(), console or Console()
     start = time.perf_counter()
     seconds: dict[str, float] = {}
-    for stage in ("sft", "reward", "ppo"):
-        shutil.rmtree(output / stage, ignore_errors=True)
+
+    @contextmanager
+    def stage(name: str, title: str) -> Iterator[None]:
+        console.rule(f"[bold]{title}", align="left")
+        begun = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - begun
+
+    for name in ("sft", "reward", "ppo"):
+        shutil.rmtree(output / name, ignore_errors=True)
     with _quiet_lightning():
         stages = Stages(output, config, seed)
-        _stage(
-            console,
-            "1/3  Supervised fine-tuning: imitate what people write",
-            "sft",
-            seconds,
-            stages.supervised,
-        )
-        reward = _stage(
-            console,
-            "2/3  Reward model: learn from noisy choices of raters",
-            "reward",
-            seconds,
-            stages.reward,
-        )
-        policy = _stage(
-            console,
-            "3/3  PPO: please the reward model, stay near the initial policy",
-            "ppo",
-            seconds,
-            stages.policy,
-        )
+        with stage("sft", "1/3  Supervised fine-tuning: imitate what people write"):
+            stages.supervised()
+        with stage("reward", "2/3  Reward model: learn from noisy choices of raters"):
+            reward = stages.reward()
+        with stage("ppo", "3/3  PPO: please the reward model, stay near the initial policy"):
+            policy = stages.policy()
     summary: dict[str, Any] = {
         "seed": seed,
         "reward_model": reward_summary(reward),
@@ -83,16 +74,6 @@ def run_demo(
     return summary
 
 
-def _stage(
-    console: Console, title: str, name: str, seconds: dict[str, float], work: Callable[[], Result]
-) -> Result:
-    console.rule(f"[bold]{title}", align="left")
-    start = time.perf_counter()
-    result = work()
-    seconds[name] = time.perf_counter() - start
-    return result
-
-
 def _show(
     console: Console, summary: dict[str, Any], policy: PolicyResult, config: DemoConfig
 ) -> None:
@@ -102,25 +83,18 @@ def _show(
     )
     for column in ("", "before", "after", "best possible"):
         table.add_column(column, justify="right" if column else "left")
-    accuracy, bayes = reward["accuracy"], reward["bayes_accuracy"]
-    before, after, best = ppo["gold_before"], ppo["gold_after"], ppo["gold_max"]
-    table.add_row(
-        "reward-model accuracy on held-out choices", "0.500", f"{accuracy:.3f}", f"{bayes:.3f}"
-    )
-    table.add_row(
-        "reward-model score of the policy",
-        f"{ppo['reward_before']:.2f}",
-        f"{ppo['reward_after']:.2f}",
-        "",
-    )
-    table.add_row(
-        "true utility of the policy (gold)", f"{before:.2f}", f"{after:.2f}", f"{best:.2f}"
-    )
-    table.add_row("share of the gap closed", "", f"{ppo['gap_closed']:.0%}", "")
-    table.add_row("KL to the initial policy, nats", "0.00", f"{ppo['kl']:.2f}", "")
-    table.add_row(
-        "distinct-2", f"{ppo['distinct_2_before']:.3f}", f"{ppo['distinct_2_after']:.3f}", ""
-    )
+    accuracies = (0.5, reward["accuracy"], reward["bayes_accuracy"])
+    golds = (ppo["gold_before"], ppo["gold_after"], ppo["gold_max"])
+    rows: dict[str, tuple[str, tuple[float | None, ...]]] = {
+        "reward-model accuracy on held-out choices": (".3f", accuracies),
+        "reward-model score of the policy": (".2f", (ppo["reward_before"], ppo["reward_after"])),
+        "true utility of the policy (gold)": (".2f", golds),
+        "share of the gap closed": (".0%", (None, ppo["gap_closed"])),
+        "KL to the initial policy, nats": (".2f", (0.0, ppo["kl"])),
+        "distinct-2": (".3f", (ppo["distinct_2_before"], ppo["distinct_2_after"])),
+    }
+    for label, (form, values) in rows.items():
+        table.add_row(label, *("" if value is None else f"{value:{form}}" for value in values))
     console.print(table)
     console.print(_sample_table(policy, config.world.world))
     took = ", ".join(

@@ -136,11 +136,7 @@ class World:
         if len(rest) == 2 and rest[0] in INTENSIFIERS:
             factor *= INTENSIFIERS[rest[0]]
             rest = rest[1:]
-        known = (
-            len(rest) == 1
-            and (rest[0] in ADJECTIVES or rest[0] in TASTES)
-            and aspect in _ALL_ASPECTS
-        )
+        known = len(rest) == 1 and rest[0] in {*ADJECTIVES, *TASTES} and aspect in _ALL_ASPECTS
         return Judgement(aspect, rest[0], factor) if known else None
 
     def best_utility(self, prompt: str) -> float:
@@ -169,10 +165,9 @@ class World:
         """(value, words) of the strongest judgement of each length."""
         shortest = len(("the", "ASPECT", "was", "ADJECTIVE", "."))
         best: dict[int, float] = {}
+        intensities = (("", 1.0), *INTENSIFIERS.items())
         for adjective in (*ADJECTIVES, *TASTES):
-            for negated, (word, scale) in product(
-                (False, True), (("", 1.0), *INTENSIFIERS.items())
-            ):
+            for negated, (word, scale) in product((False, True), intensities):
                 value = worth(topic, adjective) * scale * (self.negation if negated else 1.0)
                 length = shortest + negated + bool(word)
                 best[length] = max(value, best.get(length, value))

@@ -60,14 +60,11 @@ class Writers:
         """One review."""
         topic, mood = topic_of(prompt), rng.gauss(0.0, self.mood)
         words = [*ADJECTIVES, *TASTES]
-        likely = dict(
-            zip(words, (math.exp(mood * worth(topic, word)) for word in words), strict=True)
-        )
+        likely = {word: math.exp(mood * worth(topic, word)) for word in words}
         number = rng.choices(range(1, len(self.sentences) + 1), self.sentences)[0]
         judged: set[str] = set()
-        review = " ".join(
-            f"{self._sentence(topic, likely, judged, rng)} ." for _ in range(number)
-        ).split()
+        sentences = [self._sentence(topic, likely, judged, rng) for _ in range(number)]
+        review = " ".join(f"{sentence} ." for sentence in sentences).split()
         if rng.random() < self.slip:
             slipped = rng.randrange(len(review))
             review.insert(slipped, review[slipped])

@@ -84,9 +84,8 @@ def _of_the_model(plan: Plan, spec: ModelSpec) -> Iterator[Change]:
     if not adapted:
         yield _of_spec(plan, f"dtype: bfloat16{fresh}", dtype="bfloat16", **lora)
     if whole:
-        yield _of_spec(
-            plan, f"quantization: nf4{fresh}", quantization="nf4", dtype="bfloat16", **lora
-        )
+        packed = {"quantization": "nf4", "dtype": "bfloat16", **lora}
+        yield _of_spec(plan, f"quantization: nf4{fresh}", **packed)
 
 
 def _smaller_microbatch(plan: Plan, found: Estimate) -> Change:

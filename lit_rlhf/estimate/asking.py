@@ -86,23 +86,20 @@ def _workload(
     completion_tokens: int | None,
     branches: int | None,
 ) -> Workload:
-    is_policy = isinstance(module, PolicyModule)
     prompts = batch_size or getattr(data, "batch_size", None)
     if isinstance(module, DAPOPolicyModule) and prompts is not None:
         prompts = max(prompts // module.oversampling, 1)
-    completion = completion_tokens or (
-        module.sampling.max_new_tokens
-        if isinstance(module, PolicyModule)
-        else getattr(data, "max_completion_length", None)
-    )
+    if isinstance(module, PolicyModule):
+        longest, most = "sampling.max_new_tokens", module.sampling.max_new_tokens
+    else:
+        longest = "data.max_completion_length"
+        most = getattr(data, "max_completion_length", None)
     prompt = prompt_tokens or getattr(data, "max_prompt_length", None)
-    branches = branches or _branches(module, data)
-    longest = "sampling.max_new_tokens" if is_policy else "data.max_completion_length"
     return Workload(
         _known(prompts, "batch_size", "data.batch_size"),
         _known(prompt, "prompt_tokens", "data.max_prompt_length"),
-        _known(completion, "completion_tokens", longest),
-        branches,
+        _known(completion_tokens or most, "completion_tokens", longest),
+        branches or _branches(module, data),
     )
 
 

@@ -144,9 +144,8 @@ class Built:
             if isinstance(child, ModelReward) and not _is_there(child.path):
                 assumed = _AssumedReward(child, spec)
                 setattr(parent, name, assumed)
-                what = (
-                    "an adapter on the policy's base" if assumed.shares else "a model of its size"
-                )
+                own = "a model of its size"
+                what = "an adapter on the policy's base" if assumed.shares else own
                 self.notes.append(f"No reward model at {child.path!r} yet: taken for {what}.")
             elif isinstance(child, nn.Module):
                 self._assume_rewards(child, spec)

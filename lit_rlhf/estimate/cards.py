@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -51,20 +51,10 @@ def _gpu(name: str, gib: float, terabytes: float, half: float, single: float, li
     0.6 GiB for the context and 4 % lost by the allocator are assumptions. A launch took 38 to 52 microseconds and a
     replayed kernel about 5 where they were measured, on one virtual machine with an H200 (docs/GPU.md).
     """
-    peaks = dict.fromkeys((torch.bfloat16, torch.float16), half * 1000000000000.0)
+    peaks = dict.fromkeys((torch.bfloat16, torch.float16), half * 1e12)
     peaks[torch.float32] = single * 1e12
-    return Card(
-        name,
-        "cuda",
-        gib * GIB,
-        terabytes * 1e12,
-        peaks,
-        link,
-        0.6 * GIB,
-        slack=0.04,
-        launch=45e-6,
-        replay=5e-6,
-    )
+    fixed = {"reserved": 0.6 * GIB, "slack": 0.04, "launch": 45e-6, "replay": 5e-6}
+    return Card(name, "cuda", gib * GIB, terabytes * 1e12, peaks, link, **fixed)
 
 
 CARDS = {
@@ -132,12 +122,9 @@ def _this(dtype: torch.dtype) -> Card:
     peaks.setdefault(torch.float32, peaks[dtype])
     bandwidth = _copied_per_second(device)
     if gpu:
-        properties = torch.cuda.get_device_properties(device)
-        like = CARDS["h100"]
-        return Card(
-            *(properties.name, "cuda", float(properties.total_memory), bandwidth, peaks, like.link),
-            *(like.reserved, like.slack, like.launch, like.replay),
-        )
+        found = torch.cuda.get_device_properties(device)
+        own = {"name": found.name, "memory": float(found.total_memory), "bandwidth": bandwidth}
+        return replace(CARDS["h100"], peaks=peaks, **own)
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return Card("this CPU", "cpu", memory, bandwidth, peaks, "memory", resident(), 0.0, 0.0)
 

@@ -65,12 +65,9 @@ def _rollout(run: DryRun, module: PolicyModule) -> Phase:
                 decoder.advance(rows.long())
                 launched = count.kernels - before
         peak, cached = count.peak(), count.now()["key-value cache"]
-    flops = generation_flops(
-        backbone,
-        "policy",
-        torch.ones(load.prompts, load.prompt_tokens),
-        torch.ones(load.prompts * load.branches, load.completion_tokens),
-    )
+    asked = torch.ones(load.prompts, load.prompt_tokens)
+    answered = torch.ones(load.prompts * load.branches, load.completion_tokens)
+    flops = generation_flops(backbone, "policy", asked, answered)
     rounds = -(-load.prompts * load.branches // len(rows))
     passes = rounds * load.completion_tokens
     packed = isinstance(step, PackedStep)

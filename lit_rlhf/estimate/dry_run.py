@@ -174,10 +174,9 @@ class DryRun:
     @property
     def scorings(self) -> int:
         """Passes over a whole rollout without gradient."""
-        module = self.module
-        return (
-            self._parts_of(module, self.workload.prompts) if isinstance(module, PolicyModule) else 0
-        )
+        if not isinstance(self.module, PolicyModule):
+            return 0
+        return self._parts_of(self.module, self.workload.prompts)
 
     @property
     def steps(self) -> int:

@@ -134,9 +134,8 @@ def whole_bytes(module: RLHFModule, phase: Phase, *, casts: bool) -> float:
         own = groups[id(module.backbone)].in_rollout(packed=phase.packed, copied=copied)
         if isinstance(getattr(module, "opponent", None), MixtureOpponent):
             other = id(module.reference.beside(module.backbone)[0])
-            if other != id(
-                module.backbone
-            ):  # whose copy isn't counted, and which is gathered when ours is there
+            # Its copy isn't counted, and it is gathered when ours is there.
+            if other != id(module.backbone):
                 own += groups[other].in_rollout(packed=phase.packed, copied=0.0)
                 own -= groups[other].layer * (2 if phase.packed else 1)
         return own

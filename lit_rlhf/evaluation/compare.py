@@ -59,17 +59,14 @@ def compare_rewards(first: RewardEvaluation, second: RewardEvaluation, seed: int
         )
     clusters = torch.tensor([one.cluster for one, _ in shared])
     units = first.margin_std or 1.0, second.margin_std or 1.0
-    margins = torch.tensor(
-        [_margin(other) / units[1] - _margin(one) / units[0] for one, other in shared]
-    )
+    margins = [_margin(other) / units[1] - _margin(one) / units[0] for one, other in shared]
+    gained = [other.credit - one.credit for one, other in shared]
     right = [(one.right, other.right) for one, other in shared]
     first_only, second_only = right.count((True, False)), right.count((False, True))
     return Difference(
         rows=len(shared),
-        accuracy=bootstrap_mean(
-            torch.tensor([other.credit - one.credit for one, other in shared]), clusters, seed=seed
-        ),
-        margin=bootstrap_mean(margins, clusters, seed=seed),
+        accuracy=bootstrap_mean(torch.tensor(gained), clusters, seed=seed),
+        margin=bootstrap_mean(torch.tensor(margins), clusters, seed=seed),
         both=right.count((True, True)),
         first_only=first_only,
         second_only=second_only,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any, Literal
 
 from lit_rlhf.data import AnswerSets, Format, InvalidRowError, Record, Source
@@ -64,8 +65,8 @@ class Comparison:
         """The better and the worse answer of each pair whose values differ; of a pair always the first and second."""
         if self.kind == "pair":
             return [(0, 1)]
-        places = range(len(self.values))
-        return [(i, j) for i in places for j in places if self.values[i] > self.values[j]]
+        places = permutations(range(len(self.values)), 2)
+        return [(i, j) for i, j in places if self.values[i] > self.values[j]]
 
 
 @dataclass(frozen=True)

@@ -83,15 +83,9 @@ class Pairs:
     def of(cls, scored: Sequence[ScoredComparison]) -> "Pairs":
         """Of scored comparisons."""
         places = [(one, i, j) for one in scored for i, j in one.comparison.pairs()]
+        texts = [[text_of(one.comparison.answers[k]) for k in pair] for one, *pair in places]
         counts = {
-            name: torch.tensor(
-                [
-                    count(text_of(one.comparison.answers[i]))
-                    - count(text_of(one.comparison.answers[j]))
-                    for one, i, j in places
-                ],
-                dtype=torch.float64,
-            )
+            name: torch.tensor([count(a) - count(b) for a, b in texts], dtype=torch.float64)
             for name, count in FEATURES.items()
         }
         return cls(
@@ -194,6 +188,10 @@ def evaluate_reward(
     }
     favors = [each.favor for each in given if each.favor is not None]
     favored = clusters[torch.tensor([each.favor is not None for each in given])]
+    judged = [(one.comparison, one.scores, one.cluster) for one in scored]
+    calibration = None
+    if scorer.probabilistic:
+        calibration = calibrate(pairs.margins, pairs.p_chosen, pairs.clusters)
     return RewardEvaluation(
         model=scorer.name,
         data=data,
@@ -210,9 +208,7 @@ def evaluate_reward(
         margin_std=float(pairs.margins.std(correction=0)),
         length_difference=bootstrap_mean(lengths, pairs.clusters, seed=seed),
         length_correlation=correlation(pairs.margins, lengths),
-        calibration=calibrate(pairs.margins, pairs.p_chosen, pairs.clusters)
-        if scorer.probabilistic
-        else None,
+        calibration=calibration,
         fitted=share_sketched(scorer.fitted_pairs, [one.comparison for one in scored]),
         biases=biases,
         position=bootstrap_mean(torch.tensor(favors), favored, seed=seed) if favors else None,
@@ -222,11 +218,7 @@ def evaluate_reward(
             torch.tensor([one.right for one in scored]),
             clusters,
         ),
-        turned=perturb(
-            scorer, [(one.comparison, one.scores, one.cluster) for one in scored], perturbed, seed
-        )
-        if perturbed
-        else [],
+        turned=perturb(scorer, judged, perturbed, seed) if perturbed else [],
         best_of=best_of([(one.scores, one.comparison.values) for one in scored], clusters, seed),
     )
 
@@ -276,10 +268,8 @@ def judge_scores(comparison: Comparison, scores: Tensor, cluster: int) -> Scored
     else:
         p = torch.full_like(margins, comparison.p_chosen)
         credit = float(agreement(margins, p).mean())
-    top = scores == scores.max()
-    right = bool((values[top] == values.max()).all()) and int(top.sum()) <= int(
-        (values == values.max()).sum()
-    )
+    top, best = scores == scores.max(), values == values.max()
+    right = bool(best[top].all()) and int(top.sum()) <= int(best.sum())
     return ScoredComparison(comparison, scores, cluster, credit, right)
 
 

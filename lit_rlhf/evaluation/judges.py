@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 
@@ -44,11 +45,8 @@ class JudgeScorer(Scorer):
         return found
 
     def _rate(self, comparisons: Sequence[Comparison]) -> list[Scored | InvalidRowError]:
-        cases = [
-            {"prompt": each.prompt, "response": answer}
-            for each in comparisons
-            for answer in each.answers
-        ]
+        answers = [(each.prompt, answer) for each in comparisons for answer in each.answers]
+        cases = [{"prompt": prompt, "response": answer} for prompt, answer in answers]
         values = iter(self.judge.judge(cases))
         found: list[Scored | InvalidRowError] = []
         for each in comparisons:
@@ -62,16 +60,12 @@ class JudgeScorer(Scorer):
         places = [
             (n, i, j)
             for n, each in enumerate(comparisons)
-            for i in range(len(each.answers))
-            for j in range(i + 1, len(each.answers))
+            for i, j in combinations(range(len(each.answers)), 2)
             if each.answers[i] != each.answers[j]
         ]
-        opinions = PairwiseJudge(self.judge).compare(
-            [
-                (comparisons[n].prompt, comparisons[n].answers[i], comparisons[n].answers[j])
-                for n, i, j in places
-            ]
-        )
+        given = ((comparisons[n], i, j) for n, i, j in places)
+        asked = [(each.prompt, each.answers[i], each.answers[j]) for each, i, j in given]
+        opinions = PairwiseJudge(self.judge).compare(asked)
         totals = [torch.zeros(len(each.answers)) for each in comparisons]
         favors: list[list[float]] = [[] for _ in comparisons]
         failed: set[int] = set()

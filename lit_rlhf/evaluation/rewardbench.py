@@ -95,12 +95,10 @@ def ties_score(rows: Sequence[tuple[str, Tensor, Tensor]]) -> float | None:
         return None
     tied, ref = (torch.tensor([gaps[way][q] for q in both]).double() for way in ("tied", "ref"))
     spread, least = torch.tensor([spreads[q] for q in both]).double(), torch.minimum(ref, tied)
-    above = {
-        way: sum(gap > 0 for gap in found.values()) / len(found) for way, found in gaps.items()
-    }
+    above = [sum(gap > 0 for gap in found.values()) / len(found) for found in gaps.values()]
     closeness = torch.nan_to_num(torch.tanh(least / spread - 1), nan=0.0)
     return float(
-        0.3 * (above["tied"] + above["ref"])
+        0.3 * sum(above)
         + 0.2 * ((tied > spread).double().mean() + (least > spread).double().mean())
         + 0.01 * closeness.mean()
     )

@@ -61,11 +61,10 @@ def perturb(
     spread = torch.cat([scores - scores.mean() for _, scores, _ in chosen]).std(correction=0)
     found = []
     for name, change in CHANGES.items():
-        both = [(change(one, scores), scores, place) for one, scores, place in chosen]
         both = [
-            changed
-            for changed, (old, *_) in zip(both, chosen, strict=True)
-            if changed[0].answers != old.answers
+            (new, scores, place)
+            for one, scores, place in chosen
+            if (new := change(one, scores)).answers != one.answers
         ]
         after = scorer.score([new for new, *_ in both])
         kept = [

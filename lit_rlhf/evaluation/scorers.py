@@ -164,22 +164,16 @@ class ModelScorer(Scorer):
                 found[place] = problem
             else:
                 rows[place] = row
-        done = len(comparisons) - len(rows)
+        done, device = len(comparisons) - len(rows), self.backbone.device
         tell(done)
         with evaluating(self.backbone):
             for part in self._batches(rows):
-                lines = [
-                    {"prompt_ids": rows[i].prompt, "completion_ids": rows[i].completions}
-                    for i in part
-                ]
-                batch = self._collator.layout(lines)
-                widest = len(rows[part[0]].completions)
-                out = self.backbone(
-                    move_data_to_device(batch, self.backbone.device),
-                    num_branches=widest,
-                    role="reward",
-                    scores=self.heads,
+                own = [rows[place] for place in part]
+                batch = self._collator.layout(
+                    [{"prompt_ids": row.prompt, "completion_ids": row.completions} for row in own]
                 )
+                batch, widest = move_data_to_device(batch, device), len(own[0].completions)
+                out = self.backbone(batch, num_branches=widest, role="reward", scores=self.heads)
                 scores = asked(out.scores).view(len(part), widest, -1).float().cpu()  # (B, K, M)
                 ensemble = len(self.heads) > 1 and self.reward is None
                 for place, line in zip(part, scores, strict=True):
@@ -202,11 +196,10 @@ class ModelScorer(Scorer):
     def _problem(self, row: Encoded) -> InvalidRowError | None:
         context = context_length(self.backbone)
         longest = len(row.prompt) + max(map(len, row.completions))
-        if context is not None and longest > context:
-            return InvalidRowError(
-                "longer than the model reads", f"{longest} tokens, it reads {context}"
-            )
-        return None
+        if context is None or longest <= context:
+            return None
+        told = f"{longest} tokens, it reads {context}"
+        return InvalidRowError("longer than the model reads", told)
 
     def _batches(self, rows: dict[int, Encoded]) -> Iterator[list[int]]:
         """Places of rows of similar length and equal number of answers, the longest first."""

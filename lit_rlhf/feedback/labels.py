@@ -176,9 +176,8 @@ class Labelling:
         opinions = [each.opinion for each in self.judged]
         tied = sum(opinion.p_first == 0.5 for opinion in opinions)
         left = self.pairs - count
-        lines = [
-            f"{count} of {self.pairs} pairs labelled, {tied} of them tied; {left} without a verdict left out"
-        ]
+        said = f"{count} of {self.pairs} pairs labelled, {tied} of them tied"
+        lines = [f"{said}; {left} without a verdict left out"]
         if count:
             flipped = sum((o.forward - 0.5) * (o.backward - 0.5) > 0 for o in opinions) / count
             lines.append(

@@ -69,11 +69,8 @@ def progress(store: LabelStore) -> Progress:
     """Count what is done, and measure agreement and the bias towards what is shown first."""
     votes = store.votes()
     judged = Counter(vote.pair for vote in votes if vote.verdict != "skip")
-    decided = [
-        (vote.verdict == "second") == vote.swapped
-        for vote in votes
-        if vote.verdict in ("first", "second")
-    ]
+    preferring = [vote for vote in votes if vote.verdict in ("first", "second")]
+    decided = [(vote.verdict == "second") == vote.swapped for vote in preferring]
     flagged = {vote.pair for vote in votes if vote.verdict == "flag"}
     full = {pair for pair, count in judged.items() if count >= store.raters_per_pair}
     return Progress(

@@ -131,13 +131,11 @@ class LabelStore:
         """
         with self._transaction() as database:
             (before,) = database.execute("SELECT count(*) FROM pairs").fetchone()
+            places = ((p, stable_hash(self.seed, "order", p.key)) for p in pairs)
             database.executemany(
                 "INSERT INTO pairs (key, content, uncertainty, place) VALUES (?, ?, ?, ?) ON CONFLICT (key) "
                 "DO UPDATE SET uncertainty = excluded.uncertainty, place = excluded.place",
-                (
-                    (p.key, p.content, p.uncertainty, stable_hash(self.seed, "order", p.key))
-                    for p in pairs
-                ),
+                ((p.key, p.content, p.uncertainty, place) for p, place in places),
             )
             (after,) = database.execute("SELECT count(*) FROM pairs").fetchone()
         return int(after - before)

@@ -211,9 +211,8 @@ class Judge(ABC):
 
     def _check_rubric(self) -> None:
         unknown = sorted(set(self.weights) - set(self.criteria))
-        check_option(
-            not unknown, self, "weights", self.weights, f"of criteria {list(self.criteria)}"
-        )
+        among = f"of criteria {list(self.criteria)}"
+        check_option(not unknown, self, "weights", self.weights, among)
         right = all(is_number(w) and 0 < w < math.inf for w in self.weights.values())
         check_option(right, self, "weights", self.weights, "numbers above 0")
         told = all(is_text(name) and is_text(what) for name, what in self.criteria.items())

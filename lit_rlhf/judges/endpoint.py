@@ -64,9 +64,8 @@ class EndpointJudge(Judge):
 
     def ask(self, conversations: Mapping[str, Conversation]) -> dict[str, Answer | None]:
         """Ask the server, several at a time."""
-        return dict(
-            zip(conversations, self.client.map(self._one, conversations.items()), strict=True)
-        )
+        answers = self.client.map(self._one, conversations.items())
+        return dict(zip(conversations, answers, strict=True))
 
     def _one(self, item: tuple[str, Conversation]) -> Answer | None:
         key, messages = item

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -126,13 +125,10 @@ class LocalJudge(Judge):
         fixed = self.spec is not None or self.adapter is not None
         if fixed and not self._weights:
             self._weights = weights_fingerprint(self.model, self.role)
-        numbers = (
-            {}
-            if self.spec is None
-            else {k: asdict(self.spec)[k] for k in ("dtype", "quantization")}
-        )
         template = self.model.tokenizer.chat_template
-        found = {"weights": self._weights, "template": template, "lead": self.lead, **numbers}
+        found = {"weights": self._weights, "template": template, "lead": self.lead}
+        if self.spec is not None:
+            found |= {"dtype": self.spec.dtype, "quantization": self.spec.quantization}
         if self.mode == "text":
             found |= {"max_new_tokens": self.max_new_tokens, "pattern": self.verdict.pattern}
         return found
@@ -151,9 +147,8 @@ class LocalJudge(Judge):
         for start in range(0, len(order), self.batch_size):
             keys = order[start : start + self.batch_size]
             ask = self._write if self.mode == "text" else self._weigh
-            for key, (answer, said, written) in zip(
-                keys, ask([rows[k] for k in keys]), strict=True
-            ):
+            answers = ask([rows[key] for key in keys])
+            for key, (answer, said, written) in zip(keys, answers, strict=True):
                 found[key] = self.keep(key, answer, said, len(rows[key][0]), written)
         return found
 
@@ -174,9 +169,8 @@ class LocalJudge(Judge):
         """Those of the question, and of each word behind it."""
         tokenizer = self.model.tokenizer
         if tokenizer.chat_template is not None:
-            text = str(
-                tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            )
+            rendered = {"add_generation_prompt": True, "tokenize": False}
+            text = str(tokenizer.apply_chat_template(messages, **rendered))
             special, space = False, " " if self.lead else ""
         else:
             text = "\n\n".join(turn["content"] for turn in messages).rstrip()
@@ -193,9 +187,8 @@ class LocalJudge(Judge):
             joint = encode(text + space + word, special=special)
             goes_on = joint[: len(prompt)] == prompt
             words.append(joint[len(prompt) :] if goes_on else encode(space + word, special=False))
-        context = getattr(
-            self.model.model.config.get_text_config(), "max_position_embeddings", None
-        )
+        config = self.model.model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
         room = self.max_new_tokens if self.mode == "text" else max(map(len, words))
         if context is not None and len(prompt) + room > context:
             raise ConfigurationError(

@@ -98,9 +98,8 @@ class Template:
         try:
             return meta.find_undeclared_variables(_environment().parse(self.text))
         except TemplateError as error:
-            raise ConfigurationError(
-                f"The template of a judge is none of Jinja: {error}."
-            ) from error
+            said = f"The template of a judge is none of Jinja: {error}."
+            raise ConfigurationError(said) from error
 
     @property
     def pairwise(self) -> bool:

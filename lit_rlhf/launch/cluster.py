@@ -41,13 +41,12 @@ def launch(
     for name, value, least in (("workers", workers, 1), ("failures", failures, 0)):
         if not is_whole(value, least):
             raise ConfigurationError(f"--{name} {value} must be {least} or more.")
-    if any(
-        word.partition("=")[0] in ("--trainer.devices", "--trainer.num_nodes") for word in words
-    ):
+    given = {word.partition("=")[0] for word in words}
+    if given & {"--trainer.devices", "--trainer.num_nodes"}:
         raise ConfigurationError(
             "Ray decides where workers run: leave out --trainer.devices and --trainer.num_nodes, and say --workers."
         )
-    if command == "fit" and not any(word.partition("=")[0] == "--ckpt_path" for word in words):
+    if command == "fit" and "--ckpt_path" not in given:
         words = [*words, "--ckpt_path", "last"]
     with importing_extra("ray", "python -m lit_rlhf.launch.ray"):
         import torch  # noqa: PLC0415

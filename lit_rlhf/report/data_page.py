@@ -122,12 +122,8 @@ def _beside(one: Shown, other: Shown) -> Sample:
     for text, names in named.items():
         parts = {name.partition(" of the ")[0] for name in names}
         both = len(names) == 2 and len(parts) == 1
-        texts.append(
-            (
-                parts.pop() if both else ", ".join(names),
-                text if len(text) <= _MOST_CUT else f"{text[:_MOST_CUT]} [...]",
-            )
-        )
+        shown = text if len(text) <= _MOST_CUT else f"{text[:_MOST_CUT]} [...]"
+        texts.append((parts.pop() if both else ", ".join(names), shown))
     return Sample(texts, {"one": one.where, "other": other.where})
 
 

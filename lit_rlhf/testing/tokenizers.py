@@ -45,16 +45,13 @@ def make_tokenizer(
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merged = ["".join(pair.split(" ")) for pair in merges]
-    names = (
-        [*alphabet, *merged, *SPECIAL_TOKENS]
-        if specials_last
-        else [*SPECIAL_TOKENS, *alphabet, *merged]
-    )
+    texts, specials = [*alphabet, *merged], [*SPECIAL_TOKENS]
+    names = texts + specials if specials_last else specials + texts
     pairs = [(left, right) for left, right in (pair.split(" ") for pair in merges)]
     core = Tokenizer(BPE(vocab={name: index for index, name in enumerate(names)}, merges=pairs))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     core.decoder = decoders.ByteLevel()
-    return _wrap(core, list(SPECIAL_TOKENS), bos=bos)
+    return _wrap(core, specials, bos=bos)
 
 
 def make_word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
