@@ -26,16 +26,9 @@ _HOST = socket.gethostname().replace(".", "_")
 _DAY = 24 * 3600.0
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EIO,
-}
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
+}  # fmt: skip
 _MOST_NAMES = 2000
 """Of a directory that are looked through for one that was meant: more would take seconds."""
 REFUSALS = _NO_ROOM | _REFUSED

@@ -25,16 +25,9 @@ _log = logging.getLogger(__name__)
 
 # What from_pretrained raises for files that are missing, torn, of another kind or made for other sizes.
 _LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    ImportError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-    SafetensorError,
-    StrictDataclassError,
-)
+    OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def from_hub(load: Callable[[], T], name: str, what: str) -> T:

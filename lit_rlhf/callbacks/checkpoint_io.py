@@ -19,14 +19,9 @@ from lit_rlhf.internals.torch import tensors_in
 
 # What torch raises for files that are cut off, overwritten, or of another kind.
 _UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    ValueError,
-    pickle.UnpicklingError,
+    RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError,
     zipfile.BadZipFile,
-)
+)  # fmt: skip
 # What pickle raises for objects that can't be saved, or not be loaded with weights_only=True.
 _NOT_PLAIN = (pickle.PickleError, AttributeError, TypeError)
 

@@ -21,15 +21,8 @@ RUN_RECORD = "run.json"
 """Name of the file in a run's directory."""
 
 _PACKAGES = (
-    "lit-rlhf",
-    "torch",
-    "lightning",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "vllm",
-)
+    "lit-rlhf", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "vllm",
+)  # fmt: skip
 
 
 class RunRecord(Callback):

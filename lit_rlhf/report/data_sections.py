@@ -206,14 +206,9 @@ def leaks_section(leaks: Sequence[Leak]) -> Section | None:
     if not leaks:
         return None
     columns = [
-        "split",
-        "held out",
-        "its rows",
-        "hit",
-        "nearly whole",
-        "prompts shared",
+        "split", "held out", "its rows", "hit", "nearly whole", "prompts shared",
         "hits in the split",
-    ]
+    ]  # fmt: skip
     rows: list[list[Cell]] = [
         [x.split, x.other, x.rows, x.rows_hit, x.rows_covered, x.prompts_shared, x.records_hit]
         for x in leaks

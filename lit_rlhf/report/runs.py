@@ -15,15 +15,9 @@ from lit_rlhf.errors import DataError
 METRICS, _SAMPLES, _PROFILE = "metrics.jsonl", "samples.jsonl", "profile.json"
 _SEEDS = ("seed", "seed_everything", "init_seed")
 _PLACES = (
-    "run_dir",
-    "default_root_dir",
-    "dirpath",
-    "save_dir",
-    "cache_dir",
-    "ckpt_path",
-    "profile",
+    "run_dir", "default_root_dir", "dirpath", "save_dir", "cache_dir", "ckpt_path", "profile",
     "log_json",
-)
+)  # fmt: skip
 
 Curve = tuple[list[int], list[float | None]]
 
