@@ -18,7 +18,7 @@ from typing import Any
 # As a script, Python looks in this file's directory alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.comparison.inputs import make_inputs
+from benchmarks.comparison.inputs import add_places, make_inputs
 from benchmarks.comparison.machine import fast_dtype, machine
 from benchmarks.comparison.report import tables
 from benchmarks.comparison.results import compare
@@ -100,27 +100,7 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--pairs", type=int, help="runs of each side (default: 3, quick: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results here")
-    parser.add_argument(
-        "--markdown",
-        type=Path,
-        metavar="FILE",
-        help="write the tables here, between its marks if it has any",
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("runs/compare"),
-        metavar="DIR",
-        help="environments, logs and runs",
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path("runs/human_sentiment"),
-        metavar="DIR",
-        help="model and reviews",
-    )
-    parser.add_argument("--threads", type=int, default=2, help="cores and threads of each process")
+    add_places(parser)
     parser.add_argument(
         "--cpu",
         action="store_true",

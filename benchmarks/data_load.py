@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,9 @@ WORKLOADS = {
     "pairs": Workload(
         PreferenceDataModule,
         lambda text: {
-            "prompt": text(12) + "?",
-            "chosen": " " + text(10),
-            "rejected": " " + text(9),
+            "prompt": f"{text(12)}?",
+            "chosen": f" {text(10)}",
+            "rejected": f" {text(9)}",
         },
         PAIR,
     ),
@@ -120,12 +121,12 @@ def make_tokenizer(kind: str, texts: list[str]) -> PreTrainedTokenizerFast:
     return made
 
 
-def write_rows(path: Path, count: int, make: Callable[[], dict[str, Any]]) -> str:
-    """Rows of JSONL, one after the other."""
-    with path.open("w") as file:
-        for _ in range(count):
-            file.write(json.dumps(make()) + "\n")
-    return str(path)
+def begun(make: Callable[..., BranchedDataModule], cache: str) -> BranchedDataModule:
+    """A DataModule, ready to train on."""
+    module = make(cache_dir=cache)
+    module.prepare_data()
+    module.setup("fit")
+    return module
 
 
 def plain_map(
@@ -177,25 +178,22 @@ def peak_of(phase: str, before: float) -> Iterator[None]:
     print(f"  {phase}: {seconds:.1f} s, peak {max(seen) - before:.0f} MiB", flush=True)
 
 
-def remember(make: Callable[[str], BranchedDataModule], cache: str, batches: int) -> None:
+def remember(make: Callable[..., BranchedDataModule], cache: str, batches: int) -> None:
     """Memory of a first start, of a second one, and of batches after it."""
     before = anonymous()
     with peak_of("preparing", before):
-        make(cache).prepare_data()
+        make(cache_dir=cache).prepare_data()
     disk = sum(file.stat().st_size for file in Path(cache).rglob("*") if file.is_file())
     print(f"  tokens on disk: {disk / 2**20:.0f} MiB", flush=True)
     with peak_of("second start to the first batch", before):
-        module = make(cache)
-        module.prepare_data()
-        module.setup("fit")
-        loader = iter(module.train_dataloader())
+        loader = iter(begun(make, cache).train_dataloader())
         next(loader)
     with peak_of(f"{batches} batches more", before):
         for _ in islice(loader, batches):
             pass
 
 
-def turns(ours: Callable[[str], None], plain: Callable[[str], None], rows: int, times: int) -> None:
+def turns(ours: Callable[[str], Any], plain: Callable[[str], Any], rows: int, times: int) -> None:
     """Time both in turns; the ratio is of CPU time, which other work on the machine touches least."""
     spent: dict[str, list[float]] = {"ours": [], "plain": []}
     walls: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -236,23 +234,15 @@ def main() -> None:
         load = WORKLOADS[name]
         print(f"{name}, {options.rows} rows", flush=True)
         with tempfile.TemporaryDirectory() as place:
-            path = write_rows(Path(place) / "rows.jsonl", options.rows, lambda: load.make(text))  # noqa: B023
-
-            def make(cache: str, path: str = path, load: Workload = load) -> BranchedDataModule:
-                return load.module(FileSource(path), tokenizer=tokenizer, cache_dir=cache)
-
-            def ours(cache: str, make: Any = make) -> None:
-                module = make(cache)
-                module.prepare_data()
-                module.setup("fit")
-
-            def plain(cache: str, path: str = path, load: Workload = load) -> None:
-                plain_map(path, tokenizer, load.answers, cache)
-
+            path = Path(place) / "rows.jsonl"
+            with path.open("w") as file:  # a row at a time: memory is measured
+                file.writelines(f"{json.dumps(load.make(text))}\n" for _ in range(options.rows))
+            make = partial(load.module, FileSource(str(path)), tokenizer=tokenizer)
             if options.batches:
                 remember(make, str(Path(place) / "cache"), options.batches)
             if options.times:
-                turns(ours, plain, options.rows, options.times)
+                plain = partial(plain_map, str(path), tokenizer, load.answers)
+                turns(partial(begun, make), plain, options.rows, options.times)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from benchmarks.comparison.inputs import Inputs, make_inputs
+from benchmarks.comparison.inputs import Inputs, add_places, make_inputs
 from benchmarks.comparison.spread import ratio
 from benchmarks.markdown import find_place, insert, table
 from benchmarks.workloads.settings import TARGETS
@@ -56,6 +57,16 @@ class Lever:
     name: str
     used: Callable[[], Tensor]
     unused: Callable[[], Tensor]
+
+
+def under(context: AbstractContextManager[Any], work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Work that is done within a context."""
+
+    def do() -> Tensor:
+        with context:
+            return work()
+
+    return do
 
 
 class Subject:
@@ -96,11 +107,7 @@ class Subject:
         out = backbone(self.pairs, num_branches=2, logprobs=True)
         assert out.logprobs is not None
         out.logprobs.sum().backward()  # type: ignore[no-untyped-call]
-        norms = [
-            parameter.grad.norm()
-            for parameter in backbone.parameters()
-            if parameter.grad is not None
-        ]
+        norms = [p.grad.norm() for p in backbone.parameters() if p.grad is not None]
         return torch.cat([out.logprobs.detach().sum(-1), torch.stack(norms)])
 
     def generate(
@@ -121,46 +128,26 @@ class Subject:
         theirs = self.built(self.spec)
         theirs.model.set_attn_implementation("sdpa")
         wide = self.built(ModelSpec(**{**vars(self.spec), "dtype": "float32"}))
-        engine = NativeEngine()
-        generate = partial(self.generate, engine)
+        train = partial(self.train, self.backbone)
+        generate = partial(self.generate, NativeEngine())
+        vary = partial(self.generate, NativeEngine(), stops=SPREAD_STOPS)
+        products = patch.object(attention, "pays", return_value=False)
+        autograd = patch.object(RoleLinear, "_is_plain", return_value=False)
+        their_norms = patch.object(LeanLlamaRMSNorm, "forward", LlamaRMSNorm.forward)
+        unpacked = patch.object(self.backbone.spec, "kernels", "plain")
+        staying = patch.object(native, "pace_of", lambda _: EAGER._replace(worth_leaving=0))
         return [
-            Lever("prompts once for both branches, update of pairs", self._train, lambda: self.train(expanded)),
-            Lever(
-                "grouped attention, prompts and branches apart, update of pairs",
-                self._train,
-                lambda: self.train(theirs),
-            ),
-            Lever("bfloat16 base under float32 adapters, update of pairs", self._train, lambda: self.train(wide)),
-            Lever("attention by whole products, update of pairs", self._train, self._with_kernels),
-            Lever("adapted layers with a backward of their own, update of pairs", self._train, self._with_autograd),
-            Lever("norms with a backward of their own, update of pairs", self._train, self._with_their_norms),
+            Lever("prompts once for both branches, update of pairs", train, partial(self.train, expanded)),
+            Lever("grouped attention, prompts and branches apart, update of pairs", train, partial(self.train, theirs)),
+            Lever("bfloat16 base under float32 adapters, update of pairs", train, partial(self.train, wide)),
+            Lever("attention by whole products, update of pairs", train, under(products, train)),
+            Lever("adapted layers with a backward of their own, update of pairs", train, under(autograd, train)),
+            Lever("norms with a backward of their own, update of pairs", train, under(their_norms, train)),
             Lever("LM head on responses alone, log-probs of pairs", self._responses, self._all_positions),
-            Lever("prompts once for 8 samples, generation", generate, lambda: self.generate(engine, samples=1)),
-            Lever("packed weights, generation", generate, self._unpacked),
-            Lever("finished rows leave, generation of varied lengths", self._varied, self._staying),
+            Lever("prompts once for 8 samples, generation", generate, partial(generate, samples=1)),
+            Lever("packed weights, generation", generate, under(unpacked, generate)),
+            Lever("finished rows leave, generation of varied lengths", vary, under(staying, vary)),
         ]  # fmt: skip
-
-    def _train(self) -> Tensor:
-        return self.train(self.backbone)
-
-    def _unpacked(self) -> Tensor:
-        self.backbone.spec.kernels = "plain"
-        try:
-            return self.generate(NativeEngine())
-        finally:
-            self.backbone.spec.kernels = "auto"
-
-    def _with_kernels(self) -> Tensor:
-        with patch.object(attention, "pays", return_value=False):
-            return self.train(self.backbone)
-
-    def _with_autograd(self) -> Tensor:
-        with patch.object(RoleLinear, "_is_plain", return_value=False):
-            return self.train(self.backbone)
-
-    def _with_their_norms(self) -> Tensor:
-        with patch.object(LeanLlamaRMSNorm, "forward", LlamaRMSNorm.forward):
-            return self.train(self.backbone)
 
     @torch.no_grad()
     def _responses(self) -> Tensor:
@@ -175,13 +162,6 @@ class Subject:
         every = F.linear(states.hidden, weight).float().log_softmax(-1)
         logprobs = every[states.source, states.tokens]
         return (logprobs * states.mask).sum(-1)
-
-    def _varied(self) -> Tensor:
-        return self.generate(NativeEngine(), stops=SPREAD_STOPS)
-
-    def _staying(self) -> Tensor:
-        with patch.object(native, "pace_of", lambda _: EAGER._replace(worth_leaving=0)):
-            return self.generate(NativeEngine(), stops=SPREAD_STOPS)
 
 
 def measure(lever: Lever, pairs: int) -> dict[str, Any]:
@@ -224,19 +204,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Command line of this file."""
     parser = argparse.ArgumentParser(prog="python benchmarks/levers.py", description=__doc__)
     parser.add_argument("--pairs", type=int, default=5, help="runs of each way")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--only", default="", metavar="TEXT", help="levers whose name holds this text"
-    )
-    parser.add_argument(
-        "--root", type=Path, default=Path("runs/human_sentiment"), metavar="DIR", help="model"
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="inputs"
-    )
-    parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the table here, between its marks"
-    )
+    only = "levers whose name holds this text"
+    parser.add_argument("--only", default="", metavar="TEXT", help=only)
+    add_places(parser)
     options = parser.parse_args(args)
     if options.only and options.markdown is not None:
         parser.error("--markdown takes the whole table: leave --only out.")

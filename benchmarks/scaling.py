@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison.growth import growth, plot, points, shown
-from benchmarks.comparison.inputs import make_inputs
+from benchmarks.comparison.inputs import add_places, make_inputs
 from benchmarks.comparison.ledger import Ledger
 from benchmarks.comparison.machine import machine
 from benchmarks.comparison.runner import source_digest
@@ -76,25 +76,10 @@ def _run(point: Point, log: Path) -> Run:
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks/scaling.py", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a thin grid of small points")
-    parser.add_argument(
-        "--svg", type=Path, default=Path("runs/compare/scaling.svg"), metavar="FILE"
-    )
-    parser.add_argument(
-        "--json", type=Path, default=Path("runs/compare/scaling.json"), metavar="FILE"
-    )
-    parser.add_argument(
-        "--markdown",
-        type=Path,
-        metavar="FILE",
-        help="write the tables here, between its marks if it has any",
-    )
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/compare"), metavar="DIR", help="logs and points"
-    )
-    parser.add_argument(
-        "--root", type=Path, default=Path("runs/human_sentiment"), metavar="DIR", help="model"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="cores and threads of each process")
+    for kind in ("svg", "json"):
+        place = Path(f"runs/compare/scaling.{kind}")
+        parser.add_argument(f"--{kind}", type=Path, default=place, metavar="FILE")
+    add_places(parser)
     parser.add_argument("--fresh", action="store_true", help="forget the points measured before")
     return parser.parse_args(args)
 

@@ -114,12 +114,11 @@ class Demo(World):
             "kl": FixedKL(0.1),
             "updates": Updates(epochs=2, minibatches=2),
         }
-        name = str(self.initial(whole))
+        spec = ModelSpec(name=str(self.initial(whole)))
         if whole:
             critic = {"value": ValueModel(), "value_loss": ValueLoss(coef=0.5, lr=1e-3)}
-            optimizer = partial(AdamW, lr=5e-4)
-            return PPOPolicyModule(ModelSpec(name=name), optimizer=optimizer, **critic, **options)
-        spec = ModelSpec(name=name, lora=LoraSpec(rank=8))
+            return PPOPolicyModule(spec, optimizer=partial(AdamW, lr=5e-4), **critic, **options)
+        spec = replace(spec, lora=LoraSpec(rank=8))
         return GRPOPolicyModule(spec, optimizer=partial(AdamW, lr=1e-3), **options)
 
     def gold(self, rows: Sequence[dict[str, Any]]) -> list[float]:

@@ -1,6 +1,7 @@
 """The model, the rows, the reward models and the teacher of all workloads: made once under `<work dir>/inputs`."""
 
 import json
+from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,17 @@ class Inputs:
             threads=threads,
             **{"dtype": self.dtype, "cpu": self.cpu, **rest},
         )
+
+
+def add_places(parser: ArgumentParser) -> None:
+    """What all comparisons are told: where things are, where the tables go, and how many threads they have."""
+    told = "write the tables here, between its marks if it has any"
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help=told)
+    work, root = Path("runs/compare"), Path("runs/human_sentiment")
+    told = "inputs, environments, logs and runs"
+    parser.add_argument("--work", type=Path, default=work, metavar="DIR", help=told)
+    parser.add_argument("--root", type=Path, default=root, metavar="DIR", help="model and reviews")
+    parser.add_argument("--threads", type=int, default=2, help="cores and threads of each process")
 
 
 def make_inputs(root: Path, folder: Path) -> Inputs:
