@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from benchmarks.comparison.inputs import Inputs, add_places, make_inputs
-from benchmarks.comparison.spread import ratio
+from benchmarks.comparison.results import ratio
 from benchmarks.markdown import find_place, insert, table
 from benchmarks.workloads.settings import TARGETS
 from benchmarks.workloads.shared import fill_adapters

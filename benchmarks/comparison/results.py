@@ -1,11 +1,10 @@
 """From runs to results: ratios, parity and utilisation, as one dictionary for JSON."""
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.comparison.ledger import Measured
-from benchmarks.comparison.spread import ratio, spread
 from benchmarks.comparison.workloads import GROUPS, ROUNDING, Side, Workload
 
 Runs = Mapping[tuple[str, str], Sequence[Measured]]
@@ -94,3 +93,24 @@ def _side(side: Side, runs: Sequence[Measured]) -> dict[str, Any]:
         "peak_gigabytes": spread([run.peak_gigabytes for run in runs]),
         "wall_seconds": spread([run.wall_seconds for run in runs]),
     }
+
+
+Spread = dict[str, float]
+"""Median, least and most of several runs, or of several pairs of runs."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of at least one value."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """The ratio of the medians, and the least and most ratio of a pair of runs that followed one another.
+
+    Raises:
+        ValueError: The runs don't pair up.
+    """
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(f"{len(ours)} runs of ours and {len(theirs)} of the peer's make no pairs.")
+    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return spread(pairs) | {"median": median(ours) / median(theirs)}

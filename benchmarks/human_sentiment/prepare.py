@@ -20,7 +20,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.human_sentiment.convert import convert_gguf
 from benchmarks.human_sentiment.corpus import (
     DOMAINS,
     Sentence,
@@ -28,7 +27,14 @@ from benchmarks.human_sentiment.corpus import (
     split_raters,
     split_sentences,
 )
-from benchmarks.human_sentiment.download import MODEL, RATINGS, fetch, unpack_model, unpack_ratings
+from benchmarks.human_sentiment.download import (
+    MODEL,
+    RATINGS,
+    convert_gguf,
+    fetch,
+    unpack_model,
+    unpack_ratings,
+)
 from benchmarks.human_sentiment.rows import Row, list_rows, pair_rows, prompt_rows
 
 

@@ -8,8 +8,7 @@ from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.seeds.runs import METHODS, Budget, Runs, one_thread
-from benchmarks.seeds.table import markdown, summarize
+from benchmarks.seeds.runs import METHODS, Budget, Runs, markdown, one_thread, summarize
 from lit_rlhf.demo.config import DemoConfig
 from lit_rlhf.demo.stages import Stages
 from lit_rlhf.internals.lightning import silence_noise

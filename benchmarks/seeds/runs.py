@@ -1,16 +1,17 @@
-"""One run of one method with one seed, and what is measured of it."""
+"""One run of one method with one seed, what is measured of it, and the table of all."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR
 
+from benchmarks.markdown import table
 from benchmarks.quiet import History, quiet_trainer
 from lit_rlhf.callbacks.guards import distinct_2
 from lit_rlhf.data import PromptDataModule, RowsSource
@@ -187,3 +188,56 @@ def _entropy(metrics: dict[str, Any]) -> float:
     return float(
         metrics["train/objective/entropy"] / max(metrics["train/completions/mean_length"], 1.0)
     )
+
+
+COLUMNS = {
+    "gold_before": "gold before",
+    "gold_after": "gold after",
+    "gap_closed": "gap closed",
+    "kl": "KL, nats",
+    "distinct_2_after": "distinct-2",
+    "entropy": "entropy, nats a token",
+    "seconds": "seconds",
+}
+"""What is shown of each run."""
+
+
+def summarize(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """By method: number of runs and of collapsed ones; of each column mean, deviation, least and most."""
+    found: dict[str, dict[str, float]] = {}
+    for method in dict.fromkeys(str(row["method"]) for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        summary: dict[str, float] = {
+            "runs": len(own),
+            "collapsed": sum(bool(row["collapsed"]) for row in own),
+        }
+        for name in COLUMNS:
+            values = [float(row[name]) for row in own]
+            spread = stdev(values) if len(values) > 1 else 0.0
+            summary |= {f"{name}_mean": fmean(values), f"{name}_std": spread}
+            summary |= {f"{name}_min": min(values), f"{name}_max": max(values)}
+        found[method] = summary
+    return found
+
+
+def markdown(rows: Sequence[Row], budget: Budget) -> str:
+    """A table of the methods (mean, plus or minus the deviation over seeds, worst seed) and one of all runs."""
+    what = f"{budget.iterations} iterations of {budget.completions} completions, KL coefficient {budget.kl_coef:g}"
+    methods = []
+    for method, summary in summarize(rows).items():
+        cells = [
+            f"{summary[f'{name}_mean']:.3g} ± {summary[f'{name}_std']:.2g}" for name in COLUMNS
+        ]
+        counts = (f"{summary['runs']:g}", f"{summary['collapsed']:g}")
+        methods.append([method, *counts, *cells, f"{summary['gap_closed_min']:.3g}"])
+    runs = [
+        [str(row["method"]), str(row["seed"]), "yes" if row["collapsed"] else "no"]
+        + [f"{float(row[name]):.3g}" for name in COLUMNS]
+        for row in rows
+    ]
+    parts = [
+        f"{what}; gold is the true utility on {budget.heldout_prompts} held-out prompts. {COLLAPSED}",
+        table(["method", "runs", "collapsed", *COLUMNS.values(), "least gap closed"], methods),
+        table(["method", "seed", "collapsed", *COLUMNS.values()], runs),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -16,9 +16,8 @@ from benchmarks.comparison.ledger import Measured
 from benchmarks.comparison.machine import cpu_model, machine
 from benchmarks.comparison.regret import regrets
 from benchmarks.comparison.report import tables
-from benchmarks.comparison.results import compare, utilisation
+from benchmarks.comparison.results import compare, ratio, utilisation
 from benchmarks.comparison.runner import Runner, alternate
-from benchmarks.comparison.spread import ratio
 from benchmarks.comparison.workloads import GROUPS, WORKLOADS, Side, sides_of
 from benchmarks.human_sentiment.corpus import Sentence
 from benchmarks.human_sentiment.prepare import Recipe, build_rows, write_jsonl

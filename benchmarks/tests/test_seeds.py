@@ -2,8 +2,7 @@
 
 import pytest
 
-from benchmarks.seeds.runs import METHODS, Budget, Row, collapsed
-from benchmarks.seeds.table import COLUMNS, markdown, summarize
+from benchmarks.seeds.runs import COLUMNS, METHODS, Budget, Row, collapsed, markdown, summarize
 
 HEALTHY: Row = {
     "method": "PPO",

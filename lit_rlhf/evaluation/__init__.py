@@ -14,7 +14,6 @@ from lit_rlhf.evaluation.comparisons import (
     Comparisons as Comparisons,
     read_comparisons as read_comparisons,
 )
-from lit_rlhf.evaluation.disagreement import disagreements as disagreements
 from lit_rlhf.evaluation.evaluate import (
     RewardEvaluation as RewardEvaluation,
     ScoredComparison as ScoredComparison,
@@ -36,5 +35,6 @@ from lit_rlhf.evaluation.scorers import (
     ModelScorer as ModelScorer,
     Scored as Scored,
     Scorer as Scorer,
+    disagreements as disagreements,
 )
 from lit_rlhf.evaluation.temperature import fitted_temperature as fitted_temperature

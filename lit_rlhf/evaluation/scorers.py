@@ -1,4 +1,4 @@
-"""What scores answers, and reward models that do."""
+"""What scores answers, reward models that do, and how far several of them disagree."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -15,7 +15,9 @@ from torch import Tensor
 from lit_rlhf.data import AsChat, AsTranscript, ExplicitPrompt, InvalidRowError, Record
 from lit_rlhf.data.collate import BranchedCollator
 from lit_rlhf.data.encoding import Encoded, Encoder
+from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.evaluation.comparisons import Comparison
+from lit_rlhf.evaluation.measures import margin_deviation
 from lit_rlhf.models import Backbone, evaluating
 from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption
@@ -23,7 +25,7 @@ from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.prompt_form import PromptForm
 from lit_rlhf.rewards.model import context_length
 from lit_rlhf.rewards.trained import TrainedReward
-from lit_rlhf.types import asked
+from lit_rlhf.types import Text, asked
 
 Layout = Literal["auto", "chat", "text"]
 
@@ -239,3 +241,39 @@ def short_names(names: Sequence[str]) -> list[str]:
         seen[name] += 1
         short[place] = name if seen[name] == 1 else f"{name} ({seen[name]})"
     return short
+
+
+def disagreements(
+    models: Sequence[ModelScorer], pairs: Sequence[tuple[Text, Text, Text]]
+) -> list[float | None]:
+    """How far the members of an ensemble disagree on each pair: the deviation of its margin, in units of the scores.
+
+    Members are the heads of a model trained with `HeadEnsemble`, or models of their own, such as those of several
+    seeds, which must be on one scale.
+
+    Args:
+        models: One of several heads, or several.
+        pairs: Prompt, an answer, and another.
+
+    Returns:
+        None of a pair that one of them can't score, as it is longer than it reads.
+
+    Raises:
+        ConfigurationError: Only one member, with whom nobody disagrees.
+    """
+    if sum(len(model.heads) for model in models) < 2:
+        raise ConfigurationError(
+            "One reward model has nobody to disagree with: give the checkpoint of one that was trained with "
+            "HeadEnsemble (an export holds the mean of its members alone), or two and more models."
+        )
+    comparisons = [Comparison(prompt, (a, b), (0.0, 0.0)) for prompt, a, b in pairs]
+    found: list[float | None] = []
+    for scored in zip(*(model.score(comparisons) for model in models), strict=True):
+        members = [
+            each.total[None] if each.members is None else each.members
+            for each in scored
+            if not isinstance(each, InvalidRowError)
+        ]
+        known = len(members) == len(scored)
+        found.append(float(margin_deviation(torch.cat(members))) if known else None)
+    return found
