@@ -26,6 +26,7 @@ from benchmarks.comparison.runner import Runner
 from benchmarks.comparison.workloads import OURS, WORKLOADS, Workload
 from benchmarks.markdown import find_place, insert
 from benchmarks.peers.environments import versions_in
+from lit_rlhf.files import write_text
 
 _SHOWN = ("torch", "transformers", "peft", "lightning")
 
@@ -72,8 +73,7 @@ def main(args: Sequence[str] | None = None) -> None:
     text = tables(results)
     print(f"\n{text}")
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(results, indent=2) + "\n")
     if options.markdown is not None:
         insert(options.markdown, options.place, text)
 

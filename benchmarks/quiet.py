@@ -1,8 +1,17 @@
 """The trainer of benchmarks: one process on a device, one pass, nothing written or shown; and what is kept of it."""
 
+import logging
+import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+
+
+def silence() -> None:
+    """Let libraries say nothing but errors."""
+    warnings.filterwarnings("ignore")
+    for library in ("lightning.pytorch", "lightning.fabric", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def quiet_trainer(*callbacks: Callback, **options: Any) -> Trainer:

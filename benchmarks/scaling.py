@@ -22,6 +22,7 @@ from benchmarks.comparison.runner import source_digest
 from benchmarks.markdown import find_place, insert
 from benchmarks.peers.processes import Run, measure
 from benchmarks.workloads.growth_point import Point
+from lit_rlhf.files import write_text
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -62,8 +63,7 @@ def main(args: Sequence[str] | None = None) -> None:
     }
     text = shown(axes)
     print(f"\n{text}")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_text(options.json, json.dumps(results, indent=2) + "\n")
     if options.markdown is not None:
         insert(options.markdown, "scaling", text)
 

@@ -29,6 +29,7 @@ from benchmarks.vllm_worlds import WORLDS, World
 from lit_rlhf.callbacks import MetricsFile, PhaseTimer
 from lit_rlhf.demo.stages import complete_heldout
 from lit_rlhf.distributed import gather_objects, rank
+from lit_rlhf.files import read_lines
 from lit_rlhf.modules import PolicyModule
 from lit_rlhf.objectives import TruncatedImportance
 from lit_rlhf.rollout import AdapterSync, DiskSync, NativeEngine, VLLMServerEngine
@@ -99,7 +100,7 @@ def is_whole(method: str) -> bool:
 def iterations_of(run: Path) -> list[dict[str, Any]]:
     """What was logged of each."""
     file = run / "metrics.jsonl"
-    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.is_file() else ()
+    rows = read_lines(file) if file.is_file() else ()
     return [row for row in rows if row["stage"] == "train"]
 
 

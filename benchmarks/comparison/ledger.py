@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.peers.processes import Run
+from lit_rlhf.files import write_text
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,8 @@ class Ledger:
             return found
         done = run()
         measured = Measured(done.result, done.seconds, done.peak_rss)
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({"recipe": recipe, "measured": vars(measured)}, indent=1), encoding="utf-8"
-        )
-        partial.replace(path)
+        stored = {"recipe": recipe, "measured": vars(measured)}
+        write_text(self._path(name), json.dumps(stored, indent=1))
         return measured
 
     def forget(self) -> None:

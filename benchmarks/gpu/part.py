@@ -3,10 +3,8 @@
 python -m benchmarks.gpu.part NAME DEVICE SIZE DIRECTORY WORK
 """
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from benchmarks.gpu.machine import machine
 from benchmarks.gpu.result import Result
 from benchmarks.gpu.setting import SIZES, Setting
 from benchmarks.gpu.waits import waits
+from benchmarks.quiet import silence
 
 ALONE = (machine, same_as_cpu, resume, export, precisions, decoding, waits)
 PARTS: dict[str, Callable[[Setting, Result], None]] = {
@@ -28,9 +27,7 @@ PARTS: dict[str, Callable[[Setting, Result], None]] = {
 
 def main() -> None:
     name, device, size, directory, work = sys.argv[1:]
-    warnings.filterwarnings("ignore")
-    for library in ("lightning.pytorch", "lightning.fabric", "transformers"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    silence()
     print("ready", flush=True)
     os.dup2(2, 1)  # the rest goes to the log
     sys.stdin.readline()

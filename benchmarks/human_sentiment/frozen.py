@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.human_sentiment.labelled import Pairs
 from benchmarks.human_sentiment.recipe_arms import ARMS
 from benchmarks.human_sentiment.rows import PREFIX, Row
+from lit_rlhf.files import whole_file
 from lit_rlhf.objectives import RewardLoss
 from lit_rlhf.objectives.columns import Batch
 from lit_rlhf.seeding import generator
@@ -66,10 +67,8 @@ class States:
         self._keep()
 
     def _keep(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_suffix(".partial")
-        torch.save({text: state.clone() for text, state in self.known.items()}, partial)
-        partial.replace(self.file)
+        with whole_file(self.file) as partial:
+            torch.save({text: state.clone() for text, state in self.known.items()}, partial)
 
 
 def _mean(states: Tensor, mask: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from benchmarks.quiet import quiet_trainer
 from lit_rlhf.data import ExplicitPrompt, PreferenceDataModule, RowsSource
 from lit_rlhf.evaluation import ModelScorer, Scored, read_comparisons
 from lit_rlhf.feedback import label_pairs, read_labelled_pairs
-from lit_rlhf.files import write_text
+from lit_rlhf.files import read_lines, write_text
 from lit_rlhf.judges import LocalJudge, PairwiseJudge
 from lit_rlhf.models import LoraSpec, ModelSpec
 from lit_rlhf.modules import RewardModelModule
@@ -188,8 +188,7 @@ def main(args: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     root: Path = options.root
     lists, held = (
-        [json.loads(line) for line in (root / "data" / name).read_text("utf-8").splitlines()]
-        for name in ("lists_train.jsonl", "pairs_heldout.jsonl")
+        read_lines(root / "data" / f"{name}.jsonl") for name in ("lists_train", "pairs_heldout")
     )
     pairs, held = pairs_of(lists, options.pairs), held[: options.heldout]
     file = root / "labelled" / "labelled.json"

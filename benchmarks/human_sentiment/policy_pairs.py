@@ -10,7 +10,6 @@ within the limit are left out: as data they would end where they were cut. Write
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 from benchmarks.comparison.machine import fast_dtype
 from benchmarks.human_sentiment.measures import INITIAL, Measurement, attached_reward, load_policy
+from benchmarks.human_sentiment.prepare import write_jsonl
 from lit_rlhf.models.specs import DTypeName
 from lit_rlhf.seeding import generator
 
@@ -88,8 +88,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(args)
     rows = make_pairs(options.root, options.prompts, options.dtype, options.seed)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (options.root / FILE).write_text(text, encoding="utf-8")
+    write_jsonl(options.root / FILE, rows)
 
 
 if __name__ == "__main__":

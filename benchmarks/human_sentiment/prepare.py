@@ -36,6 +36,7 @@ from benchmarks.human_sentiment.download import (
     unpack_ratings,
 )
 from benchmarks.human_sentiment.rows import Row, list_rows, pair_rows, prompt_rows
+from lit_rlhf.files import write_text
 
 
 @dataclass
@@ -89,12 +90,7 @@ def build_rows(sentences: Sequence[Sentence], recipe: Recipe) -> dict[str, list[
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
-    partial.replace(path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def prepare(root: Path, downloads: Path, recipe: Recipe) -> dict[str, int]:

@@ -23,6 +23,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from benchmarks.human_sentiment.measures import reward_margins
 from lit_rlhf.evaluation.scorers import short_names
+from lit_rlhf.files import read_lines
 from lit_rlhf.metrics import (
     CalibrationError,
     Estimate,
@@ -62,7 +63,6 @@ class RatedPair:
 
 def read_pairs(root: Path, name: str, most: int | None = None) -> list[RatedPair]:
     """The pairs, or the first of them, of one of the files that `prepare.py` writes."""
-    lines = (root / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:most]
     return [
         RatedPair(
             (row["chosen"].strip(), row["rejected"].strip()),
@@ -70,7 +70,7 @@ def read_pairs(root: Path, name: str, most: int | None = None) -> list[RatedPair
             row["rejected_ratings"],
             row["p_chosen"],
         )
-        for row in map(json.loads, lines)
+        for row in read_lines(root / "data" / f"{name}.jsonl")[:most]
     ]
 
 

@@ -29,7 +29,7 @@ from benchmarks.human_sentiment.recipe_arms import ARMS, FIRST_ROUND, USED, comm
 from benchmarks.human_sentiment.recipe_numbers import OTHERS, Held, Scores, domains, shown, summary
 from benchmarks.human_sentiment.rows import PREFIX
 from lit_rlhf.cli import main as lit_rlhf
-from lit_rlhf.files import write_text
+from lit_rlhf.files import read_lines, write_text
 from lit_rlhf.models import load_reward_model
 from lit_rlhf.rewards.model import score_rows
 from lit_rlhf.rewards.retokenize import TextReader, token_rows
@@ -95,8 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parser.parse_args(args)
     torch.set_num_threads(1)
     root: Path = options.root
-    path = root / "data" / "lists_train.jsonl"
-    lists = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    lists = read_lines(root / "data" / "lists_train.jsonl")
     others = {name: read_pairs(root, f"pairs_{name}")[: options.other] for name in options.others}
     held = Held({"heldout": read_pairs(root, "pairs_heldout")} | others, lists[USED:FIRST_ROUND])
     frozen: dict[str, dict[int, Scores]] = {}

@@ -23,6 +23,7 @@ from benchmarks.human_sentiment.evaluate import evaluate_policies
 from benchmarks.human_sentiment.measures import Measurement
 from benchmarks.human_sentiment.prepare import write_jsonl
 from benchmarks.markdown import spelled, table
+from lit_rlhf.files import read_lines
 
 HERE = Path(__file__).parent
 ARMS = {"one": 1, "weak": 1, "two": 2, "three": 3}
@@ -53,8 +54,7 @@ def options_of(arm: str, seed: int, root: Path) -> dict[str, Any]:
 
 def write_prompts(arm: str, seed: int, root: Path, count: int) -> None:
     """The prompts of each round; together the same for all arms of a seed, drawn from those of training."""
-    file = root / "data" / "prompts_train.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(root / "data" / "prompts_train.jsonl")
     drawn, each = random.Random(seed).sample(rows, count), -(-count // ARMS[arm])
     for number in range(ARMS[arm]):
         part = drawn[number * each : (number + 1) * each]

@@ -3,9 +3,7 @@
 python -m benchmarks.memory.one_base <settings> [recompute]
 """
 
-import logging
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers.processes import report
-from benchmarks.quiet import History, quiet_trainer
+from benchmarks.quiet import History, quiet_trainer, silence
 from benchmarks.workloads.settings import TARGETS, Settings
 from benchmarks.workloads.shared import start
 from lit_rlhf.data import FileSource, PromptDataModule, PromptOnly
@@ -40,8 +38,7 @@ def spec(settings: Settings, recompute: bool = False) -> ModelSpec:
 def main() -> None:
     settings = Settings.from_command_line()
     start(settings)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    silence()
     policy = PPOPolicyModule(
         spec(settings, recompute="recompute" in sys.argv[2:]),
         ModelReward(settings.reward_model, share_base=True),

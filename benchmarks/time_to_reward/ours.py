@@ -1,7 +1,5 @@
 """PPO, GRPO and online DPO with lit_rlhf."""
 
-import logging
-import warnings
 from functools import partial
 from typing import Any
 
@@ -9,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import AdamW
 
 from benchmarks.peers.processes import report
-from benchmarks.quiet import quiet_trainer
+from benchmarks.quiet import quiet_trainer, silence
 from benchmarks.time_to_reward.race import PENALTY, Pace, Race
 from benchmarks.workloads.lit import batches, spec
 from benchmarks.workloads.shared import fill_adapters, start
@@ -68,8 +66,7 @@ def policy(race: Race) -> PolicyModule:
 def main() -> None:
     race = Race.from_command_line()
     start(race)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    silence()
     module = policy(race)
     watch = Watch(race, module)
     quiet_trainer(watch).fit(module, batches(race))

@@ -1,7 +1,5 @@
 """SFT, reward model, DPO, GRPO, RLOO, PPO and distillation with lit_rlhf, through the Trainer as users run it."""
 
-import logging
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from benchmarks.peers.processes import report
-from benchmarks.quiet import quiet_trainer
+from benchmarks.quiet import quiet_trainer, silence
 from benchmarks.workloads.arithmetic import Decoder
 from benchmarks.workloads.peak import matmul_peaks
 from benchmarks.workloads.settings import TARGETS, Settings, vowel_share
@@ -224,8 +222,7 @@ def metric_of(settings: Settings) -> str:
 def main() -> None:
     settings = Settings.from_command_line()
     start(settings)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    silence()
     offline = settings.workload in OFFLINE
     timer = PhaseTimer()
     watch = Watch(settings, metric_of(settings), timer)
