@@ -123,8 +123,8 @@ def _this(dtype: torch.dtype) -> Card:
     bandwidth = _copied_per_second(device)
     if gpu:
         found = torch.cuda.get_device_properties(device)
-        own = {"name": found.name, "memory": float(found.total_memory), "bandwidth": bandwidth}
-        return replace(CARDS["h100"], peaks=peaks, **own)
+        like = replace(CARDS["h100"], name=found.name, memory=float(found.total_memory))
+        return replace(like, bandwidth=bandwidth, peaks=peaks)
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return Card("this CPU", "cpu", memory, bandwidth, peaks, "memory", resident(), 0.0, 0.0)
 

@@ -187,7 +187,7 @@ def _differences(evaluations: Sequence[RewardEvaluation], found: Difference) -> 
         f"difference of margins, in their standard deviations{margin}": f"{found.margin.value:+z.2f}",
         "of comparisons with the same answer at the top": percent(found.same),
     }
-    rows = [
+    rows: list[list[Cell]] = [
         [f"{first} right", found.both, found.first_only],
         [f"{first} wrong", found.second_only, found.neither],
     ]

@@ -28,11 +28,12 @@ def subsets(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         level=evaluations[0].chance,
         caption="The dotted line is what scores drawn at random would get.",
     )
-    by_model = [
-        {s.name: [s.rows, _percents(s.accuracy)] for s in one.subsets} for one in evaluations
+    by_model: list[dict[str, list[Cell]]] = [
+        {each.name: [each.rows, _percents(each.accuracy)] for each in one.subsets}
+        for one in evaluations
     ]
     names = dict.fromkeys(name for found in by_model for name in found)
-    rows = [
+    rows: list[list[Cell]] = [
         [name or "(none)", *(cell for found in by_model for cell in found.get(name, [None, None]))]
         for name in names
     ]
@@ -100,7 +101,7 @@ def margins(evaluations: Sequence[RewardEvaluation]) -> Section:
         ),
     ]
     columns = ["", "margin", "its standard deviation", "better answer longer by"]
-    rows = [
+    rows: list[list[Cell]] = [
         [
             one.model,
             _with_interval(one.margin),
@@ -126,7 +127,7 @@ def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
         caption="Below the dotted line it is too sure of itself. Larger points stand for more pairs.",
     )
     columns = ["", "calibration error", "Brier score", "best temperature", "error at it"]
-    rows = [
+    rows: list[list[Cell]] = [
         [name, each.error, each.brier, each.temperature, each.error_divided] for name, each in found
     ]
     text = (
@@ -140,7 +141,8 @@ def calibration(evaluations: Sequence[RewardEvaluation]) -> Section | None:
 
 def biases(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     """What it prefers more often than raters do."""
-    bars, rows = [], []
+    bars: list[Interval] = []
+    rows: list[list[Cell]] = []
     found = [(one, list(one.biases.items())) for one in evaluations]
     for (name, bias), one in _in_turns(found):
         label = _of(one, name, evaluations)
@@ -227,7 +229,8 @@ def doubts(evaluations: Sequence[RewardEvaluation]) -> Section | None:
 
 def robustness(evaluations: Sequence[RewardEvaluation]) -> Section | None:
     """How often small changes turn verdicts; None where none were made."""
-    bars, rows = [], []
+    bars: list[Interval] = []
+    rows: list[list[Cell]] = []
     for each, one in _in_turns([(one, one.turned) for one in evaluations]):
         label = _of(one, each.change, evaluations)
         bars.append(Interval(label, *each.turned))
