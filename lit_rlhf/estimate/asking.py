@@ -89,11 +89,9 @@ def _workload(
     prompts = batch_size or getattr(data, "batch_size", None)
     if isinstance(module, DAPOPolicyModule) and prompts is not None:
         prompts = max(prompts // module.oversampling, 1)
+    longest, most = "data.max_completion_length", getattr(data, "max_completion_length", None)
     if isinstance(module, PolicyModule):
         longest, most = "sampling.max_new_tokens", module.sampling.max_new_tokens
-    else:
-        longest = "data.max_completion_length"
-        most = getattr(data, "max_completion_length", None)
     prompt = prompt_tokens or getattr(data, "max_prompt_length", None)
     return Workload(
         _known(prompts, "batch_size", "data.batch_size"),

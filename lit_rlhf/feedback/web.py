@@ -264,8 +264,8 @@ def _add_pages(app: FastAPI, site: _Site) -> None:
     ) -> Response:
         rater = site.rater(request)
         if not rater or said.get("rater") != rater:
-            said = f"This page was opened for another rater: you are {rater!r} now."
-            raise HTTPException(409, said)
+            refusal = f"This page was opened for another rater: you are {rater!r} now."
+            raise HTTPException(409, refusal)
         given = {name: said.get(f"attribute {name}") for name in site.page.attributes}
         attributes = {name: value for name, value in given.items() if value}
         vote = Vote(

@@ -169,8 +169,9 @@ class LocalJudge(Judge):
         """Those of the question, and of each word behind it."""
         tokenizer = self.model.tokenizer
         if tokenizer.chat_template is not None:
-            rendered = {"add_generation_prompt": True, "tokenize": False}
-            text = str(tokenizer.apply_chat_template(messages, **rendered))
+            text = str(
+                tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            )
             special, space = False, " " if self.lead else ""
         else:
             text = "\n\n".join(turn["content"] for turn in messages).rstrip()
