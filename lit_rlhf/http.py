@@ -72,8 +72,9 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        address = _is_address(self.url)
-        check_option(address, self, "url", self.url, "an address with http:// or https://")
+        check_option(
+            _is_address(self.url), self, "url", self.url, "an address with http:// or https://"
+        )
         whole = is_whole(self.concurrency, 1)
         check_option(whole, self, "concurrency", self.concurrency, "a whole number of at least 1")
         positive = is_number(self.timeout) and self.timeout > 0
@@ -131,8 +132,10 @@ class HTTPClient:
         except BaseException as error:
             self._closed.set()  # those that wait for their next try give up
             if isinstance(error, KeyboardInterrupt):
-                said = "Requests that are under way are waited for, %g seconds at most."
-                _log.warning(said, self.endpoint.timeout)
+                _log.warning(
+                    "Requests that are under way are waited for, %g seconds at most.",
+                    self.endpoint.timeout,
+                )
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -199,9 +202,15 @@ class HTTPClient:
                 found += part
                 if time.monotonic() > end:
                     raise httpx.ReadTimeout("the answer is not complete")
-        kept = {"retry-after", "location"} & {*response.headers}
-        told = {name: response.headers[name] for name in kept}
-        return httpx.Response(response.status_code, headers=told, content=bytes(found))
+        return httpx.Response(
+            response.status_code,
+            headers={
+                name: response.headers[name]
+                for name in ("retry-after", "location")
+                if name in response.headers
+            },
+            content=bytes(found),
+        )
 
     def _read(self, response: httpx.Response) -> Any:
         if not response.content.strip():

@@ -69,8 +69,11 @@ def progress(store: LabelStore) -> Progress:
     """Count what is done, and measure agreement and the bias towards what is shown first."""
     votes = store.votes()
     judged = Counter(vote.pair for vote in votes if vote.verdict != "skip")
-    preferring = [vote for vote in votes if vote.verdict in ("first", "second")]
-    decided = [(vote.verdict == "second") == vote.swapped for vote in preferring]
+    decided = [
+        (vote.verdict == "second") == vote.swapped
+        for vote in votes
+        if vote.verdict in ("first", "second")
+    ]
     flagged = {vote.pair for vote in votes if vote.verdict == "flag"}
     full = {pair for pair, count in judged.items() if count >= store.raters_per_pair}
     return Progress(

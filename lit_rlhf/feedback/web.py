@@ -105,15 +105,17 @@ class _Site:
     def admit(self, request: Request) -> None:
         """Refuse who hasn't the token."""
         if self.token is not None and not same_secret(self.cookie(request, "token"), self.token):
-            said = "This page needs the token that its owner was given at the start."
-            raise HTTPException(401, said)
+            raise HTTPException(
+                401, "This page needs the token that its owner was given at the start."
+            )
 
     async def form(self, request: Request) -> dict[str, str]:
         """The fields of a form that a page of this labelling sent; others are refused."""
         fields = {name: str(value) for name, value in (await request.form()).items()}
         if not same_secret(fields.get("secret", ""), self.secret):
-            said = "This form didn't come from this page. Reload the page and answer again."
-            raise HTTPException(403, said)
+            raise HTTPException(
+                403, "This form didn't come from this page. Reload the page and answer again."
+            )
         return fields
 
     def keep(self, vote: Vote, before: str) -> None:
@@ -264,8 +266,9 @@ def _add_pages(app: FastAPI, site: _Site) -> None:
     ) -> Response:
         rater = site.rater(request)
         if not rater or said.get("rater") != rater:
-            refusal = f"This page was opened for another rater: you are {rater!r} now."
-            raise HTTPException(409, refusal)
+            raise HTTPException(
+                409, f"This page was opened for another rater: you are {rater!r} now."
+            )
         given = {name: said.get(f"attribute {name}") for name in site.page.attributes}
         attributes = {name: value for name, value in given.items() if value}
         vote = Vote(
