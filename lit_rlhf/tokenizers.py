@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -147,6 +147,12 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that stand for no text: end of a turn, BOS, EOS and the like."""
+    added = {int(index) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added | {int(index) for index in tokenizer.all_special_ids})
+
+
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The special token with which the chat template ends an answer; None without a template or such a token.
 
@@ -161,8 +167,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     except Exception:  # noqa: BLE001 - a template may refuse such turns; it says so where it is used
         return None
     ids = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids)
-    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = special_token_ids(tokenizer)
     return next((int(index) for index in ids if index in special), None)
 
 
@@ -193,3 +198,22 @@ def completion_end_ids(tokenizer: PreTrainedTokenizerBase, *configs: object) -> 
         names[1:],
     )
     return tuple(sorted({*eos, turn}))
+
+
+def ask_backend(backend: Any, texts: list[str], special: bool) -> list[list[int]]:
+    """Token ids of texts by the Rust core of a tokenizer, which is not to truncate or pad.
+
+    Args:
+        backend: The core.
+        texts: The texts.
+        special: Whether it adds what it puts around a text.
+    """
+    return [line.ids for line in backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+
+def around(plain: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and behind a text: from its ids without and with that."""
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []

@@ -1,14 +1,11 @@
 """`lit-rlhf annotate`: a page where people compare answers, and preference data made of what they say."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from lit_rlhf.cli.export import newest
-from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.functions import Special
 from lit_rlhf.cli.output import print_text, write_new
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
@@ -16,6 +13,12 @@ from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.evaluation import ModelScorer, disagreements
 from lit_rlhf.feedback import LabelStore, Pair, read_pairs
 from lit_rlhf.feedback.preferences import preferences
+
+SPECIAL: Special = {
+    "data": {"nargs": "?", "type": str | None},
+    "--attributes": {"nargs": "+", "type": str},
+    "--ensemble": {"nargs": "+", "type": str},
+}
 
 
 def annotate(
@@ -104,32 +107,3 @@ def _ranked(pairs: Sequence[Pair], ensemble: Sequence[str]) -> list[Pair]:
         f"{max(known):.3g}); {found.count(None)} pairs are longer than they read, and come last\n"
     )
     return [replace(pair, uncertainty=each) for pair, each in zip(pairs, found, strict=True)]
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    # --raters-per-pair is --raters_per_pair
-    words = [
-        re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), w) for w in words[1:]
-    ]
-    call(annotate, words, "annotate", _add_arguments)
-
-
-def _add_arguments(parser: ArgumentParser) -> set[str | int]:
-    parser.add_argument(
-        "data", nargs="?", type=str | None, help="a file or a directory with answers to compare"
-    )
-    parser.add_argument(
-        "--attributes",
-        nargs="+",
-        type=str,
-        help="what is asked beside the overall choice, as in --attributes helpful harmless",
-    )
-    parser.add_argument(
-        "--ensemble",
-        nargs="+",
-        type=str,
-        help="reward models, on whose disagreement it depends which pairs are asked first: a checkpoint trained with "
-        "HeadEnsemble, or the directory of its run's checkpoints; or two and more models",
-    )
-    return {"data", "attributes", "ensemble"}

@@ -3,12 +3,10 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-
-from jsonargparse import ArgumentParser
+from collections.abc import Iterator
 
 from lit_rlhf.cli.conversation import Answer, Conversation, Speaker
-from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.functions import Special
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.models import load_policy
 from lit_rlhf.models.precision import default_device
@@ -23,6 +21,7 @@ _HELP = """\
 /reset   forget what was said
 /help    these lines
 /quit    end, as does Ctrl-D; Ctrl-C breaks an answer off"""
+SPECIAL: Special = {"model": {}}
 
 
 def chat(
@@ -133,15 +132,3 @@ def _tell(text: str) -> None:
     """What isn't the policy's: kept out of a pipe."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-
-    def add_model(parser: ArgumentParser) -> set[str | int]:
-        parser.add_argument(
-            "model", help="a policy: an export, an adapter, a checkpoint, or a model of the hub"
-        )
-        return {"model"}
-
-    call(chat, words[1:], "chat", add_model)

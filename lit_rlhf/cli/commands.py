@@ -1,4 +1,8 @@
-"""The commands of `lit-rlhf`, by what they are for. A new one is a line here, and a module with `run(words)`."""
+"""The commands of `lit-rlhf`, by what they are for.
+
+A new one is a line here, and a module with a function of its name, whose arguments are the options, or else with
+`run(words)`.
+"""
 
 from typing import NamedTuple
 
@@ -7,7 +11,11 @@ RECIPES = "lit_rlhf.cli.recipes"
 
 
 class Command(NamedTuple):
-    """A command: the module whose `run(words)` gets the whole command line, and its line in the help."""
+    """A command: the module that does it, and its line in the help.
+
+    The module's `run(words)` gets the whole command line. Without one its function of the command's name gets the
+    options, of which `SPECIAL` says more than their types (see `functions.call`).
+    """
 
     module: str
     help: str

@@ -14,24 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text, refuse_directory, refuse_input, write_rows
-from lit_rlhf.data import Format, InvalidRowError, Record, Source
+from lit_rlhf.data import Format, InvalidRowError, Record, Source, recognition
 from lit_rlhf.data.canonical import canonical_row
 from lit_rlhf.data.conversion import TEMPLATE_COLUMNS, Conversion, grouped, template_options
 from lit_rlhf.data.encoding import Encoder
 from lit_rlhf.data.finding import unread_columns
 from lit_rlhf.data.kinds import shape_of
-from lit_rlhf.data.recognition import (
-    MODULES,
-    Kind,
-    Reading,
-    layout_for,
-    read_as,
-    readings,
-    some_rows,
-    spell,
-)
-from lit_rlhf.data.records import Row
-from lit_rlhf.data.showing import part_names
+from lit_rlhf.data.recognition import Kind, Reading
+from lit_rlhf.data.records import Row, part_names
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.files import whole_file
@@ -59,22 +49,22 @@ def show(
         color: Prompts blue and answers green: on a terminal, always, or never.
     """
     source = local_source(path)
-    rows = some_rows(source)
+    rows = recognition.some_rows(source)
     loaded = load_tokenizer(tokenizer) if tokenizer is not None else None
-    layout = layout_for(loaded)
-    reading = read_as(rows, str(source), kind, format, layout)
+    layout = recognition.layout_for(loaded)
+    reading = recognition.read_as(rows, str(source), kind, format, layout)
     joined = grouped(source, reading.format)
     shown = next(islice(joined.load(), row - 1, None), None) if row > 0 else None
     if shown is None:
         raise ConfigurationError(f"{source} has no row {row}; rows are counted from 1.")
     lines = [
-        f"format: {spell(reading.format)}",
-        f"kind:   {reading.kind}, for {MODULES[reading.kind]}",
+        f"format: {recognition.spell(reading.format)}",
+        f"kind:   {reading.kind}, for {recognition.MODULES[reading.kind]}",
     ]
     if format is None:
         lines += [
-            f"        or {each.kind}, by {spell(each.format)}: --kind={each.kind}"
-            for each in readings(rows, (), layout)
+            f"        or {each.kind}, by {recognition.spell(each.format)}: --kind={each.kind}"
+            for each in recognition.readings(rows, (), layout)
             if each.kind != reading.kind
         ]
     paint = color == "always" or (color == "auto" and sys.stdout.isatty())
@@ -130,9 +120,7 @@ def inspect(
     from lit_rlhf.data import inspection  # noqa: PLC0415  (start-up that --help shall not pay)
     from lit_rlhf.report.data_page import report_data  # noqa: PLC0415  (see above)
 
-    refuse_directory(output)
-    if output.suffix != ".html":
-        raise ConfigurationError(f"The output is {output}; its suffix must be .html.")
+    refuse_directory(output, ".html")
     held = {name: each for name, each in (("val", val), ("test", test)) if each is not None}
     others = [against] if isinstance(against, str) else against or []
     found = inspection.inspect(
@@ -172,14 +160,12 @@ def convert(
         format: The format; default: the one that reads the first rows.
         invalid: Rows that can't be used are left out and counted, or end the run.
     """
-    refuse_directory(output)
-    if output.suffix not in (".jsonl", ".parquet"):
-        raise ConfigurationError(f"The output is {output}; its suffix must be .jsonl or .parquet.")
+    refuse_directory(output, ".jsonl", ".parquet")
     source = local_source(path)
     refuse_input(output, source)
     # As text, question and answer would run together.
-    rows = some_rows(source)
-    reading = read_as(rows, str(source), kind, format, "canonical")
+    rows = recognition.some_rows(source)
+    reading = recognition.read_as(rows, str(source), kind, format, "canonical")
     counts: Counter[str] = Counter()
     made = _canonical(source, reading, counts, invalid)
     if output.suffix == ".jsonl":
@@ -195,7 +181,7 @@ def convert(
     unread = [name for name in unread_columns(reading.format, rows) if name not in kept]
     beside = f" Columns that are not written: {', '.join(unread)}." if unread else ""
     print_text(
-        f"Wrote {written} {reading.kind} to {output}, read by {spell(reading.format)}{reasons}.{beside}\n"
+        f"Wrote {written} {reading.kind} to {output}, read by {recognition.spell(reading.format)}{reasons}.{beside}\n"
     )
 
 

@@ -1,9 +1,7 @@
 """`lit-rlhf demo`: everything once, on a small world whose best policy is known."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from lit_rlhf.cli.functions import call
 from lit_rlhf.demo import run_demo
 
 
@@ -15,8 +13,3 @@ def demo(output: Path = Path("runs/demo"), seed: int = 0) -> None:
         seed: Of data, weights and rollouts.
     """
     run_demo(output, seed)
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    call(demo, words[1:], "demo")

@@ -1,7 +1,11 @@
-"""What a command line shows by itself to be wrong, refused before the seconds that a command's imports take."""
+"""What a command line shows by itself to be wrong, refused before the seconds that a command's imports take.
+
+And what is said of a word that isn't known, and which was meant.
+"""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,6 @@ from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING
 from lit_rlhf.cli.completion import LIKE_FIT, WORDS, options_of
 from lit_rlhf.cli.recipes import expand
 from lit_rlhf.cli.shipped import load_yaml, with_found_configs
-from lit_rlhf.cli.slips import no_option, no_option_of
 from lit_rlhf.cli.unloaded import find_class
 from lit_rlhf.errors import ConfigurationError
 
@@ -102,3 +105,31 @@ def _loaded(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):  # the parser says what is wrong with it
         return {}
     return loaded if isinstance(loaded, dict) else {}
+
+
+def near(word: str, names: Iterable[str], most: int = 2, cutoff: float = 0.6) -> str:
+    """A question for the names that are near a word, with a space before it; empty where none is."""
+    close = get_close_matches(word, list(names), n=most, cutoff=cutoff)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def no_option_of(kind: str, word: str, options: Sequence[str], key: str) -> str:
+    """What is said of an option that a class hasn't; `key` is where the class stands."""
+    return f"{kind} has no option {word!r}.{near(word, options)} Its options: --{key}.help {kind}"
+
+
+def no_option(words: str, command: str, others: Sequence[str] = ()) -> str:
+    """What is said of words that belong to no option of a command; `others` it has beside those of its help."""
+    option = next((each for each in words.split() if each.startswith("-")), None)
+    name = "" if option is None else option.partition("=")[0]
+    known = [
+        each
+        for each in [*options_of(command.split(maxsplit=1)[0]), *others]
+        if not each.endswith(".help") and each != name  # of another subcommand
+    ]
+    said = (
+        f"there is no option {name}.{near(name, known) or near(name.partition('.')[0], known)}"
+        if name
+        else f"{words} belongs to no option."
+    )
+    return f"{said} lit-rlhf {command} --help lists them"

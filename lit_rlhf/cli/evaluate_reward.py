@@ -79,9 +79,7 @@ def evaluate(
         raise ConfigurationError("Give --path MODEL or --judge, one of the two.")
     if not is_whole(perturbed, 0):
         raise ConfigurationError(f"--perturbed {perturbed} must be 0 or more.")
-    refuse_directory(output)
-    if output.suffix != ".html":
-        raise ConfigurationError(f"--output {str(output)!r} must end in .html.")
+    refuse_directory(output, ".html")
     comparisons = read_comparisons(source, format, subset, invalid)
     options: dict[str, Any] = {"dtype": dtype, "layout": layout, "batch_tokens": batch_tokens}
     options |= {"base": base, "trust_remote_code": trust_remote_code}

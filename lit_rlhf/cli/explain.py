@@ -3,13 +3,13 @@
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
 
 import docstring_parser
 
 from lit_rlhf.cli.commands import usage
+from lit_rlhf.cli.early import near
 from lit_rlhf.cli.output import print_text
 from lit_rlhf.cli.shipped import shipped
 from lit_rlhf.errors import ConfigurationError
@@ -101,8 +101,7 @@ def explain_option(name: str) -> str:
 
 
 def _unknown(what: str, name: str, known: list[str]) -> ConfigurationError:
-    near = get_close_matches(name, dict.fromkeys(known), n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = near(name, dict.fromkeys(known), most=3, cutoff=0.5)
     return ConfigurationError(f"No {what} {name!r} is known.{hint}")
 
 

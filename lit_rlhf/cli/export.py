@@ -1,10 +1,8 @@
 """`lit-rlhf export`: from a checkpoint to a directory that other tools load."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from lit_rlhf.callbacks import IterationCheckpoint
-from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import progress
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
@@ -95,8 +93,3 @@ def newest(path: str) -> str:
     directory = inner if inner.is_dir() else Path(path)
     found = IterationCheckpoint(str(directory)).newest_whole() if directory.is_dir() else None
     return str(found or path)
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    call(export, words[1:], "export")

@@ -1,8 +1,9 @@
 """`lit-rlhf generate`: sample completions from a policy, and keep the best."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +11,8 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.layout import as_learned
+from lit_rlhf.cli import selection
+from lit_rlhf.cli.functions import REQUEST, Special
 from lit_rlhf.cli.output import (
     refuse_directory,
     refuse_input,
@@ -19,17 +20,8 @@ from lit_rlhf.cli.output import (
     writable_rows,
     write_rows,
 )
-from lit_rlhf.cli.selection import (
-    WRITTEN,
-    Kept,
-    Sample,
-    keep_best,
-    keep_candidates,
-    keep_every,
-    keep_pairs,
-    keep_self_play,
-)
-from lit_rlhf.cli.unfinished import Unfinished, batches_left
+from lit_rlhf.cli.selection import Sample, Selection
+from lit_rlhf.cli.unfinished import Unfinished, as_learned, batches_left
 from lit_rlhf.data import PromptDataModule, PromptOnly, RowsSource, Source
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError, DataError
@@ -50,6 +42,7 @@ from lit_rlhf.tokenizers import tokenizer_fingerprint
 from lit_rlhf.types import Completions, PromptBatch, ScoredRollout, Scores
 
 Keep = Literal["all", "finished", "best", "pairs", "candidates", "self_play"]
+SPECIAL: Special = {"request": REQUEST}
 
 
 def generate(
@@ -149,15 +142,16 @@ def generate(
     shown = rows
     if not every and format is not plain:
         shown = [{**row, prompt_column: format(row)[0].prompt} for row in rows]
-    shown = set_aside(shown, [response_column, *columns] if every else WRITTEN.get(keep, ()))
+    shown = set_aside(
+        shown, [response_column, *columns] if every else selection.WRITTEN.get(keep, ())
+    )
     prompted = [(row, samples[i]) for i, row in enumerate(shown)]
-    if every:
-        kept, why = keep_every(prompted, keep == "all", response_column, columns), ""
-    else:
-        kept, why = _kept(prompted, keep, num_best, prompt_column, completion_column)
-    if kept.without:
-        sys.stderr.write(f"{kept.without} of {len(rows)} prompts are left out: {why}.\n")
-    write_rows(kept.rows, output)
+    written = partial(selection.every, column=response_column, columns=columns)
+    select, why = _selection(keep, written, num_best, prompt_column, completion_column)
+    kept, without = selection.keep(prompted, select)
+    if without and why:
+        sys.stderr.write(f"{without} of {len(rows)} prompts are left out: {why}.\n")
+    write_rows(kept, output)
     unfinished.forget()
 
 
@@ -288,22 +282,28 @@ def _templated(
     return RowsSource(asked)
 
 
-def _kept(
-    prompted: Sequence[tuple[dict[str, Any], Sequence[Sample]]],
-    keep: Keep,
-    num_best: int,
-    prompt: str,
-    completion: str,
-) -> tuple[Kept, str]:
-    """What is kept, and why prompts may be left out."""
-    if keep == "best":
-        return keep_best(prompted, num_best), "no completion ended"
-    if keep == "pairs":
-        return keep_pairs(prompted), "too few completions ended, or all score the same"
-    if keep == "candidates":
-        return keep_candidates(prompted, prompt), "fewer than two different completions ended"
-    found = keep_self_play(prompted, prompt, completion)
-    return found, "no completion ended, or it is the demonstration itself"
+def _selection(
+    keep: Keep, every: Callable[..., Any], num_best: int, prompt: str, completion: str
+) -> tuple[Selection, str]:
+    """What is kept of a prompt, and why one is left out of which nothing is."""
+    ways: dict[Keep, tuple[Selection, str]] = {
+        "all": (partial(every, unfinished=True), ""),
+        "finished": (partial(every, unfinished=False), ""),
+        "best": (partial(selection.best, number=num_best), "no completion ended"),
+        "pairs": (
+            selection.best_and_worst,
+            "too few completions ended, or all score the same",
+        ),
+        "candidates": (
+            partial(selection.candidates, prompt=prompt),
+            "fewer than two different completions ended",
+        ),
+        "self_play": (
+            partial(selection.self_play, prompt=prompt, completion=completion),
+            "no completion ended, or it is the demonstration itself",
+        ),
+    }
+    return ways[keep]
 
 
 def _check_reference(reference: str | None, sampling: Sampling, keep: Keep) -> None:
@@ -335,8 +335,3 @@ def _check_selection(reward: Reward | None, keep: str, num_samples: int, num_bes
             f"--keep {keep} with --num_best {num_best} chooses from --num_samples {num_samples} completions of a "
             f"prompt: there must be at least {max(least, 2)}."
         )
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    call(generate, words[1:], "generate", told="request")

@@ -2,13 +2,10 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
-from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.functions import Special
 from lit_rlhf.cli.output import print_text, progress, refuse_directory, refuse_input
 from lit_rlhf.data import Format, Source
 from lit_rlhf.data.sources import given_source
@@ -17,6 +14,8 @@ from lit_rlhf.feedback import label_pairs, read_labelled_pairs, write_preference
 from lit_rlhf.files import write_text
 from lit_rlhf.judges import Judge, LocalJudge, PairwiseJudge
 from lit_rlhf.models.precision import default_device
+
+SPECIAL: Special = {"data": {"nargs": "?", "type": str | None}}
 
 
 def label(
@@ -75,15 +74,3 @@ def label(
     write_preferences(done, output)
     left_out = f"{dropped} rows were left out as they can't be used\n" if dropped else ""
     print_text(f"{output}: {done}\n{left_out}{judge.tally}\n{failed}")
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    call(label, words[1:], "label", _add_arguments)
-
-
-def _add_arguments(parser: ArgumentParser) -> set[str | int]:
-    parser.add_argument(
-        "data", nargs="?", type=str | None, help="a file or a directory with answers to compare"
-    )
-    return {"data"}

@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,11 +15,12 @@ from types import ModuleType
 
 from lit_rlhf import __version__
 from lit_rlhf.cli.commands import COMMANDS, RECIPES, TRAINING, usage
-from lit_rlhf.cli.early import refuse_early
+from lit_rlhf.cli.early import near, refuse_early
 from lit_rlhf.cli.help import recipe_help, training_help
 from lit_rlhf.errors import LitRLHFError
 from lit_rlhf.files import REFUSALS
 
+FUNCTIONS = "lit_rlhf.cli.functions"
 _INTERRUPTED = 128 + signal.SIGINT
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _TURN = 5.0  # seconds
@@ -47,10 +47,8 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"lit-rlhf {__version__}")
         return
     if words[0] not in COMMANDS:
-        near = " or ".join(get_close_matches(words[0], COMMANDS, n=2))
-        hint = f" Did you mean {near}?" if near else ""
         print(
-            f"lit-rlhf: there is no command {words[0]!r}.{hint} lit-rlhf --help lists them.",
+            f"lit-rlhf: there is no command {words[0]!r}.{near(words[0], COMMANDS)} lit-rlhf --help lists them.",
             file=sys.stderr,
         )
         raise SystemExit(2)
@@ -108,7 +106,12 @@ def _first_speaks(module: str, words: Sequence[str]) -> None:
     """Run it. What one process of several fails by, all mostly do: the first says it, and the others are ended."""
     try:
         refuse_early(words)
-        _imported(module).run(words)
+        made = vars(_imported(module))
+        if "run" in made:
+            made["run"](words)
+        else:
+            call, function = import_module(FUNCTIONS).call, made[words[0].replace("-", "_")]
+            call(function, words[1:], words[0], made.get("SPECIAL"))
     except Exception:
         if any(os.environ.get(name, "0") != "0" for name in _RANKS):
             time.sleep(_TURN)

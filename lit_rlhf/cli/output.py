@@ -41,7 +41,7 @@ def write_new(texts: Mapping[Path, str], option: str = "--output") -> None:
         ConfigurationError: One is there with other words; none is written then.
     """
     for file, text in texts.items():
-        refuse_directory(file, option)
+        refuse_directory(file, option=option)
         if file.exists() and (not file.is_file() or file.read_bytes() != text.encode()):
             raise ConfigurationError(
                 f"{file} is there already, and may hold changes of yours. Name another file by {option}, or remove it."
@@ -50,12 +50,14 @@ def write_new(texts: Mapping[Path, str], option: str = "--output") -> None:
         write_text(file, text)
 
 
-def refuse_directory(output: Path | None, option: str = "--output") -> None:
-    """Before any work: refuse an output that is no file's path."""
+def refuse_directory(output: Path | None, *suffixes: str, option: str = "--output") -> None:
+    """Before any work: refuse an output that is no file's path, or has none of the suffixes where there are any."""
     if output is not None and (not output.name or output.is_dir()):
         raise ConfigurationError(
             f"{option} {str(output)!r} names no file, but a directory: name a file in it."
         )
+    if output is not None and suffixes and output.suffix not in suffixes:
+        raise ConfigurationError(f"--output {str(output)!r} must end in {' or '.join(suffixes)}.")
 
 
 def refuse_input(output: Path | None, source: "Source") -> None:

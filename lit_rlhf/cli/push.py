@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -16,19 +16,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from jsonargparse import ArgumentParser
 
-from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.functions import SWITCH, Special
 from lit_rlhf.cli.output import print_text
-from lit_rlhf.cli.pushed_card import training_lines
 from lit_rlhf.errors import ConfigurationError, ServiceError
 from lit_rlhf.models.cards import RECORD, ExportRecord, model_card, read_record, recorded_prompts
+from lit_rlhf.report.curves import Group, spreads
+from lit_rlhf.report.page import format_cell
+from lit_rlhf.report.runs import Run, read_runs
 
 _ADAPTER = "adapter_config.json"
-_FLAGS = {
-    "public": "let everybody see it; without, a repository that is public already is refused",
-    "dry_run": "show the files and the card, and send nothing",
-}
 _CLIENT_ERRORS: Any = HfHubHTTPError.__bases__
 """Of the hub's client where no answer comes: those of the httpx that it has, which differs by its version; OSError."""
 _STATUS = {
@@ -38,6 +35,21 @@ _STATUS = {
     409: "that was changed by somebody else in the meantime: try it again",
     413: "a file is larger than the hub takes",
     429: "too many requests: wait, and try it again",
+}
+_TOLD = (
+    *("model.loss", "model.kl", "model.reward", "model.value", "model.surrogate"),
+    *("model.advantage", "model.lr_scheduler.class_path", "model.updates", "model.sampling"),
+    *(f"model.optimizer.{name}" for name in ("class_path", "lr", "betas", "weight_decay")),
+    *("model.gae", "model.backbone.lora", "model.backbone.quantization", "data.batch_size"),
+    *("data.max_prompt_length", "data.max_completion_length", "trainer.max_epochs"),
+)
+"""Options that the card shows of the training."""
+_PACKAGES = ("lit-rlhf", "torch", "transformers", "peft")
+SPECIAL: Special = {
+    "path": {"type": Path},
+    "repo": {},
+    "--public": SWITCH,
+    "--dry_run": SWITCH,
 }
 
 
@@ -188,16 +200,58 @@ def _hub(repo: str) -> Iterator[HfApi]:
         raise ServiceError(f"{endpoint} can't be reached: {error}. Try it again later.") from error
 
 
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    call(push, words[1:], "push", _add_places)
+def training_lines(directory: Path) -> list[str]:
+    """Data, method and figures of a run, in Markdown.
+
+    Raises:
+        DataError: It is no run's directory.
+    """
+    (run,) = read_runs([directory])
+    lines = [*_data(run), *_method(run)]
+    if found := spreads(Group(run.name, [run])):
+        lines += ["", "## Figures", "", "Means over the last tenth of the run.", ""]
+        lines += ["| metric | value |", "|---|---|"]
+        lines += [f"| {label} | {format_cell(cells[0])} |" for label, cells in found.items()]
+    return lines
 
 
-def _add_places(parser: ArgumentParser) -> set[str | int]:
-    parser.add_argument(
-        "path", type=Path, help="a directory that ExportModel or `lit-rlhf export` wrote"
-    )
-    parser.add_argument("repo", help="user/name or organization/name")
-    for name, said in _FLAGS.items():
-        parser.add_argument(f"--{name}", type=bool, nargs="?", const=True, default=False, help=said)
-    return {"path", "repo", *_FLAGS}
+def _data(run: Run) -> Iterator[str]:
+    rows: Mapping[str, Any] = run.record.get("rows", {})
+    if not rows:
+        return
+    yield from ("", "## Data", "", "| part | source | used | left out |", "|---|---|---|---|")
+    for name, part in rows.items():
+        left = ", ".join(f"{count} {why}" for why, count in part["left_out"].items()) or "none"
+        yield f"| {name} | {without_directories(part['source'])} | {part['used']} {part['unit']} | {left} |"
+
+
+def _method(run: Run) -> Iterator[str]:
+    yield from ("", "## Method", "", f"`{run.record.get('module', 'a module')}` of lit_rlhf.")
+    options = run.settled()
+    told = {n: v for n, v in options.items() if n.startswith(_TOLD) and v not in (None, [], {})}
+    if told:
+        yield from ("", "| option | value |", "|---|---|")
+        yield from (
+            f"| `{name}` | `{without_directories(value)}` |" for name, value in told.items()
+        )
+    last: Mapping[str, Any] = run.starts[-1] if run.starts else {}
+    if last:
+        had = last["versions"]
+        versions = ", ".join(f"{name} {had[name]}" for name in _PACKAGES if name in had)
+        minutes = sum(start["seconds"] for start in run.starts) / 60
+        where = f"{last['processes']} x {last['device']}"
+        yield from (
+            "",
+            f"{last['iterations']} iterations, {minutes:.1f} minutes on {where}; {versions}.",
+        )
+
+
+def without_directories(value: object) -> str:
+    """A value as text; of an absolute path the last part alone, for the others are of this machine.
+
+    Example:
+        >>> without_directories("/home/me/data/pairs.jsonl"), without_directories("org/data")
+        ('pairs.jsonl', 'org/data')
+    """
+    text = str(value)
+    return PurePath(text).name if PurePath(text).is_absolute() else text

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_rlhf.cli.slips import near, no_option, no_option_of
+from lit_rlhf.cli.early import near, no_option, no_option_of
 from lit_rlhf.cli.unloaded import described_classes
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import Complaint, flat_options, named_classes, read_refusal

@@ -1,15 +1,14 @@
 """`lit-rlhf report`: what became of a run, as one HTML file; or several runs beside each other."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
-from lit_rlhf.cli.functions import call
+from lit_rlhf.cli.functions import Special
 from lit_rlhf.cli.output import print_text, refuse_directory
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.report.rounds_page import ROUNDS, report_rounds
 from lit_rlhf.report.run_page import report_runs
+
+SPECIAL: Special = {"runs": {"nargs": "+", "type": Path}}
 
 
 def report(runs: list[Path], output: Path | None = None) -> None:
@@ -34,13 +33,3 @@ def report(runs: list[Path], output: Path | None = None) -> None:
         )
     path = report_rounds(runs[0], output) if rounds else report_runs(runs, output)
     print_text(f"{path}\n")
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-
-    def add_runs(parser: ArgumentParser) -> set[str | int]:
-        parser.add_argument("runs", nargs="+", type=Path, help="directories of runs: their run_dir")
-        return {"runs"}
-
-    call(report, words[1:], "report", add_runs)

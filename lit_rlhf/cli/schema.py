@@ -1,11 +1,9 @@
 """`lit-rlhf schema`: what editors need to complete and check a configuration."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from lit_rlhf.cli.building import config_schema
-from lit_rlhf.cli.functions import call
 from lit_rlhf.cli.output import print_text, refuse_directory
 from lit_rlhf.files import write_text
 
@@ -22,8 +20,3 @@ def schema(output: Path | None = None) -> None:
         print_text(text)
     else:
         write_text(output, text)
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    call(schema, words[1:], "schema")

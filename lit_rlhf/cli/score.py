@@ -1,13 +1,11 @@
 """`lit-rlhf score`: a reward model as a command."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from lit_rlhf.cli.functions import call
-from lit_rlhf.cli.layout import as_learned
+from lit_rlhf.cli.functions import REQUEST, Special
 from lit_rlhf.cli.output import (
     refuse_directory,
     refuse_input,
@@ -15,16 +13,17 @@ from lit_rlhf.cli.output import (
     writable_rows,
     write_rows,
 )
-from lit_rlhf.cli.unfinished import Unfinished, batches_left
+from lit_rlhf.cli.unfinished import as_learned, batches_left, unfinished_of
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, RowsSource
 from lit_rlhf.data.sources import local_source
 from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.models import evaluating
-from lit_rlhf.models.fingerprint import weights_fingerprint
 from lit_rlhf.models.precision import default_device
 from lit_rlhf.models.specs import DTypeOption
 from lit_rlhf.prompt_form import warn_of_prompts
 from lit_rlhf.rewards.trained import TrainedReward
+
+SPECIAL: Special = {"request": REQUEST}
 
 
 def score(
@@ -73,9 +72,7 @@ def score(
         too_long="error",
         batch_size=batch_size,
     )
-    unfinished = Unfinished(None, request)
-    if output is not None and request:
-        unfinished = Unfinished(output, [request, every, weights_fingerprint(backbone, "reward")])
+    unfinished = unfinished_of(output, request, every, backbone, "reward")
     if answered:
         rows.prepare_data()
         rows.setup("test")
@@ -89,8 +86,3 @@ def score(
     kept = set_aside(every, ["score"])
     write_rows(({**row, "score": scores.get(i)} for i, row in enumerate(kept)), output)
     unfinished.forget()
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    call(score, words[1:], "score", told="request")

@@ -1,6 +1,6 @@
 """What is kept of scored completions of a prompt: the best, to imitate, or the best and the worst, to compare."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,52 +34,47 @@ class Sample:
     kl: float = 0.0
 
 
-@dataclass
-class Kept:
-    """Rows, and how many prompts gave none.
-
-    Attributes:
-        rows: What is kept.
-        without: Prompts with too few completions that ended, or with equal scores where a difference is wanted.
-    """
-
-    rows: list[Row]
-    without: int = 0
+Selection = Callable[[Row, Sequence[Sample]], list[Row]]
+"""From the data's row of a prompt, and its completions, to what is kept of them; nothing where they won't do."""
 
 
-def keep_every(
-    prompts: Iterable[tuple[Row, Sequence[Sample]]],
-    unfinished: bool,
-    column: str,
-    columns: Sequence[str],
-) -> Kept:
+def keep(
+    prompts: Iterable[tuple[Row, Sequence[Sample]]], select: Selection
+) -> tuple[list[Row], int]:
+    """What is kept of all prompts, and how many of them give nothing."""
+    found = [select(row, samples) for row, samples in prompts]
+    return [row for rows in found for row in rows], found.count([])
+
+
+def every(
+    row: Row, samples: Sequence[Sample], unfinished: bool, column: str, columns: Sequence[str]
+) -> list[Row]:
     """A row for each completion.
 
     Args:
-        prompts: The data's row of each prompt, and its completions.
+        row: The data's, of the prompt.
+        samples: Its completions.
         unfinished: Those that were cut too.
         column: Of the completion's text.
         columns: What else of it is kept: `score`, `finished`, `kl`.
     """
-    return Kept(
-        [
-            {**row, column: one.text, **{name: getattr(one, name) for name in columns}}
-            for row, samples in prompts
-            for one in samples
-            if one.finished or unfinished
-        ]
-    )
+    return [
+        {**row, column: one.text, **{name: getattr(one, name) for name in columns}}
+        for one in samples
+        if one.finished or unfinished
+    ]
 
 
-def keep_best(prompts: Iterable[tuple[Row, Sequence[Sample]]], number: int = 1) -> Kept:
-    """Demonstrations: the highest scored completions of each prompt, in the columns `completion` and `score`.
+def best(row: Row, samples: Sequence[Sample], number: int = 1) -> list[Row]:
+    """Demonstrations: the highest scored completions of a prompt, in the columns `completion` and `score`.
 
     A completion that was cut is never kept: it would teach to stop in the midst of a sentence; nor is one that couldn't
     be scored. Of equal scores the earlier counts as the better.
 
     Args:
-        prompts: The data's row of each prompt, and its completions.
-        number: How many of each prompt, 1 or more; fewer where fewer ended.
+        row: The data's, of the prompt.
+        samples: Its completions.
+        number: How many are kept, 1 or more; fewer where fewer ended.
 
     Example:
         >>> samples = [
@@ -87,94 +82,76 @@ def keep_best(prompts: Iterable[tuple[Row, Sequence[Sample]]], number: int = 1) 
         ...     Sample("yes", 0.9, True),
         ...     Sample("yes yes ye", 2.0, False),
         ... ]
-        >>> keep_best([({"prompt": "well? "}, samples)]).rows
+        >>> best({"prompt": "well? "}, samples)
         [{'prompt': 'well? ', 'completion': 'yes', 'score': 0.9}]
     """
-    kept = Kept([])
-    for row, samples in prompts:
-        ranked = _ranked(samples)
-        kept.without += not ranked
-        kept.rows += [
-            {**row, "completion": text, "score": score} for score, text in ranked[:number]
-        ]
-    return kept
+    ranked = _ranked(samples)[:number]
+    return [{**row, "completion": text, "score": score} for score, text in ranked]
 
 
-def keep_pairs(prompts: Iterable[tuple[Row, Sequence[Sample]]]) -> Kept:
-    r"""Preferences: the highest scored completion of each prompt as `chosen`, the lowest as `rejected`.
+def best_and_worst(row: Row, samples: Sequence[Sample]) -> list[Row]:
+    r"""A preference: the highest scored completion of a prompt as `chosen`, the lowest as `rejected`.
 
     The column `p_chosen` is $\sigma$ of the difference of the scores, what raters of that reward say on average: with
     `SoftLabelDPO` the optimum is that of the reward. As hard labels, best against worst drives log-ratios apart without
     bound. The columns `chosen_score` and `rejected_score` hold the scores. Completions that were cut aren't compared.
 
     Args:
-        prompts: The data's row of each prompt, and its completions.
+        row: The data's, of the prompt.
+        samples: Its completions.
     """
-    kept = Kept([])
-    for row, samples in prompts:
-        ranked = _ranked(samples)
-        if not ranked or ranked[0][0] == ranked[-1][0]:
-            kept.without += 1
-            continue
-        (high, best), (low, worst) = ranked[0], ranked[-1]
-        difference = torch.tensor([high - low], dtype=torch.float64)
-        p_chosen = float(preference_probability(difference))
-        pair: Row = {"chosen": best, "rejected": worst, "p_chosen": p_chosen}
-        kept.rows.append({**row, **pair, "chosen_score": high, "rejected_score": low})
-    return kept
+    ranked = _ranked(samples)
+    if not ranked or ranked[0][0] == ranked[-1][0]:
+        return []
+    (high, chosen), (low, rejected) = ranked[0], ranked[-1]
+    difference = torch.tensor([high - low], dtype=torch.float64)
+    p_chosen = float(preference_probability(difference))
+    pair: Row = {"chosen": chosen, "rejected": rejected, "p_chosen": p_chosen}
+    return [{**row, **pair, "chosen_score": high, "rejected_score": low}]
 
 
-def keep_candidates(
-    prompts: Iterable[tuple[Row, Sequence[Sample]]], prompt: str = "prompt"
-) -> Kept:
-    """Answers that nobody has compared yet: the different completions of each prompt, in the column `completions`.
+def candidates(row: Row, samples: Sequence[Sample], prompt: str = "prompt") -> list[Row]:
+    """Answers that nobody has compared yet: the different completions of a prompt, in the column `completions`.
 
     Args:
-        prompts: The data's row of each prompt, and its completions.
+        row: The data's, of the prompt.
+        samples: Its completions.
         prompt: Column of the prompt; it is written as `prompt`, and no other column is.
 
     Example:
         >>> samples = [Sample(text, 0.0, True) for text in ("4", "5", "4")]
-        >>> keep_candidates([({"prompt": "2 + 2 ="}, samples)]).rows
+        >>> candidates({"prompt": "2 + 2 ="}, samples)
         [{'prompt': '2 + 2 =', 'completions': ['4', '5']}]
     """
-    kept = Kept([])
-    for row, samples in prompts:
-        texts = list(dict.fromkeys(sample.text for sample in samples if sample.finished))
-        if len(texts) < 2:
-            kept.without += 1
-        else:
-            kept.rows.append({"prompt": row[prompt], "completions": texts})
-    return kept
+    texts = _different(samples)
+    return [{"prompt": row[prompt], "completions": texts}] if len(texts) > 1 else []
 
 
-def keep_self_play(
-    prompts: Iterable[tuple[Row, Sequence[Sample]]],
-    prompt: str = "prompt",
-    completion: str = "completion",
-) -> Kept:
+def self_play(
+    row: Row, samples: Sequence[Sample], prompt: str = "prompt", completion: str = "completion"
+) -> list[Row]:
     """Preferences: the demonstration as `chosen`, each different completion as `rejected` (SPIN, arXiv:2401.01335).
 
     Args:
-        prompts: The data's row of each prompt, and its completions.
+        row: The data's, of the prompt.
+        samples: Its completions.
         prompt: Column of the prompt; it is written as `prompt`, and no other column is.
         completion: Column of the demonstration; text, or the assistant's message.
 
     Example:
         >>> row = {"prompt": "2 + 2 =", "completion": "4"}
-        >>> keep_self_play([(row, [Sample("5", 0.0, True), Sample("4", 0.0, True)])]).rows
+        >>> self_play(row, [Sample("5", 0.0, True), Sample("4", 0.0, True)])
         [{'prompt': '2 + 2 =', 'chosen': '4', 'rejected': '5'}]
     """
-    kept = Kept([])
-    for row, samples in prompts:
-        shown = row[completion]
-        words = shown if isinstance(shown, str) else "".join(turn["content"] for turn in shown)
-        texts = dict.fromkeys(sample.text for sample in samples if sample.finished)
-        others = [text for text in texts if text != words]
-        kept.without += not others
-        pair = {"prompt": row[prompt], "chosen": shown}
-        kept.rows += [{**pair, "rejected": text} for text in others]
-    return kept
+    shown = row[completion]
+    words = shown if isinstance(shown, str) else "".join(turn["content"] for turn in shown)
+    pair = {"prompt": row[prompt], "chosen": shown}
+    return [{**pair, "rejected": text} for text in _different(samples) if text != words]
+
+
+def _different(samples: Sequence[Sample]) -> list[str]:
+    """The texts of those that ended, each once."""
+    return list(dict.fromkeys(sample.text for sample in samples if sample.finished))
 
 
 def _ranked(samples: Sequence[Sample]) -> list[tuple[float, str]]:

@@ -1,10 +1,7 @@
 """`lit-rlhf serve-reward`: a reward model that answers over HTTP."""
 
 import os
-import re
-from collections.abc import Sequence
 
-from lit_rlhf.cli.functions import call
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.listening import open_port
 from lit_rlhf.models.precision import default_device
@@ -57,12 +54,3 @@ def serve_reward(
     options = {name: value for name, value in given.items() if value is not None}
     backbone = TrainedReward.read(path, base).load(options).to(device or default_device())
     serve(RewardService(backbone.eval(), path, batch_tokens), host=host, port=port, key=key)
-
-
-def run(words: Sequence[str]) -> None:
-    """Parse a command line and run it."""
-    # --api-key-env is --api_key_env
-    words = [
-        re.sub(r"^--[\w-]+", lambda m: "--" + m[0][2:].replace("-", "_"), w) for w in words[1:]
-    ]
-    call(serve_reward, words, "serve-reward")

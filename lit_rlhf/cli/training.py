@@ -17,7 +17,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -26,7 +26,7 @@ from torch import nn
 
 from lit_rlhf.callbacks import IterationCheckpoint, MetricsFile, PhaseTimer, RunRecord, RunSummary
 from lit_rlhf.callbacks.checkpoint_io import install_atomic_io
-from lit_rlhf.cli.predicted import WritePredictions
+from lit_rlhf.cli.functions import SWITCH
 from lit_rlhf.cli.refusals import (
     PACKAGES,
     ConstructorError,
@@ -38,8 +38,8 @@ from lit_rlhf.cli.refusals import (
     refused_by,
     sentence,
 )
+from lit_rlhf.cli.results import WritePredictions, report_validated
 from lit_rlhf.cli.shipped import with_found_configs
-from lit_rlhf.cli.validated import report_validated
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
 from lit_rlhf.internals.jsonargparse import flat_options, read_none_as_null
 from lit_rlhf.internals.lightning import (
@@ -56,6 +56,7 @@ for _package in PACKAGES:
     import_module(f"lit_rlhf.{_package}")
 
 Made = TypeVar("Made", bound="TrainingCLI")
+Kind = TypeVar("Kind", bound=Callback)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -107,19 +108,12 @@ class TrainingCLI(CommandLineWins):
         )
         parser.add_argument(
             "--profile",
-            type=bool,
-            nargs="?",
-            const=True,
-            default=False,
+            **SWITCH,
             help="Print and write a table of time, tokens and utilisation by phase, and the slowest operators (fit).",
         )
-
         parser.add_argument(
             "--log_json",
-            type=bool,
-            nargs="?",
-            const=True,
-            default=False,
+            **SWITCH,
             help="Write each line of metrics.jsonl to standard output too, and all else to standard error (fit).",
         )
 
@@ -189,28 +183,20 @@ class TrainingCLI(CommandLineWins):
         refuse_automatic_options(self.trainer, self.model)
         self._refuse_other_run()
         self._try_optimizer()
-        self._add_summary()
-        callbacks, options = callbacks_of(self.trainer), self.config[self.subcommand]
-        has_record = any(isinstance(each, RunRecord) for each in callbacks)
-        if not has_record and options.trainer.default_root_dir is not None:
-            callbacks.append(RunRecord(self.command))
+        self._callback(RunSummary)
+        options = self.config[self.subcommand]
+        if options.trainer.default_root_dir is not None:
+            self._callback(RunRecord, self.command)
         if options.log_json:  # metrics to standard output, and what is for people to standard error
             print_to_stderr(self.trainer)
-            if not any(isinstance(each, MetricsFile) for each in callbacks):
-                callbacks.append(MetricsFile())
-            next(each for each in callbacks if isinstance(each, MetricsFile)).echo = True
-        if not options.profile:
-            return
-        timer = next((each for each in callbacks if isinstance(each, PhaseTimer)), None)
-        if timer is None:
-            callbacks.insert(0, PhaseTimer(profile=True))
-        else:
-            timer.profile = True
+            self._callback(MetricsFile).echo = True
+        if options.profile:
+            self._callback(PhaseTimer, place=0).profile = True
 
     def before_validate(self) -> None:
         """Refuse what would fail later; add the summary; warn where the trained model is left alone."""
         self._check_checkpoint()
-        self._add_summary()  # else Lightning misses the one whose state is in the checkpoint
+        self._callback(RunSummary)  # else Lightning misses the one whose state is in the checkpoint
         if self.config[self.subcommand].profile:
             raise ConfigurationError(
                 f"--profile is of phases of training, of which `{self.subcommand}` has none: use it with `fit`."
@@ -229,10 +215,15 @@ class TrainingCLI(CommandLineWins):
         if self.config[self.subcommand].trainer.default_root_dir is not None:
             report_validated(self.trainer, self.model, self.datamodule, self.command)
 
-    def _add_summary(self) -> None:
+    def _callback(self, kind: type[Kind], *args: Any, place: int | None = None) -> Kind:
+        """The trainer's callback of a class, added where there is none: behind the others, or at a place."""
         callbacks = callbacks_of(self.trainer)
-        if not any(isinstance(each, RunSummary) for each in callbacks):
-            callbacks.append(RunSummary())
+        for each in callbacks:
+            if isinstance(each, kind):
+                return each
+        made = kind(*args)
+        callbacks.insert(len(callbacks) if place is None else place, made)
+        return made
 
     def _placed(self, error: Exception) -> LitRLHFError | None:
         """The library's own error behind another, with the option whose class raised what isn't ours."""

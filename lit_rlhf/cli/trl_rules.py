@@ -124,13 +124,6 @@ def _ended(**limit: int) -> dict[str, Any]:
     }
 
 
-def save_steps(path: str) -> Rule:
-    """Checkpoints by number of batches."""
-    return whole(
-        path, "A share of the run is no number of iterations: set `every_n_iterations` of it."
-    )
-
-
 def evaluation(value: Any, given: Given) -> dict[str, Any]:
     """Validation every so many training batches; TRL counts optimizer steps."""
     if given.get("eval_strategy") != "steps" or value != int(value):

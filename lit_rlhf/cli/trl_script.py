@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lit_rlhf.cli.trl_common import COMMON
 from lit_rlhf.cli.trl_data import DataSets
 from lit_rlhf.cli.trl_names import Names, called, defines, excerpt
-from lit_rlhf.cli.trl_options import ALIASES, TASKS, option
+from lit_rlhf.cli.trl_options import ALIASES, COMMON, TASKS, option
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.files import near_path
 

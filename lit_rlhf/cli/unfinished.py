@@ -1,16 +1,21 @@
-"""What a command that was killed had done: kept beside the file that it will write."""
+"""What `generate` and `score` share: what was done when one was killed, and prompts written as the model knows them."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from lit_rlhf.cli.output import progress
+from lit_rlhf.data import AsChat, Format
+from lit_rlhf.evaluation.scorers import Layout
 from lit_rlhf.files import writing
+from lit_rlhf.models import Backbone
+from lit_rlhf.models.fingerprint import weights_fingerprint
 
 
 class Unfinished:
@@ -63,6 +68,15 @@ class Unfinished:
             self.path.unlink(missing_ok=True)
 
 
+def unfinished_of(
+    output: Path | None, request: str, rows: Sequence[Any], backbone: Backbone, role: str
+) -> Unfinished:
+    """What an earlier call had found for the same request of the same rows, by the same weights of a role."""
+    if output is None or not request:
+        return Unfinished(None, request)
+    return Unfinished(output, [request, rows, weights_fingerprint(backbone, role)])
+
+
 def batches_left(loader: DataLoader[Any], unfinished: Unfinished, what: str) -> Iterator[Any]:
     """The batches not all of whose rows are known, with a progress bar.
 
@@ -73,3 +87,30 @@ def batches_left(loader: DataLoader[Any], unfinished: Unfinished, what: str) -> 
             if not unfinished.known.keys() >= set(batch["index"].tolist()):
                 yield batch
             tell(count)
+
+
+def as_learned(
+    format: Format, layout: Layout, backbone: Backbone, prompts: Iterable[Any]
+) -> Format:
+    """The format, or that as chats; says so where nobody asked for them.
+
+    Args:
+        format: Of prompts that may be plain text.
+        layout: As chats, or text as it stands. auto: as chats where the model has learned of chats, and the prompts
+            aren't such already, as messages or as rendered text.
+        backbone: The model.
+        prompts: As the rows have them.
+    """
+    learned = backbone.prompts
+    of_chats = learned is not None and learned.kind == "chat"
+    system = learned.system if learned is not None and of_chats else None
+    chat = AsChat(format, system=system or None)
+    if layout != "auto":
+        return chat if layout == "chat" else format
+    texts = [each for each in prompts if isinstance(each, str)]
+    if learned is None or not of_chats or not texts or all(map(learned.is_in, texts)):
+        return format
+    sys.stderr.write(
+        "Prompts are written as chats, as the model has learned them (--layout text: as they stand).\n"
+    )
+    return chat

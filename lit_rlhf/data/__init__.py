@@ -5,6 +5,7 @@ tokens, a sampler orders them, a collator pads them to a branched batch (`lit_rl
 """
 
 from lit_rlhf.data.arithmetic import ArithmeticSource as ArithmeticSource
+from lit_rlhf.data.conversion import Source as Source
 from lit_rlhf.data.datamodule import BranchedDataModule as BranchedDataModule
 from lit_rlhf.data.finding import Auto as Auto
 from lit_rlhf.data.formats import (
@@ -43,14 +44,13 @@ from lit_rlhf.data.kinds import (
 )
 from lit_rlhf.data.mixture import Mixture as Mixture, Portion as Portion
 from lit_rlhf.data.prompt_text import PromptTextDataModule as PromptTextDataModule
+from lit_rlhf.data.readers import FileSource as FileSource
 from lit_rlhf.data.records import InvalidRowError as InvalidRowError, Record as Record
 from lit_rlhf.data.repeats import Repeats as Repeats
 from lit_rlhf.data.sources import (
     DirectorySource as DirectorySource,
-    FileSource as FileSource,
     HubSource as HubSource,
     RowsSource as RowsSource,
-    Source as Source,
 )
 from lit_rlhf.data.wrappers import (
     AsChat as AsChat,

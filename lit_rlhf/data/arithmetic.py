@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lit_rlhf.data.sources import Source
+from lit_rlhf.data.conversion import Source
 from lit_rlhf.options import check_option, is_whole
 from lit_rlhf.seeding import generator
 

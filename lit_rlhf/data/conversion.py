@@ -1,8 +1,9 @@
-"""From raw rows to records: what a format is, which neighbours it reads as one, and the checks of what it makes.
+"""From raw rows to records: what a source and a format are, which neighbours are read as one, checks of what is made.
 
 What can't be used stays as an error.
 """
 
+import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
@@ -23,7 +24,6 @@ from lit_rlhf.data.records import (
     shorten,
     without_missing,
 )
-from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option, is_text
 
@@ -33,6 +33,66 @@ SUBSET = "subset"
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 """What of a row goes to the chat template: lists and dictionaries, or their JSON."""
 Style = Literal["text", "turns", "transcript"]
+
+
+class Source(ABC):
+    """One split of a data set: rows, and a fingerprint of their content.
+
+    A new kind of source overrides `load`, and `fingerprint` where hashing all rows at each start would be slow.
+    """
+
+    @abstractmethod
+    def load(self) -> Iterable[Mapping[str, Any]]:
+        """Go through the rows, in the same order each time; for one that can't be read, give an `UnreadableRow`."""
+
+    def fingerprint(self) -> str:
+        """Hash the content: equal content, equal fingerprint, wherever it lies."""
+        digest = hashlib.sha256()
+        for row in self.load():
+            content = [row.error.reason] if isinstance(row, UnreadableRow) else row
+            try:
+                text = json.dumps(content, sort_keys=True, default=repr)
+            except (TypeError, ValueError, RecursionError):  # keys of several types; a circle
+                text = shorten(content, limit=1_000_000)
+            digest.update(text.encode())
+            digest.update(b"\n")
+        return digest.hexdigest()
+
+    def cache_key(self) -> str:
+        """What the cache of tokens goes by where a source is an option of something else."""
+        return self.fingerprint()
+
+    def locate(self, row: int) -> str:
+        """Say where a row is, for error messages.
+
+        Args:
+            row: Counted from 0.
+        """
+        return f"{self}, row {row + 1}"
+
+    def __str__(self) -> str:
+        """What messages call the source."""
+        return type(self).__name__
+
+
+def rows_of(source: Source) -> Iterator[Mapping[str, Any]]:
+    """Go through the rows of a source.
+
+    Raises:
+        ConfigurationError: A source of one's own gives something else than rows.
+        DataError: The system refuses, or what is read ends too early.
+    """
+    try:
+        given: object = source.load()
+        for row in given if isinstance(given, Iterable) else [given]:
+            if not isinstance(row, Mapping):
+                raise ConfigurationError(
+                    f"{type(source).__name__}.load gave {shorten(row)}: it must give rows one after the other, each a "
+                    "mapping from column to value."
+                )
+            yield row
+    except (OSError, EOFError) as error:
+        raise DataError(f"{source} can't be read: {error}.") from error
 
 
 class Format(ABC):
@@ -107,6 +167,13 @@ class Columns(Format):
     Raises:
         ConfigurationError: One is no name, or neither yes nor no.
     """
+
+    needed: ClassVar[tuple[str, ...]] = ()
+    """The options that name the columns which it can't do without."""
+
+    def reads(self) -> tuple[str, ...]:
+        """The columns that `needed` stands for."""
+        return tuple(getattr(self, option) for option in self.needed)
 
     def __post_init__(self) -> None:
         for option in fields(self):

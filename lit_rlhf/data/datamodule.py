@@ -11,34 +11,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data import samplers
 from lit_rlhf.data.collate import BranchedCollator, Collators, Layout
-from lit_rlhf.data.conversion import Shape
+from lit_rlhf.data.conversion import Shape, Source
 from lit_rlhf.data.encoding import LengthPolicy, PromptCut
 from lit_rlhf.data.finding import Auto, FormatFinder, Takes
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.keys import content_key, describe_class, users_options
 from lit_rlhf.data.option_rules import OPTION_RULES, check_sources, refuse_formats
 from lit_rlhf.data.preparation import InvalidPolicy, Report
-from lit_rlhf.data.prepared import PreparedSources, shares_of, weights_of
+from lit_rlhf.data.prepared import PreparedSources, form_of_prompts, shares_of, weights_of
+from lit_rlhf.data.readers import FileSource
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.rows import ReferenceLogprobs, TokenCache, TokenizedRows, cache_root
-from lit_rlhf.data.samplers import (
-    STATE_VERSION,
-    EvaluationSampler,
-    LengthBucketSampler,
-    Position,
-    ResumableLoader,
-    batches_in_flight,
-    check_state,
-    even_batch_size,
-    is_epoch_over,
-    loader_options,
-    overfits,
-    replicas,
-)
-from lit_rlhf.data.showing import form_of_prompts
-from lit_rlhf.data.sources import FileSource, Source
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.internals.lightning import save_hyperparameters, set_hyperparameters
 from lit_rlhf.options import check_option, is_plain
@@ -175,7 +161,7 @@ class BranchedDataModule(LightningDataModule, ABC):
         records = self.records if own else None
         self._prepared = PreparedSources(self, reader, records)
         self.reports: dict[str, Report] = self._prepared.reports
-        self._position = Position()
+        self._position = samplers.Position()
         self.check_options()
 
     def save_hyperparameters(self, *args: Any, **options: Any) -> None:
@@ -337,10 +323,10 @@ class BranchedDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches, from the position that was restored, if one was."""
         rows = self._rows("train", "fit")
-        if overfits(self.trainer):
+        if samplers.overfits(self.trainer):
             return self._loader(rows, self.batch_size)
-        count, rank = replicas(self.trainer)
-        sampler = LengthBucketSampler(
+        count, rank = samplers.replicas(self.trainer)
+        sampler = samplers.LengthBucketSampler(
             rows.lengths,
             self.batch_size,
             num_replicas=count,
@@ -370,12 +356,12 @@ class BranchedDataModule(LightningDataModule, ABC):
         return self._evaluation_loader(self._rows("test", "predict"), in_order=True)
 
     def _evaluation_loader(self, rows: TokenizedRows, *, in_order: bool = False) -> DataLoader[Any]:
-        count, rank = replicas(self.trainer)
-        size = even_batch_size(len(rows), self.eval_batch_size or self.batch_size, count)
-        if overfits(self.trainer):
+        count, rank = samplers.replicas(self.trainer)
+        size = samplers.even_batch_size(len(rows), self.eval_batch_size or self.batch_size, count)
+        if samplers.overfits(self.trainer):
             return self._loader(rows, size)
         by_length = self.bucket_batches > 1 and not in_order
-        sampler = EvaluationSampler(
+        sampler = samplers.EvaluationSampler(
             rows.lengths, size, num_replicas=count, rank=rank, by_length=by_length
         )
         return self._loader(rows, size, sampler)
@@ -383,8 +369,9 @@ class BranchedDataModule(LightningDataModule, ABC):
     def _loader(
         self, rows: TokenizedRows, batch_size: int, sampler: Sampler[int] | None = None
     ) -> DataLoader[Any]:
-        kind = ResumableLoader if isinstance(sampler, LengthBucketSampler) else DataLoader
-        options = loader_options(self.trainer, self.num_workers, self.seed)
+        resumes = isinstance(sampler, samplers.LengthBucketSampler)
+        kind = samplers.ResumableLoader if resumes else DataLoader
+        options = samplers.loader_options(self.trainer, self.num_workers, self.seed)
         return kind(
             rows,
             batch_size=batch_size,
@@ -407,11 +394,12 @@ class BranchedDataModule(LightningDataModule, ABC):
         if self.sources["train"] is None:
             return {}
         position = self._position
-        epoch, done = position.epoch, position.batches_done - batches_in_flight(self.trainer)
-        if done > 0 and is_epoch_over(self.trainer):
+        epoch = position.epoch
+        done = position.batches_done - samplers.batches_in_flight(self.trainer)
+        if done > 0 and samplers.is_epoch_over(self.trainer):
             epoch, done = epoch + 1, 0  # whose order is free
         return {
-            "version": STATE_VERSION,
+            "version": samplers.STATE_VERSION,
             "dataset_hash": self.dataset_hash,
             "order": self._order(),
             "epoch": epoch,
@@ -428,12 +416,12 @@ class BranchedDataModule(LightningDataModule, ABC):
         if not state_dict or not fits:
             return
         rows, source = self.dataset_hash, str(self.sources["train"])
-        check_state(state_dict, dataset_hash=rows, order=self._order(), source=source)
+        samplers.check_state(state_dict, dataset_hash=rows, order=self._order(), source=source)
         self._position.restore(int(state_dict["epoch"]), int(state_dict["batches_done"]))
         self._position.restored = True
 
     def _order(self) -> str:
-        rows_per_step = self.batch_size * replicas(self.trainer)[0]
+        rows_per_step = self.batch_size * samplers.replicas(self.trainer)[0]
         buckets = f"bucket_batches {self.bucket_batches}, drop_last {self.drop_last}"
         order = f"{rows_per_step} rows per step, seed {self.seed}, {buckets}"
         weights = weights_of(self.sources["train"])

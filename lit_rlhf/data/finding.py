@@ -4,33 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.conversion import SUBSET, TEMPLATE_COLUMNS
+from lit_rlhf.data import recognition
+from lit_rlhf.data.conversion import SUBSET, TEMPLATE_COLUMNS, Source
 from lit_rlhf.data.formats import Format, group_rows
-from lit_rlhf.data.recognition import (
-    MODULES,
-    Kind,
-    Layout,
-    Reading,
-    columns_of,
-    first_rows,
-    layout_for,
-    nearest_formats,
-    readings,
-    several_readers,
-    spell,
-)
-from lit_rlhf.data.records import Record, Row, RowGroup, rows_of_group
+from lit_rlhf.data.recognition import Kind
+from lit_rlhf.data.records import Record, Row, RowGroup, part_names, rows_of_group
 from lit_rlhf.data.rows import TokenizedRows
-from lit_rlhf.data.showing import say_format
-from lit_rlhf.data.sources import Source
 from lit_rlhf.data.wrappers import PairsFromRanking, Wrapper
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option
 
 Takes: TypeAlias = Mapping[Kind, type[Wrapper] | None]
 """The kinds that are taken, each as it is or through a wrapper; kinds that are taken as they are go first."""
+_HEAD, _TAIL = 300, 200  # characters of a text that is shown
 _IMITATE: dict[Kind, str] = {
     "pairs": "Set `format: ChosenOf({})` to imitate the preferred answers.",
     "rankings": "Set `format: ChosenOf(PairsFromRanking({}))` to imitate the better ones.",
@@ -92,45 +81,47 @@ class FormatFinder:
             ConfigurationError: No format reads the rows, or several do.
         """
         if id(source) not in self.found:
-            rows, layout = first_rows(source), layout_for(tokenizer)
+            rows, layout = recognition.first_rows(source), recognition.layout_for(tokenizer)
             self.found[id(source)] = self._choose(rows, str(source), layout) if rows else self.usual
         return self.found[id(source)]
 
-    def _choose(self, rows: Sequence[Row], what: str, layout: Layout) -> Format:
+    def _choose(self, rows: Sequence[Row], what: str, layout: recognition.Layout) -> Format:
         """The one format of rows that the DataModule takes.
 
         Where none fits and rows with all columns of its usual format can't be read by it, that one is taken: what is
         wrong with the rows is then counted by reason.
         """
-        found = readings(rows, self.auto.also, layout)
+        found = recognition.readings(rows, self.auto.also, layout)
         direct = [one for one in found if self.takes.get(one.kind, Wrapper) is None]
         fitting = direct or [one for one in found if one.kind in self.takes]
         if len(fitting) == 1:
             return self._wrapped(fitting[0])
         if fitting:
-            readers = [(spell(self._wrapped(one)), one.kind) for one in fitting]
-            raise ConfigurationError(several_readers(readers, rows, what))
+            readers = [(recognition.spell(self._wrapped(one)), one.kind) for one in fitting]
+            raise ConfigurationError(recognition.several_readers(readers, rows, what))
         others = [one for one in found if one.kind != "prompts"]
         named = [row for row in rows if all(name in row for name in self.usual.reads())]
         # One that does read them gave way to a reading that says more.
         if named and not (others and any(map(self.usual.reads_row, named))):
             return self.usual
+        columns = recognition.columns_of(rows)
         if others:
-            kind, name = others[0].kind, spell(others[0].format)
+            kind, name = others[0].kind, recognition.spell(others[0].format)
             wanted = next(kind for kind, wrapper in self.takes.items() if wrapper is None)
             way = _IMITATE.get(kind, "") if wanted == "demonstrations" else ""
             raise ConfigurationError(
                 f"The rows of {what} are {kind}, read by {name}, and {self.module} needs {wanted}. Take "
-                f"{MODULES[kind]} for them. {way.format(name)} Their columns: {columns_of(rows)}."
+                f"{recognition.MODULES[kind]} for them. {way.format(name)} Their columns: {columns}."
             )
+        near = recognition.nearest_formats(rows, self.usual)
         raise ConfigurationError(
-            f"No format reads the rows of {what} as {self.module} needs them. Their columns: {columns_of(rows)}. "
-            f"Nearest: {nearest_formats(rows, self.usual)}. Set the data option `format` to one of these with the "
+            f"No format reads the rows of {what} as {self.module} needs them. Their columns: {columns}. "
+            f"Nearest: {near}. Set the data option `format` to one of these with the "
             "names of your columns (--data.format ExplicitPrompt --data.format.prompt COLUMN ...), or give a Format of "
             "your own."
         )
 
-    def _wrapped(self, reading: Reading) -> Format:
+    def _wrapped(self, reading: recognition.Reading) -> Format:
         """The format of a reading, through what makes of its records the kind that is wanted."""
         wrapper = self.takes.get(reading.kind)
         if wrapper is PairsFromRanking:
@@ -141,10 +132,32 @@ class FormatFinder:
 def say_found(
     source: Source, reader: Format, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Say which format was found, with the first row as the model will see it."""
-    if len(rows) > 0:
-        unread = unread_columns(reader, first_rows(source))
-        say_format(f"{source} is read as {spell(reader)}", rows[0], tokenizer, unread)
+    """Say, in one process, which format was found, what it leaves unread, and the first row as a model will see it."""
+    if len(rows) == 0:
+        return
+    row, unread = rows[0], unread_columns(reader, recognition.first_rows(source))
+    lines = [
+        f"{source} is read as {recognition.spell(reader)}. Its first row as the model will see it:"
+    ]
+    parts = [row["prompt_ids"], *row["completion_ids"]]
+    names = part_names(row["fields"], len(parts) - 1)
+    for name, ids in zip(names, parts, strict=False):  # steps that were too long are cut off
+        lines.append(f"  {name}: {_line(str(tokenizer.decode(ids)))}")
+    if unread:
+        lines.append(f"  columns that are not read: {', '.join(unread)}")
+    if {"score_chosen", "score_rejected"} <= {*unread}:
+        lines.append(
+            "  the difference of the scores becomes the margin with the format's options "
+            "chosen_score: score_chosen, rejected_score: score_rejected"
+        )
+    rank_zero_info("\n".join(lines))
+
+
+def _line(text: str) -> str:
+    text = text.replace("\n", "\\n")
+    if len(text) <= _HEAD + _TAIL:
+        return text
+    return f"{text[:_HEAD]} [... {len(text) - _HEAD - _TAIL} characters ...] {text[-_TAIL:]}"
 
 
 def unread_columns(reader: Format, rows: Sequence[Row]) -> list[str]:

@@ -31,26 +31,15 @@ from lit_rlhf.data.typed_code import codes_of, enclosed, named_globals, spelled,
 from lit_rlhf.tokenizers import tokenizer_fingerprint
 
 _OURS = "lit_rlhf"
-_FORMATS = ("answers", "comparisons", "neighbours", "pairs", "rankings", "steps")
+_FORMATS = ("answers", "pairs", "rankings", "steps")
 _PREPARING = (
-    *(
-        "chat",
-        "conversion",
-        "encoding",
-        "preparation",
-        "readers",
-        "records",
-        "repeats",
-        "sources",
-        "token_ids",
-        "wrappers",
-    ),
-    *(f"formats.{name}" for name in _FORMATS),
+    *("chat", "conversion", "encoding", "pieces", "preparation", "readers", "records", "repeats"),
+    *("sources", "wrappers", *(f"formats.{name}" for name in _FORMATS)),
 )
+"""The modules of this package that turn files into tokens."""
 _INSTALLED = tuple(
     {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")}
 )
-
 _PLACES = {"site-packages", "dist-packages"}
 
 
@@ -204,7 +193,8 @@ def option_names(kind: type) -> list[str]:
 @functools.cache
 def code_of_preparation() -> str:
     """A hash of the library's own code that turns files into tokens: whoever changes it makes the cache anew."""
-    trees = [ast.dump(_parse(f"{_OURS}.data.{name}")) for name in _PREPARING]
+    modules = [*(f"{_OURS}.data.{name}" for name in _PREPARING), f"{_OURS}.tokenizers"]
+    trees = [ast.dump(_parse(name)) for name in modules]
     return hashlib.sha256("".join(trees).encode()).hexdigest()
 
 

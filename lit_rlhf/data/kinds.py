@@ -2,18 +2,8 @@
 
 from typing import Any, ClassVar
 
-from lit_rlhf.data.collate import (
-    Collators,
-    DemonstrationCollator,
-    DemonstrationRowsCollator,
-    Layout,
-    PairRowsCollator,
-    PreferenceCollator,
-    ProcessCollator,
-    PromptCollator,
-    RankedCollator,
-    UnpairedCollator,
-)
+from lit_rlhf.data import collate
+from lit_rlhf.data.collate import Collators, Layout
 from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.datamodule import BranchedDataModule
 from lit_rlhf.data.finding import Takes
@@ -44,7 +34,10 @@ class PreferenceDataModule(BranchedDataModule):
         **kwargs: As for `BranchedDataModule`.
     """
 
-    collators: Collators = {"branched": PreferenceCollator, "rows": PairRowsCollator}
+    collators: Collators = {
+        "branched": collate.PreferenceCollator,
+        "rows": collate.PairRowsCollator,
+    }
     shape: ClassVar[Shape] = Shape(
         (2, 2), fields=("margin", "p_chosen", "attributes"), unit="pairs"
     )
@@ -68,7 +61,10 @@ class DemonstrationDataModule(BranchedDataModule):
         **kwargs: As for `BranchedDataModule`.
     """
 
-    collators: Collators = {"branched": DemonstrationCollator, "rows": DemonstrationRowsCollator}
+    collators: Collators = {
+        "branched": collate.DemonstrationCollator,
+        "rows": collate.DemonstrationRowsCollator,
+    }
     shape: ClassVar[Shape] = Shape((1, 1), unit="demonstrations")
     canonical_format: ClassVar[Format] = Demonstration()
     takes: ClassVar[Takes] = {"demonstrations": None, "text": None}
@@ -89,7 +85,7 @@ class PromptDataModule(BranchedDataModule):
         ConfigurationError: `max_completion_length` is set.
     """
 
-    collators: Collators = {"branched": PromptCollator}
+    collators: Collators = {"branched": collate.PromptCollator}
     shape: ClassVar[Shape] = Shape((0, 0), unit="prompts")
     canonical_format: ClassVar[Format] = PromptOnly()
     takes: ClassVar[Takes] = {
@@ -115,7 +111,7 @@ class RankedDataModule(BranchedDataModule):
     are read by `PreferenceDataModule` with the format `PairsFromRanking(Ranked())`.
     """
 
-    collators: Collators = {"branched": RankedCollator}
+    collators: Collators = {"branched": collate.RankedCollator}
     shape: ClassVar[Shape] = Shape((2, None), one_of=("score",), unit="rankings")
     canonical_format: ClassVar[Format] = Ranked()
     takes: ClassVar[Takes] = {"rankings": None}
@@ -128,7 +124,7 @@ class UnpairedDataModule(BranchedDataModule):
     (`UnpairedFromPairs`).
     """
 
-    collators: Collators = {"branched": UnpairedCollator}
+    collators: Collators = {"branched": collate.UnpairedCollator}
     shape: ClassVar[Shape] = Shape(
         (1, 1), one_of=("label", "score"), fields=("attributes",), unit="completions"
     )
@@ -143,7 +139,7 @@ class ProcessDataModule(BranchedDataModule):
     don't fit whole into `max_completion_length` are left out, and the prompt is cut from the left.
     """
 
-    collators: Collators = {"branched": ProcessCollator}
+    collators: Collators = {"branched": collate.ProcessCollator}
     shape: ClassVar[Shape] = Shape((1, None), one_of=("step_label",), unit="solutions")
     canonical_format: ClassVar[Format] = Steps()
     takes: ClassVar[Takes] = {"steps": None}

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lit_rlhf.data.conversion import Source
 from lit_rlhf.data.formats import Format
-from lit_rlhf.data.sources import Source, local_source
+from lit_rlhf.data.sources import local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_number, is_whole
 from lit_rlhf.seeding import generator
@@ -144,7 +145,7 @@ class Shares:
 
     Args:
         sizes: Rows of each portion.
-        weights: Of each. None: an epoch has every row.
+        weights: Of each.
         names: What messages call them.
 
     Raises:
@@ -156,22 +157,20 @@ class Shares:
     """
 
     sizes: Sequence[int]
-    weights: Sequence[float] | None = None
+    weights: Sequence[float]
     names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, count in zip(self.names, self.counts, strict=False):
             if count == 0:
                 raise ConfigurationError(
-                    f"Mixture: the weights {list(self.weights or ())} give an epoch of {sum(self.counts)} rows none of "
+                    f"Mixture: the weights {list(self.weights)} give an epoch of {sum(self.counts)} rows none of "
                     f"{name}. Raise its weight, or leave it out."
                 )
 
     @property
     def counts(self) -> list[int]:
         """Rows of each portion in an epoch."""
-        if self.weights is None:
-            return list(self.sizes)
         pairs = list(zip(self.sizes, self.weights, strict=True))
         passes = min(size / weight for size, weight in pairs)
         return [min(round(passes * weight), size) for size, weight in pairs]

@@ -6,12 +6,12 @@ from typing import Any, TypeAlias, get_args
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data.conversion import Source
 from lit_rlhf.data.encoding import LengthPolicy, PromptCut
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.preparation import InvalidPolicy
 from lit_rlhf.data.prepared import sources_of, weights_of
 from lit_rlhf.data.repeats import Repeats
-from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import is_number, is_text, is_whole
 
@@ -19,6 +19,15 @@ _Rule: TypeAlias = tuple[Callable[[Any], bool], str]
 _SOURCE: _Rule = (lambda v: v is None or isinstance(v, Source), "a Source or left out")
 _COUNT: _Rule = (lambda v: is_whole(v, 1), "a whole number of 1 or more")
 _LIMIT: _Rule = (lambda v: v is None or is_whole(v, 1), "a whole number of 1 or more, or left out")
+_SEED: _Rule = (is_whole, "a whole number")
+_YES_OR_NO: _Rule = (lambda v: isinstance(v, bool), "true or false")
+
+
+def _one_of(choice: Any) -> _Rule:
+    *others, last = values = get_args(choice)
+    return lambda v: v in values, f"{', '.join(others)} or {last}"
+
+
 OPTION_RULES: dict[str, _Rule] = {
     "train": _SOURCE,
     "val": _SOURCE,
@@ -28,27 +37,24 @@ OPTION_RULES: dict[str, _Rule] = {
         "a directory, a hub id or a tokenizer",
     ),
     "tokenizer_revision": (lambda v: v is None or is_text(v), "text or left out"),
-    "trust_remote_code": (lambda v: isinstance(v, bool), "true or false"),
+    "trust_remote_code": _YES_OR_NO,
     "format": (lambda v: isinstance(v, Format), "a Format or left out"),
     "val_fraction": (lambda v: is_number(v) and 0 <= v < 1, "at least 0 and below 1"),
-    "split_seed": (is_whole, "a whole number"),
+    "split_seed": _SEED,
     "max_prompt_length": _LIMIT,
     "max_completion_length": _LIMIT,
-    "too_long": (
-        lambda v: v in get_args(LengthPolicy),
-        "drop, truncate, truncate_prompt or error",
-    ),
-    "cut_prompt": (lambda v: v in get_args(PromptCut), "start or end"),
-    "invalid": (lambda v: v in get_args(InvalidPolicy), "drop or error"),
+    "too_long": _one_of(LengthPolicy),
+    "cut_prompt": _one_of(PromptCut),
+    "invalid": _one_of(InvalidPolicy),
     "max_invalid": (lambda v: is_number(v) and 0 <= v <= 1, "from 0 to 1"),
     "repeats": (lambda v: v is None or isinstance(v, Repeats), "a Repeats or left out"),
     "batch_size": _COUNT,
     "eval_batch_size": _LIMIT,
     "bucket_batches": _COUNT,
-    "drop_last": (lambda v: isinstance(v, bool), "true or false"),
+    "drop_last": _YES_OR_NO,
     "pad_to_multiple_of": _COUNT,
     "num_workers": (lambda v: is_whole(v, 0), "a whole number of 0 or more"),
-    "seed": (is_whole, "a whole number"),
+    "seed": _SEED,
     "cache_dir": (
         lambda v: v is None or is_text(v) or isinstance(v, Path),
         "a directory or left out",

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_rlhf.data.conversion import Conversion, Shape, check_identical
+from lit_rlhf.data.conversion import Conversion, Shape, Source, check_identical, rows_of
 from lit_rlhf.data.encoding import Encoded, Encoder, LengthPolicy
 from lit_rlhf.data.records import (
     OPTIONAL_FIELDS,
@@ -23,12 +23,13 @@ from lit_rlhf.data.records import (
     rows_of_group,
 )
 from lit_rlhf.data.repeats import RepeatFinder, Repeats
-from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.errors import DataError
 from lit_rlhf.seeding import stable_hash
 
 InvalidPolicy = Literal["drop", "error"]
 _ROWS_AT_ONCE = 512
+_SUMMED = ("optional", "labels", "truncated", "rows", "records", "chats", "cut_prompts")
+"""What of the reports of several sources is added up."""
 _log = logging.getLogger(__name__)
 
 
@@ -194,17 +195,12 @@ class Report:
         for report in reports:
             for name, reason in report.reasons.items():
                 whole.reasons.setdefault(name, replace(reason, count=0)).count += reason.count
-            whole.optional += report.optional
-            whole.labels += report.labels
-            whole.truncated += report.truncated
-            whole.rows += report.rows
-            whole.records += report.records
-            whole.chats += report.chats
-            whole.cut_prompts += report.cut_prompts
+            for name in _SUMMED:
+                setattr(whole, name, getattr(whole, name) + getattr(report, name))
+            for name in ("longest_prompt", "longest_completion"):
+                setattr(whole, name, max(getattr(whole, name), getattr(report, name)))
             whole.columns = sorted({*whole.columns, *report.columns})
             whole.systems = [*dict.fromkeys([*whole.systems, *report.systems])][:2]
-            whole.longest_prompt = max(whole.longest_prompt, report.longest_prompt)
-            whole.longest_completion = max(whole.longest_completion, report.longest_completion)
         return whole
 
     def to_json(self) -> dict[str, Any]:

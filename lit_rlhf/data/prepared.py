@@ -5,9 +5,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.conversion import Shape, grouped
+from lit_rlhf.data.conversion import Shape, Source, grouped
 from lit_rlhf.data.encoding import Encoder, LengthPolicy, PromptCut
 from lit_rlhf.data.finding import FormatFinder, say_found
 from lit_rlhf.data.formats import Format
@@ -18,10 +19,10 @@ from lit_rlhf.data.recognition import spell
 from lit_rlhf.data.records import Record, Row
 from lit_rlhf.data.repeats import Repeats
 from lit_rlhf.data.rows import Entry, TokenCache, TokenizedRows, cache_root
-from lit_rlhf.data.showing import say_difference
-from lit_rlhf.data.sources import Source
 from lit_rlhf.errors import ConfigurationError
+from lit_rlhf.prompt_form import PromptForm
 
+_LOOKED_AT = 256
 _log = logging.getLogger(__name__)
 
 
@@ -201,7 +202,10 @@ class PreparedSources:
         usual = dict.fromkeys(spell(each.reader) for each in self._prepare("train"))
         for spelled in dict.fromkeys(spell(each.reader) for each in self._prepared[name]):
             if spelled not in usual:
-                say_difference(name, spelled, ", ".join(usual))
+                rank_zero_warn(
+                    f"The {name} rows are read as {spelled}, the training rows as {', '.join(usual)}. Set `format` if "
+                    "that is not meant."
+                )
 
     def _format_of(self, source: Source) -> Format:
         if isinstance(self.reader, FormatFinder):
@@ -213,6 +217,32 @@ class PreparedSources:
         if source is None:
             raise ConfigurationError(f"The data option `{name}` is needed here, and is not set.")
         return source
+
+
+def form_of_prompts(
+    rows: TokenizedRows, report: Report, tokenizer: PreTrainedTokenizerBase
+) -> PromptForm | None:
+    """How the prompts of rows are written; None where they have none.
+
+    Args:
+        rows: Some of them, spread evenly, are looked at.
+        report: Of their preparation.
+        tokenizer: Decodes them; its chat template renders conversations.
+    """
+    if report.chats:
+        if report.chats < report.records:
+            return PromptForm("mixed", "", None)
+        return PromptForm.of_chats(tokenizer, report.systems)
+    chosen = [rows[at] for at in range(0, len(rows), max(len(rows) // _LOOKED_AT, 1))]
+    starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    prompts = [
+        ids[1:] if ids[0] in starts else ids for ids in (row["prompt_ids"] for row in chosen)
+    ]
+    return (
+        PromptForm.of_texts([str(tokenizer.decode(ids)) for ids in prompts])
+        if any(prompts)
+        else None
+    )
 
 
 def sources_of(source: Source) -> list[tuple[Source, Format | None]]:

@@ -1,4 +1,4 @@
-"""A path to the files that it means, and files to rows: JSONL, JSON, CSV, TSV and Parquet, compressed or not.
+"""Rows of files: which files a path means, and how they are read: JSONL, JSON, CSV, TSV, Parquet, compressed or not.
 
 A path is a file, a pattern, a directory of shards, or the same behind an address. Files behind an address (`s3://`,
 `gs://`, `https://`, `hf://`, whatever fsspec knows) are copied into the cache once, and read from there. A copy stands
@@ -9,6 +9,7 @@ rest of a file is lost (a torn archive, half a JSON array), an error names the f
 """
 
 import bz2
+import codecs
 import csv
 import gzip
 import hashlib
@@ -17,6 +18,7 @@ import json
 import lzma
 import re
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,10 +29,12 @@ from urllib.parse import urlsplit
 
 from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential
 
+from lit_rlhf.data.conversion import Source
 from lit_rlhf.data.records import UnreadableRow
 from lit_rlhf.data.rows import cache_root
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.files import near_path, whole_file
+from lit_rlhf.options import check_option, is_text
 
 _MAGIC = re.compile(r"[*?\[]")
 _SPLITS = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])")
@@ -69,26 +73,94 @@ class DataFile:
         return self.name
 
 
+class FileSource(Source):
+    """Rows of files: JSONL, JSON (an array of objects), CSV, TSV or Parquet, by suffix; text files may be compressed.
+
+    CSV and TSV need a header line, and all their values are text. Rows are counted from 1 in messages. A row that its
+    file holds in no readable form is a row that can't be used; a file that is torn ends the run.
+
+    Args:
+        path: A file, a pattern (`data/*.jsonl.gz`), a directory of shards, the address of one of these (`s3://`,
+            `gs://`, `hf://`, `https://`, whatever fsspec knows), or several, read one after the other. Files behind an
+            address are copied into the cache once and read from there.
+        encoding: Of text files.
+        storage_options: What fsspec is told of addresses, such as `{anon: true}`; keys are better left where its
+            packages look for them.
+
+    Raises:
+        ConfigurationError: A path or an encoding that is none, or an address that needs a package.
+        DataError: No such file, or a suffix that says nothing; while loading: a file that is torn.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str],
+        encoding: str = "utf-8",
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        paths = path if isinstance(path, list | tuple) else [path]
+        valid = bool(paths) and all(is_path(p) for p in paths)
+        check_option(valid, self, "path", path, "a path, or a list of one or more")
+        try:
+            codecs.lookup(encoding)
+            known = True
+        except (LookupError, TypeError, ValueError):
+            known = False
+        check_option(known, self, "encoding", encoding, "one that Python knows")
+        given: object = storage_options
+        valid = given is None or isinstance(given, Mapping)
+        check_option(valid, self, "storage_options", given, "a mapping, or left out")
+        self.paths = [str(path) for path in paths]
+        self.encoding, self.storage_options = encoding, storage_options or {}
+        self._files: list[DataFile] = []
+        self._starts: list[int] = []
+
+    def files(self) -> list[DataFile]:
+        """The files there are now, of each path in the order of their names.
+
+        Raises:
+            DataError: There is none, or which of a directory's files are meant can't be known.
+            ConfigurationError: An address needs a package that isn't installed.
+        """
+        found: list[DataFile] = []
+        for path in self.paths:
+            found += (
+                _fetch_files(path, self.storage_options) if "://" in path else _local_files(path)
+            )
+        return found
+
+    def load(self) -> Iterator[Mapping[str, Any]]:
+        """Read the files row by row."""
+        self._files, self._starts, count = self.files(), [], 0
+        for file in self._files:
+            self._starts.append(count)
+            for row in read_rows(file, self.encoding):
+                yield row
+                count += 1
+
+    def fingerprint(self) -> str:
+        """Hash the bytes of the files, their kinds and their encoding."""
+        paths = [file.path for file in self.files()]
+        return hash_files(paths, [*(kind_of(path.name) for path in paths), self.encoding])
+
+    def locate(self, row: int) -> str:
+        """File and row within it."""
+        if not self._starts:
+            return f"{self}, row {row + 1}"
+        index = bisect_right(self._starts, row) - 1
+        return f"{self._files[index]}, row {row - self._starts[index] + 1}"
+
+    def __str__(self) -> str:
+        """The paths."""
+        return ", ".join(self.paths)
+
+
 def kind_of(name: str) -> str:
     """The suffix that says what a file holds, without that of a compression."""
     name = name.lower()
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     return Path(name).suffix
-
-
-def find_files(path: str, storage_options: Mapping[str, Any]) -> list[DataFile]:
-    """The files that a path means, in the order of their names.
-
-    Args:
-        path: A file, a pattern (`data/*.jsonl.gz`, `data/**/*.parquet`) or a directory, or the address of one.
-        storage_options: What fsspec is told of addresses: keys, endpoints, `anon`.
-
-    Raises:
-        DataError: There is none, or which of a directory's files are meant can't be known.
-        ConfigurationError: An address needs a package that isn't installed.
-    """
-    return _fetch_files(path, storage_options) if "://" in path else _local_files(path)
 
 
 def _local_files(path: str) -> list[DataFile]:
@@ -155,6 +227,20 @@ def _shards(names: Sequence[str], directory: str, below: Iterable[str] = ()) -> 
                 f"such as {directory.rstrip('/')}/{meant}{kinds[-1]}."
             )
     return [str(file) for file in data]
+
+
+def hash_files(paths: Sequence[Path], labels: Sequence[str]) -> str:
+    """Hash the bytes of files, and labels."""
+    digest = hashlib.sha256(json.dumps(list(labels)).encode())
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def is_path(value: object) -> bool:
+    """Whether it can be one."""
+    return is_text(value) or isinstance(value, Path)
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------

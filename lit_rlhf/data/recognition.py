@@ -5,12 +5,14 @@ each process and at each start. What is chosen is part of the cache's key.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data import formats
+from lit_rlhf.data.conversion import Source, rows_of
 from lit_rlhf.data.formats import Format, group_rows
 from lit_rlhf.data.records import (
     InvalidRowError,
@@ -19,7 +21,6 @@ from lit_rlhf.data.records import (
     UnreadableRow,
     shorten,
 )
-from lit_rlhf.data.sources import Source, rows_of
 from lit_rlhf.data.wrappers import AsChat, AsTranscript, PromptsOf
 from lit_rlhf.errors import ConfigurationError, DataError
 
@@ -272,7 +273,7 @@ def spell(value: Any) -> str:
     if not isinstance(value, Format):
         return repr(value)
     options: list[str] = []
-    for option in getattr(value, "__dataclass_fields__", {}).values():
+    for option in fields(value) if is_dataclass(value) else ():
         given = getattr(value, option.name)
         if option.name == "format":
             options.append(spell(given))

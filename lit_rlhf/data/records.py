@@ -249,6 +249,35 @@ def ratings_by_answer(fields: Mapping[str, Any], count: int) -> list[Sequence[fl
     return [ratings[place * size : (place + 1) * size] for place in range(count)]
 
 
+def part_names(fields: Mapping[str, Any], count: int) -> list[str]:
+    """What to call the prompt and its answers, by what is said of them.
+
+    Args:
+        fields: Of the record.
+        count: How many answers there are.
+    """
+    names = ["answer"] * count
+    said: list[list[str]] = [[] for _ in names]
+    if "step_label" in fields:
+        said = [[f"{label:g}"] for label in fields["step_label"]]
+        names = ["step"] * len(said)
+    elif "score" in fields and count > 1:
+        said = [[f"{score:g}"] for score in fields["score"]]
+    elif count == 2:
+        names = ["chosen", "rejected"]
+        said[0] = [f"{name} {fields[name]:g}" for name in ("margin", "p_chosen") if name in fields]
+    else:
+        said = [
+            [f"{name} {fields[name]}" for name in ("label", "score") if name in fields]
+            for _ in names
+        ]
+    for place, ratings in enumerate(ratings_by_answer(fields, len(said))):
+        if ratings:
+            said[place].append("rated " + ", ".join(f"{rating:g}" for rating in ratings))
+    told = [f" ({', '.join(each)})" if each else "" for each in said]
+    return ["prompt", *(f"{name}{tail}" for name, tail in zip(names, told, strict=True))]
+
+
 def ordered_pairs(scores: Sequence[float]) -> Iterator[tuple[int, int, float]]:
     """The places of the better and the worse of each two scores that differ, and by how much they do.
 

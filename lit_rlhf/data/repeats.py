@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar, Literal, get_args
 
+from lit_rlhf.data.conversion import Source
 from lit_rlhf.data.records import InvalidRowError, Record, Text, shorten
-from lit_rlhf.data.sources import Source
 from lit_rlhf.options import check_option
 
 RepeatPolicy = Literal["keep", "drop", "error"]

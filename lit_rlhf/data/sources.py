@@ -1,130 +1,14 @@
-"""Where rows come from: files, directories of the `datasets` library, its hub, and memory."""
+"""Rows from elsewhere than files: memory, directories of the `datasets` library, its hub."""
 
-import codecs
-import hashlib
-import json
-from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_rlhf.data.readers import DataFile, find_files, kind_of, read_rows
-from lit_rlhf.data.records import UnreadableRow, shorten
+from lit_rlhf.data.conversion import Source
+from lit_rlhf.data.readers import FileSource, hash_files, is_path
+from lit_rlhf.data.records import shorten
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.options import check_option, is_text
-
-
-class Source(ABC):
-    """One split of a data set: rows, and a fingerprint of their content.
-
-    A new kind of source overrides `load`, and `fingerprint` where hashing all rows at each start would be slow.
-    """
-
-    @abstractmethod
-    def load(self) -> Iterable[Mapping[str, Any]]:
-        """Go through the rows, in the same order each time; for one that can't be read, give an `UnreadableRow`."""
-
-    def fingerprint(self) -> str:
-        """Hash the content: equal content, equal fingerprint, wherever it lies."""
-        digest = hashlib.sha256()
-        for row in self.load():
-            content = [row.error.reason] if isinstance(row, UnreadableRow) else row
-            try:
-                text = json.dumps(content, sort_keys=True, default=repr)
-            except (TypeError, ValueError, RecursionError):  # keys of several types; a circle
-                text = shorten(content, limit=1_000_000)
-            digest.update(text.encode())
-            digest.update(b"\n")
-        return digest.hexdigest()
-
-    def cache_key(self) -> str:
-        """What the cache of tokens goes by where a source is an option of something else."""
-        return self.fingerprint()
-
-    def locate(self, row: int) -> str:
-        """Say where a row is, for error messages.
-
-        Args:
-            row: Counted from 0.
-        """
-        return f"{self}, row {row + 1}"
-
-    def __str__(self) -> str:
-        """What messages call the source."""
-        return type(self).__name__
-
-
-class FileSource(Source):
-    """Rows of files: JSONL, JSON (an array of objects), CSV, TSV or Parquet, by suffix; text files may be compressed.
-
-    CSV and TSV need a header line, and all their values are text. Rows are counted from 1 in messages. A row that its
-    file holds in no readable form is a row that can't be used; a file that is torn ends the run.
-
-    Args:
-        path: A file, a pattern (`data/*.jsonl.gz`), a directory of shards, the address of one of these (`s3://`,
-            `gs://`, `hf://`, `https://`, whatever fsspec knows), or several, read one after the other. Files behind an
-            address are copied into the cache once and read from there.
-        encoding: Of text files.
-        storage_options: What fsspec is told of addresses, such as `{anon: true}`; keys are better left where its
-            packages look for them.
-
-    Raises:
-        ConfigurationError: A path or an encoding that is none, or an address that needs a package.
-        DataError: No such file, or a suffix that says nothing; while loading: a file that is torn.
-    """
-
-    def __init__(
-        self,
-        path: str | list[str],
-        encoding: str = "utf-8",
-        storage_options: dict[str, Any] | None = None,
-    ) -> None:
-        paths = path if isinstance(path, list | tuple) else [path]
-        valid = bool(paths) and all(_is_path(p) for p in paths)
-        check_option(valid, self, "path", path, "a path, or a list of one or more")
-        try:
-            codecs.lookup(encoding)
-            known = True
-        except (LookupError, TypeError, ValueError):
-            known = False
-        check_option(known, self, "encoding", encoding, "one that Python knows")
-        given: object = storage_options
-        valid = given is None or isinstance(given, Mapping)
-        check_option(valid, self, "storage_options", given, "a mapping, or left out")
-        self.paths = [str(path) for path in paths]
-        self.encoding, self.storage_options = encoding, storage_options or {}
-        self._files: list[DataFile] = []
-        self._starts: list[int] = []
-
-    def files(self) -> list[DataFile]:
-        """The files there are now."""
-        return [file for path in self.paths for file in find_files(path, self.storage_options)]
-
-    def load(self) -> Iterator[Mapping[str, Any]]:
-        """Read the files row by row."""
-        self._files, self._starts, count = self.files(), [], 0
-        for file in self._files:
-            self._starts.append(count)
-            for row in read_rows(file, self.encoding):
-                yield row
-                count += 1
-
-    def fingerprint(self) -> str:
-        """Hash the bytes of the files, their kinds and their encoding."""
-        paths = [file.path for file in self.files()]
-        return _hash_files(paths, [*(kind_of(path.name) for path in paths), self.encoding])
-
-    def locate(self, row: int) -> str:
-        """File and row within it."""
-        if not self._starts:
-            return f"{self}, row {row + 1}"
-        index = bisect_right(self._starts, row) - 1
-        return f"{self._files[index]}, row {row - self._starts[index] + 1}"
-
-    def __str__(self) -> str:
-        """The paths."""
-        return ", ".join(self.paths)
 
 
 class DirectorySource(Source):
@@ -136,7 +20,7 @@ class DirectorySource(Source):
     """
 
     def __init__(self, path: str, split: str | None = None) -> None:
-        check_option(_is_path(path), self, "path", path, "a directory")
+        check_option(is_path(path), self, "path", path, "a directory")
         check_option(_is_name(split), self, "split", split, "the name of a split or left out")
         self.path = Path(path).expanduser()
         self.split = split
@@ -163,7 +47,7 @@ class DirectorySource(Source):
                 f"{self.path} holds no Arrow files: did `save_to_disk` write it? Files: see FileSource."
             )
         names = [str(file.relative_to(self.path)) for file in files]
-        return _hash_files(files, [*names, str(self.split)])
+        return hash_files(files, [*names, str(self.split)])
 
     def __str__(self) -> str:
         """The path and the split."""
@@ -187,7 +71,7 @@ class HubSource(Source):
         split: str = "train",
         revision: str | None = None,
     ) -> None:
-        check_option(_is_path(name), self, "name", name, "organisation/name, or a directory")
+        check_option(is_path(name), self, "name", name, "organisation/name, or a directory")
         check_option(is_text(split), self, "split", split, "the name of a split")
         for option, value in (("config", config), ("revision", revision)):
             check_option(_is_name(value), self, option, value, "a name or left out")
@@ -201,7 +85,7 @@ class HubSource(Source):
         """Hash the bytes of the Arrow files that the `datasets` library keeps, and the name of the split."""
         loaded = self._load()
         files = [Path(file["filename"]) for file in loaded.cache_files]
-        return _hash_files(files, [self.split]) if files else super().fingerprint()
+        return hash_files(files, [self.split]) if files else super().fingerprint()
 
     def _load(self) -> Any:
         import datasets
@@ -257,26 +141,6 @@ class RowsSource(Source):
         return self
 
 
-def rows_of(source: Source) -> Iterator[Mapping[str, Any]]:
-    """Go through the rows of a source.
-
-    Raises:
-        ConfigurationError: A source of one's own gives something else than rows.
-        DataError: The system refuses, or what is read ends too early.
-    """
-    try:
-        given: object = source.load()
-        for row in given if isinstance(given, Iterable) else [given]:
-            if not isinstance(row, Mapping):
-                raise ConfigurationError(
-                    f"{type(source).__name__}.load gave {shorten(row)}: it must give rows one after the other, each a "
-                    "mapping from column to value."
-                )
-            yield row
-    except (OSError, EOFError) as error:
-        raise DataError(f"{source} can't be read: {error}.") from error
-
-
 def local_source(path: str | list[str]) -> DirectorySource | FileSource:
     """What `save_to_disk` of the `datasets` library wrote, or files, by what lies at a path."""
     saved = ("state.json", "dataset_dict.json")
@@ -312,17 +176,5 @@ def _pick_split(loaded: Any, split: str | None, name: str) -> Iterable[Mapping[s
     return rows
 
 
-def _hash_files(paths: Sequence[Path], labels: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps(list(labels)).encode())
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def _is_name(value: object) -> bool:
     return value is None or is_text(value)
-
-
-def _is_path(value: object) -> bool:
-    return is_text(value) or isinstance(value, Path)

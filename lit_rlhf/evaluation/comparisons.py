@@ -7,10 +7,9 @@ from itertools import permutations
 from typing import Any, Literal
 
 from lit_rlhf.data import AnswerSets, Format, InvalidRowError, Record, Source
-from lit_rlhf.data.conversion import Conversion, Shape, Style, grouped
+from lit_rlhf.data.conversion import Conversion, Shape, Style, grouped, rows_of
 from lit_rlhf.data.recognition import read_as, some_rows, spell
 from lit_rlhf.data.records import Row, read_number
-from lit_rlhf.data.sources import rows_of
 from lit_rlhf.errors import ConfigurationError, DataError
 from lit_rlhf.seeding import stable_hash
 from lit_rlhf.types import Text

@@ -160,7 +160,7 @@ def test_what_is_inspected_is_said_and_written(
         (["inspect", "nowhere.jsonl"], "no file nowhere.jsonl"),
         (["inspect", shape("hh"), "--val=nowhere.jsonl"], "no file nowhere.jsonl"),
         (["inspect", shape("hh"), "--against=nowhere.jsonl"], "no file nowhere.jsonl"),
-        (["inspect", shape("hh"), "--output=a.txt"], r"a\.txt; its suffix must be \.html"),
+        (["inspect", shape("hh"), "--output=a.txt"], r"a\.txt' must end in \.html"),
         (["inspect", shape("hh"), "--similarity=2"], "similarity must be above 0"),
         (["inspect", shape("hh"), "--kind=steps"], "no steps"),
         (["show", "nowhere.jsonl"], "no file nowhere.jsonl"),

@@ -12,8 +12,7 @@ from transformers import TrainingArguments
 
 from lit_rlhf.cli import main
 from lit_rlhf.cli.from_trl import Writer, translate
-from lit_rlhf.cli.trl_common import COMMON, UNSET
-from lit_rlhf.cli.trl_options import ALIASES, TASKS, option
+from lit_rlhf.cli.trl_options import ALIASES, COMMON, TASKS, UNSET, option
 from lit_rlhf.cli.trl_script import Script
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.rewards.functions import load_function

@@ -5,6 +5,7 @@ import subprocess
 from collections import Counter
 from dataclasses import asdict
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_rlhf.cli import main
-from lit_rlhf.cli.selection import Sample, keep_best, keep_pairs
+from lit_rlhf.cli import main, selection
+from lit_rlhf.cli.selection import Sample
 from lit_rlhf.cli.unfinished import Unfinished
 from lit_rlhf.data import Demonstration, DemonstrationDataModule, FileSource, PreferenceDataModule
 from lit_rlhf.feedback import read_labelled_pairs
@@ -147,13 +148,13 @@ def test_selection() -> None:
     ]
     cut, same = [Sample("x", 9.0, False)], [Sample("e", 2.0, True), Sample("f", 2.0, True)]
     prompts = [({"prompt": "p"}, samples), ({"prompt": "q"}, cut), ({"prompt": "r"}, same)]
-    best = keep_best(prompts)
-    assert [(row["prompt"], row["completion"]) for row in best.rows] == [("p", "a"), ("r", "e")]
-    assert best.without == 1
-    assert [row["completion"] for row in keep_best(prompts, 3).rows] == ["a", "c", "d", "e", "f"]
-    pairs = keep_pairs(prompts)
-    assert pairs.without == 2
-    (pair,) = pairs.rows
+    best, without = selection.keep(prompts, selection.best)
+    assert [(row["prompt"], row["completion"]) for row in best] == [("p", "a"), ("r", "e")]
+    assert without == 1
+    three, _ = selection.keep(prompts, partial(selection.best, number=3))
+    assert [row["completion"] for row in three] == ["a", "c", "d", "e", "f"]
+    (pair,), without = selection.keep(prompts, selection.best_and_worst)
+    assert without == 2
     assert (pair["chosen"], pair["rejected"]) == ("a", "d")
     assert pair["p_chosen"] == pytest.approx(0.7310586)
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from lit_rlhf.cli.trl_common import COMMON, Option
-from lit_rlhf.cli.trl_options import TASKS
+from lit_rlhf.cli.trl_options import COMMON, TASKS, Option
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "from_trl.md"
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"

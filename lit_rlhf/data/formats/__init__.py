@@ -26,26 +26,22 @@ from lit_rlhf.data.formats.answers import (
     PromptOnly as PromptOnly,
     Unpaired as Unpaired,
 )
-from lit_rlhf.data.formats.comparisons import (
-    PreferenceLabel as PreferenceLabel,
-    PreferenceStrength as PreferenceStrength,
-    SummaryComparison as SummaryComparison,
-)
-from lit_rlhf.data.formats.neighbours import (
-    ConversationTreeRows as ConversationTreeRows,
-    HelpSteer2Pairs as HelpSteer2Pairs,
-)
 from lit_rlhf.data.formats.pairs import (
     TRANSCRIPT_MARKER as TRANSCRIPT_MARKER,
     TRANSCRIPT_QUESTION as TRANSCRIPT_QUESTION,
     TURN_COLUMNS as TURN_COLUMNS,
     ExplicitPrompt as ExplicitPrompt,
     ImplicitPrompt as ImplicitPrompt,
+    PreferenceLabel as PreferenceLabel,
+    PreferenceStrength as PreferenceStrength,
     SharedPrefix as SharedPrefix,
+    SummaryComparison as SummaryComparison,
 )
 from lit_rlhf.data.formats.rankings import (
     AnswerSets as AnswerSets,
     ConversationTree as ConversationTree,
+    ConversationTreeRows as ConversationTreeRows,
+    HelpSteer2Pairs as HelpSteer2Pairs,
     Ranked as Ranked,
     RankedAnswers as RankedAnswers,
     RatedAnswers as RatedAnswers,

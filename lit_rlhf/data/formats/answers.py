@@ -35,10 +35,7 @@ class Demonstration(Columns):
 
     prompt: str = "prompt"
     completion: str = "completion"
-
-    def reads(self) -> tuple[str, ...]:
-        """Prompt and answer."""
-        return self.prompt, self.completion
+    needed = ("prompt", "completion")
 
     def __call__(self, row: Row) -> list[Record]:
         """One record with one completion."""
@@ -59,15 +56,12 @@ class Conversation(Columns):
 
     messages: str = "messages"
     system: str | None = "system"
+    needed = ("messages",)
 
     @classmethod
     def candidates(cls) -> Sequence[Format]:
         """Under the names that the column has elsewhere too."""
         return cls(), cls(messages="conversations"), cls(messages="conversation")
-
-    def reads(self) -> tuple[str, ...]:
-        """The turns."""
-        return (self.messages,)
 
     def __call__(self, row: Row) -> list[Record]:
         """One record with one completion: the last turn."""
@@ -99,10 +93,7 @@ class PlainText(Columns):
 
     text: str = "text"
     weak: ClassVar[bool] = True
-
-    def reads(self) -> tuple[str, ...]:
-        """The text."""
-        return (self.text,)
+    needed = ("text",)
 
     def __call__(self, row: Row) -> list[Record]:
         """One record with an empty prompt and one completion."""
@@ -125,14 +116,11 @@ class PromptOnly(Columns):
 
     prompt: str = "prompt"
     columns: list[str] | None = None
+    needed = ("prompt",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_columns(self, self.columns)
-
-    def reads(self) -> tuple[str, ...]:
-        """The prompt."""
-        return (self.prompt,)
 
     def __call__(self, row: Row) -> list[Record]:
         """One record without completions."""
@@ -227,15 +215,12 @@ class Alpaca(Columns):
     output: str = "output"
     system: str | None = "system"
     style: ClassVar[Style] = "turns"
+    needed = ("instruction", "output")
 
     @classmethod
     def candidates(cls) -> Sequence[Format]:
         """With Alpaca's names, or Dolly's."""
         return cls(), cls(input="context", output="response")
-
-    def reads(self) -> tuple[str, ...]:
-        """Instruction and answer."""
-        return self.instruction, self.output
 
     def __call__(self, row: Row) -> list[Record]:
         """One record with one completion."""

@@ -34,10 +34,7 @@ class Steps(Columns):
     completions: str = "completions"
     labels: str = "labels"
     separator: str = "\n"
-
-    def reads(self) -> tuple[str, ...]:
-        """Problem, steps and labels."""
-        return self.prompt, self.completions, self.labels
+    needed = ("prompt", "completions", "labels")
 
     def __call__(self, row: Row) -> list[Record]:
         r"""One record whose completions are the steps, and the field `step_label` of as many numbers.
@@ -94,10 +91,7 @@ class PRM800K(Columns):
     neutral: float = 1.0
     separator: str = "\n"
     style: ClassVar[Style] = "turns"
-
-    def reads(self) -> tuple[str, ...]:
-        """Question and label."""
-        return self.question, self.label
+    needed = ("question", "label")
 
     def __call__(self, row: Row) -> list[Record]:
         """One record whose completions are the steps."""
@@ -139,10 +133,7 @@ class MathShepherd(Columns):
     first: str = "Step 1:"
     separator: str = "\n"
     style: ClassVar[Style] = "turns"
-
-    def reads(self) -> tuple[str, ...]:
-        """Both texts."""
-        return self.text, self.label
+    needed = ("text", "label")
 
     def __call__(self, row: Row) -> list[Record]:
         """One record whose completions are the steps."""

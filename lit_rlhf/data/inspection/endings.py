@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from lit_rlhf.data.inspection.items import Item
-from lit_rlhf.data.token_ids import special_token_ids
-from lit_rlhf.tokenizers import end_of_turn_id
+from lit_rlhf.tokenizers import end_of_turn_id, special_token_ids
 
 _COMMON = (
     "<s> </s> <bos> <eos> <pad> <unk> <|endoftext|> <|im_start|> <|im_end|> <|eot_id|> <|eom_id|> <|begin_of_text|> "

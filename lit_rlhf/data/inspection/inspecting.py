@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
+from lit_rlhf.data.conversion import Source, rows_of
 from lit_rlhf.data.formats import Format
 from lit_rlhf.data.inspection.doubles import DoubleFacts, Doubles, Near, NearFacts
 from lit_rlhf.data.inspection.endings import TextFacts, Texts, TokenFacts, Tokens
@@ -19,9 +20,8 @@ from lit_rlhf.data.inspection.leakage import HeldOut, Leak, Leakage, texts_of
 from lit_rlhf.data.inspection.lengths import LengthFacts, Lengths
 from lit_rlhf.data.inspection.words import hash_words
 from lit_rlhf.data.recognition import Kind, layout_for, read_as, some_rows, spell
-from lit_rlhf.data.records import Record, Text
-from lit_rlhf.data.showing import part_names
-from lit_rlhf.data.sources import DirectorySource, Source, local_source, rows_of
+from lit_rlhf.data.records import Record, Text, part_names
+from lit_rlhf.data.sources import DirectorySource, local_source
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.options import check_option, is_number, is_whole
 from lit_rlhf.seeding import stable_hash

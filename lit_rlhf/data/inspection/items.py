@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lit_rlhf.data.conversion import Conversion, check_identical, grouped
+from lit_rlhf.data.conversion import Conversion, Source, check_identical, grouped, rows_of
 from lit_rlhf.data.encoding import Encoded, Encoder
 from lit_rlhf.data.inspection.words import hash_words, plain_text
 from lit_rlhf.data.kinds import shape_of
@@ -18,7 +18,6 @@ from lit_rlhf.data.preparation import Report, attempts
 from lit_rlhf.data.recognition import Reading
 from lit_rlhf.data.records import InvalidRowError, Record, Row, UnreadableRow
 from lit_rlhf.data.repeats import Identity
-from lit_rlhf.data.sources import Source, rows_of
 
 _ORIGINS = ("source", "subset", "dataset", "domain", "task", "category", "language", "lang")
 _MOST_ORIGINS = 200

@@ -11,8 +11,8 @@ from lit_rlhf.data import (
     Format,
     Record,
     RowsSource,
+    encoding as encoding_module,
     preparation as preparation_module,
-    token_ids as token_ids_module,
 )
 from lit_rlhf.data.conversion import Shape
 from lit_rlhf.data.encoding import Encoder
@@ -88,7 +88,7 @@ def test_tokens_are_those_of_row_by_row(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preparation_module, "_ROWS_AT_ONCE", 7)
-    monkeypatch.setattr(token_ids_module, "_CHARACTERS_AT_ONCE", 40)
+    monkeypatch.setattr(encoding_module, "_CHARACTERS_AT_ONCE", 40)
     rng = random.Random(0)
     rows = [{"records": [random_record(rng) for _ in range(rng.randrange(3))]} for _ in range(150)]
     expected = [
@@ -135,7 +135,7 @@ def test_rows_left_out_are_those_of_row_by_row() -> None:
 def test_many_texts_are_few_calls(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     name = "ask_backend" if direct else "_call_tokenizer"
-    answer = getattr(token_ids_module, name)
+    answer = getattr(encoding_module, name)
 
     def counted(core: Any, texts: list[str], special: bool) -> list[list[int]]:
         calls.append(len(texts))
@@ -144,7 +144,7 @@ def test_many_texts_are_few_calls(direct: bool, monkeypatch: pytest.MonkeyPatch)
     # ":a" is no word, so completions are tokenized again
     tokenizer = make_word_tokenizer([*"abcdefgh", "q", ":"])
     rows = [{"records": [Record("q :", (letter, "h h"))]} for letter in "abcdefg" * 10]
-    monkeypatch.setattr(token_ids_module, name, counted)
+    monkeypatch.setattr(encoding_module, name, counted)
     preparation = prepare(tokenizer, rows)
     if not direct:
         preparation.encoder._ids._backend = None

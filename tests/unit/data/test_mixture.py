@@ -66,12 +66,11 @@ class TestShares:
             ([24, 60], [2, 1], [24, 12]),
             ([24, 60], [1, 2], [24, 48]),
             ([10, 10, 10], [0.1, 0.7, 0.2], [1, 10, 3]),
-            ([7, 3], None, [7, 3]),
             ([3, 1000], [3.0, 1000.0], [3, 1000]),
         ],
     )
     def test_counts_are_in_the_proportion_of_the_weights(
-        self, sizes: list[int], weights: list[float] | None, counts: list[int]
+        self, sizes: list[int], weights: list[float], counts: list[int]
     ) -> None:
         shares = Shares(sizes, weights)
         assert shares.counts == counts

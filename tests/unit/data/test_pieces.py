@@ -15,10 +15,11 @@ from tokenizers import (
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlhf.data import Record, token_ids
+from lit_rlhf.data import Record, encoding, pieces
 from lit_rlhf.data.encoding import Encoder
-from lit_rlhf.data.token_ids import ask_backend, find_pieces
+from lit_rlhf.data.pieces import find_pieces
 from lit_rlhf.testing import make_tokenizer
+from lit_rlhf.tokenizers import ask_backend
 from tests.walks import walk
 
 LLAMA_3 = (
@@ -163,12 +164,12 @@ def test_others_are_left_to_the_tokenizer(
 def test_a_probe_that_differs_leaves_all_to_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     core = make_tokenizer().backend_tokenizer
     assert find_pieces(core) is not None
-    monkeypatch.setattr(token_ids, "_WORDS", token_ids._WORDS.replace(r" ?\p{N}+", r" ?[0-8]+|9"))
+    monkeypatch.setattr(pieces, "_WORDS", pieces._WORDS.replace(r" ?\p{N}+", r" ?[0-8]+|9"))
     assert find_pieces(core) is None
 
 
 def test_known_pieces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_ids, "_MOST_PIECES", 10)
+    monkeypatch.setattr(pieces, "_MOST_PIECES", 10)
     core = make_tokenizer().backend_tokenizer
     found = find_pieces(core)
     assert found is not None
@@ -186,15 +187,15 @@ def test_records_are_the_same_whether_many_or_few(
     records = [Record(texts[n], (texts[n + 1] + "a", texts[n + 2])) for n in range(398)]
     records.append(Record("half a \ud800", ("a", "b")))
     few = Encoder(tokenizer).encode(records)
-    monkeypatch.setattr(token_ids, "_FEW_TEXTS", 0)
+    monkeypatch.setattr(encoding, "_FEW_TEXTS", 0)
     encoder = Encoder(tokenizer)
     many = encoder.encode(records)
-    assert isinstance(encoder._ids._ask, token_ids.Pieces)
+    assert isinstance(encoder._ids._ask, pieces.Pieces)
     assert list(map(str, many)) == list(map(str, few))
 
 
 def test_a_limit_set_on_the_way_is_the_tokenizers_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_ids, "_FEW_TEXTS", 0)
+    monkeypatch.setattr(encoding, "_FEW_TEXTS", 0)
     tokenizer: PreTrainedTokenizerFast = make_tokenizer()
     encoder = Encoder(tokenizer)
     before = encoder(Record("a long prompt", (" and",)))
