@@ -222,7 +222,8 @@ def code_digest(module: str) -> str:
             if _is_users(imported):
                 waiting.append(imported)
             elif not _is_ours(imported):
-                digest.update(f"{imported} {_version(imported)}".encode())
+                package = sys.modules.get(imported.partition(".")[0])
+                digest.update(f"{imported} {getattr(package, '__version__', '')}".encode())
     return digest.hexdigest()
 
 
@@ -285,10 +286,6 @@ def _is_typed(module: str) -> bool:
 
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == _OURS
-
-
-def _version(module: str) -> str:
-    return str(getattr(sys.modules.get(module.partition(".")[0]), "__version__", ""))
 
 
 def _name(kind: type) -> str:
