@@ -53,13 +53,15 @@ def options_of(command: str) -> list[str]:
     classes = [each for each in calls if ast.unparse(each.func).endswith("add_subclass_arguments")]
     first += [f"--{ast.literal_eval(each.args[1])}" for each in classes]
     named = []
-    functions = [each for each in tree.body if isinstance(each, ast.FunctionDef)]
+    values = {
+        ast.unparse(each.target): each.value
+        for each in tree.body
+        if isinstance(each, ast.AnnAssign)
+    }
+    if isinstance(special := values.get("SPECIAL"), ast.Dict):
+        first += [key.value for key in special.keys if isinstance(key, ast.Constant)]
     for each in tree.body:
-        if isinstance(each, ast.AnnAssign) and ast.unparse(each.target) == "SPECIAL":
-            assert isinstance(each.value, ast.Dict)
-            first += [key.value for key in each.value.keys if isinstance(key, ast.Constant)]
-    for each in functions:
-        if "Args:" in (said := ast.get_docstring(each) or ""):
+        if isinstance(each, ast.FunctionDef) and "Args:" in (said := ast.get_docstring(each) or ""):
             required = len(each.args.args) - len(each.args.defaults)
             arguments = each.args.args[required if command in WORDS else 0 :]  # those are places
             told = [a.arg for a in arguments if f"{a.arg}: No option" not in said]

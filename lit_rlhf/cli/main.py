@@ -110,8 +110,8 @@ def _first_speaks(module: str, words: Sequence[str]) -> None:
         if "run" in made:
             made["run"](words)
         else:
-            call, function = import_module(FUNCTIONS).call, made[words[0].replace("-", "_")]
-            call(function, words[1:], words[0], made.get("SPECIAL"))
+            function = made[words[0].replace("-", "_")]
+            _imported(FUNCTIONS).call(function, words[1:], words[0], made.get("SPECIAL"))
     except Exception:
         if any(os.environ.get(name, "0") != "0" for name in _RANKS):
             time.sleep(_TURN)
