@@ -17,7 +17,7 @@ DDP = "lightning.pytorch.strategies.DDPStrategy"
     ("words", "message"),
     [
         (["rewrd"], "lit-rlhf: there is no command 'rewrd'. Did you mean reward?"),
-        (["push", "out", "me/it", "--dry-run"], "no option --dry-run. Did you mean --dry_run"),
+        (["push", "out", "me/it", "--dryrun"], "no option --dryrun. Did you mean --dry_run"),
         (["generate", "--promt", "a"], "no option --promt. Did you mean --prompt"),
         (["label", "a.jsonl", "--output", "b.jsonl", "--judge", "LocalJuge"], "mean LocalJudge"),
         (["from-trl", "a.py", "--task", "rewards"], "Expected one of 'sft', 'reward',"),
