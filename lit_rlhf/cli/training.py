@@ -180,7 +180,8 @@ class TrainingCLI(CommandLineWins):
     def before_fit(self) -> None:
         """Refuse what would fail later; add record and summary; have the `PhaseTimer` profile, or add one."""
         self._check_checkpoint()
-        refuse_automatic_options(self.trainer, self.model)
+        if not self.model.automatic_optimization:
+            refuse_automatic_options(self.trainer, self.model)
         self._refuse_other_run()
         self._try_optimizer()
         self._callback(RunSummary)

@@ -5,7 +5,7 @@ each process and at each start. What is chosen is part of the cache's key.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
@@ -273,7 +273,8 @@ def spell(value: Any) -> str:
     if not isinstance(value, Format):
         return repr(value)
     options: list[str] = []
-    for option in fields(value) if is_dataclass(value) else ():
+    declared: tuple[Field[Any], ...] = fields(value) if is_dataclass(value) else ()
+    for option in declared:
         given = getattr(value, option.name)
         if option.name == "format":
             options.append(spell(given))
