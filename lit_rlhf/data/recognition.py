@@ -5,7 +5,7 @@ each process and at each start. What is chosen is part of the cache's key.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
@@ -273,9 +273,9 @@ def spell(value: Any) -> str:
     if not isinstance(value, Format):
         return repr(value)
     options: list[str] = []
-    declared: tuple[Field[Any], ...] = fields(value) if is_dataclass(value) else ()
-    for option in declared:
-        given = getattr(value, option.name)
+    reader: Any = value  # a dataclass, unless it is somebody's own
+    for option in fields(reader) if is_dataclass(reader) else ():
+        given = getattr(reader, option.name)
         if option.name == "format":
             options.append(spell(given))
         elif given != option.default and option.name != "also":
