@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_rlhf.data import PreferenceDataModule, RowsSource
 from lit_rlhf.errors import CheckpointError, ConfigurationError
 from lit_rlhf.testing import tiny_preferences
+from tests.walks import walk
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -143,7 +144,11 @@ def test_a_run_sees_what_plain_loops_see(
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("epoch", "batch"), [(0, 1), (1, 0), (1, 2), (1, BATCHES - 1), (1, None), (0, None)]
+    ("epoch", "batch"),
+    walk(
+        [(0, 1), (1, 0), (1, 2), (1, BATCHES - 1), (1, None), (0, None)],
+        *[(0, 1), (1, BATCHES - 1), (0, None)],
+    ),
 )
 def test_a_resumed_run_goes_on_exactly(
     tmp_path: Path,

@@ -14,6 +14,7 @@ from lit_rlhf.types import BranchedBatch
 from tests.reference.architectures import row_logprobs
 from tests.tolerances import FP32_MODEL
 from tests.unit.models.conftest import MakeBackbone, branched
+from tests.walks import walk
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -59,7 +60,7 @@ def ours(make: MakeBackbone, path: Path, **options: Any) -> torch.Tensor:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("kernels", ["auto", "plain"])
+@pytest.mark.parametrize("kernels", walk(["auto", "plain"], "auto"))
 def test_log_probs_are_those_of_peft(
     make: MakeBackbone, tiny_model_dir: Path, tmp_path: Path, options: Any, kernels: str
 ) -> None:

@@ -13,6 +13,7 @@ from lit_rlhf.models import Backbone, export, export_policy, export_reward
 from lit_rlhf.models.export import merged_state
 from lit_rlhf.types import BranchedBatch
 from tests.unit.models.conftest import LORA, MakeBackbone, branched, shake
+from tests.walks import walk
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 ROWS = [([11, 12, 13], [[21, 22, 23]])]
@@ -27,7 +28,7 @@ def policy(make: MakeBackbone, **options: Any) -> Backbone:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", walk(["llama", "gpt2"], "llama"))
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
 def test_exports_of_every_kind_read_back(
     make: MakeBackbone,

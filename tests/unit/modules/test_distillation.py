@@ -39,6 +39,7 @@ from tests.unit.modules.one_iteration import (
     text_batch,
 )
 from tests.unit.modules.policies import fit, prompt_batch
+from tests.walks import walk
 
 SHORT = Sampling(max_new_tokens=5, temperature=0.8)
 
@@ -70,7 +71,7 @@ def logits_of(model: Any, rollout: EvaluatedRollout) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("lora", [None, LoraSpec(rank=2)], ids=["full", "lora"])
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("beta", walk([0.0, 0.5, 1.0], 0.5))
 def test_the_loss_compares_whole_distributions_at_the_students_tokens(
     tiny_model_dir: Path, beta: float, lora: LoraSpec | None
 ) -> None:

@@ -83,7 +83,7 @@ def said_of(reward: ModelReward | WeightedSum, model: Path, format_: Format, **r
 
 
 @pytest.mark.parametrize("learned", WRITTEN)
-@pytest.mark.parametrize("given", walk(WRITTEN, "text", "kind"))
+@pytest.mark.parametrize("given", walk(WRITTEN, "kind"))
 def test_both_renderings_are_shown_where_they_differ(
     rewards: dict[str, tuple[Path, Path]], tiny_model_dir: Path, learned: str, given: str
 ) -> None:

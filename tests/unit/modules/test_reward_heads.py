@@ -42,6 +42,7 @@ from lit_rlhf.rewards.trained import TrainedReward
 from lit_rlhf.testing import tiny_demonstrations, tiny_preferences, tiny_rankings
 from tests.tolerances import FP32_MODEL
 from tests.unit.modules.policies import make_trainer
+from tests.walks import walk
 
 LOSSES: dict[str, RewardLoss] = {
     "process": Process(),
@@ -115,7 +116,7 @@ def fit(
     return module, trainer, next(iter(data.train_dataloader()))
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", walk(LOSSES, "process", "ensemble", "gated"))
 def test_trains_and_validates(kind: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     module, trainer, batch = fit(kind, tiny_model_dir, tmp_path, lora=LoraSpec(rank=4))
     logged = trainer.callback_metrics
@@ -264,7 +265,9 @@ def test_a_checkpoint_of_several_heads_scores_and_is_exported_as_their_sum(
         assert_close(found.view(4, 2), expected, **FP32_MODEL)
 
 
-@pytest.mark.parametrize("kind", ["odin", "ensemble", "gaussian", "attributes"])
+@pytest.mark.parametrize(
+    "kind", walk(["odin", "ensemble", "gaussian", "attributes"], "ensemble", "attributes")
+)
 @pytest.mark.parametrize("merge", [True, False])
 def test_exports_hold_what_their_card_says(
     kind: str, merge: bool, tiny_model_dir: Path, tmp_path: Path

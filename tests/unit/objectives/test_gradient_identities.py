@@ -37,6 +37,7 @@ from lit_rlhf.objectives import (
 )
 from tests.reference import worlds
 from tests.tolerances import FP64
+from tests.walks import walk
 
 BETA = 0.3
 MASK = worlds.all_sequences().mask
@@ -104,7 +105,7 @@ def _true_gradient(policy: Tensor) -> Tensor:
     return worlds.gradient(lambda x: worlds.objective(x, REF, SCORES, BETA), policy)
 
 
-@pytest.mark.parametrize("group_size", [2, 3])
+@pytest.mark.parametrize("group_size", walk([2, 3], 2))
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: type(s).__name__)
 def test_leave_one_out_has_the_true_gradient(surrogate: Surrogate, group_size: int) -> None:
     advantages = _of(LeaveOneOut(), _rewards(POLICY, BETA), group_size)
@@ -164,7 +165,9 @@ def test_the_biased_kl_loss_is_not() -> None:
     assert (got + _true_gradient(POLICY)).norm() > 1e-2
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS, ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize(
+    "reduction", walk(REDUCTIONS, *REDUCTIONS[:2]), ids=lambda r: type(r).__name__
+)
 @pytest.mark.parametrize(
     "advantage", [LeaveOneOut(), GroupCentered(), GroupNormalized()], ids=lambda a: type(a).__name__
 )

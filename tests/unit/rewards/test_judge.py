@@ -22,6 +22,7 @@ from tests.loopback import Answer, Loopback, Request, serving
 from tests.reference.completions import make_completions
 from tests.tolerances import FP32
 from tests.unit.modules.policies import fit
+from tests.walks import walk
 
 WORTH = {"a": 2.0, "b": 0.5, "c": -1.0, "d": 0.0}
 PAIR = "{{ prompt }}|{{ first }}|{{ second }}"
@@ -156,7 +157,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("judged") / "model", seed=0)
 
 
-@pytest.mark.parametrize("kind", [GRPOPolicyModule, OnlineDPOPolicyModule])
+@pytest.mark.parametrize("kind", walk([GRPOPolicyModule, OnlineDPOPolicyModule], GRPOPolicyModule))
 @pytest.mark.parametrize("who", ["server", "own", "itself"])
 def test_policies_learn_from_it(model: Path, kind: type[PolicyModule], who: str) -> None:
     spec = ModelSpec(name=str(model))

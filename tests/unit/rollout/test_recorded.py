@@ -13,6 +13,7 @@ from lit_rlhf.types import Generation
 from tests.reference.generations import make_prompts, make_request
 from tests.tolerances import FP32_MODEL
 from tests.unit.rollout.tape import TapeRecorder
+from tests.walks import walk
 
 VARIED = Sampling(max_new_tokens=24, stop_token_ids=list(range(40, 60)))
 SMALL = {
@@ -65,7 +66,7 @@ def same(ours: Generation, theirs: Generation) -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", walk(KINDS, *list(KINDS)[:2]))
 def test_tokens_are_those_of_steps_made_one_by_one(
     tiny_model_dir: Path, kind: str, samples: int, request: pytest.FixtureRequest
 ) -> None:

@@ -31,6 +31,7 @@ from tests.tolerances import FP32_MODEL
 from tests.unit.modules.one_iteration import TokenReward
 from tests.unit.rollout.fake_vllm import FakeVLLM
 from tests.unit.rollout.served import move
+from tests.walks import walk
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 STOPS = list(range(60, 110))
@@ -63,7 +64,11 @@ def _sample(engine: Any, backbone: Backbone, role: str = "policy", **options: An
 
 @pytest.mark.parametrize("role", ["policy", "reference"])
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 20}, {"min_new_tokens": 3}]
+    "options",
+    walk(
+        [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 20}, {"min_new_tokens": 3}],
+        {"temperature": 0.7, "top_k": 20},
+    ),
 )
 def test_requests_and_rows_are_those_of_the_native_engine(
     tiny_model_dir: Path, backbone: Backbone, role: str, options: dict[str, Any]
