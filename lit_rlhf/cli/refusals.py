@@ -9,11 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import Logger
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-
 from lit_rlhf.cli.early import near, no_option, no_option_of
 from lit_rlhf.cli.unloaded import described_classes
 from lit_rlhf.errors import ConfigurationError, LitRLHFError
@@ -21,6 +16,12 @@ from lit_rlhf.internals.jsonargparse import Complaint, flat_options, named_class
 
 PACKAGES = ("callbacks", "data", "judges", "modules", "objectives", "rewards", "rollout", "rounds")
 """Packages of classes that a configuration can name."""
+
+_OTHERS = (
+    *("lightning.pytorch.Callback", "lightning.pytorch.loggers.Logger"),
+    *("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
+)
+"""Of other libraries, whose subclasses options take."""
 
 DEBUG = "LIT_RLHF_DEBUG"
 """The environment variable that asks for tracebacks."""
@@ -222,8 +223,7 @@ def _say(complaint: Complaint, key: str, command: str) -> str:
 
 def _subclasses(path: str) -> str:
     """The library's classes that can stand where an abstract one is asked for."""
-    module, _, name = path.rpartition(".")
-    base = getattr(import_module(module), name)
+    base = _loaded(path)
     return ", ".join(
         each
         for package in PACKAGES
@@ -232,8 +232,16 @@ def _subclasses(path: str) -> str:
     )
 
 
+def _loaded(path: str) -> type:
+    """A class by its path, imported where it is asked for: most commands say what is wrong without."""
+    module, _, name = path.rpartition(".")
+    found: type = getattr(import_module(module), name)
+    return found
+
+
 def _trainer_options() -> list[str]:
-    return [f"--trainer.{name}" for name in inspect.signature(Trainer).parameters]
+    trainer = inspect.signature(_loaded("lightning.pytorch.Trainer"))
+    return [f"--trainer.{name}" for name in trainer.parameters]
 
 
 def _names() -> list[str]:
@@ -242,7 +250,7 @@ def _names() -> list[str]:
 
 def _known_classes() -> list[str]:
     """Of the library, and those of Lightning and torch that its options take."""
-    return [*_names(), *named_classes(Callback, Logger, Optimizer, LRScheduler)]
+    return [*_names(), *named_classes(*map(_loaded, _OTHERS))]
 
 
 def _no_class(complaint: Complaint) -> str:
