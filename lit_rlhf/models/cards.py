@@ -130,7 +130,8 @@ def model_card(
 
 
 def _usage(record: ExportRecord, name: str) -> str:
-    auto = f"AutoModelFor{'SequenceClassification' if record.kind == 'reward' else 'CausalLM'}"
+    is_reward = record.kind == "reward"
+    auto = "AutoModelForSequenceClassification" if is_reward else "AutoModelForCausalLM"
     imported = f"from transformers import {auto}, AutoTokenizer"
     lines = [imported, "", f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
     if record.form == "model":

@@ -215,7 +215,7 @@ def _config_from_options(
             raise ConfigurationError(
                 f"config.{key} is no option of the model type {model_type!r}.{advice}"
             )
-    names = [f"{kind}_token_id" for kind in ("pad", "bos", "eos")]
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
     ids = {name: getattr(tokenizer, name) for name in names}
     try:
         return AutoConfig.for_model(model_type, **{"vocab_size": len(tokenizer), **ids, **options})

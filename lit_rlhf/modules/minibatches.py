@@ -278,7 +278,7 @@ class MicrobatchSize:
         )
 
     def begin(self, device: torch.device) -> None:
-        """Before a step or validation: forget what a checkpoint's run chose on other cards. All must call it."""
+        """Before training and evaluation: forget what a checkpoint's run chose on other cards. All must call it."""
         restored, self._restored = self._restored and self.option == "auto", False
         if not restored or self.chosen is None or self._cards == self._all_cards(device):
             return

@@ -1,42 +1,30 @@
 """What modules share that learn from given rows, and whose steps Lightning takes."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_rlhf.distributed import num_ranks, sum_over_ranks, weighted_mean
 from lit_rlhf.internals.lightning import loss_scaler
-from lit_rlhf.models import ModelSpec
 from lit_rlhf.modules.base import RLHFModule
 from lit_rlhf.modules.means import TINY, StepMean
-from lit_rlhf.modules.steps import Steps, gradient_norm, gradients
+from lit_rlhf.modules.steps import gradient_norm, gradients
 
 
 class OfflineModule(RLHFModule):
     """Base of modules that learn from demonstrations, labels or preferences: a `training_step` returns a loss.
 
-    Args:
-        backbone: As for `RLHFModule`, like the others.
-        optimizer: Called with parameter groups.
-        lr_scheduler: Called with the optimizer.
-        seed: Of everything the module draws.
-        steps: Which steps are not taken, and what decays.
+    Arguments are those of `RLHFModule`.
     """
 
-    def __init__(
-        self,
-        backbone: ModelSpec,
-        optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        seed: int = 0,
-        steps: Steps | None = None,
-    ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, seed, steps)
-        self.step_mean = StepMean()
+    @cached_property
+    def step_mean(self) -> StepMean:
+        """Of the optimizer step under way."""
+        return StepMean()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Log the share of padding too."""

@@ -36,6 +36,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """What is said of words that a command refuses."""
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run the command in a process of its own."""
     return subprocess.run(
@@ -62,6 +70,7 @@ def test_help_names_every_command_and_class(capsys: pytest.CaptureFixture[str]) 
         assert f"  {name} " in shown
     for name in (
         "RLHFModule",
+        "OfflineModule",
         "PolicyModule",
         "BranchedDataModule",
         "Reward",
@@ -177,10 +186,7 @@ def test_wrong_options_are_named_in_a_line(
 ) -> None:
     """What is wrong, where, and the way out; without the usage of the Trainer or the whole configuration."""
     monkeypatch.chdir(trained)
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", *words])
-    assert stopped.value.code == 2
-    shown = capsys.readouterr().err.partition("lit-rlhf fit: ")[2]
+    shown = refused(capsys, ["fit", *words]).partition("lit-rlhf fit: ")[2]
     assert shown.startswith(message)
     assert len(shown) < 300
 

@@ -7,7 +7,7 @@ import pytest
 
 from lit_rlhf.cli import main
 from lit_rlhf.cli.commands import COMMANDS
-from tests.cli.test_main import REWARD, trained
+from tests.cli.test_main import REWARD, refused, trained
 
 __all__ = ["trained"]
 DDP = "lightning.pytorch.strategies.DDPStrategy"
@@ -76,10 +76,7 @@ def test_slips_name_what_was_meant(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(trained)
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
+    said = refused(capsys, words)
     assert message in said
     assert "Traceback" not in said
 
@@ -88,10 +85,7 @@ def test_slips_name_what_was_meant(
 def test_a_wrong_option_points_to_the_help_of_its_own_command(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([*command.split(), "--nonesuch", "1"])
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
+    said = refused(capsys, [*command.split(), "--nonesuch", "1"])
     assert f"lit-rlhf {command.split(maxsplit=1)[0]}: " in said
     if command != "data":  # whose commands are named
         assert re.findall(r"lit-rlhf [\w ()-]+ --help", said) == [f"lit-rlhf {command} --help"]
@@ -172,10 +166,7 @@ def test_an_option_of_a_class_that_is_not_ours_is_said_without_the_noise_of_the_
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(trained)
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", *REWARD, *words])
-    assert stopped.value.code == 2
-    shown = capsys.readouterr().err.partition("lit-rlhf fit: ")[2]
+    shown = refused(capsys, ["fit", *REWARD, *words]).partition("lit-rlhf fit: ")[2]
     assert shown.startswith(message)
     assert len(shown) < 300
 
@@ -188,21 +179,17 @@ def test_what_a_module_of_ones_own_raises_is_said_with_its_place(
         "from lit_rlhf.modules import RewardModelModule\n\n\nclass Broken(RewardModelModule):\n"
         "    def __init__(self, *args, **options):\n        raise KeyError('layers')\n"
     )
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", *REWARD, "--model.class_path", "broken.Broken"])
-    assert stopped.value.code == 2
     said = f"lit-rlhf fit: 'layers' (KeyError, {trained / 'broken.py'}:6)."
-    assert said in capsys.readouterr().err
+    assert said in refused(capsys, ["fit", *REWARD, "--model.class_path", "broken.Broken"])
 
 
 def test_what_lightning_refuses_within_a_run_is_a_sentence(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", *REWARD, "--run_dir", "runs/rare", "--trainer.val_check_interval", "1000"])
-    assert stopped.value.code == 2
-    assert "lit-rlhf fit: `val_check_interval` (1000) must be less" in capsys.readouterr().err
+    assert "lit-rlhf fit: `val_check_interval` (1000) must be less" in refused(
+        capsys, ["fit", *REWARD, "--run_dir", "runs/rare", "--trainer.val_check_interval", "1000"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,7 +221,4 @@ def test_slips_in_a_configuration(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("own.yaml").write_text(text)
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", *REWARD, "-c", "own.yaml"])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in refused(capsys, ["fit", *REWARD, "-c", "own.yaml"])
