@@ -28,10 +28,9 @@ from lit_rlhf.functional.logprobs import product_dtype
 from lit_rlhf.internals.transformers import accepts, attention_of
 from lit_rlhf.models.kernels.attention import Apart, apart, computes_apart, flash_serves
 from lit_rlhf.models.specs import Branching
+from lit_rlhf.models.windows import window_of
 from lit_rlhf.types import BranchedBatch
 
-_WINDOWS = ("window", "window_size", "attention_chunk_size", "local_attention")
-"""How the names of windows end."""
 _SWITCHING_ROPES = ("longrope", "dynamic")
 MASKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -331,28 +330,6 @@ def _gather(hidden: Tensor, input_ids: Tensor, layout: BranchLayout) -> BranchSt
         tokens=tokens,
         layout=layout,
     )
-
-
-def window_of(config: PretrainedConfig) -> int | None:
-    """The longest row that no layer's window cuts; None if there is no window.
-
-    A window is any size whose name in the config says so; of the common ones it is known when they aren't used.
-    """
-    kinds = set(getattr(config, "layer_types", None) or [])
-    unused = set()
-    in_all = not kinds and getattr(config, "use_sliding_window", True)
-    if "sliding_attention" not in kinds and not in_all:
-        unused.add("sliding_window")
-    if kinds and "chunked_attention" not in kinds:
-        unused.add("attention_chunk_size")
-    found = [
-        value
-        for name, value in vars(config).items()
-        if name.endswith(_WINDOWS) and name not in unused
-        # Not the bools among the numbers.
-        if type(value) is int and value > 0
-    ]
-    return min(found, default=None)
 
 
 def length_limit(config: PretrainedConfig) -> int | None:

@@ -76,9 +76,9 @@ class Ahead(RolloutEngine):
         """Itself, as the engines that it samples with."""
         return self
 
-    def check(self, backbone: Backbone, role: str = "policy") -> None:
+    def check(self, backbone: Backbone, role: str = "policy", longest: int = 0) -> None:
         """The engine's."""
-        self.engine.check(backbone, role)
+        self.engine.check(backbone, role, longest)
 
     def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
         """What was sampled ahead, where that is what is asked for; else the engine's, once nothing is under way."""

@@ -120,6 +120,11 @@ class RolloutRequest:
                 "Give every prompt at least a BOS token, or drop empty prompts from the data."
             )
 
+    @property
+    def longest(self) -> int:
+        """Positions that the longest prompt and its completion may take."""
+        return int(self.prompts.mask.sum(-1).max()) + self.sampling.max_new_tokens
+
     def check_fits(self, backbone: Backbone) -> None:
         """Refuse what exceeds a model's context or vocabulary.
 
@@ -170,7 +175,7 @@ class RolloutEngine(ABC):
             FloatingPointError: The model gave log-probs that are not finite.
         """
         request.check_fits(backbone)
-        self.check(backbone, request.role)
+        self.check(backbone, request.role, request.longest)
         return checked(self.sample(backbone, request), request, self)
 
     @abstractmethod
@@ -201,10 +206,15 @@ class RolloutEngine(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
 
-    def check(self, backbone: Backbone, role: str = "policy") -> None:
+    def check(self, backbone: Backbone, role: str = "policy", longest: int = 0) -> None:
         """Refuse a backbone that would be sampled from wrongly; work of its own, which is no part of a rollout.
 
         `generate` does it too, the first time; policies call it before a rollout is timed.
+
+        Args:
+            backbone: The model.
+            role: Whose distribution will be sampled.
+            longest: Positions of the longest row that will be asked for, where that is known.
         """
 
 
@@ -218,21 +228,36 @@ class LocalEngine(RolloutEngine):
         """Most tokens of a row that the engine decodes, where there is a limit besides the model's context."""
         return None
 
-    @torch.no_grad()
-    def check(self, backbone: Backbone, role: str = "policy") -> None:
+    def window(self, backbone: Backbone) -> int | None:
+        """The smallest window of the model's layers, where it is the engine that applies them."""
+        return None
+
+    def check(self, backbone: Backbone, role: str = "policy", longest: int = 0) -> None:
         """Sample a few tokens of two prompts and compare their log-probs with those of one plain row at a time.
 
-        Done once for a backbone and kind of engine. Catches attention that a decode doesn't apply, whatever its name.
+        Done once for a backbone and kind of engine, and once more before the first row that a window cuts. Catches
+        attention that a decode doesn't apply, whatever its name.
 
         Raises:
             ConfigurationError: They differ, or the decode fails.
         """
+        kind, window = type(self).__name__, self.window(backbone)
+        if kind not in backbone.decoded_by:
+            self._compare(backbone, role, _PROMPTS)
+            backbone.decoded_by.add(kind)
+        beyond = f"{kind}, beyond windows"
+        if window is not None and longest > window and beyond not in backbone.decoded_by:
+            self._compare(backbone, role, (window + _PROMPTS[1], *_PROMPTS[1:]))
+            backbone.decoded_by.add(beyond)
+
+    @torch.no_grad()
+    def _compare(self, backbone: Backbone, role: str, prompts: Sequence[int]) -> None:
         kind, device = type(self).__name__, backbone.device
         limits = (self.longest(backbone), context_length(backbone))
-        room = min((limit for limit in limits if limit), default=64) - _STEPS
-        if kind in backbone.decoded_by or room < 1 or device.type == "meta":
+        room = min((limit for limit in limits if limit), default=max(prompts) + _STEPS) - _STEPS
+        if room < 1 or device.type == "meta":
             return
-        lengths = torch.tensor([min(length, room) for length in _PROMPTS], device=device)
+        lengths = torch.tensor([min(length, room) for length in prompts], device=device)
         width = int(lengths.max())
         mask = torch.arange(width, device=device) < lengths[:, None]
         vocabulary = embeddings(backbone.model).shape[0]
@@ -266,7 +291,6 @@ class LocalEngine(RolloutEngine):
                 f"{kind} decodes {name} otherwise than its forward pass computes it: log-probs of the same tokens "
                 f"differ by {gap:.2g} nats. {self.way_out}"
             )
-        backbone.decoded_by.add(kind)
 
 
 def checked(given: object, request: RolloutRequest, engine: RolloutEngine) -> Generation:

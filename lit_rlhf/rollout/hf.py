@@ -23,7 +23,7 @@ class HFEngine(LocalEngine):
     from. Padding goes on the left inside, and every prompt is computed once per sample.
     """
 
-    def check(self, backbone: Backbone, role: str = "policy") -> None:
+    def check(self, backbone: Backbone, role: str = "policy", longest: int = 0) -> None:
         """Compare a few generated tokens of a backbone with its forward pass, the first time that it is asked for.
 
         Raises:
@@ -33,7 +33,7 @@ class HFEngine(LocalEngine):
             raise ConfigurationError(
                 f"{type(backbone.model).__name__} can't generate: load a causal language model."
             )
-        super().check(backbone, role)
+        super().check(backbone, role, longest)
 
     def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
         """See `RolloutEngine.sample`."""

@@ -27,6 +27,15 @@ class Grid(NamedTuple):
     """(rows,) the cell of each row."""
 
 
+class Sight(NamedTuple):
+    """What a step's queries see, as float32 that is added to their scores: -inf where they don't; None: all."""
+
+    prompts: Tensor | None
+    """(prompts, 1, 1, P) of the prompts."""
+    own: Tensor | None = None
+    """(rows, 1, 1, room) of the rows' own parts."""
+
+
 class KeyValues(NamedTuple):
     """Keys (n, heads, positions, dim) and values (n, heads, positions, value dim)."""
 
@@ -93,7 +102,29 @@ class Place:
         """Read the device, for the step in the making."""
         assert self.slot is not None
         behind = torch.arange(room, device=self.slot.device) > self.slot
-        self.behind = torch.zeros_like(behind, dtype=torch.float32).masked_fill_(behind, -torch.inf)
+        self.behind = _hide(behind[None]).flatten()
+
+
+class Scoring(NamedTuple):
+    """What a layer makes of the products of queries and keys."""
+
+    scale: float
+    cap: float | None = None
+    """Scores are squashed to this range (Gemma 2)."""
+    sinks: Tensor | None = None
+    """(query heads,): of each head the score of something to look at that has no value (gpt-oss)."""
+
+    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        """float32 (n, heads, g, positions) of queries (n, heads, g, dim)."""
+        scores = (query @ keys.transpose(2, 3)).float().mul_(self.scale)
+        return scores if self.cap is None else (scores / self.cap).tanh() * self.cap
+
+    def softmax(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of scores (rows, heads, g, positions) of all that a query sees."""
+        if self.sinks is None:
+            return scores.softmax(-1).to(dtype)
+        sinks = self.sinks.float().view(1, *scores.shape[1:3], 1).expand(len(scores), -1, -1, -1)
+        return torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1].to(dtype)
 
 
 class DecodeLayer(CacheLayerMixin):
@@ -134,9 +165,7 @@ class DecodeLayer(CacheLayerMixin):
                 buffer.index_copy_(2, self.place.slot, states.to(buffer.dtype))
         return key_states, value_states
 
-    def attend(
-        self, query: Tensor, bias: Tensor | None, grid: Grid | None, scale: float, cap: float | None
-    ) -> Tensor:
+    def attend(self, query: Tensor, sight: Sight, grid: Grid | None, how: Scoring) -> Tensor:
         r"""$\mathrm{softmax}(s\,q k^\top + b)\,v$ of one query a row, over its prompt and what it has generated.
 
         Heads that share keys and values stand beside each other as the rows of one matrix product, and so do the
@@ -144,10 +173,9 @@ class DecodeLayer(CacheLayerMixin):
 
         Args:
             query: (rows, query heads, 1, dim).
-            bias: (prompts, 1, 1, P) float32: -inf where a prompt is padded.
+            sight: $b$, which hides padding and what is beyond the layer's window.
             grid: Where rows stand among the prompts, unless each prompt has all its samples, in order.
-            scale: $s$.
-            cap: The model squashes its scores to this range.
+            how: $s$, and what else the model does to scores.
 
         Returns:
             (rows, query heads, value dim).
@@ -156,21 +184,22 @@ class DecodeLayer(CacheLayerMixin):
         query = query.reshape(rows, self.own.keys.shape[1], -1, dim)
         # The product is taken with the whole buffer, which is contiguous, and cut afterwards: on CPU that is twice as
         # fast.
-        own, values = _scores(query, self.own.keys, scale, cap), self.own.values
+        own, values = how.scores(query, self.own.keys), self.own.values
+        own = own if sight.own is None else own + sight.own
         if self.place.behind is None:
             filled = self.place.filled + 1
             own, values = own[..., :filled], values[:, :, :filled]
         else:
             own = own + self.place.behind
         if self.shared is None:
-            if bias is not None:
-                own[..., : bias.shape[-1]] += bias
-            return (own.softmax(-1).to(query.dtype) @ values).reshape(rows, heads, -1)
+            if sight.prompts is not None:
+                own[..., : sight.prompts.shape[-1]] += sight.prompts
+            return (how.softmax(own, query.dtype) @ values).reshape(rows, heads, -1)
         keys = self.shared.keys
-        prompt = _scores(_by_prompt(query, len(keys), grid), keys, scale, cap)
-        prompt = prompt if bias is None else prompt + bias
+        prompt = how.scores(_by_prompt(query, len(keys), grid), keys)
+        prompt = prompt if sight.prompts is None else prompt + sight.prompts
         width = prompt.shape[-1]
-        probs = torch.cat([_by_row(prompt, query, grid), own], dim=-1).softmax(-1).to(query.dtype)
+        probs = how.softmax(torch.cat([_by_row(prompt, query, grid), own], dim=-1), query.dtype)
         shared = _by_prompt(probs[..., :width], len(keys), grid) @ self.shared.values
         return (_by_row(shared, query, grid) + probs[..., width:] @ values).reshape(rows, heads, -1)
 
@@ -204,9 +233,16 @@ class DecodeCache(Cache):
         prompts: Keys and values of B right-padded prompts, one per layer of the decoder.
         lengths: (B,) of the prompts.
         num_samples: Rows per prompt; the rows of a prompt are neighbours.
+        windows: Of each layer, the positions up to its own that a token sees; None: all.
     """
 
-    def __init__(self, prompts: Sequence[KeyValues], lengths: Tensor, num_samples: int) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[KeyValues],
+        lengths: Tensor,
+        num_samples: int,
+        windows: Sequence[int | None],
+    ) -> None:
         self.start = 0 if num_samples > 1 else prompts[0].keys.shape[2]
         self.place = Place(self.start)
         self.own_layers = [DecodeLayer(layer, num_samples, self.place) for layer in prompts]
@@ -217,6 +253,9 @@ class DecodeCache(Cache):
         prompts_of = torch.arange(len(lengths), device=lengths.device)
         self.prompt_of_row = prompts_of.repeat_interleave(num_samples)
         self.width = int(lengths.max())
+        self.windows = windows
+        self.sights: dict[int | None, Sight] = {}
+        """Of the step in the making, by window; they hold what was computed at its first layer."""
         self._arrange()
 
     @property
@@ -232,6 +271,7 @@ class DecodeCache(Cache):
 
     def make_room(self, more: int) -> None:
         """See that one more position can be written: room for some more is made where there is none."""
+        self.sights.clear()
         if self.place.filled == self.room:
             self.layout += 1
             for layer in self.own_layers:
@@ -255,18 +295,58 @@ class DecodeCache(Cache):
             layer.select(rows, prompts)
         self._arrange()
 
-    def attend(self, layer: int, query: Tensor, scale: float, cap: float | None) -> Tensor:
-        """See `DecodeLayer.attend`."""
-        return self.own_layers[layer].attend(query, self.bias, self.grid, scale, cap)
+    def follow_device(self) -> None:
+        """Let the step in the making, which is recorded, find where it stands on the device."""
+        self.sights.clear()
+        self.place.mask(self.room)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        scale: float,
+        cap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """See `DecodeLayer.attend` and `Scoring`."""
+        window = self.windows[layer]
+        if window not in self.sights:
+            self.sights[window] = self._sight(window)
+        how = Scoring(scale, cap, sinks)
+        return self.own_layers[layer].attend(query, self.sights[window], self.grid, how)
+
+    def _sight(self, window: int | None) -> Sight:
+        slot = self.place.slot
+        # A recorded step is made again, further on, until there is no more room.
+        longest = (
+            self.width - self.start + (self.room if slot is not None else self.place.filled + 1)
+        )
+        if window is None or longest <= window:
+            return Sight(self.bias)
+        device, lengths = self.lengths.device, self.lengths[:, None]
+        now = lengths + ((self.place.filled if slot is None else slot) - self.start)
+        first = now - (window - 1)  # that is seen
+        slots = torch.arange(self.room, device=device)
+        places = torch.where(slots < self.start, slots, lengths + slots - self.start)
+        own = _hide(places < first)[self.prompt_of_row]
+        if self.start:  # the own part begins with the prompt
+            return Sight(self.bias, own)
+        prompts = _hide(torch.arange(self.width, device=device) < first)
+        return Sight(prompts if self.bias is None else prompts + self.bias, own)
 
     def _arrange(self) -> None:
         steps = torch.arange(self.width, device=self.lengths.device)
         padding = steps >= self.lengths[:, None]
         self.bias: Tensor | None = None
         if bool(padding.any()):
-            bias = torch.zeros_like(padding, dtype=torch.float32)
-            self.bias = bias.masked_fill_(padding, -torch.inf)[:, None, None]
+            self.bias = _hide(padding)
         self.grid = _grid(self.prompt_of_row, len(self.lengths))
+
+
+def _hide(hidden: Tensor) -> Tensor:
+    """(n, positions) bool -> (n, 1, 1, positions), to be added to scores."""
+    seen = torch.zeros_like(hidden, dtype=torch.float32)
+    return seen.masked_fill_(hidden, -torch.inf)[:, None, None]
 
 
 def configs_of(decoder: nn.Module) -> list[PreTrainedConfig]:
@@ -300,14 +380,14 @@ def _attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    for name in ("s_aux", "position_bias"):
-        if kwargs.get(name) is not None:
-            raise ConfigurationError(
-                f"{type(module).__name__} wants {name!r} in its attention, which NativeEngine's decode doesn't know. "
-                "Use lit_rlhf.rollout.HFEngine for this model."
-            )
+    if kwargs.get("position_bias") is not None:
+        raise ConfigurationError(
+            f"{type(module).__name__} wants 'position_bias' in its attention, which NativeEngine's decode doesn't "
+            "know. Use lit_rlhf.rollout.HFEngine for this model."
+        )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    out = _current.get().attend(cast("int", module.layer_idx), query, scale, softcap)
+    layer = cast("int", module.layer_idx)
+    out = _current.get().attend(layer, query, scale, softcap, kwargs.get("s_aux"))
     return out[:, None], None
 
 
@@ -338,8 +418,3 @@ def _by_row(x: Tensor, like: Tensor, grid: Grid | None) -> Tensor:
     heads, group = like.shape[1:3]
     x = x.unflatten(2, (-1, group)).transpose(1, 2).reshape(-1, heads, group, x.shape[-1])
     return x if grid is None else x[grid.cell]
-
-
-def _scores(query: Tensor, keys: Tensor, scale: float, cap: float | None) -> Tensor:
-    scores = (query @ keys.transpose(2, 3)).float().mul_(scale)
-    return scores if cap is None else (scores / cap).tanh() * cap

@@ -46,8 +46,8 @@ def sample_mixture(components: Sequence[Component], request: RolloutRequest) -> 
         packed: dict[int, bool] = {}
         for backbone, role, _ in {id(part.backbone): part for part in components}.values():
             request.check_fits(backbone)
-            check_decodable(backbone, int(lengths.max()) + steps)
-            NativeEngine().check(backbone, role)
+            check_decodable(backbone, request.longest)
+            NativeEngine().check(backbone, role, request.longest)
             packed[id(backbone)] = packs(backbone, steps)
             stack.enter_context(gathered(backbone, layers=not packed[id(backbone)]))
             stack.enter_context(evaluating(backbone))

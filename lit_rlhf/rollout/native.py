@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
 
 from lit_rlhf.errors import ConfigurationError
 from lit_rlhf.internals.transformers import cache_argument, takes_attention_functions
 from lit_rlhf.models import Backbone, evaluating, gathered, in_step
-from lit_rlhf.models.branched import MASKABLE_LAYERS, window_of
+from lit_rlhf.models.branched import MASKABLE_LAYERS
+from lit_rlhf.models.windows import known_window, unknown_window, windows_by_layer
 from lit_rlhf.options import check_option
 from lit_rlhf.rollout.base import LocalEngine, RolloutRequest, Sampling, end_tokens
 from lit_rlhf.rollout.kv_cache import DecodeCache, KeyValues
@@ -57,14 +58,18 @@ class NativeEngine(LocalEngine):
         self.listeners: list[Listener] = []
 
     def longest(self, backbone: Backbone) -> int | None:
-        """The sliding window."""
-        return window_of(backbone.model.config.get_text_config())
+        """A window of which it isn't known in which layers it is."""
+        return unknown_window(_config(backbone))
+
+    def window(self, backbone: Backbone) -> int | None:
+        """The smallest of those that layers have."""
+        return known_window(_config(backbone))
 
     def sample(self, backbone: Backbone, request: RolloutRequest) -> Generation:
         """See `RolloutEngine.sample`."""
         seeds, sampling, samples = request.seeds, request.sampling, request.num_samples
         lengths = request.prompts.mask.sum(-1)
-        check_decodable(backbone, int(lengths.max()) + sampling.max_new_tokens)
+        check_decodable(backbone, request.longest)
         device = seeds.device
         out = GeneratedRows(len(seeds), sampling.max_new_tokens, backbone.pad_token_id, device)
         out.listeners = self.listeners
@@ -244,13 +249,13 @@ def prefill(
         layers.append([KeyValues.of(layer, len(part)) for layer in cache.layers])
     count = len(own)
     joined = [KeyValues.join(parts[:count]) for parts in zip(*layers, strict=True)]
-    return torch.cat(states[:count]), DecodeCache(joined, lengths, num_samples)
+    windows = windows_by_layer(_config(backbone))
+    return torch.cat(states[:count]), DecodeCache(joined, lengths, num_samples, windows)
 
 
 def check_decodable(backbone: Backbone, longest: int) -> None:
     """Refuse a model whose attention can't be decoded here, or not to so many positions."""
-    config = backbone.model.config.get_text_config()
-    name = type(backbone.decoder).__name__
+    config, name = _config(backbone), type(backbone.decoder).__name__
     way_out = "Use lit_rlhf.rollout.HFEngine for this model."
     if not takes_attention_functions(backbone.decoder):
         raise ConfigurationError(
@@ -262,9 +267,15 @@ def check_decodable(backbone: Backbone, longest: int) -> None:
         raise ConfigurationError(
             f"{name} has layers {what}, which NativeEngine can't decode. {way_out}"
         )
-    window = window_of(config)
+    window = unknown_window(config)
     if window is not None and longest > window:
         raise ConfigurationError(
-            f"The longest prompt and max_new_tokens make {longest} positions, more than the sliding window of {window} "
-            f"of {name}, which NativeEngine's decode doesn't apply. Shorten them. Or: {way_out[0].lower()}{way_out[1:]}"
+            f"The longest prompt and max_new_tokens make {longest} positions, more than the window of {window} of "
+            f"{name}, of which NativeEngine can't tell where it holds. Shorten them. Or: "
+            f"{way_out[0].lower()}{way_out[1:]}"
         )
+
+
+def _config(backbone: Backbone) -> PretrainedConfig:
+    config: PretrainedConfig = backbone.model.config.get_text_config()
+    return config

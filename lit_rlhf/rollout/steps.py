@@ -111,7 +111,7 @@ class RecordedStep:
         self.tokens = tokens.clone()
 
         def once() -> States:
-            cache.place.mask(cache.room)
+            cache.follow_device()
             return self.step(self.tokens, cache)
 
         self.replay, self.results = self.record(once)

@@ -1,5 +1,6 @@
 """The walk over architectures: right to the last digits, or refused with a sentence. `-m matrix` walks all of them."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,10 +24,15 @@ TOLERANCE = {
 BF16_TOLERANCE = dict.fromkeys(
     TOLERANCE, 2.0
 )  # times plain transformers' own distance from float32
+WINDOWED = {"gemma2", "gemma3_text", "mistral", "olmo3", "gpt_oss"}
 FAMILIES = [
     "llama",
     "qwen3",
     "gemma2",
+    "gemma3_text",
+    "mistral",
+    "olmo3",
+    "gpt_oss",
     "gpt2",
     "gpt_neox",
     "mixtral",
@@ -64,6 +70,7 @@ def test_families_are_right_or_refused(model_type: str, tmp_path: Path) -> None:
     if model_type not in ("doge", "bert", "phi3"):
         assert not found["expanded"].refused
         assert not found["exported"].refused
+    assert model_type not in WINDOWED or not found["native"].refused
 
 
 @pytest.mark.parametrize("model_type", walks.walk(FAMILIES, "llama", "qwen3", "gpt2"))
@@ -111,7 +118,14 @@ def test_every_type_is_right_or_refused(tmp_path: Path) -> None:
             all=len(TYPES),
         )
         + "\n".join(lines)
-        + TAIL.format(unbuilt=", ".join(unbuilt)),
+        + "\n\n"
+        + textwrap.fill(
+            TAIL.format(unbuilt=", ".join(unbuilt)),
+            120,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        + "\n",
         encoding="utf-8",
     )
     assert not failed
@@ -132,19 +146,20 @@ def line(model_type: str, found: Mapping[str, Found]) -> str:
 HEAD = """# Models
 
 Every causal language model type of transformers {version} (torch {torch}) that can be built tiny from its config, {count} of
-{all}, against plain transformers, one row at a time: log-probs of training batches within 1e-5 in float32, of rollouts and
-exports too (2e-4 where a decode steps through recurrent layers), with rows longer than every window of the config. What
-isn't right to that is refused, at loading or at first use. Written by `pytest -m matrix tests/invariants/test_architectures.py`.
+{all}, against plain transformers, one row at a time: log-probs of training batches within 1e-5 in float32, of rollouts
+and exports too (2e-4 where a decode steps through recurrent layers), with rows longer than every window of the config.
+What isn't right to that is refused, at loading or at first use. Written by
+`pytest -m matrix tests/invariants/test_architectures.py`.
 
-- **trains**: log-probs of branched batches; **shares**: prompts are computed once for all branches, at lengths beyond the
-  tiny config's window too (types with windows share within them alone, and so say "no" here);
+- **trains**: log-probs of branched batches; **shares**: prompts are computed once for all branches, at lengths beyond
+  the tiny config's window too (types with windows share within them alone, and so say "no" here);
 - **NativeEngine**, **HFEngine**: log-probs of sampled tokens are those of a forward pass;
 - **exports**: the merged export, read by plain transformers, gives the same log-probs.
 
 | type | trains | shares | NativeEngine | HFEngine | exports | why not |
 |---|---|---|---|---|---|---|
 """
-TAIL = """
-
-Not built tiny from the default config, so not tried here (loading and the first rollout check them all the same): {unbuilt}.
-"""
+TAIL = (
+    "Not built tiny from the default config, so not tried here (loading and the first rollout check them all the "
+    "same): {unbuilt}."
+)

@@ -120,7 +120,7 @@ class _PackedLayer:
         cos, signed_sin = turn  # rotary positions, bit for bit as transformers computes them
         turning = turning * cos + turning.roll(self.dim // 2, -1) * signed_sin
         cache.own_layers[index].update(turning[:, queries:, None], heads[:, -values:, None])
-        mixed = cache.attend(index, turning[:, :queries, None], self.scale, None)
+        mixed = cache.attend(index, turning[:, :queries, None], self.scale)
         states = states + self.out(mixed.flatten(1))
         gate, up = self.gate_up(self.mlp_norm(states)).split(self.gate_up.widths, dim=-1)
         return states + self.down(self.act(gate) * up)

@@ -46,6 +46,7 @@ class TapeRecorder:
     def __call__(self, once: Callable[[], States]) -> tuple[Callable[[], None], States]:
         """See `Recorder`."""
         self.recordings += 1
+        once()  # as `GraphRecorder`: what is left of it must not stand in for what is recorded
         tape = Tape()
         with tape:
             results = once()

@@ -23,6 +23,7 @@ from tests.reference.generations import (
     sequences,
 )
 from tests.tolerances import BF16, FP32_MODEL
+from tests.walks import walk
 
 STOPS = list(
     range(60, 110)
@@ -367,6 +368,14 @@ ARCHITECTURES = {
     },  # capped scores, layers with a window
     "mistral": {**SMALL, "num_key_value_heads": 1},
     "phi": {**SMALL, "num_key_value_heads": 4},
+    "gpt_oss": {
+        **SMALL,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "attention": "eager",
+    },  # a sink for each head, windows
 }
 
 
@@ -378,6 +387,36 @@ def test_other_architectures_give_the_logprobs_of_their_training_forward(
     ours = generate(backbone, VARIED, 2)
     assert ours.logprobs is not None
     torch.testing.assert_close(ours.logprobs, training_logprobs(backbone, ours), **FP32_MODEL)
+
+
+# -- layers with a window
+# ------------------------------------------------------------------------------------------------------
+
+WINDOWED = walk(["mistral", "gemma2", "gpt_oss"], "mistral", "gpt_oss")
+
+
+@pytest.mark.parametrize("window", [1, 3, 9])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_rows_beyond_a_window_have_the_logprobs_of_their_training_forward(
+    tiny_model_dir: Path, name: str, samples: int, window: int
+) -> None:
+    config = {**ARCHITECTURES[name], "sliding_window": window}
+    backbone = make_backbone(tiny_model_dir, model_type=name, **config)
+    ours = generate(backbone, VARIED, samples)
+    assert ours.logprobs is not None
+    torch.testing.assert_close(ours.logprobs, training_logprobs(backbone, ours), **FP32_MODEL)
+
+
+def test_a_window_that_a_decode_leaves_out_is_noticed_at_the_first_row_beyond_it(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**ARCHITECTURES["mistral"], "sliding_window": 20}
+    monkeypatch.setattr(native, "windows_by_layer", lambda _: [None, None])
+    backbone = make_backbone(tiny_model_dir, model_type="mistral", **config)
+    generate(backbone, Sampling(max_new_tokens=13))
+    with pytest.raises(ConfigurationError, match=r"decodes MistralModel otherwise .*HFEngine"):
+        generate(backbone, Sampling(max_new_tokens=14))
 
 
 # -- what it refuses
@@ -404,12 +443,13 @@ def test_weights_that_have_diverged_are_reported(tiny_model_dir: Path) -> None:
         generate(backbone, Sampling(max_new_tokens=3))
 
 
-def test_a_sliding_window_that_would_cut_is_refused(tiny_model_dir: Path) -> None:
-    backbone = make_backbone(
-        tiny_model_dir, model_type="mistral", **ARCHITECTURES["mistral"], sliding_window=12
-    )
+def test_a_window_that_is_in_no_known_layers_is_refused_where_it_would_cut(
+    tiny_model_dir: Path,
+) -> None:
+    backbone = make_backbone(tiny_model_dir, model_type="llama", **SMALL)
+    backbone.model.config.attention_window = 12
     with pytest.raises(
-        ConfigurationError, match="make 13 positions, more than the sliding window of 12"
+        ConfigurationError, match="make 13 positions, more than the window of 12 of LlamaModel"
     ):
         generate(backbone, Sampling(max_new_tokens=6))
     generate(backbone, Sampling(max_new_tokens=5))
