@@ -63,18 +63,12 @@ class Replicas(Generic[Server]):
         if known is not None and len(self.servers) > 1:
             _log.warning("%s is back.", server)
 
-    def ask(
-        self,
-        key: int,
-        function: Callable[[Server], Result],
-        elsewhere: type[LitRLHFError] = LitRLHFError,
-    ) -> Result:
+    def ask(self, key: int, function: Callable[[Server], Result]) -> Result:
         """Ask the key's server; where it fails, leave it out and ask the next.
 
         Args:
             key: The same key comes to the same server, as long as the same ones are live.
             function: Asks a server.
-            elsewhere: Errors after which another server may do better; others are raised.
 
         Raises:
             ServiceError: No server is left; it says what each of them said last.
@@ -83,7 +77,7 @@ class Replicas(Generic[Server]):
             server = live[key % len(live)]
             try:
                 return function(server)
-            except elsewhere as error:
+            except LitRLHFError as error:  # a 404 too: this one's, and another may do better
                 self.leave_out(server, error)
         raise self.nobody()
 

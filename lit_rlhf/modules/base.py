@@ -218,11 +218,11 @@ class RLHFModule(LightningModule):
         refuse_precision(self.trainer)
         if self.device_mesh is not None:
             without_inference_mode(self.trainer)
-        if stage == "fit":
-            refuse_callbacks(self.trainer, self)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What looks after the names that other callbacks watch."""
+        """What looks after the names that other callbacks watch; asked before any callback or the data is set up."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            refuse_callbacks(self.trainer, self)
         if "backbone" not in self._modules:
             refuse_missing(self.spec)
         return [MonitorCheck()]

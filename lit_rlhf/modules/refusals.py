@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -218,6 +221,19 @@ def refuse_callbacks(trainer: Trainer, module: LightningModule) -> None:
                 "before the model is loaded, nothing; and a run can't go on from its checkpoints. Remove it from "
                 "trainer.callbacks; checkpoints hold trained weights alone, and those of several iterations can be "
                 "averaged after the run."
+            )
+        if isinstance(each, BaseFinetuning | ModelPruning):
+            raise ConfigurationError(
+                f"{type(each).__name__} looks for layers before the model of {name} is loaded, and finds none; what it "
+                "freezes, adds or masks later would be missing in checkpoints and exports. Remove it from "
+                "trainer.callbacks. What is trained is an option (backbone.lora), or set in configure_roles of a class "
+                "of your own."
+            )
+        if isinstance(each, GradientAccumulationScheduler) and not module.automatic_optimization:
+            raise ConfigurationError(
+                f"GradientAccumulationScheduler: {name} sums gradients over microbatches itself. Remove it from "
+                "trainer.callbacks, and set model.updates.microbatch_tokens (memory), model.updates.minibatches "
+                "(optimizer steps per pass) or data.batch_size."
             )
         if isinstance(each, LearningRateFinder) and not module.automatic_optimization:
             raise ConfigurationError(

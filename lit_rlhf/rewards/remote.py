@@ -184,8 +184,8 @@ class HTTPReward(Reward):
         """(N,) float32.
 
         Raises:
-            ConfigurationError: Not attached; a prompt with its completion is too long; a server refuses the key.
-            ServiceError: No server is left, or one refuses the completions.
+            ConfigurationError: Not attached; a prompt with its completion is too long; the one server refuses the key.
+            ServiceError: No server is left, with what each of them said.
         """
         if self._servers is None:
             raise ConfigurationError(
@@ -215,14 +215,14 @@ class HTTPReward(Reward):
     ) -> dict[str, list[float]]:
         keys, size = list(missing), self.prompts_per_request
         parts = [keys[start : start + size] for start in range(0, len(keys), size)]
-        failures: list[ServiceError] = []
+        failures: list[LitRLHFError] = []
 
         def ask(numbered: tuple[int, list[str]]) -> list[list[float]]:
             number, part = numbered
             items, weights = [missing[key] for key in part], self._health["weights"]
             try:
-                return servers.ask(number, lambda s: s.score(items, weights), ServiceError)
-            except ServiceError as error:
+                return servers.ask(number, lambda s: s.score(items, weights))
+            except LitRLHFError as error:
                 if self.on_failure == "raise":
                     raise
                 failures.append(error)

@@ -1,6 +1,7 @@
 """What a run refuses before its first step: strategies, other checkpoints. Pad equal to EOS runs."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+)
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.tuner import Tuner
@@ -176,6 +183,26 @@ def test_errors_of_a_step_of_ones_own_stay_what_they_are(tiny_model_dir: Path) -
     spec = ModelSpec(name=str(tiny_model_dir), lora=LoraSpec(rank=2))
     with pytest.raises(KeyError, match="b"):
         make_trainer().fit(Own(spec), DataLoader([{"x": torch.ones(1)}], batch_size=None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (lambda: BackboneFinetuning(1), "BackboneFinetuning looks for layers before"),
+        (
+            lambda: ModelPruning("l1_unstructured", amount=0.3),
+            "ModelPruning looks for layers before",
+        ),
+        (lambda: GradientAccumulationScheduler({0: 2}), r"Scheduler: PPO.*updates\.minibatches"),
+    ],
+)
+def test_callbacks_that_would_do_nothing_are_refused_before_work_starts(
+    callback: Callable[[], Callback], said: str, tiny_model_dir: Path
+) -> None:
+    module = make_ppo(tiny_model_dir)
+    with pytest.raises(ConfigurationError, match=said):
+        fit(module, tiny_model_dir, callbacks=[callback()])
+    assert "backbone" not in module._modules
 
 
 def test_finders_of_learning_rates(tiny_model_dir: Path, tmp_path: Path) -> None:

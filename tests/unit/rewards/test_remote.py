@@ -166,14 +166,15 @@ def test_no_request_of_a_thousand_is_lost(url: str, reward_dir: Path) -> None:
     load(url, reward_dir, 1000)
 
 
+@pytest.mark.parametrize("status", [500, 404, 401])
 def test_a_dead_server_is_left_out_and_asked_again(
-    reward_dir: Path, url: str, policy: Backbone, caplog: pytest.LogCaptureFixture
+    status: int, url: str, policy: Backbone, caplog: pytest.LogCaptureFixture
 ) -> None:
     up = True
 
     def relay(request: Any) -> Answer:
         if not up:
-            return Answer({"error": "down"}, 500)
+            return Answer({"error": "down"}, status)
         client = HTTPClient(Endpoint(url))
         get = request.method == "GET"
         return Answer(client.get(request.path) if get else client.post(request.path, request.body))
